@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: test lint demo benchmarks slow no-torch clean
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m numpydoc.hooks.validate_docstrings $(shell git ls-files 'trajstore/*.py' 'analyzers/*.py' 'train/*.py')
+
+demo: .venv/installed
+	rm -rf demo
+	$(BIN)/traj-train run digits-resnet --out demo/run.zarr
+	$(BIN)/traj-analyze geometry demo/run.zarr --layers
+
+slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+benchmarks: .venv/installed
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/overhead.py
+
+# torch first and alone: resolved together with others, its CUDA build is fetched.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e ".[all,test,lint]"
+	touch $@
+
+no-torch: .venv-no-torch/installed
+	.venv-no-torch/bin/pytest -m "not slow"
+
+.venv-no-torch/installed: pyproject.toml
+	test -x .venv-no-torch/bin/python || $(PYTHON) -m venv .venv-no-torch
+	.venv-no-torch/bin/pip install --quiet --disable-pip-version-check -e ".[analyze,test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-no-torch demo

@@ -1,0 +1,137 @@
+"""Command line: open a store, run one analysis, write its results and figures."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from analyzers import plots
+from analyzers.epoch_means import epoch_means
+from analyzers.path_geometry import path_geometry
+from analyzers.progress import task_progress
+from trajstore.command_line import run_command_line
+from trajstore.reader import open_run
+from trajstore.reference_point import Reference
+
+MAX_ROWS = 40
+"""Longest table; of more epochs every second, third, ... is shown."""
+
+
+def geometry(
+    store: Positional[Path], *, reference: str = "final", layers: bool = False
+) -> None:
+    """RSI, EB and gamma of every step, with error bars, relative to a reference point.
+
+    Prints a table per epoch. Results go to RUN.analysis.zarr and figures to
+    RUN.figures, both beside the store.
+
+    Parameters
+    ----------
+    store : Path
+        Trajectory store to read.
+    reference : str, default: "final"
+        The point to measure against: final, the name of a snapshot, the number of an
+        epoch, or the path of another store, for its final iterate.
+    layers : bool, default: False
+        Also tell the parameter tensors apart.
+    """
+    console = Console()
+    run = open_run(store)
+    target = _reference(reference, run.snapshots)
+    results = store.with_suffix(".analysis.zarr")
+    figures = store.with_suffix(".figures")
+    figures.mkdir(exist_ok=True)
+    mpl.use("agg")
+
+    whole = path_geometry(run, reference=target)
+    name = quote(whole.attrs["reference"].replace(" ", "-"), safe="")
+    means = epoch_means(_stored(whole, results, name)).compute()
+    console.print(_table(means))
+    _print_missing(console, means)
+    plots.overview(means).savefig(figures / f"{name}.png", dpi=150)
+    if layers:
+        by_layer = path_geometry(run, reference=target, layers=True)
+        means = epoch_means(_stored(by_layer, results, f"{name}-layers")).compute()
+        plots.layer_image(means)
+        plt.savefig(figures / f"{name}-layers.png", dpi=150)
+    plt.close("all")
+    console.print(
+        f"\nFigures in {figures}{os.sep}. Results in {results}; open them with"
+    )
+    console.print(
+        f"    import xarray\n"
+        f'    geometry = xarray.open_zarr("{results}", group="{name}")\n'
+        f'    geometry.gamma.groupby("epoch").mean().values',
+        highlight=False,
+    )
+
+
+def _reference(text: str, snapshots: tuple[str, ...]) -> Reference:
+    """Read a reference from the command line; names of snapshots come first."""
+    if text in snapshots:
+        return text
+    if text.isdecimal():
+        return int(text)
+    return open_run(text) if Path(text).is_dir() else text
+
+
+def _stored(result: xr.Dataset, path: Path, group: str) -> xr.Dataset:
+    """Compute a dataset into a Zarr store, showing progress, and open it there."""
+    with task_progress("analysing"):
+        result.to_zarr(path, group=group, mode="w", consolidated=False)
+    stored: xr.Dataset = xr.open_zarr(path, group=group, consolidated=False)
+    return stored
+
+
+def _table(means: xr.Dataset) -> Table:
+    """Lay the means out in at most 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("epoch", "steps", "gamma", "min", "max", "RSI", "EB", "loLR"):
+        table.add_column(header, justify="right")
+    table.add_column("distance", justify="right")
+    every = -(-means.sizes["epoch"] // MAX_ROWS)
+    for i in range(0, means.sizes["epoch"], every):
+        row = {name: variable.item() for name, variable in means.isel(epoch=i).items()}
+        table.add_row(
+            str(means["epoch"].values[i]),
+            str(row["n_steps"]),
+            f"{row['gamma']:.4f} ±{row['gamma_stderr']:.4f}",
+            f"{row['gamma_min']:.3f}",
+            f"{row['gamma_max']:.3f}",
+            f"{row['rsi']:.3g}",
+            f"{row['eb']:.3g}",
+            f"{row['lolr']:.3g}",
+            f"{row['distance']:.4g}",
+        )
+    if every > 1:
+        table.caption = f"Every {every}th epoch is shown."
+    return table
+
+
+def _print_missing(console: Console, means: xr.Dataset) -> None:
+    missing = means["n_missing"]
+    if total := int(missing.sum()):
+        epochs = missing["epoch"].values[missing.values > 0].tolist()
+        console.print(
+            f"{total} steps have no value, in epochs {epochs}: gradient or parameters "
+            "were not finite, or a norm was 0. The means leave them out."
+        )
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command_line(
+        {"geometry": geometry},
+        prog="traj-analyze",
+        description="Measure recorded training paths.",
+    )
+
+
+if __name__ == "__main__":
+    main()

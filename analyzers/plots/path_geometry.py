@@ -1,0 +1,181 @@
+"""Figures of `analyzers.path_geometry`, from the means over epochs."""
+
+from typing import Final, Literal
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+LABELS: Final = {
+    "gamma": r"$\gamma$",
+    "rsi": "RSI",
+    "eb": "EB",
+    "lolr": "loLR",
+    "distance": r"$|x_k - x^*|$",
+}
+"""Axis labels."""
+
+TITLES: Final = {
+    "gamma": "cosine of gradient and way to $x^*$",
+    "rsi": "restricted secant inequality",
+    "eb": "error bound",
+    "lolr": "locally optimal learning rate",
+    "distance": "distance to $x^*$",
+}
+
+FINAL_NOTE: Final = "final epoch"
+
+
+def quantity(
+    means: xr.Dataset,
+    name: str,
+    *,
+    final: Literal["shade", "drop"] = "shade",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the means of one quantity against the epoch.
+
+    The wide band spans smallest and largest step of an epoch. Bars are one standard
+    error of the mean: what is not known of the mean, not how steps differ.
+
+    Parameters
+    ----------
+    means : xarray.Dataset
+        As returned by `analyzers.epoch_means`, without the dimension ``layer``.
+    name : str
+        One of the quantities.
+    final : {"shade", "drop"}, default: "shade"
+        What to do with the last epoch, in which x* and the path are not independent, and
+        most quantities blow up: shade it, and choose limits without it, or leave it out.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+    """
+    if ax is None:
+        _, ax = plt.subplots(layout="constrained")
+    before = means.isel(epoch=slice(None, -1)) if means.sizes["epoch"] > 1 else means
+    shown = means if final == "shade" else before
+    epoch = shown["epoch"].values
+    ax.fill_between(
+        epoch,
+        shown[f"{name}_min"],
+        shown[f"{name}_max"],
+        color="C0",
+        alpha=0.2,
+        linewidth=0,
+        label="smallest to largest step",
+    )
+    ax.errorbar(
+        epoch,
+        shown[name],
+        yerr=shown[f"{name}_stderr"],
+        color="C0",
+        ecolor="C3",
+        elinewidth=1.5,
+        marker=".",
+        markersize=4,
+        linewidth=1,
+        label="mean, with its standard error",
+    )
+    low, high = float(before[f"{name}_min"].min()), float(before[f"{name}_max"].max())
+    margin = 0.05 * (high - low) or 1.0
+    ax.set_ylim(min(low - margin, 0) if name != "distance" else 0, high + margin)
+    if final == "shade" and means.sizes["epoch"] > 1:
+        last = float(means["epoch"][-1])
+        ax.axvspan(last - 0.5, last + 0.5, color="0.85", zorder=0, label=FINAL_NOTE)
+        ax.set_xlim(float(means["epoch"][0]) - 0.5, last + 0.5)
+    if low < 0:
+        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+    ax.set(xlabel="epoch", ylabel=LABELS[name], title=TITLES[name])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+def overview(means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade") -> Figure:
+    """Draw all quantities, one panel each.
+
+    Parameters
+    ----------
+    means : xarray.Dataset
+        As returned by `analyzers.epoch_means`, without the dimension ``layer``.
+    final : {"shade", "drop"}, default: "shade"
+        See `quantity`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    for name, ax in zip(LABELS, axes.flat, strict=False):
+        quantity(means, name, final=final, ax=ax)
+    legend = axes.flat[-1]
+    legend.axis("off")
+    legend.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False
+    )
+    reference = means.attrs.get("reference", "")
+    figure.suptitle(f"{means.attrs.get('run', '')}, $x^*$: {reference}")
+    return figure
+
+
+def layer_image(
+    means: xr.Dataset, name: str = "gamma", *, ax: Axes | None = None
+) -> Axes:
+    """Draw the means of one quantity as an image of layers by epochs.
+
+    Parameters
+    ----------
+    means : xarray.Dataset
+        As returned by `analyzers.epoch_means` of a geometry with ``layers=True``.
+    name : str, default: "gamma"
+        One of the quantities.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure, as high as there are layers.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on. Means below two standard errors are crossed out.
+    """
+    values = means[name].transpose("layer", "epoch")
+    n_layers = values.sizes["layer"]
+    if ax is None:
+        _, ax = plt.subplots(figsize=(8, 1.5 + 0.2 * n_layers), layout="constrained")
+    before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
+    largest = float(abs(before).quantile(0.98))
+    signed = bool((values < 0).any())
+    image = ax.pcolormesh(
+        means["epoch"],
+        range(n_layers),
+        values,
+        cmap="RdBu_r" if signed else "viridis",
+        vmin=-largest if signed else 0,
+        vmax=largest,
+        shading="nearest",
+    )
+    ax.figure.colorbar(image, ax=ax, label=LABELS[name], extend="both")
+    unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
+    layer, epoch = unsure.values.nonzero()
+    ax.plot(
+        means["epoch"].values[epoch],
+        layer,
+        "x",
+        color="0.4",
+        markersize=3,
+        markeredgewidth=0.6,
+    )
+    ax.set_yticks(range(n_layers), means["layer"].values, fontsize="small")
+    ax.invert_yaxis()
+    ax.set(
+        xlabel="epoch",
+        title=f"{TITLES[name]} by layer\n(crosses: below two standard errors)",
+    )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax

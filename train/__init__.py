@@ -1,0 +1,1 @@
+"""Experiments: models, data, training loops, and the exact two-run protocol."""

@@ -1,0 +1,31 @@
+"""English text that every Python carries: the language reference of ``help()``."""
+
+from pydoc_data import topics
+from typing import Final
+
+import torch
+from torch.utils.data import TensorDataset
+
+VOCABULARY: Final = 128
+"""Tokens are ASCII codes; other characters read as a question mark."""
+
+
+def english(context: int) -> TensorDataset:
+    """Cut the text into sequences.
+
+    Parameters
+    ----------
+    context : int
+        Tokens in a sequence.
+
+    Returns
+    -------
+    torch.utils.data.TensorDataset
+        Inputs and targets, int64 of shape ``(context,)``; a target is the token after.
+    """
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    tokens = torch.tensor(list(text.encode("ascii", "replace")))
+    n = (len(tokens) - 1) // context
+    inputs = tokens[: n * context].view(n, context)
+    targets = tokens[1 : n * context + 1].view(n, context)
+    return TensorDataset(inputs, targets)

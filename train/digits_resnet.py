@@ -1,0 +1,67 @@
+"""A small residual network with batch normalisation on the digits, SGD with momentum."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from train.data.digits import digits
+from train.models.resnet import digits_resnet
+from train.observer import Observer, Track
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigitsResNet:
+    """A ResNet with batch normalisation on digits; SGD, momentum, weight decay.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the 1437 training images.
+    batch_size : int
+        Images in a step; an incomplete last batch is dropped.
+    lr : float
+        Learning rate.
+    momentum : float
+        Of SGD.
+    weight_decay : float
+        Added to the gradient, times the parameters, by the optimizer.
+    seed : int
+        Fixes initial parameters and the order of the images.
+    """
+
+    epochs: int = 25
+    batch_size: int = 64
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+    def train(self, observe: Observer, track: Track = iter) -> nn.Module:
+        """Train under observation and return the model."""
+        torch.manual_seed(self.seed)
+        model = digits_resnet()
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        images, _ = digits()
+        loader = DataLoader(images, self.batch_size, shuffle=True, drop_last=True)
+        n = len(loader)
+        with observe(
+            model, optimizer, steps_per_epoch=n, total_steps=n * self.epochs
+        ) as recorder:
+            for _ in track(range(self.epochs)):
+                for inputs, labels in loader:
+                    optimizer.zero_grad()
+                    logits = model(inputs)
+                    loss = F.cross_entropy(logits, labels)
+                    loss.backward()
+                    accuracy = (logits.argmax(1) == labels).float().mean()
+                    recorder.log(loss=loss, accuracy=accuracy)
+                    optimizer.step()
+        return model

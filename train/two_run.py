@@ -1,0 +1,158 @@
+"""The published protocol: train twice, and measure the second run against the first.
+
+Algorithm 1 of C. Guille-Escuret et al., "No Wrong Turns: The Simple Geometry Of Neural
+Networks Optimization Paths", 2023, arXiv 2306.11922. It costs two trainings that must be
+identical, and is exact: the ground truth for what is computed from a single recording.
+Unlike the published code it checks that both runs end at the same point.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from train.observer import Deaf, Log, Observer
+
+
+def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.Dataset:
+    """Measure RSI, EB and gamma exactly, relative to the final iterate.
+
+    Parameters
+    ----------
+    train : callable
+        Trains from the beginning under the observer it is given; called twice, and must
+        do the same both times.
+    layers : bool, default: False
+        Tell the parameter tensors apart.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
+        ``layer`` if asked for. Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and
+        ``distance``, computed in float64 from the gradients that the optimizer finds.
+        NaN where a norm is 0.
+
+    Raises
+    ------
+    RuntimeError
+        If the second run does not end where the first did, bit for bit.
+    """
+    ends: list[dict[str, Tensor]] = []
+    measured: list[tuple[Tensor, Tensor, Tensor]] = []
+    names: list[str] = []
+    epoch_lengths: list[int] = []
+
+    @contextmanager
+    def first(
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+    ) -> Iterator[Log]:
+        del optimizer, total_steps
+        names.extend(name for name, _ in model.named_parameters())
+        epoch_lengths.append(steps_per_epoch)
+        yield Deaf()
+        ends.append(_copy(model))
+
+    @contextmanager
+    def second(
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+    ) -> Iterator[Log]:
+        del steps_per_epoch, total_steps
+        target = {name: end.double() for name, end in ends[0].items()}
+
+        def measure(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            measured.append(_products(model, target))
+
+        handle = optimizer.register_step_pre_hook(measure)
+        try:
+            yield Deaf()
+        finally:
+            handle.remove()
+        ends.append(_copy(model))
+
+    train(first)
+    train(second)
+    _check_same_end(*ends)
+    h, squares, gradient_sq = (
+        torch.stack(column).numpy() for column in zip(*measured, strict=True)
+    )
+    return _dataset(h, squares, gradient_sq, names, epoch_lengths[0], layers=layers)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _products(
+    model: nn.Module, target: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return <g, x - x*>, |x - x*|^2 and |g|^2 by layer, float64."""
+    h, squares, gradient_sq = [], [], []
+    for name, parameter in model.named_parameters():
+        to_target = (parameter.detach().double() - target[name]).flatten()
+        gradient = torch.zeros_like(to_target)
+        if parameter.grad is not None:
+            gradient = parameter.grad.double().flatten()
+        h.append(gradient @ to_target)
+        squares.append(to_target @ to_target)
+        gradient_sq.append(gradient @ gradient)
+    return torch.stack(h), torch.stack(squares), torch.stack(gradient_sq)
+
+
+def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    if differing:
+        raise RuntimeError(
+            f"The second run did not end where the first did: {len(differing)} of "
+            f"{len(first)} tensors differ, {differing[:3]} among them. Nothing is "
+            "reported. The protocol needs identical runs: fix all seeds, and choose "
+            "deterministic kernels."
+        )
+
+
+def _dataset(
+    h: Any,
+    squares: Any,
+    gradient_sq: Any,
+    names: list[str],
+    steps_per_epoch: int,
+    *,
+    layers: bool,
+) -> xr.Dataset:
+    dims: tuple[str, ...] = ("step", "layer")
+    if not layers:
+        h, squares, gradient_sq = (a.sum(1) for a in (h, squares, gradient_sq))
+        dims = dims[:1]
+    distance, norm = np.sqrt(squares), np.sqrt(gradient_sq)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {
+            "gamma": h / (norm * distance),
+            "rsi": h / squares,
+            "eb": norm / np.where(distance > 0, distance, np.nan),
+            "lolr": h / gradient_sq,
+            "distance": distance,
+        }
+    step = np.arange(len(h))
+    coordinates: dict[str, Any] = {
+        "step": step,
+        "epoch": ("step", step // steps_per_epoch),
+        "iteration": ("step", step % steps_per_epoch),
+    }
+    if layers:
+        coordinates["layer"] = names
+    attributes = {"reference": "final", "source": "exact two-run protocol"}
+    variables = {name: (dims, value) for name, value in values.items()}
+    return xr.Dataset(variables, coordinates, attributes)

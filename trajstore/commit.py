@@ -1,0 +1,130 @@
+"""Grow a Zarr store so that a reader sees all of a commit or nothing of it.
+
+A commit writes chunks, then the metadata of the arrays, and last the metadata of the root
+group, one small document that is replaced atomically. It holds the consolidated metadata
+of all arrays, and so their shapes: rows beyond are invisible, whatever is on disk.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from zarr import AsyncArray
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, StorePath
+
+from trajstore.schema import ArraySpec, group_metadata
+
+Array = npt.NDArray[Any]
+
+
+class Commits:
+    """The one writer of a store; not thread-safe.
+
+    Writes are collected, and reach the store in `commit`.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Directory of the store; created, must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        self._store = LocalStore(path)
+        self._specs: dict[str, ArraySpec] = {}
+        self._lengths: dict[str, int] = {}
+        # Rows of the last chunk of each array, which is written anew when it grows.
+        self._tails: dict[str, Array] = {}
+        self._writes: dict[tuple[str, int], Array] = {}
+        self._published: dict[str, object] = {}
+
+    def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
+        """Add empty arrays."""
+        for name, spec in arrays.items():
+            self._specs[name] = spec
+            self._lengths[name] = 0
+            self._tails[name] = np.empty((0, *spec.inner), spec.dtype)
+
+    def widen(self, name: str, size: int) -> None:
+        """Set the second dimension of an array; what is new reads as NaN."""
+        spec, tail = self._specs[name], self._tails[name]
+        self._specs[name] = replace(spec, inner=(size, *spec.inner[1:]))
+        wider = np.full((len(tail), size, *spec.inner[1:]), np.nan, spec.dtype)
+        wider[:, : tail.shape[1]] = tail
+        self._tails[name] = wider
+
+    def append(self, rows: Mapping[str, Array]) -> None:
+        """Write rows behind those of the named arrays."""
+        for name, new in rows.items():
+            tail = np.concatenate([self._tails[name], new])
+            start = self._lengths[name] - len(self._tails[name])
+            self._lengths[name] += len(new)
+            self._writes[name, start] = tail
+            # The last chunk is kept even if complete: its last row may be amended.
+            keep = max(len(tail) - 1, 0) // self._specs[name].chunk[0]
+            self._tails[name] = tail[keep * self._specs[name].chunk[0] :]
+
+    def append_large(self, name: str, row: Array) -> None:
+        """Write a row of an array with chunks for every row, which keeps no copy."""
+        self._writes[name, self._lengths[name]] = row[None]
+        self._lengths[name] += 1
+
+    def amend_last(self, name: str, columns: Mapping[int, float]) -> None:
+        """Overwrite columns of the last row of a two-dimensional array."""
+        tail = self._tails[name].copy()
+        tail[-1, list(columns)] = list(columns.values())
+        self._writes[name, self._lengths[name] - len(tail)] = tail
+        self._tails[name] = tail
+
+    def write_vector(self, name: str, spec: ArraySpec, vector: Array) -> None:
+        """Write a whole array."""
+        self._specs[name] = spec
+        self._lengths[name] = len(vector)
+        self._writes[name, 0] = vector
+
+    def commit(self, attributes: Mapping[str, object]) -> None:
+        """Write all that was collected, then make it visible.
+
+        Parameters
+        ----------
+        attributes : mapping
+            New attributes of the root, serialisable to JSON.
+        """
+        asyncio.run(self._commit(group_metadata(attributes)))
+        self._writes.clear()
+
+    async def _commit(self, root: dict[str, object]) -> None:
+        for (name, start), values in self._writes.items():
+            await self._write(name, start, values)
+        groups = {name.rpartition("/")[0] for name in self._specs} - {""}
+        documents: dict[str, object] = {name: group_metadata({}) for name in groups}
+        for name, spec in self._specs.items():
+            documents[name] = spec.metadata(self._lengths[name])
+        for name, document in documents.items():
+            if self._published.get(name) != document:
+                await self._put(f"{name}/zarr.json", document)
+        self._published = documents
+        consolidated = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": documents,
+        }
+        await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
+
+    async def _write(self, name: str, start: int, values: Array) -> None:
+        # Where the shape ends with the new rows, Zarr writes without reading.
+        metadata: Any = self._specs[name].metadata(start + len(values))
+        array = AsyncArray(
+            metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
+        )
+        await array.setitem(slice(start, start + len(values)), values)
+
+    async def _put(self, key: str, document: object) -> None:
+        buffer = default_buffer_prototype().buffer
+        await self._store.set(key, buffer.from_bytes(json.dumps(document).encode()))

@@ -1,0 +1,51 @@
+"""Reference points as int8 differences to the reference before.
+
+Every block of `trajstore.layout.BLOCK` elements has a scale of its own, a 127th of the
+largest difference in it. What the code loses does no harm: the *decoded* vector is the
+reference, in training as in analysis, and the next difference is taken to it. Decoding
+is a product and a sum in float32, so every platform gets the same bits.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.layout import BLOCK
+
+FloatArray = npt.NDArray[np.float32]
+
+LEVELS: Final = 127
+"""Codes run from -LEVELS to LEVELS."""
+
+
+def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Code a difference, rounded to the nearest level.
+
+    Parameters
+    ----------
+    difference : numpy.ndarray
+        float32, shape ``(size,)``, a multiple of `BLOCK`. What is not finite is coded
+        as no difference.
+
+    Returns
+    -------
+    codes : numpy.ndarray
+        int8, shape ``(size,)``.
+    scales : numpy.ndarray
+        float32, shape ``(size / BLOCK,)``.
+    """
+    blocks = np.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
+    blocks = blocks.reshape(-1, BLOCK)
+    scales = np.abs(blocks).max(1) / np.float32(LEVELS)
+    # A zero block would divide 0 by 0; any other divisor gives the code 0.
+    divisor = np.where(scales == 0, np.float32(1), scales)
+    codes = np.rint(blocks / divisor[:, None]).astype(np.int8)
+    return codes.reshape(-1), scales
+
+
+def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
+    """Return the coded difference, float32 of the shape of `codes`."""
+    blocks = codes.reshape(-1, BLOCK).astype(np.float32)
+    blocks *= scales[:, None]
+    return blocks.reshape(-1)

@@ -1,0 +1,112 @@
+"""How named parameter tensors lie in one flat vector.
+
+Tensors follow each other in the order of ``named_parameters()``, row-major, each at a
+multiple of `BLOCK`; the gaps are zero. A block thus belongs to one tensor, and sums over
+blocks become sums over tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK: Final = 1024
+"""Tensors start at multiples of this many elements."""
+
+
+@dataclass(frozen=True, slots=False)
+class Layout:
+    """Names, shapes and places of the tensors in the flat vector.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Parameter names, the labels of the dimension ``layer``.
+    shapes : tuple of tuple of int
+        One shape per name.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Elements of each tensor, shape ``(layer,)``."""
+        return np.array([prod(shape) for shape in self.shapes], np.int64)
+
+    @cached_property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """Blocks of each tensor, shape ``(layer,)``."""
+        return -(-self.sizes // BLOCK)
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """First element of each tensor in the flat vector, shape ``(layer,)``."""
+        return BLOCK * (np.cumsum(self.blocks) - self.blocks)
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters, without the gaps."""
+        return int(self.sizes.sum())
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector, with the gaps."""
+        return BLOCK * int(self.blocks.sum())
+
+    @cached_property
+    def layer_of_block(self) -> npt.NDArray[np.int64]:
+        """Index of the tensor every block belongs to, shape ``(size / BLOCK,)``."""
+        return np.repeat(np.arange(len(self.names)), self.blocks)
+
+    def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
+        """Lay named arrays out in one flat vector.
+
+        Parameters
+        ----------
+        tensors : mapping from str to array_like
+            One array per name, anything `numpy.asarray` takes. Other keys are ignored.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(size,)``.
+
+        Raises
+        ------
+        ValueError
+            If arrays are missing or have other shapes; all of them are listed.
+        """
+        problems = [
+            f"{name}: missing, expected shape {shape}"
+            if name not in tensors
+            else f"{name}: expected shape {shape}, got {np.shape(tensors[name])}"
+            for name, shape in zip(self.names, self.shapes, strict=True)
+            if name not in tensors or np.shape(tensors[name]) != shape
+        ]
+        if problems:
+            raise ValueError(
+                f"The arrays do not fit the recorded parameters; {len(problems)} of "
+                f"{len(self.names)} differ:\n" + "\n".join(problems)
+            )
+        flat = np.zeros(self.size, np.float32)
+        for name, offset, size in zip(
+            self.names, self.offsets, self.sizes, strict=True
+        ):
+            flat[offset : offset + size] = np.asarray(tensors[name]).reshape(-1)
+        return flat
+
+    def unflatten(
+        self, flat: npt.NDArray[np.float32]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return views of the tensors in a flat vector of shape ``(size,)``."""
+        return {
+            name: flat[offset : offset + size].reshape(shape)
+            for name, shape, offset, size in zip(
+                self.names, self.shapes, self.offsets, self.sizes, strict=True
+            )
+        }

@@ -1,0 +1,350 @@
+"""Store in, lazy datasets and parameter vectors out."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+from filelock import FileLock, Timeout
+
+from trajstore import deltas
+from trajstore.layout import BLOCK, Layout
+from trajstore.probes import Probes
+from trajstore.rotation import n_blocks
+from trajstore.schema import (
+    DESCRIPTIONS,
+    FORMAT,
+    FORMAT_VERSION,
+    KEYFRAME_EVERY,
+    LAYER,
+    LOCK,
+    STATUSES,
+    STEP,
+    ArraySpec,
+    RunSpec,
+    SchemaError,
+    step_arrays,
+    table_columns,
+    validate_spec,
+    window_arrays,
+)
+from trajstore.sketch import Sketch
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+DECODED_PARTS: Final = 16
+"""Parts of references that a run keeps decoded; 16 MB each in the analyses."""
+
+
+@dataclass(frozen=True, slots=False, eq=False)
+class Run:
+    """A recorded run, as it stood when it was opened.
+
+    Open one with `open_run`; open it again to see what has been recorded since.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Directory of the store.
+    group : zarr.Group
+        The store, read-only.
+    """
+
+    path: Path
+    group: zarr.Group
+
+    def __repr__(self) -> str:
+        return (
+            f"<trajstore.Run {str(self.path)!r}: {self.n_steps} steps, "
+            f"{self.layout.n_params} parameters, {self.status}>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Run, (self.path, self.group)
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the store says of itself, decoded JSON."""
+        return self.group.attrs.asdict()
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What was known when the recording began."""
+        return RunSpec.from_json(self.attributes["spec"])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Places of the parameter tensors in flat vectors."""
+        return Layout(self.spec.names, self.spec.shapes)
+
+    @property
+    def status(self) -> str:
+        """How the run ended: ``running``, ``complete``, ``failed`` or ``interrupted``.
+
+        A run has failed if it was closed after an exception, and was interrupted if it
+        was killed: nobody writes to the store any more, and it was never closed.
+        """
+        status: str = self.attributes["status"]
+        if status == "running" and not _is_locked(self.path / LOCK):
+            return "interrupted"
+        return status
+
+    @property
+    def n_steps(self) -> int:
+        """Number of recorded optimizer steps."""
+        return int(self.array("epoch").shape[0])
+
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs that have begun."""
+        return int(self.array("epoch")[-1]) + 1 if self.n_steps else 0
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows, each with a reference point."""
+        return int(self.array("references/start").shape[0])
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the run was closed, so that its last iterate is stored."""
+        return "final" in self._arrays
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Names of the stored snapshots."""
+        return tuple(self.attributes["snapshots"])
+
+    @cached_property
+    def steps(self) -> xr.Dataset:
+        """Scalars and tables of every step.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy: values are read where they are used. Dimension ``step`` with the
+            coordinates ``step``, ``epoch``, ``iteration`` and ``window``; one float64
+            variable per scalar, NaN where it was not logged, and float32 tables with
+            the further dimension ``layer``, whose labels are the parameter names, and
+            ``basis``.
+        """
+        stored = xr.open_zarr(self.path, chunks=None, consolidated=True)
+        # The store may have grown since this run was opened.
+        stored = stored.isel(step=slice(self.n_steps))
+        variables = {
+            name: stored["scalars"].isel(metric=i, drop=True)
+            for i, name in enumerate(self.attributes["metrics"])
+        }
+        for name, columns in table_columns(self.spec).items():
+            table = stored["tables"].isel(quantity=columns)
+            variables[name] = (
+                table.rename(quantity="basis")
+                if name.endswith("_basis")
+                else table.isel(quantity=0, drop=True)
+            )
+        for name, variable in variables.items():
+            long_name, units = DESCRIPTIONS.get(name, (name, "1"))
+            variable.attrs = {"long_name": long_name, "units": units}
+        coordinates = {
+            STEP: np.arange(self.n_steps),
+            LAYER: list(self.spec.names),
+            **{
+                name: stored[name].variable for name in ("epoch", "iteration", "window")
+            },
+        }
+        dataset = xr.Dataset(variables).assign_coords(coordinates)
+        return dataset.assign_attrs(status=self.status, path=str(self.path))
+
+    @cached_property
+    def windows(self) -> xr.Dataset:
+        """What is known of every window besides its reference.
+
+        Returns
+        -------
+        xarray.Dataset
+            Loaded. ``start``, the first optimizer step, and ``stop``, the one after the
+            last; ``weights`` (window, layer), the weights of the sketch; ``probes``
+            (window, probe), the probes of the reference.
+        """
+        start = self.array("references/start")[:]
+        stop = np.minimum(np.append(start[1:], self.n_steps), self.n_steps)
+        return xr.Dataset(
+            {
+                "start": ("window", start),
+                "stop": ("window", np.maximum(stop, start)),
+                "weights": (("window", LAYER), self.array("references/weights")[:]),
+                "probes": (("window", "probe"), self.array("references/probes")[:]),
+            },
+            coords={"window": np.arange(len(start)), LAYER: list(self.spec.names)},
+        )
+
+    @cached_property
+    def epoch_windows(self) -> dict[int, int]:
+        """Windows that begin with an epoch, by epoch."""
+        start = self.windows["start"].values
+        start = start[start < self.n_steps]
+        epochs = self.array("epoch")[:][start]
+        begins = self.array("iteration")[:][start] == 0
+        return {int(epochs[c]): int(c) for c in np.flatnonzero(begins)}
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """How the gradients were sketched."""
+        spec = self.spec
+        return Sketch(size=self.layout.size, bits=spec.sketch_bits, seed=spec.seed)
+
+    @cached_property
+    def probes(self) -> Probes:
+        """How gradients and displacements were probed."""
+        return Probes(fold=self.sketch.fold, count=self.spec.probes)
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return dict(self.group.members(max_depth=None))
+
+    def array(self, name: str) -> Any:
+        """Return an array of the store by its path in it, a `zarr.Array`."""
+        return self._arrays[name]
+
+    def reference(self, window: int, elements: slice) -> FloatArray:
+        """Decode a part of the reference point of a window.
+
+        Parameters
+        ----------
+        window : int
+            Which window. Cheap where those before were decoded lately: a few are kept.
+        elements : slice
+            Part of the flat vector, between multiples of `trajstore.layout.BLOCK`.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(part,)``, read-only: the vector that training computed
+            with, bit for bit.
+        """
+        return self._decoded(window, elements.start, elements.stop)
+
+    @cached_property
+    def _decoded(self) -> Callable[[int, int, int], FloatArray]:
+        return lru_cache(maxsize=DECODED_PARTS)(self._decode)
+
+    def _decode(self, window: int, start: int, stop: int) -> FloatArray:
+        elements, blocks = slice(start, stop), slice(start // BLOCK, stop // BLOCK)
+        keyframe, since = divmod(window, KEYFRAME_EVERY)
+        if since == 0:
+            reference: FloatArray = self.array("references/keyframes")[
+                keyframe, elements
+            ]
+        else:
+            codes = self.array("references/codes")[window, elements]
+            scales = self.array("references/scales")[window, blocks]
+            before = self._decoded(window - 1, start, stop)
+            reference = before + deltas.decode(codes, scales)
+        reference.flags.writeable = False
+        return reference
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a trajectory store for reading, also while it is being written.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Directory of the store.
+
+    Returns
+    -------
+    Run
+        What was committed at this moment.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    SchemaError
+        If it is not a trajectory store, or one of another format version, or if parts
+        of it are missing; all problems are listed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no trajectory store at {path}.")
+    try:
+        root = json.loads((path / "zarr.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SchemaError(
+            [f"{path}: not a trajectory store; it has no zarr.json."]
+        ) from None
+    except ValueError as error:
+        raise SchemaError(
+            [f"{path / 'zarr.json'}: truncated or damaged ({error})."]
+        ) from error
+    if problems := _problems(root):
+        raise SchemaError([f"{path}: {problem}" for problem in problems])
+    return Run(path, zarr.open_group(path, mode="r", use_consolidated=True))
+
+
+def _problems(root: Any) -> list[str]:
+    """List why a root document is not that of a readable store."""
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        return ["not a trajectory store; its attributes do not say so."]
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION:
+        problem = f"format_version: expected {FORMAT_VERSION}, got {version!r}."
+        return [f"{problem} Open it with the version of trajstore that wrote it."]
+    problems = validate_spec(attributes.get("spec"))
+    if attributes.get("status") not in STATUSES:
+        problems.append(
+            f"status: expected one of {STATUSES}, got {attributes.get('status')!r}"
+        )
+    if not isinstance(attributes.get("metrics"), list):
+        problems.append(f"metrics: expected a list, got {attributes.get('metrics')!r}")
+    if not isinstance(attributes.get("snapshots"), dict):
+        problems.append("snapshots: expected an object")
+    if problems:
+        return problems
+    return _array_problems(root, RunSpec.from_json(attributes["spec"]))
+
+
+def _array_problems(root: dict[str, Any], spec: RunSpec) -> list[str]:
+    """Compare the arrays of a store with those that its spec calls for."""
+    found = root.get("consolidated_metadata", {}).get("metadata", {})
+    columns = found.get("scalars", {}).get("shape", [0, 0])[1]
+    size = Layout(spec.names, spec.shapes).size
+    expected: dict[str, ArraySpec] = step_arrays(
+        spec, size=size, n_metrics=columns, n_blocks=n_blocks(spec.sketch_bits)
+    ) | window_arrays(spec, size=size, block=BLOCK)
+    problems = []
+    for name, array in expected.items():
+        shape = found.get(name, {}).get("shape")
+        if shape is None:
+            problems.append(f"{name}: missing")
+        elif tuple(shape[1:]) != array.inner:
+            problems.append(
+                f"{name}: expected rows of shape {array.inner}, got {tuple(shape[1:])}"
+            )
+    lengths = {
+        name: found[name]["shape"][0]
+        for name, array in expected.items()
+        if name in found and array.dims[0] == STEP
+    }
+    if len(set(lengths.values())) > 1:
+        problems.append(f"arrays differ in their number of steps: {lengths}")
+    return problems
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock at `path`."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except (Timeout, PermissionError):
+        return True

@@ -1,0 +1,170 @@
+"""Points of parameter space to measure a run against, chosen after the training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.reader import Run
+
+FloatArray = npt.NDArray[np.float32]
+
+Reference = str | int | Run | Mapping[str, Any]
+"""What a user may give for ``reference=``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencePoint:
+    """A point x* in the layout of a run.
+
+    Attributes
+    ----------
+    label : str
+        Short name: ``final``, ``epoch 12``, ``snapshot warm`` or the like.
+    note : str
+        One sentence on what it is.
+    read : callable
+        Takes a slice of the flat vector, returns that part, float32.
+    """
+
+    label: str
+    note: str
+    read: Callable[[slice], FloatArray]
+
+
+def reference_point(run: Run, reference: Reference) -> ReferencePoint:
+    """Find a reference point for a run.
+
+    Parameters
+    ----------
+    run : Run
+        The run to measure.
+    reference : str, int, Run or mapping
+        ``"final"``, the last iterate; another string, the name of a snapshot; an
+        integer, the epoch with whose start a stored reference begins; another run, its
+        last iterate; a mapping from parameter name to array, of which other keys are
+        ignored.
+
+    Returns
+    -------
+    ReferencePoint
+        Reads its values from the store when asked.
+
+    Raises
+    ------
+    KeyError
+        If there is no such snapshot or epoch; says which there are.
+    ValueError
+        If the run has no last iterate, or if tensors of a mapping or of the other run
+        are missing or have other shapes; all of them are listed.
+    TypeError
+        If `reference` is none of these.
+    """
+    if isinstance(reference, str):
+        return _final(run) if reference == "final" else _snapshot(run, reference)
+    if isinstance(reference, int | np.integer) and not isinstance(reference, bool):
+        return _epoch(run, int(reference))
+    if isinstance(reference, Run):
+        return _final_of(reference, run)
+    if isinstance(reference, Mapping):
+        names = [name for name in run.layout.names if name in reference]
+        flat = run.layout.flatten({name: _as_array(reference[name]) for name in names})
+        return ReferencePoint(
+            label="given", note="arrays given by the caller", read=flat.__getitem__
+        )
+    raise TypeError(
+        "`reference` must be 'final', the name of a snapshot, an epoch, another run or a "
+        f"mapping from parameter name to array; got {type(reference).__name__}."
+    )
+
+
+def _final(run: Run) -> ReferencePoint:
+    if not run.has_final:
+        raise ValueError(
+            f"{run.path} has no final iterate: its status is {run.status!r}, after "
+            f"{run.n_steps} steps. {_offer(run)}"
+        )
+    return ReferencePoint(
+        label="final",
+        note="the last iterate, in float32",
+        read=partial(_read, run, "final"),
+    )
+
+
+def _offer(run: Run) -> str:
+    if not run.epoch_windows:
+        return "No epoch begins with a stored reference, so there is none to offer."
+    epoch = max(run.epoch_windows)
+    return (
+        f"Take its last reference at the start of an epoch, reference={epoch}, or "
+        "another epoch, snapshot or mapping."
+    )
+
+
+def _snapshot(run: Run, name: str) -> ReferencePoint:
+    if name not in run.snapshots:
+        raise KeyError(
+            f"No snapshot {name!r} in {run.path}; it has {list(run.snapshots)}. Snapshots "
+            "are made by recorder.snapshot(name) during training."
+        )
+    stored = run.attributes["snapshots"][name]
+    return ReferencePoint(
+        label=f"snapshot {name}",
+        note=f"snapshot {name!r} before step {stored['step']}, in float32",
+        read=partial(_read, run, stored["array"]),
+    )
+
+
+def _epoch(run: Run, epoch: int) -> ReferencePoint:
+    if epoch not in run.epoch_windows:
+        raise KeyError(
+            f"No reference at the start of epoch {epoch} in {run.path}; there are those "
+            f"of the epochs {_ranges(list(run.epoch_windows))}."
+        )
+    return ReferencePoint(
+        label=f"epoch {epoch}",
+        note=f"the stored reference at the start of epoch {epoch}: a lossy code of the "
+        "iterate there, in 8-bit steps",
+        read=partial(_read_window, run, run.epoch_windows[epoch]),
+    )
+
+
+def _final_of(other: Run, run: Run) -> ReferencePoint:
+    final = _final(other)
+    read = final.read
+    if other.layout != run.layout:
+        values = other.layout.unflatten(final.read(slice(0, other.layout.size)))
+        read = run.layout.flatten(values).__getitem__
+    return ReferencePoint(
+        label=f"final of {other.path.name}",
+        note=f"the last iterate of {other.path.name}, in float32",
+        read=read,
+    )
+
+
+def _read(run: Run, array: str, elements: slice) -> FloatArray:
+    values: FloatArray = run.array(array)[elements]
+    return values
+
+
+def _read_window(run: Run, window: int, elements: slice) -> FloatArray:
+    return run.reference(window, elements)
+
+
+def _as_array(value: Any) -> Any:
+    """Convert tensors, on any device and with any number of bits, without torch."""
+    return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write sorted numbers as ranges: ``0-3, 7``."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)

@@ -1,0 +1,103 @@
+"""A random rotation by two rounds of signs and Hadamard transforms.
+
+Each round multiplies by random signs and applies the normalised Hadamard transform in
+blocks of at most `MAX_BLOCK`: ``z = H rho' H rho y``. After one round a vector with few
+large entries is still far from Gaussian, and a 1-bit code of it is biased; two rounds
+suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
+``y = rho H rho' H z``.
+
+The signs rho are fresh in every step and make the errors of different steps independent.
+Those of the second round scramble what the first has spread, and may be fixed.
+"""
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+MAX_BLOCK: Final = 65536
+"""Largest block the Hadamard transform mixes."""
+
+
+def n_blocks(size: int) -> int:
+    """Return how many Hadamard blocks a vector of `size`, a power of two, has."""
+    return max(1, size // MAX_BLOCK)
+
+
+def factors(block: int) -> tuple[int, ...]:
+    """Split a power of two into factors of at most 16, one small transform each."""
+    split = []
+    while block > 16:
+        split.append(16)
+        block //= 16
+    return (*split, block)
+
+
+@cache
+def hadamard_matrix(n: int) -> FloatArray:
+    """Return the normalised Sylvester-Hadamard matrix, `n` a power of two."""
+    matrix: FloatArray = np.ones((1, 1), np.float32)
+    while len(matrix) < n:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    matrix /= np.sqrt(n)
+    return matrix
+
+
+def hadamard(vectors: FloatArray) -> FloatArray:
+    """Apply the normalised Hadamard transform to each block of the last axis.
+
+    A transform of size ``n1 n2 ...`` is the Kronecker product of transforms of sizes
+    ``n1, n2, ...``: each factor is one small matrix product over one digit of the
+    index.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        float32, shape ``(..., size)`` with `size` a power of two.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, the same shape.
+    """
+    size = vectors.shape[-1]
+    block = size // n_blocks(size)
+    z, rest = vectors, block
+    for factor in factors(block):
+        rest //= factor
+        matrix = hadamard_matrix(factor)
+        # A product from the right over the last digit is one large matrix product.
+        z = (
+            matrix @ z.reshape(-1, factor, rest)
+            if rest > 1
+            else z.reshape(-1, factor) @ matrix
+        )
+    return z.reshape(vectors.shape)
+
+
+def rotate(vectors: FloatArray, first: FloatArray, second: FloatArray) -> FloatArray:
+    """Rotate the last axis.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        float32, shape ``(..., size)``.
+    first, second : numpy.ndarray
+        Signs of the two rounds, float32, shape ``(..., size)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(..., size)``, with the norms of `vectors`.
+    """
+    return hadamard(second * hadamard(first * vectors))
+
+
+def rotate_back(
+    vectors: FloatArray, first: FloatArray, second: FloatArray
+) -> FloatArray:
+    """Return the inverse of `rotate` for the same signs."""
+    return first * hadamard(second * hadamard(vectors))

@@ -1,0 +1,56 @@
+"""The torch twin of `trajstore.rotation`, in place."""
+
+import torch
+from torch import Tensor
+
+from trajstore import rotation
+
+
+class Rotation:
+    """A random rotation of one vector on one device.
+
+    Its temporaries are kept: allocating them anew costs more than the arithmetic.
+
+    Parameters
+    ----------
+    size : int
+        Length of the vector, a power of two.
+    device : torch.device
+        Where it lives.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        block = size // rotation.n_blocks(size)
+        self._matrices = [
+            torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
+            for n in rotation.factors(block)
+        ]
+        self._spare = torch.empty(size, dtype=torch.float32, device=device)
+        self._block = block
+
+    def __call__(self, vector: Tensor, *signs: Tensor) -> None:
+        """See `trajstore.rotation.rotate`.
+
+        Parameters
+        ----------
+        vector : torch.Tensor
+            float32, (size,); overwritten.
+        *signs : torch.Tensor
+            float32, (size,): the signs of each round.
+        """
+        blocks = vector.split(self._block)
+        spares = self._spare.split(self._block)
+        for round_signs in signs:
+            vector.mul_(round_signs)
+            for block, spare in zip(blocks, spares, strict=True):
+                self._transform(block, spare)
+
+    def _transform(self, block: Tensor, spare: Tensor) -> None:
+        """Apply the Hadamard transform to one block."""
+        source, target = block, spare
+        for matrix in self._matrices:
+            n = len(matrix)
+            torch.mm(source.view(n, -1).T, matrix, out=target.view(-1, n))
+            source, target = target, source
+        if source is not block:
+            block.copy_(source)

@@ -1,0 +1,86 @@
+"""From what a step is measured by to the rows of the store, and back for the probes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.schema import RunSpec, table_columns
+
+Array = npt.NDArray[Any]
+
+
+def complete_tables(measured: Array, reference_sq: Array, spec: RunSpec) -> Array:
+    """Append to the measured inner products what follows from them.
+
+    With x = r + a: ``|x|^2 = |a|^2 + 2 <a, r> + |r|^2`` and ``<g, x> = <g, a> + <g, r>``.
+
+    Parameters
+    ----------
+    measured : numpy.ndarray
+        float32, (step, layer, measured quantity).
+    reference_sq : numpy.ndarray
+        float64, (step, layer): |r|^2 of the steps' windows.
+    spec : RunSpec
+        Names the columns.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, (step, layer, quantity).
+    """
+    columns = table_columns(spec)
+    table = measured.astype(np.float64)
+    on_reference = table[..., columns["grad_dot_basis"].start]
+    displacement_on_reference = table[..., columns["displacement_dot_basis"].start]
+    displacement_sq = table[..., columns["displacement_sq"].start]
+    grad_dot_displacement = table[..., columns["grad_dot_displacement"].start]
+    param_sq = displacement_sq + 2 * displacement_on_reference + reference_sq
+    derived = [np.maximum(param_sq, 0), grad_dot_displacement + on_reference]
+    return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
+
+
+def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:
+    """Norms over all tensors, float64 of shape (step,), by name of the scalar."""
+    columns = table_columns(spec)
+    squares = {"grad_norm": "grad_sq", "update_norm": "update_sq"}
+    squares["param_norm"] = "param_sq"
+    return {
+        name: np.sqrt(tables[..., columns[square].start].sum(-1, dtype=np.float64))
+        for name, square in squares.items()
+    }
+
+
+def encode_probes(probes: Array) -> dict[str, Array]:
+    """Round probes for the store.
+
+    Parameters
+    ----------
+    probes : numpy.ndarray
+        float32, (step, 2, probe): of the gradient and of the displacement.
+
+    Returns
+    -------
+    dict from str to numpy.ndarray
+        The arrays ``gradient_probes`` (int8), ``displacement_probes`` (float16) and
+        ``probe_scales``; see `decode_probes`. Of a step that is not finite the scale is
+        not.
+    """
+    largest = np.abs(probes).max(-1)
+    usable = np.isfinite(largest) & (largest > 0)
+    unit = probes / np.where(usable, largest, 1)[..., None]
+    unit[~usable] = 0
+    return {
+        "gradient_probes": np.rint(127 * unit[:, 0]).astype(np.int8),
+        "displacement_probes": unit[:, 1].astype(np.float16),
+        "probe_scales": largest,
+    }
+
+
+def decode_probes(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return the probes of gradients and displacements, float64 of (step, probe)."""
+    scales = arrays["probe_scales"].astype(np.float64)
+    gradient = arrays["gradient_probes"] / 127.0
+    displacement = arrays["displacement_probes"].astype(np.float64)
+    return gradient * scales[:, :1], displacement * scales[:, 1:]

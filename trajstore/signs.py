@@ -1,0 +1,86 @@
+"""Random signs that training and analysis regenerate alike; none is stored.
+
+Philox is counter-based: a key and a counter determine the bits, so the signs of any
+step are drawn without drawing those of the steps before it [1]_.
+
+References
+----------
+.. [1] J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as
+   easy as 1, 2, 3", SC 2011. DOI 10.1145/2063384.2063405.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Role(IntEnum):
+    """What signs are for; each role has a stream of its own."""
+
+    FOLD = 0
+    """Column signs of the sketch's fold, fixed for a run."""
+    STEP = 1
+    """Signs of the sketch that are fresh in every step: first round, then rows."""
+    SECOND_ROUND = 4
+    """Signs of the second round of the sketch's rotation, fixed for a run."""
+    PROBE_ROWS = 2
+    """Row signs of the probes' fold, fixed for a run."""
+    PROBE_FOLD = 3
+    """Signs of the fold from buckets to probes, fixed for a run."""
+
+
+def random_bytes(
+    n_bytes: int, *, seed: int, role: Role, step: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Random bytes of one role in one step.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How many.
+    seed : int
+        The run's seed, 0 <= seed < 2**64.
+    role : Role
+        Selects the stream.
+    step : int, default: 0
+        Optimizer step; 0 for roles whose signs are fixed for a run.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, shape ``(n_bytes,)``; the same on every platform.
+    """
+    generator = np.random.Philox(
+        key=np.array([seed, role], np.uint64),
+        counter=np.array([0, 0, 0, step], np.uint64),
+    )
+    words = np.asarray(generator.random_raw(-(-n_bytes // 8)))
+    return words.astype("<u8", copy=False).view(np.uint8)[:n_bytes]
+
+
+def random_signs(
+    n: int, *, seed: int, role: Role, step: int = 0
+) -> npt.NDArray[np.float32]:
+    """Random signs of one role in one step, the bits of `random_bytes`.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    seed : int
+        The run's seed.
+    role : Role
+        Selects the stream.
+    step : int, default: 0
+        Optimizer step.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(n,)``, -1 for a bit 0 and 1 for a bit 1, the highest bit of a
+        byte first.
+    """
+    packed = random_bytes(-(-n // 8), seed=seed, role=role, step=step)
+    bits = np.unpackbits(packed, count=n)
+    return np.subtract(2 * bits, 1, dtype=np.float32)
