@@ -1,0 +1,97 @@
+"""What tests and doctests share: a small recorded training."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import matplotlib as mpl
+import pytest
+
+HAS_TORCH = find_spec("torch") is not None
+STEPS_PER_EPOCH, EPOCHS = 12, 5
+
+if not HAS_TORCH:
+    # `make no-torch` tests what analysis rests on; these modules record and train.
+    collect_ignore_glob = ["trajstore/*_torch.py", "train/*", "tests/train/*"]
+    collect_ignore = [
+        f"trajstore/{n}.py" for n in ("recorder", "row_buffer", "tracker")
+    ]
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("default")
+mpl.use("agg")
+
+
+def _train(observe: Callable[..., Any], **options: Any) -> Any:
+    """Train a small net with momentum on noisy data under observation."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    options = {
+        "steps_per_epoch": STEPS_PER_EPOCH,
+        "total_steps": STEPS_PER_EPOCH * EPOCHS,
+    } | options
+    with observe(model, optimizer, **options) as recorder:
+        for step in range(STEPS_PER_EPOCH * EPOCHS):
+            optimizer.zero_grad()
+            inputs = torch.randn(16, 20)
+            targets = inputs[:, :3].sin() + 0.3 * torch.randn(16, 3)
+            loss = (model(inputs) - targets).square().mean()
+            loss.backward()
+            recorder.log(loss=loss)
+            if step == 2 * STEPS_PER_EPOCH + 3 and hasattr(recorder, "snapshot"):
+                recorder.snapshot("middle")
+            optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="session")
+def train_small() -> Callable[..., Any]:
+    """Return a function that trains a small net; takes an observer and its options."""
+    pytest.importorskip("torch")
+    return _train
+
+
+@pytest.fixture(scope="session")
+def example_run(
+    tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
+) -> Path:
+    """Path of a recorded run of 5 epochs of 12 steps; not to be changed."""
+    from functools import partial
+
+    from trajstore import Recorder
+
+    path = tmp_path_factory.mktemp("example") / "run.zarr"
+    train_small(partial(Recorder, path), sketch_bits=1024, probes=256)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exact_run(
+    tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
+) -> Path:
+    """Path of the same run, recorded in exact mode."""
+    from functools import partial
+
+    from trajstore import Recorder
+
+    path = tmp_path_factory.mktemp("exact") / "run.zarr"
+    train_small(partial(Recorder, path), exact=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(
+    doctest_namespace: dict[str, Any],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Give doctests a directory to write to, and the path of a recorded run."""
+    if isinstance(request.node, pytest.DoctestItem):
+        doctest_namespace["tmp_path"] = request.getfixturevalue("tmp_path")
+        if HAS_TORCH:
+            doctest_namespace["example_run"] = request.getfixturevalue("example_run")
