@@ -23,10 +23,15 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 mpl.use("agg")
 
+if HAS_TORCH:
+    import torch
+
+    # Threads that spin for each other cost more than they bring where nets are small.
+    torch.set_num_threads(1)
+
 
 def _train(observe: Callable[..., Any], **options: Any) -> Any:
     """Train a small net with momentum on noisy data under observation."""
-    import torch
     from torch import nn
 
     torch.manual_seed(1)

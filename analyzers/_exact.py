@@ -34,9 +34,10 @@ def exact_sums(window: Window, steps: slice, elements: slice) -> FloatArray:
     v = window.vectors(elements)[window.rank].astype(np.float64)
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
-    for i, step in enumerate(range(steps.start, steps.stop)):
-        gradient = run.array("gradient")[step, elements].astype(np.float64)
-        to_target = run.array("displacement")[step, elements] - v
+    gradients = run.array("gradient")[steps, elements]
+    displacements = run.array("displacement")[steps, elements]
+    for i in range(steps.stop - steps.start):
+        gradient, to_target = gradients[i].astype(np.float64), displacements[i] - v
         for j, product in enumerate((gradient * to_target, to_target**2, gradient**2)):
             np.add.at(sums[j, i], layers, product.reshape(-1, BLOCK).sum(1))
     return sums
@@ -47,6 +48,5 @@ def finish_exact(parts: Sequence[FloatArray], *, layers: bool) -> dict[str, Floa
     h, squares, gradient_sq = np.sum(parts, axis=0)
     if not layers:
         h, squares, gradient_sq = h.sum(1), squares.sum(1), gradient_sq.sum(1)
-    # A step that diverged has no error either, but no value.
-    none = np.where(np.isfinite(h), 0.0, np.nan)
+    none = np.zeros_like(h)
     return geometry(Estimate(h, none), Estimate(np.sqrt(squares), none), gradient_sq)

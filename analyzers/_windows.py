@@ -29,7 +29,7 @@ from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
 from trajstore.rows import decode_probes
 from trajstore.schema import table_columns
-from trajstore.sketch import CODE_VARIANCE, Decoded
+from trajstore.sketch import Decoded
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -153,8 +153,6 @@ class Totals(NamedTuple):
     ----------
     energy : numpy.ndarray
         |v / w|^2, float64, (layer,).
-    bucket_energy : numpy.ndarray
-        The same by bucket of the fold, float64, (bucket,).
     probes : numpy.ndarray
         Probes of v and of the displacement to the window's end, float64, (2, probe).
     layer_probes : numpy.ndarray
@@ -162,7 +160,6 @@ class Totals(NamedTuple):
     """
 
     energy: FloatArray
-    bucket_energy: FloatArray
     probes: FloatArray
     layer_probes: FloatArray
 
@@ -218,7 +215,6 @@ def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Resid
             layer_probes[layer] = probes.of_folded(folded)
     totals = Totals(
         energy,
-        np.square(signed, dtype=np.float64).sum(0),
         np.stack(
             [
                 probes.of_folded(row_signs @ unweighted),
@@ -240,30 +236,6 @@ def decode(window: Window, steps: slice) -> Decoded:
     run = window.run
     signs, scales = run.array("signs")[steps], run.array("scales")[steps]
     return run.sketch.decode(signs, scales, np.arange(steps.start, steps.stop))
-
-
-class Shares(NamedTuple):
-    """Shares of the gradients' energy in each bucket, added up over steps.
-
-    Attributes
-    ----------
-    total : numpy.ndarray
-        float64, (bucket,).
-    n_steps : int
-        Steps that were finite and not zero.
-    """
-
-    total: FloatArray
-    n_steps: int
-
-
-def bucket_shares(window: Window, steps: slice, decoded: Decoded) -> Shares:
-    """Add up |decoded bucket|^2 / |w g|^2 over some steps."""
-    weighted = window.tables(steps)["grad_sq"] @ window.weights**2
-    usable = np.isfinite(weighted) & (weighted > 0)
-    inverse = (1 / weighted[usable]).astype(np.float32)
-    total = inverse @ np.square(decoded.buckets[usable])
-    return Shares(total.astype(np.float64), int(usable.sum()))
 
 
 def contract(
@@ -334,7 +306,6 @@ def finish(
     fitted: Fit,
     totals: Totals,
     parts: Sequence[FloatArray],
-    shares: Sequence[Shares],
     *,
     layers: bool,
 ) -> dict[str, FloatArray]:
@@ -352,8 +323,6 @@ def finish(
         Of all rows of the fold.
     parts : sequence of numpy.ndarray
         What `contract` returned for all rows of the fold.
-    shares : sequence of Shares
-        Of all steps of the window; none, to take the buckets for even.
     layers : bool
         Whether tensors are told apart.
 
@@ -363,42 +332,26 @@ def finish(
         As `analyzers._arrays.path_geometry.geometry` returns it, float64 of shape
         ``(step,)`` or ``(step, layer)``.
     """
-    tables = window.tables(steps)
-    gradient_sq = tables["grad_sq"]
-    low_rank = (tables["grad_dot_basis"] * fitted.coefficients).sum(-1)
-    known = tables["grad_dot_displacement"] - low_rank
-    estimated = np.sum(parts, axis=0)
-    variance = _numerator_variance(window, gradient_sq, totals, shares, layers=layers)
-    to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
-    if layers:
-        numerator = Estimate(known - estimated, np.sqrt(variance))
-        return geometry(numerator, to_target, gradient_sq)
-    numerator = Estimate(known.sum(1) - estimated[:, 0], np.sqrt(variance))
-    return geometry(numerator, to_target, gradient_sq.sum(1))
-
-
-def _numerator_variance(
-    window: Window,
-    gradient_sq: FloatArray,
-    totals: Totals,
-    shares: Sequence[Shares],
-    *,
-    layers: bool,
-) -> FloatArray:
-    weighted = gradient_sq @ window.weights**2
-    bits, n_rows = window.run.sketch.bits, window.run.sketch.fold.n_rows
-    if layers:
-        return sketch_variance(
-            weighted[:, None], totals.energy, overlap=None, n_rows=n_rows, bits=bits
+    tables, sketch = window.tables(steps), window.run.sketch
+    gradient_sq, energy = tables["grad_sq"], totals.energy
+    # What is not finite has diverged; its quantities are NaN.
+    with np.errstate(invalid="ignore"):
+        low_rank = (tables["grad_dot_basis"] * fitted.coefficients).sum(-1)
+        known = tables["grad_dot_displacement"] - low_rank
+        if not layers:
+            known, energy = known.sum(1, keepdims=True), energy.sum(keepdims=True)
+        variance = sketch_variance(
+            (gradient_sq @ window.weights**2)[:, None],
+            energy,
+            n_rows=sketch.fold.n_rows,
+            bits=sketch.bits,
         )
-    energy = totals.energy.sum()
-    n_steps = sum(part.n_steps for part in shares)
-    overlap = None
-    if n_steps > 0 and energy > 0:
-        mean = np.sum([part.total for part in shares], axis=0) / n_steps
-        overlap = mean @ totals.bucket_energy / energy - CODE_VARIANCE / bits
-        overlap = max(overlap, 0.0)
-    return sketch_variance(weighted, energy, overlap=overlap, n_rows=n_rows, bits=bits)
+        numerator = Estimate(known - np.sum(parts, axis=0), np.sqrt(variance))
+        to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
+        if layers:
+            return geometry(numerator, to_target, gradient_sq)
+        whole = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
+        return geometry(whole, to_target, gradient_sq.sum(1))
 
 
 def _distance(

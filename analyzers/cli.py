@@ -44,13 +44,14 @@ def geometry(
     console = Console()
     run = open_run(store)
     target = _reference(reference, run.snapshots)
-    results = store.with_suffix(".analysis.zarr")
-    figures = store.with_suffix(".figures")
+    whole = path_geometry(run, reference=target)
+    stem = store.name.removesuffix(".zarr")
+    results = store.with_name(f"{stem}.analysis.zarr")
+    figures = store.with_name(f"{stem}.figures")
     figures.mkdir(exist_ok=True)
     mpl.use("agg")
 
-    whole = path_geometry(run, reference=target)
-    name = quote(whole.attrs["reference"].replace(" ", "-"), safe="")
+    name = _group_name(whole.attrs["reference"])
     means = epoch_means(_stored(whole, results, name)).compute()
     console.print(_table(means))
     _print_missing(console, means)
@@ -61,15 +62,11 @@ def geometry(
         plots.layer_image(means)
         plt.savefig(figures / f"{name}-layers.png", dpi=150)
     plt.close("all")
-    console.print(
-        f"\nFigures in {figures}{os.sep}. Results in {results}; open them with"
-    )
-    console.print(
-        f"    import xarray\n"
-        f'    geometry = xarray.open_zarr("{results}", group="{name}")\n'
-        f'    geometry.gamma.groupby("epoch").mean().values',
-        highlight=False,
-    )
+    print(f"\nFigures: {figures}{os.sep}\nResults: {results}\nOpen them with\n")
+    options = "consolidated=False, chunks=None"
+    print("import xarray")
+    print(f"geometry = xarray.open_zarr({str(results)!r}, group={name!r}, {options})")
+    print('geometry.gamma.groupby("epoch").mean().values')
 
 
 def _reference(text: str, snapshots: tuple[str, ...]) -> Reference:
@@ -79,6 +76,16 @@ def _reference(text: str, snapshots: tuple[str, ...]) -> Reference:
     if text.isdecimal():
         return int(text)
     return open_run(text) if Path(text).is_dir() else text
+
+
+def _group_name(reference: str) -> str:
+    """Name a group of the results; different references have different names."""
+    # Only the names of snapshots and runs are free, and may hold what a path cannot.
+    for kind in ("snapshot", "epoch", "final of"):
+        if reference.startswith(f"{kind} "):
+            name = quote(reference.removeprefix(f"{kind} "), safe="")
+            return f"{kind.replace(' ', '-')}-{name}"
+    return reference
 
 
 def _stored(result: xr.Dataset, path: Path, group: str) -> xr.Dataset:
@@ -92,25 +99,23 @@ def _stored(result: xr.Dataset, path: Path, group: str) -> xr.Dataset:
 def _table(means: xr.Dataset) -> Table:
     """Lay the means out in at most 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("epoch", "steps", "gamma", "min", "max", "RSI", "EB", "loLR"):
-        table.add_column(header, justify="right")
-    table.add_column("distance", justify="right")
+    for header in ("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance"):
+        table.add_column(header, justify="right", no_wrap=True)
     every = -(-means.sizes["epoch"] // MAX_ROWS)
     for i in range(0, means.sizes["epoch"], every):
         row = {name: variable.item() for name, variable in means.isel(epoch=i).items()}
         table.add_row(
             str(means["epoch"].values[i]),
-            str(row["n_steps"]),
             f"{row['gamma']:.4f} ±{row['gamma_stderr']:.4f}",
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
             f"{row['rsi']:.3g}",
             f"{row['eb']:.3g}",
             f"{row['lolr']:.3g}",
-            f"{row['distance']:.4g}",
+            f"{row['distance']:.3g}",
         )
     if every > 1:
-        table.caption = f"Every {every}th epoch is shown."
+        table.caption = f"One epoch of {every} is shown."
     return table
 
 

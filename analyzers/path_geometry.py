@@ -9,14 +9,13 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed, delayed
 
-from analyzers._arrays.path_geometry import MIN_ROWS, QUANTITIES
+from analyzers._arrays.path_geometry import QUANTITIES
 from analyzers._exact import exact_sums, finish_exact
 from analyzers._windows import (
     Residual,
     Totals,
     Window,
     add_totals,
-    bucket_shares,
     contract,
     decode,
     finish,
@@ -106,8 +105,9 @@ def path_geometry(
     random probes; its error is small, but shared by neighbouring steps. Standard errors
     are to first order in both. For one tensor of `layers` the error of gamma is of the
     order of ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``: means
-    over epochs are of use, single steps of small tensors are not. A run recorded with
-    ``exact=True`` has standard errors of 0.
+    over epochs are of use, single steps of small tensors are not. Rounding is not part of
+    any standard error; it shows in tensors of fewer elements than the basis has vectors. A
+    run recorded with ``exact=True`` has standard errors of 0.
 
     Cost: two floating-point operations per parameter and step, and 12 per sign and step.
     Memory: a few hundred MB per worker, whatever the size of the run.
@@ -172,7 +172,8 @@ def _window_arrays(window: Window, layers: bool) -> list[da.Array]:
     """Make the tasks of one window; one array for each chunk of its steps."""
     run = window.run
     bounds = run.windows[["start", "stop"]].isel(window=window.index)
-    row_bytes = 4 * (VECTOR_CHUNK if run.spec.exact else run.spec.sketch_bits)
+    part = min(VECTOR_CHUNK, run.layout.size)
+    row_bytes = 4 * (part if run.spec.exact else run.spec.sketch_bits)
     chunks = _slices(
         int(bounds["start"]), int(bounds["stop"]), max(1, STEP_BYTES // row_bytes)
     )
@@ -200,12 +201,6 @@ def _sketch_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Del
     left = [_task(partial(residual, window, r, layers=layers), fitted) for r in rows]
     totals = _task(add_totals, [_task(_totals, piece) for piece in left])
     decoded = [_task(partial(decode, window, steps)) for steps in chunks]
-    # With few rows, or tensor by tensor, buckets are taken for even.
-    shares = [
-        _task(partial(bucket_shares, window, steps), sketches)
-        for steps, sketches in zip(chunks, decoded, strict=True)
-        if fold.n_rows >= MIN_ROWS and not layers
-    ]
     products = [
         [
             _task(partial(contract, window, r, layers=layers), sketches, piece)
@@ -219,7 +214,6 @@ def _sketch_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Del
             fitted,
             totals,
             of_steps,
-            shares,
         )
         for steps, of_steps in zip(chunks, products, strict=True)
     ]

@@ -54,8 +54,12 @@ def run(
         Directions in which gradients are known exactly.
     """
     observe = partial(Recorder, out, exact=exact, sketch_bits=sketch_bits, basis=basis)
-    experiment.train(observe, partial(track, description=f"recording {out}"))
-    Console().print(f"Recorded {out}. Next: [bold]traj-analyze geometry {out}[/bold]")
+    experiment.train(observe, partial(track, description="recording"))
+    Console().print(
+        f"Recorded {out}. Next: traj-analyze geometry {out}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def two_run(experiment: Experiment, *, out: Path, layers: bool = False) -> None:
@@ -85,7 +89,11 @@ def two_run(experiment: Experiment, *, out: Path, layers: bool = False) -> None:
         layers=layers,
     )
     exact.to_zarr(out, mode="w-", consolidated=False)
-    Console().print(f"Exact geometry in {out}. Open it with xarray.open_zarr.")
+    Console().print(
+        f'Exact geometry in {out}: xarray.open_zarr("{out}", consolidated=False)',
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def list_experiments() -> None:

@@ -41,7 +41,8 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
     Raises
     ------
     RuntimeError
-        If the second run does not end where the first did, bit for bit.
+        If the second run does not end where the first did, bit for bit, or if there was
+        no step.
     """
     ends: list[dict[str, Tensor]] = []
     measured: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -56,11 +57,11 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
         steps_per_epoch: int,
         total_steps: int,
     ) -> Iterator[Log]:
-        del optimizer, total_steps
-        names.extend(name for name, _ in model.named_parameters())
+        del total_steps
+        names.extend(_held(model, optimizer))
         epoch_lengths.append(steps_per_epoch)
         yield Deaf()
-        ends.append(_copy(model))
+        ends.append(_copy(_held(model, optimizer)))
 
     @contextmanager
     def second(
@@ -73,39 +74,49 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
         del steps_per_epoch, total_steps
         target = {name: end.double() for name, end in ends[0].items()}
 
+        parameters = _held(model, optimizer)
+
         def measure(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-            measured.append(_products(model, target))
+            measured.append(_products(parameters, target))
 
         handle = optimizer.register_step_pre_hook(measure)
         try:
             yield Deaf()
         finally:
             handle.remove()
-        ends.append(_copy(model))
+        ends.append(_copy(parameters))
 
     train(first)
     train(second)
     _check_same_end(*ends)
+    if not measured:
+        raise RuntimeError("The training made no optimizer step; nothing was measured.")
     h, squares, gradient_sq = (
-        torch.stack(column).numpy() for column in zip(*measured, strict=True)
+        torch.stack(column).cpu().numpy() for column in zip(*measured, strict=True)
     )
     return _dataset(h, squares, gradient_sq, names, epoch_lengths[0], layers=layers)
 
 
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+def _held(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the model's parameters that the optimizer holds, by name."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in model.named_parameters() if id(p) in held}
+
+
+def _copy(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 def _products(
-    model: nn.Module, target: dict[str, Tensor]
+    parameters: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return <g, x - x*>, |x - x*|^2 and |g|^2 by layer, float64."""
     h, squares, gradient_sq = [], [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         to_target = (parameter.detach().double() - target[name]).flatten()
         gradient = torch.zeros_like(to_target)
         if parameter.grad is not None:
-            gradient = parameter.grad.double().flatten()
+            gradient = parameter.grad.to_dense().double().flatten()
         h.append(gradient @ to_target)
         squares.append(to_target @ to_target)
         gradient_sq.append(gradient @ gradient)
@@ -113,7 +124,11 @@ def _products(
 
 
 def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    differing = [
+        name
+        for name in first
+        if not torch.allclose(first[name], second[name], 0, 0, equal_nan=True)
+    ]
     if differing:
         raise RuntimeError(
             f"The second run did not end where the first did: {len(differing)} of "
@@ -152,7 +167,8 @@ def _dataset(
         "iteration": ("step", step % steps_per_epoch),
     }
     if layers:
-        coordinates["layer"] = names
+        # Fixed-width strings have no place in Zarr's specification; these have.
+        coordinates["layer"] = np.array(names, object)
     attributes = {"reference": "final", "source": "exact two-run protocol"}
     variables = {name: (dims, value) for name, value in values.items()}
     return xr.Dataset(variables, coordinates, attributes)

@@ -1,10 +1,12 @@
 """Command line: what a store holds."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional
 
 from trajstore.command_line import run_command_line
@@ -24,7 +26,7 @@ def info(store: Positional[Path]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in _facts(run).items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     Console().print(table)
 
 
@@ -44,7 +46,8 @@ def _facts(run: Run) -> dict[str, str]:
         "store": str(run.path),
         "status": f"{run.status}, begun {run.attributes['created']}",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
-        "steps": f"{run.n_steps:,} in {run.n_epochs} epochs, {run.n_windows} windows",
+        "steps": f"{run.n_steps:,}",
+        "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
         "recorded": sketch,
         "scalars": ", ".join(run.attributes["metrics"]) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
@@ -57,22 +60,24 @@ def _facts(run: Run) -> dict[str, str]:
     if run.n_steps:
         per_step, gradient = sizes["steps"] / run.n_steps, 4 * layout.n_params
         facts["bytes per step"] = (
-            f"{decimal(round(per_step))}; a float32 gradient takes "
-            f"{decimal(gradient)}, {gradient / per_step:.0f} times as much"
+            f"{decimal(round(per_step))}, against {decimal(gradient)} of a float32 gradient"
         )
         facts["compression"] = (
-            f"all gradients would take {decimal(gradient * run.n_steps)}, "
-            f"{gradient * run.n_steps / total:.0f} times the whole store"
+            f"{gradient / per_step:.3g} x for a step; all gradients would take "
+            f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
+            "the whole store"
         )
     return facts
 
 
 def _bytes_below(path: Path, exclude: tuple[str, ...] = ()) -> int:
-    return sum(
-        file.stat().st_size
-        for file in path.rglob("*")
-        if file.is_file() and file.relative_to(path).parts[0] not in exclude
-    )
+    total = 0
+    for file in path.rglob("*"):
+        if file.relative_to(path).parts[0] not in exclude:
+            # A file may be renamed while a run is being recorded.
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ class Commits:
 
     def widen(self, name: str, size: int) -> None:
         """Set the second dimension of an array; what is new reads as NaN."""
+        assert not any(waiting == name for waiting, _ in self._writes)
         spec, tail = self._specs[name], self._tails[name]
         self._specs[name] = replace(spec, inner=(size, *spec.inner[1:]))
         wider = np.full((len(tail), size, *spec.inner[1:]), np.nan, spec.dtype)
@@ -77,6 +78,7 @@ class Commits:
 
     def amend_last(self, name: str, columns: Mapping[int, float]) -> None:
         """Overwrite columns of the last row of a two-dimensional array."""
+        assert self._lengths[name] > 0
         tail = self._tails[name].copy()
         tail[-1, list(columns)] = list(columns.values())
         self._writes[name, self._lengths[name] - len(tail)] = tail
@@ -123,7 +125,15 @@ class Commits:
         array = AsyncArray(
             metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
         )
-        await array.setitem(slice(start, start + len(values)), values)
+        rows = slice(start, start + len(values))
+        if values.ndim == 1:
+            await array.setitem(rows, values)
+            return
+        # Chunk after chunk: Zarr would hold copies of all of them at once.
+        width = self._specs[name].chunk[1]
+        for first in range(0, values.shape[1], width):
+            columns = slice(first, first + width)
+            await array.setitem((rows, columns), values[:, columns])
 
     async def _put(self, key: str, document: object) -> None:
         buffer = default_buffer_prototype().buffer

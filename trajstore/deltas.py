@@ -40,7 +40,9 @@ def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     scales = np.abs(blocks).max(1) / np.float32(LEVELS)
     # A zero block would divide 0 by 0; any other divisor gives the code 0.
     divisor = np.where(scales == 0, np.float32(1), scales)
-    codes = np.rint(blocks / divisor[:, None]).astype(np.int8)
+    codes = np.rint(blocks / divisor[:, None])
+    # The scale of denormal numbers is rounded, and may be too small.
+    codes = codes.clip(-LEVELS, LEVELS).astype(np.int8)
     return codes.reshape(-1), scales
 
 

@@ -12,7 +12,7 @@ def encode(difference: Tensor) -> tuple[Tensor, Tensor]:
     blocks = difference.nan_to_num(0.0, 0.0, 0.0).view(-1, BLOCK)
     scales = blocks.abs().amax(1) / LEVELS
     divisor = torch.where(scales == 0, 1.0, scales)
-    codes = (blocks / divisor[:, None]).round_().to(torch.int8)
+    codes = (blocks / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
     return codes.view(-1), scales
 
 

@@ -5,6 +5,7 @@ and prepares all views of the buffer once: in a small net their making would tak
 than the arithmetic.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -48,18 +49,19 @@ class _Chunk(NamedTuple):
 
 
 class FoldOnDevice:
-    """Folds the rows of one buffer.
+    """Folds the rows of one of some buffers.
 
     Parameters
     ----------
     fold : Fold
         What to compute.
-    buffer : torch.Tensor
-        float32, (vector, `padded_size`), zero beyond the size of the fold. Its storage
-        is kept: calls fold what it holds then.
+    buffers : sequence of torch.Tensor
+        float32, (vector, `padded_size`), zero beyond the size of the fold; of one shape.
+        Their storage is kept: calls fold what it holds then.
     """
 
-    def __init__(self, fold: Fold, buffer: Tensor) -> None:
+    def __init__(self, fold: Fold, buffers: Sequence[Tensor]) -> None:
+        device, n_vectors = buffers[0].device, len(buffers[0])
         self._width = row_length(fold)
         signs = torch.from_numpy(
             random_signs(
@@ -68,24 +70,34 @@ class FoldOnDevice:
                 role=fold.column_role,
             )
         )
-        signs = signs.to(buffer.device).as_strided(
-            (fold.n_rows, self._width), (SHIFT, 1)
-        )
-        n = max(1, CHUNK.get(buffer.device.type, CHUNK["cuda"]) // self._width)
+        signs = signs.to(device).as_strided((fold.n_rows, self._width), (SHIFT, 1))
+        n = max(1, CHUNK.get(device.type, CHUNK["cuda"]) // self._width)
         n = min(n, fold.n_rows)
-        scratch = buffer.new_zeros(len(buffer), (n * self._width // BLOCK + 2) * BLOCK)
+        scratch_size = (n * self._width // BLOCK + 2) * BLOCK
+        scratch = torch.zeros(n_vectors, scratch_size, device=device)
         self._chunks = [
-            _chunk(slice(first, min(first + n, fold.n_rows)), buffer, signs, scratch)
-            for first in range(0, fold.n_rows, n)
+            [
+                _chunk(
+                    slice(first, min(first + n, fold.n_rows)), buffer, signs, scratch
+                )
+                for first in range(0, fold.n_rows, n)
+            ]
+            for buffer in buffers
         ]
 
     def __call__(
-        self, row_signs: Tensor, out: Tensor, weighted: Weighted | None = None
+        self,
+        which: int,
+        row_signs: Tensor,
+        out: Tensor,
+        weighted: Weighted | None = None,
     ) -> None:
         """Fold all vectors with the same row signs, and perhaps the first once more.
 
         Parameters
         ----------
+        which : int
+            Index of the buffer.
         row_signs : torch.Tensor
             float32, (row,).
         out : torch.Tensor
@@ -94,7 +106,7 @@ class FoldOnDevice:
             The further fold.
         """
         sums = [buckets[: self._width] for buckets in out]
-        for chunk in self._chunks:
+        for chunk in self._chunks[which]:
             torch.mul(chunk.vectors, chunk.signs, out=chunk.signed)
             for columns, buckets in zip(chunk.columns, sums, strict=True):
                 buckets.addmv_(columns, row_signs[chunk.rows])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -81,12 +81,13 @@ class Layout:
         ValueError
             If arrays are missing or have other shapes; all of them are listed.
         """
+        arrays = {
+            name: np.asarray(tensors[name]) for name in self.names if name in tensors
+        }
         problems = [
-            f"{name}: missing, expected shape {shape}"
-            if name not in tensors
-            else f"{name}: expected shape {shape}, got {np.shape(tensors[name])}"
+            f"{name}: {found}, expected shape {shape}"
             for name, shape in zip(self.names, self.shapes, strict=True)
-            if name not in tensors or np.shape(tensors[name]) != shape
+            if (found := _misfit(arrays.get(name), shape))
         ]
         if problems:
             raise ValueError(
@@ -97,7 +98,7 @@ class Layout:
         for name, offset, size in zip(
             self.names, self.offsets, self.sizes, strict=True
         ):
-            flat[offset : offset + size] = np.asarray(tensors[name]).reshape(-1)
+            flat[offset : offset + size] = arrays[name].reshape(-1)
         return flat
 
     def unflatten(
@@ -110,3 +111,12 @@ class Layout:
                 self.names, self.shapes, self.offsets, self.sizes, strict=True
             )
         }
+
+
+def _misfit(array: npt.NDArray[Any] | None, shape: tuple[int, ...]) -> str | None:
+    """Say what is wrong with an array that should hold real numbers in a shape."""
+    if array is None:
+        return "missing"
+    if array.shape != shape:
+        return f"got shape {array.shape}"
+    return None if array.dtype.kind in "biuf" else f"got values of type {array.dtype}"

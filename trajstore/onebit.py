@@ -39,11 +39,12 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     """
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
-    energy = np.square(blocks).sum(-1)
-    magnitude = np.abs(blocks).sum(-1)
-    scales = np.divide(
-        energy, magnitude, out=np.zeros_like(energy), where=magnitude != 0
-    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        energy = np.square(blocks).sum(-1)
+        magnitude = np.abs(blocks).sum(-1)
+        scales = np.divide(
+            energy, magnitude, out=np.zeros_like(energy), where=magnitude != 0
+        )
     return np.packbits(vectors >= 0, axis=-1), scales
 
 

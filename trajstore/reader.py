@@ -16,31 +16,24 @@ from filelock import FileLock, Timeout
 from trajstore import deltas
 from trajstore.layout import BLOCK, Layout
 from trajstore.probes import Probes
-from trajstore.rotation import n_blocks
+from trajstore.root_document import root_problems
 from trajstore.schema import (
     DESCRIPTIONS,
-    FORMAT,
-    FORMAT_VERSION,
     KEYFRAME_EVERY,
     LAYER,
     LOCK,
-    STATUSES,
     STEP,
-    ArraySpec,
     RunSpec,
     SchemaError,
-    step_arrays,
     table_columns,
-    validate_spec,
-    window_arrays,
 )
 from trajstore.sketch import Sketch
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
-DECODED_PARTS: Final = 16
-"""Parts of references that a run keeps decoded; 16 MB each in the analyses."""
+DECODED_PARTS: Final = 32
+"""Parts of references that a run keeps decoded; 8 MB each in the analyses."""
 
 
 @dataclass(frozen=True, slots=False, eq=False)
@@ -55,10 +48,13 @@ class Run:
         Directory of the store.
     group : zarr.Group
         The store, read-only.
+    is_written : bool
+        Whether a process held the store's lock.
     """
 
     path: Path
     group: zarr.Group
+    is_written: bool
 
     def __repr__(self) -> str:
         return (
@@ -67,7 +63,7 @@ class Run:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Run, (self.path, self.group)
+        return Run, (self.path, self.group, self.is_written)
 
     @cached_property
     def attributes(self) -> Mapping[str, Any]:
@@ -92,9 +88,7 @@ class Run:
         was killed: nobody writes to the store any more, and it was never closed.
         """
         status: str = self.attributes["status"]
-        if status == "running" and not _is_locked(self.path / LOCK):
-            return "interrupted"
-        return status
+        return "interrupted" if status == "running" and not self.is_written else status
 
     @property
     def n_steps(self) -> int:
@@ -274,9 +268,11 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no trajectory store at {path}.")
+    # Asked in this order, a run that is closed meanwhile does not look interrupted.
+    is_written = _is_locked(path / LOCK)
     try:
         root = json.loads((path / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise SchemaError(
             [f"{path}: not a trajectory store; it has no zarr.json."]
         ) from None
@@ -284,59 +280,10 @@ def open_run(path: str | Path) -> Run:
         raise SchemaError(
             [f"{path / 'zarr.json'}: truncated or damaged ({error})."]
         ) from error
-    if problems := _problems(root):
+    if problems := root_problems(root):
         raise SchemaError([f"{path}: {problem}" for problem in problems])
-    return Run(path, zarr.open_group(path, mode="r", use_consolidated=True))
-
-
-def _problems(root: Any) -> list[str]:
-    """List why a root document is not that of a readable store."""
-    attributes = root.get("attributes") if isinstance(root, dict) else None
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        return ["not a trajectory store; its attributes do not say so."]
-    version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
-        problem = f"format_version: expected {FORMAT_VERSION}, got {version!r}."
-        return [f"{problem} Open it with the version of trajstore that wrote it."]
-    problems = validate_spec(attributes.get("spec"))
-    if attributes.get("status") not in STATUSES:
-        problems.append(
-            f"status: expected one of {STATUSES}, got {attributes.get('status')!r}"
-        )
-    if not isinstance(attributes.get("metrics"), list):
-        problems.append(f"metrics: expected a list, got {attributes.get('metrics')!r}")
-    if not isinstance(attributes.get("snapshots"), dict):
-        problems.append("snapshots: expected an object")
-    if problems:
-        return problems
-    return _array_problems(root, RunSpec.from_json(attributes["spec"]))
-
-
-def _array_problems(root: dict[str, Any], spec: RunSpec) -> list[str]:
-    """Compare the arrays of a store with those that its spec calls for."""
-    found = root.get("consolidated_metadata", {}).get("metadata", {})
-    columns = found.get("scalars", {}).get("shape", [0, 0])[1]
-    size = Layout(spec.names, spec.shapes).size
-    expected: dict[str, ArraySpec] = step_arrays(
-        spec, size=size, n_metrics=columns, n_blocks=n_blocks(spec.sketch_bits)
-    ) | window_arrays(spec, size=size, block=BLOCK)
-    problems = []
-    for name, array in expected.items():
-        shape = found.get(name, {}).get("shape")
-        if shape is None:
-            problems.append(f"{name}: missing")
-        elif tuple(shape[1:]) != array.inner:
-            problems.append(
-                f"{name}: expected rows of shape {array.inner}, got {tuple(shape[1:])}"
-            )
-    lengths = {
-        name: found[name]["shape"][0]
-        for name, array in expected.items()
-        if name in found and array.dims[0] == STEP
-    }
-    if len(set(lengths.values())) > 1:
-        problems.append(f"arrays differ in their number of steps: {lengths}")
-    return problems
+    group = zarr.open_group(path, mode="r", use_consolidated=True)
+    return Run(path, group, is_written)
 
 
 def _is_locked(path: Path) -> bool:
@@ -344,7 +291,8 @@ def _is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, blocking=False):
+        # Another reader may be asking just now; a writer keeps the lock.
+        with FileLock(path, timeout=0.2, poll_interval=0.02):
             return False
     except (Timeout, PermissionError):
         return True

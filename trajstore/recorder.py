@@ -1,11 +1,12 @@
 """Record a training run while it happens, without changing it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from operator import index
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, SupportsIndex
 from warnings import warn
 
 import numpy as np
@@ -16,12 +17,12 @@ from torch.optim import Optimizer
 from trajstore.background import Background
 from trajstore.layout import Layout
 from trajstore.row_buffer import RowBuffer, Scalar, to_numpy
-from trajstore.schema import KEYFRAME_EVERY, RECORDED_SCALARS, RunSpec
+from trajstore.schema import DESCRIPTIONS, KEYFRAME_EVERY, RunSpec
 from trajstore.tracker import Reference, Tracker
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
 
-FLUSH_BYTES: Final = 8 << 20
+FLUSH_BYTES: Final = 4 << 20
 """Rows are written when they take this much memory, at the latest."""
 
 N_WAITING: Final = 2
@@ -71,7 +72,7 @@ class Recorder:
     seed : int, default: 0
         Seed of the recorder's own random signs; independent of torch's streams.
     flush_rows : int, default: 1024
-        Rows are written when there are so many, or when they take 8 MB.
+        Rows are written when there are so many, or when they take 4 MB.
     flush_seconds : float, default: 30.0
         Rows are written at the latest after this time.
 
@@ -89,7 +90,7 @@ class Recorder:
     -----
     Besides the model: ``3 + basis`` float32 vectors of the length of the parameters, a
     byte per parameter for each of ``2**(basis - 2)`` past references, and two buffers
-    of rows of 8 MB. At the default basis and with everything that is in flight the peak
+    of rows of 4 MB. At the default basis and with everything that is in flight the peak
     is below 8 vectors.
 
     Examples
@@ -128,6 +129,10 @@ class Recorder:
         layout = Layout(
             tuple(parameters), tuple(tuple(p.shape) for p in parameters.values())
         )
+        # NumPy's integers are welcome too.
+        steps_per_epoch = _as_int(steps_per_epoch)
+        total_steps = _as_int(total_steps)
+        reference_every = _as_int(reference_every)
         self._spec = RunSpec.from_json(
             {
                 "names": layout.names,
@@ -142,8 +147,13 @@ class Recorder:
                 "exact": exact,
             }
         )
-        if flush_rows < 1:
-            raise ValueError(f"`flush_rows` must be at least 1, got {flush_rows}.")
+        if layout.size == 0:
+            raise ValueError("The model's parameters have no elements to record.")
+        if flush_rows < 1 or flush_seconds <= 0:
+            raise ValueError(
+                "`flush_rows` must be at least 1 and `flush_seconds` positive, got "
+                f"{flush_rows} and {flush_seconds}."
+            )
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
             reference_every=reference_every,
@@ -195,13 +205,17 @@ class Recorder:
         ValueError
             If a name is one that the recorder uses, or a tensor has several elements.
         TypeError
-            If a value is not a number.
+            If a value is not a real number.
+        RuntimeError
+            If the recorder is closed.
         """
+        self._check_open()
         for name, value in scalars.items():
             if name in RESERVED or name.startswith("lr_"):
                 raise ValueError(
                     f"The name {name!r} is taken: the recorder records it by itself. "
-                    f"Choose another name than {sorted(RESERVED)}."
+                    "Choose another; taken are those that begin with 'lr_' and "
+                    f"{sorted(RESERVED)}."
                 )
             self._pending[name] = _scalar(name, value)
 
@@ -212,7 +226,10 @@ class Recorder:
         ------
         ValueError
             If the recorder was given ``steps_per_epoch``, which counts epochs already.
+        RuntimeError
+            If the recorder is closed.
         """
+        self._check_open()
         if self._spec.steps_per_epoch is not None:
             raise ValueError(
                 f"`steps_per_epoch` = {self._spec.steps_per_epoch} begins the epochs of "
@@ -276,7 +293,9 @@ class Recorder:
             If writing failed.
         """
         if self._is_open:
-            if self._step > 0 and not self._tracker.is_where_last_step_led():
+            # After a step that failed halfway nothing is known of the parameters.
+            was_completed = self._step > 0 and self._row is None
+            if was_completed and not self._tracker.is_where_last_step_led():
                 warn(
                     "The parameters have changed since the last optimizer step. The "
                     "final iterate is what they are now.",
@@ -300,7 +319,8 @@ class Recorder:
             try:
                 self._close("failed")
             except RuntimeError as error:
-                exception.add_note(str(error))
+                if error.__cause__ is not exception.__cause__:
+                    exception.add_note(str(error))
 
     def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # The first of the positional arguments is the optimizer itself.
@@ -385,21 +405,26 @@ class Recorder:
         self._is_open = False
         for hook in self._hooks:
             hook.remove()
-        self._submit_rows()
-        pending = {name: float(value) for name, value in self._pending.items()}
-        final = self._tracker.parameters()
+        # What was logged for a step that never came is no part of the last one.
+        pending = self._pending if status == "complete" and self._step > 0 else {}
 
         def write() -> None:
-            if pending and self._step > 0:
-                self._writer.amend_last(pending)
-            self._writer.write_final(to_numpy(final), status=status)
+            if pending:
+                last = {name: float(value) for name, value in pending.items()}
+                self._writer.amend_last(last)
+            final = to_numpy(self._tracker.last_parameters())
+            self._writer.write_final(final, status=status)
             self._writer.commit()
 
         try:
+            self._submit_rows()
+            self._background.wait()
             self._background.submit(write)
         finally:
-            self._background.close()
-            self._writer.close()
+            try:
+                self._background.close()
+            finally:
+                self._writer.close()
 
     def _learning_rates(self) -> dict[str, Scalar]:
         rates = {}
@@ -416,10 +441,14 @@ class Recorder:
             raise RuntimeError("The recorder is closed; nothing more can be recorded.")
 
 
-RESERVED: Final = frozenset({"lr", "step", "epoch", "iteration", "window", "layer"}) | {
-    *RECORDED_SCALARS
+RESERVED: Final = frozenset(DESCRIPTIONS) | {
+    *("step", "epoch", "iteration", "window", "layer", "basis")
 }
 """Names that `Recorder.log` refuses."""
+
+
+def _as_int(number: SupportsIndex | None) -> int | None:
+    return None if number is None else index(number)
 
 
 def _scalar(name: str, value: object) -> Scalar:
@@ -429,10 +458,13 @@ def _scalar(name: str, value: object) -> Scalar:
                 f"{name!r} must be one number, got a tensor of shape "
                 f"{tuple(value.shape)}. Log its mean, or several names."
             )
-        return value.detach().clone()
-    if isinstance(value, (int, float, np.number, np.bool_)):
+        if not value.is_complex():
+            return value.detach().clone()
+    elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
         return float(value)
-    raise TypeError(f"{name!r} must be a number or a tensor, got {value!r}.")
+    raise TypeError(
+        f"{name!r} must be a real number or a tensor of one, got {value!r}."
+    )
 
 
 def _trained_parameters(
@@ -465,22 +497,37 @@ def _trained_parameters(
     return parameters
 
 
+PRECISIONS: Final[Sequence[Any]] = (
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+)
+"""Where torch keeps what float32 matrix products may be rounded to."""
+
+
 def _quiet(device: torch.device) -> AbstractContextManager[None]:
     """Compute without gradients and in full float32, whatever training has chosen."""
     # Entering one context manager instead of three is noticed in a small net's step.
-    if torch.get_float32_matmul_precision() == "highest" and not (
-        torch.is_autocast_enabled(device.type)
-    ):
-        return torch.no_grad()
-    return _full_precision(device)
+    whole = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    rounded = whole not in FULL or any(
+        backend.fp32_precision not in FULL for backend in PRECISIONS
+    )
+    if rounded or torch.is_autocast_enabled(device.type):
+        return _full_precision(device)
+    return torch.no_grad()
+
+
+FULL: Final = {"none", "ieee"}
+"""Names that torch has for full precision."""
 
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    chosen = [backend.fp32_precision for backend in PRECISIONS]
+    for backend in PRECISIONS:
+        backend.fp32_precision = "ieee"
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(PRECISIONS, chosen, strict=True):
+            backend.fp32_precision = precision

@@ -122,7 +122,7 @@ def _epoch(run: Run, epoch: int) -> ReferencePoint:
     if epoch not in run.epoch_windows:
         raise KeyError(
             f"No reference at the start of epoch {epoch} in {run.path}; there are those "
-            f"of the epochs {_ranges(list(run.epoch_windows))}."
+            f"of these epochs: {_ranges(list(run.epoch_windows)) or 'none'}."
         )
     return ReferencePoint(
         label=f"epoch {epoch}",
@@ -133,6 +133,11 @@ def _epoch(run: Run, epoch: int) -> ReferencePoint:
 
 
 def _final_of(other: Run, run: Run) -> ReferencePoint:
+    if not other.has_final:
+        raise ValueError(
+            f"{other.path} has no final iterate: its status is {other.status!r}. Give a "
+            "run that was closed, or a mapping from parameter name to array."
+        )
     final = _final(other)
     read = final.read
     if other.layout != run.layout:

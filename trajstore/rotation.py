@@ -6,8 +6,9 @@ large entries is still far from Gaussian, and a 1-bit code of it is biased; two 
 suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
 ``y = rho H rho' H z``.
 
-The signs rho are fresh in every step and make the errors of different steps independent.
-Those of the second round scramble what the first has spread, and may be fixed.
+The signs are fresh in every step, which makes the errors of different steps independent.
+The second round takes those of the first with their halves swapped: a vector of few large
+entries depends on few signs of the first round, and so hardly on what the second does.
 """
 
 from functools import cache
@@ -78,26 +79,29 @@ def hadamard(vectors: FloatArray) -> FloatArray:
     return z.reshape(vectors.shape)
 
 
-def rotate(vectors: FloatArray, first: FloatArray, second: FloatArray) -> FloatArray:
+def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
     """Rotate the last axis.
 
     Parameters
     ----------
     vectors : numpy.ndarray
         float32, shape ``(..., size)``.
-    first, second : numpy.ndarray
-        Signs of the two rounds, float32, shape ``(..., size)``.
+    signs : numpy.ndarray
+        Random signs, float32, shape ``(..., size)``.
 
     Returns
     -------
     numpy.ndarray
         float32, shape ``(..., size)``, with the norms of `vectors`.
     """
-    return hadamard(second * hadamard(first * vectors))
+    return hadamard(second_round(signs) * hadamard(signs * vectors))
 
 
-def rotate_back(
-    vectors: FloatArray, first: FloatArray, second: FloatArray
-) -> FloatArray:
+def rotate_back(vectors: FloatArray, signs: FloatArray) -> FloatArray:
     """Return the inverse of `rotate` for the same signs."""
-    return first * hadamard(second * hadamard(vectors))
+    return signs * hadamard(second_round(signs) * hadamard(vectors))
+
+
+def second_round(signs: FloatArray) -> FloatArray:
+    """Return the signs of the second round, the halves of the first swapped."""
+    return np.roll(signs, signs.shape[-1] // 2, axis=-1)

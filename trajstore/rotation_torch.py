@@ -28,25 +28,31 @@ class Rotation:
         self._spare = torch.empty(size, dtype=torch.float32, device=device)
         self._block = block
 
-    def __call__(self, vector: Tensor, *signs: Tensor) -> None:
+    def __call__(self, vector: Tensor, signs: Tensor) -> None:
         """See `trajstore.rotation.rotate`.
 
         Parameters
         ----------
         vector : torch.Tensor
             float32, (size,); overwritten.
-        *signs : torch.Tensor
-            float32, (size,): the signs of each round.
+        signs : torch.Tensor
+            float32, (size,).
         """
+        half = len(vector) // 2
+        vector.mul_(signs)
+        self._hadamard(vector)
+        vector[:half].mul_(signs[half:])
+        vector[half:].mul_(signs[:half])
+        self._hadamard(vector)
+
+    def _hadamard(self, vector: Tensor) -> None:
+        """Apply the Hadamard transform block by block."""
         blocks = vector.split(self._block)
         spares = self._spare.split(self._block)
-        for round_signs in signs:
-            vector.mul_(round_signs)
-            for block, spare in zip(blocks, spares, strict=True):
-                self._transform(block, spare)
+        for block, spare in zip(blocks, spares, strict=True):
+            self._transform(block, spare)
 
     def _transform(self, block: Tensor, spare: Tensor) -> None:
-        """Apply the Hadamard transform to one block."""
         source, target = block, spare
         for matrix in self._matrices:
             n = len(matrix)

@@ -36,9 +36,11 @@ def complete_tables(measured: Array, reference_sq: Array, spec: RunSpec) -> Arra
     displacement_on_reference = table[..., columns["displacement_dot_basis"].start]
     displacement_sq = table[..., columns["displacement_sq"].start]
     grad_dot_displacement = table[..., columns["grad_dot_displacement"].start]
-    param_sq = displacement_sq + 2 * displacement_on_reference + reference_sq
-    derived = [np.maximum(param_sq, 0), grad_dot_displacement + on_reference]
-    return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
+    # What diverges is recorded as it is.
+    with np.errstate(invalid="ignore", over="ignore"):
+        param_sq = displacement_sq + 2 * displacement_on_reference + reference_sq
+        derived = [np.maximum(param_sq, 0), grad_dot_displacement + on_reference]
+        return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
 
 
 def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:
@@ -83,4 +85,5 @@ def decode_probes(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
     scales = arrays["probe_scales"].astype(np.float64)
     gradient = arrays["gradient_probes"] / 127.0
     displacement = arrays["displacement_probes"].astype(np.float64)
-    return gradient * scales[:, :1], displacement * scales[:, 1:]
+    with np.errstate(invalid="ignore"):
+        return gradient * scales[:, :1], displacement * scales[:, 1:]

@@ -30,8 +30,6 @@ UPDATE_TABLE: Final = ("update_sq", "update_dot_displacement")
 DERIVED_TABLE: Final = ("param_sq", "grad_dot_param")
 """Per tensor: |x|^2 and <g, x>."""
 
-RECORDED_SCALARS: Final = ("wall_time", "grad_norm", "update_norm", "param_norm")
-"""Scalars recorded besides ``lr`` and what the user logs."""
 
 DESCRIPTIONS: Final = {
     "lr": ("learning rate", "1"),
@@ -63,7 +61,7 @@ CHUNK_BYTES: Final = 2 << 20
 
 MAX_CHUNK_ROWS: Final = 8192
 
-VECTOR_CHUNK: Final = 1 << 22
+VECTOR_CHUNK: Final = 1 << 21
 """Elements in a chunk of a parameter vector."""
 
 
@@ -436,6 +434,11 @@ def table_columns(spec: RunSpec) -> dict[str, slice]:
         columns[name] = slice(start, start + width)
         start += width
     return columns
+
+
+def n_metric_columns(n_metrics: int) -> int:
+    """Return the number of columns of ``scalars`` for some metrics: whole blocks."""
+    return max(1, -(-n_metrics // METRIC_BLOCK)) * METRIC_BLOCK
 
 
 def n_columns(spec: RunSpec) -> int:

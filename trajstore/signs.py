@@ -21,9 +21,7 @@ class Role(IntEnum):
     FOLD = 0
     """Column signs of the sketch's fold, fixed for a run."""
     STEP = 1
-    """Signs of the sketch that are fresh in every step: first round, then rows."""
-    SECOND_ROUND = 4
-    """Signs of the second round of the sketch's rotation, fixed for a run."""
+    """Signs of the sketch that are fresh in every step: of the rotation, then rows."""
     PROBE_ROWS = 2
     """Row signs of the probes' fold, fixed for a run."""
     PROBE_FOLD = 3

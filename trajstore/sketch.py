@@ -61,13 +61,8 @@ class Sketch:
 
     @property
     def sign_counts(self) -> tuple[int, int]:
-        """Numbers of fresh random signs in a step: of the first round, of the rows."""
+        """Numbers of fresh random signs in a step: of the rotation, of the rows."""
         return self.bits, self.fold.n_rows
-
-    @cached_property
-    def second_round(self) -> FloatArray:
-        """The fixed signs of the rotation's second round, float32 of (bits,)."""
-        return random_signs(self.bits, seed=self.seed, role=Role.SECOND_ROUND)
 
     def step_signs(self, step: int) -> tuple[FloatArray, FloatArray]:
         """Draw the signs of one step.
@@ -79,7 +74,7 @@ class Sketch:
 
         Returns
         -------
-        first_round : numpy.ndarray
+        rotation : numpy.ndarray
             float32, shape ``(bits,)``.
         rows : numpy.ndarray
             float32, shape ``(n_rows,)``.
@@ -108,9 +103,8 @@ class Sketch:
         scales : numpy.ndarray
             float32, shape ``(n_blocks,)``.
         """
-        first, rows = self.step_signs(step)
-        folded = self.fold(gradient, rows)
-        return onebit.encode(rotate(folded, first, self.second_round))
+        rotation, rows = self.step_signs(step)
+        return onebit.encode(rotate(self.fold(gradient, rows), rotation))
 
     def decode(
         self,
@@ -137,9 +131,8 @@ class Sketch:
         buckets = np.empty((len(steps), self.fold.width), np.float32)
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
         for i, step in enumerate(steps):
-            first, row_signs[i] = self.step_signs(int(step))
-            rotated = onebit.decode(signs[i], scales[i])
-            decoded = rotate_back(rotated, first, self.second_round)
+            rotation, row_signs[i] = self.step_signs(int(step))
+            decoded = rotate_back(onebit.decode(signs[i], scales[i]), rotation)
             buckets[i] = decoded[: self.fold.width]
         return Decoded(buckets, row_signs)
 

@@ -1,6 +1,7 @@
 """The torch twin of `trajstore.sketch`: what training runs in every step."""
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from trajstore import onebit_torch
@@ -11,30 +12,31 @@ from trajstore.sketch import Sketch
 
 
 class SketchOnDevice:
-    """Sketches and probes the rows of one buffer.
+    """Sketches and probes the rows of one of some buffers.
 
     Parameters
     ----------
     sketch : Sketch
         What to compute.
-    buffer : torch.Tensor
+    buffers : sequence of torch.Tensor
         float32, (vector, padded size); the first vector is sketched. See `FoldOnDevice`.
     """
 
-    def __init__(self, sketch: Sketch, buffer: Tensor) -> None:
+    def __init__(self, sketch: Sketch, buffers: Sequence[Tensor]) -> None:
+        device = buffers[0].device
         self._sketch = sketch
-        self._fold = FoldOnDevice(sketch.fold, buffer)
-        self._rotation = Rotation(sketch.bits, buffer.device)
-        self._signs = SignsOnDevice(sum(sketch.sign_counts), buffer.device)
-        self._second_round = torch.from_numpy(sketch.second_round).to(buffer.device)
-        self._buckets = buffer.new_zeros(sketch.bits)
+        self._fold = FoldOnDevice(sketch.fold, buffers)
+        self._rotation = Rotation(sketch.bits, device)
+        self._signs = SignsOnDevice(sum(sketch.sign_counts), device)
+        self._buckets = buffers[0].new_zeros(sketch.bits)
 
-    def fold(self, row_signs: Tensor, out: Tensor) -> None:
-        """Add folds of all vectors, with the same row signs, to `out`."""
-        self._fold(row_signs, out)
+    def fold(self, which: int, row_signs: Tensor, out: Tensor) -> None:
+        """Add folds of all vectors of a buffer, with the same row signs, to `out`."""
+        self._fold(which, row_signs, out)
 
     def __call__(
         self,
+        which: int,
         step: int,
         block_weights: Tensor,
         *,
@@ -47,6 +49,8 @@ class SketchOnDevice:
 
         Parameters
         ----------
+        which : int
+            Index of the buffer.
         step : int
             Optimizer step; selects the random signs.
         block_weights : torch.Tensor
@@ -61,9 +65,9 @@ class SketchOnDevice:
             float32, (vector, bucket): the folds are added to it.
         """
         step_signs = self._signs(step, self._sketch.seed)
-        first, rows = step_signs.split(self._sketch.sign_counts)
+        rotation, rows = step_signs.split(self._sketch.sign_counts)
         self._buckets.zero_()
         weighted = Weighted(block_weights, rows, self._buckets)
-        self._fold(fold_signs, folds, weighted)
-        self._rotation(self._buckets, first, self._second_round)
+        self._fold(which, fold_signs, folds, weighted)
+        self._rotation(self._buckets, rotation)
         onebit_torch.encode(self._buckets, signs=signs, scales=scales)

@@ -7,6 +7,7 @@ parameters, besides past references as int8.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,10 @@ from trajstore.sketch import Sketch
 from trajstore.sketch_torch import SketchOnDevice
 from trajstore.weights_torch import tensor_weights
 
-# Rows of the buffer; past displacements follow. Between the hooks of a step the row of
-# the previous gradient, then used up, holds the update.
-PREVIOUS, GRADIENT, DISPLACEMENT, REFERENCE = range(4)
-UPDATE = PREVIOUS
+# Rows of the buffer; past displacements follow. The first two take turns: one holds the
+# gradient, the other the gradient before, and once that is used up the update.
+TURNS = (0, 1)
+DISPLACEMENT, REFERENCE = 2, 3
 
 
 class Reference(NamedTuple):
@@ -52,6 +53,30 @@ class Reference(NamedTuple):
     probes: Tensor
 
 
+class _Turn(NamedTuple):
+    """Views of the buffer, prepared for one of the two turns.
+
+    Attributes
+    ----------
+    gradient, update : torch.Tensor
+        float32, (size,): the two rows.
+    gradient_views, update_views : list of torch.Tensor
+        The same in the shapes of the parameters.
+    gradient_factors, update_factors : tuple of torch.Tensor
+        See `_factors`: gradient with all rows; update with itself and the displacement.
+    columns : torch.Tensor
+        Where the products of the gradient belong in the table.
+    """
+
+    gradient: Tensor
+    update: Tensor
+    gradient_views: list[Tensor]
+    update_views: list[Tensor]
+    gradient_factors: tuple[Tensor, Tensor]
+    update_factors: tuple[Tensor, Tensor]
+    columns: Tensor
+
+
 class Tracker:
     """Follows the parameters of a model from reference to reference.
 
@@ -75,22 +100,23 @@ class Tracker:
         size = layout.size if spec.exact else padded_size(sketch.fold)
         buffer = self._zeros(3 + spec.basis, size)
         self._rows = buffer[:, : layout.size]
-        self._gradient_views = self._views(self._rows[GRADIENT])
         self._displacement_views = self._views(self._rows[DISPLACEMENT])
-        self._update_views = self._views(self._rows[UPDATE])
+        self._reference_views = self._views(self._rows[REFERENCE])
+        self._turns = [self._turn(row) for row in TURNS]
+        self._row_of_gradient = 0
         blocks = self._rows.unflatten(1, (-1, BLOCK))
         self._factors = {
-            "gradient": _factors(blocks[GRADIENT], blocks),
             "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
-            "update": _factors(blocks[UPDATE], blocks[UPDATE:REFERENCE:DISPLACEMENT]),
             "move": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:REFERENCE]),
             "reference": _factors(blocks[REFERENCE], blocks[REFERENCE : REFERENCE + 1]),
         }
         self._layer_of_block = torch.from_numpy(layout.layer_of_block).to(self.device)
-        self._sizes = torch.from_numpy(layout.sizes).to(self.device, torch.float64)
-        # Codes of the windows whose displacements leave the basis one after the other.
+        # Of tensors without elements the rms is 0, not 0 / 0.
+        sizes = torch.from_numpy(layout.sizes).clamp(min=1)
+        self._sizes = sizes.to(self.device, torch.float64)
+        # Codes of past windows, the latest first: with the next one all of the basis.
         self._past: deque[tuple[Tensor, Tensor]] = deque(
-            maxlen=1 << (spec.basis - 2) if spec.basis > 2 else 0
+            maxlen=max(0, (1 << max(0, spec.basis - 2)) - 1)
         )
         self._block_weights = self._zeros(size // BLOCK).fill_(1.0)
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
@@ -98,9 +124,9 @@ class Tracker:
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
             probes = Probes(fold=sketch.fold, count=spec.probes)
-            pair = buffer[GRADIENT : DISPLACEMENT + 1]
-            self._sketch = SketchOnDevice(sketch, pair)
-            self._probes = ProbesOnDevice(probes, len(pair), self.device)
+            pairs = [_with_displacement(buffer, row) for row in TURNS]
+            self._sketch = SketchOnDevice(sketch, pairs)
+            self._probes = ProbesOnDevice(probes, 2, self.device)
         self._reference_probes = self._sizes.new_zeros(0 if spec.exact else spec.probes)
 
     @property
@@ -191,19 +217,21 @@ class Tracker:
         row : mapping from str to torch.Tensor
             One step of what `allocate` returned; overwritten.
         """
-        self._rows[PREVIOUS].copy_(self._rows[GRADIENT])
-        self._read_gradient()
+        self._row_of_gradient = 1 - self._row_of_gradient
+        views = self._turns[self._row_of_gradient]
+        self._read_gradient(views.gradient_views)
         self._read_displacement()
-        products = (self._products("gradient"), self._products("displacement"))
-        sums = self._by_layer(torch.cat(products, 1))
+        products = (_products(views.gradient_factors), self._products("displacement"))
+        sums = self._by_layer(torch.cat(products, 1))[:, views.columns]
         row["tables"][:, : sums.shape[1]].copy_(sums)
-        self._gradient_energy += sums[:, GRADIENT]
+        self._gradient_energy += sums[:, 1]
         self._n_gradients += 1
         if self._sketch is None:
-            row["gradient"].copy_(self._rows[GRADIENT])
+            row["gradient"].copy_(views.gradient)
             row["displacement"].copy_(self._rows[DISPLACEMENT])
             return
         self._sketch(
+            self._row_of_gradient,
             step,
             self._block_weights,
             signs=row["signs"],
@@ -221,34 +249,59 @@ class Tracker:
         row : mapping from str to torch.Tensor
             As given to `before_step`.
         """
-        # Near the reference x - r is exact, and so is the difference of two of them.
-        torch._foreach_copy_(self._update_views, self._parameters)
-        update = self._rows[UPDATE]
-        update.sub_(self.reference).sub_(self._rows[DISPLACEMENT])
-        sums = self._by_layer(self._products("update"))
+        views = self._turns[self._row_of_gradient]
+        self._subtract_displacement(views.update, views.update_views)
+        sums = self._by_layer(_products(views.update_factors))
         row["tables"][:, -sums.shape[1] :].copy_(sums)
 
     def reference_sq(self) -> Tensor:
         """Squared norms of the reference by layer, float64 of shape (layer,)."""
         return self._by_layer(self._products("reference"))[:, 0]
 
+    @torch.no_grad()
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""
         # The same arithmetic gives the same bits; the gradient is not needed any more.
-        torch._foreach_copy_(self._gradient_views, self._parameters)
-        update = self._rows[GRADIENT]
-        update.sub_(self.reference).sub_(self._rows[DISPLACEMENT])
-        return torch.equal(update, self._rows[UPDATE])
+        views = self._turns[self._row_of_gradient]
+        self._subtract_displacement(views.gradient, views.gradient_views)
+        return torch.equal(
+            views.gradient.view(torch.int32), views.update.view(torch.int32)
+        )
 
+    @torch.no_grad()
     def parameters(self) -> Tensor:
         """Return a copy of the parameters, float32 of shape ``(size,)``."""
         flat = self._zeros(self._layout.size)
         torch._foreach_copy_(self._views(flat), self._parameters)
         return flat
 
-    def _read_gradient(self) -> None:
+    @torch.no_grad()
+    def last_parameters(self) -> Tensor:
+        """Return the parameters in memory of the tracker, which is of no use then."""
+        torch._foreach_copy_(self._displacement_views, self._parameters)
+        return self._rows[DISPLACEMENT]
+
+    def _turn(self, row: int) -> _Turn:
+        """Prepare the turn in which a row holds the gradient."""
+        gradient, update = self._rows[row], self._rows[1 - row]
+        blocks = self._rows.unflatten(1, (-1, BLOCK))
+        # The store wants the product with the gradient before first.
+        columns = [1 - row, row, *range(2, len(blocks) + len(blocks) - DISPLACEMENT)]
+        return _Turn(
+            gradient=gradient,
+            update=update,
+            gradient_views=self._views(gradient),
+            update_views=self._views(update),
+            gradient_factors=_factors(blocks[row], blocks),
+            update_factors=_factors(
+                blocks[1 - row], _with_displacement(blocks, 1 - row)
+            ),
+            columns=torch.tensor(columns, device=self.device),
+        )
+
+    def _read_gradient(self, views: list[Tensor]) -> None:
         gradients, targets, absent = [], [], []
-        for view, parameter in zip(self._gradient_views, self._parameters, strict=True):
+        for view, parameter in zip(views, self._parameters, strict=True):
             gradient = parameter.grad
             if gradient is None:
                 absent.append(view)
@@ -262,8 +315,20 @@ class Tracker:
             torch._foreach_copy_(targets, gradients)
 
     def _read_displacement(self) -> None:
-        torch._foreach_copy_(self._displacement_views, self._parameters)
-        self._rows[DISPLACEMENT].sub_(self.reference)
+        self._subtract_reference(self._displacement_views)
+
+    def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
+        """Fill a row with the parameters less what they were before the step."""
+        # Near the reference x - r is exact, and so is the difference of two of them.
+        self._subtract_reference(views)
+        row.sub_(self._rows[DISPLACEMENT])
+
+    def _subtract_reference(self, views: list[Tensor]) -> None:
+        """Fill views of a row with the parameters less the reference."""
+        for view, parameter, reference in zip(
+            views, self._parameters, self._reference_views, strict=True
+        ):
+            torch.sub(parameter, reference, out=view)
 
     def _code_displacement(self) -> tuple[Tensor, Tensor]:
         """Replace the displacement by its code, a chunk at a time; return the code."""
@@ -276,34 +341,33 @@ class Tracker:
         return codes, scales
 
     def _shift_basis(self, codes: Tensor, scales: Tensor) -> None:
-        """Add the coded displacement to the reference and to past displacements."""
+        """Move the reference and make the displacements from past references anew."""
         step = self._rows[DISPLACEMENT]
         self.reference.add_(step)
-        for j, displacement in enumerate(self._rows[REFERENCE + 1 :]):
-            if j == 0:
-                displacement.copy_(step)
-                continue
-            displacement.add_(step)
-            if len(self._past) >= 1 << j:
-                self._subtract(displacement, *self._past[-(1 << j)])
-        self._past.append((codes, scales))
+        displacement, n_added = step, 1
+        for j, row in enumerate(self._rows[REFERENCE + 1 :]):
+            row.copy_(displacement)
+            for past in islice(self._past, n_added - 1, (1 << j) - 1):
+                self._add(row, *past)
+            displacement, n_added = row, 1 << j
+        self._past.appendleft((codes, scales))
 
-    def _subtract(self, vector: Tensor, codes: Tensor, scales: Tensor) -> None:
+    def _add(self, vector: Tensor, codes: Tensor, scales: Tensor) -> None:
         for elements, blocks in self._chunks():
-            vector[elements] -= deltas_torch.decode(codes[elements], scales[blocks])
+            vector[elements] += deltas_torch.decode(codes[elements], scales[blocks])
 
     def _add_reference_probes(self) -> None:
         """Add the probes of the displacement's row to those of the reference."""
         if self._sketch is None:
             return
-        self._sketch.fold(self._probes.row_signs, self._probes.folds)
+        self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
         both = self._zeros(2, self._spec.probes)
         self._probes.write(both)
         self._reference_probes += both[1]
 
     def _products(self, name: str) -> Tensor:
-        """Inner products of rows of the buffer block by block, (block, other row)."""
-        return torch.bmm(*self._factors[name])[:, 0]
+        """Inner products of rows of the buffer; see `_products`."""
+        return _products(self._factors[name])
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Add up blocks tensor by tensor, float64 of shape (layer, column)."""
@@ -332,6 +396,16 @@ class Tracker:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def _with_displacement(rows: Tensor, row: int) -> Tensor:
+    """Return one of the first two rows together with the displacement."""
+    return rows[row : REFERENCE : DISPLACEMENT - row]
+
+
+def _products(factors: tuple[Tensor, Tensor]) -> Tensor:
+    """Inner products of a row with other rows block by block, (block, other row)."""
+    return torch.bmm(*factors)[:, 0]
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,5 +43,5 @@ def tensor_weights(
     Q = np.sqrt(share @ np.square(gradient_rms))
     with np.errstate(divide="ignore", invalid="ignore"):
         squares = (displacement_rms + FLOOR * U) / (gradient_rms + FLOOR * Q)
-    usable = np.isfinite(squares) & (U > 0) & (Q > 0)
+    usable = np.isfinite(squares) & (U > 0) & (Q > 0) & np.isfinite(U * Q)
     return np.sqrt(np.where(usable, squares, 1.0)).astype(np.float32)

@@ -14,5 +14,5 @@ def tensor_weights(
     U = (share @ displacement_rms.square()).sqrt()
     Q = (share @ gradient_rms.square()).sqrt()
     squares = (displacement_rms + FLOOR * U) / (gradient_rms + FLOOR * Q)
-    usable = squares.isfinite() & (U > 0) & (Q > 0)
+    usable = squares.isfinite() & (U > 0) & (Q > 0) & (U * Q).isfinite()
     return torch.where(usable, squares, 1.0).sqrt().float()

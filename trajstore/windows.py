@@ -62,7 +62,7 @@ class Windows:
             # Windows shorter than an epoch are counted anew in each.
             whole = min(whole, _round_up(step, self.steps_per_epoch))
         cuts = {round(self.length * cut) for cut in FIRST_CUTS}
-        cuts |= self._last_cuts(epoch_start)
+        cuts |= self._last_cuts
         return min([whole, *(cut for cut in cuts if cut >= step)])
 
     @property
@@ -76,11 +76,12 @@ class Windows:
         first = 0 if self._spans_epochs else epoch_start
         return step - (step - first) % self.length
 
-    def _last_cuts(self, epoch_start: int) -> set[int]:
-        """Return the steps that halve the last window, again and again."""
+    @property
+    def _last_cuts(self) -> set[int]:
+        """Steps that halve the length of a window before the end, again and again."""
         if self.total_steps is None:
             return set()
-        start, last = self._whole_window(self.total_steps - 1, epoch_start), set()
+        start, last = max(0, self.total_steps - self.length), set()
         while start < self.total_steps - 1:
             start += (self.total_steps - start) // 2
             last.add(start)

@@ -16,8 +16,8 @@ from trajstore.schema import (
     FORMAT,
     FORMAT_VERSION,
     LOCK,
-    METRIC_BLOCK,
     RunSpec,
+    n_metric_columns,
     step_arrays,
     vector_array,
     window_arrays,
@@ -79,13 +79,14 @@ class Writer:
         size = Layout(spec.names, spec.shapes).size
         self._commits = Commits(path)
         # Held while the run goes on: a reader tells a running from a killed one by it.
-        self._lock = FileLock(path / LOCK)
+        # Whichever thread closes the recorder may release it.
+        self._lock = FileLock(path / LOCK, thread_local=False)
         self._lock.acquire(blocking=False)
         self._commits.declare(
             step_arrays(
                 spec,
                 size=size,
-                n_metrics=METRIC_BLOCK,
+                n_metrics=n_metric_columns(0),
                 n_blocks=n_blocks(spec.sketch_bits),
             )
         )
@@ -93,7 +94,7 @@ class Writer:
         self._vector_array = vector_array(size)
         self._metrics: list[str] = []
         self._snapshots: dict[str, dict[str, object]] = {}
-        self._n_columns = METRIC_BLOCK
+        self._n_columns = n_metric_columns(0)
         self._attributes: dict[str, object] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -147,6 +148,7 @@ class Writer:
 
     def write_snapshot(self, name: str, step: int, vector: Array) -> None:
         """Write an iterate in full precision, taken before optimizer step `step`."""
+        assert name not in self._snapshots
         key = f"snapshots/{len(self._snapshots)}"
         self._commits.write_vector(key, self._vector_array, vector)
         self._snapshots[name] = {"array": key, "step": step}
@@ -169,7 +171,7 @@ class Writer:
         for name in names:
             if name not in self._metrics:
                 self._metrics.append(name)
-        columns = -(-len(self._metrics) // METRIC_BLOCK) * METRIC_BLOCK
+        columns = n_metric_columns(len(self._metrics))
         if columns > self._n_columns:
             self._commits.widen("scalars", columns)
             self._n_columns = columns

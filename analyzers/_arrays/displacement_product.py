@@ -95,7 +95,9 @@ def displacement_product(
     """
     a_on_basis, a_left = _beside(basis, a)
     f_on_basis, f_left = _beside(basis, f)
-    advance = _ratio(a_left.probes @ f_left.probes, f_left.probes @ f_left.probes)
+    seen = np.linalg.norm(a_left.probes, axis=-1) * np.linalg.norm(f_left.probes)
+    along = np.clip(_ratio(a_left.probes @ f_left.probes, seen), -1, 1)
+    advance = along * np.sqrt(_ratio(a_left.sq, f_left.sq))
     aside_probes = a_left.probes - advance[:, None] * f_left.probes
     aside = np.sqrt(np.maximum(a_left.sq - advance**2 * f_left.sq, 0))
     share = _ratio(f_dot_v, f_left.sq)
@@ -104,7 +106,9 @@ def displacement_product(
     lengths = np.linalg.norm(aside_probes, axis=-1) * np.linalg.norm(rest_probes)
     cosine = np.clip(_ratio(aside_probes @ rest_probes, lengths), -1, 1)
     of_cosine = aside * rest * (1 - cosine**2)
-    of_advance = aside * _ratio(abs(f_dot_v), np.sqrt(f_left.sq))
+    of_advance = (
+        np.sqrt(a_left.sq) * (1 - along**2) * _ratio(abs(f_dot_v), np.sqrt(f_left.sq))
+    )
     stderr = np.hypot(of_cosine, of_advance) / np.sqrt(v.probes.shape[-1])
     value = advance * f_dot_v + aside * rest * cosine
     return Product(

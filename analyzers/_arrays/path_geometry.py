@@ -5,12 +5,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.sketch import CODE_VARIANCE
+from trajstore.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
 FloatArray = npt.NDArray[np.floating[Any]]
-
-MIN_ROWS: Final = 16
-"""Rows of the fold from which on the unevenness of its buckets is accounted for."""
 
 
 class Estimate(NamedTuple):
@@ -41,29 +38,25 @@ def geometry(
     -------
     dict from str to numpy.ndarray
         Every one of `QUANTITIES`, and with ``_stderr`` its standard error to first order
-        in those of the arguments. NaN where a norm is 0.
+        in those of the arguments. NaN where a norm is 0 or not finite.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         h, D, g = numerator.value, to_target.value, np.sqrt(gradient_sq)
-        D = np.where(D > 0, D, np.nan)
-        g_or_nan = np.where(g > 0, g, np.nan)
+        gamma, rsi, eb, lolr = h / (g * D), h / D**2, g / D, h / g**2
         relative = to_target.stderr / D
-        gamma, rsi, eb = h / (g_or_nan * D), h / D**2, g / D
-        lolr = h / g_or_nan**2
-        return {
-            "gamma": gamma,
-            "gamma_stderr": np.hypot(
-                numerator.stderr / (g_or_nan * D), gamma * relative
-            ),
-            "rsi": rsi,
-            "rsi_stderr": np.hypot(numerator.stderr / D**2, 2 * rsi * relative),
-            "eb": eb,
-            "eb_stderr": eb * relative,
-            "lolr": lolr,
-            "lolr_stderr": numerator.stderr / g_or_nan**2,
-            "distance": to_target.value,
-            "distance_stderr": to_target.stderr,
+        estimates = {
+            "gamma": (gamma, np.hypot(numerator.stderr / (g * D), gamma * relative)),
+            "rsi": (rsi, np.hypot(numerator.stderr / D**2, 2 * rsi * relative)),
+            "eb": (eb, eb * relative),
+            "lolr": (lolr, numerator.stderr / g**2),
+            "distance": to_target,
         }
+    results = {}
+    for name, (value, stderr) in estimates.items():
+        is_known = np.isfinite(value)
+        results[name] = np.where(is_known, value, np.nan)
+        results[f"{name}_stderr"] = np.where(is_known, stderr, np.nan)
+    return results
 
 
 def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
@@ -71,33 +64,25 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     bound = np.sqrt(a_sq * v_sq)
     squares = a_sq - 2 * np.clip(product.value, -bound, bound) + v_sq
     length = np.sqrt(np.maximum(squares, 0))
-    stderr = np.full_like(length, 0)
-    np.divide(product.stderr, length, out=stderr, where=length > 0)
-    return Estimate(length, stderr)
+    # To first order it is stderr / length; a length near 0 may be off by this at most.
+    most = np.sqrt(2 * product.stderr)
+    stderr = np.divide(product.stderr, length, out=most.copy(), where=length > 0)
+    return Estimate(length, np.minimum(stderr, most))
 
 
 def sketch_variance(
-    gradient_sq: FloatArray,
-    residual_sq: FloatArray | float,
-    *,
-    overlap: float | None,
-    n_rows: int,
-    bits: int,
+    gradient_sq: FloatArray, residual_sq: FloatArray, *, n_rows: int, bits: int
 ) -> FloatArray:
     """Variance of the sketched inner product of weighted vectors.
 
-    ``((1 - 1 / n_rows) overlap + CODE_VARIANCE / bits) |w g|^2 |v / w|^2``, where the
-    overlap is 1 / bits for buckets of even energy.
+    ``((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |w g|^2 |v / w|^2``.
 
     Parameters
     ----------
     gradient_sq : numpy.ndarray
-        |w g|^2, shape ``(step,)`` or ``(step, 1)``.
-    residual_sq : float or numpy.ndarray
-        |v / w|^2, one number or shape ``(layer,)``.
-    overlap : float or None
-        Mean over the steps of the sum over buckets of the shares of the energies of g
-        and v in them; None to take the buckets for even.
+        |w g|^2, shape ``(step, 1)``.
+    residual_sq : numpy.ndarray
+        |v / w|^2, shape ``(layer,)``.
     n_rows : int
         Rows of the fold.
     bits : int
@@ -106,9 +91,7 @@ def sketch_variance(
     Returns
     -------
     numpy.ndarray
-        Shape ``(step,)`` or ``(step, layer)``.
+        Shape ``(step, layer)``.
     """
-    if overlap is None:
-        overlap = 1 / bits
-    per_energy = (1 - 1 / n_rows) * overlap + CODE_VARIANCE / bits
-    return gradient_sq * residual_sq * per_energy
+    per_energy = ((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits
+    return per_energy * gradient_sq * residual_sq

@@ -1,8 +1,11 @@
 """Figures of `analyzers.path_geometry`, from the means over epochs."""
 
+import math
+from pathlib import Path
 from typing import Final, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,6 +29,7 @@ TITLES: Final = {
 }
 
 FINAL_NOTE: Final = "final epoch"
+NEAR_NOTE: Final = "epoch closest to $x^*$"
 
 
 def quantity(
@@ -47,8 +51,9 @@ def quantity(
     name : str
         One of the quantities.
     final : {"shade", "drop"}, default: "shade"
-        What to do with the last epoch, in which x* and the path are not independent, and
-        most quantities blow up: shade it, and choose limits without it, or leave it out.
+        What to do with the epoch closest to x*, mostly the final one, in which x* and the
+        path are not independent, and most quantities blow up: shade it, and choose limits
+        without it, or leave it out.
     ax : matplotlib.axes.Axes, optional
         Where to draw. Default: a new figure.
 
@@ -59,18 +64,17 @@ def quantity(
     """
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
-    before = means.isel(epoch=slice(None, -1)) if means.sizes["epoch"] > 1 else means
-    shown = means if final == "shade" else before
+    n_epochs = means.sizes["epoch"]
+    near = int(np.argmin(means["distance_min"].fillna(np.inf).values))
+    others = means.drop_isel(epoch=near) if n_epochs > 1 else means
+    shown = means if final == "shade" else others
     epoch = shown["epoch"].values
-    ax.fill_between(
-        epoch,
-        shown[f"{name}_min"],
-        shown[f"{name}_max"],
-        color="C0",
-        alpha=0.2,
-        linewidth=0,
-        label="smallest to largest step",
-    )
+    low, high = shown[f"{name}_min"], shown[f"{name}_max"]
+    label = "smallest to largest step"
+    if shown.sizes["epoch"] > 1:
+        ax.fill_between(epoch, low, high, color="C0", alpha=0.2, lw=0, label=label)
+    else:
+        ax.bar(epoch, high - low, 0.5, low, color="C0", alpha=0.2, label=label)
     ax.errorbar(
         epoch,
         shown[name],
@@ -83,18 +87,25 @@ def quantity(
         linewidth=1,
         label="mean, with its standard error",
     )
-    low, high = float(before[f"{name}_min"].min()), float(before[f"{name}_max"].max())
-    margin = 0.05 * (high - low) or 1.0
-    ax.set_ylim(min(low - margin, 0) if name != "distance" else 0, high + margin)
-    if final == "shade" and means.sizes["epoch"] > 1:
-        last = float(means["epoch"][-1])
-        ax.axvspan(last - 0.5, last + 0.5, color="0.85", zorder=0, label=FINAL_NOTE)
-        ax.set_xlim(float(means["epoch"][0]) - 0.5, last + 0.5)
-    if low < 0:
-        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+    ax.set_xlim(float(means["epoch"][0]) - 0.5, float(means["epoch"][-1]) + 0.5)
+    _set_limits(ax, others[f"{name}_min"], others[f"{name}_max"])
+    if final == "shade" and n_epochs > 1:
+        middle = float(means["epoch"][near])
+        label = FINAL_NOTE if means.attrs.get("reference") == "final" else NEAR_NOTE
+        ax.axvspan(middle - 0.5, middle + 0.5, color="0.85", zorder=0, label=label)
     ax.set(xlabel="epoch", ylabel=LABELS[name], title=TITLES[name])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
+
+
+def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
+    """Show all of a band, and zero; leave the axes alone if it has no values."""
+    low, high = float(lowest.min()), float(highest.max())
+    margin = 0.05 * (high - low) or 1.0
+    if math.isfinite(margin):
+        ax.set_ylim(low - margin if low < 0 else 0, high + margin)
+    if low < 0:
+        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
 
 
 def overview(means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade") -> Figure:
@@ -121,7 +132,8 @@ def overview(means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade") ->
         *axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False
     )
     reference = means.attrs.get("reference", "")
-    figure.suptitle(f"{means.attrs.get('run', '')}, $x^*$: {reference}")
+    run = Path(means.attrs.get("run", "")).name
+    figure.suptitle(f"{run}, $x^*$: {reference}")
     return figure
 
 

@@ -1,0 +1,372 @@
+"""Measure what recording costs in time and memory.
+
+Three processes, one training plainly, one recorded, one under the two-run protocol, take
+turns epoch by epoch, so that all meet the same state of a noisy machine. Then the time
+inside the hooks of a ResNet-18, the parts of the recorder, and its peak memory.
+Takes about 20 minutes on 2 cores; leave the machine alone meanwhile.
+"""
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+import analyzers
+import trajstore
+from train.digits_resnet import DigitsResNet
+from train.models.resnet import cifar_resnet18
+from train.observer import Log, Track, unobserved
+from train.two_run import two_run
+from trajstore import (
+    fold_torch,
+    onebit_torch,
+    probes_torch,
+    rotation_torch,
+    signs_torch,
+    tracker,
+)
+
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+EPOCHS = 25
+MODES = ("plain", "recorded", "two-run")
+TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
+
+PARTS: dict[str, tuple[Any, str]] = {
+    "read gradient": (tracker.Tracker, "_read_gradient"),
+    "read displacement": (tracker.Tracker, "_read_displacement"),
+    "inner products": (tracker.Tracker, "_products"),
+    "sums by layer": (tracker.Tracker, "_by_layer"),
+    "random signs": (signs_torch.SignsOnDevice, "__call__"),
+    "folds": (fold_torch.FoldOnDevice, "__call__"),
+    "rotation": (rotation_torch.Rotation, "__call__"),
+    "1-bit code": (onebit_torch, "encode"),
+    "probes": (probes_torch.ProbesOnDevice, "write"),
+    "new reference": (tracker.Tracker, "move"),
+    "before step, whole": (tracker.Tracker, "before_step"),
+    "after step, whole": (tracker.Tracker, "after_step"),
+}
+"""Functions whose time is told apart; those below a new reference count to both."""
+
+
+def turns(mode: str, epochs: int) -> None:
+    """Train in one mode, an epoch for every line of standard input; a child process."""
+    path = Path(tempfile.mkdtemp()) / "run.zarr"
+    recorders: list[trajstore.Recorder] = []
+    started = 0.0
+
+    def begin() -> None:
+        nonlocal started
+        sys.stdin.readline()
+        started = time.perf_counter()
+
+    def end() -> None:
+        # What is still being written belongs to this turn.
+        for recorder in recorders:
+            recorder._background.wait()
+        print(time.perf_counter() - started, flush=True)
+
+    def record(*args: Any, **kwargs: Any) -> AbstractContextManager[Log]:
+        recorders.append(trajstore.Recorder(path, *args, **kwargs))
+        return recorders[0]
+
+    n_turns = count()
+
+    def take_turns(numbers: range) -> Iterable[int]:
+        for number in numbers:
+            if next(n_turns) > 0:
+                end()
+                begin()
+            yield number
+
+    experiment = DigitsResNet(epochs=epochs)
+    train: Callable[..., Any] = partial(experiment.train, track=take_turns)
+    begin()
+    if mode == "two-run":
+        two_run(train)
+    else:
+        train(record if mode == "recorded" else unobserved)
+    recorders.clear()
+    end()
+    if mode == "recorded":
+        begin()
+        analyzers.path_geometry(trajstore.open_run(path)).compute()
+        end()
+
+
+def compete(epochs: int) -> dict[str, float]:
+    """Let the modes take turns over one whole training; seconds by mode."""
+    children = {
+        mode: subprocess.Popen(
+            [sys.executable, __file__, "--turns-of", mode, "--epochs", str(epochs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for mode in MODES
+    }
+    seconds = dict.fromkeys((*MODES, "analysis"), 0.0)
+
+    def turn(mode: str) -> float:
+        child = children[mode]
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        return float(child.stdout.readline())
+
+    # Until a child has imported everything, its first turn is not taken.
+    time.sleep(15)
+    for _ in range(epochs):
+        for mode in random.sample(MODES, len(MODES)):
+            for _ in range(TURNS[mode]):
+                seconds[mode] += turn(mode)
+    seconds["analysis"] = turn("recorded")
+    for child in children.values():
+        child.communicate()
+    return seconds
+
+
+def ratios(repetitions: int, epochs: int, console: Console) -> dict[str, Any]:
+    """Repeat `compete` and form the ratios of interest."""
+    rows = [
+        compete(epochs)
+        for _ in track(range(repetitions), "digits ResNet", console=console)
+    ]
+    plain, recorded, twice, analysis = (
+        np.array([row[name] for row in rows]) for name in (*MODES, "analysis")
+    )
+    return {
+        "seconds, plain": float(np.median(plain)),
+        "recorded over plain": median_and_interval(recorded / plain),
+        "recorded and analysed over two-run": median_and_interval(
+            (recorded + analysis) / twice
+        ),
+        "seconds, analysis": float(np.median(analysis)),
+        "repetitions": repetitions,
+        "epochs": epochs,
+    }
+
+
+def median_and_interval(values: Any) -> dict[str, float]:
+    """Return the median and its 95 % interval by the bootstrap."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (10_000, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+class Stopwatch:
+    """Times what happens between two hooks of an optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._begun = 0.0
+
+    def begin(self, *_: Any) -> None:
+        """Start; a hook."""
+        self._begun = time.perf_counter()
+
+    def end(self, *_: Any) -> None:
+        """Stop; a hook."""
+        self.seconds.append(time.perf_counter() - self._begun)
+
+
+def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:
+    """Time steps of a ResNet-18 and, within, the hooks of the recorder."""
+    torch.manual_seed(0)
+    model = cifar_resnet18()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images = torch.randn(batch_size, 3, 32, 32)
+    labels = torch.randint(10, (batch_size,))
+    before, after = Stopwatch(), Stopwatch()
+    whole = []
+    with tempfile.TemporaryDirectory() as directory:
+        # Hooks run in the order in which they are registered.
+        optimizer.register_step_pre_hook(before.begin)
+        optimizer.register_step_post_hook(after.begin)
+        path = Path(directory) / "run.zarr"
+        with trajstore.Recorder(path, model, optimizer, steps_per_epoch=steps // 2):
+            optimizer.register_step_pre_hook(before.end)
+            optimizer.register_step_post_hook(after.end)
+            title = f"ResNet-18, batch {batch_size}"
+            for _ in track(range(steps), title, console=console):
+                started = time.perf_counter()
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+                whole.append(time.perf_counter() - started)
+    inside = np.add(before.seconds, after.seconds)[2:]
+    plain = np.array(whole)[2:] - inside
+    return {
+        "step without hooks, ms": 1e3 * float(np.median(plain)),
+        "hooks, ms": 1e3 * float(np.median(inside)),
+        "hooks over step": float(np.median(inside) / np.median(plain)),
+        "hooks over step, mean with window borders": float(
+            inside.mean() / plain.mean()
+        ),
+    }
+
+
+def parts(epochs: int, console: Console) -> dict[str, float]:
+    """Microseconds a step in each part of the recorder, digits ResNet."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[name] += time.perf_counter() - started
+            return result
+
+        return call
+
+    originals = {
+        name: getattr(owner, attribute) for name, (owner, attribute) in PARTS.items()
+    }
+    for name, (owner, attribute) in PARTS.items():
+        setattr(owner, attribute, timed(name, originals[name]))
+    shown: Track = partial(track, description="parts", console=console)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "run.zarr"
+            DigitsResNet(epochs=epochs).train(partial(trajstore.Recorder, path), shown)
+            n_steps = trajstore.open_run(path).n_steps
+    finally:
+        for name, (owner, attribute) in PARTS.items():
+            setattr(owner, attribute, originals[name])
+    return {name: 1e6 * value / n_steps for name, value in seconds.items()}
+
+
+def peak_memory() -> None:
+    """Print the peak of what a recorder adds, in float32 vectors; a child process."""
+    torch.manual_seed(0)
+    model = cifar_resnet18()
+    n_params = sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as directory:
+        # What importing and writing small things takes is not the recorder's.
+        small = nn.Linear(4, 4)
+        other = torch.optim.SGD(small.parameters(), lr=0.1)
+        with trajstore.Recorder(Path(directory) / "small.zarr", small, other):
+            small(torch.ones(1, 4)).sum().backward()
+            other.step()
+        before = resident()
+        # This sets the peak that the system keeps back to what it is now.
+        Path("/proc/self/clear_refs").write_text("5")
+        path = Path(directory) / "run.zarr"
+        with trajstore.Recorder(
+            path, model, optimizer, steps_per_epoch=6, total_steps=240
+        ) as recorder:
+            for step in range(240):
+                optimizer.step()
+                if step == 100:
+                    recorder.snapshot("middle")
+    print((peak() - before) / (4 * n_params))
+
+
+def resident() -> int:
+    """Bytes of memory in use by this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak() -> int:
+    """Largest number of bytes in use since the last reset."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def child_value(*arguments: str) -> float:
+    """Run this file with arguments and read the number that it prints."""
+    run = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(run.stdout)
+
+
+def rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Lay the results out in two columns."""
+    digits = results["digits ResNet"]
+    for name in ("recorded over plain", "recorded and analysed over two-run"):
+        value = digits[name]
+        interval = f"({value['low']:.3f} to {value['high']:.3f})"
+        yield f"digits ResNet: {name}", f"{value['median']:.3f} {interval}"
+    for name, value in results["ResNet-18"].items():
+        yield f"ResNet-18, {name}: hooks over step", f"{value['hooks over step']:.3f}"
+    peak_vectors = results["peak memory, float32 vectors"]
+    yield "ResNet-18: peak memory, float32 vectors", f"{peak_vectors:.2f}"
+    for name, microseconds in results["parts, microseconds a step"].items():
+        yield f"digits ResNet: {name}, us", f"{microseconds:.0f}"
+
+
+def main(
+    *,
+    repetitions: int = 7,
+    epochs: int = EPOCHS,
+    out: Path = RESULTS,
+    turns_of: str | None = None,
+) -> None:
+    """Measure what recording costs.
+
+    Parameters
+    ----------
+    repetitions : int, default: 7
+        Trainings that are compared.
+    epochs : int, default: 25
+        Length of each.
+    out : Path
+        JSON file to write.
+    turns_of : str, optional
+        Be a child process instead: ``plain``, ``recorded``, ``two-run`` or ``memory``.
+    """
+    if turns_of == "memory":
+        peak_memory()
+        return
+    if turns_of is not None:
+        turns(turns_of, epochs)
+        return
+    console = Console()
+    results: dict[str, Any] = {
+        "machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        "digits ResNet": ratios(repetitions, epochs, console),
+        "ResNet-18": {
+            "batch 128": hooks(128, 14, console),
+            "batch 16": hooks(16, 60, console),
+        },
+        "peak memory, float32 vectors": child_value("--turns-of", "memory"),
+        "parts, microseconds a step": parts(5, console),
+    }
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(results, indent=2) + "\n")
+    table = Table("what", "measured", box=None, title="The cost of recording")
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,16 @@
+"""Analyse a recorded run, in another process or on another machine."""
+
+import analyzers
+import trajstore
+from analyzers import plots
+
+run = trajstore.open_run("run.zarr")  # while training goes on, too
+geometry = analyzers.path_geometry(run, reference="final")  # lazy
+means = analyzers.epoch_means(geometry).compute()
+
+print(run.steps.loss.groupby("epoch").mean().values)
+print(means[["gamma", "gamma_stderr", "distance"]].to_dataframe())
+plots.overview(means).savefig("geometry.png")
+
+start = analyzers.path_geometry(run, reference=0)  # the start of epoch 0
+by_layer = analyzers.path_geometry(run, layers=True)  # tensor by tensor

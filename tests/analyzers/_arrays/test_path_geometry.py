@@ -1,0 +1,124 @@
+"""Test ``analyzers._arrays.path_geometry``."""
+
+import numpy as np
+import pytest
+
+from analyzers._arrays.path_geometry import (
+    QUANTITIES,
+    Estimate,
+    distance,
+    geometry,
+    sketch_variance,
+)
+
+H, SIGMA_H, D, SIGMA_D, G_SQ = -0.3, 0.02, 2.5, 0.01, 0.64
+
+
+def of_scalars(h: float, d: float, g_sq: float) -> dict[str, float]:
+    """The definitions."""
+    rsi, eb = h / d**2, g_sq**0.5 / d
+    return {
+        "gamma": rsi / eb,
+        "rsi": rsi,
+        "eb": eb,
+        "lolr": rsi / eb**2,
+        "distance": d,
+    }
+
+
+def estimate(value: float, stderr: float) -> Estimate:
+    return Estimate(np.array([value]), np.array([stderr]))
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_values_are_those_of_the_definitions(name: str):
+    result = geometry(estimate(H, SIGMA_H), estimate(D, SIGMA_D), np.array([G_SQ]))
+    np.testing.assert_allclose(result[name], of_scalars(H, D, G_SQ)[name], rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+@pytest.mark.parametrize(
+    ("sigma_h", "sigma_d"),
+    [(SIGMA_H, SIGMA_D), (SIGMA_H, 0.0), (0.0, SIGMA_D), (0.0, 0.0)],
+    ids=["both", "numerator", "distance", "exact"],
+)
+def test_errors_propagate_to_first_order(name: str, sigma_h: float, sigma_d: float):
+    """Against derivatives from central differences."""
+    result = geometry(estimate(H, sigma_h), estimate(D, sigma_d), np.array([G_SQ]))
+    t = 1e-5
+
+    def slope(dh: float, dd: float) -> float:
+        above = of_scalars(H + t * dh, D + t * dd, G_SQ)[name]
+        below = of_scalars(H - t * dh, D - t * dd, G_SQ)[name]
+        return (above - below) / (2 * t)
+
+    expected = np.hypot(slope(1, 0) * sigma_h, slope(0, 1) * sigma_d)
+    # Rounding 1e-16 / t, and the third derivative times t squared.
+    np.testing.assert_allclose(
+        result[f"{name}_stderr"], expected, rtol=1e-8, atol=1e-12
+    )
+
+
+def test_standard_errors_are_positive_for_negative_values():
+    result = geometry(estimate(-1, 0.1), estimate(2, 0.1), np.array([1.0]))
+    assert all(result[f"{name}_stderr"] > 0 for name in QUANTITIES)
+
+
+@pytest.mark.parametrize(
+    ("d", "g_sq", "nan"),
+    [
+        (2.0, 0.0, {"gamma", "lolr"}),
+        (0.0, 1.0, {"gamma", "rsi", "eb"}),
+        (0.0, 0.0, {"gamma", "rsi", "eb", "lolr"}),
+        (np.nan, 1.0, {"gamma", "rsi", "eb", "distance"}),
+        (2.0, np.nan, {"gamma", "eb", "lolr"}),
+    ],
+    ids=["g = 0", "D = 0", "both 0", "D is NaN", "g is NaN"],
+)
+def test_quantities_over_a_norm_of_zero_are_nan(d: float, g_sq: float, nan: set[str]):
+    result = geometry(estimate(0, 0), estimate(d, 0), np.array([g_sq]))
+    assert {name for name in QUANTITIES if np.isnan(result[name][0])} == nan
+
+
+def test_values_are_finite_at_the_edges_of_float32():
+    result = geometry(
+        estimate(1e-25, 1e-26), estimate(1e-15, 0), np.array([1e-20], np.float64)
+    )
+    np.testing.assert_allclose(result["gamma"], [1.0], rtol=1e-12)
+
+
+def test_distance_is_that_of_two_vectors():
+    rng = np.random.default_rng(0)
+    a, v = rng.normal(size=(5, 30)), rng.normal(size=30)
+    result = distance(
+        (a**2).sum(1), Estimate(a @ v, np.full(5, 0.1)), np.asarray((v**2).sum())
+    )
+    expected = np.linalg.norm(a - v, axis=1)
+    np.testing.assert_allclose(result.value, expected, rtol=1e-13)
+    # D^2 falls by twice the product: dD = d<a, v> / D.
+    np.testing.assert_allclose(result.stderr, 0.1 / expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"), [(100.0, 1.0), (-100.0, 5.0)], ids=["parallel", "opposite"]
+)
+def test_distance_obeys_the_triangle_inequality(product: float, expected: float):
+    """Whatever the noise: | |a| - |v| | <= D <= |a| + |v|."""
+    result = distance(np.array([4.0]), estimate(product, 1), np.array(9.0))
+    np.testing.assert_allclose(result.value, [expected], rtol=1e-13)
+
+
+def test_distance_to_the_point_itself_is_zero():
+    result = distance(np.array([4.0]), estimate(4, 0), np.array(4.0))
+    np.testing.assert_array_equal(result.value, [0])
+    np.testing.assert_array_equal(result.stderr, [0])
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 100])
+def test_variance_is_that_of_fold_and_code(n_rows: int):
+    """(1 - 1 / B + 0.571) / m, the 0.571 being pi / 2 - 1."""
+    gradient_sq, energies = np.array([[2.0], [3.0]]), np.array([1.0, 10.0, 0.0])
+    result = sketch_variance(gradient_sq, energies, n_rows=n_rows, bits=64)
+    each = (1 - 1 / n_rows + np.pi / 2 - 1) / 64
+    expected = each * np.array([[2, 20, 0], [3, 30, 0]])
+    np.testing.assert_allclose(result, expected, rtol=1e-14)

@@ -1,0 +1,284 @@
+"""Test ``analyzers.cli``."""
+
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+import trajstore
+from analyzers import cli
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def store(example_run: Path, tmp_path: Path) -> Path:
+    """A copy, for results are written beside the store."""
+    return Path(shutil.copytree(example_run, tmp_path / "digits.zarr"))
+
+
+@pytest.fixture
+def traj_analyze(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run the command with some arguments and return what it prints."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def analysed(
+    example_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A store that was analysed with layers, and what was printed."""
+    path = tmp_path_factory.mktemp("cli") / "digits.zarr"
+    store = Path(shutil.copytree(example_run, path))
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("TERM", "dumb")
+        patch.setattr(sys, "argv", ["traj-analyze", "geometry", str(store), "--layers"])
+        cli.main()
+    return store, printed.getvalue()
+
+
+def stored(store: Path, group: str) -> xr.Dataset:
+    results = store.with_suffix(".analysis.zarr")
+    result: xr.Dataset = xr.open_zarr(results, group=group, consolidated=False)
+    return result.compute()
+
+
+def table_rows(output: str, n_epochs: int) -> list[list[str]]:
+    lines = [line.split() for line in output.splitlines()]
+    [header] = [i for i, line in enumerate(lines) if line[:2] == ["epoch", "gamma"]]
+    return lines[header + 1 : header + 1 + n_epochs]
+
+
+def test_table_shows_the_means_of_every_epoch(analysed: tuple[Path, str]):
+    store, output = analysed
+    geometry = analyzers.path_geometry(trajstore.open_run(store))
+    means = analyzers.epoch_means(geometry).compute()
+    for epoch, row in enumerate(table_rows(output, 5)):
+        mean = {name: v.item() for name, v in means.isel(epoch=epoch).items()}
+        # Printed with three digits or more.
+        assert row[0] == str(epoch)
+        printed = [float(text.lstrip("±")) for text in row[1:]]
+        expected = [
+            mean[name]
+            for name in (
+                "gamma",
+                "gamma_stderr",
+                "gamma_min",
+                "gamma_max",
+                "rsi",
+                "eb",
+                "lolr",
+                "distance",
+            )
+        ]
+        np.testing.assert_allclose(printed, expected, rtol=5e-3, atol=6e-4)
+
+
+def test_table_is_no_wider_than_80_columns(analysed: tuple[Path, str]):
+    _, output = analysed
+    table = output[output.index("epoch") : output.index("Figures:")]
+    assert len(table_rows(output, 5)) == 5
+    assert max(map(len, table.splitlines())) <= 80
+    # Nothing is cut off.
+    assert "…" not in output
+
+
+@pytest.mark.parametrize(
+    ("rsi", "eb", "distance"),
+    [
+        (1.234e-2, 0.1234, 25.31),
+        pytest.param(
+            -1.234e-5,
+            1.234e-5,
+            1234.5,
+        ),
+    ],
+    ids=["moderate", "small"],
+)
+def test_epoch_takes_one_line(
+    capsys: pytest.CaptureFixture[str], rsi: float, eb: float, distance: float
+):
+    from rich.console import Console
+
+    values = {
+        "n_steps": 1250,
+        "gamma": 0.0123,
+        "gamma_stderr": 0.0003,
+        "gamma_min": -0.012,
+        "gamma_max": 0.046,
+        "rsi": rsi,
+        "eb": eb,
+        "lolr": rsi / eb**2,
+        "distance": distance,
+    }
+    variables = {name: ("epoch", np.full(3, value)) for name, value in values.items()}
+    means = xr.Dataset(variables, {"epoch": [98, 99, 100]})
+    Console(width=80).print(cli._table(means))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
+def test_long_table_shows_every_nth_epoch():
+    n = 100
+    names = ("gamma", "gamma_stderr", "gamma_min", "gamma_max", "rsi", "eb", "lolr")
+    variables = {name: ("epoch", np.zeros(n)) for name in (*names, "distance")}
+    variables["n_steps"] = ("epoch", np.ones(n, int))
+    table = cli._table(xr.Dataset(variables, {"epoch": np.arange(n)}))
+    assert list(table.columns[0].cells) == [str(e) for e in range(0, n, 3)]
+    assert table.caption == "One epoch of 3 is shown."
+
+
+def test_results_and_figures_lie_beside_the_store(
+    analysed: tuple[Path, str], example_run: Path
+):
+    store, _ = analysed
+    assert sorted(p.name for p in store.parent.iterdir()) == [
+        "digits.analysis.zarr",
+        "digits.figures",
+        "digits.zarr",
+    ]
+    run = trajstore.open_run(store)
+    for group, layers in (("final", False), ("final-layers", True)):
+        expected = analyzers.path_geometry(run, layers=layers)
+        xr.testing.assert_identical(stored(store, group), expected.compute())
+        figure = store.with_suffix(".figures") / f"{group}.png"
+        assert plt.imread(figure).std() > 0.01
+    assert plt.get_fignums() == []
+
+
+def test_store_itself_is_left_as_it_was(analysed: tuple[Path, str], example_run: Path):
+    store, _ = analysed
+    before = {p.relative_to(example_run): p for p in example_run.rglob("*")}
+    after = {p.relative_to(store): p for p in store.rglob("*")}
+    assert after.keys() == before.keys()
+    for name, path in after.items():
+        if path.is_file():
+            assert path.read_bytes() == before[name].read_bytes()
+
+
+def test_printed_code_opens_the_results(analysed: tuple[Path, str]):
+    store, output = analysed
+    code = output[output.index("import xarray") :]
+    source = code.replace("geometry.gamma", "result = geometry.gamma")
+    names: dict[str, np.ndarray] = {}
+    exec(source, names)
+    expected = stored(store, "final").gamma.groupby("epoch").mean().values
+    np.testing.assert_allclose(names["result"], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("argument", "group", "reference"),
+    [
+        ("middle", "snapshot-middle", "middle"),
+        ("3", "epoch-3", 3),
+        ("other.zarr", "final%20of%20other.zarr", "other run"),
+    ],
+    ids=["snapshot", "epoch", "path"],
+)
+def test_reference_can_be_chosen(
+    store: Path, traj_analyze: Run, argument: str, group: str, reference: object
+):
+    if reference == "other run":
+        path = shutil.copytree(store, store.parent / argument)
+        argument, reference = str(path), trajstore.open_run(path)
+        group = "final-of-other.zarr"
+    traj_analyze("geometry", store, "--reference", argument)
+    expected = analyzers.path_geometry(
+        trajstore.open_run(store),
+        reference=reference,  # type: ignore[arg-type]
+    )
+    xr.testing.assert_identical(stored(store, group), expected.compute())
+    assert (store.with_suffix(".figures") / f"{group}.png").exists()
+
+
+def test_stores_whose_names_have_dots_do_not_share_results(
+    example_run: Path, tmp_path: Path, traj_analyze: Run
+):
+    shutil.copytree(example_run, tmp_path / "lr0.1")
+    traj_analyze("geometry", tmp_path / "lr0.1")
+    assert (tmp_path / "lr0.1.analysis.zarr").exists()
+
+
+def test_doing_it_again_replaces_the_results(tmp_path: Path):
+    path = tmp_path / "run.analysis.zarr"
+    for value in (1.0, 2.0):
+        result = xr.Dataset({"gamma": ("step", np.full(int(5 / value), value))})
+        cli._stored(result.chunk(), path, "final")
+        cli._stored(result.chunk(), path, f"epoch-{value:.0f}")
+    for group, expected in (("final", [2, 2]), ("epoch-1", [1] * 5)):
+        stored = xr.open_zarr(path, group=group, consolidated=False)
+        np.testing.assert_array_equal(stored.gamma, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference", "warm"], r"No snapshot 'warm' .* it has ['middle']."),
+        (["--reference", "77"], "No reference at the start of epoch 77 "),
+        (["--reference", "."], ".: not a trajectory store; it has no zarr.json."),
+    ],
+    ids=["name", "epoch", "directory"],
+)
+def test_unknown_reference_is_one_sentence(
+    store: Path,
+    traj_analyze: Run,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_analyze("geometry", store, *arguments)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.startswith("traj-analyze: ")
+    assert "Traceback" not in printed
+    for part in message.split(".*"):
+        assert part.strip() in printed
+    assert not store.with_suffix(".analysis.zarr").exists()
+
+
+def test_refused_request_leaves_nothing_behind(store: Path, traj_analyze: Run):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_analyze("geometry", store, "--reference", "warm")
+    assert list(store.parent.iterdir()) == [store]
+
+
+def test_missing_store_is_one_sentence(
+    tmp_path: Path, traj_analyze: Run, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_analyze("geometry", tmp_path / "none.zarr")
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.startswith("traj-analyze: There is no trajectory store at")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_without_a_value_are_reported(capsys: pytest.CaptureFixture[str]):
+    from rich.console import Console
+
+    means = xr.Dataset({"n_missing": ("epoch", [0, 2, 0, 1])}, {"epoch": [0, 1, 2, 3]})
+    cli._print_missing(Console(width=200), means)
+    assert "3 steps have no value, in epochs [1, 3]" in capsys.readouterr().out
+    cli._print_missing(Console(width=200), means * 0)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,205 @@
+"""Test ``analyzers.epoch_means``."""
+
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+import trajstore
+
+POWER = {"gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1}
+EPOCHS = [0, 0, 0, 2, 2, 2, 2, 5]
+
+
+def fail_if_computed(*_args: object, **_kwargs: object) -> None:
+    """A Dask scheduler for asserting laziness."""
+    pytest.fail("computed while building the graph")
+
+
+def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:
+    """Eight steps in epochs of 3, 4 and 1, errors as `path_geometry` gives them."""
+    rng = np.random.default_rng(seed)
+    dims = ("step", "layer") if layers else ("step",)
+    shape = (len(EPOCHS), 3)[: len(dims)]
+    relative = rng.uniform(0.01, 0.1, shape)
+    variables: dict[str, Any] = {}
+    for name, power in POWER.items():
+        value = rng.normal(size=shape) if power < 1 else rng.uniform(1, 2, shape)
+        own = rng.uniform(0.1, 1, shape) if name in {"gamma", "rsi", "lolr"} else 0
+        attributes = {"long_name": name, "units": "1"}
+        variables[name] = (dims, value, attributes)
+        variables[f"{name}_stderr"] = (dims, np.hypot(own, power * value * relative))
+    coordinates: dict[str, Any] = {"epoch": ("step", EPOCHS)}
+    if layers:
+        coordinates["layer"] = ["a", "b", "c"]
+    return xr.Dataset(variables, coordinates, {"reference": "final"})
+
+
+def slow_stderr(geometry: xr.Dataset, name: str, steps: list[int]) -> float:
+    """The formula of the docstring, one step at a time."""
+    own_variance, shared, n = 0.0, 0.0, 0
+    for k in steps:
+        step = geometry.isel(step=k)
+        value, stderr = float(step[name]), float(step[f"{name}_stderr"])
+        if np.isnan(value):
+            continue
+        relative = float(step.distance_stderr) / float(step.distance)
+        of_distance = POWER[name] * value * relative
+        own_variance += max(stderr**2 - of_distance**2, 0)
+        shared += of_distance
+        n += 1
+    return float(np.sqrt(own_variance / n**2 + (shared / n) ** 2))
+
+
+@pytest.mark.parametrize("name", POWER)
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_means_and_extremes_are_those_of_the_steps(name: str, layers: bool):
+    geometry = synthetic(layers=layers)
+    means = analyzers.epoch_means(geometry)
+    assert means.epoch.values.tolist() == [0, 2, 5]
+    for epoch in (0, 2, 5):
+        steps = geometry[name].values[np.array(EPOCHS) == epoch]
+        result = means.sel(epoch=epoch)
+        np.testing.assert_allclose(result[name], steps.mean(0), rtol=1e-14)
+        np.testing.assert_array_equal(result[f"{name}_min"], steps.min(0))
+        np.testing.assert_array_equal(result[f"{name}_max"], steps.max(0))
+        np.testing.assert_array_equal(result.n_steps, len(steps))
+
+
+@pytest.mark.parametrize("name", POWER)
+def test_standard_error_is_that_of_the_formula(name: str):
+    geometry = synthetic()
+    geometry["gamma"][4] = np.nan
+    geometry["gamma_stderr"][4] = np.nan
+    means = analyzers.epoch_means(geometry)
+    for epoch in (0, 2, 5):
+        steps = [k for k, e in enumerate(EPOCHS) if e == epoch]
+        np.testing.assert_allclose(
+            means[f"{name}_stderr"].sel(epoch=epoch),
+            slow_stderr(geometry, name, steps),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("name", POWER)
+def test_standard_error_of_a_layer_is_that_of_the_layer_alone(name: str):
+    geometry = synthetic(layers=True)
+    means = analyzers.epoch_means(geometry)
+    for layer in "abc":
+        alone = analyzers.epoch_means(geometry.sel(layer=layer))
+        xr.testing.assert_allclose(
+            means[f"{name}_stderr"].sel(layer=layer), alone[f"{name}_stderr"]
+        )
+
+
+def test_independent_errors_fall_with_the_root_of_the_number_of_steps():
+    geometry = synthetic()
+    geometry["distance_stderr"][:] = 0
+    geometry["gamma_stderr"][:] = 0.2
+    means = analyzers.epoch_means(geometry)
+    np.testing.assert_allclose(means.gamma_stderr, 0.2 / np.sqrt([3, 4, 1]), rtol=1e-12)
+
+
+def test_shared_errors_do_not_fall():
+    geometry = synthetic()
+    geometry["distance"][:] = 2
+    geometry["distance_stderr"][:] = 0.1
+    means = analyzers.epoch_means(geometry)
+    np.testing.assert_allclose(means.distance_stderr, 0.1, rtol=1e-12)
+
+
+def test_mean_of_one_step_has_the_error_of_the_step():
+    geometry = synthetic()
+    means = analyzers.epoch_means(geometry)
+    for name in POWER:
+        np.testing.assert_allclose(
+            means[f"{name}_stderr"].sel(epoch=5),
+            abs(geometry[f"{name}_stderr"][-1]),
+            rtol=1e-12,
+        )
+
+
+def test_steps_without_a_value_are_counted_and_left_out():
+    geometry = synthetic()
+    bad = [1, 3, 4, 7]
+    for name in ("gamma", "rsi", "eb", "lolr"):
+        geometry[name][bad] = np.nan
+        geometry[f"{name}_stderr"][bad] = np.nan
+    means = analyzers.epoch_means(geometry)
+    assert means.n_missing.values.tolist() == [1, 2, 1]
+    assert means.n_steps.values.tolist() == [2, 2, 0]
+    np.testing.assert_allclose(
+        means.gamma[:2],
+        [geometry.gamma[[0, 2]].mean(), geometry.gamma[[5, 6]].mean()],
+        rtol=1e-14,
+    )
+    # Epoch 5 has nothing to average.
+    for name in ("gamma", "gamma_stderr", "gamma_min", "gamma_max"):
+        assert np.isnan(means[name][2])
+        assert np.isfinite(means[name][:2]).all()
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_lazy_means_equal_eager_means(layers: bool):
+    geometry = synthetic(layers=layers)
+    with dask.config.set(scheduler=fail_if_computed):
+        chunked = geometry.chunk(step=3).assign_coords(epoch=geometry.epoch)
+        lazy = analyzers.epoch_means(chunked)
+        assert all(v.chunks is not None for v in lazy.data_vars.values())
+    xr.testing.assert_allclose(lazy.compute(), analyzers.epoch_means(geometry))
+
+
+def test_labels_of_epochs_may_be_lazy(tmp_path: Path):
+    """As they are in a result that was stored."""
+    geometry = synthetic()
+    geometry.to_zarr(tmp_path / "geometry.zarr", consolidated=False)
+    stored = xr.open_zarr(tmp_path / "geometry.zarr", consolidated=False)
+    xr.testing.assert_allclose(
+        analyzers.epoch_means(stored).compute(), analyzers.epoch_means(geometry)
+    )
+
+
+def test_attributes_carry_over():
+    means = analyzers.epoch_means(synthetic())
+    assert means.attrs == {"reference": "final"}
+    for name in POWER:
+        for variable in (name, f"{name}_min", f"{name}_max"):
+            assert means[variable].attrs == {"long_name": name, "units": "1"}
+        error = means[f"{name}_stderr"].attrs
+        assert error["long_name"] == f"standard error of the mean of {name}"
+
+
+def test_dataset_without_the_quantities_is_refused():
+    with pytest.raises(
+        KeyError,
+        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*path_geometry returns",
+    ):
+        analyzers.epoch_means(synthetic().drop_vars(["gamma", "eb"]))
+
+
+def test_dataset_without_standard_errors_is_refused():
+    with pytest.raises(KeyError, match="gamma_stderr"):
+        analyzers.epoch_means(synthetic().drop_vars("gamma_stderr"))
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_means_of_a_run_are_those_of_its_groups(example_run: Path, layers: bool):
+    geometry = analyzers.path_geometry(
+        trajstore.open_run(example_run), layers=layers
+    ).compute()
+    means = analyzers.epoch_means(geometry)
+    assert means.sizes["epoch"] == 5
+    np.testing.assert_array_equal(means.n_steps, 12)
+    for name in POWER:
+        xr.testing.assert_allclose(
+            means[name], geometry[name].groupby("epoch").mean("step")
+        )
+    # Errors of steps average out; no less than those of independent ones.
+    independent = (geometry.gamma_stderr**2).groupby("epoch").sum("step") ** 0.5 / 12
+    assert (means.gamma_stderr > 0.3 * independent).all()
+    assert (means.gamma_stderr < 12**0.5 * independent).all()

@@ -1,0 +1,142 @@
+"""The command traj-train, run in this process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+import xarray as xr
+from torch.utils.data import TensorDataset
+
+from train import cli, digits_mlp
+from train.data.digits import digits
+from train.two_run import two_run
+from trajstore.reader import open_run
+
+SHORT = ["--epochs", "2", "--batch-size", "20"]
+
+
+@pytest.fixture(autouse=True)
+def _hundred_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, test = digits()
+    few = TensorDataset(*(tensor[:100] for tensor in images.tensors))
+    monkeypatch.setattr(digits_mlp, "digits", lambda: (few, test))
+
+
+def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["traj-train", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "500")  # sentences are not wrapped
+    cli.main()
+
+
+def test_list_shows_every_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    traj_train(monkeypatch, "list")
+    lines = capsys.readouterr().out.splitlines()
+    for name, experiment in cli.EXPERIMENTS.items():
+        line = next(line for line in lines if line.startswith(name))
+        assert (experiment.__doc__ or "?").partition("\n")[0] in line
+    assert len(cli.EXPERIMENTS) == 3
+
+
+def test_run_records_a_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run.zarr"
+    options = ["--sketch-bits", "1024", "--basis", "2", "--out", out]
+    traj_train(monkeypatch, "run", "digits-mlp", *SHORT, *options)
+
+    run = open_run(out)
+    assert (run.n_steps, run.n_epochs, run.status) == (10, 2, "complete")
+    assert (run.spec.sketch_bits, run.spec.basis) == (1024, 2)
+    assert run.spec.total_steps == 10
+    assert np.isfinite(run.steps[["loss", "accuracy"]].to_dataarray()).all()
+    assert f"traj-analyze geometry {out}" in capsys.readouterr().out
+
+
+def test_run_records_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "run.zarr"
+    traj_train(monkeypatch, "run", "digits-mlp", *SHORT, "--exact", "--out", out)
+    assert open_run(out).spec.exact
+    norms = np.linalg.norm(open_run(out).array("gradient")[:], axis=1)
+    np.testing.assert_allclose(open_run(out).steps.grad_norm, norms, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*Zarr V3 specification")
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_two_run_writes_the_exact_geometry(
+    layers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "exact.zarr"
+    flags = ["--layers"] if layers else []
+    traj_train(monkeypatch, "two-run", "digits-mlp", *SHORT, *flags, "--out", out)
+
+    experiment = digits_mlp.DigitsMLP(epochs=2, batch_size=20)
+    expected = two_run(experiment.train, layers=layers)
+    with xr.open_zarr(out, consolidated=False) as written:
+        xr.testing.assert_identical(written.load(), expected)
+
+
+def test_two_run_by_layer_does_not_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "exact.zarr"
+    traj_train(monkeypatch, "two-run", "digits-mlp", *SHORT, "--layers", "--out", out)
+
+
+@pytest.mark.parametrize("command", ["run", "two-run"])
+def test_an_existing_path_is_refused_in_one_sentence(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "taken"
+    out.write_text("precious")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_train(monkeypatch, command, "digits-mlp", *SHORT, "--out", out)
+    streams = capsys.readouterr()
+    assert streams.err.startswith(f"traj-train: {out} exists already")
+    assert streams.err.count("\n") == 1
+    assert "Traceback" not in streams.err + streams.out
+    assert out.read_text() == "precious"
+
+
+def test_options_out_of_range_are_refused_in_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run.zarr"
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_train(
+            monkeypatch, "run", "digits-mlp", *SHORT, "--basis", "0", "--out", out
+        )
+    error = capsys.readouterr().err
+    assert error == ("traj-train: basis: expected an integer of at least 1, got 0\n")
+    assert not out.exists()
+
+
+def test_two_run_refuses_a_path_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(FileExistsError, match="exists already; choose a new path"):
+        cli.two_run(None, out=tmp_path)  # type: ignore[arg-type]
+
+
+def test_paths_with_brackets_are_shown_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run[a].zarr"
+    options = ["--sketch-bits", "64", "--out", out]
+    traj_train(monkeypatch, "run", "digits-mlp", *SHORT, *options)
+    assert f"Recorded {out}." in capsys.readouterr().out
