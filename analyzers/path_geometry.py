@@ -25,7 +25,10 @@ from analyzers._windows import (
 )
 from trajstore.reader import Run
 from trajstore.reference_point import Reference, reference_point
-from trajstore.schema import LAYER, STEP, VECTOR_CHUNK
+from trajstore.schema import LAYER, STEP
+
+PART: Final = 1 << 22
+"""Elements of the parameters that a task works on: whole chunks of the store."""
 
 STEP_BYTES: Final = 64 << 20
 """Decoded sketches that a task holds."""
@@ -172,7 +175,7 @@ def _window_arrays(window: Window, layers: bool) -> list[da.Array]:
     """Make the tasks of one window; one array for each chunk of its steps."""
     run = window.run
     bounds = run.windows[["start", "stop"]].isel(window=window.index)
-    part = min(VECTOR_CHUNK, run.layout.size)
+    part = min(PART, run.layout.size)
     row_bytes = 4 * (part if run.spec.exact else run.spec.sketch_bits)
     chunks = _slices(
         int(bounds["start"]), int(bounds["stop"]), max(1, STEP_BYTES // row_bytes)
@@ -194,10 +197,10 @@ def _sketch_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Del
     fold = run.sketch.fold
     parts = [
         _task(partial(inner_products, window, elements))
-        for elements in _slices(0, run.layout.size, VECTOR_CHUNK)
+        for elements in _slices(0, run.layout.size, PART)
     ]
     fitted = _task(partial(fit, window), parts)
-    rows = _slices(0, fold.n_rows, max(1, VECTOR_CHUNK // fold.width))
+    rows = _slices(0, fold.n_rows, max(1, PART // fold.width))
     left = [_task(partial(residual, window, r, layers=layers), fitted) for r in rows]
     totals = _task(add_totals, [_task(_totals, piece) for piece in left])
     decoded = [_task(partial(decode, window, steps)) for steps in chunks]
@@ -220,7 +223,7 @@ def _sketch_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Del
 
 
 def _exact_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Delayed]:
-    elements = _slices(0, window.run.layout.size, VECTOR_CHUNK)
+    elements = _slices(0, window.run.layout.size, PART)
     return [
         _task(
             partial(finish_exact, layers=layers),

@@ -7,10 +7,12 @@ of all arrays, and so their shapes: rows beyond are invisible, whatever is on di
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,22 @@ from zarr.storage import LocalStore, StorePath
 from trajstore.schema import ArraySpec, group_metadata
 
 Array = npt.NDArray[Any]
+
+
+class Rows(NamedTuple):
+    """Values that wait to be written.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Their shape.
+    read : callable
+        Takes one slice for each of the first two dimensions, or for the only one;
+        returns that part, an array.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[Any], Array]
 
 
 class Commits:
@@ -41,7 +59,7 @@ class Commits:
         self._lengths: dict[str, int] = {}
         # Rows of the last chunk of each array, which is written anew when it grows.
         self._tails: dict[str, Array] = {}
-        self._writes: dict[tuple[str, int], Array] = {}
+        self._writes: dict[tuple[str, int], Rows] = {}
         self._published: dict[str, object] = {}
 
     def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
@@ -66,14 +84,14 @@ class Commits:
             tail = np.concatenate([self._tails[name], new])
             start = self._lengths[name] - len(self._tails[name])
             self._lengths[name] += len(new)
-            self._writes[name, start] = tail
+            self._writes[name, start] = _rows(tail)
             # The last chunk is kept even if complete: its last row may be amended.
             keep = max(len(tail) - 1, 0) // self._specs[name].chunk[0]
             self._tails[name] = tail[keep * self._specs[name].chunk[0] :]
 
     def append_large(self, name: str, row: Array) -> None:
         """Write a row of an array with chunks for every row, which keeps no copy."""
-        self._writes[name, self._lengths[name]] = row[None]
+        self._writes[name, self._lengths[name]] = _rows(row[None])
         self._lengths[name] += 1
 
     def amend_last(self, name: str, columns: Mapping[int, float]) -> None:
@@ -81,14 +99,16 @@ class Commits:
         assert self._lengths[name] > 0
         tail = self._tails[name].copy()
         tail[-1, list(columns)] = list(columns.values())
-        self._writes[name, self._lengths[name] - len(tail)] = tail
+        self._writes[name, self._lengths[name] - len(tail)] = _rows(tail)
         self._tails[name] = tail
 
-    def write_vector(self, name: str, spec: ArraySpec, vector: Array) -> None:
-        """Write a whole array."""
+    def write_vector(
+        self, name: str, spec: ArraySpec, size: int, read: Callable[[slice], Array]
+    ) -> None:
+        """Write a whole one-dimensional array, read part by part in `commit`."""
         self._specs[name] = spec
-        self._lengths[name] = len(vector)
-        self._writes[name, 0] = vector
+        self._lengths[name] = size
+        self._writes[name, 0] = Rows((size,), lambda index: read(index[0]))
 
     def commit(self, attributes: Mapping[str, object]) -> None:
         """Write all that was collected, then make it visible.
@@ -98,12 +118,15 @@ class Commits:
         attributes : mapping
             New attributes of the root, serialisable to JSON.
         """
-        asyncio.run(self._commit(group_metadata(attributes)))
+        with asyncio.Runner() as runner:
+            # One thread for Zarr's work: each has memory that it does not give back.
+            runner.get_loop().set_default_executor(ThreadPoolExecutor(1))
+            runner.run(self._commit(group_metadata(attributes)))
         self._writes.clear()
 
     async def _commit(self, root: dict[str, object]) -> None:
-        for (name, start), values in self._writes.items():
-            await self._write(name, start, values)
+        for (name, start), rows in self._writes.items():
+            await self._write(name, start, rows)
         groups = {name.rpartition("/")[0] for name in self._specs} - {""}
         documents: dict[str, object] = {name: group_metadata({}) for name in groups}
         for name, spec in self._specs.items():
@@ -119,22 +142,26 @@ class Commits:
         }
         await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
 
-    async def _write(self, name: str, start: int, values: Array) -> None:
+    async def _write(self, name: str, start: int, rows: Rows) -> None:
         # Where the shape ends with the new rows, Zarr writes without reading.
-        metadata: Any = self._specs[name].metadata(start + len(values))
+        metadata: Any = self._specs[name].metadata(start + rows.shape[0])
         array = AsyncArray(
             metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
         )
-        rows = slice(start, start + len(values))
-        if values.ndim == 1:
-            await array.setitem(rows, values)
-            return
         # Chunk after chunk: Zarr would hold copies of all of them at once.
-        width = self._specs[name].chunk[1]
-        for first in range(0, values.shape[1], width):
-            columns = slice(first, first + width)
-            await array.setitem((rows, columns), values[:, columns])
+        chunk = self._specs[name].chunk[:2]
+        for part in product(*map(_slices, rows.shape[:2], chunk)):
+            place = slice(start + part[0].start, start + part[0].stop)
+            await array.setitem((place, *part[1:]), rows.read(part))
 
     async def _put(self, key: str, document: object) -> None:
         buffer = default_buffer_prototype().buffer
         await self._store.set(key, buffer.from_bytes(json.dumps(document).encode()))
+
+
+def _rows(values: Array) -> Rows:
+    return Rows(values.shape, values.__getitem__)
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, size)) for i in range(0, size, step)]

@@ -15,7 +15,7 @@ from trajstore.fold import SHIFT, Fold
 from trajstore.layout import BLOCK
 from trajstore.signs import random_signs
 
-CHUNK: Final = {"cpu": 1 << 20, "cuda": 1 << 24}
+CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Elements of a vector that are worked on at once: they should fit a CPU's cache, and
 keep the number of kernels low on an accelerator."""
 

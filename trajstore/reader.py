@@ -32,8 +32,8 @@ from trajstore.sketch import Sketch
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
-DECODED_PARTS: Final = 32
-"""Parts of references that a run keeps decoded; 8 MB each in the analyses."""
+DECODED_PARTS: Final = 16
+"""Parts of references that a run keeps decoded; 16 MB each in the analyses."""
 
 
 @dataclass(frozen=True, slots=False, eq=False)

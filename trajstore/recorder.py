@@ -10,6 +10,7 @@ from typing import Any, Final, Self, SupportsIndex
 from warnings import warn
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +23,7 @@ from trajstore.tracker import Reference, Tracker
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
 
-FLUSH_BYTES: Final = 4 << 20
+FLUSH_BYTES: Final = 2 << 20
 """Rows are written when they take this much memory, at the latest."""
 
 N_WAITING: Final = 2
@@ -72,7 +73,7 @@ class Recorder:
     seed : int, default: 0
         Seed of the recorder's own random signs; independent of torch's streams.
     flush_rows : int, default: 1024
-        Rows are written when there are so many, or when they take 4 MB.
+        Rows are written when there are so many, or when they take 2 MB.
     flush_seconds : float, default: 30.0
         Rows are written at the latest after this time.
 
@@ -90,7 +91,7 @@ class Recorder:
     -----
     Besides the model: ``3 + basis`` float32 vectors of the length of the parameters, a
     byte per parameter for each of ``2**(basis - 2)`` past references, and two buffers
-    of rows of 4 MB. At the default basis and with everything that is in flight the peak
+    of rows of 2 MB. At the default basis and with everything that is in flight the peak
     is below 8 vectors.
 
     Examples
@@ -242,6 +243,8 @@ class Recorder:
     def snapshot(self, name: str) -> None:
         """Keep the parameters as they are now, in float32, as a reference point.
 
+        Returns when they are committed to the store.
+
         Parameters
         ----------
         name : str
@@ -259,13 +262,14 @@ class Recorder:
                 f"and not used twice. Used so far: {sorted(self._snapshots)}."
             )
         self._snapshots.add(name)
-        vector, step = self._tracker.parameters(), self._step
 
         def write() -> None:
-            self._writer.write_snapshot(name, step, to_numpy(vector))
+            self._writer.write_snapshot(name, self._step, self._read_parameters)
             self._writer.commit()
 
         self._background.submit(write)
+        # The parameters are read where they are, and must not change meanwhile.
+        self._background.wait()
 
     def flush(self) -> None:
         """Return when every row so far is committed to the store.
@@ -412,8 +416,7 @@ class Recorder:
             if pending:
                 last = {name: float(value) for name, value in pending.items()}
                 self._writer.amend_last(last)
-            final = to_numpy(self._tracker.last_parameters())
-            self._writer.write_final(final, status=status)
+            self._writer.write_final(self._read_parameters, status=status)
             self._writer.commit()
 
         try:
@@ -425,6 +428,9 @@ class Recorder:
                 self._background.close()
             finally:
                 self._writer.close()
+
+    def _read_parameters(self, elements: slice) -> npt.NDArray[Any]:
+        return to_numpy(self._tracker.parameters(elements))
 
     def _learning_rates(self) -> dict[str, Scalar]:
         rates = {}

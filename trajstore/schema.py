@@ -61,7 +61,7 @@ CHUNK_BYTES: Final = 2 << 20
 
 MAX_CHUNK_ROWS: Final = 8192
 
-VECTOR_CHUNK: Final = 1 << 21
+VECTOR_CHUNK: Final = 1 << 20
 """Elements in a chunk of a parameter vector."""
 
 

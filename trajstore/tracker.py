@@ -269,17 +269,18 @@ class Tracker:
         )
 
     @torch.no_grad()
-    def parameters(self) -> Tensor:
-        """Return a copy of the parameters, float32 of shape ``(size,)``."""
-        flat = self._zeros(self._layout.size)
-        torch._foreach_copy_(self._views(flat), self._parameters)
-        return flat
-
-    @torch.no_grad()
-    def last_parameters(self) -> Tensor:
-        """Return the parameters in memory of the tracker, which is of no use then."""
-        torch._foreach_copy_(self._displacement_views, self._parameters)
-        return self._rows[DISPLACEMENT]
+    def parameters(self, elements: slice) -> Tensor:
+        """Return a part of the parameters, a new float32 tensor of shape ``(part,)``."""
+        part = self._zeros(elements.stop - elements.start)
+        for offset, parameter in zip(
+            self._layout.offsets.tolist(), self._parameters, strict=True
+        ):
+            first = max(elements.start, offset)
+            last = min(elements.stop, offset + parameter.numel())
+            if first < last:
+                values = parameter.reshape(-1)[first - offset : last - offset]
+                part[first - elements.start : last - elements.start] = values
+        return part
 
     def _turn(self, row: int) -> _Turn:
         """Prepare the turn in which a row holds the gradient."""

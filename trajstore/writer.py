@@ -1,6 +1,6 @@
 """Arrays in, store out: what a recorded run looks like on disk."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ class Writer:
             )
         )
         self._commits.declare(window_arrays(spec, size=size, block=BLOCK))
-        self._vector_array = vector_array(size)
+        self._size = size
         self._metrics: list[str] = []
         self._snapshots: dict[str, dict[str, object]] = {}
         self._n_columns = n_metric_columns(0)
@@ -146,17 +146,22 @@ class Writer:
             }
         )
 
-    def write_snapshot(self, name: str, step: int, vector: Array) -> None:
+    def write_snapshot(
+        self, name: str, step: int, read: Callable[[slice], Array]
+    ) -> None:
         """Write an iterate in full precision, taken before optimizer step `step`."""
         assert name not in self._snapshots
         key = f"snapshots/{len(self._snapshots)}"
-        self._commits.write_vector(key, self._vector_array, vector)
+        self._write_vector(key, read)
         self._snapshots[name] = {"array": key, "step": step}
 
-    def write_final(self, vector: Array, *, status: str) -> None:
+    def write_final(self, read: Callable[[slice], Array], *, status: str) -> None:
         """Write the last iterate and say how the run ended."""
-        self._commits.write_vector("final", self._vector_array, vector)
+        self._write_vector("final", read)
         self._attributes["status"] = status
+
+    def _write_vector(self, key: str, read: Callable[[slice], Array]) -> None:
+        self._commits.write_vector(key, vector_array(self._size), self._size, read)
 
     def close(self) -> None:
         """Let others see that nobody writes any more."""

@@ -117,7 +117,9 @@ def test_nothing_is_visible_before_a_commit(tmp_path: Path):
     store.declare({"x": rows_array()})
     store.commit({})
     store.append({"x": numbers(4, 2)})
-    store.write_vector("v", rows_array("float32", ()), np.ones(4, np.float32))
+    store.write_vector(
+        "v", rows_array("float32", ()), 4, np.ones(4, np.float32).__getitem__
+    )
     assert_same(read(tmp_path / "store"), {"x": np.empty((0, 2))})
 
 
@@ -127,7 +129,9 @@ def test_large_rows_and_vectors_read_back(tmp_path: Path):
     vector = numbers(7)
     for row in numbers(3, 5):
         store.append_large("below/large", row)
-    store.write_vector("below/it/v", rows_array(inner=(), rows=4), vector)
+    store.write_vector(
+        "below/it/v", rows_array(inner=(), rows=4), len(vector), vector.__getitem__
+    )
     store.commit({})
     expected = {"below/large": numbers(3, 5), "below/it/v": vector}
     assert_same(read(tmp_path / "store"), expected)
@@ -203,7 +207,7 @@ def write_history(path: Path, states: list[State]) -> None:
     x = np.concatenate([x, numbers(4, 2, start=100)])
     store.append({"x": x[4:]})
     vector = numbers(5)
-    store.write_vector("v", rows_array(inner=()), vector)
+    store.write_vector("v", rows_array(inner=()), len(vector), vector.__getitem__)
     states.append({"x": x, "below/y": y, "v": vector})
     store.commit({"n": 2})
 
@@ -216,7 +220,9 @@ def write_history(path: Path, states: list[State]) -> None:
     x = x.copy()
     x[-1, 3] = -1
     store.amend_last("x", {3: -1.0})
-    store.write_vector("final", rows_array(inner=()), -vector)
+    store.write_vector(
+        "final", rows_array(inner=()), len(vector), (-vector).__getitem__
+    )
     states.append({"x": x, "below/y": y, "v": vector, "final": -vector})
     store.commit({"n": 4})
 

@@ -85,7 +85,9 @@ def write_run(
         scalars = [{"loss": -float(k)} for k in range(n_steps)]
         writer.append_rows(random_rows(0, n_steps, spec), scalars)
     if status is not None:
-        writer.write_final(np.full(SIZE, n_steps, np.float32), status=status)
+        writer.write_final(
+            np.full(SIZE, n_steps, np.float32).__getitem__, status=status
+        )
     writer.commit()
     writer.close()
 
@@ -270,10 +272,10 @@ def test_decoded_references_cannot_be_changed(ten_steps: Path):
 def test_snapshots_and_the_final_iterate_read_back(path: Path):
     writer = Writer(path, SPEC)
     vectors = np.random.default_rng(0).random((2, SIZE), np.float32)
-    writer.write_snapshot("warm", 3, vectors[0])
+    writer.write_snapshot("warm", 3, vectors[0].__getitem__)
     writer.commit()
     assert not open_run(path).has_final
-    writer.write_final(vectors[1], status="complete")
+    writer.write_final(vectors[1].__getitem__, status="complete")
     writer.commit()
     writer.close()
     run = open_run(path)
@@ -325,7 +327,7 @@ def test_a_run_is_read_while_it_is_written(path: Path):
         writer.commit()
         opened.append(open_run(path))
         assert opened[-1].status == "running"
-    writer.write_final(np.zeros(SIZE, np.float32), status="complete")
+    writer.write_final(np.zeros(SIZE, np.float32).__getitem__, status="complete")
     writer.commit()
     writer.close()
     for n, run in enumerate(opened, start=1):

@@ -80,9 +80,9 @@ def write_run(
         rows["epoch"], rows["iteration"] = divmod(steps, STEPS_PER_EPOCH)
         writer.append_rows(rows, [{}] * n_steps)
     for name, (step, tensors) in (snapshots or {}).items():
-        writer.write_snapshot(name, step, flat(tensors, shapes))
+        writer.write_snapshot(name, step, flat(tensors, shapes).__getitem__)
     if final is not None:
-        writer.write_final(flat(final, shapes), status="complete")
+        writer.write_final(flat(final, shapes).__getitem__, status="complete")
     writer.commit()
     writer.close()
     return open_run(path)

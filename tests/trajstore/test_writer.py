@@ -174,14 +174,17 @@ def test_windows_are_stored_as_given(path: Path, writer: Writer):
 
 def test_snapshots_and_the_final_iterate_are_stored(path: Path, writer: Writer):
     vectors = np.random.default_rng(0).random((3, SIZE), np.float32)
-    writer.write_snapshot("warm / up", 3, vectors[0])
-    writer.write_snapshot("later", 9, vectors[1])
-    writer.write_final(vectors[2], status="complete")
+    writer.write_snapshot("warm / up", 3, vectors[0].__getitem__)
+    writer.write_snapshot("later", 9, vectors[1].__getitem__)
+    writer.write_final(vectors[2].__getitem__, status="complete")
     writer.commit()
     attributes = root(path)
     assert attributes["status"] == "complete"
     assert list(attributes["snapshots"]) == ["warm / up", "later"]
-    for name, step, vector in [("warm / up", 3, vectors[0]), ("later", 9, vectors[1])]:
+    for name, step, vector in [
+        ("warm / up", 3, vectors[0]),
+        ("later", 9, vectors[1]),
+    ]:
         stored = attributes["snapshots"][name]
         assert stored["step"] == step
         np.testing.assert_array_equal(array(path, stored["array"]), vector, strict=True)
