@@ -1,0 +1,71 @@
+"""Draw the README's figure: gamma from one recording, and from two exact runs."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from rich.progress import track
+
+import analyzers
+import trajstore
+from train.digits_resnet import DigitsResNet
+from train.two_run import two_run
+
+OUT = Path(__file__).parent.parent / "docs" / "images" / "gamma.png"
+
+
+def main() -> None:
+    """Train three times and draw."""
+    mpl.use("agg")
+    experiment = DigitsResNet()
+    train = partial(experiment.train, track=track)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "run.zarr"
+        train(partial(trajstore.Recorder, path))
+        recorded = analyzers.path_geometry(trajstore.open_run(path)).compute()
+    exact = two_run(train)
+    shown = recorded["epoch"] < experiment.epochs - 1
+    recorded, exact = recorded.sel(step=shown), exact.sel(step=shown)
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 3.4), width_ratios=[3, 2], layout="constrained"
+    )
+    epoch = recorded["step"] / (int(recorded["iteration"].max()) + 1)
+    left.plot(epoch, exact["gamma"], ".", color="0.6", markersize=5)
+    left.errorbar(
+        epoch,
+        recorded["gamma"],
+        recorded["gamma_stderr"],
+        fmt="none",
+        ecolor="C0",
+        elinewidth=1,
+    )
+    left.set(
+        xlabel="epoch",
+        ylabel=r"$\gamma$",
+        title="cosine of every gradient and the way to the end",
+        ylim=(0, None),
+    )
+    right.plot(exact["gamma"], exact["gamma"], color="0.6", linewidth=1)
+    right.errorbar(
+        exact["gamma"],
+        recorded["gamma"],
+        recorded["gamma_stderr"],
+        fmt=".",
+        color="C0",
+        markersize=2,
+        elinewidth=0.6,
+    )
+    right.set(
+        xlabel="exact, two identical runs",
+        ylabel="one recorded run",
+        title=r"the same $\gamma$, with error bars",
+    )
+    OUT.parent.mkdir(exist_ok=True)
+    figure.savefig(OUT, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Write the measured figures into README.md, between its markers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    """One column for each workload."""
+    workloads = results["workloads"]
+    lines = ["| rms error of gamma in one step | " + " | ".join(workloads) + " |"]
+    lines.append("|---|" + "---|" * len(workloads))
+
+    def add(title: str, *path: str, digits: int = 4) -> None:
+        values = []
+        for workload in workloads.values():
+            value = workload
+            for key in path:
+                value = value[key]
+            values.append(f"{value:.{digits}f}")
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+
+    add("mean gamma", "mean gamma", digits=3)
+    for scheme in workloads["digits ResNet"]["middle"]["schemes"]:
+        add(f"8 KB a step: {scheme}", "middle", "schemes", scheme)
+    rms = "rms error of gamma"
+    add("**recorded**, mid-run", "middle", rms)
+    add("**recorded**, first epoch", "first", rms)
+    add("**recorded**, last epoch", "last", rms)
+    add("**recorded**, mean of an epoch", "epoch means", rms, digits=5)
+    add("error over standard error, std", "middle", "std of z", digits=2)
+    ratio = "bytes of a float32 projection over signs and scales"
+    add("float32 projection of equal error, bytes over signs' bytes", ratio, digits=0)
+    whole = "bytes of a float32 projection over the whole store"
+    add("the same over all bytes of the store", whole, digits=0)
+    limit = results["white limit"]
+    lines.append("")
+    lines.append(
+        f"No code of 65,536 bits can do better than {limit:.4f} on gradients without "
+        "structure; weights and low rank use structure, and do."
+    )
+    return "\n".join(lines)
+
+
+def overhead_table(results: dict[str, Any]) -> str:
+    """Cost in time and memory."""
+    digits = results["digits ResNet"]
+    lines = ["| cost, 2 CPU cores | |", "|---|---|"]
+
+    def add(title: str, value: str) -> None:
+        lines.append(f"| {title} | {value} |")
+
+    for title, name in (
+        ("digits ResNet, recorded over plain training", "recorded over plain"),
+        (
+            "digits ResNet, recorded and analysed over the two-run protocol",
+            "recorded and analysed over two-run",
+        ),
+    ):
+        ratio = digits[name]
+        interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"
+        add(title, f"{ratio['median']:.2f} ({interval})")
+    for name, hooks in results["ResNet-18"].items():
+        title = f"ResNet-18, 11.2 M parameters, {name}: time in hooks over step"
+        add(title, f"{hooks['hooks over step']:.3f}")
+    peak = results["peak memory, float32 vectors"]
+    add("peak extra memory, in float32 vectors of all parameters", f"{peak:.1f}")
+    return "\n".join(lines)
+
+
+def filled(readme: str) -> str:
+    """Return the text of the README with current figures."""
+    for name, table in (("accuracy", accuracy_table), ("overhead", overhead_table)):
+        results = json.loads((RESULTS / f"{name}.json").read_text())
+        readme = re.sub(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            lambda match, text=table(results): match[1] + text + match[2],
+            readme,
+            flags=re.DOTALL,
+        )
+    return readme
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text()))
