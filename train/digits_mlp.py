@@ -29,8 +29,8 @@ class DigitsMLP:
     """
 
     epochs: int = 25
-    batch_size: int = 32
-    lr: float = 0.1
+    batch_size: int = 64
+    lr: float = 0.05
     seed: int = 0
 
     def train(self, observe: Observer, track: Track = iter) -> nn.Module:

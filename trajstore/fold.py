@@ -22,9 +22,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.layout import BLOCK
 from trajstore.signs import Role, random_signs
 
 FloatArray = npt.NDArray[np.float32]
+
+GOLDEN: Final = 633
+"""A block times the golden section: remainder of the width of large folds by a block.
+
+Tensors begin with blocks, small ones with zeros behind. With this remainder the beginnings
+in different rows fall on buckets far from each other."""
 
 SHIFT: Final = 2
 """How far the sequence of column signs moves from row to row."""
@@ -61,7 +68,8 @@ class Fold:
     @cached_property
     def width(self) -> int:
         """Length of a row, and number of buckets that are filled."""
-        return largest_prime_below(self.buckets)
+        spare = BLOCK - GOLDEN if self.buckets >= 8 * BLOCK else 0
+        return largest_prime_below(self.buckets - spare)
 
     @property
     def n_rows(self) -> int:
