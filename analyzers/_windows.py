@@ -20,6 +20,7 @@ from analyzers._arrays.displacement_product import (
 from analyzers._arrays.low_rank import regress
 from analyzers._arrays.path_geometry import (
     Estimate,
+    crowding,
     distance,
     geometry,
     sketch_variance,
@@ -153,6 +154,9 @@ class Totals(NamedTuple):
     ----------
     energy : numpy.ndarray
         |v / w|^2, float64, (layer,).
+    crowd : numpy.ndarray
+        The same with each element times the number of elements, of every tensor, that
+        fall into its bucket of the fold, float64, (layer, layer).
     probes : numpy.ndarray
         Probes of v and of the displacement to the window's end, float64, (2, probe).
     layer_probes : numpy.ndarray
@@ -160,6 +164,7 @@ class Totals(NamedTuple):
     """
 
     energy: FloatArray
+    crowd: FloatArray
     probes: FloatArray
     layer_probes: FloatArray
 
@@ -207,14 +212,19 @@ def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Resid
     onward = fold.signed_rows(vectors[window.rank + 1][inside], rows.start)
     row_signs = probes.row_signs[rows]
     layer_probes = np.zeros((len(layout.names) if layers else 0, probes.count))
-    if layers:
-        for layer, pieces in _pieces_by_layer(window, rows).items():
-            folded = np.zeros(fold.width, np.float32)
-            for row, columns in pieces:
+    crowd = np.zeros((len(layout.names), len(layout.names)))
+    for layer, pieces in _pieces_by_layer(window, rows).items():
+        folded, squares = np.zeros((2, fold.width), np.float32)
+        for row, columns in pieces:
+            squares[columns] += np.square(signed[row, columns])
+            if layers:
                 folded[columns] += row_signs[row] * unweighted[row, columns]
+        crowd[layer] = crowding(squares, layout.offsets, layout.sizes)
+        if layers:
             layer_probes[layer] = probes.of_folded(folded)
     totals = Totals(
         energy,
+        crowd,
         np.stack(
             [
                 probes.of_folded(row_signs @ unweighted),
@@ -332,20 +342,21 @@ def finish(
         As `analyzers._arrays.path_geometry.geometry` returns it, float64 of shape
         ``(step,)`` or ``(step, layer)``.
     """
-    tables, sketch = window.tables(steps), window.run.sketch
-    gradient_sq, energy = tables["grad_sq"], totals.energy
+    tables = window.tables(steps)
+    gradient_sq, sizes = tables["grad_sq"], window.run.layout.sizes
     # What is not finite has diverged; its quantities are NaN.
     with np.errstate(invalid="ignore"):
         low_rank = (tables["grad_dot_basis"] * fitted.coefficients).sum(-1)
         known = tables["grad_dot_displacement"] - low_rank
-        if not layers:
-            known, energy = known.sum(1, keepdims=True), energy.sum(keepdims=True)
         variance = sketch_variance(
-            (gradient_sq @ window.weights**2)[:, None],
-            energy,
-            n_rows=sketch.fold.n_rows,
-            bits=sketch.bits,
+            gradient_sq * window.weights**2,
+            totals.energy,
+            totals.crowd,
+            sizes,
+            bits=window.run.spec.sketch_bits,
         )
+        if not layers:
+            known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
         numerator = Estimate(known - np.sum(parts, axis=0), np.sqrt(variance))
         to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
         if layers:

@@ -1,7 +1,6 @@
 """Write the measured figures into README.md, between its markers."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,9 @@ def overhead_table(results: dict[str, Any]) -> str:
 def filled(readme: str) -> str:
     """Return the text of the README with current figures."""
     for name, table in (("accuracy", accuracy_table), ("overhead", overhead_table)):
-        results = json.loads((RESULTS / f"{name}.json").read_text())
-        readme = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda match, text=table(results): match[1] + text + match[2],
-            readme,
-            flags=re.DOTALL,
-        )
+        text = table(json.loads((RESULTS / f"{name}.json").read_text()))
+        before, marker, rest = readme.partition(f"<!-- {name} -->\n")
+        readme = before + marker + text + "\n" + rest[rest.index("<!-- end -->") :]
     return readme
 
 

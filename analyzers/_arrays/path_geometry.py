@@ -70,28 +70,76 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     return Estimate(length, np.minimum(stderr, most))
 
 
-def sketch_variance(
-    gradient_sq: FloatArray, residual_sq: FloatArray, *, n_rows: int, bits: int
+def crowding(
+    energy: FloatArray,
+    offsets: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
 ) -> FloatArray:
-    """Variance of the sketched inner product of weighted vectors.
+    """Count the elements that share the buckets of a fold with some energy.
 
-    ``((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |w g|^2 |v / w|^2``.
+    Parameters
+    ----------
+    energy : numpy.ndarray
+        In every bucket, shape ``(bucket,)``.
+    offsets, sizes : numpy.ndarray
+        Tensors in the folded vector, shape ``(layer,)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Sum over buckets of the energy times the number of elements of every tensor in the
+        bucket, float64 of shape ``(layer,)``.
+    """
+    width = len(energy)
+    until = np.concatenate([[0.0], np.cumsum(energy, dtype=np.float64)])
+    n_rows, rest = np.divmod(sizes, width)
+    start = offsets % width
+    stop = start + rest
+    around = until[np.maximum(stop - width, 0)]
+    partly = until[np.minimum(stop, width)] - until[start] + around
+    crowd: FloatArray = n_rows * until[-1] + partly
+    return crowd
+
+
+def sketch_variance(
+    gradient_sq: FloatArray,
+    residual_sq: FloatArray,
+    crowd: FloatArray,
+    sizes: npt.NDArray[np.int64],
+    *,
+    bits: int,
+) -> FloatArray:
+    """Variance of the sketched inner product of weighted vectors, tensor by tensor.
+
+    With G = w g, u = v / w, and the fold into buckets j of rows b,
+    ``sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2`` comes from the fold, and
+    ``CODE_VARIANCE / bits |G|^2 |u|^2`` from the code. The energy of G is taken to be even
+    within a tensor; if both are even everywhere, this is
+    ``((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2``.
 
     Parameters
     ----------
     gradient_sq : numpy.ndarray
-        |w g|^2, shape ``(step, 1)``.
+        |w g|^2, shape ``(step, layer)``.
     residual_sq : numpy.ndarray
         |v / w|^2, shape ``(layer,)``.
-    n_rows : int
-        Rows of the fold.
+    crowd : numpy.ndarray
+        What `crowding` returns for the energies of v / w in every tensor, shape
+        ``(layer, layer)``.
+    sizes : numpy.ndarray
+        Elements of each tensor, shape ``(layer,)``.
     bits : int
         Number of signs.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(step, layer)``.
+        Shape ``(step, layer)``; over all tensors the variance is the sum.
     """
-    per_energy = ((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits
-    return per_energy * gradient_sq * residual_sq
+    density = gradient_sq / np.maximum(sizes, 1)
+    fold = FOLD_VARIANCE * (density @ crowd.T - density * residual_sq)
+    whole = gradient_sq.sum(1, keepdims=True)
+    variance: FloatArray = (
+        np.maximum(fold, 0) + CODE_VARIANCE / bits * whole * residual_sq
+    )
+    return variance

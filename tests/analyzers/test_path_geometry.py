@@ -476,7 +476,7 @@ def test_result_does_not_depend_on_chunks(
     module = sys.modules["analyzers.path_geometry"]
     # Two steps, eight rows of the fold, two blocks of parameters; five results at once.
     monkeypatch.setattr(module, "STEP_BYTES", 2 * 4 * (2048 if run.spec.exact else 256))
-    monkeypatch.setattr(module, "VECTOR_CHUNK", 2048)
+    monkeypatch.setattr(module, "PART", 2048)
     monkeypatch.setattr(module, "RESULT_ROWS", 5)
     monkeypatch.setattr(sys.modules["analyzers._windows"], "PIECE", 1)
     result = analyzers.path_geometry(run, layers=layers)

@@ -6,6 +6,7 @@ import pytest
 from analyzers._arrays.path_geometry import (
     QUANTITIES,
     Estimate,
+    crowding,
     distance,
     geometry,
     sketch_variance,
@@ -114,11 +115,48 @@ def test_distance_to_the_point_itself_is_zero():
     np.testing.assert_array_equal(result.stderr, [0])
 
 
+LAYOUTS = [
+    pytest.param([7], 5, id="one tensor"),
+    pytest.param([3], 11, id="shorter than a row"),
+    pytest.param([4, 13, 1, 26], 7, id="several rows, borders inside"),
+    pytest.param([5, 5, 5, 0, 5], 5, id="whole rows, and nothing"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "width"), LAYOUTS)
+def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
+    sizes: list[int], width: int
+):
+    rng = np.random.default_rng(0)
+    n = np.array(sizes)
+    offsets = np.cumsum(n) - n
+    layer = np.repeat(np.arange(len(n)), n)
+    bucket = np.arange(n.sum()) % width
+    gradient_sq, u_sq = rng.random((3, len(n))), rng.random(n.sum())
+
+    # Elements of one tensor have one energy.
+    density = (gradient_sq / np.maximum(n, 1))[:, layer]
+    expected = np.zeros((3, len(n)))
+    for i in range(n.sum()):
+        for j in range(n.sum()):
+            if bucket[i] == bucket[j] and i != j:
+                expected[:, layer[i]] += density[:, j] * u_sq[i]
+    energies = np.zeros((len(n), width))
+    np.add.at(energies, (layer, bucket), u_sq)
+    residual_sq = energies.sum(1)
+    code = (np.pi / 2 - 1) / 64 * np.outer(gradient_sq.sum(1), residual_sq)
+
+    crowd = np.stack([crowding(e, offsets, n) for e in energies])
+    result = sketch_variance(gradient_sq, residual_sq, crowd, n, bits=64)
+    np.testing.assert_allclose(result, expected + code, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_rows", [1, 2, 100])
-def test_variance_is_that_of_fold_and_code(n_rows: int):
+def test_variance_over_even_buckets(n_rows: int):
     """(1 - 1 / B + 0.571) / m, the 0.571 being pi / 2 - 1."""
-    gradient_sq, energies = np.array([[2.0], [3.0]]), np.array([1.0, 10.0, 0.0])
-    result = sketch_variance(gradient_sq, energies, n_rows=n_rows, bits=64)
-    each = (1 - 1 / n_rows + np.pi / 2 - 1) / 64
-    expected = each * np.array([[2, 20, 0], [3, 30, 0]])
-    np.testing.assert_allclose(result, expected, rtol=1e-14)
+    size, offset = np.array([64 * n_rows]), np.array([0])
+    crowd = crowding(np.full(64, 5 / 64), offset, size)[None]
+    gradient_sq = np.array([[2.0], [3.0]])
+    result = sketch_variance(gradient_sq, np.array([5.0]), crowd, size, bits=64)
+    expected = (1 - 1 / n_rows + np.pi / 2 - 1) / 64 * 5 * gradient_sq
+    np.testing.assert_allclose(result, expected, rtol=1e-12)

@@ -1,0 +1,40 @@
+"""What README and docs show is what runs and what was measured."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs/snippets/record.py"))
+    results = runpy.run_path(str(ROOT / "docs/snippets/analyse.py"))
+    assert (tmp_path / "geometry.png").stat().st_size > 10_000
+    assert results["by_layer"].sizes == {"step": 80, "layer": 4}
+
+
+def test_figures_of_the_readme_are_the_measured_ones():
+    pytest.importorskip("torch")
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    readme = (ROOT / "README.md").read_text()
+    assert "| **recorded**, mid-run |" in readme
+    assert filled(readme) == readme
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    text = page.read_text()
+    targets = [part.split(")")[0] for part in text.split("](")[1:]]
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("http") and not (page.parent / target).exists()
+    ]
+    assert missing == []
