@@ -1,4 +1,4 @@
-"""Import every public name."""
+"""What importing costs."""
 
 import subprocess
 import sys

@@ -53,7 +53,7 @@ class Fold:
     size : int
         Length of the vectors.
     buckets : int
-        A power of two, at least 4; the fold fills its largest prime below.
+        A power of two, at least 4; the fold fills `width` of them, a prime below.
     seed : int
         The run's seed.
     column_role : Role
