@@ -16,7 +16,11 @@ if not HAS_TORCH:
     # `make no-torch` tests what analysis rests on; these modules record and train.
     collect_ignore_glob = ["trajstore/*_torch.py", "train/*", "tests/train/*"]
     collect_ignore = [
-        f"trajstore/{n}.py" for n in ("recorder", "row_buffer", "tracker")
+        f"trajstore/{name}.py"
+        for name in (
+            *("huge_pages", "kernels", "loops", "recorder", "row_buffer"),
+            *("steps_cpu", "tracker"),
+        )
     ]
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)

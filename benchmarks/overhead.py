@@ -36,11 +36,8 @@ from train.models.resnet import cifar_resnet18
 from train.observer import Log, Track, unobserved
 from train.two_run import two_run
 from trajstore import (
-    fold_torch,
-    onebit_torch,
-    probes_torch,
-    rotation_torch,
-    signs_torch,
+    kernels,
+    steps_cpu,
     tracker,
 )
 
@@ -50,15 +47,12 @@ MODES = ("plain", "recorded", "two-run")
 TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "read gradient": (tracker.Tracker, "_read_gradient"),
-    "read displacement": (tracker.Tracker, "_read_displacement"),
-    "inner products": (tracker.Tracker, "_products"),
-    "sums by layer": (tracker.Tracker, "_by_layer"),
-    "random signs": (signs_torch.SignsOnDevice, "__call__"),
-    "folds": (fold_torch.FoldOnDevice, "__call__"),
-    "rotation": (rotation_torch.Rotation, "__call__"),
-    "1-bit code": (onebit_torch, "encode"),
-    "probes": (probes_torch.ProbesOnDevice, "write"),
+    "addresses of tensors": (steps_cpu, "_elements"),
+    "random signs": (kernels, "unpack_signs"),
+    "inner products and folds": (kernels, "measure_before"),
+    "probes": (kernels, "probe"),
+    "rotation and 1-bit code": (kernels, "sketch"),
+    "update": (kernels, "measure_after"),
     "new reference": (tracker.Tracker, "move"),
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),

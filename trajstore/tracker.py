@@ -1,33 +1,35 @@
-"""What one step of training is measured by, on the device that trains.
+"""Follow the path of the parameters from reference to reference, on the device that trains.
 
 Nothing here waits for the device: results go to tensors that are converted later, in
-another thread. The buffers are ``3 + basis`` float32 vectors of the length of the
-parameters, besides past references as int8.
+another thread. The buffers are ``2 + basis`` float32 vectors of the length of the
+parameters, one more on an accelerator, besides past references as int8.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trajstore import deltas_torch
-from trajstore.fold_torch import CHUNK, padded_size
+from trajstore.fold_torch import padded_size
+from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
-from trajstore.probes import Probes
-from trajstore.probes_torch import ProbesOnDevice
 from trajstore.rotation import n_blocks
 from trajstore.schema import RunSpec, table_columns
 from trajstore.sketch import Sketch
-from trajstore.sketch_torch import SketchOnDevice
+from trajstore.steps_cpu import StepsOnCPU
+from trajstore.steps_torch import StepsOnDevice
 from trajstore.weights_torch import tensor_weights
 
-# Rows of the buffer; past displacements follow. The first two take turns: one holds the
-# gradient, the other the gradient before, and once that is used up the update.
-TURNS = (0, 1)
-DISPLACEMENT, REFERENCE = 2, 3
+# Rows of the frame; displacements from past references follow.
+DISPLACEMENT, REFERENCE = 0, 1
+
+CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements of a vector that are coded at once: they should fit a CPU's cache, and keep
+the number of kernels low on an accelerator."""
 
 
 class Reference(NamedTuple):
@@ -53,30 +55,6 @@ class Reference(NamedTuple):
     probes: Tensor
 
 
-class _Turn(NamedTuple):
-    """Views of the buffer, prepared for one of the two turns.
-
-    Attributes
-    ----------
-    gradient, update : torch.Tensor
-        float32, (size,): the two rows.
-    gradient_views, update_views : list of torch.Tensor
-        The same in the shapes of the parameters.
-    gradient_factors, update_factors : tuple of torch.Tensor
-        See `_factors`: gradient with all rows; update with itself and the displacement.
-    columns : torch.Tensor
-        Where the products of the gradient belong in the table.
-    """
-
-    gradient: Tensor
-    update: Tensor
-    gradient_views: list[Tensor]
-    update_views: list[Tensor]
-    gradient_factors: tuple[Tensor, Tensor]
-    update_factors: tuple[Tensor, Tensor]
-    columns: Tensor
-
-
 class Tracker:
     """Follows the parameters of a model from reference to reference.
 
@@ -98,13 +76,11 @@ class Tracker:
         self.device = parameters[0].device
         sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
         size = layout.size if spec.exact else padded_size(sketch.fold)
-        buffer = self._zeros(3 + spec.basis, size)
-        self._rows = buffer[:, : layout.size]
-        self._displacement_views = self._views(self._rows[DISPLACEMENT])
-        self._reference_views = self._views(self._rows[REFERENCE])
-        self._turns = [self._turn(row) for row in TURNS]
-        self._row_of_gradient = 0
-        blocks = self._rows.unflatten(1, (-1, BLOCK))
+        steps = steps_class(self.device)
+        rows = huge_zeros(steps.N_GRADIENTS + 1 + spec.basis, size, device=self.device)
+        self._steps = steps(self._parameters, layout, spec, rows)
+        self._frame = rows[steps.N_GRADIENTS :, : layout.size]
+        blocks = self._frame.unflatten(1, (-1, BLOCK))
         self._factors = {
             "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
             "move": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:REFERENCE]),
@@ -118,21 +94,15 @@ class Tracker:
         self._past: deque[tuple[Tensor, Tensor]] = deque(
             maxlen=max(0, (1 << max(0, spec.basis - 2)) - 1)
         )
-        self._block_weights = self._zeros(size // BLOCK).fill_(1.0)
+        self._grad_sq = table_columns(spec)["grad_sq"].start
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
         self._n_gradients = 0
-        self._sketch: SketchOnDevice | None = None
-        if not spec.exact:
-            probes = Probes(fold=sketch.fold, count=spec.probes)
-            pairs = [_with_displacement(buffer, row) for row in TURNS]
-            self._sketch = SketchOnDevice(sketch, pairs)
-            self._probes = ProbesOnDevice(probes, 2, self.device)
         self._reference_probes = self._sizes.new_zeros(0 if spec.exact else spec.probes)
 
     @property
     def reference(self) -> Tensor:
         """The decoded reference, float32 of shape ``(size,)``; changes with `move`."""
-        return self._rows[REFERENCE]
+        return self._frame[REFERENCE]
 
     def allocate(self, n_rows: int) -> dict[str, Tensor]:
         """Room for the measurements of some steps.
@@ -152,7 +122,7 @@ class Tracker:
         spec = self._spec
         n_layers, n_measured = len(spec.names), table_columns(spec)["param_sq"].start
         rows = {"tables": self._empty(n_rows, n_layers, n_measured)}
-        if self._sketch is None:
+        if spec.exact:
             rows["gradient"] = self._empty(n_rows, self._layout.size)
             rows["displacement"] = self._empty(n_rows, self._layout.size)
         else:
@@ -165,8 +135,9 @@ class Tracker:
 
     def start(self) -> Reference:
         """Take the parameters as they are for the first reference, without a code."""
-        torch._foreach_copy_(self._displacement_views, self._parameters)
-        self.reference.copy_(self._rows[DISPLACEMENT])
+        # Before the first window the reference is 0.
+        self._steps.read_displacement()
+        self.reference.copy_(self._frame[DISPLACEMENT])
         self._add_reference_probes()
         n_layers = len(self._layout.names)
         return Reference(
@@ -185,7 +156,7 @@ class Tracker:
         Reference
             New tensors, which later calls leave alone.
         """
-        self._read_displacement()
+        self._steps.read_displacement()
         arrival = self._by_layer(self._products("displacement"))
         codes, scales = self._code_displacement()
         self._shift_basis(codes, scales)
@@ -194,12 +165,7 @@ class Tracker:
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
             self._sizes,
         )
-        torch.index_select(
-            weights,
-            0,
-            self._layer_of_block,
-            out=self._block_weights[: len(self._layer_of_block)],
-        )
+        self._steps.set_weights(weights)
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_reference_probes()
@@ -217,29 +183,9 @@ class Tracker:
         row : mapping from str to torch.Tensor
             One step of what `allocate` returned; overwritten.
         """
-        self._row_of_gradient = 1 - self._row_of_gradient
-        views = self._turns[self._row_of_gradient]
-        self._read_gradient(views.gradient_views)
-        self._read_displacement()
-        products = (_products(views.gradient_factors), self._products("displacement"))
-        sums = self._by_layer(torch.cat(products, 1))[:, views.columns]
-        row["tables"][:, : sums.shape[1]].copy_(sums)
-        self._gradient_energy += sums[:, 1]
+        self._steps.before_step(step, row)
+        self._gradient_energy += row["tables"][:, self._grad_sq]
         self._n_gradients += 1
-        if self._sketch is None:
-            row["gradient"].copy_(views.gradient)
-            row["displacement"].copy_(self._rows[DISPLACEMENT])
-            return
-        self._sketch(
-            self._row_of_gradient,
-            step,
-            self._block_weights,
-            signs=row["signs"],
-            scales=row["scales"],
-            fold_signs=self._probes.row_signs,
-            folds=self._probes.folds,
-        )
-        self._probes.write(row["probes"])
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure what the step did to the parameters.
@@ -249,24 +195,15 @@ class Tracker:
         row : mapping from str to torch.Tensor
             As given to `before_step`.
         """
-        views = self._turns[self._row_of_gradient]
-        self._subtract_displacement(views.update, views.update_views)
-        sums = self._by_layer(_products(views.update_factors))
-        row["tables"][:, -sums.shape[1] :].copy_(sums)
+        self._steps.after_step(row)
+
+    def is_where_last_step_led(self) -> bool:
+        """Whether the parameters are what they were when `after_step` looked at them."""
+        return self._steps.is_where_last_step_led()
 
     def reference_sq(self) -> Tensor:
         """Squared norms of the reference by layer, float64 of shape (layer,)."""
         return self._by_layer(self._products("reference"))[:, 0]
-
-    @torch.no_grad()
-    def is_where_last_step_led(self) -> bool:
-        """Whether the parameters are what they were when `after_step` looked at them."""
-        # The same arithmetic gives the same bits; the gradient is not needed any more.
-        views = self._turns[self._row_of_gradient]
-        self._subtract_displacement(views.gradient, views.gradient_views)
-        return torch.equal(
-            views.gradient.view(torch.int32), views.update.view(torch.int32)
-        )
 
     @torch.no_grad()
     def parameters(self, elements: slice) -> Tensor:
@@ -282,58 +219,9 @@ class Tracker:
                 part[first - elements.start : last - elements.start] = values
         return part
 
-    def _turn(self, row: int) -> _Turn:
-        """Prepare the turn in which a row holds the gradient."""
-        gradient, update = self._rows[row], self._rows[1 - row]
-        blocks = self._rows.unflatten(1, (-1, BLOCK))
-        # The store wants the product with the gradient before first.
-        columns = [1 - row, row, *range(2, len(blocks) + len(blocks) - DISPLACEMENT)]
-        return _Turn(
-            gradient=gradient,
-            update=update,
-            gradient_views=self._views(gradient),
-            update_views=self._views(update),
-            gradient_factors=_factors(blocks[row], blocks),
-            update_factors=_factors(
-                blocks[1 - row], _with_displacement(blocks, 1 - row)
-            ),
-            columns=torch.tensor(columns, device=self.device),
-        )
-
-    def _read_gradient(self, views: list[Tensor]) -> None:
-        gradients, targets, absent = [], [], []
-        for view, parameter in zip(views, self._parameters, strict=True):
-            gradient = parameter.grad
-            if gradient is None:
-                absent.append(view)
-            else:
-                dense = gradient.layout is torch.strided
-                gradients.append(gradient if dense else gradient.to_dense())
-                targets.append(view)
-        if absent:
-            torch._foreach_zero_(absent)
-        if gradients:
-            torch._foreach_copy_(targets, gradients)
-
-    def _read_displacement(self) -> None:
-        self._subtract_reference(self._displacement_views)
-
-    def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
-        """Fill a row with the parameters less what they were before the step."""
-        # Near the reference x - r is exact, and so is the difference of two of them.
-        self._subtract_reference(views)
-        row.sub_(self._rows[DISPLACEMENT])
-
-    def _subtract_reference(self, views: list[Tensor]) -> None:
-        """Fill views of a row with the parameters less the reference."""
-        for view, parameter, reference in zip(
-            views, self._parameters, self._reference_views, strict=True
-        ):
-            torch.sub(parameter, reference, out=view)
-
     def _code_displacement(self) -> tuple[Tensor, Tensor]:
         """Replace the displacement by its code, a chunk at a time; return the code."""
-        vector = self._rows[DISPLACEMENT]
+        vector = self._frame[DISPLACEMENT]
         codes = torch.empty_like(vector, dtype=torch.int8)
         scales = self._empty(len(vector) // BLOCK)
         for elements, blocks in self._chunks():
@@ -343,10 +231,10 @@ class Tracker:
 
     def _shift_basis(self, codes: Tensor, scales: Tensor) -> None:
         """Move the reference and make the displacements from past references anew."""
-        step = self._rows[DISPLACEMENT]
+        step = self._frame[DISPLACEMENT]
         self.reference.add_(step)
         displacement, n_added = step, 1
-        for j, row in enumerate(self._rows[REFERENCE + 1 :]):
+        for j, row in enumerate(self._frame[REFERENCE + 1 :]):
             row.copy_(displacement)
             for past in islice(self._past, n_added - 1, (1 << j) - 1):
                 self._add(row, *past)
@@ -359,16 +247,12 @@ class Tracker:
 
     def _add_reference_probes(self) -> None:
         """Add the probes of the displacement's row to those of the reference."""
-        if self._sketch is None:
-            return
-        self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
-        both = self._zeros(2, self._spec.probes)
-        self._probes.write(both)
-        self._reference_probes += both[1]
+        if not self._spec.exact:
+            self._reference_probes += self._steps.probe_displacement()
 
     def _products(self, name: str) -> Tensor:
-        """Inner products of rows of the buffer; see `_products`."""
-        return _products(self._factors[name])
+        """Inner products of rows of the frame, (block, other row)."""
+        return torch.bmm(*self._factors[name])[:, 0]
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Add up blocks tensor by tensor, float64 of shape (layer, column)."""
@@ -383,15 +267,6 @@ class Tracker:
             last = min(first + blocks, n_blocks)
             yield slice(first * BLOCK, last * BLOCK), slice(first, last)
 
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a flat vector in the shapes of the parameters."""
-        return [
-            flat[offset : offset + parameter.numel()].view(parameter.shape)
-            for offset, parameter in zip(
-                self._layout.offsets.tolist(), self._parameters, strict=True
-            )
-        ]
-
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
@@ -399,14 +274,9 @@ class Tracker:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
 
-def _with_displacement(rows: Tensor, row: int) -> Tensor:
-    """Return one of the first two rows together with the displacement."""
-    return rows[row : REFERENCE : DISPLACEMENT - row]
-
-
-def _products(factors: tuple[Tensor, Tensor]) -> Tensor:
-    """Inner products of a row with other rows block by block, (block, other row)."""
-    return torch.bmm(*factors)[:, 0]
+def steps_class(device: torch.device) -> type[StepsOnCPU] | type[StepsOnDevice]:
+    """Choose how steps are measured on a device."""
+    return StepsOnCPU if device.type == "cpu" else StepsOnDevice
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,10 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trajstore import tracker
 from trajstore.recorder import Recorder
+from trajstore.steps_cpu import StepsOnCPU
+from trajstore.steps_torch import StepsOnDevice
 
 Array = npt.NDArray[Any]
 
@@ -317,9 +320,23 @@ def test_precision_chosen_for_one_backend_is_left_alone(tmp_path: Path):
 # --- what is recorded ---------------------------------------------------------------
 
 
+STEPS = {"compiled": StepsOnCPU, "torch": StepsOnDevice}
+"""The twins that measure steps; on a CPU a recorder takes the first."""
+
+
+@pytest.fixture(scope="module", params=list(STEPS.values()), ids=list(STEPS))
+def steps(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let recorders measure steps by each twin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "steps_class", lambda _device: request.param)
+        yield
+
+
 @pytest.fixture(scope="module", params=[1, 2, 3, 4, 5], ids="basis={}".format)
 def traced(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: None,
 ) -> tuple[Run, list[Step]]:
     """A run of many windows, with everything that happened in it."""
     path = tmp_path_factory.mktemp("traced") / "run.zarr"
@@ -588,6 +605,7 @@ KINDS = {
 
 @pytest.mark.parametrize("bits", [8, 4096], ids=["few-bits", "more-bits-than-numbers"])
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.usefixtures("steps")
 def test_tables_of_unusual_parameters(
     make: Callable[[], Training], bits: int, tmp_path: Path
 ):
@@ -927,6 +945,7 @@ def test_steps_and_scalars_do_not_wait_for_the_device(
         return item(self)
 
     monkeypatch.setattr(torch.Tensor, "item", item_elsewhere)
+    monkeypatch.setattr(tracker, "steps_class", lambda _device: StepsOnDevice)
     training = regression()
     with Recorder(
         tmp_path / "run",
@@ -1548,14 +1567,15 @@ def vectors_used(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float
 
 
 @pytest.mark.slow
-def test_memory_in_training_stays_below_nine_vectors(
+def test_memory_in_training_is_what_is_documented(
     vectors_used: tuple[float, float],
 ):
+    # 2 + basis vectors, a quarter for a past reference in 8 bits, and its writing.
     looped, _ = vectors_used
-    assert 6 < looped < 9
+    assert 4 < looped < 6
 
 
 @pytest.mark.slow
-def test_memory_stays_below_eight_vectors(vectors_used: tuple[float, float]):
+def test_memory_stays_below_six_vectors(vectors_used: tuple[float, float]):
     _, ended = vectors_used
-    assert ended < 8
+    assert ended < 6

@@ -1,0 +1,112 @@
+"""The compiled kernels against the NumPy formulas that analysis uses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from trajstore import kernels, onebit
+from trajstore.fold import SHIFT, Fold
+from trajstore.loops import hadamard, sum_of_bits
+from trajstore.probes import Probes
+from trajstore.rotation import MAX_BLOCK, n_blocks, rotate
+from trajstore.signs import Role, random_bytes, random_signs
+
+SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
+"""Less than 16; powers of four and others; two blocks."""
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [2**k for k in range(13)])
+def test_hadamard_is_the_matrix_of_scipy(n: int):
+    linalg = pytest.importorskip("scipy.linalg")
+    vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
+    expected = linalg.hadamard(n) @ vector.astype(np.float64)
+    hadamard(vector)
+    # Sums of small integers are exact.
+    np.testing.assert_array_equal(vector, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sketch_is_rotation_and_code(size: int):
+    vector = normal(size)
+    signs = random_signs(size, seed=2, role=Role.STEP)
+    code, scales = np.zeros(size // 8, np.uint8), np.zeros(n_blocks(size), np.float32)
+    rotated = rotate(vector, signs)
+    expected_code, expected_scales = onebit.encode(rotated)
+
+    kernels.sketch(vector.copy(), signs, min(size, MAX_BLOCK), code, scales)
+
+    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
+    different = np.unpackbits(code ^ expected_code).astype(bool)
+    # Only what is 0 up to rounding may have another sign.
+    assert (np.abs(rotated[different]) < 1e-5).all()
+    assert different.mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
+)
+def test_scale_of_what_is_zero_or_not_finite(bad: float, scale: float):
+    vector = np.zeros(256, np.float32)
+    vector[7] = bad
+    scales = np.ones(1, np.float32)
+    ones = np.ones(256, np.float32)
+    kernels.sketch(vector, ones, 256, np.zeros(32, np.uint8), scales)
+    np.testing.assert_array_equal(scales, np.float32(scale))
+
+
+def test_zero_counts_as_positive():
+    code = np.zeros(2, np.uint8)
+    kernels.sketch(
+        np.zeros(16, np.float32),
+        np.ones(16, np.float32),
+        16,
+        code,
+        np.zeros(1, np.float32),
+    )
+    assert code.tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("n", [8, 64, 8200])
+def test_signs_are_those_of_numpy(n: int):
+    packed = random_bytes(n // 8, seed=3, role=Role.STEP, step=4)
+    signs = np.zeros(n, np.float32)
+    kernels.unpack_signs(packed, signs)
+    np.testing.assert_array_equal(
+        signs, random_signs(n, seed=3, role=Role.STEP, step=4)
+    )
+
+
+@pytest.mark.parametrize("size", [40, 61, 1000, 5000])
+def test_fold_and_probe_are_those_of_numpy(size: int):
+    fold = Fold(size=size, buckets=64, seed=5, column_role=Role.FOLD)
+    probes = Probes(fold=fold, count=16)
+    vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
+    columns = random_signs(
+        fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
+    )
+    folded, out = np.zeros((1, 64), np.float32), np.full((1, 16), 7, np.float32)
+
+    kernels.fold(vector, fold.width, columns, probes.row_signs, folded[0])
+    kernels.probe(folded, fold.width, probes.bucket_fold.column_signs.copy(), out)
+
+    np.testing.assert_array_equal(folded[0], fold(vector, probes.row_signs))
+    np.testing.assert_array_equal(out[0], probes(vector))
+
+
+def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
+    words = normal(1024).view(np.int32)
+    before = sum_of_bits(words)
+    words[77] ^= 1
+    assert sum_of_bits(words) != before
+    words[77] ^= 1
+    words[[3, 500]] = words[[500, 3]]
+    assert sum_of_bits(words) != before
+    words[[3, 500]] = words[[500, 3]]
+    assert sum_of_bits(words) == before

@@ -1,0 +1,228 @@
+"""What one step of training is measured by, where parameters lie in a CPU's memory."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trajstore import kernels
+from trajstore.fold import SHIFT
+from trajstore.layout import Layout
+from trajstore.probes import Probes
+from trajstore.rotation import n_blocks
+from trajstore.schema import RunSpec
+from trajstore.signs import Role, random_bytes, random_signs
+from trajstore.sketch import Sketch
+
+BLOCKS_PER_THREAD: Final = 128
+"""With fewer blocks of the vector to work on, a thread is not worth its start."""
+
+NOTHING: Final = np.zeros(0, np.float32)
+
+
+class StepsOnCPU:
+    """Measures steps by compiled loops; the twin of `trajstore.steps_torch.StepsOnDevice`.
+
+    Parameters
+    ----------
+    parameters : sequence of torch.Tensor
+        The tensors that are followed.
+    layout : Layout
+        Their places in the flat vector.
+    spec : RunSpec
+        What is measured.
+    rows : torch.Tensor
+        float32, (`N_GRADIENTS` + 1 + basis, at least size): room for gradients; for the
+        displacement; and the vectors of the basis, of which the reference is the first.
+    """
+
+    N_GRADIENTS: ClassVar = 1
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        layout: Layout,
+        spec: RunSpec,
+        rows: Tensor,
+    ) -> None:
+        self._parameters = list(parameters)
+        self._spec, self._size = spec, layout.size
+        self._rows = rows.numpy()
+        self._places = layout.offsets, layout.sizes, layout.layer_of_block
+        self._weights = np.ones(len(layout.names), np.float32)
+        self._checks = np.zeros(0, np.int64)
+        n_blocks = len(layout.layer_of_block)
+        n_parts = max(1, min(torch.get_num_threads(), n_blocks // BLOCKS_PER_THREAD))
+        self._bounds = np.linspace(0, n_blocks, n_parts + 1).astype(np.int64)
+        if n_parts > 1:
+            _start_threads()
+        self._sketch: Sketch | None = None
+        self._signs = self._row_signs = self._probe_rows = self._columns = NOTHING
+        self._width = 0
+        self._folds = np.zeros((n_parts, 3, 0), np.float32)
+        if not spec.exact:
+            self._prepare_folds()
+
+    def _prepare_folds(self) -> None:
+        sketch = Sketch(
+            size=self._size, bits=self._spec.sketch_bits, seed=self._spec.seed
+        )
+        fold, probes = (
+            sketch.fold,
+            Probes(fold=sketch.fold, count=self._spec.probes),
+        )
+        self._sketch, self._width = sketch, fold.width
+        self._columns = random_signs(
+            fold.width + SHIFT * (fold.n_rows - 1),
+            seed=fold.seed,
+            role=fold.column_role,
+        )
+        self._probe_rows = probes.row_signs
+        self._probe_signs = probes.bucket_fold.column_signs.copy()
+        self._folds = np.zeros((len(self._folds), 3, fold.buckets), np.float32)
+        n_signs = sum(sketch.sign_counts)
+        self._signs = np.zeros(-(-n_signs // 8) * 8, np.float32)
+        self._row_signs = self._signs[sketch.bits : n_signs]
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Take the weights of the sketch, float32 of shape (layer,)."""
+        self._weights = weights.numpy().copy()
+
+    def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
+        """See `trajstore.tracker.Tracker.before_step`."""
+        gradients = [_elements(p.grad) for p in self._parameters]
+        parameters = [_elements(p) for p in self._parameters]
+        if self._sketch is not None:
+            packed = random_bytes(
+                len(self._signs) // 8, seed=self._spec.seed, role=Role.STEP, step=step
+            )
+            kernels.unpack_signs(packed, self._signs)
+            self._folds[:] = 0
+        n_columns = 4 + 2 * self._spec.basis
+        sums = np.zeros((len(self._folds), len(parameters), n_columns))
+        self._run(
+            kernels.measure_before,
+            kernels.measure_before_in_parts,
+            _addresses(gradients),
+            _addresses(parameters),
+            *self._places,
+            self._rows,
+            sums,
+            self._width,
+            self._columns,
+            self._probe_rows,
+            self._row_signs,
+            self._weights,
+            self._folds,
+        )
+        row["tables"].numpy()[:, :n_columns] = sums.sum(0)
+        if self._sketch is None:
+            for name, vector in zip(
+                ("gradient", "displacement"), self._rows, strict=False
+            ):
+                row[name].numpy()[:] = vector[: self._size]
+        else:
+            self._write_sketch(self._sketch, row)
+
+    def after_step(self, row: Mapping[str, Tensor]) -> None:
+        """See `trajstore.tracker.Tracker.after_step`."""
+        sums, self._checks = self._measure_after()
+        row["tables"].numpy()[:, -sums.shape[1] :] = sums
+
+    def is_where_last_step_led(self) -> bool:
+        """Whether the parameters are what they were when `after_step` looked at them."""
+        _, checks = self._measure_after()
+        return bool(np.array_equal(checks, self._checks))
+
+    def read_displacement(self) -> None:
+        """Fill the row of the displacement with the parameters less the reference."""
+        parameters = [_elements(p) for p in self._parameters]
+        kernels.subtract_reference(_addresses(parameters), *self._places, self._rows)
+
+    def probe_displacement(self) -> Tensor:
+        """Return the probes of the displacement, float32 of shape (probe,)."""
+        folds = np.zeros((1, self._folds.shape[2]), np.float32)
+        vector = self._rows[1, : self._size]
+        kernels.fold(vector, self._width, self._columns, self._probe_rows, folds[0])
+        out = np.zeros((1, self._spec.probes), np.float32)
+        kernels.probe(folds, self._width, self._probe_signs, out)
+        return torch.from_numpy(out[0])
+
+    def _measure_after(self) -> tuple[Any, Any]:
+        """Return products of the update, (layer, 2), and checks of the parameters."""
+        parameters = [_elements(p) for p in self._parameters]
+        sums = np.zeros((len(self._folds), len(parameters), 2))
+        checks = np.zeros(sums.shape[:2], np.int64)
+        self._run(
+            kernels.measure_after,
+            kernels.measure_after_in_parts,
+            _addresses(parameters),
+            *self._places,
+            self._rows,
+            sums,
+            checks,
+        )
+        return sums.sum(0), checks.sum(0)
+
+    def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
+        """Call one of two kernels that do the same, in one thread or in several."""
+        n_parts = len(self._bounds) - 1
+        if n_parts == 1:
+            alone(self._bounds, *arguments)
+            return
+        n_threads = numba.get_num_threads()
+        numba.set_num_threads(min(n_parts, n_threads))
+        try:
+            in_parts(self._bounds, *arguments)
+        finally:
+            numba.set_num_threads(n_threads)
+
+    def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
+        folds = self._folds[0] if len(self._folds) == 1 else self._folds.sum(0)
+        kernels.probe(folds, self._width, self._probe_signs, row["probes"].numpy())
+        kernels.sketch(
+            folds[2],
+            self._signs[: sketch.bits],
+            sketch.bits // n_blocks(sketch.bits),
+            row["signs"].numpy(),
+            row["scales"].numpy(),
+        )
+
+
+def _elements(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor with its elements as float32 in row-major order, itself if it is."""
+    if tensor is None:
+        return None
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> npt.NDArray[np.int64]:
+    """Return where elements lie, 0 for none; valid while the tensors are kept."""
+    return np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
+
+
+def _start_threads() -> None:
+    """Start Numba's threads, without a change to torch's.
+
+    Where both use the same library they share its threads, and the start would set their
+    number for torch as well.
+    """
+    n_threads = torch.get_num_threads()
+    none = np.zeros(0, np.int64)
+    kernels.measure_after_in_parts(
+        np.zeros(3, np.int64),
+        *(none, none, none, none),
+        np.zeros((3, 0), np.float32),
+        np.zeros((2, 0, 2)),
+        np.zeros((2, 0), np.int64),
+    )
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)

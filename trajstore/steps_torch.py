@@ -1,0 +1,242 @@
+"""What one step of training is measured by, in torch, on any device.
+
+On an accelerator nothing here waits for it. On a CPU `trajstore.steps_cpu` does the same
+several times as fast.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trajstore.layout import BLOCK, Layout
+from trajstore.probes import Probes
+from trajstore.probes_torch import ProbesOnDevice
+from trajstore.schema import RunSpec
+from trajstore.sketch import Sketch
+from trajstore.sketch_torch import SketchOnDevice
+
+# Rows of the buffer; past displacements follow. The first two take turns: one holds the
+# gradient, the other the gradient before, and once that is used up the update.
+TURNS = (0, 1)
+DISPLACEMENT, REFERENCE = 2, 3
+
+
+class _Turn(NamedTuple):
+    """Views of the buffer, prepared for one of the two turns.
+
+    Attributes
+    ----------
+    gradient, update : torch.Tensor
+        float32, (size,): the two rows.
+    gradient_views, update_views : list of torch.Tensor
+        The same in the shapes of the parameters.
+    gradient_factors, update_factors : tuple of torch.Tensor
+        See `_factors`: gradient with all rows; update with itself and the displacement.
+    columns : torch.Tensor
+        Where the products of the gradient belong in the table.
+    """
+
+    gradient: Tensor
+    update: Tensor
+    gradient_views: list[Tensor]
+    update_views: list[Tensor]
+    gradient_factors: tuple[Tensor, Tensor]
+    update_factors: tuple[Tensor, Tensor]
+    columns: Tensor
+
+
+class StepsOnDevice:
+    """Measures steps; the twin of `trajstore.steps_cpu.StepsOnCPU`.
+
+    Parameters
+    ----------
+    parameters : sequence of torch.Tensor
+        The tensors that are followed.
+    layout : Layout
+        Their places in the flat vector.
+    spec : RunSpec
+        What is measured.
+    rows : torch.Tensor
+        float32, (`N_GRADIENTS` + 1 + basis, padded size): room for gradients; for the
+        displacement; and the vectors of the basis, of which the reference is the first.
+        Padded as `trajstore.fold_torch.padded_size` says, with zeros.
+    """
+
+    N_GRADIENTS: ClassVar = len(TURNS)
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        layout: Layout,
+        spec: RunSpec,
+        rows: Tensor,
+    ) -> None:
+        self._parameters, self._layout = list(parameters), layout
+        self._spec = spec
+        device = rows.device
+        self._rows = rows[:, : layout.size]
+        self._displacement_views = self._views(self._rows[DISPLACEMENT])
+        self._reference_views = self._views(self._rows[REFERENCE])
+        self._turns = [self._turn(row) for row in TURNS]
+        self._row_of_gradient = 0
+        blocks = self._rows.unflatten(1, (-1, BLOCK))
+        self._displacement_factors = _factors(
+            blocks[DISPLACEMENT], blocks[DISPLACEMENT:]
+        )
+        self._layer_of_block = torch.from_numpy(layout.layer_of_block).to(device)
+        self._block_weights = torch.ones(rows.shape[1] // BLOCK, device=device)
+        self._sketch: SketchOnDevice | None = None
+        if not spec.exact:
+            sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+            probes = Probes(fold=sketch.fold, count=spec.probes)
+            pairs = [_with_displacement(rows, row) for row in TURNS]
+            self._sketch = SketchOnDevice(sketch, pairs)
+            self._probes = ProbesOnDevice(probes, 2, device)
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Take the weights of the sketch, float32 of shape (layer,)."""
+        torch.index_select(
+            weights,
+            0,
+            self._layer_of_block,
+            out=self._block_weights[: len(self._layer_of_block)],
+        )
+
+    def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
+        """See `trajstore.tracker.Tracker.before_step`."""
+        self._row_of_gradient = 1 - self._row_of_gradient
+        views = self._turns[self._row_of_gradient]
+        self._read_gradient(views.gradient_views)
+        self.read_displacement()
+        products = (
+            _products(views.gradient_factors),
+            _products(self._displacement_factors),
+        )
+        sums = self._by_layer(torch.cat(products, 1))[:, views.columns]
+        row["tables"][:, : sums.shape[1]].copy_(sums)
+        if self._sketch is None:
+            row["gradient"].copy_(views.gradient)
+            row["displacement"].copy_(self._rows[DISPLACEMENT])
+            return
+        self._sketch(
+            self._row_of_gradient,
+            step,
+            self._block_weights,
+            signs=row["signs"],
+            scales=row["scales"],
+            fold_signs=self._probes.row_signs,
+            folds=self._probes.folds,
+        )
+        self._probes.write(row["probes"])
+
+    def after_step(self, row: Mapping[str, Tensor]) -> None:
+        """See `trajstore.tracker.Tracker.after_step`."""
+        views = self._turns[self._row_of_gradient]
+        self._subtract_displacement(views.update, views.update_views)
+        sums = self._by_layer(_products(views.update_factors))
+        row["tables"][:, -sums.shape[1] :].copy_(sums)
+
+    @torch.no_grad()
+    def is_where_last_step_led(self) -> bool:
+        """Whether the parameters are what they were when `after_step` looked at them."""
+        # The same arithmetic gives the same bits; the gradient is not needed any more.
+        views = self._turns[self._row_of_gradient]
+        self._subtract_displacement(views.gradient, views.gradient_views)
+        return torch.equal(
+            views.gradient.view(torch.int32), views.update.view(torch.int32)
+        )
+
+    def read_displacement(self) -> None:
+        """Fill the row of the displacement with the parameters less the reference."""
+        self._subtract_reference(self._displacement_views)
+
+    def probe_displacement(self) -> Tensor:
+        """Return the probes of the displacement, float32 of shape (probe,)."""
+        assert self._sketch is not None
+        self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
+        both = torch.zeros(2, self._spec.probes, device=self._rows.device)
+        self._probes.write(both)
+        return both[1]
+
+    def _turn(self, row: int) -> _Turn:
+        """Prepare the turn in which a row holds the gradient."""
+        gradient, update = self._rows[row], self._rows[1 - row]
+        blocks = self._rows.unflatten(1, (-1, BLOCK))
+        # The store wants the product with the gradient before first.
+        columns = [1 - row, row, *range(2, len(blocks) + len(blocks) - DISPLACEMENT)]
+        return _Turn(
+            gradient=gradient,
+            update=update,
+            gradient_views=self._views(gradient),
+            update_views=self._views(update),
+            gradient_factors=_factors(blocks[row], blocks),
+            update_factors=_factors(
+                blocks[1 - row], _with_displacement(blocks, 1 - row)
+            ),
+            columns=torch.tensor(columns, device=self._rows.device),
+        )
+
+    def _read_gradient(self, views: list[Tensor]) -> None:
+        gradients, targets, absent = [], [], []
+        for view, parameter in zip(views, self._parameters, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                absent.append(view)
+            else:
+                dense = gradient.layout is torch.strided
+                gradients.append(gradient if dense else gradient.to_dense())
+                targets.append(view)
+        if absent:
+            torch._foreach_zero_(absent)
+        if gradients:
+            torch._foreach_copy_(targets, gradients)
+
+    def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
+        """Fill a row with the parameters less what they were before the step."""
+        # Near the reference x - r is exact, and so is the difference of two of them.
+        self._subtract_reference(views)
+        row.sub_(self._rows[DISPLACEMENT])
+
+    def _subtract_reference(self, views: list[Tensor]) -> None:
+        """Fill views of a row with the parameters less the reference."""
+        for view, parameter, reference in zip(
+            views, self._parameters, self._reference_views, strict=True
+        ):
+            torch.sub(parameter, reference, out=view)
+
+    def _by_layer(self, block_sums: Tensor) -> Tensor:
+        """Add up blocks tensor by tensor, float64 of shape (layer, column)."""
+        sums = torch.zeros(
+            len(self._layout.names),
+            block_sums.shape[1],
+            dtype=torch.float64,
+            device=block_sums.device,
+        )
+        return sums.index_add_(0, self._layer_of_block, block_sums.double())
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Return views of a flat vector in the shapes of the parameters."""
+        return [
+            flat[offset : offset + parameter.numel()].view(parameter.shape)
+            for offset, parameter in zip(
+                self._layout.offsets.tolist(), self._parameters, strict=True
+            )
+        ]
+
+
+def _with_displacement(rows: Tensor, row: int) -> Tensor:
+    """Return one of the first two rows together with the displacement."""
+    return rows[row : REFERENCE : DISPLACEMENT - row]
+
+
+def _products(factors: tuple[Tensor, Tensor]) -> Tensor:
+    """Inner products of a row with other rows block by block, (block, other row)."""
+    return torch.bmm(*factors)[:, 0]
+
+
+def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Prepare inner products of blocks, (block, element), with those of other rows."""
+    # A product of a row with a matrix is several times as fast as one with a column.
+    return vector[:, None, :], others.permute(1, 2, 0)
