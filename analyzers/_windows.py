@@ -84,14 +84,14 @@ class Window:
         if c + 1 < run.n_windows:
             end = run.reference(c + 1, elements)
         else:
-            end = run.array("final")[elements] if run.has_final else reference
+            end = run.vector("final", elements) if run.has_final else reference
         displacements = [reference - earlier for earlier in past]
         v = self.target.read(elements) - reference
         return np.stack([reference, *displacements, v, end - reference])
 
     def tables(self, steps: slice) -> dict[str, FloatArray]:
         """Read the tables of some steps, float64 of shape (step, layer[, basis])."""
-        tables = self.run.array("tables")[steps].astype(np.float64)
+        tables = self.run.rows("tables", steps).astype(np.float64)
         return {
             name: tables[..., columns if name.endswith("_basis") else columns.start]
             for name, columns in table_columns(self.run.spec).items()
@@ -205,26 +205,18 @@ def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Resid
     flat[inside.stop :] = 0
     weighted = v / window.weights.astype(np.float32)[layer_of_block][:, None]
 
-    energy = np.zeros(len(layout.names))
-    np.add.at(energy, layer_of_block, np.square(weighted, dtype=np.float64).sum(1))
     signed = fold.signed_rows(weighted.reshape(-1)[inside], rows.start)
     unweighted = fold.signed_rows(flat[inside], rows.start)
     onward = fold.signed_rows(vectors[window.rank + 1][inside], rows.start)
     row_signs = probes.row_signs[rows]
     layer_probes = np.zeros((len(layout.names) if layers else 0, probes.count))
-    crowd = np.zeros((len(layout.names), len(layout.names)))
-    for layer, pieces in _pieces_by_layer(window, rows).items():
-        folded, squares = np.zeros((2, fold.width), np.float32)
+    for layer, pieces in _pieces_by_layer(window, rows).items() if layers else ():
+        folded = np.zeros(fold.width, np.float32)
         for row, columns in pieces:
-            squares[columns] += np.square(signed[row, columns])
-            if layers:
-                folded[columns] += row_signs[row] * unweighted[row, columns]
-        crowd[layer] = crowding(squares, layout.offsets, layout.sizes)
-        if layers:
-            layer_probes[layer] = probes.of_folded(folded)
+            folded[columns] += row_signs[row] * unweighted[row, columns]
+        layer_probes[layer] = probes.of_folded(folded)
     totals = Totals(
-        energy,
-        crowd,
+        *crowding(np.square(signed), rows.start, layout.offsets, layout.sizes),
         np.stack(
             [
                 probes.of_folded(row_signs @ unweighted),
@@ -244,7 +236,7 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
 def decode(window: Window, steps: slice) -> Decoded:
     """Decode the sketches of some steps."""
     run = window.run
-    signs, scales = run.array("signs")[steps], run.array("scales")[steps]
+    signs, scales = run.rows("signs", steps), run.rows("scales", steps)
     return run.sketch.decode(signs, scales, np.arange(steps.start, steps.stop))
 
 
@@ -378,7 +370,7 @@ def _distance(
     run, rank = window.run, window.rank
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    _, probes = decode_probes({name: run.array(name)[steps] for name in names})
+    _, probes = decode_probes({name: run.rows(name, steps) for name in names})
     origins = run.windows["probes"].values
     reference = origins[window.index]
     basis_probes = [reference, *(reference - origins[past] for past in window.past)]

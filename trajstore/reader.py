@@ -32,6 +32,12 @@ from trajstore.sketch import Sketch
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
+CHUNKS: Final = 32
+"""Chunks of rows that a run keeps; 2 MB each."""
+
+VECTOR_PARTS: Final = 4
+"""Parts of iterates that a run keeps; 16 MB each in the analyses."""
+
 DECODED_PARTS: Final = 16
 """Parts of references that a run keeps decoded; 16 MB each in the analyses."""
 
@@ -206,6 +212,68 @@ class Run:
         """Return an array of the store by its path in it, a `zarr.Array`."""
         return self._arrays[name]
 
+    def rows(self, name: str, rows: slice) -> Array:
+        """Read rows of an array with one row for each step or window.
+
+        Parameters
+        ----------
+        name : str
+            Path of the array in the store.
+        rows : slice
+            Which rows. Those of the same chunks are kept for the next call.
+
+        Returns
+        -------
+        numpy.ndarray
+            Read-only.
+        """
+        n = self.array(name).chunks[0]
+        chunks = range(rows.start // n, -(-rows.stop // n))
+        if len(chunks) != 1:
+            parts = [self._chunk(name, c) for c in chunks]
+            around = np.concatenate(parts) if parts else self.array(name)[:0]
+        else:
+            around = self._chunk(name, chunks[0])
+        first = chunks.start * n
+        return around[rows.start - first : rows.stop - first]
+
+    @cached_property
+    def _chunk(self) -> Callable[[str, int], Array]:
+        return lru_cache(maxsize=CHUNKS)(self._read_chunk)
+
+    def _read_chunk(self, name: str, index: int) -> Array:
+        array = self.array(name)
+        n = array.chunks[0]
+        values: Array = array[index * n : (index + 1) * n]
+        values.flags.writeable = False
+        return values
+
+    def vector(self, name: str, elements: slice) -> FloatArray:
+        """Read a part of an iterate; the last few parts are kept for the next call.
+
+        Parameters
+        ----------
+        name : str
+            Path of the array in the store: ``final``, ``snapshots/0`` and so on.
+        elements : slice
+            Part of the flat vector.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(part,)``, read-only.
+        """
+        return self._part(name, elements.start, elements.stop)
+
+    @cached_property
+    def _part(self) -> Callable[[str, int, int], FloatArray]:
+        return lru_cache(maxsize=VECTOR_PARTS)(self._read_part)
+
+    def _read_part(self, name: str, start: int, stop: int) -> FloatArray:
+        values: FloatArray = self.array(name)[start:stop]
+        values.flags.writeable = False
+        return values
+
     def reference(self, window: int, elements: slice) -> FloatArray:
         """Decode a part of the reference point of a window.
 
@@ -237,7 +305,8 @@ class Run:
             ]
         else:
             codes = self.array("references/codes")[window, elements]
-            scales = self.array("references/scales")[window, blocks]
+            row = self.rows("references/scales", slice(window, window + 1))
+            scales = row[0, blocks]
             before = self._decoded(window - 1, start, stop)
             reference = before + deltas.decode(codes, scales)
         reference.flags.writeable = False

@@ -151,8 +151,7 @@ def _final_of(other: Run, run: Run) -> ReferencePoint:
 
 
 def _read(run: Run, array: str, elements: slice) -> FloatArray:
-    values: FloatArray = run.array(array)[elements]
-    return values
+    return run.vector(array, elements)
 
 
 def _read_window(run: Run, window: int, elements: slice) -> FloatArray:

@@ -70,35 +70,63 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     return Estimate(length, np.minimum(stderr, most))
 
 
+class Crowding(NamedTuple):
+    """Energies of vectors by tensor, and how they meet other tensors in buckets.
+
+    Attributes
+    ----------
+    energy : numpy.ndarray
+        Sum of squares, shape ``(layer,)``.
+    crowd : numpy.ndarray
+        The same with every element times the number of elements, of every tensor, that
+        fall into its bucket, shape ``(layer, layer)``.
+    """
+
+    energy: FloatArray
+    crowd: FloatArray
+
+
 def crowding(
-    energy: FloatArray,
+    squares: FloatArray,
+    first_row: int,
     offsets: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
-) -> FloatArray:
+) -> Crowding:
     """Count the elements that share the buckets of a fold with some energy.
 
     Parameters
     ----------
-    energy : numpy.ndarray
-        In every bucket, shape ``(bucket,)``.
+    squares : numpy.ndarray
+        Squares of a vector's elements, some rows of the fold, shape ``(row, bucket)``;
+        0 between tensors.
+    first_row : int
+        Which row is the first of them.
     offsets, sizes : numpy.ndarray
-        Tensors in the folded vector, shape ``(layer,)``.
+        Tensors in the folded vector, in ascending order, shape ``(layer,)``.
 
     Returns
     -------
-    numpy.ndarray
-        Sum over buckets of the energy times the number of elements of every tensor in the
-        bucket, float64 of shape ``(layer,)``.
+    Crowding
+        Sums over these rows, float64.
     """
-    width = len(energy)
-    until = np.concatenate([[0.0], np.cumsum(energy, dtype=np.float64)])
-    n_rows, rest = np.divmod(sizes, width)
-    start = offsets % width
-    stop = start + rest
-    around = until[np.maximum(stop - width, 0)]
-    partly = until[np.minimum(stop, width)] - until[start] + around
-    crowd: FloatArray = n_rows * until[-1] + partly
-    return crowd
+    n_rows, width = squares.shape
+    n_layers = len(sizes)
+    # Between these columns nothing begins or ends, in any row.
+    borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
+    columns = np.unique(borders)
+    rows_until = np.ceil(((offsets + sizes)[None] - columns[:, None]) / width)
+    rows_before = np.ceil((offsets[None] - columns[:, None]) / width)
+    n_elements = rows_until - rows_before
+
+    energies = np.add.reduceat(squares, columns, axis=1, dtype=np.float64)
+    first = (first_row + np.arange(n_rows))[:, None] * width + columns
+    layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
+    # What lies behind the last tensor belongs to nobody.
+    owner = np.append(np.flatnonzero(sizes > 0), n_layers)[layers]
+    by_column = np.zeros((n_layers + 1, len(columns)))
+    np.add.at(by_column, (owner, np.arange(len(columns))[None]), energies)
+    by_column = by_column[:n_layers]
+    return Crowding(by_column.sum(1), by_column @ n_elements)
 
 
 def sketch_variance(

@@ -141,13 +141,19 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
         for j in range(n.sum()):
             if bucket[i] == bucket[j] and i != j:
                 expected[:, layer[i]] += density[:, j] * u_sq[i]
-    energies = np.zeros((len(n), width))
-    np.add.at(energies, (layer, bucket), u_sq)
-    residual_sq = energies.sum(1)
+    residual_sq = np.bincount(layer, u_sq, len(n))
     code = (np.pi / 2 - 1) / 64 * np.outer(gradient_sq.sum(1), residual_sq)
 
-    crowd = np.stack([crowding(e, offsets, n) for e in energies])
-    result = sketch_variance(gradient_sq, residual_sq, crowd, n, bits=64)
+    n_rows = -(-n.sum() // width)
+    rows = np.pad(u_sq, (0, n_rows * width - n.sum())).reshape(n_rows, width)
+    # Rows may come in pieces.
+    parts = [
+        crowding(rows[:1], 0, offsets, n),
+        crowding(rows[1:], 1, offsets, n),
+    ]
+    energy, crowd = (sum(column) for column in zip(*parts, strict=True))
+    np.testing.assert_allclose(energy, residual_sq, rtol=1e-12)
+    result = sketch_variance(gradient_sq, energy, crowd, n, bits=64)
     np.testing.assert_allclose(result, expected + code, rtol=1e-9, atol=1e-12)
 
 
@@ -155,7 +161,8 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
 def test_variance_over_even_buckets(n_rows: int):
     """(1 - 1 / B + 0.571) / m, the 0.571 being pi / 2 - 1."""
     size, offset = np.array([64 * n_rows]), np.array([0])
-    crowd = crowding(np.full(64, 5 / 64), offset, size)[None]
+    squares = np.full((n_rows, 64), 5 / 64 / n_rows)
+    _, crowd = crowding(squares, 0, offset, size)
     gradient_sq = np.array([[2.0], [3.0]])
     result = sketch_variance(gradient_sq, np.array([5.0]), crowd, size, bits=64)
     expected = (1 - 1 / n_rows + np.pi / 2 - 1) / 64 * 5 * gradient_sq
