@@ -32,7 +32,7 @@ from torch.nn import functional as F
 import analyzers
 import trajstore
 from train.digits_resnet import DigitsResNet
-from train.models.resnet import cifar_resnet18
+from train.models.resnet import cifar_resnet18, digits_resnet
 from train.observer import Log, Track, unobserved
 from train.two_run import two_run
 from trajstore import (
@@ -48,7 +48,7 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (steps_cpu, "_elements"),
-    "random signs": (kernels, "unpack_signs"),
+    "random signs": (kernels, "draw_signs"),
     "inner products and folds": (kernels, "measure_before"),
     "probes": (kernels, "probe"),
     "rotation and 1-bit code": (kernels, "sketch"),
@@ -90,6 +90,7 @@ def turns(mode: str, epochs: int) -> None:
                 begin()
             yield number
 
+    warm_up()
     experiment = DigitsResNet(epochs=epochs)
     train: Callable[..., Any] = partial(experiment.train, track=take_turns)
     begin()
@@ -103,6 +104,16 @@ def turns(mode: str, epochs: int) -> None:
         begin()
         analyzers.path_geometry(trajstore.open_run(path)).compute()
         end()
+    # A process that ends is busy for a while, which others should not have to bear.
+    sys.stdin.readline()
+
+
+def warm_up() -> None:
+    """Take one step: torch imports much with the first optimizer and the first step."""
+    model = digits_resnet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    F.cross_entropy(model(torch.rand(64, 1, 8, 8)), torch.zeros(64).long()).backward()
+    optimizer.step()
 
 
 def compete(epochs: int) -> dict[str, float]:

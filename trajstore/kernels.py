@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int64, prange, uint8
+from numba import float32, float64, int64, prange, uint8, uint64
 
 from trajstore import loops
 from trajstore.fold import SHIFT
@@ -93,13 +93,17 @@ def _fold_block(
         start += n
 
 
-@loops.compiled(
-    int64[::1],
-    *(int64[::1], int64[::1]),
-    *_PLACES,
-    *(_ROWS, float64[:, :, ::1]),
+_BEFORE: Final = (
+    *(int64[::1], int64[::1], int64[::1], *_PLACES, _ROWS, float64[:, :, ::1]),
     *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, float32[:, :, ::1]),
 )
+_AFTER: Final = (
+    *(int64[::1], int64[::1], *_PLACES, _ROWS),
+    *(float64[:, :, ::1], int64[:, ::1]),
+)
+
+
+@loops.compiled(*_BEFORE)
 def measure_before(
     bounds: Integers,
     gradients: Integers,
@@ -143,10 +147,11 @@ def measure_before(
     weights : numpy.ndarray
         float32, (layer,): of the sketch.
     folds : numpy.ndarray
-        float32, (part, 3, bucket): folds of gradient and displacement, and that of the
-        weighted gradient with the sketch's signs, are added to it.
+        float32, (part, 3, bucket): overwritten with folds of gradient and displacement,
+        and that of the weighted gradient with the sketch's signs.
     """
     for part in range(len(bounds) - 1):
+        folds[part] = 0
         for block in range(bounds[part], bounds[part + 1]):
             layer = layer_of_block[block]
             start = block * BLOCK
@@ -175,7 +180,7 @@ def measure_before(
                 )
 
 
-@loops.in_threads
+@loops.compiled(*_BEFORE, in_threads=True)
 def measure_before_in_parts(
     bounds: Integers,
     gradients: Integers,
@@ -212,11 +217,7 @@ def measure_before_in_parts(
         )
 
 
-@loops.compiled(
-    *(int64[::1], int64[::1]),
-    *_PLACES,
-    *(_ROWS, float64[:, :, ::1], int64[:, ::1]),
-)
+@loops.compiled(*_AFTER)
 def measure_after(
     bounds: Integers,
     parameters: Integers,
@@ -256,7 +257,7 @@ def measure_after(
             checks[part, layer] += loops.sum_of_bits(parameter.view(np.int32))
 
 
-@loops.in_threads
+@loops.compiled(*_AFTER, in_threads=True)
 def measure_after_in_parts(
     bounds: Integers,
     parameters: Integers,
@@ -329,31 +330,32 @@ def fold(
         loops.fold_one(part, signs, row_signs[row], out)
 
 
-@loops.compiled(uint8[::1], _FLOATS)
-def unpack_signs(packed: npt.NDArray[np.uint8], signs: Floats) -> None:
-    """Turn bits into signs, as `trajstore.signs.random_signs` does.
+@loops.compiled(uint64, uint64, uint64, _FLOATS)
+def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
+    """Draw the `trajstore.signs.random_signs` of a step.
 
     Parameters
     ----------
-    packed : numpy.ndarray
-        uint8, (byte,).
+    seed, role, step : int
+        See `trajstore.signs.random_signs`.
     signs : numpy.ndarray
-        float32, (8 * byte,); overwritten.
+        float32, a multiple of 64 long; overwritten.
     """
-    for i in range(len(packed)):
-        byte = np.int32(packed[i])
-        for k in range(8):
-            signs[8 * i + k] = np.float32(2 * ((byte >> (7 - k)) & 1) - 1)
+    words = np.empty(4, np.uint64)
+    for i in range(0, len(signs), 256):
+        loops.philox(np.uint64(i // 256 + 1), step, seed, role, words)
+        for k in range(min(4, (len(signs) - i) // 64)):
+            loops.unpack(words[k], signs[i + 64 * k : i + 64 * k + 64])
 
 
-@loops.compiled(_ROWS, int64, _ROWS, _ROWS)
+@loops.compiled(float32[:, :, ::1], int64, _ROWS, _ROWS)
 def probe(folds: Floats, width: int, signs: Floats, out: Floats) -> None:
     """Fold first folds again, see `trajstore.probes`.
 
     Parameters
     ----------
     folds : numpy.ndarray
-        float32, (at least vector, bucket).
+        float32, (part, at least vector, bucket); parts are added up.
     width : int
         Length of a row of the first fold.
     signs : numpy.ndarray
@@ -363,18 +365,21 @@ def probe(folds: Floats, width: int, signs: Floats, out: Floats) -> None:
     """
     n_rows, length = signs.shape
     out[:] = 0
-    for vector in range(len(out)):
-        for row in range(n_rows):
-            start = row * length
-            n = min(length, width - start)
-            loops.add_signed(
-                folds[vector, start : start + n], signs[row, :n], out[vector, :n]
-            )
+    for part in range(len(folds)):
+        for vector in range(len(out)):
+            for row in range(n_rows):
+                start = row * length
+                n = min(length, width - start)
+                loops.add_signed(
+                    folds[part, vector, start : start + n],
+                    signs[row, :n],
+                    out[vector, :n],
+                )
 
 
-@loops.compiled(_FLOATS, _FLOATS, int64, uint8[::1], _FLOATS)
+@loops.compiled(float32[:, :, ::1], _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
-    buckets: Floats,
+    folds: Floats,
     signs: Floats,
     block: int,
     code: npt.NDArray[np.uint8],
@@ -384,8 +389,9 @@ def sketch(
 
     Parameters
     ----------
-    buckets : numpy.ndarray
-        float32, (bits,); overwritten.
+    folds : numpy.ndarray
+        float32, (part, fold, bits): the last folds of all parts are sketched; that of the
+        first part is overwritten.
     signs : numpy.ndarray
         float32, (bits,): random signs of the rotation.
     block : int
@@ -395,6 +401,9 @@ def sketch(
     scales : numpy.ndarray
         float32, (block,); overwritten.
     """
+    buckets = folds[0, -1]
+    for part in range(1, len(folds)):
+        buckets += folds[part, -1]
     half = len(buckets) // 2
     scale = np.float32(1 / np.sqrt(block))
     loops.multiply(buckets, signs, scale)

@@ -23,18 +23,14 @@ REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
 OPTIONS: Final = {"nogil": True, "cache": True, "fastmath": set(REORDER)}
 
 
-def compiled(*signature: Any) -> Callable[[F], F]:
-    """Compile a function for these types at once."""
+def compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
+    """Compile a function for these types at once; `numba.prange` in threads if asked."""
 
     def decorate(function: F) -> F:
-        return cast("F", numba.njit(void(*signature), **OPTIONS)(function))
+        options = OPTIONS | {"parallel": in_threads}
+        return cast("F", numba.njit(void(*signature), **options)(function))
 
     return decorate
-
-
-def in_threads(function: F) -> F:
-    """Compile a function whose `numba.prange` are spread over threads."""
-    return cast("F", numba.njit(parallel=True, **OPTIONS)(function))
 
 
 def inlined(function: F) -> F:
@@ -228,3 +224,44 @@ def pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
         for k in range(8):
             byte = (byte << 1) | (a[8 * i + k] >= 0)
         code[i] = byte
+
+
+@inlined
+def philox(
+    block: np.uint64, step: int, seed: int, role: int, words: npt.NDArray[np.uint64]
+) -> None:
+    """Write four words of Philox4x64-10, see `trajstore.signs`."""
+    a, b, c, d = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(step)
+    first, second = np.uint64(seed), np.uint64(role)
+    for _ in range(10):
+        high_a = _high_product(np.uint64(0xD2E7470EE14C6C93), a)
+        low_a = np.uint64(0xD2E7470EE14C6C93) * a
+        high_c = _high_product(np.uint64(0xCA5A826395121157), c)
+        low_c = np.uint64(0xCA5A826395121157) * c
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first += np.uint64(0x9E3779B97F4A7C15)
+        second += np.uint64(0xBB67AE8584CAA73B)
+    words[0] = a
+    words[1] = b
+    words[2] = c
+    words[3] = d
+
+
+@inlined
+def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
+    """Return the upper 64 of the 128 bits of a product."""
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    x_low, x_high, y_low, y_high = x & mask, x >> half, y & mask, y >> half
+    middle = x_high * y_low + ((x_low * y_low) >> half)
+    other = x_low * y_high + (middle & mask)
+    high: np.uint64 = x_high * y_high + (middle >> half) + (other >> half)
+    return high
+
+
+@loop
+def unpack(word: np.uint64, signs: Floats) -> None:
+    """Turn 64 bits into signs: bytes in little-endian order, in each the highest first."""
+    for i in range(8):
+        byte = np.int32((word >> np.uint64(8 * i)) & np.uint64(0xFF))
+        for k in range(8):
+            signs[8 * i + k] = np.float32(2 * ((byte >> (7 - k)) & 1) - 1)

@@ -1,8 +1,6 @@
 """Record a training run while it happens, without changing it."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +21,7 @@ from trajstore.tracker import Reference, Tracker
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
 
-FLUSH_BYTES: Final = 2 << 20
+FLUSH_BYTES: Final = 8 << 20
 """Rows are written when they take this much memory, at the latest."""
 
 N_WAITING: Final = 2
@@ -338,17 +336,15 @@ class Recorder:
         if self._spec.steps_per_epoch is not None:
             self._epoch = self._step // self._spec.steps_per_epoch
             self._epoch_start = self._epoch * self._spec.steps_per_epoch
-        with _quiet(self._tracker.device):
-            if self._step == self._next_window:
-                self._start_window()
-            self._row = self._buffer.row()
-            self._tracker.before_step(self._step, self._row)
+        if self._step == self._next_window:
+            self._start_window()
+        self._row = self._buffer.row()
+        self._tracker.before_step(self._step, self._row)
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if self._row is None:
             return
-        with _quiet(self._tracker.device):
-            self._tracker.after_step(self._row)
+        self._tracker.after_step(self._row)
         buffer, now = self._buffer, time.monotonic()
         place = (self._epoch, self._step - self._epoch_start, self._n_windows - 1)
         buffer.places.append(place)
@@ -501,39 +497,3 @@ def _trained_parameters(
             "imaginary parts as two parameters."
         )
     return parameters
-
-
-PRECISIONS: Final[Sequence[Any]] = (
-    torch.backends.cuda.matmul,
-    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-)
-"""Where torch keeps what float32 matrix products may be rounded to."""
-
-
-def _quiet(device: torch.device) -> AbstractContextManager[None]:
-    """Compute without gradients and in full float32, whatever training has chosen."""
-    # Entering one context manager instead of three is noticed in a small net's step.
-    whole = torch.backends.fp32_precision  # type: ignore[attr-defined]
-    rounded = whole not in FULL or any(
-        backend.fp32_precision not in FULL for backend in PRECISIONS
-    )
-    if rounded or torch.is_autocast_enabled(device.type):
-        return _full_precision(device)
-    return torch.no_grad()
-
-
-FULL: Final = {"none", "ieee"}
-"""Names that torch has for full precision."""
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    chosen = [backend.fp32_precision for backend in PRECISIONS]
-    for backend in PRECISIONS:
-        backend.fp32_precision = "ieee"
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(PRECISIONS, chosen, strict=True):
-            backend.fp32_precision = precision

@@ -15,11 +15,14 @@ from trajstore.layout import Layout
 from trajstore.probes import Probes
 from trajstore.rotation import n_blocks
 from trajstore.schema import RunSpec
-from trajstore.signs import Role, random_bytes, random_signs
+from trajstore.signs import Role, random_signs
 from trajstore.sketch import Sketch
 
 BLOCKS_PER_THREAD: Final = 128
 """With fewer blocks of the vector to work on, a thread is not worth its start."""
+
+WORD: Final = 64
+"""Bits in a word of random signs."""
 
 NOTHING: Final = np.zeros(0, np.float32)
 
@@ -85,7 +88,7 @@ class StepsOnCPU:
         self._probe_signs = probes.bucket_fold.column_signs.copy()
         self._folds = np.zeros((len(self._folds), 3, fold.buckets), np.float32)
         n_signs = sum(sketch.sign_counts)
-        self._signs = np.zeros(-(-n_signs // 8) * 8, np.float32)
+        self._signs = np.zeros(-(-n_signs // WORD) * WORD, np.float32)
         self._row_signs = self._signs[sketch.bits : n_signs]
 
     def set_weights(self, weights: Tensor) -> None:
@@ -97,11 +100,7 @@ class StepsOnCPU:
         gradients = [_elements(p.grad) for p in self._parameters]
         parameters = [_elements(p) for p in self._parameters]
         if self._sketch is not None:
-            packed = random_bytes(
-                len(self._signs) // 8, seed=self._spec.seed, role=Role.STEP, step=step
-            )
-            kernels.unpack_signs(packed, self._signs)
-            self._folds[:] = 0
+            kernels.draw_signs(self._spec.seed, Role.STEP, step, self._signs)
         n_columns = 4 + 2 * self._spec.basis
         sums = np.zeros((len(self._folds), len(parameters), n_columns))
         self._run(
@@ -145,9 +144,9 @@ class StepsOnCPU:
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 of shape (probe,)."""
-        folds = np.zeros((1, self._folds.shape[2]), np.float32)
+        folds = np.zeros((1, 1, self._folds.shape[2]), np.float32)
         vector = self._rows[1, : self._size]
-        kernels.fold(vector, self._width, self._columns, self._probe_rows, folds[0])
+        kernels.fold(vector, self._width, self._columns, self._probe_rows, folds[0, 0])
         out = np.zeros((1, self._spec.probes), np.float32)
         kernels.probe(folds, self._width, self._probe_signs, out)
         return torch.from_numpy(out[0])
@@ -182,10 +181,10 @@ class StepsOnCPU:
             numba.set_num_threads(n_threads)
 
     def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
-        folds = self._folds[0] if len(self._folds) == 1 else self._folds.sum(0)
-        kernels.probe(folds, self._width, self._probe_signs, row["probes"].numpy())
+        probes = row["probes"].numpy()
+        kernels.probe(self._folds, self._width, self._probe_signs, probes)
         kernels.sketch(
-            folds[2],
+            self._folds,
             self._signs[: sketch.bits],
             sketch.bits // n_blocks(sketch.bits),
             row["signs"].numpy(),

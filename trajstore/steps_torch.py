@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trajstore.layout import BLOCK, Layout
+from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
 from trajstore.schema import RunSpec
@@ -106,6 +107,10 @@ class StepsOnDevice:
 
     def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.before_step`."""
+        with quiet(self._rows.device):
+            self._before_step(step, row)
+
+    def _before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
         self._row_of_gradient = 1 - self._row_of_gradient
         views = self._turns[self._row_of_gradient]
         self._read_gradient(views.gradient_views)
@@ -134,9 +139,10 @@ class StepsOnDevice:
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.after_step`."""
         views = self._turns[self._row_of_gradient]
-        self._subtract_displacement(views.update, views.update_views)
-        sums = self._by_layer(_products(views.update_factors))
-        row["tables"][:, -sums.shape[1] :].copy_(sums)
+        with quiet(self._rows.device):
+            self._subtract_displacement(views.update, views.update_views)
+            sums = self._by_layer(_products(views.update_factors))
+            row["tables"][:, -sums.shape[1] :].copy_(sums)
 
     @torch.no_grad()
     def is_where_last_step_led(self) -> bool:

@@ -17,6 +17,7 @@ from trajstore import deltas_torch
 from trajstore.fold_torch import padded_size
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
+from trajstore.precision import quiet
 from trajstore.rotation import n_blocks
 from trajstore.schema import RunSpec, table_columns
 from trajstore.sketch import Sketch
@@ -135,6 +136,10 @@ class Tracker:
 
     def start(self) -> Reference:
         """Take the parameters as they are for the first reference, without a code."""
+        with quiet(self.device):
+            return self._start()
+
+    def _start(self) -> Reference:
         # Before the first window the reference is 0.
         self._steps.read_displacement()
         self.reference.copy_(self._frame[DISPLACEMENT])
@@ -156,6 +161,10 @@ class Tracker:
         Reference
             New tensors, which later calls leave alone.
         """
+        with quiet(self.device):
+            return self._move()
+
+    def _move(self) -> Reference:
         self._steps.read_displacement()
         arrival = self._by_layer(self._products("displacement"))
         codes, scales = self._code_displacement()
@@ -203,7 +212,8 @@ class Tracker:
 
     def reference_sq(self) -> Tensor:
         """Squared norms of the reference by layer, float64 of shape (layer,)."""
-        return self._by_layer(self._products("reference"))[:, 0]
+        with quiet(self.device):
+            return self._by_layer(self._products("reference"))[:, 0]
 
     @torch.no_grad()
     def parameters(self, elements: slice) -> Tensor:

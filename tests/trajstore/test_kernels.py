@@ -12,7 +12,7 @@ from trajstore.fold import SHIFT, Fold
 from trajstore.loops import hadamard, sum_of_bits
 from trajstore.probes import Probes
 from trajstore.rotation import MAX_BLOCK, n_blocks, rotate
-from trajstore.signs import Role, random_bytes, random_signs
+from trajstore.signs import Role, random_signs
 
 SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
 """Less than 16; powers of four and others; two blocks."""
@@ -40,7 +40,10 @@ def test_sketch_is_rotation_and_code(size: int):
     rotated = rotate(vector, signs)
     expected_code, expected_scales = onebit.encode(rotated)
 
-    kernels.sketch(vector.copy(), signs, min(size, MAX_BLOCK), code, scales)
+    # The other folds are not looked at; parts are added up.
+    folds = np.full((2, 3, size), np.nan, np.float32)
+    folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
+    kernels.sketch(folds, signs, min(size, MAX_BLOCK), code, scales)
 
     np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
     different = np.unpackbits(code ^ expected_code).astype(bool)
@@ -57,14 +60,15 @@ def test_scale_of_what_is_zero_or_not_finite(bad: float, scale: float):
     vector[7] = bad
     scales = np.ones(1, np.float32)
     ones = np.ones(256, np.float32)
-    kernels.sketch(vector, ones, 256, np.zeros(32, np.uint8), scales)
+    folds = vector[None, None]
+    kernels.sketch(folds, ones, 256, np.zeros(32, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
 def test_zero_counts_as_positive():
     code = np.zeros(2, np.uint8)
     kernels.sketch(
-        np.zeros(16, np.float32),
+        np.zeros((1, 1, 16), np.float32),
         np.ones(16, np.float32),
         16,
         code,
@@ -73,14 +77,14 @@ def test_zero_counts_as_positive():
     assert code.tolist() == [255, 255]
 
 
-@pytest.mark.parametrize("n", [8, 64, 8200])
-def test_signs_are_those_of_numpy(n: int):
-    packed = random_bytes(n // 8, seed=3, role=Role.STEP, step=4)
+@pytest.mark.parametrize("n", [64, 192, 65536 + 64])
+@pytest.mark.parametrize("step", [0, 4, 2**40])
+@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
+def test_signs_are_those_of_numpy(n: int, step: int, seed: int):
     signs = np.zeros(n, np.float32)
-    kernels.unpack_signs(packed, signs)
-    np.testing.assert_array_equal(
-        signs, random_signs(n, seed=3, role=Role.STEP, step=4)
-    )
+    kernels.draw_signs(seed, Role.STEP, step, signs)
+    expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
+    np.testing.assert_array_equal(signs, expected)
 
 
 @pytest.mark.parametrize("size", [40, 61, 1000, 5000])
@@ -91,13 +95,15 @@ def test_fold_and_probe_are_those_of_numpy(size: int):
     columns = random_signs(
         fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
     )
-    folded, out = np.zeros((1, 64), np.float32), np.full((1, 16), 7, np.float32)
+    folded, out = np.zeros((2, 1, 64), np.float32), np.full((1, 16), 7, np.float32)
 
-    kernels.fold(vector, fold.width, columns, probes.row_signs, folded[0])
+    for part in folded:
+        kernels.fold(vector, fold.width, columns, probes.row_signs, part[0])
     kernels.probe(folded, fold.width, probes.bucket_fold.column_signs.copy(), out)
 
-    np.testing.assert_array_equal(folded[0], fold(vector, probes.row_signs))
-    np.testing.assert_array_equal(out[0], probes(vector))
+    np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
+    # Two parts, the same.
+    np.testing.assert_array_equal(out[0], 2 * probes(vector))
 
 
 def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
