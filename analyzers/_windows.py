@@ -30,7 +30,7 @@ from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
 from trajstore.rows import decode_probes
 from trajstore.schema import table_columns
-from trajstore.sketch import Decoded
+from trajstore.sketch import Decoded, Sketch
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -64,6 +64,11 @@ class Window:
     def rank(self) -> int:
         """Number of vectors in the basis."""
         return self.run.spec.basis
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """How the gradients of this window were sketched."""
+        return self.run.sketch_of(self.index)
 
     @cached_property
     def weights(self) -> FloatArray:
@@ -187,7 +192,7 @@ class Residual(NamedTuple):
 def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Residual:
     """Remove the basis from v, over some rows of the fold."""
     run = window.run
-    layout, fold, probes = run.layout, run.sketch.fold, run.probes
+    layout, fold, probes = run.layout, window.sketch.fold, run.probes
     elements = slice(rows.start * fold.width, min(rows.stop * fold.width, layout.size))
     blocks = slice(elements.start // BLOCK, -(-elements.stop // BLOCK))
     vectors = window.vectors(slice(blocks.start * BLOCK, blocks.stop * BLOCK))
@@ -206,8 +211,8 @@ def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Resid
     weighted = v / window.weights.astype(np.float32)[layer_of_block][:, None]
 
     signed = fold.signed_rows(weighted.reshape(-1)[inside], rows.start)
-    unweighted = fold.signed_rows(flat[inside], rows.start)
-    onward = fold.signed_rows(vectors[window.rank + 1][inside], rows.start)
+    unweighted = probes.fold.signed_rows(flat[inside], rows.start)
+    onward = probes.fold.signed_rows(vectors[window.rank + 1][inside], rows.start)
     row_signs = probes.row_signs[rows]
     layer_probes = np.zeros((len(layout.names) if layers else 0, probes.count))
     for layer, pieces in _pieces_by_layer(window, rows).items() if layers else ():

@@ -129,6 +129,7 @@ class Schemes:
         if window == self._window:
             return
         run = self._run
+        self._sketch = replace(self._sketch, window=window)
         references = [
             run.reference(max(0, window - lag), self._everything) for lag in (0, 1, 2)
         ]

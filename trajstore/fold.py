@@ -1,14 +1,16 @@
 """Fold a long vector into a few thousand buckets with random signs.
 
-The vector is laid out in rows of a prime width p, multiplied by fixed random signs, and
+The vector is laid out in rows of a prime width p, multiplied by random column signs, and
 its rows are summed with further random signs: ``y = sum_b tau_b (sigma_b * g_b)``. Inner
 products are kept on average, ``E <fold(g), fold(v)> = <g, v>``, and with fresh row signs
-tau the errors of different steps are independent whatever sigma is.
+tau the errors of different steps are independent whatever sigma is. How large they are
+does depend on sigma: the sketch draws it anew in every window, so that no tensor has bad
+luck for a whole run.
 
 A prime width keeps the columns of weight matrices, whose widths are highly composite,
 from falling on the same few buckets.
 
-The fixed signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random
+The column signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random
 signs, so they cost no memory. The variance over tau is a sum over pairs of rows of
 ``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2``, and within a pair the
 products of signs at different columns are uncorrelated: the mean over c is the one of
@@ -57,13 +59,16 @@ class Fold:
     seed : int
         The run's seed.
     column_role : Role
-        Stream of the fixed signs.
+        Stream of the column signs.
+    window : int
+        Window of the run that the column signs are for.
     """
 
     size: int
     buckets: int
     seed: int
     column_role: Role
+    window: int = 0
 
     @cached_property
     def width(self) -> int:
@@ -78,17 +83,23 @@ class Fold:
 
     @cached_property
     def column_signs(self) -> FloatArray:
-        """The fixed signs sigma, float32 of shape ``(n_rows, width)``, read-only."""
-        sequence = random_signs(
+        """The column signs sigma, float32 of shape ``(n_rows, width)``, read-only."""
+        sequence = self.column_sequence
+        rows = np.lib.stride_tricks.sliding_window_view(sequence, self.width)
+        return rows[::SHIFT]
+
+    @cached_property
+    def column_sequence(self) -> FloatArray:
+        """The sequence c of which rows of column signs are parts, float32, 1-d."""
+        return random_signs(
             self.width + SHIFT * (self.n_rows - 1),
             seed=self.seed,
             role=self.column_role,
+            step=self.window,
         )
-        windows = np.lib.stride_tricks.sliding_window_view(sequence, self.width)
-        return windows[::SHIFT]
 
     def signed_rows(self, vector: FloatArray, first: int = 0) -> FloatArray:
-        """Lay out a part of a vector and multiply it by the fixed signs.
+        """Lay out a part of a vector and multiply it by the column signs.
 
         Parameters
         ----------

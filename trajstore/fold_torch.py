@@ -6,6 +6,7 @@ than the arithmetic.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from trajstore.fold import SHIFT, Fold
 from trajstore.layout import BLOCK
-from trajstore.signs import random_signs
 
 CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Elements of a vector that are worked on at once: they should fit a CPU's cache, and
@@ -43,6 +43,7 @@ class _Chunk(NamedTuple):
     blocks: slice
     vectors: Tensor
     signs: Tensor
+    fresh_signs: Tensor
     signed: Tensor
     columns: list[Tensor]
     first_blocks: Tensor
@@ -63,14 +64,13 @@ class FoldOnDevice:
     def __init__(self, fold: Fold, buffers: Sequence[Tensor]) -> None:
         device, n_vectors = buffers[0].device, len(buffers[0])
         self._width = row_length(fold)
-        signs = torch.from_numpy(
-            random_signs(
-                fold.width + SHIFT * (fold.n_rows - 1),
-                seed=fold.seed,
-                role=fold.column_role,
-            )
+        self._fold = fold
+        fixed = torch.from_numpy(fold.column_sequence).to(device)
+        self._fresh = fixed.clone()
+        signs, fresh = (
+            sequence.as_strided((fold.n_rows, self._width), (SHIFT, 1))
+            for sequence in (fixed, self._fresh)
         )
-        signs = signs.to(device).as_strided((fold.n_rows, self._width), (SHIFT, 1))
         n = max(1, CHUNK.get(device.type, CHUNK["cuda"]) // self._width)
         n = min(n, fold.n_rows)
         scratch_size = (n * self._width // BLOCK + 2) * BLOCK
@@ -78,12 +78,21 @@ class FoldOnDevice:
         self._chunks = [
             [
                 _chunk(
-                    slice(first, min(first + n, fold.n_rows)), buffer, signs, scratch
+                    slice(first, min(first + n, fold.n_rows)),
+                    buffer,
+                    signs,
+                    fresh,
+                    scratch,
                 )
                 for first in range(0, fold.n_rows, n)
             ]
             for buffer in buffers
         ]
+
+    def start_window(self, window: int) -> None:
+        """Take other column signs for the weighted fold; the others keep theirs."""
+        sequence = replace(self._fold, window=window).column_sequence
+        self._fresh.copy_(torch.from_numpy(sequence))
 
     def __call__(
         self,
@@ -111,6 +120,7 @@ class FoldOnDevice:
             for columns, buckets in zip(chunk.columns, sums, strict=True):
                 buckets.addmv_(columns, row_signs[chunk.rows])
             if weighted is not None:
+                torch.mul(chunk.vectors[0], chunk.fresh_signs, out=chunk.signed[0])
                 chunk.first_blocks.mul_(weighted.block_weights[chunk.blocks, None])
                 weighted.out[: self._width].addmv_(
                     chunk.columns[0], weighted.row_signs[chunk.rows]
@@ -127,7 +137,9 @@ def padded_size(fold: Fold) -> int:
     return -(-fold.n_rows * row_length(fold) // BLOCK) * BLOCK
 
 
-def _chunk(rows: slice, buffer: Tensor, signs: Tensor, scratch: Tensor) -> _Chunk:
+def _chunk(
+    rows: slice, buffer: Tensor, signs: Tensor, fresh: Tensor, scratch: Tensor
+) -> _Chunk:
     width = signs.shape[1]
     start, stop = rows.start * width, rows.stop * width
     blocks = slice(start // BLOCK, -(-stop // BLOCK))
@@ -140,6 +152,7 @@ def _chunk(rows: slice, buffer: Tensor, signs: Tensor, scratch: Tensor) -> _Chun
         blocks=blocks,
         vectors=buffer[:, start:stop].unflatten(1, (-1, width)),
         signs=signs[rows],
+        fresh_signs=fresh[rows],
         signed=signed,
         columns=[matrix.T for matrix in signed],
         first_blocks=scratch[0, :used].view(-1, BLOCK),

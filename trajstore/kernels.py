@@ -68,7 +68,8 @@ def _fold_block(
     stop: int,
     rows: Floats,
     width: int,
-    column_signs: Floats,
+    columns: Floats,
+    probe_columns: Floats,
     probe_signs: Floats,
     row_signs: Floats,
     weight: np.float32,
@@ -83,7 +84,8 @@ def _fold_block(
         loops.fold(
             rows[0, start : start + n],
             rows[1, start : start + n],
-            column_signs[first : first + n],
+            columns[first : first + n],
+            probe_columns[first : first + n],
             probe_signs[row],
             row_signs[row] * weight,
             folds[0, column : column + n],
@@ -95,7 +97,7 @@ def _fold_block(
 
 _BEFORE: Final = (
     *(int64[::1], int64[::1], int64[::1], *_PLACES, _ROWS, float64[:, :, ::1]),
-    *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, float32[:, :, ::1]),
+    *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, float32[:, :, ::1]),
 )
 _AFTER: Final = (
     *(int64[::1], int64[::1], *_PLACES, _ROWS),
@@ -114,7 +116,8 @@ def measure_before(
     rows: Floats,
     sums: Doubles,
     width: int,
-    column_signs: Floats,
+    columns: Floats,
+    probe_columns: Floats,
     probe_signs: Floats,
     row_signs: Floats,
     weights: Floats,
@@ -140,8 +143,9 @@ def measure_before(
         are added to it.
     width : int
         Length of a row of the fold, see `trajstore.fold`; 0 not to fold.
-    column_signs : numpy.ndarray
-        float32: the sequence of which the fixed signs are windows.
+    columns, probe_columns : numpy.ndarray
+        float32: the sequences of which the column signs of the sketch and of the probes
+        are parts, see `trajstore.fold.Fold.column_sequence`.
     probe_signs, row_signs : numpy.ndarray
         float32, (row,): signs of the folds of both vectors, and of the sketch's.
     weights : numpy.ndarray
@@ -172,7 +176,8 @@ def measure_before(
                     start + n,
                     rows,
                     width,
-                    column_signs,
+                    columns,
+                    probe_columns,
                     probe_signs,
                     row_signs,
                     weights[layer],
@@ -191,7 +196,8 @@ def measure_before_in_parts(
     rows: Floats,
     sums: Doubles,
     width: int,
-    column_signs: Floats,
+    columns: Floats,
+    probe_columns: Floats,
     probe_signs: Floats,
     row_signs: Floats,
     weights: Floats,
@@ -209,7 +215,8 @@ def measure_before_in_parts(
             rows,
             sums[part : part + 1],
             width,
-            column_signs,
+            columns,
+            probe_columns,
             probe_signs,
             row_signs,
             weights,
@@ -307,7 +314,7 @@ def subtract_reference(
 def fold(
     vector: Floats,
     width: int,
-    column_signs: Floats,
+    columns: Floats,
     row_signs: Floats,
     out: Floats,
 ) -> None:
@@ -319,14 +326,14 @@ def fold(
         float32, (size,).
     width : int
         Length of a row.
-    column_signs, row_signs : numpy.ndarray
+    columns, row_signs : numpy.ndarray
         As for `measure_before`.
     out : numpy.ndarray
         float32, (bucket,).
     """
     for row in range(len(row_signs)):
         part = vector[row * width : (row + 1) * width]
-        signs = column_signs[SHIFT * row :]
+        signs = columns[SHIFT * row :]
         loops.fold_one(part, signs, row_signs[row], out)
 
 

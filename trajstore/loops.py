@@ -104,7 +104,8 @@ def fold(
     gradient: Floats,
     displacement: Floats,
     signs: Floats,
-    sign: np.float32,
+    probe_signs: Floats,
+    probe_sign: np.float32,
     weighted_sign: np.float32,
     of_gradient: Floats,
     of_displacement: Floats,
@@ -112,11 +113,11 @@ def fold(
 ) -> None:
     """Add signed vectors to three folds, see `trajstore.kernels.measure_before`."""
     for i in range(len(signs)):
-        signed = signs[i] * gradient[i]
-        of_gradient[i] += sign * signed
-        of_weighted[i] += weighted_sign * signed
+        of_weighted[i] += weighted_sign * signs[i] * gradient[i]
     for i in range(len(signs)):
-        of_displacement[i] += sign * signs[i] * displacement[i]
+        sign = probe_sign * probe_signs[i]
+        of_gradient[i] += sign * gradient[i]
+        of_displacement[i] += sign * displacement[i]
 
 
 @loop

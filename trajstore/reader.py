@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -195,9 +195,13 @@ class Run:
 
     @cached_property
     def sketch(self) -> Sketch:
-        """How the gradients were sketched."""
+        """How the gradients of the first window were sketched."""
         spec = self.spec
         return Sketch(size=self.layout.size, bits=spec.sketch_bits, seed=spec.seed)
+
+    def sketch_of(self, window: int) -> Sketch:
+        """Return how the gradients of a window were sketched."""
+        return replace(self.sketch, window=window)
 
     @cached_property
     def probes(self) -> Probes:

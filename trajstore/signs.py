@@ -19,7 +19,8 @@ class Role(IntEnum):
     """What signs are for; each role has a stream of its own."""
 
     FOLD = 0
-    """Column signs of the sketch's fold, fixed for a run."""
+    """Column signs of the sketch's fold, fresh in every window, which counts as the step;
+    those of the first window are the probes' for the whole run."""
     STEP = 1
     """Signs of the sketch that are fresh in every step: of the rotation, then rows."""
     PROBE_ROWS = 2

@@ -41,17 +41,24 @@ class Sketch:
         Number of signs kept, a power of two, at least 8.
     seed : int
         The run's seed.
+    window : int
+        Window of the run; selects the column signs of the fold.
     """
 
     size: int
     bits: int
     seed: int
+    window: int = 0
 
     @cached_property
     def fold(self) -> Fold:
         """The fold into buckets."""
         return Fold(
-            size=self.size, buckets=self.bits, seed=self.seed, column_role=Role.FOLD
+            size=self.size,
+            buckets=self.bits,
+            seed=self.seed,
+            column_role=Role.FOLD,
+            window=self.window,
         )
 
     @property

@@ -30,6 +30,10 @@ class SketchOnDevice:
         self._signs = SignsOnDevice(sum(sketch.sign_counts), device)
         self._buckets = buffers[0].new_zeros(sketch.bits)
 
+    def start_window(self, window: int) -> None:
+        """Take the column signs of a window."""
+        self._fold.start_window(window)
+
     def fold(self, which: int, row_signs: Tensor, out: Tensor) -> None:
         """Add folds of all vectors of a buffer, with the same row signs, to `out`."""
         self._fold(which, row_signs, out)

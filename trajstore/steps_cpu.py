@@ -1,6 +1,7 @@
 """What one step of training is measured by, where parameters lie in a CPU's memory."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import numba
@@ -10,12 +11,11 @@ import torch
 from torch import Tensor
 
 from trajstore import kernels
-from trajstore.fold import SHIFT
 from trajstore.layout import Layout
 from trajstore.probes import Probes
 from trajstore.rotation import n_blocks
 from trajstore.schema import RunSpec
-from trajstore.signs import Role, random_signs
+from trajstore.signs import Role
 from trajstore.sketch import Sketch
 
 BLOCKS_PER_THREAD: Final = 128
@@ -64,7 +64,8 @@ class StepsOnCPU:
         if n_parts > 1:
             _start_threads()
         self._sketch: Sketch | None = None
-        self._signs = self._row_signs = self._probe_rows = self._columns = NOTHING
+        self._signs = self._row_signs = NOTHING
+        self._columns = self._probe_columns = self._probe_rows = NOTHING
         self._width = 0
         self._folds = np.zeros((n_parts, 3, 0), np.float32)
         if not spec.exact:
@@ -79,11 +80,7 @@ class StepsOnCPU:
             Probes(fold=sketch.fold, count=self._spec.probes),
         )
         self._sketch, self._width = sketch, fold.width
-        self._columns = random_signs(
-            fold.width + SHIFT * (fold.n_rows - 1),
-            seed=fold.seed,
-            role=fold.column_role,
-        )
+        self._columns = self._probe_columns = fold.column_sequence
         self._probe_rows = probes.row_signs
         self._probe_signs = probes.bucket_fold.column_signs.copy()
         self._folds = np.zeros((len(self._folds), 3, fold.buckets), np.float32)
@@ -91,8 +88,11 @@ class StepsOnCPU:
         self._signs = np.zeros(-(-n_signs // WORD) * WORD, np.float32)
         self._row_signs = self._signs[sketch.bits : n_signs]
 
-    def set_weights(self, weights: Tensor) -> None:
-        """Take the weights of the sketch, float32 of shape (layer,)."""
+    def start_window(self, window: int, weights: Tensor) -> None:
+        """Take the weights of the sketch in a window, float32 of shape (layer,)."""
+        if self._sketch is not None:
+            fold = replace(self._sketch.fold, window=window)
+            self._columns = fold.column_sequence
         self._weights = weights.numpy().copy()
 
     def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
@@ -113,6 +113,7 @@ class StepsOnCPU:
             sums,
             self._width,
             self._columns,
+            self._probe_columns,
             self._probe_rows,
             self._row_signs,
             self._weights,
@@ -146,7 +147,9 @@ class StepsOnCPU:
         """Return the probes of the displacement, float32 of shape (probe,)."""
         folds = np.zeros((1, 1, self._folds.shape[2]), np.float32)
         vector = self._rows[1, : self._size]
-        kernels.fold(vector, self._width, self._columns, self._probe_rows, folds[0, 0])
+        kernels.fold(
+            vector, self._width, self._probe_columns, self._probe_rows, folds[0, 0]
+        )
         out = np.zeros((1, self._spec.probes), np.float32)
         kernels.probe(folds, self._width, self._probe_signs, out)
         return torch.from_numpy(out[0])

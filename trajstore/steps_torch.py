@@ -96,8 +96,10 @@ class StepsOnDevice:
             self._sketch = SketchOnDevice(sketch, pairs)
             self._probes = ProbesOnDevice(probes, 2, device)
 
-    def set_weights(self, weights: Tensor) -> None:
-        """Take the weights of the sketch, float32 of shape (layer,)."""
+    def start_window(self, window: int, weights: Tensor) -> None:
+        """Take the weights of the sketch in a window, float32 of shape (layer,)."""
+        if self._sketch is not None:
+            self._sketch.start_window(window)
         torch.index_select(
             weights,
             0,

@@ -98,6 +98,7 @@ class Tracker:
         self._grad_sq = table_columns(spec)["grad_sq"].start
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
         self._n_gradients = 0
+        self._window = 0
         self._reference_probes = self._sizes.new_zeros(0 if spec.exact else spec.probes)
 
     @property
@@ -174,7 +175,8 @@ class Tracker:
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
             self._sizes,
         )
-        self._steps.set_weights(weights)
+        self._window += 1
+        self._steps.start_window(self._window, weights)
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_reference_probes()
