@@ -18,8 +18,8 @@ if not HAS_TORCH:
     collect_ignore = [
         f"trajstore/{name}.py"
         for name in (
-            *("huge_pages", "kernels", "loops", "recorder", "row_buffer"),
-            *("steps_cpu", "tracker"),
+            *("huge_pages", "kernels", "loops", "precision", "recorder"),
+            *("row_buffer", "steps_cpu", "tracker"),
         )
     ]
 

@@ -71,7 +71,7 @@ class Recorder:
     seed : int, default: 0
         Seed of the recorder's own random signs; independent of torch's streams.
     flush_rows : int, default: 1024
-        Rows are written when there are so many, or when they take 2 MB.
+        Rows are written when there are so many, or when they take 8 MB.
     flush_seconds : float, default: 30.0
         Rows are written at the latest after this time.
 
@@ -87,10 +87,10 @@ class Recorder:
 
     Notes
     -----
-    Besides the model: ``3 + basis`` float32 vectors of the length of the parameters, a
-    byte per parameter for each of ``2**(basis - 2)`` past references, and two buffers
-    of rows of 2 MB. At the default basis and with everything that is in flight the peak
-    is below 8 vectors.
+    Besides the model: ``2 + basis`` float32 vectors of the length of the parameters, one
+    more on an accelerator, a byte per parameter for each of ``2**(basis - 2)`` past
+    references, and two buffers of rows of 8 MB. At the default basis and with everything
+    that is in flight the peak is below 8 vectors, for ten million parameters and more.
 
     Examples
     --------
