@@ -18,7 +18,7 @@ if not HAS_TORCH:
     collect_ignore = [
         f"trajstore/{name}.py"
         for name in (
-            *("huge_pages", "kernels", "loops", "precision", "recorder"),
+            *("huge_pages", "kernels", "precision", "recorder"),
             *("row_buffer", "steps_cpu", "tracker"),
         )
     ]

@@ -49,10 +49,9 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (steps_cpu, "_elements"),
     "random signs": (kernels, "draw_signs"),
-    "inner products and folds": (kernels, "measure_before"),
+    "inner products, folds, update": (steps_cpu.StepsOnCPU, "_run"),
     "probes": (kernels, "probe"),
     "rotation and 1-bit code": (kernels, "sketch"),
-    "update": (kernels, "measure_after"),
     "new reference": (tracker.Tracker, "move"),
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),

@@ -6,29 +6,287 @@ spend more time in starting operations than in arithmetic. Here a block of
 computed is the same as in `trajstore.steps_torch`, up to rounding.
 
 Numba compiles these functions when they are first imported, which takes some seconds, and
-keeps the result on disk.
+keeps the result on disk until this file changes. That is why all of them are in one file:
+of functions elsewhere it would not see a change. The first half are short loops that touch
+few arrays, so that the compiler can tell them apart and vectorise.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
 
+import numba
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int64, prange, uint8, uint64
+from numba import float32, float64, int64, prange, types, uint8, uint64, void
+from numba.extending import intrinsic
 
-from trajstore import loops
 from trajstore.fold import SHIFT
 from trajstore.layout import BLOCK
-from trajstore.loops import Floats
 
+Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
+"""Freedom to vectorise sums; what is not finite is still respected."""
+
+
+_OPTIONS: Final = {"nogil": True, "cache": True, "fastmath": set(_REORDER)}
+
+
+def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
+    """Compile a function for these types at once; `numba.prange` in threads if asked."""
+
+    def decorate(function: F) -> F:
+        options = _OPTIONS | {"parallel": in_threads}
+        return cast("F", numba.njit(void(*signature), **options)(function))
+
+    return decorate
+
+
+def _inlined(function: F) -> F:
+    """Compile a function together with those that call it."""
+    return cast("F", numba.njit(**_OPTIONS)(function))
+
+
+def _loop(function: F) -> F:
+    """Compile a loop over few arrays, apart from its caller: so it is vectorised."""
+    return cast("F", numba.njit(inline="never", **_OPTIONS)(function))
+
+
+def _take_for_pointer(_context: Any, address: Any) -> Any:
+    """Take an integer for the address of a float32."""
+    pointer = types.CPointer(types.float32)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address), generate
+
+
+_pointer: Final = intrinsic(_take_for_pointer)
+
+
+@_inlined
+def _elements(address: int, first: int, n: int) -> Floats:
+    """Return n elements of the tensor at an address, from the first on."""
+    whole: Floats = numba.carray(_pointer(address), (first + n,))
+    return whole[first:]
+
+
+@_loop
+def _subtract(a: Floats, b: Floats, out: Floats) -> None:
+    """Set `out` to a - b."""
+    for i in range(len(a)):
+        out[i] = a[i] - b[i]
+
+
+@_loop
+def _product(a: Floats, b: Floats) -> np.float32:
+    """Return <a, b>."""
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@_loop
+def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
+    """Return <a, c> and <b, c>."""
+    first = second = np.float32(0)
+    for i in range(len(c)):
+        first += a[i] * c[i]
+        second += b[i] * c[i]
+    return first, second
+
+
+@_loop
+def _sum_of_bits(words: npt.NDArray[np.int32]) -> np.int64:
+    """Return a sum that any change of the bits changes."""
+    total = np.int64(0)
+    for i in range(len(words)):
+        # The place counts too, so that an exchange is seen.
+        total += np.int64(words[i]) * (2 * i + 1)
+    return total
+
+
+@_loop
+def _fold(
+    gradient: Floats,
+    displacement: Floats,
+    signs: Floats,
+    probe_signs: Floats,
+    probe_sign: np.float32,
+    weighted_sign: np.float32,
+    of_gradient: Floats,
+    of_displacement: Floats,
+    of_weighted: Floats,
+) -> None:
+    """Add signed vectors to three folds, see `trajstore.kernels.measure_before`."""
+    for i in range(len(signs)):
+        of_weighted[i] += weighted_sign * signs[i] * gradient[i]
+    for i in range(len(signs)):
+        sign = probe_sign * probe_signs[i]
+        of_gradient[i] += sign * gradient[i]
+        of_displacement[i] += sign * displacement[i]
+
+
+@_loop
+def _fold_one(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
+    """Add a signed vector to a fold."""
+    for i in range(len(vector)):
+        out[i] += sign * signs[i] * vector[i]
+
+
+@_loop
+def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
+    """Add a * signs to `out`."""
+    for i in range(len(a)):
+        out[i] += a[i] * signs[i]
+
+
+@_loop
+def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
+    """Multiply a by signs and a scale."""
+    for i in range(len(a)):
+        a[i] *= signs[i] * scale
+
+
+@_inlined
+def _hadamard(a: Floats) -> None:
+    """Apply the Hadamard transform without its normalisation, in place."""
+    n, h = len(a), 1
+    if n >= 16:
+        _hadamard_of_16(a)
+        h = 16
+    while 4 * h <= n:
+        for i in range(0, n, 4 * h):
+            _hadamard_of_4(
+                a[i : i + h],
+                a[i + h : i + 2 * h],
+                a[i + 2 * h : i + 3 * h],
+                a[i + 3 * h : i + 4 * h],
+            )
+        h *= 4
+    while h < n:
+        for i in range(0, n, 2 * h):
+            _hadamard_of_2(a[i : i + h], a[i + h : i + 2 * h])
+        h *= 2
+
+
+@_loop
+def _hadamard_of_2(a: Floats, b: Floats) -> None:
+    """One level of butterflies between two parts."""
+    for i in range(len(a)):
+        total, difference = a[i] + b[i], a[i] - b[i]
+        a[i] = total
+        b[i] = difference
+
+
+@_loop
+def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
+    """Two levels of butterflies between four parts."""
+    for i in range(len(a)):
+        ac, bd = a[i] + c[i], b[i] + d[i]
+        a_c, b_d = a[i] - c[i], b[i] - d[i]
+        a[i] = ac + bd
+        b[i] = ac - bd
+        c[i] = a_c + b_d
+        d[i] = a_c - b_d
+
+
+@_loop
+def _hadamard_of_16(a: Floats) -> None:
+    """Transform each 16 neighbours, four levels of butterflies in registers."""
+    for i in range(0, len(a), 16):
+        for k in range(8):
+            total, difference = a[i + k] + a[i + k + 8], a[i + k] - a[i + k + 8]
+            a[i + k] = total
+            a[i + k + 8] = difference
+        for j in range(0, 16, 8):
+            for k in range(4):
+                one, two = i + j + k, i + j + k + 4
+                total, difference = a[one] + a[two], a[one] - a[two]
+                a[one] = total
+                a[two] = difference
+        for j in range(0, 16, 4):
+            p, q = a[i + j] + a[i + j + 2], a[i + j + 1] + a[i + j + 3]
+            r, s = a[i + j] - a[i + j + 2], a[i + j + 1] - a[i + j + 3]
+            a[i + j] = p + q
+            a[i + j + 1] = p - q
+            a[i + j + 2] = r + s
+            a[i + j + 3] = r - s
+
+
+@_loop
+def _norms(a: Floats) -> tuple[np.float32, np.float32]:
+    """Return |a|^2 and the sum of magnitudes."""
+    energy = magnitude = np.float32(0)
+    for i in range(len(a)):
+        energy += a[i] * a[i]
+        magnitude += abs(a[i])
+    return energy, magnitude
+
+
+@_loop
+def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
+    """Write the signs of a as bits, the first in the highest; 1 for 0 and above."""
+    for i in range(len(code)):
+        byte = 0
+        for k in range(8):
+            byte = (byte << 1) | (a[8 * i + k] >= 0)
+        code[i] = byte
+
+
+@_inlined
+def _philox(
+    block: np.uint64, step: int, seed: int, role: int, words: npt.NDArray[np.uint64]
+) -> None:
+    """Write four words of Philox4x64-10, see `trajstore.signs`."""
+    a, b, c, d = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(step)
+    first, second = np.uint64(seed), np.uint64(role)
+    for _ in range(10):
+        high_a = _high_product(np.uint64(0xD2E7470EE14C6C93), a)
+        low_a = np.uint64(0xD2E7470EE14C6C93) * a
+        high_c = _high_product(np.uint64(0xCA5A826395121157), c)
+        low_c = np.uint64(0xCA5A826395121157) * c
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first += np.uint64(0x9E3779B97F4A7C15)
+        second += np.uint64(0xBB67AE8584CAA73B)
+    words[0] = a
+    words[1] = b
+    words[2] = c
+    words[3] = d
+
+
+@_inlined
+def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
+    """Return the upper 64 of the 128 bits of a product."""
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    x_low, x_high, y_low, y_high = x & mask, x >> half, y & mask, y >> half
+    middle = x_high * y_low + ((x_low * y_low) >> half)
+    other = x_low * y_high + (middle & mask)
+    high: np.uint64 = x_high * y_high + (middle >> half) + (other >> half)
+    return high
+
+
+@_loop
+def _unpack(word: np.uint64, signs: Floats) -> None:
+    """Turn 64 bits into signs: bytes in little-endian order, in each the highest first."""
+    for i in range(8):
+        byte = np.int32((word >> np.uint64(8 * i)) & np.uint64(0xFF))
+        for k in range(8):
+            signs[8 * i + k] = np.float32(2 * ((byte >> (7 - k)) & 1) - 1)
+
 
 # Types of arguments: places are those of `trajstore.layout.Layout`, see `measure_before`.
 _PLACES: Final = (int64[::1], int64[::1], int64[::1])
 _FLOATS, _ROWS = float32[::1], float32[:, ::1]
 
 
-@loops.inlined
+@_inlined
 def _measure_before(
     gradient_address: int,
     parameter_address: int,
@@ -41,28 +299,28 @@ def _measure_before(
     """Measure n elements from start on, which begin so far inside their tensor."""
     n_basis, stop = rows.shape[0] - 2, start + n
     previous, displacement = rows[0, start:stop], rows[1, start:stop]
-    parameter = loops.elements(parameter_address, inside, n)
-    loops.subtract(parameter, rows[2, start:stop], displacement)
+    parameter = _elements(parameter_address, inside, n)
+    _subtract(parameter, rows[2, start:stop], displacement)
     if gradient_address == 0:
-        sums[3 + n_basis] += loops.product(displacement, displacement)
+        sums[3 + n_basis] += _product(displacement, displacement)
         previous[:] = 0
     else:
-        gradient = loops.elements(gradient_address, inside, n)
-        sums[0] += loops.product(gradient, previous)
+        gradient = _elements(gradient_address, inside, n)
+        sums[0] += _product(gradient, previous)
         previous[:] = gradient
-        square, product = loops.products(gradient, displacement, gradient)
+        square, product = _products(gradient, displacement, gradient)
         sums[1] += square
         sums[2] += product
-        sums[3 + n_basis] += loops.product(displacement, displacement)
+        sums[3 + n_basis] += _product(displacement, displacement)
     for i in range(n_basis):
-        of_gradient, of_displacement = loops.products(
+        of_gradient, of_displacement = _products(
             previous, displacement, rows[2 + i, start:stop]
         )
         sums[3 + i] += of_gradient
         sums[4 + n_basis + i] += of_displacement
 
 
-@loops.inlined
+@_inlined
 def _fold_block(
     start: int,
     stop: int,
@@ -81,7 +339,7 @@ def _fold_block(
         column = start - row * width
         n = min(stop - start, width - column)
         first = SHIFT * row + column
-        loops.fold(
+        _fold(
             rows[0, start : start + n],
             rows[1, start : start + n],
             columns[first : first + n],
@@ -105,7 +363,7 @@ _AFTER: Final = (
 )
 
 
-@loops.compiled(*_BEFORE)
+@_compiled(*_BEFORE)
 def measure_before(
     bounds: Integers,
     gradients: Integers,
@@ -185,7 +443,7 @@ def measure_before(
                 )
 
 
-@loops.compiled(*_BEFORE, in_threads=True)
+@_compiled(*_BEFORE, in_threads=True)
 def measure_before_in_parts(
     bounds: Integers,
     gradients: Integers,
@@ -224,7 +482,7 @@ def measure_before_in_parts(
         )
 
 
-@loops.compiled(*_AFTER)
+@_compiled(*_AFTER)
 def measure_after(
     bounds: Integers,
     parameters: Integers,
@@ -253,18 +511,18 @@ def measure_after(
             start = block * BLOCK
             inside = start - offsets[layer]
             n = min(BLOCK, sizes[layer] - inside)
-            parameter = loops.elements(parameters[layer], inside, n)
+            parameter = _elements(parameters[layer], inside, n)
             displacement = rows[1, start : start + n]
             # Near the reference x - r is exact, and so is the difference of two of them.
-            loops.subtract(parameter, rows[2, start : start + n], update)
-            loops.subtract(update[:n], displacement, update)
-            square, product = loops.products(update, displacement, update[:n])
+            _subtract(parameter, rows[2, start : start + n], update)
+            _subtract(update[:n], displacement, update)
+            square, product = _products(update, displacement, update[:n])
             sums[part, layer, 0] += square
             sums[part, layer, 1] += product
-            checks[part, layer] += loops.sum_of_bits(parameter.view(np.int32))
+            checks[part, layer] += _sum_of_bits(parameter.view(np.int32))
 
 
-@loops.compiled(*_AFTER, in_threads=True)
+@_compiled(*_AFTER, in_threads=True)
 def measure_after_in_parts(
     bounds: Integers,
     parameters: Integers,
@@ -289,7 +547,7 @@ def measure_after_in_parts(
         )
 
 
-@loops.compiled(int64[::1], *_PLACES, _ROWS)
+@_compiled(int64[::1], *_PLACES, _ROWS)
 def subtract_reference(
     parameters: Integers,
     offsets: Integers,
@@ -303,14 +561,14 @@ def subtract_reference(
         start = block * BLOCK
         inside = start - offsets[layer]
         n = min(BLOCK, sizes[layer] - inside)
-        loops.subtract(
-            loops.elements(parameters[layer], inside, n),
+        _subtract(
+            _elements(parameters[layer], inside, n),
             rows[2, start : start + n],
             rows[1, start : start + n],
         )
 
 
-@loops.compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS)
+@_compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS)
 def fold(
     vector: Floats,
     width: int,
@@ -334,10 +592,10 @@ def fold(
     for row in range(len(row_signs)):
         part = vector[row * width : (row + 1) * width]
         signs = columns[SHIFT * row :]
-        loops.fold_one(part, signs, row_signs[row], out)
+        _fold_one(part, signs, row_signs[row], out)
 
 
-@loops.compiled(uint64, uint64, uint64, _FLOATS)
+@_compiled(uint64, uint64, uint64, _FLOATS)
 def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
     """Draw the `trajstore.signs.random_signs` of a step.
 
@@ -350,12 +608,12 @@ def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
     """
     words = np.empty(4, np.uint64)
     for i in range(0, len(signs), 256):
-        loops.philox(np.uint64(i // 256 + 1), step, seed, role, words)
+        _philox(np.uint64(i // 256 + 1), step, seed, role, words)
         for k in range(min(4, (len(signs) - i) // 64)):
-            loops.unpack(words[k], signs[i + 64 * k : i + 64 * k + 64])
+            _unpack(words[k], signs[i + 64 * k : i + 64 * k + 64])
 
 
-@loops.compiled(float32[:, :, ::1], int64, _ROWS, _ROWS)
+@_compiled(float32[:, :, ::1], int64, _ROWS, _ROWS)
 def probe(folds: Floats, width: int, signs: Floats, out: Floats) -> None:
     """Fold first folds again, see `trajstore.probes`.
 
@@ -377,14 +635,14 @@ def probe(folds: Floats, width: int, signs: Floats, out: Floats) -> None:
             for row in range(n_rows):
                 start = row * length
                 n = min(length, width - start)
-                loops.add_signed(
+                _add_signed(
                     folds[part, vector, start : start + n],
                     signs[row, :n],
                     out[vector, :n],
                 )
 
 
-@loops.compiled(float32[:, :, ::1], _FLOATS, int64, uint8[::1], _FLOATS)
+@_compiled(float32[:, :, ::1], _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
     folds: Floats,
     signs: Floats,
@@ -413,14 +671,14 @@ def sketch(
         buckets += folds[part, -1]
     half = len(buckets) // 2
     scale = np.float32(1 / np.sqrt(block))
-    loops.multiply(buckets, signs, scale)
+    _multiply(buckets, signs, scale)
     for start in range(0, len(buckets), block):
-        loops.hadamard(buckets[start : start + block])
-    loops.multiply(buckets[:half], signs[half:], scale)
-    loops.multiply(buckets[half:], signs[:half], scale)
+        _hadamard(buckets[start : start + block])
+    _multiply(buckets[:half], signs[half:], scale)
+    _multiply(buckets[half:], signs[:half], scale)
     for i in range(len(scales)):
         part = buckets[i * block : (i + 1) * block]
-        loops.hadamard(part)
-        energy, magnitude = loops.norms(part)
+        _hadamard(part)
+        energy, magnitude = _norms(part)
         scales[i] = energy / magnitude if magnitude != 0 else 0
-    loops.pack(buckets, code)
+    _pack(buckets, code)

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from trajstore import kernels, onebit
 from trajstore.fold import SHIFT, Fold
-from trajstore.loops import hadamard, sum_of_bits
+from trajstore.kernels import _hadamard, _sum_of_bits
 from trajstore.probes import Probes
 from trajstore.rotation import MAX_BLOCK, n_blocks, rotate
 from trajstore.signs import Role, random_signs
@@ -27,7 +27,7 @@ def test_hadamard_is_the_matrix_of_scipy(n: int):
     linalg = pytest.importorskip("scipy.linalg")
     vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
     expected = linalg.hadamard(n) @ vector.astype(np.float64)
-    hadamard(vector)
+    _hadamard(vector)
     # Sums of small integers are exact.
     np.testing.assert_array_equal(vector, expected)
 
@@ -108,11 +108,11 @@ def test_fold_and_probe_are_those_of_numpy(size: int):
 
 def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
     words = normal(1024).view(np.int32)
-    before = sum_of_bits(words)
+    before = _sum_of_bits(words)
     words[77] ^= 1
-    assert sum_of_bits(words) != before
+    assert _sum_of_bits(words) != before
     words[77] ^= 1
     words[[3, 500]] = words[[500, 3]]
-    assert sum_of_bits(words) != before
+    assert _sum_of_bits(words) != before
     words[[3, 500]] = words[[500, 3]]
-    assert sum_of_bits(words) == before
+    assert _sum_of_bits(words) == before
