@@ -102,5 +102,8 @@ def _doctest_names(
     """Give doctests a directory to write to, and the path of a recorded run."""
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["tmp_path"] = request.getfixturevalue("tmp_path")
-        if HAS_TORCH:
+        needs_run = any("example_run" in e.source for e in request.node.dtest.examples)
+        if needs_run and not HAS_TORCH:
+            pytest.skip("needs torch to record a run")
+        if needs_run:
             doctest_namespace["example_run"] = request.getfixturevalue("example_run")

@@ -1568,15 +1568,8 @@ def vectors_used(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float
 
 
 @pytest.mark.slow
-def test_memory_in_training_is_what_is_documented(
-    vectors_used: tuple[float, float],
-):
-    # 2 + basis vectors, a quarter for a past reference in 8 bits, and its writing.
-    looped, _ = vectors_used
-    assert 4 < looped < 6
-
-
-@pytest.mark.slow
-def test_memory_stays_below_six_vectors(vectors_used: tuple[float, float]):
-    _, ended = vectors_used
-    assert ended < 6
+def test_memory_stays_below_eight_vectors(vectors_used: tuple[float, float]):
+    # 2 + basis are kept; codes of references on their way to the disk come and go.
+    looped, ended = vectors_used
+    assert 5 < looped < 8
+    assert ended < 8
