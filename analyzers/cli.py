@@ -55,6 +55,8 @@ def geometry(
     means = epoch_means(_stored(whole, results, name)).compute()
     console.print(_table(means))
     _print_missing(console, means)
+    if run.status != "complete":
+        console.print(f"The run is {run.status}; these are its {run.n_steps} steps.")
     plots.overview(means).savefig(figures / f"{name}.png", dpi=150)
     if layers:
         by_layer = path_geometry(run, reference=target, layers=True)
@@ -62,10 +64,11 @@ def geometry(
         plots.layer_image(means)
         plt.savefig(figures / f"{name}-layers.png", dpi=150)
     plt.close("all")
-    print(f"\nFigures: {figures}{os.sep}\nResults: {results}\nOpen them with\n")
-    options = "consolidated=False, chunks=None"
-    print("import xarray")
-    print(f"geometry = xarray.open_zarr({str(results)!r}, group={name!r}, {options})")
+    print(f"\nFigures: {figures}{os.sep}\nResults: {results}")
+    print(f"Groups: {name}" + (f", {name}-layers" if layers else ""))
+    print("Open them with\n\nimport xarray")
+    print(f"geometry = xarray.open_zarr({str(results)!r}, group={name!r},")
+    print("                            consolidated=False, chunks=None)")
     print('geometry.gamma.groupby("epoch").mean().values')
 
 

@@ -44,7 +44,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         )
     # Groups have to be known to build the graph; the labels themselves are small.
     geometry = geometry.assign_coords(epoch=geometry["epoch"].compute())
-    relative = geometry["distance_stderr"] / geometry["distance"]
+    # At x* itself, and where nothing is known, there is nothing to divide by.
+    distance = geometry["distance"].where(geometry["distance"] > 0)
+    relative = geometry["distance_stderr"] / distance
     variables = {}
     for name in QUANTITIES:
         value, stderr = geometry[name], geometry[f"{name}_stderr"]
@@ -52,7 +54,7 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         own_variance = (stderr**2 - shared**2).clip(min=0)
         epochs = value.groupby("epoch")
         n = epochs.count()
-        own = own_variance.groupby("epoch").sum() / n**2
+        own = own_variance.groupby("epoch").sum() / (n**2).where(n > 0)
         attributes = value.attrs
         variables[name] = epochs.mean().assign_attrs(attributes)
         of_mean = (own + shared.groupby("epoch").mean() ** 2) ** 0.5

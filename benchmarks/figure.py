@@ -45,7 +45,7 @@ def main() -> None:
     left.set(
         xlabel="epoch",
         ylabel=r"$\gamma$",
-        title="cosine of every gradient and the way to the end",
+        title="cosine of every gradient and $x - x^*$",
         ylim=(0, None),
     )
     right.plot(exact["gamma"], exact["gamma"], color="0.6", linewidth=1)

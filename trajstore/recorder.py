@@ -330,7 +330,8 @@ class Recorder:
             raise NotImplementedError(
                 "optimizer.step(closure) evaluates the gradients after the recorder has "
                 "looked at them. Call the closure before: `loss = closure()`, then "
-                "`optimizer.step()`."
+                "`optimizer.step()`; optimizers that need a closure, such as LBFGS, "
+                "cannot be recorded."
             )
         self._background.check()
         if self._spec.steps_per_epoch is not None:

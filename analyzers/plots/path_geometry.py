@@ -21,7 +21,7 @@ LABELS: Final = {
 """Axis labels."""
 
 TITLES: Final = {
-    "gamma": "cosine of gradient and way to $x^*$",
+    "gamma": "cosine of gradient and $x - x^*$",
     "rsi": "restricted secant inequality",
     "eb": "error bound",
     "lolr": "locally optimal learning rate",
