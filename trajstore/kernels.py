@@ -33,27 +33,32 @@ _REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Freedom to vectorise sums; what is not finite is still respected."""
 
 
-_OPTIONS: Final = {"nogil": True, "cache": True, "fastmath": set(_REORDER)}
+_OPTIONS: Final = {"nogil": True, "fastmath": set(_REORDER)}
+
+
+def _jit(function: F, *signature: Any, **options: Any) -> F:
+    options = _OPTIONS | options
+    try:
+        compiled = numba.njit(*signature, cache=True, **options)(function)
+    except RuntimeError:
+        # There is no directory to keep it in; it has to be compiled in every process.
+        compiled = numba.njit(*signature, **options)(function)
+    return cast("F", compiled)
 
 
 def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
     """Compile a function for these types at once; `numba.prange` in threads if asked."""
-
-    def decorate(function: F) -> F:
-        options = _OPTIONS | {"parallel": in_threads}
-        return cast("F", numba.njit(void(*signature), **options)(function))
-
-    return decorate
+    return lambda function: _jit(function, void(*signature), parallel=in_threads)
 
 
 def _inlined(function: F) -> F:
     """Compile a function together with those that call it."""
-    return cast("F", numba.njit(**_OPTIONS)(function))
+    return _jit(function)
 
 
 def _loop(function: F) -> F:
     """Compile a loop over few arrays, apart from its caller: so it is vectorised."""
-    return cast("F", numba.njit(inline="never", **_OPTIONS)(function))
+    return _jit(function, inline="never")
 
 
 def _take_for_pointer(_context: Any, address: Any) -> Any:
@@ -103,12 +108,11 @@ def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
 
 
 @_loop
-def _sum_of_bits(words: npt.NDArray[np.int32]) -> np.int64:
-    """Return a sum that any change of the bits changes."""
+def _sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
+    """Return a sum that changes with the bits, and with their places in a tensor."""
     total = np.int64(0)
     for i in range(len(words)):
-        # The place counts too, so that an exchange is seen.
-        total += np.int64(words[i]) * (2 * i + 1)
+        total += np.int64(words[i]) * (2 * (place + i) + 1)
     return total
 
 
@@ -519,7 +523,7 @@ def measure_after(
             square, product = _products(update, displacement, update[:n])
             sums[part, layer, 0] += square
             sums[part, layer, 1] += product
-            checks[part, layer] += _sum_of_bits(parameter.view(np.int32))
+            checks[part, layer] += _sum_of_bits(parameter.view(np.int32), inside)
 
 
 @_compiled(*_AFTER, in_threads=True)

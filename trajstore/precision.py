@@ -31,12 +31,17 @@ FULL: Final = {"none", "ieee"}
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    chosen = [backend.fp32_precision for backend in PRECISIONS]
-    for backend in PRECISIONS:
+    torch_wide: Any = torch.backends
+    whole = torch_wide.fp32_precision
+    torch_wide.fp32_precision = "ieee"
+    # What follows the choice for all is full now; only others need to be set back.
+    chosen = {b: b.fp32_precision for b in PRECISIONS if b.fp32_precision != "ieee"}
+    for backend in chosen:
         backend.fp32_precision = "ieee"
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(PRECISIONS, chosen, strict=True):
+        for backend, precision in chosen.items():
             backend.fp32_precision = precision
+        torch_wide.fp32_precision = whole

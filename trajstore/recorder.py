@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trajstore.background import Background
 from trajstore.layout import Layout
@@ -81,7 +82,7 @@ class Recorder:
         If a value is out of range, if the model has no parameters, or if the optimizer
         holds parameters that are not the model's.
     NotImplementedError
-        If the parameters are complex or lie on several devices.
+        If the parameters are complex, sharded, or lie on several devices.
     FileExistsError
         If `path` exists.
 
@@ -486,6 +487,13 @@ def _trained_parameters(
             "them, and make the optimizer after the model has its final form."
         )
     parameters = {name: p for name, p in named.items() if id(p) in held}
+    is_wrapper: Any = is_traceable_wrapper_subclass
+    if wrapped := [name for name, p in parameters.items() if is_wrapper(p)]:
+        raise NotImplementedError(
+            f"{len(wrapped)} parameters, {wrapped[0]!r} among them, are of the kind "
+            f"{type(parameters[wrapped[0]]).__name__}, whose elements lie elsewhere. "
+            "Sharded parameters are not recorded: record an unsharded model."
+        )
     devices = {p.device for p in parameters.values()}
     if len(devices) > 1:
         raise NotImplementedError(

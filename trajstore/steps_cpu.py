@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import Any, ClassVar, Final
 
 import numba
@@ -23,6 +24,8 @@ BLOCKS_PER_THREAD: Final = 128
 
 WORD: Final = 64
 """Bits in a word of random signs."""
+
+ONE_AT_A_TIME: Final = Lock()
 
 NOTHING: Final = np.zeros(0, np.float32)
 
@@ -54,6 +57,7 @@ class StepsOnCPU:
     ) -> None:
         self._parameters = list(parameters)
         self._spec, self._size = spec, layout.size
+        self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._rows = rows.numpy()
         self._places = layout.offsets, layout.sizes, layout.layer_of_block
         self._weights = np.ones(len(layout.names), np.float32)
@@ -97,8 +101,8 @@ class StepsOnCPU:
 
     def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.before_step`."""
-        gradients = [_elements(p.grad) for p in self._parameters]
-        parameters = [_elements(p) for p in self._parameters]
+        gradients = self._elements([p.grad for p in self._parameters])
+        parameters = self._elements(self._parameters)
         if self._sketch is not None:
             kernels.draw_signs(self._spec.seed, Role.STEP, step, self._signs)
         n_columns = 4 + 2 * self._spec.basis
@@ -135,12 +139,16 @@ class StepsOnCPU:
 
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""
-        _, checks = self._measure_after()
+        try:
+            _, checks = self._measure_after()
+        except ValueError:
+            # They have not even their shapes any more.
+            return False
         return bool(np.array_equal(checks, self._checks))
 
     def read_displacement(self) -> None:
         """Fill the row of the displacement with the parameters less the reference."""
-        parameters = [_elements(p) for p in self._parameters]
+        parameters = self._elements(self._parameters)
         kernels.subtract_reference(_addresses(parameters), *self._places, self._rows)
 
     def probe_displacement(self) -> Tensor:
@@ -156,7 +164,7 @@ class StepsOnCPU:
 
     def _measure_after(self) -> tuple[Any, Any]:
         """Return products of the update, (layer, 2), and checks of the parameters."""
-        parameters = [_elements(p) for p in self._parameters]
+        parameters = self._elements(self._parameters)
         sums = np.zeros((len(self._folds), len(parameters), 2))
         checks = np.zeros(sums.shape[:2], np.int64)
         self._run(
@@ -170,18 +178,42 @@ class StepsOnCPU:
         )
         return sums.sum(0), checks.sum(0)
 
+    def _elements(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return tensors whose elements kernels may read, see `_in_row_major_order`."""
+        found: list[Tensor | None] = []
+        for tensor, (name, shape) in zip(tensors, self._shapes.items(), strict=True):
+            if tensor is None:
+                found.append(None)
+                continue
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(tensor.shape)}, but had {shape} when the "
+                    "recorder was made, which follows parameters of fixed shapes. Make a "
+                    "new recorder after such a change."
+                )
+            elements = _in_row_major_order(tensor)
+            if elements.data_ptr() == 0 and elements.numel() > 0:
+                raise ValueError(
+                    f"{name} has no memory at the optimizer's step. Sharded or offloaded "
+                    "parameters cannot be recorded."
+                )
+            found.append(elements)
+        return found
+
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
         """Call one of two kernels that do the same, in one thread or in several."""
         n_parts = len(self._bounds) - 1
         if n_parts == 1:
             alone(self._bounds, *arguments)
             return
-        n_threads = numba.get_num_threads()
-        numba.set_num_threads(min(n_parts, n_threads))
-        try:
-            in_parts(self._bounds, *arguments)
-        finally:
-            numba.set_num_threads(n_threads)
+        # Not every library that Numba takes its threads from can be entered twice.
+        with ONE_AT_A_TIME:
+            n_threads = numba.get_num_threads()
+            numba.set_num_threads(min(n_parts, n_threads))
+            try:
+                in_parts(self._bounds, *arguments)
+            finally:
+                numba.set_num_threads(n_threads)
 
     def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
         probes = row["probes"].numpy()
@@ -195,15 +227,18 @@ class StepsOnCPU:
         )
 
 
-def _elements(tensor: Tensor | None) -> Tensor | None:
-    """Return a tensor with its elements as float32 in row-major order, itself if it is."""
-    if tensor is None:
-        return None
+def _in_row_major_order(tensor: Tensor) -> Tensor:
+    """Return a tensor's elements as float32 in a CPU's memory: itself, if it is so."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+    if (
+        tensor.dtype is torch.float32
+        and tensor.is_contiguous()
+        and tensor.is_cpu
+        and not tensor.is_neg()
+    ):
         return tensor
-    return tensor.detach().to(torch.float32).contiguous()
+    return tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> npt.NDArray[np.int64]:

@@ -108,11 +108,25 @@ def test_fold_and_probe_are_those_of_numpy(size: int):
 
 def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
     words = normal(1024).view(np.int32)
-    before = _sum_of_bits(words)
+    before = _sum_of_bits(words, 0)
     words[77] ^= 1
-    assert _sum_of_bits(words) != before
+    assert _sum_of_bits(words, 0) != before
     words[77] ^= 1
     words[[3, 500]] = words[[500, 3]]
-    assert _sum_of_bits(words) != before
+    assert _sum_of_bits(words, 0) != before
     words[[3, 500]] = words[[500, 3]]
-    assert _sum_of_bits(words) == before
+    assert _sum_of_bits(words, 0) == before
+    assert _sum_of_bits(words, 1024) != before
+
+
+def test_without_a_place_to_keep_it_a_function_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: float) -> float:
+        return 2 * x
+
+    assert kernels._jit(double)(3.0) == 6.0

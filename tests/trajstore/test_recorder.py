@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trajstore import tracker
+from trajstore.precision import quiet
 from trajstore.recorder import Recorder
 from trajstore.steps_cpu import StepsOnCPU
 from trajstore.steps_torch import StepsOnDevice
@@ -1506,6 +1507,61 @@ def test_complex_parameters(tmp_path: Path):
     m = Module(z=nn.Parameter(torch.zeros(2, dtype=torch.complex64)), x=vector(3))
     with pytest.raises(NotImplementedError, match=r"Complex parameters .*\['z'\]"):
         Recorder(tmp_path / "run", m, sgd(m))
+
+
+def test_parameters_whose_elements_lie_elsewhere(tmp_path: Path):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    part = vector(4)
+    model = Module(sharded=nn.Parameter(TwoTensor(part.detach(), part.detach())))
+    with pytest.raises(
+        NotImplementedError, match=r"'sharded'.* are of the kind TwoTensor"
+    ):
+        Recorder(tmp_path / "run", model, sgd(model))
+
+
+def test_a_parameter_that_changes_its_shape_is_refused(tmp_path: Path):
+    training = regression()
+    recorder = Recorder(
+        tmp_path / "run", training.model, training.optimizer, steps_per_epoch=4, **SMALL
+    )
+    take_step(training, 0)
+    weight = next(training.model.parameters())
+    weight.grad, weight.data = None, weight.data[:1].clone()
+    with pytest.raises(ValueError, match=r"has the shape \(1, .* but had \("):
+        training.optimizer.step()
+    with pytest.warns(UserWarning, match="have changed since the last optimizer step"):
+        recorder.close()
+    assert open_run(tmp_path / "run").n_steps == 1
+
+
+def test_a_parameter_without_memory_is_refused(tmp_path: Path):
+    training = regression()
+    recorder = Recorder(
+        tmp_path / "run", training.model, training.optimizer, steps_per_epoch=4, **SMALL
+    )
+    take_step(training, 0)
+    next(training.model.parameters()).untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory at the optimizer's step"):
+        training.optimizer.step()
+    recorder.flush()
+    recorder._writer.close()
+    assert open_run(tmp_path / "run").n_steps == 1
+
+
+def test_a_choice_of_precision_for_all_stays_one_for_all():
+    backends: Any = torch.backends
+    before = backends.fp32_precision, backends.cuda.matmul.fp32_precision
+    try:
+        backends.cuda.matmul.fp32_precision = "none"  # as the choice for all
+        backends.fp32_precision = "tf32"
+        with quiet(torch.device("cpu")):
+            assert backends.cuda.matmul.fp32_precision == "ieee"
+        assert backends.cuda.matmul.fp32_precision == "tf32"
+        backends.fp32_precision = "ieee"
+        assert backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision, backends.cuda.matmul.fp32_precision = before
 
 
 def test_parameters_on_several_devices(tmp_path: Path):
