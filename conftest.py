@@ -19,7 +19,7 @@ if not HAS_TORCH:
         f"trajstore/{name}.py"
         for name in (
             *("huge_pages", "kernels", "precision", "recorder"),
-            *("row_buffer", "steps_cpu", "tracker"),
+            *("resumption", "row_buffer", "steps_cpu", "tracker", "trained_parameters"),
         )
     ]
 

@@ -3,6 +3,10 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Background:
@@ -22,15 +26,34 @@ class Background:
         self._jobs: deque[Future[None]] = deque()
         self._last: Future[None] | None = None
         self._error: BaseException | None = None
+        self._is_closed = False
 
     def submit(self, job: Callable[[], None]) -> Future[None]:
         """Queue a job; waits while too many are unfinished."""
         self.check()
         while len(self._jobs) >= self._n_waiting:
             self._finish_oldest()
-        self._last = self._executor.submit(_run_after, self._last, job)
+        self._last = self._submit(partial(_run_after, self._last, job))
         self._jobs.append(self._last)
         return self._last
+
+    def call(self, job: Callable[[], T]) -> T:
+        """Return what a job returns, run after those that were submitted.
+
+        Its errors are raised here and do not keep others from running.
+
+        Parameters
+        ----------
+        job : callable
+            Takes nothing.
+
+        Returns
+        -------
+        object
+            Its result.
+        """
+        self.wait()
+        return self._submit(job).result()
 
     def check(self) -> None:
         """Raise an error if a job has failed; does not wait.
@@ -54,10 +77,29 @@ class Background:
             self._finish_oldest()
         self.check()
 
-    def close(self) -> None:
-        """Wait for the jobs and end the thread."""
-        self._executor.shutdown()
-        self.check()
+    def close(self, last: Callable[[], None] = lambda: None) -> None:
+        """Wait for the jobs, run the last one even if others failed, end the thread."""
+        try:
+            if not self._is_closed:
+                self._submit(last).result()
+        finally:
+            self._is_closed = True
+            self._executor.shutdown()
+        self.wait()
+
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
+        if self._is_closed:
+            raise RuntimeError("The thread has ended; it takes no jobs any more.")
+        try:
+            return self._executor.submit(job)
+        except RuntimeError:
+            # The interpreter is ending: there are no threads any more, but still time.
+            future = Future[T]()
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - as executors do
+                future.set_exception(error)
+            return future
 
     def _finish_oldest(self) -> None:
         self._error = self._jobs.popleft().exception() or self._error

@@ -5,21 +5,20 @@ group, one small document that is replaced atomically. It holds the consolidated
 of all arrays, and so their shapes: rows beyond are invisible, whatever is on disk.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zarr import AsyncArray
+from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import StorePath
 
+from trajstore.event_loop import EventLoop
 from trajstore.schema import ArraySpec, group_metadata
 
 Array = npt.NDArray[Any]
@@ -48,19 +47,21 @@ class Commits:
 
     Parameters
     ----------
-    path : pathlib.Path
-        Directory of the store; created, must not exist.
+    store : zarr.abc.store.Store
+        Where to write.
+    loop : EventLoop
+        Runs what the store does.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True)
-        self._store = LocalStore(path)
+    def __init__(self, store: Store, loop: EventLoop) -> None:
+        self._store, self._loop = store, loop
         self._specs: dict[str, ArraySpec] = {}
         self._lengths: dict[str, int] = {}
         # Rows of the last chunk of each array, which is written anew when it grows.
         self._tails: dict[str, Array] = {}
         self._writes: dict[tuple[str, int], Rows] = {}
         self._published: dict[str, object] = {}
+        self._removed: set[str] = set()
 
     def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
         """Add empty arrays."""
@@ -69,10 +70,34 @@ class Commits:
             self._lengths[name] = 0
             self._tails[name] = np.empty((0, *spec.inner), spec.dtype)
 
+    def continue_from(
+        self, arrays: Mapping[str, ArraySpec], lengths: Mapping[str, int]
+    ) -> None:
+        """Add arrays that are in the store already.
+
+        Parameters
+        ----------
+        arrays : mapping from str to ArraySpec
+            By name.
+        lengths : mapping from str to int
+            How many of their rows are kept; the next ones overwrite those behind.
+        """
+        self._specs |= arrays
+        self._lengths |= lengths
+
+    def remove(self, name: str) -> None:
+        """Take an array out of the store."""
+        del self._specs[name], self._lengths[name]
+        self._removed.add(name)
+
+    def read(self, name: str, rows: slice) -> Array:
+        """Read rows of an array that were committed."""
+        return self._loop.run(self._read(name, rows))
+
     def widen(self, name: str, size: int) -> None:
         """Set the second dimension of an array; what is new reads as NaN."""
         assert not any(waiting == name for waiting, _ in self._writes)
-        spec, tail = self._specs[name], self._tails[name]
+        spec, tail = self._specs[name], self._tail(name)
         self._specs[name] = replace(spec, inner=(size, *spec.inner[1:]))
         wider = np.full((len(tail), size, *spec.inner[1:]), np.nan, spec.dtype)
         wider[:, : tail.shape[1]] = tail
@@ -81,8 +106,9 @@ class Commits:
     def append(self, rows: Mapping[str, Array]) -> None:
         """Write rows behind those of the named arrays."""
         for name, new in rows.items():
-            tail = np.concatenate([self._tails[name], new])
-            start = self._lengths[name] - len(self._tails[name])
+            before = self._tail(name)
+            tail = np.concatenate([before, new])
+            start = self._lengths[name] - len(before)
             self._lengths[name] += len(new)
             self._writes[name, start] = _rows(tail)
             # The last chunk is kept even if complete: its last row may be amended.
@@ -97,7 +123,7 @@ class Commits:
     def amend_last(self, name: str, columns: Mapping[int, float]) -> None:
         """Overwrite columns of the last row of a two-dimensional array."""
         assert self._lengths[name] > 0
-        tail = self._tails[name].copy()
+        tail = self._tail(name).copy()
         tail[-1, list(columns)] = list(columns.values())
         self._writes[name, self._lengths[name] - len(tail)] = _rows(tail)
         self._tails[name] = tail
@@ -118,10 +144,34 @@ class Commits:
         attributes : mapping
             New attributes of the root, serialisable to JSON.
         """
-        with asyncio.Runner() as runner:
-            runner.get_loop().set_default_executor(_ThisThread())
-            runner.run(self._commit(group_metadata(attributes)))
+        self._loop.run(self._commit(group_metadata(attributes)))
         self._writes.clear()
+        for name in self._removed:
+            self._loop.run(self._store.delete_dir(name))
+        self._removed.clear()
+
+    def _tail(self, name: str) -> Array:
+        """Return the rows of the last chunk of an array, from the store at first."""
+        if name not in self._tails:
+            length, rows = self._lengths[name], self._specs[name].chunk[0]
+            start = max(length - 1, 0) // rows * rows
+            self._check_presence(name, start // rows)
+            self._tails[name] = self.read(name, slice(start, length))
+        return self._tails[name]
+
+    def _check_presence(self, name: str, row_of_chunks: int) -> None:
+        """Raise an error if numbers that cannot be NaN are missing in the store."""
+        spec = self._specs[name]
+        if spec.dtype.startswith("float") or self._lengths[name] == 0:
+            return
+        counts = [-(-n // m) for n, m in zip(spec.inner, spec.chunk[1:], strict=True)]
+        for place in product([row_of_chunks], *map(range, counts)):
+            key = "/".join([name, "c", *map(str, place)])
+            if not self._loop.run(self._store.exists(key)):
+                raise ValueError(
+                    f"The chunk {key!r} is missing in the store, so that nothing can be "
+                    "appended to it. `traj-store verify` lists what else is damaged."
+                )
 
     async def _commit(self, root: dict[str, object]) -> None:
         for (name, start), rows in self._writes.items():
@@ -143,36 +193,25 @@ class Commits:
 
     async def _write(self, name: str, start: int, rows: Rows) -> None:
         # Where the shape ends with the new rows, Zarr writes without reading.
-        metadata: Any = self._specs[name].metadata(start + rows.shape[0])
-        array = AsyncArray(
-            metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
-        )
+        array = self._array(name, start + rows.shape[0])
         # Chunk after chunk: Zarr would hold copies of all of them at once.
         chunk = self._specs[name].chunk[:2]
         for part in product(*map(_slices, rows.shape[:2], chunk)):
             place = slice(start + part[0].start, start + part[0].stop)
             await array.setitem((place, *part[1:]), rows.read(part))
 
+    async def _read(self, name: str, rows: slice) -> Array:
+        return np.array(await self._array(name, self._lengths[name]).getitem(rows))
+
+    def _array(self, name: str, length: int) -> AsyncArray[Any]:
+        metadata: Any = self._specs[name].metadata(length)
+        return AsyncArray(
+            metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
+        )
+
     async def _put(self, key: str, document: object) -> None:
         buffer = default_buffer_prototype().buffer
         await self._store.set(key, buffer.from_bytes(json.dumps(document).encode()))
-
-
-class _ThisThread(ThreadPoolExecutor):
-    """Runs what Zarr hands to threads in the calling one.
-
-    It is the writer's own thread already. Switching between more costs time, and each
-    has memory of its own that the allocator does not give back.
-    """
-
-    def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call now."""
-        future = Future[Any]()
-        try:
-            future.set_result(call(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - as executors do
-            future.set_exception(error)
-        return future
 
 
 def _rows(values: Array) -> Rows:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
@@ -57,7 +58,11 @@ def sibling(location: str, ending: str) -> str:
 
 
 def open_store(
-    location: str, *, read_only: bool = False, for_one_loop: bool = False
+    location: str,
+    *,
+    read_only: bool = False,
+    for_one_loop: bool = False,
+    fsync: bool = False,
 ) -> Store:
     """Open the storage at a location; does not look whether there is anything.
 
@@ -70,6 +75,9 @@ def open_store(
     for_one_loop : bool, default: False
         Whether the store will be used in an event loop other than Zarr's: it shares no
         connections then.
+    fsync : bool, default: False
+        Whether what is written survives a loss of power: in a directory, every file is
+        synced to the disk before the next. Object storage survives it in any case.
 
     Returns
     -------
@@ -82,7 +90,8 @@ def open_store(
         If the package that reaches the storage is not installed; says which.
     """
     if not is_remote(location):
-        return LocalStore(location, read_only=read_only)
+        kind = SyncedStore if fsync else LocalStore
+        return kind(location, read_only=read_only)
     scheme = location.partition("://")[0]
     if scheme in OBJECT_SCHEMES:
         obstore = _import("obstore.store", scheme)
@@ -91,6 +100,28 @@ def open_store(
     _import("fsspec", scheme)
     options = {"skip_instance_cache": True} if for_one_loop else {}
     return FsspecStore.from_url(location, options, read_only=read_only)
+
+
+class SyncedStore(LocalStore):
+    """A directory whose files are synced to the disk one after the other."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file, and return when it will be there after a loss of power."""
+        await super().set(key, value)
+        path = self.root / key
+        _sync(path)
+        for directory in path.parents:
+            _sync(directory)
+            if directory == self.root:
+                break
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _client_options() -> dict[str, Any]:

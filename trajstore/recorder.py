@@ -1,24 +1,45 @@
 """Record a training run while it happens, without changing it."""
 
+import atexit
+import os
+import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from operator import index
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, SupportsIndex
+from typing import Any, Final, Literal, Self, SupportsIndex
 from warnings import warn
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trajstore.background import Background
+from trajstore.journal import Journal, Record, replay
 from trajstore.layout import Layout
-from trajstore.row_buffer import RowBuffer, Scalar, to_numpy
+from trajstore.location import is_remote
+from trajstore.resumption import (
+    Position,
+    check_groups,
+    check_state,
+    make_state,
+    take_up,
+)
+from trajstore.row_buffer import (
+    Entry,
+    RowBuffer,
+    Scalar,
+    to_floats,
+    to_numpy,
+    to_scalar,
+)
 from trajstore.schema import DESCRIPTIONS, KEYFRAME_EVERY, RunSpec
+from trajstore.termination import exit_on_sigterm
 from trajstore.tracker import Reference, Tracker
+from trajstore.trained_parameters import group_names, trained_parameters
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
 
@@ -42,7 +63,8 @@ class Recorder:
     Parameters
     ----------
     path : str or os.PathLike
-        Directory of the store; must not exist.
+        Directory of the store, or a URL such as ``s3://bucket/run.zarr``; there must be
+        nothing, unless a recording is resumed.
     model : torch.nn.Module
         Its parameters that `optimizer` holds are recorded, in the order of
         ``named_parameters()``; tied parameters once.
@@ -75,16 +97,43 @@ class Recorder:
         Rows are written when there are so many, or when they take 8 MB.
     flush_seconds : float, default: 30.0
         Rows are written at the latest after this time.
+    resume : mapping or bool, default: False
+        Go on with the recording at `path`: what `state_dict` returned when the
+        checkpoint was saved that model and optimizer were restored from; or True, with
+        `step`, where no state was kept. What was recorded after the checkpoint is
+        forgotten; steps before it that were lost become NaN.
+    step : int, optional
+        With ``resume=True``: how many optimizer steps the checkpoint has taken.
+    on_error : {"raise", "warn"}, default: "raise"
+        What happens when recording fails in the midst of training, as when the disk is
+        full: the optimizer step raises an error; or a warning is given, and training
+        goes on unrecorded.
+    journal : bool, default: False
+        Write every step to a file at once, so that not even the steps since the last
+        flush are lost when the process is killed. On an accelerator every step then
+        waits for the device.
+    fsync : bool, default: False
+        Let commits survive a loss of power, too.
 
     Raises
     ------
     ValueError
-        If a value is out of range, if the model has no parameters, or if the optimizer
-        holds parameters that are not the model's.
+        If a value is out of range, if the model has no parameters, if the optimizer
+        holds parameters that are not the model's, or if the recording to resume is of
+        another model, optimizer or of other options; lists the differences.
     NotImplementedError
         If the parameters are complex, sharded, or lie on several devices.
     FileExistsError
-        If `path` exists.
+        If there is something at `path` that is not to be resumed.
+    FileNotFoundError
+        If there is nothing that the state given to `resume` belongs to.
+    StoreLockedError
+        If another process records to `path`; a `RuntimeError`.
+
+    Warns
+    -----
+    UserWarning
+        If a recording is resumed with other parameters than those it ended with.
 
     Notes
     -----
@@ -124,8 +173,13 @@ class Recorder:
         seed: int = 0,
         flush_rows: int = 1024,
         flush_seconds: float = 30.0,
+        resume: Mapping[str, Any] | bool = False,
+        step: int | None = None,
+        on_error: Literal["raise", "warn"] = "raise",
+        journal: bool = False,
+        fsync: bool = False,
     ) -> None:
-        parameters = _trained_parameters(model, optimizer)
+        parameters = trained_parameters(model, optimizer)
         layout = Layout(
             tuple(parameters), tuple(tuple(p.shape) for p in parameters.values())
         )
@@ -154,6 +208,18 @@ class Recorder:
                 "`flush_rows` must be at least 1 and `flush_seconds` positive, got "
                 f"{flush_rows} and {flush_seconds}."
             )
+        if on_error not in {"raise", "warn"}:
+            raise ValueError(f"`on_error` must be 'raise' or 'warn', got {on_error!r}.")
+        if journal and is_remote(str(path)):
+            raise ValueError(
+                f"A journal is a local file, and {path} is not. Record to a directory, or "
+                "set flush_rows=1."
+            )
+        self._state = check_state(resume) if isinstance(resume, Mapping) else None
+        self._step = _first_step(resume, _as_int(step), self._state)
+        self._groups = group_names(parameters, optimizer)
+        if self._state is not None:
+            check_groups(self._state, self._groups)
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
             reference_every=reference_every,
@@ -167,28 +233,86 @@ class Recorder:
         self._buffer = self._new_buffer()
         self._spare = self._new_buffer()
 
-        self._writer = Writer(Path(path), self._spec)
-        self._writer.commit()
-        self._background = Background(N_WAITING)
-
-        self._step = 0
-        self._epoch = 0
-        self._epoch_start = 0
-        self._n_windows = 0
-        self._next_window = 0
-        self._new_windows: list[tuple[int, Reference, Tensor | None]] = []
+        self._new_windows: list[tuple[int, int, Reference, Tensor | None]] = []
         self._keyframe_is_pending = False
         self._reference_sq = torch.empty(0)
-        self._pending: dict[str, Scalar] = {}
-        self._snapshots: set[str] = set()
         self._row: dict[str, Tensor] | None = None
-        self._started = time.monotonic()
-        self._last_flush = self._started
-        self._is_open = True
+        self._has_stepped = False
+        self._on_error = on_error
+        self._pid = os.getpid()
+
+        # The writer lives in its thread: there it meets no event loop, as in a notebook.
+        self._background = Background(N_WAITING)
+        opening = partial(
+            self._open, path, resume=bool(resume), journal=journal, fsync=fsync
+        )
+        try:
+            doubt = self._background.call(opening)
+        except BaseException:
+            self._background.close()
+            raise
+        if doubt is not None:
+            warn(doubt, stacklevel=2)
+        self._last_flush = time.monotonic()
+        self._is_open = self._is_recording = True
+        self._undo_sigterm = exit_on_sigterm()
+        atexit.register(self._close_at_exit)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    def _open(
+        self, path: str | Path, *, resume: bool, journal: bool, fsync: bool
+    ) -> str | None:
+        """Open the store and find the recording's position; return what is doubtful."""
+        state, doubt = self._state, None
+        created = state["created"] if state is not None and self._step > 0 else None
+        self._state = None
+        self._writer = Writer(
+            path, self._spec, resume=resume, created=created, fsync=fsync
+        )
+        try:
+            position = Position(step=0, pending={})
+            if resume:
+                self._recover()
+                position, doubt = take_up(
+                    self._writer,
+                    self._tracker,
+                    spec=self._spec,
+                    windows=self._windows,
+                    step=self._step,
+                    state=state,
+                )
+            self._writer.commit()
+        except BaseException:
+            self._writer.close()
+            raise
+        self._epoch, self._epoch_start = position.epoch, position.epoch_start
+        self._n_windows, self._next_window = (
+            self._writer.n_windows,
+            position.next_window,
+        )
+        if self._n_windows > 0:
+            self._reference_sq = self._tracker.reference_sq()
+        self._pending: dict[str, Scalar] = dict(position.pending)
+        # One that was taken where the checkpoint was may be taken again.
+        taken = self._writer.snapshots
+        self._snapshots = {name for name in taken if taken[name] < self._step}
+        self._started = time.monotonic() - position.wall_time
+        self._buffer.clear(self._step)
+        self._journal = Journal(Path(self._writer.location)) if journal else None
+        if self._journal is not None:
+            self._journal.begin(self._step)
+        return doubt
+
+    def _recover(self) -> None:
+        """Commit what a journal holds beyond the store, and delete it."""
+        if not is_remote(self._writer.location):
+            directory, size = Path(self._writer.location), self._tracker.size
+            if replay(self._writer, directory, self._spec, size):
+                self._writer.commit()
+            Journal(directory).remove()
 
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step, or to the last at the end.
@@ -217,7 +341,7 @@ class Recorder:
                     "Choose another; taken are those that begin with 'lr_' and "
                     f"{sorted(RESERVED)}."
                 )
-            self._pending[name] = _scalar(name, value)
+            self._pending[name] = to_scalar(name, value)
 
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless one has just begun.
@@ -266,9 +390,12 @@ class Recorder:
             self._writer.write_snapshot(name, self._step, self._read_parameters)
             self._writer.commit()
 
-        self._background.submit(write)
-        # The parameters are read where they are, and must not change meanwhile.
-        self._background.wait()
+        try:
+            self._background.submit(write)
+            # The parameters are read where they are, and must not change meanwhile.
+            self._background.wait()
+        except RuntimeError as error:
+            self._fail(error)
 
     def flush(self) -> None:
         """Return when every row so far is committed to the store.
@@ -279,8 +406,52 @@ class Recorder:
             If writing failed.
         """
         self._check_open()
-        self._submit_rows()
-        self._background.wait()
+        try:
+            self._flush()
+        except RuntimeError as error:
+            self._fail(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Flush, and return what `resume` needs besides the store, for a checkpoint.
+
+        Call it between two optimizer steps, where the states of model and optimizer are
+        taken.
+
+        Returns
+        -------
+        dict
+            Of numbers, strings and one float32 tensor of the length of the parameters,
+            on the CPU; ``torch.load(..., weights_only=True)`` takes it.
+
+        Raises
+        ------
+        RuntimeError
+            If the recorder is closed, or writing failed.
+
+        Examples
+        --------
+        >>> from torch import nn, optim
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+        >>> path = tmp_path / "resumed.zarr"
+        >>> with Recorder(path, model, optimizer) as recorder:
+        ...     model(torch.ones(1, 3)).sum().backward()
+        ...     optimizer.step()
+        ...     state = recorder.state_dict()
+        >>> with Recorder(path, model, optimizer, resume=state) as recorder:
+        ...     optimizer.step()
+        """
+        self.flush()
+        if not self._is_recording:
+            self._tracker.forget_previous_gradient()
+        position = Position(
+            step=self._step,
+            epoch=self._epoch,
+            epoch_start=self._epoch_start,
+            wall_time=time.monotonic() - self._started,
+            pending=to_floats(self._pending),
+        )
+        return make_state(position, self._writer, self._tracker, self._groups)
 
     def close(self) -> None:
         """Write what is left and the last iterate, and remove the hooks.
@@ -295,16 +466,20 @@ class Recorder:
         RuntimeError
             If writing failed.
         """
-        if self._is_open:
-            # After a step that failed halfway nothing is known of the parameters.
-            was_completed = self._step > 0 and self._row is None
-            if was_completed and not self._tracker.is_where_last_step_led():
-                warn(
-                    "The parameters have changed since the last optimizer step. The "
-                    "final iterate is what they are now.",
-                    stacklevel=2,
-                )
+        if not self._is_open or os.getpid() != self._pid:
+            return
+        # After a step that failed halfway nothing is known of the parameters.
+        was_completed = self._has_stepped and self._row is None
+        if was_completed and not self._tracker.is_where_last_step_led():
+            warn(
+                "The parameters have changed since the last optimizer step. The "
+                "final iterate is what they are now.",
+                stacklevel=2,
+            )
+        try:
             self._close("complete")
+        except RuntimeError as error:
+            self._fail(error)
 
     def __enter__(self) -> Self:
         return self
@@ -317,17 +492,33 @@ class Recorder:
     ) -> None:
         if exception is None:
             self.close()
-            return
-        if self._is_open:
+        elif self._is_open and os.getpid() == self._pid:
             try:
                 self._close("failed")
             except RuntimeError as error:
                 if error.__cause__ is not exception.__cause__:
                     exception.add_note(str(error))
 
+    def _close_at_exit(self) -> None:
+        """Close a recorder that the program has left open, as well as may be."""
+        if self._is_open and os.getpid() == self._pid:
+            status = "failed" if hasattr(sys, "last_value") else "complete"
+            try:
+                self._close(status)
+            except RuntimeError as error:
+                warn(str(error), stacklevel=1)
+
     def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # The first of the positional arguments is the optimizer itself.
-        if kwargs.get("closure", next(iter(args[1:]), None)) is not None:
+        if not self._is_recording or os.getpid() != self._pid:
+            return
+        try:
+            # The first of the positional arguments is the optimizer itself.
+            self._measure_before(kwargs.get("closure", next(iter(args[1:]), None)))
+        except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
+            self._fail(error)
+
+    def _measure_before(self, closure: object) -> None:
+        if closure is not None:
             raise NotImplementedError(
                 "optimizer.step(closure) evaluates the gradients after the recorder has "
                 "looked at them. Call the closure before: `loss = closure()`, then "
@@ -344,21 +535,46 @@ class Recorder:
         self._tracker.before_step(self._step, self._row)
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._row is None:
+        if os.getpid() != self._pid:
             return
-        self._tracker.after_step(self._row)
+        step = self._step
+        try:
+            if self._row is not None and self._is_recording:
+                self._measure_after(self._row)
+        except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
+            self._fail(error)
+        if not self._is_recording:
+            self._step = step + 1
+
+    def _measure_after(self, row: dict[str, Tensor]) -> None:
+        self._tracker.after_step(row)
         buffer, now = self._buffer, time.monotonic()
-        place = (self._epoch, self._step - self._epoch_start, self._n_windows - 1)
-        buffer.places.append(place)
-        buffer.reference_sq.append(self._reference_sq)
-        buffer.scalars.append(
-            self._pending | self._learning_rates() | {"wall_time": now - self._started}
+        entry = Entry(
+            (self._epoch, self._step - self._epoch_start, self._n_windows - 1),
+            self._reference_sq,
+            self._pending | self._learning_rates() | {"wall_time": now - self._started},
         )
-        self._pending = {}
-        self._row = None
+        if self._journal is not None:
+            self._journal.append(_record(self._step, entry, row))
+        buffer.entries.append(entry)
+        self._pending, self._row = {}, None
         self._step += 1
+        self._has_stepped = True
         if buffer.is_full or now - self._last_flush >= self._flush_seconds:
             self._submit_rows()
+
+    def _fail(self, error: Exception) -> None:
+        """Raise an error, or end the recording with a warning, as the user chose."""
+        if self._on_error == "raise":
+            raise error
+        if not self._is_recording:
+            return
+        # Steps are still counted, for the state of a checkpoint.
+        self._is_recording = False
+        warn(
+            f"Recording ended before step {self._step}: {error} Training goes on.",
+            stacklevel=3,
+        )
 
     def _start_window(self) -> None:
         tracker, start = self._tracker, self._step
@@ -366,45 +582,71 @@ class Recorder:
             # The writer may still be reading the reference that is about to move.
             self._background.wait()
             self._keyframe_is_pending = False
-        reference = tracker.start() if start == 0 else tracker.move()
+        if self._n_windows == 0:
+            # Where a recording begins late, the steps before belong to this window, too.
+            reference, start = tracker.start(), 0
+        else:
+            reference = tracker.move()
         self._reference_sq = tracker.reference_sq()
         keyframe = None
         if self._n_windows % KEYFRAME_EVERY == 0:
             keyframe, self._keyframe_is_pending = tracker.reference, True
         self._n_windows += 1
-        self._next_window = self._windows.next_start(start + 1, self._epoch_start)
-        self._new_windows.append((start, reference, keyframe))
-        code_bytes = sum(new.codes.nbytes for _, new, _ in self._new_windows)
-        if self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
+        self._next_window = self._windows.next_start(self._step + 1, self._epoch_start)
+        new = (self._n_windows - 1, start, reference, keyframe)
+        self._new_windows.append(new)
+        code_bytes = sum(
+            reference.codes.nbytes for _, _, reference, _ in self._new_windows
+        )
+        if self._journal is not None:
+            # The journal holds steps of windows that are in the store.
+            self._flush()
+        elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
             self._submit_rows()
 
+    def _flush(self) -> None:
+        self._submit_rows()
+        self._background.wait()
+
     def _submit_rows(self) -> None:
-        """Hand what is new to the writer's thread and go on with the other buffer."""
+        """Hand what is new to the writer's thread and go on with the other buffer.
+
+        An interruption at any point, as by Ctrl-C, may have it called again: the writer
+        knows what it has written already.
+        """
         self._last_flush = time.monotonic()
         full, windows = self._buffer, self._new_windows
         if len(full) == 0 and not windows:
             return
 
         def write() -> None:
-            for start, reference, keyframe in windows:
+            for number, start, reference, keyframe in windows:
+                if number < self._writer.n_windows:
+                    continue
                 whole = None if keyframe is None else to_numpy(keyframe)
                 codes, scales, weights, arrival, probes = map(to_numpy, reference)
                 self._writer.append_window(
                     Window(start, codes, scales, weights, arrival, probes, whole)
                 )
             if len(full) > 0:
-                self._writer.append_rows(*full.arrays(self._spec))
+                self._writer.append_rows(*full.arrays(self._spec), first=full.first)
             self._writer.commit()
+            if self._journal is not None and len(full) > 0:
+                self._journal.discard(full.first)
 
         full.written = self._background.submit(write)
         if self._spare.written is not None:
             self._spare.written.exception()
-        self._spare.clear()
-        self._buffer, self._spare = self._spare, full
+        self._spare.clear(full.first + len(full))
+        if self._journal is not None and len(full) > 0:
+            self._journal.begin(self._spare.first)
         self._new_windows = []
+        self._buffer, self._spare = self._spare, full
 
     def _close(self, status: str) -> None:
         self._is_open = False
+        atexit.unregister(self._close_at_exit)
+        self._undo_sigterm()
         for hook in self._hooks:
             hook.remove()
         # What was logged for a step that never came is no part of the last one.
@@ -412,20 +654,18 @@ class Recorder:
 
         def write() -> None:
             if pending:
-                last = {name: float(value) for name, value in pending.items()}
-                self._writer.amend_last(last)
+                self._writer.amend_last(to_floats(pending))
             self._writer.write_final(self._read_parameters, status=status)
             self._writer.commit()
+            if self._journal is not None:
+                self._journal.remove()
 
         try:
-            self._submit_rows()
-            self._background.wait()
-            self._background.submit(write)
+            if self._is_recording:
+                self._flush()
+                self._background.submit(write)
         finally:
-            try:
-                self._background.close()
-            finally:
-                self._writer.close()
+            self._background.close(self._writer.close)
 
     def _read_parameters(self, elements: slice) -> npt.NDArray[Any]:
         return to_numpy(self._tracker.parameters(elements))
@@ -434,13 +674,19 @@ class Recorder:
         rates = {}
         for i, group in enumerate(self._optimizer.param_groups):
             if "lr" in group:
-                rates[f"lr_{i}" if i else "lr"] = _scalar("lr", group["lr"])
+                rates[f"lr_{i}" if i else "lr"] = to_scalar("lr", group["lr"])
         return rates
 
     def _new_buffer(self) -> RowBuffer:
         return RowBuffer(measured=self._tracker.allocate(self._capacity))
 
     def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"The recorder belongs to process {self._pid}, of which this one, "
+                f"{os.getpid()}, is a fork. Call it there only; forked processes, such as "
+                "the workers of a DataLoader, cannot write to its store."
+            )
         if not self._is_open:
             raise RuntimeError("The recorder is closed; nothing more can be recorded.")
 
@@ -455,54 +701,29 @@ def _as_int(number: SupportsIndex | None) -> int | None:
     return None if number is None else index(number)
 
 
-def _scalar(name: str, value: object) -> Scalar:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
+def _first_step(
+    resume: Mapping[str, Any] | bool, step: int | None, state: dict[str, Any] | None
+) -> int:
+    """Return the next optimizer step of a recording."""
+    if state is not None:
+        found: int = state["position"]["step"]
+        if step not in {None, found}:
             raise ValueError(
-                f"{name!r} must be one number, got a tensor of shape "
-                f"{tuple(value.shape)}. Log its mean, or several names."
+                f"`resume` is a state at step {found}, but `step` is {step}."
             )
-        if not value.is_complex():
-            return value.detach().clone()
-    elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
-        return float(value)
-    raise TypeError(
-        f"{name!r} must be a real number or a tensor of one, got {value!r}."
-    )
-
-
-def _trained_parameters(
-    model: nn.Module, optimizer: Optimizer
-) -> dict[str, nn.Parameter]:
-    """Return the model's parameters that the optimizer holds, by name."""
-    named = dict(model.named_parameters())
-    if not named:
-        raise ValueError("The model has no parameters; there is nothing to record.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    foreign = len(held - {id(p) for p in named.values()})
-    if foreign:
+        return found
+    if not resume and step is not None:
+        raise ValueError(f"`step` = {step} needs `resume=True`.")
+    if resume and (step is None or step < 0):
         raise ValueError(
-            f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
-            "parameters of the model. Give the recorder the model that contains all of "
-            "them, and make the optimizer after the model has its final form."
+            "`resume=True` needs `step`, the number of optimizer steps that the restored "
+            f"checkpoint has taken; got {step}."
         )
-    parameters = {name: p for name, p in named.items() if id(p) in held}
-    is_wrapper: Any = is_traceable_wrapper_subclass
-    if wrapped := [name for name, p in parameters.items() if is_wrapper(p)]:
-        raise NotImplementedError(
-            f"{len(wrapped)} parameters, {wrapped[0]!r} among them, are of the kind "
-            f"{type(parameters[wrapped[0]]).__name__}, whose elements lie elsewhere. "
-            "Sharded parameters are not recorded: record an unsharded model."
-        )
-    devices = {p.device for p in parameters.values()}
-    if len(devices) > 1:
-        raise NotImplementedError(
-            f"The parameters lie on {len(devices)} devices, {sorted(map(str, devices))}; "
-            "the recorder needs them on one."
-        )
-    if complex_names := [name for name, p in parameters.items() if p.is_complex()]:
-        raise NotImplementedError(
-            f"Complex parameters are not recorded: {complex_names}. Store their real and "
-            "imaginary parts as two parameters."
-        )
-    return parameters
+    return step or 0
+
+
+def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
+    """Convert a row for the journal; waits for the device."""
+    arrays = {name: to_numpy(tensor) for name, tensor in row.items()}
+    arrays["reference_sq"] = to_numpy(entry.reference_sq)
+    return Record(step, entry.place, to_floats(entry.scalars), arrays)

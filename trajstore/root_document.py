@@ -73,10 +73,19 @@ def _is_snapshots(value: object) -> bool:
     )
 
 
+def _is_resumes(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(resumption, Mapping)
+        and all(isinstance(resumption.get(key), int) for key in ("step", "n_missing"))
+        for resumption in value
+    )
+
+
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "status": (lambda value: value in STATUSES, f"one of {STATUSES}"),
     "created": (lambda value: isinstance(value, str), "a string"),
     "metrics": (_is_metrics, "a list of different strings"),
+    "resumes": (_is_resumes, "a list of objects with `step` and `n_missing`"),
     "snapshots": (_is_snapshots, "an object of objects with `array` and `step`"),
 }
 

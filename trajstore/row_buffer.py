@@ -3,44 +3,59 @@
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from trajstore.rows import complete_tables, encode_probes, norms
+from trajstore.rows import complete_rows
 from trajstore.schema import RunSpec
 
 Scalar = float | Tensor
 
 
+class Entry(NamedTuple):
+    """What is kept of a row besides its tensors.
+
+    Attributes
+    ----------
+    place : tuple of int
+        Epoch, iteration and window.
+    reference_sq : torch.Tensor
+        |r|^2 of its window by layer, float64.
+    scalars : dict from str to float or torch.Tensor
+        What was logged with it.
+    """
+
+    place: tuple[int, int, int]
+    reference_sq: Tensor
+    scalars: dict[str, Scalar]
+
+
 @dataclass(slots=True, kw_only=True)
 class RowBuffer:
-    """Some steps, as lists of small things and tensors of large ones.
+    """Some steps, as a list of small things and tensors of large ones.
 
     Attributes
     ----------
     measured : mapping from str to torch.Tensor
         As `trajstore.tracker.Tracker.allocate` returned it.
-    places : list of tuple of int
-        Epoch, iteration and window of every row.
-    reference_sq : list of torch.Tensor
-        |r|^2 by layer, of every row's window.
-    scalars : list of dict
-        Scalars of every row; tensors are converted by `arrays`.
+    first : int
+        Optimizer step of the first row.
+    entries : list of Entry
+        One for every row; tensors in it are converted by `arrays`.
     written : concurrent.futures.Future or None
         Set while the buffer belongs to the writer's thread.
     """
 
     measured: Mapping[str, Tensor]
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    reference_sq: list[Tensor] = field(default_factory=list)
-    scalars: list[dict[str, Scalar]] = field(default_factory=list)
+    first: int = 0
+    entries: list[Entry] = field(default_factory=list)
     written: Future[None] | None = None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.entries)
 
     @property
     def is_full(self) -> bool:
@@ -51,31 +66,69 @@ class RowBuffer:
         """Return views of the next free row."""
         return {name: tensor[len(self)] for name, tensor in self.measured.items()}
 
-    def clear(self) -> None:
-        """Make all rows free again."""
-        self.places.clear()
-        self.reference_sq.clear()
-        self.scalars.clear()
+    def clear(self, first: int) -> None:
+        """Make all rows free again, for the steps from `first` on."""
+        self.first = first
+        self.entries.clear()
         self.written = None
 
     def arrays(
         self, spec: RunSpec
     ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
         """Convert to what `trajstore.writer.Writer.append_rows` takes."""
-        rows = {k: to_numpy(tensor[: len(self)]) for k, tensor in self.measured.items()}
-        places = np.array(self.places, np.int32)
-        rows["epoch"], rows["iteration"], rows["window"] = places.T
-        reference_sq = np.stack([to_numpy(values) for values in self.reference_sq])
-        rows["tables"] = complete_tables(rows["tables"], reference_sq, spec)
-        if not spec.exact:
-            rows |= encode_probes(rows.pop("probes"))
-        lengths = norms(rows["tables"], spec)
-        scalars = [
-            {name: float(value) for name, value in row.items()}
-            | {name: float(values[i]) for name, values in lengths.items()}
-            for i, row in enumerate(self.scalars)
-        ]
-        return rows, scalars
+        entries = self.entries.copy()
+        return complete_rows(
+            {
+                k: to_numpy(tensor[: len(entries)])
+                for k, tensor in self.measured.items()
+            },
+            [entry.place for entry in entries],
+            np.stack([to_numpy(entry.reference_sq) for entry in entries]),
+            [to_floats(entry.scalars) for entry in entries],
+            spec,
+        )
+
+
+def to_scalar(name: str, value: object) -> Scalar:
+    """Return a number, or a copy of a tensor of one; does not wait for its device.
+
+    Parameters
+    ----------
+    name : str
+        For the error message.
+    value : object
+        What was logged.
+
+    Returns
+    -------
+    float or torch.Tensor
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is a tensor of several elements.
+    TypeError
+        If it is not a real number.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name!r} must be one number, got a tensor of shape "
+                f"{tuple(value.shape)}. Log its mean, or several names."
+            )
+        if not value.is_complex():
+            return value.detach().clone()
+    elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
+        return float(value)
+    raise TypeError(
+        f"{name!r} must be a real number or a tensor of one, got {value!r}."
+    )
+
+
+def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
+    """Convert what was logged; waits for the device where it lies there."""
+    return {name: float(value) for name, value in scalars.items()}
 
 
 def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:

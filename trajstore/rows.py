@@ -1,14 +1,87 @@
 """From what a step is measured by to the rows of the store, and back for the probes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.rotation import n_blocks
 from trajstore.schema import RunSpec, table_columns
 
 Array = npt.NDArray[Any]
+
+
+def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Describe what a step is measured by, before it is completed for the store.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        What is recorded.
+    size : int
+        Length of the flat parameter vector.
+
+    Returns
+    -------
+    dict from str to tuple
+        Type and shape of one step's ``tables`` (layer, measured quantity) and either
+        ``signs``, ``scales`` and ``probes`` (2, probe) or, exact, ``gradient`` and
+        ``displacement`` (param,).
+    """
+    n_measured = table_columns(spec)["param_sq"].start
+    arrays = {"tables": ("float32", (len(spec.names), n_measured))}
+    if spec.exact:
+        return arrays | dict.fromkeys(
+            ("gradient", "displacement"), ("float32", (size,))
+        )
+    return arrays | {
+        "signs": ("uint8", (spec.sketch_bits // 8,)),
+        "scales": ("float32", (n_blocks(spec.sketch_bits),)),
+        "probes": ("float32", (2, spec.probes)),
+    }
+
+
+def complete_rows(
+    measured: Mapping[str, Array],
+    places: Sequence[tuple[int, int, int]],
+    reference_sq: Array,
+    scalars: Sequence[Mapping[str, float]],
+    spec: RunSpec,
+) -> tuple[dict[str, Array], list[dict[str, float]]]:
+    """Make of measured steps what `trajstore.writer.Writer.append_rows` takes.
+
+    Parameters
+    ----------
+    measured : mapping from str to numpy.ndarray
+        The arrays of `measured_arrays`, with the step as first dimension.
+    places : sequence of tuple of int
+        Epoch, iteration and window of every step.
+    reference_sq : numpy.ndarray
+        float64, (step, layer): |r|^2 of the steps' windows.
+    scalars : sequence of mapping from str to float
+        What was logged with every step.
+    spec : RunSpec
+        What is recorded.
+
+    Returns
+    -------
+    rows : dict from str to numpy.ndarray
+        By name of the array in the store.
+    scalars : list of dict
+        Those given, and the norms.
+    """
+    rows = dict(measured)
+    rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
+    rows["tables"] = complete_tables(rows["tables"], reference_sq, spec)
+    if not spec.exact:
+        rows |= encode_probes(rows.pop("probes"))
+    lengths = norms(rows["tables"], spec)
+    completed = [
+        {**row, **{name: float(values[i]) for name, values in lengths.items()}}
+        for i, row in enumerate(scalars)
+    ]
+    return rows, completed
 
 
 def complete_tables(measured: Array, reference_sq: Array, spec: RunSpec) -> Array:

@@ -15,6 +15,12 @@ FORMAT_VERSION: Final = 1
 LOCK: Final = ".lock"
 """File in the store that its writer holds a lock on."""
 
+WRITER: Final = ".writer"
+"""Document in the store that says who writes it, while somebody does."""
+
+LEASE_SECONDS: Final = 600
+"""How long a writer on object storage may be silent before another takes its place."""
+
 STEP: Final = "step"
 LAYER: Final = "layer"
 

@@ -146,6 +146,11 @@ class StepsOnCPU:
             return False
         return bool(np.array_equal(checks, self._checks))
 
+    @property
+    def last_gradient(self) -> Tensor:
+        """The gradient of the last step, a view of shape (size,)."""
+        return torch.from_numpy(self._rows[0, : self._size])
+
     def read_displacement(self) -> None:
         """Fill the row of the displacement with the parameters less the reference."""
         parameters = self._elements(self._parameters)

@@ -156,6 +156,11 @@ class StepsOnDevice:
             views.gradient.view(torch.int32), views.update.view(torch.int32)
         )
 
+    @property
+    def last_gradient(self) -> Tensor:
+        """The gradient of the last step, a view of shape (size,)."""
+        return self._rows[self._row_of_gradient]
+
     def read_displacement(self) -> None:
         """Fill the row of the displacement with the parameters less the reference."""
         self._subtract_reference(self._displacement_views)

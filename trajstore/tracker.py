@@ -6,7 +6,7 @@ parameters, one more on an accelerator, besides past references as int8.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -18,8 +18,8 @@ from trajstore.fold_torch import padded_size
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
 from trajstore.precision import quiet
-from trajstore.rotation import n_blocks
-from trajstore.schema import RunSpec, table_columns
+from trajstore.rows import measured_arrays
+from trajstore.schema import KEYFRAME_EVERY, RunSpec, table_columns
 from trajstore.sketch import Sketch
 from trajstore.steps_cpu import StepsOnCPU
 from trajstore.steps_torch import StepsOnDevice
@@ -102,6 +102,11 @@ class Tracker:
         self._reference_probes = self._sizes.new_zeros(0 if spec.exact else spec.probes)
 
     @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return self._layout.size
+
+    @property
     def reference(self) -> Tensor:
         """The decoded reference, float32 of shape ``(size,)``; changes with `move`."""
         return self._frame[REFERENCE]
@@ -117,23 +122,18 @@ class Tracker:
         Returns
         -------
         dict from str to torch.Tensor
-            With the step as first dimension: ``tables`` (step, layer, quantity) and
-            either ``signs``, ``scales`` and ``probes`` (step, 2, probe) or, exact,
-            ``gradient`` and ``displacement`` (step, param).
+            What `trajstore.rows.measured_arrays` describes, with the step as first
+            dimension.
         """
-        spec = self._spec
-        n_layers, n_measured = len(spec.names), table_columns(spec)["param_sq"].start
-        rows = {"tables": self._empty(n_rows, n_layers, n_measured)}
-        if spec.exact:
-            rows["gradient"] = self._empty(n_rows, self._layout.size)
-            rows["displacement"] = self._empty(n_rows, self._layout.size)
-        else:
-            signs = (n_rows, spec.sketch_bits // 8)
-            rows["signs"] = torch.empty(signs, dtype=torch.uint8, device=self.device)
-            rows["scales"] = self._empty(n_rows, n_blocks(spec.sketch_bits))
-            # The second fold leaves the last few unwritten.
-            rows["probes"] = self._zeros(n_rows, 2, spec.probes)
-        return rows
+        # The second fold leaves the last few probes unwritten.
+        return {
+            name: torch.zeros(
+                (n_rows, *shape), dtype=getattr(torch, dtype), device=self.device
+            )
+            for name, (dtype, shape) in measured_arrays(
+                self._spec, self._layout.size
+            ).items()
+        }
 
     def start(self) -> Reference:
         """Take the parameters as they are for the first reference, without a code."""
@@ -183,6 +183,78 @@ class Tracker:
         return Reference(
             codes, scales, weights, arrival.float(), self._reference_probes.clone()
         )
+
+    def restore(
+        self,
+        window: int,
+        keyframe: Tensor,
+        codes: Callable[[int], tuple[Tensor, Tensor]],
+        weights: Tensor,
+        probes: Tensor,
+        gradient_energies: Tensor,
+    ) -> None:
+        """Go on in a window of an earlier recording.
+
+        Parameters
+        ----------
+        window : int
+            Which window.
+        keyframe : torch.Tensor
+            float32, (size,): the last stored in full before the window's reference, or
+            the first of all.
+        codes : callable
+            Returns codes and scales of the reference of a window.
+        weights : torch.Tensor
+            float32, (layer,): weights of the sketch in the window.
+        probes : torch.Tensor
+            float64, (probe,): probes of the reference; empty if recording is exact.
+        gradient_energies : torch.Tensor
+            float32, (step, layer): |g|^2 of the steps of the window so far.
+        """
+        with quiet(self.device):
+            self.reference.copy_(keyframe)
+            first = max(window - 1, 0) // KEYFRAME_EVERY * KEYFRAME_EVERY
+            for earlier in range(first + 1, window):
+                self._add(self.reference, *self._on_device(codes(earlier)))
+            for earlier in range(max(1, window - (self._past.maxlen or 0)), window):
+                self._past.appendleft(self._on_device(codes(earlier)))
+            if window > 0:
+                last_codes, scales = self._on_device(codes(window))
+                for elements, blocks in self._chunks():
+                    self._frame[DISPLACEMENT][elements] = deltas_torch.decode(
+                        last_codes[elements], scales[blocks]
+                    )
+                self._shift_basis(last_codes, scales)
+                self._steps.start_window(window, weights.to(self.device))
+            self._window = window
+            self._reference_probes.copy_(probes)
+            # One by one, as they were added: sums of floats depend on the order.
+            for energies in gradient_energies.to(self.device):
+                self._gradient_energy += energies
+            self._n_gradients = len(gradient_energies)
+
+    def _on_device(self, code: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return code[0].to(self.device), code[1].to(self.device)
+
+    @property
+    def previous_gradient(self) -> Tensor:
+        """The gradient of the last step, float32 of shape ``(size,)``; may be set."""
+        return self._steps.last_gradient
+
+    @previous_gradient.setter
+    def previous_gradient(self, gradient: Tensor) -> None:
+        self._steps.last_gradient.copy_(gradient)
+
+    def forget_previous_gradient(self) -> None:
+        """Make what the next step is compared with unknown: NaN."""
+        for offset, size in zip(self._layout.offsets, self._layout.sizes, strict=True):
+            self._steps.last_gradient[offset : offset + size] = torch.nan
+
+    def displacement_sq(self) -> Tensor:
+        """Squared distances to the reference by layer, float64 of shape (layer,)."""
+        with quiet(self.device):
+            self._steps.read_displacement()
+            return self._by_layer(self._products("displacement"))[:, 0]
 
     def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
         """Measure the gradient and the parameters that a step begins with.

@@ -115,7 +115,7 @@ def test_closing_runs_the_jobs_that_wait_and_ends_the_thread():
     background.close()
     (thread,) = threads
     assert not thread.is_alive()
-    with pytest.raises(RuntimeError, match="after shutdown"):
+    with pytest.raises(RuntimeError, match="thread has ended"):
         background.submit(succeed)
 
 

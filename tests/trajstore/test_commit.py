@@ -3,7 +3,7 @@
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from trajstore.commit import Commits
+from trajstore.event_loop import EventLoop
 from trajstore.schema import ITEM_SIZE, ArraySpec, Code
 
 Array = npt.NDArray[Any]
@@ -44,6 +45,20 @@ def numbers(n: int, *inner: int, start: float = 0) -> Array:
     """Return `n` rows of different numbers."""
     size = int(np.prod(inner))
     return start + np.arange(n * size, dtype=np.float64).reshape(n, *inner)
+
+
+LOOP = EventLoop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_loop() -> Iterator[None]:
+    yield
+    LOOP.close()
+
+
+def commits_at(path: Path) -> Commits:
+    path.mkdir()
+    return Commits(LocalStore(path), LOOP)
 
 
 def open_root(path: Path) -> zarr.Group:
@@ -91,7 +106,7 @@ def test_rows_read_back_as_they_were_written(
     rng = np.random.default_rng(seed)
     expected = np.empty((0, *inner), dtype)
     with tempfile.TemporaryDirectory() as directory:
-        store = Commits(Path(directory) / "store")
+        store = commits_at(Path(directory) / "store")
         store.declare({"x": rows_array(dtype, inner, rows=rows, code=code)})
         for batches in commits:
             for n in batches:
@@ -106,14 +121,14 @@ def test_rows_read_back_as_they_were_written(
 
 
 def test_attributes_are_those_of_the_last_commit(tmp_path: Path):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.commit({"a": 1, "b": [2]})
     store.commit({"a": "later"})
     assert open_root(tmp_path / "store").attrs.asdict() == {"a": "later"}
 
 
 def test_nothing_is_visible_before_a_commit(tmp_path: Path):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array()})
     store.commit({})
     store.append({"x": numbers(4, 2)})
@@ -124,7 +139,7 @@ def test_nothing_is_visible_before_a_commit(tmp_path: Path):
 
 
 def test_large_rows_and_vectors_read_back(tmp_path: Path):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"below/large": rows_array(inner=(5,), rows=1, code="none")})
     vector = numbers(7)
     for row in numbers(3, 5):
@@ -142,7 +157,7 @@ def test_large_rows_and_vectors_read_back(tmp_path: Path):
 def test_only_named_columns_of_the_last_row_are_amended(
     tmp_path: Path, n_rows: int, committed_before: bool
 ):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(inner=(3,))})
     store.append({"x": numbers(n_rows, 3)})
     if committed_before:
@@ -159,7 +174,7 @@ def test_only_named_columns_of_the_last_row_are_amended(
 
 @pytest.mark.parametrize("n_before", range(8))
 def test_columns_added_later_read_as_nan_before(tmp_path: Path, n_before: int):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(inner=(2,))})
     store.append({"x": numbers(n_before, 2)})
     store.commit({})
@@ -174,7 +189,7 @@ def test_columns_added_later_read_as_nan_before(tmp_path: Path, n_before: int):
 
 @pytest.mark.parametrize("n_first", range(1, 8))
 def test_a_reader_keeps_seeing_the_commit_that_it_opened(tmp_path: Path, n_first: int):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(inner=(2,))})
     store.append({"x": numbers(n_first, 2)})
     store.commit({"at": "first"})
@@ -193,7 +208,7 @@ def test_a_reader_keeps_seeing_the_commit_that_it_opened(tmp_path: Path, n_first
 
 def write_history(path: Path, states: list[State]) -> None:
     """Write a store in several commits; note what each of them should hold."""
-    store = Commits(path)
+    store = commits_at(path)
     x, y = np.empty((0, 2)), np.empty((0,), np.int32)
     store.declare({"x": rows_array(), "below/y": rows_array("int32", (), rows=2)})
     states.append({"x": x, "below/y": y})
@@ -309,7 +324,7 @@ def test_chunks_come_before_metadata_and_the_root_is_last(
 
 
 def test_a_commit_writes_only_what_has_changed(tmp_path: Path, written_keys: list[str]):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(rows=3), "still": rows_array(rows=3)})
     store.append({"x": numbers(7, 2), "still": numbers(2, 2)})
     store.commit({})
@@ -346,7 +361,7 @@ def test_growing_reads_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_damaged_chunk_is_not_read(tmp_path: Path, code: Code):
-    store = Commits(tmp_path / "store")
+    store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(code=code, rows=64)})
     store.append({"x": numbers(64, 2)})
     store.commit({})
@@ -361,9 +376,3 @@ def test_a_damaged_chunk_is_not_read(tmp_path: Path, code: Code):
             read(tmp_path / "store")
     chunk.write_bytes(whole)
     assert_same(read(tmp_path / "store"), {"x": numbers(64, 2)})
-
-
-def test_an_existing_directory_is_not_written_to(tmp_path: Path):
-    with pytest.raises(FileExistsError, match="File exists"):
-        Commits(tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -1323,11 +1323,11 @@ def break_after(
     """Let the writer fail when it gets another batch of rows."""
     append, calls = Writer.append_rows, []
 
-    def append_rows(self: Writer, *args: Any) -> None:
+    def append_rows(self: Writer, *args: Any, **kwargs: Any) -> None:
         calls.append(1)
         if len(calls) > n_batches:
             raise OSError("no space left")
-        append(self, *args)
+        append(self, *args, **kwargs)
 
     monkeypatch.setattr(Writer, "append_rows", append_rows)
     return append_rows

@@ -103,6 +103,7 @@ def test_the_root_describes_the_run(path: Path, writer: Writer):
         "spec": SPEC.to_json(),
         "metrics": [],
         "snapshots": {},
+        "resumes": [],
     }
 
 

@@ -1,0 +1,185 @@
+"""One writer for every store.
+
+In a directory the writer holds a lock on the file `LOCK`, which the system releases when
+the process ends, however it ends. Object storage has no such locks: there the document
+`WRITER` is a lease. Whoever creates it holds it, renews it with every commit, and may be
+replaced `LEASE_SECONDS` after the last renewal; both are conditional puts, of which only
+one of two rivals succeeds. What fsspec reaches has no conditional puts, and rivals that
+begin in the same instant are not told apart there.
+
+In every place `WRITER` names the holder, and a writer whose document is gone or replaced
+knows that the store is not its own any more.
+"""
+
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from zarr.abc.buffer import Buffer
+from zarr.abc.store import Store
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import ObjectStore
+
+from trajstore.location import is_remote
+from trajstore.schema import LEASE_SECONDS, LOCK, WRITER
+
+PROTOTYPE: Final = default_buffer_prototype()
+
+
+class StoreLockedError(RuntimeError):
+    """Another process writes the store, or has taken it over."""
+
+
+class WriterLock:
+    """The right to write a store.
+
+    Parameters
+    ----------
+    location : str
+        Of the store.
+    store : zarr.abc.store.Store
+        The same, opened.
+    """
+
+    def __init__(self, location: str, store: Store) -> None:
+        self._location, self._store = location, store
+        self._holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "token": uuid4().hex,
+        }
+        # Whichever thread closes the recorder may release it.
+        self._file = (
+            None
+            if is_remote(location)
+            else FileLock(Path(location) / LOCK, thread_local=False)
+        )
+        self._e_tag: str | None = None
+
+    async def acquire(self) -> None:
+        """Become the writer.
+
+        Raises
+        ------
+        StoreLockedError
+            If somebody else is; names the holder.
+        """
+        if isinstance(self._store, ObjectStore):
+            await self._acquire_lease(self._store)
+            return
+        if self._file is not None:
+            try:
+                self._file.acquire(blocking=False)
+            except Timeout:
+                raise StoreLockedError(await self._refusal()) from None
+        elif _is_fresh(await self._read_holder()):
+            raise StoreLockedError(await self._refusal())
+        await self._store.set(WRITER, self._document())
+
+    async def confirm(self) -> None:
+        """Check that this is still the writer, and renew a lease.
+
+        Raises
+        ------
+        StoreLockedError
+            If the store was deleted or taken over.
+        """
+        if isinstance(self._store, ObjectStore):
+            await self._renew_lease(self._store)
+        elif not await self._is_mine():
+            raise StoreLockedError(self._loss())
+        elif self._file is None:
+            await self._store.set(WRITER, self._document())
+
+    async def release(self) -> None:
+        """Let others write; without effect where the store is not ours any more."""
+        is_mine = await self._is_mine()
+        if is_mine:
+            await self._store.delete(WRITER)
+        if self._file is not None:
+            if is_mine:
+                # While it is held: who waits for this file finds that it is gone.
+                await self._store.delete(LOCK)
+            self._file.release()
+
+    async def _acquire_lease(self, store: ObjectStore[Any]) -> None:
+        obstore = import_module("obstore")
+        try:
+            self._e_tag = await self._put(store, mode="create")
+        except obstore.exceptions.AlreadyExistsError:
+            found = await obstore.head_async(store.store, WRITER)
+            age = datetime.now(UTC) - found["last_modified"]
+            if age.total_seconds() < LEASE_SECONDS:
+                raise StoreLockedError(await self._refusal()) from None
+            try:
+                self._e_tag = await self._put(store, mode={"e_tag": found["e_tag"]})
+            except obstore.exceptions.PreconditionError:
+                raise StoreLockedError(await self._refusal()) from None
+
+    async def _renew_lease(self, store: ObjectStore[Any]) -> None:
+        errors = import_module("obstore.exceptions")
+        try:
+            self._e_tag = await self._put(store, mode={"e_tag": self._e_tag})
+        except (errors.PreconditionError, FileNotFoundError):
+            raise StoreLockedError(self._loss()) from None
+
+    async def _put(self, store: ObjectStore[Any], *, mode: Any) -> str:
+        obstore = import_module("obstore")
+        document = self._document().to_bytes()
+        result = await obstore.put_async(store.store, WRITER, document, mode=mode)
+        e_tag: str = result["e_tag"]
+        return e_tag
+
+    def _document(self) -> Buffer:
+        now = datetime.now(UTC).isoformat()
+        text = json.dumps(self._holder | {"renewed": now})
+        return PROTOTYPE.buffer.from_bytes(text.encode())
+
+    async def _is_mine(self) -> bool:
+        return (await self._read_holder()).get("token") == self._holder["token"]
+
+    async def _read_holder(self) -> dict[str, Any]:
+        """Return what the store says of its writer, empty if it says nothing."""
+        document = await self._store.get(WRITER, PROTOTYPE)
+        try:
+            holder = json.loads(document.to_bytes()) if document is not None else {}
+        except ValueError:
+            holder = {}
+        return holder if isinstance(holder, dict) else {}
+
+    async def _refusal(self) -> str:
+        holder = await self._read_holder()
+        who = ", ".join(
+            f"{key} {holder[key]}" for key in ("host", "pid") if key in holder
+        )
+        since = f" since {holder['since']}" if "since" in holder else ""
+        wait = (
+            f" If it ended without a trace, wait: {LEASE_SECONDS // 60} minutes after its "
+            "last commit the store is free."
+        )
+        return (
+            f"{self._location} is being written by {who or 'another process'}{since}. "
+            f"End that process, or choose another path.{wait if self._file is None else ''}"
+        )
+
+    def _loss(self) -> str:
+        return (
+            f"{self._location} was deleted, or taken over by another writer, while it was "
+            "being recorded. Nothing more is written to it."
+        )
+
+
+def _is_fresh(holder: dict[str, Any]) -> bool:
+    """Whether a lease has been renewed lately."""
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(holder["renewed"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return age.total_seconds() < LEASE_SECONDS

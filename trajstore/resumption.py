@@ -1,0 +1,283 @@
+"""Go on with a recording where a checkpoint left it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajstore.row_buffer import to_numpy
+from trajstore.schema import KEYFRAME_EVERY, RunSpec, SchemaError, table_columns
+from trajstore.tracker import Tracker
+from trajstore.windows import Windows
+from trajstore.writer import Writer
+
+MOVED: Final = 1e-3
+"""Relative difference of squared distances beyond which parameters are others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a recording stands between two optimizer steps.
+
+    Attributes
+    ----------
+    step : int
+        The next optimizer step.
+    epoch, epoch_start : int
+        Its epoch, and the step with which that began.
+    next_window : int
+        The step with which the next window begins.
+    wall_time : float
+        Seconds since the recording began, without interruptions.
+    pending : dict from str to float
+        What was logged for the next step.
+    """
+
+    step: int
+    epoch: int = 0
+    epoch_start: int = 0
+    next_window: int = 0
+    wall_time: float = 0.0
+    pending: Mapping[str, float]
+
+
+def check_state(state: object) -> dict[str, Any]:
+    """Return a state as `make_state` made it.
+
+    Parameters
+    ----------
+    state : object
+        Decoded from a checkpoint.
+
+    Returns
+    -------
+    dict
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    keys = {"created", "position", "snapshots", "groups", "previous_gradient"}
+    if not isinstance(state, dict) or not keys <= state.keys():
+        found = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            "`resume` must be True or what recorder.state_dict() returned, got "
+            f"{found}. Save it in the checkpoint beside those of model and optimizer."
+        )
+    return state
+
+
+def make_state(
+    position: Position, writer: Writer, tracker: Tracker, groups: list[list[str]]
+) -> dict[str, Any]:
+    """Describe what is needed to go on besides the store; for a checkpoint.
+
+    Parameters
+    ----------
+    position : Position
+        Where the recording stands.
+    writer : Writer
+        Of the store.
+    tracker : Tracker
+        Holds the last gradient.
+    groups : list of list of str
+        Names of the parameters in each of the optimizer's groups.
+
+    Returns
+    -------
+    dict
+        Of numbers, strings and one tensor of the length of the parameters.
+    """
+    return {
+        "created": writer.created,
+        "position": {
+            "step": position.step,
+            "epoch": position.epoch,
+            "epoch_start": position.epoch_start,
+            "wall_time": position.wall_time,
+            "pending": dict(position.pending),
+        },
+        "snapshots": list(writer.snapshots),
+        "groups": groups,
+        "previous_gradient": tracker.previous_gradient.detach().cpu().clone(),
+    }
+
+
+def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
+    """List how the groups of an optimizer differ from those of a checkpoint."""
+    problems = []
+    if len(before) != len(now):
+        problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")
+    for i, (old, new) in enumerate(zip(before, now, strict=False)):
+        if missing := sorted(set(old) - set(new)):
+            problems.append(f"parameter group {i}: lacks {missing}")
+        if added := sorted(set(new) - set(old)):
+            problems.append(f"parameter group {i}: has {added} in addition")
+    return problems
+
+
+def take_up(
+    writer: Writer,
+    tracker: Tracker,
+    *,
+    spec: RunSpec,
+    windows: Windows,
+    step: int,
+    state: Mapping[str, Any] | None,
+) -> tuple[Position, str | None]:
+    """Rewind a store to a step, and bring the tracker to where it was then.
+
+    What the store lacks before that step becomes rows of NaN; they are counted in the
+    store's ``resumes``.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of the store; is committed.
+    tracker : Tracker
+        Newly made.
+    spec : RunSpec
+        What is recorded.
+    windows : Windows
+        The schedule.
+    step : int
+        The next optimizer step.
+    state : mapping or None
+        What `make_state` returned, if it was kept.
+
+    Returns
+    -------
+    position : Position
+        Where to go on.
+    doubt : str or None
+        Why the parameters can hardly be those that the step before led to.
+    """
+    kept = (
+        state["snapshots"]
+        if state is not None
+        else [name for name, taken in writer.snapshots.items() if taken <= step]
+    )
+    writer.rewind(step, kept)
+    n_found = writer.n_steps
+    writer.note_resumption(step)
+    position = (
+        Position(**state["position"])
+        if state is not None
+        else _position_from_rows(writer, step)
+    )
+    _append_missing(writer, spec, position)
+    writer.commit()
+    if writer.n_windows > 0:
+        _restore(writer, tracker, spec)
+    if state is not None:
+        tracker.previous_gradient = state["previous_gradient"]
+    elif step > 0:
+        tracker.forget_previous_gradient()
+    if not 0 < step == n_found:
+        # After a gap, as at the beginning, nothing is known but the parameters.
+        return replace(position, next_window=step), None
+    next_window = windows.next_start(step, position.epoch_start)
+    position = replace(position, next_window=next_window)
+    return position, _doubt(writer, tracker, spec)
+
+
+def _position_from_rows(writer: Writer, step: int) -> Position:
+    """Read from the last row what no state says."""
+    if writer.n_steps == 0:
+        return Position(step=step, pending={})
+    last = slice(writer.n_steps - 1, writer.n_steps)
+    [epoch], [iteration] = writer.read("epoch", last), writer.read("iteration", last)
+    return Position(
+        step=step,
+        epoch=int(epoch),
+        epoch_start=last.start - int(iteration),
+        wall_time=writer.last_scalar("wall_time"),
+        pending={},
+    )
+
+
+def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:
+    """Fill the steps between what the store holds and the position."""
+    missing = np.arange(writer.n_steps, position.step)
+    if spec.steps_per_epoch is None:
+        epochs = np.full_like(missing, position.epoch)
+        iterations = missing - position.epoch_start
+    else:
+        epochs, iterations = np.divmod(missing, spec.steps_per_epoch)
+    window = np.full_like(missing, max(writer.n_windows - 1, 0))
+    writer.append_missing(np.stack([epochs, iterations, window], 1).astype(np.int32))
+
+
+def _restore(writer: Writer, tracker: Tracker, spec: RunSpec) -> None:
+    """Bring the tracker into the last window of the store."""
+    window = writer.n_windows - 1
+    keyframe = max(window - 1, 0) // KEYFRAME_EVERY
+
+    def row(name: str, index: int) -> Tensor:
+        return torch.from_numpy(writer.read(name, slice(index, index + 1))[0])
+
+    def codes(index: int) -> tuple[Tensor, Tensor]:
+        return row("references/codes", index), row("references/scales", index)
+
+    [start] = writer.read("references/start", slice(window, window + 1))
+    tables = writer.read("tables", slice(int(start), writer.n_steps))
+    energies = tables[..., table_columns(spec)["grad_sq"].start]
+    # Rows of steps that were not recorded say nothing of gradients.
+    scalars = writer.read("scalars", slice(int(start), writer.n_steps))
+    is_recorded = np.isfinite(scalars).any(1)
+    tracker.restore(
+        window,
+        row("references/keyframes", keyframe),
+        codes,
+        row("references/weights", window),
+        row("references/probes", window),
+        torch.from_numpy(energies[is_recorded]),
+    )
+
+
+def _doubt(writer: Writer, tracker: Tracker, spec: RunSpec) -> str | None:
+    """Compare the distance to the reference with what the last step led to."""
+    last = slice(writer.n_steps - 1, writer.n_steps)
+    table, columns = (
+        writer.read("tables", last)[0].astype(np.float64),
+        table_columns(spec),
+    )
+    before, update_sq, update = (
+        table[:, columns[name].start].sum()
+        for name in ("displacement_sq", "update_sq", "update_dot_displacement")
+    )
+    expected = before + 2 * update + update_sq
+    found = float(to_numpy(tracker.displacement_sq()).sum())
+    scale = before + 2 * abs(update) + update_sq
+    if not np.isfinite(expected) or abs(found - expected) <= MOVED * scale:
+        return None
+    return (
+        f"The parameters are not those that step {last.start} led to: their distance to "
+        f"the last reference is {max(found, 0) ** 0.5:.4g}, expected "
+        f"{max(expected, 0) ** 0.5:.4g}. Load the checkpoint of step {writer.n_steps} into "
+        "the model before the recorder is made."
+    )
+
+
+def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
+    """Raise an error if an optimizer has other groups than when a state was made.
+
+    Parameters
+    ----------
+    state : mapping
+        As `make_state` returned it.
+    groups : list of list of str
+        Names of the parameters in each of the optimizer's groups.
+
+    Raises
+    ------
+    SchemaError
+        If they differ; lists how.
+    """
+    if problems := group_differences(state["groups"], groups):
+        raise SchemaError(["The optimizer is not that of the checkpoint:", *problems])
