@@ -1,5 +1,7 @@
+from .lock import StoreLockedError
 from .reader import Run, open_run
 from .recorder import Recorder
+from .recovery import recover
 from .schema import SchemaError
 
-__all__ = ["Recorder", "Run", "SchemaError", "open_run"]
+__all__ = ["Recorder", "Run", "SchemaError", "StoreLockedError", "open_run", "recover"]

@@ -82,8 +82,11 @@ class Commits:
         lengths : mapping from str to int
             How many of their rows are kept; the next ones overwrite those behind.
         """
+        assert not self._writes
         self._specs |= arrays
         self._lengths |= lengths
+        for name in lengths:
+            self._tails.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Take an array out of the store."""

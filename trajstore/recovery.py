@@ -1,0 +1,58 @@
+"""Bring the journal of an interrupted recording into its store."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trajstore.journal import JOURNAL, Journal, replay
+from trajstore.layout import Layout
+from trajstore.location import is_remote, locate
+from trajstore.root_document import root_problems
+from trajstore.schema import RunSpec, SchemaError
+from trajstore.writer import Writer
+
+
+def recover(path: str | os.PathLike[str]) -> int:
+    """Write to a store the steps that only its journal holds.
+
+    A recording that is resumed does the same by itself; this is for one that is not.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Directory of the store.
+
+    Returns
+    -------
+    int
+        How many steps there were.
+
+    Raises
+    ------
+    StoreLockedError
+        If the store is being written.
+    SchemaError
+        If it is not a trajectory store.
+    """
+    location = locate(path)
+    if is_remote(location) or not (Path(location) / JOURNAL).exists():
+        return 0
+    # In a thread of its own there is no event loop in the way, as in a notebook.
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(_recover, Path(location)).result()
+
+
+def _recover(store: Path) -> int:
+    root = json.loads((store / "zarr.json").read_bytes())
+    if problems := root_problems(root):
+        raise SchemaError([f"{store}: {problem}" for problem in problems])
+    spec = RunSpec.from_json(root["attributes"]["spec"])
+    writer = Writer(store, spec, resume=True)
+    try:
+        found = replay(writer, store, spec, Layout(spec.names, spec.shapes).size)
+        writer.commit()
+        Journal(store).remove()
+    finally:
+        writer.close()
+    return found
