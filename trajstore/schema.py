@@ -15,6 +15,12 @@ FORMAT_VERSION: Final = 1
 LOCK: Final = ".lock"
 """File in the store that its writer holds a lock on."""
 
+WRITER: Final = ".writer"
+"""Document that the writer of a store in object storage writes anew now and then."""
+
+LEASE_SECONDS: Final = 600
+"""Age of that document from which on the writer counts as gone."""
+
 STEP: Final = "step"
 LAYER: Final = "layer"
 
