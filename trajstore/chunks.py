@@ -233,12 +233,38 @@ def read_part(array: Any, part: Part) -> Read:
             for i, s in zip(inside, part, strict=True)
         )
         try:
-            values[place] = _read(array, inside)
+            values[place] = read_chunk(array, inside)
         except ChunkError as error:
             missing[place] = True
-            # Zarr's own errors do not say which chunk it was.
-            errors.append(ChunkError(chunk_key(array, chunk), error.reason))
+            errors.append(error)
     return Read(values, missing, tuple(errors)) if errors else Read(values)
+
+
+def read_chunk(array: Any, part: Part) -> Array:
+    """Read what lies in one chunk of an array.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        In a `CheckedStore`.
+    part : tuple of slice
+        A part of one chunk, or all of it.
+
+    Returns
+    -------
+    numpy.ndarray
+        Its values.
+
+    Raises
+    ------
+    ChunkError
+        If the chunk is damaged.
+    """
+    try:
+        return _read(array, part)
+    except ChunkError as error:
+        # Zarr's own errors do not say which chunk it was.
+        raise ChunkError(chunk_key(array, part), error.reason) from error
 
 
 def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
@@ -256,7 +282,7 @@ def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
 
 
 def chunk_key(array: Any, chunk: Part) -> str:
-    """Return the key of a chunk in the store, given its place."""
+    """Return the key of the chunk in the store that a part of it begins in."""
     index = (s.start // n for s, n in zip(chunk, array.chunks, strict=True))
     return "/".join([array.path, "c", *map(str, index)])
 

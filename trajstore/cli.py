@@ -1,10 +1,13 @@
-"""Command line: what a store holds."""
+"""Command line: what a store holds, and whether it is sound."""
 
+import sys
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
@@ -13,6 +16,7 @@ from zarr.core.sync import sync
 
 from trajstore.command_line import run_command_line
 from trajstore.reader import Run, open_run
+from trajstore.verify import all_chunks, problems
 
 LISTINGS: Final = 10
 """How often a store is listed that changes meanwhile."""
@@ -33,6 +37,31 @@ def info(store: Positional[str]) -> None:
     for name, text in _facts(run).items():
         table.add_row(name, Text(text))
     Console().print(table)
+
+
+def verify(store: Positional[str]) -> None:
+    """Read every chunk of a store and say what is damaged, and what that costs.
+
+    Ends with status 1 if there is any problem.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    progress = partial(
+        track, description="reading", console=Console(stderr=True), transient=True
+    )
+    found = list(problems(run, track=progress))
+    console = Console(soft_wrap=True)
+    for problem in found:
+        console.print(str(problem), markup=False, highlight=False)
+    chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    if found:
+        console.print(f"{len(found)} problems in {chunks}.", highlight=False)
+        sys.exit(1)
+    console.print(f"No problem in {chunks}.", highlight=False)
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -86,7 +115,9 @@ def _bytes_below(store: Store, prefix: str) -> int:
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"info": info}, prog="traj-store", description="Look into trajectory stores."
+        {"info": info, "verify": verify},
+        prog="traj-store",
+        description="Look into trajectory stores.",
     )
 
 

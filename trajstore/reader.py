@@ -219,7 +219,7 @@ class Run:
         SchemaError
             If the first steps are no such numbers, or are lost.
         """
-        start, every = self._starts, slice(0, self.n_windows)
+        start, every = self.starts, slice(0, self.n_windows)
         stop = np.minimum(np.append(start[1:], self.n_steps), self.n_steps)
         weights = self._read_rows("references/weights", every).values
         probes = self._read_rows("references/probes", every).values
@@ -234,7 +234,14 @@ class Run:
         )
 
     @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First step of every window, int64 of shape (window,).
+
+        Raises
+        ------
+        SchemaError
+            If the numbers do not grow from 0, or are lost.
+        """
         start = self._read("references/start", slice(0, self.n_windows))
         values = start.values
         if start.missing is not None:

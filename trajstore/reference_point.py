@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.location import name_of
+from trajstore.ranges import as_ranges
 from trajstore.reader import Run
 
 FloatArray = npt.NDArray[np.float32]
@@ -123,7 +124,7 @@ def _epoch(run: Run, epoch: int) -> ReferencePoint:
     if epoch not in run.epoch_windows:
         raise KeyError(
             f"No reference at the start of epoch {epoch} in {run.location}; there are those "
-            f"of these epochs: {_ranges(list(run.epoch_windows)) or 'none'}."
+            f"of these epochs: {as_ranges(run.epoch_windows) or 'none'}."
         )
     return ReferencePoint(
         label=f"epoch {epoch}",
@@ -162,14 +163,3 @@ def _read_window(run: Run, window: int, elements: slice) -> FloatArray:
 def _as_array(value: Any) -> Any:
     """Convert tensors, on any device and with any number of bits, without torch."""
     return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Write sorted numbers as ranges: ``0-3, 7``."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
