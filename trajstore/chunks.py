@@ -19,7 +19,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.buffer import default_buffer_prototype
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
 from trajstore.schema import ITEM_SIZE
 
@@ -132,17 +132,33 @@ class CheckedStore(WrapperStore[Store]):
             _check_place(self._store.root, key)
         size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
-        # One byte more than allowed tells that there are more.
-        value = await self._store.get(key, prototype, RangeByteRequest(0, limit + 1))
+        value = await self._get_bounded(key, prototype, limit)
         if value is None and size is None:
             return None
         if value is None:
             raise ChunkError(key, "is missing")
-        if len(value) > limit:
-            raise ChunkError(key, f"is longer than the {limit} bytes it may have")
         if size is not None and (problem := _problem(value, size)):
             raise ChunkError(key, problem)
         return value
+
+    async def _get_bounded(
+        self, key: str, prototype: BufferPrototype, limit: int
+    ) -> Buffer | None:
+        if not isinstance(self._store, ObjectStore):
+            # One byte more than allowed tells that there are more.
+            request = RangeByteRequest(0, limit + 1)
+            value = await self._store.get(key, prototype, request)
+            if value is not None and len(value) > limit:
+                raise ChunkError(key, f"is longer than the {limit} bytes it may have")
+            return value
+        # Of an empty object no range can be asked for. The size comes before the bytes.
+        try:
+            response = await self._store.store.get_async(key)
+        except FileNotFoundError:
+            return None
+        if response.meta["size"] > limit:
+            raise ChunkError(key, f"is longer than the {limit} bytes it may have")
+        return prototype.buffer.from_bytes(await response.bytes_async())
 
     async def getsize(self, key: str) -> int:
         """Return the bytes of a value, without reading it."""
