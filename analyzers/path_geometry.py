@@ -23,6 +23,7 @@ from analyzers._windows import (
     inner_products,
     residual,
 )
+from trajstore.epochs import index_epochs
 from trajstore.reader import Run
 from trajstore.reference_point import Reference, reference_point
 from trajstore.schema import LAYER, STEP
@@ -162,7 +163,7 @@ def path_geometry(
         "status": run.status,
         "source": SOURCE,
     }
-    return xr.Dataset(variables, coordinates, attributes)
+    return index_epochs(xr.Dataset(variables, coordinates, attributes))
 
 
 def _attributes(name: str) -> dict[str, str]:

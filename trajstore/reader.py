@@ -14,6 +14,7 @@ import xarray as xr
 
 from trajstore import deltas
 from trajstore.chunks import CheckedStore, ChunkError, Read, open_array, read_part
+from trajstore.epochs import index_epochs
 from trajstore.layout import BLOCK, Layout
 from trajstore.liveness import is_written
 from trajstore.location import locate, open_store
@@ -168,7 +169,8 @@ class Run:
         -------
         xarray.Dataset
             Lazy: values are read where they are used. Dimension ``step`` with the
-            coordinates ``step``, ``epoch``, ``iteration`` and ``window``; one float64
+            coordinates ``step``, ``epoch``, ``iteration`` and ``window``, selectable by
+            the first three (`trajstore.index_epochs`); one float64
             variable per scalar, NaN where it was not logged, and float32 tables with
             the further dimension ``layer``, whose labels are the parameter names, and
             ``basis``. NaN where a chunk is damaged, with one warning for each chunk.
@@ -201,7 +203,8 @@ class Run:
             "window": stored["window"].variable,
         }
         dataset = xr.Dataset(variables).assign_coords(coordinates)
-        return dataset.assign_attrs(status=self.status, location=self.location)
+        dataset = dataset.assign_attrs(status=self.status, location=self.location)
+        return index_epochs(dataset)
 
     @cached_property
     def windows(self) -> xr.Dataset:
