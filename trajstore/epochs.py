@@ -112,10 +112,11 @@ def _laid_out(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
         lazy = indexing.LazilyIndexedArray(_Grid(variable, cells.values))
         return xr.Variable(dims, lazy, variable.attrs)
     there = cells.values >= 0
-    taken = variable.isel({STEP: cells.copy(data=np.where(there, cells.values, 0))})
+    taken = variable.isel({STEP: np.where(there, cells.values, 0).reshape(-1)})
+    grid = xr.Variable(dims, taken.data.reshape(*there.shape, *taken.shape[1:]))
     if not there.all():
-        taken = taken.where(cells.copy(data=there))  # type: ignore[no-untyped-call]
-    return xr.Variable(dims, taken.transpose(*dims).data, variable.attrs)
+        grid = grid.where(cells.copy(data=there))  # type: ignore[no-untyped-call]
+    return xr.Variable(dims, grid.data, variable.attrs)
 
 
 class _Grid(BackendArray):
@@ -145,8 +146,10 @@ class _Grid(BackendArray):
             zip(self._variable.dims[1:], inner, strict=True)
         )
         values = self._variable.isel({STEP: wanted[there], **indexers}).values
-        out = np.full((len(wanted), *values.shape[1:]), np.nan, self.dtype)
+        out = np.empty((len(wanted), *values.shape[1:]), self.dtype)
         out[there] = values
+        if not there.all():
+            out[~there] = np.nan
         return out.reshape(*cells.shape, *values.shape[1:])
 
 
@@ -184,8 +187,11 @@ class EpochIndex(xr.Index):
     ) -> dict[Any, Any]:
         """Return the coordinates, with the attributes of those given."""
         attributes = {name: v.attrs for name, v in (variables or {}).items()}
+        # Of this kind, they are not made Dask arrays when the dataset is.
         return {
-            name: xr.Variable(self._dim, values, attributes.get(name))
+            name: xr.IndexVariable(  # type: ignore[no-untyped-call]
+                self._dim, values, attributes.get(name)
+            )
             for name, values in self._places.items()
         }
 
