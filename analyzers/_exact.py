@@ -34,8 +34,8 @@ def exact_sums(window: Window, steps: slice, elements: slice) -> FloatArray:
     v = window.vectors(elements)[window.rank].astype(np.float64)
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
-    gradients = run.array("gradient")[steps, elements]
-    displacements = run.array("displacement")[steps, elements]
+    gradients = run.large_rows("gradient", steps, elements)
+    displacements = run.large_rows("displacement", steps, elements)
     for i in range(steps.stop - steps.start):
         gradient, to_target = gradients[i].astype(np.float64), displacements[i] - v
         for j, product in enumerate((gradient * to_target, to_target**2, gradient**2)):

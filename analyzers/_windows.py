@@ -92,7 +92,11 @@ class Window:
             end = run.vector("final", elements) if run.has_final else reference
         displacements = [reference - earlier for earlier in past]
         v = self.target.read(elements) - reference
-        return np.stack([reference, *displacements, v, end - reference])
+        onward = end - reference
+        # Any known vector would do; the exact one sharpens distances. Where the end is
+        # lost, none is as good.
+        onward[~np.isfinite(onward)] = 0
+        return np.stack([reference, *displacements, v, onward])
 
     def tables(self, steps: slice) -> dict[str, FloatArray]:
         """Read the tables of some steps, float64 of shape (step, layer[, basis])."""
@@ -242,6 +246,9 @@ def decode(window: Window, steps: slice) -> Decoded:
     """Decode the sketches of some steps."""
     run = window.run
     signs, scales = run.rows("signs", steps), run.rows("scales", steps)
+    # Lost signs read as zeros, which are signs too.
+    lost = run.is_missing("signs", steps)
+    scales = np.where(lost[:, None], np.float32(np.nan), scales)
     return run.sketch.decode(signs, scales, np.arange(steps.start, steps.stop))
 
 

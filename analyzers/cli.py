@@ -128,7 +128,8 @@ def _print_missing(console: Console, means: xr.Dataset) -> None:
         epochs = missing["epoch"].values[missing.values > 0].tolist()
         console.print(
             f"{total} steps have no value, in epochs {epochs}: gradient or parameters "
-            "were not finite, or a norm was 0. The means leave them out."
+            "were not finite, a norm was 0, or a chunk is damaged (traj-store verify "
+            "tells). The means leave them out."
         )
 
 

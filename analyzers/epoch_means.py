@@ -43,6 +43,7 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
             "epoch_means takes what analyzers.path_geometry returns."
         )
     # Groups have to be known to build the graph; the labels themselves are small.
+    geometry = geometry.drop_indexes(["epoch", "iteration"], errors="ignore")
     geometry = geometry.assign_coords(epoch=geometry["epoch"].compute())
     # At x* itself, and where nothing is known, there is nothing to divide by.
     distance = geometry["distance"].where(geometry["distance"] > 0)

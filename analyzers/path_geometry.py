@@ -23,6 +23,7 @@ from analyzers._windows import (
     inner_products,
     residual,
 )
+from trajstore.epochs import index_epochs
 from trajstore.reader import Run
 from trajstore.reference_point import Reference, reference_point
 from trajstore.schema import LAYER, STEP
@@ -130,7 +131,9 @@ def path_geometry(
     ('step',)
     """
     if run.n_steps == 0:
-        raise ValueError(f"{run.path} holds no steps yet; there is nothing to analyse.")
+        raise ValueError(
+            f"{run.location} holds no steps yet; there is nothing to analyse."
+        )
     target = reference_point(run, reference)
     columns = [
         array
@@ -144,8 +147,8 @@ def path_geometry(
     dims = (STEP, LAYER) if layers else (STEP,)
     coordinates: dict[str, Any] = {
         STEP: np.arange(run.n_steps),
-        "epoch": (STEP, run.array("epoch")[:]),
-        "iteration": (STEP, run.array("iteration")[:]),
+        "epoch": (STEP, run.epochs),
+        "iteration": (STEP, run.iterations),
     }
     if layers:
         # Fixed-width strings have no place in Zarr's specification; these have.
@@ -154,13 +157,13 @@ def path_geometry(
         name: (dims, values[i], _attributes(name)) for i, name in enumerate(_NAMES)
     }
     attributes = {
-        "run": str(run.path),
+        "run": run.location,
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
         "source": SOURCE,
     }
-    return xr.Dataset(variables, coordinates, attributes)
+    return index_epochs(xr.Dataset(variables, coordinates, attributes))
 
 
 def _attributes(name: str) -> dict[str, str]:

@@ -228,7 +228,7 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     result["epoch means"] = epoch_errors(geometry, truth, parts["middle"])
     middle = result["middle"]
     ratio = middle["schemes"]["float32 projection"] / middle["rms error of gamma"]
-    stored = sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file())
+    stored = sum(f.stat().st_size for f in Path(run.location).rglob("*") if f.is_file())
     result["bytes a step, whole store"] = stored / run.n_steps
     projection_bytes = BITS / 8 * ratio**2
     code_bytes = BITS / 8 + 4

@@ -1,8 +1,13 @@
 """What README and docs show is what runs and what was measured."""
 
+import re
 import runpy
+import shutil
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +20,27 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = runpy.run_path(str(ROOT / "docs/snippets/analyse.py"))
     assert (tmp_path / "geometry.png").stat().st_size > 10_000
     assert results["by_layer"].sizes == {"step": 80, "layer": 4}
+
+
+def test_snippets_of_the_page_on_querying_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    shutil.copytree(example_run, tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/querying.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/querying.md", "exec"), names)
+    plt.close("all")
+    run = names["run"]
+    np.testing.assert_array_equal(names["third"]["step"], range(36, 48))
+    np.testing.assert_array_equal(
+        names["means"], run.steps["loss"].values.reshape(5, 12).mean(1)
+    )
+    assert dict(names["grid"]["loss"].sizes) == {"epoch": 5, "iteration": 12}
+    assert (tmp_path / "loss.png").stat().st_size > 5_000
 
 
 def test_figures_of_the_readme_are_the_measured_ones():

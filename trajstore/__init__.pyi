@@ -1,7 +1,17 @@
+from .epochs import epoch_grid, index_epochs
 from .lock import StoreLockedError
 from .reader import Run, open_run
 from .recorder import Recorder
 from .recovery import recover
 from .schema import SchemaError
 
-__all__ = ["Recorder", "Run", "SchemaError", "StoreLockedError", "open_run", "recover"]
+__all__ = [
+    "Recorder",
+    "Run",
+    "SchemaError",
+    "StoreLockedError",
+    "epoch_grid",
+    "index_epochs",
+    "open_run",
+    "recover",
+]

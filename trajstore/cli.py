@@ -1,25 +1,34 @@
-"""Command line: what a store holds."""
+"""Command line: what a store holds, and whether it is sound."""
 
+import sys
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
+from typing import Final
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
+from zarr.abc.store import Store
+from zarr.core.sync import sync
 
 from trajstore.command_line import run_command_line
 from trajstore.reader import Run, open_run
+from trajstore.verify import all_chunks, problems
+
+LISTINGS: Final = 10
+"""How often a store is listed that changes meanwhile."""
 
 
-def info(store: Positional[Path]) -> None:
+def info(store: Positional[str]) -> None:
     """Show what a store holds, how large it is, and how the run ended.
 
     Parameters
     ----------
-    store : Path
-        Trajectory store to read.
+    store : str
+        Path or URL of the trajectory store.
     """
     run = open_run(store)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -30,20 +39,46 @@ def info(store: Positional[Path]) -> None:
     Console().print(table)
 
 
+def verify(store: Positional[str]) -> None:
+    """Read every chunk of a store and say what is damaged, and what that costs.
+
+    Ends with status 1 if there is any problem.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    progress = partial(
+        track, description="reading", console=Console(stderr=True), transient=True
+    )
+    found = list(problems(run, track=progress))
+    console = Console(soft_wrap=True)
+    for problem in found:
+        console.print(str(problem), markup=False, highlight=False)
+    chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    if found:
+        console.print(f"{len(found)} problems in {chunks}.", highlight=False)
+        sys.exit(1)
+    console.print(f"No problem in {chunks}.", highlight=False)
+
+
 def _facts(run: Run) -> dict[str, str]:
     spec, layout = run.spec, run.layout
-    sizes = {
-        "steps": _bytes_below(run.path, exclude=("references", "snapshots", "final")),
-        "references": _bytes_below(run.path / "references"),
-    }
-    kept = _bytes_below(run.path / "snapshots") + _bytes_below(run.path / "final")
+    total, references, *others = (
+        _bytes_below(run.store, prefix)
+        for prefix in ("", "references", "snapshots", "final")
+    )
+    kept = sum(others)
+    steps = total - references - kept
     sketch = (
         "exact: whole gradients and iterates"
         if spec.exact
         else f"{spec.sketch_bits} signs, basis of {spec.basis}, {spec.probes} probes"
     )
     facts = {
-        "store": str(run.path),
+        "store": run.location,
         "status": f"{run.status}, begun {run.attributes['created']}",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
@@ -52,13 +87,12 @@ def _facts(run: Run) -> dict[str, str]:
         "scalars": ", ".join(run.attributes["metrics"]) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
     }
-    total = sum(sizes.values()) + kept
     facts["size"] = (
-        f"{decimal(total)}: {decimal(sizes['steps'])} steps, "
-        f"{decimal(sizes['references'])} references, {decimal(kept)} other iterates"
+        f"{decimal(total)}: {decimal(steps)} steps, "
+        f"{decimal(references)} references, {decimal(kept)} other iterates"
     )
     if run.n_steps:
-        per_step, gradient = sizes["steps"] / run.n_steps, 4 * layout.n_params
+        per_step, gradient = steps / run.n_steps, 4 * layout.n_params
         facts["bytes per step"] = (
             f"{decimal(round(per_step))}, against {decimal(gradient)} of a float32 gradient"
         )
@@ -70,20 +104,20 @@ def _facts(run: Run) -> dict[str, str]:
     return facts
 
 
-def _bytes_below(path: Path, exclude: tuple[str, ...] = ()) -> int:
-    total = 0
-    for file in path.rglob("*"):
-        if file.relative_to(path).parts[0] not in exclude:
-            # A file may be renamed while a run is being recorded.
-            with suppress(FileNotFoundError):
-                total += file.stat().st_size if file.is_file() else 0
-    return total
+def _bytes_below(store: Store, prefix: str) -> int:
+    for _ in range(LISTINGS):
+        # A file may be renamed between listing and looking, while a run is recorded.
+        with suppress(FileNotFoundError):
+            return sync(store.getsize_prefix(prefix))
+    return 0
 
 
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"info": info}, prog="traj-store", description="Look into trajectory stores."
+        {"info": info, "verify": verify},
+        prog="traj-store",
+        description="Look into trajectory stores.",
     )
 
 

@@ -62,6 +62,7 @@ class Commits:
         self._writes: dict[tuple[str, int], Rows] = {}
         self._published: dict[str, object] = {}
         self._removed: set[str] = set()
+        self._widened: dict[str, slice] = {}
 
     def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
         """Add empty arrays."""
@@ -101,6 +102,8 @@ class Commits:
         """Set the second dimension of an array; what is new reads as NaN."""
         assert not any(waiting == name for waiting, _ in self._writes)
         spec, tail = self._specs[name], self._tail(name)
+        first = self._widened.get(name, slice(spec.inner[0], None)).start
+        self._widened[name] = slice(first, size)
         self._specs[name] = replace(spec, inner=(size, *spec.inner[1:]))
         wider = np.full((len(tail), size, *spec.inner[1:]), np.nan, spec.dtype)
         wider[:, : tail.shape[1]] = tail
@@ -177,6 +180,9 @@ class Commits:
                 )
 
     async def _commit(self, root: dict[str, object]) -> None:
+        for name, columns in self._widened.items():
+            await self._fill(name, columns)
+        self._widened.clear()
         for (name, start), rows in self._writes.items():
             await self._write(name, start, rows)
         groups = {name.rpartition("/")[0] for name in self._specs} - {""}
@@ -202,6 +208,13 @@ class Commits:
         for part in product(*map(_slices, rows.shape[:2], chunk)):
             place = slice(start + part[0].start, start + part[0].stop)
             await array.setitem((place, *part[1:]), rows.read(part))
+
+    async def _fill(self, name: str, columns: slice) -> None:
+        """Write columns that are new of rows before the last chunk, so none is missing."""
+        end = self._lengths[name] - len(self._tails[name])
+        array = self._array(name, end)
+        for rows in _slices(end, self._specs[name].chunk[0]):
+            await array.setitem((rows, columns), np.nan)
 
     async def _read(self, name: str, rows: slice) -> Array:
         return np.array(await self._array(name, self._lengths[name]).getitem(rows))

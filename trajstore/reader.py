@@ -1,33 +1,38 @@
 """Store in, lazy datasets and parameter vectors out."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
-from filelock import FileLock, Timeout
 
 from trajstore import deltas
+from trajstore.chunks import CheckedStore, ChunkError, Read, open_array, read_part
+from trajstore.epochs import index_epochs
 from trajstore.layout import BLOCK, Layout
+from trajstore.liveness import is_written
+from trajstore.location import locate, open_store
+from trajstore.moment import Moment, as_it_was, n_resumes
+from trajstore.opening import open_checked
 from trajstore.probes import Probes
-from trajstore.root_document import root_problems
+from trajstore.root_document import KEYFRAMES
 from trajstore.schema import (
     DESCRIPTIONS,
     KEYFRAME_EVERY,
     LAYER,
-    LOCK,
     STEP,
     RunSpec,
     SchemaError,
     table_columns,
 )
 from trajstore.sketch import Sketch
+from trajstore.stored_rows import lazy_rows
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -41,6 +46,14 @@ VECTOR_PARTS: Final = 4
 DECODED_PARTS: Final = 16
 """Parts of references that a run keeps decoded; 16 MB each in the analyses."""
 
+REOPENED: Final = 4
+"""Runs that a process keeps open which it was sent by others."""
+
+BOTH_LOST: Final = (
+    "chunks of both 'references/start' and 'window' are damaged, so that nothing tells "
+    "which steps belong to which window"
+)
+
 
 @dataclass(frozen=True, slots=False, eq=False)
 class Run:
@@ -50,31 +63,48 @@ class Run:
 
     Attributes
     ----------
-    path : pathlib.Path
-        Directory of the store.
-    group : zarr.Group
-        The store, read-only.
+    location : str
+        Path or URL of the store.
+    store : CheckedStore
+        The storage, read-only.
+    attributes : mapping
+        What the store says of itself, decoded JSON.
+    documents : mapping from str to mapping
+        Metadata of every array, by its path in the store.
     is_written : bool
-        Whether a process held the store's lock.
+        Whether a process was writing the store.
     """
 
-    path: Path
-    group: zarr.Group
+    location: str
+    store: CheckedStore
+    attributes: Mapping[str, Any]
+    documents: Mapping[str, Any]
     is_written: bool
+    _reported: set[str] = field(default_factory=set, repr=False)
 
     def __repr__(self) -> str:
         return (
-            f"<trajstore.Run {str(self.path)!r}: {self.n_steps} steps, "
+            f"<trajstore.Run {self.location!r}: {self.n_steps} steps, "
             f"{self.layout.n_params} parameters, {self.status}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Run, (self.path, self.group, self.is_written)
+        # Workers open the store themselves: what travels is a few hundred bytes.
+        return _reopen, (self.location, self._moment)
 
-    @cached_property
-    def attributes(self) -> Mapping[str, Any]:
-        """What the store says of itself, decoded JSON."""
-        return self.group.attrs.asdict()
+    @property
+    def _moment(self) -> Moment:
+        return Moment(
+            created=self.attributes["created"],
+            n_resumes=n_resumes(self.attributes),
+            n_steps=self.n_steps,
+            n_windows=self.n_windows,
+            n_metrics=len(self.attributes["metrics"]),
+            n_snapshots=len(self.snapshots),
+            has_final=self.has_final,
+            is_written=self.is_written,
+            status=self.attributes["status"],
+        )
 
     @cached_property
     def spec(self) -> RunSpec:
@@ -99,27 +129,37 @@ class Run:
     @property
     def n_steps(self) -> int:
         """Number of recorded optimizer steps."""
-        return int(self.array("epoch").shape[0])
+        return int(self.documents["epoch"]["shape"][0])
 
     @property
     def n_epochs(self) -> int:
         """Number of epochs that have begun."""
-        return int(self.array("epoch")[-1]) + 1 if self.n_steps else 0
+        return int(self.epochs[-1]) + 1 if self.n_steps else 0
 
     @property
     def n_windows(self) -> int:
         """Number of windows, each with a reference point."""
-        return int(self.array("references/start").shape[0])
+        return int(self.documents["references/start"]["shape"][0])
 
     @property
     def has_final(self) -> bool:
         """Whether the run was closed, so that its last iterate is stored."""
-        return "final" in self._arrays
+        return "final" in self.documents
 
     @property
     def snapshots(self) -> tuple[str, ...]:
         """Names of the stored snapshots."""
         return tuple(self.attributes["snapshots"])
+
+    @cached_property
+    def epochs(self) -> npt.NDArray[np.int32]:
+        """Epoch of every step, int32 of shape (step,); -1 where that is lost."""
+        return self._read_rows("epoch", slice(0, self.n_steps)).values
+
+    @cached_property
+    def iterations(self) -> npt.NDArray[np.int32]:
+        """Steps of its epoch before every step, int32 of shape (step,); -1 if lost."""
+        return self._read_rows("iteration", slice(0, self.n_steps)).values
 
     @cached_property
     def steps(self) -> xr.Dataset:
@@ -129,14 +169,18 @@ class Run:
         -------
         xarray.Dataset
             Lazy: values are read where they are used. Dimension ``step`` with the
-            coordinates ``step``, ``epoch``, ``iteration`` and ``window``; one float64
+            coordinates ``step``, ``epoch``, ``iteration`` and ``window``, selectable by
+            the first three (`trajstore.index_epochs`); one float64
             variable per scalar, NaN where it was not logged, and float32 tables with
             the further dimension ``layer``, whose labels are the parameter names, and
-            ``basis``.
+            ``basis``. NaN where a chunk is damaged, with one warning for each chunk.
         """
-        stored = xr.open_zarr(self.path, chunks=None, consolidated=True)
-        # The store may have grown since this run was opened.
-        stored = stored.isel(step=slice(self.n_steps))
+        stored = xr.Dataset(
+            {
+                name: (self.documents[name]["dimension_names"], lazy_rows(self, name))
+                for name in ("window", "scalars", "tables")
+            }
+        )
         variables = {
             name: stored["scalars"].isel(metric=i, drop=True)
             for i, name in enumerate(self.attributes["metrics"])
@@ -154,12 +198,13 @@ class Run:
         coordinates = {
             STEP: np.arange(self.n_steps),
             LAYER: list(self.spec.names),
-            **{
-                name: stored[name].variable for name in ("epoch", "iteration", "window")
-            },
+            "epoch": (STEP, self.epochs),
+            "iteration": (STEP, self.iterations),
+            "window": stored["window"].variable,
         }
         dataset = xr.Dataset(variables).assign_coords(coordinates)
-        return dataset.assign_attrs(status=self.status, path=str(self.path))
+        dataset = dataset.assign_attrs(status=self.status, location=self.location)
+        return index_epochs(dataset)
 
     @cached_property
     def windows(self) -> xr.Dataset:
@@ -170,27 +215,58 @@ class Run:
         xarray.Dataset
             Loaded. ``start``, the first optimizer step, and ``stop``, the one after the
             last; ``weights`` (window, layer), the weights of the sketch; ``probes``
-            (window, probe), the probes of the reference.
+            (window, probe), the probes of the reference. NaN where a chunk is damaged.
+
+        Raises
+        ------
+        SchemaError
+            If the first steps are no such numbers, or are lost.
         """
-        start = self.array("references/start")[:]
+        start, every = self.starts, slice(0, self.n_windows)
         stop = np.minimum(np.append(start[1:], self.n_steps), self.n_steps)
+        weights = self._read_rows("references/weights", every).values
+        probes = self._read_rows("references/probes", every).values
         return xr.Dataset(
             {
                 "start": ("window", start),
                 "stop": ("window", np.maximum(stop, start)),
-                "weights": (("window", LAYER), self.array("references/weights")[:]),
-                "probes": (("window", "probe"), self.array("references/probes")[:]),
+                "weights": (("window", LAYER), weights),
+                "probes": (("window", "probe"), probes),
             },
             coords={"window": np.arange(len(start)), LAYER: list(self.spec.names)},
         )
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First step of every window, int64 of shape (window,).
+
+        Raises
+        ------
+        SchemaError
+            If the numbers do not grow from 0, or are lost.
+        """
+        start = self._read("references/start", slice(0, self.n_windows))
+        values = start.values
+        if start.missing is not None:
+            window = self._read("window", slice(0, self.n_steps))
+            if window.missing is not None:
+                raise SchemaError([self._problem(BOTH_LOST)])
+            values = np.searchsorted(window.values, np.arange(self.n_windows))
+        if len(values) and (values[0] != 0 or (np.diff(values) < 0).any()):
+            problem = f"references/start: expected steps from 0 upwards, got {values}"
+            raise SchemaError([self._problem(problem)])
+        return values
+
+    def _problem(self, problem: str) -> str:
+        return f"{self.location}: {problem}. See traj-store verify {self.location}"
 
     @cached_property
     def epoch_windows(self) -> dict[int, int]:
         """Windows that begin with an epoch, by epoch."""
         start = self.windows["start"].values
         start = start[start < self.n_steps]
-        epochs = self.array("epoch")[:][start]
-        begins = self.array("iteration")[:][start] == 0
+        epochs = self.epochs[start]
+        begins = self.iterations[start] == 0
         return {int(epochs[c]): int(c) for c in np.flatnonzero(begins)}
 
     @cached_property
@@ -210,10 +286,25 @@ class Run:
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
-        return dict(self.group.members(max_depth=None))
+        return {
+            name: open_array(self.store, name, document)
+            for name, document in self.documents.items()
+        }
 
     def array(self, name: str) -> Any:
-        """Return an array of the store by its path in it, a `zarr.Array`."""
+        """Return an array of the store by its path in it, a `zarr.Array`.
+
+        Parameters
+        ----------
+        name : str
+            Path of the array in the store.
+
+        Returns
+        -------
+        zarr.Array
+            Raises `trajstore.chunks.ChunkError` or `ValueError` where it is read and a
+            chunk is damaged.
+        """
         return self._arrays[name]
 
     def rows(self, name: str, rows: slice) -> Array:
@@ -229,28 +320,82 @@ class Run:
         Returns
         -------
         numpy.ndarray
-            Read-only.
+            Read-only. Of damaged chunks NaN, or 0 in an array of integers; `is_missing`
+            tells these from others.
         """
+        return self._around(name, rows, lambda chunk: chunk.values)
+
+    def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:
+        """Tell which rows of an array are lost, at least in part.
+
+        Parameters
+        ----------
+        name : str
+            Path of the array in the store.
+        rows : slice
+            Which rows.
+
+        Returns
+        -------
+        numpy.ndarray
+            bool, shape ``(row,)``.
+        """
+        return self._around(name, rows, _missing_rows)
+
+    def _around(self, name: str, rows: slice, of: Callable[[Read], Array]) -> Array:
+        """Put together what is asked of some chunks, and cut the rows out."""
         n = self.array(name).chunks[0]
-        chunks = range(rows.start // n, -(-rows.stop // n))
-        if len(chunks) != 1:
-            parts = [self._chunk(name, c) for c in chunks]
-            around = np.concatenate(parts) if parts else self.array(name)[:0]
-        else:
-            around = self._chunk(name, chunks[0])
+        chunks = range(rows.start // n, max(rows.start // n + 1, -(-rows.stop // n)))
+        parts = [of(self._chunk(name, c)) for c in chunks]
+        around = parts[0] if len(parts) == 1 else np.concatenate(parts)
         first = chunks.start * n
         return around[rows.start - first : rows.stop - first]
 
     @cached_property
-    def _chunk(self) -> Callable[[str, int], Array]:
+    def _chunk(self) -> Callable[[str, int], Read]:
         return lru_cache(maxsize=CHUNKS)(self._read_chunk)
 
-    def _read_chunk(self, name: str, index: int) -> Array:
+    def _read_chunk(self, name: str, index: int) -> Read:
         array = self.array(name)
         n = array.chunks[0]
-        values: Array = array[index * n : (index + 1) * n]
-        values.flags.writeable = False
-        return values
+        rows = slice(*(min(i * n, array.shape[0]) for i in (index, index + 1)))
+        return self._read_rows(name, rows)
+
+    def _read_rows(self, name: str, rows: slice) -> Read:
+        """Read whole rows; what follows from other arrays is not lost."""
+        read = self._read(name, rows)
+        if read.missing is not None and name in {"epoch", "iteration", "window"}:
+            steps = np.arange(rows.start, rows.stop)[read.missing]
+            read.values[read.missing] = self._derived(name, steps)
+        read.values.flags.writeable = False
+        return read
+
+    def _derived(self, name: str, steps: Array) -> Array | int:
+        """Compute where steps belong; -1 where nothing tells."""
+        per_epoch = self.spec.steps_per_epoch
+        if name == "window":
+            start = self._read("references/start", slice(0, self.n_windows))
+            if start.missing is not None:
+                return -1
+            return np.searchsorted(start.values, steps, side="right") - 1
+        if per_epoch is None:
+            return -1
+        return steps // per_epoch if name == "epoch" else steps % per_epoch
+
+    def _read(self, name: str, *part: slice) -> Read:
+        """Read a part of an array, whole in the other dimensions; warn of damage."""
+        array = self.array(name)
+        others = tuple(slice(0, n) for n in array.shape[len(part) :])
+        read = read_part(array, (*part, *others))
+        self._report(read.errors)
+        return read
+
+    def _report(self, errors: Iterable[ChunkError]) -> None:
+        for error in errors:
+            if error.key not in self._reported:
+                self._reported.add(error.key)
+                text = self._problem(f"{error}; what it held reads as NaN")
+                warnings.warn(text, UserWarning, stacklevel=2)
 
     def vector(self, name: str, elements: slice) -> FloatArray:
         """Read a part of an iterate; the last few parts are kept for the next call.
@@ -265,7 +410,7 @@ class Run:
         Returns
         -------
         numpy.ndarray
-            float32, shape ``(part,)``, read-only.
+            float32, shape ``(part,)``, read-only. NaN where a chunk is damaged.
         """
         return self._part(name, elements.start, elements.stop)
 
@@ -274,8 +419,28 @@ class Run:
         return lru_cache(maxsize=VECTOR_PARTS)(self._read_part)
 
     def _read_part(self, name: str, start: int, stop: int) -> FloatArray:
-        values: FloatArray = self.array(name)[start:stop]
+        values: FloatArray = self._read(name, slice(start, stop)).values
         values.flags.writeable = False
+        return values
+
+    def large_rows(self, name: str, rows: slice, elements: slice) -> FloatArray:
+        """Read parts of the vectors that an exact recording keeps of each step.
+
+        Parameters
+        ----------
+        name : str
+            ``gradient`` or ``displacement``.
+        rows : slice
+            Steps.
+        elements : slice
+            Part of the flat vectors.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(step, part)``. NaN where a chunk is damaged.
+        """
+        values: FloatArray = self._read(name, rows, elements).values
         return values
 
     def reference(self, window: int, elements: slice) -> FloatArray:
@@ -292,7 +457,8 @@ class Run:
         -------
         numpy.ndarray
             float32, shape ``(part,)``, read-only: the vector that training computed
-            with, bit for bit.
+            with, bit for bit. NaN where a chunk is damaged that it rests on, of those
+            since the last keyframe.
         """
         return self._decoded(window, elements.start, elements.stop)
 
@@ -304,26 +470,34 @@ class Run:
         elements, blocks = slice(start, stop), slice(start // BLOCK, stop // BLOCK)
         keyframe, since = divmod(window, KEYFRAME_EVERY)
         if since == 0:
-            reference: FloatArray = self.array("references/keyframes")[
-                keyframe, elements
-            ]
+            row = slice(keyframe, keyframe + 1)
+            reference: FloatArray = self._read(KEYFRAMES, row, elements).values[0]
         else:
-            codes = self.array("references/codes")[window, elements]
-            row = self.rows("references/scales", slice(window, window + 1))
-            scales = row[0, blocks]
+            row = slice(window, window + 1)
+            codes = self._read("references/codes", row, elements)
+            scales = self.rows("references/scales", row)[0, blocks]
             before = self._decoded(window - 1, start, stop)
-            reference = before + deltas.decode(codes, scales)
+            reference = before + deltas.decode(codes.values[0], scales)
+            if codes.missing is not None:
+                reference[codes.missing[0]] = np.nan
         reference.flags.writeable = False
         return reference
 
 
-def open_run(path: str | Path) -> Run:
+def _missing_rows(chunk: Read) -> npt.NDArray[np.bool_]:
+    if chunk.missing is None:
+        return np.zeros(len(chunk.values), bool)
+    by_row = chunk.missing.reshape(len(chunk.values), -1)
+    return np.asarray(by_row.any(axis=1), bool)
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a trajectory store for reading, also while it is being written.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Directory of the store.
+        Directory of the store, or its URL: ``s3://bucket/run.zarr`` and the like.
 
     Returns
     -------
@@ -338,34 +512,25 @@ def open_run(path: str | Path) -> Run:
         If it is not a trajectory store, or one of another format version, or if parts
         of it are missing; all problems are listed.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no trajectory store at {path}.")
+    location = locate(path)
     # Asked in this order, a run that is closed meanwhile does not look interrupted.
-    is_written = _is_locked(path / LOCK)
-    try:
-        root = json.loads((path / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise SchemaError(
-            [f"{path}: not a trajectory store; it has no zarr.json."]
-        ) from None
-    except ValueError as error:
-        raise SchemaError(
-            [f"{path / 'zarr.json'}: truncated or damaged ({error})."]
-        ) from error
-    if problems := root_problems(root):
-        raise SchemaError([f"{path}: {problem}" for problem in problems])
-    group = zarr.open_group(path, mode="r", use_consolidated=True)
-    return Run(path, group, is_written)
+    written = is_written(location, open_store(location, read_only=True))
+    opened = open_checked(location)
+    return Run(location, opened.store, opened.attributes, opened.arrays, written)
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at `path`."""
-    if not path.exists():
-        return False
-    try:
-        # Another reader may be asking just now; a writer keeps the lock.
-        with FileLock(path, timeout=0.2, poll_interval=0.02):
-            return False
-    except (Timeout, PermissionError):
-        return True
+_reopening = Lock()
+
+
+def _reopen(location: str, moment: Moment) -> Run:
+    """Open the run of another process, once for all that is sent to this one."""
+    with _reopening:
+        return _reopened(location, moment)
+
+
+@lru_cache(maxsize=REOPENED)
+def _reopened(location: str, moment: Moment) -> Run:
+    opened = as_it_was(location, open_checked(location), moment)
+    return Run(
+        location, opened.store, opened.attributes, opened.arrays, moment.is_written
+    )

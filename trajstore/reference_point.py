@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.location import name_of
+from trajstore.ranges import as_ranges
 from trajstore.reader import Run
 
 FloatArray = npt.NDArray[np.float32]
@@ -84,7 +86,7 @@ def reference_point(run: Run, reference: Reference) -> ReferencePoint:
 def _final(run: Run) -> ReferencePoint:
     if not run.has_final:
         raise ValueError(
-            f"{run.path} has no final iterate: its status is {run.status!r}, after "
+            f"{run.location} has no final iterate: its status is {run.status!r}, after "
             f"{run.n_steps} steps. {_offer(run)}"
         )
     return ReferencePoint(
@@ -107,7 +109,7 @@ def _offer(run: Run) -> str:
 def _snapshot(run: Run, name: str) -> ReferencePoint:
     if name not in run.snapshots:
         raise KeyError(
-            f"No snapshot {name!r} in {run.path}; it has {list(run.snapshots)}. Snapshots "
+            f"No snapshot {name!r} in {run.location}; it has {list(run.snapshots)}. Snapshots "
             "are made by recorder.snapshot(name) during training."
         )
     stored = run.attributes["snapshots"][name]
@@ -121,8 +123,8 @@ def _snapshot(run: Run, name: str) -> ReferencePoint:
 def _epoch(run: Run, epoch: int) -> ReferencePoint:
     if epoch not in run.epoch_windows:
         raise KeyError(
-            f"No reference at the start of epoch {epoch} in {run.path}; there are those "
-            f"of these epochs: {_ranges(list(run.epoch_windows)) or 'none'}."
+            f"No reference at the start of epoch {epoch} in {run.location}; there are those "
+            f"of these epochs: {as_ranges(run.epoch_windows) or 'none'}."
         )
     return ReferencePoint(
         label=f"epoch {epoch}",
@@ -135,7 +137,7 @@ def _epoch(run: Run, epoch: int) -> ReferencePoint:
 def _final_of(other: Run, run: Run) -> ReferencePoint:
     if not other.has_final:
         raise ValueError(
-            f"{other.path} has no final iterate: its status is {other.status!r}. Give a "
+            f"{other.location} has no final iterate: its status is {other.status!r}. Give a "
             "run that was closed, or a mapping from parameter name to array."
         )
     final = _final(other)
@@ -144,8 +146,8 @@ def _final_of(other: Run, run: Run) -> ReferencePoint:
         values = other.layout.unflatten(final.read(slice(0, other.layout.size)))
         read = run.layout.flatten(values).__getitem__
     return ReferencePoint(
-        label=f"final of {other.path.name}",
-        note=f"the last iterate of {other.path.name}, in float32",
+        label=f"final of {name_of(other.location)}",
+        note=f"the last iterate of {name_of(other.location)}, in float32",
         read=read,
     )
 
@@ -161,14 +163,3 @@ def _read_window(run: Run, window: int, elements: slice) -> FloatArray:
 def _as_array(value: Any) -> Any:
     """Convert tensors, on any device and with any number of bits, without torch."""
     return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Write sorted numbers as ranges: ``0-3, 7``."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)

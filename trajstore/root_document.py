@@ -1,25 +1,83 @@
-"""Check what a store says of itself before anything in it is used."""
+"""Check what a store says of itself before anything in it is used.
 
+The document may have been damaged, or made to do harm: nothing in it decides how much
+memory is taken, beyond bounds that no real run comes near.
+"""
+
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from reprlib import Repr
+from typing import Any, Final, cast
 
+from trajstore.chunks import chunk_size
 from trajstore.layout import BLOCK, Layout
 from trajstore.rotation import n_blocks
 from trajstore.schema import (
     FORMAT,
     FORMAT_VERSION,
     KEYFRAME_EVERY,
+    LAYER,
     STATUSES,
+    STEP,
     RunSpec,
+    SchemaError,
     n_metric_columns,
     step_arrays,
+    table_columns,
     validate_spec,
     vector_array,
     window_arrays,
 )
 
 KEYFRAMES: Final = "references/keyframes"
+
+MAX_TENSORS: Final = 1 << 14
+MAX_DIMENSIONS: Final = 32
+MAX_BASIS: Final = 32
+MAX_SIZE: Final = 1 << 35
+"""Longest flat parameter vector."""
+
+MAX_ROWS: Final = 1 << 31
+MAX_CHUNK_BYTES: Final = 1 << 30
+"""Largest chunk in memory; only exact recordings come near."""
+
+_SHOWN: Final = Repr()
+_SHOWN.maxlevel = 8
+_SHOWN.maxlist = _SHOWN.maxdict = _SHOWN.maxtuple = 40
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
+
+
+def read_root(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the root document of a store.
+
+    Parameters
+    ----------
+    text : bytes
+        The store's ``zarr.json``.
+
+    Returns
+    -------
+    attributes : dict
+        What the store says of itself.
+    arrays : dict from str to dict
+        Metadata of every array, by its path: those that the writer would have written.
+
+    Raises
+    ------
+    SchemaError
+        If the text is no JSON, or not that of a readable store; all problems are listed.
+    """
+    try:
+        root = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise SchemaError([f"zarr.json: truncated or damaged ({reason})."]) from error
+    if problems := root_problems(root):
+        raise SchemaError(problems)
+    found = root["consolidated_metadata"]["metadata"]
+    return root["attributes"], _expected_arrays(found, root["attributes"])
 
 
 def root_problems(root: object) -> list[str]:
@@ -40,17 +98,21 @@ def root_problems(root: object) -> list[str]:
         return ["not a trajectory store; its attributes do not say so."]
     version = attributes.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        problem = f"format_version: expected {FORMAT_VERSION}, got {version!r}."
+        problem = f"format_version: expected {FORMAT_VERSION}, got {_shown(version)}."
         return [f"{problem} Open it with the version of trajstore that wrote it."]
     problems = validate_spec(attributes.get("spec")) + [
-        f"{key}: expected {expected}, got {attributes.get(key)!r}"
+        f"{key}: expected {expected}, got {_shown(attributes.get(key))}"
         for key, (is_valid, expected) in _RULES.items()
         if not is_valid(attributes.get(key))
     ]
-    consolidated = root.get("consolidated_metadata") if isinstance(root, Mapping) else 0
+    if not problems:
+        problems = _bound_problems(attributes)
+    consolidated = cast("Mapping[str, Any]", root).get("consolidated_metadata")
     found = consolidated.get("metadata") if isinstance(consolidated, Mapping) else None
     if not isinstance(found, Mapping):
-        problems.append(f"consolidated_metadata: expected an object, got {found!r}")
+        problems.append(
+            f"consolidated_metadata: expected an object, got {_shown(found)}"
+        )
     elif not problems:
         problems = _array_problems(found, attributes)
     return problems
@@ -68,6 +130,7 @@ def _is_snapshots(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(snapshot, Mapping)
         and isinstance(snapshot.get("array"), str)
+        and re.fullmatch(r"snapshots/[0-9]{1,9}", snapshot["array"])
         and isinstance(snapshot.get("step"), int)
         for snapshot in value.values()
     )
@@ -90,10 +153,38 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 }
 
 
-def _array_problems(
+def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
+    """Refuse what no real run is like, before anything is computed with it."""
+    spec = RunSpec.from_json(attributes["spec"])
+    taken = {*table_columns(spec), STEP, LAYER, "epoch", "iteration", "window", "basis"}
+    if clash := sorted(taken.intersection(attributes["metrics"])):
+        return [f"metrics: {clash} are names of tables or coordinates"]
+    largest = {
+        "names: tensors": (len(spec.names), MAX_TENSORS),
+        "basis": (spec.basis, MAX_BASIS),
+        "shapes: dimensions": (max(map(len, spec.shapes)), MAX_DIMENSIONS),
+        "shapes: elements in a dimension": (
+            max((n for shape in spec.shapes for n in shape), default=1),
+            MAX_SIZE,
+        ),
+    }
+    problems = [
+        f"{name}: expected at most {bound}, got {_shown(number)}"
+        for name, (number, bound) in largest.items()
+        if number > bound
+    ]
+    if problems:
+        return problems
+    size = Layout(spec.names, spec.shapes).size
+    if not 0 < size <= MAX_SIZE:
+        return [f"shapes: expected 1 to {MAX_SIZE} elements in all, got {size}"]
+    return []
+
+
+def _expected_arrays(
     found: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> list[str]:
-    """Compare the metadata of arrays with what the writer would have written."""
+) -> dict[str, dict[str, Any]]:
+    """Return the metadata the writer would have written, with the lengths found."""
     spec = RunSpec.from_json(attributes["spec"])
     size = Layout(spec.names, spec.shapes).size
     blocks = n_blocks(spec.sketch_bits)
@@ -105,19 +196,31 @@ def _array_problems(
     vectors = [snapshot["array"] for snapshot in attributes["snapshots"].values()]
     vectors += ["final"] if "final" in found else []
 
-    lengths = {name: _length(found.get(name)) for name in [*steps, *windows]}
-    n_steps, n_windows = lengths["epoch"], lengths["references/start"]
+    n_steps = _length(found.get("epoch"))
+    n_windows = _length(found.get("references/start"))
     n_keyframes = -(-n_windows // KEYFRAME_EVERY)
-    expected = {
+    return {
         **{name: array.metadata(n_steps) for name, array in steps.items()},
         **{name: array.metadata(n_windows) for name, array in windows.items()},
         KEYFRAMES: windows[KEYFRAMES].metadata(n_keyframes),
         **{name: vector_array(size).metadata(size) for name in vectors},
     }
-    return [
+
+
+def _array_problems(
+    found: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> list[str]:
+    """Compare the metadata of arrays with what the writer would have written."""
+    expected = _expected_arrays(found, attributes)
+    problems = [
         problem
         for name, document in expected.items()
-        for problem in _differences(name, document, found.get(name))
+        for problem in differences(name, document, found.get(name))
+    ]
+    return problems + [
+        f"{name}: a chunk takes {size} bytes, expected at most {MAX_CHUNK_BYTES}"
+        for name, document in expected.items()
+        if (size := chunk_size(document).decoded) > MAX_CHUNK_BYTES
     ]
 
 
@@ -125,14 +228,36 @@ def _length(document: Any) -> int:
     """Return the length of an array's first dimension, 0 if it has none."""
     shape = document.get("shape") if isinstance(document, Mapping) else None
     length = shape[0] if isinstance(shape, list) and shape else 0
-    return length if isinstance(length, int) and length >= 0 else 0
+    return length if isinstance(length, int) and 0 <= length <= MAX_ROWS else 0
 
 
-def _differences(name: str, expected: dict[str, object], found: Any) -> list[str]:
+def differences(name: str, expected: Mapping[str, object], found: Any) -> list[str]:
+    """List where the metadata of an array is not as expected.
+
+    Parameters
+    ----------
+    name : str
+        Path of the array.
+    expected : mapping
+        The document that it should be.
+    found : object
+        The decoded JSON.
+
+    Returns
+    -------
+    list of str
+        One ``"place: problem"`` for each, empty if there is none.
+    """
     if not isinstance(found, Mapping):
         return [f"{name}: missing"]
     return [
-        f"{name}: {key}: expected {value!r}, got {found.get(key)!r}"
+        f"{name}: {key}: expected {value!r}, got {_shown(found.get(key))}"
         for key, value in expected.items()
         if found.get(key) != value
     ]
+
+
+def _shown(value: object) -> str:
+    """Write a value that may be of any size."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= 1000 else f"{text[:1000]}..."

@@ -60,7 +60,7 @@ def analysed(
 def stored(store: Path, group: str) -> xr.Dataset:
     results = store.with_suffix(".analysis.zarr")
     result: xr.Dataset = xr.open_zarr(results, group=group, consolidated=False)
-    return result.compute()
+    return trajstore.index_epochs(result.compute())
 
 
 def table_rows(output: str, n_epochs: int) -> list[list[str]]:

@@ -60,7 +60,7 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
                 }
                 partial = saved.with_suffix(".partial")
                 torch.save(state, partial)
-                os.replace(partial, saved)
+                Path(partial).replace(saved)
             inputs = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             loss = (model(inputs) - inputs[:, :3].sin()).square().mean()
@@ -81,10 +81,15 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
 def serve() -> None:
     """Train in a forked process for every line of JSON, which has the arguments.
 
-    Answers with the process's number, and when it has ended with its wait status: what
-    takes long to import is imported once.
+    Answers with the process's number, and when it has ended with its wait status. What
+    takes long to import is imported once; the first optimizer imports torch's compiler.
     """
+
+    import torch
+
     import trajstore.recorder  # noqa: F401
+
+    torch.optim.SGD([torch.zeros(1)])
 
     for line in sys.stdin:
         request = json.loads(line)

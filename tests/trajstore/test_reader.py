@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,81 +14,28 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from tests.trajstore.handmade import (
+    EXACT,
+    SIZE,
+    SPEC,
+    Edit,
+    change_root_of,
+    random_rows,
+    random_window,
+    write_run,
+)
 from trajstore import open_run
 from trajstore.layout import BLOCK
 from trajstore.reader import Run
 from trajstore.schema import (
     DESCRIPTIONS,
-    METRIC_BLOCK,
     RunSpec,
     SchemaError,
-    step_arrays,
     table_columns,
 )
-from trajstore.writer import Window, Writer
+from trajstore.writer import Writer
 
 Array = npt.NDArray[Any]
-
-SPEC = RunSpec(
-    names=("first.weight", "bias"),
-    shapes=((50, 60), (7,)),
-    seed=1,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=4,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
-SIZE = 4 * BLOCK  # three blocks and one
-EXACT = RunSpec.from_json(SPEC.to_json() | {"exact": True})
-
-
-def random_rows(first: int, n: int, spec: RunSpec = SPEC) -> dict[str, Array]:
-    """Return rows of the steps from `first`, each its own window, 4 in an epoch."""
-    rng = np.random.default_rng(first)
-    arrays = step_arrays(spec, size=SIZE, n_metrics=METRIC_BLOCK, n_blocks=1)
-    rows = {
-        name: (100 * rng.random((n, *array.inner))).astype(array.dtype)
-        for name, array in arrays.items()
-        if name != "scalars"
-    }
-    steps = np.arange(first, first + n)
-    rows["epoch"], rows["iteration"] = (part.astype("i4") for part in divmod(steps, 4))
-    rows["window"] = steps.astype("i4")
-    return rows
-
-
-def random_window(c: int, spec: RunSpec = SPEC) -> Window:
-    rng = np.random.default_rng(c)
-    return Window(
-        start=c,
-        codes=rng.integers(-127, 128, SIZE, np.int8),
-        scales=rng.random(SIZE // BLOCK, np.float32) * np.float32(0.001),
-        weights=rng.random(len(spec.names), np.float32),
-        arrival=rng.random((len(spec.names), 1 + spec.basis), np.float32),
-        probes=rng.random(0 if spec.exact else spec.probes),
-        keyframe=rng.random(SIZE, np.float32) if c % 32 == 0 else None,
-    )
-
-
-def write_run(
-    path: Path, *, n_steps: int, status: str | None = "complete", spec: RunSpec = SPEC
-) -> None:
-    """Write a run with a window for every step; without status it stays unfinished."""
-    writer = Writer(path, spec)
-    for c in range(n_steps):
-        writer.append_window(random_window(c, spec))
-    if n_steps:
-        scalars = [{"loss": -float(k)} for k in range(n_steps)]
-        writer.append_rows(random_rows(0, n_steps, spec), scalars)
-    if status is not None:
-        writer.write_final(
-            np.full(SIZE, n_steps, np.float32).__getitem__, status=status
-        )
-    writer.commit()
-    writer.close()
 
 
 @pytest.fixture
@@ -157,7 +103,7 @@ def test_steps_are_labelled_by_step_epoch_iteration_window_and_layer(ten_steps: 
 
 def test_steps_carry_long_names_units_and_where_they_come_from(ten_steps: Path):
     steps = open_run(ten_steps).steps
-    assert steps.attrs == {"status": "complete", "path": str(ten_steps)}
+    assert steps.attrs == {"status": "complete", "location": str(ten_steps)}
     assert steps["loss"].attrs == {"long_name": "loss", "units": "1"}
     for name in table_columns(SPEC):
         long_name, units = DESCRIPTIONS[name]
@@ -182,21 +128,46 @@ def test_the_wall_time_is_in_seconds(path: Path):
 def test_steps_are_read_where_they_are_used(
     ten_steps: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(*_args: Any, **_kwargs: Any) -> None:
-        raise AssertionError("values were read")
+    read, whole = list[str](), zarr.Array.__getitem__
 
-    with monkeypatch.context() as patch:
-        patch.setattr(zarr.Array, "__getitem__", refuse)
-        patch.setattr(zarr.Array, "get_basic_selection", refuse)
-        patch.setattr(zarr.AsyncArray, "getitem", refuse)
-        patch.setattr(zarr.AsyncArray, "_get_selection", refuse)
-        steps = open_run(ten_steps).steps
-        part = steps[["loss", "grad_sq"]].isel(step=slice(3, 7))
-        with pytest.raises(AssertionError, match="values were read"):
-            _ = part["loss"].values
-        with pytest.raises(AssertionError, match="values were read"):
-            _ = steps["epoch"].values
+    def noting(self: Any, selection: Any) -> Any:
+        read.append(self.path)
+        return whole(self, selection)
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", noting)
+    steps = open_run(ten_steps).steps
+    part = steps[["loss", "grad_sq"]].isel(step=slice(3, 7))
+    # Selecting epochs takes the coordinates.
+    assert sorted(read) == ["epoch", "iteration"]
     np.testing.assert_array_equal(part["loss"].values, -np.arange(3.0, 7))
+    assert sorted(read) == ["epoch", "iteration", "scalars"]
+    _ = steps["window"].values
+    assert sorted(read) == ["epoch", "iteration", "scalars", "window"]
+
+
+SELECTIONS = {
+    "number": 3,
+    "last": -1,
+    "slice": slice(2, 9, 3),
+    "backwards": slice(8, 1, -2),
+    "list": [7, 0, 3, 3],
+    "nothing": slice(4, 4),
+    "points": xr.DataArray([[0, 9], [4, 2]], dims=("a", "b")),
+}
+
+
+@pytest.mark.parametrize("rows", SELECTIONS.values(), ids=SELECTIONS)
+def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
+    write_run(path, n_steps=20)
+    run = open_run(path)
+    lazy, loaded = run.steps, run.steps.compute()
+    columns = {"layer": [1, 0], "basis": -1}
+    for name in ("loss", "grad_sq", "grad_dot_basis", "window"):
+        inner = {k: v for k, v in columns.items() if k in lazy[name].dims}
+        xr.testing.assert_identical(
+            lazy[name].isel(step=rows).isel(inner).compute(),
+            loaded[name].isel(step=rows).isel(inner),
+        )
 
 
 def test_names_that_come_late_read_as_nan_before(path: Path):
@@ -296,24 +267,6 @@ def test_a_run_without_steps_is_a_run(path: Path):
     assert run.steps.sizes["step"] == 0
     assert run.steps["grad_sq"].values.shape == (0, 2)
     assert run.steps["epoch"].values.shape == (0,)
-
-
-def test_a_run_survives_pickling(ten_steps: Path, path: Path):
-    writer = Writer(path, SPEC)
-    writer.append_window(random_window(0))
-    writer.append_rows(random_rows(0, 3), [{"loss": 1.0}] * 3)
-    writer.commit()
-    run = open_run(path)
-    expected = run.reference(0, slice(0, SIZE))
-    document = pickle.dumps(run)
-    writer.append_rows(random_rows(3, 1), [{"loss": 1.0}])
-    writer.commit()
-    writer.close()
-    copy: Run = pickle.loads(document)
-    assert copy.n_steps == 3
-    assert copy.path == path
-    xr.testing.assert_identical(copy.steps.load(), run.steps.load())
-    np.testing.assert_array_equal(copy.reference(0, slice(0, SIZE)), expected)
 
 
 # A run that is being written
@@ -453,16 +406,11 @@ def test_a_truncated_root_is_refused(path: Path, ten_steps: Path):
 def change_root(path: Path, ten_steps: Path) -> Callable[..., None]:
     """Return a function that copies a run and changes its root document."""
 
-    def change(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    def change(edit: Edit) -> None:
         shutil.copytree(ten_steps, path)
-        document = json.loads((path / "zarr.json").read_bytes())
-        edit(document["attributes"], document["consolidated_metadata"]["metadata"])
-        (path / "zarr.json").write_text(json.dumps(document))
+        change_root_of(path, edit)
 
     return change
-
-
-Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 
 
 def without(*keys: str) -> Edit:

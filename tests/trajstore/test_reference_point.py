@@ -226,7 +226,7 @@ def test_an_unknown_snapshot_is_a_key_error_that_names_the_others(run: Run):
 
 def test_a_path_is_not_a_reference(run: Run):
     with pytest.raises(KeyError, match=r"No snapshot '.*run\.zarr' in"):
-        reference_point(run, str(run.path))
+        reference_point(run, run.location)
 
 
 @pytest.mark.parametrize("epoch", [-1, 2, 4, np.int64(100)])

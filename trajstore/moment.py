@@ -1,0 +1,121 @@
+"""A store as it was at an earlier moment, though it has grown since."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from trajstore.opening import Opened
+from trajstore.root_document import KEYFRAMES
+from trajstore.schema import KEYFRAME_EVERY, n_metric_columns
+
+
+class Moment(NamedTuple):
+    """How far a store had come when it was opened.
+
+    Attributes
+    ----------
+    created : str
+        When the recording began: another time means another recording.
+    n_resumes : int
+        How often it had been taken up again; rows may have been replaced then.
+    n_steps, n_windows, n_metrics, n_snapshots : int
+        How much there was.
+    has_final, is_written : bool
+        Whether the last iterate was there, and whether a process was writing.
+    status : str
+        What the store said of itself.
+    """
+
+    created: str
+    n_resumes: int
+    n_steps: int
+    n_windows: int
+    n_metrics: int
+    n_snapshots: int
+    has_final: bool
+    is_written: bool
+    status: str
+
+
+def as_it_was(location: str, opened: Opened, moment: Moment) -> Opened:
+    """Leave out of a store what has come since.
+
+    Parameters
+    ----------
+    location : str
+        Of the store; for messages.
+    opened : Opened
+        The store as it is now.
+    moment : Moment
+        The earlier moment.
+
+    Returns
+    -------
+    Opened
+        With the attributes and lengths of then.
+
+    Raises
+    ------
+    ValueError
+        If what is there now is not a continuation of what was there then.
+    """
+    if problem := _replaced(opened, moment):
+        raise ValueError(
+            f"{location} is not as it was when it was opened: {problem}. Open the run "
+            "again, and make what was computed from it anew."
+        )
+    metrics, snapshots = opened.attributes["metrics"], opened.attributes["snapshots"]
+    attributes = {
+        **opened.attributes,
+        "status": moment.status,
+        "metrics": metrics[: moment.n_metrics],
+        "snapshots": dict(list(snapshots.items())[: moment.n_snapshots]),
+    }
+    return Opened(opened.store, attributes, _cut(opened.arrays, attributes, moment))
+
+
+def n_resumes(attributes: Mapping[str, Any]) -> int:
+    """Return how often a recording was taken up again."""
+    resumes = attributes.get("resumes")
+    return len(resumes) if isinstance(resumes, list) else 0
+
+
+def _replaced(opened: Opened, moment: Moment) -> str | None:
+    """Say in what a store is not a continuation of what it was."""
+    created = opened.attributes["created"]
+    if created != moment.created:
+        return f"it was begun {created}, not {moment.created}"
+    if n_resumes(opened.attributes) != moment.n_resumes:
+        return "the recording was taken up again, and rows may have been replaced"
+    lengths = {
+        "steps": (opened.arrays["epoch"]["shape"][0], moment.n_steps),
+        "windows": (opened.arrays["references/start"]["shape"][0], moment.n_windows),
+        "scalars": (len(opened.attributes["metrics"]), moment.n_metrics),
+        "snapshots": (len(opened.attributes["snapshots"]), moment.n_snapshots),
+    }
+    for what, (now, then) in lengths.items():
+        if now < then:
+            return f"it has {now} {what}, and had {then}"
+    return None
+
+
+def _cut(
+    arrays: Mapping[str, Any], attributes: Mapping[str, Any], moment: Moment
+) -> dict[str, Any]:
+    """Leave out of the arrays what was not there yet."""
+    vectors = {s["array"] for s in attributes["snapshots"].values()}
+    vectors |= {"final"} if moment.has_final else set()
+    n_keyframes = -(-moment.n_windows // KEYFRAME_EVERY)
+    cut = {}
+    for name, document in arrays.items():
+        first, *inner = document["shape"]
+        if document["dimension_names"] == ["param"]:
+            if name not in vectors:
+                continue
+        elif name == KEYFRAMES:
+            first = n_keyframes
+        else:
+            first = moment.n_windows if "/" in name else moment.n_steps
+        if name == "scalars":
+            inner = [n_metric_columns(moment.n_metrics)]
+        cut[name] = {**document, "shape": [first, *inner]}
+    return cut

@@ -1,0 +1,81 @@
+"""Arrays of a run for xarray, read where they are used."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+Array = npt.NDArray[Any]
+
+
+class Rows(Protocol):
+    """What rows are read from; `trajstore.Run` is one."""
+
+    def array(self, name: str) -> Any:
+        """Return an array of the store."""
+
+    def rows(self, name: str, rows: slice) -> Array:
+        """Read rows of an array."""
+
+
+def lazy_rows(run: Rows, name: str) -> indexing.LazilyIndexedArray:
+    """Wrap an array of a run for a lazy `xarray.Variable`."""
+    return indexing.LazilyIndexedArray(StoredRows(run, name))
+
+
+class StoredRows(BackendArray):
+    """An array with one row for each step, as xarray's lazy variables need it.
+
+    Parameters
+    ----------
+    run : Rows
+        The run.
+    name : str
+        Path of the array in the store.
+    """
+
+    def __init__(self, run: Rows, name: str) -> None:
+        array = run.array(name)
+        self._run = run
+        self._name = name
+        self._chunk = array.chunks[0]
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
+        values: Array = indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+        return values
+
+    def _read(self, key: tuple[Any, ...]) -> Array:
+        """Read chunk after chunk: of many columns, few may be asked for."""
+        rows, *columns = key
+        wanted = np.arange(self.shape[0])[rows]
+        if wanted.ndim == 0:
+            row = self._run.rows(self._name, slice(int(wanted), int(wanted) + 1))[0]
+            return _outer(row, columns)
+        chunk_of = wanted // self._chunk
+        out: Array | None = None
+        for chunk in np.unique(chunk_of):
+            here = chunk_of == chunk
+            first = int(chunk) * self._chunk
+            last = min(first + self._chunk, self.shape[0])
+            part = self._run.rows(self._name, slice(first, last))
+            values = _outer(part[wanted[here] - first], [slice(None), *columns])
+            if out is None:
+                out = np.empty((len(wanted), *values.shape[1:]), self.dtype)
+            out[here] = values
+        if out is None:
+            nothing = np.empty((0, *self.shape[1:]), self.dtype)
+            return _outer(nothing, [slice(None), *columns])
+        return out
+
+
+def _outer(values: Array, key: list[Any]) -> Array:
+    """Index each axis on its own; numbers drop theirs."""
+    for axis in reversed(range(len(key))):
+        values = values[(slice(None),) * axis + (key[axis],)]
+    return values
