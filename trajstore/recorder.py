@@ -15,15 +15,13 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trajstore.background import Background
+from trajstore.defaults import BASIS, FLUSH_BYTES, FLUSH_ROWS, PROBES, SKETCH_BITS
 from trajstore.layout import Layout
 from trajstore.row_buffer import RowBuffer, Scalar, to_numpy
 from trajstore.schema import DESCRIPTIONS, KEYFRAME_EVERY, RunSpec
 from trajstore.tracker import Reference, Tracker
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
-
-FLUSH_BYTES: Final = 8 << 20
-"""Rows are written when they take this much memory, at the latest."""
 
 N_WAITING: Final = 2
 """Batches of rows and references that may wait for the disk."""
@@ -117,12 +115,12 @@ class Recorder:
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
         reference_every: int | None = None,
-        sketch_bits: int = 65536,
-        basis: int = 3,
-        probes: int = 1024,
+        sketch_bits: int = SKETCH_BITS,
+        basis: int = BASIS,
+        probes: int = PROBES,
         exact: bool = False,
         seed: int = 0,
-        flush_rows: int = 1024,
+        flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = 30.0,
     ) -> None:
         parameters = _trained_parameters(model, optimizer)
