@@ -1,4 +1,4 @@
-"""Command line: what a store holds."""
+"""Command line: what a store holds, and what one would take."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from trajstore.command_line import run_command_line
+from trajstore.plan_command import plan
 from trajstore.reader import Run, open_run
 
 
@@ -83,7 +84,9 @@ def _bytes_below(path: Path, exclude: tuple[str, ...] = ()) -> int:
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"info": info}, prog="traj-store", description="Look into trajectory stores."
+        {"info": info, "plan": plan},
+        prog="traj-store",
+        description="Look into trajectory stores, and plan them.",
     )
 
 

@@ -53,8 +53,8 @@ class Recorder:
         last steps are as precise as the others.
     reference_every : int, optional
         Steps between reference points; default: an epoch, or 500 steps where epochs are
-        begun by hand. A reference costs 1 byte per parameter on disk, and error grows
-        with the distance that the path covers between two of them.
+        begun by hand. A reference costs 1 byte per parameter on disk; gamma is most
+        precise where windows are some percent of the run (``traj-store plan``).
     sketch_bits : int, default: 65536
         Signs kept of every gradient, a power of two. The error of gamma falls with its
         square root. Less will do for nets of a few thousand parameters.
