@@ -19,10 +19,9 @@ from trajstore.plan import (
     Plan,
     Range,
     guess_layout,
-    most_precise_plan,
     plan_recording,
-    smallest_plan,
 )
+from trajstore.plan_search import most_precise_plan, smallest_plan
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from trajstore import cli
-from trajstore.plan import guess_layout, plan_recording, smallest_plan
+from trajstore.plan import guess_layout, plan_recording
 from trajstore.plan_command import parse_size
+from trajstore.plan_search import smallest_plan
 
 NET = """
 class Parameter:
