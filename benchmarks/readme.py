@@ -1,8 +1,13 @@
-"""Write the measured figures into README.md, between its markers."""
+"""Write the measured figures into README.md and docs, between their markers."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from trajstore.defaults import SKETCH_BITS
+from trajstore.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -71,15 +76,44 @@ def overhead_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def filled(readme: str) -> str:
-    """Return the text of the README with current figures."""
-    for name, table in (("accuracy", accuracy_table), ("overhead", overhead_table)):
-        text = table(json.loads((RESULTS / f"{name}.json").read_text()))
-        before, marker, rest = readme.partition(f"<!-- {name} -->\n")
-        readme = before + marker + text + "\n" + rest[rest.index("<!-- end -->") :]
-    return readme
+def planning_table(results: dict[str, Any]) -> str:
+    """One line for each training and length of window."""
+    lines = [
+        "| training | length of windows, % of the run | part of the error left |",
+        "|---|---|---|",
+    ]
+    for name, training in results.items():
+        lengths = training["by epochs in a window"]
+        shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
+        plain = plain_error(training["padded parameters"])
+        left = [f"{errors['from signs'] / plain:.2f}" for errors in lengths.values()]
+        lines.append(f"| {name} | {', '.join(shares)} | {', '.join(left)} |")
+    return "\n".join(lines)
+
+
+def plain_error(size: int) -> float:
+    """Error of gamma with a sketch without weights and basis, for a flat vector."""
+    n_rows = Sketch(size=size, bits=SKETCH_BITS, seed=0).fold.n_rows
+    variance = (1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE
+    return math.sqrt(variance / SKETCH_BITS)
+
+
+PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "README.md": {"accuracy": accuracy_table, "overhead": overhead_table},
+    "docs/planning.md": {"planning": planning_table},
+}
+
+
+def filled(page: str) -> str:
+    """Return the text of a page with current figures."""
+    text = (ROOT / page).read_text()
+    for name, table in PAGES[page].items():
+        lines = table(json.loads((RESULTS / f"{name}.json").read_text()))
+        before, marker, rest = text.partition(f"<!-- {name} -->\n")
+        text = before + marker + lines + "\n" + rest[rest.index("<!-- end -->") :]
+    return text
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text()))
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page))

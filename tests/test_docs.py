@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+
+from trajstore import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +51,37 @@ def test_figures_of_the_readme_are_the_measured_ones():
     filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
     readme = (ROOT / "README.md").read_text()
     assert "| **recorded**, mid-run |" in readme
-    assert filled(readme) == readme
+    assert filled("README.md") == readme
+
+
+def test_figures_of_planning_are_the_measured_ones():
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    page = (ROOT / "docs/planning.md").read_text()
+    assert "| digits ResNet |" in page
+    assert filled("docs/planning.md") == page
+
+
+def plan_commands() -> list[str]:
+    lines = (ROOT / "docs/planning.md").read_text().splitlines()
+    return [line.strip() for line in lines if line.startswith("    traj-store plan ")]
+
+
+@pytest.mark.parametrize("command", plan_commands())
+def test_commands_of_the_page_on_planning_run(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    if "--model" in command:
+        pytest.importorskip("torch")
+    monkeypatch.chdir(ROOT / "docs/snippets")
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    cli.main()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "\nsketch_bits=" in printed.out
+
+
+def test_examples_of_planning_are_there():
+    assert len(plan_commands()) == 4
 
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]

@@ -15,6 +15,7 @@ from train.digits_resnet import DigitsResNet
 from train.english_transformer import EnglishTransformer
 from train.two_run import two_run as exact_geometry
 from trajstore.command_line import run_command_line
+from trajstore.defaults import BASIS, SKETCH_BITS
 from trajstore.recorder import Recorder
 
 EXPERIMENTS = {
@@ -35,8 +36,8 @@ def run(
     *,
     out: Path,
     exact: bool = False,
-    sketch_bits: int = 65536,
-    basis: int = 3,
+    sketch_bits: int = SKETCH_BITS,
+    basis: int = BASIS,
 ) -> None:
     """Train once and record.
 

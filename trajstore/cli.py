@@ -1,4 +1,4 @@
-"""Command line: what a store holds, and whether it is sound."""
+"""Command line: what stores hold, whether they are sound, what one would take."""
 
 import sys
 from contextlib import suppress
@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from trajstore.command_line import run_command_line
+from trajstore.plan_command import plan
 from trajstore.reader import Run, open_run
 from trajstore.verify import all_chunks, problems
 
@@ -115,9 +116,9 @@ def _bytes_below(store: Store, prefix: str) -> int:
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"info": info, "verify": verify},
+        {"info": info, "verify": verify, "plan": plan},
         prog="traj-store",
-        description="Look into trajectory stores.",
+        description="Look into trajectory stores, and plan them.",
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trajstore.background import Background
+from trajstore.defaults import BASIS, FLUSH_BYTES, FLUSH_ROWS, PROBES, SKETCH_BITS
 from trajstore.journal import Journal, Record, replay
 from trajstore.layout import Layout
 from trajstore.location import is_remote
@@ -42,9 +43,6 @@ from trajstore.tracker import Reference, Tracker
 from trajstore.trained_parameters import group_names, trained_parameters
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
-
-FLUSH_BYTES: Final = 8 << 20
-"""Rows are written when they take this much memory, at the latest."""
 
 N_WAITING: Final = 2
 """Batches of rows and references that may wait for the disk."""
@@ -77,8 +75,8 @@ class Recorder:
         last steps are as precise as the others.
     reference_every : int, optional
         Steps between reference points; default: an epoch, or 500 steps where epochs are
-        begun by hand. A reference costs 1 byte per parameter on disk, and error grows
-        with the distance that the path covers between two of them.
+        begun by hand. A reference costs 1 byte per parameter on disk; gamma is most
+        precise where windows are some percent of the run (``traj-store plan``).
     sketch_bits : int, default: 65536
         Signs kept of every gradient, a power of two. The error of gamma falls with its
         square root. Less will do for nets of a few thousand parameters.
@@ -166,12 +164,12 @@ class Recorder:
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
         reference_every: int | None = None,
-        sketch_bits: int = 65536,
-        basis: int = 3,
-        probes: int = 1024,
+        sketch_bits: int = SKETCH_BITS,
+        basis: int = BASIS,
+        probes: int = PROBES,
         exact: bool = False,
         seed: int = 0,
-        flush_rows: int = 1024,
+        flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = 30.0,
         resume: Mapping[str, Any] | bool = False,
         step: int | None = None,

@@ -1,0 +1,159 @@
+"""Measure what `trajstore.plan` rests on: window lengths, signs, and compression.
+
+Each training is done once, and recorded with several lengths of windows and several
+numbers of signs at the same time: recorders do not change it. The MLP is also trained for
+fewer epochs, which tells lengths in epochs from shares of the run. Takes about ten minutes
+on 2 cores.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from torch import Tensor
+
+import analyzers
+import trajstore
+from train.digits_mlp import DigitsMLP
+from train.digits_resnet import DigitsResNet
+from train.english_transformer import EnglishTransformer
+from train.observer import Log
+from trajstore.schema import ITEM_SIZE
+
+WORKLOADS: dict[str, Any] = {
+    "digits ResNet": DigitsResNet(),
+    "digits MLP": DigitsMLP(),
+    "English transformer": EnglishTransformer(),
+    "digits MLP, 8 epochs": DigitsMLP(epochs=8),
+}
+WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
+SIGNS = (1 << 12, 1 << 18)
+RESULTS = Path(__file__).parent / "results" / "planning.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """Passes on what is logged."""
+
+    recorders: Sequence[Log]
+
+    def log(self, **scalars: float | Tensor) -> None:
+        for recorder in self.recorders:
+            recorder.log(**scalars)
+
+
+def record(
+    experiment: Any, directory: Path, options: Sequence[Mapping[str, Any]]
+) -> list[trajstore.Run]:
+    """Train once under several recorders and open what they recorded."""
+    paths = [directory / f"{i}.zarr" for i in range(len(options))]
+
+    @contextmanager
+    def observe(*args: Any, **lengths: int) -> Iterator[Log]:
+        with ExitStack() as stack:
+            yield Everyone(
+                [
+                    stack.enter_context(
+                        trajstore.Recorder(path, *args, **lengths, **option)
+                    )
+                    for path, option in zip(paths, options, strict=True)
+                ]
+            )
+
+    experiment.train(observe)
+    return [trajstore.open_run(path) for path in paths]
+
+
+def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
+    """Rms standard error of gamma between first and last epoch, and its two parts."""
+    geometry = analyzers.path_geometry(run).compute()
+    is_middle = (geometry.epoch > 0) & (geometry.epoch < run.n_epochs - 1)
+    squares = geometry.gamma_stderr**2
+    from_distance = (geometry.gamma * geometry.distance_stderr / geometry.distance) ** 2
+    return {
+        name: math.sqrt(float(values.where(is_middle).mean()))
+        for name, values in {
+            "stderr of gamma": squares,
+            "from signs": squares - from_distance,
+            "from distance": from_distance,
+        }.items()
+    }
+
+
+def compression(run: trajstore.Run) -> dict[str, float]:
+    """Bytes on disk over bytes in memory, array by array."""
+    ratios = {}
+    groups = {"": run.group, "references/": run.group["references"]}
+    for prefix, group in groups.items():
+        for name, array in group.arrays():
+            raw = array.size * ITEM_SIZE[str(array.dtype)]
+            ratios[prefix + name] = bytes_of_chunks(run.path / (prefix + name)) / raw
+    return ratios
+
+
+def bytes_of_chunks(path: Path) -> int:
+    return sum(f.stat().st_size for f in (path / "c").rglob("*") if f.is_file())
+
+
+def measure(experiment: Any, directory: Path) -> dict[str, Any]:
+    """Record with several lengths of windows, and with several numbers of signs."""
+    epoch = steps_per_epoch(experiment)
+    lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
+    options: list[dict[str, int]] = [{"reference_every": n} for n in lengths]
+    options += [{"sketch_bits": bits} for bits in SIGNS]
+    *runs, default = record(experiment, directory, [*options, {}])
+    errors = [errors_mid_run(run) for run in runs]
+    titles = [f"{length / epoch:.3f}" for length in lengths]
+    return {
+        "parameters": default.layout.n_params,
+        "padded parameters": default.layout.size,
+        "tensors": len(default.layout.names),
+        "steps": default.n_steps,
+        "epochs": default.n_epochs,
+        "by epochs in a window": dict(zip(titles, errors, strict=False)),
+        "by signs": dict(zip(map(str, SIGNS), errors[len(lengths) :], strict=True)),
+        "bytes on disk over bytes in memory": compression(default),
+    }
+
+
+def steps_per_epoch(experiment: Any) -> int:
+    """Ask a training how long its epochs are, without training."""
+    found: list[int] = []
+
+    @contextmanager
+    def observe(*_: Any, steps_per_epoch: int, total_steps: int) -> Iterator[Log]:
+        del total_steps
+        found.append(steps_per_epoch)
+        yield Everyone([])
+
+    replace(experiment, epochs=0).train(observe)
+    return found[0]
+
+
+def main(*, only: str | None = None, out: Path = RESULTS) -> None:
+    """Measure, and write what was found.
+
+    Parameters
+    ----------
+    only : str, optional
+        Name of one training; the results of the others stay.
+    out : Path
+        JSON file to write.
+    """
+    results = json.loads(out.read_text()) if only else {}
+    for name in [only] if only else WORKLOADS:
+        with tempfile.TemporaryDirectory() as directory:
+            results[name] = measure(WORKLOADS[name], Path(directory))
+        Console().print_json(json.dumps({name: results[name]}))
+    out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
