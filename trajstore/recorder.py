@@ -467,8 +467,8 @@ class Recorder:
         if not self._is_open or os.getpid() != self._pid:
             return
         # After a step that failed halfway nothing is known of the parameters.
-        was_completed = self._has_stepped and self._row is None
-        if was_completed and not self._tracker.is_where_last_step_led():
+        is_known = self._is_recording and self._has_stepped and self._row is None
+        if is_known and not self._tracker.is_where_last_step_led():
             warn(
                 "The parameters have changed since the last optimizer step. The "
                 "final iterate is what they are now.",
@@ -659,8 +659,8 @@ class Recorder:
                 self._journal.remove()
 
         try:
+            self._flush()
             if self._is_recording:
-                self._flush()
                 self._background.submit(write)
         finally:
             self._background.close(self._writer.close)
