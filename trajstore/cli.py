@@ -17,6 +17,8 @@ from zarr.core.sync import sync
 from trajstore.command_line import run_command_line
 from trajstore.plan_command import plan
 from trajstore.reader import Run, open_run
+from trajstore.recovery import has_journal
+from trajstore.recovery import recover as recover_steps
 from trajstore.verify import all_chunks, problems
 
 LISTINGS: Final = 10
@@ -65,6 +67,22 @@ def verify(store: Positional[str]) -> None:
     console.print(f"No problem in {chunks}.", highlight=False)
 
 
+def recover(store: Positional[str]) -> None:
+    """Write to a store the steps that only the journal of its recording holds.
+
+    For a recording that was killed and will not be resumed; resuming does the same.
+
+    Parameters
+    ----------
+    store : str
+        Path of the trajectory store.
+    """
+    found = recover_steps(store)
+    Console().print(
+        f"{found:,} steps were recovered; {open_run(store).n_steps:,} in all."
+    )
+
+
 def _facts(run: Run) -> dict[str, str]:
     spec, layout = run.spec, run.layout
     total, references, *others = (
@@ -80,7 +98,7 @@ def _facts(run: Run) -> dict[str, str]:
     )
     facts = {
         "store": run.location,
-        "status": f"{run.status}, begun {run.attributes['created']}",
+        "status": f"{run.status}, begun {run.attributes['created'][:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
         "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
@@ -88,6 +106,11 @@ def _facts(run: Run) -> dict[str, str]:
         "scalars": ", ".join(run.attributes["metrics"]) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
     }
+    if resumes := run.attributes["resumes"]:
+        missing = sum(resumption["n_missing"] for resumption in resumes)
+        facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
+    if has_journal(run.location):
+        facts["journal"] = "may hold further steps: traj-store recover"
     facts["size"] = (
         f"{decimal(total)}: {decimal(steps)} steps, "
         f"{decimal(references)} references, {decimal(kept)} other iterates"
@@ -116,7 +139,7 @@ def _bytes_below(store: Store, prefix: str) -> int:
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"info": info, "verify": verify, "plan": plan},
+        {"info": info, "verify": verify, "recover": recover, "plan": plan},
         prog="traj-store",
         description="Look into trajectory stores, and plan them.",
     )

@@ -2,8 +2,8 @@
 
 What was written to a file survives the end of the process, however it ends. Each buffer of
 rows has a file, ``.journal/STEP`` with the buffer's first step, that is deleted when the
-rows are in the store. A record is a line of JSON, which holds the length and the checksum
-of the arrays that follow it; reading ends with the first record that is not whole.
+rows are in the store. A record is a line, a checksum and JSON, and the arrays one behind the
+other; reading ends with the first record that is not whole.
 """
 
 import json
@@ -78,10 +78,9 @@ class Journal:
             "step": record.step,
             "place": record.place,
             "scalars": record.scalars,
-            "bytes": len(body),
-            "crc": zlib.crc32(body),
         }
-        self._file.write(json.dumps(header).encode() + b"\n" + body)
+        line = json.dumps(header).encode() + b"\n"
+        self._file.write(b"%08x " % _checksum(line, body) + line + body)
 
     def discard(self, first: int) -> None:
         """Delete the file that begins with a step: all of it is committed."""
@@ -169,11 +168,12 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
         np.dtype(dtype).itemsize * int(np.prod(shape))
         for dtype, shape in kinds.values()
     )
+    checksum, _, line = file.readline(MAX_HEADER).partition(b" ")
+    body = file.read(n_bytes)
+    if len(body) != n_bytes or checksum != b"%08x" % _checksum(line, body):
+        return None
     try:
-        header = json.loads(file.readline(MAX_HEADER))
-        body = file.read(n_bytes)
-        if header["bytes"] != len(body) or header["crc"] != zlib.crc32(body):
-            return None
+        header = json.loads(line)
         epoch, iteration, window = header["place"]
         step, scalars = int(header["step"]), dict(header["scalars"])
     except (ValueError, KeyError, TypeError):
@@ -184,3 +184,7 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
         array = np.frombuffer(body, dtype, count, offset).reshape(shape)
         arrays[name], offset = array, offset + array.nbytes
     return Record(step, (epoch, iteration, window), scalars, arrays)
+
+
+def _checksum(line: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(line))

@@ -31,6 +31,9 @@ from trajstore.schema import LEASE_SECONDS, LOCK, WRITER
 
 PROTOTYPE: Final = default_buffer_prototype()
 
+PATIENCE: Final = 1.0
+"""Seconds for which a lock in a directory is waited for."""
+
 
 class StoreLockedError(RuntimeError):
     """Another process writes the store, or has taken it over."""
@@ -76,7 +79,8 @@ class WriterLock:
             return
         if self._file is not None:
             try:
-                self._file.acquire(blocking=False)
+                # A reader may hold it for an instant, to see whether anybody does.
+                self._file.acquire(timeout=PATIENCE)
             except Timeout:
                 raise StoreLockedError(await self._refusal()) from None
         elif _is_fresh(await self._read_holder()):

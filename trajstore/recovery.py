@@ -1,6 +1,5 @@
 """Bring the journal of an interrupted recording into its store."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 from trajstore.journal import JOURNAL, Journal, replay
 from trajstore.layout import Layout
 from trajstore.location import is_remote, locate
-from trajstore.root_document import root_problems
-from trajstore.schema import RunSpec, SchemaError
+from trajstore.root_document import read_root
+from trajstore.schema import RunSpec
 from trajstore.writer import Writer
 
 
@@ -36,18 +35,21 @@ def recover(path: str | os.PathLike[str]) -> int:
         If it is not a trajectory store.
     """
     location = locate(path)
-    if is_remote(location) or not (Path(location) / JOURNAL).exists():
+    if not has_journal(location):
         return 0
     # In a thread of its own there is no event loop in the way, as in a notebook.
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(_recover, Path(location)).result()
 
 
+def has_journal(location: str) -> bool:
+    """Whether a store has a journal: it is being recorded, or was interrupted."""
+    return not is_remote(location) and (Path(location) / JOURNAL).exists()
+
+
 def _recover(store: Path) -> int:
-    root = json.loads((store / "zarr.json").read_bytes())
-    if problems := root_problems(root):
-        raise SchemaError([f"{store}: {problem}" for problem in problems])
-    spec = RunSpec.from_json(root["attributes"]["spec"])
+    attributes, _ = read_root((store / "zarr.json").read_bytes())
+    spec = RunSpec.from_json(attributes["spec"])
     writer = Writer(store, spec, resume=True)
     try:
         found = replay(writer, store, spec, Layout(spec.names, spec.shapes).size)

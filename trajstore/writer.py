@@ -1,6 +1,5 @@
 """Arrays in, store out: what a recorded run looks like on disk."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -16,7 +15,7 @@ from trajstore.event_loop import EventLoop
 from trajstore.layout import BLOCK, Layout
 from trajstore.location import is_remote, locate, open_store
 from trajstore.lock import PROTOTYPE, WriterLock
-from trajstore.root_document import KEYFRAMES, root_problems
+from trajstore.root_document import KEYFRAMES, read_root
 from trajstore.rotation import n_blocks
 from trajstore.schema import (
     FORMAT,
@@ -147,7 +146,7 @@ class Writer:
         self._loop.run(self._lock.acquire())
         root = self._loop.run(self._store.get("zarr.json", PROTOTYPE))
         if root is not None:
-            self._continue(json.loads(root.to_bytes()), created)
+            self._continue(root.to_bytes(), created)
         else:
             self._check_leftovers()
             self._commits.declare(self._step_arrays() | self._window_arrays())
@@ -171,12 +170,9 @@ class Writer:
                 "Choose another path."
             )
 
-    def _continue(self, root: object, created: str | None) -> None:
+    def _continue(self, root: bytes, created: str | None) -> None:
         """Take up a store as its root document describes it."""
-        if problems := root_problems(root):
-            raise SchemaError([f"{self.location}: {problem}" for problem in problems])
-        document: Any = root
-        attributes = document["attributes"]
+        attributes, arrays = read_root(root)
         found = RunSpec.from_json(attributes["spec"])
         if problems := spec_differences(found, self._spec):
             raise SchemaError(
@@ -195,7 +191,6 @@ class Writer:
             # A killed process leaves files that it was writing.
             for partial in Path(self.location).rglob("*.partial"):
                 partial.unlink(missing_ok=True)
-        arrays = document["consolidated_metadata"]["metadata"]
         self._metrics += attributes["metrics"]
         self._snapshots |= attributes["snapshots"]
         self._resumes += attributes["resumes"]

@@ -50,7 +50,9 @@ def wait():
 
 def start(path: Path, program: str, **options: Any) -> "subprocess.Popen[str]":
     """Run a training in a process of its own, up to where it is ready."""
-    text = TRAINING.format(options=OPTIONS | options) + f"path = {str(path)!r}\n" + program
+    text = (
+        TRAINING.format(options=OPTIONS | options) + f"path = {str(path)!r}\n" + program
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", text],
         stdout=subprocess.PIPE,
@@ -178,7 +180,9 @@ def training() -> Training:
     return Training()
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 def test_workers_of_a_loader_do_not_touch_the_store(training: Training, tmp_path: Path):
     data = TensorDataset(torch.randn(64, 30))
     loader = DataLoader(data, 8, num_workers=2, multiprocessing_context="fork")
@@ -208,7 +212,9 @@ def in_a_fork(call: Callable[[], object]) -> str:
         return answer.read()
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 def test_a_forked_process_cannot_write(training: Training, tmp_path: Path):
     with training.record(tmp_path / "run.zarr") as recorder:
         training.step()
@@ -268,6 +274,13 @@ DISKS = pytest.mark.parametrize("disk", ["small_disk", "full_disk"])
 LARGE: dict[str, Any] = {"sketch_bits": 65536, "flush_rows": 8}
 
 
+def train(training: Training, n_steps: int) -> None:
+    """Train slowly enough for the disk to fill meanwhile."""
+    for _ in range(n_steps):
+        training.step()
+        time.sleep(0.002)
+
+
 @DISKS
 def test_a_full_disk_stops_the_training(
     disk: str, training: Training, request: pytest.FixtureRequest
@@ -275,7 +288,7 @@ def test_a_full_disk_stops_the_training(
     path = request.getfixturevalue(disk) / "run.zarr"
     steps = 0
     with (  # noqa: PT012 - how far it gets is not known
-        pytest.raises(RuntimeError, match="No space left.*stays readable"),
+        pytest.raises(RuntimeError, match=r"No space left.*stays readable"),
         training.record(path, **LARGE),
     ):
         for steps in range(1000):  # noqa: B007
@@ -293,10 +306,8 @@ def test_training_goes_on_where_only_a_warning_is_wanted(
 ):
     path = request.getfixturevalue(disk) / "run.zarr"
     with training.record(path, on_error="warn", **LARGE) as recorder:
-        with pytest.warns(UserWarning, match="Recording ended before.*No space left"):
-            for _ in range(300):
-                training.step()
-                time.sleep(0.002)
+        with pytest.warns(UserWarning, match=r"ended before.*No space left"):
+            train(training, 300)
         # Nothing that a training loop calls raises an error from now on.
         recorder.log(loss=1.0)
         recorder.flush()
@@ -310,7 +321,7 @@ def test_training_goes_on_where_only_a_warning_is_wanted(
 def test_errors_of_measuring_are_no_end_of_training_either(
     training: Training, tmp_path: Path
 ):
-    with training.record(tmp_path / "run.zarr", on_error="warn") as recorder:
+    with training.record(tmp_path / "run.zarr", on_error="warn"):
         training.step()
         with pytest.warns(UserWarning, match=r"ended before step 1: .*closure"):
             training.optimizer.step(lambda: torch.zeros(()))
@@ -366,6 +377,4 @@ def test_synced_commits_reach_the_disk_before_their_root(
 
 def test_a_journal_needs_a_directory(training: Training):
     with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is not"):
-        Recorder(
-            "s3://runs/run.zarr", training.model, training.optimizer, journal=True
-        )
+        Recorder("s3://runs/run.zarr", training.model, training.optimizer, journal=True)

@@ -1,11 +1,9 @@
 """Runs in object storage are read, verified and sized like those in directories."""
 
 import pickle
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -18,24 +16,6 @@ from trajstore.schema import LEASE_SECONDS, WRITER
 from trajstore.verify import problems
 
 obstore = pytest.importorskip("obstore")
-server = pytest.importorskip("moto.server")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URL of a bucket in an emulation of S3."""
-    emulation = server.ThreadedMotoServer(port=0, verbose=False)
-    emulation.start()
-    host, port = emulation.get_host_and_port()
-    url = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        urlopen(Request(f"{url}/runs", method="PUT")).close()
-        yield "s3://runs"
-    emulation.stop()
 
 
 @pytest.fixture(scope="module")

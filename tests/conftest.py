@@ -1,0 +1,25 @@
+"""Storage that tests share."""
+
+from collections.abc import Iterator
+from urllib.request import Request, urlopen
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """URL of a bucket in an emulation of S3."""
+    pytest.importorskip("obstore")
+    server = pytest.importorskip("moto.server")
+    emulation = server.ThreadedMotoServer(port=0, verbose=False)
+    emulation.start()
+    host, port = emulation.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        urlopen(Request(f"{url}/runs", method="PUT")).close()
+        yield "s3://runs"
+    emulation.stop()
