@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from trajstore import cli
+from trajstore import cli, open_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +23,30 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = runpy.run_path(str(ROOT / "docs/snippets/analyse.py"))
     assert (tmp_path / "geometry.png").stat().st_size > 10_000
     assert results["by_layer"].sizes == {"step": 80, "layer": 4}
+
+
+def test_the_snippet_on_resuming_runs_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        runpy.run_path(str(ROOT / "docs/snippets/resume.py"))
+    run = open_run("resumed.zarr")
+    assert (run.n_steps, run.status) == (60, "complete")
+    assert [resumption["step"] for resumption in run.attributes["resumes"]] == [40]
+
+
+def test_what_is_promised_names_tests_that_exist():
+    page = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", page)
+    assert len(named) >= 25
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), (
+            name
+        )
+    promises = re.split(r"\n(?=\*\*)", page.partition("## What it takes")[0])[1:]
+    assert all("`tests/" in promise for promise in promises)
 
 
 def test_snippets_of_the_page_on_querying_run(
