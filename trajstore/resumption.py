@@ -204,6 +204,8 @@ def _position_from_rows(writer: Writer, step: int) -> Position:
 def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:
     """Fill the steps between what the store holds and the position."""
     missing = np.arange(writer.n_steps, position.step)
+    if len(missing) == 0:
+        return
     if spec.steps_per_epoch is None:
         epochs = np.full_like(missing, position.epoch)
         iterations = missing - position.epoch_start

@@ -243,7 +243,7 @@ class Writer:
         return float(np.nan_to_num(row[self._metrics.index(name)]))
 
     def rewind(self, n_steps: int, snapshots: Iterable[str]) -> None:
-        """Forget what came after a step, and the end of the run.
+        """Forget what came after a step, and the end of the run; is committed.
 
         Parameters
         ----------
@@ -267,6 +267,8 @@ class Writer:
         if self._has_final:
             self._commits.remove("final")
             self._has_final = False
+        # Before anything is written in the place of what is forgotten.
+        self.commit()
 
     def note_resumption(self, step: int) -> None:
         """Keep in the store that the recording was resumed, and what it lacks.

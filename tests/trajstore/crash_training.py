@@ -46,11 +46,10 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
         options["resume"] = state["recorder"]
     elif path.exists():
         options |= {"resume": True, "step": 0}
-    with (
-        path.with_suffix(".log").open("ab", buffering=0) as log,
-        Recorder(path, model, optimizer, **options) as recorder,
-    ):
-        log.write(b"resumed %d\n" % start)
+    log = path.with_suffix(".log").open("ab", buffering=0)
+    # The recorder is about to forget what came after the checkpoint.
+    log.write(b"resumed %d\n" % start)
+    with log, Recorder(path, model, optimizer, **options) as recorder:
         for step in range(start, N_STEPS):
             if step > start and step % save_every == 0:
                 state = {

@@ -1,5 +1,6 @@
 """An interrupted and resumed recording against one that was not interrupted."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.storage import LocalStore
 
 import analyzers
 from trajstore.reader import Run, open_run
@@ -370,3 +372,41 @@ def test_something_else_is_not_resumed(tmp_path: Path):
     (tmp_path / "photos" / "1.jpg").write_bytes(b"")
     with pytest.raises(FileExistsError, match=r"not a trajectory store.*1\.jpg"):
         attempt(tmp_path / "photos", Training(), resume=True, step=0)
+
+
+@pytest.mark.parametrize("state", [True, False], ids=["state", "no-state"])
+def test_a_resumption_that_ends_between_any_two_writes_leaves_right_rows(
+    state: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record(tmp_path / "whole.zarr", range(30))
+    expected = open_run(tmp_path / "whole.zarr")
+    path, saved = tmp_path / "run.zarr", tmp_path / "saved.pt"
+    record(path, range(20), save=saved)
+    put, left = LocalStore.set, [0]
+
+    async def set_(self: LocalStore, key: str, value: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("the process ends here")
+        await put(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", set_)
+    options: dict[str, Any] = {"resume": saved, "flush_rows": 3}
+    options |= {} if state else {"step": 20}
+    has_ended, n_writes = True, 0
+    while has_ended:
+        copy = tmp_path / f"{n_writes}.zarr"
+        shutil.copytree(path, copy)
+        left[0] = n_writes
+        try:
+            record(copy, range(20, 23), **options)
+            has_ended = False
+        except (OSError, RuntimeError):
+            n_writes += 3
+        run = open_run(copy)
+        assert run.n_steps in {25, 20, 23}
+        every = slice(0, run.n_steps)
+        for name in ("epoch", "window", "signs", "probe_scales"):
+            found = run.rows(name, every).tobytes()
+            assert found == expected.rows(name, every).tobytes(), (name, n_writes)
+    assert n_writes > 20
