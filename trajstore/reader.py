@@ -1,7 +1,7 @@
 """Store in, lazy datasets and parameter vectors out."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -301,7 +301,38 @@ class Run:
         return lru_cache(maxsize=DECODED_PARTS)(self._decode)
 
     def _decode(self, window: int, start: int, stop: int) -> FloatArray:
-        elements, blocks = slice(start, stop), slice(start // BLOCK, stop // BLOCK)
+        is_keyframe = window % KEYFRAME_EVERY == 0
+        before = None if is_keyframe else self._decoded(window - 1, start, stop)
+        return self._decode_after(before, window, slice(start, stop))
+
+    def references(self, windows: range, elements: slice) -> Iterator[FloatArray]:
+        """Decode a part of the reference points of successive windows; keep none.
+
+        Parameters
+        ----------
+        windows : range
+            Which windows. What lies between the keyframe before and the first of them
+            has to be decoded as well.
+        elements : slice
+            Part of the flat vector, between multiples of `trajstore.layout.BLOCK`.
+
+        Yields
+        ------
+        numpy.ndarray
+            What `reference` returns, window by window.
+        """
+        reference: FloatArray | None = None
+        for window in range(
+            windows.start - windows.start % KEYFRAME_EVERY, windows.stop
+        ):
+            reference = self._decode_after(reference, window, elements)
+            if window >= windows.start:
+                yield reference
+
+    def _decode_after(
+        self, before: FloatArray | None, window: int, elements: slice
+    ) -> FloatArray:
+        """Decode a part of a reference, given the one before it."""
         keyframe, since = divmod(window, KEYFRAME_EVERY)
         if since == 0:
             reference: FloatArray = self.array("references/keyframes")[
@@ -310,9 +341,9 @@ class Run:
         else:
             codes = self.array("references/codes")[window, elements]
             row = self.rows("references/scales", slice(window, window + 1))
-            scales = row[0, blocks]
-            before = self._decoded(window - 1, start, stop)
-            reference = before + deltas.decode(codes, scales)
+            scales = row[0, elements.start // BLOCK : elements.stop // BLOCK]
+            reference = deltas.decode(codes, scales)
+            reference += before
         reference.flags.writeable = False
         return reference
 
