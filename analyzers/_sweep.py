@@ -43,7 +43,7 @@ class Around(NamedTuple):
     target: Float32Array
     end: Float32Array
 
-    def vectors(self, part: slice, out: npt.NDArray[Any]) -> None:
+    def vectors(self, part: slice, out: Float32Array) -> None:
         """Write a part of r, r less the earlier ones, x* - r and the end less r.
 
         Parameters
@@ -51,17 +51,17 @@ class Around(NamedTuple):
         part : slice
             Part of the parts.
         out : numpy.ndarray
-            float32 or float64, shape ``(basis + 2, part)``; differences are rounded to
-            float32, as they were when training computed with them.
+            float32, shape ``(basis + 2, part)``.
         """
         reference = self.reference[part]
         out[0] = reference
         for row, earlier in zip(out[1:], self.earlier, strict=False):
-            np.subtract(reference, earlier[part], out=row, dtype=np.float32)
-        np.subtract(self.target[part], reference, out=out[-2], dtype=np.float32)
-        np.subtract(self.end[part], reference, out=out[-1], dtype=np.float32)
+            np.subtract(reference, earlier[part], out=row)
+        np.subtract(self.target[part], reference, out=out[-2])
+        np.subtract(self.end[part], reference, out=out[-1])
         # Any known vector would do in its place; where the end is lost, none is as good.
-        out[-1][~np.isfinite(out[-1])] = 0
+        if not np.isfinite(out[-1] @ out[-1]):
+            out[-1][~np.isfinite(out[-1])] = 0
 
     def cut(self, part: slice) -> "Around":
         """Return a part of everything."""
@@ -104,28 +104,29 @@ def sweep(
     rank, last = run.spec.basis, run.n_windows - 1
     x = read_point(target, elements)
     first = min(past_windows(windows.start, rank), default=windows.start)
-    until = min(windows.stop, last)
-    decoded = run.references(range(first, until + 1), elements)
+    until = min(windows.stop, last) + 1
+    n = elements.stop - elements.start
+    # Of the oldest window in use to the one that follows; made once, for memory that is
+    # new costs more than what is computed in it.
+    reach = 1 << max(0, rank - 2)
+    buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
+    decoded = run.references(range(first, until), elements, buffers)
     kept: dict[int, Float32Array] = {}
-    newest = first - 1
     for c in windows:
-        while newest < min(c + 1, last):
-            newest += 1
-            kept[newest] = next(decoded)
+        for ahead in range(max(kept, default=first - 1) + 1, min(c + 1, last) + 1):
+            kept[ahead] = next(decoded)
         past = past_windows(c, rank)
         end = kept[c + 1] if c < last else _end_of_run(run, kept[c], elements)
         yield c, Around(kept[c], [kept[p] for p in past], x, end)
-        for p in [p for p in kept if p < min(past_windows(c + 1, rank), default=c + 1)]:
-            del kept[p]
+        kept.pop(c - reach, None)
 
 
 def read_point(target: ReferencePoint, elements: slice) -> Float32Array:
     """Read a large part of a point, a few chunks at a time."""
     values = np.empty(elements.stop - elements.start, np.float32)
-    for start in range(elements.start, elements.stop, READ):
-        stop = min(start + READ, elements.stop)
-        part = slice(start - elements.start, stop - elements.start)
-        values[part] = target.read(slice(start, stop))
+    for part in slices(elements, READ):
+        start = part.start - elements.start
+        values[start : start + part.stop - part.start] = target.read(part)
     return values
 
 
@@ -148,16 +149,18 @@ def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
     list of (int, slice)
         Tensors, and where their pieces lie within the part.
     """
-    pieces = []
     ends = layout.offsets + BLOCK * layout.blocks
+    pieces = []
     for layer, (offset, end) in enumerate(zip(layout.offsets, ends, strict=True)):
-        start, stop = max(int(offset), elements.start), min(int(end), elements.stop)
-        for first in range(start, stop, SEGMENT):
-            piece = slice(first, min(first + SEGMENT, stop))
-            pieces.append(
-                (
-                    layer,
-                    slice(piece.start - elements.start, piece.stop - elements.start),
-                )
-            )
+        first = max(int(offset), elements.start) - elements.start
+        last = min(int(end), elements.stop) - elements.start
+        pieces += [(layer, piece) for piece in slices(slice(first, last), SEGMENT)]
     return pieces
+
+
+def slices(whole: slice, length: int) -> list[slice]:
+    """Cut a slice into slices of one length, and a shorter one."""
+    return [
+        slice(i, min(i + length, whole.stop))
+        for i in range(whole.start, whole.stop, length)
+    ]

@@ -19,6 +19,7 @@ from dask.delayed import Delayed, delayed
 
 from analyzers._arrays.path_geometry import QUANTITIES
 from analyzers._exact import exact_sums, finish_exact
+from analyzers._sweep import slices
 from analyzers._windows import finish, fit, inner_products, project, windows_of
 from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
@@ -67,7 +68,7 @@ def _sketch_tasks(
     # Where a basis reaches far back, more references are held at the same time.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))
-    row_parts = slices(0, n_rows, max(1, -(-n_rows // n_parts)))
+    row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))
     assert width * n_rows >= run.layout.size
     fits: dict[int, Delayed] = {}
     for steps in chunks:
@@ -90,7 +91,7 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
     windows = range(first, min(first + KEYFRAME_EVERY, run.n_windows))
     parts = [
         _task(partial(inner_products, run, target, windows, elements))
-        for elements in slices(0, run.layout.size, PART)
+        for elements in slices(slice(0, run.layout.size), PART)
     ]
     return _task(partial(fit, windows), parts)
 
@@ -98,7 +99,7 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
 def _exact_tasks(
     run: Run, target: ReferencePoint, chunks: Sequence[slice], layers: bool
 ) -> Iterator[Delayed]:
-    elements = slices(0, run.layout.size, PART)
+    elements = slices(slice(0, run.layout.size), PART)
     for steps in chunks:
         parts = [
             _task(partial(exact_sums, run, target, steps, part)) for part in elements
@@ -118,7 +119,3 @@ def _task(function: Any, *arguments: Any) -> Delayed:
     task: Delayed = delayed(function, traverse=False)(*arguments, dask_key_name=name)
     return task
 
-
-def slices(start: int, stop: int, step: int) -> list[slice]:
-    """Cut a range into slices of one length, and a shorter one."""
-    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]

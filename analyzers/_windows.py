@@ -5,7 +5,7 @@ up. Windows are gone through in order, since their references build on each othe
 here knows Dask: `analyzers._tasks` makes tasks of these functions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -27,7 +27,7 @@ from analyzers._arrays.path_geometry import (
     sketch_variance,
 )
 from analyzers._blas import one_blas_thread
-from analyzers._sweep import SEGMENT, Around, past_windows, segments, sweep
+from analyzers._sweep import SEGMENT, Around, past_windows, segments, slices, sweep
 from trajstore.layout import BLOCK
 from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
@@ -37,7 +37,7 @@ from trajstore.sketch import Decoded, Sketch
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-STEP_BYTES: Final = 64 << 20
+STEP_BYTES: Final = 128 << 20
 """Decoded sketches that a task holds."""
 
 ROWS: Final = 8
@@ -129,13 +129,15 @@ def inner_products(
     n = run.spec.basis + 2
     total = np.zeros((len(windows), len(run.layout.names), n, n))
     pieces = segments(run.layout, elements)
-    scratch = np.empty((n, SEGMENT))
+    scratch, doubles = np.empty((n, SEGMENT), np.float32), np.empty((n, SEGMENT))
     with one_blas_thread():
         for c, around in sweep(run, target, windows, elements):
             of_window = total[c - windows.start]
             for layer, part in pieces:
-                vectors = scratch[:, : part.stop - part.start]
-                around.vectors(part, out=vectors)
+                size = part.stop - part.start
+                around.vectors(part, out=scratch[:, :size])
+                vectors = doubles[:, :size]
+                vectors[:] = scratch[:, :size]
                 for i, vector in enumerate(vectors):
                     of_window[layer, i, : i + 1] += vectors[: i + 1] @ vector
     upper = np.tril(total, -1).swapaxes(-1, -2)
@@ -245,6 +247,9 @@ def project(
     before = elements.start - whole_blocks.start
     inside = slice(before, before + elements.stop - elements.start)
     projected = {}
+    # Made once: memory that is new costs more than what is computed in it.
+    matrix = np.empty((rows.stop - rows.start, width), np.float32)
+    buckets = np.empty((_steps_at_once(run, of_window), width), np.float32)
     with one_blas_thread():
         for c, around in sweep(run, target, windows, whole_blocks):
             if c in of_window:
@@ -255,20 +260,23 @@ def project(
                     rows,
                     fitted[c],
                     layers=layers,
+                    out=matrix,
                 )
                 products = [
-                    contract(window, rows, decode(window, part), left, layers=layers)
-                    for part in _step_chunks(run, of_window[c])
+                    contract(
+                        window, rows, decode(window, part, buckets), left, layers=layers
+                    )
+                    for part in slices(of_window[c], len(buckets))
                 ]
                 projected[c] = Projected(np.concatenate(products), left.totals)
     return projected
 
 
-def _step_chunks(run: Run, steps: slice) -> Iterator[slice]:
-    """Cut steps into chunks whose decoded sketches fill at most `STEP_BYTES`."""
-    chunk = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
-    for start in range(steps.start, steps.stop, chunk):
-        yield slice(start, min(start + chunk, steps.stop))
+def _steps_at_once(run: Run, of_window: Mapping[int, slice]) -> int:
+    """Choose how many sketches are decoded at once: many, and as many every time."""
+    most = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
+    longest = max(part.stop - part.start for part in of_window.values())
+    return -(-longest // -(-longest // most))
 
 
 class Residual(NamedTuple):
@@ -287,16 +295,42 @@ class Residual(NamedTuple):
 
 
 def residual(
-    window: Window, around: Around, rows: slice, fitted: Fit, *, layers: bool
+    window: Window,
+    around: Around,
+    rows: slice,
+    fitted: Fit,
+    *,
+    layers: bool,
+    out: npt.NDArray[np.float32],
 ) -> Residual:
-    """Remove the basis from v, over the elements in some rows of the fold."""
+    """Remove the basis from v, over the elements in some rows of the fold.
+
+    Parameters
+    ----------
+    window : Window
+        Which window.
+    around : Around
+        Its vectors over these elements.
+    rows : slice
+        Rows of the fold.
+    fitted : Fit
+        The fit of the window.
+    layers : bool
+        Whether tensors are told apart.
+    out : numpy.ndarray
+        Where the result goes, float32 of shape ``(row, bucket)``.
+
+    Returns
+    -------
+    Residual
+        In `out`.
+    """
     run = window.run
     layout, fold, probes = run.layout, window.sketch.fold, run.probes
     n = len(around.reference)
     elements = slice(rows.start * fold.width, rows.start * fold.width + n)
     pieces = segments(layout, elements)
-    matrix = np.empty((rows.stop - rows.start, fold.width), np.float32)
-    flat = matrix.reshape(-1)
+    matrix, flat = out, out.reshape(-1)
     flat[n:] = 0
     scratch = np.empty((window.rank + 2, SEGMENT), np.float32)
     for layer, part in pieces:
@@ -359,11 +393,14 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
     return Totals(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
 
 
-def decode(window: Window, steps: slice) -> Decoded:
-    """Decode the sketches of some steps."""
+def decode(
+    window: Window, steps: slice, buffer: npt.NDArray[np.float32]
+) -> Decoded:
+    """Decode the sketches of some steps into a buffer of as many rows or more."""
     run = window.run
     signs, scales = run.rows("signs", steps), run.rows("scales", steps)
-    return run.sketch.decode(signs, scales, np.arange(steps.start, steps.stop))
+    numbers = np.arange(steps.start, steps.stop)
+    return run.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
 
 
 def contract(

@@ -6,7 +6,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from analyzers._tasks import NAMES, geometry_tasks, slices
+from analyzers._sweep import slices
+from analyzers._tasks import NAMES, geometry_tasks
 from trajstore.reader import Run
 from trajstore.reference_point import Reference, reference_point
 from trajstore.schema import LAYER, STEP
@@ -150,7 +151,7 @@ def result_chunks(run: Run) -> list[slice]:
     """Cut the steps of a run into the chunks that results have."""
     rows = RESULT_VALUES // len(run.layout.names)
     rows = max(1, min(rows, RESULT_ROWS))
-    return slices(0, run.n_steps, 1 << (rows.bit_length() - 1))
+    return slices(slice(0, run.n_steps), 1 << (rows.bit_length() - 1))
 
 
 def _attributes(name: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def write_run(
         probes=1024,
         steps_per_epoch=steps_per_epoch,
         reference_every=None,
-        total_steps=n_steps,
+        total_steps=None,
         exact=False,
     )
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.rotation import n_blocks
+from trajstore.signs import unpack_signs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -50,8 +51,7 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
 
 def decode(signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
     """Return scale times sign, float32 of shape ``(..., size)``; see `encode`."""
-    bits = np.unpackbits(signs, axis=-1)
-    vectors = np.subtract(2 * bits, 1, dtype=np.float32)
+    vectors = unpack_signs(signs)
     blocks = vectors.reshape(*scales.shape, -1)
     blocks *= scales[..., None]
     return vectors

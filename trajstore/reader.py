@@ -1,7 +1,7 @@
 """Store in, lazy datasets and parameter vectors out."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -303,10 +303,15 @@ class Run:
     def _decode(self, window: int, start: int, stop: int) -> FloatArray:
         is_keyframe = window % KEYFRAME_EVERY == 0
         before = None if is_keyframe else self._decoded(window - 1, start, stop)
-        return self._decode_after(before, window, slice(start, stop))
+        reference = np.empty(stop - start, np.float32)
+        self._decode_after(before, window, slice(start, stop), out=reference)
+        reference.flags.writeable = False
+        return reference
 
-    def references(self, windows: range, elements: slice) -> Iterator[FloatArray]:
-        """Decode a part of the reference points of successive windows; keep none.
+    def references(
+        self, windows: range, elements: slice, buffers: Sequence[FloatArray]
+    ) -> Iterator[FloatArray]:
+        """Decode a part of the reference points of successive windows.
 
         Parameters
         ----------
@@ -315,37 +320,42 @@ class Run:
             has to be decoded as well.
         elements : slice
             Part of the flat vector, between multiples of `trajstore.layout.BLOCK`.
+        buffers : sequence of numpy.ndarray
+            At least two, float32 of shape ``(part,)``, to be used in turn.
 
         Yields
         ------
         numpy.ndarray
-            What `reference` returns, window by window.
+            What `reference` returns, window by window, each in the next buffer.
         """
-        reference: FloatArray | None = None
+        before = None
         for window in range(
             windows.start - windows.start % KEYFRAME_EVERY, windows.stop
         ):
-            reference = self._decode_after(reference, window, elements)
+            reference = buffers[window % len(buffers)]
+            self._decode_after(before, window, elements, out=reference)
             if window >= windows.start:
                 yield reference
+            before = reference
 
     def _decode_after(
-        self, before: FloatArray | None, window: int, elements: slice
-    ) -> FloatArray:
+        self,
+        before: FloatArray | None,
+        window: int,
+        elements: slice,
+        *,
+        out: FloatArray,
+    ) -> None:
         """Decode a part of a reference, given the one before it."""
         keyframe, since = divmod(window, KEYFRAME_EVERY)
         if since == 0:
-            reference: FloatArray = self.array("references/keyframes")[
-                keyframe, elements
-            ]
-        else:
-            codes = self.array("references/codes")[window, elements]
-            row = self.rows("references/scales", slice(window, window + 1))
-            scales = row[0, elements.start // BLOCK : elements.stop // BLOCK]
-            reference = deltas.decode(codes, scales)
-            reference += before
-        reference.flags.writeable = False
-        return reference
+            out[:] = self.array("references/keyframes")[keyframe, elements]
+            return
+        assert before is not None
+        codes = self.array("references/codes")[window, elements]
+        row = self.rows("references/scales", slice(window, window + 1))
+        scales = row[0, elements.start // BLOCK : elements.stop // BLOCK]
+        deltas.move(before, codes, scales, out=out)
 
 
 def open_run(path: str | Path) -> Run:

@@ -10,6 +10,7 @@ References
 """
 
 from enum import IntEnum
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -81,5 +82,29 @@ def random_signs(
         byte first.
     """
     packed = random_bytes(-(-n // 8), seed=seed, role=role, step=step)
-    bits = np.unpackbits(packed, count=n)
-    return np.subtract(2 * bits, 1, dtype=np.float32)
+    return unpack_signs(packed)[:n]
+
+
+def unpack_signs(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return -1 for every bit 0 and 1 for every bit 1, the highest bit of a byte first.
+
+    Parameters
+    ----------
+    packed : numpy.ndarray
+        uint8, shape ``(..., byte)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(..., 8 byte)``.
+    """
+    signs = np.take(_SIGNS_OF_BYTE, packed, axis=0)
+    return signs.reshape(*packed.shape[:-1], -1)
+
+
+_SIGNS_OF_BYTE: Final = np.subtract(
+    2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1),
+    1,
+    dtype=np.float32,
+)
+"""Eight signs for each byte; to look them up is twice as fast as to compute them."""

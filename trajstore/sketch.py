@@ -118,6 +118,7 @@ class Sketch:
         signs: npt.NDArray[np.uint8],
         scales: FloatArray,
         steps: npt.NDArray[np.int64],
+        out: FloatArray | None = None,
     ) -> "Decoded":
         """Estimate the folded gradients of some steps.
 
@@ -129,13 +130,16 @@ class Sketch:
             float32, shape ``(step, n_blocks)``.
         steps : numpy.ndarray
             int64, shape ``(step,)``: the optimizer steps of the rows.
+        out : numpy.ndarray, optional
+            Where the folded gradients go, float32, shape ``(step, width)``.
 
         Returns
         -------
         Decoded
             Unbiased; NaN where a scale is.
         """
-        buckets = np.empty((len(steps), self.fold.width), np.float32)
+        shape = (len(steps), self.fold.width)
+        buckets = np.empty(shape, np.float32) if out is None else out
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
         for i, step in enumerate(steps):
             rotation, row_signs[i] = self.step_signs(int(step))
