@@ -3,7 +3,8 @@
 Two passes go over the references: the inner products of all vectors, for the fit of
 every window, and then what the steps share with what the fits leave. A task of the first
 covers the windows of one keyframe and some elements; one of the second covers a chunk of
-steps and some rows of the fold. Tasks hold a few parts of vectors and some decoded
+steps and some rows of the fold. Where a task of the second holds all parameters, it does
+the work of the first as well. Tasks hold a few parts of vectors and some decoded
 sketches, whatever the length of the run and the number of its parameters; between them
 go only sums. Dask's dashboard shows tasks by the names of these functions.
 """
@@ -64,16 +65,16 @@ def geometry_tasks(
 def _sketch_tasks(
     run: Run, target: ReferencePoint, chunks: Sequence[slice], layers: bool
 ) -> Iterator[Delayed]:
-    n_rows, width = run.sketch.fold.n_rows, run.sketch.fold.width
+    n_rows = run.sketch.fold.n_rows
     # Where a basis reaches far back, more references are held at the same time.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))
     row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))
-    assert width * n_rows >= run.layout.size
+    is_whole = len(row_parts) == 1
     fits: dict[int, Delayed] = {}
     for steps in chunks:
         windows = windows_of(run, steps)
-        groups = sorted({c // KEYFRAME_EVERY for c in windows})
+        groups = sorted({c // KEYFRAME_EVERY for c in windows if not is_whole})
         for group in groups:
             if group not in fits:
                 fits[group] = _fit_task(run, target, group)
@@ -82,7 +83,7 @@ def _sketch_tasks(
             _task(partial(project, run, target, steps, rows, layers=layers), fitted)
             for rows in row_parts
         ]
-        yield _task(partial(finish, run, steps, layers=layers), fitted, parts)
+        yield _task(partial(finish, run, steps, layers=layers), parts)
 
 
 def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:

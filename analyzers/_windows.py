@@ -126,22 +126,31 @@ def inner_products(
     numpy.ndarray
         float64, shape ``(window, layer, rank + 2, rank + 2)``.
     """
-    n = run.spec.basis + 2
-    total = np.zeros((len(windows), len(run.layout.names), n, n))
     pieces = segments(run.layout, elements)
-    scratch, doubles = np.empty((n, SEGMENT), np.float32), np.empty((n, SEGMENT))
     with one_blas_thread():
-        for c, around in sweep(run, target, windows, elements):
-            of_window = total[c - windows.start]
-            for layer, part in pieces:
-                size = part.stop - part.start
-                around.vectors(part, out=scratch[:, :size])
-                vectors = doubles[:, :size]
-                vectors[:] = scratch[:, :size]
-                for i, vector in enumerate(vectors):
-                    of_window[layer, i, : i + 1] += vectors[: i + 1] @ vector
-    upper = np.tril(total, -1).swapaxes(-1, -2)
-    return total + upper
+        return np.stack(
+            [
+                _products(around, pieces, run)
+                for _, around in sweep(run, target, windows, elements)
+            ]
+        )
+
+
+def _products(
+    around: Around, pieces: Sequence[tuple[int, slice]], run: Run
+) -> FloatArray:
+    """Inner products in one window, float64 of shape (layer, rank + 2, rank + 2)."""
+    n = run.spec.basis + 2
+    total = np.zeros((len(run.layout.names), n, n))
+    scratch, doubles = np.empty((n, SEGMENT), np.float32), np.empty((n, SEGMENT))
+    for layer, part in pieces:
+        size = part.stop - part.start
+        around.vectors(part, out=scratch[:, :size])
+        vectors = doubles[:, :size]
+        vectors[:] = scratch[:, :size]
+        for i, vector in enumerate(vectors):
+            total[layer, i, : i + 1] += vectors[: i + 1] @ vector
+    return total + np.tril(total, -1).swapaxes(-1, -2)
 
 
 class Fit(NamedTuple):
@@ -162,11 +171,12 @@ class Fit(NamedTuple):
 def fit(windows: range, parts: Sequence[FloatArray]) -> dict[int, Fit]:
     """Regress v on the basis in some windows, given the parts of the inner products."""
     products = np.sum(parts, axis=0)
+    return {c: _regressed(one) for c, one in zip(windows, products, strict=True)}
+
+
+def _regressed(products: FloatArray) -> Fit:
     rank = products.shape[-1] - 2
-    coefficients = regress(products[..., :rank, :rank], products[..., :rank, rank])
-    return {
-        c: Fit(*both) for c, *both in zip(windows, products, coefficients, strict=True)
-    }
+    return Fit(products, regress(products[:, :rank, :rank], products[:, :rank, rank]))
 
 
 class Totals(NamedTuple):
@@ -196,12 +206,15 @@ class Projected(NamedTuple):
 
     Attributes
     ----------
+    fitted : Fit
+        The fit that v was left by.
     products : numpy.ndarray
         Estimates of <g, v>, float64, (step, layer), or (step, 1) without layers.
     totals : Totals
         Of v.
     """
 
+    fitted: Fit
     products: FloatArray
     totals: Totals
 
@@ -228,7 +241,8 @@ def project(
     rows : slice
         Rows of the fold.
     fits : sequence of mapping from int to Fit
-        The fits of all windows that the steps belong to.
+        The fits of all windows that the steps belong to; none if the rows are all rows,
+        so that the fits follow from what is read here.
     layers : bool
         Whether tensors are told apart.
 
@@ -246,7 +260,7 @@ def project(
     whole_blocks = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
     before = elements.start - whole_blocks.start
     inside = slice(before, before + elements.stop - elements.start)
-    projected = {}
+    projected, pieces = {}, segments(layout, whole_blocks)
     # Made once: memory that is new costs more than what is computed in it.
     matrix = np.empty((rows.stop - rows.start, width), np.float32)
     buckets = np.empty((_steps_at_once(run, of_window), width), np.float32)
@@ -254,11 +268,12 @@ def project(
         for c, around in sweep(run, target, windows, whole_blocks):
             if c in of_window:
                 window = Window(run=run, index=c)
+                one = fitted[c] if fits else _regressed(_products(around, pieces, run))
                 left = residual(
                     window,
                     around.cut(inside),
                     rows,
-                    fitted[c],
+                    one,
                     layers=layers,
                     out=matrix,
                 )
@@ -268,7 +283,7 @@ def project(
                     )
                     for part in slices(of_window[c], len(buckets))
                 ]
-                projected[c] = Projected(np.concatenate(products), left.totals)
+                projected[c] = Projected(one, np.concatenate(products), left.totals)
     return projected
 
 
@@ -468,7 +483,6 @@ def _pieces_by_layer(window: Window, rows: slice) -> dict[int, list[tuple[int, s
 def finish(
     run: Run,
     steps: slice,
-    fits: Sequence[Mapping[int, Fit]],
     parts: Sequence[Mapping[int, Projected]],
     *,
     layers: bool,
@@ -481,8 +495,6 @@ def finish(
         The recorded run.
     steps : slice
         Which steps.
-    fits : sequence of mapping from int to Fit
-        The fits of all windows that the steps belong to.
     parts : sequence of mapping from int to Projected
         What `project` returned for all rows of the fold.
     layers : bool
@@ -494,12 +506,10 @@ def finish(
         As `analyzers._arrays.path_geometry.geometry` returns it, float64 of shape
         ``(step,)`` or ``(step, layer)``.
     """
-    fitted = {c: one for some in fits for c, one in some.items()}
     by_window = [
         _finish_window(
             Window(run=run, index=c),
             part,
-            fitted[c],
             [projected[c] for projected in parts],
             layers=layers,
         )
@@ -514,11 +524,11 @@ def finish(
 def _finish_window(
     window: Window,
     steps: slice,
-    fitted: Fit,
     parts: Sequence[Projected],
     *,
     layers: bool,
 ) -> dict[str, FloatArray]:
+    fitted = parts[0].fitted
     totals = add_totals([part.totals for part in parts])
     tables = window.tables(steps)
     gradient_sq, sizes = tables["grad_sq"], window.run.layout.sizes

@@ -12,8 +12,9 @@ from trajstore.reader import Run
 from trajstore.reference_point import Reference, reference_point
 from trajstore.schema import LAYER, STEP
 
-RESULT_ROWS: Final = 4096
-"""Steps in a chunk of the result."""
+RESULT_ROWS: Final = (1024, 8192)
+"""Fewest and most steps in a chunk of the result; there are eight chunks, or more. The
+references between the last keyframe and a chunk have to be decoded for it."""
 
 RESULT_VALUES: Final = 1 << 19
 """Values of a quantity by layer in a chunk of the result, at most."""
@@ -149,8 +150,9 @@ def path_geometry(
 
 def result_chunks(run: Run) -> list[slice]:
     """Cut the steps of a run into the chunks that results have."""
-    rows = RESULT_VALUES // len(run.layout.names)
-    rows = max(1, min(rows, RESULT_ROWS))
+    fewest, most = RESULT_ROWS
+    most = min(most, RESULT_VALUES // len(run.layout.names))
+    rows = max(1, min(max(fewest, run.n_steps // 8), most))
     return slices(slice(0, run.n_steps), 1 << (rows.bit_length() - 1))
 
 

@@ -482,7 +482,7 @@ def test_result_does_not_depend_on_chunks(
         ("_tasks", "ROW_PART", 2048),
         ("_sweep", "READ", 1024),
         ("_sweep", "SEGMENT", 100),
-        ("path_geometry", "RESULT_ROWS", 5),
+        ("path_geometry", "RESULT_ROWS", (4, 5)),
     ):
         monkeypatch.setattr(sys.modules[f"analyzers.{module}"], name, value)
     result = analyzers.path_geometry(run, layers=layers)
