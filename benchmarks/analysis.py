@@ -76,7 +76,11 @@ def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
     for _ in track(range(rounds), "analysing"):
         product.append(product_rate(threads, seconds=2))
         started = time.perf_counter()
-        with dask.config.set(scheduler="threads", num_workers=threads), times:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            dask.config.set(scheduler="threads", num_workers=threads),
+            times,
+        ):
             geometry.compute()
         analysis.append(run.n_steps / (time.perf_counter() - started))
         product.append(product_rate(threads, seconds=2))

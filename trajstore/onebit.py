@@ -49,9 +49,11 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     return np.packbits(vectors >= 0, axis=-1), scales
 
 
-def decode(signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
-    """Return scale times sign, float32 of shape ``(..., size)``; see `encode`."""
-    vectors = unpack_signs(signs)
+def decode(
+    signs: npt.NDArray[np.uint8], scales: FloatArray, out: FloatArray | None = None
+) -> FloatArray:
+    """Return scale times sign, float32 of shape ``(..., size)``, in `out` if given."""
+    vectors = unpack_signs(signs, out)
     blocks = vectors.reshape(*scales.shape, -1)
     blocks *= scales[..., None]
     return vectors
