@@ -59,7 +59,7 @@ def geometry_tasks(
         ``(quantity, step, layer)``, in the order of `NAMES`.
     """
     tasks = _exact_tasks if run.spec.exact else _sketch_tasks
-    return [_task(stack, done) for done in tasks(run, target, chunks, layers)]
+    return [task(stack, done) for done in tasks(run, target, chunks, layers)]
 
 
 def _sketch_tasks(
@@ -80,10 +80,10 @@ def _sketch_tasks(
                 fits[group] = _fit_task(run, target, group)
         fitted = [fits[group] for group in groups]
         parts = [
-            _task(partial(project, run, target, steps, rows, layers=layers), fitted)
+            task(partial(project, run, target, steps, rows, layers=layers), fitted)
             for rows in row_parts
         ]
-        yield _task(partial(finish, run, steps, layers=layers), parts)
+        yield task(partial(finish, run, steps, layers=layers), parts)
 
 
 def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
@@ -91,10 +91,10 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
     first = group * KEYFRAME_EVERY
     windows = range(first, min(first + KEYFRAME_EVERY, run.n_windows))
     parts = [
-        _task(partial(inner_products, run, target, windows, elements))
+        task(partial(inner_products, run, target, windows, elements))
         for elements in slices(slice(0, run.layout.size), PART)
     ]
-    return _task(partial(fit, windows), parts)
+    return task(partial(fit, windows), parts)
 
 
 def _exact_tasks(
@@ -103,9 +103,9 @@ def _exact_tasks(
     elements = slices(slice(0, run.layout.size), PART)
     for steps in chunks:
         parts = [
-            _task(partial(exact_sums, run, target, steps, part)) for part in elements
+            task(partial(exact_sums, run, target, steps, part)) for part in elements
         ]
-        yield _task(partial(finish_exact, layers=layers), parts)
+        yield task(partial(finish_exact, layers=layers), parts)
 
 
 def stack(quantities: dict[str, Any]) -> npt.NDArray[np.float64]:
@@ -113,7 +113,7 @@ def stack(quantities: dict[str, Any]) -> npt.NDArray[np.float64]:
     return np.stack([quantities[name] for name in NAMES])
 
 
-def _task(function: Any, *arguments: Any) -> Delayed:
+def task(function: Any, *arguments: Any) -> Delayed:
     """Delay a call; Dask's dashboard shows it by the name of the function."""
     plain = function.func if isinstance(function, partial) else function
     name = f"{plain.__name__.strip('_')}-{uuid4().hex}"

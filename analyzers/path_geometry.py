@@ -1,5 +1,8 @@
 """How sampled gradients relate to where the path goes."""
 
+import json
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, Final
 
 import dask.array as da
@@ -8,16 +11,20 @@ import xarray as xr
 
 from analyzers._sweep import slices
 from analyzers._tasks import NAMES, geometry_tasks
+from analyzers._vector_file import write_vector_file
 from trajstore.reader import Run
-from trajstore.reference_point import Reference, reference_point
+from trajstore.reference_point import Reference, ReferencePoint, reference_point
 from trajstore.schema import LAYER, STEP
 
-RESULT_ROWS: Final = (1024, 8192)
+RESULT_ROWS: Final = (4096, 8192)
 """Fewest and most steps in a chunk of the result; there are eight chunks, or more. The
 references between the last keyframe and a chunk have to be decoded for it."""
 
 RESULT_VALUES: Final = 1 << 19
 """Values of a quantity by layer in a chunk of the result, at most."""
+
+ESTIMATOR: Final = 2
+"""Counted up where results change from one version of this package to the next."""
 
 SOURCE: Final = (
     "C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, 'No Wrong Turns: The "
@@ -112,7 +119,19 @@ def path_geometry(
     """
     if run.n_steps == 0:
         raise ValueError(f"{run.path} holds no steps yet; there is nothing to analyse.")
+    return lazy_geometry(run, analysis_target(run, reference), layers=layers)
+
+
+def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
+    """Find a reference point; arrays go to a file, never with the tasks."""
     target = reference_point(run, reference)
+    if target.values is None:
+        return target
+    return replace(target, read=write_vector_file(target.values), values=None)
+
+
+def lazy_geometry(run: Run, target: ReferencePoint, *, layers: bool) -> xr.Dataset:
+    """See `path_geometry`."""
     chunks = result_chunks(run)
     inner = (len(run.layout.names),) if layers else ()
     arrays = [
@@ -143,9 +162,24 @@ def path_geometry(
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
+        "computed_from": computed_from(run, target, layers=layers),
         "source": SOURCE,
     }
     return xr.Dataset(variables, coordinates, attributes)
+
+
+def computed_from(run: Run, target: ReferencePoint, *, layers: bool) -> str:
+    """Say what a result rests on, as JSON: equal for results that would be equal."""
+    return json.dumps(
+        {
+            "created": run.attributes["created"],
+            "n_steps": run.n_steps,
+            "status": run.status,
+            "reference": target.identity,
+            "layers": layers,
+            "version": f"{version('trajstore')}, {ESTIMATOR}",
+        }
+    )
 
 
 def result_chunks(run: Run) -> list[slice]:
