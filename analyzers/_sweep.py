@@ -5,7 +5,7 @@ only: a sweep decodes every reference once, and keeps as many as a basis reaches
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt

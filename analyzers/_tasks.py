@@ -119,4 +119,3 @@ def task(function: Any, *arguments: Any) -> Delayed:
     name = f"{plain.__name__.strip('_')}-{uuid4().hex}"
     task: Delayed = delayed(function, traverse=False)(*arguments, dask_key_name=name)
     return task
-

@@ -34,6 +34,16 @@ def write_vector_file(values: npt.NDArray[np.float32]) -> VectorFile:
 
     On a cluster of several machines ``dask.config``'s ``temporary-directory`` has to be
     one that all of them see.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        float32, one-dimensional.
+
+    Returns
+    -------
+    VectorFile
+        Removes its file when it is collected, in this process only.
     """
     directory = dask.config.get("temporary-directory", None)
     with tempfile.NamedTemporaryFile(

@@ -290,7 +290,7 @@ def project(
 def _steps_at_once(run: Run, of_window: Mapping[int, slice]) -> int:
     """Choose how many sketches are decoded at once: many, and as many every time."""
     most = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
-    longest = max(part.stop - part.start for part in of_window.values())
+    longest: int = max(part.stop - part.start for part in of_window.values())
     return -(-longest // -(-longest // most))
 
 
@@ -352,11 +352,9 @@ def residual(
         vectors = scratch[:, : part.stop - part.start]
         around.vectors(part, out=vectors)
         v = vectors[window.rank]
-        for vector, coefficient in zip(
-            vectors, fitted.coefficients[layer], strict=False
-        ):
-            vector *= np.float32(coefficient)
-            v -= vector
+        for i, coefficient in enumerate(fitted.coefficients[layer]):
+            vectors[i] *= np.float32(coefficient)
+            v -= vectors[i]
         flat[part] = v
 
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
@@ -374,8 +372,7 @@ def residual(
     inverse = (1 / window.weights).astype(np.float32)
     for layer, part in pieces:
         flat[part] *= inverse[layer]
-    for row, signs in zip(matrix, fold.column_signs[rows], strict=True):
-        row *= signs
+    matrix *= fold.column_signs[rows]
     crowded = [
         crowding(
             np.square(matrix[i : i + ROWS]),
@@ -408,9 +405,7 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
     return Totals(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
 
 
-def decode(
-    window: Window, steps: slice, buffer: npt.NDArray[np.float32]
-) -> Decoded:
+def decode(window: Window, steps: slice, buffer: npt.NDArray[np.float32]) -> Decoded:
     """Decode the sketches of some steps into a buffer of as many rows or more."""
     run = window.run
     signs, scales = run.rows("signs", steps), run.rows("scales", steps)

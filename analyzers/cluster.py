@@ -59,7 +59,7 @@ def connected(
             # One thread each: Python's lock would make more of them wait. Dask lets
             # BLAS in its workers use one as well.
             scheduler = stack.enter_context(
-                LocalCluster(
+                LocalCluster(  # type: ignore[no-untyped-call]
                     n_workers=workers,
                     threads_per_worker=1,
                     host="127.0.0.1",
@@ -67,7 +67,12 @@ def connected(
                     dashboard_address="127.0.0.1:0",
                 )
             )
-        client = stack.enter_context(Client(scheduler))
+        client = stack.enter_context(
+            Client(scheduler)  # type: ignore[no-untyped-call]
+        )
         if report is not None:
-            stack.enter_context(performance_report(filename=str(report)))
+            recording = performance_report(  # type: ignore[no-untyped-call]
+                filename=str(report)
+            )
+            stack.enter_context(recording)
         yield client

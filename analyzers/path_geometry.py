@@ -117,13 +117,13 @@ def path_geometry(
     >>> geometry.gamma.dims
     ('step',)
     """
-    if run.n_steps == 0:
-        raise ValueError(f"{run.path} holds no steps yet; there is nothing to analyse.")
     return lazy_geometry(run, analysis_target(run, reference), layers=layers)
 
 
 def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
-    """Find a reference point; arrays go to a file, never with the tasks."""
+    """Find a reference point for a run; arrays go to a file, never with the tasks."""
+    if run.n_steps == 0:
+        raise ValueError(f"{run.path} holds no steps yet; there is nothing to analyse.")
     target = reference_point(run, reference)
     if target.values is None:
         return target

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import dask
+import dask.base
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from rich.progress import Progress
@@ -23,7 +23,7 @@ def compute(tasks: Sequence[Delayed], description: str) -> None:
         _compute_on(client, tasks, description)
         return
     with threadpool_limits(1, user_api="blas"), task_progress(description):
-        dask.compute(*tasks)
+        dask.base.compute(*tasks)  # type: ignore[no-untyped-call]
 
 
 def current_client() -> Any:

@@ -15,6 +15,7 @@ from analyzers.progress import compute
 from trajstore.location import locate, open_store, sibling
 from trajstore.reader import Run
 from trajstore.reference_point import Reference
+from trajstore.schema import STEP
 
 DONE: Final = "progress/done"
 """Array beside the variables: which chunks of steps are complete."""
@@ -62,8 +63,6 @@ def store_geometry(
     >>> geometry.gamma.sizes["step"]
     60
     """
-    if run.n_steps == 0:
-        raise ValueError(f"{run.path} holds no steps yet; there is nothing to analyse.")
     target = analysis_target(run, reference)
     lazy = lazy_geometry(run, target, layers=layers)
     location, group = results_location(run), result_group(lazy)
@@ -71,9 +70,7 @@ def store_geometry(
     if done is None:
         _begin(location, group, lazy)
         done = np.zeros(len(result_chunks(run)), bool)
-    missing = [
-        (i, steps) for i, steps in enumerate(result_chunks(run)) if not done[i]
-    ]
+    missing = [(i, steps) for i, steps in enumerate(result_chunks(run)) if not done[i]]
     if missing:
         chunks = [steps for _, steps in missing]
         values = geometry_tasks(run, target, chunks, layers=layers)
@@ -133,9 +130,13 @@ def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
     if DONE in root.require_group(group):
         del root[f"{group}/{DONE}"]
     lazy.to_zarr(store, group=group, mode="w", consolidated=False, compute=False)
-    n_chunks = len(lazy["gamma"].chunks[0])
+    n_chunks = len(lazy.chunksizes[STEP])
     root.create_array(
-        f"{group}/{DONE}", shape=(n_chunks,), chunks=(1,), dtype="bool", fill_value=False
+        f"{group}/{DONE}",
+        shape=(n_chunks,),
+        chunks=(1,),
+        dtype="bool",
+        fill_value=False,
     )
 
 

@@ -38,7 +38,9 @@ def describe(path: Path) -> dict[str, Any]:
         run = trajstore.open_run(path)
         run.steps.sizes  # noqa: B018 - what a user asks first
         times.append(time.perf_counter() - started)
-    of_steps = [f for f in files if "references" not in f.parts and "final" not in f.parts]
+    of_steps = [
+        f for f in files if "references" not in f.parts and "final" not in f.parts
+    ]
     return {
         "steps": run.n_steps,
         "parameters": run.layout.n_params,
@@ -78,7 +80,7 @@ def measure(path: Path, *, rounds: int) -> dict[str, Any]:
     rates: dict[int, list[float]] = {1: [], 2: []}
     memory: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
-        for n_workers in rates:
+        for n_workers in (1, 2):
             rate, peak = analyse(path, n_workers)
             rates[n_workers].append(rate)
             memory[n_workers].append(peak)

@@ -23,9 +23,7 @@ distributed = pytest.importorskip("distributed")
 
 
 @pytest.fixture
-def run(
-    example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Run:
+def run(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A copy, of which a result has 30 chunks."""
     module = sys.modules["analyzers.path_geometry"]
     monkeypatch.setattr(module, "RESULT_ROWS", (2, 2))
@@ -83,7 +81,10 @@ def test_command_uses_the_scheduler_that_is_named(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     with distributed.LocalCluster(
-        n_workers=1, processes=False, host="127.0.0.1", protocol="tcp://",
+        n_workers=1,
+        processes=False,
+        host="127.0.0.1",
+        protocol="tcp://",
         dashboard_address="127.0.0.1:0",
     ) as cluster:
         address = cluster.scheduler_address

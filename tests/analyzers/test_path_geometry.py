@@ -473,7 +473,7 @@ def test_result_does_not_depend_on_chunks(
     train = partial(by_hand, n_steps=16, steps_per_epoch=16)
     run = recorded(tmp_path / "run.zarr", train, **options)
     expected = analyzers.path_geometry(run, layers=layers).compute()
-    for module, name, value in (
+    for module, constant, value in (
         # Two steps, eight rows of the fold, two blocks of parameters; four results.
         ("_windows", "STEP_BYTES", 2 * 4 * 256),
         ("_windows", "ROWS", 3),
@@ -484,7 +484,7 @@ def test_result_does_not_depend_on_chunks(
         ("_sweep", "SEGMENT", 100),
         ("path_geometry", "RESULT_ROWS", (4, 5)),
     ):
-        monkeypatch.setattr(sys.modules[f"analyzers.{module}"], name, value)
+        monkeypatch.setattr(sys.modules[f"analyzers.{module}"], constant, value)
     result = analyzers.path_geometry(run, layers=layers)
     assert result.gamma.chunks[0] == (4,) * 4
     for name, variable in expected.data_vars.items():

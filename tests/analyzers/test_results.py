@@ -36,7 +36,7 @@ def run(example_run: Path, tmp_path: Path) -> Run:
 @pytest.fixture
 def stored_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The chunks that are computed, one after the other in this thread."""
-    chunks = []
+    chunks: list[int] = []
 
     def remembered(
         location: str, group: str, index: int, steps: slice, values: Any
@@ -70,16 +70,17 @@ def interrupt_after(
     monkeypatch: pytest.MonkeyPatch, n: int, *, before_mark: bool
 ) -> None:
     """Raise in the middle of an analysis, with the data of a chunk written or not."""
-    store_chunk, stored = results.store_chunk, []
+    store_chunk = results.store_chunk
+    stored: list[int] = []
 
     def interrupted(location: str, group: str, i: int, steps: slice, v: Any) -> None:
         if len(stored) == n:
             if before_mark:
                 monkeypatch.setattr(results, "DONE", "progress/absent")
-                with pytest.raises(KeyError):
+                with pytest.raises(KeyError, match="progress/absent"):
                     store_chunk(location, group, i, steps, np.zeros_like(v))
                 monkeypatch.setattr(results, "DONE", "progress/done")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("by the test")
         store_chunk(location, group, i, steps, v)
         stored.append(i)
 
@@ -92,7 +93,7 @@ def test_interrupted_analysis_computes_only_what_is_missing(
 ):
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3, before_mark=before_mark)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
             analyzers.store_geometry(run)
     assert len(stored_chunks) == 3
     done = list(stored_chunks)
@@ -157,11 +158,11 @@ def test_half_removed_result_does_not_look_complete(
     stored_chunks.clear()
 
     def killed(*_args: object, **_options: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("by the test")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xr.Dataset, "to_zarr", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
             analyzers.store_geometry(run, reference=other)
     analyzers.store_geometry(run, reference=one)
     assert sorted(stored_chunks) == list(range(8))
