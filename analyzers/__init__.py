@@ -2,5 +2,6 @@
 
 from analyzers.epoch_means import epoch_means
 from analyzers.path_geometry import path_geometry
+from analyzers.results import store_geometry
 
-__all__ = ["epoch_means", "path_geometry"]
+__all__ = ["epoch_means", "path_geometry", "store_geometry"]

@@ -1,27 +1,37 @@
 """The same quantities of a run that was recorded exactly, in pieces."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from analyzers._arrays.path_geometry import Estimate, geometry
-from analyzers._windows import Window
+from analyzers._sweep import sweep
+from analyzers._windows import windows_of
 from trajstore.layout import BLOCK
+from trajstore.reader import Run
+from trajstore.reference_point import ReferencePoint
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+READ_BYTES: Final = 32 << 20
+"""Gradients that are read at once."""
 
-def exact_sums(window: Window, steps: slice, elements: slice) -> FloatArray:
+
+def exact_sums(
+    run: Run, target: ReferencePoint, steps: slice, elements: slice
+) -> FloatArray:
     """Products with d = x - x* over some elements.
 
     Parameters
     ----------
-    window : Window
-        Which window.
+    run : Run
+        The recorded run.
+    target : ReferencePoint
+        The point x*.
     steps : slice
-        Which of its steps.
+        Which steps.
     elements : slice
         Between multiples of `BLOCK`.
 
@@ -30,16 +40,25 @@ def exact_sums(window: Window, steps: slice, elements: slice) -> FloatArray:
     numpy.ndarray
         float64, shape ``(3, step, layer)``: <g, d>, |d|^2 and |g|^2.
     """
-    run = window.run
-    v = window.vectors(elements)[window.rank].astype(np.float64)
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
-    gradients = run.large_rows("gradient", steps, elements)
-    displacements = run.large_rows("displacement", steps, elements)
-    for i in range(steps.stop - steps.start):
-        gradient, to_target = gradients[i].astype(np.float64), displacements[i] - v
-        for j, product in enumerate((gradient * to_target, to_target**2, gradient**2)):
-            np.add.at(sums[j, i], layers, product.reshape(-1, BLOCK).sum(1))
+    of_window = windows_of(run, steps)
+    windows = range(min(of_window), max(of_window) + 1)
+    at_once = max(1, READ_BYTES // (4 * (elements.stop - elements.start)))
+    for c, around in sweep(run, target, windows, elements):
+        part = of_window.get(c, slice(0, 0))
+        v = (around.target - around.reference).astype(np.float64)
+        for start in range(part.start, part.stop, at_once):
+            rows = slice(start, min(start + at_once, part.stop))
+            gradients = run.large_rows("gradient", rows, elements)
+            displacements = run.large_rows("displacement", rows, elements)
+            for step, gradient, displacement in zip(
+                range(rows.start, rows.stop), gradients, displacements, strict=True
+            ):
+                g, d = gradient.astype(np.float64), displacement - v
+                for total, product in zip(sums, (g * d, d**2, g**2), strict=True):
+                    of_blocks = product.reshape(-1, BLOCK).sum(1)
+                    np.add.at(total[step - steps.start], layers, of_blocks)
     return sums
 
 

@@ -1,10 +1,11 @@
-"""What has to be computed of one window, in pieces that fit into memory.
+"""What has to be computed of the windows of a run, in pieces that fit into memory.
 
 A piece covers some elements of the parameters, or some steps, or both; pieces are added
-up. Nothing here knows Dask: `analyzers.path_geometry` makes tasks of these functions.
+up. Windows are gone through in order, since their references build on each other. Nothing
+here knows Dask: `analyzers._tasks` makes tasks of these functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,8 @@ from analyzers._arrays.path_geometry import (
     geometry,
     sketch_variance,
 )
+from analyzers._blas import one_blas_thread
+from analyzers._sweep import SEGMENT, Around, past_windows, segments, slices, sweep
 from trajstore.layout import BLOCK
 from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
@@ -34,8 +37,11 @@ from trajstore.sketch import Decoded, Sketch
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-PIECE: Final = 256
-"""Blocks whose inner products are computed at once, in float64."""
+STEP_BYTES: Final = 128 << 20
+"""Decoded sketches that a task holds."""
+
+ROWS: Final = 8
+"""Rows of the fold whose energies are counted at once."""
 
 
 @dataclass(frozen=True, slots=False, kw_only=True)
@@ -50,14 +56,11 @@ class Window:
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
-        The point x*.
     index : int
         Which window.
     """
 
     run: Run
-    target: ReferencePoint
     index: int
 
     @property
@@ -79,24 +82,7 @@ class Window:
     @cached_property
     def past(self) -> list[int]:
         """Windows of the earlier references of the basis."""
-        return [max(0, self.index - (1 << j)) for j in range(self.rank - 1)]
-
-    def vectors(self, elements: slice) -> npt.NDArray[np.float32]:
-        """Read a part of all vectors, float32 of shape (rank + 2, part)."""
-        run, c = self.run, self.index
-        past = [run.reference(window, elements) for window in self.past]
-        reference = run.reference(c, elements)
-        if c + 1 < run.n_windows:
-            end = run.reference(c + 1, elements)
-        else:
-            end = run.vector("final", elements) if run.has_final else reference
-        displacements = [reference - earlier for earlier in past]
-        v = self.target.read(elements) - reference
-        onward = end - reference
-        # Any known vector would do; the exact one sharpens distances. Where the end is
-        # lost, none is as good.
-        onward[~np.isfinite(onward)] = 0
-        return np.stack([reference, *displacements, v, onward])
+        return past_windows(self.index, self.rank)
 
     def tables(self, steps: slice) -> dict[str, FloatArray]:
         """Read the tables of some steps, float64 of shape (step, layer[, basis])."""
@@ -107,36 +93,68 @@ class Window:
         }
 
 
-def inner_products(window: Window, elements: slice) -> FloatArray:
-    """Inner products of the window's vectors over some elements, tensor by tensor.
+def windows_of(run: Run, steps: slice) -> dict[int, slice]:
+    """Return the windows that some steps belong to, and which of the steps those are."""
+    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    first = int(np.searchsorted(stops, steps.start, side="right"))
+    last = int(np.searchsorted(starts, steps.stop, side="left"))
+    parts = {
+        c: slice(max(int(starts[c]), steps.start), min(int(stops[c]), steps.stop))
+        for c in range(first, last)
+    }
+    return {c: part for c, part in parts.items() if part.start < part.stop}
+
+
+def inner_products(
+    run: Run, target: ReferencePoint, windows: range, elements: slice
+) -> FloatArray:
+    """Inner products of the vectors of some windows over some elements.
 
     Parameters
     ----------
-    window : Window
-        Which vectors.
+    run : Run
+        The recorded run.
+    target : ReferencePoint
+        The point x*.
+    windows : range
+        Which windows.
     elements : slice
         Between multiples of `BLOCK`.
 
     Returns
     -------
     numpy.ndarray
-        float64, shape ``(layer, rank + 2, rank + 2)``.
+        float64, shape ``(window, layer, rank + 2, rank + 2)``.
     """
-    layout = window.run.layout
-    vectors = window.vectors(elements)
-    n = len(vectors)
-    layers = layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
-    total = np.zeros((len(layout.names), n, n))
-    for first in range(0, len(layers), PIECE):
-        piece = layers[first : first + PIECE]
-        part = vectors[:, first * BLOCK : (first + len(piece)) * BLOCK]
-        blocks = part.astype(np.float64).reshape(n, -1, BLOCK).transpose(1, 0, 2)
-        np.add.at(total, piece, blocks @ blocks.transpose(0, 2, 1))
-    return total
+    pieces = segments(run.layout, elements)
+    with one_blas_thread():
+        return np.stack(
+            [
+                _products(around, pieces, run)
+                for _, around in sweep(run, target, windows, elements)
+            ]
+        )
+
+
+def _products(
+    around: Around, pieces: Sequence[tuple[int, slice]], run: Run
+) -> FloatArray:
+    """Inner products in one window, float64 of shape (layer, rank + 2, rank + 2)."""
+    n = run.spec.basis + 2
+    total = np.zeros((len(run.layout.names), n, n))
+    scratch, doubles = np.empty((n, SEGMENT), np.float32), np.empty((n, SEGMENT))
+    for layer, part in pieces:
+        size = part.stop - part.start
+        around.vectors(part, out=scratch[:, :size])
+        vectors = doubles[:, :size]
+        vectors[:] = scratch[:, :size]
+        for i, vector in enumerate(vectors):
+            total[layer, i, : i + 1] += vectors[: i + 1] @ vector
+    return total + np.tril(total, -1).swapaxes(-1, -2)
 
 
 class Fit(NamedTuple):
-    """The window's inner products, and v on the basis, tensor by tensor.
+    """A window's inner products, and v on the basis, tensor by tensor.
 
     Attributes
     ----------
@@ -150,9 +168,14 @@ class Fit(NamedTuple):
     coefficients: FloatArray
 
 
-def fit(window: Window, parts: Sequence[FloatArray]) -> Fit:
-    """Regress v on the basis, given the parts of the inner products."""
-    products, rank = np.sum(parts, axis=0), window.rank
+def fit(windows: range, parts: Sequence[FloatArray]) -> dict[int, Fit]:
+    """Regress v on the basis in some windows, given the parts of the inner products."""
+    products = np.sum(parts, axis=0)
+    return {c: _regressed(one) for c, one in zip(windows, products, strict=True)}
+
+
+def _regressed(products: FloatArray) -> Fit:
+    rank = products.shape[-1] - 2
     return Fit(products, regress(products[:, :rank, :rank], products[:, :rank, rank]))
 
 
@@ -178,6 +201,99 @@ class Totals(NamedTuple):
     layer_probes: FloatArray
 
 
+class Projected(NamedTuple):
+    """What the steps of one window share with what is left of v, over some elements.
+
+    Attributes
+    ----------
+    fitted : Fit
+        The fit that v was left by.
+    products : numpy.ndarray
+        Estimates of <g, v>, float64, (step, layer), or (step, 1) without layers.
+    totals : Totals
+        Of v.
+    """
+
+    fitted: Fit
+    products: FloatArray
+    totals: Totals
+
+
+def project(
+    run: Run,
+    target: ReferencePoint,
+    steps: slice,
+    rows: slice,
+    fits: Sequence[Mapping[int, Fit]],
+    *,
+    layers: bool,
+) -> dict[int, Projected]:
+    """Estimate <g, v> for some steps over some rows of the fold, window by window.
+
+    Parameters
+    ----------
+    run : Run
+        The recorded run.
+    target : ReferencePoint
+        The point x*.
+    steps : slice
+        Which steps.
+    rows : slice
+        Rows of the fold.
+    fits : sequence of mapping from int to Fit
+        The fits of all windows that the steps belong to; none if the rows are all rows,
+        so that the fits follow from what is read here.
+    layers : bool
+        Whether tensors are told apart.
+
+    Returns
+    -------
+    dict from int to Projected
+        By window.
+    """
+    fitted = {c: one for some in fits for c, one in some.items()}
+    of_window = windows_of(run, steps)
+    windows = range(min(of_window), max(of_window) + 1)
+    width, layout = run.sketch.fold.width, run.layout
+    elements = slice(rows.start * width, min(rows.stop * width, layout.size))
+    blocks = slice(elements.start // BLOCK, -(-elements.stop // BLOCK))
+    whole_blocks = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
+    before = elements.start - whole_blocks.start
+    inside = slice(before, before + elements.stop - elements.start)
+    projected, pieces = {}, segments(layout, whole_blocks)
+    # Made once: memory that is new costs more than what is computed in it.
+    matrix = np.empty((rows.stop - rows.start, width), np.float32)
+    buckets = np.empty((_steps_at_once(run, of_window), width), np.float32)
+    with one_blas_thread():
+        for c, around in sweep(run, target, windows, whole_blocks):
+            if c in of_window:
+                window = Window(run=run, index=c)
+                one = fitted[c] if fits else _regressed(_products(around, pieces, run))
+                left = residual(
+                    window,
+                    around.cut(inside),
+                    rows,
+                    one,
+                    layers=layers,
+                    out=matrix,
+                )
+                products = [
+                    contract(
+                        window, rows, decode(window, part, buckets), left, layers=layers
+                    )
+                    for part in slices(of_window[c], len(buckets))
+                ]
+                projected[c] = Projected(one, np.concatenate(products), left.totals)
+    return projected
+
+
+def _steps_at_once(run: Run, of_window: Mapping[int, slice]) -> int:
+    """Choose how many sketches are decoded at once: many, and as many every time."""
+    most = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
+    longest: int = max(part.stop - part.start for part in of_window.values())
+    return -(-longest // -(-longest // most))
+
+
 class Residual(NamedTuple):
     """What is left of v beside the basis, over some rows of the fold.
 
@@ -193,48 +309,95 @@ class Residual(NamedTuple):
     totals: Totals
 
 
-def residual(window: Window, rows: slice, fitted: Fit, *, layers: bool) -> Residual:
-    """Remove the basis from v, over some rows of the fold."""
+def residual(
+    window: Window,
+    around: Around,
+    rows: slice,
+    fitted: Fit,
+    *,
+    layers: bool,
+    out: npt.NDArray[np.float32],
+) -> Residual:
+    """Remove the basis from v, over the elements in some rows of the fold.
+
+    Parameters
+    ----------
+    window : Window
+        Which window.
+    around : Around
+        Its vectors over these elements.
+    rows : slice
+        Rows of the fold.
+    fitted : Fit
+        The fit of the window.
+    layers : bool
+        Whether tensors are told apart.
+    out : numpy.ndarray
+        Where the result goes, float32 of shape ``(row, bucket)``.
+
+    Returns
+    -------
+    Residual
+        In `out`.
+    """
     run = window.run
     layout, fold, probes = run.layout, window.sketch.fold, run.probes
-    elements = slice(rows.start * fold.width, min(rows.stop * fold.width, layout.size))
-    blocks = slice(elements.start // BLOCK, -(-elements.stop // BLOCK))
-    vectors = window.vectors(slice(blocks.start * BLOCK, blocks.stop * BLOCK))
-    before = elements.start - blocks.start * BLOCK
-    inside = slice(before, before + elements.stop - elements.start)
-    layer_of_block = layout.layer_of_block[blocks]
+    n = len(around.reference)
+    elements = slice(rows.start * fold.width, rows.start * fold.width + n)
+    pieces = segments(layout, elements)
+    matrix, flat = out, out.reshape(-1)
+    flat[n:] = 0
+    scratch = np.empty((window.rank + 2, SEGMENT), np.float32)
+    for layer, part in pieces:
+        vectors = scratch[:, : part.stop - part.start]
+        around.vectors(part, out=vectors)
+        v = vectors[window.rank]
+        for i, coefficient in enumerate(fitted.coefficients[layer]):
+            vectors[i] *= np.float32(coefficient)
+            v -= vectors[i]
+        flat[part] = v
 
-    v = vectors[window.rank].reshape(-1, BLOCK)
-    for i, coefficients in enumerate(fitted.coefficients.T):
-        part = coefficients[layer_of_block].astype(np.float32)
-        v -= part[:, None] * vectors[i].reshape(-1, BLOCK)
-    # The first and last block may reach into the rows of other pieces.
-    flat = v.reshape(-1)
-    flat[: inside.start] = 0
-    flat[inside.stop :] = 0
-    weighted = v / window.weights.astype(np.float32)[layer_of_block][:, None]
-
-    signed = fold.signed_rows(weighted.reshape(-1)[inside], rows.start)
-    unweighted = probes.fold.signed_rows(flat[inside], rows.start)
-    onward = probes.fold.signed_rows(vectors[window.rank + 1][inside], rows.start)
-    row_signs = probes.row_signs[rows]
+    row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
+    folded = np.zeros(fold.width, np.float32)
     layer_probes = np.zeros((len(layout.names) if layers else 0, probes.count))
-    for layer, pieces in _pieces_by_layer(window, rows).items() if layers else ():
-        folded = np.zeros(fold.width, np.float32)
-        for row, columns in pieces:
-            folded[columns] += row_signs[row] * unweighted[row, columns]
-        layer_probes[layer] = probes.of_folded(folded)
-    totals = Totals(
-        *crowding(np.square(signed), rows.start, layout.offsets, layout.sizes),
-        np.stack(
-            [
-                probes.of_folded(row_signs @ unweighted),
-                probes.of_folded(row_signs @ onward),
-            ]
-        ).astype(np.float64),
-        layer_probes,
-    )
-    return Residual(signed, totals)
+    for row, sign, signs in zip(matrix, row_signs, column_signs, strict=True):
+        folded += sign * (row * signs)
+    for layer, parts in _pieces_by_layer(window, rows).items() if layers else ():
+        of_layer = np.zeros(fold.width, np.float32)
+        for row, columns in parts:
+            signed = matrix[row, columns] * column_signs[row, columns]
+            of_layer[columns] += row_signs[row] * signed
+        layer_probes[layer] = probes.of_folded(of_layer)
+
+    inverse = (1 / window.weights).astype(np.float32)
+    for layer, part in pieces:
+        flat[part] *= inverse[layer]
+    matrix *= fold.column_signs[rows]
+    crowded = [
+        crowding(
+            np.square(matrix[i : i + ROWS]),
+            rows.start + i,
+            layout.offsets,
+            layout.sizes,
+        )
+        for i in range(0, len(matrix), ROWS)
+    ]
+    both = np.stack([probes.of_folded(folded), _onward_probes(window, around, rows)])
+    energy, crowd = (np.sum(parts, axis=0) for parts in zip(*crowded, strict=True))
+    return Residual(matrix, Totals(energy, crowd, both, layer_probes))
+
+
+def _onward_probes(
+    window: Window, around: Around, rows: slice
+) -> npt.NDArray[np.float32]:
+    """Probe the way to the window's end; 0 where the store knows both ends' probes."""
+    probes = window.run.probes
+    folded = np.zeros(probes.fold.width, np.float32)
+    if window.index == window.run.n_windows - 1:
+        onward = around.end - around.reference
+        onward[~np.isfinite(onward)] = 0
+        folded = probes.row_signs[rows] @ probes.fold.signed_rows(onward, rows.start)
+    return probes.of_folded(folded)
 
 
 def add_totals(parts: Sequence[Totals]) -> Totals:
@@ -242,14 +405,15 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
     return Totals(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
 
 
-def decode(window: Window, steps: slice) -> Decoded:
-    """Decode the sketches of some steps."""
+def decode(window: Window, steps: slice, buffer: npt.NDArray[np.float32]) -> Decoded:
+    """Decode the sketches of some steps into a buffer of as many rows or more."""
     run = window.run
     signs, scales = run.rows("signs", steps), run.rows("scales", steps)
     # Lost signs read as zeros, which are signs too.
     lost = run.is_missing("signs", steps)
     scales = np.where(lost[:, None], np.float32(np.nan), scales)
-    return run.sketch.decode(signs, scales, np.arange(steps.start, steps.stop))
+    numbers = np.arange(steps.start, steps.stop)
+    return run.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
 
 
 def contract(
@@ -266,7 +430,7 @@ def contract(
     decoded : Decoded
         The sketches of some steps.
     left : Residual
-        The vector v over these rows.
+        What is left of v over these rows.
     layers : bool
         Whether tensors are told apart.
 
@@ -315,11 +479,9 @@ def _pieces_by_layer(window: Window, rows: slice) -> dict[int, list[tuple[int, s
 
 
 def finish(
-    window: Window,
+    run: Run,
     steps: slice,
-    fitted: Fit,
-    totals: Totals,
-    parts: Sequence[FloatArray],
+    parts: Sequence[Mapping[int, Projected]],
     *,
     layers: bool,
 ) -> dict[str, FloatArray]:
@@ -327,16 +489,12 @@ def finish(
 
     Parameters
     ----------
-    window : Window
-        Which window.
+    run : Run
+        The recorded run.
     steps : slice
         Which steps.
-    fitted : Fit
-        The regression of v on the basis.
-    totals : Totals
-        Of all rows of the fold.
-    parts : sequence of numpy.ndarray
-        What `contract` returned for all rows of the fold.
+    parts : sequence of mapping from int to Projected
+        What `project` returned for all rows of the fold.
     layers : bool
         Whether tensors are told apart.
 
@@ -346,6 +504,30 @@ def finish(
         As `analyzers._arrays.path_geometry.geometry` returns it, float64 of shape
         ``(step,)`` or ``(step, layer)``.
     """
+    by_window = [
+        _finish_window(
+            Window(run=run, index=c),
+            part,
+            [projected[c] for projected in parts],
+            layers=layers,
+        )
+        for c, part in windows_of(run, steps).items()
+    ]
+    return {
+        name: np.concatenate([values[name] for values in by_window])
+        for name in by_window[0]
+    }
+
+
+def _finish_window(
+    window: Window,
+    steps: slice,
+    parts: Sequence[Projected],
+    *,
+    layers: bool,
+) -> dict[str, FloatArray]:
+    fitted = parts[0].fitted
+    totals = add_totals([part.totals for part in parts])
     tables = window.tables(steps)
     gradient_sq, sizes = tables["grad_sq"], window.run.layout.sizes
     # What is not finite has diverged; its quantities are NaN.
@@ -361,7 +543,8 @@ def finish(
         )
         if not layers:
             known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
-        numerator = Estimate(known - np.sum(parts, axis=0), np.sqrt(variance))
+        estimated = np.sum([part.products for part in parts], axis=0)
+        numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
         if layers:
             return geometry(numerator, to_target, gradient_sq)
@@ -385,6 +568,8 @@ def _distance(
     _, probes = decode_probes({name: run.rows(name, steps) for name in names})
     origins = run.windows["probes"].values
     reference = origins[window.index]
+    is_last = window.index == run.n_windows - 1
+    onward = totals.probes[1] if is_last else origins[window.index + 1] - reference
     basis_probes = [reference, *(reference - origins[past] for past in window.past)]
 
     products, coefficients = fitted.products, fitted.coefficients
@@ -395,7 +580,7 @@ def _distance(
     whole = displacement_product(
         a=Known(squares.sum(1), on_basis.sum(1), probes),
         basis=Known(np.zeros(rank), gram.sum(0), np.stack(basis_probes)),
-        f=Known(f[:, rank + 1].sum(), f[:, :rank].sum(0), totals.probes[1]),
+        f=Known(f[:, rank + 1].sum(), f[:, :rank].sum(0), onward),
         v=Known(left_sq.sum(), left[:, :rank].sum(0), totals.probes[0]),
         f_dot_v=left[:, rank + 1].sum(),
     )

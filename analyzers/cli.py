@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from urllib.parse import quote
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -12,10 +11,11 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers import plots
+from analyzers.cluster import connected
 from analyzers.epoch_means import epoch_means
-from analyzers.path_geometry import path_geometry
-from analyzers.progress import task_progress
+from analyzers.results import result_group, results_location, store_geometry
 from trajstore.command_line import run_command_line
+from trajstore.location import is_remote, name_of, sibling
 from trajstore.reader import open_run
 from trajstore.reference_point import Reference
 
@@ -24,44 +24,67 @@ MAX_ROWS = 40
 
 
 def geometry(
-    store: Positional[Path], *, reference: str = "final", layers: bool = False
+    store: Positional[str],
+    *,
+    reference: str = "final",
+    layers: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    dashboard: bool = False,
+    report: Path | None = None,
 ) -> None:
     """RSI, EB and gamma of every step, with error bars, relative to a reference point.
 
     Prints a table per epoch. Results go to RUN.analysis.zarr and figures to
-    RUN.figures, both beside the store.
+    RUN.figures, both beside the store; figures of a remote store go to the working
+    directory. What was computed before is not computed again.
 
     Parameters
     ----------
-    store : Path
-        Trajectory store to read.
+    store : str
+        Path or URL of the trajectory store.
     reference : str, default: "final"
         The point to measure against: final, the name of a snapshot, the number of an
-        epoch, or the path of another store, for its final iterate.
+        epoch, or the path or URL of another store, for its final iterate.
     layers : bool, default: False
         Also tell the parameter tensors apart.
+    scheduler : str, optional
+        Address of a running Dask scheduler, such as tcp://host:8786, to compute there.
+    workers : int, optional
+        Compute in so many processes of this machine instead of threads.
+    dashboard : bool, default: False
+        Compute in processes of this machine, and print the link of Dask's dashboard.
+    report : Path, optional
+        Where to keep Dask's performance report, an HTML file.
     """
     console = Console()
     run = open_run(store)
     target = _reference(reference, run.snapshots)
-    whole = path_geometry(run, reference=target)
-    stem = store.name.removesuffix(".zarr")
-    results = store.with_name(f"{stem}.analysis.zarr")
-    figures = store.with_name(f"{stem}.figures")
+    with connected(
+        scheduler=scheduler, workers=workers, dashboard=dashboard, report=report
+    ) as client:
+        if client is not None:
+            console.print(f"Dashboard: {client.dashboard_link}", soft_wrap=True)
+        whole = store_geometry(run, reference=target)
+        by_layer = (
+            store_geometry(run, reference=target, layers=True) if layers else None
+        )
+    results = results_location(run)
+    figures = Path(sibling(run.location, ".figures"))
+    if is_remote(run.location):
+        figures = Path(name_of(sibling(run.location, ".figures")))
     figures.mkdir(exist_ok=True)
     mpl.use("agg")
 
-    name = _group_name(whole.attrs["reference"])
-    means = epoch_means(_stored(whole, results, name)).compute()
+    name = result_group(whole)
+    means = epoch_means(whole).compute()
     console.print(_table(means))
     _print_missing(console, means)
     if run.status != "complete":
         console.print(f"The run is {run.status}; these are its {run.n_steps} steps.")
     plots.overview(means).savefig(figures / f"{name}.png", dpi=150)
-    if layers:
-        by_layer = path_geometry(run, reference=target, layers=True)
-        means = epoch_means(_stored(by_layer, results, f"{name}-layers")).compute()
-        plots.layer_image(means)
+    if by_layer is not None:
+        plots.layer_image(epoch_means(by_layer).compute())
         plt.savefig(figures / f"{name}-layers.png", dpi=150)
     plt.close("all")
     print(f"\nFigures: {figures}{os.sep}\nResults: {results}")
@@ -78,25 +101,7 @@ def _reference(text: str, snapshots: tuple[str, ...]) -> Reference:
         return text
     if text.isdecimal():
         return int(text)
-    return open_run(text) if Path(text).is_dir() else text
-
-
-def _group_name(reference: str) -> str:
-    """Name a group of the results; different references have different names."""
-    # Only the names of snapshots and runs are free, and may hold what a path cannot.
-    for kind in ("snapshot", "epoch", "final of"):
-        if reference.startswith(f"{kind} "):
-            name = quote(reference.removeprefix(f"{kind} "), safe="")
-            return f"{kind.replace(' ', '-')}-{name}"
-    return reference
-
-
-def _stored(result: xr.Dataset, path: Path, group: str) -> xr.Dataset:
-    """Compute a dataset into a Zarr store, showing progress, and open it there."""
-    with task_progress("analysing"):
-        result.to_zarr(path, group=group, mode="w", consolidated=False)
-    stored: xr.Dataset = xr.open_zarr(path, group=group, consolidated=False)
-    return stored
+    return open_run(text) if is_remote(text) or Path(text).is_dir() else text
 
 
 def _table(means: xr.Dataset) -> Table:

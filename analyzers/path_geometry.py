@@ -1,41 +1,31 @@
 """How sampled gradients relate to where the path goes."""
 
-from functools import partial
+import json
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, Final
-from uuid import uuid4
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import Delayed, delayed
 
-from analyzers._arrays.path_geometry import QUANTITIES
-from analyzers._exact import exact_sums, finish_exact
-from analyzers._windows import (
-    Residual,
-    Totals,
-    Window,
-    add_totals,
-    contract,
-    decode,
-    finish,
-    fit,
-    inner_products,
-    residual,
-)
+from analyzers._sweep import slices
+from analyzers._tasks import NAMES, geometry_tasks
+from analyzers._vector_file import write_vector_file
 from trajstore.epochs import index_epochs
 from trajstore.reader import Run
-from trajstore.reference_point import Reference, reference_point
+from trajstore.reference_point import Reference, ReferencePoint, reference_point
 from trajstore.schema import LAYER, STEP
 
-PART: Final = 1 << 22
-"""Elements of the parameters that a task works on: whole chunks of the store."""
+RESULT_ROWS: Final = (4096, 8192)
+"""Fewest and most steps in a chunk of the result; there are eight chunks, or more. The
+references between the last keyframe and a chunk have to be decoded for it."""
 
-STEP_BYTES: Final = 64 << 20
-"""Decoded sketches that a task holds."""
+RESULT_VALUES: Final = 1 << 19
+"""Values of a quantity by layer in a chunk of the result, at most."""
 
-RESULT_ROWS: Final = 8192
-"""Steps in a chunk of the result, times layers."""
+ESTIMATOR: Final = 2
+"""Counted up where results change from one version of this package to the next."""
 
 SOURCE: Final = (
     "C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, 'No Wrong Turns: The "
@@ -51,8 +41,6 @@ DESCRIPTIONS: Final = {
     "distance": ("distance to x*", "|x - x*|"),
 }
 """Long names and definitions."""
-
-_NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
 
 
 def path_geometry(
@@ -130,20 +118,36 @@ def path_geometry(
     >>> geometry.gamma.dims
     ('step',)
     """
+    return lazy_geometry(run, analysis_target(run, reference), layers=layers)
+
+
+def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
+    """Find a reference point for a run; arrays go to a file, never with the tasks."""
     if run.n_steps == 0:
         raise ValueError(
             f"{run.location} holds no steps yet; there is nothing to analyse."
         )
     target = reference_point(run, reference)
-    columns = [
-        array
-        for c in range(run.n_windows)
-        for array in _window_arrays(Window(run=run, target=target, index=c), layers)
+    if target.values is None:
+        return target
+    return replace(target, read=write_vector_file(target.values), values=None)
+
+
+def lazy_geometry(run: Run, target: ReferencePoint, *, layers: bool) -> xr.Dataset:
+    """See `path_geometry`."""
+    chunks = result_chunks(run)
+    inner = (len(run.layout.names),) if layers else ()
+    arrays = [
+        da.from_delayed(  # type: ignore[no-untyped-call]
+            task,
+            shape=(len(NAMES), steps.stop - steps.start, *inner),
+            dtype=np.float64,
+        )
+        for steps, task in zip(
+            chunks, geometry_tasks(run, target, chunks, layers=layers), strict=True
+        )
     ]
-    values = da.concatenate(columns, axis=1)  # type: ignore[no-untyped-call]
-    # Zarr takes chunks of one size only, and windows are of many.
-    n_layers = len(run.layout.names) if layers else 1
-    values = values.rechunk({1: max(1, RESULT_ROWS // n_layers)})
+    values = da.concatenate(arrays, axis=1)  # type: ignore[no-untyped-call]
     dims = (STEP, LAYER) if layers else (STEP,)
     coordinates: dict[str, Any] = {
         STEP: np.arange(run.n_steps),
@@ -154,16 +158,40 @@ def path_geometry(
         # Fixed-width strings have no place in Zarr's specification; these have.
         coordinates[LAYER] = np.array(run.layout.names, object)
     variables = {
-        name: (dims, values[i], _attributes(name)) for i, name in enumerate(_NAMES)
+        name: (dims, values[i], _attributes(name)) for i, name in enumerate(NAMES)
     }
     attributes = {
         "run": run.location,
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
+        "computed_from": computed_from(run, target, layers=layers),
         "source": SOURCE,
     }
     return index_epochs(xr.Dataset(variables, coordinates, attributes))
+
+
+def computed_from(run: Run, target: ReferencePoint, *, layers: bool) -> str:
+    """Say what a result rests on, as JSON: equal for results that would be equal."""
+    return json.dumps(
+        {
+            "created": run.attributes["created"],
+            "n_steps": run.n_steps,
+            "n_resumes": len(run.attributes["resumes"]),
+            "status": run.status,
+            "reference": target.identity,
+            "layers": layers,
+            "version": f"{version('trajstore')}, {ESTIMATOR}",
+        }
+    )
+
+
+def result_chunks(run: Run) -> list[slice]:
+    """Cut the steps of a run into the chunks that results have."""
+    fewest, most = RESULT_ROWS
+    most = min(most, RESULT_VALUES // len(run.layout.names))
+    rows = max(1, min(max(fewest, run.n_steps // 8), most))
+    return slices(slice(0, run.n_steps), 1 << (rows.bit_length() - 1))
 
 
 def _attributes(name: str) -> dict[str, str]:
@@ -172,85 +200,3 @@ def _attributes(name: str) -> dict[str, str]:
     if name != quantity:
         long_name, definition = f"standard error of {quantity}", "first order"
     return {"long_name": long_name, "definition": definition, "units": "1"}
-
-
-def _window_arrays(window: Window, layers: bool) -> list[da.Array]:
-    """Make the tasks of one window; one array for each chunk of its steps."""
-    run = window.run
-    bounds = run.windows[["start", "stop"]].isel(window=window.index)
-    part = min(PART, run.layout.size)
-    row_bytes = 4 * (part if run.spec.exact else run.spec.sketch_bits)
-    chunks = _slices(
-        int(bounds["start"]), int(bounds["stop"]), max(1, STEP_BYTES // row_bytes)
-    )
-    tasks = _exact_tasks if run.spec.exact else _sketch_tasks
-    inner = (len(run.layout.names),) if layers else ()
-    return [
-        da.from_delayed(  # type: ignore[no-untyped-call]
-            _task(_stack, result),
-            shape=(len(_NAMES), steps.stop - steps.start, *inner),
-            dtype=np.float64,
-        )
-        for steps, result in zip(chunks, tasks(window, chunks, layers), strict=True)
-    ]
-
-
-def _sketch_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Delayed]:
-    run = window.run
-    fold = run.sketch.fold
-    parts = [
-        _task(partial(inner_products, window, elements))
-        for elements in _slices(0, run.layout.size, PART)
-    ]
-    fitted = _task(partial(fit, window), parts)
-    rows = _slices(0, fold.n_rows, max(1, PART // fold.width))
-    left = [_task(partial(residual, window, r, layers=layers), fitted) for r in rows]
-    totals = _task(add_totals, [_task(_totals, piece) for piece in left])
-    decoded = [_task(partial(decode, window, steps)) for steps in chunks]
-    products = [
-        [
-            _task(partial(contract, window, r, layers=layers), sketches, piece)
-            for r, piece in zip(rows, left, strict=True)
-        ]
-        for sketches in decoded
-    ]
-    return [
-        _task(
-            partial(finish, window, steps, layers=layers),
-            fitted,
-            totals,
-            of_steps,
-        )
-        for steps, of_steps in zip(chunks, products, strict=True)
-    ]
-
-
-def _exact_tasks(window: Window, chunks: list[slice], layers: bool) -> list[Delayed]:
-    elements = _slices(0, window.run.layout.size, PART)
-    return [
-        _task(
-            partial(finish_exact, layers=layers),
-            [_task(partial(exact_sums, window, steps, part)) for part in elements],
-        )
-        for steps in chunks
-    ]
-
-
-def _task(function: Any, *arguments: Any) -> Delayed:
-    """Delay a call; Dask's dashboard shows it by the name of the function."""
-    plain = function.func if isinstance(function, partial) else function
-    name = f"{plain.__name__.strip('_')}-{uuid4().hex}"
-    task: Delayed = delayed(function, traverse=False)(*arguments, dask_key_name=name)
-    return task
-
-
-def _totals(left: Residual) -> Totals:
-    return left.totals
-
-
-def _stack(quantities: dict[str, Any]) -> Any:
-    return np.stack([quantities[name] for name in _NAMES])
-
-
-def _slices(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]

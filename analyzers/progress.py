@@ -1,11 +1,55 @@
-"""A progress bar for what Dask computes in this process."""
+"""Computing with a progress bar, on the threads of this process or on a cluster."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import dask.base
 from dask.callbacks import Callback
+from dask.delayed import Delayed
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
+
+
+def compute(tasks: Sequence[Delayed], description: str) -> None:
+    """Compute tasks for what they do, and show how many are done.
+
+    They run on the Dask client of this process if it has one, else on Dask's scheduler
+    for one process: threads, each with one thread of BLAS.
+    """
+    client = current_client()
+    if client is not None:
+        _compute_on(client, tasks, description)
+        return
+    with threadpool_limits(1, user_api="blas"), task_progress(description):
+        dask.base.compute(*tasks)  # type: ignore[no-untyped-call]
+
+
+def current_client() -> Any:
+    """Return the `distributed.Client` of this process, None where there is none."""
+    # Whoever has a client has imported it already; others are spared that.
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.Client.current()
+    except ValueError:
+        return None
+
+
+def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None:
+    distributed = sys.modules["distributed"]
+    futures = client.compute(list(tasks))
+    try:
+        with Progress() as progress:
+            bar = progress.add_task(description, total=len(futures))
+            for future in distributed.as_completed(futures):
+                future.result()
+                progress.advance(bar)
+    finally:
+        # After a failure, or Ctrl-C, nobody waits for the others any more.
+        client.cancel(futures)
 
 
 @contextmanager

@@ -94,7 +94,9 @@ def compression(run: trajstore.Run) -> dict[str, float]:
     for prefix, group in groups.items():
         for name, array in group.arrays():
             raw = array.size * ITEM_SIZE[str(array.dtype)]
-            ratios[prefix + name] = bytes_of_chunks(run.path / (prefix + name)) / raw
+            ratios[prefix + name] = (
+                bytes_of_chunks(run.location / (prefix + name)) / raw
+            )
     return ratios
 
 

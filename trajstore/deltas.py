@@ -18,6 +18,9 @@ FloatArray = npt.NDArray[np.float32]
 LEVELS: Final = 127
 """Codes run from -LEVELS to LEVELS."""
 
+PIECE: Final = 64 * BLOCK
+"""Elements that are decoded at once, and stay in a core's cache meanwhile."""
+
 
 def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Code a difference, rounded to the nearest level.
@@ -51,3 +54,21 @@ def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
     blocks = codes.reshape(-1, BLOCK).astype(np.float32)
     blocks *= scales[:, None]
     return blocks.reshape(-1)
+
+
+def move(
+    before: FloatArray, codes: npt.NDArray[np.int8], scales: FloatArray, out: FloatArray
+) -> None:
+    """Add the coded difference to the reference before.
+
+    Parameters
+    ----------
+    before, codes, scales : numpy.ndarray
+        The reference before and what `encode` returned.
+    out : numpy.ndarray
+        Where the new reference goes, float32, shape ``(size,)``.
+    """
+    for start in range(0, len(out), PIECE):
+        piece = slice(start, min(start + PIECE, len(out)))
+        blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)
+        np.add(before[piece], decode(codes[piece], scales[blocks]), out=out[piece])

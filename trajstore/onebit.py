@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.rotation import n_blocks
+from trajstore.signs import unpack_signs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -48,10 +49,11 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     return np.packbits(vectors >= 0, axis=-1), scales
 
 
-def decode(signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
-    """Return scale times sign, float32 of shape ``(..., size)``; see `encode`."""
-    bits = np.unpackbits(signs, axis=-1)
-    vectors = np.subtract(2 * bits, 1, dtype=np.float32)
+def decode(
+    signs: npt.NDArray[np.uint8], scales: FloatArray, out: FloatArray | None = None
+) -> FloatArray:
+    """Return scale times sign, float32 of shape ``(..., size)``, in `out` if given."""
+    vectors = unpack_signs(signs, out)
     blocks = vectors.reshape(*scales.shape, -1)
     blocks *= scales[..., None]
     return vectors

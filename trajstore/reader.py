@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from threading import Lock
@@ -467,21 +467,65 @@ class Run:
         return lru_cache(maxsize=DECODED_PARTS)(self._decode)
 
     def _decode(self, window: int, start: int, stop: int) -> FloatArray:
-        elements, blocks = slice(start, stop), slice(start // BLOCK, stop // BLOCK)
+        is_keyframe = window % KEYFRAME_EVERY == 0
+        before = None if is_keyframe else self._decoded(window - 1, start, stop)
+        reference = np.empty(stop - start, np.float32)
+        self._decode_after(before, window, slice(start, stop), out=reference)
+        reference.flags.writeable = False
+        return reference
+
+    def references(
+        self, windows: range, elements: slice, buffers: Sequence[FloatArray]
+    ) -> Iterator[FloatArray]:
+        """Decode a part of the reference points of successive windows.
+
+        Parameters
+        ----------
+        windows : range
+            Which windows. What lies between the keyframe before and the first of them
+            has to be decoded as well.
+        elements : slice
+            Part of the flat vector, between multiples of `trajstore.layout.BLOCK`.
+        buffers : sequence of numpy.ndarray
+            At least two, float32 of shape ``(part,)``, to be used in turn.
+
+        Yields
+        ------
+        numpy.ndarray
+            What `reference` returns, window by window, each in the next buffer.
+        """
+        before = None
+        for window in range(
+            windows.start - windows.start % KEYFRAME_EVERY, windows.stop
+        ):
+            reference = buffers[window % len(buffers)]
+            self._decode_after(before, window, elements, out=reference)
+            if window >= windows.start:
+                yield reference
+            before = reference
+
+    def _decode_after(
+        self,
+        before: FloatArray | None,
+        window: int,
+        elements: slice,
+        *,
+        out: FloatArray,
+    ) -> None:
+        """Decode a part of a reference, given the one before it."""
         keyframe, since = divmod(window, KEYFRAME_EVERY)
         if since == 0:
             row = slice(keyframe, keyframe + 1)
-            reference: FloatArray = self._read(KEYFRAMES, row, elements).values[0]
-        else:
-            row = slice(window, window + 1)
-            codes = self._read("references/codes", row, elements)
-            scales = self.rows("references/scales", row)[0, blocks]
-            before = self._decoded(window - 1, start, stop)
-            reference = before + deltas.decode(codes.values[0], scales)
-            if codes.missing is not None:
-                reference[codes.missing[0]] = np.nan
-        reference.flags.writeable = False
-        return reference
+            out[:] = self._read(KEYFRAMES, row, elements).values[0]
+            return
+        assert before is not None
+        row = slice(window, window + 1)
+        codes = self._read("references/codes", row, elements)
+        scales = self.rows("references/scales", row)[0]
+        scales = scales[elements.start // BLOCK : elements.stop // BLOCK]
+        deltas.move(before, codes.values[0], scales, out=out)
+        if codes.missing is not None:
+            out[codes.missing[0]] = np.nan
 
 
 def _missing_rows(chunk: Read) -> npt.NDArray[np.bool_]:

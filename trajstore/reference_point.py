@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,19 @@ class ReferencePoint:
         Short name: ``final``, ``epoch 12``, ``snapshot warm`` or the like.
     note : str
         One sentence on what it is.
+    identity : str
+        What tells it from any other point, also from one of the same label.
     read : callable
         Takes a slice of the flat vector, returns that part, float32.
+    values : numpy.ndarray or None
+        The whole vector, where it is not read from a store.
     """
 
     label: str
     note: str
+    identity: str
     read: Callable[[slice], FloatArray]
+    values: FloatArray | None = None
 
 
 def reference_point(run: Run, reference: Reference) -> ReferencePoint:
@@ -75,7 +82,11 @@ def reference_point(run: Run, reference: Reference) -> ReferencePoint:
         names = [name for name in run.layout.names if name in reference]
         flat = run.layout.flatten({name: _as_array(reference[name]) for name in names})
         return ReferencePoint(
-            label="given", note="arrays given by the caller", read=flat.__getitem__
+            label="given",
+            note="arrays given by the caller",
+            identity=f"sha256 {sha256(flat.tobytes()).hexdigest()}",
+            read=flat.__getitem__,
+            values=flat,
         )
     raise TypeError(
         "`reference` must be 'final', the name of a snapshot, an epoch, another run or a "
@@ -92,6 +103,7 @@ def _final(run: Run) -> ReferencePoint:
     return ReferencePoint(
         label="final",
         note="the last iterate, in float32",
+        identity="final",
         read=partial(_read, run, "final"),
     )
 
@@ -116,6 +128,7 @@ def _snapshot(run: Run, name: str) -> ReferencePoint:
     return ReferencePoint(
         label=f"snapshot {name}",
         note=f"snapshot {name!r} before step {stored['step']}, in float32",
+        identity=f"snapshot {stored['array']} of step {stored['step']}",
         read=partial(_read, run, stored["array"]),
     )
 
@@ -130,6 +143,7 @@ def _epoch(run: Run, epoch: int) -> ReferencePoint:
         label=f"epoch {epoch}",
         note=f"the stored reference at the start of epoch {epoch}: a lossy code of the "
         "iterate there, in 8-bit steps",
+        identity=f"epoch {epoch}",
         read=partial(_read_window, run, run.epoch_windows[epoch]),
     )
 
@@ -141,14 +155,18 @@ def _final_of(other: Run, run: Run) -> ReferencePoint:
             "run that was closed, or a mapping from parameter name to array."
         )
     final = _final(other)
-    read = final.read
+    read, flat = final.read, None
     if other.layout != run.layout:
         values = other.layout.unflatten(final.read(slice(0, other.layout.size)))
-        read = run.layout.flatten(values).__getitem__
+        flat = run.layout.flatten(values)
+        read = flat.__getitem__
     return ReferencePoint(
         label=f"final of {name_of(other.location)}",
         note=f"the last iterate of {name_of(other.location)}, in float32",
+        identity=f"final of {other.attributes['created']}, {other.n_steps} steps, at "
+        f"{other.location}",
         read=read,
+        values=flat,
     )
 
 

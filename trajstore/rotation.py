@@ -22,6 +22,9 @@ FloatArray = npt.NDArray[np.float32]
 MAX_BLOCK: Final = 65536
 """Largest block the Hadamard transform mixes."""
 
+COLUMNS: Final = 256
+"""Columns of a small matrix product: these stay in the fastest cache."""
+
 
 def n_blocks(size: int) -> int:
     """Return how many Hadamard blocks a vector of `size`, a power of two, has."""
@@ -47,7 +50,9 @@ def hadamard_matrix(n: int) -> FloatArray:
     return matrix
 
 
-def hadamard(vectors: FloatArray) -> FloatArray:
+def hadamard(
+    vectors: FloatArray, buffers: tuple[FloatArray, FloatArray] | None = None
+) -> FloatArray:
     """Apply the normalised Hadamard transform to each block of the last axis.
 
     A transform of size ``n1 n2 ...`` is the Kronecker product of transforms of sizes
@@ -58,25 +63,39 @@ def hadamard(vectors: FloatArray) -> FloatArray:
     ----------
     vectors : numpy.ndarray
         float32, shape ``(..., size)`` with `size` a power of two.
+    buffers : tuple of numpy.ndarray, optional
+        Two arrays of the same shape to work in; `vectors` may be the second.
 
     Returns
     -------
     numpy.ndarray
-        float32, the same shape.
+        float32, the same shape; one of the buffers if there are any.
     """
     size = vectors.shape[-1]
     block = size // n_blocks(size)
+    out, other = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     z, rest = vectors, block
     for factor in factors(block):
         rest //= factor
-        matrix = hadamard_matrix(factor)
+        _transform_digit(z, factor, rest, out)
+        z, out, other = out, other, out
+    return z
+
+
+def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> None:
+    """Transform over the digit that has `factor` values and changes every `rest`."""
+    matrix = hadamard_matrix(factor)
+    if rest == 1:
         # A product from the right over the last digit is one large matrix product.
-        z = (
-            matrix @ z.reshape(-1, factor, rest)
-            if rest > 1
-            else z.reshape(-1, factor) @ matrix
-        )
-    return z.reshape(vectors.shape)
+        np.matmul(z.reshape(-1, factor), matrix, out=out.reshape(-1, factor))
+        return
+    # BLAS would copy long rows before it multiplies so few of them.
+    shape = (-1, factor, max(1, rest // COLUMNS), min(rest, COLUMNS))
+    np.matmul(
+        matrix,
+        z.reshape(shape).swapaxes(-3, -2),
+        out=out.reshape(shape).swapaxes(-3, -2),
+    )
 
 
 def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
@@ -97,9 +116,22 @@ def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
     return hadamard(second_round(signs) * hadamard(signs * vectors))
 
 
-def rotate_back(vectors: FloatArray, signs: FloatArray) -> FloatArray:
-    """Return the inverse of `rotate` for the same signs."""
-    return signs * hadamard(second_round(signs) * hadamard(vectors))
+def rotate_back(
+    vectors: FloatArray,
+    signs: FloatArray,
+    buffers: tuple[FloatArray, FloatArray] | None = None,
+) -> FloatArray:
+    """Return the inverse of `rotate` for the same signs; `buffers` as in `hadamard`."""
+    buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
+    rotated = hadamard(vectors, buffers)
+    # `second_round`, in place and without a copy: this is most of what decoding costs.
+    half = rotated.shape[-1] // 2
+    rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
+    rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
+    other = buffers[0] if rotated is buffers[1] else buffers[1]
+    rotated = hadamard(rotated, (other, rotated))
+    rotated *= signs
+    return rotated
 
 
 def second_round(signs: FloatArray) -> FloatArray:

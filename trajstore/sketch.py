@@ -71,13 +71,17 @@ class Sketch:
         """Numbers of fresh random signs in a step: of the rotation, of the rows."""
         return self.bits, self.fold.n_rows
 
-    def step_signs(self, step: int) -> tuple[FloatArray, FloatArray]:
+    def step_signs(
+        self, step: int, out: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Draw the signs of one step.
 
         Parameters
         ----------
         step : int
             Optimizer step.
+        out : numpy.ndarray, optional
+            Where they go, as `trajstore.signs.random_signs` wants it.
 
         Returns
         -------
@@ -87,7 +91,7 @@ class Sketch:
             float32, shape ``(n_rows,)``.
         """
         signs = random_signs(
-            sum(self.sign_counts), seed=self.seed, role=Role.STEP, step=step
+            sum(self.sign_counts), seed=self.seed, role=Role.STEP, step=step, out=out
         )
         return signs[: self.bits], signs[self.bits :]
 
@@ -118,6 +122,7 @@ class Sketch:
         signs: npt.NDArray[np.uint8],
         scales: FloatArray,
         steps: npt.NDArray[np.int64],
+        out: FloatArray | None = None,
     ) -> "Decoded":
         """Estimate the folded gradients of some steps.
 
@@ -129,17 +134,24 @@ class Sketch:
             float32, shape ``(step, n_blocks)``.
         steps : numpy.ndarray
             int64, shape ``(step,)``: the optimizer steps of the rows.
+        out : numpy.ndarray, optional
+            Where the folded gradients go, float32, shape ``(step, width)``.
 
         Returns
         -------
         Decoded
             Unbiased; NaN where a scale is.
         """
-        buckets = np.empty((len(steps), self.fold.width), np.float32)
+        shape = (len(steps), self.fold.width)
+        buckets = np.empty(shape, np.float32) if out is None else out
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
+        # Memory that is new in every step would cost more than the arithmetic.
+        first, second = np.empty((2, self.bits), np.float32)
+        drawn = np.empty(-(-sum(self.sign_counts) // 8) * 8, np.float32)
         for i, step in enumerate(steps):
-            rotation, row_signs[i] = self.step_signs(int(step))
-            decoded = rotate_back(onebit.decode(signs[i], scales[i]), rotation)
+            rotation, row_signs[i] = self.step_signs(int(step), out=drawn)
+            rotated = onebit.decode(signs[i], scales[i], out=second)
+            decoded = rotate_back(rotated, rotation, (first, second))
             buckets[i] = decoded[: self.fold.width]
         return Decoded(buckets, row_signs)
 

@@ -118,7 +118,8 @@ def crowding(
     rows_before = np.ceil((offsets[None] - columns[:, None]) / width)
     n_elements = rows_until - rows_before
 
-    energies = np.add.reduceat(squares, columns, axis=1, dtype=np.float64)
+    # In float32: a few hundred terms, for standard errors only.
+    energies = np.add.reduceat(squares, columns, axis=1).astype(np.float64)
     first = (first_row + np.arange(n_rows))[:, None] * width + columns
     layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
     # What lies behind the last tensor belongs to nobody.

@@ -221,17 +221,6 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     assert (tmp_path / "lr0.1.analysis.zarr").exists()
 
 
-def test_doing_it_again_replaces_the_results(tmp_path: Path):
-    path = tmp_path / "run.analysis.zarr"
-    for value in (1.0, 2.0):
-        result = xr.Dataset({"gamma": ("step", np.full(int(5 / value), value))})
-        cli._stored(result.chunk(), path, "final")
-        cli._stored(result.chunk(), path, f"epoch-{value:.0f}")
-    for group, expected in (("final", [2, 2]), ("epoch-1", [1] * 5)):
-        stored = xr.open_zarr(path, group=group, consolidated=False)
-        np.testing.assert_array_equal(stored.gamma, expected)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

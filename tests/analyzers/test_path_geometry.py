@@ -473,14 +473,20 @@ def test_result_does_not_depend_on_chunks(
     train = partial(by_hand, n_steps=16, steps_per_epoch=16)
     run = recorded(tmp_path / "run.zarr", train, **options)
     expected = analyzers.path_geometry(run, layers=layers).compute()
-    module = sys.modules["analyzers.path_geometry"]
-    # Two steps, eight rows of the fold, two blocks of parameters; five results at once.
-    monkeypatch.setattr(module, "STEP_BYTES", 2 * 4 * (2048 if run.spec.exact else 256))
-    monkeypatch.setattr(module, "PART", 2048)
-    monkeypatch.setattr(module, "RESULT_ROWS", 5)
-    monkeypatch.setattr(sys.modules["analyzers._windows"], "PIECE", 1)
+    for module, constant, value in (
+        # Two steps, eight rows of the fold, two blocks of parameters; four results.
+        ("_windows", "STEP_BYTES", 2 * 4 * 256),
+        ("_windows", "ROWS", 3),
+        ("_exact", "READ_BYTES", 2 * 4 * 2048),
+        ("_tasks", "PART", 2048),
+        ("_tasks", "ROW_PART", 2048),
+        ("_sweep", "READ", 1024),
+        ("_sweep", "SEGMENT", 100),
+        ("path_geometry", "RESULT_ROWS", (4, 5)),
+    ):
+        monkeypatch.setattr(sys.modules[f"analyzers.{module}"], constant, value)
     result = analyzers.path_geometry(run, layers=layers)
-    assert result.gamma.chunks[0] == ((2,) * 8 if layers else (5, 5, 5, 1))
+    assert result.gamma.chunks[0] == (4,) * 4
     for name, variable in expected.data_vars.items():
         # Where next to nothing is left beside the basis, it is a difference of large
         # numbers, and so is its standard error.

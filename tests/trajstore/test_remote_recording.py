@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import analyzers
+from analyzers import cli, results
 from trajstore import location as locations
 from trajstore import lock
 from trajstore.location import open_store
@@ -72,7 +73,8 @@ def remote(request: pytest.FixtureRequest) -> str:
 
 def geometry(location: str | Path) -> xr.Dataset:
     result = analyzers.path_geometry(open_run(location)).compute()
-    result.attrs.pop("run")
+    for name in ("run", "computed_from"):
+        result.attrs.pop(name)
     return result
 
 
@@ -111,6 +113,29 @@ def test_a_remote_recording_is_resumed(remote: str, training: Training, tmp_path
         training.run(range(8, 20))
     assert open_run(remote).snapshots == ()
     xr.testing.assert_identical(geometry(remote), geometry(tmp_path / "whole.zarr"))
+
+
+def test_the_command_line_analyses_a_remote_recording(
+    bucket: str,
+    training: Training,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    remote = f"{bucket}/{request.node.name}/run.zarr"
+    with training.record(remote):
+        training.run(range(20))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["traj-analyze", "geometry", remote])
+    cli.main()
+    assert "±" in capsys.readouterr().out
+    assert (tmp_path / "run.figures" / "final.png").exists()
+    stored = results.open_results(
+        f"{bucket}/{request.node.name}/run.analysis.zarr", "final"
+    )
+    expected = analyzers.path_geometry(open_run(remote)).compute()
+    xr.testing.assert_identical(stored.compute(), expected)
 
 
 def test_what_is_there_is_not_overwritten(remote: str, training: Training):

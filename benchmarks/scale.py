@@ -1,0 +1,135 @@
+"""Measure how a store and its analysis grow with steps T and parameters d.
+
+Synthetic runs of the real format, three lengths and three sizes. Of each: files, bytes
+per step, the time to open it, the rate of the analysis with one worker process and with
+two (one thread each), and the largest memory of a worker. One and two workers take turns,
+for other work on the machine to hit both alike. The full size needs some 15 GB of disk
+and hours; smaller ones by option, for example
+
+    python benchmarks/scale.py --n-steps 32768 --n-params 25600000 --steps-per-epoch 1000
+"""
+
+import json
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from synthetic import write_run
+
+import analyzers
+import trajstore
+from analyzers.cluster import connected
+
+RESULTS = Path(__file__).parent / "results" / "scale.json"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Count files and bytes, and open the store."""
+    files = [file for file in path.rglob("*") if file.is_file()]
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run = trajstore.open_run(path)
+        run.steps.sizes  # noqa: B018 - what a user asks first
+        times.append(time.perf_counter() - started)
+    of_steps = [
+        f for f in files if "references" not in f.parts and "final" not in f.parts
+    ]
+    return {
+        "steps": run.n_steps,
+        "parameters": run.layout.n_params,
+        "windows": run.n_windows,
+        "files": len(files),
+        "bytes per step": sum(f.stat().st_size for f in files) / run.n_steps,
+        "without references": sum(f.stat().st_size for f in of_steps) / run.n_steps,
+        "seconds to open": float(np.median(times)),
+    }
+
+
+def analyse(path: Path, n_workers: int) -> tuple[float, float]:
+    """Analyse with worker processes; returns steps per second and GiB of a worker."""
+    run = trajstore.open_run(path)
+    shutil.rmtree(path.with_suffix(".analysis.zarr"), ignore_errors=True)
+    with connected(workers=n_workers) as client:
+        client.wait_for_workers(n_workers)
+        # What is imported first belongs to no analysis.
+        client.run(_import_analyzers)
+        started = time.perf_counter()
+        analyzers.store_geometry(run)
+        taken = time.perf_counter() - started
+        peaks = client.run(_peak_memory).values()
+    return run.n_steps / taken, max(peaks) / 2**30
+
+
+def _import_analyzers() -> str:
+    return analyzers.__name__
+
+
+def _peak_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(path: Path, *, rounds: int) -> dict[str, Any]:
+    """Measure one store."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    memory: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for n_workers in (1, 2):
+            rate, peak = analyse(path, n_workers)
+            rates[n_workers].append(rate)
+            memory[n_workers].append(peak)
+    ratios = np.array(rates[2]) / np.array(rates[1])
+    return describe(path) | {
+        "steps per second, 1 worker": float(np.median(rates[1])),
+        "steps per second, 2 workers": float(np.median(rates[2])),
+        "2 workers over 1": float(np.median(ratios)),
+        "peak GiB of a worker, 1 worker": max(memory[1]),
+        "peak GiB of a worker, 2 workers": max(memory[2]),
+    }
+
+
+def main(
+    n_steps: int = 450_000,
+    n_params: int = 25_600_000,
+    steps_per_epoch: int = 5000,
+    rounds: int = 2,
+    directory: Path | None = None,
+) -> None:
+    """Measure and write `results/scale.json`.
+
+    Parameters
+    ----------
+    n_steps : int
+        Largest number of steps; a half and a quarter are measured as well.
+    n_params : int
+        Largest number of parameters; likewise.
+    steps_per_epoch : int
+        Steps in a window.
+    rounds : int
+        How many times each is analysed.
+    directory : Path, optional
+        Where the stores are made, one at a time.
+    """
+    quarter = n_steps // 4, n_params // 4
+    sizes = [(n_steps // k, quarter[1]) for k in (4, 2, 1)]
+    sizes += [(quarter[0], n_params // k) for k in (2, 1)]
+    results = []
+    for steps, params in sizes:
+        with tempfile.TemporaryDirectory(dir=directory) as temporary:
+            path = Path(temporary) / "run.zarr"
+            write_run(
+                path, n_params=params, n_steps=steps, steps_per_epoch=steps_per_epoch
+            )
+            results.append(measure(path, rounds=rounds))
+            Console().print_json(data=results[-1])
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,143 @@
+"""Stores of the real format with random contents, of any length and size."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.layout import BLOCK, Layout
+from trajstore.rotation import n_blocks
+from trajstore.schema import KEYFRAME_EVERY, RunSpec, n_columns, table_columns
+from trajstore.windows import Windows
+from trajstore.writer import Window, Writer
+
+Shapes = dict[str, tuple[int, ...]]
+RESNET18 = 11_173_962
+"""Parameters of a ResNet-18 for 10 classes."""
+
+
+def resnet18_shapes(n_params: int = RESNET18) -> Shapes:
+    """Shapes of the 62 tensors of a ResNet-18, made wider to hold so many numbers."""
+    base = round(64 * np.sqrt(n_params / RESNET18))
+    shapes: Shapes = {"conv1": (base, 3, 3, 3), **_norm("bn1", base)}
+    before = base
+    for stage in range(4):
+        width = base << stage
+        for block in range(2):
+            name = f"layer{stage + 1}.{block}"
+            shapes[f"{name}.conv1"] = (width, before, 3, 3)
+            shapes |= _norm(f"{name}.bn1", width)
+            shapes[f"{name}.conv2"] = (width, width, 3, 3)
+            shapes |= _norm(f"{name}.bn2", width)
+            if before != width:
+                shapes[f"{name}.shortcut"] = (width, before, 1, 1)
+                shapes |= _norm(f"{name}.shortcut_bn", width)
+            before = width
+    return shapes | {"fc.weight": (10, before), "fc.bias": (10,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def write_run(
+    path: Path, *, n_params: int, n_steps: int, steps_per_epoch: int, bits: int = 65536
+) -> int:
+    """Write a run; returns how many windows it has.
+
+    Parameters are a random walk in the steps of the int8 code; tables are small random
+    numbers. Nothing is consistent, but everything has the type and size it would have.
+    """
+    shapes = resnet18_shapes(n_params)
+    spec = RunSpec(
+        names=tuple(shapes),
+        shapes=tuple(shapes.values()),
+        seed=7,
+        sketch_bits=bits,
+        basis=3,
+        probes=1024,
+        steps_per_epoch=steps_per_epoch,
+        reference_every=None,
+        total_steps=None,
+        exact=False,
+    )
+    rng = np.random.default_rng(0)
+    writer = Writer(path, spec)
+    walk = _Walk(Layout(spec.names, spec.shapes), rng)
+    starts = list(_window_starts(spec, n_steps))
+    for c, (start, stop) in enumerate(zip(starts, [*starts[1:], n_steps], strict=True)):
+        writer.append_window(walk.window(c, start, spec))
+        for first in range(start, stop, 2048):
+            steps = np.arange(first, min(first + 2048, stop))
+            writer.append_rows(_rows(steps, c, spec, rng), [{"loss": 0.1}] * len(steps))
+            writer.commit()
+    writer.write_final(lambda part: walk.point[part], status="complete")
+    writer.commit()
+    writer.close()
+    return len(starts)
+
+
+class _Walk:
+    """Where the synthetic run is; its differences from window to window are random."""
+
+    def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
+        self.layout, self.rng = layout, rng
+        inside = np.zeros(layout.size, bool)
+        for offset, size in zip(layout.offsets, layout.sizes, strict=True):
+            inside[offset : offset + size] = True
+        self.inside = inside
+        normal = rng.standard_normal(layout.size, np.float32)
+        self.point = 0.02 * normal * inside
+
+    def window(self, index: int, start: int, spec: RunSpec) -> Window:
+        n, n_layers = self.layout.size, len(spec.names)
+        scales = np.full(n // BLOCK, 2e-5, np.float32)
+        normal = self.rng.standard_normal(n, np.float32)
+        codes = (np.clip(32 * normal, -127, 127) * self.inside).astype(np.int8)
+        if index == 0:
+            codes[:] = 0
+        self.point = self.point + codes * np.float32(2e-5)
+        return Window(
+            start=start,
+            codes=codes,
+            scales=scales,
+            weights=np.exp(self.rng.standard_normal(n_layers)).astype(np.float32),
+            arrival=np.zeros((n_layers, 1 + spec.basis), np.float32),
+            probes=self.rng.standard_normal(spec.probes),
+            keyframe=self.point if index % KEYFRAME_EVERY == 0 else None,
+        )
+
+
+def _window_starts(spec: RunSpec, n_steps: int) -> Iterator[int]:
+    windows = Windows(
+        steps_per_epoch=spec.steps_per_epoch,
+        reference_every=spec.reference_every,
+        total_steps=spec.total_steps,
+    )
+    start = 0
+    while start < n_steps:
+        yield start
+        start = windows.next_start(start + 1, 0)
+
+
+def _rows(
+    steps: npt.NDArray[np.int64], window: int, spec: RunSpec, rng: np.random.Generator
+) -> dict[str, npt.NDArray[np.generic]]:
+    n, n_layers = len(steps), len(spec.names)
+    per_epoch = spec.steps_per_epoch or 1
+    tables = rng.standard_normal((n, n_layers, n_columns(spec)), np.float32)
+    for name, columns in table_columns(spec).items():
+        if name.endswith("_sq"):
+            tables[..., columns] = 1 + np.square(tables[..., columns])
+    return {
+        "epoch": (steps // per_epoch).astype(np.int32),
+        "iteration": (steps % per_epoch).astype(np.int32),
+        "window": np.full(n, window, np.int32),
+        "tables": tables,
+        "signs": rng.integers(0, 256, (n, spec.sketch_bits // 8), np.uint8),
+        "scales": np.ones((n, n_blocks(spec.sketch_bits)), np.float32),
+        "gradient_probes": rng.integers(-127, 128, (n, spec.probes), np.int8),
+        "displacement_probes": rng.standard_normal((n, spec.probes)).astype(np.float16),
+        "probe_scales": np.ones((n, 2), np.float32),
+    }
