@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: test lint demo benchmarks slow no-torch clean
+.PHONY: test lint demo benchmarks scale slow no-torch clean
 
 test: lint
 	$(BIN)/pytest -m "not slow"
@@ -25,6 +25,12 @@ slow: .venv/installed
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/stalls.py
+	$(BIN)/python benchmarks/analysis.py
+
+# Hours, and some 30 GB of disk; see its options.
+scale: .venv/installed
+	$(BIN)/python benchmarks/scale.py
 
 # torch first and alone: resolved together with others, its CUDA build is fetched.
 .venv/installed: pyproject.toml constraints.txt

@@ -358,10 +358,12 @@ def residual(
         flat[part] = v
 
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
-    folded = np.zeros(fold.width, np.float32)
+    folded, signed_row = np.zeros((2, fold.width), np.float32)
     layer_probes = np.zeros((len(layout.names) if layers else 0, probes.count))
     for row, sign, signs in zip(matrix, row_signs, column_signs, strict=True):
-        folded += sign * (row * signs)
+        np.multiply(row, signs, out=signed_row)
+        signed_row *= sign
+        folded += signed_row
     for layer, parts in _pieces_by_layer(window, rows).items() if layers else ():
         of_layer = np.zeros(fold.width, np.float32)
         for row, columns in parts:

@@ -17,11 +17,11 @@ from trajstore.reader import Run
 from trajstore.reference_point import Reference, ReferencePoint, reference_point
 from trajstore.schema import LAYER, STEP
 
-RESULT_ROWS: Final = (4096, 8192)
-"""Fewest and most steps in a chunk of the result; there are eight chunks, or more. The
+RESULT_ROWS: Final = (4096, 16384)
+"""Fewest and most steps in a chunk of the result; there are four chunks, or more. The
 references between the last keyframe and a chunk have to be decoded for it."""
 
-RESULT_VALUES: Final = 1 << 19
+RESULT_VALUES: Final = 1 << 20
 """Values of a quantity by layer in a chunk of the result, at most."""
 
 ESTIMATOR: Final = 2
@@ -190,7 +190,7 @@ def result_chunks(run: Run) -> list[slice]:
     """Cut the steps of a run into the chunks that results have."""
     fewest, most = RESULT_ROWS
     most = min(most, RESULT_VALUES // len(run.layout.names))
-    rows = max(1, min(max(fewest, run.n_steps // 8), most))
+    rows = max(1, min(max(fewest, run.n_steps // 4), most))
     return slices(slice(0, run.n_steps), 1 << (rows.bit_length() - 1))
 
 

@@ -1,8 +1,9 @@
 """Measure how fast steps are analysed, beside the machine's own matrix product.
 
 A synthetic run of the size of a ResNet-18, one epoch a window, is analysed again and
-again, in turn with float32 matrix products on the same number of threads, so that both
-meet the same state of a noisy machine. All is counted: reading, decoding references and
+again, in turn with float32 matrix products on as many threads, so that both meet the same
+state of a noisy machine: by worker processes of one thread, as ``traj-analyze --workers``
+starts them, and by the threads of one process, which wait for Python's lock. All is counted: reading, decoding references and
 sketches, the regression, the contraction. The work that cannot be avoided, as operations:
 two per parameter and step for the contraction, and the rotation of every sketch as it is
 computed.
@@ -12,14 +13,14 @@ import json
 import os
 import tempfile
 import time
-from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import tyro
-from dask.callbacks import Callback
+import xarray as xr
 from rich.console import Console
 from rich.progress import track
 from synthetic import RESNET18, write_run
@@ -27,27 +28,12 @@ from threadpoolctl import threadpool_limits
 
 import analyzers
 import trajstore
+from analyzers.cluster import connected
 from trajstore.rotation import MAX_BLOCK, factors
 
 RESULTS = Path(__file__).parent / "results" / "analysis.json"
 SIDE = 3072
 """Rows and columns of the matrices."""
-
-
-class TaskTimes(Callback):
-    """Seconds in tasks by name, on Dask's threads."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._started: dict[Any, float] = {}
-
-    def _pretask(self, key: Any, _dsk: Any, _state: Any) -> None:
-        self._started[key] = time.perf_counter()
-
-    def _posttask(self, key: Any, *_: Any) -> None:
-        name = key[0] if isinstance(key, tuple) else key
-        taken = time.perf_counter() - self._started[key]
-        self.seconds[name.rpartition("-")[0] or name] += taken
 
 
 def product_rate(threads: int, seconds: float) -> float:
@@ -69,49 +55,60 @@ def step_operations(run: trajstore.Run) -> tuple[float, float]:
     return 2 * run.layout.n_params, rotation
 
 
+def analysis_rate(geometry: xr.Dataset) -> float:
+    """Analyse once; steps per second."""
+    started = time.perf_counter()
+    geometry.compute()
+    return geometry.sizes["step"] / (time.perf_counter() - started)
+
+
 def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
     """Analyse and multiply matrices in turn."""
-    analysis, product, times = [], [], TaskTimes()
     geometry = analyzers.path_geometry(run)
-    for _ in track(range(rounds), "analysing"):
-        product.append(product_rate(threads, seconds=2))
-        started = time.perf_counter()
-        with (
-            threadpool_limits(1, user_api="blas"),
-            dask.config.set(scheduler="threads", num_workers=threads),
-            times,
-        ):
-            geometry.compute()
-        analysis.append(run.n_steps / (time.perf_counter() - started))
-        product.append(product_rate(threads, seconds=2))
+    rates: dict[str, list[float]] = {"workers": [], "threads": []}
+    products = [product_rate(threads, seconds=2)]
+    with connected(workers=threads) as client:
+        client.wait_for_workers(threads)
+        # What is imported first belongs to no analysis.
+        client.run(import_module, "analyzers")
+        for _ in track(range(rounds), "by workers"):
+            rates["workers"].append(analysis_rate(geometry))
+            products.append(product_rate(threads, seconds=2))
+    on_threads = dask.config.set(scheduler="threads", num_workers=threads)
+    with threadpool_limits(1, user_api="blas"), on_threads:
+        for _ in track(range(rounds), "by threads"):
+            rates["threads"].append(analysis_rate(geometry))
+            products.append(product_rate(threads, seconds=2))
     contraction, rotation = step_operations(run)
-    beside = np.array(product).reshape(rounds, 2).mean(1)
-    ratios = np.array(analysis) * (contraction + rotation) / beside
+    product = np.array(products)
+    beside = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
+    ratios = {
+        name: np.array(of_steps) * (contraction + rotation) / of_product
+        for (name, of_steps), of_product in zip(rates.items(), beside, strict=True)
+    }
     return {
-        "threads": threads,
+        "cores": threads,
         "parameters": run.layout.n_params,
         "steps": run.n_steps,
         "windows": run.n_windows,
-        "steps per second": float(np.median(analysis)),
         "operations of the contraction per step": contraction,
         "operations of the rotation per step": rotation,
         "matrix product, operations per second": float(np.median(product)),
-        "analysis over matrix product": float(np.median(ratios)),
-        "ratios of the rounds": ratios.tolist(),
-        "contraction alone over matrix product": float(
-            np.median(ratios) * contraction / (contraction + rotation)
-        ),
-        "thread seconds per 391 steps": {
-            name: 391 * seconds / run.n_steps / rounds
-            for name, seconds in sorted(times.seconds.items())
-            if seconds > 0.1
+        **{
+            f"{quantity}, {name}": float(np.median(values))
+            for name in rates
+            for quantity, values in (
+                ("steps per second", rates[name]),
+                ("analysis over matrix product", ratios[name]),
+            )
         },
+        "ratios of the rounds, workers": ratios["workers"].tolist(),
     }
 
 
 def main(
     n_params: int = RESNET18,
-    n_steps: int = 4 * 4096,
+    n_steps: int = 65536,
     rounds: int = 5,
     threads: int = len(os.sched_getaffinity(0)),
     directory: Path | None = None,
@@ -127,7 +124,7 @@ def main(
     rounds : int
         How many times it is analysed.
     threads : int
-        Threads of Dask, and of the matrix product.
+        Workers or threads of Dask, and threads of the matrix product.
     directory : Path, optional
         Where the run is kept; one that is there already is used again.
     """

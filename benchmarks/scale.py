@@ -36,8 +36,10 @@ def describe(path: Path) -> dict[str, Any]:
     for _ in range(5):
         started = time.perf_counter()
         run = trajstore.open_run(path)
-        run.steps.sizes  # noqa: B018 - what a user asks first
-        times.append(time.perf_counter() - started)
+        steps = run.steps
+        opened = time.perf_counter()
+        steps[["loss"]].sel(epoch=run.n_epochs // 2).load()
+        times.append((opened - started, time.perf_counter() - opened))
     of_steps = [
         f for f in files if "references" not in f.parts and "final" not in f.parts
     ]
@@ -48,7 +50,9 @@ def describe(path: Path) -> dict[str, Any]:
         "files": len(files),
         "bytes per step": sum(f.stat().st_size for f in files) / run.n_steps,
         "without references": sum(f.stat().st_size for f in of_steps) / run.n_steps,
-        "seconds to open": float(np.median(times)),
+        "seconds to open": float(np.median(times, 0)[0]),
+        "seconds to open, the first time": times[0][0],
+        "seconds to select an epoch": float(np.median(times, 0)[1]),
     }
 
 
@@ -77,6 +81,8 @@ def _peak_memory() -> int:
 
 def measure(path: Path, *, rounds: int) -> dict[str, Any]:
     """Measure one store."""
+    if rounds == 0:
+        return describe(path)
     rates: dict[int, list[float]] = {1: [], 2: []}
     memory: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -101,7 +107,7 @@ def main(
     rounds: int = 2,
     directory: Path | None = None,
 ) -> None:
-    """Measure and write `results/scale.json`.
+    """Measure and write `results/scale.json`, or without rounds `full_size.json`.
 
     Parameters
     ----------
@@ -112,13 +118,14 @@ def main(
     steps_per_epoch : int
         Steps in a window.
     rounds : int
-        How many times each is analysed.
+        How many times each is analysed; 0 to look at the stores only, and at the
+        largest alone.
     directory : Path, optional
         Where the stores are made, one at a time.
     """
-    quarter = n_steps // 4, n_params // 4
-    sizes = [(n_steps // k, quarter[1]) for k in (4, 2, 1)]
-    sizes += [(quarter[0], n_params // k) for k in (2, 1)]
+    sizes = [(n_steps // 4, n_params // k) for k in (4, 2, 1)]
+    sizes += [(n_steps // k, n_params) for k in (2, 1)]
+    sizes = sizes if rounds else sizes[-1:]
     results = []
     for steps, params in sizes:
         with tempfile.TemporaryDirectory(dir=directory) as temporary:
@@ -128,7 +135,8 @@ def main(
             )
             results.append(measure(path, rounds=rounds))
             Console().print_json(data=results[-1])
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    path = RESULTS if rounds else RESULTS.with_stem("full_size")
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -120,8 +120,24 @@ def rotate_back(
     vectors: FloatArray,
     signs: FloatArray,
     buffers: tuple[FloatArray, FloatArray] | None = None,
+    out: FloatArray | None = None,
 ) -> FloatArray:
-    """Return the inverse of `rotate` for the same signs; `buffers` as in `hadamard`."""
+    """Return the inverse of `rotate` for the same signs.
+
+    Parameters
+    ----------
+    vectors, signs : numpy.ndarray
+        float32, shape ``(..., size)``.
+    buffers : tuple of numpy.ndarray, optional
+        As in `hadamard`.
+    out : numpy.ndarray, optional
+        Where the result goes; where it is shorter, so many entries.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(..., size)``, or `out`.
+    """
     buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     rotated = hadamard(vectors, buffers)
     # `second_round`, in place and without a copy: this is most of what decoding costs.
@@ -130,8 +146,9 @@ def rotate_back(
     rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
     other = buffers[0] if rotated is buffers[1] else buffers[1]
     rotated = hadamard(rotated, (other, rotated))
-    rotated *= signs
-    return rotated
+    out = rotated if out is None else out
+    n = out.shape[-1]
+    return np.multiply(rotated[..., :n], signs[..., :n], out=out)
 
 
 def second_round(signs: FloatArray) -> FloatArray:

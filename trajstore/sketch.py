@@ -151,8 +151,7 @@ class Sketch:
         for i, step in enumerate(steps):
             rotation, row_signs[i] = self.step_signs(int(step), out=drawn)
             rotated = onebit.decode(signs[i], scales[i], out=second)
-            decoded = rotate_back(rotated, rotation, (first, second))
-            buckets[i] = decoded[: self.fold.width]
+            rotate_back(rotated, rotation, (first, second), out=buckets[i])
         return Decoded(buckets, row_signs)
 
 
