@@ -76,6 +76,38 @@ def overhead_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def scale_table(results: list[dict[str, Any]]) -> str:
+    """Cost of large stores; other results are read besides."""
+    analysis, stalls, [full] = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("analysis", "stalls", "full_size")
+    )
+    flush = stalls["flush on the training thread, ms"]["percentile 99.5"]
+    largest = max(results, key=lambda r: r["parameters"] * r["steps"])
+    peak = max(
+        result[f"peak GiB of a worker, {n}"]
+        for result in results
+        for n in ("1 worker", "2 workers")
+    )
+    rate = analysis["steps per second, workers"]
+    share = analysis["analysis over matrix product, workers"]
+    shape = f"{full['steps']:,} steps, {full['parameters'] / 1e6:.1f} M parameters"
+    rows = {
+        "flush on the training thread, 99.5th percentile": f"{flush:.1f} ms",
+        "analysis, 11.2 M parameters, 2 worker processes": f"{rate:,.0f} steps/s",
+        "the same in operations over float32 matrix products": f"{share:.2f}",
+        "analysis with 2 workers over 1, 25.7 M parameters": f"{largest['2 workers over 1']:.2f}",
+        "largest memory of a worker, up to 25.7 M parameters": f"{peak:.2f} GiB",
+        f"{shape}: files": f"{full['files']:,}",
+        "the same: to open, to select an epoch": f"{full['seconds to open']:.2f} s, "
+        f"{full['seconds to select an epoch']:.2f} s",
+    }
+    lines = ["| cost of large runs, 2 CPU cores | |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
+
+
 def planning_table(results: dict[str, Any]) -> str:
     """One line for each training and length of window."""
     lines = [
@@ -98,8 +130,12 @@ def plain_error(size: int) -> float:
     return math.sqrt(variance / SKETCH_BITS)
 
 
-PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "README.md": {"accuracy": accuracy_table, "overhead": overhead_table},
+PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
+    "README.md": {
+        "accuracy": accuracy_table,
+        "overhead": overhead_table,
+        "scale": scale_table,
+    },
     "docs/planning.md": {"planning": planning_table},
 }
 

@@ -44,6 +44,10 @@ from trajstore.trained_parameters import group_names, trained_parameters
 from trajstore.windows import Windows
 from trajstore.writer import Window, Writer
 
+HEAD_START: Final = 0.002
+"""Seconds that the training thread goes on before the writer asks for Python's lock; it
+would otherwise wait for as long as the lock may be kept, which is 5 ms."""
+
 N_WAITING: Final = 2
 """Batches of rows and references that may wait for the disk."""
 
@@ -618,6 +622,7 @@ class Recorder:
             return
 
         def write() -> None:
+            time.sleep(HEAD_START)
             for number, start, reference, keyframe in windows:
                 if number < self._writer.n_windows:
                     continue
