@@ -26,8 +26,9 @@ from trajstore.reader import Run
 from trajstore.reference_point import ReferencePoint
 from trajstore.schema import KEYFRAME_EVERY
 
-PART: Final = 1 << 22
-"""Elements that a task of the first pass works on: whole chunks of the store."""
+PART: Final = 1 << 21
+"""Elements that a task of the first pass works on: whole chunks of the store, and few
+enough for several workers to be done at about the same time."""
 
 ROW_PART: Final = 1 << 24
 """The same for the second pass: sketches are decoded anew for each part."""

@@ -67,8 +67,8 @@ CHUNK_BYTES: Final = 2 << 20
 
 MAX_CHUNK_ROWS: Final = 8192
 
-VECTOR_CHUNK_BYTES: Final = 4 << 20
-"""Size of a chunk of a parameter vector."""
+VECTOR_CHUNK: Final = {"int8": 1 << 21, "float32": 1 << 20}
+"""Elements in a chunk of a parameter vector, coded and in full."""
 
 
 Code = Literal["none", "fast", "dense"]
@@ -335,7 +335,7 @@ def group_metadata(attributes: Mapping[str, object]) -> dict[str, object]:
 
 def vector_array(size: int) -> ArraySpec:
     """Describe one float32 parameter vector, as long as its first dimension."""
-    chunk = (min(size, VECTOR_CHUNK_BYTES // ITEM_SIZE["float32"]),)
+    chunk = (min(size, VECTOR_CHUNK["float32"]),)
     return ArraySpec(
         dims=("param",), dtype="float32", inner=(), chunk=chunk, code="none"
     )
@@ -477,6 +477,6 @@ def _wide(first: str, dtype: str, size: int, *, code: Code) -> ArraySpec:
         dims=(first, "param"),
         dtype=dtype,
         inner=(size,),
-        chunk=(1, min(size, VECTOR_CHUNK_BYTES // ITEM_SIZE[dtype])),
+        chunk=(1, min(size, VECTOR_CHUNK[dtype])),
         code=code,
     )

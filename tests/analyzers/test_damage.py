@@ -25,7 +25,7 @@ ROWS = 8
 def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "MAX_CHUNK_ROWS", ROWS)
-        patch.setattr(schema, "VECTOR_CHUNK_BYTES", 2048)
+        patch.setattr(schema, "VECTOR_CHUNK", {"int8": 2048, "float32": 2048})
         yield
 
 
