@@ -19,7 +19,14 @@ if not HAS_TORCH:
         f"trajstore/{name}.py"
         for name in (
             *("huge_pages", "kernels", "precision", "recorder"),
-            *("resumption", "row_buffer", "steps_cpu", "tracker", "trained_parameters"),
+            *(
+                "hand_over",
+                "resumption",
+                "row_buffer",
+                "steps_cpu",
+                "tracker",
+                "trained_parameters",
+            ),
         )
     ]
 

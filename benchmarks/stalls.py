@@ -76,9 +76,9 @@ def main(
             steps_per_epoch=1000,
             flush_rows=flush_rows,
         )
-        hand_over = Timed(recorder._submit_rows)
+        submit = Timed(recorder._hand_over.submit)
         before, after = Timed(recorder._measure_before), Timed(recorder._measure_after)
-        recorder._submit_rows = hand_over  # type: ignore[method-assign]
+        recorder._hand_over.submit = submit  # type: ignore[method-assign]
         recorder._measure_before = before  # type: ignore[method-assign]
         recorder._measure_after = after  # type: ignore[method-assign]
         for _ in track(range(n_steps), "training"):
@@ -90,7 +90,7 @@ def main(
     results = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
-        "flush on the training thread, ms": milliseconds(hand_over.seconds),
+        "flush on the training thread, ms": milliseconds(submit.seconds),
         "hooks of a step, ms": milliseconds(hooks.tolist()),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from trajstore.location import is_remote
@@ -83,7 +84,7 @@ class WriterLock:
                 self._file.acquire(timeout=PATIENCE)
             except Timeout:
                 raise StoreLockedError(await self._refusal()) from None
-        elif _is_fresh(await self._read_holder()):
+        elif await _has_lease(self._store):
             raise StoreLockedError(await self._refusal())
         await self._store.set(WRITER, self._document())
 
@@ -119,8 +120,7 @@ class WriterLock:
             self._e_tag = await self._put(store, mode="create")
         except obstore.exceptions.AlreadyExistsError:
             found = await obstore.head_async(store.store, WRITER)
-            age = datetime.now(UTC) - found["last_modified"]
-            if age.total_seconds() < LEASE_SECONDS:
+            if _is_recent(found["last_modified"]):
                 raise StoreLockedError(await self._refusal()) from None
             try:
                 self._e_tag = await self._put(store, mode={"e_tag": found["e_tag"]})
@@ -147,19 +147,10 @@ class WriterLock:
         return PROTOTYPE.buffer.from_bytes(text.encode())
 
     async def _is_mine(self) -> bool:
-        return (await self._read_holder()).get("token") == self._holder["token"]
-
-    async def _read_holder(self) -> dict[str, Any]:
-        """Return what the store says of its writer, empty if it says nothing."""
-        document = await self._store.get(WRITER, PROTOTYPE)
-        try:
-            holder = json.loads(document.to_bytes()) if document is not None else {}
-        except ValueError:
-            holder = {}
-        return holder if isinstance(holder, dict) else {}
+        return (await _read_holder(self._store)).get("token") == self._holder["token"]
 
     async def _refusal(self) -> str:
-        holder = await self._read_holder()
+        holder = await _read_holder(self._store)
         who = ", ".join(
             f"{key} {holder[key]}" for key in ("host", "pid") if key in holder
         )
@@ -180,10 +171,61 @@ class WriterLock:
         )
 
 
-def _is_fresh(holder: dict[str, Any]) -> bool:
-    """Whether a lease has been renewed lately."""
+def is_written(location: str, store: Store) -> bool:
+    """Whether somebody writes a store just now.
+
+    Parameters
+    ----------
+    location : str
+        Of the store.
+    store : zarr.abc.store.Store
+        The storage there.
+
+    Returns
+    -------
+    bool
+        In a directory, whether a process holds the lock; elsewhere, whether there is a
+        lease that has not run out.
+    """
+    if is_remote(location):
+        return sync(_has_lease(store))
+    path = Path(location) / LOCK
+    # A link would have a file elsewhere opened, and created.
+    if path.is_symlink() or not path.is_file():
+        return False
     try:
-        age = datetime.now(UTC) - datetime.fromisoformat(holder["renewed"])
+        # Another reader may be asking just now; a writer keeps the lock.
+        with FileLock(path, timeout=0.2, poll_interval=0.02):
+            return False
+    except (Timeout, PermissionError):
+        return True
+
+
+async def _has_lease(store: Store) -> bool:
+    """Whether somebody holds a lease that has not run out."""
+    if isinstance(store, ObjectStore):
+        # The clock of the storage is the same for all.
+        try:
+            found = await import_module("obstore").head_async(store.store, WRITER)
+        except FileNotFoundError:
+            return False
+        return _is_recent(found["last_modified"])
+    try:
+        renewed = datetime.fromisoformat((await _read_holder(store))["renewed"])
+        return _is_recent(renewed)
     except (KeyError, TypeError, ValueError):
         return False
-    return age.total_seconds() < LEASE_SECONDS
+
+
+def _is_recent(renewed: datetime) -> bool:
+    return (datetime.now(UTC) - renewed).total_seconds() < LEASE_SECONDS
+
+
+async def _read_holder(store: Store) -> dict[str, Any]:
+    """Return what a store says of its writer, empty if it says nothing."""
+    document = await store.get(WRITER, PROTOTYPE)
+    try:
+        holder = json.loads(document.to_bytes()) if document is not None else {}
+    except ValueError:
+        holder = {}
+    return holder if isinstance(holder, dict) else {}

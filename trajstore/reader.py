@@ -16,8 +16,8 @@ from trajstore import deltas
 from trajstore.chunks import CheckedStore, ChunkError, Read, open_array, read_part
 from trajstore.epochs import index_epochs
 from trajstore.layout import BLOCK, Layout
-from trajstore.liveness import is_written
 from trajstore.location import locate, open_store
+from trajstore.lock import is_written
 from trajstore.moment import Moment, as_it_was, n_resumes
 from trajstore.opening import open_checked
 from trajstore.probes import Probes

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trajstore.background import Background
-from trajstore.defaults import BASIS, FLUSH_BYTES, FLUSH_ROWS, PROBES, SKETCH_BITS
-from trajstore.journal import Journal, Record, replay
+from trajstore.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
+from trajstore.hand_over import HandOver, NewWindow
+from trajstore.journal import Journal, replay
 from trajstore.layout import Layout
 from trajstore.location import is_remote
 from trajstore.resumption import (
@@ -31,7 +32,6 @@ from trajstore.resumption import (
 )
 from trajstore.row_buffer import (
     Entry,
-    RowBuffer,
     Scalar,
     to_floats,
     to_numpy,
@@ -39,14 +39,10 @@ from trajstore.row_buffer import (
 )
 from trajstore.schema import DESCRIPTIONS, KEYFRAME_EVERY, RunSpec
 from trajstore.termination import exit_on_sigterm
-from trajstore.tracker import Reference, Tracker
+from trajstore.tracker import Tracker
 from trajstore.trained_parameters import group_names, trained_parameters
 from trajstore.windows import Windows
-from trajstore.writer import Window, Writer
-
-HEAD_START: Final = 0.002
-"""Seconds that the training thread goes on before the writer asks for Python's lock; it
-would otherwise wait for as long as the lock may be kept, which is 5 ms."""
+from trajstore.writer import Writer
 
 N_WAITING: Final = 2
 """Batches of rows and references that may wait for the disk."""
@@ -229,14 +225,6 @@ class Recorder:
         )
         self._optimizer = optimizer
         self._tracker = Tracker(list(parameters.values()), layout, self._spec)
-        row_bytes = sum(t.nbytes for t in self._tracker.allocate(1).values())
-        self._capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
-        self._flush_seconds = flush_seconds
-        self._buffer = self._new_buffer()
-        self._spare = self._new_buffer()
-
-        self._new_windows: list[tuple[int, int, Reference, Tensor | None]] = []
-        self._keyframe_is_pending = False
         self._reference_sq = torch.empty(0)
         self._row: dict[str, Tensor] | None = None
         self._has_stepped = False
@@ -246,7 +234,13 @@ class Recorder:
         # The writer lives in its thread: there it meets no event loop, as in a notebook.
         self._background = Background(N_WAITING)
         opening = partial(
-            self._open, path, resume=bool(resume), journal=journal, fsync=fsync
+            self._open,
+            path,
+            resume=bool(resume),
+            fsync=fsync,
+            journal=journal,
+            flush_rows=flush_rows,
+            flush_seconds=flush_seconds,
         )
         try:
             doubt = self._background.call(opening)
@@ -255,7 +249,6 @@ class Recorder:
             raise
         if doubt is not None:
             warn(doubt, stacklevel=2)
-        self._last_flush = time.monotonic()
         self._is_open = self._is_recording = True
         self._undo_sigterm = exit_on_sigterm()
         atexit.register(self._close_at_exit)
@@ -265,36 +258,57 @@ class Recorder:
         ]
 
     def _open(
-        self, path: str | Path, *, resume: bool, journal: bool, fsync: bool
+        self,
+        path: str | Path,
+        *,
+        resume: bool,
+        fsync: bool,
+        journal: bool,
+        flush_rows: int,
+        flush_seconds: float,
     ) -> str | None:
         """Open the store and find the recording's position; return what is doubtful."""
-        state, doubt = self._state, None
+        state, self._state = self._state, None
         created = state["created"] if state is not None and self._step > 0 else None
-        self._state = None
         self._writer = Writer(
             path, self._spec, resume=resume, created=created, fsync=fsync
         )
         try:
-            position = Position(step=0, pending={})
-            if resume:
-                self._recover()
-                position, doubt = take_up(
-                    self._writer,
-                    self._tracker,
-                    spec=self._spec,
-                    windows=self._windows,
-                    step=self._step,
-                    state=state,
-                )
+            doubt = self._find_position(state, resume=resume)
             self._writer.commit()
+            self._hand_over = HandOver(
+                self._writer,
+                self._background,
+                self._spec,
+                self._tracker.allocate,
+                first=self._step,
+                flush_rows=flush_rows,
+                flush_seconds=flush_seconds,
+                journal=Journal(Path(self._writer.location)) if journal else None,
+            )
         except BaseException:
             self._writer.close()
             raise
+        return doubt
+
+    def _find_position(
+        self, state: Mapping[str, Any] | None, *, resume: bool
+    ) -> str | None:
+        """Bring everything to where the recording begins; return what is doubtful."""
+        position, doubt = Position(step=0, pending={}), None
+        if resume:
+            self._recover()
+            position, doubt = take_up(
+                self._writer,
+                self._tracker,
+                spec=self._spec,
+                windows=self._windows,
+                step=self._step,
+                state=state,
+            )
         self._epoch, self._epoch_start = position.epoch, position.epoch_start
-        self._n_windows, self._next_window = (
-            self._writer.n_windows,
-            position.next_window,
-        )
+        self._n_windows = self._writer.n_windows
+        self._next_window = position.next_window
         if self._n_windows > 0:
             self._reference_sq = self._tracker.reference_sq()
         self._pending: dict[str, Scalar] = dict(position.pending)
@@ -302,10 +316,6 @@ class Recorder:
         taken = self._writer.snapshots
         self._snapshots = {name for name in taken if taken[name] < self._step}
         self._started = time.monotonic() - position.wall_time
-        self._buffer.clear(self._step)
-        self._journal = Journal(Path(self._writer.location)) if journal else None
-        if self._journal is not None:
-            self._journal.begin(self._step)
         return doubt
 
     def _recover(self) -> None:
@@ -409,7 +419,7 @@ class Recorder:
         """
         self._check_open()
         try:
-            self._flush()
+            self._hand_over.flush()
         except RuntimeError as error:
             self._fail(error)
 
@@ -533,7 +543,7 @@ class Recorder:
             self._epoch_start = self._epoch * self._spec.steps_per_epoch
         if self._step == self._next_window:
             self._start_window()
-        self._row = self._buffer.row()
+        self._row = self._hand_over.row()
         self._tracker.before_step(self._step, self._row)
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -550,20 +560,18 @@ class Recorder:
 
     def _measure_after(self, row: dict[str, Tensor]) -> None:
         self._tracker.after_step(row)
-        buffer, now = self._buffer, time.monotonic()
         entry = Entry(
             (self._epoch, self._step - self._epoch_start, self._n_windows - 1),
             self._reference_sq,
-            self._pending | self._learning_rates() | {"wall_time": now - self._started},
+            self._pending
+            | self._learning_rates()
+            | {"wall_time": time.monotonic() - self._started},
         )
-        if self._journal is not None:
-            self._journal.append(_record(self._step, entry, row))
-        buffer.entries.append(entry)
+        self._hand_over.append(self._step, entry, row)
         self._pending, self._row = {}, None
         self._step += 1
         self._has_stepped = True
-        if buffer.is_full or now - self._last_flush >= self._flush_seconds:
-            self._submit_rows()
+        self._hand_over.submit_if_due()
 
     def _fail(self, error: Exception) -> None:
         """Raise an error, or end the recording with a warning, as the user chose."""
@@ -580,71 +588,19 @@ class Recorder:
 
     def _start_window(self) -> None:
         tracker, start = self._tracker, self._step
-        if self._keyframe_is_pending:
-            # The writer may still be reading the reference that is about to move.
-            self._background.wait()
-            self._keyframe_is_pending = False
+        self._hand_over.wait_for_keyframe()
         if self._n_windows == 0:
             # Where a recording begins late, the steps before belong to this window, too.
             reference, start = tracker.start(), 0
         else:
             reference = tracker.move()
         self._reference_sq = tracker.reference_sq()
-        keyframe = None
-        if self._n_windows % KEYFRAME_EVERY == 0:
-            keyframe, self._keyframe_is_pending = tracker.reference, True
+        is_keyframe = self._n_windows % KEYFRAME_EVERY == 0
+        keyframe = tracker.reference if is_keyframe else None
+        window = NewWindow(self._n_windows, start, reference, keyframe)
         self._n_windows += 1
         self._next_window = self._windows.next_start(self._step + 1, self._epoch_start)
-        new = (self._n_windows - 1, start, reference, keyframe)
-        self._new_windows.append(new)
-        code_bytes = sum(
-            reference.codes.nbytes for _, _, reference, _ in self._new_windows
-        )
-        if self._journal is not None:
-            # The journal holds steps of windows that are in the store.
-            self._flush()
-        elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
-            self._submit_rows()
-
-    def _flush(self) -> None:
-        self._submit_rows()
-        self._background.wait()
-
-    def _submit_rows(self) -> None:
-        """Hand what is new to the writer's thread and go on with the other buffer.
-
-        An interruption at any point, as by Ctrl-C, may have it called again: the writer
-        knows what it has written already.
-        """
-        self._last_flush = time.monotonic()
-        full, windows = self._buffer, self._new_windows
-        if len(full) == 0 and not windows:
-            return
-
-        def write() -> None:
-            time.sleep(HEAD_START)
-            for number, start, reference, keyframe in windows:
-                if number < self._writer.n_windows:
-                    continue
-                whole = None if keyframe is None else to_numpy(keyframe)
-                codes, scales, weights, arrival, probes = map(to_numpy, reference)
-                self._writer.append_window(
-                    Window(start, codes, scales, weights, arrival, probes, whole)
-                )
-            if len(full) > 0:
-                self._writer.append_rows(*full.arrays(self._spec), first=full.first)
-            self._writer.commit()
-            if self._journal is not None and len(full) > 0:
-                self._journal.discard(full.first)
-
-        full.written = self._background.submit(write)
-        if self._spare.written is not None:
-            self._spare.written.exception()
-        self._spare.clear(full.first + len(full))
-        if self._journal is not None and len(full) > 0:
-            self._journal.begin(self._spare.first)
-        self._new_windows = []
-        self._buffer, self._spare = self._spare, full
+        self._hand_over.append_window(window)
 
     def _close(self, status: str) -> None:
         self._is_open = False
@@ -660,11 +616,10 @@ class Recorder:
                 self._writer.amend_last(to_floats(pending))
             self._writer.write_final(self._read_parameters, status=status)
             self._writer.commit()
-            if self._journal is not None:
-                self._journal.remove()
+            self._hand_over.forget_journal()
 
         try:
-            self._flush()
+            self._hand_over.flush()
             if self._is_recording:
                 self._background.submit(write)
         finally:
@@ -679,9 +634,6 @@ class Recorder:
             if "lr" in group:
                 rates[f"lr_{i}" if i else "lr"] = to_scalar("lr", group["lr"])
         return rates
-
-    def _new_buffer(self) -> RowBuffer:
-        return RowBuffer(measured=self._tracker.allocate(self._capacity))
 
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
@@ -723,10 +675,3 @@ def _first_step(
             f"checkpoint has taken; got {step}."
         )
     return step or 0
-
-
-def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
-    """Convert a row for the journal; waits for the device."""
-    arrays = {name: to_numpy(tensor) for name, tensor in row.items()}
-    arrays["reference_sq"] = to_numpy(entry.reference_sq)
-    return Record(step, entry.place, to_floats(entry.scalars), arrays)

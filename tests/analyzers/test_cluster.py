@@ -67,6 +67,9 @@ def test_killed_worker_costs_nothing_but_time(
     with connected(workers=2, report=report) as client:
         assert current_client() is client
         assert client.dashboard_link.startswith("http://127.0.0.1:")
+        # Set before they began; the C library looks once.
+        kept = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
+        assert set(kept) == {str(1 << 28)}
         killer = Thread(target=kill_one, args=(client,))
         killer.start()
         stored = analyzers.store_geometry(run)

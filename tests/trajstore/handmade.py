@@ -1,7 +1,8 @@
 """Small runs written without a training, for tests of what reads them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,27 @@ from trajstore.writer import Window, Writer
 
 Array = npt.NDArray[Any]
 
-SPEC = RunSpec(
-    names=("first.weight", "bias"),
-    shapes=((50, 60), (7,)),
-    seed=1,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=4,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
+
+def small_spec(shapes: Mapping[str, tuple[int, ...]], **changes: Any) -> RunSpec:
+    """Describe a run of these parameters with small sketches, 4 steps in an epoch."""
+    spec = RunSpec(
+        names=tuple(shapes),
+        shapes=tuple(shapes.values()),
+        seed=1,
+        sketch_bits=64,
+        basis=2,
+        probes=8,
+        steps_per_epoch=4,
+        reference_every=None,
+        total_steps=None,
+        exact=False,
+    )
+    return replace(spec, **changes)
+
+
+SPEC = small_spec({"first.weight": (50, 60), "bias": (7,)})
 SIZE = 4 * BLOCK  # three blocks and one
-EXACT = RunSpec.from_json(SPEC.to_json() | {"exact": True})
+EXACT = replace(SPEC, exact=True)
 
 
 def random_rows(first: int, n: int, spec: RunSpec = SPEC) -> dict[str, Array]:

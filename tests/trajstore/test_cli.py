@@ -7,23 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.trajstore.handmade import small_spec
 from trajstore import cli
 from trajstore.reader import open_run
 from trajstore.schema import METRIC_BLOCK, RunSpec, step_arrays
 from trajstore.writer import Writer
 
-SPEC = RunSpec(
-    names=("weight", "bias"),
-    shapes=((1000, 5), (5,)),
-    seed=1,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=4,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
+SPEC = small_spec({"weight": (1000, 5), "bias": (5,)})
 SIZE = 6 * 1024  # five blocks and one
 
 

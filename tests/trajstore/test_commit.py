@@ -187,6 +187,21 @@ def test_columns_added_later_read_as_nan_before(tmp_path: Path, n_before: int):
     assert_same(read(tmp_path / "store"), {"x": expected})
 
 
+def test_no_chunk_is_missing_where_columns_were_added(tmp_path: Path):
+    """What is missing is damage to a reader, also where it would read as NaN."""
+    store = commits_at(tmp_path / "store")
+    store.declare({"x": rows_array(rows=2)})
+    store.append({"x": numbers(7, 2)})
+    store.commit({})
+    for columns in (4, 6):
+        store.widen("x", columns)
+    store.append({"x": numbers(1, 6)})
+    store.commit({})
+    chunks = (tmp_path / "store" / "x" / "c").glob("*/*")
+    found = {tuple(map(int, chunk.parts[-2:])) for chunk in chunks}
+    assert found == set(itertools.product(range(4), range(3)))
+
+
 @pytest.mark.parametrize("n_first", range(1, 8))
 def test_a_reader_keeps_seeing_the_commit_that_it_opened(tmp_path: Path, n_first: int):
     store = commits_at(tmp_path / "store")

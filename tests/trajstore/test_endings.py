@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trajstore.background import Background
 from trajstore.lock import StoreLockedError
 from trajstore.reader import open_run
 
@@ -94,6 +95,37 @@ def test_a_signal_closes_the_recording(
     assert not (tmp_path / "run.zarr" / ".lock").exists()
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_interruption_of_a_flush_writes_no_row_twice(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C may come just before or after rows are handed to the writer's thread."""
+    submit, calls = Background.submit, []
+
+    def interrupted(self: Background, job: Callable[[], None]) -> Any:
+        calls.append(job)
+        if len(calls) == 4 and place == "before":
+            raise KeyboardInterrupt(place)
+        submitted = submit(self, job)
+        if len(calls) == 4:
+            raise KeyboardInterrupt(place)
+        return submitted
+
+    monkeypatch.setattr(Background, "submit", interrupted)
+    training = Training()
+    with (  # noqa: PT012 - which step is interrupted does not matter
+        pytest.raises(KeyboardInterrupt, match=place),
+        training.record(tmp_path / "run.zarr", flush_rows=2),
+    ):
+        for _ in range(20):
+            training.step()
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.status, run.has_final) == ("failed", True)
+    assert 0 < run.n_steps < 20
+    np.testing.assert_array_equal(run.iterations, np.arange(run.n_steps) % 10)
+    np.testing.assert_array_equal(run.epochs, np.arange(run.n_steps) // 10)
+
+
 def test_a_handler_of_the_users_is_left_alone(tmp_path: Path):
     program = """
 signal.signal(signal.SIGTERM, lambda *_: print("mine", flush=True) or os._exit(3))
@@ -107,6 +139,8 @@ with Recorder(path, model, optimizer, **options):
 
 
 def test_the_default_of_sigterm_is_put_back(tmp_path: Path):
+    # Recorders that other tests left open have changed it already.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(tmp_path / "run.zarr", model, optimizer, **OPTIONS):

@@ -9,26 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trajstore.handmade import small_spec
 from trajstore import cli
 from trajstore.journal import JOURNAL, Journal, Record, read_journal
 from trajstore.layout import Layout
 from trajstore.reader import open_run
 from trajstore.recovery import recover
 from trajstore.rows import measured_arrays
-from trajstore.schema import RunSpec
 
-SPEC = RunSpec(
-    names=("a", "b"),
-    shapes=((5,), (2, 3)),
-    seed=1,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=4,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
+SPEC = small_spec({"a": (5,), "b": (2, 3)})
 SIZE = Layout(SPEC.names, SPEC.shapes).size
 
 

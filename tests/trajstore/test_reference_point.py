@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.trajstore.handmade import small_spec
 from trajstore import Run, open_run
 from trajstore.layout import BLOCK
 from trajstore.reference_point import ReferencePoint, reference_point
@@ -22,18 +23,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"weight": (40, 30), "bias": (3,), "scale":
 
 
 def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> RunSpec:
-    return RunSpec(
-        names=tuple(shapes),
-        shapes=tuple(shapes.values()),
-        seed=1,
-        sketch_bits=64,
-        basis=1,
-        probes=8,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        reference_every=None,
-        total_steps=None,
-        exact=False,
-    )
+    return small_spec(shapes, basis=1, steps_per_epoch=STEPS_PER_EPOCH)
 
 
 def random_tensors(

@@ -1,7 +1,8 @@
 """Runs in object storage are read, verified and sized like those in directories."""
 
+import json
 import pickle
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import xarray as xr
 
 from tests.trajstore.handmade import SIZE, write_run
-from trajstore import cli, liveness, open_run
+from trajstore import cli, lock, open_run
 from trajstore.location import open_store
 from trajstore.schema import LEASE_SECONDS, WRITER
 from trajstore.verify import problems
@@ -121,7 +122,7 @@ def test_a_remote_writer_is_gone_when_its_document_is_old(
             return datetime.now(tz) + timedelta(seconds=age)
 
     obstore.put(storage(open_remote), WRITER, b'{"host": "a", "pid": 1}')
-    monkeypatch.setattr(liveness, "datetime", Later)
+    monkeypatch.setattr(lock, "datetime", Later)
     assert open_run(open_remote).status == status
 
 
@@ -132,9 +133,14 @@ def test_storage_without_times_goes_by_the_document(tmp_path: Path):
     memory.put(str(tmp_path / "run.zarr"), "/there/run.zarr", recursive=True)
     try:
         assert open_run("memory://there/run.zarr").status == "interrupted"
-        memory.pipe("/there/run.zarr/.writer", b"{}")
+        for age, status in ((0, "running"), (LEASE_SECONDS, "interrupted")):
+            renewed = datetime.now(UTC) - timedelta(seconds=age)
+            document = json.dumps({"renewed": renewed.isoformat()})
+            memory.pipe("/there/run.zarr/.writer", document.encode())
+            assert open_run("memory://there/run.zarr").status == status
+        memory.pipe("/there/run.zarr/.writer", b"damaged")
         run = open_run("memory://there/run.zarr")
-        assert run.status == "running"
+        assert run.status == "interrupted"
         assert run.steps["loss"].values.tolist() == [0, -1]
     finally:
         memory.rm("/there", recursive=True)

@@ -6,23 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.trajstore.handmade import small_spec
 from trajstore.rows import complete_tables, decode_probes, encode_probes, norms
-from trajstore.schema import RunSpec, n_columns, table_columns
+from trajstore.schema import n_columns, table_columns
 
 N_STEPS, SIZES = 4, (6, 50, 1)
 
-SPEC = RunSpec(
-    names=("a", "b", "c"),
-    shapes=tuple((n,) for n in SIZES),
-    seed=0,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=None,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
+SPEC = small_spec({name: (n,) for name, n in zip("abc", SIZES, strict=True)})
 
 # Tables are float32, and |x|^2 is a sum of three of their numbers.
 RTOL = 1e-5

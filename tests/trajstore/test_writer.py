@@ -12,24 +12,14 @@ import numpy.typing as npt
 import pytest
 import zarr
 
+from tests.trajstore.handmade import small_spec
 from trajstore.schema import METRIC_BLOCK, RunSpec, step_arrays
 from trajstore.writer import Window, Writer
 
 Array = npt.NDArray[Any]
 
 SIZE = 3 * 1024  # two blocks and one
-SPEC = RunSpec(
-    names=("a", "b"),
-    shapes=((1025,), (2, 3)),
-    seed=1,
-    sketch_bits=64,
-    basis=2,
-    probes=8,
-    steps_per_epoch=4,
-    reference_every=None,
-    total_steps=None,
-    exact=False,
-)
+SPEC = small_spec({"a": (1025,), "b": (2, 3)})
 
 
 def random_rows(n: int) -> dict[str, Array]:

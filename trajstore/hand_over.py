@@ -1,0 +1,192 @@
+"""Hand what was recorded to the thread that writes it, without making training wait."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from torch import Tensor
+
+from trajstore.background import Background
+from trajstore.defaults import FLUSH_BYTES
+from trajstore.journal import Journal, Record
+from trajstore.row_buffer import Entry, RowBuffer, to_floats, to_numpy
+from trajstore.schema import RunSpec
+from trajstore.tracker import Reference
+from trajstore.writer import Window, Writer
+
+HEAD_START: Final = 0.002
+"""Seconds that the training thread goes on before the writer asks for Python's lock; it
+would otherwise wait for as long as the lock may be kept, which is 5 ms."""
+
+
+class NewWindow(NamedTuple):
+    """A window on its way to the store.
+
+    Attributes
+    ----------
+    number : int
+        Which window.
+    start : int
+        Its first step.
+    reference : Reference
+        Its reference, coded.
+    keyframe : torch.Tensor or None
+        The tracker's own reference, where it is to be stored in full; is read later.
+    """
+
+    number: int
+    start: int
+    reference: Reference
+    keyframe: Tensor | None
+
+
+class HandOver:
+    """Collects rows and windows, and has them written in another thread.
+
+    Two buffers take turns: one is filled while the other is written.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of the store.
+    background : Background
+        The thread that it lives in.
+    spec : RunSpec
+        What is recorded.
+    allocate : callable
+        Returns room for a number of rows, see `trajstore.tracker.Tracker.allocate`.
+    first : int
+        The next optimizer step.
+    flush_rows : int
+        Rows are written when there are so many, or when they take `FLUSH_BYTES`.
+    flush_seconds : float
+        Rows are written at the latest after this time.
+    journal : Journal or None
+        Keeps every row at once.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        background: Background,
+        spec: RunSpec,
+        allocate: Callable[[int], dict[str, Tensor]],
+        *,
+        first: int,
+        flush_rows: int,
+        flush_seconds: float,
+        journal: Journal | None,
+    ) -> None:
+        self._writer, self._background, self._spec = writer, background, spec
+        row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
+        capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
+        self._buffer = RowBuffer(measured=allocate(capacity), first=first)
+        self._spare = RowBuffer(measured=allocate(capacity))
+        self._windows: list[NewWindow] = []
+        self._keyframe_is_pending = False
+        self._flush_seconds = flush_seconds
+        self._last_flush = time.monotonic()
+        self._journal = journal
+        if journal is not None:
+            journal.begin(first)
+
+    def row(self) -> dict[str, Tensor]:
+        """Return views of the next free row."""
+        return self._buffer.row()
+
+    def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
+        """Take a row that has been filled; `submit_if_due` makes room for the next.
+
+        Parameters
+        ----------
+        step : int
+            Which step.
+        entry : Entry
+            The rest of the row.
+        row : mapping from str to torch.Tensor
+            As `row` returned it.
+        """
+        if self._journal is not None:
+            self._journal.append(_record(step, entry, row))
+        self._buffer.entries.append(entry)
+
+    def submit_if_due(self) -> None:
+        """Have rows written if there is no room for more, or they have waited enough."""
+        waited = time.monotonic() - self._last_flush
+        if self._buffer.is_full or waited >= self._flush_seconds:
+            self.submit()
+
+    def wait_for_keyframe(self) -> None:
+        """Return when the tracker's reference may move: nobody reads it any more."""
+        if self._keyframe_is_pending:
+            self._background.wait()
+            self._keyframe_is_pending = False
+
+    def append_window(self, window: NewWindow) -> None:
+        """Take a window, before the first of its rows."""
+        self._windows.append(window)
+        self._keyframe_is_pending = window.keyframe is not None
+        code_bytes = sum(new.reference.codes.nbytes for new in self._windows)
+        if self._journal is not None:
+            # The journal holds steps of windows that are in the store.
+            self.flush()
+        elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
+            self.submit()
+
+    def flush(self) -> None:
+        """Return when everything so far is committed."""
+        self.submit()
+        self._background.wait()
+
+    def submit(self) -> None:
+        """Hand what is new to the writer's thread and go on with the other buffer.
+
+        An interruption at any point, as by Ctrl-C, may have it called again: the writer
+        knows what it has written already.
+        """
+        self._last_flush = time.monotonic()
+        full, windows = self._buffer, self._windows
+        if len(full) == 0 and not windows:
+            return
+
+        def write() -> None:
+            time.sleep(HEAD_START)
+            self._write(full, windows)
+
+        full.written = self._background.submit(write)
+        if self._spare.written is not None:
+            self._spare.written.exception()
+        self._spare.clear(full.first + len(full))
+        if self._journal is not None and len(full) > 0:
+            self._journal.begin(self._spare.first)
+        self._windows = []
+        self._buffer, self._spare = self._spare, full
+
+    def forget_journal(self) -> None:
+        """Delete the journal: all of it is committed."""
+        if self._journal is not None:
+            self._journal.remove()
+
+    def _write(self, full: RowBuffer, windows: list[NewWindow]) -> None:
+        for window in windows:
+            if window.number >= self._writer.n_windows:
+                self._writer.append_window(_to_store(window))
+        if len(full) > 0:
+            self._writer.append_rows(*full.arrays(self._spec), first=full.first)
+        self._writer.commit()
+        if self._journal is not None and len(full) > 0:
+            self._journal.discard(full.first)
+
+
+def _to_store(window: NewWindow) -> Window:
+    """Convert a window for the writer; waits for the device."""
+    codes, scales, weights, arrival, probes = map(to_numpy, window.reference)
+    keyframe = None if window.keyframe is None else to_numpy(window.keyframe)
+    return Window(window.start, codes, scales, weights, arrival, probes, keyframe)
+
+
+def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
+    """Convert a row for the journal; waits for the device."""
+    arrays = {name: to_numpy(tensor) for name, tensor in row.items()}
+    arrays["reference_sq"] = to_numpy(entry.reference_sq)
+    return Record(step, entry.place, to_floats(entry.scalars), arrays)
