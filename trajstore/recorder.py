@@ -233,6 +233,7 @@ class Recorder:
 
         # The writer lives in its thread: there it meets no event loop, as in a notebook.
         self._background = Background(N_WAITING)
+        _leave_threads_to_training(self._background)
         opening = partial(
             self._open,
             path,
@@ -650,6 +651,20 @@ RESERVED: Final = frozenset(DESCRIPTIONS) | {
     *("step", "epoch", "iteration", "window", "layer", "basis")
 }
 """Names that `Recorder.log` refuses."""
+
+
+def _leave_threads_to_training(background: Background) -> None:
+    """Have torch work in one thread where the store is written.
+
+    A second team of OpenMP threads, once there, slows down every parallel loop of the
+    first, since together they are more than the processors.
+    """
+    n_threads = torch.get_num_threads()
+    # A thread takes the number that is set for all when it first asks, then its own.
+    background.call(torch.get_num_threads)
+    background.call(partial(torch.set_num_threads, 1))
+    # What this sets for threads to come was not to change.
+    torch.set_num_threads(n_threads)
 
 
 def _as_int(number: SupportsIndex | None) -> int | None:

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1629,3 +1630,18 @@ def test_memory_stays_below_eight_vectors(vectors_used: tuple[float, float]):
     looped, ended = vectors_used
     assert 5 < looped < 8
     assert ended < 8
+
+
+def test_training_keeps_torchs_threads_to_itself(tmp_path: Path):
+    """A second team of OpenMP threads would slow down every loop of the training."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        training = regression()
+        with Recorder(tmp_path / "run", training.model, training.optimizer) as recorder:
+            assert recorder._background.call(torch.get_num_threads) == 1
+            assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor(1) as executor:
+                assert executor.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
