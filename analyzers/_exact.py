@@ -20,7 +20,12 @@ READ_BYTES: Final = 32 << 20
 
 
 def exact_sums(
-    run: Run, target: ReferencePoint, steps: slice, elements: slice
+    run: Run,
+    target: ReferencePoint,
+    steps: slice,
+    elements: slice,
+    *,
+    weight_decay: float,
 ) -> FloatArray:
     """Products with d = x - x* over some elements.
 
@@ -34,6 +39,8 @@ def exact_sums(
         Which steps.
     elements : slice
         Between multiples of `BLOCK`.
+    weight_decay : float
+        Times the parameters is added to the gradient.
 
     Returns
     -------
@@ -55,7 +62,8 @@ def exact_sums(
             for step, gradient, displacement in zip(
                 range(rows.start, rows.stop), gradients, displacements, strict=True
             ):
-                g, d = gradient.astype(np.float64), displacement - v
+                x = around.reference + displacement.astype(np.float64)
+                g, d = gradient + weight_decay * x, displacement - v
                 for total, product in zip(sums, (g * d, d**2, g**2), strict=True):
                     of_blocks = product.reshape(-1, BLOCK).sum(1)
                     np.add.at(total[step - steps.start], layers, of_blocks)

@@ -38,7 +38,12 @@ NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
 
 
 def geometry_tasks(
-    run: Run, target: ReferencePoint, chunks: Sequence[slice], *, layers: bool
+    run: Run,
+    target: ReferencePoint,
+    chunks: Sequence[slice],
+    *,
+    layers: bool,
+    weight_decay: float,
 ) -> list[Delayed]:
     """Make the tasks that compute `path_geometry` of chunks of steps.
 
@@ -52,6 +57,8 @@ def geometry_tasks(
         Which steps.
     layers : bool
         Whether tensors are told apart.
+    weight_decay : float
+        Times the parameters is added to the gradient.
 
     Returns
     -------
@@ -60,11 +67,17 @@ def geometry_tasks(
         ``(quantity, step, layer)``, in the order of `NAMES`.
     """
     tasks = _exact_tasks if run.spec.exact else _sketch_tasks
-    return [task(stack, done) for done in tasks(run, target, chunks, layers)]
+    return [
+        task(stack, done) for done in tasks(run, target, chunks, layers, weight_decay)
+    ]
 
 
 def _sketch_tasks(
-    run: Run, target: ReferencePoint, chunks: Sequence[slice], layers: bool
+    run: Run,
+    target: ReferencePoint,
+    chunks: Sequence[slice],
+    layers: bool,
+    weight_decay: float,
 ) -> Iterator[Delayed]:
     n_rows = run.sketch.fold.n_rows
     # Where a basis reaches far back, more references are held at the same time.
@@ -84,7 +97,9 @@ def _sketch_tasks(
             task(partial(project, run, target, steps, rows, layers=layers), fitted)
             for rows in row_parts
         ]
-        yield task(partial(finish, run, steps, layers=layers), parts)
+        yield task(
+            partial(finish, run, steps, layers=layers, weight_decay=weight_decay), parts
+        )
 
 
 def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
@@ -99,12 +114,19 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
 
 
 def _exact_tasks(
-    run: Run, target: ReferencePoint, chunks: Sequence[slice], layers: bool
+    run: Run,
+    target: ReferencePoint,
+    chunks: Sequence[slice],
+    layers: bool,
+    weight_decay: float,
 ) -> Iterator[Delayed]:
     elements = slices(slice(0, run.layout.size), PART)
     for steps in chunks:
         parts = [
-            task(partial(exact_sums, run, target, steps, part)) for part in elements
+            task(
+                partial(exact_sums, run, target, steps, part, weight_decay=weight_decay)
+            )
+            for part in elements
         ]
         yield task(partial(finish_exact, layers=layers), parts)
 

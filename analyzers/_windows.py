@@ -21,7 +21,9 @@ from analyzers._arrays.displacement_product import (
 from analyzers._arrays.low_rank import regress
 from analyzers._arrays.path_geometry import (
     Estimate,
+    Sampled,
     crowding,
+    decayed,
     distance,
     geometry,
     sketch_variance,
@@ -414,7 +416,7 @@ def decode(window: Window, steps: slice, buffer: npt.NDArray[np.float32]) -> Dec
     # Lost signs read as zeros, which are signs too.
     lost = run.is_missing("signs", steps)
     scales = np.where(lost[:, None], np.float32(np.nan), scales)
-    numbers = np.arange(steps.start, steps.stop)
+    numbers = run.sign_numbers[steps]
     return run.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
 
 
@@ -486,6 +488,7 @@ def finish(
     parts: Sequence[Mapping[int, Projected]],
     *,
     layers: bool,
+    weight_decay: float,
 ) -> dict[str, FloatArray]:
     """Put the quantities of some steps together.
 
@@ -499,6 +502,8 @@ def finish(
         What `project` returned for all rows of the fold.
     layers : bool
         Whether tensors are told apart.
+    weight_decay : float
+        Times the parameters is added to the gradient.
 
     Returns
     -------
@@ -512,6 +517,7 @@ def finish(
             part,
             [projected[c] for projected in parts],
             layers=layers,
+            weight_decay=weight_decay,
         )
         for c, part in windows_of(run, steps).items()
     ]
@@ -527,6 +533,7 @@ def _finish_window(
     parts: Sequence[Projected],
     *,
     layers: bool,
+    weight_decay: float,
 ) -> dict[str, FloatArray]:
     fitted = parts[0].fitted
     totals = add_totals([part.totals for part in parts])
@@ -548,10 +555,24 @@ def _finish_window(
         estimated = np.sum([part.products for part in parts], axis=0)
         numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
-        if layers:
-            return geometry(numerator, to_target, gradient_sq)
-        whole = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
-        return geometry(whole, to_target, gradient_sq.sum(1))
+        squares, rank = fitted.products, window.rank
+        known_sq = {
+            "param_sq": tables["param_sq"],
+            "grad_dot_param": tables["grad_dot_param"],
+            # x* = r + v, and r is the first vector of the basis.
+            "target_sq": np.broadcast_to(
+                squares[:, 0, 0] + 2 * squares[:, 0, rank] + squares[:, rank, rank],
+                gradient_sq.shape,
+            ),
+        }
+        if not layers:
+            numerator = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
+            gradient_sq = gradient_sq.sum(1)
+            known_sq = {name: values.sum(1) for name, values in known_sq.items()}
+        sampled = Sampled(numerator, gradient_sq)
+        if weight_decay:
+            sampled = decayed(sampled, to_target, **known_sq, weight_decay=weight_decay)
+        return geometry(sampled.numerator, to_target, sampled.squares)
 
 
 def _distance(

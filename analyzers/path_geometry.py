@@ -13,7 +13,7 @@ from analyzers._sweep import slices
 from analyzers._tasks import NAMES, geometry_tasks
 from analyzers._vector_file import write_vector_file
 from trajstore.epochs import index_epochs
-from trajstore.reader import Run
+from trajstore.reader import MeasuredRun, Run
 from trajstore.reference_point import Reference, ReferencePoint, reference_point
 from trajstore.schema import LAYER, STEP
 
@@ -44,7 +44,11 @@ DESCRIPTIONS: Final = {
 
 
 def path_geometry(
-    run: Run, *, reference: Reference = "final", layers: bool = False
+    run: Run,
+    *,
+    reference: Reference = "final",
+    layers: bool = False,
+    weight_decay: float = 0.0,
 ) -> xr.Dataset:
     r"""RSI, EB and their ratio at every step, relative to a point chosen afterwards.
 
@@ -60,7 +64,8 @@ def path_geometry(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`.
+        As returned by `trajstore.open_run`, or by `trajstore.Run.measured` for other
+        gradients, or for what steps change in the place of the gradient.
     reference : str, int, Run or mapping, default: "final"
         The point x*: ``"final"`` for the last iterate, another string for the snapshot
         of that name, an int for the stored reference at the start of that epoch, another
@@ -69,6 +74,9 @@ def path_geometry(
     layers : bool, default: False
         Tell the parameter tensors apart: all variables then have the dimension
         ``layer``, and g, x and x* are those of the tensor.
+    weight_decay : float, default: 0.0
+        Measure ``g + weight_decay * x`` in the place of g, for all parameters alike: what
+        an optimizer descends along that adds its weight decay to the gradient.
 
     Returns
     -------
@@ -118,7 +126,8 @@ def path_geometry(
     >>> geometry.gamma.dims
     ('step',)
     """
-    return lazy_geometry(run, analysis_target(run, reference), layers=layers)
+    target = analysis_target(run, reference)
+    return lazy_geometry(run, target, layers=layers, weight_decay=weight_decay)
 
 
 def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
@@ -133,24 +142,27 @@ def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
     return replace(target, read=write_vector_file(target.values), values=None)
 
 
-def lazy_geometry(run: Run, target: ReferencePoint, *, layers: bool) -> xr.Dataset:
+def lazy_geometry(
+    run: Run, target: ReferencePoint, *, layers: bool, weight_decay: float
+) -> xr.Dataset:
     """See `path_geometry`."""
     chunks = result_chunks(run)
     inner = (len(run.layout.names),) if layers else ()
+    tasks = geometry_tasks(
+        run, target, chunks, layers=layers, weight_decay=weight_decay
+    )
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
             task,
             shape=(len(NAMES), steps.stop - steps.start, *inner),
             dtype=np.float64,
         )
-        for steps, task in zip(
-            chunks, geometry_tasks(run, target, chunks, layers=layers), strict=True
-        )
+        for steps, task in zip(chunks, tasks, strict=True)
     ]
     values = da.concatenate(arrays, axis=1)  # type: ignore[no-untyped-call]
     dims = (STEP, LAYER) if layers else (STEP,)
     coordinates: dict[str, Any] = {
-        STEP: np.arange(run.n_steps),
+        STEP: run.step_numbers,
         "epoch": (STEP, run.epochs),
         "iteration": (STEP, run.iterations),
     }
@@ -165,13 +177,24 @@ def lazy_geometry(run: Run, target: ReferencePoint, *, layers: bool) -> xr.Datas
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
-        "computed_from": computed_from(run, target, layers=layers),
+        "direction": _direction(run, weight_decay),
+        "computed_from": computed_from(
+            run, target, layers=layers, weight_decay=weight_decay
+        ),
         "source": SOURCE,
     }
     return index_epochs(xr.Dataset(variables, coordinates, attributes))
 
 
-def computed_from(run: Run, target: ReferencePoint, *, layers: bool) -> str:
+def _direction(run: Run, weight_decay: float) -> str:
+    """Name what was measured in the place of g."""
+    name = run.name if isinstance(run, MeasuredRun) else "gradient"
+    return f"{name} + {weight_decay:g} x" if weight_decay else name
+
+
+def computed_from(
+    run: Run, target: ReferencePoint, *, layers: bool, weight_decay: float
+) -> str:
     """Say what a result rests on, as JSON: equal for results that would be equal."""
     return json.dumps(
         {
@@ -181,6 +204,7 @@ def computed_from(run: Run, target: ReferencePoint, *, layers: bool) -> str:
             "status": run.status,
             "reference": target.identity,
             "layers": layers,
+            "direction": _direction(run, weight_decay),
             "version": f"{version('trajstore')}, {ESTIMATOR}",
         }
     )

@@ -23,7 +23,11 @@ DONE: Final = "progress/done"
 
 
 def store_geometry(
-    run: Run, *, reference: Reference = "final", layers: bool = False
+    run: Run,
+    *,
+    reference: Reference = "final",
+    layers: bool = False,
+    weight_decay: float = 0.0,
 ) -> xr.Dataset:
     """Compute `path_geometry` into the store of results beside the run.
 
@@ -36,7 +40,7 @@ def store_geometry(
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
-    reference, layers
+    reference, layers, weight_decay
         As `path_geometry` takes them.
 
     Returns
@@ -65,7 +69,7 @@ def store_geometry(
     60
     """
     target = analysis_target(run, reference)
-    lazy = lazy_geometry(run, target, layers=layers)
+    lazy = lazy_geometry(run, target, layers=layers, weight_decay=weight_decay)
     location, group = results_location(run), result_group(lazy)
     done = _done_chunks(location, group, lazy.attrs["computed_from"])
     if done is None:
@@ -74,7 +78,9 @@ def store_geometry(
     missing = [(i, steps) for i, steps in enumerate(result_chunks(run)) if not done[i]]
     if missing:
         chunks = [steps for _, steps in missing]
-        values = geometry_tasks(run, target, chunks, layers=layers)
+        values = geometry_tasks(
+            run, target, chunks, layers=layers, weight_decay=weight_decay
+        )
         tasks = [
             task(partial(store_chunk, location, group, i, steps), of_chunk)
             for (i, steps), of_chunk in zip(missing, values, strict=True)
@@ -89,13 +95,15 @@ def results_location(run: Run) -> str:
 
 
 def result_group(geometry: xr.Dataset) -> str:
-    """Name the group of a result; different references and layers have different names."""
-    reference = geometry.attrs["reference"]
+    """Name the group of a result by its reference, direction, and whether by layer."""
+    reference, direction = geometry.attrs["reference"], geometry.attrs["direction"]
     # Only the names of snapshots and runs are free, and may hold what a path cannot.
     for kind in ("snapshot", "epoch", "final of"):
         if reference.startswith(f"{kind} "):
             name = quote(reference.removeprefix(f"{kind} "), safe="")
             reference = f"{kind.replace(' ', '-')}-{name}"
+    if direction != "gradient":
+        reference = f"{reference}-of-{quote(direction, safe='')}"
     return f"{reference}-layers" if "layer" in geometry.dims else reference
 
 

@@ -70,7 +70,9 @@ def write_run(
         writer.append_window(walk.window(c, start, spec))
         for first in range(start, stop, 2048):
             steps = np.arange(first, min(first + 2048, stop))
-            writer.append_rows(_rows(steps, c, spec, rng), [{"loss": 0.1}] * len(steps))
+            writer.steps.append(
+                _rows(steps, c, spec, rng), [{"loss": 0.1}] * len(steps)
+            )
             writer.commit()
     writer.write_final(lambda part: walk.point[part], status="complete")
     writer.commit()

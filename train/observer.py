@@ -18,6 +18,9 @@ class Log(Protocol):
     def log(self, **scalars: float | Tensor) -> None:
         """Note scalars of the next optimizer step."""
 
+    def measure(self, name: str, **scalars: float | Tensor) -> None:
+        """Look at the gradients that there are now, between two optimizer steps."""
+
 
 class Observer(Protocol):
     """Is entered before the first step of an optimizer and left after the last."""
@@ -42,6 +45,9 @@ class Deaf:
 
     def log(self, **scalars: float | Tensor) -> None:
         """Ignore scalars."""
+
+    def measure(self, name: str, **scalars: float | Tensor) -> None:
+        """Ignore gradients."""
 
 
 @contextmanager

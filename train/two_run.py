@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -19,7 +20,13 @@ from torch.optim import Optimizer
 from train.observer import Deaf, Log, Observer
 
 
-def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.Dataset:
+def two_run(
+    train: Callable[[Observer], object],
+    *,
+    layers: bool = False,
+    direction: str = "gradient",
+    weight_decay: float = 0.0,
+) -> xr.Dataset:
     """Measure RSI, EB and gamma exactly, relative to the final iterate.
 
     Parameters
@@ -29,6 +36,11 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
         do the same both times.
     layers : bool, default: False
         Tell the parameter tensors apart.
+    direction : str, default: "gradient"
+        What is measured: the gradient of every step; ``"update"``, what the step changes;
+        or the name that the training gives to ``measure``.
+    weight_decay : float, default: 0.0
+        Times the parameters is added to a gradient.
 
     Returns
     -------
@@ -36,7 +48,7 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
         Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
         ``layer`` if asked for. Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and
         ``distance``, computed in float64 from the gradients that the optimizer finds.
-        NaN where a norm is 0.
+        NaN where a norm is 0. ``step`` is how many optimizer steps had been taken.
 
     Raises
     ------
@@ -46,6 +58,7 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
     """
     ends: list[dict[str, Tensor]] = []
     measured: list[tuple[Tensor, Tensor, Tensor]] = []
+    steps: list[int] = []
     names: list[str] = []
     epoch_lengths: list[int] = []
 
@@ -73,28 +86,62 @@ def two_run(train: Callable[[Observer], object], *, layers: bool = False) -> xr.
     ) -> Iterator[Log]:
         del steps_per_epoch, total_steps
         target = {name: end.double() for name, end in ends[0].items()}
-
         parameters = _held(model, optimizer)
+        before: dict[str, Tensor] = {}
+        n_steps = 0
 
-        def measure(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-            measured.append(_products(parameters, target))
+        def gradients() -> dict[str, Tensor]:
+            return {
+                name: _gradient(p) + weight_decay * p.detach().double()
+                for name, p in parameters.items()
+            }
 
-        handle = optimizer.register_step_pre_hook(measure)
+        def look(x: dict[str, Tensor], vectors: dict[str, Tensor]) -> None:
+            measured.append(_products(x, vectors, target))
+            steps.append(n_steps)
+
+        def before_step(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            before.update(_copy(parameters))
+            if direction == "gradient":
+                look(parameters, gradients())
+
+        def after_step(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            nonlocal n_steps
+            if direction == "update":
+                now = {name: p.detach().double() for name, p in parameters.items()}
+                look(before, {name: now[name] - before[name].double() for name in now})
+            n_steps += 1
+
+        class Looking(Deaf):
+            def measure(self, name: str, **_scalars: float | Tensor) -> None:
+                if name == direction:
+                    look(parameters, gradients())
+
+        handles = (
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+        )
         try:
-            yield Deaf()
+            yield Looking()
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         ends.append(_copy(parameters))
 
     train(first)
     train(second)
     _check_same_end(*ends)
     if not measured:
-        raise RuntimeError("The training made no optimizer step; nothing was measured.")
+        what = "no optimizer step" if direction == "gradient" else f"no {direction!r}"
+        raise RuntimeError(f"The training made {what}; nothing was measured.")
     h, squares, gradient_sq = (
         torch.stack(column).cpu().numpy() for column in zip(*measured, strict=True)
     )
-    return _dataset(h, squares, gradient_sq, names, epoch_lengths[0], layers=layers)
+    step = np.array(steps)
+    result = _dataset(
+        h, squares, gradient_sq, names, step, epoch_lengths[0], layers=layers
+    )
+    return result.assign_attrs(direction=direction, weight_decay=weight_decay)
 
 
 def _held(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -107,20 +154,24 @@ def _copy(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter, dtype=torch.float64)
+    return parameter.grad.detach().to_dense().double()
+
+
 def _products(
-    parameters: dict[str, Tensor], target: dict[str, Tensor]
+    x: dict[str, Tensor], vectors: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return <g, x - x*>, |x - x*|^2 and |g|^2 by layer, float64."""
-    h, squares, gradient_sq = [], [], []
-    for name, parameter in parameters.items():
-        to_target = (parameter.detach().double() - target[name]).flatten()
-        gradient = torch.zeros_like(to_target)
-        if parameter.grad is not None:
-            gradient = parameter.grad.to_dense().double().flatten()
-        h.append(gradient @ to_target)
+    """Return <g, x - x*>, |x - x*|^2 and |g|^2 by layer, float64, for the vectors g."""
+    h, squares, vector_sq = [], [], []
+    for name, vector in vectors.items():
+        to_target = (x[name].detach().double() - target[name]).flatten()
+        flat = vector.flatten()
+        h.append(flat @ to_target)
         squares.append(to_target @ to_target)
-        gradient_sq.append(gradient @ gradient)
-    return torch.stack(h), torch.stack(squares), torch.stack(gradient_sq)
+        vector_sq.append(flat @ flat)
+    return torch.stack(h), torch.stack(squares), torch.stack(vector_sq)
 
 
 def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -143,6 +194,7 @@ def _dataset(
     squares: Any,
     gradient_sq: Any,
     names: list[str],
+    step: npt.NDArray[np.int64],
     steps_per_epoch: int,
     *,
     layers: bool,
@@ -160,7 +212,6 @@ def _dataset(
             "lolr": h / gradient_sq,
             "distance": distance,
         }
-    step = np.arange(len(h))
     coordinates: dict[str, Any] = {
         "step": step,
         "epoch": ("step", step // steps_per_epoch),

@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from trajstore.background import Background
 from trajstore.defaults import FLUSH_BYTES
 from trajstore.journal import Journal, Record
 from trajstore.row_buffer import Entry, RowBuffer, to_floats, to_numpy
-from trajstore.schema import RunSpec
+from trajstore.schema import STEP, RunSpec
 from trajstore.tracker import Reference
 from trajstore.writer import Window, Writer
 
@@ -38,6 +40,35 @@ class NewWindow(NamedTuple):
     start: int
     reference: Reference
     keyframe: Tensor | None
+
+
+class NewMeasurement(NamedTuple):
+    """A row of a measurement on its way to the store.
+
+    Attributes
+    ----------
+    name : str
+        Of the measurement.
+    number : int
+        Which row of it.
+    step : int
+        How many optimizer steps had been taken.
+    entry : Entry
+        What is kept besides tensors.
+    row : mapping from str to torch.Tensor
+        As `HandOver.row` returns it for a step.
+    """
+
+    name: str
+    number: int
+    step: int
+    entry: Entry
+    row: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.row.values())
 
 
 class HandOver:
@@ -83,6 +114,7 @@ class HandOver:
         self._buffer = RowBuffer(measured=allocate(capacity), first=first)
         self._spare = RowBuffer(measured=allocate(capacity))
         self._windows: list[NewWindow] = []
+        self._measurements: list[NewMeasurement] = []
         self._keyframe_is_pending = False
         self._flush_seconds = flush_seconds
         self._last_flush = time.monotonic()
@@ -133,6 +165,12 @@ class HandOver:
         elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
             self.submit()
 
+    def append_measurement(self, measurement: NewMeasurement) -> None:
+        """Take a row of a measurement, after all windows that have begun."""
+        self._measurements.append(measurement)
+        if sum(new.nbytes for new in self._measurements) >= FLUSH_BYTES:
+            self.submit()
+
     def flush(self) -> None:
         """Return when everything so far is committed."""
         self.submit()
@@ -145,13 +183,13 @@ class HandOver:
         knows what it has written already.
         """
         self._last_flush = time.monotonic()
-        full, windows = self._buffer, self._windows
-        if len(full) == 0 and not windows:
+        full, windows, measured = self._buffer, self._windows, self._measurements
+        if len(full) == 0 and not windows and not measured:
             return
 
         def write() -> None:
             time.sleep(HEAD_START)
-            self._write(full, windows)
+            self._write(full, windows, measured)
 
         full.written = self._background.submit(write)
         if self._spare.written is not None:
@@ -159,7 +197,7 @@ class HandOver:
         self._spare.clear(full.first + len(full))
         if self._journal is not None and len(full) > 0:
             self._journal.begin(self._spare.first)
-        self._windows = []
+        self._windows, self._measurements = [], []
         self._buffer, self._spare = self._spare, full
 
     def forget_journal(self) -> None:
@@ -167,15 +205,38 @@ class HandOver:
         if self._journal is not None:
             self._journal.remove()
 
-    def _write(self, full: RowBuffer, windows: list[NewWindow]) -> None:
+    def _write(
+        self,
+        full: RowBuffer,
+        windows: list[NewWindow],
+        measured: list[NewMeasurement],
+    ) -> None:
         for window in windows:
             if window.number >= self._writer.n_windows:
                 self._writer.append_window(_to_store(window))
         if len(full) > 0:
-            self._writer.append_rows(*full.arrays(self._spec), first=full.first)
+            self._writer.steps.append(*full.arrays(self._spec), first=full.first)
+        for name in dict.fromkeys(new.name for new in measured):
+            self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
         if self._journal is not None and len(full) > 0:
             self._journal.discard(full.first)
+
+    def _write_measured(self, measured: list[NewMeasurement]) -> None:
+        """Write rows of one measurement."""
+        rows = RowBuffer(
+            measured={
+                name: torch.stack([new.row[name] for new in measured])
+                for name in measured[0].row
+            },
+            entries=[new.entry for new in measured],
+        )
+        arrays, scalars = rows.arrays(self._spec)
+        arrays[STEP] = np.array([new.step for new in measured])
+        for row in scalars:
+            del row["update_norm"]
+        table = self._writer.measurement(measured[0].name)
+        table.append(arrays, scalars, first=measured[0].number)
 
 
 def _to_store(window: NewWindow) -> Window:

@@ -152,7 +152,7 @@ def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
         if record.step == writer.n_steps and record.place[2] < writer.n_windows:
             arrays = {name: array[None] for name, array in record.arrays.items()}
             reference_sq = arrays.pop("reference_sq")
-            writer.append_rows(
+            writer.steps.append(
                 *complete_rows(
                     arrays, [record.place], reference_sq, [record.scalars], spec
                 )

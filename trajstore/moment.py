@@ -19,6 +19,8 @@ class Moment(NamedTuple):
         How often it had been taken up again; rows may have been replaced then.
     n_steps, n_windows, n_metrics, n_snapshots : int
         How much there was.
+    n_measured : tuple of tuple of int
+        Rows of every measurement, and how many scalars they had.
     has_final, is_written : bool
         Whether the last iterate was there, and whether a process was writing.
     status : str
@@ -31,6 +33,7 @@ class Moment(NamedTuple):
     n_windows: int
     n_metrics: int
     n_snapshots: int
+    n_measured: tuple[tuple[int, int], ...]
     has_final: bool
     is_written: bool
     status: str
@@ -64,11 +67,18 @@ def as_it_was(location: str, opened: Opened, moment: Moment) -> Opened:
             "again, and make what was computed from it anew."
         )
     metrics, snapshots = opened.attributes["metrics"], opened.attributes["snapshots"]
+    measurements = zip(
+        opened.attributes["measurements"].items(), moment.n_measured, strict=False
+    )
     attributes = {
         **opened.attributes,
         "status": moment.status,
         "metrics": metrics[: moment.n_metrics],
         "snapshots": dict(list(snapshots.items())[: moment.n_snapshots]),
+        "measurements": {
+            name: {**found, "metrics": found["metrics"][:n_metrics]}
+            for (name, found), (_, n_metrics) in measurements
+        },
     }
     return Opened(opened.store, attributes, _cut(opened.arrays, attributes, moment))
 
@@ -91,6 +101,10 @@ def _replaced(opened: Opened, moment: Moment) -> str | None:
         "windows": (opened.arrays["references/start"]["shape"][0], moment.n_windows),
         "scalars": (len(opened.attributes["metrics"]), moment.n_metrics),
         "snapshots": (len(opened.attributes["snapshots"]), moment.n_snapshots),
+        "measurements": (
+            len(opened.attributes["measurements"]),
+            len(moment.n_measured),
+        ),
     }
     for what, (now, then) in lengths.items():
         if now < then:
@@ -104,18 +118,26 @@ def _cut(
     """Leave out of the arrays what was not there yet."""
     vectors = {s["array"] for s in attributes["snapshots"].values()}
     vectors |= {"final"} if moment.has_final else set()
-    n_keyframes = -(-moment.n_windows // KEYFRAME_EVERY)
+    tables = {"": (moment.n_steps, moment.n_metrics)} | {
+        found["group"]: sizes
+        for found, sizes in zip(
+            attributes["measurements"].values(), moment.n_measured, strict=True
+        )
+    }
     cut = {}
     for name, document in arrays.items():
+        group, _, array = name.rpartition("/")
         first, *inner = document["shape"]
         if document["dimension_names"] == ["param"]:
             if name not in vectors:
                 continue
-        elif name == KEYFRAMES:
-            first = n_keyframes
+        elif group == "references":
+            n_keyframes = -(-moment.n_windows // KEYFRAME_EVERY)
+            first = n_keyframes if name == KEYFRAMES else moment.n_windows
+        elif group in tables:
+            first, n_metrics = tables[group]
+            inner = [n_metric_columns(n_metrics)] if array == "scalars" else inner
         else:
-            first = moment.n_windows if "/" in name else moment.n_steps
-        if name == "scalars":
-            inner = [n_metric_columns(moment.n_metrics)]
+            continue
         cut[name] = {**document, "shape": [first, *inner]}
     return cut

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any, Final
@@ -27,8 +27,10 @@ from trajstore.schema import (
     KEYFRAME_EVERY,
     LAYER,
     STEP,
+    UPDATE_TABLE,
     RunSpec,
     SchemaError,
+    first_sign_number,
     table_columns,
 )
 from trajstore.sketch import Sketch
@@ -101,6 +103,10 @@ class Run:
             n_windows=self.n_windows,
             n_metrics=len(self.attributes["metrics"]),
             n_snapshots=len(self.snapshots),
+            n_measured=tuple(
+                (self.measured(name).n_steps, len(found["metrics"]))
+                for name, found in self.attributes["measurements"].items()
+            ),
             has_final=self.has_final,
             is_written=self.is_written,
             status=self.attributes["status"],
@@ -129,7 +135,26 @@ class Run:
     @property
     def n_steps(self) -> int:
         """Number of recorded optimizer steps."""
-        return int(self.documents["epoch"]["shape"][0])
+        return int(self.documents[self.path("epoch")]["shape"][0])
+
+    @cached_property
+    def step_numbers(self) -> npt.NDArray[np.int64]:
+        """How many optimizer steps preceded each, int64 of shape (step,)."""
+        return np.arange(self.n_steps)
+
+    @cached_property
+    def sign_numbers(self) -> npt.NDArray[np.int64]:
+        """What selects the random signs of every step, int64 of shape (step,)."""
+        return np.arange(self.n_steps)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the recorded scalars."""
+        return list(self.attributes["metrics"])
+
+    def path(self, name: str) -> str:
+        """Return the path in the store of an array with a row for every step."""
+        return name
 
     @property
     def n_epochs(self) -> int:
@@ -150,6 +175,45 @@ class Run:
     def snapshots(self) -> tuple[str, ...]:
         """Names of the stored snapshots."""
         return tuple(self.attributes["snapshots"])
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What was given to the recorder to be found here."""
+        return dict(self.attributes["attrs"])
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of the measurements, see `measured`."""
+        return tuple(self.attributes["measurements"])
+
+    def measured(self, name: str) -> "MeasuredRun":
+        """Return the rows of a measurement as a run.
+
+        Parameters
+        ----------
+        name : str
+            As given to `trajstore.Recorder.measure`, or ``"update"`` if updates were
+            recorded: x_(k+1) - x_k takes the place of the gradient then.
+
+        Returns
+        -------
+        MeasuredRun
+            Its steps are the rows; analyses take it like any run. Rows of the same
+            optimizer step have the same ``step``, ``epoch`` and ``iteration``.
+
+        Raises
+        ------
+        KeyError
+            If there is no such measurement; says which there are.
+        """
+        if name not in self.measurements:
+            raise KeyError(
+                f"No measurement {name!r} in {self.location}; it has "
+                f"{list(self.measurements)}. They are made by recorder.measure(name) "
+                "during training, and 'update' by Recorder(..., updates=True)."
+            )
+        shared = {field.name: getattr(self, field.name) for field in fields(Run)}
+        return MeasuredRun(**shared, whole=self, name=name)
 
     @cached_property
     def epochs(self) -> npt.NDArray[np.int32]:
@@ -177,13 +241,16 @@ class Run:
         """
         stored = xr.Dataset(
             {
-                name: (self.documents[name]["dimension_names"], lazy_rows(self, name))
+                name: (
+                    self.documents[self.path(name)]["dimension_names"],
+                    lazy_rows(self, name),
+                )
                 for name in ("window", "scalars", "tables")
             }
         )
         variables = {
             name: stored["scalars"].isel(metric=i, drop=True)
-            for i, name in enumerate(self.attributes["metrics"])
+            for i, name in enumerate(self.metrics)
         }
         for name, columns in table_columns(self.spec).items():
             table = stored["tables"].isel(quantity=columns)
@@ -196,7 +263,7 @@ class Run:
             long_name, units = DESCRIPTIONS.get(name, (name, "1"))
             variable.attrs = {"long_name": long_name, "units": units}
         coordinates = {
-            STEP: np.arange(self.n_steps),
+            STEP: self.step_numbers,
             LAYER: list(self.spec.names),
             "epoch": (STEP, self.epochs),
             "iteration": (STEP, self.iterations),
@@ -297,7 +364,7 @@ class Run:
         Parameters
         ----------
         name : str
-            Path of the array in the store.
+            Path of the array in the store, or name of one with a row for every step.
 
         Returns
         -------
@@ -305,7 +372,7 @@ class Run:
             Raises `trajstore.chunks.ChunkError` or `ValueError` where it is read and a
             chunk is damaged.
         """
-        return self._arrays[name]
+        return self._arrays[self.path(name)]
 
     def rows(self, name: str, rows: slice) -> Array:
         """Read rows of an array with one row for each step or window.
@@ -526,6 +593,93 @@ class Run:
         deltas.move(before, codes.values[0], scales, out=out)
         if codes.missing is not None:
             out[codes.missing[0]] = np.nan
+
+
+@dataclass(frozen=True, slots=False, eq=False, repr=False, kw_only=True)
+class MeasuredRun(Run):
+    """The rows of a measurement in the place of a run's steps; see `Run.measured`.
+
+    Attributes
+    ----------
+    whole : Run
+        The run that the measurement belongs to.
+    name : str
+        Of the measurement.
+    """
+
+    whole: Run
+    name: str
+
+    def __repr__(self) -> str:
+        return (
+            f"<trajstore.MeasuredRun {self.name!r} of {self.location!r}: "
+            f"{self.n_steps} rows>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _measured, (self.whole, self.name)
+
+    @property
+    def _found(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.attributes["measurements"][self.name]
+        return found
+
+    def path(self, name: str) -> str:
+        """Return the path in the store of an array with a row for every step."""
+        path = f"{self._found['group']}/{name}"
+        return path if path in self.documents else name
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the recorded scalars."""
+        return list(self._found["metrics"])
+
+    @cached_property
+    def step_numbers(self) -> npt.NDArray[np.int64]:
+        """How many optimizer steps preceded each row, int64 of shape (step,)."""
+        return self._read_rows(STEP, slice(0, self.n_steps)).values
+
+    @cached_property
+    def sign_numbers(self) -> npt.NDArray[np.int64]:
+        """What selects the random signs of every row, int64 of shape (step,)."""
+        first = first_sign_number(self.measurements.index(self.name))
+        return first + np.arange(self.n_steps)
+
+    @cached_property
+    def steps(self) -> xr.Dataset:
+        """Scalars and tables of every row; see `Run.steps`."""
+        return super().steps.drop_vars([*UPDATE_TABLE, "update_norm"], errors="ignore")
+
+    @cached_property
+    def epoch_windows(self) -> dict[int, int]:
+        """Windows that begin with an epoch, by epoch."""
+        return self.whole.epoch_windows
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First row of every window, int64 of shape (window,).
+
+        Raises
+        ------
+        SchemaError
+            If the rows do not say which window they belong to.
+        """
+        window = self._read("window", slice(0, self.n_steps))
+        if window.missing is not None or (np.diff(window.values) < 0).any():
+            problem = (
+                f"{self.path('window')}: damaged, so that nothing tells which rows "
+            )
+            raise SchemaError([self._problem(f"{problem}belong to which window")])
+        return np.searchsorted(window.values, np.arange(self.n_windows))
+
+    def _derived(self, name: str, steps: Array) -> Array | int:
+        """Where rows belong does not follow from their numbers."""
+        del name, steps
+        return -1
+
+
+def _measured(whole: Run, name: str) -> MeasuredRun:
+    return whole.measured(name)
 
 
 def _missing_rows(chunk: Read) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Record a training run while it happens, without changing it."""
 
 import atexit
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from operator import index
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, SupportsIndex
 from warnings import warn
 
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from trajstore.background import Background
 from trajstore.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
-from trajstore.hand_over import HandOver, NewWindow
+from trajstore.hand_over import HandOver, NewMeasurement, NewWindow
 from trajstore.journal import Journal, replay
 from trajstore.layout import Layout
 from trajstore.location import is_remote
@@ -37,7 +38,12 @@ from trajstore.row_buffer import (
     to_numpy,
     to_scalar,
 )
-from trajstore.schema import DESCRIPTIONS, KEYFRAME_EVERY, RunSpec
+from trajstore.schema import (
+    DESCRIPTIONS,
+    KEYFRAME_EVERY,
+    RunSpec,
+    first_sign_number,
+)
 from trajstore.termination import exit_on_sigterm
 from trajstore.tracker import Tracker
 from trajstore.trained_parameters import group_names, trained_parameters
@@ -112,6 +118,12 @@ class Recorder:
         waits for the device.
     fsync : bool, default: False
         Let commits survive a loss of power, too.
+    attrs : mapping, default: {}
+        What is to be found again in the store, serialisable to JSON: the settings of the
+        training, for example. `trajstore.Run.attrs` gives it back.
+    updates : bool, default: False
+        Record what every step changes, ``x_(k+1) - x_k``, as the measurement ``"update"``.
+        Takes as much time and as many bytes as a gradient does.
 
     Raises
     ------
@@ -176,6 +188,8 @@ class Recorder:
         on_error: Literal["raise", "warn"] = "raise",
         journal: bool = False,
         fsync: bool = False,
+        attrs: Mapping[str, Any] = MappingProxyType({}),
+        updates: bool = False,
     ) -> None:
         parameters = trained_parameters(model, optimizer)
         layout = Layout(
@@ -229,6 +243,9 @@ class Recorder:
         self._row: dict[str, Tensor] | None = None
         self._has_stepped = False
         self._on_error = on_error
+        self._attrs = _as_json(attrs)
+        self._updates = updates
+        self._flush_measurements = journal
         self._pid = os.getpid()
 
         # The writer lives in its thread: there it meets no event loop, as in a notebook.
@@ -272,7 +289,12 @@ class Recorder:
         state, self._state = self._state, None
         created = state["created"] if state is not None and self._step > 0 else None
         self._writer = Writer(
-            path, self._spec, resume=resume, created=created, fsync=fsync
+            path,
+            self._spec,
+            resume=resume,
+            created=created,
+            fsync=fsync,
+            attrs=self._attrs,
         )
         try:
             doubt = self._find_position(state, resume=resume)
@@ -316,6 +338,9 @@ class Recorder:
         # One that was taken where the checkpoint was may be taken again.
         taken = self._writer.snapshots
         self._snapshots = {name for name in taken if taken[name] < self._step}
+        self._n_measured = {
+            name: table.n_rows for name, table in self._writer.measurements.items()
+        }
         self._started = time.monotonic() - position.wall_time
         return doubt
 
@@ -347,14 +372,70 @@ class Recorder:
             If the recorder is closed.
         """
         self._check_open()
-        for name, value in scalars.items():
-            if name in RESERVED or name.startswith("lr_"):
-                raise ValueError(
-                    f"The name {name!r} is taken: the recorder records it by itself. "
-                    "Choose another; taken are those that begin with 'lr_' and "
-                    f"{sorted(RESERVED)}."
-                )
-            self._pending[name] = to_scalar(name, value)
+        self._pending |= _to_scalars(scalars)
+
+    def measure(self, name: str, **scalars: float | Tensor) -> None:
+        """Record the gradients that there are now as a row of a measurement.
+
+        Call it between two optimizer steps, after a backward pass of your choice: over
+        the whole data set, or a batch that stays the same. What is recorded of steps does
+        not change. `trajstore.Run.measured` gives the rows.
+
+        Parameters
+        ----------
+        name : str
+            Of the measurement; its rows are numbered in the order of calls.
+        **scalars : float or torch.Tensor
+            What belongs to the row, as `log` takes it.
+
+        Raises
+        ------
+        ValueError
+            If the name is empty, or ``"update"`` while updates are recorded; or if a
+            scalar's name is taken, see `log`.
+        TypeError
+            If a scalar is not a real number.
+        RuntimeError
+            If the recorder is closed, or writing failed.
+
+        Notes
+        -----
+        Needs two more float32 vectors of the length of the parameters meanwhile, three on
+        an accelerator.
+
+        Examples
+        --------
+        >>> from torch import nn, optim
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+        >>> path = tmp_path / "measured.zarr"
+        >>> with Recorder(path, model, optimizer) as recorder:
+        ...     model(torch.ones(100, 3)).mean().backward()
+        ...     recorder.measure("full_batch")
+        ...     optimizer.step()
+        """
+        self._check_open()
+        if not name or (self._updates and name == UPDATE):
+            raise ValueError(
+                f"A measurement cannot be called {name!r}: names are not empty, and "
+                f"{UPDATE!r} is what the recorder measures itself with `updates=True`."
+            )
+        noted = _to_scalars(scalars)
+        if not self._is_recording:
+            return
+        try:
+            self._background.check()
+            self._enter_epoch()
+            if self._n_windows == 0:
+                self._start_window()
+            row = self._new_row()
+            self._tracker.measure(self._sign_number(name), row)
+            self._append_measurement(name, row, noted)
+            if self._flush_measurements:
+                # A journal keeps steps only.
+                self._hand_over.flush()
+        except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
+            self._fail(error)
 
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless one has just begun.
@@ -539,13 +620,17 @@ class Recorder:
                 "cannot be recorded."
             )
         self._background.check()
-        if self._spec.steps_per_epoch is not None:
-            self._epoch = self._step // self._spec.steps_per_epoch
-            self._epoch_start = self._epoch * self._spec.steps_per_epoch
+        self._enter_epoch()
         if self._step == self._next_window:
             self._start_window()
         self._row = self._hand_over.row()
         self._tracker.before_step(self._step, self._row)
+
+    def _enter_epoch(self) -> None:
+        """Find the epoch of the next step, where steps are counted."""
+        if self._spec.steps_per_epoch is not None:
+            self._epoch = self._step // self._spec.steps_per_epoch
+            self._epoch_start = self._epoch * self._spec.steps_per_epoch
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if os.getpid() != self._pid:
@@ -561,18 +646,39 @@ class Recorder:
 
     def _measure_after(self, row: dict[str, Tensor]) -> None:
         self._tracker.after_step(row)
-        entry = Entry(
-            (self._epoch, self._step - self._epoch_start, self._n_windows - 1),
-            self._reference_sq,
-            self._pending
-            | self._learning_rates()
-            | {"wall_time": time.monotonic() - self._started},
+        if self._updates:
+            of_update = self._new_row()
+            self._tracker.measure_update(self._sign_number(UPDATE), row, of_update)
+            self._append_measurement(UPDATE, of_update, {})
+        self._hand_over.append(
+            self._step, self._entry(self._pending | self._learning_rates()), row
         )
-        self._hand_over.append(self._step, entry, row)
         self._pending, self._row = {}, None
         self._step += 1
         self._has_stepped = True
         self._hand_over.submit_if_due()
+
+    def _entry(self, scalars: dict[str, Scalar]) -> Entry:
+        """Say where a row of the next step belongs."""
+        place = (self._epoch, self._step - self._epoch_start, self._n_windows - 1)
+        wall_time: dict[str, Scalar] = {"wall_time": time.monotonic() - self._started}
+        return Entry(place, self._reference_sq, scalars | wall_time)
+
+    def _new_row(self) -> dict[str, Tensor]:
+        return {name: rows[0] for name, rows in self._tracker.allocate(1).items()}
+
+    def _sign_number(self, name: str) -> int:
+        """Choose the random signs of the next row of a measurement."""
+        names = list(self._n_measured | {name: 0})
+        return first_sign_number(names.index(name)) + self._n_measured.get(name, 0)
+
+    def _append_measurement(
+        self, name: str, row: dict[str, Tensor], scalars: dict[str, Scalar]
+    ) -> None:
+        number, entry = self._n_measured.get(name, 0), self._entry(scalars)
+        self._n_measured[name] = number + 1
+        new = NewMeasurement(name, number, self._step, entry, row)
+        self._hand_over.append_measurement(new)
 
     def _fail(self, error: Exception) -> None:
         """Raise an error, or end the recording with a warning, as the user chose."""
@@ -614,7 +720,7 @@ class Recorder:
 
         def write() -> None:
             if pending:
-                self._writer.amend_last(to_floats(pending))
+                self._writer.steps.amend_last(to_floats(pending))
             self._writer.write_final(self._read_parameters, status=status)
             self._writer.commit()
             self._hand_over.forget_journal()
@@ -647,10 +753,37 @@ class Recorder:
             raise RuntimeError("The recorder is closed; nothing more can be recorded.")
 
 
+UPDATE: Final = "update"
+"""The measurement of what steps change."""
+
 RESERVED: Final = frozenset(DESCRIPTIONS) | {
     *("step", "epoch", "iteration", "window", "layer", "basis")
 }
 """Names that `Recorder.log` refuses."""
+
+
+def _to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
+    """Check and copy what is to be recorded with a row."""
+    for name in values:
+        if name in RESERVED or name.startswith("lr_"):
+            raise ValueError(
+                f"The name {name!r} is taken: the recorder records it by itself. "
+                "Choose another; taken are those that begin with 'lr_' and "
+                f"{sorted(RESERVED)}."
+            )
+    return {name: to_scalar(name, value) for name, value in values.items()}
+
+
+def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as the store will give them back."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(attrs), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`attrs` must be a mapping of what JSON can hold: {error}. Give strings, "
+            "finite numbers, booleans, None, lists and mappings."
+        ) from error
+    return copied
 
 
 def _leave_threads_to_training(background: Background) -> None:

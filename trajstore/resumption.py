@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from trajstore.row_buffer import to_numpy
-from trajstore.schema import KEYFRAME_EVERY, RunSpec, SchemaError, table_columns
+from trajstore.schema import (
+    KEYFRAME_EVERY,
+    STEP,
+    RunSpec,
+    SchemaError,
+    table_columns,
+)
 from trajstore.tracker import Tracker
 from trajstore.windows import Windows
 from trajstore.writer import Writer
@@ -62,7 +68,8 @@ def check_state(state: object) -> dict[str, Any]:
     ValueError
         If it is something else.
     """
-    keys = {"created", "position", "snapshots", "groups", "previous_gradient"}
+    keys = {"created", "position", "snapshots", "measured", "groups"}
+    keys.add("previous_gradient")
     if not isinstance(state, dict) or not keys <= state.keys():
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
@@ -103,6 +110,7 @@ def make_state(
             "pending": dict(position.pending),
         },
         "snapshots": list(writer.snapshots),
+        "measured": {name: t.n_rows for name, t in writer.measurements.items()},
         "groups": groups,
         "previous_gradient": tracker.previous_gradient.detach().cpu().clone(),
     }
@@ -157,12 +165,12 @@ def take_up(
     doubt : str or None
         Why the parameters can hardly be those that the step before led to.
     """
-    kept = (
-        state["snapshots"]
-        if state is not None
-        else [name for name, taken in writer.snapshots.items() if taken <= step]
-    )
-    writer.rewind(step, kept)
+    if state is not None:
+        snapshots, measured = state["snapshots"], state["measured"]
+    else:
+        snapshots = [name for name, taken in writer.snapshots.items() if taken <= step]
+        measured = _measured_before(writer, step)
+    writer.rewind(step, snapshots=snapshots, measured=measured)
     n_found = writer.n_steps
     writer.note_resumption(step)
     position = (
@@ -186,6 +194,18 @@ def take_up(
     return position, _doubt(writer, tracker, spec)
 
 
+def _measured_before(writer: Writer, step: int) -> dict[str, int]:
+    """Count the rows of measurements that were made before a step began."""
+    return {
+        name: int(
+            np.searchsorted(
+                writer.read(f"{table.group}/{STEP}", slice(0, table.n_rows)), step
+            )
+        )
+        for name, table in writer.measurements.items()
+    }
+
+
 def _position_from_rows(writer: Writer, step: int) -> Position:
     """Read from the last row what no state says."""
     if writer.n_steps == 0:
@@ -196,7 +216,7 @@ def _position_from_rows(writer: Writer, step: int) -> Position:
         step=step,
         epoch=int(epoch),
         epoch_start=last.start - int(iteration),
-        wall_time=writer.last_scalar("wall_time"),
+        wall_time=writer.steps.last_scalar("wall_time"),
         pending={},
     )
 
@@ -212,7 +232,9 @@ def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:
     else:
         epochs, iterations = np.divmod(missing, spec.steps_per_epoch)
     window = np.full_like(missing, max(writer.n_windows - 1, 0))
-    writer.append_missing(np.stack([epochs, iterations, window], 1).astype(np.int32))
+    writer.steps.append_missing(
+        np.stack([epochs, iterations, window], 1).astype(np.int32)
+    )
 
 
 def _restore(writer: Writer, tracker: Tracker, spec: RunSpec) -> None:

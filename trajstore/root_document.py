@@ -21,6 +21,7 @@ from trajstore.schema import (
     LAYER,
     STATUSES,
     STEP,
+    ArraySpec,
     RunSpec,
     SchemaError,
     n_metric_columns,
@@ -42,6 +43,8 @@ MAX_SIZE: Final = 1 << 35
 MAX_ROWS: Final = 1 << 31
 MAX_CHUNK_BYTES: Final = 1 << 30
 """Largest chunk in memory; only exact recordings come near."""
+
+MAX_MEASUREMENTS: Final = 1 << 10
 
 _SHOWN: Final = Repr()
 _SHOWN.maxlevel = 8
@@ -136,6 +139,17 @@ def _is_snapshots(value: object) -> bool:
     )
 
 
+def _is_measurements(value: object) -> bool:
+    """Whether groups are those that the writer makes: numbered, in their order."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(measurement, Mapping)
+        and measurement.get("group") == f"measurements/{i}"
+        and _is_metrics(measurement.get("metrics"))
+        for i, (name, measurement) in enumerate(value.items())
+    )
+
+
 def _is_resumes(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(resumption, Mapping)
@@ -147,6 +161,8 @@ def _is_resumes(value: object) -> bool:
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "status": (lambda value: value in STATUSES, f"one of {STATUSES}"),
     "created": (lambda value: isinstance(value, str), "a string"),
+    "attrs": (lambda value: isinstance(value, Mapping), "an object"),
+    "measurements": (_is_measurements, "an object of objects with numbered `group`s"),
     "metrics": (_is_metrics, "a list of different strings"),
     "resumes": (_is_resumes, "a list of objects with `step` and `n_missing`"),
     "snapshots": (_is_snapshots, "an object of objects with `array` and `step`"),
@@ -157,9 +173,12 @@ def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
     """Refuse what no real run is like, before anything is computed with it."""
     spec = RunSpec.from_json(attributes["spec"])
     taken = {*table_columns(spec), STEP, LAYER, "epoch", "iteration", "window", "basis"}
-    if clash := sorted(taken.intersection(attributes["metrics"])):
-        return [f"metrics: {clash} are names of tables or coordinates"]
+    measurements = attributes["measurements"].values()
+    for metrics in (attributes["metrics"], *(m["metrics"] for m in measurements)):
+        if clash := sorted(taken.intersection(metrics)):
+            return [f"metrics: {clash} are names of tables or coordinates"]
     largest = {
+        "measurements": (len(measurements), MAX_MEASUREMENTS),
         "names: tensors": (len(spec.names), MAX_TENSORS),
         "basis": (spec.basis, MAX_BASIS),
         "shapes: dimensions": (max(map(len, spec.shapes)), MAX_DIMENSIONS),
@@ -181,30 +200,63 @@ def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def row_arrays(
+    spec: RunSpec, *, n_metrics: int, group: str = ""
+) -> dict[str, ArraySpec]:
+    """Describe the arrays of steps, or those of a measurement.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        What is recorded.
+    n_metrics : int
+        How many scalars the rows have.
+    group : str, default: ""
+        Path of the measurement's group; of steps, the root.
+
+    Returns
+    -------
+    dict from str to ArraySpec
+        By path of the array.
+    """
+    arrays = step_arrays(
+        spec,
+        size=Layout(spec.names, spec.shapes).size,
+        n_metrics=n_metric_columns(0),
+        n_blocks=n_blocks(spec.sketch_bits),
+    )
+    # Names that were logged late have widened the array, not its chunks.
+    inner = (n_metric_columns(n_metrics),)
+    arrays["scalars"] = replace(arrays["scalars"], inner=inner)
+    if not group:
+        return arrays
+    arrays[STEP] = replace(arrays["epoch"], dtype="int64")
+    return {f"{group}/{name}": array for name, array in arrays.items()}
+
+
 def _expected_arrays(
     found: Mapping[str, Any], attributes: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return the metadata the writer would have written, with the lengths found."""
     spec = RunSpec.from_json(attributes["spec"])
     size = Layout(spec.names, spec.shapes).size
-    blocks = n_blocks(spec.sketch_bits)
-    steps = step_arrays(spec, size=size, n_metrics=n_metric_columns(0), n_blocks=blocks)
-    # Names that were logged late have widened the array, not its chunks.
-    n_metrics = n_metric_columns(len(attributes["metrics"]))
-    steps["scalars"] = replace(steps["scalars"], inner=(n_metrics,))
+    expected: dict[str, dict[str, Any]] = {}
+    of_steps = {"group": "", "metrics": attributes["metrics"]}
+    for table in (of_steps, *attributes["measurements"].values()):
+        group, n_metrics = table["group"], len(table["metrics"])
+        n_rows = _length(found.get(f"{group}/epoch" if group else "epoch"))
+        rows = row_arrays(spec, n_metrics=n_metrics, group=group)
+        expected |= {name: array.metadata(n_rows) for name, array in rows.items()}
+
     windows = window_arrays(spec, size=size, block=BLOCK)
+    n_windows = _length(found.get("references/start"))
+    expected |= {name: array.metadata(n_windows) for name, array in windows.items()}
+    n_keyframes = -(-n_windows // KEYFRAME_EVERY)
+    expected[KEYFRAMES] = windows[KEYFRAMES].metadata(n_keyframes)
+
     vectors = [snapshot["array"] for snapshot in attributes["snapshots"].values()]
     vectors += ["final"] if "final" in found else []
-
-    n_steps = _length(found.get("epoch"))
-    n_windows = _length(found.get("references/start"))
-    n_keyframes = -(-n_windows // KEYFRAME_EVERY)
-    return {
-        **{name: array.metadata(n_steps) for name, array in steps.items()},
-        **{name: array.metadata(n_windows) for name, array in windows.items()},
-        KEYFRAMES: windows[KEYFRAMES].metadata(n_keyframes),
-        **{name: vector_array(size).metadata(size) for name in vectors},
-    }
+    return expected | {name: vector_array(size).metadata(size) for name in vectors}
 
 
 def _array_problems(

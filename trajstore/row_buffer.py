@@ -75,7 +75,7 @@ class RowBuffer:
     def arrays(
         self, spec: RunSpec
     ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
-        """Convert to what `trajstore.writer.Writer.append_rows` takes."""
+        """Convert to what `trajstore.row_table.RowTable.append` takes."""
         entries = self.entries.copy()
         return complete_rows(
             {

@@ -49,7 +49,7 @@ def complete_rows(
     scalars: Sequence[Mapping[str, float]],
     spec: RunSpec,
 ) -> tuple[dict[str, Array], list[dict[str, float]]]:
-    """Make of measured steps what `trajstore.writer.Writer.append_rows` takes.
+    """Make of measured steps what `trajstore.row_table.RowTable.append` takes.
 
     Parameters
     ----------

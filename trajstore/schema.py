@@ -360,7 +360,8 @@ def step_arrays(
     Returns
     -------
     dict from str to ArraySpec
-        By name of the array.
+        By name of the array. The rows of measurements have the array ``step``, too: how
+        many optimizer steps had been taken.
     """
     tables = ((LAYER, len(spec.names)), ("quantity", n_columns(spec)))
     arrays = {
@@ -440,6 +441,25 @@ def table_columns(spec: RunSpec) -> dict[str, slice]:
         columns[name] = slice(start, start + width)
         start += width
     return columns
+
+
+def first_sign_number(measurement: int) -> int:
+    """Return what selects the random signs of the first row of a measurement.
+
+    Those of the next rows are selected by the next numbers. No step and no row of another
+    measurement has the same.
+
+    Parameters
+    ----------
+    measurement : int
+        Which of the run's measurements.
+
+    Returns
+    -------
+    int
+        At least 2**40.
+    """
+    return (measurement + 1) << 40
 
 
 def n_metric_columns(n_metrics: int) -> int:

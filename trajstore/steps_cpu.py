@@ -1,6 +1,7 @@
 """What one step of training is measured by, where parameters lie in a CPU's memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import Any, ClassVar, Final
@@ -99,12 +100,27 @@ class StepsOnCPU:
             self._columns = fold.column_sequence
         self._weights = weights.numpy().copy()
 
-    def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
-        """See `trajstore.tracker.Tracker.before_step`."""
-        gradients = self._elements([p.grad for p in self._parameters])
+    def measure(
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+    ) -> None:
+        """Measure vectors in the place of the gradient; they become the last one.
+
+        Parameters
+        ----------
+        vectors : sequence of torch.Tensor or None
+            One for each parameter, in its shape; None reads as zeros.
+        number : int
+            Selects the random signs.
+        row : mapping from str to torch.Tensor
+            As `trajstore.tracker.Tracker.before_step` takes it.
+        """
+        gradients = self._elements(vectors)
         parameters = self._elements(self._parameters)
         if self._sketch is not None:
-            kernels.draw_signs(self._spec.seed, Role.STEP, step, self._signs)
+            kernels.draw_signs(self._spec.seed, Role.STEP, number, self._signs)
         n_columns = 4 + 2 * self._spec.basis
         sums = np.zeros((len(self._folds), len(parameters), n_columns))
         self._run(
@@ -145,6 +161,13 @@ class StepsOnCPU:
             # They have not even their shapes any more.
             return False
         return bool(np.array_equal(checks, self._checks))
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Leave the last gradient and the displacement as they were."""
+        kept = self._rows[: 1 + self.N_GRADIENTS].copy()
+        yield
+        self._rows[: 1 + self.N_GRADIENTS] = kept
 
     @property
     def last_gradient(self) -> Tensor:

@@ -4,7 +4,8 @@ On an accelerator nothing here waits for it. On a CPU `trajstore.steps_cpu` does
 several times as fast.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -107,15 +108,25 @@ class StepsOnDevice:
             out=self._block_weights[: len(self._layer_of_block)],
         )
 
-    def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
-        """See `trajstore.tracker.Tracker.before_step`."""
+    def measure(
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+    ) -> None:
+        """See `trajstore.steps_cpu.StepsOnCPU.measure`."""
         with quiet(self._rows.device):
-            self._before_step(step, row)
+            self._measure(vectors, number, row)
 
-    def _before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
+    def _measure(
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+    ) -> None:
         self._row_of_gradient = 1 - self._row_of_gradient
         views = self._turns[self._row_of_gradient]
-        self._read_gradient(views.gradient_views)
+        _read(vectors, views.gradient_views)
         self.read_displacement()
         products = (
             _products(views.gradient_factors),
@@ -129,7 +140,7 @@ class StepsOnDevice:
             return
         self._sketch(
             self._row_of_gradient,
-            step,
+            number,
             self._block_weights,
             signs=row["signs"],
             scales=row["scales"],
@@ -155,6 +166,14 @@ class StepsOnDevice:
         return torch.equal(
             views.gradient.view(torch.int32), views.update.view(torch.int32)
         )
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Leave the last gradient and the displacement as they were."""
+        kept, row = self._rows[:REFERENCE].clone(), self._row_of_gradient
+        yield
+        self._rows[:REFERENCE] = kept
+        self._row_of_gradient = row
 
     @property
     def last_gradient(self) -> Tensor:
@@ -191,21 +210,6 @@ class StepsOnDevice:
             columns=torch.tensor(columns, device=self._rows.device),
         )
 
-    def _read_gradient(self, views: list[Tensor]) -> None:
-        gradients, targets, absent = [], [], []
-        for view, parameter in zip(views, self._parameters, strict=True):
-            gradient = parameter.grad
-            if gradient is None:
-                absent.append(view)
-            else:
-                dense = gradient.layout is torch.strided
-                gradients.append(gradient if dense else gradient.to_dense())
-                targets.append(view)
-        if absent:
-            torch._foreach_zero_(absent)
-        if gradients:
-            torch._foreach_copy_(targets, gradients)
-
     def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
         """Fill a row with the parameters less what they were before the step."""
         # Near the reference x - r is exact, and so is the difference of two of them.
@@ -237,6 +241,22 @@ class StepsOnDevice:
                 self._layout.offsets.tolist(), self._parameters, strict=True
             )
         ]
+
+
+def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:
+    """Copy vectors into views; None as zeros."""
+    found, targets, absent = [], [], []
+    for view, vector in zip(views, vectors, strict=True):
+        if vector is None:
+            absent.append(view)
+        else:
+            dense = vector.layout is torch.strided
+            found.append(vector if dense else vector.to_dense())
+            targets.append(view)
+    if absent:
+        torch._foreach_zero_(absent)
+    if found:
+        torch._foreach_copy_(targets, found)
 
 
 def _with_displacement(rows: Tensor, row: int) -> Tensor:

@@ -266,7 +266,7 @@ class Tracker:
         row : mapping from str to torch.Tensor
             One step of what `allocate` returned; overwritten.
         """
-        self._steps.before_step(step, row)
+        self._steps.measure([p.grad for p in self._parameters], step, row)
         self._gradient_energy += row["tables"][:, self._grad_sq]
         self._n_gradients += 1
 
@@ -279,6 +279,59 @@ class Tracker:
             As given to `before_step`.
         """
         self._steps.after_step(row)
+
+    def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
+        """Measure the gradients that there are now, beside those of steps.
+
+        Parameters
+        ----------
+        number : int
+            Selects the random signs.
+        row : mapping from str to torch.Tensor
+            One step of what `allocate` returned; overwritten.
+        """
+        with self._steps.undisturbed():
+            self._steps.measure([p.grad for p in self._parameters], number, row)
+
+    def measure_update(
+        self, number: int, step: Mapping[str, Tensor], row: Mapping[str, Tensor]
+    ) -> None:
+        """Measure what a step did to the parameters as if it were their gradient.
+
+        Parameters
+        ----------
+        number : int
+            Selects the random signs.
+        step : mapping from str to torch.Tensor
+            As `before_step` and `after_step` have filled it.
+        row : mapping from str to torch.Tensor
+            Overwritten.
+        """
+        with torch.no_grad(), self._steps.undisturbed():
+            self._steps.measure(self._updates(), number, row)
+        # The update belongs to the parameters that the step began with.
+        columns = table_columns(self._spec)
+        tables, of_step = row["tables"], step["tables"]
+        for name in ("displacement_sq", "displacement_dot_basis"):
+            tables[:, columns[name]] = of_step[:, columns[name]]
+        product = of_step[:, columns["update_dot_displacement"]]
+        tables[:, columns["grad_dot_displacement"]] = product
+        if self._spec.exact:
+            row["displacement"].copy_(step["displacement"])
+        else:
+            row["probes"][1].copy_(step["probes"][1])
+
+    def _updates(self) -> list[Tensor]:
+        """Return the change of every parameter since `before_step`."""
+        updates = []
+        for offset, parameter in zip(
+            self._layout.offsets.tolist(), self._parameters, strict=True
+        ):
+            part = self._frame[:, offset : offset + parameter.numel()]
+            # As `after_step` computes it: near the reference both differences are exact.
+            flat = parameter.reshape(-1).float() - part[REFERENCE]
+            updates.append((flat - part[DISPLACEMENT]).view(parameter.shape))
+        return updates
 
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""

@@ -1,10 +1,11 @@
 """Arrays in, store out: what a recorded run looks like on disk."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from trajstore.layout import BLOCK, Layout
 from trajstore.location import is_remote, locate, open_store
 from trajstore.lock import PROTOTYPE, WriterLock
 from trajstore.root_document import KEYFRAMES, read_root
-from trajstore.rotation import n_blocks
+from trajstore.row_table import RowTable
 from trajstore.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -24,8 +25,6 @@ from trajstore.schema import (
     ArraySpec,
     RunSpec,
     SchemaError,
-    n_metric_columns,
-    step_arrays,
     vector_array,
     window_arrays,
 )
@@ -76,12 +75,19 @@ class Writer:
         Which recording to resume; see `created`.
     fsync : bool, default: False
         Whether commits survive a loss of power.
+    attrs : mapping, default: {}
+        What the user wants to find again in the store, serialisable to JSON. Of a store
+        that is resumed the names given here are replaced.
 
     Attributes
     ----------
     location : str
         As given.
-    n_steps, n_windows : int
+    steps : RowTable
+        The rows of optimizer steps.
+    measurements : dict from str to RowTable
+        The rows of measurements, by name; see `measurement`.
+    n_windows : int
         How many have been written.
 
     Raises
@@ -104,6 +110,7 @@ class Writer:
         resume: bool = False,
         created: str | None = None,
         fsync: bool = False,
+        attrs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.location = locate(location)
         self._spec, self._size = spec, Layout(spec.names, spec.shapes).size
@@ -111,22 +118,24 @@ class Writer:
         self._store = open_store(self.location, for_one_loop=True, fsync=fsync)
         self._lock: WriterLock | None = None
         self._commits = Commits(self._store, self._loop)
-        self._metrics: list[str] = []
+        self.steps = RowTable(self._commits, spec)
+        self.measurements: dict[str, RowTable] = {}
         self._snapshots: dict[str, dict[str, Any]] = {}
         self._resumes: list[dict[str, Any]] = []
-        self._n_columns = n_metric_columns(0)
+        self._attrs: dict[str, Any] = {}
         self._has_final = False
         self._attributes: dict[str, object] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
-        self.n_steps = self.n_windows = 0
+        self.n_windows = 0
         try:
             self._open(resume=resume, created=created)
         except BaseException:
             self.close()
             raise
+        self._attrs |= attrs
 
     def _open(self, *, resume: bool, created: str | None) -> None:
         is_free = self._is_free()
@@ -149,7 +158,7 @@ class Writer:
             self._continue(root.to_bytes(), created)
         else:
             self._check_leftovers()
-            self._commits.declare(self._step_arrays() | self._window_arrays())
+            self._commits.declare(self.steps.arrays | self._window_arrays())
         self._attributes["status"] = "running"
 
     def _is_free(self) -> bool:
@@ -161,7 +170,7 @@ class Writer:
         """Refuse a directory that holds more than the beginning of a recording."""
         if is_remote(self.location):
             return
-        ours = {name.partition("/")[0] for name in self._step_arrays()} | {"references"}
+        ours = {*self.steps.arrays, "references"}
         names = {path.name for path in Path(self.location).iterdir()}
         foreign = sorted(name for name in names - ours if not name.startswith("."))
         if foreign:
@@ -173,8 +182,8 @@ class Writer:
     def _continue(self, root: bytes, created: str | None) -> None:
         """Take up a store as its root document describes it."""
         attributes, arrays = read_root(root)
-        found = RunSpec.from_json(attributes["spec"])
-        if problems := spec_differences(found, self._spec):
+        recorded = RunSpec.from_json(attributes["spec"])
+        if problems := spec_differences(recorded, self._spec):
             raise SchemaError(
                 [
                     f"{self.location} is the recording of another run; differences:",
@@ -191,35 +200,40 @@ class Writer:
             # A killed process leaves files that it was writing.
             for partial in Path(self.location).rglob("*.partial"):
                 partial.unlink(missing_ok=True)
-        self._metrics += attributes["metrics"]
         self._snapshots |= attributes["snapshots"]
         self._resumes += attributes["resumes"]
+        self._attrs |= attributes["attrs"]
         self._attributes["created"] = attributes["created"]
-        self._n_columns = n_metric_columns(len(self._metrics))
+        n_steps = arrays["epoch"]["shape"][0]
+        self.steps = RowTable(
+            self._commits, self._spec, metrics=attributes["metrics"], n_rows=n_steps
+        )
+        for name, found in attributes["measurements"].items():
+            self.measurements[name] = RowTable(
+                self._commits,
+                self._spec,
+                **found,
+                n_rows=arrays[f"{found['group']}/epoch"]["shape"][0],
+            )
         vectors = [snapshot["array"] for snapshot in self._snapshots.values()]
         vectors += ["final"] if "final" in arrays else []
-        specs = self._step_arrays() | self._window_arrays()
+        specs = self.steps.arrays | self._window_arrays()
+        for table in self.measurements.values():
+            specs |= table.arrays
         specs |= dict.fromkeys(vectors, vector_array(self._size))
         self._commits.continue_from(
             specs, {name: arrays[name]["shape"][0] for name in specs}
         )
-        self.n_steps = arrays["epoch"]["shape"][0]
         self.n_windows = arrays["references/start"]["shape"][0]
         self._has_final = "final" in arrays
 
-    def _step_arrays(self) -> dict[str, ArraySpec]:
-        arrays = step_arrays(
-            self._spec,
-            size=self._size,
-            n_metrics=n_metric_columns(0),
-            n_blocks=n_blocks(self._spec.sketch_bits),
-        )
-        # Names that were logged late have widened the array, not its chunks.
-        arrays["scalars"] = replace(arrays["scalars"], inner=(self._n_columns,))
-        return arrays
-
     def _window_arrays(self) -> dict[str, ArraySpec]:
         return window_arrays(self._spec, size=self._size, block=BLOCK)
+
+    @property
+    def n_steps(self) -> int:
+        """How many optimizer steps have been written."""
+        return self.steps.n_rows
 
     @property
     def snapshots(self) -> dict[str, int]:
@@ -235,14 +249,21 @@ class Writer:
         """Read rows of an array that were committed."""
         return self._commits.read(name, rows)
 
-    def last_scalar(self, name: str) -> float:
-        """Return a scalar of the last row, 0 if it has none of that name."""
-        if name not in self._metrics or self.n_steps == 0:
-            return 0.0
-        row = self.read("scalars", slice(self.n_steps - 1, self.n_steps))[0]
-        return float(np.nan_to_num(row[self._metrics.index(name)]))
+    def measurement(self, name: str) -> RowTable:
+        """Return the table of a measurement, a new one if there was none of that name."""
+        if name not in self.measurements:
+            group = f"measurements/{len(self.measurements)}"
+            self.measurements[name] = RowTable(self._commits, self._spec, group)
+            self._commits.declare(self.measurements[name].arrays)
+        return self.measurements[name]
 
-    def rewind(self, n_steps: int, snapshots: Iterable[str]) -> None:
+    def rewind(
+        self,
+        n_steps: int,
+        *,
+        snapshots: Iterable[str],
+        measured: Mapping[str, int],
+    ) -> None:
         """Forget what came after a step, and the end of the run; is committed.
 
         Parameters
@@ -251,15 +272,20 @@ class Writer:
             How many steps are kept, at most.
         snapshots : iterable of str
             Names of the snapshots that are kept.
+        measured : mapping from str to int
+            How many rows of each measurement are kept; none of those not named.
         """
         n_steps = min(n_steps, self.n_steps)
         starts = self.read("references/start", slice(0, self.n_windows))
         self.n_windows = int(np.searchsorted(starts, n_steps))
-        self.n_steps = n_steps
         n_keyframes = -(-self.n_windows // KEYFRAME_EVERY)
-        lengths = dict.fromkeys(self._step_arrays(), n_steps)
-        lengths |= dict.fromkeys(self._window_arrays(), self.n_windows)
+        lengths = dict.fromkeys(self._window_arrays(), self.n_windows)
         lengths[KEYFRAMES] = n_keyframes
+        self.steps.n_rows = n_steps
+        for name, table in self.measurements.items():
+            table.n_rows = min(table.n_rows, measured.get(name, 0))
+        for table in (self.steps, *self.measurements.values()):
+            lengths |= dict.fromkeys(table.arrays, table.n_rows)
         self._commits.continue_from({}, lengths)
         kept = set(snapshots)
         for name in [name for name in self._snapshots if name not in kept]:
@@ -281,63 +307,6 @@ class Writer:
         n_missing = step - self.n_steps
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumes.append({"step": step, "n_missing": n_missing, "at": now})
-
-    def append_missing(self, places: npt.NDArray[np.int32]) -> None:
-        """Write rows of steps of which nothing is known but their places.
-
-        Parameters
-        ----------
-        places : numpy.ndarray
-            int32, (step, 3): epoch, iteration and window.
-        """
-        known = dict(zip(("epoch", "iteration", "window"), places.T, strict=True))
-        rows = {
-            name: np.full(
-                (len(places), *array.inner),
-                np.nan if array.dtype.startswith("float") else 0,
-                array.dtype,
-            )
-            for name, array in self._step_arrays().items()
-        }
-        del rows["scalars"]
-        self.append_rows(rows | known, [{}] * len(places))
-
-    def append_rows(
-        self,
-        rows: Mapping[str, Array],
-        scalars: Sequence[Mapping[str, float]],
-        first: int | None = None,
-    ) -> None:
-        """Write optimizer steps.
-
-        Parameters
-        ----------
-        rows : mapping from str to numpy.ndarray
-            Every array of `trajstore.schema.step_arrays` but the scalars, with the same
-            number of rows.
-        scalars : sequence of mapping from str to float
-            The scalars of each row; a name that a row lacks reads as NaN.
-        first : int, optional
-            Step of the first row; default: the one behind the last. Steps that were
-            written before are left as they are.
-        """
-        known = 0 if first is None else self.n_steps - first
-        assert known >= 0
-        rows = {name: values[known:] for name, values in rows.items()}
-        scalars = scalars[known:]
-        self.n_steps += len(scalars)
-        self._register(name for row in scalars for name in row)
-        table = np.full((len(scalars), self._n_columns), np.nan)
-        for i, row in enumerate(scalars):
-            for name, value in row.items():
-                table[i, self._metrics.index(name)] = value
-        self._commits.append({**rows, "scalars": table})
-
-    def amend_last(self, scalars: Mapping[str, float]) -> None:
-        """Set scalars of the last row."""
-        self._register(scalars)
-        columns = {self._metrics.index(name): v for name, v in scalars.items()}
-        self._commits.amend_last("scalars", columns)
 
     def append_window(self, window: Window) -> None:
         """Write the start of a window."""
@@ -396,20 +365,16 @@ class Writer:
             self._attributes
             | {
                 "spec": self._spec.to_json(),
-                "metrics": self._metrics,
+                "attrs": self._attrs,
+                "metrics": self.steps.metrics,
+                "measurements": {
+                    name: {"group": table.group, "metrics": table.metrics}
+                    for name, table in self.measurements.items()
+                },
                 "snapshots": self._snapshots,
                 "resumes": self._resumes,
             }
         )
-
-    def _register(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._metrics:
-                self._metrics.append(name)
-        columns = n_metric_columns(len(self._metrics))
-        if columns > self._n_columns:
-            self._commits.widen("scalars", columns)
-            self._n_columns = columns
 
 
 def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:

@@ -59,6 +59,59 @@ def geometry(
     return results
 
 
+class Sampled(NamedTuple):
+    """A direction d at some point x, seen from x*.
+
+    Attributes
+    ----------
+    numerator : Estimate
+        <d, x - x*>.
+    squares : numpy.ndarray
+        |d|^2.
+    """
+
+    numerator: Estimate
+    squares: FloatArray
+
+
+def decayed(
+    gradient: Sampled,
+    to_target: Estimate,
+    *,
+    param_sq: FloatArray,
+    target_sq: FloatArray,
+    grad_dot_param: FloatArray,
+    weight_decay: float,
+) -> Sampled:
+    """Add a multiple of the parameters to gradients; all shapes agree.
+
+    Parameters
+    ----------
+    gradient : Sampled
+        The gradients g.
+    to_target : Estimate
+        |x - x*|; from it follows ``<x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2``.
+    param_sq, target_sq, grad_dot_param : numpy.ndarray
+        |x|^2, |x*|^2 and <g, x>.
+    weight_decay : float
+        Times the parameters.
+
+    Returns
+    -------
+    Sampled
+        The gradients with weight decay; errors of g and of the distance are independent.
+    """
+    D, h = to_target.value, gradient.numerator
+    radial = weight_decay * (param_sq - target_sq + D**2) / 2
+    stderr = np.hypot(h.stderr, weight_decay * D * to_target.stderr)
+    squares = (
+        gradient.squares
+        + 2 * weight_decay * grad_dot_param
+        + weight_decay**2 * param_sq
+    )
+    return Sampled(Estimate(h.value + radial, stderr), np.maximum(squares, 0))
+
+
 def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     """Return |a - v| from |a|^2, an estimate of <a, v>, and |v|^2."""
     bound = np.sqrt(a_sq * v_sq)

@@ -75,7 +75,7 @@ def write_run(
         writer.append_window(random_window(c, spec))
     if n_steps:
         scalars = [{"loss": -float(k)} for k in range(n_steps)]
-        writer.append_rows(random_rows(0, n_steps, spec), scalars)
+        writer.steps.append(random_rows(0, n_steps, spec), scalars)
     if status is not None:
         writer.write_final(
             np.full(SIZE, n_steps, np.float32).__getitem__, status=status

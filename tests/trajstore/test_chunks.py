@@ -197,7 +197,7 @@ def write_unknown_epochs(path: Path) -> None:
     writer = Writer(path, spec)
     for c in range(10):
         writer.append_window(random_window(c))
-    writer.append_rows(random_rows(0, 10), [{}] * 10)
+    writer.steps.append(random_rows(0, 10), [{}] * 10)
     writer.commit()
     writer.close()
 

@@ -33,7 +33,7 @@ def write_run(path: Path, *, n_steps: int, spec: RunSpec = SPEC) -> None:
             if name != "scalars"
         }
         rows["epoch"] = np.arange(n_steps, dtype="i4") // 4
-        writer.append_rows(rows, [{"loss": 1.0, "accuracy": 0.5}] * n_steps)
+        writer.steps.append(rows, [{"loss": 1.0, "accuracy": 0.5}] * n_steps)
     writer.commit()
     writer.close()
 

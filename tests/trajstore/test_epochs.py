@@ -281,7 +281,7 @@ def test_many_steps_are_opened_and_selected_without_reading_all(tmp_path: Path):
     writer = Writer(tmp_path / "run.zarr", SPEC)
     n = 20_000
     rows = random_rows(0, n)
-    writer.append_rows(rows, [{"loss": float(k)} for k in range(n)])
+    writer.steps.append(rows, [{"loss": float(k)} for k in range(n)])
     writer.commit()
     writer.close()
     run = open_run(tmp_path / "run.zarr")

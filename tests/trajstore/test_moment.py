@@ -85,14 +85,14 @@ def test_a_run_that_has_grown_is_cut_to_what_was_there(path: Path):
     writer = Writer(path, SPEC)
     for c in range(3):
         writer.append_window(random_window(c))
-    writer.append_rows(random_rows(0, 3), [{"loss": 1.0}] * 3)
+    writer.steps.append(random_rows(0, 3), [{"loss": 1.0}] * 3)
     writer.write_snapshot("early", 2, np.zeros(SIZE, np.float32).__getitem__)
     writer.commit()
     run, document = open_run(path), pickle.dumps(open_run(path))
     for c in range(3, 40):
         writer.append_window(random_window(c))
     many = {f"s{i}": 0.0 for i in range(40)}
-    writer.append_rows(random_rows(3, 37), [many] * 37)
+    writer.steps.append(random_rows(3, 37), [many] * 37)
     writer.write_snapshot("late", 2, np.zeros(SIZE, np.float32).__getitem__)
     writer.write_final(np.zeros(SIZE, np.float32).__getitem__, status="complete")
     writer.commit()

@@ -116,7 +116,7 @@ def test_every_recorded_quantity_is_described():
 
 def test_the_wall_time_is_in_seconds(path: Path):
     writer = Writer(path, SPEC)
-    writer.append_rows(random_rows(0, 1), [{"wall_time": 2.5}])
+    writer.steps.append(random_rows(0, 1), [{"wall_time": 2.5}])
     writer.commit()
     writer.close()
     wall_time = open_run(path).steps["wall_time"]
@@ -172,12 +172,12 @@ def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
 
 def test_names_that_come_late_read_as_nan_before(path: Path):
     writer = Writer(path, SPEC)
-    writer.append_rows(random_rows(0, 2), [{"loss": 1.0}, {"loss": 2.0}])
+    writer.steps.append(random_rows(0, 2), [{"loss": 1.0}, {"loss": 2.0}])
     writer.commit()
     early = open_run(path)
     many = {f"s{i}": float(i) for i in range(40)}
-    writer.append_rows(random_rows(2, 1), [many])
-    writer.amend_last({"amended": 5.0})
+    writer.steps.append(random_rows(2, 1), [many])
+    writer.steps.amend_last({"amended": 5.0})
     writer.commit()
     writer.close()
     steps = open_run(path).steps
@@ -195,7 +195,7 @@ def test_windows_say_which_steps_they_cover(path: Path):
         writer.append_window(
             random_window(0)._replace(start=start, keyframe=random_window(c).keyframe)
         )
-    writer.append_rows(random_rows(0, 6), [{}] * 6)
+    writer.steps.append(random_rows(0, 6), [{}] * 6)
     writer.commit()
     writer.close()
     windows = open_run(path).windows
@@ -276,7 +276,7 @@ def test_a_run_is_read_while_it_is_written(path: Path):
     writer, opened = Writer(path, SPEC), list[Run]()
     for k in range(6):
         writer.append_window(random_window(k))
-        writer.append_rows(random_rows(k, 1), [{"loss": float(k), f"s{20 * k}": 0.0}])
+        writer.steps.append(random_rows(k, 1), [{"loss": float(k), f"s{20 * k}": 0.0}])
         writer.commit()
         opened.append(open_run(path))
         assert opened[-1].status == "running"
@@ -300,7 +300,7 @@ def test_steps_are_whole_in_the_middle_of_a_commit(
     path: Path, monkeypatch: pytest.MonkeyPatch, last_key: str
 ):
     writer = Writer(path, SPEC)
-    writer.append_rows(random_rows(0, 2), [{"loss": 1.0}] * 2)
+    writer.steps.append(random_rows(0, 2), [{"loss": 1.0}] * 2)
     writer.commit()
     whole = LocalStore.set
 
@@ -311,7 +311,7 @@ def test_steps_are_whole_in_the_middle_of_a_commit(
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "set", stop_before)
-        writer.append_rows(random_rows(2, 3), [{"loss": 2.0, "new": 3.0}] * 3)
+        writer.steps.append(random_rows(2, 3), [{"loss": 2.0, "new": 3.0}] * 3)
         with pytest.raises(OSError, match="killed"):
             writer.commit()
     writer.close()

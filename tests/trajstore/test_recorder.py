@@ -16,8 +16,8 @@ import pytest
 
 from trajstore.reader import Run, open_run
 from trajstore.rotation import rotate
+from trajstore.row_table import RowTable
 from trajstore.rows import decode_probes
-from trajstore.writer import Writer
 
 torch = pytest.importorskip("torch")
 
@@ -1322,15 +1322,15 @@ def break_after(
     n_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., object]:
     """Let the writer fail when it gets another batch of rows."""
-    append, calls = Writer.append_rows, []
+    append, calls = RowTable.append, []
 
-    def append_rows(self: Writer, *args: Any, **kwargs: Any) -> None:
+    def append_rows(self: RowTable, *args: Any, **kwargs: Any) -> None:
         calls.append(1)
         if len(calls) > n_batches:
             raise OSError("no space left")
         append(self, *args, **kwargs)
 
-    monkeypatch.setattr(Writer, "append_rows", append_rows)
+    monkeypatch.setattr(RowTable, "append", append_rows)
     return append_rows
 
 

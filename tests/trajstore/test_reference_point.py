@@ -68,7 +68,7 @@ def write_run(
         }
         steps = np.arange(n_steps, dtype="i4")
         rows["epoch"], rows["iteration"] = divmod(steps, STEPS_PER_EPOCH)
-        writer.append_rows(rows, [{}] * n_steps)
+        writer.steps.append(rows, [{}] * n_steps)
     for name, (step, tensors) in (snapshots or {}).items():
         writer.write_snapshot(name, step, flat(tensors, shapes).__getitem__)
     if final is not None:

@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = Writer(path, SPEC)
     for c in range(70):
         writer.append_window(random_window(c))
-    writer.append_rows(random_rows(0, 70), [{"loss": 1.0}] * 70)
+    writer.steps.append(random_rows(0, 70), [{"loss": 1.0}] * 70)
     writer.write_snapshot("warm", 3, np.ones(SIZE, np.float32).__getitem__)
     writer.write_final(np.zeros(SIZE, np.float32).__getitem__, status="complete")
     writer.commit()
@@ -163,7 +163,7 @@ def write_wrong(path: Path, name: str, values: list[int]) -> None:
     rows = random_rows(0, 6)
     if name in rows:
         rows[name] = np.array(values, "i4")
-    writer.append_rows(rows, [{}] * 6)
+    writer.steps.append(rows, [{}] * 6)
     writer.commit()
     writer.close()
 
@@ -221,7 +221,7 @@ def test_references_that_are_not_finite_are_named(
     window = random_window(0)
     getattr(window, field)[1] = np.inf
     writer.append_window(window)
-    writer.append_rows(random_rows(0, 1), [{}])
+    writer.steps.append(random_rows(0, 1), [{}])
     writer.commit()
     writer.close()
     [problem] = found(tmp_path / "run.zarr")

@@ -91,7 +91,9 @@ def test_the_root_describes_the_run(path: Path, writer: Writer):
         "format_version": 1,
         "status": "running",
         "spec": SPEC.to_json(),
+        "attrs": {},
         "metrics": [],
+        "measurements": {},
         "snapshots": {},
         "resumes": [],
     }
@@ -99,8 +101,8 @@ def test_the_root_describes_the_run(path: Path, writer: Writer):
 
 def test_rows_are_stored_as_given(path: Path, writer: Writer):
     first, second = random_rows(5), random_rows(2)
-    writer.append_rows(first, [{}] * 5)
-    writer.append_rows(second, [{}] * 2)
+    writer.steps.append(first, [{}] * 5)
+    writer.steps.append(second, [{}] * 2)
     writer.commit()
     for name in first:
         expected = np.concatenate([first[name], second[name]])
@@ -108,8 +110,8 @@ def test_rows_are_stored_as_given(path: Path, writer: Writer):
 
 
 def test_scalars_are_nan_where_they_were_not_given(path: Path, writer: Writer):
-    writer.append_rows(random_rows(2), [{"loss": 1.0}, {"lr": 2.0, "loss": 3.0}])
-    writer.append_rows(random_rows(1), [{"late": 4.0}])
+    writer.steps.append(random_rows(2), [{"loss": 1.0}, {"lr": 2.0, "loss": 3.0}])
+    writer.steps.append(random_rows(1), [{"late": 4.0}])
     writer.commit()
     assert root(path)["metrics"] == ["loss", "lr", "late"]
     table = array(path, "scalars")
@@ -123,7 +125,7 @@ def test_scalars_are_nan_where_they_were_not_given(path: Path, writer: Writer):
 def test_the_table_of_scalars_grows_by_blocks_of_columns(path: Path, writer: Writer):
     for n_names, n_columns in [(32, 32), (33, 64), (64, 64), (100, 128)]:
         row = {f"s{i}": float(i) for i in range(n_names)}
-        writer.append_rows(random_rows(1), [row])
+        writer.steps.append(random_rows(1), [row])
         writer.commit()
         table = array(path, "scalars")
         assert table.shape[1] == n_columns
@@ -134,10 +136,10 @@ def test_the_table_of_scalars_grows_by_blocks_of_columns(path: Path, writer: Wri
 
 
 def test_scalars_of_the_last_row_can_be_amended(path: Path, writer: Writer):
-    writer.append_rows(random_rows(2), [{"loss": 1.0}, {"loss": 2.0}])
+    writer.steps.append(random_rows(2), [{"loss": 1.0}, {"loss": 2.0}])
     writer.commit()
     many = {f"s{i}": float(i) for i in range(40)}
-    writer.amend_last({"loss": -1.0, **many})
+    writer.steps.amend_last({"loss": -1.0, **many})
     writer.commit()
     table = array(path, "scalars")
     assert table[:, 0].tolist() == [1, -1]
@@ -200,7 +202,7 @@ def test_exact_rows_hold_whole_vectors(path: Path):
         if name != "scalars"
     }
     rows["gradient"] = np.random.default_rng(0).random((2, SIZE), np.float32)
-    writer.append_rows(rows, [{}, {}])
+    writer.steps.append(rows, [{}, {}])
     window = random_window(0, keyframe=True)._replace(probes=np.empty(0))
     writer.append_window(window)
     writer.commit()
