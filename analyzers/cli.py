@@ -1,6 +1,7 @@
 """Command line: open a store, run one analysis, write its results and figures."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,6 +29,8 @@ def geometry(
     *,
     reference: str = "final",
     layers: bool = False,
+    measurement: str | None = None,
+    weight_decay: float = 0.0,
     scheduler: str | None = None,
     workers: int | None = None,
     dashboard: bool = False,
@@ -48,6 +51,11 @@ def geometry(
         epoch, or the path or URL of another store, for its final iterate.
     layers : bool, default: False
         Also tell the parameter tensors apart.
+    measurement : str, optional
+        Take the gradients of a measurement instead of those of the steps; update for
+        what the steps changed, if that was recorded.
+    weight_decay : float, default: 0.0
+        Add so many times the parameters to the gradients.
     scheduler : str, optional
         Address of a running Dask scheduler, such as tcp://host:8786, to compute there.
     workers : int, optional
@@ -60,15 +68,17 @@ def geometry(
     console = Console()
     run = open_run(store)
     target = _reference(reference, run.snapshots)
+    measured = run if measurement is None else run.measured(measurement)
+    compute = partial(
+        store_geometry, measured, reference=target, weight_decay=weight_decay
+    )
     with connected(
         scheduler=scheduler, workers=workers, dashboard=dashboard, report=report
     ) as client:
         if client is not None:
             console.print(f"Dashboard: {client.dashboard_link}", soft_wrap=True)
-        whole = store_geometry(run, reference=target)
-        by_layer = (
-            store_geometry(run, reference=target, layers=True) if layers else None
-        )
+        whole = compute()
+        by_layer = compute(layers=True) if layers else None
     results = results_location(run)
     figures = Path(sibling(run.location, ".figures"))
     if is_remote(run.location):
@@ -78,6 +88,8 @@ def geometry(
 
     name = result_group(whole)
     means = epoch_means(whole).compute()
+    if whole.attrs["direction"] != "gradient":
+        console.print(f"In the place of the gradient: {whole.attrs['direction']}.")
     console.print(_table(means))
     _print_missing(console, means)
     if run.status != "complete":

@@ -77,8 +77,10 @@ def lagged_gradients(
 
     Raises
     ------
-    KeyError, ValueError, TypeError
-        As `path_geometry`; and `ValueError` if a lag or `every` is below 1.
+    ValueError
+        If a lag or `every` is below 1; or as `path_geometry` raises it.
+    KeyError, TypeError
+        As `path_geometry`.
 
     Notes
     -----

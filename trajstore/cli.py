@@ -85,12 +85,12 @@ def recover(store: Positional[str]) -> None:
 
 def _facts(run: Run) -> dict[str, str]:
     spec, layout = run.spec, run.layout
-    total, references, *others = (
+    total, references, measured, *others = (
         _bytes_below(run.store, prefix)
-        for prefix in ("", "references", "snapshots", "final")
+        for prefix in ("", "references", "measurements", "snapshots", "final")
     )
     kept = sum(others)
-    steps = total - references - kept
+    steps = total - references - measured - kept
     sketch = (
         "exact: whole gradients and iterates"
         if spec.exact
@@ -106,15 +106,23 @@ def _facts(run: Run) -> dict[str, str]:
         "scalars": ", ".join(run.attributes["metrics"]) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
     }
+    if run.measurements:
+        facts["measurements"] = ", ".join(
+            f"{name} ({run.measured(name).n_steps:,})" for name in run.measurements
+        )
     if resumes := run.attributes["resumes"]:
         missing = sum(resumption["n_missing"] for resumption in resumes)
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
     if has_journal(run.location):
         facts["journal"] = "may hold further steps: traj-store recover"
-    facts["size"] = (
-        f"{decimal(total)}: {decimal(steps)} steps, "
-        f"{decimal(references)} references, {decimal(kept)} other iterates"
-    )
+    parts = {
+        "steps": steps,
+        "measurements": measured,
+        "references": references,
+        "other iterates": kept,
+    }
+    sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
+    facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
     if run.n_steps:
         per_step, gradient = steps / run.n_steps, 4 * layout.n_params
         facts["bytes per step"] = (

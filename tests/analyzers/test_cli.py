@@ -5,7 +5,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -211,6 +213,26 @@ def test_reference_can_be_chosen(
     )
     xr.testing.assert_identical(stored(store, group), expected.compute())
     assert (store.with_suffix(".figures") / f"{group}.png").exists()
+
+
+def test_other_directions_can_be_chosen(
+    tmp_path: Path, traj_analyze: Run, train_small: Callable[..., Any]
+):
+    store = tmp_path / "run.zarr"
+    train_small(
+        partial(trajstore.Recorder, store), updates=True, sketch_bits=256, probes=64
+    )
+    output = traj_analyze("geometry", store, "--measurement", "update")
+    assert "In the place of the gradient: update." in output
+    run = trajstore.open_run(store)
+    expected = analyzers.path_geometry(run.measured("update"))
+    xr.testing.assert_identical(stored(store, "final-of-update"), expected.compute())
+
+    output = traj_analyze("geometry", store, "--weight-decay", "0.1")
+    assert "In the place of the gradient: gradient + 0.1 x." in output
+    expected = analyzers.path_geometry(run, weight_decay=0.1)
+    found = stored(store, "final-of-gradient%20%2B%200.1%20x")
+    xr.testing.assert_identical(found, expected.compute())
 
 
 def test_stores_whose_names_have_dots_do_not_share_results(

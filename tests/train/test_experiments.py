@@ -47,6 +47,9 @@ class Notes:
             }
         )
 
+    def measure(self, name: str, **scalars: Any) -> None:
+        pass
+
     @contextmanager
     def __call__(
         self, model: Any, optimizer: Any, *, steps_per_epoch: int, total_steps: int

@@ -19,6 +19,9 @@ class Silent:
     def log(self, **scalars: Any) -> None:
         pass
 
+    def measure(self, name: str, **scalars: Any) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def trace(train_small: Callable[..., Any]) -> dict[str, dict[str, Any]]:
@@ -69,6 +72,58 @@ def test_equals_a_float64_reference(
     assert exact.epoch.values.tolist() == [k // 12 for k in range(60)]
     assert exact.iteration.values.tolist() == [k % 12 for k in range(60)]
     assert exact.attrs["reference"] == "final"
+
+
+def stacked(trace: dict[str, Any], of: str) -> Any:
+    return np.concatenate([trace[of][name] for name in trace["end"]], 1)
+
+
+def test_weight_decay_is_added_to_gradients(
+    trace: dict[str, Any], train_small: Callable[..., Any]
+):
+    exact = two_run(train_small, weight_decay=0.3)
+    end = np.concatenate(list(trace["end"].values()))
+    g, x = stacked(trace, "g"), stacked(trace, "x")
+    for name, expected in geometry(g + 0.3 * x, x - end).items():
+        np.testing.assert_allclose(exact[name], expected, rtol=1e-11)
+
+
+def test_updates_are_measured_where_steps_begin(
+    trace: dict[str, Any], train_small: Callable[..., Any]
+):
+    exact = two_run(train_small, direction="update")
+    end = np.concatenate(list(trace["end"].values()))
+    x = stacked(trace, "x")
+    u = np.diff(np.vstack([x, end]), axis=0)
+    for name, expected in geometry(u, x - end).items():
+        np.testing.assert_allclose(exact[name], expected, rtol=1e-9)
+
+
+def test_other_gradients_are_measured_where_they_are_taken():
+    def train(observe: Any) -> None:
+        x = torch.nn.Linear(3, 1, bias=False)
+        with torch.no_grad():
+            x.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+        optimizer = torch.optim.SGD(x.parameters(), lr=0.5)
+        with observe(x, optimizer, steps_per_epoch=2, total_steps=4) as observer:
+            for step in range(4):
+                if step % 2 == 1:
+                    x.weight.grad = torch.tensor([[1.0, 0.0, 0.0]])
+                    observer.measure("other", note=1.0)
+                    observer.measure("else")
+                x.weight.grad = x.weight.detach().clone()
+                optimizer.step()
+
+    exact = two_run(train, direction="other")
+    assert exact.step.values.tolist() == [1, 3]
+    assert exact.epoch.values.tolist() == [0, 1]
+    # Each step halves x: x_1 = x_0 / 2, x_3 = x_0 / 8, x_4 = x_0 / 16.
+    away = np.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(exact.gamma, away[0] / np.linalg.norm(away), rtol=1e-12)
+    expected = np.array([1 / 2 - 1 / 16, 1 / 8 - 1 / 16]) * np.linalg.norm(away)
+    np.testing.assert_allclose(exact.distance, expected, rtol=1e-12)
+    with pytest.raises(RuntimeError, match="made no 'unheard'; nothing was measured"):
+        two_run(train, direction="unheard")
 
 
 def test_tells_layers_apart(trace: dict[str, Any], train_small: Callable[..., Any]):

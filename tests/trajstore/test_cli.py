@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.trajstore import handmade
 from tests.trajstore.handmade import small_spec
 from trajstore import cli
 from trajstore.reader import open_run
@@ -120,6 +121,20 @@ def test_sizes_are_those_of_the_files(
         f"{20_020 / per_step:.3g} x for a step; all gradients would take 200.2 kB, "
         f"{200_200 / total:.3g} x the whole store"
     )
+
+
+def test_measurements_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    writer = Writer(tmp_path / "run.zarr", handmade.SPEC)
+    writer.append_window(handmade.random_window(0))
+    rows = handmade.random_rows(0, 3) | {"step": np.arange(3)}
+    writer.measurement("full_batch").append(rows, [{"loss": 1.0}] * 3)
+    writer.commit()
+    writer.close()
+    facts = info(tmp_path / "run.zarr", monkeypatch, capsys)
+    assert facts["measurements"] == "full_batch (3)"
+    assert "kB measurements" in facts["size"]
 
 
 def test_info_of_a_run_without_steps(

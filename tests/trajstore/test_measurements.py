@@ -50,11 +50,10 @@ class Training:
         (self.model(inputs) - inputs[:, :3]).square().mean().backward()
 
     def flat(self, of: str) -> Any:
-        parts = [
-            (p.grad if of == "gradient" else p).detach().double().flatten().clone()
-            for p in self.model.parameters()
+        parts: list[Any] = [
+            p.grad if of == "gradient" else p for p in self.model.parameters()
         ]
-        return torch.cat(parts).numpy()
+        return torch.cat([part.detach().double().flatten() for part in parts]).numpy()
 
     def measure(self, recorder: Recorder, name: str, seed: int) -> None:
         self.backward(seed)
