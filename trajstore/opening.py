@@ -17,11 +17,12 @@ from trajstore.location import open_store
 from trajstore.root_document import read_root
 from trajstore.schema import SchemaError
 
-READ_WHOLE: Final = (
-    *("epoch", "iteration", "window"),
-    *("references/start", "references/weights", "references/probes"),
-)
-"""Arrays that a reader holds in memory as a whole."""
+READ_WHOLE: Final = {
+    "references": ("start", "weights", "probes"),
+    "measurements": ("step", "epoch", "iteration", "window"),
+    "": ("epoch", "iteration", "window"),
+}
+"""Arrays that a reader holds in memory as a whole, by where they lie."""
 
 UNLISTED_BYTES: Final = 64 << 20
 """Bytes of such an array that are believed without looking for its chunks."""
@@ -86,10 +87,18 @@ def open_checked(location: str) -> Opened:
     sizes = {name: chunk_size(document) for name, document in arrays.items()}
     store = CheckedStore(storage, sizes)
     if problems := [
-        problem for name in READ_WHOLE for problem in _absent(store, name, arrays[name])
+        problem
+        for name, document in arrays.items()
+        if _is_read_whole(name)
+        for problem in _absent(store, name, document)
     ]:
         raise SchemaError([f"{location}: {problem}" for problem in problems])
     return Opened(store, attributes, arrays)
+
+
+def _is_read_whole(name: str) -> bool:
+    group, _, array = name.rpartition("/")
+    return array in READ_WHOLE.get(group.partition("/")[0], ())
 
 
 def _absent(store: CheckedStore, name: str, document: Mapping[str, Any]) -> list[str]:

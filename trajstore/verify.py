@@ -18,7 +18,7 @@ from trajstore.chunks import (
     read_part,
 )
 from trajstore.ranges import as_ranges
-from trajstore.reader import Run
+from trajstore.reader import MeasuredRun, Run
 from trajstore.root_document import KEYFRAMES, differences
 from trajstore.schema import KEYFRAME_EVERY, STEP, SchemaError
 
@@ -82,6 +82,8 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
         yield from _chunk_problems(run, name, chunk)
     yield from _epoch_problems(run)
     yield from _window_problems(run)
+    for name in run.measurements:
+        yield from _measurement_problems(run.measured(name))
 
 
 def all_chunks(run: Run) -> list[Place]:
@@ -136,7 +138,8 @@ def _cost(run: Run, name: str, chunk: Part) -> str:
     """Say what is lost with a chunk."""
     rows = chunk[0]
     if run.documents[name]["dimension_names"][0] == STEP:
-        return f"{name} of steps {as_ranges(range(rows.start, rows.stop))}"
+        numbers = as_ranges(range(rows.start, rows.stop))
+        return f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
     if not name.startswith("references/"):
         return f"what is measured against {name}"
     if name == "references/start":
@@ -198,6 +201,18 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
             f"{iterations[k]} of epoch {epochs[k]}"
         )
         yield Problem("epoch, iteration", text, "")
+
+
+def _measurement_problems(run: MeasuredRun) -> Iterator[Problem]:
+    """Check that rows are in the order of steps and windows, and that these exist."""
+    for name, stop in (("step", run.whole.n_steps + 1), ("window", run.n_windows)):
+        values = _whole(run, name)
+        if values is None or len(values) == 0:
+            continue
+        if (np.diff(values) < 0).any() or values[0] < 0 or values[-1] >= stop:
+            shown = np.array2string(values, threshold=10)
+            text = f"does not grow from 0 to at most {stop - 1}: {shown}"
+            yield Problem(run.path(name), text, f"the measurement {run.name!r}")
 
 
 def _window_problems(run: Run) -> Iterator[Problem]:

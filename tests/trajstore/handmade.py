@@ -67,7 +67,12 @@ def random_window(c: int, spec: RunSpec = SPEC) -> Window:
 
 
 def write_run(
-    path: Path, *, n_steps: int, status: str | None = "complete", spec: RunSpec = SPEC
+    path: Path,
+    *,
+    n_steps: int,
+    status: str | None = "complete",
+    spec: RunSpec = SPEC,
+    n_measured: int = 0,
 ) -> None:
     """Write a run with a window for every step; without status it stays unfinished."""
     writer = Writer(path, spec)
@@ -76,6 +81,9 @@ def write_run(
     if n_steps:
         scalars = [{"loss": -float(k)} for k in range(n_steps)]
         writer.steps.append(random_rows(0, n_steps, spec), scalars)
+    if n_measured:
+        rows = random_rows(0, n_measured, spec) | {"step": np.arange(n_measured)}
+        writer.measurement("other").append(rows, [{"note": 1.0}] * n_measured)
     if status is not None:
         writer.write_final(
             np.full(SIZE, n_steps, np.float32).__getitem__, status=status

@@ -19,7 +19,13 @@ from tests.trajstore.test_chunks import with_checksum
 from trajstore import SchemaError, open_run
 from trajstore.chunks import MAX_DOCUMENT_BYTES, ChunkError
 from trajstore.opening import UNLISTED_BYTES
-from trajstore.root_document import MAX_BASIS, MAX_DIMENSIONS, MAX_SIZE, MAX_TENSORS
+from trajstore.root_document import (
+    MAX_BASIS,
+    MAX_DIMENSIONS,
+    MAX_MEASUREMENTS,
+    MAX_SIZE,
+    MAX_TENSORS,
+)
 
 MEMORY: Final = 32 << 20
 """Bytes that are enough to read the small run, whatever is done to it."""
@@ -31,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*reads as NaN")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a run that every test leaves as it was."""
     path = tmp_path_factory.mktemp("whole") / "run.zarr"
-    write_run(path, n_steps=10)
+    write_run(path, n_steps=10, n_measured=4)
     return path
 
 
@@ -65,10 +71,17 @@ def read_all(path: Path) -> dict[str, Any]:
     """Read everything that an analysis reads."""
     run = open_run(path)
     arrays = {
-        name: run.rows(name, slice(0, run.n_steps))
+        name: run.rows(name, slice(0, run.documents[name]["shape"][0]))
         for name in run.documents
         if run.documents[name]["dimension_names"][0] == "step"
     }
+    for measurement in run.measurements:
+        measured = run.measured(measurement)
+        loaded = measured.steps.load()
+        arrays |= {
+            f"{measured.path('')}{name}": loaded[name].values
+            for name in loaded.data_vars
+        }
     every = slice(0, run.layout.size)
     arrays |= {f"window {c}": run.reference(c, every) for c in range(run.n_windows)}
     if run.has_final:
@@ -169,6 +182,9 @@ def rests_on(name: str, array: str) -> bool:
     """Whether values may follow from a crafted array, without any damage in sight."""
     if array.startswith("references/"):
         return name.startswith("window")
+    group, _, array = array.rpartition("/")
+    if group:
+        return name.startswith(group)
     return name == array or array in {
         "scalars",
         "tables",
@@ -214,7 +230,27 @@ def set_snapshot(array: str) -> Any:
     return lambda attributes: attributes.update(snapshots=snapshots)
 
 
+def set_measurement(**measurement: Any) -> Any:
+    whole = {"group": "measurements/0", "metrics": []} | measurement
+    return lambda attributes: attributes.update(measurements={"other": whole})
+
+
 ABSURD = {
+    "group": (set_measurement(group="../0"), "measurements: expected an object of"),
+    "number": (set_measurement(group="measurements/1"), "measurements: expected an"),
+    "metrics of rows": (
+        set_measurement(metrics=["grad_sq"]),
+        r"metrics: \['grad_sq'\] are names of tables",
+    ),
+    "measurements": (
+        lambda attributes: attributes.update(
+            measurements={
+                str(i): {"group": f"measurements/{i}", "metrics": []}
+                for i in range(MAX_MEASUREMENTS + 1)
+            }
+        ),
+        f"measurements: expected at most {MAX_MEASUREMENTS}, got",
+    ),
     "tensors": (many_tensors, f"names: tensors: expected at most {MAX_TENSORS}, got"),
     "basis": (set_spec(basis=10**9), f"basis: expected at most {MAX_BASIS}, got 10"),
     "dimensions": (
@@ -272,6 +308,21 @@ def test_steps_that_are_not_there_are_refused(path: Path, tmp_path: Path, n_step
     change_root_of(copy, grow)
     assert 4 * n_steps > UNLISTED_BYTES
     message = r"epoch: (expected \d+ chunks, found 1|shape: expected)"
+    with bounded_memory(), pytest.raises(SchemaError, match=message):
+        open_run(copy)
+
+
+def test_measured_rows_that_are_not_there_are_refused(path: Path, tmp_path: Path):
+    copy = tmp_path / "run.zarr"
+    shutil.copytree(path, copy)
+
+    def grow(_attributes: Any, arrays: dict[str, Any]) -> None:
+        for name, document in arrays.items():
+            if name.startswith("measurements/0/"):
+                document["shape"][0] = 10**8
+
+    change_root_of(copy, grow)
+    message = r"measurements/0/\w+: expected \d+ chunks, found 1"
     with bounded_memory(), pytest.raises(SchemaError, match=message):
         open_run(copy)
 

@@ -208,6 +208,33 @@ def test_numbers_that_do_not_agree_are_located(
 
 
 @pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("step", [2, 1, 3], "does not grow from 0 to at most 6: [2 1 3]"),
+        ("step", [5, 6, 7], "does not grow from 0 to at most 6: [5 6 7]"),
+        ("window", [0, 1, 6], "does not grow from 0 to at most 5: [0 1 6]"),
+        ("window", [-1, 1, 2], "does not grow from 0 to at most 5: [-1  1  2]"),
+    ],
+)
+def test_measurements_out_of_place_are_named(
+    tmp_path: Path, name: str, values: list[int], text: str
+):
+    writer = Writer(tmp_path / "run.zarr", SPEC)
+    for c in range(6):
+        writer.append_window(random_window(c))
+    writer.steps.append(random_rows(0, 6), [{}] * 6)
+    rows = random_rows(0, 3) | {"step": np.arange(3)}
+    rows[name] = np.array(values, rows[name].dtype)
+    writer.measurement("other").append(rows, [{}] * 3)
+    writer.commit()
+    writer.close()
+    [problem] = found(tmp_path / "run.zarr")
+    assert problem.place == f"measurements/0/{name}"
+    assert problem.text == text
+    assert problem.cost == "the measurement 'other'"
+
+
+@pytest.mark.parametrize(
     ("field", "place"),
     [
         ("keyframe", "references/keyframes/c/0/0"),
