@@ -1,8 +1,30 @@
 """Measures of a recorded training path: datasets in, datasets and figures out."""
 
+from analyzers.average_of_epochs import average_of_epochs
+from analyzers.distance_travelled import distance_travelled
 from analyzers.epoch_means import epoch_means
 from analyzers.lagged_gradients import lagged_gradients
+from analyzers.null import excess_gamma, random_walk_gamma
 from analyzers.path_geometry import path_geometry
 from analyzers.results import store_geometry
+from analyzers.theory import (
+    guaranteed_decrease,
+    linear_rate,
+    locally_optimal_lr,
+    step_bound,
+)
 
-__all__ = ["epoch_means", "lagged_gradients", "path_geometry", "store_geometry"]
+__all__ = [
+    "average_of_epochs",
+    "distance_travelled",
+    "epoch_means",
+    "excess_gamma",
+    "guaranteed_decrease",
+    "lagged_gradients",
+    "linear_rate",
+    "locally_optimal_lr",
+    "path_geometry",
+    "random_walk_gamma",
+    "step_bound",
+    "store_geometry",
+]

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._arrays.path_geometry import Estimate, geometry
+from analyzers._arrays.path_geometry import Estimate, Sampled, geometry
 from analyzers._sweep import sweep
 from analyzers._windows import windows_of
 from trajstore.layout import BLOCK
@@ -76,4 +76,5 @@ def finish_exact(parts: Sequence[FloatArray], *, layers: bool) -> dict[str, Floa
     if not layers:
         h, squares, gradient_sq = h.sum(1), squares.sum(1), gradient_sq.sum(1)
     none = np.zeros_like(h)
-    return geometry(Estimate(h, none), Estimate(np.sqrt(squares), none), gradient_sq)
+    sampled = Sampled(Estimate(h, none), gradient_sq, none)
+    return geometry(sampled, Estimate(np.sqrt(squares), none))

@@ -569,10 +569,10 @@ def _finish_window(
             numerator = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
             gradient_sq = gradient_sq.sum(1)
             known_sq = {name: values.sum(1) for name, values in known_sq.items()}
-        sampled = Sampled(numerator, gradient_sq)
+        sampled = Sampled(numerator, gradient_sq, np.zeros_like(gradient_sq))
         if weight_decay:
             sampled = decayed(sampled, to_target, **known_sq, weight_decay=weight_decay)
-        return geometry(sampled.numerator, to_target, sampled.squares)
+        return geometry(sampled, to_target)
 
 
 def _distance(

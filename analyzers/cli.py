@@ -1,6 +1,7 @@
 """Command line: open a store, run one analysis, write its results and figures."""
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers import plots
+from analyzers.average_of_epochs import average_of_epochs
 from analyzers.cluster import connected
 from analyzers.epoch_means import epoch_means
+from analyzers.paper.commands import figure, paper
 from analyzers.results import result_group, results_location, store_geometry
 from trajstore.command_line import run_command_line
 from trajstore.location import is_remote, name_of, sibling
-from trajstore.reader import open_run
+from trajstore.reader import Run, open_run
 from trajstore.reference_point import Reference
 
 MAX_ROWS = 40
@@ -48,7 +51,8 @@ def geometry(
         Path or URL of the trajectory store.
     reference : str, default: "final"
         The point to measure against: final, the name of a snapshot, the number of an
-        epoch, or the path or URL of another store, for its final iterate.
+        epoch, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or
+        the path or URL of another store, for its final iterate.
     layers : bool, default: False
         Also tell the parameter tensors apart.
     measurement : str, optional
@@ -67,7 +71,7 @@ def geometry(
     """
     console = Console()
     run = open_run(store)
-    target = _reference(reference, run.snapshots)
+    target = _reference(reference, run)
     measured = run if measurement is None else run.measured(measurement)
     compute = partial(
         store_geometry, measured, reference=target, weight_decay=weight_decay
@@ -107,13 +111,26 @@ def geometry(
     print('geometry.gamma.groupby("epoch").mean().values')
 
 
-def _reference(text: str, snapshots: tuple[str, ...]) -> Reference:
+def _reference(text: str, run: Run) -> Reference:
     """Read a reference from the command line; names of snapshots come first."""
-    if text in snapshots:
+    if text in run.snapshots:
         return text
     if text.isdecimal():
         return int(text)
+    if text.startswith("mean:"):
+        return average_of_epochs(run, _epochs(text))
     return open_run(text) if is_remote(text) or Path(text).is_dir() else text
+
+
+def _epochs(text: str) -> range:
+    """Read the epochs of ``mean:10:20``, both ends included."""
+    found = re.fullmatch(r"mean:(\d+):(\d+)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError(
+            f"The reference {text!r} is no mean of epochs; write mean:10:20 for that of "
+            "epochs 10 to 20."
+        )
+    return range(int(found[1]), int(found[2]) + 1)
 
 
 def _table(means: xr.Dataset) -> Table:
@@ -153,7 +170,7 @@ def _print_missing(console: Console, means: xr.Dataset) -> None:
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"geometry": geometry},
+        {"geometry": geometry, "figure": figure, "paper": paper},
         prog="traj-analyze",
         description="Measure recorded training paths.",
     )

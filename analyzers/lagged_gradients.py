@@ -58,7 +58,8 @@ def lagged_gradients(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`.
+        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
+        are counted as steps are.
     reference : str, int, Run or mapping, default: "final"
         The point x*, as `path_geometry` takes it.
     lags : sequence of int, default: (1, 2, 5, 10, 20, 50)
@@ -112,7 +113,8 @@ def lagged_gradients(
             f"`every` and all `lags` must be at least 1, got {every} and {list(lags)}."
         )
     rsi = path_geometry(run, reference=reference).rsi.data
-    target = task(partial(probe_target, run, analysis_target(run, reference)))
+    aim = analysis_target(run, reference)
+    target = task(partial(probe_target, run, aim))
     bases = np.arange(0, run.n_steps, every)
     arrays = []
     for part in slices(slice(0, len(bases)), BASES):
@@ -139,7 +141,7 @@ def lagged_gradients(
         "iteration": (STEP, run.iterations[bases]),
         "lag": lag,
     }
-    attributes = {"run": run.location, "source": SOURCE}
+    attributes = {"run": run.location, "reference": aim.label, "source": SOURCE}
     return index_epochs(xr.Dataset(variables, coordinates, attributes))
 
 

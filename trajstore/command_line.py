@@ -37,5 +37,6 @@ def run_command_line(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         # The text of a KeyError is quoted by str().
         text = error.args[0] if isinstance(error, KeyError) else error
-        Console(stderr=True).print(f"{prog}: {text}", markup=False, style="red")
+        console = Console(stderr=True, emoji=False)
+        console.print(f"{prog}: {text}", markup=False, style="red")
         sys.exit(1)

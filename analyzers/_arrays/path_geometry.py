@@ -17,22 +17,37 @@ class Estimate(NamedTuple):
     stderr: FloatArray
 
 
+class Sampled(NamedTuple):
+    """A direction d at some point x, seen from x*.
+
+    Attributes
+    ----------
+    numerator : Estimate
+        <d, x - x*>; the standard error without what is from the distance.
+    squares : numpy.ndarray
+        |d|^2.
+    slope : numpy.ndarray
+        Derivative of the numerator with respect to the distance |x - x*|, as far as the
+        one was computed from the other.
+    """
+
+    numerator: Estimate
+    squares: FloatArray
+    slope: FloatArray
+
+
 QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
 
 
-def geometry(
-    numerator: Estimate, to_target: Estimate, gradient_sq: FloatArray
-) -> dict[str, FloatArray]:
+def geometry(sampled: Sampled, to_target: Estimate) -> dict[str, FloatArray]:
     """See `analyzers.path_geometry`; all shapes agree.
 
     Parameters
     ----------
-    numerator : Estimate
-        <g, x - x*>.
+    sampled : Sampled
+        The gradients.
     to_target : Estimate
         |x - x*|.
-    gradient_sq : numpy.ndarray
-        |g|^2.
 
     Returns
     -------
@@ -41,14 +56,21 @@ def geometry(
         in those of the arguments. NaN where a norm is 0 or not finite.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        h, D, g = numerator.value, to_target.value, np.sqrt(gradient_sq)
+        numerator, slope = sampled.numerator, sampled.slope
+        h, D, g = numerator.value, to_target.value, np.sqrt(sampled.squares)
         gamma, rsi, eb, lolr = h / (g * D), h / D**2, g / D, h / g**2
-        relative = to_target.stderr / D
+        own, of_distance = numerator.stderr, to_target.stderr
         estimates = {
-            "gamma": (gamma, np.hypot(numerator.stderr / (g * D), gamma * relative)),
-            "rsi": (rsi, np.hypot(numerator.stderr / D**2, 2 * rsi * relative)),
-            "eb": (eb, eb * relative),
-            "lolr": (lolr, numerator.stderr / g**2),
+            "gamma": (
+                gamma,
+                np.hypot(own / (g * D), (slope / g - gamma) / D * of_distance),
+            ),
+            "rsi": (
+                rsi,
+                np.hypot(own / D**2, (slope / D - 2 * rsi) / D * of_distance),
+            ),
+            "eb": (eb, eb / D * of_distance),
+            "lolr": (lolr, np.hypot(own, slope * of_distance) / g**2),
             "distance": to_target,
         }
     results = {}
@@ -57,21 +79,6 @@ def geometry(
         results[name] = np.where(is_known, value, np.nan)
         results[f"{name}_stderr"] = np.where(is_known, stderr, np.nan)
     return results
-
-
-class Sampled(NamedTuple):
-    """A direction d at some point x, seen from x*.
-
-    Attributes
-    ----------
-    numerator : Estimate
-        <d, x - x*>.
-    squares : numpy.ndarray
-        |d|^2.
-    """
-
-    numerator: Estimate
-    squares: FloatArray
 
 
 def decayed(
@@ -99,17 +106,17 @@ def decayed(
     Returns
     -------
     Sampled
-        The gradients with weight decay; errors of g and of the distance are independent.
+        The gradients with weight decay.
     """
     D, h = to_target.value, gradient.numerator
     radial = weight_decay * (param_sq - target_sq + D**2) / 2
-    stderr = np.hypot(h.stderr, weight_decay * D * to_target.stderr)
     squares = (
         gradient.squares
         + 2 * weight_decay * grad_dot_param
         + weight_decay**2 * param_sq
     )
-    return Sampled(Estimate(h.value + radial, stderr), np.maximum(squares, 0))
+    numerator = Estimate(h.value + radial, h.stderr)
+    return Sampled(numerator, np.maximum(squares, 0), weight_decay * D)
 
 
 def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:

@@ -1,5 +1,6 @@
 """Figures: a dataset in, axes out; nothing is computed here."""
 
+from analyzers.plots.panels import Curve, Panel, draw_panels
 from analyzers.plots.path_geometry import layer_image, overview, quantity
 
-__all__ = ["layer_image", "overview", "quantity"]
+__all__ = ["Curve", "Panel", "draw_panels", "layer_image", "overview", "quantity"]

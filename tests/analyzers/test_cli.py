@@ -269,6 +269,73 @@ def test_unknown_reference_is_one_sentence(
     assert not store.with_suffix(".analysis.zarr").exists()
 
 
+def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
+    traj_analyze("geometry", store, "--reference", "mean:2:4")
+    run = trajstore.open_run(store)
+    average = analyzers.average_of_epochs(run, [2, 3, 4])
+    expected = analyzers.path_geometry(run, reference=average)
+    xr.testing.assert_identical(stored(store, "given"), expected.compute())
+
+
+@pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
+def test_mean_of_no_epochs_is_one_sentence(
+    store: Path, traj_analyze: Run, capsys: pytest.CaptureFixture[str], text: str
+):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_analyze("geometry", store, "--reference", text)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
+
+
+def test_figure_lies_beside_the_stores(stores: Path, tmp_path: Path, traj_analyze: Run):
+    shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
+    printed = traj_analyze("figure", "5", "--stores", tmp_path / "runs")
+    figure = tmp_path / "runs" / "figure-5.png"
+    assert str(figure) in printed
+    assert "From 1 run: 1 of sm." in printed
+    assert plt.imread(figure).std() > 0.01
+    assert plt.get_fignums() == []
+
+
+def test_figure_is_written_where_it_is_wanted(
+    stores: Path, tmp_path: Path, traj_analyze: Run
+):
+    out = tmp_path / "new" / "figures"
+    for options in ([], ["--keep-final"], ["--until", 3]):
+        traj_analyze("figure", 13, "--stores", stores, "--out", out, *options)
+        (out / "figure-13.png").rename(out / f"{len(options)}{options[:1]}.png")
+    drawn = {path.read_bytes() for path in out.iterdir()}
+    assert len(drawn) == 3
+
+
+def test_figure_without_runs_is_one_sentence(
+    example_run: Path,
+    tmp_path: Path,
+    traj_analyze: Run,
+    capsys: pytest.CaptureFixture[str],
+):
+    shutil.copytree(example_run, tmp_path / "run.zarr")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_analyze("figure", "4", "--stores", tmp_path)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed == (
+        "traj-analyze: Figure 4 needs a run of a network; found no complete run that says "
+        "how it was trained."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):
+    shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
+    printed = traj_analyze(
+        "paper", "--stores", tmp_path / "runs", "--out", tmp_path / "docs"
+    )
+    page = tmp_path / "docs" / "paper.md"
+    assert str(page) in printed
+    assert "from 1 run: 1 of sm" in page.read_text()
+    assert (tmp_path / "docs/images/paper/figure-5.png").exists()
+
+
 def test_refused_request_leaves_nothing_behind(store: Path, traj_analyze: Run):
     with pytest.raises(SystemExit, match=r"^1$"):
         traj_analyze("geometry", store, "--reference", "warm")

@@ -1,12 +1,16 @@
 """Test ``analyzers._arrays.path_geometry``."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from analyzers._arrays.path_geometry import (
     QUANTITIES,
     Estimate,
+    Sampled,
     crowding,
+    decayed,
     distance,
     geometry,
     sketch_variance,
@@ -27,13 +31,19 @@ def of_scalars(h: float, d: float, g_sq: float) -> dict[str, float]:
     }
 
 
+def whole(numerator: Estimate, to_target: Estimate, gradient_sq: Any) -> dict[str, Any]:
+    """Compute the quantities of gradients without weight decay."""
+    sampled = Sampled(numerator, gradient_sq, np.zeros_like(gradient_sq))
+    return geometry(sampled, to_target)
+
+
 def estimate(value: float, stderr: float) -> Estimate:
     return Estimate(np.array([value]), np.array([stderr]))
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_values_are_those_of_the_definitions(name: str):
-    result = geometry(estimate(H, SIGMA_H), estimate(D, SIGMA_D), np.array([G_SQ]))
+    result = whole(estimate(H, SIGMA_H), estimate(D, SIGMA_D), np.array([G_SQ]))
     np.testing.assert_allclose(result[name], of_scalars(H, D, G_SQ)[name], rtol=1e-14)
 
 
@@ -45,7 +55,7 @@ def test_values_are_those_of_the_definitions(name: str):
 )
 def test_errors_propagate_to_first_order(name: str, sigma_h: float, sigma_d: float):
     """Against derivatives from central differences."""
-    result = geometry(estimate(H, sigma_h), estimate(D, sigma_d), np.array([G_SQ]))
+    result = whole(estimate(H, sigma_h), estimate(D, sigma_d), np.array([G_SQ]))
     t = 1e-5
 
     def slope(dh: float, dd: float) -> float:
@@ -61,7 +71,7 @@ def test_errors_propagate_to_first_order(name: str, sigma_h: float, sigma_d: flo
 
 
 def test_standard_errors_are_positive_for_negative_values():
-    result = geometry(estimate(-1, 0.1), estimate(2, 0.1), np.array([1.0]))
+    result = whole(estimate(-1, 0.1), estimate(2, 0.1), np.array([1.0]))
     assert all(result[f"{name}_stderr"] > 0 for name in QUANTITIES)
 
 
@@ -77,12 +87,12 @@ def test_standard_errors_are_positive_for_negative_values():
     ids=["g = 0", "D = 0", "both 0", "D is NaN", "g is NaN"],
 )
 def test_quantities_over_a_norm_of_zero_are_nan(d: float, g_sq: float, nan: set[str]):
-    result = geometry(estimate(0, 0), estimate(d, 0), np.array([g_sq]))
+    result = whole(estimate(0, 0), estimate(d, 0), np.array([g_sq]))
     assert {name for name in QUANTITIES if np.isnan(result[name][0])} == nan
 
 
 def test_values_are_finite_at_the_edges_of_float32():
-    result = geometry(
+    result = whole(
         estimate(1e-25, 1e-26), estimate(1e-15, 0), np.array([1e-20], np.float64)
     )
     np.testing.assert_allclose(result["gamma"], [1.0], rtol=1e-12)
@@ -167,3 +177,46 @@ def test_variance_over_even_buckets(n_rows: int):
     result = sketch_variance(gradient_sq, np.array([5.0]), crowd, size, bits=64)
     expected = (1 - 1 / n_rows + np.pi / 2 - 1) / 64 * 5 * gradient_sq
     np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+def with_decay(distance: float, stderr: float, *, g: float, decay: float) -> Any:
+    """Quantities at x = 3 in two dimensions, x* at the distance, <g, x> as for g along x."""
+    to_target = estimate(distance, stderr)
+    one = np.ones(1)
+    sampled = decayed(
+        Sampled(estimate(0.7 * g, 0.0), g**2 * one, 0 * one),
+        to_target,
+        param_sq=9 * one,
+        target_sq=4 * one,
+        grad_dot_param=3 * g * one,
+        weight_decay=decay,
+    )
+    return geometry(sampled, to_target)
+
+
+@pytest.mark.parametrize("name", ["gamma", "rsi", "eb", "lolr"])
+def test_the_error_of_the_distance_enters_weight_decay_once(name: str):
+    """To first order: the derivative by finite differences."""
+    sigma, step = 1e-3, 1e-5
+    found = with_decay(2.0, sigma, g=0.5, decay=0.4)
+    above, below = (
+        with_decay(2.0 + sign * step, 0.0, g=0.5, decay=0.4)[name] for sign in (1, -1)
+    )
+    expected = abs(above - below) / (2 * step) * sigma
+    np.testing.assert_allclose(found[f"{name}_stderr"], expected, rtol=1e-4)
+
+
+def test_of_weight_decay_alone_the_cosine_is_known():
+    """With g = 0 and x* = 0 the direction is x itself."""
+    to_target, nothing = estimate(3.0, 0.2), np.zeros(1)
+    sampled = decayed(
+        Sampled(estimate(0.0, 0.0), nothing, nothing),
+        to_target,
+        param_sq=np.array([9.0]),
+        target_sq=nothing,
+        grad_dot_param=nothing,
+        weight_decay=0.1,
+    )
+    result = geometry(sampled, to_target)
+    np.testing.assert_allclose(result["gamma"], 1)
+    np.testing.assert_allclose(result["gamma_stderr"], 0, atol=1e-12)

@@ -1,0 +1,208 @@
+"""Figures of several panels, each with the curves of several runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Values = npt.NDArray[Any]
+
+PANEL_SIZE: Final = (4.2, 3.1)
+"""Width and height of a panel in inches."""
+
+BAND: Final = 0.13
+"""Opacity of bands."""
+
+WIDEST: Final = 1.0
+"""What of bands is shown beyond the lines, relative to the range of these."""
+
+
+SHORT: Final = 20
+"""Characters of labels that have room beside each other."""
+
+
+class Curve(NamedTuple):
+    """A quantity of one run.
+
+    Attributes
+    ----------
+    label : str
+        For the legend.
+    x, y : numpy.ndarray
+        The line, shape ``(point,)``.
+    stderr : numpy.ndarray or None
+        Standard error of y, drawn as bars.
+    low, high : numpy.ndarray or None
+        Ends of a band.
+    style : str
+        Of the line, as matplotlib names them.
+    width : float
+        Of the line, in points.
+    """
+
+    label: str
+    x: Values
+    y: Values
+    stderr: Values | None = None
+    low: Values | None = None
+    high: Values | None = None
+    style: str = "-"
+    width: float = 1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """What one pair of axes shows.
+
+    Attributes
+    ----------
+    title : str
+        Above the axes.
+    ylabel : str
+        Beside them.
+    curves : tuple of Curve
+        May be empty: the panel then says what it needs.
+    needs : str
+        What there must be to draw it: "two batch sizes", for example.
+    is_ordered : bool
+        Colours show an order, such as that of batch sizes.
+    is_robust : bool
+        The outermost 2 percent of values at either end do not set the limits.
+    xlabel : str
+        Below the axes.
+    """
+
+    title: str
+    ylabel: str
+    curves: tuple[Curve, ...]
+    needs: str
+    is_ordered: bool = False
+    is_robust: bool = False
+    xlabel: str = "epoch"
+
+
+def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
+    """Draw panels row by row.
+
+    Parameters
+    ----------
+    panels : sequence of Panel
+        What to draw.
+    n_columns : int
+        Panels in a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    width, height = PANEL_SIZE
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(width * n_columns, height * n_rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel, ax in zip(panels, axes.flat, strict=False):
+        draw_panel(panel, ax=ax)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    return figure
+
+
+def draw_panel(panel: Panel, *, ax: Axes) -> Axes:
+    """Draw a panel on axes.
+
+    Lines are means, bands span the smallest to the largest step, and bars are one standard
+    error of the mean.
+
+    Parameters
+    ----------
+    panel : Panel
+        What to draw.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The same axes.
+    """
+    ax.set_title(panel.title, fontsize="medium")
+    if not panel.curves:
+        ax.text(0.5, 0.5, f"needs {panel.needs}", wrap=True, ha="center", va="center")
+        ax.set(xticks=[], yticks=[])
+        return ax
+    for curve, color in zip(panel.curves, _colors(panel), strict=True):
+        _draw_curve(curve, color, ax)
+    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    _set_limits(panel, ax)
+    if any(curve.label for curve in panel.curves):
+        ax.legend(fontsize="small", frameon=False, ncols=_legend_columns(panel))
+    return ax
+
+
+def _legend_columns(panel: Panel) -> int:
+    """Return two where there are many labels, and they are short enough for it."""
+    longest = max(len(curve.label) for curve in panel.curves)
+    return 2 if len(panel.curves) > 3 and longest <= SHORT else 1
+
+
+def _colors(panel: Panel) -> list[Any]:
+    n = len(panel.curves)
+    if panel.is_ordered:
+        return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, n)))
+    return [f"C{i % 10}" for i in range(n)]
+
+
+def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
+    if curve.low is not None and curve.high is not None:
+        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=BAND, lw=0)
+    ax.errorbar(
+        curve.x,
+        curve.y,
+        yerr=curve.stderr,
+        color=color,
+        linestyle=curve.style,
+        linewidth=curve.width,
+        elinewidth=0.8,
+        label=curve.label or None,
+    )
+
+
+def _set_limits(panel: Panel, ax: Axes) -> None:
+    """Show zero, the lines, bands unless far wider, and have room for the legend."""
+    lines = _finite([curve.y for curve in panel.curves])
+    ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
+    bands = _finite([*ends, lines])
+    if not len(lines):
+        return
+    low, high = np.percentile(lines, (2, 98) if panel.is_robust else (0, 100))
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not panel.is_robust:
+        most = WIDEST * (high - low)
+        low = max(min(bands.min(), low), low - most)
+        high = min(max(bands.max(), high), high + most)
+    n_rows = -(-len(panel.curves) // _legend_columns(panel)) if panel.curves else 0
+    room = (0.05 + 0.08 * n_rows) * any(curve.label for curve in panel.curves)
+    size = (high - low) or 1.0
+    ax.set_ylim(low - 0.04 * size * (low < 0), high + (0.04 + room) * size)
+    if low < 0:
+        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+
+
+def _finite(parts: Sequence[Values]) -> Values:
+    values: Values = np.concatenate(parts)
+    finite: Values = values[np.isfinite(values)]
+    return finite
