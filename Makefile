@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: test lint demo benchmarks scale slow no-torch clean
+.PHONY: test lint demo paper benchmarks scale slow no-torch clean
 
 test: lint
 	$(BIN)/pytest -m "not slow"
@@ -19,11 +19,17 @@ demo: .venv/installed
 	$(BIN)/traj-train run digits-resnet --out demo/run.zarr
 	$(BIN)/traj-analyze geometry demo/run.zarr --layers
 
+# Ten minutes: the runs that are not in runs/ yet, and docs/paper.md.
+paper: .venv/installed
+	$(BIN)/traj-train sweep embedded --out runs
+	$(BIN)/traj-analyze paper --stores runs --out docs
+
 slow: .venv/installed
 	$(BIN)/pytest -m slow
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py

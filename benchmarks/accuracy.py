@@ -29,20 +29,19 @@ from torch.optim import Optimizer
 import analyzers
 import trajstore
 from analyzers._arrays.low_rank import regress
-from train.digits_mlp import DigitsMLP
-from train.digits_resnet import DigitsResNet
-from train.english_transformer import EnglishTransformer
+from train.loop import train as train_workload
 from train.observer import Log, Observer
 from train.two_run import two_run
+from train.workloads import settings_of
 from trajstore.rotation import rotate
 from trajstore.sketch import Sketch
 
 Array = npt.NDArray[Any]
 
 WORKLOADS: dict[str, Any] = {
-    "digits ResNet": DigitsResNet(),
-    "digits MLP": DigitsMLP(),
-    "English transformer": EnglishTransformer(),
+    "digits ResNet": settings_of("digits-resnet"),
+    "digits MLP": settings_of("digits-mlp"),
+    "English transformer": settings_of("english-transformer"),
 }
 SCHEMES = ("float32 projection", "CountSketch", "1 bit", "+ weights", "+ low rank")
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -167,7 +166,8 @@ def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
         shown = partial(track, console=console)
-        experiment.train(
+        train_workload(
+            experiment,
             partial(trajstore.Recorder, path),
             partial(shown, description=f"{name}: recorded"),
         )
@@ -179,7 +179,8 @@ def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
             title = next(passes)
             if title.startswith("second"):
                 observe = partial(_both, observe, schemes.observe)
-            experiment.train(observe, partial(shown, description=f"{name}: {title}"))
+            shown_so = partial(shown, description=f"{name}: {title}")
+            train_workload(experiment, observe, shown_so)
 
         exact = two_run(train, layers=True)
         result = compare(run, exact, np.array(schemes.errors))
@@ -280,9 +281,9 @@ def exact_mode(experiment: Any, directory: str) -> float:
     """Largest difference of gamma between a short exact recording and two runs."""
     short = replace(experiment, epochs=1)
     path = Path(directory) / "exact.zarr"
-    short.train(partial(trajstore.Recorder, path, exact=True))
+    train_workload(short, partial(trajstore.Recorder, path, exact=True))
     recorded = analyzers.path_geometry(trajstore.open_run(path)).compute()
-    difference = recorded["gamma"] - two_run(short.train)["gamma"]
+    difference = recorded["gamma"] - two_run(partial(train_workload, short))["gamma"]
     return float(abs(difference).max())
 
 

@@ -10,8 +10,9 @@ from rich.progress import track
 
 import analyzers
 import trajstore
-from train.digits_resnet import DigitsResNet
+from train.loop import train as train_workload
 from train.two_run import two_run
+from train.workloads import settings_of
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "gamma.png"
 
@@ -19,8 +20,8 @@ OUT = Path(__file__).parent.parent / "docs" / "images" / "gamma.png"
 def main() -> None:
     """Train three times and draw."""
     mpl.use("agg")
-    experiment = DigitsResNet()
-    train = partial(experiment.train, track=track)
+    experiment = settings_of("digits-resnet")
+    train = partial(train_workload, experiment, track=track)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
         train(partial(trajstore.Recorder, path))

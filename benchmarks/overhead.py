@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,10 +32,11 @@ from torch.nn import functional as F
 
 import analyzers
 import trajstore
-from train.digits_resnet import DigitsResNet
+from train.loop import train as train_workload
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.observer import Log, Track, unobserved
 from train.two_run import two_run
+from train.workloads import settings_of
 from trajstore import (
     kernels,
     steps_cpu,
@@ -90,8 +92,8 @@ def turns(mode: str, epochs: int) -> None:
             yield number
 
     warm_up()
-    experiment = DigitsResNet(epochs=epochs)
-    train: Callable[..., Any] = partial(experiment.train, track=take_turns)
+    experiment = replace(settings_of("digits-resnet"), epochs=epochs)
+    train: Callable[..., Any] = partial(train_workload, experiment, track=take_turns)
     begin()
     if mode == "two-run":
         two_run(train)
@@ -251,7 +253,8 @@ def parts(epochs: int, console: Console) -> dict[str, float]:
     try:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "run.zarr"
-            DigitsResNet(epochs=epochs).train(partial(trajstore.Recorder, path), shown)
+            experiment = replace(settings_of("digits-resnet"), epochs=epochs)
+            train_workload(experiment, partial(trajstore.Recorder, path), shown)
             n_steps = trajstore.open_run(path).n_steps
     finally:
         for name, (owner, attribute) in PARTS.items():

@@ -21,17 +21,16 @@ from torch import Tensor
 
 import analyzers
 import trajstore
-from train.digits_mlp import DigitsMLP
-from train.digits_resnet import DigitsResNet
-from train.english_transformer import EnglishTransformer
+from train.loop import train as train_workload
 from train.observer import Log
+from train.workloads import settings_of
 from trajstore.schema import ITEM_SIZE
 
 WORKLOADS: dict[str, Any] = {
-    "digits ResNet": DigitsResNet(),
-    "digits MLP": DigitsMLP(),
-    "English transformer": EnglishTransformer(),
-    "digits MLP, 8 epochs": DigitsMLP(epochs=8),
+    "digits ResNet": settings_of("digits-resnet"),
+    "digits MLP": settings_of("digits-mlp"),
+    "English transformer": settings_of("english-transformer"),
+    "digits MLP, 8 epochs": replace(settings_of("digits-mlp"), epochs=8),
 }
 WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
 SIGNS = (1 << 12, 1 << 18)
@@ -47,6 +46,10 @@ class Everyone:
     def log(self, **scalars: float | Tensor) -> None:
         for recorder in self.recorders:
             recorder.log(**scalars)
+
+    def measure(self, name: str, **scalars: float | Tensor) -> None:
+        for recorder in self.recorders:
+            recorder.measure(name, **scalars)
 
 
 def record(
@@ -67,7 +70,7 @@ def record(
                 ]
             )
 
-    experiment.train(observe)
+    train_workload(experiment, observe)
     return [trajstore.open_run(path) for path in paths]
 
 
@@ -126,7 +129,7 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(experiment: Any) -> int:
-    """Ask a training how long its epochs are, without training."""
+    """Ask a training how long its epochs are, taking one step."""
     found: list[int] = []
 
     @contextmanager
@@ -135,7 +138,7 @@ def steps_per_epoch(experiment: Any) -> int:
         found.append(steps_per_epoch)
         yield Everyone([])
 
-    replace(experiment, epochs=0).train(observe)
+    train_workload(replace(experiment, max_steps=1), observe)
     return found[0]
 
 

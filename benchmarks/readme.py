@@ -108,6 +108,18 @@ def scale_table(results: list[dict[str, Any]]) -> str:
     )
 
 
+def measurements_table(results: dict[str, Any]) -> str:
+    """One line for each direction that is measured."""
+    lines = [
+        "| measured on the digits ResNet | mean | rms error | error over standard error, std |",
+        "|---|---|---|---|",
+    ]
+    for title, row in results.items():
+        numbers = f"{row['mean']:.3f} | {row['rms error']:.4f} | {row['std of z']:.2f}"
+        lines.append(f"| {title.replace('x*', 'x' + chr(92) + '*')} | {numbers} |")
+    return "\n".join(lines)
+
+
 def planning_table(results: dict[str, Any]) -> str:
     """One line for each training and length of window."""
     lines = [
@@ -136,6 +148,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "overhead": overhead_table,
         "scale": scale_table,
     },
+    "docs/estimator.md": {"measurements": measurements_table},
     "docs/planning.md": {"planning": planning_table},
 }
 

@@ -1,40 +1,43 @@
-"""Command line: train an experiment, recorded or under the two-run protocol."""
+"""Command line: train workloads, recorded or under the two-run protocol."""
 
-import inspect
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tyro.conf import subcommand
+from tyro.conf import Positional
 
-from train.digits_mlp import DigitsMLP
-from train.digits_resnet import DigitsResNet
-from train.english_transformer import EnglishTransformer
+from train.loop import train
+from train.recording import is_complete, record, record_resumably
+from train.sweep import load_sweep, names, nearest
+from train.training import Training
 from train.two_run import two_run as exact_geometry
+from train.workloads import WORKLOADS
 from trajstore.command_line import run_command_line
 from trajstore.defaults import BASIS, SKETCH_BITS
-from trajstore.recorder import Recorder
+from trajstore.reader import open_run
 
-EXPERIMENTS = {
-    "digits-resnet": DigitsResNet,
-    "digits-mlp": DigitsMLP,
-    "english-transformer": EnglishTransformer,
-}
-
-Experiment = (
-    Annotated[DigitsResNet, subcommand("digits-resnet")]
-    | Annotated[DigitsMLP, subcommand("digits-mlp")]
-    | Annotated[EnglishTransformer, subcommand("english-transformer")]
-)
+Chosen = Annotated[
+    Training,
+    tyro.conf.arg(
+        constructor=tyro.extras.subcommand_type_from_defaults(
+            {name: workload.settings for name, workload in WORKLOADS.items()},
+            {name: workload.summary for name, workload in WORKLOADS.items()},
+            prefix_names=False,
+        )
+    ),
+]
 
 
 def run(
-    experiment: Experiment,
+    training: Chosen,
     *,
     out: Path,
+    updates: bool = False,
     exact: bool = False,
     sketch_bits: int = SKETCH_BITS,
     basis: int = BASIS,
@@ -43,10 +46,12 @@ def run(
 
     Parameters
     ----------
-    experiment : Experiment
-        What to train.
+    training : Training
+        What to train, and how.
     out : Path
         Store to write; must not exist.
+    updates : bool, default: False
+        Record what every step changes, too.
     exact : bool, default: False
         Store whole gradients and iterates instead of sketches.
     sketch_bits : int, default: 65536
@@ -54,8 +59,15 @@ def run(
     basis : int, default: 3
         Directions in which gradients are known exactly.
     """
-    observe = partial(Recorder, out, exact=exact, sketch_bits=sketch_bits, basis=basis)
-    experiment.train(observe, partial(track, description="recording"))
+    record(
+        training,
+        out,
+        partial(track, description="recording"),
+        updates=updates,
+        exact=exact,
+        sketch_bits=sketch_bits,
+        basis=basis,
+    )
     Console().print(
         f"Recorded {out}. Next: traj-analyze geometry {out}",
         markup=False,
@@ -63,17 +75,21 @@ def run(
     )
 
 
-def two_run(experiment: Experiment, *, out: Path, layers: bool = False) -> None:
+def two_run(
+    training: Chosen, *, out: Path, layers: bool = False, direction: str = "gradient"
+) -> None:
     """Train twice and measure the geometry exactly, as the published protocol does.
 
     Parameters
     ----------
-    experiment : Experiment
-        What to train.
+    training : Training
+        What to train, and how.
     out : Path
         Zarr store to write, for xarray; must not exist.
     layers : bool, default: False
         Tell the parameter tensors apart.
+    direction : str, default: gradient
+        What is measured: gradient, update, or a measurement that the training makes.
 
     Raises
     ------
@@ -84,10 +100,11 @@ def two_run(experiment: Experiment, *, out: Path, layers: bool = False) -> None:
         raise FileExistsError(f"{out} exists already; choose a new path.")
     runs = iter(("first run", "second run"))
     exact = exact_geometry(
-        lambda observe: experiment.train(
-            observe, partial(track, description=next(runs))
+        lambda observe: train(
+            training, observe, partial(track, description=next(runs))
         ),
         layers=layers,
+        direction=direction,
     )
     exact.to_zarr(out, mode="w-", consolidated=False)
     Console().print(
@@ -97,22 +114,118 @@ def two_run(experiment: Experiment, *, out: Path, layers: bool = False) -> None:
     )
 
 
-def list_experiments() -> None:
-    """Show what can be trained; all data is at hand without a download."""
-    table = Table("name", "what it is", box=None, pad_edge=False)
-    for name, experiment in EXPERIMENTS.items():
-        summary = inspect.getdoc(experiment) or ""
-        table.add_row(name, summary.partition("\n")[0])
-    Console().print(table)
+def sweep(
+    name: Positional[str],
+    *,
+    out: Path,
+    data: Literal["true", "embedded"] | None = None,
+    data_dir: str | None = None,
+    measurements: bool = False,
+    max_steps: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Record the runs of a sweep that are not there yet.
+
+    What is complete is left alone, and what was interrupted goes on from its last
+    checkpoint.
+
+    Parameters
+    ----------
+    name : str
+        One of those that list shows, or the path of a TOML file.
+    out : Path
+        Directory for the stores.
+    data : str, optional
+        The data sets themselves, or embedded stand-ins.
+    data_dir : str, optional
+        Where the data lie.
+    measurements : bool, default: False
+        Record all that the paper's code measures: what steps change, the gradients of ten
+        fixed batches every 100 steps, and that of all data once an epoch. About doubles
+        the time.
+    max_steps : int, optional
+        End every run after so many steps.
+    device : str, optional
+        As torch names it.
+    """
+    given = {
+        "data": data,
+        "data_dir": data_dir,
+        "max_steps": max_steps,
+        "device": device,
+    }
+    changes = {k: v for k, v in given.items() if v is not None}
+    if measurements:
+        changes |= {"measure_every": 100, "full_gradients": True}
+    chosen = load_sweep(name, **changes)
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    table = Table("run", "workload", "steps", "what was done", box=None, pad_edge=False)
+    stores = [out / f"{planned.name}.zarr" for planned in chosen.runs]
+    # What is in the way of a later run is told before the first one begins.
+    complete = [
+        is_complete(planned.training, store)
+        for planned, store in zip(chosen.runs, stores, strict=True)
+    ]
+    for i, planned in enumerate(chosen.runs, 1):
+        store, done = stores[i - 1], "there already"
+        if not complete[i - 1]:
+            done = "resumed" if store.exists() else "recorded"
+            label = f"{planned.name} ({i} of {len(chosen.runs)})"
+            record_resumably(
+                planned.training,
+                store,
+                partial(track, description=label),
+                updates=planned.updates or measurements,
+            )
+        steps = f"{open_run(store).n_steps:,}"
+        table.add_row(planned.name, planned.training.workload, steps, done)
+    console.print(table)
+    console.print(
+        f"Next: traj-analyze paper --stores {out}", markup=False, soft_wrap=True
+    )
+
+
+def list_workloads() -> None:
+    """Show what can be trained, and which sweeps there are."""
+    console = Console()
+    table = Table("workload", "what it is", box=None, pad_edge=False)
+    for name, workload in WORKLOADS.items():
+        table.add_row(name, workload.summary)
+    console.print(table)
+    table = Table("sweep", "what it is", "runs", box=None, pad_edge=False)
+    for name in names():
+        found = load_sweep(name)
+        table.add_row(name, found.summary, str(len(found.runs)))
+    console.print()
+    console.print(table)
 
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:] == ["--list"]:
+        sys.argv[1:] = ["list"]
+    _check_name(sys.argv[1:])
     run_command_line(
-        {"run": run, "two-run": two_run, "list": list_experiments},
+        {"run": run, "two-run": two_run, "sweep": sweep, "list": list_workloads},
         prog="traj-train",
-        description="Train an experiment, recorded or under the two-run protocol.",
+        description="Train workloads, recorded or under the two-run protocol.",
     )
+
+
+def _check_name(arguments: list[str]) -> None:
+    """Refuse an unknown workload in one sentence, with the nearest ones."""
+    match arguments:
+        case ["run" | "two-run", name, *_] if (
+            not name.startswith("-") and name not in WORKLOADS
+        ):
+            Console(stderr=True).print(
+                f"traj-train: there is no workload {name!r}"
+                f"{nearest(name, WORKLOADS)}. See traj-train list.",
+                markup=False,
+                style="red",
+            )
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command traj-train, run in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 import xarray as xr
-from torch.utils.data import TensorDataset
 
-from train import cli, digits_mlp
-from train.data.digits import digits
+from tests.train.little import leave
+from train import cli
+from train.loop import train
+from train.sweep import names
 from train.two_run import two_run
+from train.workloads import WORKLOADS
 from trajstore.reader import open_run
 
 SHORT = ["--epochs", "2", "--batch-size", "20"]
@@ -22,9 +25,7 @@ SHORT = ["--epochs", "2", "--batch-size", "20"]
 
 @pytest.fixture(autouse=True)
 def _hundred_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, test = digits()
-    few = TensorDataset(*(tensor[:100] for tensor in images.tensors))
-    monkeypatch.setattr(digits_mlp, "digits", lambda: (few, test))
+    leave(monkeypatch, "digits-mlp", 100)
 
 
 def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
@@ -33,15 +34,47 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
     cli.main()
 
 
-def test_list_shows_every_experiment(
+@pytest.mark.parametrize("arguments", [["list"], ["--list"]])
+def test_list_shows_what_there_is(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    traj_train(monkeypatch, *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for name, workload in WORKLOADS.items():
+        assert any(line.split() == [name, *workload.summary.split()] for line in lines)
+    for name in names():
+        assert any(line.startswith(f"{name} ") for line in lines)
+
+
+def test_list_fits_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    traj_train(monkeypatch, "list")
+    monkeypatch.setattr("sys.argv", ["traj-train", "list"])
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main()
     lines = capsys.readouterr().out.splitlines()
-    for name, experiment in cli.EXPERIMENTS.items():
-        line = next(line for line in lines if line.startswith(name))
-        assert (experiment.__doc__ or "?").partition("\n")[0] in line
-    assert len(cli.EXPERIMENTS) == 3
+    assert max(map(len, lines)) <= 80
+    for name in WORKLOADS:
+        assert any(line.startswith(f"{name} ") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["run", "two-run"])
+def test_an_unknown_workload_is_told_with_the_nearest(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        traj_train(monkeypatch, command, "digit-mlp", "--out", tmp_path / "run.zarr")
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "traj-train: there is no workload 'digit-mlp'; the nearest are"
+    )
+    assert "digits-mlp" in error
+    assert error.count("\n") == 1
 
 
 def test_run_records_a_store(
@@ -78,8 +111,8 @@ def test_two_run_writes_the_exact_geometry(
     flags = ["--layers"] if layers else []
     traj_train(monkeypatch, "two-run", "digits-mlp", *SHORT, *flags, "--out", out)
 
-    experiment = digits_mlp.DigitsMLP(epochs=2, batch_size=20)
-    expected = two_run(experiment.train, layers=layers)
+    settings = replace(WORKLOADS["digits-mlp"].settings, epochs=2, batch_size=20)
+    expected = two_run(lambda observe: train(settings, observe), layers=layers)
     with xr.open_zarr(out, consolidated=False) as written:
         xr.testing.assert_identical(written.load(), expected)
 

@@ -82,12 +82,46 @@ class ResNet(nn.Module):
         return logits
 
 
-def digits_resnet() -> ResNet:
-    """Three blocks of 32, 64 and 128 channels for 8 x 8 digits: 308,074 parameters."""
-    # The images are so small that only the last block halves them.
-    return ResNet(1, [32, 64, 128], [1, 1, 2], n_blocks=1, n_classes=10)
+def digits_resnet(width: int = 1, n_blocks: int = 1) -> ResNet:
+    """Blocks of 32, 64 and 128 channels for 8 x 8 digits: 308,074 parameters.
+
+    Parameters
+    ----------
+    width : int, default: 1
+        Factor of the channels.
+    n_blocks : int, default: 1
+        Blocks of each kind.
+
+    Returns
+    -------
+    ResNet
+        For images with one channel, in ten classes.
+    """
+    widths = [width * channels for channels in (32, 64, 128)]
+    # The images are so small that only the last kind halves them.
+    return ResNet(1, widths, [1, 1, 2], n_blocks=n_blocks, n_classes=10)
 
 
-def cifar_resnet18() -> ResNet:
-    """ResNet-18 for 32 x 32 images in ten classes: 11,173,962 parameters."""
-    return ResNet(3, [64, 128, 256, 512], [1, 2, 2, 2], n_blocks=2, n_classes=10)
+def cifar_resnet18(width: int = 1) -> ResNet:
+    """ResNet-18 for 32 x 32 images in ten classes.
+
+    Parameters
+    ----------
+    width : int, default: 1
+        Factor on the channels of every stage and of the stem, which are 64, 128, 256
+        and 512 at 1. It is at least 1.
+
+    Returns
+    -------
+    ResNet
+        Of 11,173,962 parameters at width 1, of 44,662,922 at width 2.
+
+    Raises
+    ------
+    ValueError
+        If the width is less than 1.
+    """
+    if width < 1:
+        raise ValueError(f"The width is {width}; it must be a whole number from 1.")
+    widths = [width * n for n in (64, 128, 256, 512)]
+    return ResNet(3, widths, [1, 2, 2, 2], n_blocks=2, n_classes=10)

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from train.models.mlp import mlp
+from train.models.mlp import medium_mlp, mlp
 from train.models.resnet import (
     BasicBlock,
     cifar_resnet18,
@@ -23,6 +23,43 @@ def test_numbers_of_parameters():
     assert count(digits_resnet()) == 308_074
     assert count(cifar_resnet18()) == 11_173_962
     assert count(mlp([64, 512, 512, 10])) == 65 * 512 + 513 * 512 + 513 * 10
+
+
+def test_numbers_of_parameters_of_the_large_models():
+    with torch.device("meta"):
+        assert count(cifar_resnet18(2)) == 44_662_922
+        assert count(medium_mlp()) == 46_190_602
+
+
+@pytest.mark.parametrize("width", [0, -2])
+def test_a_cifar_resnet_has_a_positive_width(width: int):
+    with pytest.raises(ValueError, match=f"width is {width}; .* from 1"):
+        cifar_resnet18(width)
+
+
+def test_the_wider_cifar_resnet_maps_images_to_ten_logits():
+    with torch.device("meta"):
+        model: Any = cifar_resnet18(2)
+        images = torch.empty(2, 3, 32, 32)
+    assert model(images).shape == (2, 10)
+    assert [block.conv2.out_channels for block in model.blocks[::2]] == [
+        *(128, 256, 512, 1024)
+    ]
+
+
+def test_medium_mlp_has_the_gradients_of_the_published_one():
+    # The published network takes a log-softmax, and its loss another one.
+    with torch.device("meta"):
+        assert medium_mlp()(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(7, 10, dtype=torch.float64)).requires_grad_()
+    targets = torch.randint(10, (7,))
+    functional = torch.nn.functional
+    loss = functional.cross_entropy(logits, targets)
+    twice = functional.cross_entropy(logits.log_softmax(1), targets)
+    torch.testing.assert_close(loss, twice)
+    ours, published = (torch.autograd.grad(x, logits)[0] for x in (loss, twice))
+    torch.testing.assert_close(ours, published)
 
 
 def test_numbers_of_parameters_of_the_language_model():

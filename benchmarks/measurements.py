@@ -1,0 +1,141 @@
+"""Compare what one recording says of every direction with the exact two-run protocol.
+
+The gradient with weight decay, what steps change, the gradients of fixed batches and of all
+data, cosines of gradients some steps apart and distances of iterates: each against exact
+values, as errors over their standard errors. The probes' signs are the same in a whole run,
+so that cosines and distances are taken from several recordings with other signs. Takes some
+15 minutes on 2 cores.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import xarray as xr
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import analyzers
+import trajstore
+from train.loop import train
+from train.training import Training
+from train.two_run import two_run
+from train.workloads import settings_of
+
+RESULTS = Path(__file__).parent / "results" / "measurements.json"
+DECAY = 5e-4
+DIRECTIONS: dict[str, tuple[str, float]] = {
+    "gradient": ("gradient", 0.0),
+    "gradient with weight decay": ("gradient", DECAY),
+    "what a step changes": ("update", 0.0),
+    "gradients of ten fixed batches": ("fixed_batches", 0.0),
+    "gradient of all data": ("full_batch", 0.0),
+}
+LAGGED = {
+    "cosine": "cosine of gradients 1 to 50 steps apart",
+    "orthogonal_cosine": "the same beside x - x*",
+    "distance": "distance of their iterates",
+}
+
+
+def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]:
+    """Errors of gamma in every direction, from one recording and two exact runs each."""
+    path = directory / "run.zarr"
+    shown = partial(track, description="recorded")
+    train(training, partial(trajstore.Recorder, path, updates=True), shown)
+    run = trajstore.open_run(path)
+    results = {}
+    for title, (direction, decay) in DIRECTIONS.items():
+        exact = two_run(
+            lambda observe, title=title: train(
+                training, observe, partial(track, description=title)
+            ),
+            direction=direction,
+            weight_decay=decay,
+        )
+        of = run if direction == "gradient" else run.measured(direction)
+        found = analyzers.path_geometry(of, weight_decay=decay).compute()
+        # Within the last steps x - x* is as long as one of them.
+        is_before_end = exact.step.values < run.n_steps - run.spec.steps_per_epoch // 2
+        results[title] = scores([found], exact, "gamma", is_before_end)
+    return results
+
+
+def lagged(training: Training, directory: Path, seeds: int) -> dict[str, Any]:
+    """Errors of cosines and distances, from recordings with several random signs."""
+    record = partial(trajstore.Recorder, probes=1024)
+    exact_path = directory / "exact.zarr"
+    train(training, partial(record, exact_path, exact=True))
+    compare = partial(analyzers.lagged_gradients, every=5)
+    exact = compare(trajstore.open_run(exact_path)).compute()
+    found = []
+    for seed in track(range(seeds), description="random signs"):
+        path = directory / f"{seed}.zarr"
+        train(training, partial(record, path, seed=seed))
+        found.append(compare(trajstore.open_run(path)).compute())
+    is_there = np.isfinite(exact.cosine.values)
+    return {
+        title: scores(found, exact, name, is_there) for name, title in LAGGED.items()
+    }
+
+
+def scores(
+    found: Sequence[xr.Dataset], exact: xr.Dataset, name: str, chosen: Any
+) -> dict[str, Any]:
+    """Compare estimates of a quantity with exact values."""
+    errors = np.array([(f[name].values - exact[name].values)[chosen] for f in found])
+    z = errors / np.array([f[f"{name}_stderr"].values[chosen] for f in found])
+    return {
+        "mean": float(exact[name].values[chosen].mean()),
+        "rms error": float(np.sqrt((errors**2).mean())),
+        "std of z": float(z.std()),
+        "largest |z|": float(np.abs(z).max()),
+        "count": int(z.size),
+    }
+
+
+def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
+    """Measure, show and keep the results.
+
+    Parameters
+    ----------
+    epochs : int
+        Epochs of the digits ResNet; half of them for the cosines.
+    measure_every : int
+        Steps between measurements of the fixed batches.
+    seeds : int
+        Recordings with other random signs.
+    """
+    training = replace(
+        settings_of("digits-resnet"),
+        epochs=epochs,
+        measure_every=measure_every,
+        full_gradients=True,
+    )
+    short = replace(settings_of("digits-resnet"), epochs=max(1, epochs // 2))
+    with tempfile.TemporaryDirectory() as directory:
+        results = directions(training, Path(directory))
+        results |= lagged(short, Path(directory), seeds)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    table = Table("measured", "mean", "rms error", "std of z", "largest |z|", "count")
+    for title, row in results.items():
+        table.add_row(
+            title,
+            f"{row['mean']:.4f}",
+            f"{row['rms error']:.5f}",
+            f"{row['std of z']:.2f}",
+            f"{row['largest |z|']:.1f}",
+            str(row["count"]),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,83 @@
+"""Workloads with little data, for tests that train."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from train.data import Splits
+from train.training import Training
+from train.workloads import WORKLOADS
+
+
+def first(dataset: Any, n: int) -> Any:
+    return TensorDataset(*(tensor[:n] for tensor in dataset.tensors))
+
+
+def leave(
+    monkeypatch: pytest.MonkeyPatch, name: str, n_train: int, n_validation: int = 20
+) -> None:
+    """Leave only so many of a workload's examples."""
+    workload = WORKLOADS[name]
+
+    def few(training: Training) -> Splits:
+        splits = workload.data(training)
+        validation = splits.validation and first(splits.validation, n_validation)
+        return splits._replace(
+            train=first(splits.train, n_train), validation=validation
+        )
+
+    monkeypatch.setitem(WORKLOADS, name, replace(workload, data=few))
+
+
+class Notes:
+    """Keeps what a loop tells."""
+
+    def __init__(self) -> None:
+        self.scalars: list[dict[str, float]] = []
+        self.pending: dict[str, float] = {}
+        self.measured: list[tuple[str, int, dict[str, Any], Any]] = []
+        self.gradients: list[Any] = []
+        self.rates: list[float] = []
+        self.decays: list[float] = []
+        self.told: dict[str, int] = {}
+        self.model: Any = None
+        self.optimizer: Any = None
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.scalars)
+
+    def log(self, **scalars: Any) -> None:
+        self.pending |= {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in scalars.items()
+        }
+
+    def measure(self, name: str, **scalars: Any) -> None:
+        self.measured.append((name, self.n_steps, scalars, self.gradient()))
+
+    def gradient(self) -> Any:
+        return torch.cat([p.grad.flatten().clone() for p in self.model.parameters()])
+
+    @contextmanager
+    def __call__(
+        self, model: Any, optimizer: Any, *, steps_per_epoch: int, total_steps: int
+    ) -> Iterator["Notes"]:
+        self.told = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+        self.model, self.optimizer = model, optimizer
+
+        def look(*_: object) -> None:
+            self.gradients.append(self.gradient())
+            self.rates.append(optimizer.param_groups[0]["lr"])
+            self.decays.append(optimizer.param_groups[0]["weight_decay"])
+            self.scalars.append(self.pending)
+            self.pending = {}
+
+        handle = optimizer.register_step_pre_hook(look)
+        yield self
+        handle.remove()

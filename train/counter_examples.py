@@ -1,0 +1,87 @@
+"""Functions whose gradients do not point to where the path ends.
+
+The paper describes two, an asymmetric linear model (ALM) and a sinusoidal mixture (SM), in
+words; its formulas (Eq. 9) and constants are not known to us. What is here follows the
+words of its section 6, with constants of our own.
+
+C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
+Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from train.data import Splits
+
+N_EXAMPLES: Final = 512
+N_FEATURES: Final = 64
+N_WAVES: Final = 256
+
+
+def alm_data(seed: int) -> Splits:
+    """Draw inputs, shape (64,), and targets of the asymmetric linear model, normal."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(N_EXAMPLES, N_FEATURES, generator=generator)
+    targets = torch.randn(N_EXAMPLES, generator=generator)
+    data = TensorDataset(inputs, targets)
+    return Splits(data, None, 1)
+
+
+def asymmetric_rmse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Root mean square of what outputs exceed their targets by: convex, and noisy."""
+    excess = (outputs[:, 0] - targets).clamp(min=0)
+    # The root has no derivative at 0, where nothing is to be done.
+    return (excess.square().mean() + 1e-12).sqrt()
+
+
+def linear_model() -> nn.Module:
+    """Return the linear model without a bias, which alone would satisfy all targets."""
+    return nn.Linear(N_FEATURES, 1, bias=False)
+
+
+class SinusoidalMixture(nn.Module):
+    r"""A deterministic, non-convex function of its parameters x, shape (64,).
+
+    :math:`f(x) = \frac{1}{n} \sum_j a_j \sin(\langle b_j, x \rangle + c_j)` with
+    coefficients drawn from normal distributions.
+
+    Parameters
+    ----------
+    seed : int
+        Draws the coefficients.
+    """
+
+    amplitudes: Tensor
+    directions: Tensor
+    phases: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {
+            "amplitudes": (N_WAVES,),
+            "directions": (N_WAVES, N_FEATURES),
+            "phases": (N_WAVES,),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.randn(shape, generator=generator))
+        self.x = nn.Parameter(torch.randn(N_FEATURES, generator=generator))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the function's value for every row of what is not looked at."""
+        waves = torch.sin(self.directions @ self.x + self.phases)
+        return (self.amplitudes * waves).mean().expand(len(inputs))
+
+
+def nothing_to_learn_from() -> Splits:
+    """Return one example of nothing, so that an epoch is a step."""
+    data = TensorDataset(torch.zeros(1, 1), torch.zeros(1))
+    return Splits(data, None, 1)
+
+
+def value(outputs: Tensor, _targets: Tensor) -> Tensor:
+    """Return the mean of outputs, which is the function's value."""
+    return outputs.mean()

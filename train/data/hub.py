@@ -1,0 +1,228 @@
+"""Data sets of Hugging Face's hub: from there, from its cache, or from local files."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """Where a data set is found.
+
+    Attributes
+    ----------
+    title : str
+        What people call it.
+    repository : str
+        Its name on the hub.
+    config : str or None
+        Which of its variants.
+    columns : tuple of str
+        Columns that are needed.
+    files : str
+        What a directory with it may hold, for messages.
+    """
+
+    title: str
+    repository: str
+    config: str | None
+    columns: tuple[str, ...]
+    files: str
+
+
+def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
+    """Load a data set with Hugging Face's ``datasets``.
+
+    Parameters
+    ----------
+    source : Source
+        Which one.
+    directory : str or None
+        Where its files lie: in the layout of the hub, in one directory for each class, or
+        in a cache of ``huggingface_hub`` or ``datasets``. None for the hub, or what is in
+        the user's own cache.
+
+    Returns
+    -------
+    mapping from str to datasets.Dataset
+        By split.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there; says what to download.
+    ValueError
+        If it is damaged, or something else.
+    ModuleNotFoundError
+        If ``datasets`` is not installed.
+    """
+    datasets = _hugging_face(source)
+    if directory is not None and not Path(directory).is_dir():
+        raise FileNotFoundError(_advice(source, f"there is no directory {directory}"))
+    try:
+        # Progress of what takes seconds would only hide that of the training.
+        with _quiet(datasets):
+            tables = _load(datasets, source, directory)
+    except (ConnectionError, FileNotFoundError) as error:
+        where = directory or "the cache, and the hub cannot be reached"
+        raise FileNotFoundError(_advice(source, f"it is not in {where}")) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ValueError(
+            f"{source.title} in {directory or source.repository} cannot be read "
+            f"({reason}); download it again."
+        ) from error
+    for split, table in tables.items():
+        missing = set(source.columns) - set(table.column_names)
+        if missing:
+            raise ValueError(
+                f"{directory or source.repository} is not {source.title}: its split "
+                f"{split!r} has the columns {table.column_names}, expected "
+                f"{list(source.columns)}."
+            )
+    return dict(tables)
+
+
+def _hugging_face(source: Source) -> Any:
+    """Import ``datasets``, which takes seconds, and which embedded data do without."""
+    try:
+        import datasets  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{source.title} is read with Hugging Face's datasets, which is not installed: "
+            "pip install 'trajstore[data]', or use --data embedded."
+        ) from error
+    return datasets
+
+
+def _load(datasets: Any, source: Source, directory: str | None) -> Any:
+    """Load the tables from where they are."""
+    if directory is None:
+        return datasets.load_dataset(source.repository, source.config)
+    root = Path(directory)
+    owner, name = source.repository.split("/")
+    if (root / f"{owner}___{name}").is_dir():
+        return datasets.load_dataset(
+            source.repository, source.config, cache_dir=directory
+        )
+    snapshots = (root / f"datasets--{owner}--{name}" / "snapshots").glob("*")
+    root = max(snapshots, key=lambda path: path.stat().st_mtime, default=root)
+    if source.config is not None and (root / source.config).is_dir():
+        # The repository holds several data sets, a directory for each.
+        root /= source.config
+    return datasets.load_dataset(str(root))
+
+
+def labels_of(table: Any, column: str, n_classes: int, title: str) -> Tensor:
+    """Return the labels in a table, int64 of shape (example,).
+
+    Parameters
+    ----------
+    table : datasets.Dataset
+        One split.
+    column : str
+        Where they are.
+    n_classes : int
+        How many classes there should be.
+    title : str
+        Of the data set, for messages.
+
+    Returns
+    -------
+    torch.Tensor
+        From 0 to ``n_classes - 1``.
+
+    Raises
+    ------
+    ValueError
+        If there are labels of other classes.
+    """
+    labels = torch.tensor(table[column][:], dtype=torch.int64)
+    declared = getattr(table.features[column], "num_classes", n_classes)
+    if declared != n_classes or (
+        len(labels) and not 0 <= labels.min() <= labels.max() < n_classes
+    ):
+        found = declared if declared != n_classes else int(labels.max()) + 1
+        raise ValueError(f"{title} has {n_classes} classes, but found {found}.")
+    return labels
+
+
+def picture(table: Any, index: int, column: str, title: str) -> Any:
+    """Decode one image.
+
+    Parameters
+    ----------
+    table : datasets.Dataset
+        One split.
+    index : int
+        Row of the image.
+    column : str
+        Where the images are.
+    title : str
+        Of the data set, for messages.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In red, green and blue.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    try:
+        return table[index][column].convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"Image {index} of {title} cannot be decoded ({error}); download it again."
+        ) from error
+
+
+def split_of(tables: Mapping[str, Any], name: str, title: str) -> Any:
+    """Return one split.
+
+    Parameters
+    ----------
+    tables : mapping
+        As `load_tables` returned it.
+    name : str
+        Which one.
+    title : str
+        Of the data set, for messages.
+
+    Returns
+    -------
+    datasets.Dataset
+        The split.
+
+    Raises
+    ------
+    ValueError
+        If it is missing.
+    """
+    if name not in tables:
+        raise ValueError(f"{title} has no split {name!r} there, only {sorted(tables)}.")
+    return tables[name]
+
+
+def _advice(source: Source, problem: str) -> str:
+    return (
+        f"{source.title}: {problem}. Download {source.repository} from huggingface.co, and "
+        f"give the directory with {source.files} as --data-dir; or use --data embedded."
+    )
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Hide progress bars of ``datasets``."""
+    was_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()

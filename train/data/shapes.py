@@ -1,0 +1,56 @@
+"""Generated pictures with a class for every pixel, a stand-in for segmentation."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+SIZE = 32
+N_SHAPES = 4
+
+
+def shapes(n: int, seed: int) -> TensorDataset:
+    """Draw pictures of boxes, discs, diamonds, crosses and rings on a background.
+
+    Parameters
+    ----------
+    n : int
+        How many pictures.
+    seed : int
+        Of everything in them.
+
+    Returns
+    -------
+    torch.utils.data.TensorDataset
+        Images, float32 (3, 32, 32), noisy, and classes, int64 (32, 32): 0 for the
+        background, 1 to 5 for the shapes. Colours say little of the class.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.empty(n, 3, SIZE, SIZE)
+    classes = torch.zeros(n, SIZE, SIZE, dtype=torch.int64)
+    for image, target in zip(images, classes, strict=True):
+        colours = torch.rand(N_SHAPES + 1, 3, generator=generator)
+        image[:] = colours[0, :, None, None]
+        for colour in colours[1:]:
+            kind = int(torch.randint(5, (), generator=generator))
+            inside = _inside(kind, torch.rand(3, generator=generator))
+            image[:, inside] = colour[:, None]
+            target[inside] = kind + 1
+    images += 0.05 * torch.randn(images.shape, generator=generator)
+    return TensorDataset(images, classes)
+
+
+def _inside(kind: int, place: Tensor) -> Tensor:
+    """Return which pixels a shape covers, bool of shape (32, 32)."""
+    size = float(4 + 6 * place[2])
+    axis = torch.arange(SIZE) + 0.5
+    y = axis[:, None] - SIZE * float(place[0])
+    x = axis[None, :] - SIZE * float(place[1])
+    largest, radius = torch.maximum(x.abs(), y.abs()), (x**2 + y**2).sqrt()
+    smallest = torch.minimum(x.abs(), y.abs())
+    return [
+        largest < size,
+        radius < size,
+        x.abs() + y.abs() < size,
+        (largest < size) & (smallest < size / 3),
+        (radius < size) & (radius > size / 2),
+    ][kind]

@@ -1,0 +1,242 @@
+"""The training loop of all workloads."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from train.controls import RandomLabels, replace_by_noise
+from train.looking import (
+    Batch,
+    accumulate_gradients,
+    evaluate,
+    fixed_batches,
+    on_device_of,
+    undisturbed,
+)
+from train.observer import Log, Observer, Track
+from train.schedules import learning_rate, weight_decay
+from train.tasks import Task
+from train.training import Training
+from train.workloads import WORKLOADS
+
+Save = Callable[[dict[str, Any], Log], None]
+"""Takes what is needed to go on, and the observer, after every epoch."""
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    "sgd": SGD,
+    "momentum": partial(SGD, momentum=0.9),
+    "adam": Adam,
+}
+
+
+def train(
+    training: Training,
+    observe: Observer,
+    track: Track = iter,
+    *,
+    start: Mapping[str, Any] | None = None,
+    save: Save | None = None,
+) -> nn.Module:
+    """Train under observation.
+
+    Scores of the validation data are logged after every epoch, and so belong to the next
+    step, which begins with the parameters that they are of; those of the end belong to the
+    last step.
+
+    Parameters
+    ----------
+    training : Training
+        What to do.
+    observe : Observer
+        Is told of every step.
+    track : callable, default: iter
+        Shows the progress over epochs.
+    start : mapping, optional
+        What `save` was given, to go on from there.
+    save : callable, optional
+        Is called after every epoch but the last.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If the workload has no data of the kind, or less than a batch; or as its data set
+        raises it.
+    """
+    workload = WORKLOADS[training.workload]
+    if training.data not in workload.notes:
+        raise ValueError(
+            f"{training.workload} has no {training.data} data, only "
+            f"{' and '.join(workload.notes)}."
+        )
+    torch.manual_seed(training.seed)
+    splits = workload.data(training)
+    model = workload.model(splits, training).to(_device(training))
+    optimizer = OPTIMIZERS[training.optimizer](
+        model.parameters(), lr=training.lr, weight_decay=training.weight_decay
+    )
+    data: Dataset[Any] = splits.train
+    if training.control == "random-labels":
+        data = RandomLabels(data, training.seed)
+    loop = _Loop(training, model, optimizer, workload.task, data)
+    first = 0
+    if start is not None:
+        first = start["epoch"]
+        model.load_state_dict(start["model"])
+        optimizer.load_state_dict(start["optimizer"])
+        torch.set_rng_state(start["rng"])
+    with observe(
+        model,
+        optimizer,
+        steps_per_epoch=loop.steps_per_epoch,
+        total_steps=loop.total_steps,
+    ) as observer:
+        for epoch in track(range(first, loop.n_epochs)):
+            loop.epoch(epoch, observer)
+            if splits.validation is not None:
+                loader = DataLoader(
+                    splits.validation,
+                    training.batch_size,
+                    num_workers=training.num_workers,
+                )
+                scores = evaluate(model, workload.task, loader)
+                observer.log(**scores)
+            if save is not None and epoch + 1 < loop.n_epochs:
+                state = {
+                    "epoch": epoch + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                }
+                save(state, observer)
+    return model
+
+
+def _device(training: Training) -> torch.device:
+    if training.device is not None:
+        return torch.device(training.device)
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+class _Loop:
+    """Goes through epochs.
+
+    Parameters
+    ----------
+    training : Training
+        What to do.
+    model : torch.nn.Module
+        The model.
+    optimizer : torch.optim.Optimizer
+        Of all of its parameters.
+    task : Task
+        The loss.
+    data : Dataset
+        What is learnt from.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        model: nn.Module,
+        optimizer: Optimizer,
+        task: Task,
+        data: Dataset[Any],
+    ) -> None:
+        self._training, self._model, self._task = training, model, task
+        self._optimizer, self._data = optimizer, data
+        self._loader = DataLoader(
+            data,
+            training.batch_size,
+            shuffle=True,
+            drop_last=not training.full_batch,
+            num_workers=training.num_workers,
+        )
+        self.steps_per_epoch = 1 if training.full_batch else len(self._loader)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"There are fewer examples than batch_size = {training.batch_size}; "
+                "choose a smaller one."
+            )
+        planned = training.epochs * self.steps_per_epoch
+        self.total_steps = min(planned, training.max_steps or planned)
+        self.n_epochs = -(-self.total_steps // self.steps_per_epoch)
+        self._fixed: list[Batch] = []
+        if training.measure_every:
+            self._fixed = fixed_batches(data, training.batch_size, training.seed)
+
+    def epoch(self, epoch: int, observer: Log) -> None:
+        """Take the steps of an epoch."""
+        if self._training.full_gradients:
+            self._measure_all(observer)
+        first = epoch * self.steps_per_epoch
+        n_steps = min(self.steps_per_epoch, self.total_steps - first)
+        for step, batches in zip(
+            range(first, first + n_steps), self._batches(), strict=False
+        ):
+            every = self._training.measure_every
+            if every and step % every == 0:
+                self._measure_fixed(observer)
+            self._step(step, batches, observer)
+
+    def _batches(self) -> Iterator[Iterable[Batch]]:
+        """Give the batches of every step: one, or all of them."""
+        if self._training.full_batch:
+            yield self._loader
+            return
+        for batch in on_device_of(self._model, self._loader):
+            yield [batch]
+
+    def _step(self, step: int, batches: Iterable[Batch], observer: Log) -> None:
+        training, optimizer = self._training, self._optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, step, self.steps_per_epoch)
+            group["weight_decay"] = weight_decay(training, step, self.steps_per_epoch)
+        optimizer.zero_grad()
+        if training.full_batch:
+            observer.log(loss=accumulate_gradients(self._model, self._task, batches))
+        else:
+            [(inputs, targets)] = batches
+            outputs = self._model(inputs)
+            loss = self._task.loss(outputs, targets)
+            loss.backward()
+            observer.log(loss=loss, **self._task.scores(outputs, targets, loss))
+        if training.clip is not None:
+            clip_grad_norm_(self._model.parameters(), training.clip)
+        if training.control == "noise-gradients":
+            replace_by_noise(self._model.parameters(), training.seed, step)
+        optimizer.step()
+
+    def _measure_fixed(self, observer: Log) -> None:
+        """Measure the gradients of the fixed batches, in training mode."""
+        for i, batch in enumerate(self._fixed):
+            self._measure(observer, "fixed_batches", [batch], batch=float(i))
+
+    def _measure_all(self, observer: Log) -> None:
+        """Measure the gradient of all training data where the parameters are.
+
+        The published code pairs it with the parameters of a step before.
+        """
+        training = self._training
+        loader = DataLoader(
+            self._data, training.batch_size, num_workers=training.num_workers
+        )
+        self._measure(observer, "full_batch", loader)
+
+    def _measure(
+        self, observer: Log, name: str, batches: Any, **scalars: float
+    ) -> None:
+        self._optimizer.zero_grad()
+        with undisturbed(self._model):
+            loss = accumulate_gradients(self._model, self._task, batches)
+        observer.measure(name, loss=loss, **scalars)

@@ -1,0 +1,50 @@
+"""What outputs are compared with, and how well they do."""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Task(NamedTuple):
+    """A kind of problem.
+
+    Attributes
+    ----------
+    loss : callable
+        Takes outputs and targets, returns their mean loss.
+    scores : callable
+        Takes outputs, targets and the loss, returns numbers to log.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    scores: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
+    return {"accuracy": (outputs.argmax(1) == targets).float().mean()}
+
+
+def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def _perplexity(_outputs: Tensor, _targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    return {"perplexity": loss.detach().exp()}
+
+
+def _nothing(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
+    return {}
+
+
+CLASSIFICATION: Final = Task(F.cross_entropy, _accuracy)
+"""Of images, or of their pixels: outputs (N, class, ...), targets (N, ...)."""
+
+LANGUAGE: Final = Task(_token_loss, _perplexity)
+"""The next token: outputs (N, context, token), targets (N, context)."""
+
+
+def descent(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:
+    """Return the task of making a loss small, without further scores."""
+    return Task(loss, _nothing)

@@ -1,0 +1,128 @@
+"""What a training run is, in a few numbers and words."""
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import Suppress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One training run: everything that is needed to repeat it.
+
+    Attributes
+    ----------
+    workload : str
+        Name of model, data and loss in `train.workloads.WORKLOADS`.
+    data : {"true", "embedded"}
+        The data set itself, or a small stand-in that needs no download.
+    data_dir : str or None
+        Where the data set lies; none for the cache of Hugging Face.
+    epochs : int
+        Passes over the training data.
+    batch_size : int
+        Examples in a step; an incomplete last batch is dropped.
+    optimizer : {"sgd", "momentum", "adam"}
+        Plain SGD, SGD with a momentum of 0.9, or Adam (0.9, 0.999).
+    lr : float
+        Learning rate; the largest one where it changes.
+    weight_decay : float
+        Added to the gradient, times the parameters, by the optimizer.
+    schedule : {"constant", "cosine", "last-epoch-tenth"}
+        Of the learning rate: cosine falls to 0, step by step; the last divides it, and
+        the weight decay, by ten for the last epoch.
+    warmup_epochs : int
+        Epochs in which the learning rate rises linearly.
+    seed : int
+        Fixes initial parameters, the order of examples, and all else that is random.
+    control : {"none", "random-labels", "noise-gradients"}
+        Permute all labels once; or replace each gradient by noise of the same norm.
+    clip : float or None
+        Largest norm of the gradient; longer ones are scaled down before they are recorded.
+    full_batch : bool
+        Take each step with the gradient of all training data.
+    measure_every : int
+        Record the gradients of ten fixed batches every so many steps; 0 for never.
+    full_gradients : bool
+        Record the gradient of all training data at the start of every epoch.
+    as_published : bool
+        Let the transformer attend across the batch, as the published code does, and leave the weight decay in the last epoch as it was.
+    max_steps : int or None
+        End after so many steps.
+    device : str or None
+        As torch names it; None for an accelerator if there is one, else the CPU.
+    num_workers : int
+        Processes that load data.
+    """
+
+    workload: Annotated[str, Suppress]
+    data: Literal["true", "embedded"] = "true"
+    data_dir: str | None = None
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "momentum", "adam"]
+    lr: float
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "last-epoch-tenth"] = "constant"
+    warmup_epochs: int = 0
+    seed: int = 0
+    control: Literal["none", "random-labels", "noise-gradients"] = "none"
+    clip: float | None = None
+    full_batch: bool = False
+    measure_every: int = 0
+    full_gradients: bool = False
+    as_published: bool = False
+    max_steps: int | None = None
+    device: str | None = None
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing: files of sweeps are not checked otherwise.
+
+        Raises
+        ------
+        ValueError
+            If a field is of the wrong kind or out of range; says which.
+        """
+        for name, kind in get_type_hints(type(self)).items():
+            _check_kind(name, getattr(self, name), kind)
+        least: dict[str, tuple[Any, float]] = {
+            "epochs": (self.epochs, 1),
+            "batch_size": (self.batch_size, 1),
+            "lr": (self.lr, 0),
+            "weight_decay": (self.weight_decay, 0),
+            "warmup_epochs": (self.warmup_epochs, 0),
+            "measure_every": (self.measure_every, 0),
+            "clip": (1 if self.clip is None else self.clip, 0),
+            "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
+        }
+        for name, (value, bound) in least.items():
+            # Also where it is not a number.
+            if not value >= bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}.")
+
+
+WORDS: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "nothing",
+}
+"""What kinds of values are called."""
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that the annotation of its field does not allow."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {choices}, got {value!r}.")
+        return
+    kinds = choices or (kind,)
+    # A whole number is a number, and Python's truth values are not.
+    found = float if type(value) is int and float in kinds else type(value)
+    if not any(issubclass(found, k) for k in kinds if (k is bool) == (found is bool)):
+        words = " or ".join(WORDS[k] for k in kinds)
+        raise ValueError(f"{name}: expected {words}, got {value!r}.")
