@@ -115,6 +115,7 @@ class HandOver:
         self._spare = RowBuffer(measured=allocate(capacity))
         self._windows: list[NewWindow] = []
         self._measurements: list[NewMeasurement] = []
+        self._measured_bytes = 0
         self._keyframe_is_pending = False
         self._flush_seconds = flush_seconds
         self._last_flush = time.monotonic()
@@ -168,7 +169,8 @@ class HandOver:
     def append_measurement(self, measurement: NewMeasurement) -> None:
         """Take a row of a measurement, after all windows that have begun."""
         self._measurements.append(measurement)
-        if sum(new.nbytes for new in self._measurements) >= FLUSH_BYTES:
+        self._measured_bytes += measurement.nbytes
+        if self._measured_bytes >= FLUSH_BYTES:
             self.submit()
 
     def flush(self) -> None:
@@ -197,7 +199,7 @@ class HandOver:
         self._spare.clear(full.first + len(full))
         if self._journal is not None and len(full) > 0:
             self._journal.begin(self._spare.first)
-        self._windows, self._measurements = [], []
+        self._windows, self._measurements, self._measured_bytes = [], [], 0
         self._buffer, self._spare = self._spare, full
 
     def forget_journal(self) -> None:

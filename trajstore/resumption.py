@@ -68,8 +68,10 @@ def check_state(state: object) -> dict[str, Any]:
     ValueError
         If it is something else.
     """
-    keys = {"created", "position", "snapshots", "measured", "groups"}
-    keys.add("previous_gradient")
+    keys = {
+        *("created", "position", "groups", "previous_gradient"),
+        *("snapshots", "measured"),
+    }
     if not isinstance(state, dict) or not keys <= state.keys():
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
