@@ -125,7 +125,9 @@ def train(
 def _device(training: Training) -> torch.device:
     if training.device is not None:
         return torch.device(training.device)
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A build for an accelerator names it also where there is none.
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
 
 
 class _Loop:

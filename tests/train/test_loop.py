@@ -344,3 +344,16 @@ def test_gradients_of_counter_examples_point_away_at_times(name: str):
     gamma = two_run(lambda observe: train(training, observe)).gamma[:540]
     assert float((gamma < 0).mean()) > 0.05
     assert float((gamma > 0).mean()) > 0.05
+
+
+def test_an_accelerator_that_is_not_there_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As in a build of torch for CUDA on a machine without a GPU."""
+
+    def accelerator(*, check_available: bool = False) -> Any:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", accelerator)
+    model = train(settings("digits-mlp", max_steps=1), unobserved)
+    assert next(model.parameters()).device.type == "cpu"
