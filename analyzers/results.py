@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
+from threadpoolctl import threadpool_limits
 
 from analyzers._tasks import NAMES, geometry_tasks, task
 from analyzers.path_geometry import analysis_target, lazy_geometry, result_chunks
-from analyzers.progress import compute
+from analyzers.progress import compute, task_progress
 from trajstore.epochs import index_epochs
 from trajstore.location import open_store, sibling
 from trajstore.reader import Run
@@ -87,6 +88,31 @@ def store_geometry(
         ]
         compute(tasks, "analysing")
     return open_results(location, group)
+
+
+def store_result(run: Run, group: str, result: xr.Dataset) -> xr.Dataset:
+    """Compute a dataset, and write it into the store of results beside the run.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        What was analysed.
+    group : str
+        Where in the store; what is there is replaced.
+    result : xarray.Dataset
+        May be lazy.
+
+    Returns
+    -------
+    xarray.Dataset
+        Loaded.
+    """
+    with threadpool_limits(1, user_api="blas"), task_progress("analysing"):
+        loaded = result.compute()
+    store = open_store(results_location(run))
+    zarr.open_group(store, mode="a", use_consolidated=False)
+    loaded.to_zarr(store, group=group, mode="w", consolidated=False)
+    return loaded
 
 
 def results_location(run: Run) -> str:

@@ -17,6 +17,7 @@ import xarray as xr
 import analyzers
 import trajstore
 from analyzers import cli
+from analyzers.commands import geometry as command
 
 Run = Callable[..., str]
 
@@ -135,7 +136,7 @@ def test_epoch_takes_one_line(
     }
     variables = {name: ("epoch", np.full(3, value)) for name, value in values.items()}
     means = xr.Dataset(variables, {"epoch": [98, 99, 100]})
-    Console(width=80).print(cli._table(means))
+    Console(width=80).print(command._table(means))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
@@ -147,7 +148,7 @@ def test_long_table_shows_every_nth_epoch():
     names = ("gamma", "gamma_stderr", "gamma_min", "gamma_max", "rsi", "eb", "lolr")
     variables = {name: ("epoch", np.zeros(n)) for name in (*names, "distance")}
     variables["n_steps"] = ("epoch", np.ones(n, int))
-    table = cli._table(xr.Dataset(variables, {"epoch": np.arange(n)}))
+    table = command._table(xr.Dataset(variables, {"epoch": np.arange(n)}))
     assert list(table.columns[0].cells) == [str(e) for e in range(0, n, 3)]
     assert table.caption == "One epoch of 3 is shown."
 
@@ -356,7 +357,7 @@ def test_steps_without_a_value_are_reported(capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 
     means = xr.Dataset({"n_missing": ("epoch", [0, 2, 0, 1])}, {"epoch": [0, 1, 2, 3]})
-    cli._print_missing(Console(width=200), means)
+    command._print_missing(Console(width=200), means)
     assert "3 steps have no value, in epochs [1, 3]" in capsys.readouterr().out
-    cli._print_missing(Console(width=200), means * 0)
+    command._print_missing(Console(width=200), means * 0)
     assert capsys.readouterr().out == ""

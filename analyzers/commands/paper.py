@@ -5,9 +5,9 @@ from typing import Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from rich.console import Console
 from tyro.conf import Positional
 
+from analyzers.commands.common import say
 from analyzers.paper.curves import Shown
 from analyzers.paper.figures import draw_figure
 from analyzers.paper.page import write_page
@@ -55,7 +55,7 @@ def figure(
     path = directory / f"figure-{number}.png"
     drawn.savefig(path, dpi=150)
     plt.close(drawn)
-    _say(f"From {describe(runs)}.\nFigure: {path}")
+    say(f"From {describe(runs)}.\nFigure: {path}")
 
 
 def paper(
@@ -84,9 +84,4 @@ def paper(
     mpl.use("agg")
     runs = find_runs(stores)
     page = write_page(runs, out, shown=Shown(keep_final=keep_final, until=until))
-    _say(f"From {describe(runs)}.\nPage: {page}")
-
-
-def _say(text: str) -> None:
-    """Print text in which paths are to be found as they are."""
-    Console(markup=False, emoji=False, highlight=False).print(text, soft_wrap=True)
+    say(f"From {describe(runs)}.\nPage: {page}")

@@ -1,0 +1,1 @@
+"""Sub-commands of traj-analyze: each runs one analysis and shows what it finds."""
