@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -44,6 +44,7 @@ from trajstore.schema import (
     RunSpec,
     first_sign_number,
 )
+from trajstore.step_hooks import StepHooks
 from trajstore.termination import exit_on_sigterm
 from trajstore.tracker import Tracker
 from trajstore.trained_parameters import group_names, trained_parameters
@@ -69,11 +70,13 @@ class Recorder:
     path : str or os.PathLike
         Directory of the store, or a URL such as ``s3://bucket/run.zarr``; there must be
         nothing, unless a recording is resumed.
-    model : torch.nn.Module
+    model : torch.nn.Module or mapping from str to torch.Tensor
         Its parameters that `optimizer` holds are recorded, in the order of
-        ``named_parameters()``; tied parameters once.
-    optimizer : torch.optim.Optimizer
-        Its steps are recorded, by hooks. Call it without a closure.
+        ``named_parameters()``; tied parameters once. A mapping names the tensors
+        themselves, as where the optimizer holds float32 copies of the model's.
+    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
+        Its steps are recorded, by hooks. Of several, a row begins when the first is about
+        to step, and ends when all have.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch. Without it epochs are begun by `start_epoch`.
     total_steps : int, optional
@@ -171,8 +174,8 @@ class Recorder:
     def __init__(
         self,
         path: str | Path,
-        model: nn.Module,
-        optimizer: Optimizer,
+        model: nn.Module | Mapping[str, Tensor],
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
@@ -192,7 +195,8 @@ class Recorder:
         attrs: Mapping[str, Any] = MappingProxyType({}),
         updates: bool = False,
     ) -> None:
-        parameters = trained_parameters(model, optimizer)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
+        parameters = trained_parameters(model, optimizers)
         layout = Layout(
             tuple(parameters), tuple(tuple(p.shape) for p in parameters.values())
         )
@@ -230,7 +234,7 @@ class Recorder:
             )
         self._state = check_state(resume) if isinstance(resume, Mapping) else None
         self._step = _first_step(resume, _as_int(step), self._state)
-        self._groups = group_names(parameters, optimizer)
+        self._groups = group_names(parameters, optimizers)
         if self._state is not None:
             check_groups(self._state, self._groups)
         self._windows = Windows(
@@ -238,10 +242,11 @@ class Recorder:
             reference_every=reference_every,
             total_steps=total_steps,
         )
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._tracker = Tracker(list(parameters.values()), layout, self._spec)
         self._reference_sq = torch.empty(0)
         self._row: dict[str, Tensor] | None = None
+        self._is_taken = False
         self._has_stepped = False
         self._on_error = on_error
         self._attrs = _as_json(attrs)
@@ -271,10 +276,7 @@ class Recorder:
         self._is_open = self._is_recording = True
         self._undo_sigterm = exit_on_sigterm()
         atexit.register(self._close_at_exit)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
 
     def _open(
         self,
@@ -438,6 +440,40 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
 
+    def take_gradient(self) -> None:
+        """Record the gradient as it is now in the place of what the step will find.
+
+        Call it where something is going to change the gradient that is no part of what you
+        want to see: ahead of clipping, for example. The norm of what the step finds is
+        recorded as ``step_grad_norm``, beside ``grad_norm``. Under a
+        `torch.amp.GradScaler` call ``scaler.unscale_(optimizer)`` before.
+
+        Raises
+        ------
+        RuntimeError
+            If the recorder is closed, or writing failed.
+
+        Examples
+        --------
+        >>> from torch import nn, optim
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+        >>> path = tmp_path / "raw.zarr"
+        >>> with Recorder(path, model, optimizer) as recorder:
+        ...     model(torch.ones(100, 3)).mean().backward()
+        ...     recorder.take_gradient()
+        ...     norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        ...     optimizer.step()
+        """
+        self._check_open()
+        if not self._is_recording:
+            return
+        try:
+            self._measure_before(None)
+            self._is_taken = True
+        except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
+            self._fail(error)
+
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless one has just begun.
 
@@ -563,6 +599,7 @@ class Recorder:
         """
         if not self._is_open or os.getpid() != self._pid:
             return
+        self._hooks.finish()
         # After a step that failed halfway nothing is known of the parameters.
         is_known = self._is_recording and self._has_stepped and self._row is None
         if is_known and not self._tracker.is_where_last_step_led():
@@ -603,29 +640,28 @@ class Recorder:
             except RuntimeError as error:
                 warn(str(error), stacklevel=1)
 
-    def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, scale: Tensor | None) -> None:
         if not self._is_recording or os.getpid() != self._pid:
             return
         try:
-            # The first of the positional arguments is the optimizer itself.
-            self._measure_before(kwargs.get("closure", next(iter(args[1:]), None)))
+            if self._is_taken:
+                norm = self._tracker.gradient_norm(scale)
+                self._pending["step_grad_norm"] = norm
+            else:
+                self._measure_before(scale)
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
 
-    def _measure_before(self, closure: object) -> None:
-        if closure is not None:
-            raise NotImplementedError(
-                "optimizer.step(closure) evaluates the gradients after the recorder has "
-                "looked at them. Call the closure before: `loss = closure()`, then "
-                "`optimizer.step()`; optimizers that need a closure, such as LBFGS, "
-                "cannot be recorded."
-            )
+    def _measure_before(self, scale: Tensor | None) -> None:
         self._background.check()
         self._enter_epoch()
         if self._step == self._next_window:
             self._start_window()
+        if self._row is not None:
+            # What was measured for this row before was not stepped with.
+            self._tracker.forget_previous_gradient()
         self._row = self._hand_over.row()
-        self._tracker.before_step(self._step, self._row)
+        self._tracker.before_step(self._step, self._row, scale)
 
     def _enter_epoch(self) -> None:
         """Find the epoch of the next step, where steps are counted."""
@@ -633,19 +669,25 @@ class Recorder:
             self._epoch = self._step // self._spec.steps_per_epoch
             self._epoch_start = self._epoch * self._spec.steps_per_epoch
 
-    def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _after_step(self) -> None:
         if os.getpid() != self._pid:
             return
         step = self._step
         try:
-            if self._row is not None and self._is_recording:
+            if self._is_recording:
                 self._measure_after(self._row)
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
         if not self._is_recording:
             self._step = step + 1
 
-    def _measure_after(self, row: dict[str, Tensor]) -> None:
+    def _measure_after(self, row: dict[str, Tensor] | None) -> None:
+        if row is None:
+            raise RuntimeError(
+                f"Step {self._step} was taken without a gradient being seen: the optimizer "
+                "did not evaluate the closure that it was given. Call it yourself, "
+                "`loss = closure()`, and then `optimizer.step()`."
+            )
         self._tracker.after_step(row)
         if self._updates:
             of_update = self._new_row()
@@ -654,7 +696,7 @@ class Recorder:
         self._hand_over.append(
             self._step, self._entry(self._pending | self._learning_rates()), row
         )
-        self._pending, self._row = {}, None
+        self._pending, self._row, self._is_taken = {}, None, False
         self._step += 1
         self._has_stepped = True
         self._hand_over.submit_if_due()
@@ -714,8 +756,7 @@ class Recorder:
         self._is_open = False
         atexit.unregister(self._close_at_exit)
         self._undo_sigterm()
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         # What was logged for a step that never came is no part of the last one.
         pending = self._pending if status == "complete" and self._step > 0 else {}
 
@@ -738,7 +779,8 @@ class Recorder:
 
     def _learning_rates(self) -> dict[str, Scalar]:
         rates = {}
-        for i, group in enumerate(self._optimizer.param_groups):
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        for i, group in enumerate(groups):
             if "lr" in group:
                 rates[f"lr_{i}" if i else "lr"] = to_scalar("lr", group["lr"])
         return rates

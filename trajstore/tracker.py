@@ -256,7 +256,9 @@ class Tracker:
             self._steps.read_displacement()
             return self._by_layer(self._products("displacement"))[:, 0]
 
-    def before_step(self, step: int, row: Mapping[str, Tensor]) -> None:
+    def before_step(
+        self, step: int, row: Mapping[str, Tensor], scale: Tensor | None = None
+    ) -> None:
         """Measure the gradient and the parameters that a step begins with.
 
         Parameters
@@ -265,10 +267,26 @@ class Tracker:
             Optimizer step; selects the random signs.
         row : mapping from str to torch.Tensor
             One step of what `allocate` returned; overwritten.
+        scale : torch.Tensor, optional
+            A factor that the gradients contain, and that is no part of them.
         """
-        self._steps.measure([p.grad for p in self._parameters], step, row)
-        self._gradient_energy += row["tables"][:, self._grad_sq]
-        self._n_gradients += 1
+        self._steps.measure(self._gradients(scale), step, row)
+
+    def _gradients(self, scale: Tensor | None) -> list[Tensor | None]:
+        gradients = [p.grad for p in self._parameters]
+        if scale is None:
+            return gradients
+        inverse = scale.double().reciprocal().float()
+        return [None if g is None else g.detach() * inverse for g in gradients]
+
+    def gradient_norm(self, scale: Tensor | None) -> Tensor:
+        """Return the norm of the gradients as they are, float32 on the device."""
+        found = [g for g in self._gradients(scale) if g is not None]
+        with torch.no_grad():
+            squares = self._zeros(1).sum()
+            for gradient in found:
+                squares += gradient.to_dense().float().square().sum()
+            return squares.sqrt()
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure what the step did to the parameters.
@@ -279,6 +297,8 @@ class Tracker:
             As given to `before_step`.
         """
         self._steps.after_step(row)
+        self._gradient_energy += row["tables"][:, self._grad_sq]
+        self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
         """Measure the gradients that there are now, beside those of steps.

@@ -1,46 +1,62 @@
 """Which parameters of a model are recorded."""
 
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import LBFGS, Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
+"""What wrappers of modules add to names: `torch.compile`, and activation checkpoints."""
 
 
 def trained_parameters(
-    model: nn.Module, optimizer: Optimizer
-) -> dict[str, nn.Parameter]:
-    """Return the model's parameters that the optimizer holds, by name.
+    model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+) -> dict[str, Tensor]:
+    """Return the model's parameters that optimizers hold, by name.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        The model.
-    optimizer : torch.optim.Optimizer
-        Its optimizer.
+    model : torch.nn.Module or mapping from str to torch.Tensor
+        The model, or its parameters by name. What `torch.compile`,
+        DistributedDataParallel and activation checkpoints add to names is left out.
+    optimizers : sequence of torch.optim.Optimizer
+        Its optimizers.
 
     Returns
     -------
-    dict from str to torch.nn.Parameter
+    dict from str to torch.Tensor
         In the order of ``named_parameters()``.
 
     Raises
     ------
     ValueError
-        If there are none, or the optimizer holds others.
+        If there are none, or an optimizer holds others.
     NotImplementedError
-        If they are of a kind that is not recorded.
+        If they are of a kind that is not recorded, or an optimizer cannot be followed.
     """
-    named = dict(model.named_parameters())
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise NotImplementedError(
+            "LBFGS takes many steps, with gradients of its own, within one call of step(): "
+            "there is no gradient of the step to record. Take an optimizer that evaluates "
+            "the gradient once a step, such as SGD or Adam."
+        )
+    named = _named(model)
     if not named:
         raise ValueError("The model has no parameters; there is nothing to record.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    groups = [group for o in optimizers for group in o.param_groups]
+    held = {id(p) for group in groups for p in group["params"]}
     foreign = len(held - {id(p) for p in named.values()})
     if foreign:
         raise ValueError(
             f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
             "parameters of the model. Give the recorder the model that contains all of "
-            "them, and make the optimizer after the model has its final form."
+            "them, and make the optimizer after the model has its final form; where it "
+            "holds copies, as in mixed precision, give a mapping from name to copy in the "
+            "place of the model."
         )
     parameters = {name: p for name, p in named.items() if id(p) in held}
     is_wrapper: Any = is_traceable_wrapper_subclass
@@ -64,9 +80,17 @@ def trained_parameters(
     return parameters
 
 
+def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(model, Mapping):
+        return dict(model)
+    module = model.module if isinstance(model, DistributedDataParallel) else model
+    return {WRAPPER.sub("", name): p for name, p in module.named_parameters()}
+
+
 def group_names(
-    parameters: dict[str, nn.Parameter], optimizer: Optimizer
+    parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> list[list[str]]:
-    """Return the names of the parameters in each of an optimizer's groups."""
+    """Return the names of the parameters in each of the optimizers' groups."""
     names = {id(p): name for name, p in parameters.items()}
-    return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [[names[id(p)] for p in group["params"]] for group in groups]

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trajstore.recorder import Recorder
+from trajstore.tracker import Tracker
 
 OPTIONS: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "steps_per_epoch": 10}
 
@@ -353,12 +354,16 @@ def test_training_goes_on_where_only_a_warning_is_wanted(
 
 
 def test_errors_of_measuring_are_no_end_of_training_either(
-    training: Training, tmp_path: Path
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    def fail(*_: object) -> None:
+        raise ValueError("no such gradient")
+
     with training.record(tmp_path / "run.zarr", on_error="warn"):
         training.step()
-        with pytest.warns(UserWarning, match=r"ended before step 1: .*closure"):
-            training.optimizer.step(lambda: torch.zeros(()))
+        monkeypatch.setattr(Tracker, "before_step", fail)
+        with pytest.warns(UserWarning, match=r"ended before step 1: no such gradient"):
+            training.step()
     run = open_run(tmp_path / "run.zarr")
     assert (run.n_steps, run.status, run.has_final) == (1, "interrupted", False)
 

@@ -767,10 +767,10 @@ def test_weights_after_a_gradient_that_is_not_finite(bad: float, tmp_path: Path)
             pull(x, m.y).backward()
             if step == 1:
                 x.grad[0] = bad
-                handle = recorder._optimizer.register_step_pre_hook(
+                handle = recorder._optimizers[0].register_step_pre_hook(
                     lambda optimizer, *_: optimizer.zero_grad()
                 )
-            recorder._optimizer.step()
+            recorder._optimizers[0].step()
             if step == 1:
                 handle.remove()
     weights = open_run(tmp_path / "run").windows["weights"].values
@@ -1298,24 +1298,6 @@ def test_an_exception_before_a_step_leaves_the_last_row_alone(tmp_path: Path):
         recorder.log(loss=99.0)
         raise ValueError("lost")
     assert open_run(tmp_path / "run").steps.loss.values.tolist() == [1.0]
-
-
-@pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by-name"])
-def test_closures_are_refused_and_earlier_rows_stay(by_name: bool, tmp_path: Path):
-    training = regression()
-
-    def closure() -> Any:
-        return training.loss(0)
-
-    with Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL):
-        trace = [take_step(training, 0)]
-        args, kwargs = ((), {"closure": closure}) if by_name else ((closure,), {})
-        with pytest.raises(NotImplementedError, match="Call the closure before"):
-            training.optimizer.step(*args, **kwargs)
-        trace.append(take_step(training, 1))
-        training.optimizer.step(None)
-        trace.append(Step(gradients(training), trace[-1].after, iterate(training)))
-    assert_tables_match(open_run(tmp_path / "run"), trace)
 
 
 def break_after(
