@@ -7,13 +7,21 @@ from trajstore.deltas import LEVELS
 from trajstore.layout import BLOCK
 
 
-def encode(difference: Tensor) -> tuple[Tensor, Tensor]:
-    """See `trajstore.deltas.encode`."""
-    blocks = difference.nan_to_num(0.0, 0.0, 0.0).view(-1, BLOCK)
-    scales = blocks.abs().amax(1) / LEVELS
+def block_scales(difference: Tensor) -> Tensor:
+    """Return the scales of `trajstore.deltas.encode`."""
+    return _blocks(difference).abs_().amax(1) / LEVELS
+
+
+def encode(difference: Tensor, scales: Tensor) -> Tensor:
+    """Return the codes of `trajstore.deltas.encode`, given the scales."""
     divisor = torch.where(scales == 0, 1.0, scales)
-    codes = (blocks / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
-    return codes.view(-1), scales
+    codes = (_blocks(difference) / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    return codes.to(torch.int8).view(-1)
+
+
+def _blocks(difference: Tensor) -> Tensor:
+    """Return a copy in which what is not finite is 0, (block, element)."""
+    return difference.nan_to_num(0.0, 0.0, 0.0).view(-1, BLOCK)
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:

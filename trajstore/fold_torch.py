@@ -5,7 +5,7 @@ and prepares all views of the buffer once: in a small net their making would tak
 than the arithmetic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trajstore.fold import SHIFT, Fold
 from trajstore.layout import BLOCK
+from trajstore.placement import Span
 
 CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Elements of a vector that are worked on at once: they should fit a CPU's cache, and
@@ -26,7 +27,7 @@ class Weighted(NamedTuple):
     Attributes
     ----------
     block_weights : torch.Tensor
-        float32, one for each block of the padded vector.
+        float32, one for each block of a buffer.
     row_signs : torch.Tensor
         float32, (row,).
     out : torch.Tensor
@@ -39,7 +40,26 @@ class Weighted(NamedTuple):
 
 
 class _Chunk(NamedTuple):
+    """Neighbouring elements that fill rows of the fold, or a part of one.
+
+    Attributes
+    ----------
+    rows, buckets, blocks : slice
+        Rows and buckets of the fold, and blocks of the buffer, that they belong to.
+    vectors : torch.Tensor
+        The elements, (vector, row, bucket).
+    signs, fresh_signs : torch.Tensor
+        Column signs, (row, bucket).
+    signed : torch.Tensor
+        Room for their product, (vector, row, bucket).
+    columns : list of torch.Tensor
+        The same, (bucket, row) for each vector.
+    first_blocks : torch.Tensor
+        Room of the first vector by blocks, (block, element).
+    """
+
     rows: slice
+    buckets: slice
     blocks: slice
     vectors: Tensor
     signs: Tensor
@@ -57,35 +77,25 @@ class FoldOnDevice:
     fold : Fold
         What to compute.
     buffers : sequence of torch.Tensor
-        float32, (vector, `padded_size`), zero beyond the size of the fold; of one shape.
-        Their storage is kept: calls fold what it holds then.
+        float32, (vector, size); of one shape. Their storage is kept: calls fold what it
+        holds then.
+    spans : sequence of Span
+        Which elements of the vectors that are folded lie where in the buffers.
     """
 
-    def __init__(self, fold: Fold, buffers: Sequence[Tensor]) -> None:
+    def __init__(
+        self, fold: Fold, buffers: Sequence[Tensor], spans: Sequence[Span]
+    ) -> None:
         device, n_vectors = buffers[0].device, len(buffers[0])
-        self._width = row_length(fold)
         self._fold = fold
         fixed = torch.from_numpy(fold.column_sequence).to(device)
         self._fresh = fixed.clone()
-        signs, fresh = (
-            sequence.as_strided((fold.n_rows, self._width), (SHIFT, 1))
-            for sequence in (fixed, self._fresh)
-        )
-        n = max(1, CHUNK.get(device.type, CHUNK["cuda"]) // self._width)
-        n = min(n, fold.n_rows)
-        scratch_size = (n * self._width // BLOCK + 2) * BLOCK
-        scratch = torch.zeros(n_vectors, scratch_size, device=device)
+        at_once = CHUNK.get(device.type, CHUNK["cuda"])
+        places = [place for span in spans for place in _places(span, fold, at_once)]
+        longest = max((place.length for place in places), default=0)
+        scratch = torch.zeros(n_vectors, longest + 2 * BLOCK, device=device)
         self._chunks = [
-            [
-                _chunk(
-                    slice(first, min(first + n, fold.n_rows)),
-                    buffer,
-                    signs,
-                    fresh,
-                    scratch,
-                )
-                for first in range(0, fold.n_rows, n)
-            ]
+            [_chunk(place, buffer, fixed, self._fresh, scratch) for place in places]
             for buffer in buffers
         ]
 
@@ -114,45 +124,69 @@ class FoldOnDevice:
         weighted : Weighted, optional
             The further fold.
         """
-        sums = [buckets[: self._width] for buckets in out]
         for chunk in self._chunks[which]:
             torch.mul(chunk.vectors, chunk.signs, out=chunk.signed)
-            for columns, buckets in zip(chunk.columns, sums, strict=True):
-                buckets.addmv_(columns, row_signs[chunk.rows])
+            for columns, buckets in zip(chunk.columns, out, strict=True):
+                buckets[chunk.buckets].addmv_(columns, row_signs[chunk.rows])
             if weighted is not None:
                 torch.mul(chunk.vectors[0], chunk.fresh_signs, out=chunk.signed[0])
                 chunk.first_blocks.mul_(weighted.block_weights[chunk.blocks, None])
-                weighted.out[: self._width].addmv_(
+                weighted.out[chunk.buckets].addmv_(
                     chunk.columns[0], weighted.row_signs[chunk.rows]
                 )
 
 
-def row_length(fold: Fold) -> int:
-    """Return the length of a row; shorter than the width if there is only one."""
-    return fold.width if fold.n_rows > 1 else fold.size
+class _Place(NamedTuple):
+    """Where the elements of a chunk lie: in the fold, and in a buffer from `local` on."""
+
+    row: int
+    n_rows: int
+    bucket: int
+    width: int
+    local: int
+
+    @property
+    def length(self) -> int:
+        return self.n_rows * self.width
 
 
-def padded_size(fold: Fold) -> int:
-    """Return the length of whole rows, rounded up to whole blocks."""
-    return -(-fold.n_rows * row_length(fold) // BLOCK) * BLOCK
+def _places(span: Span, fold: Fold, at_once: int) -> Iterator[_Place]:
+    """Cut a span into a part of a row, whole rows, some at a time, and part of a row."""
+    start, stop = span.start, min(span.start + span.length, fold.size)
+    while start < stop:
+        row, bucket = divmod(start, fold.width)
+        width = min(fold.width - bucket, stop - start)
+        n_rows = 1
+        if width == fold.width:
+            n_rows = max(1, min((stop - start) // width, at_once // width))
+        yield _Place(row, n_rows, bucket, width, span.local + start - span.start)
+        start += n_rows * width
 
 
 def _chunk(
-    rows: slice, buffer: Tensor, signs: Tensor, fresh: Tensor, scratch: Tensor
+    place: _Place, buffer: Tensor, fixed: Tensor, fresh: Tensor, scratch: Tensor
 ) -> _Chunk:
-    width = signs.shape[1]
-    start, stop = rows.start * width, rows.stop * width
+    start, stop = place.local, place.local + place.length
     blocks = slice(start // BLOCK, -(-stop // BLOCK))
     # The scratch begins where a block does, so that weights apply block by block.
     before = start - blocks.start * BLOCK
-    signed = scratch[:, before : before + stop - start].unflatten(1, (-1, width))
+    signed = scratch[:, before : before + place.length].unflatten(1, (-1, place.width))
     used = (blocks.stop - blocks.start) * BLOCK
+    signs, fresh_signs = (
+        sequence.as_strided(
+            (place.n_rows, place.width),
+            (SHIFT, 1),
+            SHIFT * place.row + place.bucket,
+        )
+        for sequence in (fixed, fresh)
+    )
     return _Chunk(
-        rows=rows,
+        rows=slice(place.row, place.row + place.n_rows),
+        buckets=slice(place.bucket, place.bucket + place.width),
         blocks=blocks,
-        vectors=buffer[:, start:stop].unflatten(1, (-1, width)),
-        signs=signs[rows],
-        fresh_signs=fresh[rows],
+        vectors=buffer[:, start:stop].unflatten(1, (-1, place.width)),
+        signs=signs,
+        fresh_signs=fresh_signs,
         signed=signed,
         columns=[matrix.T for matrix in signed],
         first_blocks=scratch[0, :used].view(-1, BLOCK),

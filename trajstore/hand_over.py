@@ -241,6 +241,44 @@ class HandOver:
         table.append(arrays, scalars, first=measured[0].number)
 
 
+class Spectator:
+    """Takes the place of a `HandOver` in a process that measures and does not write.
+
+    Parameters
+    ----------
+    allocate : callable
+        As `HandOver` takes it.
+    """
+
+    def __init__(self, allocate: Callable[[int], dict[str, Tensor]]) -> None:
+        self._row = {name: rows[0] for name, rows in allocate(1).items()}
+
+    def row(self) -> dict[str, Tensor]:
+        """Return room for a row, the same every time."""
+        return self._row
+
+    def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def submit_if_due(self) -> None:
+        """Do nothing."""
+
+    def wait_for_keyframe(self) -> None:
+        """Do nothing."""
+
+    def append_window(self, window: NewWindow) -> None:
+        """Do nothing."""
+
+    def append_measurement(self, measurement: NewMeasurement) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def forget_journal(self) -> None:
+        """Do nothing."""
+
+
 def _to_store(window: NewWindow) -> Window:
     """Convert a window for the writer; waits for the device."""
     codes, scales, weights, arrival, probes = map(to_numpy, window.reference)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -16,14 +16,15 @@ from warnings import warn
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.optim import Optimizer
 
 from trajstore.background import Background
 from trajstore.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
-from trajstore.hand_over import HandOver, NewMeasurement, NewWindow
+from trajstore.hand_over import HandOver, NewMeasurement, NewWindow, Spectator
 from trajstore.journal import Journal, replay
-from trajstore.layout import Layout
 from trajstore.location import is_remote
+from trajstore.placement import is_divided, place
 from trajstore.resumption import (
     Position,
     check_groups,
@@ -47,7 +48,7 @@ from trajstore.schema import (
 from trajstore.step_hooks import StepHooks
 from trajstore.termination import exit_on_sigterm
 from trajstore.tracker import Tracker
-from trajstore.trained_parameters import group_names, trained_parameters
+from trajstore.trained_parameters import group_names, is_copy, trained_parameters
 from trajstore.windows import Windows
 from trajstore.writer import Writer
 
@@ -128,6 +129,11 @@ class Recorder:
         Record what every step changes, ``x_(k+1) - x_k``, as the measurement ``"update"``.
         Takes as many bytes as a gradient does, more time, and three more float32 vectors.
         A journal does not keep them.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that hold the parameters together, each of which makes a recorder; the
+        first writes. Default: all ranks if there are DTensors, as under FSDP2 and with
+        tensor parallelism. Of what is an ordinary tensor in several ranks the first counts.
+        Without need under DistributedDataParallel: give the wrapped model.
 
     Raises
     ------
@@ -136,7 +142,8 @@ class Recorder:
         holds parameters that are not the model's, or if the recording to resume is of
         another model, optimizer or of other options; lists the differences.
     NotImplementedError
-        If the parameters are complex, sharded, or lie on several devices.
+        If the parameters are complex, or lie on several devices; if the optimizer is LBFGS;
+        or if options are given that a divided model does not have.
     FileExistsError
         If there is something at `path` that is not to be resumed.
     FileNotFoundError
@@ -171,6 +178,15 @@ class Recorder:
     ...         optimizer.step()
     """
 
+    def __new__(
+        cls, _path: object = None, model: object = None, *_: Any, **named: Any
+    ) -> Self:
+        """Make one that ignores what it is told where another rank records the same."""
+        is_silent = is_copy(named.get("model", model))
+        kind: Any = SilentRecorder if is_silent else cls
+        made: Self = super().__new__(kind)
+        return made
+
     def __init__(
         self,
         path: str | Path,
@@ -194,12 +210,14 @@ class Recorder:
         fsync: bool = False,
         attrs: Mapping[str, Any] = MappingProxyType({}),
         updates: bool = False,
+        group: Any = None,
     ) -> None:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
         parameters = trained_parameters(model, optimizers)
-        layout = Layout(
-            tuple(parameters), tuple(tuple(p.shape) for p in parameters.values())
-        )
+        if group is None and any(is_divided(p) for p in parameters.values()):
+            group = dist.group.WORLD
+        tensors, placement = place(parameters, group)
+        layout = placement.layout
         # NumPy's integers are welcome too.
         steps_per_epoch = _as_int(steps_per_epoch)
         total_steps = _as_int(total_steps)
@@ -243,8 +261,15 @@ class Recorder:
             total_steps=total_steps,
         )
         self._optimizers = optimizers
-        self._tracker = Tracker(list(parameters.values()), layout, self._spec)
+        self._placement = placement
+        if group is not None:
+            _check_divided(exact=exact, on_error=on_error, resume=resume)
+        self._tracker = Tracker(tensors, layout, self._spec, placement)
         self._reference_sq = torch.empty(0)
+        self._hand_over: HandOver | Spectator
+        self._pending: dict[str, Scalar]
+        self._snapshots: set[str]
+        self._n_measured: dict[str, int]
         self._row: dict[str, Tensor] | None = None
         self._is_taken = False
         self._has_stepped = False
@@ -267,7 +292,7 @@ class Recorder:
             flush_seconds=flush_seconds,
         )
         try:
-            doubt = self._background.call(opening)
+            doubt = self._open_together(opening)
         except BaseException:
             self._background.close()
             raise
@@ -277,6 +302,29 @@ class Recorder:
         self._undo_sigterm = exit_on_sigterm()
         atexit.register(self._close_at_exit)
         self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
+
+    def _open_together(self, opening: Callable[[], str | None]) -> str | None:
+        """Open the store where it is written, and go on only if that was done."""
+        doubt = error = None
+        try:
+            if self._placement.is_first:
+                doubt = self._background.call(opening)
+            else:
+                self._look_on()
+        except BaseException as raised:  # noqa: BLE001 - is raised again below
+            error = raised
+        if not self._placement.agree(here=error is None):
+            raise error or RuntimeError(
+                "The first rank could not open the store, and says why; nothing is recorded."
+            )
+        return doubt
+
+    def _look_on(self) -> None:
+        """Take part in measuring; another rank writes."""
+        self._hand_over = Spectator(self._tracker.allocate)
+        self._epoch = self._epoch_start = self._next_window = self._n_windows = 0
+        self._pending, self._snapshots, self._n_measured = {}, set(), {}
+        self._started = time.monotonic()
 
     def _open(
         self,
@@ -337,7 +385,7 @@ class Recorder:
         self._next_window = position.next_window
         if self._n_windows > 0:
             self._reference_sq = self._tracker.reference_sq()
-        self._pending: dict[str, Scalar] = dict(position.pending)
+        self._pending = dict(position.pending)
         # One that was taken where the checkpoint was may be taken again.
         taken = self._writer.snapshots
         self._snapshots = {name for name in taken if taken[name] < self._step}
@@ -516,9 +564,12 @@ class Recorder:
                 f"and not used twice. Used so far: {sorted(self._snapshots)}."
             )
         self._snapshots.add(name)
+        read = self._parameters_reader()
+        if not self._placement.is_first:
+            return
 
         def write() -> None:
-            self._writer.write_snapshot(name, self._step, self._read_parameters)
+            self._writer.write_snapshot(name, self._step, read)
             self._writer.commit()
 
         try:
@@ -582,7 +633,10 @@ class Recorder:
             wall_time=time.monotonic() - self._started,
             pending=to_floats(self._pending),
         )
-        return make_state(position, self._writer, self._tracker, self._groups)
+        previous_gradient = self._tracker.previous_gradient
+        if not self._placement.is_first:
+            return {}
+        return make_state(position, self._writer, previous_gradient, self._groups)
 
     def close(self) -> None:
         """Write what is left and the last iterate, and remove the hooks.
@@ -746,7 +800,7 @@ class Recorder:
             reference = tracker.move()
         self._reference_sq = tracker.reference_sq()
         is_keyframe = self._n_windows % KEYFRAME_EVERY == 0
-        keyframe = tracker.reference if is_keyframe else None
+        keyframe = tracker.keyframe() if is_keyframe else None
         window = NewWindow(self._n_windows, start, reference, keyframe)
         self._n_windows += 1
         self._next_window = self._windows.next_start(self._step + 1, self._epoch_start)
@@ -759,11 +813,17 @@ class Recorder:
         self._hooks.remove()
         # What was logged for a step that never came is no part of the last one.
         pending = self._pending if status == "complete" and self._step > 0 else {}
+        # Other ranks may be elsewhere after a failure.
+        is_known = status == "complete" or self._placement.group is None
+        read = self._parameters_reader() if is_known else None
+        if not self._placement.is_first:
+            self._background.close()
+            return
 
         def write() -> None:
             if pending:
                 self._writer.steps.amend_last(to_floats(pending))
-            self._writer.write_final(self._read_parameters, status=status)
+            self._writer.write_final(read, status=status)
             self._writer.commit()
             self._hand_over.forget_journal()
 
@@ -774,8 +834,9 @@ class Recorder:
         finally:
             self._background.close(self._writer.close)
 
-    def _read_parameters(self, elements: slice) -> npt.NDArray[Any]:
-        return to_numpy(self._tracker.parameters(elements))
+    def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
+        read = self._tracker.gathered_parameters()
+        return lambda elements: to_numpy(read(elements))
 
     def _learning_rates(self) -> dict[str, Scalar]:
         rates = {}
@@ -794,6 +855,45 @@ class Recorder:
             )
         if not self._is_open:
             raise RuntimeError("The recorder is closed; nothing more can be recorded.")
+
+
+class SilentRecorder(Recorder):
+    """Takes the place of a `Recorder` where another rank records the same training.
+
+    Under DistributedDataParallel all ranks have the same parameters and gradients: the
+    first records, and the others cost nothing.
+    """
+
+    def __init__(self, *_args: Any, **_options: Any) -> None:
+        pass
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Do nothing."""
+
+    def measure(self, name: str, **scalars: float | Tensor) -> None:
+        """Do nothing."""
+
+    def take_gradient(self) -> None:
+        """Do nothing."""
+
+    def start_epoch(self) -> None:
+        """Do nothing."""
+
+    def snapshot(self, name: str) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty state; the first rank has that of the recording."""
+        return {}
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 UPDATE: Final = "update"
@@ -827,6 +927,22 @@ def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
             "finite numbers, booleans, None, lists and mappings."
         ) from error
     return copied
+
+
+def _check_divided(
+    *, exact: bool, on_error: str, resume: Mapping[str, Any] | bool
+) -> None:
+    """Refuse what is not there for parameters that are divided among ranks."""
+    found = {
+        "exact=True": exact,
+        "on_error='warn'": on_error == "warn",
+        "resume": bool(resume),
+    }
+    if given := [name for name, is_given in found.items() if is_given]:
+        raise NotImplementedError(
+            f"Parameters that are divided among ranks are not recorded with "
+            f"{' and '.join(given)}; leave that out."
+        )
 
 
 def _leave_threads_to_training(background: Background) -> None:

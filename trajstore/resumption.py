@@ -82,7 +82,10 @@ def check_state(state: object) -> dict[str, Any]:
 
 
 def make_state(
-    position: Position, writer: Writer, tracker: Tracker, groups: list[list[str]]
+    position: Position,
+    writer: Writer,
+    previous_gradient: Tensor,
+    groups: list[list[str]],
 ) -> dict[str, Any]:
     """Describe what is needed to go on besides the store; for a checkpoint.
 
@@ -92,8 +95,8 @@ def make_state(
         Where the recording stands.
     writer : Writer
         Of the store.
-    tracker : Tracker
-        Holds the last gradient.
+    previous_gradient : torch.Tensor
+        The last gradient, float32 of shape ``(size,)``.
     groups : list of list of str
         Names of the parameters in each of the optimizer's groups.
 
@@ -114,7 +117,7 @@ def make_state(
         "snapshots": list(writer.snapshots),
         "measured": {name: t.n_rows for name, t in writer.measurements.items()},
         "groups": groups,
-        "previous_gradient": tracker.previous_gradient.detach().cpu().clone(),
+        "previous_gradient": previous_gradient.detach().cpu().clone(),
     }
 
 

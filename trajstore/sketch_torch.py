@@ -6,6 +6,7 @@ from torch import Tensor
 
 from trajstore import onebit_torch
 from trajstore.fold_torch import FoldOnDevice, Weighted
+from trajstore.placement import Placement
 from trajstore.rotation_torch import Rotation
 from trajstore.signs_torch import SignsOnDevice
 from trajstore.sketch import Sketch
@@ -19,16 +20,21 @@ class SketchOnDevice:
     sketch : Sketch
         What to compute.
     buffers : sequence of torch.Tensor
-        float32, (vector, padded size); the first vector is sketched. See `FoldOnDevice`.
+        float32, (vector, size); the first vector is sketched. See `FoldOnDevice`.
+    placement : Placement
+        What of the vectors the buffers hold.
     """
 
-    def __init__(self, sketch: Sketch, buffers: Sequence[Tensor]) -> None:
+    def __init__(
+        self, sketch: Sketch, buffers: Sequence[Tensor], placement: Placement
+    ) -> None:
         device = buffers[0].device
         self._sketch = sketch
-        self._fold = FoldOnDevice(sketch.fold, buffers)
+        self._fold = FoldOnDevice(sketch.fold, buffers, placement.spans)
         self._rotation = Rotation(sketch.bits, device)
         self._signs = SignsOnDevice(sum(sketch.sign_counts), device)
         self._buckets = buffers[0].new_zeros(sketch.bits)
+        self._rotation_signs = self._buckets
 
     def start_window(self, window: int) -> None:
         """Take the column signs of a window."""
@@ -44,12 +50,10 @@ class SketchOnDevice:
         step: int,
         block_weights: Tensor,
         *,
-        signs: Tensor,
-        scales: Tensor,
         fold_signs: Tensor,
         folds: Tensor,
-    ) -> None:
-        """Sketch the first vector and fold all of them.
+    ) -> Tensor:
+        """Fold the first vector, weighted, for `encode`; and all of them.
 
         Parameters
         ----------
@@ -59,19 +63,32 @@ class SketchOnDevice:
             Optimizer step; selects the random signs.
         block_weights : torch.Tensor
             float32, one for each block: weights of the sketched vector.
-        signs : torch.Tensor
-            uint8, (bits / 8,); overwritten with the sketch's signs.
-        scales : torch.Tensor
-            float32, (block,); overwritten with its scales.
         fold_signs : torch.Tensor
             float32, (row,): row signs of the folds.
         folds : torch.Tensor
             float32, (vector, bucket): the folds are added to it.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, (bucket,): the weighted fold of what lies here.
         """
         step_signs = self._signs(step, self._sketch.seed)
-        rotation, rows = step_signs.split(self._sketch.sign_counts)
+        self._rotation_signs, rows = step_signs.split(self._sketch.sign_counts)
         self._buckets.zero_()
         weighted = Weighted(block_weights, rows, self._buckets)
         self._fold(which, fold_signs, folds, weighted)
-        self._rotation(self._buckets, rotation)
+        return self._buckets
+
+    def encode(self, *, signs: Tensor, scales: Tensor) -> None:
+        """Rotate the weighted fold, and keep its signs.
+
+        Parameters
+        ----------
+        signs : torch.Tensor
+            uint8, (bits / 8,); overwritten with the sketch's signs.
+        scales : torch.Tensor
+            float32, (block,); overwritten with its scales.
+        """
+        self._rotation(self._buckets, self._rotation_signs)
         onebit_torch.encode(self._buckets, signs=signs, scales=scales)

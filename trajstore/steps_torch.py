@@ -11,7 +11,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from trajstore.layout import BLOCK, Layout
+from trajstore.layout import BLOCK
+from trajstore.placement import Placement, local_part
 from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
@@ -56,45 +57,47 @@ class StepsOnDevice:
     ----------
     parameters : sequence of torch.Tensor
         The tensors that are followed.
-    layout : Layout
-        Their places in the flat vector.
+    placement : Placement
+        Which parts of the flat vector lie here.
     spec : RunSpec
         What is measured.
     rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 1 + basis, padded size): room for gradients; for the
+        float32, (`N_GRADIENTS` + 1 + basis, size): room for gradients; for the
         displacement; and the vectors of the basis, of which the reference is the first.
-        Padded as `trajstore.fold_torch.padded_size` says, with zeros.
+        Zero in the gaps.
     """
 
     N_GRADIENTS: ClassVar = len(TURNS)
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
-        layout: Layout,
+        parameters: Sequence[Tensor | None],
+        placement: Placement,
         spec: RunSpec,
         rows: Tensor,
     ) -> None:
-        self._parameters, self._layout = list(parameters), layout
+        self._parameters, self._placement = list(parameters), placement
         self._spec = spec
         device = rows.device
-        self._rows = rows[:, : layout.size]
-        self._displacement_views = self._views(self._rows[DISPLACEMENT])
-        self._reference_views = self._views(self._rows[REFERENCE])
+        self._rows = rows
+        self._displacement_views = placement.views(rows[DISPLACEMENT])
+        self._reference_views = placement.views(rows[REFERENCE])
         self._turns = [self._turn(row) for row in TURNS]
         self._row_of_gradient = 0
         blocks = self._rows.unflatten(1, (-1, BLOCK))
         self._displacement_factors = _factors(
             blocks[DISPLACEMENT], blocks[DISPLACEMENT:]
         )
-        self._layer_of_block = torch.from_numpy(layout.layer_of_block).to(device)
+        self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
         self._block_weights = torch.ones(rows.shape[1] // BLOCK, device=device)
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
-            sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+            sketch = Sketch(
+                size=placement.layout.size, bits=spec.sketch_bits, seed=spec.seed
+            )
             probes = Probes(fold=sketch.fold, count=spec.probes)
             pairs = [_with_displacement(rows, row) for row in TURNS]
-            self._sketch = SketchOnDevice(sketch, pairs)
+            self._sketch = SketchOnDevice(sketch, pairs, placement)
             self._probes = ProbesOnDevice(probes, 2, device)
 
     def start_window(self, window: int, weights: Tensor) -> None:
@@ -126,28 +129,34 @@ class StepsOnDevice:
     ) -> None:
         self._row_of_gradient = 1 - self._row_of_gradient
         views = self._turns[self._row_of_gradient]
-        _read(vectors, views.gradient_views)
+        held = self._placement.held
+        found = zip(held(vectors), held(self._parameters), strict=True)
+        _read(
+            [local_part(vector, like) for vector, like in found], views.gradient_views
+        )
         self.read_displacement()
         products = (
             _products(views.gradient_factors),
             _products(self._displacement_factors),
         )
         sums = self._by_layer(torch.cat(products, 1))[:, views.columns]
-        row["tables"][:, : sums.shape[1]].copy_(sums)
+        tables = row["tables"][:, : sums.shape[1]]
         if self._sketch is None:
+            tables.copy_(sums)
             row["gradient"].copy_(views.gradient)
             row["displacement"].copy_(self._rows[DISPLACEMENT])
             return
-        self._sketch(
+        buckets = self._sketch(
             self._row_of_gradient,
             number,
             self._block_weights,
-            signs=row["signs"],
-            scales=row["scales"],
             fold_signs=self._probes.row_signs,
             folds=self._probes.folds,
         )
         self._probes.write(row["probes"])
+        tables.copy_(sums)
+        self._placement.add_up(tables, buckets, row["probes"])
+        self._sketch.encode(signs=row["signs"], scales=row["scales"])
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.after_step`."""
@@ -155,7 +164,8 @@ class StepsOnDevice:
         with quiet(self._rows.device):
             self._subtract_displacement(views.update, views.update_views)
             sums = self._by_layer(_products(views.update_factors))
-            row["tables"][:, -sums.shape[1] :].copy_(sums)
+            tables = row["tables"][:, -sums.shape[1] :].copy_(sums)
+            self._placement.add_up(tables)
 
     @torch.no_grad()
     def is_where_last_step_led(self) -> bool:
@@ -163,9 +173,8 @@ class StepsOnDevice:
         # The same arithmetic gives the same bits; the gradient is not needed any more.
         views = self._turns[self._row_of_gradient]
         self._subtract_displacement(views.gradient, views.gradient_views)
-        return torch.equal(
-            views.gradient.view(torch.int32), views.update.view(torch.int32)
-        )
+        bits = views.gradient.view(torch.int32), views.update.view(torch.int32)
+        return self._placement.agree(here=torch.equal(*bits))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -190,6 +199,7 @@ class StepsOnDevice:
         self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
         both = torch.zeros(2, self._spec.probes, device=self._rows.device)
         self._probes.write(both)
+        self._placement.add_up(both)
         return both[1]
 
     def _turn(self, row: int) -> _Turn:
@@ -201,8 +211,8 @@ class StepsOnDevice:
         return _Turn(
             gradient=gradient,
             update=update,
-            gradient_views=self._views(gradient),
-            update_views=self._views(update),
+            gradient_views=self._placement.views(gradient),
+            update_views=self._placement.views(update),
             gradient_factors=_factors(blocks[row], blocks),
             update_factors=_factors(
                 blocks[1 - row], _with_displacement(blocks, 1 - row)
@@ -218,29 +228,21 @@ class StepsOnDevice:
 
     def _subtract_reference(self, views: list[Tensor]) -> None:
         """Fill views of a row with the parameters less the reference."""
+        parameters = self._placement.held(self._parameters)
         for view, parameter, reference in zip(
-            views, self._parameters, self._reference_views, strict=True
+            views, parameters, self._reference_views, strict=True
         ):
-            torch.sub(parameter, reference, out=view)
+            torch.sub(local_part(parameter), reference, out=view)
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Add up blocks tensor by tensor, float64 of shape (layer, column)."""
         sums = torch.zeros(
-            len(self._layout.names),
+            len(self._placement.layout.names),
             block_sums.shape[1],
             dtype=torch.float64,
             device=block_sums.device,
         )
         return sums.index_add_(0, self._layer_of_block, block_sums.double())
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a flat vector in the shapes of the parameters."""
-        return [
-            flat[offset : offset + parameter.numel()].view(parameter.shape)
-            for offset, parameter in zip(
-                self._layout.offsets.tolist(), self._parameters, strict=True
-            )
-        ]
 
 
 def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:

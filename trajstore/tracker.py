@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from trajstore import deltas_torch
-from trajstore.fold_torch import padded_size
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
+from trajstore.placement import Placement, all_here, local_part
 from trajstore.precision import quiet
 from trajstore.rows import measured_arrays
 from trajstore.schema import KEYFRAME_EVERY, RunSpec, table_columns
-from trajstore.sketch import Sketch
 from trajstore.steps_cpu import StepsOnCPU
 from trajstore.steps_torch import StepsOnDevice
 from trajstore.weights_torch import tensor_weights
@@ -61,33 +60,48 @@ class Tracker:
 
     Parameters
     ----------
-    parameters : sequence of torch.Tensor
-        The tensors that are followed, all on one device.
+    parameters : sequence of torch.Tensor or None
+        The tensors that are followed, all on one device; None for those that are on other
+        ranks.
     layout : Layout
         Their places in the flat vector.
     spec : RunSpec
         What is measured.
+    placement : Placement, optional
+        Which parts of them lie here; default: all.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], layout: Layout, spec: RunSpec
+        self,
+        parameters: Sequence[Tensor | None],
+        layout: Layout,
+        spec: RunSpec,
+        placement: Placement | None = None,
     ) -> None:
         self._parameters = list(parameters)
         self._layout, self._spec = layout, spec
-        self.device = parameters[0].device
-        sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
-        size = layout.size if spec.exact else padded_size(sketch.fold)
-        steps = steps_class(self.device)
+        self.device = next(p.device for p in parameters if p is not None)
+        self._placement = placement or all_here(layout)
+        size = self._placement.size
+        # The compiled loops read whole tensors.
+        is_whole = self._placement.group is None
+        steps = steps_class(self.device) if is_whole else StepsOnDevice
         rows = huge_zeros(steps.N_GRADIENTS + 1 + spec.basis, size, device=self.device)
-        self._steps = steps(self._parameters, layout, spec, rows)
-        self._frame = rows[steps.N_GRADIENTS :, : layout.size]
+        self._steps: StepsOnCPU | StepsOnDevice
+        if steps is StepsOnCPU:
+            whole = [p for p in parameters if p is not None]
+            self._steps = StepsOnCPU(whole, layout, spec, rows)
+        else:
+            self._steps = StepsOnDevice(parameters, self._placement, spec, rows)
+        self._frame = rows[steps.N_GRADIENTS :]
         blocks = self._frame.unflatten(1, (-1, BLOCK))
         self._factors = {
             "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
             "move": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:REFERENCE]),
             "reference": _factors(blocks[REFERENCE], blocks[REFERENCE : REFERENCE + 1]),
         }
-        self._layer_of_block = torch.from_numpy(layout.layer_of_block).to(self.device)
+        layers = self._placement.layer_of_block
+        self._layer_of_block = torch.from_numpy(layers).to(self.device)
         # Of tensors without elements the rms is 0, not 0 / 0.
         sizes = torch.from_numpy(layout.sizes).clamp(min=1)
         self._sizes = sizes.to(self.device, torch.float64)
@@ -108,8 +122,12 @@ class Tracker:
 
     @property
     def reference(self) -> Tensor:
-        """The decoded reference, float32 of shape ``(size,)``; changes with `move`."""
+        """What lies here of the decoded reference, float32; changes with `move`."""
         return self._frame[REFERENCE]
+
+    def keyframe(self) -> Tensor:
+        """Return the decoded reference; if all is here, the tracker's own vector."""
+        return self._placement.gather(self.reference)
 
     def allocate(self, n_rows: int) -> dict[str, Tensor]:
         """Room for the measurements of some steps.
@@ -147,7 +165,9 @@ class Tracker:
         self._add_reference_probes()
         n_layers = len(self._layout.names)
         return Reference(
-            codes=torch.zeros_like(self.reference, dtype=torch.int8),
+            codes=self._placement.gather(
+                torch.zeros_like(self.reference, dtype=torch.int8)
+            ),
             scales=self._zeros(self._layout.size // BLOCK),
             weights=self._zeros(n_layers).fill_(1.0),
             arrival=self._zeros(n_layers, 1 + self._spec.basis).fill_(torch.nan),
@@ -168,7 +188,7 @@ class Tracker:
     def _move(self) -> Reference:
         self._steps.read_displacement()
         arrival = self._by_layer(self._products("displacement"))
-        codes, scales = self._code_displacement()
+        codes, scales, all_scales = self._code_displacement()
         self._shift_basis(codes, scales)
         weights = tensor_weights(
             (self._by_layer(self._products("move"))[:, 0] / self._sizes).sqrt(),
@@ -181,7 +201,11 @@ class Tracker:
         self._n_gradients = 0
         self._add_reference_probes()
         return Reference(
-            codes, scales, weights, arrival.float(), self._reference_probes.clone()
+            self._placement.gather(codes),
+            all_scales,
+            weights,
+            arrival.float(),
+            self._reference_probes.clone(),
         )
 
     def restore(
@@ -239,16 +263,16 @@ class Tracker:
     @property
     def previous_gradient(self) -> Tensor:
         """The gradient of the last step, float32 of shape ``(size,)``; may be set."""
-        return self._steps.last_gradient
+        return self._placement.gather(self._steps.last_gradient)
 
     @previous_gradient.setter
     def previous_gradient(self, gradient: Tensor) -> None:
-        self._steps.last_gradient.copy_(gradient)
+        self._placement.spread(gradient, self._steps.last_gradient)
 
     def forget_previous_gradient(self) -> None:
         """Make what the next step is compared with unknown: NaN."""
-        for offset, size in zip(self._layout.offsets, self._layout.sizes, strict=True):
-            self._steps.last_gradient[offset : offset + size] = torch.nan
+        for view in self._placement.views(self._steps.last_gradient):
+            view.fill_(torch.nan)
 
     def displacement_sq(self) -> Tensor:
         """Squared distances to the reference by layer, float64 of shape (layer,)."""
@@ -273,7 +297,7 @@ class Tracker:
         self._steps.measure(self._gradients(scale), step, row)
 
     def _gradients(self, scale: Tensor | None) -> list[Tensor | None]:
-        gradients = [p.grad for p in self._parameters]
+        gradients = [None if p is None else p.grad for p in self._parameters]
         if scale is None:
             return gradients
         inverse = scale.double().reciprocal().float()
@@ -281,12 +305,14 @@ class Tracker:
 
     def gradient_norm(self, scale: Tensor | None) -> Tensor:
         """Return the norm of the gradients as they are, float32 on the device."""
-        found = [g for g in self._gradients(scale) if g is not None]
         with torch.no_grad():
-            squares = self._zeros(1).sum()
-            for gradient in found:
-                squares += gradient.to_dense().float().square().sum()
-            return squares.sqrt()
+            squares = self._zeros(1)
+            for gradient in self._placement.held(self._gradients(scale)):
+                if gradient is not None:
+                    dense = local_part(gradient).to_dense()
+                    squares += dense.float().square().sum()
+            self._placement.add_up(squares)
+            return squares.sqrt()[0]
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure what the step did to the parameters.
@@ -311,7 +337,7 @@ class Tracker:
             One step of what `allocate` returned; overwritten.
         """
         with self._steps.undisturbed():
-            self._steps.measure([p.grad for p in self._parameters], number, row)
+            self._steps.measure(self._gradients(None), number, row)
 
     def measure_update(
         self, number: int, step: Mapping[str, Tensor], row: Mapping[str, Tensor]
@@ -341,17 +367,24 @@ class Tracker:
         else:
             row["probes"][1].copy_(step["probes"][1])
 
-    def _updates(self) -> list[Tensor]:
+    def _updates(self) -> list[Tensor | None]:
         """Return the change of every parameter since `before_step`."""
-        updates = []
-        for offset, parameter in zip(
-            self._layout.offsets.tolist(), self._parameters, strict=True
-        ):
-            part = self._frame[:, offset : offset + parameter.numel()]
+        reference, displacement = (
+            self._placement.views(self._frame[row]) for row in (REFERENCE, DISPLACEMENT)
+        )
+        updates = iter(
             # As `after_step` computes it: near the reference both differences are exact.
-            flat = parameter.reshape(-1).float() - part[REFERENCE]
-            updates.append((flat - part[DISPLACEMENT]).view(parameter.shape))
-        return updates
+            (local_part(parameter).float() - r) - a
+            for parameter, r, a in zip(
+                self._placement.held(self._parameters),
+                reference,
+                displacement,
+                strict=True,
+            )
+        )
+        return [
+            None if piece is None else next(updates) for piece in self._placement.pieces
+        ]
 
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""
@@ -363,12 +396,31 @@ class Tracker:
             return self._by_layer(self._products("reference"))[:, 0]
 
     @torch.no_grad()
-    def parameters(self, elements: slice) -> Tensor:
-        """Return a part of the parameters, a new float32 tensor of shape ``(part,)``."""
+    def gathered_parameters(self) -> Callable[[slice], Tensor]:
+        """Get the parameters together.
+
+        Returns
+        -------
+        callable
+            Returns a part of them, float32 of shape ``(part,)``. If all of them are here
+            they are read where they are, and must not change until then; otherwise the
+            first rank has a copy in the host's memory, and others have nothing.
+        """
+        if self._placement.group is None:
+            return self._read_parameters
+        flat = self._zeros(self._placement.size)
+        held = self._placement.held(self._parameters)
+        for view, parameter in zip(self._placement.views(flat), held, strict=True):
+            view.copy_(local_part(parameter))
+        return self._placement.gather(flat).__getitem__
+
+    @torch.no_grad()
+    def _read_parameters(self, elements: slice) -> Tensor:
         part = self._zeros(elements.stop - elements.start)
         for offset, parameter in zip(
             self._layout.offsets.tolist(), self._parameters, strict=True
         ):
+            assert parameter is not None
             first = max(elements.start, offset)
             last = min(elements.stop, offset + parameter.numel())
             if first < last:
@@ -376,15 +428,26 @@ class Tracker:
                 part[first - elements.start : last - elements.start] = values
         return part
 
-    def _code_displacement(self) -> tuple[Tensor, Tensor]:
-        """Replace the displacement by its code, a chunk at a time; return the code."""
+    def _code_displacement(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Replace the displacement by its code, a chunk at a time.
+
+        Returns
+        -------
+        codes, scales : torch.Tensor
+            The code.
+        all_scales : torch.Tensor
+            Scales of all blocks, also of other ranks.
+        """
         vector = self._frame[DISPLACEMENT]
         codes = torch.empty_like(vector, dtype=torch.int8)
         scales = self._empty(len(vector) // BLOCK)
         for elements, blocks in self._chunks():
-            codes[elements], scales[blocks] = deltas_torch.encode(vector[elements])
+            scales[blocks] = deltas_torch.block_scales(vector[elements])
+        all_scales = self._placement.largest_of_blocks(scales)
+        for elements, blocks in self._chunks():
+            codes[elements] = deltas_torch.encode(vector[elements], scales[blocks])
             vector[elements] = deltas_torch.decode(codes[elements], scales[blocks])
-        return codes, scales
+        return codes, scales, all_scales
 
     def _shift_basis(self, codes: Tensor, scales: Tensor) -> None:
         """Move the reference and make the displacements from past references anew."""
@@ -414,12 +477,14 @@ class Tracker:
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Add up blocks tensor by tensor, float64 of shape (layer, column)."""
         sums = self._sizes.new_zeros(len(self._sizes), block_sums.shape[1])
-        return sums.index_add_(0, self._layer_of_block, block_sums.double())
+        sums.index_add_(0, self._layer_of_block, block_sums.double())
+        self._placement.add_up(sums)
+        return sums
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
         """Cut the vector into chunks, as elements and as blocks."""
         blocks = CHUNK.get(self.device.type, CHUNK["cuda"]) // BLOCK
-        n_blocks = self._layout.size // BLOCK
+        n_blocks = self._placement.size // BLOCK
         for first in range(0, n_blocks, blocks):
             last = min(first + blocks, n_blocks)
             yield slice(first * BLOCK, last * BLOCK), slice(first, last)

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from trajstore.placement import is_divided
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
 """What wrappers of modules add to names: `torch.compile`, and activation checkpoints."""
@@ -60,11 +63,13 @@ def trained_parameters(
         )
     parameters = {name: p for name, p in named.items() if id(p) in held}
     is_wrapper: Any = is_traceable_wrapper_subclass
-    if wrapped := [name for name, p in parameters.items() if is_wrapper(p)]:
+    if wrapped := [
+        name for name, p in parameters.items() if is_wrapper(p) and not is_divided(p)
+    ]:
         raise NotImplementedError(
             f"{len(wrapped)} parameters, {wrapped[0]!r} among them, are of the kind "
             f"{type(parameters[wrapped[0]]).__name__}, whose elements lie elsewhere. "
-            "Sharded parameters are not recorded: record an unsharded model."
+            "Ordinary tensors and DTensors, as FSDP2 makes them, can be recorded."
         )
     devices = {p.device for p in parameters.values()}
     if len(devices) > 1:
@@ -83,8 +88,26 @@ def trained_parameters(
 def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(model, Mapping):
         return dict(model)
-    module = model.module if isinstance(model, DistributedDataParallel) else model
-    return {WRAPPER.sub("", name): p for name, p in module.named_parameters()}
+    parameters = _unwrapped(model).named_parameters()
+    return {WRAPPER.sub("", name): p for name, p in parameters}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, and inside of what is around."""
+    compiled: Any = getattr(model, "_orig_mod", None)
+    if compiled is not None:
+        return _unwrapped(compiled)
+    if isinstance(model, DistributedDataParallel):
+        return _unwrapped(model.module)
+    return model
+
+
+def is_copy(model: object) -> bool:
+    """Whether another rank has the same model, under DistributedDataParallel, and records."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, DistributedDataParallel):
+        return False
+    return dist.get_rank(model.process_group) > 0
 
 
 def group_names(

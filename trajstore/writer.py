@@ -335,10 +335,13 @@ class Writer:
         self._write_vector(key, read)
         self._snapshots[name] = {"array": key, "step": step}
 
-    def write_final(self, read: Callable[[slice], Array], *, status: str) -> None:
-        """Write the last iterate and say how the run ended."""
-        self._write_vector("final", read)
-        self._has_final = True
+    def write_final(
+        self, read: Callable[[slice], Array] | None, *, status: str
+    ) -> None:
+        """Write the last iterate, if it is known, and say how the run ended."""
+        if read is not None:
+            self._write_vector("final", read)
+            self._has_final = True
         self._attributes["status"] = status
 
     def _write_vector(self, key: str, read: Callable[[slice], Array]) -> None:

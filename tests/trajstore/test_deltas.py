@@ -28,8 +28,9 @@ def encode_with(
     torch = pytest.importorskip("torch")
     from trajstore import deltas_torch
 
-    codes, scales = deltas_torch.encode(torch.from_numpy(difference))
-    return codes.numpy(), scales.numpy()
+    vector = torch.from_numpy(difference)
+    scales = deltas_torch.block_scales(vector)
+    return deltas_torch.encode(vector, scales).numpy(), scales.numpy()
 
 
 def decode_with(

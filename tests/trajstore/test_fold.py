@@ -1,4 +1,4 @@
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -199,9 +199,11 @@ def test_columns_of_weight_matrices_spread_over_the_buckets(width):
 
 @pytest.mark.parametrize("size", [*SIZES, pytest.param(9000, id="many rows")])
 @pytest.mark.parametrize("chunk", [1, 61 * 3, 5000, 1 << 20])
-def test_twin_folds_alike(size, chunk, monkeypatch):
+@pytest.mark.parametrize("n_spans", [1, 3])
+def test_twin_folds_alike(size, chunk, n_spans, monkeypatch):
     torch = pytest.importorskip("torch")
     from trajstore import fold_torch
+    from trajstore.placement import Span
 
     monkeypatch.setitem(fold_torch.CHUNK, "cpu", chunk)
     rng = np.random.default_rng(size)
@@ -210,12 +212,15 @@ def test_twin_folds_alike(size, chunk, monkeypatch):
     row_signs, weighted_signs = rng.choice(
         np.array([-1, 1], np.float32), (2, fold.n_rows)
     )
-    buffer = torch.zeros(3, fold_torch.padded_size(fold))
-    on_device = fold_torch.FoldOnDevice(fold, [torch.zeros_like(buffer), buffer])
+    n_blocks = -(-size // BLOCK)
+    buffer = torch.zeros(3, n_blocks * BLOCK)
+    borders = BLOCK * np.linspace(0, n_blocks, n_spans + 1).astype(int)
+    spans = [Span(a, a, b - a) for a, b in pairwise(borders.tolist())]
+    buffers = [torch.zeros_like(buffer), buffer]
+    on_device = fold_torch.FoldOnDevice(fold, buffers, spans)
     # Filled afterwards: calls fold what the buffer holds then.
     buffer[:, :size] = torch.from_numpy(vectors)
     before = buffer.clone()
-    n_blocks = buffer.shape[1] // BLOCK
     weights = rng.choice(np.array([0.25, 0.5, 1, 2], np.float32), n_blocks)
     expected = np.stack([fold(vector, row_signs) for vector in vectors])
     weights_by_element = np.repeat(weights, BLOCK)[:size]
@@ -232,12 +237,3 @@ def test_twin_folds_alike(size, chunk, monkeypatch):
     on_device(1, torch.from_numpy(row_signs), out)
     np.testing.assert_array_equal(out.numpy(), 3 * expected)
     assert torch.equal(buffer, before)
-
-
-def test_twin_pads_to_whole_rows_and_blocks():
-    pytest.importorskip("torch")
-    from trajstore.fold_torch import padded_size, row_length
-
-    # One row is as short as the vector; 34 rows of 61 are 2074 elements.
-    assert (row_length(make_fold(40)), padded_size(make_fold(40))) == (40, 1024)
-    assert (row_length(make_fold(2048)), padded_size(make_fold(2048))) == (61, 3072)

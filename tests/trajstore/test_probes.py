@@ -100,13 +100,14 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
 @pytest.mark.parametrize(("size", "buckets", "count"), SHAPES)
 def test_twin_probes_alike(size, buckets, count):
     torch = pytest.importorskip("torch")
-    from trajstore.fold_torch import FoldOnDevice, padded_size
+    from trajstore.fold_torch import FoldOnDevice
+    from trajstore.placement import Span
     from trajstore.probes_torch import ProbesOnDevice
 
     probes = make_probes(size, buckets, count)
     device = torch.device("cpu")
-    buffer = torch.zeros(2, padded_size(probes.fold))
-    fold = FoldOnDevice(probes.fold, [buffer])
+    buffer = torch.zeros(2, -(-size // 1024) * 1024)
+    fold = FoldOnDevice(probes.fold, [buffer], [Span(0, 0, size)])
     on_device = ProbesOnDevice(probes, 2, device)
     out = torch.zeros(2, count)
     for seed in (5, 6):

@@ -285,14 +285,15 @@ def test_a_zero_gradient_decodes_to_zeros():
 @pytest.mark.parametrize(("size", "bits"), TWIN_SHAPES)
 def test_twin_sketches_alike(size, bits):
     torch = pytest.importorskip("torch")
-    from trajstore.fold_torch import padded_size
-    from trajstore.layout import BLOCK
+    from trajstore.layout import BLOCK, Layout
+    from trajstore.placement import all_here
     from trajstore.sketch_torch import SketchOnDevice
 
     rng = np.random.default_rng(size)
     sketch = Sketch(size=size, bits=bits, seed=15)
-    buffer = torch.zeros(2, padded_size(sketch.fold))
-    on_device = SketchOnDevice(sketch, [buffer])
+    placement = all_here(Layout(("x",), ((size,),)))
+    buffer = torch.zeros(2, placement.size)
+    on_device = SketchOnDevice(sketch, [buffer], placement)
     weights = rng.choice(np.array([0.5, 1, 2], np.float32), buffer.shape[1] // BLOCK)
     by_element = np.repeat(weights, BLOCK)[:size]
     for step in (0, 77):
@@ -306,11 +307,10 @@ def test_twin_sketches_alike(size, bits):
             0,
             step,
             torch.from_numpy(weights),
-            signs=signs,
-            scales=scales,
             fold_signs=torch.from_numpy(fold_signs),
             folds=folds,
         )
+        on_device.encode(signs=signs, scales=scales)
         weighted = vectors[0] * by_element
         expected_signs, expected_scales = sketch.encode(weighted, step)
         np.testing.assert_allclose(scales.numpy(), expected_scales, rtol=2e-6)

@@ -154,7 +154,9 @@ def test_parameters_are_a_copy_in_float32():
     tracker, layout = make_tracker(parameters)
 
     cuts = [0, 3, 1030, layout.size]
-    parts = [tracker.parameters(slice(*cut)) for cut in itertools.pairwise(cuts)]
+    parts = [
+        tracker.gathered_parameters()(slice(*cut)) for cut in itertools.pairwise(cuts)
+    ]
     expected = layout.flatten({n: p.float().clone() for n, p in parameters.items()})
     disturb(parameters, 1.0, seed=0)
 
