@@ -230,6 +230,34 @@ class Placement:
             self._copy(start, buffer, out, into=out)
         out.mul_(mask)
 
+    def spread_over_blocks(self, whole: Tensor, out: Tensor) -> None:
+        """Give every rank the values of its blocks, which the first one has.
+
+        Parameters
+        ----------
+        whole : torch.Tensor
+            Shape ``(block,)`` on the first rank; ignored on others.
+        out : torch.Tensor
+            Shape ``(local block,)``; overwritten.
+        """
+        if self.group is None:
+            out.copy_(whole)
+            return
+        values = out.new_empty(self.layout.size // BLOCK)
+        if self.is_first:
+            values.copy_(whole)
+        dist.broadcast(values, group_src=0, group=self.group)
+        blocks = torch.from_numpy(self._blocks).to(out.device)
+        out[: len(blocks)] = values[blocks]
+
+    def tell(self, found: Any) -> Any:
+        """Return on every rank what the first one has found, small and picklable."""
+        if self.group is None:
+            return found
+        told = [found]
+        dist.broadcast_object_list(told, group_src=0, group=self.group)
+        return told[0]
+
     def _parts(self) -> Iterator[tuple[int, slice]]:
         for start in range(0, self.layout.size, GATHERED):
             yield start, slice(start, min(start + GATHERED, self.layout.size))

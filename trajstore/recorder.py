@@ -26,11 +26,15 @@ from trajstore.journal import Journal, replay
 from trajstore.location import is_remote
 from trajstore.placement import is_divided, place
 from trajstore.resumption import (
+    NOWHERE,
     Position,
+    Resumption,
     check_groups,
     check_state,
     make_state,
+    restore,
     take_up,
+    without_vectors,
 )
 from trajstore.row_buffer import (
     Entry,
@@ -250,11 +254,13 @@ class Recorder:
                 f"A journal is a local file, and {path} is not. Record to a directory, or "
                 "set flush_rows=1."
             )
-        self._state = check_state(resume) if isinstance(resume, Mapping) else None
-        self._step = _first_step(resume, _as_int(step), self._state)
         self._groups = group_names(parameters, optimizers)
-        if self._state is not None:
+        self._state = None
+        if isinstance(resume, Mapping) and placement.is_first:
+            self._state = check_state(resume)
             check_groups(self._state, self._groups)
+        first = placement.is_first and _first_step(resume, _as_int(step), self._state)
+        self._step: int = placement.tell(first)
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
             reference_every=reference_every,
@@ -263,7 +269,7 @@ class Recorder:
         self._optimizers = optimizers
         self._placement = placement
         if group is not None:
-            _check_divided(exact=exact, on_error=on_error, resume=resume)
+            _check_divided(exact=exact, on_error=on_error)
         self._tracker = Tracker(tensors, layout, self._spec, placement)
         self._reference_sq = torch.empty(0)
         self._hand_over: HandOver | Spectator
@@ -303,28 +309,39 @@ class Recorder:
         atexit.register(self._close_at_exit)
         self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
 
-    def _open_together(self, opening: Callable[[], str | None]) -> str | None:
+    def _open_together(self, opening: Callable[[], Resumption]) -> str | None:
         """Open the store where it is written, and go on only if that was done."""
-        doubt = error = None
+        found, error = Resumption(NOWHERE), None
         try:
             if self._placement.is_first:
-                doubt = self._background.call(opening)
+                found = self._background.call(opening)
             else:
-                self._look_on()
+                self._hand_over = Spectator(self._tracker.allocate)
+                self._snapshots, self._n_measured = set(), {}
         except BaseException as raised:  # noqa: BLE001 - is raised again below
             error = raised
         if not self._placement.agree(here=error is None):
             raise error or RuntimeError(
                 "The first rank could not open the store, and says why; nothing is recorded."
             )
-        return doubt
+        return self._go_on(found)
 
-    def _look_on(self) -> None:
-        """Take part in measuring; another rank writes."""
-        self._hand_over = Spectator(self._tracker.allocate)
-        self._epoch = self._epoch_start = self._next_window = self._n_windows = 0
-        self._pending, self._snapshots, self._n_measured = {}, set(), {}
-        self._started = time.monotonic()
+    def _go_on(self, found: Resumption) -> str | None:
+        """Bring everything to where the recording begins; return what is doubtful."""
+        told = without_vectors(found), self._snapshots, self._n_measured
+        of_first, self._snapshots, self._n_measured = self._placement.tell(told)
+        if not self._placement.is_first:
+            found = of_first
+        doubt = restore(self._tracker, found)
+        position = found.position
+        self._epoch, self._epoch_start = position.epoch, position.epoch_start
+        self._n_windows = found.n_windows
+        self._next_window = position.next_window
+        if self._n_windows > 0:
+            self._reference_sq = self._tracker.reference_sq()
+        self._pending = dict(position.pending)
+        self._started = time.monotonic() - position.wall_time
+        return doubt
 
     def _open(
         self,
@@ -335,8 +352,8 @@ class Recorder:
         journal: bool,
         flush_rows: int,
         flush_seconds: float,
-    ) -> str | None:
-        """Open the store and find the recording's position; return what is doubtful."""
+    ) -> Resumption:
+        """Open the store and find where the recording goes on."""
         state, self._state = self._state, None
         created = state["created"] if state is not None and self._step > 0 else None
         self._writer = Writer(
@@ -348,7 +365,7 @@ class Recorder:
             attrs=self._attrs,
         )
         try:
-            doubt = self._find_position(state, resume=resume)
+            found = self._find_position(state, resume=resume)
             self._writer.commit()
             self._hand_over = HandOver(
                 self._writer,
@@ -363,37 +380,29 @@ class Recorder:
         except BaseException:
             self._writer.close()
             raise
-        return doubt
+        return found
 
     def _find_position(
         self, state: Mapping[str, Any] | None, *, resume: bool
-    ) -> str | None:
-        """Bring everything to where the recording begins; return what is doubtful."""
-        position, doubt = Position(step=0, pending={}), None
+    ) -> Resumption:
+        """Find where the recording goes on."""
+        found = Resumption(NOWHERE)
         if resume:
             self._recover()
-            position, doubt = take_up(
+            found = take_up(
                 self._writer,
-                self._tracker,
                 spec=self._spec,
                 windows=self._windows,
                 step=self._step,
                 state=state,
             )
-        self._epoch, self._epoch_start = position.epoch, position.epoch_start
-        self._n_windows = self._writer.n_windows
-        self._next_window = position.next_window
-        if self._n_windows > 0:
-            self._reference_sq = self._tracker.reference_sq()
-        self._pending = dict(position.pending)
         # One that was taken where the checkpoint was may be taken again.
         taken = self._writer.snapshots
         self._snapshots = {name for name in taken if taken[name] < self._step}
         self._n_measured = {
             name: table.n_rows for name, table in self._writer.measurements.items()
         }
-        self._started = time.monotonic() - position.wall_time
-        return doubt
+        return found
 
     def _recover(self) -> None:
         """Commit what a journal holds beyond the store, and delete it."""
@@ -929,15 +938,9 @@ def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def _check_divided(
-    *, exact: bool, on_error: str, resume: Mapping[str, Any] | bool
-) -> None:
+def _check_divided(*, exact: bool, on_error: str) -> None:
     """Refuse what is not there for parameters that are divided among ranks."""
-    found = {
-        "exact=True": exact,
-        "on_error='warn'": on_error == "warn",
-        "resume": bool(resume),
-    }
+    found = {"exact=True": exact, "on_error='warn'": on_error == "warn"}
     if given := [name for name, is_given in found.items() if is_given]:
         raise NotImplementedError(
             f"Parameters that are divided among ranks are not recorded with "

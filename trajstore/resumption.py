@@ -1,8 +1,9 @@
 """Go on with a recording where a checkpoint left it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -134,16 +135,68 @@ def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str
     return problems
 
 
+class Restoration(NamedTuple):
+    """What a tracker needs to go on in a window.
+
+    Attributes
+    ----------
+    window : int
+        Which window.
+    keyframe : torch.Tensor
+        float32, (size,): the reference last stored in full.
+    codes : callable
+        Returns codes and scales of the reference of a window.
+    weights, probes, gradient_energies : torch.Tensor
+        See `trajstore.tracker.Tracker.restore`.
+    """
+
+    window: int
+    keyframe: Tensor
+    codes: Callable[[int], tuple[Tensor, Tensor]]
+    weights: Tensor
+    probes: Tensor
+    gradient_energies: Tensor
+
+
+class Resumption(NamedTuple):
+    """Where and with what a recording goes on.
+
+    Attributes
+    ----------
+    position : Position
+        Where.
+    n_windows : int
+        How many windows have begun.
+    restoration : Restoration or None
+        What the tracker needs; None before the first window.
+    previous_gradient : torch.Tensor or None
+        That of the step before, None if it is not known.
+    expected_sq : float
+        Squared distance to the reference that the last step led to; NaN if not known.
+    scale : float
+        What the distance's rounding is relative to.
+    """
+
+    position: Position
+    n_windows: int = 0
+    restoration: Restoration | None = None
+    previous_gradient: Tensor | None = None
+    expected_sq: float = math.nan
+    scale: float = math.nan
+
+
+NOWHERE: Final = Position(step=0, pending={})
+
+
 def take_up(
     writer: Writer,
-    tracker: Tracker,
     *,
     spec: RunSpec,
     windows: Windows,
     step: int,
     state: Mapping[str, Any] | None,
-) -> tuple[Position, str | None]:
-    """Rewind a store to a step, and bring the tracker to where it was then.
+) -> Resumption:
+    """Rewind a store to a step, and find what is needed to go on from there.
 
     What the store lacks before that step becomes rows of NaN; they are counted in the
     store's ``resumes``.
@@ -152,8 +205,6 @@ def take_up(
     ----------
     writer : Writer
         Of the store; is committed.
-    tracker : Tracker
-        Newly made.
     spec : RunSpec
         What is recorded.
     windows : Windows
@@ -165,10 +216,8 @@ def take_up(
 
     Returns
     -------
-    position : Position
-        Where to go on.
-    doubt : str or None
-        Why the parameters can hardly be those that the step before led to.
+    Resumption
+        For `restore`.
     """
     if state is not None:
         snapshots, measured = state["snapshots"], state["measured"]
@@ -185,18 +234,76 @@ def take_up(
     )
     _append_missing(writer, spec, position)
     writer.commit()
-    if writer.n_windows > 0:
-        _restore(writer, tracker, spec)
-    if state is not None:
-        tracker.previous_gradient = state["previous_gradient"]
-    elif step > 0:
-        tracker.forget_previous_gradient()
+    found = Resumption(
+        replace(position, next_window=step),
+        writer.n_windows,
+        _restoration(writer, spec) if writer.n_windows > 0 else None,
+        state["previous_gradient"] if state is not None else None,
+    )
     if not 0 < step == n_found:
         # After a gap, as at the beginning, nothing is known but the parameters.
-        return replace(position, next_window=step), None
+        return found
     next_window = windows.next_start(step, position.epoch_start)
-    position = replace(position, next_window=next_window)
-    return position, _doubt(writer, tracker, spec)
+    expected_sq, scale = _expected_sq(writer, spec)
+    return found._replace(
+        position=replace(position, next_window=next_window),
+        expected_sq=expected_sq,
+        scale=scale,
+    )
+
+
+def without_vectors(found: Resumption) -> Resumption:
+    """Leave out what is as long as the parameters, for ranks that are told of it."""
+    restoration, gradient = found.restoration, found.previous_gradient
+    if restoration is not None:
+        restoration = restoration._replace(keyframe=NOTHING, codes=_no_codes)
+    return found._replace(
+        restoration=restoration,
+        previous_gradient=None if gradient is None else NOTHING,
+    )
+
+
+NOTHING: Final = torch.empty(0)
+
+
+def _no_codes(_window: int) -> tuple[Tensor, Tensor]:
+    """Take the place of what reads codes where there is no store."""
+    return NOTHING, NOTHING
+
+
+def restore(tracker: Tracker, found: Resumption) -> str | None:
+    """Bring a tracker to where a recording goes on.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        Newly made; of divided parameters those of all ranks do this together.
+    found : Resumption
+        As `take_up` returned it.
+
+    Returns
+    -------
+    str or None
+        Why the parameters can hardly be those that the step before led to.
+    """
+    position = found.position
+    if found.restoration is not None:
+        tracker.restore(*found.restoration)
+    if found.previous_gradient is not None:
+        tracker.previous_gradient = found.previous_gradient
+    elif position.step > 0:
+        tracker.forget_previous_gradient()
+    if not math.isfinite(found.expected_sq):
+        return None
+    found_sq = float(to_numpy(tracker.displacement_sq()).sum())
+    if abs(found_sq - found.expected_sq) <= MOVED * found.scale:
+        return None
+    return (
+        f"The parameters are not those that step {position.step - 1} led to: their "
+        f"distance to the last reference is {max(found_sq, 0) ** 0.5:.4g}, expected "
+        f"{max(found.expected_sq, 0) ** 0.5:.4g}. Load the checkpoint of step "
+        f"{position.step} into the model before the recorder is made."
+    )
 
 
 def _measured_before(writer: Writer, step: int) -> dict[str, int]:
@@ -242,8 +349,8 @@ def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:
     )
 
 
-def _restore(writer: Writer, tracker: Tracker, spec: RunSpec) -> None:
-    """Bring the tracker into the last window of the store."""
+def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
+    """Read what a tracker needs to go on in the last window of the store."""
     window = writer.n_windows - 1
     keyframe = max(window - 1, 0) // KEYFRAME_EVERY
 
@@ -259,7 +366,7 @@ def _restore(writer: Writer, tracker: Tracker, spec: RunSpec) -> None:
     # Rows of steps that were not recorded say nothing of gradients.
     scalars = writer.read("scalars", slice(int(start), writer.n_steps))
     is_recorded = np.isfinite(scalars).any(1)
-    tracker.restore(
+    return Restoration(
         window,
         row("references/keyframes", keyframe),
         codes,
@@ -269,28 +376,26 @@ def _restore(writer: Writer, tracker: Tracker, spec: RunSpec) -> None:
     )
 
 
-def _doubt(writer: Writer, tracker: Tracker, spec: RunSpec) -> str | None:
-    """Compare the distance to the reference with what the last step led to."""
+def _expected_sq(writer: Writer, spec: RunSpec) -> tuple[float, float]:
+    """Return the squared distance to the reference that the last step led to, and more.
+
+    Returns
+    -------
+    expected_sq : float
+        The squared distance.
+    scale : float
+        What its rounding is relative to.
+    """
     last = slice(writer.n_steps - 1, writer.n_steps)
     table, columns = (
         writer.read("tables", last)[0].astype(np.float64),
         table_columns(spec),
     )
     before, update_sq, update = (
-        table[:, columns[name].start].sum()
+        float(table[:, columns[name].start].sum())
         for name in ("displacement_sq", "update_sq", "update_dot_displacement")
     )
-    expected = before + 2 * update + update_sq
-    found = float(to_numpy(tracker.displacement_sq()).sum())
-    scale = before + 2 * abs(update) + update_sq
-    if not np.isfinite(expected) or abs(found - expected) <= MOVED * scale:
-        return None
-    return (
-        f"The parameters are not those that step {last.start} led to: their distance to "
-        f"the last reference is {max(found, 0) ** 0.5:.4g}, expected "
-        f"{max(expected, 0) ** 0.5:.4g}. Load the checkpoint of step {writer.n_steps} into "
-        "the model before the recorder is made."
-    )
+    return before + 2 * update + update_sq, before + 2 * abs(update) + update_sq
 
 
 def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:

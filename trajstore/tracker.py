@@ -236,7 +236,7 @@ class Tracker:
             float32, (step, layer): |g|^2 of the steps of the window so far.
         """
         with quiet(self.device):
-            self.reference.copy_(keyframe)
+            self._placement.spread(keyframe, self.reference)
             first = max(window - 1, 0) // KEYFRAME_EVERY * KEYFRAME_EVERY
             for earlier in range(first + 1, window):
                 self._add(self.reference, *self._on_device(codes(earlier)))
@@ -258,7 +258,11 @@ class Tracker:
             self._n_gradients = len(gradient_energies)
 
     def _on_device(self, code: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return code[0].to(self.device), code[1].to(self.device)
+        codes = torch.zeros_like(self.reference, dtype=torch.int8)
+        self._placement.spread(code[0], codes)
+        scales = self._zeros(self._placement.size // BLOCK)
+        self._placement.spread_over_blocks(code[1], scales)
+        return codes, scales
 
     @property
     def previous_gradient(self) -> Tensor:

@@ -8,6 +8,7 @@ under ddp its part of them.
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -82,11 +83,28 @@ def main(directory: str, n_steps: int, kinds: list[str]) -> None:
             continue
         trained = model if kind == "whole" else divided(kind, model)
         optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
-        with Recorder(path, trained, optimizer, **OPTIONS) as recorder:
-            for step in range(n_steps):
+        first, resume = 0, {}
+        if "INTERRUPT_AT" in os.environ:
+            first = int(os.environ["INTERRUPT_AT"])
+            resume = interrupted(path, kind, trained, optimizer, first)
+        with Recorder(path, trained, optimizer, **resume, **OPTIONS) as recorder:
+            for step in range(first, n_steps):
                 train_step(kind, trained, optimizer, recorder, step)
     if "RANK" in os.environ:
         dist.destroy_process_group()
+
+
+def interrupted(
+    path: str, kind: str, model: Any, optimizer: Any, n_steps: int
+) -> dict[str, Any]:
+    """Record some steps, fail, and return how to go on."""
+    recorder = Recorder(path, model, optimizer, **OPTIONS)
+    with suppress(KeyboardInterrupt), recorder:
+        for step in range(n_steps):
+            train_step(kind, model, optimizer, recorder, step)
+        state = recorder.state_dict()
+        raise KeyboardInterrupt
+    return {"resume": state}
 
 
 def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) -> None:

@@ -139,6 +139,22 @@ def test_a_rank_that_dies_leaves_a_sound_store(tmp_path: Path):
     assert not list(problems(run))
 
 
+@pytest.mark.parametrize("step", [9, 12])
+def test_resumed_equals_uninterrupted(step: int, stores: Stores, tmp_path: Path):
+    """In the midst of a window, and where one begins."""
+    done = launch(2, tmp_path, "fsdp", INTERRUPT_AT=str(step))
+    assert done.returncode == 0, done.stderr
+    expected, run = open_run(stores["fsdp", 2]), open_run(tmp_path / "fsdp.zarr")
+    for name in ("signs", "scales", "tables", "references/codes", "probe_scales"):
+        np.testing.assert_array_equal(run.array(name)[:], expected.array(name)[:])
+    whole = slice(0, run.layout.size)
+    np.testing.assert_array_equal(
+        run.vector("final", whole), expected.vector("final", whole)
+    )
+    again, expected = (r.measured("again") for r in (run, expected))
+    np.testing.assert_array_equal(again.array("signs")[:], expected.array("signs")[:])
+
+
 def test_options_that_divided_models_lack(tmp_path: Path):
     done = launch(2, tmp_path, "fsdp", RECORD_EXACTLY="1")
     assert done.returncode != 0
