@@ -40,6 +40,7 @@ IMMATERIAL: Final = (
 """Settings that do not change what is trained."""
 
 COUNTER_EXAMPLES: Final = ("alm", "sm")
+NO_NETWORKS: Final = (*COUNTER_EXAMPLES, "halfspace")
 """Workloads that are no training of a network."""
 
 
@@ -158,7 +159,8 @@ def _values(runs: Iterable[Run], factor: str) -> set[Any]:
 
 def _order(value: Any) -> Any:
     """Put numbers in order, and optimizers and controls as they are listed."""
-    names = ("sgd", "momentum", "adam", "none", "random-labels", "noise-gradients")
+    optimizers = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
+    names = (*optimizers, "none", "random-labels", "noise-gradients")
     return names.index(value) if value in names else value
 
 
@@ -209,7 +211,7 @@ def models(runs: Sequence[Run]) -> list[Run]:
 def data_sets(runs: Sequence[Run]) -> list[Run]:
     """Choose one base run for every data set; those of counter-examples are none."""
     chosen: dict[str, Run] = {}
-    plain = [run for run in plain_runs(runs) if family(run) not in COUNTER_EXAMPLES]
+    plain = [run for run in plain_runs(runs) if family(run) not in NO_NETWORKS]
     counts = Counter(training(run)["workload"] for run in plain)
     for name, run in sorted(
         base_runs(plain).items(), key=lambda item: -counts[item[0]]

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -20,10 +20,13 @@ from train.looking import (
     undisturbed,
 )
 from train.observer import Log, Observer, Track
+from train.optim.ngn import NGN
+from train.optim.normalized_sgd import NormalizedSGD
+from train.optim.sps_max import SPSmax
 from train.schedules import learning_rate, weight_decay
 from train.tasks import Task
 from train.training import Training
-from train.workloads import WORKLOADS
+from train.workloads import WORKLOADS, check_width
 
 Save = Callable[[dict[str, Any], Log], None]
 """Takes what is needed to go on, and the observer, after every epoch."""
@@ -32,6 +35,9 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
     "momentum": partial(SGD, momentum=0.9),
     "adam": Adam,
+    "nsgd": NormalizedSGD,
+    "spsmax": SPSmax,
+    "ngn": NGN,
 }
 
 
@@ -70,8 +76,8 @@ def train(
     Raises
     ------
     ValueError
-        If the workload has no data of the kind, or less than a batch; or as its data set
-        raises it.
+        If the workload has no data of the kind, or less than a batch, or no width to
+        choose; or as its data set raises it.
     """
     workload = WORKLOADS[training.workload]
     if training.data not in workload.notes:
@@ -79,12 +85,12 @@ def train(
             f"{training.workload} has no {training.data} data, only "
             f"{' and '.join(workload.notes)}."
         )
+    check_width(training)
     torch.manual_seed(training.seed)
     splits = workload.data(training)
     model = workload.model(splits, training).to(_device(training))
-    optimizer = OPTIMIZERS[training.optimizer](
-        model.parameters(), lr=training.lr, weight_decay=training.weight_decay
-    )
+    # Weight decay is set before every step, as learning rates are.
+    optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
     data: Dataset[Any] = splits.train
     if training.control == "random-labels":
         data = RandomLabels(data, training.seed)
@@ -205,8 +211,10 @@ class _Loop:
             group["lr"] = learning_rate(training, step, self.steps_per_epoch)
             group["weight_decay"] = weight_decay(training, step, self.steps_per_epoch)
         optimizer.zero_grad()
+        loss: Tensor | float
         if training.full_batch:
-            observer.log(loss=accumulate_gradients(self._model, self._task, batches))
+            loss = accumulate_gradients(self._model, self._task, batches)
+            observer.log(loss=loss)
         else:
             [(inputs, targets)] = batches
             outputs = self._model(inputs)
@@ -217,7 +225,10 @@ class _Loop:
             clip_grad_norm_(self._model.parameters(), training.clip)
         if training.control == "noise-gradients":
             replace_by_noise(self._model.parameters(), training.seed, step)
-        optimizer.step()
+        if isinstance(optimizer, SPSmax | NGN):
+            optimizer.step(loss=loss)
+        else:
+            optimizer.step()
 
     def _measure_fixed(self, observer: Log) -> None:
         """Measure the gradients of the fixed batches, in training mode."""

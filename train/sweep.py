@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.training import Training
-from train.workloads import WORKLOADS
+from train.workloads import WORKLOADS, check_width
 
 DIRECTORY = files("train") / "sweeps"
 
@@ -123,6 +123,7 @@ def _runs(
             )
         try:
             training = replace(WORKLOADS[workload].settings, **(settings | changes))
+            check_width(training)
         except ValueError as error:
             raise ValueError(f"{name}: {label}: {error}") from error
         yield Planned(label, training, updates)

@@ -23,17 +23,23 @@ class Training:
         Passes over the training data.
     batch_size : int
         Examples in a step; an incomplete last batch is dropped.
-    optimizer : {"sgd", "momentum", "adam"}
-        Plain SGD, SGD with a momentum of 0.9, or Adam (0.9, 0.999).
+    optimizer : {"sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"}
+        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or those of `train.optim`:
+        normalised SGD with a momentum of 0.9, SPSmax, NGN.
     lr : float
-        Learning rate; the largest one where it changes.
+        Learning rate; the largest one where it changes. The length of a step with nsgd, the
+        largest step size with spsmax and ngn.
     weight_decay : float
-        Added to the gradient, times the parameters, by the optimizer.
-    schedule : {"constant", "cosine", "last-epoch-tenth"}
-        Of the learning rate: cosine falls to 0, step by step; the last divides it, and
-        the weight decay, by ten for the last epoch.
+        Added to the gradient, times the parameters, by the optimizer; 0 with those of
+        `train.optim`.
+    schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
+        Of the learning rate: cosine falls to 0, step by step; the third divides it, and
+        the weight decay, by ten for the last epoch; one-cycle rises from a part of it and
+        falls; the last falls with the power -3/4 of the steps.
     warmup_epochs : int
         Epochs in which the learning rate rises linearly.
+    width : int or None
+        Of the layer whose width the workload leaves open; None where it leaves none open.
     seed : int
         Fixes initial parameters, the order of examples, and all else that is random.
     control : {"none", "random-labels", "noise-gradients"}
@@ -61,11 +67,14 @@ class Training:
     data_dir: str | None = None
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "momentum", "adam"]
+    optimizer: Literal["sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"]
     lr: float
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "last-epoch-tenth"] = "constant"
+    schedule: Literal[
+        "constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"
+    ] = "constant"
     warmup_epochs: int = 0
+    width: int | None = None
     seed: int = 0
     control: Literal["none", "random-labels", "noise-gradients"] = "none"
     clip: float | None = None
@@ -94,6 +103,7 @@ class Training:
             "weight_decay": (self.weight_decay, 0),
             "warmup_epochs": (self.warmup_epochs, 0),
             "measure_every": (self.measure_every, 0),
+            "width": (1 if self.width is None else self.width, 1),
             "clip": (1 if self.clip is None else self.clip, 0),
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
@@ -101,6 +111,11 @@ class Training:
             # Also where it is not a number.
             if not value >= bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
+        if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
+            raise ValueError(
+                f"weight_decay: expected 0 with {self.optimizer}, whose step size is that "
+                f"of the loss alone, got {self.weight_decay}."
+            )
 
 
 WORDS: Final = {

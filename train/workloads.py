@@ -1,13 +1,10 @@
 """What can be trained: each with its model, its data and its settings."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from torch import nn
-
 from train import counter_examples
+from train.alpha_beta import ALPHA_BETA
 from train.data import Splits
 from train.data.cifar10 import cifar10
 from train.data.digits import digits
@@ -15,74 +12,36 @@ from train.data.english import VOCABULARY, english
 from train.data.imagenet import imagenet
 from train.data.vaihingen import vaihingen
 from train.data.wikitext2 import wikitext2
+from train.models.cnn import cnn
 from train.models.imagenet_resnet import (
     imagenet_resnet18,
     imagenet_resnet50,
     imagenet_resnet152,
 )
+from train.models.lstm import LSTMLanguageModel
 from train.models.mlp import medium_mlp, mlp
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.models.segnet import segnet
 from train.models.transformer import LanguageModel
 from train.models.unet import unet
 from train.models.word_language_model import word_language_model
-from train.tasks import CLASSIFICATION, LANGUAGE, Task, descent
+from train.tasks import CLASSIFICATION, LANGUAGE, descent
 from train.training import Training
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """A model on a data set.
-
-    Attributes
-    ----------
-    summary : str
-        What it is, in one line.
-    settings : Training
-        How it is trained if nothing else is asked for.
-    notes : mapping from str to str
-        What the data are, by the kinds of data that there are: true, embedded.
-    task : Task
-        The loss, and what else is logged.
-    data : callable
-        Returns the data of a training.
-    model : callable
-        Returns a new model for data and training, drawn from torch's random stream.
-    """
-
-    summary: str
-    settings: Training
-    notes: Mapping[str, str]
-    task: Task
-    data: Callable[[Training], Splits]
-    model: Callable[[Splits, Training], nn.Module]
-
+from train.workload import Workload, embedded, published
 
 CONTEXT: Final = 64
 """Characters in a sequence of English."""
 
 
-def _embedded(
-    summary: str, task: Task, note: str, data: Any, model: Any, **settings: Any
-) -> Workload:
-    """Describe a workload whose data are always at hand."""
-    return Workload(
-        summary=summary,
-        settings=Training(data="embedded", **settings),
-        notes={"embedded": f"{note}, embedded"},
-        task=task,
-        data=data,
-        model=model,
-    )
-
-
 def _digits(summary: str, workload: str, model: Any, **settings: Any) -> Workload:
-    return _embedded(
+    return embedded(
         summary,
         CLASSIFICATION,
         "scikit-learn's digits, 8 x 8",
         lambda _: Splits(*digits(), 10),
-        lambda *_: model(),
+        lambda _, training: (
+            model() if training.width is None else model(width=training.width)
+        ),
         workload=workload,
         epochs=25,
         batch_size=64,
@@ -114,11 +73,20 @@ _OWN: Final = {
     "digits-mlp": _digits(
         "a fully connected network on digits",
         "digits-mlp",
-        partial(mlp, [64, 512, 512, 10]),
+        lambda width: mlp([64, width, width, 10]),
         optimizer="sgd",
         lr=0.05,
+        width=512,
     ),
-    "english-transformer": _embedded(
+    "digits-cnn": _digits(
+        "two convolutions and a linear layer on digits",
+        "digits-cnn",
+        partial(cnn, 1, 8, 10),
+        optimizer="momentum",
+        lr=0.02,
+        width=64,
+    ),
+    "english-transformer": embedded(
         "a transformer language model on English text",
         LANGUAGE,
         "Python's own English documentation",
@@ -130,7 +98,21 @@ _OWN: Final = {
         optimizer="adam",
         lr=1e-3,
     ),
-    "alm": _embedded(
+    "english-lstm": embedded(
+        "three LSTM layers, for characters of English text",
+        LANGUAGE,
+        "Python's own English documentation",
+        lambda _: Splits(english(CONTEXT), None, VOCABULARY),
+        lambda _, training: LSTMLanguageModel(VOCABULARY, dim=64, width=training.width),
+        workload="english-lstm",
+        epochs=2,
+        batch_size=32,
+        optimizer="nsgd",
+        lr=1.0,
+        schedule="cosine",
+        width=128,
+    ),
+    "alm": embedded(
         "asymmetric linear model: convex and stochastic",
         descent(counter_examples.asymmetric_rmse),
         "normal random numbers",
@@ -142,7 +124,7 @@ _OWN: Final = {
         optimizer="sgd",
         lr=0.05,
     ),
-    "sm": _embedded(
+    "sm": embedded(
         "sinusoidal mixture: deterministic, not convex",
         descent(counter_examples.value),
         "no data: a function",
@@ -157,27 +139,8 @@ _OWN: Final = {
 }
 
 
-def _published(
-    summary: str,
-    task: Task,
-    notes: tuple[str, str],
-    load: Any,
-    model: Any,
-    **settings: Any,
-) -> Workload:
-    """Describe a workload of the paper."""
-    return Workload(
-        summary=summary,
-        settings=Training(**settings),
-        notes={"true": notes[0], "embedded": f"{notes[1]}, embedded"},
-        task=task,
-        data=lambda training: load(training.data, training.data_dir),
-        model=model,
-    )
-
-
 def _cifar(summary: str, workload: str, model: Any) -> Workload:
-    return _published(
+    return published(
         summary,
         CLASSIFICATION,
         ("CIFAR-10", "digits of 32 x 32 in the place of CIFAR-10"),
@@ -194,7 +157,7 @@ def _cifar(summary: str, workload: str, model: Any) -> Workload:
 
 
 def _imagenet(summary: str, workload: str, model: Any, width: float = 1) -> Workload:
-    return _published(
+    return published(
         summary,
         CLASSIFICATION,
         ("ImageNet-1K", "digits of 32 x 32 in the place of ImageNet-1K"),
@@ -213,7 +176,7 @@ def _imagenet(summary: str, workload: str, model: Any, width: float = 1) -> Work
 
 
 def _vaihingen(summary: str, workload: str, model: Any) -> Workload:
-    return _published(
+    return published(
         summary,
         CLASSIFICATION,
         ("ISPRS Vaihingen", "generated shapes in the place of Vaihingen"),
@@ -265,7 +228,7 @@ _PAPER: Final = {
     "imagenet-resnet152": _imagenet(
         "ResNet-152 on ImageNet", "imagenet-resnet152", imagenet_resnet152
     ),
-    "wikitext2-transformer": _published(
+    "wikitext2-transformer": published(
         "a transformer of 12 layers on WikiText-2",
         LANGUAGE,
         ("WikiText-2", "Python's documentation in the place of WikiText-2"),
@@ -290,8 +253,28 @@ of its seed experiment, and the clipping of the language model, are those of the
 code. That measures gradients before they are clipped, and ours are recorded after: gamma is
 the same, RSI and EB are smaller by the factor."""
 
-WORKLOADS: Final[dict[str, Workload]] = {**_OWN, **_PAPER}
+WORKLOADS: Final[dict[str, Workload]] = {**_OWN, **_PAPER, **ALPHA_BETA}
 """By name."""
+
+
+def check_width(training: Training) -> None:
+    """Refuse a width where nothing has one to choose, and none where something has.
+
+    Parameters
+    ----------
+    training : Training
+        Of a workload that there is.
+
+    Raises
+    ------
+    ValueError
+        If it has a width and must not, or has none and must.
+    """
+    name, width = training.workload, training.width
+    if width is not None and WORKLOADS[name].settings.width is None:
+        raise ValueError(f"width: {name} leaves none open, got {width}; leave it out.")
+    if width is None and WORKLOADS[name].settings.width is not None:
+        raise ValueError(f"width: {name} needs a whole number, got nothing.")
 
 
 def settings_of(name: str) -> Training:

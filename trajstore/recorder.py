@@ -848,11 +848,13 @@ class Recorder:
         return lambda elements: to_numpy(read(elements))
 
     def _learning_rates(self) -> dict[str, Scalar]:
+        # Some optimizers choose a size for every step, beside what "lr" says.
         rates = {}
         groups = [group for o in self._optimizers for group in o.param_groups]
         for i, group in enumerate(groups):
-            if "lr" in group:
-                rates[f"lr_{i}" if i else "lr"] = to_scalar("lr", group["lr"])
+            for name in RATES:
+                if name in group:
+                    rates[f"{name}_{i}" if i else name] = to_scalar(name, group[name])
         return rates
 
     def _check_open(self) -> None:
@@ -908,6 +910,9 @@ class SilentRecorder(Recorder):
 UPDATE: Final = "update"
 """The measurement of what steps change."""
 
+RATES: Final = ("lr", "step_size")
+"""What is recorded of the groups of the optimizer."""
+
 RESERVED: Final = frozenset(DESCRIPTIONS) | {
     *("step", "epoch", "iteration", "window", "layer", "basis")
 }
@@ -917,11 +922,11 @@ RESERVED: Final = frozenset(DESCRIPTIONS) | {
 def _to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
     """Check and copy what is to be recorded with a row."""
     for name in values:
-        if name in RESERVED or name.startswith("lr_"):
+        if name in RESERVED or name.startswith(("lr_", "step_size_")):
             raise ValueError(
                 f"The name {name!r} is taken: the recorder records it by itself. "
-                "Choose another; taken are those that begin with 'lr_' and "
-                f"{sorted(RESERVED)}."
+                "Choose another; taken are those that begin with 'lr_' or "
+                f"'step_size_' and {sorted(RESERVED)}."
             )
     return {name: to_scalar(name, value) for name, value in values.items()}
 

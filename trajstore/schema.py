@@ -39,6 +39,7 @@ DERIVED_TABLE: Final = ("param_sq", "grad_dot_param")
 
 DESCRIPTIONS: Final = {
     "lr": ("learning rate", "1"),
+    "step_size": ("what the optimizer multiplied the gradient with", "1"),
     "wall_time": ("time since the recording began", "s"),
     "grad_norm": ("norm of the sampled gradient", "1"),
     "update_norm": ("norm of the change of the parameters in the step", "1"),

@@ -14,7 +14,7 @@ from analyzers.plots.path_geometry import LABELS
 from analyzers.results import store_geometry
 from analyzers.theory import guaranteed_decrease, linear_rate, step_bound
 from analyzers.trainings import (
-    COUNTER_EXAMPLES,
+    NO_NETWORKS,
     data_title,
     family,
     plain_runs,
@@ -128,7 +128,7 @@ def theory_and_data(runs: Sequence[Run], shown: Shown) -> list[Panel]:
         for run in plain_runs(runs)
         if training(run)["optimizer"] == "sgd"
         and not training(run)["weight_decay"]
-        and family(run) not in COUNTER_EXAMPLES
+        and family(run) not in NO_NETWORKS
     ][:1]
     names = [f"{data_title(run)}: {training(run)['workload']}" for run in chosen]
     curves = [c for run in chosen for c in _decreases(run, shown)]

@@ -1,7 +1,7 @@
 """Sweeps: plain files of runs, of which what is done is not done again."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,32 @@ def test_the_embedded_sweep_changes_one_factor_at_a_time():
     assert len({t.epochs for t in resnets if not t.full_batch}) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "workload", "factor", "values", "n_seeds"),
+    [
+        ("width-mlp", "fmnist-mlp", "width", {2**k for k in range(5, 13)}, 4),
+        ("width-cnn", "cifar-cnn", "width", {2**k for k in range(5, 12)}, 4),
+        ("batch-resnet9", "cifar100-resnet9", "batch_size", {64, 128, 256, 512}, 4),
+        ("optimizers", "cifar100-resnet9", "optimizer", {"sgd", "momentum", "adam"}, 4),
+        ("embedded", "digits-mlp", "width", {32, 128, 512, 2048}, 2),
+    ],
+)
+def test_sweeps_of_the_alpha_beta_paper_change_one_factor_and_the_seed(
+    name: str, workload: str, factor: str, values: set[Any], n_seeds: int
+):
+    trainings = [run.training for run in load_sweep(f"alpha-beta-{name}").runs]
+    found = [(getattr(t, factor), t.seed) for t in trainings]
+    assert sorted(found) == sorted((v, s) for v in values for s in range(n_seeds))
+    free = {factor, "seed", "lr"} if factor == "optimizer" else {factor, "seed"}
+    base = WORKLOADS[workload].settings
+    for training in trainings:
+        changed = {k for k, v in asdict(training).items() if v != getattr(base, k)}
+        assert changed <= free
+    if factor == "optimizer":
+        rates = {t.optimizer: t.lr for t in trainings}
+        assert rates == {"sgd": 0.01, "momentum": 0.01, "adam": 1e-4}
+
+
 def test_settings_and_changes_reach_the_runs(file: Path):
     one, two = load_sweep(str(file), max_steps=5).runs
     assert (one.name, one.training.seed, one.training.max_steps) == ("one", 0, 5)
@@ -100,6 +126,15 @@ def test_settings_and_changes_reach_the_runs(file: Path):
         (("epochs = 2", 'epochs = "2"'), "one: epochs: expected a whole number"),
         (("seed = 7", 'control = "noise"'), "two: control: expected one of"),
         (("updates = true", "updates = 1"), "two: updates: expected true or false"),
+        (("seed = 7", "width = 0"), "two: width: expected at least 1, got 0"),
+        (
+            ("seed = 7", 'optimizer = "ngn"\nweight_decay = 0.1'),
+            r"two: weight_decay: expected 0 with ngn, .* got 0\.1",
+        ),
+        (
+            ('"digits-mlp"\nepochs', '"digits-resnet"\nwidth = 3\nepochs'),
+            "one: width: digits-resnet leaves none open, got 3; leave it out",
+        ),
         (("summary =", "summary"), r"mine\.toml is no TOML: .* line 2"),
         ((SWEEP, 'summary = "none"'), r"expected tables \[\[runs\]\], got None"),
     ],
@@ -290,6 +325,8 @@ def test_every_workload_trains_on_its_stand_in(
     settings = WORKLOADS[name].settings
     batch_size = min(2, settings.batch_size)
     settings = replace(settings, data="embedded", batch_size=batch_size, max_steps=2)
+    if settings.width is not None:
+        settings = replace(settings, width=16)
     recording.record(settings, tmp_path / "run.zarr", basis=1, **SMALL)
     run = open_run(tmp_path / "run.zarr")
     assert (run.n_steps, run.status) == (2, "complete")

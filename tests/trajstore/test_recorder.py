@@ -884,7 +884,17 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
         yield recorder
 
 
-TAKEN = ["lr", "lr_1", "step", "epoch", "iteration", "window", "layer"]
+TAKEN = [
+    "lr",
+    "lr_1",
+    "step_size",
+    "step_size_1",
+    "step",
+    "epoch",
+    "iteration",
+    "window",
+    "layer",
+]
 TAKEN += ["wall_time", "grad_norm", "update_norm", "param_norm"]
 
 

@@ -142,12 +142,34 @@ def labels_of(table: Any, column: str, n_classes: int, title: str) -> Tensor:
     """
     labels = torch.tensor(table[column][:], dtype=torch.int64)
     declared = getattr(table.features[column], "num_classes", n_classes)
-    if declared != n_classes or (
-        len(labels) and not 0 <= labels.min() <= labels.max() < n_classes
-    ):
-        found = declared if declared != n_classes else int(labels.max()) + 1
-        raise ValueError(f"{title} has {n_classes} classes, but found {found}.")
+    if declared != n_classes:
+        raise ValueError(f"{title} has {n_classes} classes, but found {declared}.")
+    check_labels(labels, n_classes, title)
     return labels
+
+
+def check_labels(labels: Tensor, n_classes: int, title: str) -> None:
+    """Refuse labels of other classes.
+
+    Parameters
+    ----------
+    labels : torch.Tensor
+        int64, shape (example,).
+    n_classes : int
+        How many classes there should be.
+    title : str
+        Of the data set, for messages.
+
+    Raises
+    ------
+    ValueError
+        If there are labels outside of 0 to ``n_classes - 1``.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(
+            f"{title} has {n_classes} classes, but found labels from {low} to {high}."
+        )
 
 
 def picture(table: Any, index: int, column: str, title: str) -> Any:

@@ -65,24 +65,28 @@ def normalized(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 RGB: Final = 3
 
 
-def digits_as_photographs(size: int) -> tuple[TensorDataset, TensorDataset]:
-    """Return digits as colour images, for what expects such: a stand-in.
+def digits_as_photographs(
+    size: int, n_channels: int = RGB
+) -> tuple[TensorDataset, TensorDataset]:
+    """Return digits as larger images, in colour, for what expects such: a stand-in.
 
     Parameters
     ----------
     size : int
         Height and width.
+    n_channels : int, default: 3
+        All alike.
 
     Returns
     -------
     train, validation : torch.utils.data.TensorDataset
-        float32, shape (3, size, size), centred, with ten classes.
+        float32, shape (n_channels, size, size), centred, with ten classes.
     """
     parts = []
     for part in digits():
         images, labels = part.tensors
         large = F.interpolate(images, (size, size), mode="bilinear")
         parts.append(
-            TensorDataset((large - 0.3).expand(-1, RGB, -1, -1) / 0.35, labels)
+            TensorDataset((large - 0.3).expand(-1, n_channels, -1, -1) / 0.35, labels)
         )
     return parts[0], parts[1]

@@ -19,7 +19,9 @@ datasets = pytest.importorskip("datasets")
 
 from PIL import Image
 
-from train.data.cifar10 import MEAN, STD, cifar10
+from train.data.cifar10 import MEAN, STD, cifar10, whole_cifar10
+from train.data.cifar100 import CIFAR100, cifar100
+from train.data.fashion_mnist import fashion_mnist
 from train.data.imagenet import imagenet
 from train.data.vaihingen import vaihingen
 from train.data.wikitext2 import wikitext2
@@ -39,7 +41,12 @@ def png(pixels: Any) -> bytes:
 
 
 def write_table(
-    path: Path, images: str, classes: list[int], n_classes: int, size: int = 32
+    path: Path,
+    images: str,
+    classes: list[int],
+    n_classes: int,
+    size: int = 32,
+    label: str = "label",
 ) -> Any:
     """Write images of one colour for each class as the hub's tables have them."""
     rng = np.random.default_rng(0)
@@ -47,11 +54,11 @@ def write_table(
     features = datasets.Features(
         {
             images: datasets.Image(),
-            "label": datasets.ClassLabel(names=[str(i) for i in range(n_classes)]),
+            label: datasets.ClassLabel(names=[str(i) for i in range(n_classes)]),
         }
     )
     table = datasets.Dataset.from_dict(
-        {images: [{"bytes": png(p), "path": None} for p in pixels], "label": classes},
+        {images: [{"bytes": png(p), "path": None} for p in pixels], label: classes},
         features=features,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +88,46 @@ def test_cifar10_is_read_from_the_hubs_files(tmp_path: Path):
     again, _ = splits.train[0]
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+def test_cifar100_is_read_from_the_hubs_files(tmp_path: Path):
+    labels = [0, 99, 41, 7]
+    where = tmp_path / "data" / "cifar100"
+    for name, part in (("train", labels), ("test", labels[:2])):
+        path = where / f"{name}-00000-of-00001.parquet"
+        pixels = write_table(path, "img", part, 100, label="fine_label")
+    splits = cifar100("true", str(tmp_path / "data"))
+    assert splits.n_classes == 100
+    assert splits.validation is not None
+    assert [int(splits.train[i][1]) for i in range(4)] == labels
+    image, label = splits.validation[1]
+    mean, std = (t[:, None, None] for t in (CIFAR100.mean, CIFAR100.std))
+    found = ((image * std + mean) * 255).round().numpy()
+    np.testing.assert_array_equal(found, pixels[1].transpose(2, 0, 1))
+    assert int(label) == 99
+
+
+def test_fashion_mnist_is_read_from_the_hubs_files(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=[str(i) for i in range(10)]),
+        }
+    )
+    pixels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    rows = [{"bytes": png(p), "path": None} for p in pixels]
+    table = datasets.Dataset.from_dict({"image": rows, "label": [3, 0, 9]}, features)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        table.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    splits = fashion_mnist("true", str(tmp_path / "data"))
+    for split in (splits.train, splits.validation):
+        assert split is not None
+        image, label = split[2]
+        found = ((image[0] * 0.3530 + 0.2860) * 255).round().numpy()
+        np.testing.assert_array_equal(found, pixels[2])
+        assert int(label) == 9
 
 
 def is_crop_of(image: Any, whole: Any, padding: int = 4) -> bool:
@@ -277,13 +324,18 @@ def is_part_of(target: Any, whole: Any) -> bool:
 def read(name: str, directory: str | None) -> Any:
     return {
         "cifar10": cifar10,
+        "cifar100": cifar100,
+        "fashion_mnist": fashion_mnist,
         "imagenet": imagenet,
         "wikitext2": wikitext2,
         "vaihingen": vaihingen,
     }[name]("true", directory)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenet", "wikitext2", "vaihingen"])
+@pytest.mark.parametrize(
+    "name",
+    ["cifar10", "cifar100", "fashion_mnist", "imagenet", "wikitext2", "vaihingen"],
+)
 @pytest.mark.parametrize("place", ["nowhere", "empty", None])
 def test_missing_data_say_what_to_do(tmp_path: Path, name: str, place: str | None):
     (tmp_path / "empty").mkdir()
@@ -369,6 +421,9 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path: Path):
     write_table(path, "img", list(range(12)), 12)
     with pytest.raises(ValueError, match="CIFAR-10 has 10 classes, but found 12"):
         read("cifar10", str(path.parent))
+    write_table(path, "img", [0, 1], 20, label="fine_label")
+    with pytest.raises(ValueError, match="CIFAR-100 has 100 classes, but found 20"):
+        read("cifar100", str(path.parent))
 
 
 def test_a_missing_split_is_named(tmp_path: Path):
@@ -411,6 +466,9 @@ def test_tiles_of_other_colours_or_sizes_are_refused(tmp_path: Path):
     ("load", "shape", "target_shape"),
     [
         (cifar10, (3, 32, 32), ()),
+        (whole_cifar10, (3, 32, 32), ()),
+        (cifar100, (3, 32, 32), ()),
+        (fashion_mnist, (1, 28, 28), ()),
         (imagenet, (3, 32, 32), ()),
         (wikitext2, (32,), (32,)),
         (vaihingen, (3, 32, 32), (32, 32)),
@@ -429,3 +487,11 @@ def test_stand_ins_have_the_form_of_what_they_stand_for(
     targets = torch.stack([splits.train[i][1] for i in range(100)])
     assert 0 <= int(targets.min()) <= int(targets.max()) < splits.n_classes
     assert len(targets.unique()) > 5
+
+
+def test_every_word_of_wikitext2_can_be_known(tmp_path: Path):
+    write_text(tmp_path / "data")
+    splits = wikitext2("true", str(tmp_path / "data"), context=35, min_frequency=1)
+    # Those of the sentence, of the title, and of the last line.
+    assert splits.n_classes == 2 + 5 + 2 + 3
+    assert splits.train[0][0].shape == (35,)

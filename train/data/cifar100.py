@@ -1,0 +1,56 @@
+"""CIFAR-100: 60,000 colour images of 32 x 32 pixels in a hundred classes.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. There is no
+augmentation: the loss of a batch is to be computed again, elsewhere on the path.
+"""
+
+from typing import Final, Literal
+
+import torch
+
+from train.data import Splits
+from train.data.cifar import SIZE, Cifar, as_they_are
+from train.data.hub import Source
+from train.data.images import digits_as_photographs
+
+CIFAR100: Final = Cifar(
+    source=Source(
+        title="CIFAR-100",
+        repository="uoft-cs/cifar100",
+        config=None,
+        columns=("img", "fine_label"),
+        files="its train-*.parquet and test-*.parquet, or cifar-100-python",
+    ),
+    image="img",
+    label="fine_label",
+    n_classes=100,
+    folder="cifar-100-python",
+    files={"train": ("train",), "test": ("test",)},
+    labels=b"fine_labels",
+    mean=torch.tensor([0.5071, 0.4865, 0.4409]),
+    std=torch.tensor([0.2673, 0.2564, 0.2762]),
+)
+
+
+def cifar100(data: Literal["true", "embedded"], directory: str | None) -> Splits:
+    """Load CIFAR-100, or digits in its place.
+
+    Parameters
+    ----------
+    data : {"true", "embedded"}
+        Which of them.
+    directory : str or None
+        See `train.data.cifar.images_and_labels`.
+
+    Returns
+    -------
+    Splits
+        Images (3, 32, 32), a hundred classes, of which the digits use ten; the test images
+        as validation data.
+    """
+    if data == "embedded":
+        return Splits(*digits_as_photographs(SIZE), CIFAR100.n_classes)
+    train, test = (
+        as_they_are(CIFAR100, split, directory) for split in ("train", "test")
+    )
+    return Splits(train, test, CIFAR100.n_classes)

@@ -1,0 +1,173 @@
+"""Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in ten classes.
+
+H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+Learning Algorithms", 2017. arXiv 1708.07747.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.data import Splits
+from train.data.hub import (
+    Source,
+    check_labels,
+    labels_of,
+    load_tables,
+    picture,
+    split_of,
+)
+from train.data.images import Images, digits_as_photographs, normalized
+
+SOURCE: Final = Source(
+    title="Fashion-MNIST",
+    repository="zalando-datasets/fashion_mnist",
+    config=None,
+    columns=("image", "label"),
+    files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+    "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, or its *.parquet",
+)
+N_CLASSES: Final = 10
+SIZE: Final = 28
+
+MEAN: Final = torch.tensor([0.2860])
+STD: Final = torch.tensor([0.3530])
+"""Of the pixels of the training images."""
+
+UNSIGNED_BYTES: Final = b"\0\0\x08"
+"""How a file in IDX begins, by the kind of its elements."""
+
+PREFIXES: Final = {"train": "train", "test": "t10k"}
+KINDS: Final = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
+
+
+def fashion_mnist(data: Literal["true", "embedded"], directory: str | None) -> Splits:
+    """Load Fashion-MNIST, or digits in its place.
+
+    Parameters
+    ----------
+    data : {"true", "embedded"}
+        Which of them.
+    directory : str or None
+        Holds the four original files, compressed or not, or the ``FashionMNIST`` of
+        torchvision; or see `train.data.hub.load_tables`.
+
+    Returns
+    -------
+    Splits
+        Images (1, 28, 28), ten classes; the test images as validation data.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there; says what to download.
+    ValueError
+        If it is damaged, or something else.
+    """
+    if data == "embedded":
+        return Splits(*digits_as_photographs(SIZE, n_channels=1), N_CLASSES)
+    folder = _folder(directory)
+    if folder is None:
+        tables = load_tables(SOURCE, directory)
+        parts = [_from_table(tables, split) for split in PREFIXES]
+    else:
+        parts = [_from_files(folder, split) for split in PREFIXES]
+    change = partial(normalized, mean=MEAN, std=STD)
+    train, test = (Images(*part, change) for part in parts)
+    return Splits(train, test, N_CLASSES)
+
+
+def _folder(directory: str | None) -> Path | None:
+    """Find the original files, there or where torchvision puts them."""
+    if directory is None:
+        return None
+    root = Path(directory)
+    for folder in (root, root / "raw", root / "FashionMNIST" / "raw"):
+        if any(_paths(folder, f"{PREFIXES['train']}-{KINDS['images']}")):
+            return folder
+    return None
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    """Return the files of a name that there are: unpacked, compressed."""
+    paths = (folder / name, folder / f"{name}.gz")
+    return [path for path in paths if path.is_file()]
+
+
+def _from_files(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Read images (example, 1, 28, 28) and labels from the original files."""
+    images, labels = (
+        _read(folder, f"{PREFIXES[split]}-{name}") for name in KINDS.values()
+    )
+    if images.shape != (len(labels), SIZE, SIZE) or labels.ndim != 1:
+        raise ValueError(
+            f"{folder} has {split} images of the shape {images.shape} and labels of "
+            f"{labels.shape}, expected ({SIZE}, {SIZE}) for each label."
+        )
+    classes = torch.from_numpy(labels).long()
+    check_labels(classes, N_CLASSES, SOURCE.title)
+    return torch.from_numpy(images)[:, None], classes
+
+
+def _read(folder: Path, name: str) -> Any:
+    """Read an array of bytes in IDX: kind, number of dimensions, lengths, elements."""
+    found = _paths(folder, name)
+    if not found:
+        raise FileNotFoundError(
+            f"{SOURCE.title}: {folder / name} is missing, packed as .gz or not; images "
+            "and labels, for training and test, belong together."
+        )
+    path = found[0]
+    try:
+        content = (
+            gzip.decompress(path.read_bytes())
+            if path.suffix == ".gz"
+            else path.read_bytes()
+        )
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked ({error}); download it again."
+        ) from error
+    array = _array(content)
+    if array is None:
+        raise ValueError(
+            f"{path} is no array of bytes in the format IDX, or is cut off; download it "
+            "again."
+        )
+    return array
+
+
+def _array(content: bytes) -> Any:
+    """Return the array of what a file in IDX says, None if it is none of bytes."""
+    start = 4 + 4 * content[3] if len(content) > 3 else 0
+    if content[:3] != UNSIGNED_BYTES or len(content) < start:
+        return None
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        return None
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _from_table(tables: Any, split: str) -> tuple[Tensor, Tensor]:
+    """Decode images (example, 1, 28, 28) and labels of the hub's tables."""
+    table = split_of(tables, split, SOURCE.title)
+    labels = labels_of(table, "label", N_CLASSES, SOURCE.title)
+    images = np.empty((len(table), SIZE, SIZE), np.uint8)
+    for i in range(len(table)):
+        image = picture(table, i, "image", SOURCE.title)
+        if image.size != (SIZE, SIZE):
+            raise ValueError(
+                f"Image {i} of {SOURCE.title} has {image.size} pixels, expected "
+                f"{(SIZE, SIZE)}."
+            )
+        # Three equal channels.
+        images[i] = np.asarray(image)[..., 0]
+    return torch.from_numpy(images)[:, None], labels
