@@ -1,5 +1,6 @@
 """What tests and doctests share: a small recorded training."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +13,25 @@ import pytest
 HAS_TORCH = find_spec("torch") is not None
 STEPS_PER_EPOCH, EPOCHS = 12, 5
 
+# Libraries of Hugging Face neither look for their hub nor tell it of themselves.
+os.environ |= {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+collect_ignore = [
+    f"trajstore/integrations/{name}.py"
+    for name in ("accelerate", "lightning", "transformers")
+    if find_spec(name) is None
+]
 if not HAS_TORCH:
     # `make no-torch` tests what analysis rests on; these modules record and train.
-    collect_ignore_glob = ["trajstore/*_torch.py", "train/*", "tests/train/*"]
-    collect_ignore = [
+    collect_ignore_glob = [
+        *("trajstore/*_torch.py", "trajstore/integrations/*"),
+        *("train/*", "tests/train/*"),
+    ]
+    collect_ignore += [
         f"trajstore/{name}.py"
         for name in (
             *("huge_pages", "kernels", "precision", "recorder"),

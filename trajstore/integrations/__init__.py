@@ -1,0 +1,1 @@
+"""Recording from the loops of other libraries; each module needs its library."""
