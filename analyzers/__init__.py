@@ -1,6 +1,8 @@
 """Measures of a recorded training path: datasets in, datasets and figures out."""
 
+from analyzers._arrays.deep_linear import half_time, mode_strength, time_of_steps
 from analyzers.average_of_epochs import average_of_epochs
+from analyzers.deep_linear import linear_modes
 from analyzers.distance_travelled import distance_travelled
 from analyzers.epoch_means import epoch_means
 from analyzers.lagged_gradients import lagged_gradients
@@ -20,11 +22,15 @@ __all__ = [
     "epoch_means",
     "excess_gamma",
     "guaranteed_decrease",
+    "half_time",
     "lagged_gradients",
+    "linear_modes",
     "linear_rate",
     "locally_optimal_lr",
+    "mode_strength",
     "path_geometry",
     "random_walk_gamma",
     "step_bound",
     "store_geometry",
+    "time_of_steps",
 ]

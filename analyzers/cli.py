@@ -1,6 +1,7 @@
 """Command line: one sub-command for every analysis."""
 
 from analyzers.commands.geometry import geometry
+from analyzers.commands.linear import linear
 from analyzers.commands.paper import figure, paper
 from trajstore.command_line import run_command_line
 
@@ -8,7 +9,7 @@ from trajstore.command_line import run_command_line
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"geometry": geometry, "figure": figure, "paper": paper},
+        {"geometry": geometry, "linear": linear, "figure": figure, "paper": paper},
         prog="traj-analyze",
         description="Measure recorded training paths.",
     )

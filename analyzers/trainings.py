@@ -27,6 +27,15 @@ FOLLOWING: Final[Mapping[str, tuple[str, ...]]] = {
 """Settings that are allowed to change with another: learning rates are tuned to batches
 and optimizers."""
 
+CONTROLS: Final = (
+    "none",
+    "random-labels",
+    "label-noise",
+    "noise-gradients",
+    "random-walk",
+)
+"""Controls, from what can be learnt by heart to what depends on nothing."""
+
 RESULTS: Final = ".analysis.zarr"
 """How the stores of results end that `analyzers.store_geometry` writes."""
 
@@ -42,6 +51,9 @@ IMMATERIAL: Final = (
 COUNTER_EXAMPLES: Final = ("alm", "sm")
 NO_NETWORKS: Final = (*COUNTER_EXAMPLES, "halfspace")
 """Workloads that are no training of a network."""
+
+SOLVABLE: Final = "deep-linear-"
+"""How workloads begin whose training is known in closed form; they stand for no other."""
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[Run]:
@@ -114,7 +126,9 @@ def plain_runs(runs: Iterable[Run]) -> list[Run]:
     return [
         run
         for run in runs
-        if training(run)["control"] == "none" and not training(run)["full_batch"]
+        if training(run)["control"] == "none"
+        and not training(run)["full_batch"]
+        and not training(run)["workload"].startswith(SOLVABLE)
     ]
 
 
@@ -160,7 +174,7 @@ def _values(runs: Iterable[Run], factor: str) -> set[Any]:
 def _order(value: Any) -> Any:
     """Put numbers in order, and optimizers and controls as they are listed."""
     optimizers = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
-    names = (*optimizers, "none", "random-labels", "noise-gradients")
+    names = (*optimizers, *CONTROLS)
     return names.index(value) if value in names else value
 
 

@@ -1,6 +1,7 @@
 """The training loop of all workloads."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from train.controls import RandomLabels, replace_by_noise
+from train.controls import RandomLabels, replace_by_noise, with_label_noise
 from train.looking import (
     Batch,
     accumulate_gradients,
@@ -89,12 +90,15 @@ def train(
     torch.manual_seed(training.seed)
     splits = workload.data(training)
     model = workload.model(splits, training).to(_device(training))
+    if training.control == "random-walk":
+        # The steps of a walk depend on nothing, and so neither on steps before them.
+        training = replace(training, optimizer="sgd", weight_decay=0.0)
     # Weight decay is set before every step, as learning rates are.
     optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
     data: Dataset[Any] = splits.train
     if training.control == "random-labels":
         data = RandomLabels(data, training.seed)
-    loop = _Loop(training, model, optimizer, workload.task, data)
+    loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
     first = 0
     if start is not None:
         first = start["epoch"]
@@ -151,6 +155,8 @@ class _Loop:
         The loss.
     data : Dataset
         What is learnt from.
+    n_classes : int
+        That there are in it.
     """
 
     def __init__(
@@ -160,9 +166,10 @@ class _Loop:
         optimizer: Optimizer,
         task: Task,
         data: Dataset[Any],
+        n_classes: int,
     ) -> None:
         self._training, self._model, self._task = training, model, task
-        self._optimizer, self._data = optimizer, data
+        self._optimizer, self._data, self._n_classes = optimizer, data, n_classes
         self._loader = DataLoader(
             data,
             training.batch_size,
@@ -212,6 +219,8 @@ class _Loop:
             group["weight_decay"] = weight_decay(training, step, self.steps_per_epoch)
         optimizer.zero_grad()
         loss: Tensor | float
+        if training.control == "label-noise":
+            batches = with_label_noise(batches, self._n_classes, training.seed, step)
         if training.full_batch:
             loss = accumulate_gradients(self._model, self._task, batches)
             observer.log(loss=loss)
@@ -225,6 +234,8 @@ class _Loop:
             clip_grad_norm_(self._model.parameters(), training.clip)
         if training.control == "noise-gradients":
             replace_by_noise(self._model.parameters(), training.seed, step)
+        if training.control == "random-walk":
+            replace_by_noise(self._model.parameters(), training.seed, step, norm=1.0)
         if isinstance(optimizer, SPSmax | NGN):
             optimizer.step(loss=loss)
         else:

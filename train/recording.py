@@ -169,5 +169,6 @@ def checkpoint_path(out: Path) -> Path:
 
 def attrs(training: Training) -> dict[str, Any]:
     """Return what a store keeps: how to repeat a training, and what its data are."""
-    note = WORKLOADS[training.workload].notes[training.data]
-    return {"training": asdict(training), "data": note}
+    workload = WORKLOADS[training.workload]
+    note, facts = workload.notes[training.data], workload.facts(training)
+    return {"training": asdict(training), "data": note, **facts}

@@ -42,8 +42,10 @@ class Training:
         Of the layer whose width the workload leaves open; None where it leaves none open.
     seed : int
         Fixes initial parameters, the order of examples, and all else that is random.
-    control : {"none", "random-labels", "noise-gradients"}
-        Permute all labels once; or replace each gradient by noise of the same norm.
+    control : {"none", "random-labels", "label-noise", "noise-gradients", "random-walk"}
+        Permute all labels once; or draw them anew for every step; or replace each gradient
+        by noise of the same norm; or by a random direction of norm 1, followed by plain
+        SGD without weight decay, whatever else is asked for.
     clip : float or None
         Largest norm of the gradient; longer ones are scaled down before they are recorded.
     full_batch : bool
@@ -76,7 +78,9 @@ class Training:
     warmup_epochs: int = 0
     width: int | None = None
     seed: int = 0
-    control: Literal["none", "random-labels", "noise-gradients"] = "none"
+    control: Literal[
+        "none", "random-labels", "label-noise", "noise-gradients", "random-walk"
+    ] = "none"
     clip: float | None = None
     full_batch: bool = False
     measure_every: int = 0

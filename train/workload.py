@@ -11,6 +11,10 @@ from train.tasks import Task
 from train.training import Training
 
 
+def _no_facts(_training: Training) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A model on a data set.
@@ -29,6 +33,8 @@ class Workload:
         Returns the data of a training.
     model : callable
         Returns a new model for data and training, drawn from torch's random stream.
+    facts : callable
+        Returns what else is known of a training's data, for the store's ``attrs``.
     """
 
     summary: str
@@ -37,6 +43,7 @@ class Workload:
     task: Task
     data: Callable[[Training], Splits]
     model: Callable[[Splits, Training], nn.Module]
+    facts: Callable[[Training], dict[str, Any]] = _no_facts
 
 
 def embedded(

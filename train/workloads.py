@@ -1,9 +1,10 @@
 """What can be trained: each with its model, its data and its settings."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from train import counter_examples
+from train import counter_examples, deep_linear
 from train.alpha_beta import ALPHA_BETA
 from train.data import Splits
 from train.data.cifar10 import cifar10
@@ -50,6 +51,36 @@ def _digits(summary: str, workload: str, model: Any, **settings: Any) -> Workloa
 
 
 _DIGITS_RESNET: Final = {"optimizer": "momentum", "lr": 0.02, "weight_decay": 5e-4}
+
+
+def _deep_linear(depth: int, start: Literal["aligned", "random"]) -> Workload:
+    ending = "" if start == "aligned" else f"-{start}"
+    described = embedded(
+        f"a linear network of {depth} layers, {start} small weights",
+        descent(deep_linear.half_sum),
+        "whitened random numbers",
+        lambda training: deep_linear.linear_data(training.seed),
+        lambda _, training: deep_linear.deep_linear(
+            training.seed, depth=depth, start=start
+        ),
+        workload=f"deep-linear-{depth}{ending}",
+        epochs=80,
+        batch_size=1,
+        optimizer="sgd",
+        lr=0.005,
+    )
+    return replace(described, facts=deep_linear.facts)
+
+
+_DEEP_LINEAR: Final = {
+    workload.settings.workload: workload
+    for workload in (
+        _deep_linear(depth, start)
+        for start in ("aligned", "random")
+        for depth in (2, 3, 4)
+    )
+}
+"""A mode is learnt within 1 % of the gradient flow at this learning rate."""
 
 _OWN: Final = {
     "digits-resnet": _digits(
@@ -253,7 +284,12 @@ of its seed experiment, and the clipping of the language model, are those of the
 code. That measures gradients before they are clipped, and ours are recorded after: gamma is
 the same, RSI and EB are smaller by the factor."""
 
-WORKLOADS: Final[dict[str, Workload]] = {**_OWN, **_PAPER, **ALPHA_BETA}
+WORKLOADS: Final[dict[str, Workload]] = {
+    **_OWN,
+    **_DEEP_LINEAR,
+    **_PAPER,
+    **ALPHA_BETA,
+}
 """By name."""
 
 

@@ -1,6 +1,21 @@
 """Figures: a dataset in, axes out; nothing is computed here."""
 
+from analyzers.plots.deep_linear import (
+    linear_overview,
+    mode_errors,
+    mode_trajectories,
+)
 from analyzers.plots.panels import Curve, Panel, draw_panels
 from analyzers.plots.path_geometry import layer_image, overview, quantity
 
-__all__ = ["Curve", "Panel", "draw_panels", "layer_image", "overview", "quantity"]
+__all__ = [
+    "Curve",
+    "Panel",
+    "draw_panels",
+    "layer_image",
+    "linear_overview",
+    "mode_errors",
+    "mode_trajectories",
+    "overview",
+    "quantity",
+]

@@ -77,11 +77,22 @@ def test_optimizers_and_controls_have_an_order():
         "momentum",
         "adam",
     ]
-    controls = [run(control=c) for c in ("noise-gradients", "none")]
+    names = ("random-walk", "noise-gradients", "none", "label-noise", "random-labels")
+    controls = [run(control=c) for c in names]
     assert values(trainings.sweep(controls, "control"), "control") == [
         "none",
+        "random-labels",
+        "label-noise",
         "noise-gradients",
+        "random-walk",
     ]
+
+
+def test_networks_that_are_solved_stand_for_no_others():
+    solved = [run(workload=f"deep-linear-{depth}", seed=depth) for depth in (2, 3, 4)]
+    assert trainings.plain_runs(solved) == []
+    assert trainings.models(solved) == []
+    assert trainings.data_sets([*solved, plain := run()]) == [plain]
 
 
 def test_learning_rate_is_named_where_it_tells_runs_apart():

@@ -1,0 +1,289 @@
+r"""Singular modes of deep linear networks under gradient flow.
+
+A network :math:`y = W_L \cdots W_1 x` on inputs with :math:`\Sigma_{xx} = I` and targets
+with :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T`, started from small balanced weights
+that are diagonal in these bases, learns every singular mode by itself. With
+:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu` and the loss half of the squared error, summed
+over outputs, mean over examples,
+
+.. math:: \frac{da}{dt} = L a^{2 - 2/L} (\lambda - a).
+
+A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
+learning in deep linear neural networks", 2014, arXiv 1312.6120; for depth L also S. Arora,
+N. Cohen, E. Hazan, "On the Optimization of Deep Networks: Implicit Acceleration by
+Overparameterization", 2018, arXiv 1802.06509.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.integrate import quad, solve_ivp
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+LossConvention = Literal["half-sum", "sum", "mean"]
+"""How squared errors become a loss; all are means over examples."""
+
+TOLERANCE: Final = 1e-11
+"""Relative error of the integration for three layers and more."""
+
+
+def time_of_steps(
+    lr: npt.ArrayLike,
+    steps: npt.ArrayLike,
+    *,
+    loss: LossConvention = "half-sum",
+    n_outputs: int | None = None,
+) -> FloatArray:
+    r"""Time of the gradient flow that so many steps of gradient descent take.
+
+    The closed forms are those of the loss
+    :math:`\frac{1}{n} \sum_i \frac{1}{2} |\hat y_i - y_i|^2`. Another loss that is c times
+    as much has c times its gradient, so that :math:`t = c \eta k`:
+
+    ===========  ==============================================  ===================
+    ``loss``     squared errors are                              c
+    ===========  ==============================================  ===================
+    half-sum     summed over outputs, and halved                 1
+    sum          summed over outputs                             2
+    mean         averaged over outputs, as ``torch.nn.MSELoss``  2 / ``n_outputs``
+    ===========  ==============================================  ===================
+
+    Parameters
+    ----------
+    lr : array_like
+        Learning rate :math:`\eta`.
+    steps : array_like
+        Number of steps k, of any shape that goes with that of `lr`.
+    loss : {"half-sum", "sum", "mean"}, default: "half-sum"
+        The loss that was descended; always a mean over examples.
+    n_outputs : int, optional
+        Outputs of the network; of use for ``"mean"``, which needs it.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64.
+
+    Raises
+    ------
+    ValueError
+        If there is no such loss, or `n_outputs` is missing for ``"mean"``.
+
+    Examples
+    --------
+    >>> float(time_of_steps(0.01, 300)), float(time_of_steps(0.01, 300, loss="sum"))
+    (3.0, 6.0)
+    >>> float(time_of_steps(0.01, 300, loss="mean", n_outputs=4))
+    1.5
+    """
+    if loss == "mean":
+        if n_outputs is None:
+            raise ValueError(
+                "The loss 'mean' averages over outputs, so that time depends on how many "
+                "there are; got `n_outputs` = None. Pass their number."
+            )
+        factor = 2 / n_outputs
+    else:
+        factors = {"half-sum": 1.0, "sum": 2.0}
+        if loss not in factors:
+            raise ValueError(
+                f"`loss` must be one of {[*factors, 'mean']}; got {loss!r}."
+            )
+        factor = factors[loss]
+    return np.asarray(factor * np.asarray(lr, float) * np.asarray(steps, float))
+
+
+def mode_strength(
+    time: npt.ArrayLike, *, strength: float, initial: float, depth: int = 2
+) -> FloatArray:
+    r"""Singular value of the product of weights under gradient flow, as time goes on.
+
+    For two layers
+
+    .. math:: a(t) = \frac{\lambda}{1 + (\lambda / a(0) - 1) e^{-2 \lambda t}},
+
+    for one :math:`a(t) = \lambda + (a(0) - \lambda) e^{-t}`, and for L layers the solution of
+    :math:`da/dt = L a^{2 - 2/L} (\lambda - a)`.
+
+    Parameters
+    ----------
+    time : array_like
+        t, not negative, of any shape; see `time_of_steps`.
+    strength : float
+        :math:`\lambda`, what the mode comes to; not negative.
+    initial : float
+        a(0), positive.
+    depth : int, default: 2
+        Layers L, at least 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, of the shape of `time`. NaN where `initial` is not positive and there are
+        two layers or more: a mode that points the other way has to pass through 0, where
+        it would stay.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is below 1, or `strength` or a time is negative.
+
+    Notes
+    -----
+    Exact for one layer and two. Else the equation is integrated for the root of order L of
+    a by a Runge-Kutta method of order 8, with a relative error of some 1e-10.
+
+    Examples
+    --------
+    >>> mode_strength([0.0, 1.0, 9.0], strength=1.0, initial=0.1).round(4)
+    array([0.1   , 0.4509, 1.    ])
+    """
+    t = np.asarray(time, float)
+    if depth < 1 or strength < 0 or (t < 0).any():
+        raise ValueError(
+            "Expected a `depth` of at least 1, and a `strength` and times that are not "
+            f"negative; got {depth}, {strength} and times from {t.min()}."
+        )
+    if depth == 1:
+        return np.asarray(strength + (initial - strength) * np.exp(-t))
+    if not initial > 0:
+        return np.full(t.shape, np.nan)
+    if depth == 2:
+        # In this form also for a strength of 0, where the mode decays.
+        decay = np.exp(-2 * strength * t)
+        spent = -np.expm1(-2 * strength * t) / strength if strength else 2 * t
+        return np.asarray(initial / (decay + initial * spent))
+    return _integrated(t, strength=strength, initial=initial, depth=depth)
+
+
+def _integrated(
+    time: FloatArray, *, strength: float, initial: float, depth: int
+) -> FloatArray:
+    """Integrate ds/dt = s^(L-1) (strength - s^L), where a = s^L."""
+    times, place = np.unique(time, return_inverse=True)
+    if not len(times):
+        return np.zeros(time.shape)
+
+    def slope(_t: float, s: FloatArray) -> FloatArray:
+        return np.asarray(s ** (depth - 1) * (strength - s**depth))
+
+    s = initial ** (1 / depth)
+    solved = solve_ivp(
+        slope,
+        (0.0, max(float(times[-1]), np.finfo(float).tiny)),
+        [s],
+        method="DOP853",
+        t_eval=times,
+        rtol=TOLERANCE,
+        atol=TOLERANCE * s,
+    )
+    values: FloatArray = solved.y[0] ** depth
+    return values[place].reshape(time.shape)
+
+
+def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
+    r"""Time of the gradient flow until a mode has half of its strength.
+
+    :math:`\ln(\lambda / a(0) - 1) / (2 \lambda)` for two layers, and for L the integral of
+    :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))`.
+
+    Parameters
+    ----------
+    strength : float
+        :math:`\lambda`, positive.
+    initial : float
+        a(0), positive.
+    depth : int, default: 2
+        Layers L, at least 1.
+
+    Returns
+    -------
+    float
+        0 if it has half of it at the beginning.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> round(half_time(strength=1.0, initial=0.01), 4)
+    2.2976
+    """
+    if depth < 1 or not strength > 0 or not initial > 0:
+        raise ValueError(
+            "Expected a `depth` of at least 1, and a positive `strength` and `initial`; "
+            f"got {depth}, {strength} and {initial}."
+        )
+    if initial >= strength / 2:
+        return 0.0
+    if depth == 2:
+        return float(np.log(strength / initial - 1) / (2 * strength))
+    ends = (initial ** (1 / depth), (strength / 2) ** (1 / depth))
+    # Over a = s^L the integrand has no large values but where it begins.
+    time, _ = quad(
+        lambda s: s ** (1 - depth) / (strength - s**depth), *ends, epsrel=TOLERANCE
+    )
+    return float(time)
+
+
+def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
+    r"""Return what gradient flow conserves: :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`.
+
+    Parameters
+    ----------
+    weights : sequence of numpy.ndarray
+        Of the layers, the first one first, shapes ``(..., n_out, n_in)``.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For every two layers that follow each other, shapes ``(..., n, n)``; zero where
+        weights are balanced.
+    """
+    return [
+        after.swapaxes(-1, -2) @ after - before @ before.swapaxes(-1, -2)
+        for before, after in pairwise(weights)
+    ]
+
+
+def effective_rank(singular_values: FloatArray) -> FloatArray:
+    r"""Exponential of the entropy of singular values: how many matter.
+
+    With :math:`p_i = \sigma_i / \sum_j \sigma_j`, :math:`\exp(-\sum_i p_i \ln p_i)`.
+
+    Parameters
+    ----------
+    singular_values : numpy.ndarray
+        Not negative, shape ``(..., value)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(...)``, between 1 and the number of values; NaN where all are 0.
+
+    References
+    ----------
+    .. [1] O. Roy, M. Vetterli, "The effective rank: A measure of effective
+       dimensionality", EUSIPCO 2007.
+
+    Examples
+    --------
+    >>> effective_rank(np.array([[2.0, 2.0, 0.0], [3.0, 0.0, 0.0]]))
+    array([2., 1.])
+    """
+    total = singular_values.sum(-1, keepdims=True)
+    share = np.divide(
+        singular_values,
+        total,
+        out=np.full_like(singular_values, np.nan),
+        where=total > 0,
+    )
+    # A share of 0 adds nothing; that of NaN stays.
+    logarithm = np.log(np.where(share == 0, 1, share))
+    return np.asarray(np.exp(-(share * logarithm).sum(-1)))

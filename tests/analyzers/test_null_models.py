@@ -1,0 +1,334 @@
+"""What every analysis says of runs in which there is nothing to find.
+
+`TABLE` has a line for every public analysis of runs: how it is called, where its result
+may be NaN, as its documentation says, and what it has to be on a recorded random walk and
+on a run whose labels are noise. A new analysis gets a line there; the last test fails
+until it has one.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+import trajstore
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from tests.train.little import leave
+from train.models.mlp import mlp
+from train.recording import record
+from train.training import Training
+from train.workloads import WORKLOADS
+
+LR, STEPS_PER_EPOCH, EPOCHS = 0.05, 20, 5
+N_STEPS = STEPS_PER_EPOCH * EPOCHS
+
+
+class Model(NamedTuple):
+    """A recorded null model."""
+
+    run: trajstore.Run
+    geometry: xr.Dataset
+
+    @property
+    def left(self) -> Any:
+        """Steps from every step to the end, shape (step,)."""
+        return self.run.n_steps - np.arange(self.run.n_steps)
+
+    @property
+    def spread(self) -> float:
+        """Deviation of the cosine of two random directions."""
+        return float(self.run.layout.n_params**-0.5)
+
+
+@pytest.fixture(scope="module", params=["random-walk", "label-noise"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
+    """A net of 17,226 parameters, recorded as users do."""
+    path = tmp_path_factory.mktemp("null") / f"{request.param}.zarr"
+    training = Training(
+        workload="digits-mlp",
+        data="embedded",
+        epochs=EPOCHS,
+        batch_size=16,
+        optimizer="sgd",
+        lr=LR,
+        control=request.param,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        leave(patch, "digits-mlp", 16 * STEPS_PER_EPOCH)
+        small = replace(
+            WORKLOADS["digits-mlp"], model=lambda *_: mlp([64, 128, 64, 10])
+        )
+        patch.setitem(WORKLOADS, "digits-mlp", small)
+        record(training, path, sketch_bits=16384)
+    run = trajstore.open_run(path)
+    assert run.n_steps == N_STEPS
+    return Model(run, analyzers.path_geometry(run).compute())
+
+
+Result = xr.Dataset | xr.DataArray
+Check = Callable[[Any, Model], None]
+"""Looks at a result, and fails if it is not what it has to be."""
+
+
+def z_is_normal(z: Any) -> None:
+    """Errors in standard errors: none beyond 5, and on the whole neither more nor less."""
+    z = np.asarray(z).ravel()
+    assert len(z) > 20
+    assert abs(z).max() < 5
+    assert 0.6 < np.sqrt((z**2).mean()) < 1.4
+
+
+def averages_to_zero(values: Any) -> None:
+    """Within five standard errors of the mean of values that scatter."""
+    values = np.asarray(values)
+    values = values[np.isfinite(values)]
+    assert len(values) > 20
+    assert abs(values.mean()) < 5 * values.std() / len(values) ** 0.5
+
+
+def near(value: Any, expected: Any, deviation: Any) -> None:
+    """Within five deviations."""
+    assert (abs(np.asarray(value) - expected) < 5 * np.asarray(deviation)).all()
+
+
+def nothing_known(result: Any, model: Model) -> None:
+    """No value is known beforehand: finite is all that it has to be."""
+
+
+def walk_geometry(geometry: xr.Dataset, model: Model) -> None:
+    """Equation (8): gamma is 1 / sqrt(T - k), RSI its square and EB itself, over lr."""
+    left, spread = model.left, model.spread
+    deviation = np.hypot(geometry.gamma_stderr, spread)
+    z_is_normal((geometry.gamma - left**-0.5) / deviation)
+    # As far as all of the walk is from its expected length.
+    near(
+        geometry.distance,
+        LR * left**0.5,
+        geometry.distance_stderr + LR * left**0.5 * spread,
+    )
+    near(geometry.eb, left**-0.5 / LR, geometry.eb_stderr + left**-0.5 / LR * spread)
+    rsi_deviation = geometry.rsi_stderr + 3 * left**-0.5 / LR * spread
+    near(geometry.rsi, 1 / left / LR, rsi_deviation)
+    near(geometry.lolr, LR, geometry.lolr_stderr + LR * left**0.5 * spread)
+
+
+def walk_means(means: xr.Dataset, model: Model) -> None:
+    expected = (model.left**-0.5).reshape(EPOCHS, -1).mean(1)
+    near(means.gamma, expected, np.hypot(means.gamma_stderr, model.spread))
+
+
+def walk_null(gamma: xr.DataArray, model: Model) -> None:
+    np.testing.assert_allclose(gamma, model.left**-0.5, rtol=1e-4)
+
+
+def walk_excess(excess: xr.Dataset, model: Model) -> None:
+    z_is_normal(excess.excess / np.hypot(excess.excess_stderr, model.spread))
+
+
+def noise_excess(excess: xr.Dataset, model: Model) -> None:
+    """Steps along noise go where a walk of their lengths goes, on the average."""
+    averages_to_zero(excess.excess[STEPS_PER_EPOCH:-STEPS_PER_EPOCH])
+
+
+def walk_lags(lagged: xr.Dataset, model: Model) -> None:
+    for name in ("cosine", "orthogonal_cosine"):
+        stderr = np.hypot(lagged[f"{name}_stderr"], model.spread)
+        z_is_normal((lagged[name] / stderr).values[np.isfinite(lagged[name].values)])
+    expected = LR * np.sqrt(lagged.lag)
+    is_there = np.isfinite(lagged.distance)
+    deviation = lagged.distance_stderr + expected * model.spread
+    near((lagged.distance - expected).where(is_there, 0), 0, deviation.fillna(1))
+
+
+def noise_lags(lagged: xr.Dataset, model: Model) -> None:
+    for lag in lagged.lag:
+        averages_to_zero(lagged.cosine.sel(lag=lag, step=slice(STEPS_PER_EPOCH, None)))
+
+
+def walk_travelled(travelled: xr.Dataset, model: Model) -> None:
+    steps = np.arange(N_STEPS)
+    np.testing.assert_allclose(travelled.path_length, LR * steps, rtol=1e-4, atol=1e-9)
+    deviation = travelled.from_start_stderr + LR * steps**0.5 * model.spread
+    near(travelled.from_start, LR * steps**0.5, deviation + 1e-6)
+
+
+def walk_adjacent(cosine: xr.Dataset, model: Model) -> None:
+    near(cosine.cosine[1:], 0, model.spread)
+    averages_to_zero(cosine.cosine)
+
+
+def noise_adjacent(cosine: xr.Dataset, model: Model) -> None:
+    averages_to_zero(cosine.cosine[STEPS_PER_EPOCH:])
+
+
+def walk_bound(bound: xr.Dataset, model: Model) -> None:
+    """A step of the walk undoes its part of the squared distance."""
+    deviation = bound.ratio_stderr + 2 * model.left**-0.5 * model.spread
+    near(bound.ratio, 1 - 1 / model.left, deviation + 1e-6)
+
+
+def walk_decrease(decrease: xr.Dataset, model: Model) -> None:
+    """The same: the locally optimal learning rate is that of the walk."""
+    deviation = decrease.ratio_stderr + 2 * model.left**-0.5 * model.spread
+    # A square is above that of its mean by the variance.
+    bias = model.geometry.gamma_stderr**2 + model.spread**2
+    near(decrease.ratio, 1 - 1 / model.left, deviation + bias)
+
+
+def walk_lolr(lolr: xr.Dataset, model: Model) -> None:
+    near(lolr.lolr, LR, lolr.lolr_stderr + LR * model.left**0.5 * model.spread)
+
+
+def walk_rate(rate: xr.Dataset, model: Model) -> None:
+    """The largest EB is that of the last step, and the smallest RSI below the first's."""
+    near(rate["L"], 1 / LR, rate["L_stderr"] + model.spread / LR)
+    assert float(rate["mu"]) < 1 / (LR * N_STEPS)
+
+
+def adjacent_cosine(run: trajstore.Run) -> xr.Dataset:
+    steps = run.steps[["grad_dot_previous", "grad_norm"]].compute()
+    norms = steps.grad_norm * steps.grad_norm.shift(step=1)
+    return xr.Dataset({"cosine": steps.grad_dot_previous.sum("layer") / norms})
+
+
+def to_average(run: trajstore.Run) -> xr.Dataset:
+    average = analyzers.average_of_epochs(run, [2, 3])
+    return analyzers.path_geometry(run, reference=average)
+
+
+def no_way_nearer(model: Model) -> Any:
+    """Steps whose RSI is not positive: no step along the negative gradient helps."""
+    return model.geometry.rsi <= 0
+
+
+def guarantees_nothing(model: Model) -> Any:
+    return (model.geometry.rsi <= 0).any()
+
+
+def beyond_end(model: Model) -> Any:
+    """Pairs that are not there; and the last gradient has no part beside x - x*."""
+    step, lag = np.arange(0, N_STEPS, 3)[:, None], np.array([1, 2, 5])
+    return step + lag >= N_STEPS - 1
+
+
+def first_step(model: Model) -> Any:
+    return np.arange(N_STEPS) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """A line of the table.
+
+    Attributes
+    ----------
+    of : callable
+        Computes the result of a `Model`.
+    walk, noise : callable
+        Checks it on a random walk, and on a run with label noise.
+    nan : mapping
+        By name of a variable, "" for all others: tells where it may be NaN.
+    """
+
+    of: Callable[[Model], Result]
+    walk: Check = nothing_known
+    noise: Check = nothing_known
+    nan: Mapping[str, Callable[[Model], Any]] = field(default_factory=dict)
+
+    def check(self, control: str) -> Check:
+        return self.walk if control == "random-walk" else self.noise
+
+
+TABLE = {
+    "path_geometry": Analysis(of=lambda m: m.geometry, walk=walk_geometry),
+    "store_geometry": Analysis(
+        of=lambda m: analyzers.store_geometry(m.run), walk=walk_geometry
+    ),
+    "average_of_epochs": Analysis(of=lambda m: to_average(m.run)),
+    "epoch_means": Analysis(
+        of=lambda m: analyzers.epoch_means(m.geometry), walk=walk_means
+    ),
+    "random_walk_gamma": Analysis(
+        of=lambda m: analyzers.random_walk_gamma(m.run), walk=walk_null
+    ),
+    "excess_gamma": Analysis(
+        of=lambda m: analyzers.excess_gamma(m.geometry, m.run),
+        walk=walk_excess,
+        noise=noise_excess,
+    ),
+    "lagged_gradients": Analysis(
+        of=lambda m: analyzers.lagged_gradients(m.run, lags=[1, 2, 5], every=3),
+        walk=walk_lags,
+        noise=noise_lags,
+        nan={"": beyond_end},
+    ),
+    "distance_travelled": Analysis(
+        of=lambda m: analyzers.distance_travelled(m.run), walk=walk_travelled
+    ),
+    "step_bound": Analysis(
+        of=lambda m: analyzers.step_bound(m.geometry, lr=LR), walk=walk_bound
+    ),
+    "locally_optimal_lr": Analysis(
+        of=lambda m: analyzers.locally_optimal_lr(m.geometry),
+        walk=walk_lolr,
+        nan={"": no_way_nearer},
+    ),
+    "guaranteed_decrease": Analysis(
+        of=lambda m: analyzers.guaranteed_decrease(m.geometry),
+        walk=walk_decrease,
+        nan={"": no_way_nearer},
+    ),
+    "linear_rate": Analysis(
+        of=lambda m: analyzers.linear_rate(m.geometry),
+        walk=walk_rate,
+        nan={"rate": guarantees_nothing, "lr": guarantees_nothing}
+        | {"rate_stderr": guarantees_nothing, "lr_stderr": guarantees_nothing},
+    ),
+    "adjacent cosine": Analysis(
+        of=lambda m: adjacent_cosine(m.run),
+        walk=walk_adjacent,
+        noise=noise_adjacent,
+        nan={"": first_step},
+    ),
+}
+
+ELSEWHERE = {"linear_modes"}
+"""Analyses of runs that these are not: of exact recordings of deep linear networks."""
+
+
+def computed(name: str, model: Model) -> Any:
+    return TABLE[name].of(model).compute()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_nothing_is_nan_but_what_is_documented(name: str, model: Model):
+    result = computed(name, model)
+    parts = result.data_vars if isinstance(result, xr.Dataset) else {name: result}
+    may_be = TABLE[name].nan
+    for part, values in parts.items():
+        where = may_be.get(str(part), may_be.get("", lambda _: False))(model)
+        is_strange = ~np.isfinite(values) & ~np.asarray(where)
+        assert not is_strange.any(), part
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_null_models_have_the_values_that_are_known(name: str, model: Model):
+    control = model.run.attrs["training"]["control"]
+    TABLE[name].check(control)(computed(name, model), model)
+
+
+def test_every_analysis_of_runs_has_a_line():
+    of_runs = {
+        name
+        for name in analyzers.__all__
+        if {"run", "geometry"}
+        & set(inspect.signature(getattr(analyzers, name)).parameters)
+    }
+    assert of_runs - ELSEWHERE <= set(TABLE)
