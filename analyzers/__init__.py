@@ -5,16 +5,21 @@ from analyzers.average_of_epochs import average_of_epochs
 from analyzers.deep_linear import linear_modes
 from analyzers.distance_travelled import distance_travelled
 from analyzers.epoch_means import epoch_means
+from analyzers.lag_curve import lag_curve
 from analyzers.lagged_gradients import lagged_gradients
 from analyzers.null import excess_gamma, random_walk_gamma
 from analyzers.path_geometry import path_geometry
 from analyzers.results import store_geometry
+from analyzers.scales import scales
 from analyzers.theory import (
     guaranteed_decrease,
     linear_rate,
     locally_optimal_lr,
     step_bound,
 )
+from analyzers.zigzag import zigzag
+from analyzers.zigzag_layers import zigzag_layers
+from analyzers.zigzag_segments import zigzag_segments, zigzag_shares
 
 __all__ = [
     "average_of_epochs",
@@ -23,6 +28,7 @@ __all__ = [
     "excess_gamma",
     "guaranteed_decrease",
     "half_time",
+    "lag_curve",
     "lagged_gradients",
     "linear_modes",
     "linear_rate",
@@ -30,7 +36,12 @@ __all__ = [
     "mode_strength",
     "path_geometry",
     "random_walk_gamma",
+    "scales",
     "step_bound",
     "store_geometry",
     "time_of_steps",
+    "zigzag",
+    "zigzag_layers",
+    "zigzag_segments",
+    "zigzag_shares",
 ]

@@ -3,13 +3,21 @@
 from analyzers.commands.geometry import geometry
 from analyzers.commands.linear import linear
 from analyzers.commands.paper import figure, paper
+from analyzers.commands.zigzag import scales, zigzag
 from trajstore.command_line import run_command_line
 
 
 def main() -> None:
     """Run the command line."""
     run_command_line(
-        {"geometry": geometry, "linear": linear, "figure": figure, "paper": paper},
+        {
+            "geometry": geometry,
+            "zigzag": zigzag,
+            "scales": scales,
+            "linear": linear,
+            "figure": figure,
+            "paper": paper,
+        },
         prog="traj-analyze",
         description="Measure recorded training paths.",
     )

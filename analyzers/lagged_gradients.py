@@ -191,7 +191,7 @@ def compare(
     pairs = bases[:, None] + lag
     is_there = pairs < run.n_steps
     needed = np.unique(np.concatenate([bases, pairs[is_there]]))
-    gradients, iterates = _probes(run, needed)
+    gradients, iterates = read_probes(run, needed)
     beside = gradients - rsi[needed - steps.start, None] * (iterates - target)
     # Pairs that are not there are looked up as the base with itself.
     pairs = np.where(is_there, pairs, bases[:, None])
@@ -208,8 +208,23 @@ def compare(
     return np.where(is_there, result, np.nan)
 
 
-def _probes(run: Run, steps: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-    """Return probes of gradients and iterates, float64 of shape (step, probe)."""
+def read_probes(
+    run: Run, steps: npt.NDArray[np.int64]
+) -> tuple[FloatArray, FloatArray]:
+    """Read probes of gradients and iterates; of an exact run, all elements.
+
+    Parameters
+    ----------
+    run : Run
+        The recorded run.
+    steps : numpy.ndarray
+        Growing numbers, shape ``(step,)``; what lies between them is read, too.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        float64, shape ``(step, probe)``.
+    """
     names = ("gradient_probes", "displacement_probes", "probe_scales")
     around = slice(int(steps[0]), int(steps[-1]) + 1)
     windows = run.rows("window", around)[steps - around.start]

@@ -109,10 +109,25 @@ def store_result(run: Run, group: str, result: xr.Dataset) -> xr.Dataset:
     """
     with threadpool_limits(1, user_api="blas"), task_progress("analysing"):
         loaded = result.compute()
+    write_result(run, group, loaded)
+    return loaded
+
+
+def write_result(run: Run, group: str, loaded: xr.Dataset) -> None:
+    """Write a loaded dataset into the store of results beside the run.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        What was analysed.
+    group : str
+        Where in the store; what is there is replaced.
+    loaded : xarray.Dataset
+        What was found.
+    """
     store = open_store(results_location(run))
     zarr.open_group(store, mode="a", use_consolidated=False)
     loaded.to_zarr(store, group=group, mode="w", consolidated=False)
-    return loaded
 
 
 def results_location(run: Run) -> str:

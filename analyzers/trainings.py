@@ -14,6 +14,9 @@ from typing import Any, Final
 from trajstore.reader import Run, open_run
 from trajstore.schema import SchemaError
 
+BRANCH: Final = "branch"
+"""Entry of ``run.attrs`` of runs that began in the midst of another."""
+
 TRAINING: Final = "training"
 """Entry of ``run.attrs`` that says how a run was trained, by name of the setting."""
 
@@ -68,7 +71,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[Run]:
     -------
     list of trajstore.Run
         By path. Stores of results, and runs that have not ended or say nothing of their
-        training are left out.
+        training are left out, and so are branches of other runs.
 
     Raises
     ------
@@ -91,7 +94,11 @@ def find_runs(directory: str | os.PathLike[str]) -> list[Run]:
             directories.clear()
             if not path.endswith(RESULTS):
                 runs += _opened(path)
-    return [run for run in runs if run.has_final and TRAINING in run.attrs]
+    return [
+        run
+        for run in runs
+        if run.has_final and TRAINING in run.attrs and BRANCH not in run.attrs
+    ]
 
 
 def _opened(path: str) -> list[Run]:

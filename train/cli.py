@@ -11,6 +11,8 @@ from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
 
+from train.branching import BRANCH, branch_path, branch_training
+from train.branching import branch as train_branch
 from train.loop import train
 from train.recording import is_complete, record, record_resumably
 from train.sweep import load_sweep, names, nearest
@@ -41,6 +43,7 @@ def run(
     exact: bool = False,
     sketch_bits: int = SKETCH_BITS,
     basis: int = BASIS,
+    branch_at: tuple[int, ...] = (),
 ) -> None:
     """Train once and record.
 
@@ -58,6 +61,9 @@ def run(
         Signs kept of every gradient, a power of two.
     basis : int, default: 3
         Directions in which gradients are known exactly.
+    branch_at : tuple of int, default: ()
+        Epochs at whose starts branches may begin, see the command branch: each leaves a
+        snapshot in the store and a checkpoint beside it.
     """
     record(
         training,
@@ -67,9 +73,83 @@ def run(
         exact=exact,
         sketch_bits=sketch_bits,
         basis=basis,
+        branch_at=branch_at,
     )
     Console().print(
         f"Recorded {out}. Next: traj-analyze geometry {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def branch(
+    store: Positional[Path],
+    *,
+    at_epoch: int,
+    lr_scale: tuple[float, ...],
+    epochs: int | None = None,
+    out: Path | None = None,
+    data_dir: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Train and record anew from an epoch of a run, with learning rates of other scales.
+
+    Everything else is as it was there: parameters, buffers, the state of the optimizer,
+    and the order of the data. Each scale is one store, epoch-5-lr-0.1.zarr.
+
+    Parameters
+    ----------
+    store : Path
+        The run to begin in, recorded by traj-train run NAME --branch-at EPOCH.
+    at_epoch : int
+        At the start of this epoch; 0 for the beginning.
+    lr_scale : tuple of float
+        Factors of the learning rate.
+    epochs : int, optional
+        How many to train for; a smaller learning rate needs more of them to go equally
+        far. Default: as many as the run had left.
+    out : Path, optional
+        Directory for the stores. Default: RUN.branches, beside the run.
+    data_dir : str, optional
+        Where the data lie, if they have moved.
+    device : str, optional
+        As torch names it, if another one.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something where a branch is to be recorded.
+    ValueError
+        If no factor is given.
+    """
+    if not lr_scale:
+        raise ValueError("lr_scale: expected at least one factor, such as 0.1.")
+    parent = open_run(store)
+    paths = [branch_path(parent, at_epoch, scale, out) for scale in lr_scale]
+    # What is in the way of a later branch is told before the first one begins.
+    for scale, path in zip(lr_scale, paths, strict=True):
+        branch_training(parent, at_epoch, scale, epochs)
+        if path.exists() or paths.count(path) > 1:
+            raise FileExistsError(
+                f"{path} exists already, or is asked for twice; choose another --out, or "
+                "other scales."
+            )
+    given = {"data_dir": data_dir, "device": device}
+    for scale, path in zip(lr_scale, paths, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        train_branch(
+            parent,
+            at_epoch,
+            scale,
+            path,
+            partial(track, description=f"learning rate times {scale:g}"),
+            epochs=epochs,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    Console().print(
+        f"Recorded {len(paths)} branches, from "
+        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze scales {store} "
+        f"{' '.join(map(str, paths))}",
         markup=False,
         soft_wrap=True,
     )
@@ -207,7 +287,13 @@ def main() -> None:
         sys.argv[1:] = ["list"]
     _check_name(sys.argv[1:])
     run_command_line(
-        {"run": run, "two-run": two_run, "sweep": sweep, "list": list_workloads},
+        {
+            "run": run,
+            "branch": branch,
+            "two-run": two_run,
+            "sweep": sweep,
+            "list": list_workloads,
+        },
         prog="traj-train",
         description="Train workloads, recorded or under the two-run protocol.",
     )

@@ -65,7 +65,8 @@ def train(
     track : callable, default: iter
         Shows the progress over epochs.
     start : mapping, optional
-        What `save` was given, to go on from there.
+        What `save` was given, to go on from there. Of model, optimizer and random stream
+        those that are missing are as at the beginning.
     save : callable, optional
         Is called after every epoch but the last.
 
@@ -102,9 +103,12 @@ def train(
     first = 0
     if start is not None:
         first = start["epoch"]
-        model.load_state_dict(start["model"])
-        optimizer.load_state_dict(start["optimizer"])
-        torch.set_rng_state(start["rng"])
+        if "model" in start:
+            model.load_state_dict(start["model"])
+        if "optimizer" in start:
+            optimizer.load_state_dict(start["optimizer"])
+        if "rng" in start:
+            torch.set_rng_state(start["rng"])
     with observe(
         model,
         optimizer,

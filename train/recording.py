@@ -1,11 +1,12 @@
 """Record a training so that it can be taken up again where it was interrupted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
+from warnings import warn
 
 import torch
 from torch import nn
@@ -25,7 +26,12 @@ CHECKPOINT_SECONDS: Final = 10.0
 
 
 def record(
-    training: Training, out: Path, track: Track = iter, **options: Any
+    training: Training,
+    out: Path,
+    track: Track = iter,
+    *,
+    branch_at: Sequence[int] = (),
+    **options: Any,
 ) -> nn.Module:
     """Train and record.
 
@@ -37,6 +43,9 @@ def record(
         The store, new.
     track : callable, default: iter
         Shows the progress over epochs.
+    branch_at : sequence of int, default: ()
+        Epochs at whose starts `train.branching` may let other runs begin: each leaves a
+        snapshot ``epoch-5`` in the store, and a checkpoint `branch_point` beside it.
     **options : object
         Of `trajstore.Recorder`.
 
@@ -44,10 +53,73 @@ def record(
     -------
     torch.nn.Module
         The model.
+
+    Raises
+    ------
+    ValueError
+        If no epoch in the midst of the training has such a number.
+
+    Warns
+    -----
+    UserWarning
+        If the training ended before such an epoch, because of ``max_steps``.
     """
-    return train(
-        training, partial(Recorder, out, attrs=attrs(training), **options), track
-    )
+    check_branch_epochs(branch_at, training)
+    waiting = set(branch_at)
+
+    def save(state: dict[str, Any], recorder: Log) -> None:
+        epoch = state["epoch"]
+        if epoch not in waiting:
+            return
+        assert isinstance(recorder, Recorder)
+        recorder.snapshot(f"epoch-{epoch}")
+        path = branch_point(out, epoch)
+        path.parent.mkdir(exist_ok=True)
+        write_checkpoint(state | {"recorder": recorder.state_dict()}, path)
+        waiting.remove(epoch)
+
+    observe = partial(Recorder, out, attrs=attrs(training), **options)
+    model = train(training, observe, track, save=save)
+    if waiting:
+        warn(
+            f"The training ended before the epochs {sorted(waiting)}; nothing can branch "
+            "there.",
+            stacklevel=2,
+        )
+    return model
+
+
+def check_branch_epochs(epochs: Sequence[int], training: Training) -> None:
+    """Refuse to keep a checkpoint where there is none to keep.
+
+    Parameters
+    ----------
+    epochs : sequence of int
+        At whose starts checkpoints are asked for.
+    training : Training
+        What is trained.
+
+    Raises
+    ------
+    ValueError
+        If one is not in the midst of the training.
+    """
+    outside = [epoch for epoch in epochs if not 0 < epoch < training.epochs]
+    if outside:
+        raise ValueError(
+            f"branch_at: expected epochs from 1 to {training.epochs - 1}, got {outside}; "
+            "a branch at epoch 0 needs no checkpoint."
+        )
+
+
+def branch_point(out: Path, epoch: int) -> Path:
+    """Return where the checkpoint lies that branches of an epoch start from."""
+    return branches_directory(out) / f"epoch-{epoch}.pt"
+
+
+def branches_directory(out: Path) -> Path:
+    """Return where a run keeps its checkpoints for branches, and these by default."""
+    return out.with_suffix(".branches")
 
 
 def record_resumably(
@@ -108,10 +180,9 @@ def record_resumably(
         assert isinstance(recorder, Recorder)
         if monotonic() - last < checkpoint_seconds:
             return
-        state |= {"recorder": recorder.state_dict(), "attrs": attrs(training)}
-        partial_path = path.with_suffix(".partial")
-        torch.save(state, partial_path)
-        partial_path.replace(path)
+        write_checkpoint(
+            state | {"recorder": recorder.state_dict(), "attrs": attrs(training)}, path
+        )
         last = monotonic()
 
     observe = partial(Recorder, out, attrs=attrs(training), **resume, **options)
@@ -160,6 +231,13 @@ def _check_same(found: Mapping[str, Any], training: Training, path: Path) -> Non
             f"{path} is of another training: {', '.join(differences)}. Choose another "
             "place, or delete it to begin anew."
         )
+
+
+def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint; what was there stays until all of it is written."""
+    partial_path = path.with_suffix(".partial")
+    torch.save(dict(state), partial_path)
+    partial_path.replace(path)
 
 
 def checkpoint_path(out: Path) -> Path:

@@ -7,15 +7,27 @@ from analyzers.plots.deep_linear import (
 )
 from analyzers.plots.panels import Curve, Panel, draw_panels
 from analyzers.plots.path_geometry import layer_image, overview, quantity
+from analyzers.plots.zigzag import (
+    cosine_panel,
+    layer_cosines,
+    scale_figure,
+    share_bars,
+    zigzag_overview,
+)
 
 __all__ = [
     "Curve",
     "Panel",
+    "cosine_panel",
     "draw_panels",
+    "layer_cosines",
     "layer_image",
     "linear_overview",
     "mode_errors",
     "mode_trajectories",
     "overview",
     "quantity",
+    "scale_figure",
+    "share_bars",
+    "zigzag_overview",
 ]

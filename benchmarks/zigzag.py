@@ -1,0 +1,157 @@
+"""Where small trainings on the digits zigzag, and whether that depends on the scale.
+
+Full batches with a large and a small learning rate, mini-batches, two runs that should not
+zigzag for want of a valley (random labels, noise in the place of gradients), and branches of
+the first with smaller learning rates. Draws the figures of docs/zigzag.md, and writes the
+numbers for its tables. Takes some three minutes on a CPU.
+"""
+
+import json
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from rich.progress import track
+
+import analyzers
+import trajstore
+from analyzers import plots
+from train.branching import branch, branch_path
+from train.recording import record
+from train.training import Training
+from train.workloads import settings_of
+
+RESULTS = Path(__file__).parent / "results" / "zigzag.json"
+IMAGES = Path(__file__).parent.parent / "docs" / "images" / "zigzag"
+
+PLAIN: Final = replace(settings_of("digits-mlp"), epochs=12, lr=0.3)
+FULL: Final = replace(
+    PLAIN, full_batch=True, batch_size=1437, epochs=200, lr=0.5, max_steps=None
+)
+RUNS: Final[dict[str, Training]] = {
+    "full batch, lr 0.5": FULL,
+    "full batch, lr 0.05": replace(FULL, epochs=400, lr=0.05),
+    "mini-batches, lr 0.3": PLAIN,
+    "mini-batches, lr 0.03": replace(PLAIN, lr=0.03),
+    "random labels, lr 0.3": replace(PLAIN, control="random-labels"),
+    "noise for gradients": replace(PLAIN, control="noise-gradients"),
+}
+LARGE, MINI = "full batch, lr 0.5", "mini-batches, lr 0.3"
+BRANCH_AT: Final = 60
+STEPS: Final = {1.0: 40, 0.5: 80, 0.2: 200, 0.05: 800}
+"""Of branches, by their scale: equally far, were the gradients equally long."""
+
+THRESHOLDS: Final = tuple(np.linspace(0, 0.95, 20))
+
+
+def main() -> None:
+    """Train, measure, draw and write."""
+    mpl.use("agg")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        runs = {}
+        for i, (name, training) in enumerate(RUNS.items()):
+            path = Path(directory) / f"{i}.zarr"
+            record(
+                training,
+                path,
+                partial(track, description=name),
+                branch_at=[BRANCH_AT] if name == LARGE else [],
+                reference_every=50 if training.full_batch else None,
+            )
+            runs[name] = trajstore.open_run(path)
+        segments = {name: analyzers.zigzag_segments(run) for name, run in runs.items()}
+        scales = compare_scales(runs[LARGE])
+        draw(runs, segments, scales)
+    found = {name: numbers(of_run) for name, of_run in segments.items()}
+    by_scale = [numbers(scales.isel(branch=i)) for i in range(scales.sizes["branch"])]
+    labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
+    results = {"runs": found, "scales": dict(zip(labels, by_scale, strict=True))}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def compare_scales(parent: trajstore.Run) -> xr.Dataset:
+    """Record branches of a run, and lay them beside it, equally far."""
+    branches = []
+    for scale, n_steps in STEPS.items():
+        path = branch_path(parent, BRANCH_AT, scale, None)
+        shown = partial(track, description=f"learning rate x {scale:g}")
+        branch(parent, BRANCH_AT, scale, path, shown, epochs=n_steps)
+        branches.append(trajstore.open_run(path))
+    shortest = min(float(run.steps["update_norm"].sum()) for run in branches)
+    return analyzers.scales(parent, branches, length=shortest)
+
+
+def draw(
+    runs: dict[str, trajstore.Run],
+    segments: dict[str, xr.Dataset],
+    scales: xr.Dataset,
+) -> None:
+    """Draw all figures."""
+    figure, axes = plt.subplots(
+        2, 3, figsize=(12, 5.6), layout="constrained", sharey=True
+    )
+    for (name, of_run), ax in zip(segments.items(), axes.flat, strict=True):
+        plots.cosine_panel(of_run, ax=ax, title=name)
+    axes[0, 0].legend(fontsize="small", frameon=False, loc="upper right")
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    figure.savefig(IMAGES / "runs.png", dpi=90)
+
+    figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    for name, run in runs.items():
+        shares = analyzers.zigzag_shares(run, windows=[11], thresholds=THRESHOLDS)
+        ax.plot(THRESHOLDS, shares["step_share"].sel(kind="zigzag").isel(window=0))
+        ax.lines[-1].set_label(name)
+    ax.set(
+        xlabel="threshold",
+        ylabel="share of steps",
+        title="steps that zigzag, by the threshold",
+    )
+    ax.legend(fontsize="small", frameon=False)
+    figure.savefig(IMAGES / "thresholds.png", dpi=90)
+
+    for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
+        curve = analyzers.lag_curve(runs[name])
+        drawn = plots.zigzag_overview(segments[name], curve, title=name)
+        drawn.savefig(IMAGES / f"{file}.png", dpi=85)
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 2.8), layout="constrained")
+    for name, ax in zip((LARGE, MINI), axes, strict=True):
+        plots.layer_cosines(analyzers.zigzag_layers(runs[name]), ax=ax)
+        ax.set_title(f"{name}: by tensor", fontsize="medium")
+    figure.savefig(IMAGES / "layers.png", dpi=90)
+
+    title = f"{LARGE}, from step {BRANCH_AT} on: branches with smaller learning rates"
+    plots.scale_figure(scales, title=title).savefig(IMAGES / "scales.png", dpi=85)
+    plt.close("all")
+
+
+def numbers(of_run: xr.Dataset) -> dict[str, Any]:
+    """Take what the tables show of one run."""
+    zigzag, smooth = of_run.sel(kind="zigzag"), of_run.sel(kind="smooth")
+    found = {
+        name: float(zigzag[name])
+        for name in (
+            *("step_share", "path_share", "decrease"),
+            *("decrease_stderr", "decrease_share", "decrease_share_stderr"),
+        )
+    }
+    cosine = of_run["cosine"]
+    return found | {
+        "smooth_share": float(smooth["step_share"]),
+        "total_decrease": float(of_run["decrease"].sum()),
+        "mean cosine": float(cosine.mean()),
+        "std of cosine": float(cosine.std()),
+        "n_steps": int(of_run["n_steps"]) if "n_steps" in of_run else len(cosine),
+    }
+
+
+if __name__ == "__main__":
+    main()
