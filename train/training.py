@@ -117,8 +117,8 @@ class Training:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
         if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
             raise ValueError(
-                f"weight_decay: expected 0 with {self.optimizer}, whose step size is that "
-                f"of the loss alone, got {self.weight_decay}."
+                f"weight_decay: expected 0 with {self.optimizer}, which has none, got "
+                f"{self.weight_decay}."
             )
 
 

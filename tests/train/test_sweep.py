@@ -94,7 +94,8 @@ def test_sweeps_of_the_alpha_beta_paper_change_one_factor_and_the_seed(
     trainings = [run.training for run in load_sweep(f"alpha-beta-{name}").runs]
     found = [(getattr(t, factor), t.seed) for t in trainings]
     assert sorted(found) == sorted((v, s) for v in values for s in range(n_seeds))
-    free = {factor, "seed", "lr"} if factor == "optimizer" else {factor, "seed"}
+    follows = {"optimizers": {"lr"}, "embedded": {"lr", "epochs"}}.get(name, set())
+    free = {factor, "seed"} | follows
     base = WORKLOADS[workload].settings
     for training in trainings:
         changed = {k for k, v in asdict(training).items() if v != getattr(base, k)}

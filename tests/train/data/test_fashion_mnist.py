@@ -91,6 +91,11 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
             r"has train images of the shape \(6, 28, 28\) and labels of \(5,\)",
         ),
         (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.zeros((6, 1), np.uint8))),
+            r"images of the shape \(6, 28, 28\) and labels of \(6, 1\)",
+        ),
+        (
             "t10k-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.full(3, 10, np.uint8))),
             "Fashion-MNIST has 10 classes, but found labels from 10 to 10",
