@@ -22,14 +22,14 @@ os.environ |= {
 
 collect_ignore = [
     f"trajstore/integrations/{name}.py"
-    for name in ("accelerate", "lightning", "transformers")
+    for name in ("accelerate", "lightning", "pytorch_lightning", "transformers")
     if find_spec(name) is None
 ]
 if not HAS_TORCH:
     # `make no-torch` tests what analysis rests on; these modules record and train.
     collect_ignore_glob = [
         *("trajstore/*_torch.py", "trajstore/integrations/*"),
-        *("train/*", "tests/train/*"),
+        *("train/*", "tests/train/*", "tests/trajstore/integrations/*"),
     ]
     collect_ignore += [
         f"trajstore/{name}.py"

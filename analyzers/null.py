@@ -37,6 +37,12 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     ValueError
         If `stop` is not between 1 and the number of steps.
 
+    Notes
+    -----
+    The limit of many dimensions. The cosine of one walk of T steps in d dimensions has a
+    spread of about :math:`1 / \sqrt{d}` around it, independent of k; a walk is recorded by
+    ``traj-train run ... --control random-walk``.
+
     References
     ----------
     .. [1] C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The

@@ -142,6 +142,84 @@ def plain_error(size: int) -> float:
     return math.sqrt(variance / SKETCH_BITS)
 
 
+def deep_linear_table(results: dict[str, Any]) -> str:
+    """One line for each depth."""
+    error = "largest error over largest strength, %"
+    depths = results["depths"]
+    rates = [rate for rate in depths["2"][error] if float(rate) in {0.02, 0.01, 0.005}]
+    columns = [
+        "layers",
+        *(f"error at {rate}, % of the largest strength" for rate in rates),
+        "exponent of the error",
+        "of the drift",
+        "first half time: run, flow",
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for depth, of in depths.items():
+        cells = [
+            depth,
+            *(f"{of[error][rate]:.2f}" for rate in rates),
+            f"{of['exponent of the error']:.3f}",
+            f"{of['exponent of the drift']:.3f}",
+            f"{of['half times'][0]:.2f}, {of['half times of the flow'][0]:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def between_layers_table(results: dict[str, Any]) -> str:
+    """One line for each of what lies between the layers."""
+    lines = [
+        "| between layers | half times of modes | last values | smallest rank | loss |",
+        "|---|---|---|---|---|",
+    ]
+    for name, of in results["between layers"].items():
+        halves = ", ".join(f"{t:.1f}" if t else "-" for t in of["half times"])
+        last = ", ".join(f"{mode:.2f}" for mode in of["last modes"])
+        lines.append(
+            f"| {name} | {halves} | {last} | {of['smallest effective rank']:.2f} | "
+            f"{of['last loss over first']:.1g} |"
+        )
+    return "\n".join(lines)
+
+
+def null_models_table(results: dict[str, Any]) -> str:
+    """One line for each control."""
+    columns = [
+        "run",
+        "gamma, mid-run",
+        "less that of a walk of the same steps",
+        "adjacent cosine",
+        "its deviation",
+        "cosine 5 steps apart",
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+    def with_error(pair: list[float]) -> str:
+        value, error = pair
+        digits = 1 - math.floor(math.log10(error))
+        return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+    for name, of in results["runs"].items():
+        cells = [
+            name,
+            f"{of['gamma'][0]:.3f}",
+            with_error(of["excess"]),
+            with_error(of["adjacent cosine"]),
+            f"{of['adjacent cosine, std']:.2g}",
+            with_error(of["cosine 5 steps apart"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    eighth = results["equation 8"]
+    errors = (
+        f"The recorded walk, of {eighth['steps']} steps in {eighth['parameters']:,} "
+        f"dimensions, against 1/sqrt(T - k): errors over standard errors have a mean of "
+        f"{eighth['mean of z']:.2f}, a standard deviation of {eighth['std of z']:.2f}, and "
+        f"are at most {eighth['largest |z|']:.1f}."
+    )
+    return "\n".join([*lines, "", errors])
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {
         "accuracy": accuracy_table,
@@ -150,14 +228,23 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/estimator.md": {"measurements": measurements_table},
     "docs/planning.md": {"planning": planning_table},
+    "docs/deep-linear.md": {
+        "deep_linear": deep_linear_table,
+        "between_layers": between_layers_table,
+    },
+    "docs/null-models.md": {"null_models": null_models_table},
 }
+
+FILES = {"between_layers": "deep_linear"}
+"""Results that are kept under another name than that of their table."""
 
 
 def filled(page: str) -> str:
     """Return the text of a page with current figures."""
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
-        lines = table(json.loads((RESULTS / f"{name}.json").read_text()))
+        results = RESULTS / f"{FILES.get(name, name)}.json"
+        lines = table(json.loads(results.read_text()))
         before, marker, rest = text.partition(f"<!-- {name} -->\n")
         text = before + marker + lines + "\n" + rest[rest.index("<!-- end -->") :]
     return text

@@ -85,6 +85,12 @@ def test_figures_of_planning_are_the_measured_ones():
     assert filled("docs/planning.md") == page
 
 
+@pytest.mark.parametrize("page", ["docs/deep-linear.md", "docs/null-models.md"])
+def test_figures_of_solved_networks_and_null_models_are_the_measured_ones(page: str):
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    assert filled(page) == (ROOT / page).read_text()
+
+
 def plan_commands() -> list[str]:
     lines = (ROOT / "docs/planning.md").read_text().splitlines()
     return [line.strip() for line in lines if line.startswith("    traj-store plan ")]

@@ -104,17 +104,18 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path, accumulate: int):
     assert open_run(tmp_path / "run").n_steps == EPOCHS * -(-N_BATCHES // accumulate)
 
 
-def test_the_trainer_of_the_other_package_takes_the_callback(tmp_path: Path):
+def test_the_other_package_has_a_callback_of_its_own(tmp_path: Path):
     package = pytest.importorskip("pytorch_lightning")
+    from trajstore.integrations import pytorch_lightning
 
     class Other(package.LightningModule):  # type: ignore[misc, name-defined]
         training_step = Module.training_step
         configure_optimizers = Module.configure_optimizers
 
-    module = Other.__new__(Other)
-    package.LightningModule.__init__(module)
+    module = Other()
     module.net = make_net()
-    callback = TrajectoryCallback(tmp_path / "run", exact=True)
+    callback = pytorch_lightning.TrajectoryCallback(tmp_path / "run", exact=True)
+    assert isinstance(callback, package.Callback)
     make_trainer(callback, package=package).fit(module, make_loader())
     check_rows(tmp_path / "run", train_by_hand(), steps_per_epoch=N_BATCHES)
 

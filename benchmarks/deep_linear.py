@@ -1,0 +1,283 @@
+"""Record deep linear networks, compare them with their closed form, and draw.
+
+Singular modes beside gradient flow, errors and the drift of what the flow conserves
+against the step size, effective ranks, and what is left of this where tanh or ReLU lies
+between the layers. Takes some two minutes on 2 cores. Figures go to docs/images/deep-linear,
+numbers to results/deep_linear.json; benchmarks/readme.py writes them into the page.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import xarray as xr
+from rich.progress import track
+from torch import nn
+
+import analyzers
+import trajstore
+from analyzers import plots
+from analyzers._arrays.deep_linear import effective_rank
+from analyzers.deep_linear import iterates
+from train import deep_linear
+from train.models.deep_linear import random_weights, stack
+from train.recording import record
+from train.workloads import settings_of
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "images" / "deep-linear"
+RESULTS = Path(__file__).parent / "results" / "deep_linear.json"
+
+DEPTHS = (2, 3, 4)
+LR, UNTIL = 0.01, 30.0
+"""Step size and time of what is drawn against time."""
+
+RATES, SHORT = (0.08, 0.04, 0.02, 0.01, 0.005), 8.0
+"""Step sizes and time of what is drawn against step sizes."""
+
+WIDTH, STEEP = 32, 0.02
+"""Width and step size of networks with something between the layers."""
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
+    "linear": None,
+    "tanh": nn.Tanh,
+    "ReLU": nn.ReLU,
+}
+
+
+@contextmanager
+def recorded(name: str, lr: float, time: float) -> Iterator[trajstore.Run]:
+    """Train a workload for a time, recorded exactly."""
+    steps = round(time / lr)
+    training = replace(settings_of(name), lr=lr, max_steps=steps, epochs=steps)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "run.zarr"
+        record(training, path, exact=True)
+        yield trajstore.open_run(path)
+
+
+def modes_of(name: str, lr: float, time: float) -> xr.Dataset:
+    """Singular modes of a workload."""
+    with recorded(name, lr, time) as run:
+        return analyzers.linear_modes(run)
+
+
+def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, Any]:
+    """Train three layers with something between them; measure what their outputs learn.
+
+    Of the outputs f(x) over all data, the matrix mean of f(x) x^T takes the place of the
+    product of weights: the two are one where nothing lies between the layers.
+    """
+    torch.manual_seed(0)
+    data: Any = deep_linear.linear_data(0).train
+    inputs, targets = data[0]
+    widths = [deep_linear.N_INPUTS, WIDTH, WIDTH, deep_linear.N_OUTPUTS]
+    model = stack(random_weights(widths, initial=deep_linear.INITIAL), activation)
+    optimizer = torch.optim.SGD(model.parameters(), lr=STEEP)
+    n_steps = round(2 * UNTIL / STEEP)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "run.zarr"
+        with trajstore.Recorder(
+            path, model, optimizer, steps_per_epoch=100, exact=True
+        ) as recorder:
+            for _ in range(n_steps):
+                optimizer.zero_grad()
+                loss = deep_linear.half_sum(model(inputs), targets)
+                loss.backward()
+                recorder.log(loss=loss)
+                optimizer.step()
+        run = trajstore.open_run(path)
+        between = {
+            None: lambda h: h,
+            nn.Tanh: np.tanh,
+            nn.ReLU: partial(np.maximum, 0),
+        }[activation]
+        x = inputs.double().numpy()
+        correlations = []
+        for _, tensors in iterates(run):
+            h = x
+            for i, weight in enumerate(tensors.values()):
+                h = (between(h) if i else h) @ weight.swapaxes(1, 2)
+            correlations.append(h.swapaxes(1, 2) @ x / len(x))
+        loss = run.steps["loss"].values
+    correlation = np.concatenate(correlations)
+    left, _, right = np.linalg.svd(
+        deep_linear.correlation(0).double().numpy(), full_matrices=False
+    )
+    return {
+        "time": STEEP * np.arange(n_steps),
+        "modes": np.einsum("im,tij,mj->tm", left, correlation, right),
+        "effective_rank": effective_rank(np.linalg.svd(correlation)[1]),
+        "loss": loss,
+    }
+
+
+def draw_trajectories(runs: dict[int, xr.Dataset]) -> None:
+    """Modes of every depth, beside gradient flow."""
+    figure, axes = plt.subplots(
+        1, 3, figsize=(12, 3.6), layout="constrained", sharey=True
+    )
+    for ax, modes in zip(axes, runs.values(), strict=True):
+        plots.mode_trajectories(modes, ax=ax)
+    for ax in axes[1:]:
+        ax.get_legend().remove()
+        ax.set_ylabel("")
+    save(figure, "trajectories")
+
+
+def draw_step_sizes(
+    errors: dict[int, list[float]], drifts: dict[int, list[float]]
+) -> None:
+    """Errors and drifts against the step size, with lines of slope 1."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    titles = (
+        (
+            {depth: [100 * e for e in of_depth] for depth, of_depth in errors.items()},
+            "largest error, % of the largest strength",
+            "aligned weights: distance from the flow",
+        ),
+        (
+            drifts,
+            "drift of $W_{l+1}^T W_{l+1} - W_l W_l^T$",
+            "random weights: what the flow conserves",
+        ),
+    )
+    for ax, (found, ylabel, title) in zip(axes, titles, strict=True):
+        for depth, values in found.items():
+            ax.loglog(RATES, values, "o-", label=f"{depth} layers")
+        line = values[0] / RATES[0] * np.array(RATES) / 3
+        ax.loglog(RATES, line, "--", color="0.5", label="slope 1")
+        ax.set(xlabel=r"step size $\eta$", ylabel=ylabel)
+        ax.set_title(title, fontsize="medium")
+        ax.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+        ax.minorticks_off()
+        ax.legend(fontsize="small", frameon=False)
+    percents = (0.1, 0.2, 0.5, 1, 2, 5)
+    axes[0].set_yticks(percents, [f"{percent:g}" for percent in percents])
+    save(figure, "step-sizes")
+
+
+def draw_conserved(
+    aligned: dict[int, xr.Dataset], random: dict[int, xr.Dataset]
+) -> None:
+    """What the flow conserves, and the effective rank, from random and aligned weights."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for i, (depth, modes) in enumerate(random.items()):
+        later = modes.isel(step=slice(1, None))
+        label = f"{depth} layers"
+        axes[0].semilogy(later.time, later.imbalance, color=f"C{i}", label=label)
+        axes[0].semilogy(later.time, later.drift, "--", color=f"C{i}")
+        axes[2].plot(modes.time, modes.effective_rank, color=f"C{i}", label=label)
+        axes[1].plot(aligned[depth].time, aligned[depth].effective_rank, color=f"C{i}")
+    axes[0].set(
+        title="random weights: largest entry of\n$W_{l+1}^T W_{l+1} - W_l W_l^T$ (dashed: its change)"
+    )
+    axes[1].set(title="aligned weights: effective rank")
+    axes[2].set(title="random weights: effective rank")
+    for ax in axes:
+        ax.set_xlabel("time $t$ of the gradient flow")
+    for ax in axes[1:]:
+        ax.set_ylim(0, deep_linear.N_OUTPUTS + 0.3)
+    axes[2].legend(fontsize="small", frameon=False)
+    save(figure, "conserved")
+
+
+def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
+    """Modes and effective ranks of what outputs have learnt."""
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, deep_linear.N_OUTPUTS))
+    for ax, (name, one) in zip(axes, found.items(), strict=False):
+        for mode, color, strength in zip(
+            one["modes"].T, colors, deep_linear.STRENGTHS, strict=True
+        ):
+            ax.plot(one["time"], mode, color=color, label=rf"$\lambda$ = {strength:g}")
+            ax.axhline(strength, color=color, linewidth=0.6, linestyle=":")
+        ax.set(title=f"{name}, 3 layers", ylim=(-0.05, 1.1))
+        axes[3].plot(one["time"], one["effective_rank"], label=name)
+    axes[0].set_ylabel(r"$u_\mu^T\, \overline{f(x)\, x^T}\, v_\mu$")
+    axes[0].legend(fontsize="small", frameon=False, loc=(0.62, 0.6))
+    axes[3].set(title=r"effective rank of $\overline{f(x)\, x^T}$", ylim=(0, 4.3))
+    axes[3].legend(fontsize="small", frameon=False)
+    for ax in axes:
+        ax.set_xlabel(r"time $\eta k$")
+    save(figure, "nonlinear")
+
+
+def save(figure: Any, name: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / f"{name}.png", dpi=100)
+    plt.close(figure)
+
+
+def slope(values: list[float]) -> float:
+    """Exponent by which values grow with the step size."""
+    return float(np.polyfit(np.log(RATES), np.log(values), 1)[0])
+
+
+def nonlinear_facts(one: dict[str, Any]) -> dict[str, Any]:
+    """When modes have half of their strength, and how the run ends."""
+    halves = []
+    for mode, strength in zip(one["modes"].T, deep_linear.STRENGTHS, strict=True):
+        above = np.flatnonzero(mode >= strength / 2)
+        halves.append(float(one["time"][above[0]]) if len(above) else None)
+    return {
+        "half times": halves,
+        "last modes": one["modes"][-1].tolist(),
+        "smallest effective rank": float(one["effective_rank"].min()),
+        "last effective rank": float(one["effective_rank"][-1]),
+        "last loss over first": float(one["loss"][-1] / one["loss"][0]),
+    }
+
+
+def main() -> None:
+    """Train, measure, draw, and keep the numbers."""
+    mpl.use("agg")
+    aligned, random, errors, drifts = {}, {}, {}, {}
+    for depth in track(DEPTHS, description="deep linear networks"):
+        names = (f"deep-linear-{depth}", f"deep-linear-{depth}-random")
+        aligned[depth], random[depth] = (modes_of(name, LR, UNTIL) for name in names)
+        short = [[modes_of(name, lr, SHORT) for lr in RATES] for name in names]
+        errors[depth] = [float(abs(modes.error).max()) for modes in short[0]]
+        drifts[depth] = [float(modes.drift[-1]) for modes in short[1]]
+    found = {
+        name: outputs_in_modes(activation)
+        for name, activation in track(ACTIVATIONS.items(), description="others")
+    }
+    draw_trajectories(aligned)
+    draw_step_sizes(errors, drifts)
+    draw_conserved(aligned, random)
+    draw_nonlinear(found)
+    results = {
+        "depths": {
+            str(depth): {
+                "largest error over largest strength, %": dict(
+                    zip(map(str, RATES), (100 * e for e in errors[depth]), strict=True)
+                ),
+                "exponent of the error": slope(errors[depth]),
+                "exponent of the drift": slope(drifts[depth]),
+                "drift over imbalance": float(
+                    random[depth].drift[-1] / random[depth].imbalance[0]
+                ),
+                "half times": aligned[depth].half_time.values.tolist(),
+                "half times of the flow": aligned[
+                    depth
+                ].half_time_closed_form.values.tolist(),
+            }
+            for depth in DEPTHS
+        },
+        "between layers": {name: nonlinear_facts(one) for name, one in found.items()},
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

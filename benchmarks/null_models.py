@@ -1,0 +1,157 @@
+"""Record a training and its null models, and compare what three analyses say of them.
+
+The runs are those of the sweep "controls": a fully connected net on digits with plain SGD,
+with random labels, with label noise, with noise for gradients, and a random walk. Takes
+some two minutes on 2 cores. The figure goes to docs/images/null-models.png, numbers to
+results/null_models.json; benchmarks/readme.py writes them into the page.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+import xarray as xr
+from rich.progress import track
+
+import analyzers
+import trajstore
+from analyzers.plots import Curve, Panel, draw_panels
+from train.recording import record
+from train.sweep import load_sweep
+
+ROOT = Path(__file__).parent.parent
+IMAGE = ROOT / "docs" / "images" / "null-models.png"
+RESULTS = Path(__file__).parent / "results" / "null_models.json"
+LAGS = (1, 2, 5, 10, 20, 50)
+PROBES = 1 << 14
+"""Probes for cosines of gradients some steps apart: errors of 0.008 that all share."""
+
+
+def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:
+    """Cosine of every gradient and the one before it, exact."""
+    steps = run.steps[["grad_dot_previous", "grad_norm"]].compute()
+    norms = steps.grad_norm * steps.grad_norm.shift(step=1)
+    cosine: xr.DataArray = steps.grad_dot_previous.sum("layer") / norms
+    return cosine
+
+
+def mean_and_error(values: Any) -> list[float]:
+    """Mean of values that scatter, and its standard error."""
+    values = np.asarray(values)
+    values = values[np.isfinite(values)]
+    return [float(values.mean()), float(values.std() / len(values) ** 0.5)]
+
+
+def measure(run: trajstore.Run) -> dict[str, Any]:
+    """Gamma, adjacent cosines and lag correlations, by epoch and in the middle."""
+    geometry = analyzers.path_geometry(run).compute()
+    excess = analyzers.excess_gamma(geometry, run)
+    cosine = adjacent_cosine(run)
+    lagged = analyzers.lagged_gradients(run, lags=LAGS, every=3).compute()
+    middle = slice(run.n_steps // 4, 3 * run.n_steps // 4)
+    cosines = cosine.groupby("epoch")
+    return {
+        "means": analyzers.epoch_means(geometry).isel(epoch=slice(None, -1)),
+        "walk": excess.gamma_null.groupby("epoch").mean().isel(epoch=slice(None, -1)),
+        "cosine": (cosines.mean(), cosines.std() / cosines.count() ** 0.5),
+        "lags": [mean_and_error(lagged.cosine.sel(lag=lag)) for lag in LAGS],
+        "numbers": {
+            "gamma": mean_and_error(geometry.gamma[middle]),
+            "walk of the same steps": mean_and_error(excess.gamma_null[middle])[0],
+            "excess": mean_and_error(excess.excess[middle]),
+            "adjacent cosine": mean_and_error(cosine),
+            "adjacent cosine, std": float(cosine.std()),
+            "cosine 5 steps apart": mean_and_error(lagged.cosine.sel(lag=5)),
+        },
+    }
+
+
+def errors_of_equation_8(run: trajstore.Run) -> dict[str, float]:
+    """Gamma of a recorded walk less 1 / sqrt(T - k), in standard errors."""
+    geometry = analyzers.path_geometry(run).compute()
+    expected = (run.n_steps - np.arange(run.n_steps)) ** -0.5
+    spread = run.layout.n_params**-0.5
+    z = (geometry.gamma - expected) / np.hypot(geometry.gamma_stderr, spread)
+    return {
+        "steps": run.n_steps,
+        "parameters": run.layout.n_params,
+        "mean of z": float(z.mean()),
+        "std of z": float(z.std()),
+        "largest |z|": float(abs(z).max()),
+    }
+
+
+def draw(found: dict[str, dict[str, Any]]) -> None:
+    """One panel for each analysis."""
+    gamma, cosine, lags = [], [], []
+    for name, of in found.items():
+        means, (mean, stderr) = of["means"], of["cosine"]
+        # The walk lies upon it.
+        width = 3.5 if name == "noise-gradients" else 1.2
+        gamma.append(
+            Curve(
+                name,
+                means.epoch.values,
+                means.gamma.values,
+                means.gamma_stderr.values,
+                width=width,
+            )
+        )
+        cosine.append(
+            Curve(name, mean.epoch.values, mean.values, stderr.values, width=width)
+        )
+        y, error = np.array(of["lags"]).T
+        lags.append(Curve(name, np.arange(len(LAGS)), y, error, width=width))
+    walk = found["random-walk"]["walk"]
+    gamma.append(
+        Curve(r"$1/\sqrt{T-k}$", walk.epoch.values, walk.values, style="--", width=1.6)
+    )
+    panels = [
+        Panel(title=title, ylabel=ylabel, curves=tuple(curves), needs="", xlabel=xlabel)
+        for title, ylabel, xlabel, curves in (
+            ("cosine of gradient and $x - x^*$", r"$\gamma$", "epoch", gamma),
+            ("of a gradient and the one before", "cosine", "epoch", cosine),
+            ("of gradients some steps apart", "cosine", "steps apart", lags),
+        )
+    ]
+    figure = draw_panels(panels, n_columns=3)
+    figure.axes[0].set_ylim(top=0.95)
+    figure.axes[2].set_xticks(range(len(LAGS)), [str(lag) for lag in LAGS])
+    for ax in figure.axes[1:]:
+        ax.get_legend().remove()
+    figure.savefig(IMAGE, dpi=100)
+    plt.close(figure)
+
+
+def main(*, epochs: int = 15) -> None:
+    """Record, measure, draw, and keep the numbers.
+
+    Parameters
+    ----------
+    epochs : int
+        Of every run.
+    """
+    mpl.use("agg")
+    found, numbers = {}, {}
+    with tempfile.TemporaryDirectory() as directory:
+        planned = load_sweep("controls", epochs=epochs).runs
+        for one in track(planned, description="null models"):
+            path = Path(directory) / f"{one.name}.zarr"
+            record(one.training, path, probes=PROBES)
+            run = trajstore.open_run(path)
+            found[one.name] = measure(run)
+            numbers[one.name] = found[one.name]["numbers"]
+            if one.name == "random-walk":
+                eighth = errors_of_equation_8(run)
+    draw(found)
+    results = {"runs": numbers, "equation 8": eighth}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,121 @@
+"""Train under DistributedDataParallel: ``torchrun THIS_FILE LIBRARY PATH``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
+from tests.trajstore.integrations.by_hand import (
+    EPOCHS,
+    N_BATCHES,
+    loss_of,
+    make_data,
+    make_net,
+    make_sgd,
+)
+
+
+def lightning(path: Path) -> None:
+    import lightning.pytorch as lightning
+
+    from trajstore.integrations.lightning import TrajectoryCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def training_step(self, batch: Any, _index: int) -> Any:
+            return loss_of(self.net, batch)
+
+        def configure_optimizers(self) -> Any:
+            return make_sgd(self)
+
+    data = make_data()
+    rank = int(os.environ["RANK"])
+    sampler = DistributedSampler[Any](data, 2, rank, shuffle=False)
+    lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[TrajectoryCallback(path, exact=True)],
+        devices=2,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+        max_epochs=EPOCHS,
+        strategy="ddp",
+        use_distributed_sampler=False,
+    ).fit(Module(), DataLoader(data, batch_size=1, sampler=sampler))
+
+
+def transformers(path: Path) -> None:
+    import transformers
+
+    from trajstore.integrations.transformers import TrajectoryCallback
+
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, inputs: Any, targets: Any) -> Any:
+            return {"loss": loss_of(self.net, (inputs, targets))}
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *_args: Any) -> Any:
+            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    model = Regression()
+    args = transformers.TrainingArguments(
+        str(path.parent / "checkpoints"),
+        disable_tqdm=True,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=1,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+    )
+    InOrder(
+        model,
+        args,
+        train_dataset=[
+            {"inputs": x, "targets": y}
+            for x, y in zip(*make_data().tensors, strict=True)
+        ],
+        callbacks=[TrajectoryCallback(path, exact=True)],
+        optimizers=(make_sgd(model), None),
+    ).train()
+
+
+def accelerate(path: Path) -> None:
+    from accelerate import Accelerator
+
+    from trajstore.integrations.accelerate import record
+
+    accelerator = Accelerator(cpu=True)
+    net = make_net()
+    net, optimizer, loader = accelerator.prepare(
+        net, make_sgd(net), DataLoader(make_data(), batch_size=1)
+    )
+    options: dict[str, Any] = {"steps_per_epoch": len(loader), "exact": True}
+    assert len(loader) == N_BATCHES
+    with record(path, accelerator, net, optimizer, **options) as recorder:
+        for _ in range(EPOCHS):
+            for batch in loader:
+                loss = loss_of(net, batch)
+                accelerator.backward(loss)
+                recorder.log(loss=loss)
+                optimizer.step()
+                optimizer.zero_grad()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    {f.__name__: f for f in (lightning, transformers, accelerate)}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

@@ -1,0 +1,46 @@
+"""Two processes train; one records what both of them step with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.trajstore.integrations import distributed_training
+from tests.trajstore.integrations.by_hand import (
+    N_BATCHES,
+    check_rows,
+    loss_of,
+    make_data,
+    make_net,
+    train_by_hand,
+)
+from trajstore.reader import open_run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["accelerate", "lightning", "transformers"])
+def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
+    pytest.importorskip(library)
+    script = Path(distributed_training.__file__)
+    root = script.parents[3]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launch, str(script), library, str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    run = open_run(tmp_path / "run")
+    first = [values[:1] for values in make_data().tensors]
+    loss = loss_of(make_net(), first).item()
+    assert float(run.steps.loss[0]) == pytest.approx(loss, rel=1e-5)
+    # A batch of one in each process makes one of two; its loss is not seen by either.
+    steps = [
+        step._replace(loss=loss)
+        for step, loss in zip(train_by_hand(), run.steps.loss.values, strict=True)
+    ]
+    check_rows(tmp_path / "run", steps, steps_per_epoch=N_BATCHES)
+    assert np.isfinite(run.steps.loss).all()

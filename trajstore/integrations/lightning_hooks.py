@@ -1,0 +1,233 @@
+"""What a callback does to record a Lightning ``Trainer``; of either of its packages."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trajstore.integrations.participation import takes_part
+from trajstore.recorder import Recorder
+
+
+class LightningHooks:
+    """Beside a ``Callback`` as base, all that a ``TrajectoryCallback`` is.
+
+    Parameters
+    ----------
+    path, log, optimizer, before_clipping, **options : Any
+        As `trajstore.integrations.lightning.TrajectoryCallback` describes them.
+
+    Raises
+    ------
+    TypeError
+        If `resume` or `step` is among the options.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        log: Sequence[str] = (),
+        optimizer: int | Sequence[int] | None = None,
+        before_clipping: bool = False,
+        **options: Any,
+    ) -> None:
+        if taken := {"resume", "step"} & options.keys():
+            raise TypeError(
+                f"{sorted(taken)} are not for this callback, which resumes by itself: "
+                "call trainer.fit(..., ckpt_path=...)."
+            )
+        self._path = path
+        self._log = tuple(log)
+        self._numbers = [optimizer] if isinstance(optimizer, int) else optimizer
+        self._before_clipping = before_clipping
+        self._options = options
+        self._recorder: Recorder | None = None
+        self._optimizers: Sequence[Optimizer] = []
+        self._counts_epochs = True
+        self._epoch: int | None = None
+        self._losses: list[Tensor] = []
+        self._state: dict[str, Any] = {}
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """The recorder, while there is one: in training, where this process records."""
+        return self._recorder
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints: that of what is recorded."""
+        return f"TrajectoryCallback{[*(self._numbers or [0])]}"
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to record, or go on."""
+        if trainer.fast_dev_run:
+            return
+        optimizers = _choose(trainer.optimizers, self._numbers)
+        if not takes_part(optimizers, is_main=trainer.is_global_zero):
+            return
+        options = _schedule(trainer, pl_module) | self._options
+        self._counts_epochs = options.get("steps_per_epoch") is not None
+        self._losses = []
+        self._optimizers = optimizers
+        self._recorder = Recorder(
+            self._path, pl_module, optimizers, **self._resumption(trainer), **options
+        )
+
+    def _resumption(self, trainer: Any) -> dict[str, Any]:
+        """Find where a recording goes on, if the training does."""
+        if trainer.global_step == 0:
+            self._epoch = None
+            return {}
+        if self._state:
+            self._epoch = self._state["epoch"]
+            return {"resume": self._state["recorder"]}
+        if len(trainer.optimizers) > 1:
+            raise ValueError(
+                "The checkpoint holds no state of this recording, and with "
+                f"{len(trainer.optimizers)} optimizers the trainer's `global_step` = "
+                f"{trainer.global_step} says not which steps the store should have. "
+                "Resume from a checkpoint that was saved with this callback."
+            )
+        return {"resume": True, "step": trainer.global_step}
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin an epoch, where steps do not tell."""
+        # After a resumption the epoch may be one that has begun before.
+        is_new = trainer.current_epoch != self._epoch
+        if self._recorder is not None and not self._counts_epochs and is_new:
+            self._recorder.start_epoch()
+        self._epoch = trainer.current_epoch
+
+    def on_before_backward(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        loss: Tensor,
+    ) -> None:
+        """Keep the loss of a batch for the step that it belongs to."""
+        if self._recorder is not None and pl_module.automatic_optimization:
+            self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        optimizer: Optimizer,
+    ) -> None:
+        """Log what belongs to the step, whose gradients are there now.
+
+        Raises
+        ------
+        KeyError
+            If one of the metrics to be recorded has not been logged.
+        """
+        if self._recorder is None or not any(o is optimizer for o in self._optimizers):
+            return
+        if self._losses:
+            self._recorder.log(loss=_mean_loss(self._losses, trainer))
+            self._losses = []
+        if self._log:
+            metrics = trainer.callback_metrics
+            if missing := sorted(set(self._log) - metrics.keys()):
+                raise KeyError(
+                    f"No metrics {missing} are there before the optimizer step; there "
+                    f"are {sorted(metrics)}. In training_step call "
+                    f"self.log({missing[0]!r}, value, on_step=True)."
+                )
+            self._recorder.log(**{name: metrics[name] for name in self._log})
+        if self._before_clipping:
+            self._recorder.take_gradient()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the recording."""
+        if self._recorder is not None:
+            # For checkpoints that are saved after training.
+            self._state = self.state_dict()
+            self._recorder.close()
+            self._recorder = None
+
+    def on_exception(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        exception: BaseException,
+    ) -> None:
+        """End the recording as failed."""
+        self._state = {}
+        if self._recorder is not None:
+            recorder, self._recorder = self._recorder, None
+            recorder.__exit__(type(exception), exception, exception.__traceback__)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs for the recording to go on.
+
+        Returns
+        -------
+        dict
+            Empty where nothing is recorded.
+        """
+        if self._recorder is None:
+            return self._state
+        return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the state from a checkpoint that training is to go on from.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            As `state_dict` returned it.
+        """
+        self._state = dict(state_dict)
+
+
+def _choose(
+    optimizers: Sequence[Optimizer], numbers: Sequence[int] | None
+) -> list[Optimizer]:
+    """Return the optimizers that are to be recorded."""
+    if numbers is None and len(optimizers) == 1:
+        numbers = [0]
+    if not numbers or not all(0 <= i < len(optimizers) for i in numbers):
+        raise ValueError(
+            f"The trainer has {len(optimizers)} optimizers, and `optimizer` is {numbers}. "
+            "Give TrajectoryCallback the number of the one to record, counted from 0."
+        )
+    return [optimizers[i] for i in numbers]
+
+
+def _schedule(trainer: Any, pl_module: Any) -> dict[str, int]:
+    """Count the steps of an epoch and of the training, as far as they are known."""
+    if not pl_module.automatic_optimization:
+        # Who steps by hand may do so at any time.
+        return {}
+    schedule, total = {}, trainer.estimated_stepping_batches
+    if isfinite(total) and total > 0:
+        schedule["total_steps"] = int(total)
+    # A scaler leaves steps out, and this callback changes their number.
+    varies = _scaler(trainer) is not None or any(
+        hasattr(callback, "going_to_accumulate_grad_batches")
+        for callback in trainer.callbacks
+    )
+    n_batches = trainer.num_training_batches
+    if isfinite(n_batches) and not varies:
+        schedule["steps_per_epoch"] = ceil(n_batches / trainer.accumulate_grad_batches)
+    return schedule
+
+
+def _scaler(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _mean_loss(losses: Sequence[Tensor], trainer: Any) -> Tensor:
+    """Average the losses of one step, without what they were multiplied by."""
+    n_batches: int = trainer.accumulate_grad_batches
+    loss = torch.stack(list(losses)).mean() * n_batches
+    scaler = _scaler(trainer)
+    # Waits for the device, as the scaler itself will do in this step.
+    scale: float = 1.0 if scaler is None else scaler.get_scale()
+    return loss / scale
