@@ -1,6 +1,8 @@
 """Measures of a recorded training path: datasets in, datasets and figures out."""
 
 from analyzers._arrays.deep_linear import half_time, mode_strength, time_of_steps
+from analyzers.aiming import aiming, polyak_lojasiewicz
+from analyzers.alpha_beta import alpha_beta, feasible_set, margin, smallest_beta
 from analyzers.average_of_epochs import average_of_epochs
 from analyzers.deep_linear import linear_modes
 from analyzers.distance_travelled import distance_travelled
@@ -22,10 +24,13 @@ from analyzers.zigzag_layers import zigzag_layers
 from analyzers.zigzag_segments import zigzag_segments, zigzag_shares
 
 __all__ = [
+    "aiming",
+    "alpha_beta",
     "average_of_epochs",
     "distance_travelled",
     "epoch_means",
     "excess_gamma",
+    "feasible_set",
     "guaranteed_decrease",
     "half_time",
     "lag_curve",
@@ -33,10 +38,13 @@ __all__ = [
     "linear_modes",
     "linear_rate",
     "locally_optimal_lr",
+    "margin",
     "mode_strength",
     "path_geometry",
+    "polyak_lojasiewicz",
     "random_walk_gamma",
     "scales",
+    "smallest_beta",
     "step_bound",
     "store_geometry",
     "time_of_steps",

@@ -1,5 +1,7 @@
 """Command line: one sub-command for every analysis."""
 
+from analyzers.commands.aiming import aiming, pl
+from analyzers.commands.alpha_beta import alpha_beta
 from analyzers.commands.geometry import geometry
 from analyzers.commands.linear import linear
 from analyzers.commands.paper import figure, paper
@@ -15,6 +17,9 @@ def main() -> None:
             "zigzag": zigzag,
             "scales": scales,
             "linear": linear,
+            "alpha-beta": alpha_beta,
+            "aiming": aiming,
+            "pl": pl,
             "figure": figure,
             "paper": paper,
         },

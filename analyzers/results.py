@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 from analyzers._tasks import NAMES, geometry_tasks, task
 from analyzers.path_geometry import analysis_target, lazy_geometry, result_chunks
 from analyzers.progress import compute, task_progress
+from trajstore import results
 from trajstore.epochs import index_epochs
-from trajstore.location import open_store, sibling
+from trajstore.location import open_store
 from trajstore.reader import Run
 from trajstore.reference_point import Reference
 from trajstore.schema import STEP
@@ -109,40 +110,19 @@ def store_result(run: Run, group: str, result: xr.Dataset) -> xr.Dataset:
     """
     with threadpool_limits(1, user_api="blas"), task_progress("analysing"):
         loaded = result.compute()
-    write_result(run, group, loaded)
+    results.write_results(run, group, loaded)
     return loaded
-
-
-def write_result(run: Run, group: str, loaded: xr.Dataset) -> None:
-    """Write a loaded dataset into the store of results beside the run.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        What was analysed.
-    group : str
-        Where in the store; what is there is replaced.
-    loaded : xarray.Dataset
-        What was found.
-    """
-    store = open_store(results_location(run))
-    zarr.open_group(store, mode="a", use_consolidated=False)
-    loaded.to_zarr(store, group=group, mode="w", consolidated=False)
 
 
 def results_location(run: Run) -> str:
     """Return where the results of a run lie: beside it, ``run.analysis.zarr``."""
-    return sibling(run.location, ".analysis.zarr")
+    return results.results_location(run)
 
 
 def result_group(geometry: xr.Dataset) -> str:
     """Name the group of a result by its reference, direction, and whether by layer."""
-    reference, direction = geometry.attrs["reference"], geometry.attrs["direction"]
-    # Only the names of snapshots and runs are free, and may hold what a path cannot.
-    for kind in ("snapshot", "epoch", "final of"):
-        if reference.startswith(f"{kind} "):
-            name = quote(reference.removeprefix(f"{kind} "), safe="")
-            reference = f"{kind.replace(' ', '-')}-{name}"
+    reference = results.reference_slug(geometry.attrs["reference"])
+    direction = geometry.attrs["direction"]
     if direction != "gradient":
         reference = f"{reference}-of-{quote(direction, safe='')}"
     return f"{reference}-layers" if "layer" in geometry.dims else reference

@@ -15,6 +15,7 @@ from train.branching import BRANCH, branch_path, branch_training
 from train.branching import branch as train_branch
 from train.loop import train
 from train.recording import is_complete, record, record_resumably
+from train.replay import replay as replay_batches
 from train.sweep import load_sweep, names, nearest
 from train.training import Training
 from train.two_run import two_run as exact_geometry
@@ -22,6 +23,8 @@ from train.workloads import WORKLOADS
 from trajstore.command_line import run_command_line
 from trajstore.defaults import BASIS, SKETCH_BITS
 from trajstore.reader import open_run
+from trajstore.reference_point import read_reference, reference_point
+from trajstore.results import replay_group, results_location, write_results
 
 Chosen = Annotated[
     Training,
@@ -266,6 +269,54 @@ def sweep(
     )
 
 
+def replay(
+    store: Positional[str],
+    *,
+    reference: str = "final",
+    device: str | None = None,
+    data_dir: str | None = None,
+) -> None:
+    """Compute what every step's batch loses at a reference point, forward only.
+
+    Needs the indices of examples: traj-train run NAME --record-samples. Results go to
+    RUN.analysis.zarr, beside the store.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    reference : str, default: "final"
+        The point x*: final, the name of a snapshot, the number of an epoch, or the path or
+        URL of another store, for its final iterate.
+    device : str, optional
+        As torch names it. Default: that of the training.
+    data_dir : str, optional
+        Where the data lie. Default: where they were.
+    """
+    recorded = open_run(store)
+    target = read_reference(reference, recorded)
+    result = replay_batches(
+        recorded,
+        reference=target,
+        track=partial(track, description="replaying"),
+        device=device,
+        data_dir=data_dir,
+    )
+    group = replay_group(reference_point(recorded, target))
+    write_results(recorded, group, result)
+    n_known = int(result["reference_loss"].notnull().sum())
+    Console().print(
+        f"Losses at {result.attrs['reference']} of {n_known:,} of {recorded.n_steps:,} "
+        f"batches: {result.attrs['method']}.\n"
+        f"Loss of all training data there: {float(result['full_reference_loss']):.6g}\n"
+        f"Results: {results_location(recorded)}, group {group}\n"
+        f"Next: traj-analyze alpha-beta {store}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def list_workloads() -> None:
     """Show what can be trained, and which sweeps there are."""
     console = Console()
@@ -292,6 +343,7 @@ def main() -> None:
             "branch": branch,
             "two-run": two_run,
             "sweep": sweep,
+            "replay": replay,
             "list": list_workloads,
         },
         prog="traj-train",

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
+from train.data import Splits
 from train.looking import (
     Batch,
     accumulate_gradients,
@@ -20,6 +21,7 @@ from train.looking import (
     on_device_of,
     undisturbed,
 )
+from train.numbered import Numbered
 from train.observer import Log, Observer, Track
 from train.optim.ngn import NGN
 from train.optim.normalized_sgd import NormalizedSGD
@@ -90,15 +92,13 @@ def train(
     check_width(training)
     torch.manual_seed(training.seed)
     splits = workload.data(training)
-    model = workload.model(splits, training).to(_device(training))
+    model = workload.model(splits, training).to(device_of(training))
     if training.control == "random-walk":
         # The steps of a walk depend on nothing, and so neither on steps before them.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
     # Weight decay is set before every step, as learning rates are.
     optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
-    data: Dataset[Any] = splits.train
-    if training.control == "random-labels":
-        data = RandomLabels(data, training.seed)
+    data = learnt_from(splits, training)
     loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
     first = 0
     if start is not None:
@@ -136,7 +136,15 @@ def train(
     return model
 
 
-def _device(training: Training) -> torch.device:
+def learnt_from(splits: Splits, training: Training) -> Dataset[Any]:
+    """Return the data that a training learns from, with the labels that it sees."""
+    if training.control == "random-labels":
+        return RandomLabels(splits.train, training.seed)
+    return splits.train
+
+
+def device_of(training: Training) -> torch.device:
+    """Return where a training takes place."""
     if training.device is not None:
         return torch.device(training.device)
     # A build for an accelerator names it also where there is none.
@@ -174,8 +182,9 @@ class _Loop:
     ) -> None:
         self._training, self._model, self._task = training, model, task
         self._optimizer, self._data, self._n_classes = optimizer, data, n_classes
+        records = training.record_samples and not training.full_batch
         self._loader = DataLoader(
-            data,
+            Numbered(data) if records else data,
             training.batch_size,
             shuffle=True,
             drop_last=not training.full_batch,
@@ -201,20 +210,22 @@ class _Loop:
         first = epoch * self.steps_per_epoch
         n_steps = min(self.steps_per_epoch, self.total_steps - first)
         for step, batches in zip(
-            range(first, first + n_steps), self._batches(), strict=False
+            range(first, first + n_steps), self._batches(observer), strict=False
         ):
             every = self._training.measure_every
             if every and step % every == 0:
                 self._measure_fixed(observer)
             self._step(step, batches, observer)
 
-    def _batches(self) -> Iterator[Iterable[Batch]]:
+    def _batches(self, observer: Log) -> Iterator[Iterable[Batch]]:
         """Give the batches of every step: one, or all of them."""
         if self._training.full_batch:
             yield self._loader
             return
-        for batch in on_device_of(self._model, self._loader):
-            yield [batch]
+        for inputs, targets, *indices in self._loader:
+            if indices:
+                observer.log_samples(indices[0])
+            yield list(on_device_of(self._model, [(inputs, targets)]))
 
     def _step(self, step: int, batches: Iterable[Batch], observer: Log) -> None:
         training, optimizer = self._training, self._optimizer

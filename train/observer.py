@@ -18,6 +18,9 @@ class Log(Protocol):
     def log(self, **scalars: float | Tensor) -> None:
         """Note scalars of the next optimizer step."""
 
+    def log_samples(self, indices: Tensor) -> None:
+        """Note which examples the next optimizer step is made of."""
+
     def measure(self, name: str, **scalars: float | Tensor) -> None:
         """Look at the gradients that there are now, between two optimizer steps."""
 
@@ -45,6 +48,9 @@ class Deaf:
 
     def log(self, **scalars: float | Tensor) -> None:
         """Ignore scalars."""
+
+    def log_samples(self, indices: Tensor) -> None:
+        """Ignore indices of examples."""
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:
         """Ignore gradients."""

@@ -78,7 +78,9 @@ def record(
         write_checkpoint(state | {"recorder": recorder.state_dict()}, path)
         waiting.remove(epoch)
 
-    observe = partial(Recorder, out, attrs=attrs(training), **options)
+    observe = partial(
+        Recorder, out, attrs=attrs(training), samples=n_samples(training), **options
+    )
     model = train(training, observe, track, save=save)
     if waiting:
         warn(
@@ -185,7 +187,14 @@ def record_resumably(
         )
         last = monotonic()
 
-    observe = partial(Recorder, out, attrs=attrs(training), **resume, **options)
+    observe = partial(
+        Recorder,
+        out,
+        attrs=attrs(training),
+        samples=n_samples(training),
+        **resume,
+        **options,
+    )
     model = train(training, observe, track, start=start, save=save)
     path.unlink(missing_ok=True)
     return model
@@ -243,6 +252,12 @@ def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
 def checkpoint_path(out: Path) -> Path:
     """Return where the checkpoint of a recording lies."""
     return out.with_suffix(".checkpoint")
+
+
+def n_samples(training: Training) -> int:
+    """Return how many indices of examples belong to a step: none where all data do."""
+    is_asked = training.record_samples and not training.full_batch
+    return training.batch_size if is_asked else 0
 
 
 def attrs(training: Training) -> dict[str, Any]:

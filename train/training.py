@@ -56,6 +56,8 @@ class Training:
         Record the gradient of all training data at the start of every epoch.
     as_published : bool
         Let the transformer attend across the batch, as the published code does, and leave the weight decay in the last epoch as it was.
+    record_samples : bool
+        Record which examples every step was made of, for the command replay.
     max_steps : int or None
         End after so many steps.
     device : str or None
@@ -86,6 +88,7 @@ class Training:
     measure_every: int = 0
     full_gradients: bool = False
     as_published: bool = False
+    record_samples: bool = False
     max_steps: int | None = None
     device: str | None = None
     num_workers: int = 0

@@ -3,6 +3,7 @@ from .lock import StoreLockedError
 from .reader import Run, open_run
 from .recorder import Recorder
 from .recovery import recover
+from .reference_point import iterate
 from .schema import SchemaError
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "StoreLockedError",
     "epoch_grid",
     "index_epochs",
+    "iterate",
     "open_run",
     "recover",
 ]

@@ -12,7 +12,7 @@ from trajstore.background import Background
 from trajstore.defaults import FLUSH_BYTES
 from trajstore.journal import Journal, Record
 from trajstore.row_buffer import Entry, RowBuffer, to_floats, to_numpy
-from trajstore.schema import STEP, RunSpec
+from trajstore.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
 from trajstore.tracker import Reference
 from trajstore.writer import Window, Writer
 
@@ -110,6 +110,7 @@ class HandOver:
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
         row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
+        row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
         self._buffer = RowBuffer(measured=allocate(capacity), first=first)
         self._spare = RowBuffer(measured=allocate(capacity))
@@ -290,4 +291,6 @@ def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
     """Convert a row for the journal; waits for the device."""
     arrays = {name: to_numpy(tensor) for name, tensor in row.items()}
     arrays["reference_sq"] = to_numpy(entry.reference_sq)
+    if entry.samples is not None:
+        arrays[SAMPLES] = entry.samples
     return Record(step, entry.place, to_floats(entry.scalars), arrays)

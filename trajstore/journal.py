@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.rows import complete_rows, measured_arrays
-from trajstore.schema import RunSpec
+from trajstore.schema import SAMPLES, RunSpec
 from trajstore.writer import Writer
 
 Array = npt.NDArray[Any]
@@ -39,8 +39,8 @@ class Record(NamedTuple):
     scalars : dict from str to float
         What was logged with it.
     arrays : dict from str to numpy.ndarray
-        What `trajstore.rows.measured_arrays` describes, and ``reference_sq``, float64
-        (layer,).
+        What `trajstore.rows.measured_arrays` describes; ``reference_sq``, float64
+        (layer,); and, where indices of examples are kept, ``samples``, int64 (sample,).
     """
 
     step: int
@@ -164,6 +164,8 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
     kinds = measured_arrays(spec, size) | {
         "reference_sq": ("float64", (len(spec.names),))
     }
+    if spec.samples:
+        kinds[SAMPLES] = ("int64", (spec.samples,))
     n_bytes = sum(
         np.dtype(dtype).itemsize * int(np.prod(shape))
         for dtype, shape in kinds.values()

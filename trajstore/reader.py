@@ -26,6 +26,8 @@ from trajstore.schema import (
     DESCRIPTIONS,
     KEYFRAME_EVERY,
     LAYER,
+    NO_SAMPLE,
+    SAMPLES,
     STEP,
     UPDATE_TABLE,
     RunSpec,
@@ -274,6 +276,36 @@ class Run:
         return index_epochs(dataset)
 
     @cached_property
+    def samples(self) -> xr.DataArray:
+        """Indices of the examples in the batch of every step.
+
+        Returns
+        -------
+        xarray.DataArray
+            Lazy: values are read where they are used. int64, dimensions ``step`` and
+            ``sample``, coordinates like those of `steps`; -1 where a batch has fewer
+            examples, where none were logged, and where a chunk is damaged.
+
+        Raises
+        ------
+        ValueError
+            If they were not recorded.
+        """
+        if self.path(SAMPLES) not in self.documents:
+            raise ValueError(
+                f"The indices of examples are not recorded in {self.location}; record "
+                "with Recorder(..., samples=batch_size) and "
+                "recorder.log_samples(indices)."
+            )
+        rows = xr.Variable((STEP, "sample"), lazy_rows(self, SAMPLES))
+        coordinates = {
+            STEP: self.step_numbers,
+            "epoch": (STEP, self.epochs),
+            "iteration": (STEP, self.iterations),
+        }
+        return index_epochs(xr.Dataset({SAMPLES: rows}, coordinates))[SAMPLES]
+
+    @cached_property
     def windows(self) -> xr.Dataset:
         """What is known of every window besides its reference.
 
@@ -387,8 +419,8 @@ class Run:
         Returns
         -------
         numpy.ndarray
-            Read-only. Of damaged chunks NaN, or 0 in an array of integers; `is_missing`
-            tells these from others.
+            Read-only. Of damaged chunks NaN, 0 in an array of integers, or -1 in
+            ``samples``; `is_missing` tells these from others.
         """
         return self._around(name, rows, lambda chunk: chunk.values)
 
@@ -434,6 +466,8 @@ class Run:
         if read.missing is not None and name in {"epoch", "iteration", "window"}:
             steps = np.arange(rows.start, rows.stop)[read.missing]
             read.values[read.missing] = self._derived(name, steps)
+        if read.missing is not None and name == SAMPLES:
+            read.values[read.missing] = NO_SAMPLE
         read.values.flags.writeable = False
         return read
 
@@ -649,6 +683,20 @@ class MeasuredRun(Run):
     def steps(self) -> xr.Dataset:
         """Scalars and tables of every row; see `Run.steps`."""
         return super().steps.drop_vars([*UPDATE_TABLE, "update_norm"], errors="ignore")
+
+    @cached_property
+    def samples(self) -> xr.DataArray:
+        """Refuse to name examples: measurements do not carry their indices.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(
+            f"The measurement {self.name!r} of {self.location} has no indices of "
+            "examples; those of steps are in `samples` of the run itself."
+        )
 
     @cached_property
     def epoch_windows(self) -> dict[int, int]:

@@ -43,6 +43,7 @@ from trajstore.row_buffer import (
     to_numpy,
     to_scalar,
 )
+from trajstore.sample_indices import known_samples, no_samples, row_of_samples
 from trajstore.schema import (
     DESCRIPTIONS,
     KEYFRAME_EVERY,
@@ -138,6 +139,9 @@ class Recorder:
         first writes. Default: all ranks if there are DTensors, as under FSDP2 and with
         tensor parallelism. Of what is an ordinary tensor in several ranks the first counts.
         Without need under DistributedDataParallel: give the wrapped model.
+    samples : int, default: 0
+        Most examples in a batch whose indices are kept, see `log_samples`; some two bytes
+        each on disk.
 
     Raises
     ------
@@ -215,6 +219,7 @@ class Recorder:
         attrs: Mapping[str, Any] = MappingProxyType({}),
         updates: bool = False,
         group: Any = None,
+        samples: int = 0,
     ) -> None:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
         parameters = trained_parameters(model, optimizers)
@@ -238,6 +243,7 @@ class Recorder:
                 "reference_every": reference_every,
                 "total_steps": total_steps,
                 "exact": exact,
+                "samples": index(samples),
             }
         )
         if layout.size == 0:
@@ -340,6 +346,9 @@ class Recorder:
         if self._n_windows > 0:
             self._reference_sq = self._tracker.reference_sq()
         self._pending = dict(position.pending)
+        self._samples = no_samples(self._spec.samples)
+        if position.samples:
+            self._samples = row_of_samples(position.samples, self._spec.samples)
         self._started = time.monotonic() - position.wall_time
         return doubt
 
@@ -433,6 +442,32 @@ class Recorder:
         """
         self._check_open()
         self._pending |= _to_scalars(scalars)
+
+    def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
+        """Add the indices of the examples in the batch to the next optimizer step.
+
+        `trajstore.Run.samples` gives them back: what the loss of a step's batch is at
+        another point can be computed afterwards.
+
+        Parameters
+        ----------
+        indices : torch.Tensor or array_like of int
+            Which examples of the data set, from 0, in the order of the batch, at most as
+            many as the recorder was given as ``samples``. They are looked at at once: give
+            them as the loader has them, for a device would be waited for. The last call
+            before a step wins.
+
+        Raises
+        ------
+        ValueError
+            If the recorder was made for fewer, or if they are negative.
+        TypeError
+            If they are not integers.
+        RuntimeError
+            If the recorder is closed.
+        """
+        self._check_open()
+        self._samples = row_of_samples(indices, self._spec.samples)
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:
         """Record the gradients that there are now as a row of a measurement.
@@ -641,6 +676,7 @@ class Recorder:
             epoch_start=self._epoch_start,
             wall_time=time.monotonic() - self._started,
             pending=to_floats(self._pending),
+            samples=known_samples(self._samples),
         )
         previous_gradient = self._tracker.previous_gradient
         if not self._placement.is_first:
@@ -756,10 +792,11 @@ class Recorder:
             of_update = self._new_row()
             self._tracker.measure_update(self._sign_number(UPDATE), row, of_update)
             self._append_measurement(UPDATE, of_update, {})
-        self._hand_over.append(
-            self._step, self._entry(self._pending | self._learning_rates()), row
-        )
+        entry = self._entry(self._pending | self._learning_rates())
+        entry = entry._replace(samples=self._samples)
+        self._hand_over.append(self._step, entry, row)
         self._pending, self._row, self._is_taken = {}, None, False
+        self._samples = no_samples(self._spec.samples)
         self._step += 1
         self._has_stepped = True
         self._hand_over.submit_if_due()
@@ -879,6 +916,9 @@ class SilentRecorder(Recorder):
         pass
 
     def log(self, **scalars: float | Tensor) -> None:
+        """Do nothing."""
+
+    def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Do nothing."""
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:

@@ -4,19 +4,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.location import name_of
+from trajstore.location import is_remote, name_of
 from trajstore.ranges import as_ranges
-from trajstore.reader import Run
+from trajstore.reader import Run, open_run
 
 FloatArray = npt.NDArray[np.float32]
 
 Reference = str | int | Run | Mapping[str, Any]
 """What a user may give for ``reference=``."""
+
+PART: Final = 1 << 22
+"""Elements of a vector that are read at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,71 @@ def reference_point(run: Run, reference: Reference) -> ReferencePoint:
         "`reference` must be 'final', the name of a snapshot, an epoch, another run or a "
         f"mapping from parameter name to array; got {type(reference).__name__}."
     )
+
+
+def iterate(run: Run, reference: Reference = "final") -> dict[str, FloatArray]:
+    """Return the parameters at a reference point, for a model to load.
+
+    Parameters
+    ----------
+    run : Run
+        As returned by `trajstore.open_run`.
+    reference : str, int, Run or mapping, default: "final"
+        As `analyzers.path_geometry` takes it: ``"final"`` for the last iterate, another
+        string for a snapshot, an integer for the start of an epoch, and so on.
+
+    Returns
+    -------
+    dict from str to numpy.ndarray
+        By name of the parameter, float32, of its shape, writable.
+        ``model.load_state_dict({k: torch.from_numpy(v) for k, v in ...}, strict=False)``
+        loads them; the model keeps its buffers, and what was not trained.
+
+    Raises
+    ------
+    KeyError
+        If there is no such snapshot or epoch.
+    ValueError
+        If the run has no last iterate, or `reference` lacks tensors.
+    TypeError
+        If `reference` is of another kind.
+
+    Examples
+    --------
+    >>> import trajstore
+    >>> last = trajstore.iterate(trajstore.open_run(example_run))
+    >>> {name: values.shape for name, values in last.items()}
+    {'0.weight': (40, 20), '0.bias': (40,), '2.weight': (3, 40), '2.bias': (3,)}
+    """
+    point, size = reference_point(run, reference), run.layout.size
+    flat = np.empty(size, np.float32)
+    for start in range(0, size, PART):
+        part = slice(start, min(start + PART, size))
+        flat[part] = point.read(part)
+    return run.layout.unflatten(flat)
+
+
+def read_reference(text: str, run: Run) -> Reference:
+    """Read a reference from a command line; names of snapshots come first.
+
+    Parameters
+    ----------
+    text : str
+        ``final``, the name of a snapshot, the number of an epoch, or the path or URL of
+        another run.
+    run : Run
+        The run to measure.
+
+    Returns
+    -------
+    str, int or Run
+        As `reference_point` takes it.
+    """
+    if text in run.snapshots:
+        return text
+    if text.isdecimal():
+        return int(text)
+    return open_run(text) if is_remote(text) or Path(text).is_dir() else text
 
 
 def _final(run: Run) -> ReferencePoint:

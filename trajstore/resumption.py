@@ -1,7 +1,7 @@
 """Go on with a recording where a checkpoint left it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -41,6 +41,9 @@ class Position:
         Seconds since the recording began, without interruptions.
     pending : dict from str to float
         What was logged for the next step.
+    samples : sequence of int
+        The indices of examples that were logged for it. States of older versions have
+        none.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Position:
     next_window: int = 0
     wall_time: float = 0.0
     pending: Mapping[str, float]
+    samples: Sequence[int] = ()
 
 
 def check_state(state: object) -> dict[str, Any]:
@@ -114,6 +118,7 @@ def make_state(
             "epoch_start": position.epoch_start,
             "wall_time": position.wall_time,
             "pending": dict(position.pending),
+            "samples": list(position.samples),
         },
         "snapshots": list(writer.snapshots),
         "measured": {name: t.n_rows for name, t in writer.measurements.items()},

@@ -19,6 +19,7 @@ from trajstore.schema import (
     FORMAT_VERSION,
     KEYFRAME_EVERY,
     LAYER,
+    SAMPLES,
     STATUSES,
     STEP,
     ArraySpec,
@@ -37,6 +38,7 @@ KEYFRAMES: Final = "references/keyframes"
 MAX_TENSORS: Final = 1 << 14
 MAX_DIMENSIONS: Final = 32
 MAX_BASIS: Final = 32
+MAX_SAMPLES: Final = 1 << 24
 MAX_SIZE: Final = 1 << 35
 """Longest flat parameter vector."""
 
@@ -181,6 +183,7 @@ def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
         "measurements": (len(measurements), MAX_MEASUREMENTS),
         "names: tensors": (len(spec.names), MAX_TENSORS),
         "basis": (spec.basis, MAX_BASIS),
+        "samples": (spec.samples, MAX_SAMPLES),
         "shapes: dimensions": (max(map(len, spec.shapes)), MAX_DIMENSIONS),
         "shapes: elements in a dimension": (
             max((n for shape in spec.shapes for n in shape), default=1),
@@ -231,6 +234,7 @@ def row_arrays(
     if not group:
         return arrays
     arrays[STEP] = replace(arrays["epoch"], dtype="int64")
+    arrays.pop(SAMPLES, None)
     return {f"{group}/{name}": array for name, array in arrays.items()}
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from trajstore.rows import complete_rows
-from trajstore.schema import RunSpec
+from trajstore.schema import SAMPLES, RunSpec
 
 Scalar = float | Tensor
 
@@ -26,11 +26,15 @@ class Entry(NamedTuple):
         |r|^2 of its window by layer, float64.
     scalars : dict from str to float or torch.Tensor
         What was logged with it.
+    samples : numpy.ndarray or None
+        Indices of the examples in the batch, as a row of the store: of all entries of a
+        buffer, or of none.
     """
 
     place: tuple[int, int, int]
     reference_sq: Tensor
     scalars: dict[str, Scalar]
+    samples: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,11 +81,15 @@ class RowBuffer:
     ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
         """Convert to what `trajstore.row_table.RowTable.append` takes."""
         entries = self.entries.copy()
+        measured = {
+            name: to_numpy(tensor[: len(entries)])
+            for name, tensor in self.measured.items()
+        }
+        samples = [entry.samples for entry in entries if entry.samples is not None]
+        if samples:
+            measured[SAMPLES] = np.stack(samples)
         return complete_rows(
-            {
-                k: to_numpy(tensor[: len(entries)])
-                for k, tensor in self.measured.items()
-            },
+            measured,
             [entry.place for entry in entries],
             np.stack([to_numpy(entry.reference_sq) for entry in entries]),
             [to_floats(entry.scalars) for entry in entries],

@@ -99,11 +99,7 @@ class RowTable:
         """
         known = dict(zip(("epoch", "iteration", "window"), places.T, strict=True))
         rows = {
-            name: np.full(
-                (len(places), *array.inner),
-                np.nan if array.dtype.startswith("float") else 0,
-                array.dtype,
-            )
+            name: np.full((len(places), *array.inner), array.missing, array.dtype)
             for name, array in row_arrays(self._spec, n_metrics=0).items()
             if name != "scalars"
         }

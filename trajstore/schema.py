@@ -5,8 +5,8 @@ opening a store. `docs/store.md` describes the same for readers.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from math import prod
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from math import isnan, nan, prod
 from typing import Any, Final, Literal, Self, cast
 
 FORMAT: Final = "trajstore"
@@ -23,6 +23,12 @@ LEASE_SECONDS: Final = 600
 
 STEP: Final = "step"
 LAYER: Final = "layer"
+
+SAMPLES: Final = "samples"
+"""Array of the indices of the examples in the batch of each step."""
+
+NO_SAMPLE: Final = -1
+"""What stands in it where there is no further example, or where they are not known."""
 
 STATUSES: Final = ("running", "complete", "failed")
 """What the store says of its run: still open, closed, or closed after an exception."""
@@ -111,6 +117,9 @@ class RunSpec:
         See `trajstore.windows.Windows`.
     exact : bool
         Whether whole gradients and displacements are stored instead of sketches.
+    samples : int, default: 0
+        Most examples in a batch whose indices are kept; 0 for none. Older stores do not
+        say it.
     """
 
     names: tuple[str, ...]
@@ -123,6 +132,7 @@ class RunSpec:
     reference_every: int | None
     total_steps: int | None
     exact: bool
+    samples: int = 0
 
     @classmethod
     def from_json(cls, document: object) -> Self:
@@ -171,7 +181,8 @@ def validate_spec(document: object) -> list[str]:
     if not isinstance(document, Mapping):
         return [f"spec: expected an object, got {document!r}"]
     known = [field.name for field in fields(RunSpec)]
-    problems = [f"{key}: missing" for key in known if key not in document]
+    needed = [field.name for field in fields(RunSpec) if field.default is MISSING]
+    problems = [f"{key}: missing" for key in needed if key not in document]
     problems += [f"{key}: unknown" for key in document if key not in known]
     problems += [
         f"{key}: expected {expected}, got {document[key]!r}"
@@ -196,6 +207,10 @@ def _is_seed(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return _is_int(value) and value >= 1  # type: ignore[operator]
+
+
+def _is_natural(value: object) -> bool:
+    return _is_int(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_count_or_none(value: object) -> bool:
@@ -239,6 +254,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "reference_every": _COUNT_OR_NONE,
     "total_steps": _COUNT_OR_NONE,
     "exact": (lambda value: isinstance(value, bool), "true or false"),
+    "samples": (_is_natural, "an integer of at least 0"),
 }
 
 
@@ -259,6 +275,8 @@ class ArraySpec:
     code : {"none", "fast", "dense"}
         Compression: none for large vectors of floats; fast for random bits, of which
         only the unused end of a chunk compresses; dense for what repeats itself.
+    fill : int, default: 0
+        What numbers that are not there read as, if they are integers; others are NaN.
     """
 
     dims: tuple[str, ...]
@@ -266,6 +284,12 @@ class ArraySpec:
     inner: tuple[int, ...]
     chunk: tuple[int, ...]
     code: Code
+    fill: int = 0
+
+    @property
+    def missing(self) -> float:
+        """What numbers that are not there read as."""
+        return nan if self.dtype.startswith("float") else self.fill
 
     def metadata(self, length: int) -> dict[str, object]:
         """Return the Zarr v3 metadata document of the array.
@@ -296,7 +320,6 @@ class ArraySpec:
             # Transposed, the values of one column lie together and compress better.
             order = list(reversed(range(1 + len(self.inner))))
             codecs.insert(0, {"name": "transpose", "configuration": {"order": order}})
-        is_float = self.dtype.startswith("float")
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -310,7 +333,7 @@ class ArraySpec:
                 "name": "default",
                 "configuration": {"separator": "/"},
             },
-            "fill_value": "NaN" if is_float else 0,
+            "fill_value": "NaN" if isnan(self.missing) else self.fill,
             "codecs": [*codecs, {"name": "crc32c"}],
             "attributes": {},
             "dimension_names": list(self.dims),
@@ -361,8 +384,8 @@ def step_arrays(
     Returns
     -------
     dict from str to ArraySpec
-        By name of the array. The rows of measurements have the array ``step``, too: how
-        many optimizer steps had been taken.
+        By name of the array. The rows of measurements have the array ``step``, too, how
+        many optimizer steps had been taken, and no ``samples``.
     """
     tables = ((LAYER, len(spec.names)), ("quantity", n_columns(spec)))
     arrays = {
@@ -382,6 +405,9 @@ def step_arrays(
         arrays["gradient_probes"] = _rows("int8", probe, code="fast")
         arrays["displacement_probes"] = _rows("float16", probe, code="fast")
         arrays["probe_scales"] = _rows("float32", ("probed", 2))
+    if spec.samples:
+        indices = _rows("int64", ("sample", spec.samples))
+        arrays[SAMPLES] = replace(indices, fill=NO_SAMPLE)
     return arrays
 
 

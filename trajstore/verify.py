@@ -20,7 +20,7 @@ from trajstore.chunks import (
 from trajstore.ranges import as_ranges
 from trajstore.reader import MeasuredRun, Run
 from trajstore.root_document import KEYFRAMES, differences
-from trajstore.schema import KEYFRAME_EVERY, STEP, SchemaError
+from trajstore.schema import KEYFRAME_EVERY, NO_SAMPLE, SAMPLES, STEP, SchemaError
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]
@@ -132,6 +132,9 @@ def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
         return
     if name in REFERENCES and not np.isfinite(values).all():
         yield Problem(key, NOT_FINITE, _cost(run, name, chunk))
+    if name == SAMPLES and (values < NO_SAMPLE).any():
+        text = f"holds {values.min()}, which is no index of an example"
+        yield Problem(key, text, _cost(run, name, chunk))
 
 
 def _cost(run: Run, name: str, chunk: Part) -> str:

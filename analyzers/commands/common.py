@@ -7,8 +7,9 @@ from rich.console import Console
 
 from analyzers.average_of_epochs import average_of_epochs
 from analyzers.results import results_location
+from trajstore import reference_point
 from trajstore.location import is_remote, name_of, sibling
-from trajstore.reader import Run, open_run
+from trajstore.reader import Run
 from trajstore.reference_point import Reference
 
 
@@ -49,13 +50,9 @@ def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
 
 def read_reference(text: str, run: Run) -> Reference:
     """Read a reference from the command line; names of snapshots come first."""
-    if text in run.snapshots:
-        return text
-    if text.isdecimal():
-        return int(text)
-    if text.startswith("mean:"):
+    if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
-    return open_run(text) if is_remote(text) or Path(text).is_dir() else text
+    return reference_point.read_reference(text, run)
 
 
 def _epochs(text: str) -> range:

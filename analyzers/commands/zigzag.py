@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from analyzers import plots
 from analyzers.commands.common import figures_directory, say, say_how_to_open
 from analyzers.lag_curve import lag_curve
-from analyzers.results import results_location, write_result
+from analyzers.results import results_location
 from analyzers.scales import scales as compare_scales
 from analyzers.zigzag import zigzag as adjacent_cosines
 from analyzers.zigzag_layers import zigzag_layers
@@ -23,6 +23,7 @@ from analyzers.zigzag_segments import (
     zigzag_shares,
 )
 from trajstore.reader import open_run
+from trajstore.results import write_results
 
 MAX_ROWS = 40
 """Longest table of tensors; the rest is in the results."""
@@ -89,7 +90,7 @@ def zigzag(
         plt.savefig(figures / "zigzag-layers.png", dpi=150)
     plt.close("all")
     for name, found in groups.items():
-        write_result(run, name, found)
+        write_results(run, name, found)
     say(f"\nFigures: {figures}{os.sep}\nResults: {results_location(run)}")
     say(f"Groups: {', '.join(groups)}")
     say_how_to_open(
@@ -135,7 +136,7 @@ def scales(
         loss=None if loss == "none" else loss,
         length=length,
     )
-    write_result(run, "zigzag-scales", found)
+    write_results(run, "zigzag-scales", found)
     figures = figures_directory(run)
     plots.scale_figure(found).savefig(figures / "zigzag-scales.png", dpi=150)
     plt.close("all")

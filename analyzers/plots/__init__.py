@@ -1,5 +1,6 @@
 """Figures: a dataset in, axes out; nothing is computed here."""
 
+from analyzers.plots.aiming import aiming, polyak_lojasiewicz
 from analyzers.plots.deep_linear import (
     linear_overview,
     mode_errors,
@@ -18,6 +19,7 @@ from analyzers.plots.zigzag import (
 __all__ = [
     "Curve",
     "Panel",
+    "aiming",
     "cosine_panel",
     "draw_panels",
     "layer_cosines",
@@ -26,6 +28,7 @@ __all__ = [
     "mode_errors",
     "mode_trajectories",
     "overview",
+    "polyak_lojasiewicz",
     "quantity",
     "scale_figure",
     "share_bars",

@@ -42,6 +42,7 @@ class Notes:
         self.pending: dict[str, float] = {}
         self.measured: list[tuple[str, int, dict[str, Any], Any]] = []
         self.gradients: list[Any] = []
+        self.samples: list[list[int]] = []
         self.rates: list[float] = []
         self.decays: list[float] = []
         self.told: dict[str, int] = {}
@@ -57,6 +58,9 @@ class Notes:
             name: float(torch.as_tensor(value).detach())
             for name, value in scalars.items()
         }
+
+    def log_samples(self, indices: Any) -> None:
+        self.samples.append(indices.tolist())
 
     def measure(self, name: str, **scalars: Any) -> None:
         self.measured.append((name, self.n_steps, scalars, self.gradient()))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.trajstore.handmade import small_spec
-from trajstore import Run, open_run
+from trajstore import Run, iterate, open_run
 from trajstore.layout import BLOCK
 from trajstore.reference_point import ReferencePoint, reference_point
 from trajstore.schema import METRIC_BLOCK, RunSpec, step_arrays
@@ -307,3 +307,54 @@ def test_other_objects_are_type_errors(run: Run, reference: Any):
         TypeError, match=rf"`reference` must be 'final', .*got {kind}\."
     ):
         reference_point(run, reference)
+
+
+# The parameters at a point
+
+
+def test_an_iterate_has_the_tensors_of_a_point_in_their_shapes(run: Run):
+    for reference, tensors in (("final", FINAL), ("warm", WARM), (COLD, COLD)):
+        found = iterate(run, reference)
+        assert list(found) == list(SHAPES)
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, tensors[name], strict=True)
+            assert values.flags.writeable
+    # Epoch 3 begins with window 4; tensors begin at multiples of blocks.
+    decoded = coded_reference(4, SIZE)
+    epoch = iterate(run, 3)
+    np.testing.assert_array_equal(epoch["weight"].ravel(), decoded[:1200])
+    np.testing.assert_array_equal(epoch["bias"], decoded[2 * BLOCK : 2 * BLOCK + 3])
+    np.testing.assert_array_equal(epoch["scale"], decoded[3 * BLOCK])
+
+
+def test_an_iterate_is_read_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch):
+    whole = iterate(run, 1)
+    monkeypatch.setattr("trajstore.reference_point.PART", BLOCK)
+    for name, values in iterate(run, 1).items():
+        np.testing.assert_array_equal(values, whole[name], strict=True)
+
+
+def test_an_iterate_is_a_copy(run: Run):
+    iterate(run)["weight"][:] = 0
+    np.testing.assert_array_equal(iterate(run)["weight"], FINAL["weight"])
+
+
+def test_a_model_takes_an_iterate():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 1)
+    values = {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")}
+    state = {name: torch.from_numpy(value) for name, value in values.items()}
+    model.load_state_dict(state, strict=False)
+    assert model(torch.ones(1, 2)).item() == 2
+
+
+def test_text_is_read_as_a_reference(run: Run, tmp_path: Path):
+    from trajstore.reference_point import read_reference
+
+    other = write_run(tmp_path / "other.zarr", final=FINAL)
+    assert read_reference("warm", run) == "warm"
+    assert read_reference("3", run) == 3
+    assert read_reference("final", run) == "final"
+    found = read_reference(str(tmp_path / "other.zarr"), run)
+    assert isinstance(found, Run)
+    assert found.location == other.location

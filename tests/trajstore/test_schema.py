@@ -38,6 +38,7 @@ VALID: dict[str, object] = {
     "reference_every": None,
     "total_steps": 100,
     "exact": False,
+    "samples": 5,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -51,6 +52,7 @@ INVALID: dict[str, list[object]] = {
     "reference_every": [0, -1, 1.5, False],
     "total_steps": [0, -1, 1.5, False],
     "exact": [0, 1, "true", None],
+    "samples": [-1, 1.0, True, None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -63,6 +65,7 @@ VALID_LIMITS: dict[str, list[object]] = {
     "reference_every": [1, None],
     "total_steps": [1, None],
     "exact": [True],
+    "samples": [0],
 }
 
 counts = st.integers(1, 10**9)
@@ -84,6 +87,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         reference_every=draw(st.none() | counts),
         total_steps=draw(st.none() | counts),
         exact=draw(st.booleans()),
+        samples=draw(st.integers(0, 10**6)),
     )
 
 
@@ -145,10 +149,22 @@ def test_values_at_the_limits_are_valid(key: str, value: object):
     assert validate_spec(VALID | {key: value}) == []
 
 
-@pytest.mark.parametrize("key", FIELDS)
+@pytest.mark.parametrize("key", [key for key in FIELDS if key != "samples"])
 def test_a_missing_key_is_named(key: str):
     document = {k: v for k, v in VALID.items() if k != key}
     assert validate_spec(document) == [f"{key}: missing"]
+
+
+def test_a_spec_of_before_there_were_samples_has_none():
+    document = {k: v for k, v in VALID.items() if k != "samples"}
+    assert validate_spec(document) == []
+    assert RunSpec.from_json(document) == RunSpec.from_json(VALID | {"samples": 0})
+
+
+def test_samples_are_an_array_where_some_are_kept_only():
+    arrays = {n: all_arrays(RunSpec.from_json(VALID | {"samples": n})) for n in (0, 5)}
+    assert arrays[5].keys() - arrays[0].keys() == {"samples"}
+    assert arrays[5]["samples"].inner == (5,)
 
 
 def test_an_unknown_key_is_named():
@@ -196,6 +212,7 @@ def test_zarr_opens_every_array_as_described(tmp_path: Path, exact: bool):
         assert array.chunks == spec.chunk
         assert array.metadata.to_dict()["dimension_names"] == spec.dims
         empty = np.nan if spec.dtype.startswith("float") else 0
+        empty = -1 if name == "samples" else empty
         np.testing.assert_array_equal(array.fill_value, empty)
         np.testing.assert_array_equal(array[...], np.full(array.shape, empty))
         values = (100 * rng.random(array.shape)).astype(spec.dtype)
