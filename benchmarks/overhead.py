@@ -49,7 +49,7 @@ MODES = ("plain", "recorded", "two-run")
 TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "addresses of tensors": (steps_cpu.StepsOnCPU, "_elements"),
+    "addresses of tensors": (steps_cpu.StepsOnCPU, "_addresses"),
     "random signs": (kernels, "draw_signs"),
     "inner products, folds, update": (steps_cpu.StepsOnCPU, "_run"),
     "probes": (kernels, "probe"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from trajstore.defaults import SKETCH_BITS
 from trajstore.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
 
@@ -135,6 +137,40 @@ def planning_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def per_step_table(results: list[dict[str, Any]]) -> str:
+    """One line for each net, with one thread and with two."""
+    lines = [
+        "| parameters | tensors | hooks, us | one read, us | 2 threads | one read |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in results:
+        cases.setdefault((row["parameters"], row["tensors"]), []).append(row)
+    for (n_params, n_tensors), rows in cases.items():
+        times = [f"{row[name]:,.0f}" for row in rows for name in ("hooks", "floor")]
+        lines.append(f"| {n_params:,} | {n_tensors} | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
+def memory_table(results: list[dict[str, Any]]) -> str:
+    """One line for each net."""
+    nets: dict[int, list[dict[str, Any]]] = {}
+    for row in results:
+        nets.setdefault(row["parameters"], []).append(row)
+    bases = [row["basis"] for row in next(iter(nets.values()))]
+    titles = [f"memory, `basis={basis}`" for basis in bases]
+    lines = [
+        f"| parameters | {' | '.join(titles)} | disk per step | per window |",
+        "|---" * (3 + len(bases)) + "|",
+    ]
+    for n_params, rows in nets.items():
+        sizes = [row["memory"] for row in rows]
+        sizes += [rows[-1][name] for name in ("disk per step", "disk per window")]
+        cells = [decimal(round(size)) for size in sizes]
+        lines.append(f"| {n_params / 1e6:,g} M | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def plain_error(size: int) -> float:
     """Error of gamma with a sketch without weights and basis, for a flat vector."""
     n_rows = Sketch(size=size, bits=SKETCH_BITS, seed=0).fold.n_rows
@@ -226,6 +262,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "overhead": overhead_table,
         "scale": scale_table,
     },
+    "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/estimator.md": {"measurements": measurements_table},
     "docs/planning.md": {"planning": planning_table},
     "docs/deep-linear.md": {

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 from train.data import Splits
 from train.models.deep_linear import (
@@ -55,31 +55,27 @@ def correlation(seed: int) -> Tensor:
     return (left * strengths @ right.T).float()
 
 
-class WholeBatches(Dataset[Any]):
-    """Batches that are all of the data, so many of them to an epoch.
+def linear_data(seed: int) -> Splits:
+    """Draw whitened inputs, and targets that are a linear function of them.
 
     Parameters
     ----------
-    inputs, targets : torch.Tensor
-        All of the data.
+    seed : int
+        Chooses them.
+
+    Returns
+    -------
+    Splits
+        Every example is a batch of all data, inputs (32, 16) and targets (32, 4), so that
+        an epoch has as many steps of gradient descent as there are examples.
     """
-
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        self._batch = inputs, targets
-
-    def __len__(self) -> int:
-        return STEPS_PER_EPOCH
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._batch
-
-
-def linear_data(seed: int) -> Splits:
-    """Draw whitened inputs, and targets that are a linear function of them."""
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = N_EXAMPLES**0.5 * orthonormal(N_EXAMPLES, N_INPUTS, generator)
     targets = inputs @ correlation(seed).double().T
-    return Splits(WholeBatches(inputs.float(), targets.float()), None, N_OUTPUTS)
+    batches = [
+        tensor.float().expand(STEPS_PER_EPOCH, -1, -1) for tensor in (inputs, targets)
+    ]
+    return Splits(TensorDataset(*batches), None, N_OUTPUTS)
 
 
 def half_sum(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trajstore.background import Background
 from trajstore.defaults import FLUSH_BYTES
 from trajstore.journal import Journal, Record
-from trajstore.row_buffer import Entry, RowBuffer, to_floats, to_numpy
+from trajstore.row_buffer import Entry, RowBuffer, to_arrays, to_floats, to_numpy
 from trajstore.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
 from trajstore.tracker import Reference
 from trajstore.writer import Window, Writer
@@ -227,14 +227,11 @@ class HandOver:
 
     def _write_measured(self, measured: list[NewMeasurement]) -> None:
         """Write rows of one measurement."""
-        rows = RowBuffer(
-            measured={
-                name: torch.stack([new.row[name] for new in measured])
-                for name in measured[0].row
-            },
-            entries=[new.entry for new in measured],
-        )
-        arrays, scalars = rows.arrays(self._spec)
+        rows = {
+            name: torch.stack([new.row[name] for new in measured])
+            for name in measured[0].row
+        }
+        arrays, scalars = to_arrays(rows, [new.entry for new in measured], self._spec)
         arrays[STEP] = np.array([new.step for new in measured])
         for row in scalars:
             del row["update_norm"]

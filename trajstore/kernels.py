@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import float32, float64, int64, prange, types, uint8, uint64, void
 from numba.extending import intrinsic
 
@@ -32,6 +33,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Freedom to vectorise sums; what is not finite is still respected."""
 
+_LANES: Final = 16
+"""Elements in a vector, where loops are written in vectors."""
 
 _OPTIONS: Final = {"nogil": True, "fastmath": set(_REORDER)}
 
@@ -158,13 +161,78 @@ def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
         a[i] *= signs[i] * scale
 
 
+def _hadamard_within(builder: Any, a: Any) -> Any:
+    """Emit the transform of the elements of one vector."""
+    # The order of levels is part of what is recorded: sums of floats depend on it.
+    for h in (8, 4, 2, 1):
+        partners = [k ^ h for k in range(_LANES)]
+        signs = [-1.0 if k & h else 1.0 for k in range(_LANES)]
+        places = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), partners)
+        partner = builder.shuffle_vector(a, a, places)
+        a = builder.fadd(partner, builder.fmul(a, ir.Constant(a.type, signs)))
+    return a
+
+
+def _hadamard_across(builder: Any, vectors: list[Any]) -> None:
+    """Emit the transform over `_LANES` vectors of elements in the same places."""
+    for h in (2, 1, 8, 4):
+        for i in range(_LANES):
+            if not i & h:
+                a, b = vectors[i], vectors[i + h]
+                vectors[i], vectors[i + h] = builder.fadd(a, b), builder.fsub(a, b)
+
+
+def _transform(builder: Any, address: Any, n_vectors: int) -> None:
+    """Emit the transform of one vector's elements, or of those of `_LANES` vectors."""
+    kind = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
+    offsets = [ir.Constant(address.type, 4 * _LANES * i) for i in range(n_vectors)]
+    pointers = [builder.inttoptr(builder.add(address, o), kind) for o in offsets]
+    vectors = [
+        _hadamard_within(builder, builder.load(pointer, align=4))
+        for pointer in pointers
+    ]
+    if n_vectors > 1:
+        _hadamard_across(builder, vectors)
+    for a, pointer in zip(vectors, pointers, strict=True):
+        builder.store(a, pointer, align=4)
+
+
+def _transform_vector(_context: Any, _address: Any) -> Any:
+    """Transform the `_LANES` elements at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        _transform(builder, arguments[0], 1)
+        return context.get_dummy_value()
+
+    return void(int64), generate
+
+
+def _transform_square(_context: Any, _address: Any) -> Any:
+    """Transform the `_LANES` squared elements at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        _transform(builder, arguments[0], _LANES)
+        return context.get_dummy_value()
+
+    return void(int64), generate
+
+
+_hadamard_of_vector: Final = intrinsic(_transform_vector)
+_hadamard_of_square: Final = intrinsic(_transform_square)
+
+
 @_inlined
 def _hadamard(a: Floats) -> None:
     """Apply the Hadamard transform without its normalisation, in place."""
-    n, h = len(a), 1
-    if n >= 16:
-        _hadamard_of_16(a)
-        h = 16
+    n, h, address = len(a), 1, a.ctypes.data
+    if n >= _LANES * _LANES:
+        h = _LANES * _LANES
+        for i in range(0, n, h):
+            _hadamard_of_square(address + 4 * i)
+    elif n >= _LANES:
+        h = _LANES
+        for i in range(0, n, h):
+            _hadamard_of_vector(address + 4 * i)
     while 4 * h <= n:
         for i in range(0, n, 4 * h):
             _hadamard_of_4(
@@ -202,29 +270,6 @@ def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
 
 
 @_loop
-def _hadamard_of_16(a: Floats) -> None:
-    """Transform each 16 neighbours, four levels of butterflies in registers."""
-    for i in range(0, len(a), 16):
-        for k in range(8):
-            total, difference = a[i + k] + a[i + k + 8], a[i + k] - a[i + k + 8]
-            a[i + k] = total
-            a[i + k + 8] = difference
-        for j in range(0, 16, 8):
-            for k in range(4):
-                one, two = i + j + k, i + j + k + 4
-                total, difference = a[one] + a[two], a[one] - a[two]
-                a[one] = total
-                a[two] = difference
-        for j in range(0, 16, 4):
-            p, q = a[i + j] + a[i + j + 2], a[i + j + 1] + a[i + j + 3]
-            r, s = a[i + j] - a[i + j + 2], a[i + j + 1] - a[i + j + 3]
-            a[i + j] = p + q
-            a[i + j + 1] = p - q
-            a[i + j + 2] = r + s
-            a[i + j + 3] = r - s
-
-
-@_loop
 def _norms(a: Floats) -> tuple[np.float32, np.float32]:
     """Return |a|^2 and the sum of magnitudes."""
     energy = magnitude = np.float32(0)
@@ -232,16 +277,6 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
         energy += a[i] * a[i]
         magnitude += abs(a[i])
     return energy, magnitude
-
-
-@_loop
-def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
-    """Write the signs of a as bits, the first in the highest; 1 for 0 and above."""
-    for i in range(len(code)):
-        byte = 0
-        for k in range(8):
-            byte = (byte << 1) | (a[8 * i + k] >= 0)
-        code[i] = byte
 
 
 @_inlined
@@ -276,13 +311,57 @@ def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
     return high
 
 
-@_loop
-def _unpack(word: np.uint64, signs: Floats) -> None:
-    """Turn 64 bits into signs: bytes in little-endian order, in each the highest first."""
-    for i in range(8):
-        byte = np.int32((word >> np.uint64(8 * i)) & np.uint64(0xFF))
+def _spread_bits(_context: Any, _word: Any, _address: Any) -> Any:
+    """Write 64 bits as signs: bytes in little-endian order, in each the highest first."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word, address = arguments
+        signs, bits = (ir.VectorType(t, 64) for t in (ir.FloatType(), ir.IntType(1)))
+        is_plus = builder.bitcast(_in_other_order(builder, word), bits)
+        plus, minus = (ir.Constant(signs, [sign] * 64) for sign in (1.0, -1.0))
+        pointer = builder.inttoptr(address, signs.as_pointer())
+        builder.store(builder.select(is_plus, plus, minus), pointer, align=4)
+        return context.get_dummy_value()
+
+    return void(uint64, int64), generate
+
+
+def _gather_bits(_context: Any, _address: Any) -> Any:
+    """Return 64 signs as bits, in the same order; 1 for 0 and above."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(ir.FloatType(), 64)
+        pointer = builder.inttoptr(arguments[0], kind.as_pointer())
+        values, zeros = builder.load(pointer, align=4), ir.Constant(kind, [0.0] * 64)
+        bits = builder.bitcast(
+            builder.fcmp_ordered(">=", values, zeros), ir.IntType(64)
+        )
+        return _in_other_order(builder, bits)
+
+    return uint64(int64), generate
+
+
+def _in_other_order(builder: Any, word: Any) -> Any:
+    """Emit the reversal of bits in every byte: vectors have the lowest first."""
+    return builder.bswap(builder.bitreverse(word))
+
+
+_write_signs: Final = intrinsic(_spread_bits)
+_read_signs: Final = intrinsic(_gather_bits)
+
+
+@_inlined
+def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
+    """Write the signs of a as bits, the first in the highest; 1 for 0 and above."""
+    n_words, address = len(code) // 8, a.ctypes.data
+    words = code[: 8 * n_words].view(np.uint64)
+    for i in range(n_words):
+        words[i] = _read_signs(address + 4 * 64 * i)
+    for i in range(8 * n_words, len(code)):
+        byte = 0
         for k in range(8):
-            signs[8 * i + k] = np.float32(2 * ((byte >> (7 - k)) & 1) - 1)
+            byte = (byte << 1) | (a[8 * i + k] >= 0)
+        code[i] = byte
 
 
 # Types of arguments: places are those of `trajstore.layout.Layout`, see `measure_before`.
@@ -414,10 +493,14 @@ def measure_before(
         float32, (layer,): of the sketch.
     folds : numpy.ndarray
         float32, (part, 3, bucket): overwritten with folds of gradient and displacement,
-        and that of the weighted gradient with the sketch's signs.
+        zero where they are not yet filled, and that of the weighted gradient with the
+        sketch's signs.
     """
+    filled = min(width, BLOCK * len(layer_of_block))
     for part in range(len(bounds) - 1):
-        folds[part] = 0
+        folds[part, :2, :filled] = 0
+        # The last is rotated later, and then full.
+        folds[part, 2] = 0
         for block in range(bounds[part], bounds[part + 1]):
             layer = layer_of_block[block]
             start = block * BLOCK
@@ -551,6 +634,31 @@ def measure_after_in_parts(
         )
 
 
+@_compiled(float64[:, :, ::1], int64, _ROWS)
+def add_up(sums: Doubles, first: int, table: Floats) -> None:
+    """Write what `measure_before` and `measure_after` have summed.
+
+    Parameters
+    ----------
+    sums : numpy.ndarray
+        float64, (part, layer, column); parts are added to the first.
+    first : int
+        Column of the table that the first of them goes to.
+    table : numpy.ndarray
+        float32, (layer, quantity); overwritten in these columns.
+    """
+    for part in range(1, len(sums)):
+        sums[0] += sums[part]
+    table[:, first : first + sums.shape[2]] = sums[0]
+
+
+@_compiled(_ROWS, int64, float64[::1])
+def add_column(table: Floats, column: int, total: Doubles) -> None:
+    """Add a column of a table, (layer, quantity), to a total, (layer,)."""
+    for layer in range(len(total)):
+        total[layer] += table[layer, column]
+
+
 @_compiled(int64[::1], *_PLACES, _ROWS)
 def subtract_reference(
     parameters: Integers,
@@ -610,35 +718,35 @@ def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
     signs : numpy.ndarray
         float32, a multiple of 64 long; overwritten.
     """
-    words = np.empty(4, np.uint64)
+    words, address = np.empty(4, np.uint64), signs.ctypes.data
     for i in range(0, len(signs), 256):
         _philox(np.uint64(i // 256 + 1), step, seed, role, words)
         for k in range(min(4, (len(signs) - i) // 64)):
-            _unpack(words[k], signs[i + 64 * k : i + 64 * k + 64])
+            _write_signs(words[k], address + 4 * (i + 64 * k))
 
 
 @_compiled(float32[:, :, ::1], int64, _ROWS, _ROWS)
-def probe(folds: Floats, width: int, signs: Floats, out: Floats) -> None:
+def probe(folds: Floats, filled: int, signs: Floats, out: Floats) -> None:
     """Fold first folds again, see `trajstore.probes`.
 
     Parameters
     ----------
     folds : numpy.ndarray
         float32, (part, at least vector, bucket); parts are added up.
-    width : int
-        Length of a row of the first fold.
+    filled : int
+        Buckets of the first fold that may differ from 0.
     signs : numpy.ndarray
         float32, (row, probe): the fixed signs of the second fold.
     out : numpy.ndarray
         float32, (vector, at least probe); overwritten.
     """
-    n_rows, length = signs.shape
+    length = signs.shape[1]
     out[:] = 0
     for part in range(len(folds)):
         for vector in range(len(out)):
-            for row in range(n_rows):
+            for row in range(-(-filled // length)):
                 start = row * length
-                n = min(length, width - start)
+                n = min(length, filled - start)
                 _add_signed(
                     folds[part, vector, start : start + n],
                     signs[row, :n],

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from trajstore import kernels
+from trajstore.huge_pages import huge_zeros
 from trajstore.layout import Layout
 from trajstore.probes import Probes
 from trajstore.rotation import n_blocks
-from trajstore.schema import RunSpec
+from trajstore.schema import RunSpec, table_columns
 from trajstore.signs import Role
 from trajstore.sketch import Sketch
 
@@ -26,9 +27,14 @@ BLOCKS_PER_THREAD: Final = 128
 WORD: Final = 64
 """Bits in a word of random signs."""
 
+STEP_SIGNS: Final = int(Role.STEP)
+"""Numba takes 25 microseconds to find out that the member of an enumeration is a number."""
+
 ONE_AT_A_TIME: Final = Lock()
 
 NOTHING: Final = np.zeros(0, np.float32)
+
+CPU: Final = torch.device("cpu")
 
 
 class StepsOnCPU:
@@ -58,11 +64,12 @@ class StepsOnCPU:
     ) -> None:
         self._parameters = list(parameters)
         self._spec, self._size = spec, layout.size
-        self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
+        self._grad_sq = table_columns(spec)["grad_sq"].start
+        self._names, self._shapes = layout.names, layout.shapes
         self._rows = rows.numpy()
         self._places = layout.offsets, layout.sizes, layout.layer_of_block
         self._weights = np.ones(len(layout.names), np.float32)
-        self._checks = np.zeros(0, np.int64)
+        self._checks = np.zeros((0, 0), np.int64)
         n_blocks = len(layout.layer_of_block)
         n_parts = max(1, min(torch.get_num_threads(), n_blocks // BLOCKS_PER_THREAD))
         self._bounds = np.linspace(0, n_blocks, n_parts + 1).astype(np.int64)
@@ -71,7 +78,7 @@ class StepsOnCPU:
         self._sketch: Sketch | None = None
         self._signs = self._row_signs = NOTHING
         self._columns = self._probe_columns = self._probe_rows = NOTHING
-        self._width = 0
+        self._width = self._filled = 0
         self._folds = np.zeros((n_parts, 3, 0), np.float32)
         if not spec.exact:
             self._prepare_folds()
@@ -85,12 +92,13 @@ class StepsOnCPU:
             Probes(fold=sketch.fold, count=self._spec.probes),
         )
         self._sketch, self._width = sketch, fold.width
+        self._filled = min(fold.width, self._size)
         self._columns = self._probe_columns = fold.column_sequence
         self._probe_rows = probes.row_signs
         self._probe_signs = probes.bucket_fold.column_signs.copy()
-        self._folds = np.zeros((len(self._folds), 3, fold.buckets), np.float32)
+        self._folds = _zeros(len(self._folds), 3, fold.buckets)
         n_signs = sum(sketch.sign_counts)
-        self._signs = np.zeros(-(-n_signs // WORD) * WORD, np.float32)
+        self._signs = _zeros(-(-n_signs // WORD) * WORD)
         self._row_signs = self._signs[sketch.bits : n_signs]
 
     def start_window(self, window: int, weights: Tensor) -> None:
@@ -117,17 +125,17 @@ class StepsOnCPU:
         row : mapping from str to torch.Tensor
             As `trajstore.tracker.Tracker.before_step` takes it.
         """
-        gradients = self._elements(vectors)
-        parameters = self._elements(self._parameters)
+        gradients, _gradients = self._addresses(vectors)
+        parameters, _parameters = self._addresses(self._parameters)
         if self._sketch is not None:
-            kernels.draw_signs(self._spec.seed, Role.STEP, number, self._signs)
+            kernels.draw_signs(self._spec.seed, STEP_SIGNS, number, self._signs)
         n_columns = 4 + 2 * self._spec.basis
         sums = np.zeros((len(self._folds), len(parameters), n_columns))
         self._run(
             kernels.measure_before,
             kernels.measure_before_in_parts,
-            _addresses(gradients),
-            _addresses(parameters),
+            gradients,
+            parameters,
             *self._places,
             self._rows,
             sums,
@@ -139,7 +147,7 @@ class StepsOnCPU:
             self._weights,
             self._folds,
         )
-        row["tables"].numpy()[:, :n_columns] = sums.sum(0)
+        kernels.add_up(sums, 0, row["tables"].numpy())
         if self._sketch is None:
             for name, vector in zip(
                 ("gradient", "displacement"), self._rows, strict=False
@@ -151,7 +159,7 @@ class StepsOnCPU:
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.after_step`."""
         sums, self._checks = self._measure_after()
-        row["tables"].numpy()[:, -sums.shape[1] :] = sums
+        kernels.add_up(sums, 4 + 2 * self._spec.basis, row["tables"].numpy())
 
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""
@@ -161,6 +169,10 @@ class StepsOnCPU:
             # They have not even their shapes any more.
             return False
         return bool(np.array_equal(checks, self._checks))
+
+    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
+        """Add |g|^2 by layer, as `measure` has filled it in, to a float64 tensor."""
+        kernels.add_column(row["tables"].numpy(), self._grad_sq, total.numpy())
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -176,8 +188,8 @@ class StepsOnCPU:
 
     def read_displacement(self) -> None:
         """Fill the row of the displacement with the parameters less the reference."""
-        parameters = self._elements(self._parameters)
-        kernels.subtract_reference(_addresses(parameters), *self._places, self._rows)
+        parameters, _kept = self._addresses(self._parameters)
+        kernels.subtract_reference(parameters, *self._places, self._rows)
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 of shape (probe,)."""
@@ -191,42 +203,47 @@ class StepsOnCPU:
         return torch.from_numpy(out[0])
 
     def _measure_after(self) -> tuple[Any, Any]:
-        """Return products of the update, (layer, 2), and checks of the parameters."""
-        parameters = self._elements(self._parameters)
+        """Return products of the update, (part, layer, 2), and checks, (part, layer)."""
+        parameters, _kept = self._addresses(self._parameters)
         sums = np.zeros((len(self._folds), len(parameters), 2))
         checks = np.zeros(sums.shape[:2], np.int64)
         self._run(
             kernels.measure_after,
             kernels.measure_after_in_parts,
-            _addresses(parameters),
+            parameters,
             *self._places,
             self._rows,
             sums,
             checks,
         )
-        return sums.sum(0), checks.sum(0)
+        return sums, checks
 
-    def _elements(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return tensors whose elements kernels may read, see `_in_row_major_order`."""
-        found: list[Tensor | None] = []
-        for tensor, (name, shape) in zip(tensors, self._shapes.items(), strict=True):
+    def _addresses(
+        self, tensors: Sequence[Tensor | None]
+    ) -> tuple[npt.NDArray[np.int64], list[Tensor]]:
+        """Return where elements lie, 0 for None, and the copies that were needed."""
+        # Addresses are valid while the tensors, and the copies, are kept.
+        addresses, copies = [], []
+        float32, strided = torch.float32, torch.strided
+        for tensor, shape in zip(tensors, self._shapes, strict=True):
             if tensor is None:
-                found.append(None)
-                continue
-            if tensor.shape != shape:
-                raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)}, but had {shape} when the "
-                    "recorder was made, which follows parameters of fixed shapes. Make a "
-                    "new recorder after such a change."
+                addresses.append(0)
+            elif (
+                tensor.shape == shape
+                and tensor.layout is strided
+                and tensor.dtype is float32
+                and tensor.is_cpu
+                and tensor.is_contiguous()
+                and not tensor.is_neg()
+                and (address := tensor.data_ptr()) != 0
+            ):
+                addresses.append(address)
+            else:
+                copies.append(
+                    _in_row_major_order(tensor, self._names[len(addresses)], shape)
                 )
-            elements = _in_row_major_order(tensor)
-            if elements.data_ptr() == 0 and elements.numel() > 0:
-                raise ValueError(
-                    f"{name} has no memory at the optimizer's step. Sharded or offloaded "
-                    "parameters cannot be recorded."
-                )
-            found.append(elements)
-        return found
+                addresses.append(copies[-1].data_ptr())
+        return np.array(addresses, np.int64), copies
 
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
         """Call one of two kernels that do the same, in one thread or in several."""
@@ -245,7 +262,7 @@ class StepsOnCPU:
 
     def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
         probes = row["probes"].numpy()
-        kernels.probe(self._folds, self._width, self._probe_signs, probes)
+        kernels.probe(self._folds, self._filled, self._probe_signs, probes)
         kernels.sketch(
             self._folds,
             self._signs[: sketch.bits],
@@ -255,23 +272,29 @@ class StepsOnCPU:
         )
 
 
-def _in_row_major_order(tensor: Tensor) -> Tensor:
-    """Return a tensor's elements as float32 in a CPU's memory: itself, if it is so."""
+def _zeros(*shape: int) -> npt.NDArray[np.float32]:
+    """Return zeros where kernels read them fastest."""
+    zeros: npt.NDArray[np.float32] = huge_zeros(*shape, device=CPU).numpy()
+    return zeros
+
+
+def _in_row_major_order(tensor: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor's elements as float32 in a CPU's memory."""
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} has the shape {tuple(tensor.shape)}, but had {shape} when the "
+            "recorder was made, which follows parameters of fixed shapes. Make a new "
+            "recorder after such a change."
+        )
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if (
-        tensor.dtype is torch.float32
-        and tensor.is_contiguous()
-        and tensor.is_cpu
-        and not tensor.is_neg()
-    ):
-        return tensor
-    return tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> npt.NDArray[np.int64]:
-    """Return where elements lie, 0 for none; valid while the tensors are kept."""
-    return np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
+    elements = tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
+    if elements.data_ptr() == 0 and elements.numel() > 0:
+        raise ValueError(
+            f"{name} has no memory at the optimizer's step. Sharded or offloaded "
+            "parameters cannot be recorded."
+        )
+    return elements
 
 
 def _start_threads() -> None:

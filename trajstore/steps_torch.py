@@ -16,7 +16,7 @@ from trajstore.placement import Placement, local_part
 from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
-from trajstore.schema import RunSpec
+from trajstore.schema import RunSpec, table_columns
 from trajstore.sketch import Sketch
 from trajstore.sketch_torch import SketchOnDevice
 
@@ -78,6 +78,7 @@ class StepsOnDevice:
     ) -> None:
         self._parameters, self._placement = list(parameters), placement
         self._spec = spec
+        self._grad_sq = table_columns(spec)["grad_sq"].start
         device = rows.device
         self._rows = rows
         self._displacement_views = placement.views(rows[DISPLACEMENT])
@@ -157,6 +158,10 @@ class StepsOnDevice:
         tables.copy_(sums)
         self._placement.add_up(tables, buckets, row["probes"])
         self._sketch.encode(signs=row["signs"], scales=row["scales"])
+
+    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
+        """See `trajstore.steps_cpu.StepsOnCPU.add_gradient_energy`."""
+        total += row["tables"][:, self._grad_sq]
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.after_step`."""

@@ -109,7 +109,6 @@ class Tracker:
         self._past: deque[tuple[Tensor, Tensor]] = deque(
             maxlen=max(0, (1 << max(0, spec.basis - 2)) - 1)
         )
-        self._grad_sq = table_columns(spec)["grad_sq"].start
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
         self._n_gradients = 0
         self._window = 0
@@ -327,7 +326,7 @@ class Tracker:
             As given to `before_step`.
         """
         self._steps.after_step(row)
-        self._gradient_energy += row["tables"][:, self._grad_sq]
+        self._steps.add_gradient_energy(row, self._gradient_energy)
         self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:

@@ -32,6 +32,27 @@ def test_hadamard_is_the_matrix_of_scipy(n: int):
     np.testing.assert_array_equal(vector, expected)
 
 
+def butterflies(vector: Any) -> Any:
+    """Transform level by level, in the order in which the kernel has always added."""
+    n = len(vector)
+    levels = [8, 4, 2, 1] if n >= 16 else []
+    while (h := 2 ** len(levels)) < n:
+        levels += [2 * h, h] if 4 * h <= n else [h]
+    for h in levels:
+        pairs = vector.reshape(-1, 2, h)
+        vector = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+    return vector.reshape(n)
+
+
+@pytest.mark.parametrize("n", [2**k for k in range(18)])
+def test_hadamard_adds_in_a_fixed_order(n: int):
+    vector = normal(n)
+    expected = butterflies(vector.copy())
+    _hadamard(vector)
+    # Recordings stay the same, bit for bit.
+    np.testing.assert_array_equal(vector, expected)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_sketch_is_rotation_and_code(size: int):
     vector = normal(size)
@@ -77,6 +98,17 @@ def test_zero_counts_as_positive():
     assert code.tolist() == [255, 255]
 
 
+@pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
+def test_packed_signs_are_those_of_numpy(n_bytes: int):
+    vector = normal(8 * n_bytes)
+    vector[::3] = np.resize(
+        np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
+    )
+    code = np.zeros(n_bytes, np.uint8)
+    kernels._pack(vector, code)
+    np.testing.assert_array_equal(code, np.packbits(vector >= 0))
+
+
 @pytest.mark.parametrize("n", [64, 192, 65536 + 64])
 @pytest.mark.parametrize("step", [0, 4, 2**40])
 @pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
@@ -104,6 +136,30 @@ def test_fold_and_probe_are_those_of_numpy(size: int):
     np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
     # Two parts, the same.
     np.testing.assert_array_equal(out[0], 2 * probes(vector))
+
+
+@pytest.mark.parametrize("filled", [1, 16, 17, 40, 61])
+def test_probes_end_where_the_fold_does(filled: int):
+    fold = Fold(size=5000, buckets=64, seed=5, column_role=Role.FOLD)
+    signs = Probes(fold=fold, count=16).bucket_fold.column_signs.copy()
+    folded = np.zeros((1, 1, 64), np.float32)
+    folded[0, 0, :filled] = normal(filled)
+    whole, part = np.zeros((2, 1, 16), np.float32)
+    kernels.probe(folded, fold.width, signs, whole)
+    kernels.probe(folded, filled, signs, part)
+    np.testing.assert_array_equal(part, whole)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 5])
+def test_parts_are_added_up_in_their_columns(n_parts: int):
+    sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
+    table, total = np.full((3, 6), 7, np.float32), np.ones(3)
+    expected = sums.sum(0).astype(np.float32)
+    kernels.add_up(sums, 3, table)
+    kernels.add_column(table, 4, total)
+    np.testing.assert_array_equal(table[:, 3:5], expected)
+    np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
+    np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))
 
 
 def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():

@@ -1,0 +1,58 @@
+"""Compute what a recording holds in memory and writes, for nets of up to 7 billion parameters.
+
+Nothing is measured here: these are the formulas of `trajstore.plan`, which tests compare
+with recordings.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from trajstore.plan import Plan, guess_layout, plan_recording
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+NETS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)
+BASES = (1, 2, 3)
+
+
+def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
+    """Compute, show and keep the results.
+
+    Parameters
+    ----------
+    steps : int, default: 100000
+        Optimizer steps in the run.
+    steps_per_epoch : int, default: 1000
+        And in a window.
+    """
+    rows = []
+    for n_params in NETS:
+        default = plan_recording(
+            guess_layout(n_params), n_steps=steps, steps_per_epoch=steps_per_epoch
+        )
+        for basis in BASES:
+            plan = Plan(spec=replace(default.spec, basis=basis))
+            references = sum(plan.bytes_of_references.values())
+            rows.append(
+                {
+                    "parameters": n_params,
+                    "tensors": len(plan.spec.names),
+                    "basis": basis,
+                    "memory": plan.memory,
+                    "disk per step": sum(plan.bytes_per_step.values()),
+                    "disk per window": references / plan.n_windows,
+                }
+            )
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    table = Table(*rows[0], box=None, title="Bytes")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
