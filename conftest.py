@@ -38,13 +38,17 @@ if not HAS_TORCH:
             *(
                 "hand_over",
                 "resumption",
-                "row_buffer",
-                "steps_cpu",
+                *("row_buffer", "row_major", "capture", "host_copies", "uploads"),
+                *("steps_choice", "steps_cpu", "step_hooks", "placement"),
                 "tracker",
                 "trained_parameters",
             ),
         )
     ]
+
+if find_spec("triton") is None:
+    # It comes with torch's builds for CUDA.
+    collect_ignore += ["trajstore/steps_triton.py", "trajstore/triton_kernels.py"]
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
@@ -55,6 +59,9 @@ if HAS_TORCH:
 
     # Threads that spin for each other cost more than they bring where nets are small.
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        # Triton decides for its interpreter where a kernel is first named.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _train(observe: Callable[..., Any], **options: Any) -> Any:

@@ -14,7 +14,7 @@ def block_scales(difference: Tensor) -> Tensor:
 
 def encode(difference: Tensor, scales: Tensor) -> Tensor:
     """Return the codes of `trajstore.deltas.encode`, given the scales."""
-    divisor = torch.where(scales == 0, 1.0, scales)
+    divisor = scales.masked_fill(scales == 0, 1.0)
     codes = (_blocks(difference) / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS)
     return codes.to(torch.int8).view(-1)
 

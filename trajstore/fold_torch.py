@@ -15,6 +15,7 @@ from torch import Tensor
 from trajstore.fold import SHIFT, Fold
 from trajstore.layout import BLOCK
 from trajstore.placement import Span
+from trajstore.uploads import upload
 
 CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Elements of a vector that are worked on at once: they should fit a CPU's cache, and
@@ -102,7 +103,7 @@ class FoldOnDevice:
     def start_window(self, window: int) -> None:
         """Take other column signs for the weighted fold; the others keep theirs."""
         sequence = replace(self._fold, window=window).column_sequence
-        self._fresh.copy_(torch.from_numpy(sequence))
+        self._fresh.copy_(upload(sequence, self._fresh.device))
 
     def __call__(
         self,

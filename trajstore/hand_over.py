@@ -10,8 +10,9 @@ from torch import Tensor
 
 from trajstore.background import Background
 from trajstore.defaults import FLUSH_BYTES
+from trajstore.host_copies import HostCopies, to_numpy
 from trajstore.journal import Journal, Record
-from trajstore.row_buffer import Entry, RowBuffer, to_arrays, to_floats, to_numpy
+from trajstore.row_buffer import Entry, Fetch, RowBuffer, to_arrays, to_floats
 from trajstore.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
 from trajstore.tracker import Reference
 from trajstore.writer import Window, Writer
@@ -74,7 +75,8 @@ class NewMeasurement(NamedTuple):
 class HandOver:
     """Collects rows and windows, and has them written in another thread.
 
-    Two buffers take turns: one is filled while the other is written.
+    Two buffers take turns: one is filled while the other is written. What a device has
+    computed is brought to the host there, too.
 
     Parameters
     ----------
@@ -94,6 +96,8 @@ class HandOver:
         Rows are written at the latest after this time.
     journal : Journal or None
         Keeps every row at once.
+    copies : HostCopies
+        From the device that results are on.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class HandOver:
         flush_rows: int,
         flush_seconds: float,
         journal: Journal | None,
+        copies: HostCopies,
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
+        self._copies = copies
         row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
         row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
@@ -143,6 +149,7 @@ class HandOver:
         if self._journal is not None:
             self._journal.append(_record(step, entry, row))
         self._buffer.entries.append(entry)
+        self._copies.mark()
 
     def submit_if_due(self) -> None:
         """Have rows written if there is no room for more, or they have waited enough."""
@@ -159,6 +166,7 @@ class HandOver:
     def append_window(self, window: NewWindow) -> None:
         """Take a window, before the first of its rows."""
         self._windows.append(window)
+        self._copies.mark()
         self._keyframe_is_pending = window.keyframe is not None
         code_bytes = sum(new.reference.codes.nbytes for new in self._windows)
         if self._journal is not None:
@@ -170,6 +178,7 @@ class HandOver:
     def append_measurement(self, measurement: NewMeasurement) -> None:
         """Take a row of a measurement, after all windows that have begun."""
         self._measurements.append(measurement)
+        self._copies.mark()
         self._measured_bytes += measurement.nbytes
         if self._measured_bytes >= FLUSH_BYTES:
             self.submit()
@@ -192,7 +201,8 @@ class HandOver:
 
         def write() -> None:
             time.sleep(HEAD_START)
-            self._write(full, windows, measured)
+            with self._copies.after_mark():
+                self._write(full, windows, measured)
 
         full.written = self._background.submit(write)
         if self._spare.written is not None:
@@ -216,9 +226,10 @@ class HandOver:
     ) -> None:
         for window in windows:
             if window.number >= self._writer.n_windows:
-                self._writer.append_window(_to_store(window))
+                self._writer.append_window(_to_store(window, self._copies.fetch))
         if len(full) > 0:
-            self._writer.steps.append(*full.arrays(self._spec), first=full.first)
+            rows = full.arrays(self._spec, self._copies.fetch)
+            self._writer.steps.append(*rows, first=full.first)
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
@@ -231,7 +242,8 @@ class HandOver:
             name: torch.stack([new.row[name] for new in measured])
             for name in measured[0].row
         }
-        arrays, scalars = to_arrays(rows, [new.entry for new in measured], self._spec)
+        entries = [new.entry for new in measured]
+        arrays, scalars = to_arrays(rows, entries, self._spec, self._copies.fetch)
         arrays[STEP] = np.array([new.step for new in measured])
         for row in scalars:
             del row["update_norm"]
@@ -277,17 +289,17 @@ class Spectator:
         """Do nothing."""
 
 
-def _to_store(window: NewWindow) -> Window:
+def _to_store(window: NewWindow, fetch: Fetch) -> Window:
     """Convert a window for the writer; waits for the device."""
-    codes, scales, weights, arrival, probes = map(to_numpy, window.reference)
-    keyframe = None if window.keyframe is None else to_numpy(window.keyframe)
+    codes, scales, weights, arrival, probes = fetch(window.reference)
+    keyframe = None if window.keyframe is None else fetch([window.keyframe])[0]
     return Window(window.start, codes, scales, weights, arrival, probes, keyframe)
 
 
 def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
     """Convert a row for the journal; waits for the device."""
-    arrays = {name: to_numpy(tensor) for name, tensor in row.items()}
-    arrays["reference_sq"] = to_numpy(entry.reference_sq)
+    names, tensors = [*row, "reference_sq"], [*row.values(), entry.reference_sq]
+    arrays = dict(zip(names, to_numpy(tensors), strict=True))
     if entry.samples is not None:
         arrays[SAMPLES] = entry.samples
     return Record(step, entry.place, to_floats(entry.scalars), arrays)

@@ -20,8 +20,10 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from trajstore.background import Background
+from trajstore.capture import refuse_capture
 from trajstore.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
 from trajstore.hand_over import HandOver, NewMeasurement, NewWindow, Spectator
+from trajstore.host_copies import HostCopies
 from trajstore.journal import Journal, replay
 from trajstore.location import is_remote
 from trajstore.placement import is_divided, place
@@ -40,7 +42,6 @@ from trajstore.row_buffer import (
     Entry,
     Scalar,
     to_floats,
-    to_numpy,
     to_scalar,
 )
 from trajstore.sample_indices import known_samples, no_samples, row_of_samples
@@ -277,6 +278,7 @@ class Recorder:
         if group is not None:
             _check_divided(exact=exact, on_error=on_error)
         self._tracker = Tracker(tensors, layout, self._spec, placement)
+        self._copies = HostCopies(self._tracker.device)
         self._reference_sq = torch.empty(0)
         self._hand_over: HandOver | Spectator
         self._pending: dict[str, Scalar]
@@ -385,6 +387,7 @@ class Recorder:
                 flush_rows=flush_rows,
                 flush_seconds=flush_seconds,
                 journal=Journal(Path(self._writer.location)) if journal else None,
+                copies=self._copies,
             )
         except BaseException:
             self._writer.close()
@@ -438,9 +441,10 @@ class Recorder:
         TypeError
             If a value is not a real number.
         RuntimeError
-            If the recorder is closed.
+            If the recorder is closed, or a CUDA graph is being captured.
         """
         self._check_open()
+        refuse_capture(self._tracker.device)
         self._pending |= _to_scalars(scalars)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
@@ -519,6 +523,7 @@ class Recorder:
         if not self._is_recording:
             return
         try:
+            refuse_capture(self._tracker.device)
             self._background.check()
             self._enter_epoch()
             if self._n_windows == 0:
@@ -561,6 +566,7 @@ class Recorder:
         if not self._is_recording:
             return
         try:
+            refuse_capture(self._tracker.device)
             self._measure_before(None)
             self._is_taken = True
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
@@ -609,11 +615,13 @@ class Recorder:
             )
         self._snapshots.add(name)
         read = self._parameters_reader()
+        self._copies.mark()
         if not self._placement.is_first:
             return
 
         def write() -> None:
-            self._writer.write_snapshot(name, self._step, read)
+            with self._copies.after_mark():
+                self._writer.write_snapshot(name, self._step, read)
             self._writer.commit()
 
         try:
@@ -743,6 +751,7 @@ class Recorder:
         if not self._is_recording or os.getpid() != self._pid:
             return
         try:
+            refuse_capture(self._tracker.device)
             if self._is_taken:
                 norm = self._tracker.gradient_norm(scale)
                 self._pending["step_grad_norm"] = norm
@@ -862,14 +871,16 @@ class Recorder:
         # Other ranks may be elsewhere after a failure.
         is_known = status == "complete" or self._placement.group is None
         read = self._parameters_reader() if is_known else None
+        self._copies.mark()
         if not self._placement.is_first:
             self._background.close()
             return
 
         def write() -> None:
-            if pending:
-                self._writer.steps.amend_last(to_floats(pending))
-            self._writer.write_final(read, status=status)
+            with self._copies.after_mark():
+                if pending:
+                    self._writer.steps.amend_last(to_floats(pending))
+                self._writer.write_final(read, status=status)
             self._writer.commit()
             self._hand_over.forget_journal()
 
@@ -882,7 +893,7 @@ class Recorder:
 
     def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
         read = self._tracker.gathered_parameters()
-        return lambda elements: to_numpy(read(elements))
+        return lambda elements: self._copies.fetch([read(elements)])[0]
 
     def _learning_rates(self) -> dict[str, Scalar]:
         # Some optimizers choose a size for every step, beside what "lr" says.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trajstore.row_buffer import to_numpy
+from trajstore.host_copies import to_numpy
 from trajstore.schema import (
     KEYFRAME_EVERY,
     STEP,
@@ -300,7 +300,7 @@ def restore(tracker: Tracker, found: Resumption) -> str | None:
         tracker.forget_previous_gradient()
     if not math.isfinite(found.expected_sq):
         return None
-    found_sq = float(to_numpy(tracker.displacement_sq()).sum())
+    found_sq = float(to_numpy([tracker.displacement_sq()])[0].sum())
     if abs(found_sq - found.expected_sq) <= MOVED * found.scale:
         return None
     return (

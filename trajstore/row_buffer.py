@@ -1,18 +1,23 @@
 """Rows of measurements on their way from the training thread to the writer's."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from trajstore.host_copies import Arrays, to_numpy
 from trajstore.rows import complete_rows
 from trajstore.schema import SAMPLES, RunSpec
 
 Scalar = float | Tensor
+
+Fetch = Callable[[Sequence[Tensor]], Arrays]
 
 
 class Entry(NamedTuple):
@@ -83,16 +88,35 @@ class RowBuffer:
         self.written = None
 
     def arrays(
-        self, spec: RunSpec
+        self, spec: RunSpec, fetch: Fetch = to_numpy
     ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
-        """Convert to what `trajstore.row_table.RowTable.append` takes."""
+        """Convert to what `trajstore.row_table.RowTable.append` takes.
+
+        Parameters
+        ----------
+        spec : RunSpec
+            What is recorded.
+        fetch : callable
+            Returns the values of tensors, of all at once.
+
+        Returns
+        -------
+        rows : dict from str to numpy.ndarray
+            By name of the array in the store.
+        scalars : list of dict
+            Of each row.
+        """
+        entries = self.entries.copy()
         entries = self.entries.copy()
         filled = {name: rows[: len(entries)] for name, rows in self.measured.items()}
-        return to_arrays(filled, entries, spec)
+        return to_arrays(filled, entries, spec, fetch)
 
 
 def to_arrays(
-    measured: Mapping[str, Tensor], entries: Sequence[Entry], spec: RunSpec
+    measured: Mapping[str, Tensor],
+    entries: Sequence[Entry],
+    spec: RunSpec,
+    fetch: Fetch = to_numpy,
 ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
     """Convert rows to what `trajstore.row_table.RowTable.append` takes.
 
@@ -104,6 +128,8 @@ def to_arrays(
         One for every row.
     spec : RunSpec
         What is recorded.
+    fetch : callable
+        Returns the values of tensors, of all at once.
 
     Returns
     -------
@@ -112,17 +138,53 @@ def to_arrays(
     scalars : list of dict
         What was logged with every row, and norms.
     """
-    arrays = {name: to_numpy(rows) for name, rows in measured.items()}
+    # Rows of one window share a tensor.
+    windows = list({id(e.reference_sq): e.reference_sq for e in entries}.values())
+    scalars = _Scalars([entry.scalars for entry in entries])
+    arrays = iter(fetch([*measured.values(), *windows, *scalars.stacks]))
+    rows = {name: next(arrays) for name in measured}
+    reference_sq = {id(tensor): next(arrays) for tensor in windows}
     samples = [entry.samples for entry in entries if entry.samples is not None]
     if samples:
-        arrays[SAMPLES] = np.stack(samples)
+        rows[SAMPLES] = np.stack(samples)
     return complete_rows(
-        arrays,
+        rows,
         [entry.place for entry in entries],
-        np.stack([to_numpy(entry.reference_sq) for entry in entries]),
-        [to_floats(entry.scalars) for entry in entries],
+        np.stack([reference_sq[id(entry.reference_sq)] for entry in entries]),
+        scalars.filled([next(arrays) for _ in scalars.stacks]),
         spec,
     )
+
+
+class _Scalars:
+    """What was logged with some rows; tensors are brought together, to be copied at once.
+
+    Attributes
+    ----------
+    stacks : list of torch.Tensor
+        float64, 1-d.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Scalar]]) -> None:
+        self._rows = rows
+        places = defaultdict(list)
+        for i, row in enumerate(rows):
+            for name, value in row.items():
+                if isinstance(value, Tensor):
+                    places[value.device, value.dtype].append((i, name, value))
+        self._places = list(places.values())
+        self.stacks = [
+            torch.stack([value.reshape(()) for _, _, value in group]).double()
+            for group in self._places
+        ]
+
+    def filled(self, values: Sequence[npt.NDArray[Any]]) -> list[dict[str, float]]:
+        """Return the rows with the values of the stacks."""
+        floats: list[dict[str, Any]] = [dict(row) for row in self._rows]
+        for group, of_group in zip(self._places, values, strict=True):
+            for (i, name, _), value in zip(group, of_group.tolist(), strict=True):
+                floats[i][name] = value
+        return floats
 
 
 def to_scalar(name: str, value: object) -> Scalar:
@@ -165,9 +227,3 @@ def to_scalar(name: str, value: object) -> Scalar:
 def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
     """Convert what was logged; waits for the device where it lies there."""
     return {name: float(value) for name, value in scalars.items()}
-
-
-def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    """Return the values of a tensor on any device; waits for them."""
-    array: npt.NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trajstore.signs import Role, random_bytes
+from trajstore.uploads import upload
 
 
 class SignsOnDevice:
@@ -27,7 +28,6 @@ class SignsOnDevice:
     def __call__(self, step: int, seed: int) -> Tensor:
         """Return the `trajstore.signs.random_signs` of a step; overwritten by the next."""
         packed = random_bytes(len(self._signs), seed=seed, role=Role.STEP, step=step)
-        # Packed bytes travel to the device; a copy of this size does not wait for it.
-        index = torch.from_numpy(packed).to(self._table.device).int()
+        index = upload(packed, self._table.device).int()
         torch.index_select(self._table, 0, index, out=self._signs)
         return self._signs.view(-1)[: self._count]

@@ -8,6 +8,8 @@ from typing import Any, Final
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trajstore.capture import is_capturing
+
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
 """The code that calls the hooks, and then the step."""
 
@@ -119,4 +121,6 @@ def _will_be_skipped(optimizer: Optimizer) -> bool:
     # Other optimizers are not called then, and the host has waited for the device to know;
     # so it does here.
     found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf.item())
+    if found_inf is None or is_capturing(found_inf.device):
+        return False
+    return bool(found_inf.item())

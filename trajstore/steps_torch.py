@@ -82,7 +82,6 @@ class StepsOnDevice:
         device = rows.device
         self._rows = rows
         self._displacement_views = placement.views(rows[DISPLACEMENT])
-        self._reference_views = placement.views(rows[REFERENCE])
         self._turns = [self._turn(row) for row in TURNS]
         self._row_of_gradient = 0
         blocks = self._rows.unflatten(1, (-1, BLOCK))
@@ -196,7 +195,7 @@ class StepsOnDevice:
 
     def read_displacement(self) -> None:
         """Fill the row of the displacement with the parameters less the reference."""
-        self._subtract_reference(self._displacement_views)
+        self._subtract_reference(self._rows[DISPLACEMENT], self._displacement_views)
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 of shape (probe,)."""
@@ -228,16 +227,15 @@ class StepsOnDevice:
     def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
         """Fill a row with the parameters less what they were before the step."""
         # Near the reference x - r is exact, and so is the difference of two of them.
-        self._subtract_reference(views)
+        self._subtract_reference(row, views)
         row.sub_(self._rows[DISPLACEMENT])
 
-    def _subtract_reference(self, views: list[Tensor]) -> None:
-        """Fill views of a row with the parameters less the reference."""
+    def _subtract_reference(self, row: Tensor, views: list[Tensor]) -> None:
+        """Fill a row, of which there are views, with the parameters less the reference."""
         parameters = self._placement.held(self._parameters)
-        for view, parameter, reference in zip(
-            views, parameters, self._reference_views, strict=True
-        ):
-            torch.sub(local_part(parameter), reference, out=view)
+        _read([local_part(parameter) for parameter in parameters], views)
+        # All at once: the number of operations does not grow with that of the tensors.
+        row.sub_(self._rows[REFERENCE])
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Add up blocks tensor by tensor, float64 of shape (layer, column)."""

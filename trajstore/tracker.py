@@ -8,7 +8,7 @@ parameters, one more on an accelerator, besides past references as int8.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from trajstore.placement import Placement, all_here, local_part
 from trajstore.precision import quiet
 from trajstore.rows import measured_arrays
 from trajstore.schema import KEYFRAME_EVERY, RunSpec, table_columns
-from trajstore.steps_cpu import StepsOnCPU
+from trajstore.steps_choice import steps_class
 from trajstore.steps_torch import StepsOnDevice
 from trajstore.weights_torch import tensor_weights
 
@@ -85,14 +85,14 @@ class Tracker:
         size = self._placement.size
         # The compiled loops read whole tensors.
         is_whole = self._placement.group is None
-        steps = steps_class(self.device) if is_whole else StepsOnDevice
+        steps: Any = steps_class(self.device) if is_whole else StepsOnDevice
         rows = huge_zeros(steps.N_GRADIENTS + 1 + spec.basis, size, device=self.device)
-        self._steps: StepsOnCPU | StepsOnDevice
-        if steps is StepsOnCPU:
-            whole = [p for p in parameters if p is not None]
-            self._steps = StepsOnCPU(whole, layout, spec, rows)
-        else:
+        self._steps: Any
+        if steps is StepsOnDevice:
             self._steps = StepsOnDevice(parameters, self._placement, spec, rows)
+        else:
+            whole = [p for p in parameters if p is not None]
+            self._steps = steps(whole, layout, spec, rows)
         self._frame = rows[steps.N_GRADIENTS :]
         blocks = self._frame.unflatten(1, (-1, BLOCK))
         self._factors = {
@@ -303,8 +303,11 @@ class Tracker:
         gradients = [None if p is None else p.grad for p in self._parameters]
         if scale is None:
             return gradients
-        inverse = scale.double().reciprocal().float()
-        return [None if g is None else g.detach() * inverse for g in gradients]
+        inverse = scale.reshape(()).double().reciprocal().float()
+        with torch.no_grad():
+            found = [g for g in gradients if g is not None]
+            scaled = iter(torch._foreach_mul(found, inverse) if found else [])
+        return [None if g is None else next(scaled) for g in gradients]
 
     def gradient_norm(self, scale: Tensor | None) -> Tensor:
         """Return the norm of the gradients as they are, float32 on the device."""
@@ -391,7 +394,7 @@ class Tracker:
 
     def is_where_last_step_led(self) -> bool:
         """Whether the parameters are what they were when `after_step` looked at them."""
-        return self._steps.is_where_last_step_led()
+        return bool(self._steps.is_where_last_step_led())
 
     def reference_sq(self) -> Tensor:
         """Squared norms of the reference by layer, float64 of shape (layer,)."""
@@ -497,11 +500,6 @@ class Tracker:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def steps_class(device: torch.device) -> type[StepsOnCPU] | type[StepsOnDevice]:
-    """Choose how steps are measured on a device."""
-    return StepsOnCPU if device.type == "cpu" else StepsOnDevice
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The torch twin of `trajstore.weights`."""
 
-import torch
 from torch import Tensor
 
 from trajstore.weights import FLOOR
@@ -15,4 +14,4 @@ def tensor_weights(
     Q = (share @ gradient_rms.square()).sqrt()
     squares = (displacement_rms + FLOOR * U) / (gradient_rms + FLOOR * Q)
     usable = squares.isfinite() & (U > 0) & (Q > 0) & (U * Q).isfinite()
-    return torch.where(usable, squares, 1.0).sqrt().float()
+    return squares.masked_fill(~usable, 1.0).sqrt().float()
