@@ -10,8 +10,8 @@ from analyzers._arrays.probed import cosine
 from analyzers.lagged_gradients import read_probes
 from trajstore.reader import Run
 
-LAGS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
-"""Steps between two gradients."""
+LAGS: Final = tuple(range(1, 21))
+"""Steps between two gradients: odd and even ones, which a zigzag tells apart."""
 
 N_PAIRS: Final = 64
 """Pairs of gradients of each lag."""
@@ -27,7 +27,7 @@ def lag_curve(
     run : trajstore.Run
         As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
         are counted as steps are.
-    lags : sequence of int
+    lags : sequence of int, default: 1 to 20
         Numbers of steps, at least 1, from one gradient to the other.
     n_pairs : int, default: 64
         Pairs of each lag, whose first gradients lie evenly on the run.

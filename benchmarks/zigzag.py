@@ -36,16 +36,19 @@ FULL: Final = replace(
 )
 RUNS: Final[dict[str, Training]] = {
     "full batch, lr 0.5": FULL,
-    "full batch, lr 0.05": replace(FULL, epochs=400, lr=0.05),
+    "full batch, lr 0.05": replace(FULL, lr=0.05),
     "mini-batches, lr 0.3": PLAIN,
     "mini-batches, lr 0.03": replace(PLAIN, lr=0.03),
     "random labels, lr 0.3": replace(PLAIN, control="random-labels"),
     "noise for gradients": replace(PLAIN, control="noise-gradients"),
 }
 LARGE, MINI = "full batch, lr 0.5", "mini-batches, lr 0.3"
-BRANCH_AT: Final = 60
-STEPS: Final = {1.0: 40, 0.5: 80, 0.2: 200, 0.05: 800}
-"""Of branches, by their scale: equally far, were the gradients equally long."""
+BRANCHES: Final[dict[str, tuple[int, dict[float, int]]]] = {
+    LARGE: (95, {0.7: 40, 0.5: 56, 0.2: 140, 0.1: 280}),
+    MINI: (2, {0.5: 4, 0.2: 10, 0.1: 20, 0.05: 40}),
+}
+"""Epoch in which branches begin, and how many epochs they take by their scale: those of two
+runs each with the same sum of learning rates, which the parents are cut to by length."""
 
 THRESHOLDS: Final = tuple(np.linspace(0, 0.95, 20))
 
@@ -62,36 +65,47 @@ def main() -> None:
                 training,
                 path,
                 partial(track, description=name),
-                branch_at=[BRANCH_AT] if name == LARGE else [],
+                branch_at=[BRANCHES[name][0]] if name in BRANCHES else [],
                 reference_every=50 if training.full_batch else None,
             )
             runs[name] = trajstore.open_run(path)
         segments = {name: analyzers.zigzag_segments(run) for name, run in runs.items()}
-        scales = compare_scales(runs[LARGE])
+        scales = {
+            name: compare_scales(runs[name], *BRANCHES[name]) for name in BRANCHES
+        }
         draw(runs, segments, scales)
     found = {name: numbers(of_run) for name, of_run in segments.items()}
-    by_scale = [numbers(scales.isel(branch=i)) for i in range(scales.sizes["branch"])]
-    labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
-    results = {"runs": found, "scales": dict(zip(labels, by_scale, strict=True))}
+    results = {"runs": found, "scales": {n: by_scale(s) for n, s in scales.items()}}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def compare_scales(parent: trajstore.Run) -> xr.Dataset:
-    """Record branches of a run, and lay them beside it, equally far."""
+def compare_scales(
+    parent: trajstore.Run, epoch: int, lengths: dict[float, int]
+) -> xr.Dataset:
+    """Record branches of a run, and lay them beside as many steps of it."""
     branches = []
-    for scale, n_steps in STEPS.items():
-        path = branch_path(parent, BRANCH_AT, scale, None)
+    for scale, epochs in lengths.items():
+        path = branch_path(parent, epoch, scale, None)
         shown = partial(track, description=f"learning rate x {scale:g}")
-        branch(parent, BRANCH_AT, scale, path, shown, epochs=n_steps)
+        branch(parent, epoch, scale, path, shown, epochs=epochs)
         branches.append(trajstore.open_run(path))
-    shortest = min(float(run.steps["update_norm"].sum()) for run in branches)
-    return analyzers.scales(parent, branches, length=shortest)
+    rates = branches[0].steps["lr"].values.sum()
+    first = branches[0].attrs["branch"]["step"]
+    there = np.cumsum(parent.steps["lr"].values[first:]) < rates * (1 + 1e-9)
+    length = parent.steps["update_norm"].values[first:][there].sum()
+    return analyzers.scales(parent, branches, length=float(length))
+
+
+def by_scale(scales: xr.Dataset) -> dict[str, Any]:
+    """Take what the tables show of a run and its branches."""
+    labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
+    return {label: numbers(scales.isel(branch=i)) for i, label in enumerate(labels)}
 
 
 def draw(
     runs: dict[str, trajstore.Run],
     segments: dict[str, xr.Dataset],
-    scales: xr.Dataset,
+    scales: dict[str, xr.Dataset],
 ) -> None:
     """Draw all figures."""
     figure, axes = plt.subplots(
@@ -99,7 +113,9 @@ def draw(
     )
     for (name, of_run), ax in zip(segments.items(), axes.flat, strict=True):
         plots.cosine_panel(of_run, ax=ax, title=name)
-    axes[0, 0].legend(fontsize="small", frameon=False, loc="upper right")
+    axes[0, 0].legend(
+        fontsize="small", frameon=False, loc="center right", markerscale=3
+    )
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     figure.savefig(IMAGES / "runs.png", dpi=90)
@@ -128,8 +144,10 @@ def draw(
         ax.set_title(f"{name}: by tensor", fontsize="medium")
     figure.savefig(IMAGES / "layers.png", dpi=90)
 
-    title = f"{LARGE}, from step {BRANCH_AT} on: branches with smaller learning rates"
-    plots.scale_figure(scales, title=title).savefig(IMAGES / "scales.png", dpi=85)
+    for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
+        title = f"{name}, from epoch {BRANCHES[name][0]} on, and its branches"
+        drawn = plots.scale_figure(scales[name], title=title)
+        drawn.savefig(IMAGES / f"scales-{file}.png", dpi=85)
     plt.close("all")
 
 
@@ -147,8 +165,8 @@ def numbers(of_run: xr.Dataset) -> dict[str, Any]:
     return found | {
         "smooth_share": float(smooth["step_share"]),
         "total_decrease": float(of_run["decrease"].sum()),
-        "mean cosine": float(cosine.mean()),
-        "std of cosine": float(cosine.std()),
+        "mean_cosine": float(cosine.mean()),
+        "std_of_cosine": float(cosine.std()),
         "n_steps": int(of_run["n_steps"]) if "n_steps" in of_run else len(cosine),
     }
 

@@ -273,5 +273,6 @@ def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
         lw=1.1,
     )
     ax.axhline(0, color="0.5", linewidth=0.7)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
     ax.set_title("gradients further apart, over the run", fontsize="medium")

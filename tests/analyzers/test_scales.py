@@ -102,9 +102,9 @@ def test_losses_are_not_needed(parent: Run, branches: list[Run]):
 def test_what_cannot_be_compared_is_refused(
     parent: Run, branches: list[Run], tmp_path: Path
 ):
-    with pytest.raises(ValueError, match="No branches of .* traj-train branch"):
+    with pytest.raises(ValueError, match=r"No branches of .* traj-train branch"):
         analyzers.scales(parent, [])
-    with pytest.raises(ValueError, match="no branch of .*, but none at all"):
+    with pytest.raises(ValueError, match=r"no branch of .*, but none at all"):
         analyzers.scales(parent, [parent])
     other = descend(tmp_path / "other.zarr", RATES, EIGENVALUES)
     with pytest.raises(ValueError, match=r"but one of parent\.zarr"):

@@ -80,7 +80,7 @@ def test_a_run_is_shown_in_tables_and_figures(
     np.testing.assert_array_equal(cosine, analyzers.zigzag(run, layers=True).cosine)
     shares = stored(store, "zigzag-shares")
     assert shares.window.values.tolist() == [1, 11, 55]
-    assert stored(store, "zigzag-lags").cosine.sizes == {"lag": 12}
+    assert stored(store, "zigzag-lags").cosine.sizes == {"lag": 20}
 
 
 def test_a_run_without_losses_is_shown_without_them(tmp_path: Path, traj_analyze: Run):

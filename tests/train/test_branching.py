@@ -179,7 +179,7 @@ def test_what_cannot_be_branched_is_refused(
         branch(parent, 9, 0.1, out)
     with pytest.raises(ValueError, match=r"buffers, such as .* --branch-at EPOCH"):
         branch(parent, 3, 0.1, out)
-    with pytest.raises(ValueError, match="'cosine' schedule .* ask for at most 2"):
+    with pytest.raises(ValueError, match=r"'cosine' schedule .* ask for at most 2"):
         branch(parent, 2, 0.1, out, epochs=3)
     with pytest.raises(ValueError, match="epochs: expected at least 1, got 0"):
         branch(parent, 2, 0.1, out, epochs=0)
