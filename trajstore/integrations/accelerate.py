@@ -11,39 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
-from trajstore.recorder import Recorder
-
-
-class Bystander:
-    """Stands in for the recorder in processes that do not record; does nothing."""
-
-    def log(self, **scalars: Any) -> None:
-        """Do nothing."""
-
-    def measure(self, name: str, **scalars: Any) -> None:
-        """Do nothing."""
-
-    def start_epoch(self) -> None:
-        """Do nothing."""
-
-    def snapshot(self, name: str) -> None:
-        """Do nothing."""
-
-    def take_gradient(self) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing that could be resumed.
-
-        Returns
-        -------
-        dict
-            Empty.
-        """
-        return {}
+from trajstore.recorder import Recorder, SilentRecorder
 
 
 @contextmanager
@@ -53,7 +21,7 @@ def record(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     **options: Any,
-) -> Iterator[Recorder | Bystander]:
+) -> Iterator[Recorder]:
     """Record every step of an optimizer while a loop runs; for a ``with`` statement.
 
     Parameters
@@ -61,7 +29,7 @@ def record(
     path : str or os.PathLike
         Of the store, as `trajstore.Recorder` takes it.
     accelerator : accelerate.Accelerator
-        Its main process records; where parameters are sharded, all do.
+        Its main process records; where parameters are divided, as under FSDP2, all do.
     model : torch.nn.Module
         As ``accelerator.prepare`` returned it. Parameters have the names that they have
         in the model that was given to that.
@@ -75,9 +43,8 @@ def record(
 
     Yields
     ------
-    Recorder or Bystander
-        The recorder; in processes that do not record, what has its methods and does
-        nothing. There `state_dict` is empty.
+    Recorder
+        In processes that do not record, one that does nothing; its `state_dict` is empty.
 
     Examples
     --------
@@ -96,7 +63,7 @@ def record(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     inner = [inner_optimizer(o) for o in optimizers]
     if not takes_part(inner, is_main=accelerator.is_main_process):
-        yield Bystander()
+        yield SilentRecorder()
         return
     with Recorder(path, accelerator.unwrap_model(model), inner, **options) as recorder:
         yield recorder

@@ -171,10 +171,14 @@ class TrajectoryCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Put what is needed to go on beside the trainer's checkpoint."""
-        if self._recorder is not None:
+        if self._recorder is None:
+            return
+        # Processes that record together also make the state together.
+        recorded = self._recorder.state_dict()
+        if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(self._recorder.state_dict(), folder / STATE_FILE)
+            torch.save(recorded, folder / STATE_FILE)
 
     def on_train_end(
         self,

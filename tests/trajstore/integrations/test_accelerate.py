@@ -22,9 +22,10 @@ from tests.trajstore.integrations.by_hand import (
     make_sgd,
     train_by_hand,
 )
-from trajstore.integrations.accelerate import Bystander, inner_optimizer, record
+from trajstore.integrations.accelerate import inner_optimizer, record
 from trajstore.integrations.participation import takes_part
 from trajstore.reader import open_run
+from trajstore.recorder import SilentRecorder
 
 
 def make_accelerator(**options: Any) -> Any:
@@ -64,7 +65,7 @@ def train(
                     optimizer.zero_grad()
 
     if path is None:
-        loop(Bystander())
+        loop(SilentRecorder())
     else:
         with record(path, accelerator, net, optimizer, **options) as recorder:
             loop(recorder)
@@ -174,13 +175,21 @@ def test_other_processes_do_not_record(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "run").exists()
 
 
-def test_all_processes_record_what_is_sharded():
-    from torch.testing._internal.two_tensor import TwoTensor
+def test_all_processes_record_what_is_divided(tmp_path: Path):
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import distribute_tensor
 
-    part = torch.ones(2)
-    whole, shard = (torch.nn.Parameter(t) for t in (part, TwoTensor(part, part)))
-    optimizers = [torch.optim.SGD([p]) for p in (whole, shard)]
-    taking = [[takes_part([o], is_main=m) for o in optimizers] for m in (True, False)]
+    store = torch.distributed.FileStore(str(tmp_path / "group"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        shard = distribute_tensor(torch.ones(2), DeviceMesh("cpu", [0]))
+        parameters = [torch.nn.Parameter(t) for t in (torch.ones(2), shard)]
+        optimizers = [torch.optim.SGD([p]) for p in parameters]
+        taking = [
+            [takes_part([o], is_main=m) for o in optimizers] for m in (True, False)
+        ]
+    finally:
+        torch.distributed.destroy_process_group()
     assert taking == [[True, True], [False, True]]
 
 
