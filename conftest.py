@@ -48,7 +48,11 @@ if not HAS_TORCH:
 
 if find_spec("triton") is None:
     # It comes with torch's builds for CUDA.
-    collect_ignore += ["trajstore/steps_triton.py", "trajstore/triton_kernels.py"]
+    collect_ignore += [
+        "tests/trajstore/compile_kernels.py",
+        "trajstore/steps_triton.py",
+        "trajstore/triton_kernels.py",
+    ]
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")

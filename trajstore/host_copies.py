@@ -8,7 +8,7 @@ stream waits.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from torch import Tensor
 from trajstore.defaults import FLUSH_BYTES
 
 Arrays = list[npt.NDArray[Any]]
+
+T = TypeVar("T")
 
 ALIGNMENT: Final = 16
 """Bytes; copies begin at multiples of it."""
@@ -38,7 +40,32 @@ class HostCopies:
             self._device = device
             self._stream = torch.cuda.Stream(device)
             self._event = torch.cuda.Event()
-            self._staging = Staging(FLUSH_BYTES, self._stream.synchronize, pin=True)
+            # Waiting for it leaves the processor to others.
+            self._copied = torch.cuda.Event(blocking=True)
+            self._staging = Staging(FLUSH_BYTES, self._wait, pin=True)
+
+    def as_here(self, job: Callable[[], T]) -> Callable[[], T]:
+        """Return a job for another thread that goes on with the current stream of this one.
+
+        Parameters
+        ----------
+        job : callable
+            Takes nothing.
+
+        Returns
+        -------
+        callable
+            The same, on the stream.
+        """
+        if self._stream is None:
+            return job
+        stream = torch.cuda.current_stream(self._device)
+
+        def on_stream() -> T:
+            with torch.cuda.stream(stream):
+                return job()
+
+        return on_stream
 
     def mark(self) -> None:
         """Note that results are complete with what the current stream has been given."""
@@ -71,6 +98,12 @@ class HostCopies:
         if self._stream is None or all(tensor.is_cpu for tensor in tensors):
             return to_numpy(tensors)
         return self._staging.fetch(tensors)
+
+    def _wait(self) -> None:
+        # Unlike a stream's, an event's end may be waited for while the user has torch
+        # complain of all that waits.
+        self._copied.record(self._stream)
+        self._copied.synchronize()
 
 
 class Staging:

@@ -322,7 +322,7 @@ class Recorder:
         found, error = Resumption(NOWHERE), None
         try:
             if self._placement.is_first:
-                found = self._background.call(opening)
+                found = self._background.call(self._copies.as_here(opening))
             else:
                 self._hand_over = Spectator(self._tracker.allocate)
                 self._snapshots, self._n_measured = set(), {}
@@ -622,7 +622,7 @@ class Recorder:
         def write() -> None:
             with self._copies.after_mark():
                 self._writer.write_snapshot(name, self._step, read)
-            self._writer.commit()
+                self._writer.commit()
 
         try:
             self._background.submit(write)
@@ -881,7 +881,8 @@ class Recorder:
                 if pending:
                     self._writer.steps.amend_last(to_floats(pending))
                 self._writer.write_final(read, status=status)
-            self._writer.commit()
+                # The iterate is read here.
+                self._writer.commit()
             self._hand_over.forget_journal()
 
         try:

@@ -62,9 +62,9 @@ def main() -> None:
         "BLOCK": BLOCK,
         "SEGMENT": SEGMENT,
     }
-    single = {"HAS_GRADIENTS": 1, "HAS_PARAMETERS": 1}
+    single: dict[str, Any] = {"HAS_GRADIENTS": 1, "HAS_PARAMETERS": 1}
     print("measure_before", registers("measure_before", ONE_WARP, **before, **single))
-    halves = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
+    halves: dict[str, Any] = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
     found = registers("measure_before", ONE_WARP, **before, **halves)
     print("measure_before_halves", found)
     ones = ("n_layers", "n_rows", "n_rows_each")
@@ -74,9 +74,9 @@ def main() -> None:
         found = registers(name, FOUR_WARPS, HAS_PARAMETERS=7, BLOCK=BLOCK)
         print(name, found)
     print("fold", registers("fold", ONE_WARP, SHIFT=SHIFT, SEGMENT=SEGMENT))
-    shape = {"N_COLUMNS": 10, "COLUMNS": 16, "ROWS": 32}
+    shape: dict[str, Any] = {"N_COLUMNS": 10, "COLUMNS": 16, "ROWS": 32}
     print("add_up", registers("add_up", FOUR_WARPS, **shape))
-    signs = {"ROLE": int(Role.STEP), "BLOCK": BLOCK}
+    signs: dict[str, Any] = {"ROLE": int(Role.STEP), "BLOCK": BLOCK}
     print("draw_signs", registers("draw_signs", FOUR_WARPS, **signs))
 
 
