@@ -4,30 +4,39 @@ from analyzers._arrays.deep_linear import half_time, mode_strength, time_of_step
 from analyzers.aiming import aiming, polyak_lojasiewicz
 from analyzers.alpha_beta import alpha_beta, feasible_set, margin, smallest_beta
 from analyzers.average_of_epochs import average_of_epochs
+from analyzers.convexity import adjacent_convexity, chord_convexity, convexity
 from analyzers.deep_linear import linear_modes
 from analyzers.distance_travelled import distance_travelled
+from analyzers.edge_of_stability import edge_of_stability, stability_threshold
 from analyzers.epoch_means import epoch_means
 from analyzers.lag_curve import lag_curve
 from analyzers.lagged_gradients import lagged_gradients
 from analyzers.null import excess_gamma, random_walk_gamma
 from analyzers.path_geometry import path_geometry
 from analyzers.results import store_geometry
+from analyzers.scale_invariance import scale_invariance
 from analyzers.scales import scales
+from analyzers.smoothness import smoothness
 from analyzers.theory import (
     guaranteed_decrease,
     linear_rate,
     locally_optimal_lr,
     step_bound,
 )
+from analyzers.update_products import update_products
 from analyzers.zigzag import zigzag
 from analyzers.zigzag_layers import zigzag_layers
 from analyzers.zigzag_segments import zigzag_segments, zigzag_shares
 
 __all__ = [
+    "adjacent_convexity",
     "aiming",
     "alpha_beta",
     "average_of_epochs",
+    "chord_convexity",
+    "convexity",
     "distance_travelled",
+    "edge_of_stability",
     "epoch_means",
     "excess_gamma",
     "feasible_set",
@@ -43,11 +52,15 @@ __all__ = [
     "path_geometry",
     "polyak_lojasiewicz",
     "random_walk_gamma",
+    "scale_invariance",
     "scales",
     "smallest_beta",
+    "smoothness",
+    "stability_threshold",
     "step_bound",
     "store_geometry",
     "time_of_steps",
+    "update_products",
     "zigzag",
     "zigzag_layers",
     "zigzag_segments",

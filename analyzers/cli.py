@@ -2,9 +2,13 @@
 
 from analyzers.commands.aiming import aiming, pl
 from analyzers.commands.alpha_beta import alpha_beta
+from analyzers.commands.convexity import convexity
 from analyzers.commands.geometry import geometry
+from analyzers.commands.invariance import invariance
 from analyzers.commands.linear import linear
 from analyzers.commands.paper import figure, paper
+from analyzers.commands.sharpness import sharpness
+from analyzers.commands.smoothness import smoothness
 from analyzers.commands.zigzag import scales, zigzag
 from trajstore.command_line import run_command_line
 
@@ -20,6 +24,10 @@ def main() -> None:
             "alpha-beta": alpha_beta,
             "aiming": aiming,
             "pl": pl,
+            "smoothness": smoothness,
+            "convexity": convexity,
+            "sharpness": sharpness,
+            "invariance": invariance,
             "figure": figure,
             "paper": paper,
         },

@@ -47,7 +47,11 @@ IMMATERIAL: Final = (
     "device",
     "full_gradients",
     "measure_every",
+    "n_eigenvalues",
     "num_workers",
+    "same_batch_every",
+    "sharpness_every",
+    "sharpness_examples",
 )
 """Settings that do not change what is trained."""
 

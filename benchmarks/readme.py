@@ -256,6 +256,41 @@ def null_models_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", errors])
 
 
+def sharpness_table(results: dict[str, Any]) -> str:
+    """One line for each training, and one for each of the other findings."""
+    lines = [
+        "| training, learning rate | threshold | reached at step | ratio then, median | smallest to largest | within 10 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in results["edge"].items():
+        spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
+        near = f"{100 * row['share_near']:.0f} % of {row['evaluations']}"
+        lines.append(
+            f"| {title} | {row['threshold']:.4g} | {row['reached']:.0f} | "
+            f"{row['ratio_median']:.3f} | {spread} | {near} |"
+        )
+    lines += ["", "| other findings | |", "|---|---|"]
+    lines += [
+        f"| {title} | {value:.2f} |" for title, value in results["smoothness"].items()
+    ]
+    lines += [
+        f"| gradient descent, 0.4: {title} | {100 * value:.0f} % |"
+        for title, value in results["convexity"].items()
+    ]
+    invariance = results["invariance"]
+    n, largest = invariance["convolutions"], "largest |cosine| of convolutions"
+    other = "smallest largest |cosine| of others"
+    low, high = invariance["growth over expected, convolutions"]
+    rows = {
+        "tensors called invariant": f"{len(invariance['called invariant'])}",
+        f"largest cosine of the {n} convolutions": f"{invariance[largest]:.1e}",
+        "of the other tensors, the smallest of the largest cosines": f"{invariance[other]:.1e}",
+        "growth of convolutions over what is expected": f"{low:.3f} to {high:.3f}",
+    }
+    lines += [f"| digits ResNet: {title} | {value} |" for title, value in rows.items()]
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {
         "accuracy": accuracy_table,
@@ -270,6 +305,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "between_layers": between_layers_table,
     },
     "docs/null-models.md": {"null_models": null_models_table},
+    "docs/sharpness.md": {"sharpness": sharpness_table},
 }
 
 FILES = {"between_layers": "deep_linear"}

@@ -30,6 +30,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             buffer.copy_(buffers[name])
 
 
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of the random streams that a model on a device draws from."""
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    module = torch.get_device_module(device)
+    return torch.get_rng_state(), module.get_rng_state(device)
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Go back to the states that `random_state` has returned."""
+    of_cpu, of_device = state
+    torch.set_rng_state(of_cpu)
+    if of_device is not None:
+        torch.get_device_module(device).set_rng_state(of_device, device)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, task: Task, batches: Iterable[Batch]

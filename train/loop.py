@@ -19,6 +19,8 @@ from train.looking import (
     evaluate,
     fixed_batches,
     on_device_of,
+    random_state,
+    set_random_state,
     undisturbed,
 )
 from train.numbered import Numbered
@@ -27,6 +29,7 @@ from train.optim.ngn import NGN
 from train.optim.normalized_sgd import NormalizedSGD
 from train.optim.sps_max import SPSmax
 from train.schedules import learning_rate, weight_decay
+from train.sharpness import Sharpness
 from train.tasks import Task
 from train.training import Training
 from train.workloads import WORKLOADS, check_width
@@ -109,6 +112,7 @@ def train(
             optimizer.load_state_dict(start["optimizer"])
         if "rng" in start:
             torch.set_rng_state(start["rng"])
+        loop.directions.update(start.get("directions", {}))
     with observe(
         model,
         optimizer,
@@ -131,6 +135,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "rng": torch.get_rng_state(),
+                    "directions": loop.directions,
                 }
                 save(state, observer)
     return model
@@ -202,6 +207,14 @@ class _Loop:
         self._fixed: list[Batch] = []
         if training.measure_every:
             self._fixed = fixed_batches(data, training.batch_size, training.seed)
+        self._sharpness: Sharpness | None = None
+        if training.sharpness_every:
+            self._sharpness = Sharpness(training, model, optimizer, task, data)
+
+    @property
+    def directions(self) -> dict[str, Tensor]:
+        """What has to be kept for the next measurements of sharpness to be the same."""
+        return {} if self._sharpness is None else self._sharpness.directions
 
     def epoch(self, epoch: int, observer: Log) -> None:
         """Take the steps of an epoch."""
@@ -215,7 +228,14 @@ class _Loop:
             every = self._training.measure_every
             if every and step % every == 0:
                 self._measure_fixed(observer)
-            self._step(step, batches, observer)
+            every = self._training.sharpness_every
+            if self._sharpness is not None and step % every == 0:
+                observer.log(**self._sharpness.measure())
+            every = self._training.same_batch_every
+            if every and step % every == 0:
+                self._step_and_look_back(step, batches, observer)
+            else:
+                self._step(step, self._as_labelled(batches, step), observer)
 
     def _batches(self, observer: Log) -> Iterator[Iterable[Batch]]:
         """Give the batches of every step: one, or all of them."""
@@ -234,8 +254,6 @@ class _Loop:
             group["weight_decay"] = weight_decay(training, step, self.steps_per_epoch)
         optimizer.zero_grad()
         loss: Tensor | float
-        if training.control == "label-noise":
-            batches = with_label_noise(batches, self._n_classes, training.seed, step)
         if training.full_batch:
             loss = accumulate_gradients(self._model, self._task, batches)
             observer.log(loss=loss)
@@ -255,6 +273,26 @@ class _Loop:
             optimizer.step(loss=loss)
         else:
             optimizer.step()
+
+    def _step_and_look_back(
+        self, step: int, batches: Iterable[Batch], observer: Log
+    ) -> None:
+        """Take a step, and measure the gradient of its examples where it has led.
+
+        With the same dropout, if any, and with all data in the same order.
+        """
+        device = next(self._model.parameters()).device
+        before = random_state(device)
+        self._step(step, self._as_labelled(batches, step), observer)
+        with undisturbed(self._model):
+            set_random_state(device, before)
+            self._measure(observer, "same_batch", self._as_labelled(batches, step))
+
+    def _as_labelled(self, batches: Iterable[Batch], step: int) -> Iterable[Batch]:
+        """Give batches the labels that a step sees."""
+        if self._training.control != "label-noise":
+            return batches
+        return with_label_noise(batches, self._n_classes, self._training.seed, step)
 
     def _measure_fixed(self, observer: Log) -> None:
         """Measure the gradients of the fixed batches, in training mode."""

@@ -26,6 +26,11 @@ def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tens
     return {"accuracy": (outputs.argmax(1) == targets).float().mean()}
 
 
+def _half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    return 0.5 * (outputs - wanted).square().sum(1).mean()
+
+
 def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
@@ -40,6 +45,10 @@ def _nothing(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Ten
 
 CLASSIFICATION: Final = Task(F.cross_entropy, _accuracy)
 """Of images, or of their pixels: outputs (N, class, ...), targets (N, ...)."""
+
+SQUARES: Final = Task(_half_squares, _accuracy)
+"""Classes as vectors of zeros and a one: half the squared distance of outputs (N, class) to
+them, as Cohen et al. (arXiv 2103.00065) measure it."""
 
 LANGUAGE: Final = Task(_token_loss, _perplexity)
 """The next token: outputs (N, context, token), targets (N, context)."""

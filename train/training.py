@@ -54,6 +54,14 @@ class Training:
         Record the gradients of ten fixed batches every so many steps; 0 for never.
     full_gradients : bool
         Record the gradient of all training data at the start of every epoch.
+    same_batch_every : int
+        Record the gradient of a step's examples once more after the step, every so many steps; 0 for never.
+    sharpness_every : int
+        Log the largest eigenvalue of the Hessian every so many steps; 0 for never.
+    sharpness_examples : int
+        Take so many of the training examples for it, the first ones.
+    n_eigenvalues : int
+        Log so many eigenvalues, from the largest down.
     as_published : bool
         Let the transformer attend across the batch, as the published code does, and leave the weight decay in the last epoch as it was.
     record_samples : bool
@@ -87,6 +95,10 @@ class Training:
     full_batch: bool = False
     measure_every: int = 0
     full_gradients: bool = False
+    same_batch_every: int = 0
+    sharpness_every: int = 0
+    sharpness_examples: int = 5000
+    n_eigenvalues: int = 1
     as_published: bool = False
     record_samples: bool = False
     max_steps: int | None = None
@@ -111,6 +123,10 @@ class Training:
             "warmup_epochs": (self.warmup_epochs, 0),
             "measure_every": (self.measure_every, 0),
             "width": (1 if self.width is None else self.width, 1),
+            "same_batch_every": (self.same_batch_every, 0),
+            "sharpness_every": (self.sharpness_every, 0),
+            "sharpness_examples": (self.sharpness_examples, 1),
+            "n_eigenvalues": (self.n_eigenvalues, 1),
             "clip": (1 if self.clip is None else self.clip, 0),
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
@@ -122,6 +138,13 @@ class Training:
             raise ValueError(
                 f"weight_decay: expected 0 with {self.optimizer}, which has none, got "
                 f"{self.weight_decay}."
+            )
+        is_noise = self.control in {"noise-gradients", "random-walk"}
+        if self.same_batch_every and (is_noise or self.clip is not None):
+            what = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
+            raise ValueError(
+                "same_batch_every: the gradients before and after a step are compared, and "
+                f"{what} changes the first; leave out one of the two."
             )
 
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
+from torch import nn
+
 from train import counter_examples, deep_linear
 from train.alpha_beta import ALPHA_BETA
 from train.data import Splits
 from train.data.cifar10 import cifar10
-from train.data.digits import digits
+from train.data.digits import N_FEW, digits, few_standardized_digits
 from train.data.english import VOCABULARY, english
 from train.data.imagenet import imagenet
 from train.data.vaihingen import vaihingen
@@ -26,7 +28,7 @@ from train.models.segnet import segnet
 from train.models.transformer import LanguageModel
 from train.models.unet import unet
 from train.models.word_language_model import word_language_model
-from train.tasks import CLASSIFICATION, LANGUAGE, descent
+from train.tasks import CLASSIFICATION, LANGUAGE, SQUARES, descent
 from train.training import Training
 from train.workload import Workload, embedded, published
 
@@ -116,6 +118,19 @@ _OWN: Final = {
         optimizer="momentum",
         lr=0.02,
         width=64,
+    ),
+    "digits-tanh": embedded(
+        "gradient descent of a small tanh network on digits: the edge of stability",
+        SQUARES,
+        f"the first {N_FEW} of scikit-learn's digits, 8 x 8, standardized",
+        lambda _: Splits(few_standardized_digits(), None, 10),
+        lambda *_: mlp([64, 64, 64, 10], nn.Tanh),
+        workload="digits-tanh",
+        epochs=800,
+        batch_size=N_FEW,
+        full_batch=True,
+        optimizer="sgd",
+        lr=0.4,
     ),
     "english-transformer": embedded(
         "a transformer language model on English text",

@@ -48,6 +48,12 @@ def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
     say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
 
 
+def spans(n_steps: int, most: int = 20) -> list[slice]:
+    """Cut steps into spans of equal length, the last one shorter, for the rows of a table."""
+    size = max(1, -(-n_steps // most))
+    return [slice(i, min(i + size, n_steps)) for i in range(0, n_steps, size)]
+
+
 def read_reference(text: str, run: Run) -> Reference:
     """Read a reference from the command line; names of snapshots come first."""
     if text.startswith("mean:") and text not in run.snapshots:

@@ -8,6 +8,7 @@ from analyzers.plots.deep_linear import (
 )
 from analyzers.plots.panels import Curve, Panel, draw_panels
 from analyzers.plots.path_geometry import layer_image, overview, quantity
+from analyzers.plots.stability import convexity, edge, scale_invariance, smoothness
 from analyzers.plots.zigzag import (
     cosine_panel,
     layer_cosines,
@@ -20,8 +21,10 @@ __all__ = [
     "Curve",
     "Panel",
     "aiming",
+    "convexity",
     "cosine_panel",
     "draw_panels",
+    "edge",
     "layer_cosines",
     "layer_image",
     "linear_overview",
@@ -31,6 +34,8 @@ __all__ = [
     "polyak_lojasiewicz",
     "quantity",
     "scale_figure",
+    "scale_invariance",
     "share_bars",
+    "smoothness",
     "zigzag_overview",
 ]

@@ -1,15 +1,18 @@
 """Fully connected networks."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import nn
 
 
-def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers of the given widths, input first, with ReLU between them."""
+def mlp(
+    widths: list[int], activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Linear layers of the given widths, input first, with an activation between them."""
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        layers += [nn.Linear(n_in, n_out), activation()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -1,0 +1,36 @@
+"""What was recorded of steps, in chunks: so that analyses of it are of bounded memory."""
+
+from typing import Final
+
+import numpy as np
+import xarray as xr
+
+from trajstore.reader import Run
+from trajstore.schema import LAYER, STEP
+
+VALUES: Final = 1 << 20
+"""Values of a table in a chunk."""
+
+
+def tables(run: Run, *names: str) -> xr.Dataset:
+    """Return recorded scalars and tables as Dask arrays.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        The run, or a measurement of it.
+    *names : str
+        Of variables of ``run.steps``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy, with the coordinates ``step``, ``epoch`` and ``iteration``, and ``layer``
+        where there is one.
+    """
+    chosen = run.steps[list(names)].drop_vars("window")
+    if LAYER in chosen.coords:
+        # Fixed-width strings have no place in Zarr's specification; these have.
+        chosen = chosen.assign_coords({LAYER: np.array(run.layout.names, object)})
+    rows = max(1, VALUES // max(1, len(run.layout.names)))
+    return chosen.chunk({STEP: rows})

@@ -1,0 +1,246 @@
+"""Progressive sharpening, the edge of stability, smoothness, convexity, scale invariance.
+
+Trains small networks on digits, and writes the figures and the numbers of
+docs/sharpness.md. Takes some four minutes on one core; runs that are there already are not
+made again.
+"""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+import xarray as xr
+from rich.progress import track
+
+import analyzers
+from analyzers import plots
+from train.chords import losses_between
+from train.recording import is_complete, record_resumably
+from train.training import Training
+from train.workloads import settings_of
+from trajstore import Run, open_run
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "sharpness.json"
+IMAGES = HERE.parent / "docs" / "images" / "sharpness"
+
+DESCENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "gd-0.3": ("gradient descent, 0.3", {"lr": 0.3, "epochs": 1000}),
+    "gd-0.4": ("gradient descent, 0.4", {"lr": 0.4, "epochs": 800}),
+    "momentum": (
+        "momentum 0.9, 0.4",
+        {"lr": 0.4, "epochs": 1000, "optimizer": "momentum"},
+    ),
+    "adam": ("Adam, 0.004", {"lr": 4e-3, "epochs": 600, "optimizer": "adam"}),
+    "random-labels": (
+        "random labels, 0.4",
+        {"lr": 0.4, "epochs": 800, "control": "random-labels"},
+    ),
+    "noise": (
+        "noise as gradients, 0.4",
+        {"lr": 0.4, "epochs": 340, "control": "noise-gradients"},
+    ),
+}
+"""Titles, and what is different from the workload."""
+
+SMALL = {"sketch_bits": 4096, "probes": 1024, "reference_every": 50}
+MINIBATCH = "minibatch"
+RESNET = "resnet"
+
+
+def trainings() -> dict[str, Training]:
+    tanh = replace(settings_of("digits-tanh"), sharpness_every=10)
+    chosen = {name: replace(tanh, **changes) for name, (_, changes) in DESCENT.items()}
+    chosen[MINIBATCH] = replace(
+        tanh,
+        full_batch=False,
+        batch_size=50,
+        epochs=80,
+        lr=0.1,
+        same_batch_every=2,
+        sharpness_every=20,
+    )
+    chosen[RESNET] = replace(
+        settings_of("digits-resnet"),
+        optimizer="sgd",
+        lr=0.05,
+        weight_decay=0.0,
+        epochs=5,
+    )
+    return chosen
+
+
+def recorded(directory: Path) -> dict[str, Run]:
+    """Make the runs that are not there yet."""
+    runs = {}
+    for name, training in trainings().items():
+        store = directory / f"{name}.zarr"
+        if not is_complete(training, store):
+            options = {} if name == RESNET else SMALL
+            shown = partial(track, description=name)
+            record_resumably(training, store, shown, **options)
+        runs[name] = open_run(store)
+    return runs
+
+
+def save(figure: Any, name: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / f"{name}.png", dpi=100)
+    plt.close("all")
+
+
+def edges(runs: dict[str, Run]) -> dict[str, Any]:
+    """Draw sharpness beside the threshold, and say how they compare."""
+    found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
+    panels = [
+        plots.edge(found[name], title=title) for name, (title, _) in DESCENT.items()
+    ]
+    save(plots.draw_panels(panels, n_columns=3), "edge")
+    return {
+        DESCENT[name][0]: {
+            "threshold": float(edge.threshold[-1]),
+            "first ratio": float(edge.ratio[0]),
+            "last ratio": float(edge.ratio[-1]),
+            **{
+                key: None if np.isnan(edge[key]) else float(edge[key])
+                for key in (
+                    "reached",
+                    "ratio_median",
+                    "ratio_min",
+                    "ratio_max",
+                    "share_near",
+                )
+            },
+            "evaluations": int((edge.step >= edge.reached).sum()),
+        }
+        for name, edge in found.items()
+    }
+
+
+def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
+    """Draw the change of gradients beside sharpness."""
+    full, mini = runs["gd-0.3"], runs[MINIBATCH]
+    along = analyzers.smoothness(full).compute()
+    same = analyzers.smoothness(mini, measurement="same_batch").compute()
+    following = analyzers.smoothness(mini).compute()
+    of_full, of_mini = (analyzers.edge_of_stability(run) for run in (full, mini))
+    panels = [
+        plots.smoothness(
+            {"gradients of steps": along, "sharpness": of_full},
+            title="gradient descent, 0.3",
+        ),
+        plots.smoothness(
+            {"next batch": following, "same batch": same, "sharpness": of_mini},
+            title="batches of 50, 0.1",
+        ),
+    ]
+    save(plots.draw_panels(panels, n_columns=2), "smoothness")
+    late = slice(int(of_full.reached) + 200, None)
+    quarter = mini.n_steps // 4 * 3
+    return {
+        "full batch, before the threshold: smoothness over sharpness": over(
+            along.sel(step=slice(20, int(of_full.reached) - 100)), of_full
+        ),
+        "full batch, at the edge: smoothness over sharpness": over(
+            along.sel(step=late), of_full
+        ),
+        "batches of 50, last quarter: same batch over sharpness": over(
+            same.sel(step=slice(quarter, None)), of_mini
+        ),
+        "batches of 50, last quarter: next batch over sharpness": over(
+            following.sel(step=slice(quarter, None)), of_mini
+        ),
+    }
+
+
+def over(found: xr.Dataset, edge: xr.Dataset) -> float:
+    """Return the median of smoothness over that of sharpness in the same steps."""
+    sharpness = edge.sharpness.sel(step=slice(found.step[0], found.step[-1]))
+    return float(found.smoothness.median() / sharpness.median())
+
+
+def convexity(runs: dict[str, Run]) -> dict[str, Any]:
+    """Look for what shows that the loss is not convex, in gradient descent."""
+    run = runs["gd-0.4"]
+    chord = losses_between(run, 0, "final")
+    towards = analyzers.convexity(
+        run, reference_loss=float(chord.sel(fraction=1.0))
+    ).compute()
+    near = analyzers.adjacent_convexity(run)
+    panels = [
+        plots.convexity(towards, title="tangents at the iterates, towards the end"),
+        plots.convexity(near, title="tangents at neighbouring iterates"),
+    ]
+    save(plots.draw_panels(panels, n_columns=2), "convexity")
+    known = near.slack.notnull()
+    return {
+        "tangents towards the end above the loss": float(towards.is_violated.mean()),
+        "tangents at neighbours above the loss": float(
+            (near.is_violated | near.is_violated_back).where(known).mean()
+        ),
+        "points of the chord from start to end above it": float(
+            analyzers.chord_convexity(chord)
+            .is_violated.sel(fraction=slice(0.05, 0.95))
+            .mean()
+        ),
+    }
+
+
+def invariance(runs: dict[str, Run]) -> dict[str, Any]:
+    """Tell convolutions from all else."""
+    found = analyzers.scale_invariance(runs[RESNET]).compute()
+    plots.scale_invariance(found)
+    save(plt.gcf(), "invariance")
+    convolutions = [
+        name
+        for name, shape in zip(
+            runs[RESNET].layout.names, runs[RESNET].layout.shapes, strict=True
+        )
+        if len(shape) == 4
+    ]
+    of_convolutions = found.sel(layer=convolutions)
+    others = found.drop_sel(layer=convolutions)
+    growth = of_convolutions.growth / of_convolutions.expected_growth
+    return {
+        "convolutions": len(convolutions),
+        "called invariant": found.layer.values[found.is_invariant.values].tolist(),
+        "largest |cosine| of convolutions": float(of_convolutions.cosine_max.max()),
+        "smallest largest |cosine| of others": float(others.cosine_max.min()),
+        "growth over expected, convolutions": [
+            float(growth.min()),
+            float(growth.max()),
+        ],
+    }
+
+
+def main(*, runs: Path = Path("runs/sharpness")) -> None:
+    """Train, measure, draw, and keep the results.
+
+    Parameters
+    ----------
+    runs : Path
+        Directory for the stores.
+    """
+    mpl.use("agg")
+    # Threads that wait for each other cost more than they bring where nets are small.
+    torch.set_num_threads(1)
+    runs.mkdir(parents=True, exist_ok=True)
+    opened = recorded(runs)
+    results = {
+        "edge": edges(opened),
+        "smoothness": smoothness(opened),
+        "convexity": convexity(opened),
+        "invariance": invariance(opened),
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

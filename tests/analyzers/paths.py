@@ -1,0 +1,47 @@
+"""Whole paths in float64, for what is computed from recorded products."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.reader import Run
+
+Array = npt.NDArray[np.float64]
+
+
+class Path(NamedTuple):
+    """Gradients (step, param), and iterates (step + 1, param)."""
+
+    gradients: Array
+    iterates: Array
+
+    @property
+    def updates(self) -> Array:
+        return np.diff(self.iterates, axis=0)
+
+
+def path_of(run: Run) -> Path:
+    """Return the path of a run recorded with ``exact=True``."""
+    whole = slice(0, run.layout.size)
+    steps = slice(0, run.n_steps)
+    window = run.rows("window", steps)
+    references = np.stack([run.reference(int(c), whole) for c in window])
+    displacements = run.large_rows("displacement", steps, whole)
+    final = run.vector("final", whole).astype(np.float64)
+    return Path(
+        run.large_rows("gradient", steps, whole).astype(np.float64),
+        np.vstack([references.astype(np.float64) + displacements, final]),
+    )
+
+
+def products(a: Array, b: Array) -> Array:
+    """Inner products of rows."""
+    result: Array = (a * b).sum(-1)
+    return result
+
+
+def norms(a: Array) -> Array:
+    """Norms of rows."""
+    result: Array = np.linalg.norm(a, axis=-1)
+    return result
