@@ -58,8 +58,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
         epochs=EPOCHS,
         batch_size=16,
         optimizer="sgd",
+        width=64,
         lr=LR,
         control=request.param,
+        full_gradients=True,
+        sharpness_every=25,
+        sharpness_examples=64,
     )
     with pytest.MonkeyPatch.context() as patch:
         leave(patch, "digits-mlp", 16 * STEPS_PER_EPOCH)
@@ -160,13 +164,74 @@ def walk_travelled(travelled: xr.Dataset, model: Model) -> None:
     near(travelled.from_start, LR * steps**0.5, deviation + 1e-6)
 
 
-def walk_adjacent(cosine: xr.Dataset, model: Model) -> None:
+def walk_zigzag(cosine: xr.Dataset, model: Model) -> None:
     near(cosine.cosine[1:], 0, model.spread)
     averages_to_zero(cosine.cosine)
 
 
-def noise_adjacent(cosine: xr.Dataset, model: Model) -> None:
+def noise_zigzag(cosine: xr.Dataset, model: Model) -> None:
     averages_to_zero(cosine.cosine[STEPS_PER_EPOCH:])
+
+
+def neither(segments: xr.Dataset, model: Model) -> None:
+    """No step is one of a zigzag, or of a smooth part."""
+    assert segments.sizes["segment"] == 1
+    assert not segments.label.any()
+
+
+def neither_in_any_layer(layers: xr.Dataset, model: Model) -> None:
+    assert (layers.step_share.sel(kind="neither") == 1).all()
+
+
+def walk_lag_curve(curve: xr.Dataset, model: Model) -> None:
+    # One set of probes sees all pairs: the errors of lags are not independent.
+    near(curve.cosine, 0, np.hypot(curve.cosine_stderr, model.spread))
+
+
+def walk_smoothness(smooth: xr.Dataset, model: Model) -> None:
+    """Gradients of norm 1 that are orthogonal, and steps of the length of the rate."""
+    near(smooth.smoothness[1:], 2**0.5 / LR, 2**-0.5 * model.spread / LR)
+    near(smooth.curvature[1:], 1 / LR, model.spread / LR)
+
+
+def walk_aiming(aiming: xr.Dataset, model: Model) -> None:
+    deviation = np.hypot(aiming.cosine_stderr, model.spread)
+    z_is_normal((aiming.cosine - model.left**-0.5) / deviation)
+    np.testing.assert_allclose(
+        np.cos(np.deg2rad(aiming.angle)), np.clip(aiming.cosine, -1, 1), atol=1e-9
+    )
+
+
+def walk_aiming_full(aiming: xr.Dataset, model: Model) -> None:
+    """The gradient of all data does not know where a walk will go."""
+    near(aiming.cosine, 0, np.hypot(aiming.cosine_stderr, model.spread))
+
+
+def walk_alpha_beta(triples: xr.Dataset, model: Model) -> None:
+    """<g_k, x_k - x*> is the learning rate: of all later steps only one counts."""
+    deviation = triples.product_stderr + LR * model.left**0.5 * model.spread
+    near(triples["product"], LR, deviation)
+
+
+def walk_pl(pl: xr.Dataset, model: Model) -> None:
+    """The gradient has norm 1, whatever the loss is."""
+    of_two = pl.mu.sel(delta=2.0) * 2 * pl.loss
+    np.testing.assert_allclose(of_two, 1, rtol=1e-3)
+
+
+def walk_products(products: xr.Dataset, model: Model) -> None:
+    """Of a step with the gradient before it, and with the one after."""
+    np.testing.assert_allclose(products.before, -LR, rtol=1e-4)
+    near(products.after[:-1], 0, LR * model.spread)
+
+
+def far_below_the_edge(edge: xr.Dataset, model: Model) -> None:
+    assert (edge.ratio < 0.1).all()
+    assert np.isnan(edge.reached)
+
+
+def nothing_invariant(layers: xr.Dataset, model: Model) -> None:
+    assert not layers.is_invariant.any()
 
 
 def walk_bound(bound: xr.Dataset, model: Model) -> None:
@@ -193,12 +258,6 @@ def walk_rate(rate: xr.Dataset, model: Model) -> None:
     assert float(rate["mu"]) < 1 / (LR * N_STEPS)
 
 
-def adjacent_cosine(run: trajstore.Run) -> xr.Dataset:
-    steps = run.steps[["grad_dot_previous", "grad_norm"]].compute()
-    norms = steps.grad_norm * steps.grad_norm.shift(step=1)
-    return xr.Dataset({"cosine": steps.grad_dot_previous.sum("layer") / norms})
-
-
 def to_average(run: trajstore.Run) -> xr.Dataset:
     average = analyzers.average_of_epochs(run, [2, 3])
     return analyzers.path_geometry(run, reference=average)
@@ -221,6 +280,19 @@ def beyond_end(model: Model) -> Any:
 
 def first_step(model: Model) -> Any:
     return np.arange(N_STEPS) == 0
+
+
+def last_step(model: Model) -> Any:
+    return np.arange(N_STEPS) == N_STEPS - 1
+
+
+def anywhere(_model: Model) -> Any:
+    return True
+
+
+def with_reference_losses(run: trajstore.Run) -> xr.Dataset:
+    losses = xr.zeros_like(run.steps.loss.compute()) + 0.1
+    return analyzers.alpha_beta(run, reference_losses=losses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,16 +363,72 @@ TABLE = {
         nan={"rate": guarantees_nothing, "lr": guarantees_nothing}
         | {"rate_stderr": guarantees_nothing, "lr_stderr": guarantees_nothing},
     ),
-    "adjacent cosine": Analysis(
-        of=lambda m: adjacent_cosine(m.run),
-        walk=walk_adjacent,
-        noise=noise_adjacent,
+    "zigzag": Analysis(
+        of=lambda m: analyzers.zigzag(m.run),
+        walk=walk_zigzag,
+        noise=noise_zigzag,
         nan={"": first_step},
+    ),
+    "zigzag_segments": Analysis(
+        of=lambda m: analyzers.zigzag_segments(m.run),
+        walk=neither,
+        noise=neither,
+        nan={"cosine": first_step},
+    ),
+    "zigzag_layers": Analysis(
+        of=lambda m: analyzers.zigzag_layers(m.run),
+        walk=neither_in_any_layer,
+        noise=neither_in_any_layer,
+    ),
+    "zigzag_shares": Analysis(of=lambda m: analyzers.zigzag_shares(m.run)),
+    "lag_curve": Analysis(of=lambda m: analyzers.lag_curve(m.run), walk=walk_lag_curve),
+    "smoothness": Analysis(
+        of=lambda m: analyzers.smoothness(m.run),
+        walk=walk_smoothness,
+        nan={"": first_step},
+    ),
+    "aiming": Analysis(
+        of=lambda m: analyzers.aiming(m.run),
+        walk=walk_aiming,
+        # The cosine is estimated, and may be beyond 1.
+        nan={"angle_stderr": last_step},
+    ),
+    "aiming, full gradients": Analysis(
+        of=lambda m: analyzers.aiming(m.run, measurement="full_batch"),
+        walk=walk_aiming_full,
+    ),
+    "alpha_beta": Analysis(
+        of=lambda m: with_reference_losses(m.run), walk=walk_alpha_beta
+    ),
+    "polyak_lojasiewicz": Analysis(
+        of=lambda m: analyzers.polyak_lojasiewicz(m.run, reference_loss=0.0),
+        walk=walk_pl,
+    ),
+    "convexity": Analysis(of=lambda m: analyzers.convexity(m.run, reference_loss=0.1)),
+    "update_products": Analysis(
+        of=lambda m: analyzers.update_products(m.run),
+        walk=walk_products,
+        nan={"after": last_step},
+    ),
+    "edge_of_stability": Analysis(
+        of=lambda m: analyzers.edge_of_stability(m.run),
+        walk=far_below_the_edge,
+        noise=far_below_the_edge,
+        # It is never reached.
+        nan=dict.fromkeys(
+            ("reached", "ratio_median", "ratio_min", "ratio_max", "share_near"),
+            anywhere,
+        ),
+    ),
+    "scale_invariance": Analysis(
+        of=lambda m: analyzers.scale_invariance(m.run),
+        walk=nothing_invariant,
+        noise=nothing_invariant,
     ),
 }
 
-ELSEWHERE = {"linear_modes"}
-"""Analyses of runs that these are not: of exact recordings of deep linear networks."""
+ELSEWHERE = {"adjacent_convexity", "linear_modes"}
+"""Analyses of runs that these are not: of full batches, and of deep linear networks."""
 
 
 def computed(name: str, model: Model) -> Any:
