@@ -34,7 +34,7 @@ from trajstore.reader import Run
 BRANCH: Final = "branch"
 """Entry of ``run.attrs`` in which a branch says where it began; and the dimension."""
 
-N_PARTS: Final = 40
+N_PARTS: Final = 30
 """Parts of each path, of equally many steps."""
 
 EDGES: Final = np.linspace(-1, 1, 41)
@@ -81,7 +81,7 @@ def scales(
     -------
     xarray.Dataset
         Loaded. Dimension ``branch``, the names of the stores, the parent's first and then
-        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``, some 40 parts of each path with equally
+        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``, some 30 parts of each path with equally
         many steps: ``cosine``, the median, and its quartiles ``cosine_low`` and
         ``cosine_high``; ``path`` and ``lr_time``, path length and sum of learning rates
         from the branching to the middle of the part. By ``cosine_bin``: ``histogram``,

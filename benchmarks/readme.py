@@ -171,6 +171,37 @@ def memory_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def zigzag_table(results: dict[str, Any]) -> str:
+    """One line for each run, and for each branch of a run."""
+    header = (
+        "steps | cosine, mean | zigzag | smooth | path, zigzag | decrease | in zigzag"
+    )
+    lines = [f"| run | {header} |", "|---|" + "---|" * 7]
+
+    def add(title: str, row: dict[str, float]) -> None:
+        share = f"{row['decrease_share']:.0%}"
+        if row["decrease_share_stderr"]:
+            share += f" ± {row['decrease_share_stderr']:.0%}"
+        cells = [
+            f"{row['n_steps']}",
+            f"{row['mean_cosine']:.3f}",
+            f"{row['step_share']:.0%}",
+            f"{row['smooth_share']:.0%}",
+            f"{row['path_share']:.0%}",
+            f"{row['total_decrease']:.3g}",
+            share,
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+
+    for name, row in results["runs"].items():
+        add(name, row)
+    for name, branches in results["scales"].items():
+        for scale, row in branches.items():
+            title = "from the branching on" if scale == "parent" else f"lr {scale}"
+            add(f"{name}: {title}", row)
+    return "\n".join(lines)
+
+
 def plain_error(size: int) -> float:
     """Error of gamma with a sketch without weights and basis, for a flat vector."""
     n_rows = Sketch(size=size, bits=SKETCH_BITS, seed=0).fold.n_rows
@@ -306,6 +337,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/null-models.md": {"null_models": null_models_table},
     "docs/sharpness.md": {"sharpness": sharpness_table},
+    "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 
 FILES = {"between_layers": "deep_linear"}

@@ -147,7 +147,7 @@ def draw(
     for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
         title = f"{name}, from epoch {BRANCHES[name][0]} on, and its branches"
         drawn = plots.scale_figure(scales[name], title=title)
-        drawn.savefig(IMAGES / f"scales-{file}.png", dpi=85)
+        drawn.savefig(IMAGES / f"scales-{file}.png", dpi=80)
     plt.close("all")
 
 

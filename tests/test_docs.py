@@ -70,32 +70,26 @@ def test_snippets_of_the_page_on_querying_run(
     assert (tmp_path / "loss.png").stat().st_size > 5_000
 
 
-def test_figures_of_the_readme_are_the_measured_ones():
+MEASURED = {
+    "README.md": "| **recorded**, mid-run |",
+    "docs/alpha-beta.md": "| width",
+    "docs/costs.md": "| parameters | tensors |",
+    "docs/deep-linear.md": "| layers |",
+    "docs/null-models.md": "| random-walk |",
+    "docs/planning.md": "| digits ResNet |",
+    "docs/sharpness.md": "| gradient descent, 0.4 |",
+    "docs/zigzag.md": "| mini-batches, lr 0.3 |",
+}
+"""Pages with measured figures, and what stands in them."""
+
+
+@pytest.mark.parametrize("page", MEASURED)
+def test_figures_of_pages_are_the_measured_ones(page: str):
     pytest.importorskip("torch")
     filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
-    readme = (ROOT / "README.md").read_text()
-    assert "| **recorded**, mid-run |" in readme
-    assert filled("README.md") == readme
-
-
-def test_figures_of_planning_are_the_measured_ones():
-    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
-    page = (ROOT / "docs/planning.md").read_text()
-    assert "| digits ResNet |" in page
-    assert filled("docs/planning.md") == page
-
-
-@pytest.mark.parametrize("page", ["docs/deep-linear.md", "docs/null-models.md"])
-def test_figures_of_solved_networks_and_null_models_are_the_measured_ones(page: str):
-    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
-    assert filled(page) == (ROOT / page).read_text()
-
-
-def test_figures_of_sharpness_are_the_measured_ones():
-    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
-    page = (ROOT / "docs/sharpness.md").read_text()
-    assert "| gradient descent, 0.4 |" in page
-    assert filled("docs/sharpness.md") == page
+    text = (ROOT / page).read_text()
+    assert MEASURED[page] in text
+    assert filled(page) == text
 
 
 def test_snippets_of_the_page_on_sharpness_run(

@@ -202,7 +202,7 @@ def _scale_table(found: xr.Dataset) -> Table:
     """Lay out the shares of zigzag at every scale, in at most 80 columns."""
     headers = ["lr x", "steps", "length", "zigzag", "smooth", "path, zigzag"]
     with_loss = "decrease" in found
-    table = _table([*headers, "loss decrease", "zigzag"] if with_loss else headers)
+    table = _table([*headers, "loss decrease", "in zigzag"] if with_loss else headers)
     for i in range(found.sizes["branch"]):
         branch = found.isel(branch=i)
         row = _numbers(branch.sel(kind="zigzag").drop_dims(["part", "cosine_bin"]))

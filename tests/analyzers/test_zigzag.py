@@ -81,8 +81,9 @@ def test_a_resumed_run_knows_the_gradient_before_only_by_its_state(
             for _ in range(n):
                 optimizer.zero_grad()
                 model(torch.randn(4, 30)).square().mean().backward()
-                parts = [p.grad.double().flatten() for p in model.parameters()]
-                gradients.append(torch.cat(parts).numpy())
+                grads: list[Any] = [p.grad for p in model.parameters()]
+                flat = torch.cat([grad.double().flatten() for grad in grads])
+                gradients.append(flat.numpy())
                 optimizer.step()
             return recorder.state_dict()
 

@@ -1,5 +1,7 @@
 """Test ``analyzers._arrays.shares`` against plain loops and known noise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -74,7 +76,7 @@ def test_sums_by_kind_leave_out_what_is_unknown():
 
 def test_shares_of_displacement_from_probes_are_those_of_the_vectors():
     rng = np.random.default_rng(2)
-    vectors = rng.normal(size=(3, 400)) + 0.3 * rng.normal(size=400)
+    vectors: Any = rng.normal(size=(3, 400)) + 0.3 * rng.normal(size=400)
     whole = vectors.sum(0)
     exact = vectors @ whole / (whole @ whole)
     np.testing.assert_allclose(displacement_share(vectors).value, exact)
@@ -84,7 +86,7 @@ def test_shares_of_displacement_from_probes_are_those_of_the_vectors():
         # Signs that are summed up in 64 buckets of random elements, as probes are.
         signed = vectors * rng.choice([-1.0, 1.0], 400)
         buckets = rng.permutation(400) % 64
-        probes = np.stack([np.bincount(buckets, v, 64) for v in signed])
+        probes: Any = np.stack([np.bincount(buckets, v, 64) for v in signed])
         found = displacement_share(probes)
         scores.append((found.value - exact) / found.stderr)
     assert 0.8 < np.std(scores) < 1.2
