@@ -33,6 +33,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/sharpness.py
 
 # Hours, and some 30 GB of disk; see its options.
 scale: .venv/installed

@@ -92,6 +92,7 @@ def convexity(
     attributes = {
         "run": run.location,
         "reference": geometry.attrs["reference"],
+        "direction": geometry.attrs["direction"],
         "reference_loss": reference_loss,
         "source": SOURCE,
     }

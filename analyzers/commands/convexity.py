@@ -19,7 +19,7 @@ from analyzers.convexity import adjacent_convexity
 from analyzers.convexity import convexity as towards
 from analyzers.plots.panels import draw_panels
 from analyzers.plots.stability import convexity as draw
-from analyzers.results import store_result
+from analyzers.results import result_group, store_result
 from trajstore.reader import Run, open_run
 
 
@@ -48,24 +48,24 @@ def convexity(
     """
     run = open_run(store)
     measured = run if measurement is None else run.measured(measurement)
-    found = store_result(
-        run,
-        "convexity",
-        towards(
-            measured,
-            reference=read_reference(reference, run),
-            reference_loss=reference_loss,
-        ),
+    lazy = towards(
+        measured,
+        reference=read_reference(reference, run),
+        reference_loss=reference_loss,
     )
+    group = f"convexity-{result_group(lazy)}"
+    found = store_result(run, group, lazy)
+    near = None
+    if _is_full(run):
+        near = store_result(run, "convexity-adjacent", adjacent_convexity(run))
     mpl.use("agg")
     console, figures = Console(), figures_directory(run)
     label, loss = found.attrs["reference"], found.attrs["reference_loss"]
     say(f"Tangents at the iterates, towards {label} with the loss {loss:.6g}:\n")
     console.print(_table(found, ("slack",)))
     panels = [draw(found, title=f"tangents at the iterates, towards {label}")]
-    groups = ["convexity"]
-    if _is_full(run):
-        near = store_result(run, "convexity-adjacent", adjacent_convexity(run))
+    groups = [group]
+    if near is not None:
         groups.append("convexity-adjacent")
         say(f"\nTangents at neighbouring iterates ({near.attrs['rule']}):\n")
         console.print(_table(near, ("slack", "slack_back")))
@@ -76,11 +76,11 @@ def convexity(
             "and single\nsteps do not. --measurement full_batch is exact, where it was "
             "recorded."
         )
-    path = figures / "convexity.png"
+    path = figures / f"{group}.png"
     draw_panels(panels, n_columns=2).savefig(path, dpi=150)
     plt.close("all")
     say(f"\nFigure: {path}\nGroups: {', '.join(groups)}")
-    say_how_to_open(run, "convexity", "slack", "slack.is_violated.mean().values")
+    say_how_to_open(run, group, "slack", "slack.is_violated.mean().values")
 
 
 def _is_full(run: Run) -> bool:
@@ -92,7 +92,7 @@ def _table(found: xr.Dataset, names: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("steps", no_wrap=True)
     for name in names:
-        title = name.replace("_", " ")
+        title = name.removeprefix("slack_")
         table.add_column(f"{title}, mean", justify="right", no_wrap=True)
         table.add_column("least", justify="right", no_wrap=True)
         table.add_column("below 0", justify="right", no_wrap=True)
@@ -104,7 +104,7 @@ def _table(found: xr.Dataset, names: tuple[str, ...]) -> Table:
             below = found[f"is_violated{name.removeprefix('slack')}"].values[span]
             known = np.isfinite(values)
             if known.any():
-                cells += [f"{values[known].mean():.4g}", f"{values[known].min():.4g}"]
+                cells += [f"{values[known].mean():.3g}", f"{values[known].min():.3g}"]
                 cells.append(f"{100 * below[known].mean():.0f} %")
             else:
                 cells += ["-"] * 3

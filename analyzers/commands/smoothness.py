@@ -48,6 +48,12 @@ def smoothness(
         for label, (group, result) in lazy.items()
     }
     groups = [group for group, _ in lazy.values()]
+    by_layer = None
+    if layers:
+        groups.append("smoothness-layers")
+        by_layer = store_result(
+            run, groups[-1], measure(run, measurement=name, layers=True)
+        )
     console = Console()
     mpl.use("agg")
     console.print(_table(found, run.n_steps))
@@ -57,11 +63,7 @@ def smoothness(
             "\nThese are gradients of different examples, unless the run has the full batch; "
             "for\nthose of the same examples train with --same-batch-every."
         )
-    if layers:
-        by_layer = store_result(
-            run, "smoothness-layers", measure(run, measurement=name, layers=True)
-        )
-        groups.append("smoothness-layers")
+    if by_layer is not None:
         console.print()
         console.print(_by_layer(by_layer))
     path = figures_directory(run) / "smoothness.png"
