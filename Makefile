@@ -31,6 +31,8 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/per_step.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/sharpness.py

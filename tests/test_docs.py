@@ -112,6 +112,14 @@ def test_snippets_of_the_page_on_sharpness_run(
     assert names["near"].sizes == names["along"].sizes == {"step": 40}
 
 
+def test_figures_of_costs_are_the_measured_ones():
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    page = (ROOT / "docs/costs.md").read_text()
+    assert "| 10,000 | 10 |" in page
+    assert "| 7,000 M |" in page
+    assert filled("docs/costs.md") == page
+
+
 def plan_commands() -> list[str]:
     lines = (ROOT / "docs/planning.md").read_text().splitlines()
     return [line.strip() for line in lines if line.startswith("    traj-store plan ")]
