@@ -52,6 +52,7 @@ if find_spec("triton") is None:
         "tests/trajstore/compile_kernels.py",
         "trajstore/steps_triton.py",
         "trajstore/triton_kernels.py",
+        "trajstore/triton_tables.py",
     ]
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)

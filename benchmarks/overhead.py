@@ -19,9 +19,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import overhead_cuda
 import torch
 import tyro
 from rich.console import Console
@@ -43,7 +44,7 @@ from trajstore import (
     tracker,
 )
 
-RESULTS = Path(__file__).parent / "results" / "overhead.json"
+RESULTS = Path(__file__).parent / "results"
 EPOCHS = 25
 MODES = ("plain", "recorded", "two-run")
 TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
@@ -330,12 +331,20 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"digits ResNet: {name}, us", f"{microseconds:.0f}"
 
 
+def write(results: dict[str, Any], out: Path) -> None:
+    """Keep results in a file."""
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(results, indent=2) + "\n")
+
+
 def main(
     *,
     repetitions: int = 7,
     epochs: int = EPOCHS,
-    out: Path = RESULTS,
+    out: Path | None = None,
     turns_of: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    tiny: bool = False,
 ) -> None:
     """Measure what recording costs.
 
@@ -345,10 +354,17 @@ def main(
         Trainings that are compared.
     epochs : int, default: 25
         Length of each.
-    out : Path
-        JSON file to write.
+    out : Path, optional
+        JSON file to write; default: ``overhead.json`` or ``overhead-cuda.json`` among the
+        results.
     turns_of : str, optional
         Be a child process instead: ``plain``, ``recorded``, ``two-run`` or ``memory``.
+    device : {"cpu", "cuda"}, default: "cpu"
+        Where the training runs. What is measured on a CUDA device is another list, see
+        ``overhead_cuda.py``; it takes some minutes.
+    tiny : bool, default: False
+        Try the benchmark for CUDA devices out, with sizes that mean nothing, on the CPU if
+        need be.
     """
     if turns_of == "memory":
         peak_memory()
@@ -357,6 +373,11 @@ def main(
         turns(turns_of, epochs)
         return
     console = Console()
+    if device == "cuda":
+        found = overhead_cuda.overhead(tiny=tiny, console=console)
+        write(found, out or RESULTS / "overhead-cuda.json")
+        console.print(overhead_cuda.table(found))
+        return
     results: dict[str, Any] = {
         "machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
         "digits ResNet": ratios(repetitions, epochs, console),
@@ -367,8 +388,7 @@ def main(
         "peak memory, float32 vectors": child_value("--turns-of", "memory"),
         "parts, microseconds a step": parts(5, console),
     }
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
+    write(results, out or RESULTS / "overhead.json")
     table = Table("what", "measured", box=None, title="The cost of recording")
     for row in rows(results):
         table.add_row(*row)

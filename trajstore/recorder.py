@@ -168,7 +168,7 @@ class Recorder:
     Notes
     -----
     Besides the model: ``2 + basis`` float32 vectors of the length of the parameters, one
-    more on an accelerator, a byte per parameter for each of ``2**(basis - 2)`` past
+    more where plain torch measures on an accelerator, a byte per parameter for each of ``2**(basis - 2)`` past
     references, and two buffers of rows of 8 MB. At the default basis and with everything
     that is in flight the peak is below 8 vectors, for ten million parameters and more.
 

@@ -1,7 +1,7 @@
 """What one step of training is measured by on a CUDA device, read in one pass.
 
 torch alone passes over vectors of the length d of the parameters more than a dozen times,
-some 170 bytes per element and step, `trajstore.steps_torch`. Here every element is read once
+some 160 bytes per element and step, `trajstore.steps_torch`. Here every element is read once
 before the step and once after it. With float32 parameters and a basis of r vectors, in bytes
 per element:
 
@@ -39,11 +39,9 @@ a copy each.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -54,30 +52,25 @@ from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
 from trajstore.rotation_torch import Rotation
-from trajstore.row_major import row_major
 from trajstore.schema import RunSpec
 from trajstore.signs import Role, random_signs
 from trajstore.sketch import Sketch
-from trajstore.triton_kernels import ABSENT, KINDS
+from trajstore.triton_tables import (
+    FOUR_WARPS,
+    ONE_WARP,
+    SEGMENT,
+    AddressTable,
+    SumsByLayer,
+    segments_of,
+)
 from trajstore.uploads import upload
-
-SEGMENT: Final = 256
-"""Elements that a program works on at once: eight for each thread of a warp."""
 
 PROGRAMS_PER_PROCESSOR: Final = 10
 """Programs that run at once on a multiprocessor, which has 65,536 registers: compiled for
 compute capability 9.0 and a basis of 3 a thread needs 164 to 180, for 8.0 some 120."""
 
-RUN: Final = 256
-"""Sums that one program adds up."""
-
 EXACT_WIDTH: Final = 1 << 16
 """Width of rows where nothing is folded."""
-
-ONE_WARP: Final = {"num_warps": 1, "enable_fp_fusion": True}
-FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
-
-Integers = npt.NDArray[np.int64]
 
 
 class StepsOnTriton:
@@ -113,11 +106,11 @@ class StepsOnTriton:
         n_layers = len(layout.names)
         self._ends = upload(layout.offsets + layout.sizes, device)
         self._weights = torch.ones(n_layers, device=device)
-        self._gradient_table = _Addresses(layout, device)
-        self._parameter_table = _Addresses(layout, device)
+        self._gradient_table = AddressTable(layout, device)
+        self._parameter_table = AddressTable(layout, device)
         blocks = layout.layer_of_block
         self._layer_of_block = upload(blocks.astype(np.int32), device)
-        self._after_sums = _SumsByLayer(blocks, n_layers, 2, device)
+        self._after_sums = SumsByLayer(blocks, n_layers, 2, device)
         self._checks = torch.zeros((2, len(blocks)), dtype=torch.int64, device=device)
         self._sketch: Sketch | None = None
         self._width = min(EXACT_WIDTH, layout.size)
@@ -127,9 +120,9 @@ class StepsOnTriton:
             )
             self._width = self._sketch.fold.width
         self._n_rows = -(-layout.size // self._width)
-        segments, layer_of_sum = _segments(layout, self._width)
+        segments, layer_of_sum = segments_of(layout, self._width)
         self._segments = upload(segments, device)
-        self._before_sums = _SumsByLayer(
+        self._before_sums = SumsByLayer(
             layer_of_sum, n_layers, 4 + 2 * spec.basis, device
         )
         n_tiles = -(-self._width // SEGMENT)
@@ -303,152 +296,6 @@ class StepsOnTriton:
         torch.sum(self._folds[:, 2, :width], 0, out=self._buckets[:width])
         self._rotation(self._buckets, self._rotation_signs)
         onebit_torch.encode(self._buckets, signs=row["signs"], scales=row["scales"])
-
-
-class _Addresses:
-    """Addresses of tensors on their device, in the order of a layout.
-
-    Attributes
-    ----------
-    table : torch.Tensor
-        int64, (2, layer): where the flat vector would begin if it lay where each tensor
-        does, and the kind of the tensor's elements.
-    """
-
-    def __init__(self, layout: Layout, device: torch.device) -> None:
-        self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
-        self._offsets, self._device = layout.offsets, device
-        self._known = np.zeros((2, len(layout.names)), np.int64)
-        self.table = upload(self._known.copy(), device)
-        # Copies of tensors that cannot be read where they are, for as long as they may be.
-        self._kept: list[Tensor | None] = []
-
-    def update(self, tensors: Sequence[Tensor | None]) -> int:
-        """Have the table tell of these tensors; return the bits of the kinds among them."""
-        tensors = self._kept = row_major(tensors, self._shapes, self._as_row_major)
-        found = np.array(
-            [
-                (0, ABSENT) if t is None else (t.data_ptr(), KINDS[t.dtype])
-                for t in tensors
-            ],
-            np.int64,
-        ).T
-        kinds = found[1]
-        # Where the flat vector would begin; elements of other kinds have two bytes.
-        found[0] -= self._offsets * np.where(kinds == 0, 4, 2)
-        if not np.array_equal(found, self._known):
-            self._known = found
-            self.table.copy_(upload(np.ascontiguousarray(found), self._device))
-        return sum(1 << kind for kind in KINDS.values() if kind in kinds)
-
-    def _as_row_major(self, tensor: Tensor) -> Tensor:
-        if (
-            tensor.layout is torch.strided
-            and tensor.dtype in KINDS
-            and tensor.is_contiguous()
-            and tensor.device == self._device
-            and not tensor.is_neg()
-        ):
-            return tensor
-        if tensor.layout is not torch.strided:
-            tensor = tensor.to_dense()
-        return (
-            tensor.detach().to(self._device, torch.float32).resolve_neg().contiguous()
-        )
-
-
-class _SumsByLayer:
-    """Adds up rows of a table tensor by tensor, in float64 and in a fixed order.
-
-    Parameters
-    ----------
-    layer_of_row : numpy.ndarray
-        int64, (row,): the tensor each row belongs to, ascending.
-    n_layers, n_columns : int
-        Numbers of tensors and of columns.
-    device : torch.device
-        Where the table is.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        float32, (row, column): the table, to be filled.
-    """
-
-    def __init__(
-        self,
-        layer_of_row: npt.NDArray[Any],
-        n_layers: int,
-        n_columns: int,
-        device: torch.device,
-    ) -> None:
-        self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
-        bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
-        runs = [np.arange(first, stop, RUN) for first, stop in pairwise(bounds)]
-        run_bounds = np.append(np.concatenate(runs), len(layer_of_row))
-        layer_bounds = np.cumsum([0, *map(len, runs)])
-        self._run_bounds = upload(run_bounds.astype(np.int32), device)
-        self._layer_bounds = upload(layer_bounds.astype(np.int32), device)
-        self._of_runs = torch.zeros(
-            (len(run_bounds) - 1, n_columns), dtype=torch.float64, device=device
-        )
-
-    def write(self, out: Tensor) -> None:
-        """Write sums to the first columns of `out`, float32 of (layer, at least column)."""
-        self._add_up(self.values, self._run_bounds, self._of_runs)
-        self._add_up(self._of_runs, self._layer_bounds, out)
-
-    def _add_up(self, values: Tensor, bounds: Tensor, out: Tensor) -> None:
-        n_columns = self.values.shape[1]
-        triton_kernels.add_up[(len(bounds) - 1,)](
-            values,
-            bounds,
-            out,
-            out.stride(0),
-            N_COLUMNS=n_columns,
-            COLUMNS=1 << (n_columns - 1).bit_length(),
-            ROWS=32,
-            **FOUR_WARPS,
-        )
-
-
-def _segments(
-    layout: Layout, width: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Cut the rows of a fold into segments, see `trajstore.triton_kernels.measure_before`.
-
-    Parameters
-    ----------
-    layout : Layout
-        Of the vector.
-    width : int
-        Length of a row.
-
-    Returns
-    -------
-    segments : numpy.ndarray
-        int32, (segment, 4).
-    layer_of_sum : numpy.ndarray
-        int64, (sum,): the tensor that each row of sums belongs to, ascending.
-    """
-    last_element = layout.size - 1
-    row_starts = width * np.arange(-(-layout.size // width))[:, None]
-    starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
-    row_stops = np.repeat(row_starts + width, -(-width // SEGMENT))
-    ends = np.minimum(np.minimum(starts + SEGMENT, row_stops) - 1, last_element)
-    first, last = (
-        layout.layer_of_block[np.minimum(elements, last_element) // BLOCK]
-        for elements in (starts, ends)
-    )
-    is_split = first != last
-    places = np.arange(len(starts)) + np.cumsum(is_split) - is_split
-    layer_of_sum = np.empty(len(starts) + np.count_nonzero(is_split), np.int64)
-    layer_of_sum[places] = first
-    layer_of_sum[places[is_split] + 1] = last[is_split]
-    # The second of a single tensor begins where nothing is any more.
-    borders = np.where(is_split, layout.offsets[last] // BLOCK, layout.size // BLOCK)
-    table = np.stack([first, last, places, borders], 1)
-    return table.astype(np.int32), layer_of_sum
 
 
 def try_out(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 Nothing here waits for the device: results go to tensors that are converted later, in
 another thread. The buffers are ``2 + basis`` float32 vectors of the length of the
-parameters, one more on an accelerator, besides past references as int8.
+parameters, one more where plain torch measures, besides past references as int8.
 """
 
 from collections import deque

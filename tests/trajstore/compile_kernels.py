@@ -12,7 +12,7 @@ from trajstore import triton_kernels
 from trajstore.fold import SHIFT
 from trajstore.layout import BLOCK
 from trajstore.signs import Role
-from trajstore.steps_triton import FOUR_WARPS, ONE_WARP, SEGMENT
+from trajstore.triton_tables import FOUR_WARPS, ONE_WARP, SEGMENT
 
 TYPES = {
     "*i64": ("gradients", "parameters", "ends", "checks"),
@@ -27,12 +27,18 @@ TYPES = {
 
 
 def registers(
-    name: str, options: Any, *, ones: tuple[str, ...] = (), **known: Any
+    name: str,
+    options: Any,
+    *,
+    ones: tuple[str, ...] = (),
+    types: dict[str, str] | None = None,
+    **known: Any,
 ) -> int:
     """Compile a kernel; arguments that are 1 become constants, as where Triton starts it."""
     kernel = getattr(triton_kernels, name)
     known |= dict.fromkeys(ones, 1)
-    types = {argument: kind for kind, names in TYPES.items() for argument in names}
+    usual = {argument: kind for kind, names in TYPES.items() for argument in names}
+    types = usual | (types or {})
     signature = {
         argument: "constexpr" if argument in known else types.get(argument, "*fp32")
         for argument in kernel.arg_names
@@ -76,8 +82,13 @@ def main() -> None:
     print("fold", registers("fold", ONE_WARP, SHIFT=SHIFT, SEGMENT=SEGMENT))
     shape: dict[str, Any] = {"N_COLUMNS": 10, "COLUMNS": 16, "ROWS": 32}
     print("add_up", registers("add_up", FOUR_WARPS, **shape))
+    doubles = {"values": "*fp64"}
+    found = registers("add_up", FOUR_WARPS, types=doubles, **shape)
+    print("add_up_doubles", found)
     signs: dict[str, Any] = {"ROLE": int(Role.STEP), "BLOCK": BLOCK}
     print("draw_signs", registers("draw_signs", FOUR_WARPS, **signs))
+    large = {"seed": "u64", "step": "i64"}
+    print("draw_signs_large", registers("draw_signs", FOUR_WARPS, types=large, **signs))
 
 
 main()

@@ -19,7 +19,7 @@ pytest.importorskip(
 )
 
 from tests.trajstore.random_walk import Seen, assert_same, follow, spec_of
-from trajstore import steps_triton, uploads
+from trajstore import steps_triton, triton_tables, uploads
 from trajstore.layout import Layout
 from trajstore.signs import Role, random_signs
 from trajstore.steps_torch import StepsOnDevice
@@ -27,7 +27,8 @@ from trajstore.steps_triton import StepsOnTriton
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-SHAPES = {"matrix": (41, 53), "empty": (0, 3), "bias": (70,), "scalar": ()}
+# The matrix fills its blocks, so that a segment has elements of two tensors.
+SHAPES = {"matrix": (64, 48), "empty": (0, 3), "bias": (70,), "scalar": ()}
 SMALL: dict[str, Any] = {
     "shapes": SHAPES,
     "n_steps": 4,
@@ -38,7 +39,7 @@ SMALL: dict[str, Any] = {
 
 def runs() -> bool:
     """Whether a kernel with a loop runs: old interpreters do not fit new releases of NumPy."""
-    sums = steps_triton._SumsByLayer(np.zeros(3, int), 1, 2, torch.device(DEVICE))
+    sums = triton_tables.SumsByLayer(np.zeros(3, int), 1, 2, torch.device(DEVICE))
     try:
         sums.write(torch.empty(1, 2, device=DEVICE))
     except Exception:
@@ -77,7 +78,7 @@ def test_elements_of_two_bytes_are_read_where_they_are():
     halves = {"matrix": torch.Tensor.bfloat16, "bias": torch.Tensor.half}
     ours, theirs = both(**SMALL, arrange=halves)
     assert_same(ours, theirs)
-    table = steps_triton._Addresses(Layout(("a",), ((3,),)), torch.device(DEVICE))
+    table = triton_tables.AddressTable(Layout(("a",), ((3,),)), torch.device(DEVICE))
     tensor = torch.ones(3, dtype=torch.bfloat16, device=DEVICE)
     table.update([tensor])
     assert table.table.tolist() == [[tensor.data_ptr()], [1]]
@@ -118,9 +119,9 @@ def test_addresses_are_uploaded_where_one_has_changed(monkeypatch: pytest.Monkey
         uploaded.append(array)
         return upload(array, device)
 
-    monkeypatch.setattr(steps_triton, "upload", counted)
+    monkeypatch.setattr(triton_tables, "upload", counted)
     layout = Layout(("a", "b"), ((3,), (2, 5)))
-    addresses = steps_triton._Addresses(layout, torch.device(DEVICE))
+    addresses = triton_tables.AddressTable(layout, torch.device(DEVICE))
     tensors = [torch.ones(3, device=DEVICE), torch.ones(2, 5, device=DEVICE)]
     uploaded.clear()
     assert addresses.update(tensors) == addresses.update(tensors) == 1
@@ -151,17 +152,17 @@ def test_a_trial_passes_and_can_fail(monkeypatch: pytest.MonkeyPatch):
 def test_segments_cover_every_element_once(width: int):
     shapes = [(1,), (1024,), (700, 30), (1025,), (5,), (3,), (2048,)]
     layout = Layout(tuple(map(str, range(len(shapes)))), tuple(shapes))
-    segments, layer_of_sum = steps_triton._segments(layout, width)
+    segments, layer_of_sum = triton_tables.segments_of(layout, width)
 
     assert np.all(np.diff(layer_of_sum) >= 0)
-    n_tiles = -(-width // steps_triton.SEGMENT)
+    n_tiles = -(-width // triton_tables.SEGMENT)
     layer_of_element = np.repeat(layout.layer_of_block, 1024)
     counts = np.zeros(len(layer_of_sum), int)
     for i, (first, second, place, border) in enumerate(segments.tolist()):
         row, tile = divmod(i, n_tiles)
-        column = tile * steps_triton.SEGMENT
+        column = tile * triton_tables.SEGMENT
         start = row * width + column
-        n = min(steps_triton.SEGMENT, width - column, layout.size - start)
+        n = min(triton_tables.SEGMENT, width - column, layout.size - start)
         for element in range(start, start + n):
             is_second = element >= 1024 * border
             assert layer_of_element[element] == (second if is_second else first)
@@ -201,7 +202,7 @@ def test_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_path: 
     )
     assert compiled.returncode == 0, compiled.stderr
     registers = dict(line.split() for line in compiled.stdout.splitlines())
-    assert len(registers) == 8
+    assert len(registers) == 10
     # As many programs of one warp as are started at once have room in 65536 registers.
     most = 65536 // 32 // steps_triton.PROGRAMS_PER_PROCESSOR
     assert int(registers["measure_before"]) <= most
