@@ -45,7 +45,7 @@ def aiming(aimed: xr.Dataset) -> Figure:
         )
         panels.append(Panel(title=title, ylabel=ylabel, curves=(curve,), needs=""))
     figure = draw_panels(panels, n_columns=2)
-    figure.suptitle(f"{aimed.attrs['gradient']} gradients", fontsize="medium")
+    figure.suptitle(f"gradients: {aimed.attrs['gradient']}", fontsize="medium")
     return figure
 
 
@@ -75,7 +75,7 @@ def polyak_lojasiewicz(bounds: xr.Dataset) -> Figure:
             label=rf"$\delta$ = {order:g}",
         )
     ax.set(xlabel="epoch", ylabel=r"smallest $\mu_k(\delta)$")
-    ax.set_title(f"PL, {bounds.attrs['gradient']} gradients", fontsize="medium")
+    ax.set_title(f"gradients: {bounds.attrs['gradient']}", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     ax.legend(fontsize="small", frameon=False)
     return figure

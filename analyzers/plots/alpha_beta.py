@@ -46,20 +46,21 @@ def pairs(
         _, ax = plt.subplots(layout="constrained")
     alpha, beta = margins["alpha"].values, margins["beta"].values
     top = alpha - feasible.attrs["min_gap"]
-    values = np.ma.masked_where(beta > top[:, None], margins["margin"].values).T
-    largest = max(float(np.ma.max(values)) if values.count() else 0.0, 1e-12)
-    smallest = min(float(np.ma.min(values)) if values.count() else 0.0, -1e-12)
-    # Of what holds, little is far from the boundary; of what does not, much.
-    norm = TwoSlopeNorm(0, max(smallest, -5 * largest), largest)
-    ax.set_facecolor(OUTSIDE)
+    values = margins["margin"].values.T
+    shown = values[beta[:, None] <= top]
+    # What holds is mostly far nearer to 0 than what does not: each has a scale of its own.
+    largest, smallest = max(shown.max(), 1e-12), min(shown.min(), -1e-12)
+    norm = TwoSlopeNorm(0, smallest, largest)
     image = ax.pcolormesh(alpha, beta, values, norm=norm, cmap="RdBu", rasterized=True)
-    extend = "min" if smallest < -5 * largest else "neither"
-    ax.figure.colorbar(image, ax=ax, label=r"$\min_k T_k$", extend=extend)
+    ax.fill_between(alpha, top, beta[-1], color=OUTSIDE, linewidth=0)
+    ticks = [smallest, smallest / 2, 0, largest / 2, largest]
+    bar = ax.figure.colorbar(image, ax=ax, label=r"$\min_k T_k$", ticks=ticks)
+    bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
     for boundary, width, color, label in zip(
         boundaries,
         (0.9, 1.6, 0.9),
         (BLUR, "k", BLUR),
-        ("one standard error", "boundary, exact", None),
+        ("one standard error", "boundary", None),
         strict=True,
     ):
         ax.plot(
