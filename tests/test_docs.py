@@ -120,6 +120,33 @@ def test_figures_of_costs_are_the_measured_ones():
     assert filled("docs/costs.md") == page
 
 
+def test_figures_of_sharpness_are_the_measured_ones():
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    page = (ROOT / "docs/sharpness.md").read_text()
+    assert "| gradient descent, 0.4 |" in page
+    assert filled("docs/sharpness.md") == page
+
+
+def test_snippets_of_the_page_on_sharpness_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/sharpness.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/sharpness.md", "exec"), names)
+    run = open_run("own.zarr")
+    assert run.measurements == ("same_batch",)
+    assert np.isfinite(run.steps["sharpness"].values).sum() == 4
+    assert names["edge"].sizes == {"step": 4}
+    assert names["same"].sizes == {"step": 40}
+    assert names["near"].sizes == names["along"].sizes == {"step": 40}
+
+
 def plan_commands() -> list[str]:
     lines = (ROOT / "docs/planning.md").read_text().splitlines()
     return [line.strip() for line in lines if line.startswith("    traj-store plan ")]

@@ -78,15 +78,13 @@ def test_pairs_of_a_sketched_run_are_near_the_exact_ones(tmp_path: Path):
     """The whole chain, recorded twice: whole gradients, and one bit per number."""
     training = replace(
         WORKLOADS["digits-mlp"].settings,
-        **{
-            "epochs": 1,
-            "batch_size": 8,
-            "lr": 0.2,
-            "max_steps": 90,
-            "record_samples": True,
-        },
+        epochs=1,
+        batch_size=8,
+        lr=0.2,
+        max_steps=90,
+        record_samples=True,
     )
-    best = []
+    best: list[Any] = []
     for options in ({"exact": True}, {"sketch_bits": 65536}):
         path = tmp_path / f"{len(best)}.zarr"
         train(
