@@ -122,6 +122,25 @@ def measurements_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def alpha_beta_table(results: dict[str, Any]) -> str:
+    """One line for each width."""
+    lines = [
+        "| width | smallest alpha, beta | products one stderr smaller | larger |",
+        "|---|---|---|---|",
+    ]
+
+    def shown(pair: list[float]) -> str:
+        return f"{pair[0]:.3f}, {pair[1]:.3f}"
+
+    for width, (stricter, middle, looser) in results["widths"].items():
+        cells = [str(width), shown(middle), shown(stricter), shown(looser)]
+        lines.append(f"| {' | '.join(cells)} |")
+    exact = results["exact"]
+    label = f"{exact['width']}, whole gradients"
+    lines.append(f"| {label} | {shown(exact['pair'])} | | |")
+    return "\n".join(lines)
+
+
 def planning_table(results: dict[str, Any]) -> str:
     """One line for each training and length of window."""
     lines = [
@@ -329,6 +348,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "scale": scale_table,
     },
     "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
+    "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/estimator.md": {"measurements": measurements_table},
     "docs/planning.md": {"planning": planning_table},
     "docs/deep-linear.md": {

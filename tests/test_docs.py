@@ -37,6 +37,17 @@ def test_the_snippet_on_resuming_runs_twice(
     assert [resumption["step"] for resumption in run.attributes["resumes"]] == [40]
 
 
+def test_the_snippet_on_the_alpha_beta_condition_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path(str(ROOT / "docs/snippets/alpha_beta.py"))
+    assert names["pairs"].n_steps == 160
+    assert names["pairs"].best_alpha >= names["pairs"].best_beta + 0.1
+    assert names["grid"]["margin"].shape == (3, 3)
+
+
 def test_what_is_promised_names_tests_that_exist():
     page = (ROOT / "docs/guarantees.md").read_text()
     named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", page)
@@ -145,6 +156,13 @@ def test_snippets_of_the_page_on_sharpness_run(
     assert names["edge"].sizes == {"step": 4}
     assert names["same"].sizes == {"step": 40}
     assert names["near"].sizes == names["along"].sizes == {"step": 40}
+
+
+def test_figures_of_the_alpha_beta_condition_are_the_measured_ones():
+    filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
+    page = (ROOT / "docs/alpha-beta.md").read_text()
+    assert "| 64, whole gradients |" in page
+    assert filled("docs/alpha-beta.md") == page
 
 
 def plan_commands() -> list[str]:

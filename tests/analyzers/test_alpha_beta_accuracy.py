@@ -84,8 +84,9 @@ def test_pairs_of_a_sketched_run_are_near_the_exact_ones(tmp_path: Path):
         max_steps=90,
         record_samples=True,
     )
-    best: list[Any] = []
-    for options in ({"exact": True}, {"sketch_bits": 65536}):
+    best: list[list[xr.Dataset]] = []
+    ways: list[dict[str, Any]] = [{"exact": True}, {"sketch_bits": 65536}]
+    for options in ways:
         path = tmp_path / f"{len(best)}.zarr"
         train(
             training,
