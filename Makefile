@@ -35,7 +35,11 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/alpha_beta.py
+	$(BIN)/python benchmarks/zigzag.py
 	$(BIN)/python benchmarks/sharpness.py
+	$(BIN)/python benchmarks/deep_linear.py
+	$(BIN)/python benchmarks/null_models.py
 
 # Hours, and some 30 GB of disk; see its options.
 scale: .venv/installed

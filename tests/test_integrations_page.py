@@ -66,13 +66,17 @@ def test_loops_are_recorded(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
     names: dict[str, Any] = {"__name__": section}
-    is_distributed = section == "DistributedDataParallel"
+    is_distributed = section in {
+        "DistributedDataParallel",
+        "FSDP2 and tensor parallelism",
+    }
     with process_group(tmp_path) if is_distributed else nullcontext():
         exec(compile(code(BEGINNING) + code(LOOPS[section]), section, "exec"), names)
     run = open_run("run.zarr")
     assert (run.status, run.n_steps) == ("complete", N_STEPS.get(section, 24))
     assert run.n_epochs == 3
     trained = [p for p in names["model"].parameters() if p.requires_grad]
+    trained = [getattr(p, "_local_tensor", p) for p in trained]
     trained = [p.detach().cpu().numpy() for p in trained]
     assert run.layout.shapes == tuple(p.shape for p in trained)
     final = run.vector("final", slice(0, run.layout.size))
@@ -84,7 +88,7 @@ def test_loops_are_recorded(
 
 
 def test_all_loops_are_there():
-    assert len(LOOPS) == 13
+    assert len(LOOPS) == 14
     table = re.findall(r"\(#(\S+)\)", BEGINNING)
     assert len(table) >= 8
     anchors = {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in LOOPS}
