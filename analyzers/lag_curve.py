@@ -6,7 +6,8 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from analyzers._arrays.probed import cosine
+from analyzers._arrays.probed import cosine, scaled
+from analyzers._calibration import error_ratios
 from analyzers.lagged_gradients import read_probes
 from trajstore.reader import Run
 
@@ -70,7 +71,8 @@ def lag_curve(
             np.append(base + lag[is_there], base), return_inverse=True
         )
         gradients, _ = read_probes(run, needed)
-        values[:, i, is_there] = cosine(gradients[place[:-1]], gradients[place[-1]])
+        found = cosine(gradients[place[:-1]], gradients[place[-1]])
+        values[:, i, is_there] = scaled(found, error_ratios(run, bases[i : i + 1]))
     if run.spec.exact:
         values[1] = np.where(np.isnan(values[0]), np.nan, 0.0)
     pairs = xr.Dataset(

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyzers._arrays.probed import cosine, length
+from analyzers._arrays.probed import cosine, length, scaled
+from analyzers._calibration import error_ratios
 from analyzers._sweep import slices
 from analyzers._tasks import task
 from analyzers.path_geometry import SOURCE, analysis_target, path_geometry
@@ -86,13 +87,13 @@ def lagged_gradients(
     Notes
     -----
     All are computed from the fixed probes of gradients and iterates, n numbers each: a
-    cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, which is read off
-    the spread of the probes, and a distance one of about :math:`1 / \sqrt{2 n}` of
-    itself. Where some hundred elements hold most of a gradient, as in the first steps of
-    a language model, the spread is more than the error: standard errors are too large there,
-    by a half in the first 24 steps of english-transformer and a fifth after 100. The probes' signs are the same in the whole run: errors of different pairs are
-    *not* independent, and means over many pairs are hardly better than one of them. A
-    run recorded with ``exact=True`` has standard errors of 0.
+    cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a distance one of
+    about :math:`1 / \sqrt{2 n}` of itself; less where few elements hold most of a vector.
+    How much less depends on which of them share a probe: standard errors of cosines are
+    scaled by what the errors of 64 adjacent gradients around are, whose cosines are known
+    exactly (not those of measurements). The probes' signs are the same in the whole run:
+    errors of different pairs are *not* independent, and means over many pairs are hardly
+    better than one of them. A run recorded with ``exact=True`` has standard errors of 0.
 
     The published code [1]_ measures the same on the second of two runs.
 
@@ -194,14 +195,15 @@ def compare(
     is_there = pairs < run.n_steps
     needed = np.unique(np.concatenate([bases, pairs[is_there]]))
     gradients, iterates = read_probes(run, needed)
+    ratios = error_ratios(run, bases)[:, None]
     beside = gradients - rsi[needed - steps.start, None] * (iterates - target)
     # Pairs that are not there are looked up as the base with itself.
     pairs = np.where(is_there, pairs, bases[:, None])
     first = np.searchsorted(needed, np.broadcast_to(bases[:, None], pairs.shape))
     second = np.searchsorted(needed, pairs)
     estimates = [
-        cosine(gradients[first], gradients[second]),
-        cosine(beside[first], beside[second]),
+        scaled(cosine(gradients[first], gradients[second]), ratios),
+        scaled(cosine(beside[first], beside[second]), ratios),
         length(iterates[first] - iterates[second]),
     ]
     result = np.array([part for estimate in estimates for part in estimate])

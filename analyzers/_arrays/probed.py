@@ -13,9 +13,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 def cosine(a: FloatArray, b: FloatArray) -> Estimate:
     r"""Estimate the cosine of two vectors from their probes.
 
-    Each probe is a sum over other elements, so that the spread of the probes tells the
-    error: with u and w the probes, scaled to norm 1, and c their product, the variance is
-    :math:`\sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2`.
+    Each of the n probes is the sum of other elements with random signs, and errs by the
+    products of those that it has in common: an element that is alone in its probe adds no
+    error. With u and w the probes, scaled to norm 1, c their product and
+    :math:`s = \sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2`, of which single elements
+    contribute :math:`e = \max(s - (1 - c^2)^2 / n, 0)`, the variance is
+    :math:`((1 - c^2)^2 - 2 e) / n`, if elements fall on probes at random.
 
     Parameters
     ----------
@@ -32,14 +35,23 @@ def cosine(a: FloatArray, b: FloatArray) -> Estimate:
         u, w = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (a, b))
         product = (u * w).sum(-1)
         influence = u * w - product[..., None] * (u**2 + w**2) / 2
-    return Estimate(product, np.sqrt((influence**2).sum(-1)))
+    spread, n = (influence**2).sum(-1), a.shape[-1]
+    whole = (1 - product**2) ** 2
+    single = np.maximum(spread - whole / n, 0)
+    return Estimate(product, np.sqrt(np.maximum(whole - 2 * single, 0) / n))
+
+
+def scaled(estimate: Estimate, ratio: FloatArray) -> Estimate:
+    """Return an estimate with standard errors that are so many times as large."""
+    return Estimate(estimate.value, ratio * estimate.stderr)
 
 
 def length(a: FloatArray) -> Estimate:
     r"""Estimate the norm of a vector from its probes.
 
-    The square of the norm is unbiased; its variance is that of a sum of n equal terms,
-    :math:`\sum_j a_j^4 - (\sum_j a_j^2)^2 / n`.
+    The square of the norm is unbiased. As in `cosine`, with u the probes, scaled to norm 1,
+    single elements contribute :math:`e = \max(\sum_j u_j^4 - 3 / n, 0)`, and the relative
+    variance of the square is :math:`2 (1 - e) / n`.
 
     Parameters
     ----------
@@ -51,10 +63,10 @@ def length(a: FloatArray) -> Estimate:
     Estimate
         Shape ``(...)``.
     """
-    squares = a.astype(np.float64) ** 2
+    squares, n = a.astype(np.float64) ** 2, a.shape[-1]
     total = squares.sum(-1)
-    variance = np.maximum((squares**2).sum(-1) - total**2 / a.shape[-1], 0)
-    norm = np.sqrt(total)
     with np.errstate(divide="ignore", invalid="ignore"):
-        stderr = np.where(norm > 0, np.sqrt(variance) / (2 * norm), 0)
-    return Estimate(norm, stderr)
+        fourth = (squares**2).sum(-1) / total**2
+    single = np.maximum(np.where(total > 0, fourth, 0) - 3 / n, 0)
+    norm = np.sqrt(total)
+    return Estimate(norm, norm * np.sqrt(np.maximum(1 - single, 0) / (2 * n)))

@@ -37,17 +37,12 @@ class Late(Deaf):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "least"), [(0, 0.5), (100, 0.8)], ids=["beginning", "later"]
-)
+@pytest.mark.parametrize("first", [0, 100], ids=["beginning", "later"])
 @pytest.mark.parametrize("name", NAMES)
 def test_errors_are_as_large_as_they_are_said_to_be(
-    tmp_path: Path, name: str, first: int, least: float
+    tmp_path: Path, name: str, first: int
 ):
-    """Over recordings of one training with other random signs, all at once.
-
-    In the first steps few elements hold most of the gradient; errors are less than said.
-    """
+    """Over recordings of one training with other random signs, all at once."""
     gradients: list[Any] = []
 
     @contextmanager
@@ -86,6 +81,6 @@ def test_errors_are_as_large_as_they_are_said_to_be(
         adjacent = analyzers.zigzag(run).cosine.values[1:]
         np.testing.assert_allclose(adjacent, np.diag(exact, 1), atol=1e-5)
     z = np.array(scores)
-    assert least < z.std() < 1.2
+    assert 0.8 < z.std() < 1.2
     # The same signs serve all pairs: only the seeds are independent.
     assert abs(z.mean()) < 4 / np.sqrt(N_SEEDS)
