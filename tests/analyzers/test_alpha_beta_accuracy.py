@@ -33,6 +33,7 @@ def little_language_model(*_: Any) -> nn.Module:
 CASES = {
     "digits-resnet": {"epochs": 8},
     "english-transformer": {"epochs": 1, "batch_size": 32, "max_steps": 180},
+    "english-lstm": {"epochs": 1, "batch_size": 16, "max_steps": 180, "width": 64},
 }
 
 
