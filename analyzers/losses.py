@@ -1,5 +1,7 @@
 """Losses and products with x - x* of a run's gradients, for conditions on losses."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -153,31 +155,34 @@ def replayed(
     """
     point = reference_point(run, reference)
     store = open_store(results_location(run), read_only=True)
-    command = f"traj-train replay {run.location}"
-    if point.label != "final":
-        command += f" --reference {_as_text(reference, point.label)}"
+    command = ""
+    # The command line takes no arrays.
+    if not isinstance(reference, Mapping):
+        command = f"compute them with {_replay_command(run, reference)}, or "
     try:
         found: xr.Dataset = xr.open_zarr(
             store, group=replay_group(point), consolidated=False, chunks=None
         ).load()
     except FileNotFoundError as error:
         raise ValueError(
-            f"The losses of the batches at x* are not known for {run.location}; compute "
-            f"them with {command}, or {otherwise}."
+            f"The losses of the batches at x* are not known for {run.location}; {command}"
+            f"{otherwise}."
         ) from error
     if found.attrs.get("computed_from") != replayed_from(run, point):
         raise ValueError(
             f"The losses at x* beside {run.location} are those of another state of the "
-            f"run, or of another x*; compute them again with {command}."
+            f"run, or of another x*; {command}{otherwise}."
         )
     return found
 
 
-def _as_text(reference: Reference, label: str) -> str:
-    """Write a reference as the command line takes it."""
-    if isinstance(reference, Run):
-        return reference.location
-    return str(reference) if isinstance(reference, str | int | np.integer) else label
+def _replay_command(run: Run, reference: Reference) -> str:
+    """Return the command that computes the losses of batches at a point."""
+    command = f"traj-train replay {run.location}"
+    if isinstance(reference, str) and reference == "final":
+        return command
+    text = reference.location if isinstance(reference, Run) else str(reference)
+    return f"{command} --reference {text}"
 
 
 def by_step(values: npt.ArrayLike | xr.DataArray, run: Run, name: str) -> xr.DataArray:

@@ -54,6 +54,7 @@ def aiming(
     measurement : str, optional
         Take gradients and losses of a measurement, such as full_batch.
     """
+    mpl.use("agg")
     run = open_run(store)
     measured = aim(
         run, reference=read_reference(reference, run), measurement=measurement
@@ -89,6 +90,7 @@ def pl(
     measurement : str, optional
         Take gradients and losses of a measurement, such as full_batch.
     """
+    mpl.use("agg")
     run = open_run(store)
     if reference_loss is None:
         target = read_reference(reference, run)
@@ -118,7 +120,6 @@ def _group(name: str, measurement: str | None) -> str:
 
 def _finish(run: Run, group: str, figure: Figure, name: str, example: str) -> None:
     path = figures_directory(run) / f"{group}.png"
-    mpl.use("agg")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     say(f"\nFigure: {path}\nResults: {results_location(run)}, group {group}")

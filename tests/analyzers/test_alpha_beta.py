@@ -195,6 +195,11 @@ def test_losses_that_are_not_there_are_named(known: Known, tmp_path: Path):
         analyzers.alpha_beta(known.run)
     with pytest.raises(ValueError, match=r"replay \S+run.zarr --reference 0, or"):
         analyzers.alpha_beta(known.run, reference=0)
+    point = {name: np.zeros(s) for name, s in zip(*layout_of(known.run), strict=True)}
+    with pytest.raises(
+        ValueError, match=r"run.zarr; give an array as reference_losses"
+    ):
+        analyzers.alpha_beta(known.run, reference=point)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(tmp_path / "run.zarr", model, optimizer, sketch_bits=64) as recorder:
@@ -210,6 +215,10 @@ def test_losses_that_are_not_there_are_named(known: Known, tmp_path: Path):
         ValueError, match=r"recorder.measure\('full_batch', loss=loss\)"
     ):
         analyzers.aiming(run, measurement="full_batch")
+
+
+def layout_of(run: Run) -> Any:
+    return run.layout.names, run.layout.shapes
 
 
 def test_losses_below_the_optimal_one_are_refused(known: Known):
