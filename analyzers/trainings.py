@@ -26,6 +26,7 @@ FOLLOWING: Final[Mapping[str, tuple[str, ...]]] = {
     "seed": (),
     "epochs": (),
     "control": ("lr",),
+    "width": (),
 }
 """Settings that are allowed to change with another: learning rates are tuned to batches
 and optimizers."""
@@ -49,6 +50,7 @@ IMMATERIAL: Final = (
     "measure_every",
     "n_eigenvalues",
     "num_workers",
+    "record_samples",
     "same_batch_every",
     "sharpness_every",
     "sharpness_examples",

@@ -95,11 +95,13 @@ def test_sweeps_of_the_alpha_beta_paper_change_one_factor_and_the_seed(
     found = [(getattr(t, factor), t.seed) for t in trainings]
     assert sorted(found) == sorted((v, s) for v in values for s in range(n_seeds))
     follows = {"optimizers": {"lr"}, "embedded": {"lr", "epochs"}}.get(name, set())
-    free = {factor, "seed"} | follows
+    free = {factor, "seed", "record_samples"} | follows
     base = WORKLOADS[workload].settings
     for training in trainings:
         changed = {k for k, v in asdict(training).items() if v != getattr(base, k)}
         assert changed <= free
+        # For the losses at x*.
+        assert training.record_samples
     if factor == "optimizer":
         rates = {t.optimizer: t.lr for t in trainings}
         assert rates == {"sgd": 0.01, "momentum": 0.01, "adam": 1e-4}
