@@ -45,6 +45,9 @@ if not HAS_TORCH:
             ),
         )
     ]
+    collect_ignore += [
+        f"tests/trajstore/{name}.py" for name in ("random_walk", "sharded_training")
+    ]
 
 if find_spec("triton") is None:
     # It comes with torch's builds for CUDA.

@@ -91,4 +91,5 @@ def main() -> None:
     print("draw_signs_large", registers("draw_signs", FOUR_WARPS, types=large, **signs))
 
 
-main()
+if __name__ == "__main__":
+    main()
