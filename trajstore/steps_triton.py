@@ -52,7 +52,7 @@ from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
 from trajstore.rotation_torch import Rotation
-from trajstore.schema import RunSpec
+from trajstore.schema import RunSpec, table_columns
 from trajstore.signs import Role, random_signs
 from trajstore.sketch import Sketch
 from trajstore.triton_tables import (
@@ -203,6 +203,10 @@ class StepsOnTriton:
                 row["displacement"].copy_(self._rows[1])
             else:
                 self._write_sketch(row)
+
+    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
+        """See `trajstore.steps_cpu.StepsOnCPU.add_gradient_energy`."""
+        total += row["tables"][:, table_columns(self._spec)["grad_sq"].start]
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """See `trajstore.tracker.Tracker.after_step`."""

@@ -4,7 +4,9 @@ The device is torch's "meta": tensors there have no elements, so whatever brings
 the host fails, and copies from the host are seen.
 """
 
+import ast
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,3 +154,18 @@ def operations_of_a_step(n_layers: int, **options: Any) -> int:
 def test_the_number_of_operations_does_not_grow_with_that_of_tensors(exact: bool):
     few, many = (operations_of_a_step(n, exact=exact) for n in (2, 30))
     assert few == many < 160
+
+
+def public_names(module: str, name: str) -> set[str]:
+    """Read what a class defines, without its imports, some of which are not here."""
+    tree = ast.parse(Path(tracker.__file__).with_name(f"{module}.py").read_text())
+    [found] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
+    functions = [n.name for n in found.body if isinstance(n, ast.FunctionDef)]
+    return {name for name in functions if not name.startswith("_")}
+
+
+def test_whatever_measures_steps_can_do_the_same():
+    """Triton is not there in most tests, and the tracker does not ask which it has."""
+    expected = public_names("steps_torch", "StepsOnDevice")
+    assert expected == public_names("steps_cpu", "StepsOnCPU")
+    assert expected == public_names("steps_triton", "StepsOnTriton")
