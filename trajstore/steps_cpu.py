@@ -17,6 +17,7 @@ from trajstore.huge_pages import huge_zeros
 from trajstore.layout import Layout
 from trajstore.probes import Probes
 from trajstore.rotation import n_blocks
+from trajstore.row_major import row_major
 from trajstore.schema import RunSpec, table_columns
 from trajstore.signs import Role
 from trajstore.sketch import Sketch
@@ -239,9 +240,8 @@ class StepsOnCPU:
             ):
                 addresses.append(address)
             else:
-                copies.append(
-                    _in_row_major_order(tensor, self._names[len(addresses)], shape)
-                )
+                name = self._names[len(addresses)]
+                copies.append(row_major(tensor, name, shape, _as_float32))
                 addresses.append(copies[-1].data_ptr())
         return np.array(addresses, np.int64), copies
 
@@ -278,23 +278,11 @@ def _zeros(*shape: int) -> npt.NDArray[np.float32]:
     return zeros
 
 
-def _in_row_major_order(tensor: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+def _as_float32(tensor: Tensor) -> Tensor:
     """Return a tensor's elements as float32 in a CPU's memory."""
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} has the shape {tuple(tensor.shape)}, but had {shape} when the "
-            "recorder was made, which follows parameters of fixed shapes. Make a new "
-            "recorder after such a change."
-        )
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    elements = tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
-    if elements.data_ptr() == 0 and elements.numel() > 0:
-        raise ValueError(
-            f"{name} has no memory at the optimizer's step. Sharded or offloaded "
-            "parameters cannot be recorded."
-        )
-    return elements
+    return tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
 
 
 def _start_threads() -> None:

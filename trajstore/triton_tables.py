@@ -45,7 +45,10 @@ class AddressTable:
 
     def update(self, tensors: Sequence[Tensor | None]) -> int:
         """Have the table tell of these tensors; return the bits of the kinds among them."""
-        tensors = self._kept = row_major(tensors, self._shapes, self._as_row_major)
+        tensors = self._kept = [
+            None if t is None else row_major(t, name, shape, self._as_row_major)
+            for t, (name, shape) in zip(tensors, self._shapes.items(), strict=True)
+        ]
         found = np.array(
             [
                 (0, ABSENT) if t is None else (t.data_ptr(), KINDS[t.dtype])
