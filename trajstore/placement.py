@@ -219,16 +219,16 @@ class Placement:
         if self.group is None:
             out.copy_(whole)
             return
-        mask = torch.zeros_like(out)
-        for view in self.views(mask):
-            view.fill_(1)
+        of_others = torch.ones_like(out, dtype=torch.bool)
+        for view in self.views(of_others):
+            view.fill_(False)
         for start, part in self._parts():
             buffer = out.new_empty(part.stop - part.start)
             if self.is_first:
                 buffer.copy_(whole[part])
             dist.broadcast(buffer, group_src=0, group=self.group)
             self._copy(start, buffer, out, into=out)
-        out.mul_(mask)
+        out.masked_fill_(of_others, 0)
 
     def spread_over_blocks(self, whole: Tensor, out: Tensor) -> None:
         """Give every rank the values of its blocks, which the first one has.
