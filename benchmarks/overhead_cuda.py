@@ -28,15 +28,16 @@ import trajstore
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.models.transformer import LanguageModel
 from trajstore.defaults import BASIS
+from trajstore.deltas import n_codes
 from trajstore.layout import Layout
 from trajstore.schema import RunSpec
 from trajstore.steps_choice import SWITCH
 from trajstore.tracker import Tracker
 
-BYTES_PER_ELEMENT = 32 + 4 * BASIS
-"""Before the step the gradient, the parameter, the gradient before and the basis are read,
-the gradient and the displacement written; after it parameter, reference and displacement are
-read; all float32."""
+BYTES_PER_ELEMENT = 36 + n_codes(BASIS)
+"""Before the step the gradient, the parameter, the gradient before, the reference and codes
+of past ones are read, the gradient and the displacement written; after it parameter, reference
+and displacement are read; all float32 but codes, of one byte."""
 
 
 class Sizes(NamedTuple):

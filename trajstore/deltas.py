@@ -49,6 +49,23 @@ def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     return codes.reshape(-1), scales
 
 
+def n_codes(basis: int) -> int:
+    """How many codes the displacements in a basis are sums of.
+
+    Parameters
+    ----------
+    basis : int
+        Vectors in the basis: the reference, and the displacements from those of 1, 2, 4, ...
+        windows before.
+
+    Returns
+    -------
+    int
+        1, 2, 4, ... from two vectors on.
+    """
+    return 1 << (basis - 2) if basis > 1 else 0
+
+
 def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
     """Return the coded difference, float32 of the shape of `codes`."""
     blocks = codes.reshape(-1, BLOCK).astype(np.float32)

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import float32, float64, int64, prange, types, uint8, uint64, void
+from numba import float32, float64, int8, int64, prange, types, uint8, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.fold import SHIFT
@@ -64,23 +64,34 @@ def _loop(function: F) -> F:
     return _jit(function, inline="never")
 
 
-def _take_for_pointer(_context: Any, address: Any) -> Any:
-    """Take an integer for the address of a float32."""
-    pointer = types.CPointer(types.float32)
+def _pointer_to(kind: Any) -> Callable[..., Any]:
+    """Make a function that takes an integer for the address of a number of this type."""
+    pointer = types.CPointer(kind)
+
+    def take(_context: Any, address: Any) -> Any:
+        return pointer(address), generate
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
-    return pointer(address), generate
+    return cast("Callable[..., Any]", intrinsic(take))
 
 
-_pointer: Final = intrinsic(_take_for_pointer)
+_float32_at: Final = _pointer_to(float32)
+_int8_at: Final = _pointer_to(int8)
 
 
 @_inlined
 def _elements(address: int, first: int, n: int) -> Floats:
     """Return n elements of the tensor at an address, from the first on."""
-    whole: Floats = numba.carray(_pointer(address), (first + n,))
+    whole: Floats = numba.carray(_float32_at(address), (first + n,))
+    return whole[first:]
+
+
+@_inlined
+def _codes(address: int, first: int, n: int) -> npt.NDArray[np.int8]:
+    """Return n codes of those at an address, from the first on."""
+    whole: npt.NDArray[np.int8] = numba.carray(_int8_at(address), (first + n,))
     return whole[first:]
 
 
@@ -108,6 +119,15 @@ def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
         first += a[i] * c[i]
         second += b[i] * c[i]
     return first, second
+
+
+@_loop
+def _add_decoded(
+    codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats
+) -> None:
+    """Add what codes of one block stand for, see `trajstore.deltas.decode`."""
+    for i in range(len(codes)):
+        vector[i] += np.float32(codes[i]) * scale
 
 
 @_loop
@@ -377,13 +397,16 @@ def _measure_before(
     start: int,
     n: int,
     rows: Floats,
+    past: Integers,
+    vector: Floats,
     sums: Doubles,
 ) -> None:
     """Measure n elements from start on, which begin so far inside their tensor."""
-    n_basis, stop = rows.shape[0] - 2, start + n
+    n_basis, stop = (len(sums) - 4) // 2, start + n
     previous, displacement = rows[0, start:stop], rows[1, start:stop]
+    reference = rows[2, start:stop]
     parameter = _elements(parameter_address, inside, n)
-    _subtract(parameter, rows[2, start:stop], displacement)
+    _subtract(parameter, reference, displacement)
     if gradient_address == 0:
         sums[3 + n_basis] += _product(displacement, displacement)
         previous[:] = 0
@@ -395,10 +418,16 @@ def _measure_before(
         sums[1] += square
         sums[2] += product
         sums[3 + n_basis] += _product(displacement, displacement)
+    vector[:] = 0
     for i in range(n_basis):
-        of_gradient, of_displacement = _products(
-            previous, displacement, rows[2 + i, start:stop]
-        )
+        if i == 0:
+            of_gradient, of_displacement = _products(previous, displacement, reference)
+        else:
+            # The reference less an earlier one is the sum of the codes between.
+            for k in range((1 << i) >> 2, min((1 << i) >> 1, past.shape[1])):
+                scale = _elements(past[1, k], start // BLOCK, 1)[0]
+                _add_decoded(_codes(past[0, k], start, n), scale, vector)
+            of_gradient, of_displacement = _products(previous, displacement, vector[:n])
         sums[3 + i] += of_gradient
         sums[4 + n_basis + i] += of_displacement
 
@@ -437,8 +466,9 @@ def _fold_block(
 
 
 _BEFORE: Final = (
-    *(int64[::1], int64[::1], int64[::1], *_PLACES, _ROWS, float64[:, :, ::1]),
-    *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, float32[:, :, ::1]),
+    *(int64[::1], int64[::1], int64[::1], *_PLACES, _ROWS, int64[:, ::1]),
+    *(float64[:, :, ::1], int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS),
+    float32[:, :, ::1],
 )
 _AFTER: Final = (
     *(int64[::1], int64[::1], *_PLACES, _ROWS),
@@ -455,6 +485,7 @@ def measure_before(
     sizes: Integers,
     layer_of_block: Integers,
     rows: Floats,
+    past: Integers,
     sums: Doubles,
     width: int,
     columns: Floats,
@@ -476,12 +507,15 @@ def measure_before(
     offsets, sizes, layer_of_block : numpy.ndarray
         See `trajstore.layout.Layout`.
     rows : numpy.ndarray
-        float32, (2 + basis, size). The first row holds the gradient before, and then the
-        gradient; the second is overwritten with the displacement; then the reference and
-        the other vectors of the basis.
+        float32, (3, size). The first row holds the gradient before, and then the
+        gradient; the second is overwritten with the displacement; the third is the
+        reference.
+    past : numpy.ndarray
+        int64, (2, code): addresses of int8 codes, (size,), and of their float32 scales,
+        (block,); see `trajstore.past_references`.
     sums : numpy.ndarray
-        float64, (part, layer, column): the columns of the table but those of the update
-        are added to it.
+        float64, (part, layer, 4 + 2 basis): the columns of the table but those of the
+        update are added to it.
     width : int
         Length of a row of the fold, see `trajstore.fold`; 0 not to fold.
     columns, probe_columns : numpy.ndarray
@@ -497,6 +531,7 @@ def measure_before(
         sketch's signs.
     """
     filled = min(width, BLOCK * len(layer_of_block))
+    vector = np.empty(BLOCK, np.float32)
     for part in range(len(bounds) - 1):
         folds[part, :2, :filled] = 0
         # The last is rotated later, and then full.
@@ -513,6 +548,8 @@ def measure_before(
                 start,
                 n,
                 rows,
+                past,
+                vector,
                 sums[part, layer],
             )
             if width > 0:
@@ -539,6 +576,7 @@ def measure_before_in_parts(
     sizes: Integers,
     layer_of_block: Integers,
     rows: Floats,
+    past: Integers,
     sums: Doubles,
     width: int,
     columns: Floats,
@@ -558,6 +596,7 @@ def measure_before_in_parts(
             sizes,
             layer_of_block,
             rows,
+            past,
             sums[part : part + 1],
             width,
             columns,

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from trajstore.defaults import BASIS, FLUSH_BYTES, FLUSH_ROWS, PROBES, SKETCH_BITS
+from trajstore.deltas import n_codes
 from trajstore.layout import BLOCK, Layout
 from trajstore.rotation import n_blocks
 from trajstore.schema import (
@@ -43,6 +44,9 @@ COMPRESSION: Final = {
     "references/probes": 0.63,
 }
 """Bytes on disk over bytes in memory, where they differ (``benchmarks/planning.py``)."""
+
+N_VECTORS: Final = 3
+"""float32 vectors that a recorder keeps: the gradient before, displacement, reference."""
 
 EDGES: Final = (0.7, 2.7)
 """Errors in the first and last epoch over those between (``benchmarks/accuracy.py``)."""
@@ -178,13 +182,12 @@ class Plan:
     def memory(self) -> int:
         """Bytes in memory at the peak of a recording on a CPU, besides the training.
 
-        The vectors of `trajstore.recorder.Recorder`; codes of past references and of one
+        The gradient before, displacement and reference; codes of past references and of one
         that is being written; two buffers of rows, one batch on its way to the disk, and
         the last chunk of every array.
         """
-        basis = self.spec.basis
-        vectors = (2 + basis) * ITEM_SIZE["float32"] * self._size
-        codes = ((1 << max(0, basis - 2)) + 1) * self._size
+        vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
+        codes = (n_codes(self.spec.basis) + 1) * ITEM_SIZE["int8"] * self._size
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
         tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
         batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))

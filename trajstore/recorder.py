@@ -143,6 +143,11 @@ class Recorder:
     samples : int, default: 0
         Most examples in a batch whose indices are kept, see `log_samples`; some two bytes
         each on disk.
+    offload : bool, default: False
+        Keep everything in the host's memory, and measure there. The recorder then takes no
+        memory of an accelerator, and every step waits until gradients and parameters, before
+        and after, have been copied: 12 bytes per parameter, as float32. On a CPU it changes
+        nothing.
 
     Raises
     ------
@@ -167,10 +172,10 @@ class Recorder:
 
     Notes
     -----
-    Besides the model: ``2 + basis`` float32 vectors of the length of the parameters, one
-    more where plain torch measures on an accelerator, a byte per parameter for each of ``2**(basis - 2)`` past
-    references, and two buffers of rows of 8 MB. At the default basis and with everything
-    that is in flight the peak is below 8 vectors, for ten million parameters and more.
+    Besides the model: three float32 vectors of the length of the parameters, one more where
+    plain torch measures on an accelerator; a byte per parameter for each of
+    ``2**(basis - 2)`` past references, and one for a reference that is being written; and
+    two buffers of rows of 8 MB.
 
     Examples
     --------
@@ -221,6 +226,7 @@ class Recorder:
         updates: bool = False,
         group: Any = None,
         samples: int = 0,
+        offload: bool = False,
     ) -> None:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
         parameters = trained_parameters(model, optimizers)
@@ -276,9 +282,11 @@ class Recorder:
         self._optimizers = optimizers
         self._placement = placement
         if group is not None:
-            _check_divided(exact=exact, on_error=on_error)
-        self._tracker = Tracker(tensors, layout, self._spec, placement)
-        self._copies = HostCopies(self._tracker.device)
+            _check_divided(exact=exact, on_error=on_error, offload=offload)
+        self._device = next(t.device for t in tensors if t is not None)
+        measures_on = torch.device("cpu") if offload else self._device
+        self._tracker = Tracker(tensors, layout, self._spec, placement, measures_on)
+        self._copies = HostCopies(self._device)
         self._reference_sq = torch.empty(0)
         self._hand_over: HandOver | Spectator
         self._pending: dict[str, Scalar]
@@ -444,7 +452,7 @@ class Recorder:
             If the recorder is closed, or a CUDA graph is being captured.
         """
         self._check_open()
-        refuse_capture(self._tracker.device)
+        refuse_capture(self._device)
         self._pending |= _to_scalars(scalars)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
@@ -523,7 +531,7 @@ class Recorder:
         if not self._is_recording:
             return
         try:
-            refuse_capture(self._tracker.device)
+            refuse_capture(self._device)
             self._background.check()
             self._enter_epoch()
             if self._n_windows == 0:
@@ -566,7 +574,7 @@ class Recorder:
         if not self._is_recording:
             return
         try:
-            refuse_capture(self._tracker.device)
+            refuse_capture(self._device)
             self._measure_before(None)
             self._is_taken = True
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
@@ -751,7 +759,7 @@ class Recorder:
         if not self._is_recording or os.getpid() != self._pid:
             return
         try:
-            refuse_capture(self._tracker.device)
+            refuse_capture(self._device)
             if self._is_taken:
                 norm = self._tracker.gradient_norm(scale)
                 self._pending["step_grad_norm"] = norm
@@ -995,9 +1003,13 @@ def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def _check_divided(*, exact: bool, on_error: str) -> None:
+def _check_divided(*, exact: bool, on_error: str, offload: bool) -> None:
     """Refuse what is not there for parameters that are divided among ranks."""
-    found = {"exact=True": exact, "on_error='warn'": on_error == "warn"}
+    found = {
+        "exact=True": exact,
+        "on_error='warn'": on_error == "warn",
+        "offload=True": offload,
+    }
     if given := [name for name, is_given in found.items() if is_given]:
         raise NotImplementedError(
             f"Parameters that are divided among ranks are not recorded with "

@@ -15,6 +15,7 @@ from torch import Tensor
 from trajstore import kernels
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import Layout
+from trajstore.past_references import PastReferences
 from trajstore.probes import Probes
 from trajstore.rotation import n_blocks
 from trajstore.row_major import row_major
@@ -50,8 +51,10 @@ class StepsOnCPU:
     spec : RunSpec
         What is measured.
     rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 1 + basis, at least size): room for gradients; for the
-        displacement; and the vectors of the basis, of which the reference is the first.
+        float32, (`N_GRADIENTS` + 2, at least size): room for gradients; for the
+        displacement; and the reference.
+    past : PastReferences
+        The vectors of the basis that follow the reference.
     """
 
     N_GRADIENTS: ClassVar = 1
@@ -62,9 +65,11 @@ class StepsOnCPU:
         layout: Layout,
         spec: RunSpec,
         rows: Tensor,
+        past: PastReferences,
     ) -> None:
         self._parameters = list(parameters)
         self._spec, self._size = spec, layout.size
+        self._past = past
         self._grad_sq = table_columns(spec)["grad_sq"].start
         self._names, self._shapes = layout.names, layout.shapes
         self._rows = rows.numpy()
@@ -139,6 +144,7 @@ class StepsOnCPU:
             parameters,
             *self._places,
             self._rows,
+            self._past.addresses,
             sums,
             self._width,
             self._columns,
@@ -224,7 +230,7 @@ class StepsOnCPU:
     ) -> tuple[npt.NDArray[np.int64], list[Tensor]]:
         """Return where elements lie, 0 for None, and the copies that were needed."""
         # Addresses are valid while the tensors, and the copies, are kept.
-        addresses, copies = [], []
+        addresses, copies, devices = [], [], set()
         float32, strided = torch.float32, torch.strided
         for tensor, shape in zip(tensors, self._shapes, strict=True):
             if tensor is None:
@@ -243,6 +249,10 @@ class StepsOnCPU:
                 name = self._names[len(addresses)]
                 copies.append(row_major(tensor, name, shape, _as_float32))
                 addresses.append(copies[-1].data_ptr())
+                if tensor.is_cuda:
+                    devices.add(tensor.device)
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
         return np.array(addresses, np.int64), copies
 
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
@@ -279,10 +289,15 @@ def _zeros(*shape: int) -> npt.NDArray[np.float32]:
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor's elements as float32 in a CPU's memory."""
+    """Return a tensor's elements as float32 in a CPU's memory, maybe still on their way."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    return tensor.detach().to("cpu", torch.float32).resolve_neg().contiguous()
+    tensor = tensor.detach().resolve_neg()
+    if not tensor.is_cuda:
+        return tensor.to("cpu", torch.float32).contiguous()
+    # One wait for all tensors instead of one for each.
+    pinned = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
 
 
 def _start_threads() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trajstore.layout import BLOCK
+from trajstore.past_references import PastReferences
 from trajstore.placement import Placement, local_part
 from trajstore.precision import quiet
 from trajstore.probes import Probes
@@ -20,7 +21,7 @@ from trajstore.schema import RunSpec, table_columns
 from trajstore.sketch import Sketch
 from trajstore.sketch_torch import SketchOnDevice
 
-# Rows of the buffer; past displacements follow. The first two take turns: one holds the
+# Rows of the buffer. The first two take turns: one holds the
 # gradient, the other the gradient before, and once that is used up the update.
 TURNS = (0, 1)
 DISPLACEMENT, REFERENCE = 2, 3
@@ -37,8 +38,10 @@ class _Turn(NamedTuple):
         The same in the shapes of the parameters.
     gradient_factors, update_factors : tuple of torch.Tensor
         See `_factors`: gradient with all rows; update with itself and the displacement.
+    with_displacement : torch.Tensor
+        float32, (2, size): the row of the gradient, and the displacement.
     columns : torch.Tensor
-        Where the products of the gradient belong in the table.
+        Where in the table products belong.
     """
 
     gradient: Tensor
@@ -47,6 +50,7 @@ class _Turn(NamedTuple):
     update_views: list[Tensor]
     gradient_factors: tuple[Tensor, Tensor]
     update_factors: tuple[Tensor, Tensor]
+    with_displacement: Tensor
     columns: Tensor
 
 
@@ -62,9 +66,10 @@ class StepsOnDevice:
     spec : RunSpec
         What is measured.
     rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 1 + basis, size): room for gradients; for the
-        displacement; and the vectors of the basis, of which the reference is the first.
-        Zero in the gaps.
+        float32, (`N_GRADIENTS` + 2, size): room for gradients; for the displacement; and
+        the reference. Zero in the gaps.
+    past : PastReferences
+        The vectors of the basis that follow the reference.
     """
 
     N_GRADIENTS: ClassVar = len(TURNS)
@@ -75,9 +80,10 @@ class StepsOnDevice:
         placement: Placement,
         spec: RunSpec,
         rows: Tensor,
+        past: PastReferences,
     ) -> None:
         self._parameters, self._placement = list(parameters), placement
-        self._spec = spec
+        self._spec, self._past = spec, past
         self._grad_sq = table_columns(spec)["grad_sq"].start
         device = rows.device
         self._rows = rows
@@ -135,9 +141,11 @@ class StepsOnDevice:
             [local_part(vector, like) for vector, like in found], views.gradient_views
         )
         self.read_displacement()
+        of_past = self._past.products(views.with_displacement)
         products = (
             _products(views.gradient_factors),
             _products(self._displacement_factors),
+            of_past.flatten(1),
         )
         sums = self._by_layer(torch.cat(products, 1))[:, views.columns]
         tables = row["tables"][:, : sums.shape[1]]
@@ -210,8 +218,7 @@ class StepsOnDevice:
         """Prepare the turn in which a row holds the gradient."""
         gradient, update = self._rows[row], self._rows[1 - row]
         blocks = self._rows.unflatten(1, (-1, BLOCK))
-        # The store wants the product with the gradient before first.
-        columns = [1 - row, row, *range(2, len(blocks) + len(blocks) - DISPLACEMENT)]
+        columns = _columns(row, self._spec.basis)
         return _Turn(
             gradient=gradient,
             update=update,
@@ -221,6 +228,7 @@ class StepsOnDevice:
             update_factors=_factors(
                 blocks[1 - row], _with_displacement(blocks, 1 - row)
             ),
+            with_displacement=_with_displacement(self._rows, row),
             columns=torch.tensor(columns, device=self._rows.device),
         )
 
@@ -262,6 +270,31 @@ def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:
         torch._foreach_zero_(absent)
     if found:
         torch._foreach_copy_(targets, found)
+
+
+def _columns(row: int, basis: int) -> list[int]:
+    """List the products that a table takes, in its order.
+
+    The first four products are those of the gradient with all rows, then come those of
+    the displacement with itself and the reference, then both with the past.
+
+    Parameters
+    ----------
+    row : int
+        Where the gradient is.
+    basis : int
+        Number of vectors in the basis.
+
+    Returns
+    -------
+    list of int
+        Which product each column is.
+    """
+    n_past = max(0, basis - 1)
+    of_gradient = [REFERENCE, *range(6, 6 + n_past)][:basis]
+    of_displacement = [5, *range(6 + n_past, 6 + 2 * n_past)][:basis]
+    # The store wants the product with the gradient before first.
+    return [1 - row, row, DISPLACEMENT, *of_gradient, 4, *of_displacement]
 
 
 def _with_displacement(rows: Tensor, row: int) -> Tensor:

@@ -5,17 +5,17 @@ some 160 bytes per element and step, `trajstore.steps_torch`. Here every element
 before the step and once after it. With float32 parameters and a basis of r vectors, in bytes
 per element:
 
-=====================================================  ==========  =====
-what                                                   bytes       r = 3
-=====================================================  ==========  =====
+=====================================================  ============  =====
+what                                                   bytes         r = 3
+=====================================================  ============  =====
 before: gradient, parameter, gradient before           12
-before: reference and the rest of the basis            4 r
+before: reference, and codes of past ones              4 + 2^(r - 2)
 before: new gradient before, displacement, written     8
 after: parameter, reference, displacement              12
-together                                               32 + 4 r    44
-sums of products, written and read                     (4 + 2r)/32 0.3
-tables of segments and blocks                          0.1         0.1
-=====================================================  ==========  =====
+together                                               36 + 2^(r - 2)  38
+sums of products, written and read                     (4 + 2r) / 32  0.3
+tables of segments and blocks                          0.1           0.1
+=====================================================  ============  =====
 
 less 6 where gradients and parameters are of two bytes. Column signs are parts of one
 sequence of p + 2 B bytes, p the width of the fold and B = d / p its rows, which stays in the
@@ -48,6 +48,7 @@ from torch import Tensor
 from trajstore import onebit_torch, triton_kernels
 from trajstore.fold import SHIFT
 from trajstore.layout import BLOCK, Layout
+from trajstore.past_references import PastReferences
 from trajstore.precision import quiet
 from trajstore.probes import Probes
 from trajstore.probes_torch import ProbesOnDevice
@@ -67,7 +68,7 @@ from trajstore.uploads import upload
 
 PROGRAMS_PER_PROCESSOR: Final = 10
 """Programs that run at once on a multiprocessor, which has 65,536 registers: compiled for
-compute capability 9.0 and a basis of 3 a thread needs 164 to 180, for 8.0 some 120."""
+compute capability 9.0 and a basis of 3 a thread needs up to 168, for 8.0 up to 146."""
 
 EXACT_WIDTH: Final = 1 << 16
 """Width of rows where nothing is folded."""
@@ -85,9 +86,10 @@ class StepsOnTriton:
     spec : RunSpec
         What is measured.
     rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 1 + basis, size): room for gradients; for the
-        displacement; and the vectors of the basis, of which the reference is the first.
-        Zero in the gaps.
+        float32, (`N_GRADIENTS` + 2, size): room for gradients; for the displacement; and
+        the reference. Zero in the gaps.
+    past : PastReferences
+        The vectors of the basis that follow the reference.
     """
 
     N_GRADIENTS: ClassVar = 1
@@ -98,9 +100,11 @@ class StepsOnTriton:
         layout: Layout,
         spec: RunSpec,
         rows: Tensor,
+        past: PastReferences,
     ) -> None:
         device = rows.device
         self._parameters = list(parameters)
+        self._past = past
         self._spec, self._rows = spec, rows
         self._device = device
         n_layers = len(layout.names)
@@ -129,6 +133,7 @@ class StepsOnTriton:
         n_parts = max(1, min(self._n_rows, _programs_at_once(device) // n_tiles))
         self._rows_each = -(-self._n_rows // n_parts)
         self._grid = n_tiles, -(-self._n_rows // self._rows_each)
+        self._past_addresses = upload(past.addresses, device)
         self._prepare_folds()
 
     def _prepare_folds(self) -> None:
@@ -157,6 +162,7 @@ class StepsOnTriton:
             fold = replace(self._sketch.fold, window=window)
             self._columns = upload(fold.column_sequence.astype(np.int8), self._device)
         self._weights.copy_(weights)
+        self._past_addresses = upload(self._past.addresses, self._device)
 
     def measure(
         self,
@@ -178,6 +184,8 @@ class StepsOnTriton:
                 self._segments,
                 self._rows,
                 self._rows.shape[1],
+                self._past_addresses,
+                self._past_addresses.shape[1],
                 self._before_sums.values,
                 self._weights,
                 self._columns,

@@ -1,14 +1,12 @@
 """Follow the path of the parameters from reference to reference, on the device that trains.
 
 Nothing here waits for the device: results go to tensors that are converted later, in
-another thread. The buffers are ``2 + basis`` float32 vectors of the length of the
-parameters, one more where plain torch measures, besides past references as int8.
+another thread. The buffers are three float32 vectors of the length of the parameters, one
+more where plain torch measures, besides codes of past references, of a byte each.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from trajstore import deltas_torch
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
+from trajstore.past_references import PastReferences, chunks
 from trajstore.placement import Placement, all_here, local_part
 from trajstore.precision import quiet
 from trajstore.rows import measured_arrays
@@ -24,12 +23,8 @@ from trajstore.steps_choice import steps_class
 from trajstore.steps_torch import StepsOnDevice
 from trajstore.weights_torch import tensor_weights
 
-# Rows of the frame; displacements from past references follow.
+# Rows of the frame.
 DISPLACEMENT, REFERENCE = 0, 1
-
-CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Elements of a vector that are coded at once: they should fit a CPU's cache, and keep
-the number of kernels low on an accelerator."""
 
 
 class Reference(NamedTuple):
@@ -69,6 +64,8 @@ class Tracker:
         What is measured.
     placement : Placement, optional
         Which parts of them lie here; default: all.
+    device : torch.device, optional
+        Where vectors are kept and measured; default: where the parameters are.
     """
 
     def __init__(
@@ -77,22 +74,26 @@ class Tracker:
         layout: Layout,
         spec: RunSpec,
         placement: Placement | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._parameters = list(parameters)
         self._layout, self._spec = layout, spec
-        self.device = next(p.device for p in parameters if p is not None)
+        self.device = device or next(p.device for p in parameters if p is not None)
         self._placement = placement or all_here(layout)
         size = self._placement.size
         # The compiled loops read whole tensors.
         is_whole = self._placement.group is None
         steps: Any = steps_class(self.device) if is_whole else StepsOnDevice
-        rows = huge_zeros(steps.N_GRADIENTS + 1 + spec.basis, size, device=self.device)
+        rows = huge_zeros(steps.N_GRADIENTS + 2, size, device=self.device)
+        self._past = PastReferences(spec.basis)
         self._steps: Any
         if steps is StepsOnDevice:
-            self._steps = StepsOnDevice(parameters, self._placement, spec, rows)
+            self._steps = StepsOnDevice(
+                parameters, self._placement, spec, rows, self._past
+            )
         else:
             whole = [p for p in parameters if p is not None]
-            self._steps = steps(whole, layout, spec, rows)
+            self._steps = steps(whole, layout, spec, rows, self._past)
         self._frame = rows[steps.N_GRADIENTS :]
         blocks = self._frame.unflatten(1, (-1, BLOCK))
         self._factors = {
@@ -105,10 +106,6 @@ class Tracker:
         # Of tensors without elements the rms is 0, not 0 / 0.
         sizes = torch.from_numpy(layout.sizes).clamp(min=1)
         self._sizes = sizes.to(self.device, torch.float64)
-        # Codes of past windows, the latest first: with the next one all of the basis.
-        self._past: deque[tuple[Tensor, Tensor]] = deque(
-            maxlen=max(0, (1 << max(0, spec.basis - 2)) - 1)
-        )
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
         self._n_gradients = 0
         self._window = 0
@@ -186,9 +183,10 @@ class Tracker:
 
     def _move(self) -> Reference:
         self._steps.read_displacement()
-        arrival = self._by_layer(self._products("displacement"))
+        arrival = self._arrival()
         codes, scales, all_scales = self._code_displacement()
-        self._shift_basis(codes, scales)
+        self.reference.add_(self._frame[DISPLACEMENT])
+        self._past.append(codes, scales)
         weights = tensor_weights(
             (self._by_layer(self._products("move"))[:, 0] / self._sizes).sqrt(),
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
@@ -237,17 +235,11 @@ class Tracker:
         with quiet(self.device):
             self._placement.spread(keyframe, self.reference)
             first = max(window - 1, 0) // KEYFRAME_EVERY * KEYFRAME_EVERY
-            for earlier in range(first + 1, window):
-                self._add(self.reference, *self._on_device(codes(earlier)))
-            for earlier in range(max(1, window - (self._past.maxlen or 0)), window):
-                self._past.appendleft(self._on_device(codes(earlier)))
+            for earlier in range(first + 1, window + 1):
+                self._add_to_reference(*self._on_device(codes(earlier)))
+            for earlier in range(max(1, window + 1 - self._past.n_kept), window + 1):
+                self._past.append(*self._on_device(codes(earlier)))
             if window > 0:
-                last_codes, scales = self._on_device(codes(window))
-                for elements, blocks in self._chunks():
-                    self._frame[DISPLACEMENT][elements] = deltas_torch.decode(
-                        last_codes[elements], scales[blocks]
-                    )
-                self._shift_basis(last_codes, scales)
                 self._steps.start_window(window, weights.to(self.device))
             self._window = window
             self._reference_probes.copy_(probes)
@@ -316,7 +308,7 @@ class Tracker:
             for gradient in self._placement.held(self._gradients(scale)):
                 if gradient is not None:
                     dense = local_part(gradient).to_dense()
-                    squares += dense.float().square().sum()
+                    squares += dense.float().square().sum().to(self.device)
             self._placement.add_up(squares)
             return squares.sqrt()[0]
 
@@ -380,7 +372,7 @@ class Tracker:
         )
         updates = iter(
             # As `after_step` computes it: near the reference both differences are exact.
-            (local_part(parameter).float() - r) - a
+            (local_part(parameter).to(self.device, torch.float32) - r) - a
             for parameter, r, a in zip(
                 self._placement.held(self._parameters),
                 reference,
@@ -434,6 +426,12 @@ class Tracker:
                 part[first - elements.start : last - elements.start] = values
         return part
 
+    def _arrival(self) -> Tensor:
+        """Products of the displacement with itself and the basis, (layer, 1 + basis)."""
+        of_past = self._past.products(self._frame[: DISPLACEMENT + 1])
+        products = torch.cat([self._products("displacement"), of_past[:, 0]], 1)
+        return self._by_layer(products[:, : 1 + self._spec.basis])
+
     def _code_displacement(self) -> tuple[Tensor, Tensor, Tensor]:
         """Replace the displacement by its code, a chunk at a time.
 
@@ -455,21 +453,11 @@ class Tracker:
             vector[elements] = deltas_torch.decode(codes[elements], scales[blocks])
         return codes, scales, all_scales
 
-    def _shift_basis(self, codes: Tensor, scales: Tensor) -> None:
-        """Move the reference and make the displacements from past references anew."""
-        step = self._frame[DISPLACEMENT]
-        self.reference.add_(step)
-        displacement, n_added = step, 1
-        for j, row in enumerate(self._frame[REFERENCE + 1 :]):
-            row.copy_(displacement)
-            for past in islice(self._past, n_added - 1, (1 << j) - 1):
-                self._add(row, *past)
-            displacement, n_added = row, 1 << j
-        self._past.appendleft((codes, scales))
-
-    def _add(self, vector: Tensor, codes: Tensor, scales: Tensor) -> None:
+    def _add_to_reference(self, codes: Tensor, scales: Tensor) -> None:
         for elements, blocks in self._chunks():
-            vector[elements] += deltas_torch.decode(codes[elements], scales[blocks])
+            self.reference[elements] += deltas_torch.decode(
+                codes[elements], scales[blocks]
+            )
 
     def _add_reference_probes(self) -> None:
         """Add the probes of the displacement's row to those of the reference."""
@@ -488,12 +476,7 @@ class Tracker:
         return sums
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Cut the vector into chunks, as elements and as blocks."""
-        blocks = CHUNK.get(self.device.type, CHUNK["cuda"]) // BLOCK
-        n_blocks = self._placement.size // BLOCK
-        for first in range(0, n_blocks, blocks):
-            last = min(first + blocks, n_blocks)
-            yield slice(first * BLOCK, last * BLOCK), slice(first, last)
+        return chunks(self._placement.size, self.device)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)

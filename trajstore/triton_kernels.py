@@ -61,6 +61,15 @@ def _read(
 
 
 @_jit()
+def _decode(past, n_codes, element, mask, BLOCK: tl.constexpr):
+    """Read what elements of a code stand for; zeros outside the mask."""
+    codes = tl.load(past).to(tl.pointer_type(tl.int8))
+    scales = tl.load(past + n_codes).to(tl.pointer_type(tl.float32))
+    code = tl.load(codes + element, mask=mask, other=0).to(tl.float32)
+    return code * tl.load(scales + element // BLOCK, mask=mask, other=0.0)
+
+
+@_jit()
 def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
     """Store the sum of products, of two tensors apart."""
     if is_split:
@@ -79,6 +88,8 @@ def measure_before(
     segments,
     rows,
     size,
+    past,
+    n_codes,
     sums,
     weights,
     columns,
@@ -112,12 +123,16 @@ def measure_before(
     segments : int32, (row, tile, 4)
         Of each segment the tensor of its first element and that of its last, the row of
         `sums` for the first, and the block that the second begins with.
-    rows : float32, (2 + basis, size)
+    rows : float32, (3, size)
         The first row holds the gradient before, and then the gradient; the second is
-        overwritten with the displacement; then the reference and the other vectors of the
-        basis.
+        overwritten with the displacement; the third is the reference.
     size : int
         Length of a row.
+    past : int64, (2, code)
+        Addresses of int8 codes, (size,), and of their float32 scales, (block,); see
+        `trajstore.past_references`.
+    n_codes : int
+        How many there are.
     sums : float32, (sum, 4 + 2 basis)
         Overwritten with sums of products, in the order of the store's table; where a segment
         has two tensors, in two rows.
@@ -153,9 +168,9 @@ def measure_before(
 
         previous_pointer = rows + element
         displacement_pointer = previous_pointer + size
-        basis_pointer = displacement_pointer + size
+        reference_pointer = displacement_pointer + size
         previous = tl.load(previous_pointer, mask=mask, other=0.0)
-        reference = tl.load(basis_pointer, mask=mask, other=0.0)
+        reference = tl.load(reference_pointer, mask=mask, other=0.0)
         gradient = _read(
             gradients, n_layers, first, second, is_second, element, mask, HAS_GRADIENTS
         )
@@ -179,11 +194,14 @@ def measure_before(
         _keep(gradient * displacement, is_second, is_split, target + 2, N_COLUMNS)
         of_both = target + 3 + N_BASIS
         _keep(displacement * displacement, is_second, is_split, of_both, N_COLUMNS)
+        vector = reference
         for i in tl.static_range(N_BASIS):
-            vector = reference
+            if i == 1:
+                vector = tl.zeros([SEGMENT], tl.float32)
             if i > 0:
-                basis_pointer += size
-                vector = tl.load(basis_pointer, mask=mask, other=0.0)
+                # The reference less an earlier one is the sum of the codes between.
+                for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
+                    vector += _decode(past + k, n_codes, element, mask, BLOCK)
             of_basis = target + 3 + i
             _keep(gradient * vector, is_second, is_split, of_basis, N_COLUMNS)
             of_basis += 1 + N_BASIS

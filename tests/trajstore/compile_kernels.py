@@ -15,11 +15,19 @@ from trajstore.signs import Role
 from trajstore.triton_tables import FOUR_WARPS, ONE_WARP, SEGMENT
 
 TYPES = {
-    "*i64": ("gradients", "parameters", "ends", "checks"),
+    "*i64": ("gradients", "parameters", "ends", "checks", "past"),
     "*i32": ("segments", "layer_of_block", "bounds"),
     "*i8": ("columns", "probe_columns"),
     "i32": (
-        *("n_layers", "size", "n_rows", "n_rows_each", "width", "out_stride"),
+        *(
+            "n_layers",
+            "size",
+            "n_codes",
+            "n_rows",
+            "n_rows_each",
+            "width",
+            "out_stride",
+        ),
         *("n", "seed", "step"),
     ),
 }
@@ -73,7 +81,7 @@ def main() -> None:
     halves: dict[str, Any] = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
     found = registers("measure_before", ONE_WARP, **before, **halves)
     print("measure_before_halves", found)
-    ones = ("n_layers", "n_rows", "n_rows_each")
+    ones = ("n_layers", "n_codes", "n_rows", "n_rows_each")
     found = registers("measure_before", ONE_WARP, ones=ones, **before, **single)
     print("measure_before_small", found)
     for name in ("measure_after", "subtract_reference"):

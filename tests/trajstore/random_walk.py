@@ -56,7 +56,7 @@ def follow(
     arrange_gradient: Mapping[str, Callable[[Any], Any]] | None = None,
     **options: Any,
 ) -> Seen:
-    """Let a tracker follow a random walk in two windows.
+    """Let a tracker follow a random walk in four windows.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def follow(
     rows = tracked.allocate(n_steps)
     tracked.start()
     for step in range(n_steps):
-        if step == n_steps // 2:
+        if step > 0 and step % (n_steps // 4) == 0:
             reference = tracked.move()
         for i, (name, parameter) in enumerate(parameters.items()):
             gradient = arrange.get(name, as_it_is)(draw(parameter.shape))

@@ -170,8 +170,42 @@ def columns_of(path: Path) -> dict[str, Any]:
     return {str(n): v.values for n, v in steps.items() if n not in times}
 
 
+def test_offloading_changes_nothing_on_a_cpu(tmp_path: Path):
+    for name, offload in (("here", False), ("there", True)):
+        training = Training("cpu")
+        options = {"steps_per_epoch": 4, "updates": True, "offload": offload}
+        with training.record(tmp_path / name, **options):
+            for _ in range(10):
+                training.backward()
+                training.optimizer.step()
+    here, there = (columns_of(tmp_path / name) for name in ("here", "there"))
+    for name, values in here.items():
+        np.testing.assert_array_equal(there[name], values, err_msg=name)
+
+
 class TestOnDevice:
     pytestmark = on_gpu
+
+    def test_what_is_offloaded_takes_no_memory_of_the_device(self, tmp_path: Path):
+        stores = {}
+        for offload in (False, True):
+            training = Training("cuda")
+            training.backward()
+            training.optimizer.step()
+            before = torch.cuda.memory_allocated()
+            path = stores[offload] = tmp_path / str(offload)
+            options = {"steps_per_epoch": 4, "updates": True, "offload": offload}
+            with training.record(path, **options) as made:
+                for _ in range(10):
+                    training.backward()
+                    training.optimizer.step()
+                    made.measure("again")
+                taken = torch.cuda.memory_allocated() - before
+            assert (taken == 0) == offload
+        here, there = (columns_of(stores[offload]) for offload in (False, True))
+        for name, values in here.items():
+            if values.dtype.kind == "f":
+                np.testing.assert_allclose(there[name], values, rtol=1e-4, atol=1e-5)
 
     def test_the_training_is_not_changed(self, tmp_path: Path):
         plain, recorded = Training("cuda"), Training("cuda")

@@ -157,6 +157,7 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, tmp_path: Path)
 
 
 def test_options_that_divided_models_lack(tmp_path: Path):
-    done = launch(2, tmp_path, "fsdp", RECORD_EXACTLY="1")
+    done = launch(2, tmp_path, "fsdp", WITH_WHAT_IS_REFUSED="1")
     assert done.returncode != 0
-    assert "not recorded with exact=True; leave that out" in done.stderr
+    expected = "not recorded with exact=True and offload=True; leave that out"
+    assert expected in done.stderr

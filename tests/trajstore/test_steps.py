@@ -24,8 +24,9 @@ def threads(
     torch.set_num_threads(before)
 
 
-def test_twins_agree(threads: int):
-    ours, theirs = follow(StepsOnCPU), follow(StepsOnDevice)
+@pytest.mark.parametrize("basis", [1, 2, 3, 4])
+def test_twins_agree(basis: int, threads: int):
+    ours, theirs = (follow(steps, basis=basis) for steps in (StepsOnCPU, StepsOnDevice))
     assert torch.get_num_threads() == threads
     assert_same(ours, theirs)
 

@@ -21,6 +21,7 @@ pytest.importorskip(
 from tests.trajstore.random_walk import Seen, assert_same, follow, spec_of
 from trajstore import steps_triton, triton_tables, uploads
 from trajstore.layout import Layout
+from trajstore.past_references import PastReferences
 from trajstore.signs import Role, random_signs
 from trajstore.steps_torch import StepsOnDevice
 from trajstore.steps_triton import StepsOnTriton
@@ -57,7 +58,7 @@ def both(**options: Any) -> tuple[Seen, Seen]:
     return follow(StepsOnTriton, **options), follow(StepsOnDevice, **options)
 
 
-@pytest.mark.parametrize("basis", [1, 3])
+@pytest.mark.parametrize("basis", [1, 2, 3, 4])
 def test_twins_agree(basis: int):
     assert_same(*both(**SMALL, basis=basis))
 
@@ -176,8 +177,9 @@ def test_a_parameter_of_another_shape_is_refused():
     parameters = [torch.ones(5, device=DEVICE)]
     spec = spec_of({"a": (5,)}, sketch_bits=64)
     layout = Layout(spec.names, spec.shapes)
-    rows = torch.zeros(5, layout.size, device=DEVICE)
-    steps = StepsOnTriton(parameters, layout, spec, rows)
+    rows = torch.zeros(3, layout.size, device=DEVICE)
+    past = PastReferences(spec.basis)
+    steps = StepsOnTriton(parameters, layout, spec, rows, past)
     parameters[0].resize_(7)
     with pytest.raises(ValueError, match=r"a has the shape \(7,\), but had \(5,\)"):
         steps.read_displacement()
