@@ -1530,15 +1530,13 @@ def test_a_parameter_that_changes_its_shape_is_refused(tmp_path: Path):
 
 def test_a_parameter_without_memory_is_refused(tmp_path: Path):
     training = regression()
-    recorder = Recorder(
-        tmp_path / "run", training.model, training.optimizer, steps_per_epoch=4, **SMALL
-    )
-    take_step(training, 0)
-    next(training.model.parameters()).untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="has no memory at the optimizer's step"):
+    with (
+        pytest.raises(ValueError, match="has no memory at the optimizer's step"),
+        Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL),
+    ):
+        take_step(training, 0)
+        next(training.model.parameters()).untyped_storage().resize_(0)
         training.optimizer.step()
-    recorder.flush()
-    recorder._writer.close()
     assert open_run(tmp_path / "run").n_steps == 1
 
 
