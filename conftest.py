@@ -42,6 +42,7 @@ if not HAS_TORCH:
                 *("past_references", "placement"),
                 *("steps_choice", "steps_cpu", "step_hooks"),
                 "tracker",
+                "threads",
                 "trained_parameters",
             ),
         )

@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 
 from trajstore.fold import SHIFT
 from trajstore.layout import BLOCK
+from trajstore.threads import number_left_to_torch
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -51,7 +52,12 @@ def _jit(function: F, *signature: Any, **options: Any) -> F:
 
 def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
     """Compile a function for these types at once; `numba.prange` in threads if asked."""
-    return lambda function: _jit(function, void(*signature), parallel=in_threads)
+
+    def compiled(function: F) -> F:
+        with number_left_to_torch():
+            return _jit(function, void(*signature), parallel=in_threads)
+
+    return compiled
 
 
 def _inlined(function: F) -> F:

@@ -22,6 +22,7 @@ from trajstore.row_major import row_major
 from trajstore.schema import RunSpec, table_columns
 from trajstore.signs import Role
 from trajstore.sketch import Sketch
+from trajstore.threads import number_left_to_torch
 
 BLOCKS_PER_THREAD: Final = 128
 """With fewer blocks of the vector to work on, a thread is not worth its start."""
@@ -301,19 +302,13 @@ def _as_float32(tensor: Tensor) -> Tensor:
 
 
 def _start_threads() -> None:
-    """Start Numba's threads, without a change to torch's.
-
-    Where both use the same library they share its threads, and the start would set their
-    number for torch as well.
-    """
-    n_threads = torch.get_num_threads()
+    """Start Numba's threads ahead of the first step."""
     none = np.zeros(0, np.int64)
-    kernels.measure_after_in_parts(
-        np.zeros(3, np.int64),
-        *(none, none, none, none),
-        np.zeros((3, 0), np.float32),
-        np.zeros((2, 0, 2)),
-        np.zeros((2, 0), np.int64),
-    )
-    if torch.get_num_threads() != n_threads:
-        torch.set_num_threads(n_threads)
+    with number_left_to_torch():
+        kernels.measure_after_in_parts(
+            np.zeros(3, np.int64),
+            *(none, none, none, none),
+            np.zeros((3, 0), np.float32),
+            np.zeros((2, 0, 2)),
+            np.zeros((2, 0), np.int64),
+        )

@@ -44,7 +44,10 @@ def test_displacements_are_differences_of_references(basis: int, n_windows: int)
     expected = np.array([references[-1] - e for e in earlier])
 
     vectors = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(1))
-    found = [past.displacements(*part, like=vectors) for part in chunks_of(vectors)]
+    found = [
+        past.displacements(elements, blocks, like=vectors)
+        for elements, blocks in chunks(SIZE, vectors.device)
+    ]
     np.testing.assert_allclose(torch.cat(found, 1), expected, atol=1e-6)
 
     # float32 sums of 1024 products of size 1.
@@ -54,10 +57,6 @@ def test_displacements_are_differences_of_references(basis: int, n_windows: int)
         expected.reshape(len(expected), -1, BLOCK),
     )
     np.testing.assert_allclose(past.products(vectors), products, atol=1e-3)
-
-
-def chunks_of(vectors: Any) -> Any:
-    return chunks(vectors.shape[1], vectors.device)
 
 
 @pytest.mark.parametrize(("basis", "n_codes"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8)])

@@ -1530,12 +1530,11 @@ def test_a_parameter_that_changes_its_shape_is_refused(tmp_path: Path):
 
 def test_a_parameter_without_memory_is_refused(tmp_path: Path):
     training = regression()
-    with (
-        pytest.raises(ValueError, match="has no memory at the optimizer's step"),
-        Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL),
-    ):
-        take_step(training, 0)
-        next(training.model.parameters()).untyped_storage().resize_(0)
+    recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
+    take_step(training, 0)
+    next(training.model.parameters()).untyped_storage().resize_(0)
+    refused = pytest.raises(ValueError, match="has no memory at the optimizer's step")
+    with refused, recorder:
         training.optimizer.step()
     assert open_run(tmp_path / "run").n_steps == 1
 
