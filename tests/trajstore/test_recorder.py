@@ -1618,11 +1618,11 @@ def vectors_used(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float
 
 
 @pytest.mark.slow
-def test_memory_stays_below_eight_vectors(vectors_used: tuple[float, float]):
-    # 2 + basis are kept; codes of references on their way to the disk come and go.
+def test_memory_stays_below_six_vectors(vectors_used: tuple[float, float]):
+    # Three are kept; codes of references on their way to the disk come and go.
     looped, ended = vectors_used
-    assert 5 < looped < 8
-    assert ended < 8
+    assert 3 < looped < 6
+    assert ended < 6
 
 
 def test_training_keeps_torchs_threads_to_itself(tmp_path: Path):
