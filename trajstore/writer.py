@@ -153,6 +153,7 @@ class Writer:
             Path(self.location).mkdir(parents=True)
         self._lock = WriterLock(self.location, self._store)
         self._loop.run(self._lock.acquire())
+        self._remove_partial_files()
         root = self._loop.run(self._store.get("zarr.json", PROTOTYPE))
         if root is not None:
             self._continue(root.to_bytes(), created)
@@ -165,6 +166,12 @@ class Writer:
         if is_remote(self.location):
             return self._loop.run(self._store.is_empty(""))
         return not Path(self.location).exists()
+
+    def _remove_partial_files(self) -> None:
+        """Remove what a killed process was writing."""
+        if not is_remote(self.location):
+            for partial in Path(self.location).rglob("*.partial"):
+                partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
         """Refuse a directory that holds more than the beginning of a recording."""
@@ -196,10 +203,6 @@ class Writer:
                 f"state is of one begun at {created}."
             )
             raise SchemaError([problem])
-        if not is_remote(self.location):
-            # A killed process leaves files that it was writing.
-            for partial in Path(self.location).rglob("*.partial"):
-                partial.unlink(missing_ok=True)
         self._snapshots |= attributes["snapshots"]
         self._resumes += attributes["resumes"]
         self._attrs |= attributes["attrs"]

@@ -284,6 +284,14 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path):
     assert not leftover.exists()
 
 
+def test_leftovers_of_a_recording_that_had_hardly_begun_are_swept(tmp_path: Path):
+    leftover = tmp_path / "run.zarr" / "references" / "start" / "zarr.1234.partial"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half a document")
+    attempt(tmp_path / "run.zarr", Training(), resume=True, step=0)
+    assert not leftover.exists()
+
+
 def attempt(path: Path, training: Training, **options: Any) -> None:
     options = SMALL | {"steps_per_epoch": SPE} | options
     Recorder(path, training.model, training.optimizer, **options).close()
