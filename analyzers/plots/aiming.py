@@ -2,14 +2,12 @@
 
 from typing import Final
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers.plots.panels import Curve, Panel, draw_panels
+from analyzers.plots.panels import Curve, Panel, draw_panels, ordered_colors
 
 PANELS: Final = {
     "cosine": ("cosine of gradient and $x - x^*$", "cosine"),
@@ -66,8 +64,7 @@ def polyak_lojasiewicz(bounds: xr.Dataset) -> Figure:
     least = by_epoch.groupby("epoch").min()
     figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     orders = bounds["delta"].values
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(orders)))
-    for order, color in zip(orders, colors, strict=True):
+    for order, color in zip(orders, ordered_colors(len(orders)), strict=True):
         ax.semilogy(
             least["epoch"],
             least.sel(delta=order),

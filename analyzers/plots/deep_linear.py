@@ -1,13 +1,13 @@
 """Figures of `analyzers.linear_modes`."""
 
-from typing import Any, Final
+from typing import Final
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from analyzers.plots.panels import ordered_colors
 
 TIME: Final = "time $t$ of the gradient flow"
 """Label of the axis of all of them."""
@@ -33,7 +33,7 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
-    for i, color in enumerate(_colors(modes)):
+    for i, color in enumerate(ordered_colors(modes.sizes["mode"])):
         one = modes.isel(mode=i)
         label = rf"$\lambda$ = {float(one['strength']):.3g}"
         ax.plot(modes["time"], one["modes"], color=color, linewidth=2.2, label=label)
@@ -68,7 +68,7 @@ def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
-    for i, color in enumerate(_colors(modes)):
+    for i, color in enumerate(ordered_colors(modes.sizes["mode"])):
         error = 100 * modes["error"].isel(mode=i) / modes["strength"].max()
         ax.plot(modes["time"], error, color=color, linewidth=1.4)
     ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
@@ -110,7 +110,3 @@ def linear_overview(modes: xr.Dataset) -> Figure:
     rank.plot(modes["time"], modes["effective_rank"])
     rank.set(xlabel=TIME, title="effective rank of the product", ylim=(0, None))
     return figure
-
-
-def _colors(modes: xr.Dataset) -> list[Any]:
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, modes.sizes["mode"])))

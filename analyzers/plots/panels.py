@@ -161,9 +161,12 @@ def _legend_columns(panel: Panel) -> int:
 
 def _colors(panel: Panel) -> list[Any]:
     n = len(panel.curves)
-    if panel.is_ordered:
-        return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, n)))
-    return [f"C{i % 10}" for i in range(n)]
+    return ordered_colors(n) if panel.is_ordered else [f"C{i % 10}" for i in range(n)]
+
+
+def ordered_colors(n: int) -> list[Any]:
+    """Return n colours that show an order, from dark to light."""
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, n)))
 
 
 def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:

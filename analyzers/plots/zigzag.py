@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from analyzers.plots.panels import ordered_colors
 
 COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
 SHARES: Final = {
@@ -173,8 +174,7 @@ def scale_figure(scales: xr.Dataset, *, title: str = "") -> Figure:
         A new figure.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.8), layout="constrained")
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, scales.sizes["branch"]))
-    for i, color in enumerate(shades):
+    for i, color in enumerate(ordered_colors(scales.sizes["branch"])):
         branch = scales.isel(branch=i)
         label = "parent" if i == 0 else f"lr x {float(branch['lr_scale']):g}"
         for name, ax in zip(("path", "lr_time"), axes[0], strict=True):
