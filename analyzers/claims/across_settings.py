@@ -14,7 +14,7 @@ from analyzers.claims.verdict import (
     Measured,
     Seen,
     all_of,
-    difference,
+    exceeds,
     inside,
     listed,
     ratio,
@@ -49,7 +49,7 @@ def grows_with_batch_size(gammas: Mapping[int, Measured]) -> Finding:
 
 
 def _in_order(numbers: Sequence[Measured]) -> Seen:
-    return all_of(inside(difference(b, a), low=0) for a, b in pairwise(numbers))
+    return all_of(exceeds(b, a) for a, b in pairwise(numbers))
 
 
 def scales_with_root_of_batch_size(gammas: Mapping[int, Measured]) -> Finding:
@@ -113,8 +113,7 @@ def adam_is_below(gammas: Mapping[str, Measured]) -> Finding:
         claim="gamma of Adam is smaller than that of SGD, with momentum or without.",
         figure="1",
         seen=all_of(
-            inside(difference(gammas.get(name, UNKNOWN), adam), low=0)
-            for name in ("sgd", "momentum")
+            exceeds(gammas.get(name, UNKNOWN), adam) for name in ("sgd", "momentum")
         ),
         numbers=listed(gammas.items()) + ".",
     )
@@ -164,9 +163,7 @@ def adam_varies_less(variances: Mapping[str, Measured]) -> Finding:
         claim="gamma of Adam varies less from step to step.",
         figure="1",
         seen=all_of(
-            inside(difference(other, adam), low=0)
-            for name, other in variances.items()
-            if name != "adam"
+            exceeds(other, adam) for name, other in variances.items() if name != "adam"
         ),
         numbers=f"Variance within epochs: {listed(variances.items())}.",
     )
@@ -190,9 +187,7 @@ def adam_travels_further(distances: Mapping[str, Measured]) -> Finding:
         claim="Adam ends further from its start than SGD, with momentum or without.",
         figure="12",
         seen=all_of(
-            inside(difference(adam, other), low=0)
-            for name, other in distances.items()
-            if name != "adam"
+            exceeds(adam, other) for name, other in distances.items() if name != "adam"
         ),
         numbers=f"Distance from the start: {listed(distances.items())}.",
     )
@@ -298,7 +293,7 @@ def mlp_is_more_regular(variances: Mapping[str, Measured]) -> Finding:
         claim="gamma of an MLP is more regular than that of a ResNet: it varies less from "
         "step to step, relative to its mean.",
         figure="14",
-        seen=inside(difference(resnet, mlp), low=0),
+        seen=exceeds(resnet, mlp),
         numbers=f"Relative variance: {listed(variances.items())}.",
     )
 

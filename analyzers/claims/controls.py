@@ -6,7 +6,7 @@ from analyzers.claims.verdict import (
     UNKNOWN,
     Finding,
     Measured,
-    difference,
+    exceeds,
     inside,
     listed,
 )
@@ -52,11 +52,8 @@ def noise_is_below_training(gammas: Mapping[str, Measured]) -> Finding:
         claim="Gradients replaced by noise of the same norm have a smaller gamma than "
         "those of training.",
         figure="controls",
-        seen=inside(
-            difference(
-                gammas.get("none", UNKNOWN), gammas.get("noise-gradients", UNKNOWN)
-            ),
-            low=0,
+        seen=exceeds(
+            gammas.get("none", UNKNOWN), gammas.get("noise-gradients", UNKNOWN)
         ),
         numbers=listed(gammas.items()) + ".",
     )

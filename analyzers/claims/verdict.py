@@ -82,6 +82,11 @@ def all_of(verdicts: Iterable[Seen]) -> Seen:
     return "seen" if found == {"seen"} else "not decided"
 
 
+def exceeds(a: Measured, b: Measured) -> Seen:
+    """Tell whether a is larger than b; their errors are independent."""
+    return inside(difference(a, b), low=0)
+
+
 def difference(a: Measured, b: Measured) -> Measured:
     """Subtract b from a; their errors are independent."""
     return Measured(a.value - b.value, math.hypot(a.stderr, b.stderr))
