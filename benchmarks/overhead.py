@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from stopwatch import Stopwatch
 from torch import nn
 from torch.nn import functional as F
 
@@ -178,22 +179,6 @@ def median_and_interval(values: Any) -> dict[str, float]:
     medians = np.median(rng.choice(values, (10_000, len(values))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
-
-
-class Stopwatch:
-    """Times what happens between two hooks of an optimizer."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._begun = 0.0
-
-    def begin(self, *_: Any) -> None:
-        """Start; a hook."""
-        self._begun = time.perf_counter()
-
-    def end(self, *_: Any) -> None:
-        """Stop; a hook."""
-        self.seconds.append(time.perf_counter() - self._begun)
 
 
 def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:

@@ -8,9 +8,7 @@ are shown. Takes some five minutes, and 6 GB of memory for the largest net.
 
 import json
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from stopwatch import Stopwatch
 from torch import nn
 
 from trajstore.defaults import BASIS
@@ -32,22 +31,6 @@ STEPS = 50
 
 TURN = 4 * 10**7
 """Parameters that the steps of a turn add up to, unless one step has more."""
-
-
-class Stopwatch:
-    """Times what happens between two hooks of an optimizer."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._begun = 0.0
-
-    def begin(self, *_: Any) -> None:
-        """Start; a hook."""
-        self._begun = time.perf_counter()
-
-    def end(self, *_: Any) -> None:
-        """Stop; a hook."""
-        self.seconds.append(time.perf_counter() - self._begun)
 
 
 def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
