@@ -1,5 +1,6 @@
-"""Runs that say how they were trained, of a net of 23 parameters."""
+"""Runs that say how they were trained, of a net of 23 parameters; ``traj-analyze``."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import xarray as xr
 
 import trajstore
+from analyzers import cli
 from trajstore.reader import Run
 
 BASE: dict[str, Any] = {
@@ -135,3 +137,38 @@ def geometry_of() -> Callable[..., xr.Dataset]:
         return xr.Dataset(variables, {"epoch": ("step", epoch)})
 
     return make
+
+
+@pytest.fixture
+def traj_analyze(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Return a function that runs the command, and returns what it prints."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
+        cli.main()
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    traj_analyze: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Return a function that runs a command that fails, and returns its one sentence."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit, match=r"^1$"):
+            traj_analyze(*arguments)
+        text = " ".join(capsys.readouterr().err.split())
+        assert text.startswith("traj-analyze: ")
+        assert "Traceback" not in text
+        return text
+
+    return run

@@ -28,22 +28,6 @@ def store(example_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(example_run, tmp_path / "digits.zarr"))
 
 
-@pytest.fixture
-def traj_analyze(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Run the command with some arguments and return what it prints."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
-        cli.main()
-        return capsys.readouterr().out
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def analysed(
     example_run: Path, tmp_path_factory: pytest.TempPathFactory
@@ -254,17 +238,9 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     ids=["name", "epoch", "directory"],
 )
 def test_unknown_reference_is_one_sentence(
-    store: Path,
-    traj_analyze: Run,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    store: Path, refused: Run, arguments: list[str], message: str
 ):
-    with pytest.raises(SystemExit, match=r"^1$"):
-        traj_analyze("geometry", store, *arguments)
-    printed = " ".join(capsys.readouterr().err.split())
-    assert printed.startswith("traj-analyze: ")
-    assert "Traceback" not in printed
+    printed = refused("geometry", store, *arguments)
     for part in message.split(".*"):
         assert part.strip() in printed
     assert not store.with_suffix(".analysis.zarr").exists()
@@ -279,12 +255,8 @@ def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
 
 
 @pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
-def test_mean_of_no_epochs_is_one_sentence(
-    store: Path, traj_analyze: Run, capsys: pytest.CaptureFixture[str], text: str
-):
-    with pytest.raises(SystemExit, match=r"^1$"):
-        traj_analyze("geometry", store, "--reference", text)
-    printed = " ".join(capsys.readouterr().err.split())
+def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str):
+    printed = refused("geometry", store, "--reference", text)
     assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
 
 
@@ -310,16 +282,10 @@ def test_figure_is_written_where_it_is_wanted(
 
 
 def test_figure_without_runs_is_one_sentence(
-    example_run: Path,
-    tmp_path: Path,
-    traj_analyze: Run,
-    capsys: pytest.CaptureFixture[str],
+    example_run: Path, tmp_path: Path, refused: Run
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")
-    with pytest.raises(SystemExit, match=r"^1$"):
-        traj_analyze("figure", "4", "--stores", tmp_path)
-    printed = " ".join(capsys.readouterr().err.split())
-    assert printed == (
+    assert refused("figure", "4", "--stores", tmp_path) == (
         "traj-analyze: Figure 4 needs a run of a network; found no complete run that says "
         "how it was trained."
     )
@@ -337,18 +303,13 @@ def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):
     assert (tmp_path / "docs/images/paper/figure-5.png").exists()
 
 
-def test_refused_request_leaves_nothing_behind(store: Path, traj_analyze: Run):
-    with pytest.raises(SystemExit, match=r"^1$"):
-        traj_analyze("geometry", store, "--reference", "warm")
+def test_refused_request_leaves_nothing_behind(store: Path, refused: Run):
+    refused("geometry", store, "--reference", "warm")
     assert list(store.parent.iterdir()) == [store]
 
 
-def test_missing_store_is_one_sentence(
-    tmp_path: Path, traj_analyze: Run, capsys: pytest.CaptureFixture[str]
-):
-    with pytest.raises(SystemExit, match=r"^1$"):
-        traj_analyze("geometry", tmp_path / "none.zarr")
-    printed = " ".join(capsys.readouterr().err.split())
+def test_missing_store_is_one_sentence(tmp_path: Path, refused: Run):
+    printed = refused("geometry", tmp_path / "none.zarr")
     assert printed.startswith("traj-analyze: There is no trajectory store at")
     assert list(tmp_path.iterdir()) == []
 

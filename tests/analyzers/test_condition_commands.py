@@ -1,7 +1,6 @@
 """Test ``traj-analyze alpha-beta``, ``aiming`` and ``pl``, from the training to the figure."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 import xarray as xr
 
 import analyzers
-from analyzers import cli
 from analyzers.losses import replayed
+from tests.analyzers.stored_results import stored
 from trajstore import open_run
 
 pytest.importorskip("torch")
@@ -51,45 +50,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         run = open_run(path)
         write_results(run, replay_group(reference_point(run, "final")), replay(run))
     return paths
-
-
-@pytest.fixture
-def traj_analyze(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
-        cli.main()
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(
-    traj_analyze: Command, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Return a function that runs a command that fails, and returns its one sentence."""
-
-    def run(*arguments: object) -> str:
-        with pytest.raises(SystemExit, match="1"):
-            traj_analyze(*arguments)
-        text = " ".join(capsys.readouterr().err.split())
-        assert text.startswith("traj-analyze: ")
-        return text
-
-    return run
-
-
-def stored(path: Path, group: str) -> xr.Dataset:
-    results = path.with_suffix(".analysis.zarr")
-    found: xr.Dataset = xr.open_zarr(
-        results, group=group, consolidated=False, chunks=None
-    ).load()
-    return found
 
 
 def rows(output: str, header: str, n: int) -> list[list[str]]:

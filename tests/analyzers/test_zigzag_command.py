@@ -14,32 +14,11 @@ import analyzers
 import trajstore
 from analyzers import cli
 from tests.analyzers.quadratic import descend
+from tests.analyzers.stored_results import stored
 
 pytest.importorskip("torch")
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def traj_analyze(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Run the command with some arguments and return what it prints."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
-        cli.main()
-        return capsys.readouterr().out
-
-    return run
-
-
-def stored(store: Path, group: str) -> xr.Dataset:
-    results = store.with_suffix(".analysis.zarr")
-    result: xr.Dataset = xr.open_zarr(results, group=group, consolidated=False)
-    return result.load()
 
 
 def table(output: str, *first: str) -> list[list[str]]:

@@ -1,17 +1,15 @@
 """Test ``traj-analyze linear``."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import analyzers
 import trajstore
-from analyzers import cli
+from tests.analyzers.stored_results import stored
 
 pytest.importorskip("torch")
 
@@ -26,22 +24,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = replace(settings_of("deep-linear-2"), max_steps=60, lr=0.1)
     record(training, path, exact=True)
     return path
-
-
-@pytest.fixture
-def traj_analyze(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Run the command with some arguments and return what it prints."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
-        cli.main()
-        return capsys.readouterr().out
-
-    return run
 
 
 def rows(output: str) -> list[list[str]]:
@@ -74,10 +56,7 @@ def test_modes_are_shown_stored_and_drawn(
     assert "2 layers, 60 steps, time 5.9 (loss: half-sum)" in output
     figure = store.with_suffix(".figures") / "linear-modes.png"
     assert figure.stat().st_size > 10_000
-    stored = xr.open_zarr(
-        store.with_suffix(".analysis.zarr"), group="linear-modes", consolidated=False
-    )
-    np.testing.assert_array_equal(stored.modes, modes.modes)
+    np.testing.assert_array_equal(stored(store, "linear-modes").modes, modes.modes)
 
 
 def test_options_are_passed_on(store: Path, traj_analyze: Callable[..., str]):
@@ -92,11 +71,7 @@ def test_options_are_passed_on(store: Path, traj_analyze: Callable[..., str]):
 
 
 def test_sketched_runs_are_refused_in_a_sentence(
-    example_run: Path,
-    traj_analyze: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    example_run: Path, refused: Callable[..., str]
 ):
-    with pytest.raises(SystemExit, match="1"):
-        traj_analyze("linear", example_run)
-    message = " ".join(capsys.readouterr().err.split())
+    message = refused("linear", example_run)
     assert "holds sketches, and the modes need whole iterates" in message

@@ -1,17 +1,15 @@
 """Sub-commands on sharpness, smoothness, convexity and scale invariance."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import analyzers
-from analyzers import cli
 from analyzers.commands.common import spans
+from tests.analyzers.stored_results import stored
 from trajstore.reader import open_run
 
 torch = pytest.importorskip("torch")
@@ -56,24 +54,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("stability") / "run.zarr")
 
 
-@pytest.fixture
-def traj_analyze(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Run the command with some arguments and return what it prints."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["traj-analyze", *map(str, arguments)])
-        cli.main()
-        printed = capsys.readouterr()
-        assert printed.err == ""
-        return printed.out
-
-    return run
-
-
 def table(output: str, header: str) -> list[list[str]]:
     """Return the cells of the rows below a header, up to an empty line."""
     lines = output.splitlines()
@@ -82,14 +62,6 @@ def table(output: str, header: str) -> list[list[str]]:
     rows = rows[: next((i for i, row in enumerate(rows) if not row.strip()), len(rows))]
     assert max(map(len, [lines[first], *rows])) <= 80
     return [row.split() for row in rows]
-
-
-def stored(store: Path, group: str) -> xr.Dataset:
-    results = store.with_suffix(".analysis.zarr")
-    result: xr.Dataset = xr.open_zarr(
-        results, group=group, consolidated=False, chunks=None
-    )
-    return result.load()
 
 
 def test_sharpness_is_compared_with_the_threshold(
@@ -217,16 +189,12 @@ def test_tensors_are_told_apart(store: Path, traj_analyze: Callable[..., str]):
 )
 def test_errors_are_one_sentence_on_what_to_do(
     example_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     arguments: list[str],
     message: str,
 ):
-    command = [arguments[0], str(example_run), *arguments[1:]]
-    monkeypatch.setattr(sys, "argv", ["traj-analyze", *command])
-    with pytest.raises(SystemExit, match="1"):
-        cli.main()
-    assert message in " ".join(capsys.readouterr().err.split())
+    command, *options = arguments
+    assert message in refused(command, example_run, *options)
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (20, 20), (21, 11)])
