@@ -65,12 +65,13 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     output = traj_analyze("alpha-beta", *stores)
     runs = [open_run(path) for path in stores]
     compared = [analyzers.alpha_beta(run).compute() for run in runs]
-    for path, one in zip(stores, compared, strict=True):
-        found = stored(path, "alpha-beta-final")
+    found = [stored(path, "alpha-beta-final") for path in stores]
+    for results, one in zip(found, compared, strict=True):
         for name in ("product", "product_stderr", "loss", "reference_loss"):
-            np.testing.assert_array_equal(found[name], one[name])
-        assert found.attrs["reference_losses"] == "per-sample losses, averaged"
-    pairs = analyzers.feasible_set(compared)
+            # float32 products of matrices may be added up in another order.
+            np.testing.assert_allclose(results[name], one[name], rtol=1e-5, atol=1e-6)
+        assert results.attrs["reference_losses"] == "per-sample losses, averaged"
+    pairs = analyzers.feasible_set(found)
     xr.testing.assert_equal(stored(stores[0], "feasible-final"), pairs)
     assert "holds at all 200 steps of 2 runs" in output
     smallest = pairs.isel(vertex=np.flatnonzero(pairs["is_smallest"]))
@@ -80,7 +81,7 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
         printed, np.stack([smallest["alpha"], smallest["beta"]], 1), rtol=1e-3
     )
     for n, row in zip((-1, 0, 1), rows(output, "products", 3), strict=True):
-        shifted = analyzers.feasible_set(compared, n_stderr=n)
+        shifted = analyzers.feasible_set(found, n_stderr=n)
         best = [float(shifted[name]) for name in ("best_alpha", "best_beta")]
         np.testing.assert_allclose([float(c) for c in row[-2:]], best, rtol=1e-3)
     figure = stores[0].with_suffix(".figures") / "alpha-beta-final.png"
