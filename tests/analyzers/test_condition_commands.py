@@ -111,7 +111,7 @@ def test_aiming_of_all_data_and_of_minibatches(
     run = open_run(stores[0])
     output = traj_analyze("aiming", stores[0], "--measurement", "full_batch")
     full = analyzers.aiming(run, measurement="full_batch").compute()
-    xr.testing.assert_equal(
+    xr.testing.assert_allclose(
         stored(stores[0], "aiming-final-of-full_batch"),
         full.drop_indexes(["epoch", "iteration"]),
     )
