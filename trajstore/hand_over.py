@@ -148,6 +148,11 @@ class HandOver:
         """
         if self._journal is not None:
             self._journal.append(_record(step, entry, row))
+        place = self._buffer.row()
+        if row is not place:
+            # The buffers have changed places since the row was begun.
+            for name, tensor in place.items():
+                tensor.copy_(row[name])
         self._buffer.entries.append(entry)
         self._copies.mark()
 

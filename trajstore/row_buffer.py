@@ -107,7 +107,6 @@ class RowBuffer:
             Of each row.
         """
         entries = self.entries.copy()
-        entries = self.entries.copy()
         filled = {name: rows[: len(entries)] for name, rows in self.measured.items()}
         return to_arrays(filled, entries, spec, fetch)
 

@@ -443,3 +443,19 @@ def test_a_moving_average_is_a_reference(tmp_path: Path):
     )
     expected = np.linalg.norm(np.array(iterates) - iterate(ema.module), axis=1)
     np.testing.assert_allclose(geometry.distance, expected, rtol=1e-5)
+
+
+def test_a_flush_between_a_gradient_and_its_step(tmp_path: Path):
+    model, seen = net(), Seen()
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    with Recorder(tmp_path / "run", model, optimizer, exact=True) as recorder:
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            seen.before(model)
+            recorder.take_gradient()
+            for _ in range(step):
+                recorder.measure("another")
+                recorder.flush()
+            optimizer.step()
+    seen.agrees(open_run(tmp_path / "run"), model)
