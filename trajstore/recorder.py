@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, SupportsIndex
 from warnings import warn
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from trajstore.background import Background
 from trajstore.capture import refuse_capture
 from trajstore.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
+from trajstore.gradients_seen import GradientsSeen
 from trajstore.hand_over import HandOver, NewMeasurement, NewWindow, Spectator
 from trajstore.host_copies import HostCopies
 from trajstore.journal import Journal, replay
@@ -54,7 +56,12 @@ from trajstore.schema import (
 from trajstore.step_hooks import StepHooks
 from trajstore.termination import exit_on_sigterm
 from trajstore.tracker import Tracker
-from trajstore.trained_parameters import group_names, is_copy, trained_parameters
+from trajstore.trained_parameters import (
+    as_optimizers,
+    group_names,
+    is_copy,
+    trained_parameters,
+)
 from trajstore.windows import Windows
 from trajstore.writer import Writer
 
@@ -151,6 +158,8 @@ class Recorder:
 
     Raises
     ------
+    TypeError
+        If the model or the optimizer is something else, or an optimizer has no hooks.
     ValueError
         If a value is out of range, if the model has no parameters, if the optimizer
         holds parameters that are not the model's, or if the recording to resume is of
@@ -228,7 +237,7 @@ class Recorder:
         samples: int = 0,
         offload: bool = False,
     ) -> None:
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
+        optimizers = as_optimizers(optimizer)
         parameters = trained_parameters(model, optimizers)
         if group is None and any(is_divided(p) for p in parameters.values()):
             group = dist.group.WORLD
@@ -268,6 +277,9 @@ class Recorder:
                 "set flush_rows=1."
             )
         self._groups = group_names(parameters, optimizers)
+        self._n_held = sum(map(len, self._groups))
+        self._trained = [p for p in parameters.values() if not p.is_inference()]
+        self._versions = [p._version for p in self._trained]
         self._state = None
         if isinstance(resume, Mapping) and placement.is_first:
             self._state = check_state(resume)
@@ -293,6 +305,9 @@ class Recorder:
         self._snapshots: set[str]
         self._n_measured: dict[str, int]
         self._row: dict[str, Tensor] | None = None
+        self._noted: Entry | None = None
+        self._seen: GradientsSeen | None = None
+        self._last_scalars: Collection[str] = ()
         self._is_taken = False
         self._has_stepped = False
         self._on_error = on_error
@@ -323,7 +338,13 @@ class Recorder:
         self._is_open = self._is_recording = True
         self._undo_sigterm = exit_on_sigterm()
         atexit.register(self._close_at_exit)
-        self._hooks = StepHooks(optimizers, self._before_step, self._after_step)
+        self._hooks = StepHooks(
+            optimizers,
+            self._before_step,
+            self._before_later_step,
+            self._note_step,
+            self._after_step,
+        )
 
     def _open_together(self, opening: Callable[[], Resumption]) -> str | None:
         """Open the store where it is written, and go on only if that was done."""
@@ -356,7 +377,7 @@ class Recorder:
         if self._n_windows > 0:
             self._reference_sq = self._tracker.reference_sq()
         self._pending = dict(position.pending)
-        self._samples = no_samples(self._spec.samples)
+        self._samples: npt.NDArray[np.int64] | None = None
         if position.samples:
             self._samples = row_of_samples(position.samples, self._spec.samples)
         self._started = time.monotonic() - position.wall_time
@@ -433,7 +454,9 @@ class Recorder:
             Journal(directory).remove()
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Add scalars to the row of the next optimizer step, or to the last at the end.
+        """Add scalars to the row of the next optimizer step.
+
+        Names that come after the last step are added to its row, where it has none of them.
 
         Parameters
         ----------
@@ -530,6 +553,7 @@ class Recorder:
         noted = _to_scalars(scalars)
         if not self._is_recording:
             return
+        self._hooks.settle()
         try:
             refuse_capture(self._device)
             self._background.check()
@@ -551,7 +575,9 @@ class Recorder:
         Call it where something is going to change the gradient that is no part of what you
         want to see: ahead of clipping, for example. The norm of what the step finds is
         recorded as ``step_grad_norm``, beside ``grad_norm``. Under a
-        `torch.amp.GradScaler` call ``scaler.unscale_(optimizer)`` before.
+        `torch.amp.GradScaler` call ``scaler.unscale_(optimizer)`` before. Of several
+        gradients that are taken before a step the last is recorded; its product with that
+        of the step before, ``grad_dot_previous``, is NaN then.
 
         Raises
         ------
@@ -573,6 +599,7 @@ class Recorder:
         self._check_open()
         if not self._is_recording:
             return
+        self._hooks.settle()
         try:
             refuse_capture(self._device)
             self._measure_before(None)
@@ -596,6 +623,7 @@ class Recorder:
                 f"`steps_per_epoch` = {self._spec.steps_per_epoch} begins the epochs of "
                 "this recording; leave it out to begin them by start_epoch()."
             )
+        self._hooks.settle()
         if self._step > self._epoch_start:
             self._epoch += 1
             self._epoch_start = self._next_window = self._step
@@ -621,6 +649,7 @@ class Recorder:
                 f"A snapshot cannot be called {name!r}: names are not empty, not 'final' "
                 f"and not used twice. Used so far: {sorted(self._snapshots)}."
             )
+        self._hooks.settle()
         self._snapshots.add(name)
         read = self._parameters_reader()
         self._copies.mark()
@@ -683,8 +712,11 @@ class Recorder:
         >>> with Recorder(path, model, optimizer, resume=state) as recorder:
         ...     optimizer.step()
         """
+        self._check_open()
+        self._hooks.settle()
         self.flush()
-        if not self._is_recording:
+        if not self._is_recording or self._row is not None:
+            # What was measured last has not been stepped with.
             self._tracker.forget_previous_gradient()
         position = Position(
             step=self._step,
@@ -705,7 +737,8 @@ class Recorder:
         Warns
         -----
         UserWarning
-            If the parameters have changed since the last optimizer step.
+            If the parameters have changed since the last optimizer step, or without any;
+            or if the optimizer has been given parameters that are not recorded.
 
         Raises
         ------
@@ -723,10 +756,35 @@ class Recorder:
                 "final iterate is what they are now.",
                 stacklevel=2,
             )
+        if self._is_recording and not self._has_stepped and self._has_changed():
+            warn(
+                "The parameters have changed, but no optimizer step was seen, so that "
+                "nothing of it is recorded. Give the recorder the optimizer whose step() is "
+                "called: of one that wraps another, as SAM does, the inner one.",
+                stacklevel=2,
+            )
+        self._warn_of_added_parameters()
         try:
             self._close("complete")
         except RuntimeError as error:
             self._fail(error)
+
+    def _has_changed(self) -> bool:
+        """Whether a parameter was written to since the recorder was made."""
+        return self._versions != [p._version for p in self._trained]
+
+    def _warn_of_added_parameters(self) -> None:
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        n_held = sum(len(group["params"]) for group in groups)
+        if n_held > self._n_held:
+            warn(
+                f"{n_held - self._n_held} tensors were given to the optimizer after the "
+                "recorder was made, and are not recorded. Give it all of them before, "
+                "frozen ones with requires_grad=False, or make a new recorder with a store "
+                "of its own.",
+                stacklevel=3,
+            )
+            self._n_held = n_held
 
     def __enter__(self) -> Self:
         return self
@@ -764,9 +822,27 @@ class Recorder:
                 norm = self._tracker.gradient_norm(scale)
                 self._pending["step_grad_norm"] = norm
             else:
+                # Once a window is enough, and again where a closure is evaluated again.
+                is_due = self._step == self._next_window or self._seen is not None
                 self._measure_before(scale)
+                if is_due and len(self._optimizers) > 1:
+                    self._seen = GradientsSeen(self._optimizers, scale)
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
+
+    def _before_later_step(self, optimizer: Optimizer) -> None:
+        """Warn, once a window, of gradients that are not those of the row."""
+        seen = self._seen
+        if seen is not None and not seen.are_those_of(optimizer):
+            self._seen = None
+            warn(
+                f"The gradients of {type(optimizer).__name__} are not those that were "
+                f"recorded when the first of {len(self._optimizers)} optimizers was about to "
+                "step. With a GradScaler call scaler.unscale_(optimizer) for all of them "
+                "before the first steps, and clip before it; give optimizers that step after "
+                "backward passes of their own a recorder each.",
+                stacklevel=3,
+            )
 
     def _measure_before(self, scale: Tensor | None) -> None:
         self._background.check()
@@ -785,6 +861,25 @@ class Recorder:
             self._epoch = self._step // self._spec.steps_per_epoch
             self._epoch_start = self._epoch * self._spec.steps_per_epoch
 
+    def _note_step(self) -> None:
+        """Keep for the row of the step what is there when an optimizer has stepped."""
+        # What is logged from here on may belong to the next row.
+        if not self._is_recording or os.getpid() != self._pid:
+            return
+        try:
+            rates = self._learning_rates()
+        except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
+            self._fail(error)
+            return
+        before = self._noted
+        scalars = before.scalars if before else {}
+        samples = before.samples if before else no_samples(self._spec.samples)
+        if self._samples is not None:
+            samples = self._samples
+        entry = self._entry(scalars | self._pending | rates)
+        self._noted = entry._replace(samples=samples)
+        self._pending, self._samples = {}, None
+
     def _after_step(self) -> None:
         if os.getpid() != self._pid:
             return
@@ -798,7 +893,8 @@ class Recorder:
             self._step = step + 1
 
     def _measure_after(self, row: dict[str, Tensor] | None) -> None:
-        if row is None:
+        entry, self._noted, self._seen = self._noted, None, None
+        if row is None or entry is None:
             raise RuntimeError(
                 f"Step {self._step} was taken without a gradient being seen: the optimizer "
                 "did not evaluate the closure that it was given. Call it yourself, "
@@ -809,11 +905,9 @@ class Recorder:
             of_update = self._new_row()
             self._tracker.measure_update(self._sign_number(UPDATE), row, of_update)
             self._append_measurement(UPDATE, of_update, {})
-        entry = self._entry(self._pending | self._learning_rates())
-        entry = entry._replace(samples=self._samples)
         self._hand_over.append(self._step, entry, row)
-        self._pending, self._row, self._is_taken = {}, None, False
-        self._samples = no_samples(self._spec.samples)
+        self._row, self._is_taken = None, False
+        self._last_scalars = entry.scalars.keys()
         self._step += 1
         self._has_stepped = True
         self._hand_over.submit_if_due()
@@ -855,6 +949,7 @@ class Recorder:
 
     def _start_window(self) -> None:
         tracker, start = self._tracker, self._step
+        self._warn_of_added_parameters()
         self._hand_over.wait_for_keyframe()
         if self._n_windows == 0:
             # Where a recording begins late, the steps before belong to this window, too.
@@ -876,6 +971,7 @@ class Recorder:
         self._hooks.remove()
         # What was logged for a step that never came is no part of the last one.
         pending = self._pending if status == "complete" and self._step > 0 else {}
+        pending = {n: v for n, v in pending.items() if n not in self._last_scalars}
         # Other ranks may be elsewhere after a failure.
         is_known = status == "complete" or self._placement.group is None
         read = self._parameters_reader() if is_known else None

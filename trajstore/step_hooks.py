@@ -6,6 +6,7 @@ from traceback import walk_stack
 from typing import Any, Final
 
 from torch import Tensor
+from torch.compiler import disable
 from torch.optim import Optimizer
 
 from trajstore.capture import is_capturing
@@ -31,6 +32,10 @@ class StepHooks:
         Is called where the gradients of a step are known, with the factor that they
         still contain, a tensor or None: before the step, or after each evaluation of the
         closure that it was given. May be called again before `end`.
+    later : callable
+        Is called with each optimizer but the first, before it steps.
+    note : callable
+        Is called after the step of each of them.
     end : callable
         Is called after the step.
     """
@@ -39,16 +44,20 @@ class StepHooks:
         self,
         optimizers: Sequence[Optimizer],
         begin: Callable[[Tensor | None], None],
+        later: Callable[[Optimizer], None],
+        note: Callable[[], None],
         end: Callable[[], None],
     ) -> None:
-        self._begin, self._end = begin, end
+        self._begin, self._later, self._note, self._end = begin, later, note, end
         self._n_optimizers = len(optimizers)
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
         self._handles = []
         for i, optimizer in enumerate(optimizers):
-            before, after = partial(self._before, i), partial(self._after, i)
+            # A compiled step would otherwise have the hooks compiled, again and again.
+            before = disable(partial(self._before, i))
+            after = disable(partial(self._after, i))
             self._handles.append(optimizer.register_step_pre_hook(before))
             self._handles.append(optimizer.register_step_post_hook(after))
 
@@ -59,6 +68,11 @@ class StepHooks:
         self._stepped.clear()
         if has_stepped:
             self._end()
+
+    def settle(self) -> None:
+        """End a step that not all have taken, unless one of them is at it."""
+        if self._started == self._stepped:
+            self.finish()
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -82,6 +96,7 @@ class StepHooks:
         is_first = not self._started
         self._started.add(i)
         if not is_first:
+            self._later(optimizer)
             return None
         scale = getattr(optimizer, "grad_scale", None)
         # The first of the positional arguments is the optimizer itself.
@@ -106,6 +121,7 @@ class StepHooks:
             self._n_inner[i] -= 1
             return
         self._stepped.add(i)
+        self._note()
         if len(self._stepped) == self._n_optimizers:
             self.finish()
 

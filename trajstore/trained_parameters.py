@@ -1,12 +1,13 @@
 """Which parameters of a model are recorded."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -14,6 +15,45 @@ from trajstore.placement import is_divided
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
 """What wrappers of modules add to names: `torch.compile`, and activation checkpoints."""
+
+
+def as_optimizers(optimizer: object) -> list[Optimizer]:
+    """Return optimizers that can be followed, as a list.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
+        As a user gave it.
+
+    Returns
+    -------
+    list of torch.optim.Optimizer
+        At least one.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, or an optimizer has no hooks.
+    """
+    optimizers: list[Any] = [optimizer]
+    if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
+        optimizers = [*optimizer]
+    others = [o for o in optimizers if not isinstance(o, Optimizer)]
+    if others or not optimizers:
+        found = type(others[0]).__name__ if others else "no optimizer"
+        raise TypeError(
+            "`optimizer` must be a torch.optim.Optimizer or a sequence of them, got "
+            f"{found}. Give the optimizer whose step() trains the model."
+        )
+    for each in optimizers:
+        if not hasattr(each, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"{type(each).__name__} has no hooks, by which steps are recorded: it calls "
+                "another optimizer. Give the recorder that one, perhaps "
+                "`optimizer.optimizer`; trajstore.integrations.accelerate does so for "
+                "Accelerate."
+            )
+    return optimizers
 
 
 def trained_parameters(
@@ -36,8 +76,10 @@ def trained_parameters(
 
     Raises
     ------
+    TypeError
+        If `model` is something else.
     ValueError
-        If there are none, or an optimizer holds others.
+        If there are none, if an optimizer holds others, or if they have no elements yet.
     NotImplementedError
         If they are of a kind that is not recorded, or an optimizer cannot be followed.
     """
@@ -77,6 +119,12 @@ def trained_parameters(
             f"The parameters lie on {len(devices)} devices, {sorted(map(str, devices))}; "
             "the recorder needs them on one."
         )
+    if unmade := [name for name, p in parameters.items() if is_lazy(p) or p.is_meta]:
+        raise ValueError(
+            f"{len(unmade)} parameters, {unmade[0]!r} among them, have no elements yet: they "
+            "are lazy, or on the device 'meta'. Make the recorder when the model has its "
+            "final form, and is where it is trained."
+        )
     if complex_names := [name for name, p in parameters.items() if p.is_complex()]:
         raise NotImplementedError(
             f"Complex parameters are not recorded: {complex_names}. Store their real and "
@@ -88,6 +136,11 @@ def trained_parameters(
 def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(model, Mapping):
         return dict(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "`model` must be a torch.nn.Module, or a mapping from name to parameter such as "
+            f"dict(model.named_parameters()), got {type(model).__name__}."
+        )
     parameters = _unwrapped(model).named_parameters()
     return {WRAPPER.sub("", name): p for name, p in parameters}
 

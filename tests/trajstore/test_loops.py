@@ -445,6 +445,71 @@ def test_a_moving_average_is_a_reference(tmp_path: Path):
     np.testing.assert_allclose(geometry.distance, expected, rtol=1e-5)
 
 
+def test_several_optimizers_of_which_one_is_left_out_keep_what_was_logged(
+    tmp_path: Path,
+):
+    model, seen, n = net(), Seen(), 6
+    optimizers = [
+        optim.SGD(model[0].parameters(), lr=0.05),  # type: ignore[index]
+        optim.SGD(model[2].parameters(), lr=0.05),  # type: ignore[index]
+    ]
+    path = tmp_path / "run"
+    with Recorder(path, model, optimizers, exact=True, samples=2) as recorder:
+        for step in range(n):
+            optimizers[0].param_groups[0]["lr"] = 0.01 * (step + 1)
+            model.zero_grad()
+            loss_of(model, step).backward()
+            recorder.log(first=step)
+            recorder.log_samples([step, step + 1])
+            recorder.take_gradient()
+            seen.before(model)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizers[0].step()
+            if step % 3 == 0:
+                recorder.log(second=step)
+                optimizers[1].step()
+    run, nan = open_run(path), np.nan
+    seen.agrees(run, model)
+    moved = np.diff([*seen.iterates, iterate(model)], axis=0)
+    np.testing.assert_allclose(
+        run.steps.update_norm, np.linalg.norm(moved, axis=1), rtol=1e-4
+    )
+    np.testing.assert_array_equal(run.steps.first, range(n))
+    np.testing.assert_array_equal(run.steps.second, [0, nan, nan, 3, nan, nan])
+    np.testing.assert_allclose(run.steps.lr, 0.01 * np.arange(1, n + 1))
+    np.testing.assert_array_equal(run.samples[:, 0], range(n))
+
+
+def test_a_step_that_one_was_left_out_of_belongs_to_its_epoch(tmp_path: Path):
+    model, seen, states = net(), Seen(), []
+    optimizers = [
+        optim.SGD(model[0].parameters(), lr=0.05),  # type: ignore[index]
+        optim.SGD(model[2].parameters(), lr=0.05),  # type: ignore[index]
+    ]
+    with Recorder(tmp_path / "run", model, optimizers, exact=True) as recorder:
+        for epoch in range(4):
+            recorder.start_epoch()
+            for step in range(2):
+                model.zero_grad()
+                loss_of(model, step).backward()
+                seen.before(model)
+                for optimizer in optimizers[: 1 if step == 1 else 2]:
+                    optimizer.step()
+            if epoch == 1:
+                recorder.snapshot("after four")
+            if epoch == 2:
+                recorder.measure("after six")
+            if epoch == 3:
+                states.append(recorder.state_dict()["position"]["step"])
+    run = open_run(tmp_path / "run")
+    seen.agrees(run, model)
+    assert run.steps.epoch.values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert run.steps.iteration.values.tolist() == [0, 1] * 4
+    assert run.attributes["snapshots"]["after four"]["step"] == 4
+    assert run.measured("after six").step_numbers.tolist() == [6]
+    assert states == [8]
+
+
 def test_a_flush_between_a_gradient_and_its_step(tmp_path: Path):
     model, seen = net(), Seen()
     optimizer = optim.SGD(model.parameters(), lr=0.05)
@@ -459,3 +524,76 @@ def test_a_flush_between_a_gradient_and_its_step(tmp_path: Path):
                 recorder.flush()
             optimizer.step()
     seen.agrees(open_run(tmp_path / "run"), model)
+
+
+def test_the_loss_of_a_step_that_is_skipped_is_not_that_of_the_last(tmp_path: Path):
+    model, losses = net(), [1.0, 2.0, float("nan")]
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    with Recorder(tmp_path / "run", model, optimizer) as recorder:
+        for loss in losses:
+            loss_of(model, 0).backward()
+            recorder.log(loss=loss)
+            if np.isfinite(loss):
+                optimizer.step()
+        recorder.log(accuracy=0.5)
+    steps = open_run(tmp_path / "run").steps
+    np.testing.assert_array_equal(steps.loss, [1, 2])
+    np.testing.assert_array_equal(steps.accuracy, [np.nan, 0.5])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_a_compiled_step_leaves_the_recorder_as_it_is(tmp_path: Path):
+    """Compiling its hooks would warn of what cannot be compiled."""
+    model, seen = net(), Seen()
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    step_compiled: Any = torch.compile(optimizer.step, backend="eager")
+    with Recorder(tmp_path / "run", model, optimizer, exact=True):
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            seen.before(model)
+            step_compiled()
+    seen.agrees(open_run(tmp_path / "run"), model)
+
+
+def test_an_optimizer_whose_step_is_not_called(tmp_path: Path):
+    """As those around which another is put that steps in two parts."""
+
+    class Outer(optim.Optimizer):
+        def __init__(self, inner: optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.inner = inner
+
+        def second_step(self) -> None:
+            self.inner.step()
+
+    model, seen = net(), Seen()
+    outer = Outer(optim.SGD(model.parameters(), lr=0.05))
+    loss_of(model, 0).backward()
+    recorder = Recorder(tmp_path / "outer", model, outer)
+    with Recorder(tmp_path / "inner", model, outer.inner, exact=True):
+        seen.before(model)
+        outer.second_step()
+    with pytest.warns(UserWarning, match="no optimizer step was seen") as w:
+        recorder.close()
+    assert w[0].filename == __file__
+    assert open_run(tmp_path / "outer").n_steps == 0
+    seen.agrees(open_run(tmp_path / "inner"), model)
+
+
+@pytest.mark.parametrize("at_a_window", [False, True], ids=["at-the-end", "earlier"])
+def test_parameters_that_the_optimizer_is_given_later(
+    at_a_window: bool, tmp_path: Path
+):
+    model = net()
+    optimizer = optim.SGD(model[2].parameters(), lr=0.05)  # type: ignore[index]
+    recorder = Recorder(tmp_path / "run", model, optimizer, reference_every=1)
+    loss_of(model, 0).backward()
+    optimizer.step()
+    optimizer.add_param_group({"params": model[0].parameters()})  # type: ignore[index]
+    end = optimizer.step if at_a_window else recorder.close
+    with pytest.warns(UserWarning, match="2 tensors were given to the optimizer after"):
+        end()
+    recorder.close()
+    assert open_run(tmp_path / "run").layout.names == ("2.weight", "2.bias")

@@ -21,7 +21,7 @@ from trajstore.rows import decode_probes
 
 torch = pytest.importorskip("torch")
 
-from torch import nn
+from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trajstore import tracker
@@ -812,13 +812,14 @@ def test_scalars_belong_to_the_next_step_and_the_last_wins(tmp_path: Path):
         recorder.log(late=np.float64(0.5), early=True)
         take_step(training, 2)
         recorder.log(late=7, after=torch.tensor([4.0]))
-        recorder.log(late=8)
+        recorder.log(after=8)
     steps = open_run(tmp_path / "run").steps
     nan = np.nan
     np.testing.assert_array_equal(steps.early, [1, nan, 1])
     np.testing.assert_array_equal(steps.twice, [2, nan, nan])
-    np.testing.assert_array_equal(steps.late, [nan, nan, 8])
-    np.testing.assert_array_equal(steps.after, [nan, nan, 4])
+    # What belongs to a step is not overwritten by what came for another.
+    np.testing.assert_array_equal(steps.late, [nan, nan, 0.5])
+    np.testing.assert_array_equal(steps.after, [nan, nan, 8])
 
 
 def test_scalars_after_the_last_step_keep_the_others_of_its_row(tmp_path: Path):
@@ -1494,6 +1495,48 @@ def test_a_model_without_parameters(tmp_path: Path):
 def test_an_optimizer_of_another_model(tmp_path: Path):
     with pytest.raises(ValueError, match=r"4 of the 4 tensors .* are not parameters"):
         Recorder(tmp_path / "run", nn.Linear(2, 2), regression().optimizer)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "found"),
+    [
+        (None, "NoneType"),
+        ([], "no optimizer"),
+        (nn.Linear(2, 2), "Linear"),
+        ([regression().optimizer, "sgd"], "str"),
+        (iter([nn.Parameter(torch.ones(2))]), "Parameter"),
+    ],
+    ids=["nothing", "none", "model", "text", "parameters"],
+)
+def test_what_is_no_optimizer(optimizer: Any, found: str, tmp_path: Path):
+    with pytest.raises(TypeError, match=f"must be a torch.optim.Optimizer .* {found}"):
+        Recorder(tmp_path / "run", regression().model, optimizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_without_hooks(tmp_path: Path):
+    class Outer(optim.Optimizer):
+        def __init__(self, inner: optim.Optimizer) -> None:
+            self.optimizer, self.param_groups = inner, inner.param_groups
+
+    training = regression()
+    with pytest.raises(TypeError, match=r"Outer has no hooks.*`optimizer.optimizer`"):
+        Recorder(tmp_path / "run", training.model, Outer(training.optimizer))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_model(tmp_path: Path):
+    training = regression()
+    parameters: Any = training.model.named_parameters()
+    with pytest.raises(TypeError, match=r"`model` must be .*, got generator"):
+        Recorder(tmp_path / "run", parameters, training.optimizer)
+
+
+@pytest.mark.parametrize("kind", ["lazy", "meta"])
+def test_parameters_without_elements_yet(kind: str, tmp_path: Path):
+    model = nn.LazyLinear(2) if kind == "lazy" else nn.Linear(2, 2, device="meta")
+    with pytest.raises(ValueError, match=r"2 parameters, 'weight' .*no elements yet"):
+        Recorder(tmp_path / "run", model, torch.optim.SGD(model.parameters()))
 
 
 def test_complex_parameters(tmp_path: Path):

@@ -182,6 +182,30 @@ def test_a_resumed_recording_equals_one_that_went_on(
     assert {r["n_missing"] for r in found.attributes["resumes"]} == {0}
 
 
+def test_a_gradient_that_was_not_stepped_with_is_no_previous_one(tmp_path: Path):
+    """As where a step is left out for a loss that is not finite."""
+
+    def run(recorder: Recorder, steps: range) -> None:
+        for step in steps:
+            inputs = torch.ones(4, 40) * (step + 1)
+            optimizer.zero_grad()
+            model(inputs).sin().sum().backward()
+            recorder.take_gradient()
+            if step != 4:
+                optimizer.step()
+
+    options = SMALL | {"steps_per_epoch": SPE}
+    for path, stops in ((tmp_path / "whole", [9]), (tmp_path / "run", [5, 9])):
+        training = Training()
+        model, optimizer = training.model, training.optimizer
+        resume: Any = False
+        for first, stop in zip([0, *stops], stops, strict=False):
+            with Recorder(path, model, optimizer, resume=resume, **options) as recorder:
+                run(recorder, range(first, stop))
+                resume = recorder.state_dict()
+    assert_same_bits(open_run(tmp_path / "run"), open_run(tmp_path / "whole"))
+
+
 def test_epochs_begun_by_hand_are_resumed(tmp_path: Path):
     def begin(step: int, recorder: Recorder) -> None:
         if step in {9, 20, 31}:

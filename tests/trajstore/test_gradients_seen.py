@@ -1,0 +1,153 @@
+"""Gradients of several optimizers that change after they were recorded are warned of."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn, optim
+
+from tests.trajstore.test_loops import Seen, loss_of, net
+from trajstore.reader import open_run
+from trajstore.recorder import Recorder
+
+N_STEPS = 3
+
+
+def halves(model: Any, fused: tuple[bool, bool] = (False, False)) -> list[Any]:
+    """Return two optimizers."""
+    return [
+        optim.SGD(model[i].parameters(), lr=0.05, fused=is_fused)
+        for i, is_fused in zip((0, 2), fused, strict=True)
+    ]
+
+
+def expect_warning() -> AbstractContextManager[Any]:
+    return pytest.warns(UserWarning, match="are not those that were recorded")
+
+
+FUSED = {
+    "none-fused": (False, False),
+    "both-fused": (True, True),
+    "first-fused": (True, False),
+    "second-fused": (False, True),
+}
+
+
+@pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED.keys())
+@pytest.mark.parametrize("are_unscaled", [False, True], ids=["scaled", "unscaled"])
+def test_a_scaler_that_unscales_at_steps(
+    are_unscaled: bool, fused: tuple[bool, bool], tmp_path: Path
+):
+    """Of all with the factor of the first, or of none, recorded gradients are true."""
+    model, seen = net(), Seen()
+    optimizers = halves(model, fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    is_right = are_unscaled or fused[0]
+    with (
+        nullcontext() if is_right else expect_warning(),
+        Recorder(tmp_path / "run", model, optimizers, exact=True),
+    ):
+        for step in range(N_STEPS):
+            model.zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            if are_unscaled:
+                for optimizer in optimizers:
+                    scaler.unscale_(optimizer)
+            seen.before(model, 1.0 if are_unscaled else scaler.get_scale())
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+    if is_right:
+        seen.agrees(open_run(tmp_path / "run"), model)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_a_scaler_of_which_one_has_unscaled(which: int, tmp_path: Path):
+    """The factor of a fused optimizer is taken out of all, also where it is gone."""
+    model = net()
+    optimizers = halves(model, (which == 1, which == 0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with expect_warning(), Recorder(tmp_path / "run", model, optimizers):
+        scaler.scale(loss_of(model, 0)).backward()
+        scaler.unscale_(optimizers[which])
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+
+
+def step_in_turn(model: Any, optimizers: list[Any], step: int) -> None:
+    for i, optimizer in enumerate(optimizers):
+        optimizer.zero_grad()
+        loss_of(model, step + i).backward()
+        optimizer.step()
+
+
+def clip_in_turn(model: Any, optimizers: list[Any], step: int) -> None:
+    model.zero_grad()
+    loss_of(model, step).backward()
+    for optimizer in optimizers:
+        parameters = optimizer.param_groups[0]["params"]
+        nn.utils.clip_grad_norm_(parameters, 1e-3)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("loop", [step_in_turn, clip_in_turn])
+def test_optimizers_that_step_in_turn(
+    loop: Callable[[Any, list[Any], int], None], tmp_path: Path
+):
+    model = net()
+    optimizers = halves(model)
+    with (
+        expect_warning() as warnings,
+        Recorder(tmp_path / "run", model, optimizers, reference_every=2),
+    ):
+        for step in range(4):
+            loop(model, optimizers, step)
+    assert len(warnings) == open_run(tmp_path / "run").n_windows > 1
+
+
+def test_a_step_within_the_backward_pass(tmp_path: Path):
+    model = net()
+    optimizers = {p: optim.SGD([p], lr=0.05) for p in model.parameters()}
+
+    def step(parameter: Any) -> None:
+        optimizers[parameter].step()
+        parameter.grad = None
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    with (
+        expect_warning(),
+        Recorder(tmp_path / "run", model, list(optimizers.values())),
+    ):
+        loss_of(model, 0).backward()
+
+
+def test_the_gradient_of_the_last_evaluation_of_a_closure_counts(tmp_path: Path):
+    class Twice(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            return super().step(closure)
+
+    model, seen = net(), Seen()
+    optimizers = [
+        Twice(model[0].parameters(), lr=0.05),  # type: ignore[index]
+        optim.SGD(model[2].parameters(), lr=0.05),  # type: ignore[index]
+    ]
+
+    def closure() -> Any:
+        model.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    with Recorder(tmp_path / "run", model, optimizers, exact=True):
+        closure()
+        seen.before(model)
+        optimizers[0].step(closure)
+        optimizers[1].step()
+    seen.agrees(open_run(tmp_path / "run"), model)
