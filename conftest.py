@@ -31,22 +31,30 @@ if not HAS_TORCH:
         *("trajstore/*_torch.py", "trajstore/integrations/*"),
         *("train/*", "tests/train/*", "tests/trajstore/integrations/*"),
     ]
-    collect_ignore += [
-        f"trajstore/{name}.py"
-        for name in (
-            *("huge_pages", "kernels", "precision", "recorder"),
-            *(
-                "hand_over",
-                "resumption",
-                *("row_buffer", "row_major", "capture", "host_copies", "uploads"),
-                *("past_references", "placement"),
-                *("steps_choice", "steps_cpu", "step_hooks"),
-                "tracker",
-                "threads",
-                "trained_parameters",
-            ),
-        )
+    of_torch = [
+        "capture",
+        "gradients_seen",
+        "hand_over",
+        "host_copies",
+        "huge_pages",
+        "kernels",
+        "past_references",
+        "placement",
+        "precision",
+        "recorder",
+        "resumption",
+        "row_buffer",
+        "row_major",
+        "scaling",
+        "step_hooks",
+        "steps_choice",
+        "steps_cpu",
+        "threads",
+        "tracker",
+        "trained_parameters",
+        "uploads",
     ]
+    collect_ignore += [f"trajstore/{name}.py" for name in of_torch]
     collect_ignore += [
         f"tests/trajstore/{name}.py" for name in ("random_walk", "sharded_training")
     ]

@@ -47,6 +47,7 @@ from trajstore.row_buffer import (
     to_scalar,
 )
 from trajstore.sample_indices import known_samples, no_samples, row_of_samples
+from trajstore.scaling import Scaling
 from trajstore.schema import (
     DESCRIPTIONS,
     KEYFRAME_EVERY,
@@ -813,20 +814,20 @@ class Recorder:
             except RuntimeError as error:
                 warn(str(error), stacklevel=1)
 
-    def _before_step(self, scale: Tensor | None) -> None:
+    def _before_step(self, scaling: Scaling | None) -> None:
         if not self._is_recording or os.getpid() != self._pid:
             return
         try:
             refuse_capture(self._device)
             if self._is_taken:
-                norm = self._tracker.gradient_norm(scale)
+                norm = self._tracker.gradient_norm(scaling)
                 self._pending["step_grad_norm"] = norm
             else:
                 # Once a window is enough, and again where a closure is evaluated again.
                 is_due = self._step == self._next_window or self._seen is not None
-                self._measure_before(scale)
+                self._measure_before(scaling)
                 if is_due and len(self._optimizers) > 1:
-                    self._seen = GradientsSeen(self._optimizers, scale)
+                    self._seen = GradientsSeen(self._optimizers)
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
 
@@ -838,13 +839,12 @@ class Recorder:
             warn(
                 f"The gradients of {type(optimizer).__name__} are not those that were "
                 f"recorded when the first of {len(self._optimizers)} optimizers was about to "
-                "step. With a GradScaler call scaler.unscale_(optimizer) for all of them "
-                "before the first steps, and clip before it; give optimizers that step after "
-                "backward passes of their own a recorder each.",
+                "step. Clip them all before it; give optimizers that step after backward "
+                "passes of their own a recorder each.",
                 stacklevel=3,
             )
 
-    def _measure_before(self, scale: Tensor | None) -> None:
+    def _measure_before(self, scaling: Scaling | None) -> None:
         self._background.check()
         self._enter_epoch()
         if self._step == self._next_window:
@@ -853,7 +853,7 @@ class Recorder:
             # What was measured for this row before was not stepped with.
             self._tracker.forget_previous_gradient()
         self._row = self._hand_over.row()
-        self._tracker.before_step(self._step, self._row, scale)
+        self._tracker.before_step(self._step, self._row, scaling)
 
     def _enter_epoch(self) -> None:
         """Find the epoch of the next step, where steps are counted."""

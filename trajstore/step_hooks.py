@@ -5,11 +5,11 @@ from functools import partial
 from traceback import walk_stack
 from typing import Any, Final
 
-from torch import Tensor
 from torch.compiler import disable
 from torch.optim import Optimizer
 
 from trajstore.capture import is_capturing
+from trajstore.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
 """The code that calls the hooks, and then the step."""
@@ -29,9 +29,9 @@ class StepHooks:
     optimizers : sequence of torch.optim.Optimizer
         Whose steps.
     begin : callable
-        Is called where the gradients of a step are known, with the factor that they
-        still contain, a tensor or None: before the step, or after each evaluation of the
-        closure that it was given. May be called again before `end`.
+        Is called where the gradients of a step are known, with what they still contain:
+        before the step, or after each evaluation of the closure that it was given. May be
+        called again before `end`.
     later : callable
         Is called with each optimizer but the first, before it steps.
     note : callable
@@ -43,13 +43,13 @@ class StepHooks:
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        begin: Callable[[Tensor | None], None],
+        begin: Callable[[Scaling | None], None],
         later: Callable[[Optimizer], None],
         note: Callable[[], None],
         end: Callable[[], None],
     ) -> None:
         self._begin, self._later, self._note, self._end = begin, later, note, end
-        self._n_optimizers = len(optimizers)
+        self._optimizers = optimizers
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
@@ -98,16 +98,16 @@ class StepHooks:
         if not is_first:
             self._later(optimizer)
             return None
-        scale = getattr(optimizer, "grad_scale", None)
+        scaling = scaling_at_step(optimizer, self._optimizers)
         # The first of the positional arguments is the optimizer itself.
         closure = kwargs.get("closure", next(iter(args[1:]), None))
         if closure is None:
-            self._begin(scale)
+            self._begin(scaling)
             return None
 
         def evaluate(*closure_args: Any, **closure_kwargs: Any) -> Any:
             loss = closure(*closure_args, **closure_kwargs)
-            self._begin(scale)
+            self._begin(scaling)
             return loss
 
         if "closure" in kwargs:
@@ -122,7 +122,7 @@ class StepHooks:
             return
         self._stepped.add(i)
         self._note()
-        if len(self._stepped) == self._n_optimizers:
+        if len(self._stepped) == len(self._optimizers):
             self.finish()
 
 

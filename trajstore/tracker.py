@@ -18,6 +18,7 @@ from trajstore.past_references import PastReferences, chunks
 from trajstore.placement import Placement, all_here, local_part
 from trajstore.precision import quiet
 from trajstore.rows import measured_arrays
+from trajstore.scaling import Scaling
 from trajstore.schema import KEYFRAME_EVERY, RunSpec, table_columns
 from trajstore.steps_choice import steps_class
 from trajstore.steps_torch import StepsOnDevice
@@ -276,7 +277,7 @@ class Tracker:
             return self._by_layer(self._products("displacement"))[:, 0]
 
     def before_step(
-        self, step: int, row: Mapping[str, Tensor], scale: Tensor | None = None
+        self, step: int, row: Mapping[str, Tensor], scaling: Scaling | None = None
     ) -> None:
         """Measure the gradient and the parameters that a step begins with.
 
@@ -286,26 +287,33 @@ class Tracker:
             Optimizer step; selects the random signs.
         row : mapping from str to torch.Tensor
             One step of what `allocate` returned; overwritten.
-        scale : torch.Tensor, optional
-            A factor that the gradients contain, and that is no part of them.
+        scaling : Scaling, optional
+            What gradients contain that is no part of them.
         """
-        self._steps.measure(self._gradients(scale), step, row)
+        self._steps.measure(self._gradients(scaling), step, row)
 
-    def _gradients(self, scale: Tensor | None) -> list[Tensor | None]:
+    def _gradients(self, scaling: Scaling | None) -> list[Tensor | None]:
         gradients = [None if p is None else p.grad for p in self._parameters]
-        if scale is None:
+        if scaling is None:
             return gradients
-        inverse = scale.reshape(()).double().reciprocal().float()
-        with torch.no_grad():
-            found = [g for g in gradients if g is not None]
-            scaled = iter(torch._foreach_mul(found, inverse) if found else [])
-        return [None if g is None else next(scaled) for g in gradients]
+        scaled = {
+            i: gradient
+            for i, gradient in enumerate(gradients)
+            if gradient is not None and id(self._parameters[i]) in scaling.parameters
+        }
+        if scaled:
+            inverse = scaling.factor.reshape(()).double().reciprocal().float()
+            with torch.no_grad():
+                unscaled = torch._foreach_mul([*scaled.values()], inverse)
+            for i, gradient in zip(scaled, unscaled, strict=True):
+                gradients[i] = gradient
+        return gradients
 
-    def gradient_norm(self, scale: Tensor | None) -> Tensor:
+    def gradient_norm(self, scaling: Scaling | None) -> Tensor:
         """Return the norm of the gradients as they are, float32 on the device."""
         with torch.no_grad():
             squares = self._zeros(1)
-            for gradient in self._placement.held(self._gradients(scale)):
+            for gradient in self._placement.held(self._gradients(scaling)):
                 if gradient is not None:
                     dense = local_part(gradient).to_dense()
                     squares += dense.float().square().sum().to(self.device)
