@@ -38,6 +38,7 @@ if not HAS_TORCH:
         "host_copies",
         "huge_pages",
         "kernels",
+        "logged_scalars",
         "past_references",
         "placement",
         "precision",

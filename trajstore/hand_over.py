@@ -12,7 +12,8 @@ from trajstore.background import Background
 from trajstore.defaults import FLUSH_BYTES
 from trajstore.host_copies import HostCopies, to_numpy
 from trajstore.journal import Journal, Record
-from trajstore.row_buffer import Entry, Fetch, RowBuffer, to_arrays, to_floats
+from trajstore.logged_scalars import to_floats
+from trajstore.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
 from trajstore.tracker import Reference
 from trajstore.writer import Window, Writer

@@ -28,6 +28,7 @@ from trajstore.hand_over import HandOver, NewMeasurement, NewWindow, Spectator
 from trajstore.host_copies import HostCopies
 from trajstore.journal import Journal, replay
 from trajstore.location import is_remote
+from trajstore.logged_scalars import Scalar, learning_rates, to_floats, to_scalars
 from trajstore.placement import is_divided, place
 from trajstore.resumption import (
     NOWHERE,
@@ -35,27 +36,23 @@ from trajstore.resumption import (
     Resumption,
     check_groups,
     check_state,
+    first_step,
     make_state,
     restore,
     take_up,
     without_vectors,
 )
-from trajstore.row_buffer import (
-    Entry,
-    Scalar,
-    to_floats,
-    to_scalar,
-)
+from trajstore.row_buffer import Entry
 from trajstore.sample_indices import known_samples, no_samples, row_of_samples
 from trajstore.scaling import Scaling
 from trajstore.schema import (
-    DESCRIPTIONS,
     KEYFRAME_EVERY,
     RunSpec,
     first_sign_number,
 )
 from trajstore.step_hooks import StepHooks
 from trajstore.termination import exit_on_sigterm
+from trajstore.threads import leave_threads_to_training
 from trajstore.tracker import Tracker
 from trajstore.trained_parameters import (
     as_optimizers,
@@ -285,8 +282,8 @@ class Recorder:
         if isinstance(resume, Mapping) and placement.is_first:
             self._state = check_state(resume)
             check_groups(self._state, self._groups)
-        first = placement.is_first and _first_step(resume, _as_int(step), self._state)
-        self._step: int = placement.tell(first)
+        begins = placement.is_first and first_step(resume, _as_int(step), self._state)
+        self._step: int = placement.tell(begins)
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
             reference_every=reference_every,
@@ -319,7 +316,7 @@ class Recorder:
 
         # The writer lives in its thread: there it meets no event loop, as in a notebook.
         self._background = Background(N_WAITING)
-        _leave_threads_to_training(self._background)
+        leave_threads_to_training(self._background.call)
         opening = partial(
             self._open,
             path,
@@ -477,7 +474,7 @@ class Recorder:
         """
         self._check_open()
         refuse_capture(self._device)
-        self._pending |= _to_scalars(scalars)
+        self._pending |= to_scalars(scalars)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Add the indices of the examples in the batch to the next optimizer step.
@@ -551,7 +548,7 @@ class Recorder:
                 f"A measurement cannot be called {name!r}: names are not empty, and "
                 f"{UPDATE!r} is what the recorder measures itself with `updates=True`."
             )
-        noted = _to_scalars(scalars)
+        noted = to_scalars(scalars)
         if not self._is_recording:
             return
         self._hooks.settle()
@@ -867,7 +864,7 @@ class Recorder:
         if not self._is_recording or os.getpid() != self._pid:
             return
         try:
-            rates = self._learning_rates()
+            rates = learning_rates(self._optimizers)
         except Exception as error:  # noqa: BLE001 - which ones matter is the user's choice
             self._fail(error)
             return
@@ -1000,16 +997,6 @@ class Recorder:
         read = self._tracker.gathered_parameters()
         return lambda elements: self._copies.fetch([read(elements)])[0]
 
-    def _learning_rates(self) -> dict[str, Scalar]:
-        # Some optimizers choose a size for every step, beside what "lr" says.
-        rates = {}
-        groups = [group for o in self._optimizers for group in o.param_groups]
-        for i, group in enumerate(groups):
-            for name in RATES:
-                if name in group:
-                    rates[f"{name}_{i}" if i else name] = to_scalar(name, group[name])
-        return rates
-
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError(
@@ -1066,26 +1053,6 @@ class SilentRecorder(Recorder):
 UPDATE: Final = "update"
 """The measurement of what steps change."""
 
-RATES: Final = ("lr", "step_size")
-"""What is recorded of the groups of the optimizer."""
-
-RESERVED: Final = frozenset(DESCRIPTIONS) | {
-    *("step", "epoch", "iteration", "window", "layer", "basis")
-}
-"""Names that `Recorder.log` refuses."""
-
-
-def _to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
-    """Check and copy what is to be recorded with a row."""
-    for name in values:
-        if name in RESERVED or name.startswith(("lr_", "step_size_")):
-            raise ValueError(
-                f"The name {name!r} is taken: the recorder records it by itself. "
-                "Choose another; taken are those that begin with 'lr_' or "
-                f"'step_size_' and {sorted(RESERVED)}."
-            )
-    return {name: to_scalar(name, value) for name, value in values.items()}
-
 
 def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return attributes as the store will give them back."""
@@ -1113,40 +1080,5 @@ def _check_divided(*, exact: bool, on_error: str, offload: bool) -> None:
         )
 
 
-def _leave_threads_to_training(background: Background) -> None:
-    """Have torch work in one thread where the store is written.
-
-    A second team of OpenMP threads, once there, slows down every parallel loop of the
-    first, since together they are more than the processors.
-    """
-    n_threads = torch.get_num_threads()
-    # A thread takes the number that is set for all when it first asks, then its own.
-    background.call(torch.get_num_threads)
-    background.call(partial(torch.set_num_threads, 1))
-    # What this sets for threads to come was not to change.
-    torch.set_num_threads(n_threads)
-
-
 def _as_int(number: SupportsIndex | None) -> int | None:
     return None if number is None else index(number)
-
-
-def _first_step(
-    resume: Mapping[str, Any] | bool, step: int | None, state: dict[str, Any] | None
-) -> int:
-    """Return the next optimizer step of a recording."""
-    if state is not None:
-        found: int = state["position"]["step"]
-        if step not in {None, found}:
-            raise ValueError(
-                f"`resume` is a state at step {found}, but `step` is {step}."
-            )
-        return found
-    if not resume and step is not None:
-        raise ValueError(f"`step` = {step} needs `resume=True`.")
-    if resume and (step is None or step < 0):
-        raise ValueError(
-            "`resume=True` needs `step`, the number of optimizer steps that the restored "
-            f"checkpoint has taken; got {step}."
-        )
-    return step or 0

@@ -55,6 +55,47 @@ class Position:
     samples: Sequence[int] = ()
 
 
+def first_step(
+    resume: Mapping[str, Any] | bool, step: int | None, state: dict[str, Any] | None
+) -> int:
+    """Return the next optimizer step of a recording.
+
+    Parameters
+    ----------
+    resume : mapping or bool
+        Whether one is to be resumed.
+    step : int, optional
+        As the user gave it.
+    state : dict, optional
+        The state to resume, as `check_state` returned it.
+
+    Returns
+    -------
+    int
+        0 where nothing is resumed.
+
+    Raises
+    ------
+    ValueError
+        If they contradict each other, or the step is not known.
+    """
+    if state is not None:
+        found: int = state["position"]["step"]
+        if step not in {None, found}:
+            raise ValueError(
+                f"`resume` is a state at step {found}, but `step` is {step}."
+            )
+        return found
+    if not resume and step is not None:
+        raise ValueError(f"`step` = {step} needs `resume=True`.")
+    if resume and (step is None or step < 0):
+        raise ValueError(
+            "`resume=True` needs `step`, the number of optimizer steps that the restored "
+            f"checkpoint has taken; got {step}."
+        )
+    return step or 0
+
+
 def check_state(state: object) -> dict[str, Any]:
     """Return a state as `make_state` made it.
 

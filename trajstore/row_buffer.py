@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from trajstore.host_copies import Arrays, to_numpy
+from trajstore.logged_scalars import Scalar
 from trajstore.rows import complete_rows
 from trajstore.schema import SAMPLES, RunSpec
-
-Scalar = float | Tensor
 
 Fetch = Callable[[Sequence[Tensor]], Arrays]
 
@@ -184,45 +183,3 @@ class _Scalars:
             for (i, name, _), value in zip(group, of_group.tolist(), strict=True):
                 floats[i][name] = value
         return floats
-
-
-def to_scalar(name: str, value: object) -> Scalar:
-    """Return a number, or a copy of a tensor of one; does not wait for its device.
-
-    Parameters
-    ----------
-    name : str
-        For the error message.
-    value : object
-        What was logged.
-
-    Returns
-    -------
-    float or torch.Tensor
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If it is a tensor of several elements.
-    TypeError
-        If it is not a real number.
-    """
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name!r} must be one number, got a tensor of shape "
-                f"{tuple(value.shape)}. Log its mean, or several names."
-            )
-        if not value.is_complex():
-            return value.detach().clone()
-    elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
-        return float(value)
-    raise TypeError(
-        f"{name!r} must be a real number or a tensor of one, got {value!r}."
-    )
-
-
-def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
-    """Convert what was logged; waits for the device where it lies there."""
-    return {name: float(value) for name, value in scalars.items()}
