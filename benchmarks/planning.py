@@ -93,13 +93,10 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
 def compression(run: trajstore.Run) -> dict[str, float]:
     """Bytes on disk over bytes in memory, array by array."""
     ratios = {}
-    groups = {"": run.group, "references/": run.group["references"]}
-    for prefix, group in groups.items():
-        for name, array in group.arrays():
-            raw = array.size * ITEM_SIZE[str(array.dtype)]
-            ratios[prefix + name] = (
-                bytes_of_chunks(run.location / (prefix + name)) / raw
-            )
+    for name in run.documents:
+        array = run.array(name)
+        raw = array.size * ITEM_SIZE[str(array.dtype)]
+        ratios[name] = bytes_of_chunks(Path(run.location) / name) / raw
     return ratios
 
 
