@@ -63,7 +63,7 @@ def run(
     sketch_bits : int, default: 65536
         Signs kept of every gradient, a power of two.
     basis : int, default: 3
-        Directions in which gradients are known exactly.
+        Directions in which gradients are known exactly; 0 for none.
     branch_at : tuple of int, default: ()
         Epochs at whose starts branches may begin, see the command branch: each leaves a
         snapshot in the store and a checkpoint beside it.

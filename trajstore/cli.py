@@ -91,10 +91,11 @@ def _facts(run: Run) -> dict[str, str]:
     )
     kept = sum(others)
     steps = total - references - measured - kept
+    basis = f"basis of {spec.basis}" if spec.basis else "no basis"
     sketch = (
         "exact: whole gradients and iterates"
         if spec.exact
-        else f"{spec.sketch_bits} signs, basis of {spec.basis}, {spec.probes} probes"
+        else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
     )
     facts = {
         "store": run.location,

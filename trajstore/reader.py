@@ -239,7 +239,9 @@ class Run:
             the first three (`trajstore.index_epochs`); one float64
             variable per scalar, NaN where it was not logged, and float32 tables with
             the further dimension ``layer``, whose labels are the parameter names, and
-            ``basis``. NaN where a chunk is damaged, with one warning for each chunk.
+            ``basis``. NaN where a chunk is damaged, with one warning for each chunk. A run
+            that was recorded with ``basis=0`` has no ``param_norm``, ``param_sq``,
+            ``grad_dot_param``, ``grad_dot_basis`` and ``displacement_dot_basis``.
         """
         stored = xr.Dataset(
             {
@@ -255,6 +257,8 @@ class Run:
             for i, name in enumerate(self.metrics)
         }
         for name, columns in table_columns(self.spec).items():
+            if columns.start == columns.stop:
+                continue
             table = stored["tables"].isel(quantity=columns)
             variables[name] = (
                 table.rename(quantity="basis")

@@ -15,6 +15,7 @@ from trajstore.chunks import chunk_size
 from trajstore.layout import BLOCK, Layout
 from trajstore.rotation import n_blocks
 from trajstore.schema import (
+    DERIVED_TABLE,
     FORMAT,
     FORMAT_VERSION,
     KEYFRAME_EVERY,
@@ -174,7 +175,8 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
     """Refuse what no real run is like, before anything is computed with it."""
     spec = RunSpec.from_json(attributes["spec"])
-    taken = {*table_columns(spec), STEP, LAYER, "epoch", "iteration", "window", "basis"}
+    taken = {*table_columns(spec), *DERIVED_TABLE, STEP, LAYER, "basis"}
+    taken |= {"epoch", "iteration", "window"}
     measurements = attributes["measurements"].values()
     for metrics in (attributes["metrics"], *(m["metrics"] for m in measurements)):
         if clash := sorted(taken.intersection(metrics)):

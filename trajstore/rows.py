@@ -29,7 +29,7 @@ def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int,
         ``signs``, ``scales`` and ``probes`` (2, probe) or, exact, ``gradient`` and
         ``displacement`` (param,).
     """
-    n_measured = table_columns(spec)["param_sq"].start
+    n_measured = table_columns(spec)["update_dot_displacement"].stop
     arrays = {"tables": ("float32", (len(spec.names), n_measured))}
     if spec.exact:
         return arrays | dict.fromkeys(
@@ -69,7 +69,7 @@ def complete_rows(
     rows : dict from str to numpy.ndarray
         By name of the array in the store.
     scalars : list of dict
-        Those given, and the norms.
+        Those given, and the norms that are known.
     """
     rows = dict(measured)
     rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
@@ -88,6 +88,7 @@ def complete_tables(measured: Array, reference_sq: Array, spec: RunSpec) -> Arra
     """Append to the measured inner products what follows from them.
 
     With x = r + a: ``|x|^2 = |a|^2 + 2 <a, r> + |r|^2`` and ``<g, x> = <g, a> + <g, r>``.
+    Without a basis nothing does: products with r are not measured.
 
     Parameters
     ----------
@@ -103,6 +104,8 @@ def complete_tables(measured: Array, reference_sq: Array, spec: RunSpec) -> Arra
     numpy.ndarray
         float32, (step, layer, quantity).
     """
+    if not spec.basis:
+        return measured
     columns = table_columns(spec)
     table = measured.astype(np.float64)
     on_reference = table[..., columns["grad_dot_basis"].start]
@@ -124,6 +127,7 @@ def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:
     return {
         name: np.sqrt(tables[..., columns[square].start].sum(-1, dtype=np.float64))
         for name, square in squares.items()
+        if square in columns
     }
 
 

@@ -40,7 +40,7 @@ UPDATE_TABLE: Final = ("update_sq", "update_dot_displacement")
 """Per tensor: |u|^2 and <u, x - r> with u the change of x in the step."""
 
 DERIVED_TABLE: Final = ("param_sq", "grad_dot_param")
-"""Per tensor: |x|^2 and <g, x>."""
+"""Per tensor: |x|^2 and <g, x>, where products with the reference are recorded."""
 
 
 DESCRIPTIONS: Final = {
@@ -110,7 +110,8 @@ class RunSpec:
     sketch_bits : int
         Signs in the sketch of one gradient, a power of two.
     basis : int
-        Vectors of the low-rank basis: the reference and ``basis - 1`` displacements.
+        Vectors of the low-rank basis: the reference and ``basis - 1`` displacements; 0 for
+        no basis.
     probes : int
         Numbers in a fixed probe, a power of two.
     steps_per_epoch, reference_every, total_steps : int or None
@@ -248,7 +249,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "shapes": (_is_shapes, "a list of lists of integers"),
     "seed": (_is_seed, "an integer from 0 to 2**64 - 1"),
     "sketch_bits": _SIZE,
-    "basis": (_is_count, "an integer of at least 1"),
+    "basis": (_is_natural, "an integer of at least 0"),
     "probes": _SIZE,
     "steps_per_epoch": _COUNT_OR_NONE,
     "reference_every": _COUNT_OR_NONE,
@@ -446,7 +447,8 @@ def table_columns(spec: RunSpec) -> dict[str, slice]:
     """Return the columns of each quantity in the array ``tables``.
 
     ``grad_dot_basis`` and ``displacement_dot_basis`` have one column for each vector of
-    the basis, the others one column.
+    the basis, the others one column. Without a basis they have none, and the quantities of
+    `DERIVED_TABLE` are missing: these follow from products with its first vector.
 
     Parameters
     ----------
@@ -462,7 +464,9 @@ def table_columns(spec: RunSpec) -> dict[str, slice]:
     widths["grad_dot_basis"] = spec.basis
     widths["displacement_sq"] = 1
     widths["displacement_dot_basis"] = spec.basis
-    widths |= dict.fromkeys(UPDATE_TABLE, 1) | dict.fromkeys(DERIVED_TABLE, 1)
+    widths |= dict.fromkeys(UPDATE_TABLE, 1)
+    if spec.basis:
+        widths |= dict.fromkeys(DERIVED_TABLE, 1)
     columns, start = {}, 0
     for name, width in widths.items():
         columns[name] = slice(start, start + width)

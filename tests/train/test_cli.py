@@ -77,18 +77,20 @@ def test_an_unknown_workload_is_told_with_the_nearest(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("basis", [0, 2])
 def test_run_records_a_store(
+    basis: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     out = tmp_path / "run.zarr"
-    options = ["--sketch-bits", "1024", "--basis", "2", "--out", out]
+    options = ["--sketch-bits", "1024", "--basis", str(basis), "--out", out]
     traj_train(monkeypatch, "run", "digits-mlp", *SHORT, *options)
 
     run = open_run(out)
     assert (run.n_steps, run.n_epochs, run.status) == (10, 2, "complete")
-    assert (run.spec.sketch_bits, run.spec.basis) == (1024, 2)
+    assert (run.spec.sketch_bits, run.spec.basis) == (1024, basis)
     assert run.spec.total_steps == 10
     assert np.isfinite(run.steps[["loss", "accuracy"]].to_dataarray()).all()
     assert f"traj-analyze geometry {out}" in capsys.readouterr().out
@@ -150,10 +152,10 @@ def test_options_out_of_range_are_refused_in_one_sentence(
     out = tmp_path / "run.zarr"
     with pytest.raises(SystemExit, match=r"^1$"):
         traj_train(
-            monkeypatch, "run", "digits-mlp", *SHORT, "--basis", "0", "--out", out
+            monkeypatch, "run", "digits-mlp", *SHORT, "--basis", "-1", "--out", out
         )
     error = capsys.readouterr().err
-    assert error == ("traj-train: basis: expected an integer of at least 1, got 0\n")
+    assert error == ("traj-train: basis: expected an integer of at least 0, got -1\n")
     assert not out.exists()
 
 

@@ -159,6 +159,15 @@ def test_info_says_that_a_recording_is_exact(
     assert facts["recorded"] == "exact: whole gradients and iterates"
 
 
+def test_info_says_that_there_is_no_basis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spec = RunSpec.from_json(SPEC.to_json() | {"basis": 0})
+    write_run(tmp_path / "run.zarr", n_steps=2, spec=spec)
+    facts = info(tmp_path / "run.zarr", monkeypatch, capsys)
+    assert facts["recorded"] == "64 signs, no basis, 8 probes"
+
+
 def missing(path: Path) -> None:
     """Leave nothing at the path."""
 
@@ -170,13 +179,13 @@ def foreign(path: Path) -> None:
 def damaged(path: Path) -> None:
     write_run(path, n_steps=1)
     document = path / "zarr.json"
-    document.write_text(document.read_text().replace('"basis": 2', '"basis": 0'))
+    document.write_text(document.read_text().replace('"basis": 2', '"basis": -1'))
 
 
 PROBLEMS = {
     "missing": (missing, "There is no trajectory store at {path}."),
     "foreign": (foreign, "{path}: not a trajectory store; it has no zarr.json."),
-    "damaged": (damaged, "{path}: basis: expected an integer of at least 1, got 0"),
+    "damaged": (damaged, "{path}: basis: expected an integer of at least 0, got -1"),
 }
 
 

@@ -462,11 +462,11 @@ DAMAGED: dict[str, tuple[Edit, list[str]]] = {
     "wrong attributes": (
         together(
             setting(status="done", metrics="loss", snapshots=[]),
-            with_spec(basis=0, colour=1),
+            with_spec(basis=-1, colour=1),
         ),
         [
             "colour: unknown",
-            "basis: expected an integer of at least 1, got 0",
+            "basis: expected an integer of at least 0, got -1",
             "status: expected one of ('running', 'complete', 'failed'), got 'done'",
             "metrics: expected a list of different strings, got 'loss'",
             f"snapshots: expected {SNAPSHOTS}, got []",

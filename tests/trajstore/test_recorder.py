@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +137,11 @@ def by_layer(run: Run, a: Array, b: Array) -> Array:
     )
 
 
+def columns_of(products: list[Array], names: Sequence[str]) -> Array:
+    """Lay products by layer beside each other; there may be none."""
+    return np.array(products).reshape(len(products), len(names)).T
+
+
 def expected_tables(
     run: Run, trace: list[Step], references: list[Array]
 ) -> dict[str, tuple[Array, Array]]:
@@ -159,7 +164,7 @@ def expected_tables(
         past = [
             references[max(window - (1 << j), 0)] for j in range(run.spec.basis - 1)
         ]
-        basis = [r, *(r - p.astype(np.float64) for p in past)]
+        basis = [r, *(r - p.astype(np.float64) for p in past)][: run.spec.basis]
 
         def norm(v: Array) -> Array:
             return np.sqrt(by_layer(run, v, v))
@@ -176,14 +181,14 @@ def expected_tables(
             # The recorder adds codes up: a basis vector is as exact as r is.
             (
                 "grad_dot_basis",
-                np.stack([by_layer(run, g, s) for s in basis], -1),
-                np.stack([norm(g) * (norm(s) + 0.1 * norm(r)) for s in basis], -1),
+                columns_of([by_layer(run, g, s) for s in basis], names),
+                columns_of([norm(g) * (norm(s) + 0.1 * norm(r)) for s in basis], names),
             ),
             ("displacement_sq", by_layer(run, a, a), norm(a) ** 2),
             (
                 "displacement_dot_basis",
-                np.stack([by_layer(run, a, s) for s in basis], -1),
-                np.stack([norm(a) * (norm(s) + 0.1 * norm(r)) for s in basis], -1),
+                columns_of([by_layer(run, a, s) for s in basis], names),
+                columns_of([norm(a) * (norm(s) + 0.1 * norm(r)) for s in basis], names),
             ),
             ("update_sq", by_layer(run, u, u), norm(u) * moved),
             ("update_dot_displacement", by_layer(run, u, a), norm(a) * moved),
@@ -192,11 +197,20 @@ def expected_tables(
         ]:
             columns.setdefault(name, []).append((value, scale))
         previous = g
+    if not basis:
+        for name in PRODUCTS_WITH_REFERENCE:
+            del columns[name]
     return {
         name: (np.stack([v for v, _ in rows]), np.stack([s for _, s in rows]))
         for name, rows in columns.items()
     }
 
+
+PRODUCTS_WITH_REFERENCE = (
+    *("grad_dot_basis", "displacement_dot_basis"),
+    *("param_sq", "grad_dot_param"),
+)
+"""Tables that rest on products with the first vector of the basis."""
 
 RTOL = 3e-6
 """float32 sums of 1024 products, relative to the product of the norms."""
@@ -204,8 +218,9 @@ RTOL = 3e-6
 
 def assert_tables_match(run: Run, trace: list[Step]) -> None:
     assert run.n_steps == len(trace)
-    references = expected_references(run, trace)
-    for name, (value, scale) in expected_tables(run, trace, references).items():
+    expected = expected_tables(run, trace, expected_references(run, trace))
+    assert {str(n) for n, v in run.steps.items() if "layer" in v.dims} == set(expected)
+    for name, (value, scale) in expected.items():
         measured = run.steps[name].values.astype(np.float64)
         error = np.abs(measured - value)
         usable = np.isfinite(value)
@@ -334,7 +349,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4, 5], ids="basis={}".format)
+@pytest.fixture(scope="module", params=[0, 1, 2, 3, 4, 5], ids="basis={}".format)
 def traced(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -372,7 +387,11 @@ def test_norms_are_those_of_all_tensors_together(traced: tuple[Run, list[Step]])
     updates = norms(lambda s: {n: s.after[n] - s.before[n] for n in s.after})
     steps = run.steps
     np.testing.assert_allclose(steps.grad_norm, norms(lambda s: s.gradient), rtol=1e-6)
-    np.testing.assert_allclose(steps.param_norm, norms(lambda s: s.before), rtol=1e-6)
+    if run.spec.basis:
+        expected = norms(lambda s: s.before)
+        np.testing.assert_allclose(steps.param_norm, expected, rtol=1e-6)
+    else:
+        assert "param_norm" not in run.metrics
     # The update is a difference of float32 differences to the reference.
     np.testing.assert_allclose(steps.update_norm, updates, rtol=1e-5)
 
@@ -396,6 +415,7 @@ def test_arrival_is_the_last_iterate_in_the_old_basis(traced: tuple[Run, list[St
         a = flat(run, trace[start].before).astype(np.float64) - references[old]
         past = [references[max(old - (1 << j), 0)] for j in range(run.spec.basis - 1)]
         others = [a, references[old], *(references[old] - p for p in past)]
+        others = others[: 1 + run.spec.basis]
         expected = np.stack([by_layer(run, a, s) for s in others], -1)
         size = np.sqrt(by_layer(run, a, a)) * np.sqrt(
             by_layer(run, references[old], references[old])
@@ -1428,8 +1448,8 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("sketch_bits", 4, r"sketch_bits: expected a power of two from 8 .*, got 4"),
     ("sketch_bits", 64.0, r"sketch_bits: expected a power of two .*, got 64.0"),
     ("probes", 100, r"probes: expected a power of two .*, got 100"),
-    ("basis", 0, r"basis: expected an integer of at least 1, got 0"),
-    ("basis", 2.5, r"basis: expected an integer of at least 1, got 2.5"),
+    ("basis", -1, r"basis: expected an integer of at least 0, got -1"),
+    ("basis", 2.5, r"basis: expected an integer of at least 0, got 2.5"),
     ("seed", -1, r"seed: expected an integer from 0 .*, got -1"),
     ("seed", 1 << 64, r"seed: expected an integer from 0 .*, got 18446744073709551616"),
     ("exact", 1, r"exact: expected true or false, got 1"),
@@ -1461,7 +1481,9 @@ def test_options_out_of_range(option: str, value: Any, message: str, tmp_path: P
 def test_all_options_out_of_range_are_listed(tmp_path: Path):
     training = regression()
     with pytest.raises(ValueError, match=r"(?s)seed: .*basis: "):
-        Recorder(tmp_path / "run", training.model, training.optimizer, seed=-1, basis=0)
+        Recorder(
+            tmp_path / "run", training.model, training.optimizer, seed=-1, basis=-1
+        )
 
 
 def test_numbers_of_steps_may_be_numpy_integers(tmp_path: Path):

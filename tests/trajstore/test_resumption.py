@@ -140,6 +140,8 @@ def assert_same_analysis(found: Run, expected: Run) -> None:
         ({}, [1, 2, 3, 20, 21, 47]),
         ({"basis": 5}, [29]),
         ({"basis": 1}, [SPE * 3]),
+        ({"basis": 0}, [7, SPE * 3]),
+        ({"basis": 0, "exact": True}, [20]),
         ({"reference_every": 4, "total_steps": N_STEPS}, [SPE * 3 + 1, N_STEPS - 1]),
         ({"reference_every": 1}, [31, 32, 33, 34]),  # around a keyframe
         ({"exact": True, "flush_rows": 7}, [20]),
@@ -331,6 +333,7 @@ def attempt(path: Path, training: Training, **options: Any) -> None:
         ),
         (Training, {"sketch_bits": 128}, "sketch_bits: 128, recorded with 64"),
         (Training, {"steps_per_epoch": 7}, "steps_per_epoch: 7, recorded with 6"),
+        (Training, {"basis": 0}, "basis: 0, recorded with 3"),
         (Training, {"seed": 1, "basis": 2}, r"(?s)basis: 2.*seed: 1, recorded with 0"),
     ],
 )

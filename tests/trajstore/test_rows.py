@@ -1,5 +1,7 @@
 """What follows from the measured inner products, and the rounding of probes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,6 +98,19 @@ def test_norms_are_those_of_whole_vectors():
         expected = np.linalg.norm(np.concatenate(parts, -1), axis=-1)
         np.testing.assert_allclose(found.pop(name), expected, rtol=RTOL)
     assert found == {}
+
+
+def test_without_a_basis_nothing_follows_of_the_parameters():
+    spec = replace(SPEC, basis=0)
+    rng = np.random.default_rng(0)
+    measured = rng.random((N_STEPS, len(SIZES), n_columns(spec)), np.float32)
+    reference_sq = np.ones(measured.shape[:2])
+    table = complete_tables(measured, reference_sq, spec)
+    np.testing.assert_array_equal(table, measured, strict=True)
+    found = norms(table, spec)
+    assert set(found) == {"grad_norm", "update_norm"}
+    grad_sq = measured[..., table_columns(spec)["grad_sq"].start].sum(1)
+    np.testing.assert_allclose(found["grad_norm"], np.sqrt(grad_sq), rtol=1e-6)
 
 
 @given(probes=probe_arrays)

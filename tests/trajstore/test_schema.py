@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trajstore.schema import (
     CHUNK_BYTES,
+    DERIVED_TABLE,
     ITEM_SIZE,
     MAX_CHUNK_ROWS,
     ArraySpec,
@@ -46,7 +47,7 @@ INVALID: dict[str, list[object]] = {
     "shapes": [[[3, -4], []], [[3, 4.0], []], [[True], []], [[1 << 40], []], [3], 3],
     "seed": [-1, 1 << 64, 1.0, True, None],
     "sketch_bits": [4, 100, 1 << 25, 64.0, None],
-    "basis": [0, -1, 2.0, True, None],
+    "basis": [-1, 2.0, True, None],
     "probes": [4, 100, 1 << 25, 16.0, None],
     "steps_per_epoch": [0, -1, 1.5, False],
     "reference_every": [0, -1, 1.5, False],
@@ -59,7 +60,7 @@ VALID_LIMITS: dict[str, list[object]] = {
     "shapes": [[[0], []], [[(1 << 40) - 1], [1, 1]]],
     "seed": [0, (1 << 64) - 1],
     "sketch_bits": [8, 1 << 24],
-    "basis": [1],
+    "basis": [0],
     "probes": [8, 1 << 24],
     "steps_per_epoch": [1, None],
     "reference_every": [1, None],
@@ -81,7 +82,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         shapes=tuple(tensors.values()),
         seed=draw(st.integers(0, (1 << 64) - 1)),
         sketch_bits=draw(sizes),
-        basis=draw(st.integers(1, 8)),
+        basis=draw(st.integers(0, 8)),
         probes=draw(sizes),
         steps_per_epoch=draw(st.none() | counts),
         reference_every=draw(st.none() | counts),
@@ -120,6 +121,19 @@ def test_the_columns_of_the_tables_follow_each_other(spec: RunSpec):
     )
     arrays = step_arrays(spec, size=1024, n_metrics=32, n_blocks=1)
     assert arrays["tables"].inner == (len(spec.names), sum(widths))
+
+
+def test_without_a_basis_no_product_with_the_reference_has_a_column():
+    columns = table_columns(RunSpec.from_json(VALID | {"basis": 0}))
+    assert {name: c.start for name, c in columns.items() if c.start < c.stop} == {
+        "grad_dot_previous": 0,
+        "grad_sq": 1,
+        "grad_dot_displacement": 2,
+        "displacement_sq": 3,
+        "update_sq": 4,
+        "update_dot_displacement": 5,
+    }
+    assert not set(DERIVED_TABLE) & columns.keys()
 
 
 def test_the_cases_cover_every_field():
@@ -193,8 +207,8 @@ def test_all_problems_are_raised_at_once():
 
 
 def test_a_schema_error_is_a_value_error():
-    with pytest.raises(ValueError, match="basis: expected an integer of at least 1"):
-        RunSpec.from_json(VALID | {"basis": 0})
+    with pytest.raises(ValueError, match="basis: expected an integer of at least 0"):
+        RunSpec.from_json(VALID | {"basis": -1})
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,15 +28,17 @@ def threads(
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("basis", [1, 2, 3, 4])
+@pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
 def test_twins_agree(basis: int, threads: int):
     ours, theirs = (follow(steps, basis=basis) for steps in (StepsOnCPU, StepsOnDevice))
     assert torch.get_num_threads() == threads
     assert_same(ours, theirs)
 
 
-def test_twins_agree_in_exact_mode(threads: int):
-    assert_same(follow(StepsOnCPU, exact=True), follow(StepsOnDevice, exact=True))
+@pytest.mark.parametrize("basis", [0, 3])
+def test_twins_agree_in_exact_mode(threads: int, basis: int):
+    options: dict[str, Any] = {"exact": True, "basis": basis}
+    assert_same(follow(StepsOnCPU, **options), follow(StepsOnDevice, **options))
 
 
 def test_measuring_in_threads_leaves_their_number_to_torch(threads: int):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ def test_a_sound_run_has_no_problem(whole: Path):
 
 
 @pytest.mark.parametrize("status", [None, "failed", "complete"])
-@pytest.mark.parametrize("spec", [SPEC, EXACT], ids=["sketched", "exact"])
+@pytest.mark.parametrize(
+    "spec",
+    [SPEC, EXACT, replace(SPEC, basis=0)],
+    ids=["sketched", "exact", "without a basis"],
+)
 @pytest.mark.parametrize("n_steps", [0, 3])
 def test_runs_of_all_kinds_have_no_problem(
     tmp_path: Path, status: str | None, spec: RunSpec, n_steps: int
