@@ -52,10 +52,11 @@ class Around(NamedTuple):
         part : slice
             Part of the parts.
         out : numpy.ndarray
-            float32, shape ``(basis + 2, part)``.
+            float32, shape ``(basis + 2, part)``; without a basis r is left out, too.
         """
         reference = self.reference[part]
-        out[0] = reference
+        if len(out) > 2:
+            out[0] = reference
         for row, earlier in zip(out[1:], self.earlier, strict=False):
             np.subtract(reference, earlier[part], out=row)
         np.subtract(self.target[part], reference, out=out[-2])
@@ -75,7 +76,7 @@ class Around(NamedTuple):
 
 
 def past_windows(window: int, rank: int) -> list[int]:
-    """Return the windows of the earlier references of a basis."""
+    """Return the windows of the earlier references of a basis of `rank` vectors."""
     return [max(0, window - (1 << j)) for j in range(rank - 1)]
 
 

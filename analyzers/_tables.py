@@ -12,6 +12,29 @@ VALUES: Final = 1 << 20
 """Values of a table in a chunk."""
 
 
+def check_basis(run: Run, what: str) -> None:
+    """Refuse what needs products with the parameters, if these are not known.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        The run, or a measurement of it.
+    what : str
+        What needs them.
+
+    Raises
+    ------
+    ValueError
+        If the run was recorded with ``basis=0``.
+    """
+    if run.spec.basis == 0:
+        raise ValueError(
+            f"{what} needs the norms of the parameters and their products with gradients, "
+            f"which {run.location} does not have: it was recorded with basis=0; record "
+            "with basis=1 or more."
+        )
+
+
 def tables(run: Run, *names: str) -> xr.Dataset:
     """Return recorded scalars and tables as Dask arrays.
 

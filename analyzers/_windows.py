@@ -51,8 +51,8 @@ class Window:
     """One window of a run, to be measured against a reference point x*.
 
     The vectors that matter in it are, in this order, the basis (the reference r and its
-    displacements from earlier references), v = x* - r, and the displacement to where the
-    window ends.
+    displacements from earlier references, or nothing), v = x* - r, and the displacement to
+    where the window ends.
 
     Attributes
     ----------
@@ -555,24 +555,29 @@ def _finish_window(
         estimated = np.sum([part.products for part in parts], axis=0)
         numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(window, steps, tables, fitted, totals, layers=layers)
-        squares, rank = fitted.products, window.rank
-        known_sq = {
-            "param_sq": tables["param_sq"],
-            "grad_dot_param": tables["grad_dot_param"],
-            # x* = r + v, and r is the first vector of the basis.
-            "target_sq": np.broadcast_to(
-                squares[:, 0, 0] + 2 * squares[:, 0, rank] + squares[:, rank, rank],
-                gradient_sq.shape,
-            ),
-        }
         if not layers:
             numerator = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
             gradient_sq = gradient_sq.sum(1)
-            known_sq = {name: values.sum(1) for name, values in known_sq.items()}
         sampled = Sampled(numerator, gradient_sq, np.zeros_like(gradient_sq))
         if weight_decay:
+            known_sq = _squares(tables, fitted, layers=layers)
             sampled = decayed(sampled, to_target, **known_sq, weight_decay=weight_decay)
         return geometry(sampled, to_target)
+
+
+def _squares(
+    tables: dict[str, FloatArray], fitted: Fit, *, layers: bool
+) -> dict[str, FloatArray]:
+    """Return what `decayed` needs of the parameters; there must be a basis."""
+    products, rank = fitted.products, fitted.coefficients.shape[-1]
+    # x* = r + v, and r is the first vector of the basis.
+    target_sq = products[:, 0, 0] + 2 * products[:, 0, rank] + products[:, rank, rank]
+    squares = {
+        "param_sq": tables["param_sq"],
+        "grad_dot_param": tables["grad_dot_param"],
+        "target_sq": np.broadcast_to(target_sq, tables["param_sq"].shape),
+    }
+    return squares if layers else {n: values.sum(1) for n, values in squares.items()}
 
 
 def _distance(
@@ -602,7 +607,7 @@ def _distance(
     left_sq = np.maximum(left[:, rank] - (coefficients * left[:, :rank]).sum(-1), 0)
     whole = displacement_product(
         a=Known(squares.sum(1), on_basis.sum(1), probes),
-        basis=Known(np.zeros(rank), gram.sum(0), np.stack(basis_probes)),
+        basis=Known(np.zeros(rank), gram.sum(0), np.stack(basis_probes)[:rank]),
         f=Known(f[:, rank + 1].sum(), f[:, :rank].sum(0), onward),
         v=Known(left_sq.sum(), left[:, :rank].sum(0), totals.probes[0]),
         f_dot_v=left[:, rank + 1].sum(),

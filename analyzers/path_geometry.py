@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._sweep import slices
+from analyzers._tables import check_basis
 from analyzers._tasks import NAMES, geometry_tasks
 from analyzers._vector_file import write_vector_file
 from trajstore.epochs import index_epochs
@@ -76,7 +77,8 @@ def path_geometry(
         ``layer``, and g, x and x* are those of the tensor.
     weight_decay : float, default: 0.0
         Measure ``g + weight_decay * x`` in the place of g, for all parameters alike: what
-        an optimizer descends along that adds its weight decay to the gradient.
+        an optimizer descends along that adds its weight decay to the gradient. Needs a run
+        that was recorded with a basis, or exactly.
 
     Returns
     -------
@@ -92,16 +94,17 @@ def path_geometry(
     KeyError
         If there is no such snapshot or epoch.
     ValueError
-        If the run has no steps or no last iterate, or if `reference` lacks tensors.
+        If the run has no steps or no last iterate, or if `reference` lacks tensors; or if
+        there is weight decay and the run, not an exact one, was recorded with ``basis=0``.
     TypeError
         If `reference` is of another kind.
 
     Notes
     -----
     The numerator is exact up to the part of :math:`x^* - r` (r the stored reference of
-    the step's window) beside a few recorded directions. That part is estimated from the
-    1-bit sketch of the gradient: unbiased, with the variance that
-    `trajstore.sketch` states, independent from step to step. The distance rests on fixed
+    the step's window) beside a few recorded directions, of which a run has none that was
+    recorded with ``basis=0``. That part is estimated from the 1-bit sketch of the gradient:
+    unbiased, with the variance that `trajstore.sketch` states, independent from step to step. The distance rests on fixed
     random probes; its error is small, but shared by neighbouring steps. Standard errors
     are to first order in both. For one tensor of `layers` the error of gamma is of the
     order of ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``: means
@@ -146,6 +149,8 @@ def lazy_geometry(
     run: Run, target: ReferencePoint, *, layers: bool, weight_decay: float
 ) -> xr.Dataset:
     """See `path_geometry`."""
+    if weight_decay and not run.spec.exact:
+        check_basis(run, "Weight decay in the gradient")
     chunks = result_chunks(run)
     inner = (len(run.layout.names),) if layers else ()
     tasks = geometry_tasks(

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from analyzers._tables import tables
+from analyzers._tables import check_basis, tables
 from analyzers.update_products import is_plain_descent
 from trajstore.reader import Run
 from trajstore.schema import STEP
@@ -48,7 +48,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If `tolerance` is not between 0 and 1.
+        If `tolerance` is not between 0 and 1, or if the run was recorded with ``basis=0``.
 
     Notes
     -----
@@ -67,6 +67,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be between 0 and 1, got {tolerance}.")
+    check_basis(run, "Scale invariance")
     steps = tables(run, *NAMES).astype(np.float64)
     length = (steps["grad_sq"] * steps["param_sq"]) ** 0.5
     cosine = steps["grad_dot_param"] / length.where(length > 0)

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._arrays.probed import cosine
+from analyzers._reference_norms import reference_norms
 from analyzers._tables import tables
 from trajstore.epochs import index_epochs
 from trajstore.reader import Run
@@ -80,24 +81,32 @@ def is_plain_descent(run: Run) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        Lazy, bool, without dimensions. Judged by the lengths of both, which agree to 0.1 percent or to the rounding of the
-        parameters, and by their products with x - r. False if several learning rates, or
-        none, were recorded.
+        Lazy, bool, without dimensions. Judged by the lengths of both, which agree to 0.1
+        percent or to the rounding of the parameters, and by their products with x - r. False
+        if several learning rates, or none, were recorded. Of a run with ``basis=0`` all
+        references are decoded, for their norms.
     """
     if "lr" not in run.metrics or "lr_1" in run.metrics:
         return xr.DataArray(data=False).chunk()
     names = ("grad_sq", "update_sq", "grad_dot_displacement")
-    more = ("update_dot_displacement", "displacement_sq", "param_sq")
+    more = ("update_dot_displacement", "displacement_sq")
     steps = tables(run, *names, *more).astype(np.float64)
     lr = tables(run, "lr")["lr"]
     expected = lr * steps["grad_sq"] ** 0.5
-    slack = ALIKE * expected + ROUNDING * steps["param_sq"] ** 0.5
+    slack = ALIKE * expected + ROUNDING * _length(run, steps)
     is_long = abs(steps["update_sq"] ** 0.5 - expected) <= slack
     product = steps["update_dot_displacement"] + lr * steps["grad_dot_displacement"]
     is_along = abs(product) <= slack * steps["displacement_sq"] ** 0.5
-    is_known = np.isfinite(expected) & np.isfinite(steps["update_sq"])
+    is_known = np.isfinite(slack) & np.isfinite(steps["update_sq"])
     agrees = (is_long & is_along) | ~is_known
     return agrees.all() & is_known.any()
+
+
+def _length(run: Run, steps: xr.Dataset) -> xr.DataArray:
+    """Return |x| by step and tensor; without a basis |r| + |x - r|, hardly more."""
+    if run.spec.basis:
+        return tables(run, "param_sq")["param_sq"].astype(np.float64) ** 0.5
+    return reference_norms(run) + steps["displacement_sq"] ** 0.5
 
 
 def _of_plain_descent(run: Run) -> xr.Dataset:

@@ -73,7 +73,7 @@ def other_measurements(runs: Sequence[Run], shown: Shown) -> list[Panel]:
 def _by_direction(run: Run, shown: Shown) -> Iterator[Curve]:
     yield curve(means_of(run, shown), "gamma", label="of steps")
     decay = training(run)["weight_decay"]
-    if decay:
+    if decay and (run.spec.basis or run.spec.exact):
         geometry = store_geometry(run, weight_decay=decay).compute()
         means = _shown(epoch_means(geometry), run, shown)
         yield Curve(

@@ -48,10 +48,15 @@ class Model(NamedTuple):
         return float(self.run.layout.n_params**-0.5)
 
 
-@pytest.fixture(scope="module", params=["random-walk", "label-noise"])
+@pytest.fixture(
+    scope="module",
+    params=[("random-walk", 3), ("random-walk", 0), ("label-noise", 3)],
+    ids=["random-walk", "random-walk without a basis", "label-noise"],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
     """A net of 17,226 parameters, recorded as users do."""
-    path = tmp_path_factory.mktemp("null") / f"{request.param}.zarr"
+    control, basis = request.param
+    path = tmp_path_factory.mktemp("null") / f"{control}.zarr"
     training = Training(
         workload="digits-mlp",
         data="embedded",
@@ -60,7 +65,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
         optimizer="sgd",
         width=64,
         lr=LR,
-        control=request.param,
+        control=control,
         full_gradients=True,
         sharpness_every=25,
         sharpness_examples=64,
@@ -71,7 +76,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
             WORKLOADS["digits-mlp"], model=lambda *_: mlp([64, 128, 64, 10])
         )
         patch.setitem(WORKLOADS, "digits-mlp", small)
-        record(training, path, sketch_bits=16384)
+        record(training, path, sketch_bits=16384, basis=basis)
     run = trajstore.open_run(path)
     assert run.n_steps == N_STEPS
     return Model(run, analyzers.path_geometry(run).compute())
@@ -307,12 +312,15 @@ class Analysis:
         Checks it on a random walk, and on a run with label noise.
     nan : mapping
         By name of a variable, "" for all others: tells where it may be NaN.
+    needs_basis : bool
+        Whether it refuses a run that was recorded without.
     """
 
     of: Callable[[Model], Result]
     walk: Check = nothing_known
     noise: Check = nothing_known
     nan: Mapping[str, Callable[[Model], Any]] = field(default_factory=dict)
+    needs_basis: bool = False
 
     def check(self, control: str) -> Check:
         return self.walk if control == "random-walk" else self.noise
@@ -424,6 +432,7 @@ TABLE = {
         of=lambda m: analyzers.scale_invariance(m.run),
         walk=nothing_invariant,
         noise=nothing_invariant,
+        needs_basis=True,
     ),
 }
 
@@ -432,6 +441,10 @@ ELSEWHERE = {"adjacent_convexity", "linear_modes"}
 
 
 def computed(name: str, model: Model) -> Any:
+    if TABLE[name].needs_basis and not model.run.spec.basis:
+        with pytest.raises(ValueError, match=r"basis=0; record with basis=1 or more"):
+            TABLE[name].of(model)
+        pytest.skip("needs a basis, and says so")
     return TABLE[name].of(model).compute()
 
 

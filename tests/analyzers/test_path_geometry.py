@@ -112,9 +112,18 @@ def recorded(path: Path, train: Train, **options: Any) -> Run:
     return trajstore.open_run(path)
 
 
-@pytest.fixture(scope="module")
-def sketched(example_run: Path) -> Run:
-    return trajstore.open_run(example_run)
+@pytest.fixture(scope="module", params=[3, 0], ids="basis={}".format)
+def sketched(
+    request: pytest.FixtureRequest,
+    example_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    train_small: Train,
+) -> Run:
+    """The same training, recorded with a basis and without."""
+    if request.param == 3:
+        return trajstore.open_run(example_run)
+    path = tmp_path_factory.mktemp("sketched") / "run.zarr"
+    return recorded(path, train_small, sketch_bits=1024, probes=256, basis=0)
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +232,11 @@ def test_layers_add_up_to_the_whole(geometry: xr.Dataset, by_layer: xr.Dataset):
 
 
 def test_tensors_of_fewer_elements_than_the_basis_are_exact(
-    by_layer: xr.Dataset, truth_by_layer: xr.Dataset
+    example_run: Path, truth_by_layer: xr.Dataset
 ):
     """What is left of three numbers beside three directions is nothing."""
+    run = trajstore.open_run(example_run)
+    by_layer = analyzers.path_geometry(run, layers=True)
     # From the sixth window on, when no direction is short any more. Single precision,
     # times coefficients of up to 20.
     late = slice(24, None)
@@ -245,6 +256,76 @@ def test_errors_of_layers_are_of_the_order_of_their_standard_errors(
     # the standard error takes all buckets for equal.
     assert 0.7 < float(z.std()) < 2.5
     assert abs(float(z.mean())) < 3.5 * float(z.std()) / np.sqrt(z.size)
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_weight_decay_is_that_of_whole_vectors(
+    example_run: Path, exact: Run, layers: bool
+):
+    run = trajstore.open_run(example_run)
+    options: dict[str, Any] = {"weight_decay": 0.05, "layers": layers}
+    result = analyzers.path_geometry(run, **options).compute()
+    expected = analyzers.path_geometry(exact, **options).compute()
+    without = analyzers.path_geometry(exact, layers=layers).compute()
+    # Large enough to be seen, and of a length that is known.
+    assert float(abs(expected.gamma - without.gamma).median()) > 0.01
+    np.testing.assert_allclose(
+        result.eb * result.distance, expected.eb * expected.distance, rtol=1e-4
+    )
+    z = z_scores(result, expected, "gamma")
+    # 60 steps, as above; the first tensor is the largest.
+    assert 0.7 < float(z.isel(layer=0).std() if layers else z.std()) < 1.3
+
+
+def test_weight_decay_without_a_basis_needs_whole_vectors(
+    tmp_path: Path, train_small: Train, exact: Run
+):
+    path = tmp_path / "sketched.zarr"
+    run = recorded(path, train_small, sketch_bits=256, probes=64, basis=0)
+    with pytest.raises(
+        ValueError,
+        match=r"^Weight decay in the gradient needs .*sketched\.zarr does not have: it "
+        r"was recorded with basis=0; record with basis=1 or more\.$",
+    ):
+        analyzers.path_geometry(run, weight_decay=0.05)
+    whole = recorded(tmp_path / "exact.zarr", train_small, exact=True, basis=0)
+    found = analyzers.path_geometry(whole, weight_decay=0.05).compute()
+    expected = analyzers.path_geometry(exact, weight_decay=0.05).compute()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_standard_error_without_a_basis_is_that_of_all_of_v(
+    tmp_path: Path, train_small: Train, exact: Run
+):
+    """The formula of `docs/estimator.md`, bucket by bucket, with v in the place of v'."""
+    path = tmp_path / "run.zarr"
+    run = recorded(path, train_small, sketch_bits=256, probes=64, basis=0)
+    geometry = analyzers.path_geometry(run).compute()
+    layout, width = run.layout, run.sketch.fold.width
+    whole, n_rows = slice(0, run.layout.size), run.sketch.fold.n_rows
+
+    def fold(squares: Any) -> Any:
+        padded = np.zeros(n_rows * width)
+        padded[: len(squares)] = squares
+        return padded.reshape(n_rows, width)
+
+    for step in (0, 13, 40, 57):
+        window = int(run.array("window")[step])
+        v = run.array("final")[:].astype(np.float64) - run.reference(window, whole)
+        weights = run.windows.weights.values[window].astype(np.float64)
+        gradient = exact.array("gradient")[step].astype(np.float64)
+        G_sq, u_sq = np.zeros(layout.size), np.zeros(layout.size)
+        for offset, size, w in zip(layout.offsets, layout.sizes, weights, strict=True):
+            part = slice(int(offset), int(offset + size))
+            # Even within a tensor, as far as is known.
+            G_sq[part] = w**2 * (gradient[part] ** 2).mean()
+            u_sq[part] = v[part] ** 2 / w**2
+        g, u = fold(G_sq), fold(u_sq)
+        variance = (g.sum(0) * u.sum(0)).sum() - (g * u).sum()
+        variance += (np.pi / 2 - 1) / 256 * g.sum() * u.sum()
+        lolr_stderr = np.sqrt(variance) / (gradient**2).sum()
+        np.testing.assert_allclose(geometry.lolr_stderr[step], lolr_stderr, rtol=1e-4)
 
 
 # The exact mode
@@ -365,9 +446,10 @@ def test_distances_from_any_reference_are_within_a_few_percent(
 
 
 def test_nothing_is_estimated_where_the_reference_lies_in_the_basis(
-    sketched: Run, exact: Run
+    example_run: Path, exact: Run
 ):
     """The window that begins at x*, and those one and two later."""
+    sketched = trajstore.open_run(example_run)
     window = sketched.epoch_windows[2]
     vector = sketched.reference(window, slice(0, sketched.layout.size))
     result = analyzers.path_geometry(sketched, reference=2)
@@ -440,11 +522,11 @@ def test_attributes_define_the_variables(geometry: xr.Dataset):
 
 
 @pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
-@pytest.mark.parametrize("mode", ["sketched", "exact"])
+@pytest.mark.parametrize("mode", ["example_run", "exact_run"])
 def test_building_the_graph_computes_nothing(
     request: pytest.FixtureRequest, mode: str, layers: bool
 ):
-    run = request.getfixturevalue(mode)
+    run = trajstore.open_run(request.getfixturevalue(mode))
     with dask.config.set(scheduler=fail_if_computed):
         lazy = analyzers.path_geometry(run, layers=layers)
         assert all(v.chunks is not None for v in lazy.data_vars.values())
@@ -500,11 +582,11 @@ def test_tasks_can_be_sent_to_other_processes(sketched: Run, geometry: xr.Datase
     xr.testing.assert_equal(result, geometry)
 
 
-def test_analysis_needs_no_torch(example_run: Path, geometry: xr.Dataset):
+def test_analysis_needs_no_torch(sketched: Run, geometry: xr.Dataset):
     code = f"""
 import sys
 import analyzers, analyzers.cli, trajstore
-run = trajstore.open_run({str(example_run)!r})
+run = trajstore.open_run({sketched.location!r})
 print(float(analyzers.path_geometry(run).gamma.sum()), "torch" in sys.modules)
 """
     run = subprocess.run(

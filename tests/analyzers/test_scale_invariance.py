@@ -1,5 +1,6 @@
 """Test ``analyzers.scale_invariance`` on functions whose invariance is known."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def test_is_lazy(tmp_path: Path):
     with dask.config.set(scheduler=fails):
         found = analyzers.scale_invariance(run)
     assert found.cosine.sel(epoch=1).sizes == {"step": 10, "layer": 3}
+
+
+def test_a_run_without_a_basis_is_refused(tmp_path: Path, train_small: Any):
+    path = tmp_path / "run.zarr"
+    train_small(partial(Recorder, path), basis=0, sketch_bits=64, probes=16)
+    with pytest.raises(
+        ValueError,
+        match=r"^Scale invariance needs the norms of the parameters and their products "
+        r"with gradients, which .*run\.zarr does not have: it was recorded with basis=0; "
+        r"record with basis=1 or more\.$",
+    ):
+        analyzers.scale_invariance(open_run(path))
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, -1e-3])

@@ -10,6 +10,8 @@ import pytest
 import xarray as xr
 
 import analyzers
+from tests.analyzers.conftest import BASE, DIFFERENT
+from tests.analyzers.conftest import record as record_training
 from tests.analyzers.paths import norms, path_of, products
 from trajstore.reader import Run, open_run
 
@@ -42,6 +44,16 @@ def test_is_that_of_whole_gradients(paper_runs: dict[str, Run], name: str):
         )
     else:
         assert np.isnan(found.curvature.values).all()
+
+
+def test_does_not_rest_on_a_basis(tmp_path: Path, paper_runs: dict[str, Run]):
+    record_training(tmp_path / "run.zarr", BASE | DIFFERENT["sgd"], basis=0)
+    with dask.config.set(scheduler=fails):
+        found = analyzers.smoothness(open_run(tmp_path / "run.zarr"))
+    expected = analyzers.smoothness(paper_runs["sgd"]).compute()
+    for name, values in found.compute().items():
+        assert np.isfinite(values[1:]).all()
+        np.testing.assert_array_equal(values, expected[name])
 
 
 def test_tells_tensors_apart(exact_run: Path):

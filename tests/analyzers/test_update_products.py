@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import analyzers
-from tests.analyzers.conftest import BASE, record
+from tests.analyzers.conftest import BASE, DIFFERENT, record
 from tests.analyzers.paths import norms, path_of, products
 from trajstore.reader import Run, open_run
 
@@ -102,6 +102,37 @@ def test_errors_of_probes_are_as_large_as_they_are_said_to_be(
     assert 0.7 < values.std() < 1.3
 
 
+@pytest.mark.parametrize("basis", [0, 3])
+def test_updates_as_short_as_rounding_may_be_plain_descent(tmp_path: Path, basis: int):
+    """Of parameters of size 0.1 a change of 1e-7 is some ten units in the last place."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(20, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
+    path = tmp_path / "run.zarr"
+    options: dict[str, Any] = {"steps_per_epoch": 4, "sketch_bits": 64, "basis": basis}
+    with Recorder(path, model, optimizer, **options):
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(8, 20)).square().mean().backward()
+            optimizer.step()
+    run = open_run(path)
+    steps = run.steps[["update_sq", "grad_sq"]].astype(np.float64)
+    # Beyond the one in a thousand that is allowed whatever the parameters are.
+    assert (abs(steps.update_sq / steps.grad_sq * 1e14 - 1) > 4e-3).any()
+    assert analyzers.update_products(run).attrs["rule"] == "plain descent"
+
+
+def test_what_is_known_does_not_rest_on_a_basis(
+    tmp_path: Path, paper_runs: dict[str, Run]
+):
+    record(tmp_path / "run.zarr", BASE | DIFFERENT["sgd"], basis=0)
+    found = analyzers.update_products(open_run(tmp_path / "run.zarr"))
+    expected = analyzers.update_products(paper_runs["sgd"])
+    assert found.attrs["rule"] == expected.attrs["rule"] == "plain descent"
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 def test_weight_decay_and_several_rates_are_no_plain_descent(
     paper_runs: dict[str, Run],
 ):
@@ -112,7 +143,8 @@ def test_weight_decay_and_several_rates_are_no_plain_descent(
     assert analyzers.update_products(several).attrs["rule"] == "unknown"
 
 
-def test_ascent_and_weight_decay_are_no_plain_descent(tmp_path: Path):
+@pytest.mark.parametrize("basis", [0, 3])
+def test_ascent_and_weight_decay_are_no_plain_descent(tmp_path: Path, basis: int):
     kinds: dict[str, dict[str, Any]] = {
         "ascent": {"maximize": True},
         "decay": {"weight_decay": 0.1},
@@ -123,7 +155,7 @@ def test_ascent_and_weight_decay_are_no_plain_descent(tmp_path: Path):
         model = torch.nn.Linear(20, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **options)
         path = tmp_path / f"{name}.zarr"
-        with Recorder(path, model, optimizer, exact=True):
+        with Recorder(path, model, optimizer, exact=True, basis=basis):
             for _ in range(4):
                 optimizer.zero_grad()
                 model(torch.randn(8, 20)).square().mean().backward()

@@ -1,6 +1,7 @@
 """Sub-commands on sharpness, smoothness, convexity and scale invariance."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,31 @@ def test_errors_are_one_sentence_on_what_to_do(
 ):
     command, *options = arguments
     assert message in refused(command, example_run, *options)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["invariance"], ["geometry", "--weight-decay", "1"]]
+)
+def test_what_needs_a_basis_says_so_in_one_sentence(
+    tmp_path: Path,
+    train_small: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+):
+    path = tmp_path / "run.zarr"
+    train_small(partial(Recorder, path), basis=0, sketch_bits=64, probes=16)
+    command = [arguments[0], str(path), *arguments[1:]]
+    monkeypatch.setattr(sys, "argv", ["traj-analyze", *command])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    printed = capsys.readouterr()
+    assert "recorded with basis=0; record with basis=1 or more." in " ".join(
+        printed.err.split()
+    )
+    assert "Traceback" not in printed.err
+    # Nothing is left behind that looks like a result.
+    assert not (tmp_path / "run.analysis.zarr").exists()
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (20, 20), (21, 11)])

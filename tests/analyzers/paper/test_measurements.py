@@ -34,13 +34,16 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with updates and, once an epoch, other gradients."""
+    return record(tmp_path_factory.mktemp("measured") / "run.zarr")
+
+
+def record(path: Path, **options: Any) -> Run:
     from trajstore import Recorder
 
-    path = tmp_path_factory.mktemp("measured") / "run.zarr"
     torch.manual_seed(0)
     model = torch.nn.Linear(30, 20)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    options: dict[str, Any] = {"sketch_bits": 256, "probes": 64}
+    options = {"sketch_bits": 256, "probes": 64} | options
     attrs = {"training": SETTINGS}
     with Recorder(
         path, model, optimizer, steps_per_epoch=8, updates=True, attrs=attrs, **options
@@ -77,6 +80,18 @@ def test_every_direction_has_a_curve(measured: Run):
         "5 steps",
         "20 steps",
     ]
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
+def test_without_a_basis_only_the_curve_that_needs_one_is_left_out(
+    tmp_path: Path, exact: bool
+):
+    run = record(tmp_path / "run.zarr", basis=0, exact=exact)
+    gradients, *others = other_measurements([run], AS_PUBLISHED)
+    labels = {curve.label for curve in gradients.curves}
+    needs_basis = {"of steps, with weight decay"}
+    assert labels == {"of steps", "all data"} | (needs_basis if exact else set())
+    assert all(panel.curves for panel in others)
 
 
 def test_a_run_without_measurements_says_what_is_needed(
