@@ -1,9 +1,9 @@
-"""Measure what `trajstore.plan` rests on: window lengths, signs, and compression.
+"""Measure what `trajstore.plan` rests on: window lengths, signs, bases, and compression.
 
-Each training is done once, and recorded with several lengths of windows and several
-numbers of signs at the same time: recorders do not change it. The MLP is also trained for
-fewer epochs, which tells lengths in epochs from shares of the run. Takes about ten minutes
-on 2 cores.
+Each training is done twice, and recorded with several lengths of windows and several
+numbers of signs at the same time, and with several bases the other time: recorders do not
+change it. The MLP is also trained for fewer epochs, which tells lengths in epochs from
+shares of the run. Takes about twenty minutes on 2 cores.
 """
 
 import json
@@ -34,6 +34,9 @@ WORKLOADS: dict[str, Any] = {
 }
 WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
 SIGNS = (1 << 12, 1 << 18)
+BASES = (0, 1)
+"""Other numbers of vectors in the basis than a recorder's default."""
+
 RESULTS = Path(__file__).parent / "results" / "planning.json"
 
 
@@ -125,6 +128,22 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
     }
 
 
+def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
+    """Record with fewer vectors in the basis, each with several lengths of windows."""
+    epoch = steps_per_epoch(experiment)
+    lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
+    options = [{"basis": r, "reference_every": n} for r in BASES for n in lengths]
+    errors = iter(
+        [errors_mid_run(run) for run in record(experiment, directory, options)]
+    )
+    return {
+        "by basis": {
+            str(basis): {f"{n / epoch:.3f}": next(errors) for n in lengths}
+            for basis in BASES
+        }
+    }
+
+
 def steps_per_epoch(experiment: Any) -> int:
     """Ask a training how long its epochs are, taking one step."""
     found: list[int] = []
@@ -152,7 +171,8 @@ def main(*, only: str | None = None, out: Path = RESULTS) -> None:
     results = json.loads(out.read_text()) if only else {}
     for name in [only] if only else WORKLOADS:
         with tempfile.TemporaryDirectory() as directory:
-            results[name] = measure(WORKLOADS[name], Path(directory))
+            results[name] = measure(WORKLOADS[name], Path(directory) / "lengths")
+            results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
         Console().print_json(json.dumps({name: results[name]}))
     out.write_text(json.dumps(results, indent=2) + "\n")
 

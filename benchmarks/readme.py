@@ -142,17 +142,21 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
 
 
 def planning_table(results: dict[str, Any]) -> str:
-    """One line for each training and length of window."""
+    """One line for each training, with all lengths of windows."""
+    titles = ("training", "length of windows, % of the run", "part of the error left")
     lines = [
-        "| training | length of windows, % of the run | part of the error left |",
-        "|---|---|---|",
+        f"| {' | '.join(titles)} | `basis=1` | `basis=0` |",
+        "|---|---|---|---|---|",
     ]
     for name, training in results.items():
-        lengths = training["by epochs in a window"]
+        lengths, others = training["by epochs in a window"], training["by basis"]
         shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
         plain = plain_error(training["padded parameters"])
-        left = [f"{errors['from signs'] / plain:.2f}" for errors in lengths.values()]
-        lines.append(f"| {name} | {', '.join(shares)} | {', '.join(left)} |")
+        cells = [", ".join(shares)]
+        for by_length in (lengths, others["1"], others["0"]):
+            left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]
+            cells.append(", ".join(left))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -143,7 +143,7 @@ def test_commands_of_the_page_on_planning_run(
 
 
 def test_examples_of_planning_are_there():
-    assert len(plan_commands()) == 4
+    assert len(plan_commands()) == 5
 
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]

@@ -48,6 +48,9 @@ COMPRESSION: Final = {
 N_VECTORS: Final = 3
 """float32 vectors that a recorder keeps: the gradient before, displacement, reference."""
 
+MEASURED_BASES: Final = (0, 1, 3)
+"""Numbers of vectors in the basis whose errors were measured."""
+
 EDGES: Final = (0.7, 2.7)
 """Errors in the first and last epoch over those between (``benchmarks/accuracy.py``)."""
 
@@ -60,34 +63,47 @@ class Training:
     ----------
     shares : tuple of float
         Lengths of windows as shares of the run, ascending.
-    left : tuple of float
-        Rms standard error of gamma with windows of these lengths, over the one of a
-        sketch without weights and basis.
-    from_distance : float
-        Part of the error of gamma that the distance has, with `PROBES` probes: more
-        signs do not help against it, and means over epochs do not either.
+    left : mapping from int to tuple of float
+        By number of vectors in the basis: rms standard error of gamma with windows of
+        these lengths, over the one of a sketch without weights and basis.
+    from_distance : mapping from int to float
+        By the same number, with windows of an epoch: part of the error of gamma that the
+        distance has, with `PROBES` probes. More signs do not help against it, and means
+        over epochs do not either.
     """
 
     shares: tuple[float, ...]
-    left: tuple[float, ...]
-    from_distance: float
+    left: Mapping[int, tuple[float, ...]]
+    from_distance: Mapping[int, float]
 
 
 TRAININGS: Final = {
     "digits ResNet": Training(
         shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        left=(0.282, 0.281, 0.285, 0.296, 0.315, 0.334),
-        from_distance=5.4e-5,
+        left={
+            0: (0.619, 0.623, 0.635, 0.668, 0.725, 0.786),
+            1: (0.349, 0.352, 0.362, 0.388, 0.422, 0.451),
+            3: (0.282, 0.281, 0.285, 0.296, 0.315, 0.334),
+        },
+        from_distance={0: 9.39e-5, 1: 6.49e-5, 3: 5.4e-5},
     ),
     "digits MLP": Training(
         shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        left=(0.633, 0.539, 0.439, 0.375, 0.378, 0.45),
-        from_distance=2.72e-4,
+        left={
+            0: (0.922, 0.931, 0.951, 0.997, 1.111, 1.243),
+            1: (0.802, 0.809, 0.825, 0.865, 0.962, 1.078),
+            3: (0.633, 0.539, 0.439, 0.375, 0.378, 0.45),
+        },
+        from_distance={0: 7.68e-4, 1: 7.11e-4, 3: 2.72e-4},
     ),
     "English transformer": Training(
         shares=(0.0248, 0.0496, 0.0992, 0.2, 0.4, 0.8),
-        left=(0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
-        from_distance=1.21e-4,
+        left={
+            0: (0.465, 0.478, 0.508, 0.581, 0.734, 0.581),
+            1: (0.443, 0.456, 0.484, 0.557, 0.706, 0.558),
+            3: (0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
+        },
+        from_distance={0: 1.22e-4, 1: 1.23e-4, 3: 1.21e-4},
     ),
 }
 """Measured by ``benchmarks/planning.py``."""
@@ -203,7 +219,8 @@ class Plan:
 
         ``hypot(left sqrt((1 - 1 / B + pi / 2 - 1) / m), d)`` with m signs, B rows of the
         fold, and what was left of the error of a plain sketch, and came from the
-        distance, d, in measured trainings: an extrapolation from small nets.
+        distance, d, in measured trainings: an extrapolation from small nets. Of the bases
+        that were measured it is the largest that has no more vectors.
 
         Parameters
         ----------
@@ -218,10 +235,12 @@ class Plan:
         bits = self.spec.sketch_bits
         fold = Sketch(size=self._size, bits=bits, seed=self.spec.seed).fold
         variance = (1 - 1 / fold.n_rows) * FOLD_VARIANCE + CODE_VARIANCE
+        basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
         errors = [
             hypot(
-                _left(training, self.window_share) * sqrt(variance / bits / mean_of),
-                training.from_distance * sqrt(PROBES / self.spec.probes),
+                _left(training, basis, self.window_share)
+                * sqrt(variance / bits / mean_of),
+                training.from_distance[basis] * sqrt(PROBES / self.spec.probes),
             )
             for training in TRAININGS.values()
         ]
@@ -248,6 +267,7 @@ def plan_recording(
     n_steps: int,
     steps_per_epoch: int | None = None,
     sketch_bits: int = SKETCH_BITS,
+    basis: int = BASIS,
     reference_every: int | None = None,
     exact: bool = False,
 ) -> Plan:
@@ -259,7 +279,7 @@ def plan_recording(
         The recorded parameters.
     n_steps : int
         Optimizer steps in the run, the recorder's ``total_steps``.
-    steps_per_epoch, sketch_bits, reference_every, exact
+    steps_per_epoch, sketch_bits, basis, reference_every, exact
         See `trajstore.Recorder`.
 
     Returns
@@ -288,7 +308,7 @@ def plan_recording(
                 "shapes": layout.shapes,
                 "seed": 0,
                 "sketch_bits": sketch_bits,
-                "basis": BASIS,
+                "basis": basis,
                 "probes": PROBES,
                 "steps_per_epoch": steps_per_epoch,
                 "reference_every": reference_every,
@@ -365,9 +385,10 @@ def count_windows(windows: Windows, n_steps: int) -> int:
     return count
 
 
-def _left(training: Training, share: float) -> float:
+def _left(training: Training, basis: int, share: float) -> float:
     """Interpolate in the logarithm; constant beyond what was measured."""
-    return float(np.interp(log(share), np.log(training.shares), training.left))
+    left = training.left[basis]
+    return float(np.interp(log(share), np.log(training.shares), left))
 
 
 def _bytes_of_row(array: ArraySpec) -> int:

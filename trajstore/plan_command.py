@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from trajstore.defaults import BASIS
 from trajstore.layout import Layout
 from trajstore.plan import (
     EDGES,
@@ -41,6 +42,7 @@ def plan(
     tensors: int | None = None,
     model: str | None = None,
     steps_per_epoch: int | None = None,
+    basis: int = BASIS,
     stderr: float | None = None,
     disk: str | None = None,
 ) -> None:
@@ -62,6 +64,8 @@ def plan(
         model. The module is looked for in the working directory, too.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
+    basis : int, default: 3
+        Directions in which gradients are known exactly; 0 for none.
     stderr : float, optional
         Standard error of gamma in one step that is asked for.
     disk : str, optional
@@ -80,19 +84,13 @@ def plan(
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
     layout = _layout(params, tensors, model)
+    run: Any = {"n_steps": steps, "steps_per_epoch": steps_per_epoch, "basis": basis}
     if stderr is not None:
-        chosen = smallest_plan(
-            layout, n_steps=steps, steps_per_epoch=steps_per_epoch, stderr=stderr
-        )
+        chosen = smallest_plan(layout, **run, stderr=stderr)
     elif disk is not None:
-        chosen = most_precise_plan(
-            layout,
-            n_steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            disk=parse_size(disk),
-        )
+        chosen = most_precise_plan(layout, **run, disk=parse_size(disk))
     else:
-        chosen = plan_recording(layout, n_steps=steps, steps_per_epoch=steps_per_epoch)
+        chosen = plan_recording(layout, **run)
     _print(chosen, tensors_are_guessed=model is None and tensors is None)
 
 
@@ -269,9 +267,10 @@ def _facts(plan: Plan, *, tensors_are_guessed: bool) -> dict[str, str]:
 
 
 def _arguments(plan: Plan) -> str:
+    basis = "" if plan.spec.basis == BASIS else f"basis={plan.spec.basis}, "
     return (
-        f"sketch_bits={plan.spec.sketch_bits}, reference_every={plan.windows.length}, "
-        f"total_steps={plan.n_steps}"
+        f"sketch_bits={plan.spec.sketch_bits}, {basis}"
+        f"reference_every={plan.windows.length}, total_steps={plan.n_steps}"
     )
 
 

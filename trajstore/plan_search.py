@@ -5,6 +5,7 @@ from typing import Final
 
 from rich.filesize import decimal
 
+from trajstore.defaults import BASIS
 from trajstore.layout import Layout
 from trajstore.plan import Plan, plan_recording
 
@@ -16,7 +17,12 @@ SHARES: Final = (0.01, 0.02, 0.04, 0.08, 0.16)
 
 
 def smallest_plan(
-    layout: Layout, *, n_steps: int, steps_per_epoch: int | None = None, stderr: float
+    layout: Layout,
+    *,
+    n_steps: int,
+    steps_per_epoch: int | None = None,
+    basis: int = BASIS,
+    stderr: float,
 ) -> Plan:
     """Find the smallest store with which gamma is as precise as asked for.
 
@@ -24,7 +30,7 @@ def smallest_plan(
     ----------
     layout : Layout
         The recorded parameters.
-    n_steps, steps_per_epoch
+    n_steps, steps_per_epoch, basis
         See `plan_recording`.
     stderr : float
         Largest typical standard error of gamma in one step, mid-run.
@@ -39,7 +45,7 @@ def smallest_plan(
     ValueError
         If no plan is as precise; says how precise one can be.
     """
-    plans = list(_candidates(layout, n_steps, steps_per_epoch))
+    plans = list(_candidates(layout, n_steps, steps_per_epoch, basis))
     precise = [plan for plan in plans if plan.stderr().typical <= stderr]
     if not precise:
         best = min(plans, key=_error_first)
@@ -54,7 +60,12 @@ def smallest_plan(
 
 
 def most_precise_plan(
-    layout: Layout, *, n_steps: int, steps_per_epoch: int | None = None, disk: float
+    layout: Layout,
+    *,
+    n_steps: int,
+    steps_per_epoch: int | None = None,
+    basis: int = BASIS,
+    disk: float,
 ) -> Plan:
     """Find the plan of the smallest error that fits on a disk.
 
@@ -62,7 +73,7 @@ def most_precise_plan(
     ----------
     layout : Layout
         The recorded parameters.
-    n_steps, steps_per_epoch
+    n_steps, steps_per_epoch, basis
         See `plan_recording`.
     disk : float
         Bytes that the store may take.
@@ -77,7 +88,7 @@ def most_precise_plan(
     ValueError
         If no plan is as small; says how small one can be.
     """
-    plans = list(_candidates(layout, n_steps, steps_per_epoch))
+    plans = list(_candidates(layout, n_steps, steps_per_epoch, basis))
     small = [plan for plan in plans if plan.disk <= disk]
     if not small:
         least = min(plans, key=_disk_first)
@@ -89,11 +100,13 @@ def most_precise_plan(
 
 
 def _candidates(
-    layout: Layout, n_steps: int, steps_per_epoch: int | None
+    layout: Layout, n_steps: int, steps_per_epoch: int | None, basis: int
 ) -> Iterator[Plan]:
     """Every number of signs with every length of windows."""
     # Refuses what is out of range before anything is divided by it.
-    plan_recording(layout, n_steps=n_steps, steps_per_epoch=steps_per_epoch)
+    plan_recording(
+        layout, n_steps=n_steps, steps_per_epoch=steps_per_epoch, basis=basis
+    )
     lengths = {_whole_epochs(n_steps * share, steps_per_epoch) for share in SHARES}
     for reference_every in sorted(lengths):
         for sketch_bits in SIGNS:
@@ -102,6 +115,7 @@ def _candidates(
                 n_steps=n_steps,
                 steps_per_epoch=steps_per_epoch,
                 sketch_bits=sketch_bits,
+                basis=basis,
                 reference_every=reference_every,
             )
 

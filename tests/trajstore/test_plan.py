@@ -1,6 +1,7 @@
 """Plans agree with what is recorded, and more is never worse."""
 
 import json
+from itertools import pairwise
 from math import pi, sqrt
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trajstore.defaults import BASIS
 from trajstore.fold import Fold
 from trajstore.layout import Layout
 from trajstore.plan import (
@@ -42,9 +44,11 @@ def bytes_below(path: Path, *, but: tuple[str, ...] = ()) -> int:
     )
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a run of 6 epochs of 40 steps with a recorder's defaults."""
+@pytest.fixture(scope="module", params=[3, 0], ids="basis={}".format)
+def recorded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Path of a run of 6 epochs of 40 steps with a recorder's defaults, and with no basis."""
     torch = pytest.importorskip("torch")
     from trajstore import Recorder
 
@@ -54,7 +58,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     path = tmp_path_factory.mktemp("plan") / "run.zarr"
     with Recorder(
-        path, model, optimizer, steps_per_epoch=40, total_steps=240
+        path,
+        model,
+        optimizer,
+        steps_per_epoch=40,
+        total_steps=240,
+        basis=request.param,
     ) as recorder:
         for _ in range(240):
             optimizer.zero_grad()
@@ -90,7 +99,8 @@ def test_a_tiny_store_is_mostly_metadata_and_is_planned_as_well(example_run: Pat
 
 def test_defaults_are_those_of_a_recorder(recorded: Path):
     run = open_run(recorded)
-    planned = plan_recording(run.layout, n_steps=240, steps_per_epoch=40)
+    options: dict[str, Any] = {} if run.spec.basis == BASIS else {"basis": 0}
+    planned = plan_recording(run.layout, n_steps=240, steps_per_epoch=40, **options)
     assert planned.spec == run.spec
 
 
@@ -100,6 +110,18 @@ def test_memory_is_the_measured_one():
     plan = plan_recording(layout, n_steps=240, steps_per_epoch=6)
     measured = results("overhead")["peak memory, float32 vectors"]
     assert plan.memory / (4 * layout.n_params) == pytest.approx(measured, rel=0.15)
+
+
+def test_no_basis_saves_columns_and_no_vector_of_memory():
+    plans = [
+        plan_recording(LAYOUT, n_steps=1000, reference_every=100, basis=basis)
+        for basis in (0, 1)
+    ]
+    # 2 columns of products and 2 that follow from them, of 4 bytes, for 2 tensors.
+    saved = [sum(p.bytes_per_step.values()) for p in plans]
+    assert saved[1] - saved[0] == pytest.approx(32 * COMPRESSION["tables"])
+    # Buffers of rows differ a little.
+    assert plans[0].memory == pytest.approx(plans[1].memory, abs=0.1 * 4 * LAYOUT.size)
 
 
 positive = st.integers(1, 40)
@@ -142,6 +164,24 @@ def test_error_falls_with_the_root_of_the_signs_and_of_the_steps():
     assert error(1 << 12, 16) == pytest.approx(error(1 << 12) / 4, rel=0.02)
 
 
+def test_error_falls_with_the_basis():
+    errors = [
+        plan_recording(LAYOUT, n_steps=1000, reference_every=40, basis=basis).stderr()
+        for basis in (0, 1, 3)
+    ]
+    for more, less in pairwise(errors):
+        assert all(a > b for a, b in zip(more, less, strict=True))
+
+
+@pytest.mark.parametrize(("basis", "measured"), [(2, 1), (7, 3)])
+def test_error_of_a_basis_is_that_of_a_smaller_one_that_was_measured(
+    basis: int, measured: int
+):
+    options: dict[str, Any] = {"n_steps": 1000, "reference_every": 40}
+    found = plan_recording(LAYOUT, basis=basis, **options).stderr()
+    assert found == plan_recording(LAYOUT, basis=measured, **options).stderr()
+
+
 def test_error_is_a_range_around_a_typical_one():
     low, typical, high = plan_recording(LAYOUT, n_steps=1000).stderr()
     assert low < typical < high
@@ -178,10 +218,15 @@ def test_what_is_left_of_errors_is_what_was_measured(name: str):
     by_length = measured["by epochs in a window"]
     shares = [float(length) / measured["epochs"] for length in by_length]
     assert training.shares == pytest.approx(shares, abs=5e-4)
-    left = [errors["from signs"] / plain for errors in by_length.values()]
-    assert training.left == pytest.approx(left, abs=5e-4)
+    by_basis = measured["by basis"] | {str(BASIS): by_length}
+    assert sorted(by_basis) == [str(basis) for basis in sorted(training.left)]
+    for basis, left in training.left.items():
+        found = by_basis[str(basis)]
+        expected = [errors["from signs"] / plain for errors in found.values()]
+        assert left == pytest.approx(expected, abs=5e-4)
+        whole = found["1.000"]["from distance"]
+        assert training.from_distance[basis] == pytest.approx(whole, rel=0.02)
     whole = by_length["1.000"]
-    assert training.from_distance == pytest.approx(whole["from distance"], rel=0.02)
     # The same as the errors against exact values, which have luck in them.
     exact = results("accuracy")["workloads"][name]["middle"]["rms error of gamma"]
     assert whole["stderr of gamma"] == pytest.approx(exact, rel=0.15)
@@ -194,7 +239,7 @@ def test_errors_with_fewer_and_more_signs_are_as_predicted(name: str, bits: int)
     size = measured["padded parameters"]
     fold = Fold(size=size, buckets=bits, seed=0, column_role=Role.FOLD)
     plain = sqrt((1 - 1 / fold.n_rows + pi / 2 - 1) / bits)
-    left = training.left[list(measured["by epochs in a window"]).index("1.000")]
+    left = training.left[BASIS][list(measured["by epochs in a window"]).index("1.000")]
     errors = measured["by signs"][str(bits)]
     assert left * plain == pytest.approx(errors["from signs"], rel=0.1)
 

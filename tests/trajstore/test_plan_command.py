@@ -3,13 +3,14 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trajstore import cli
 from trajstore.plan import guess_layout, plan_recording
 from trajstore.plan_command import parse_size
-from trajstore.plan_search import smallest_plan
+from trajstore.plan_search import most_precise_plan, smallest_plan
 
 NET = """
 class Parameter:
@@ -56,6 +57,7 @@ COMMANDS = {
     "--steps-per-epoch 5000 --tensors 161",
     "huge": "traj-store plan --params 7e9 --steps 1000000 --stderr 1.5e-3",
     "tiny": "traj-store plan --params 10 --steps 1",
+    "no basis": "traj-store plan --params 11e6 --steps 37000 --stderr 2e-3 --basis 0",
 }
 
 
@@ -66,7 +68,7 @@ def test_output_fits_a_terminal(
     lines = run(command, monkeypatch, capsys).splitlines()
     assert max(map(len, lines)) <= 80
     assert re.fullmatch(
-        r"sketch_bits=\d+, reference_every=\d+, total_steps=\d+", lines[-1]
+        r"sketch_bits=\d+, (basis=0, )?reference_every=\d+, total_steps=\d+", lines[-1]
     )
 
 
@@ -83,6 +85,26 @@ def test_the_plan_of_the_smallest_store_is_printed(
     assert "mean" not in printed
     last = printed.splitlines()[-1]
     assert last.startswith(f"sketch_bits={plan.spec.sketch_bits}, reference_every=")
+
+
+def test_a_basis_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    layout = guess_layout(11_000_000)
+    options: dict[str, Any] = {"n_steps": 37_000, "basis": 0}
+    small = smallest_plan(layout, **options, stderr=2e-3)
+    precise = most_precise_plan(layout, **options, disk=2e9)
+    for target, plan in (("--stderr 2e-3", small), ("--disk 2GB", precise)):
+        command = f"traj-store plan --params 11e6 --steps 37000 --basis 0 {target}"
+        printed = run(command, monkeypatch, capsys)
+        assert plan.spec.basis == 0
+        assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
+        assert printed.splitlines()[-1] == (
+            f"sketch_bits={plan.spec.sketch_bits}, basis=0, "
+            f"reference_every={plan.windows.length}, total_steps=37000"
+        )
+    # With a basis fewer signs bring the same.
+    assert small.disk > smallest_plan(layout, n_steps=37_000, stderr=2e-3).disk
 
 
 def test_without_a_target_the_defaults_of_a_recorder_are_planned(
@@ -132,6 +154,10 @@ PROBLEMS = {
     "two nets": (
         "--params 1e6 --model net_with_problems:Net",
         "give it, or --params and --tensors, not both.",
+    ),
+    "no number of vectors": (
+        "--params 1e6 --basis -1",
+        "basis: expected an integer of at least 0, got -1",
     ),
     "tensors of a model": (
         "--tensors 3 --model net_with_problems:Net",
