@@ -21,6 +21,7 @@ from tests.trajstore.random_walk import spec_of
 from trajstore import steps_torch, tracker
 from trajstore.layout import Layout
 from trajstore.placement import Piece, Placement
+from trajstore.scaling import Scaling
 from trajstore.tracker import Tracker
 from trajstore.uploads import upload
 
@@ -105,14 +106,15 @@ def test_steps_and_windows_do_not_wait(options: dict[str, bool]):
 
 def test_scaled_gradients_and_measurements_do_not_wait():
     followed = tracked(3)
-    scale = torch.empty((), device=META)
+    ids = frozenset(map(id, followed._parameters))
+    scaling = Scaling(torch.empty((), device=META), ids)
     with Operations() as operations:
         followed.start()
-        step(followed, 0, scale=scale)
+        step(followed, 0, scaling=scaling)
         row = {name: rows[0] for name, rows in followed.allocate(1).items()}
         followed.measure(7, row)
         followed.measure_update(8, row, row)
-        followed.gradient_norm(scale)
+        followed.gradient_norm(scaling)
     assert operations.waits == []
 
 
