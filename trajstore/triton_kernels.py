@@ -79,7 +79,7 @@ def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
         tl.store(target, tl.sum(product, 0))
 
 
-@_jit()
+@_jit(varying=("n_codes",))
 def measure_before(
     gradients,
     parameters,

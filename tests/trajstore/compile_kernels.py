@@ -81,7 +81,7 @@ def main() -> None:
     halves: dict[str, Any] = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
     found = registers("measure_before", ONE_WARP, **before, **halves)
     print("measure_before_halves", found)
-    ones = ("n_layers", "n_codes", "n_rows", "n_rows_each")
+    ones = ("n_layers", "n_rows", "n_rows_each")
     found = registers("measure_before", ONE_WARP, ones=ones, **before, **single)
     print("measure_before_small", found)
     for name in ("measure_after", "subtract_reference"):
