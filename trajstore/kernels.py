@@ -248,19 +248,22 @@ _hadamard_of_square: Final = intrinsic(_transform_square)
 
 
 @_inlined
-def _hadamard(a: Floats) -> None:
-    """Apply the Hadamard transform without its normalisation, in place."""
+def _hadamard(a: Floats, filled: int) -> None:
+    """Apply the Hadamard transform without its normalisation, in place.
+
+    Elements from `filled` on are zero; sums of nothing else are left out.
+    """
     n, h, address = len(a), 1, a.ctypes.data
     if n >= _LANES * _LANES:
         h = _LANES * _LANES
-        for i in range(0, n, h):
+        for i in range(0, filled, h):
             _hadamard_of_square(address + 4 * i)
     elif n >= _LANES:
         h = _LANES
-        for i in range(0, n, h):
+        for i in range(0, filled, h):
             _hadamard_of_vector(address + 4 * i)
     while 4 * h <= n:
-        for i in range(0, n, 4 * h):
+        for i in range(0, filled, 4 * h):
             _hadamard_of_4(
                 a[i : i + h],
                 a[i + h : i + 2 * h],
@@ -269,7 +272,7 @@ def _hadamard(a: Floats) -> None:
             )
         h *= 4
     while h < n:
-        for i in range(0, n, 2 * h):
+        for i in range(0, filled, 2 * h):
             _hadamard_of_2(a[i : i + h], a[i + h : i + 2 * h])
         h *= 2
 
@@ -799,9 +802,10 @@ def probe(folds: Floats, filled: int, signs: Floats, out: Floats) -> None:
                 )
 
 
-@_compiled(float32[:, :, ::1], _FLOATS, int64, uint8[::1], _FLOATS)
+@_compiled(float32[:, :, ::1], int64, _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
     folds: Floats,
+    filled: int,
     signs: Floats,
     block: int,
     code: npt.NDArray[np.uint8],
@@ -814,6 +818,8 @@ def sketch(
     folds : numpy.ndarray
         float32, (part, fold, bits): the last folds of all parts are sketched; that of the
         first part is overwritten.
+    filled : int
+        Buckets of a fold that may differ from 0.
     signs : numpy.ndarray
         float32, (bits,): random signs of the rotation.
     block : int
@@ -825,17 +831,17 @@ def sketch(
     """
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
-        buckets += folds[part, -1]
+        buckets[:filled] += folds[part, -1, :filled]
     half = len(buckets) // 2
     scale = np.float32(1 / np.sqrt(block))
-    _multiply(buckets, signs, scale)
-    for start in range(0, len(buckets), block):
-        _hadamard(buckets[start : start + block])
+    _multiply(buckets[:filled], signs, scale)
+    for start in range(0, filled, block):
+        _hadamard(buckets[start : start + block], min(block, filled - start))
     _multiply(buckets[:half], signs[half:], scale)
     _multiply(buckets[half:], signs[:half], scale)
     for i in range(len(scales)):
         part = buckets[i * block : (i + 1) * block]
-        _hadamard(part)
+        _hadamard(part, block)
         energy, magnitude = _norms(part)
         scales[i] = energy / magnitude if magnitude != 0 else 0
     _pack(buckets, code)

@@ -276,6 +276,7 @@ class StepsOnCPU:
         kernels.probe(self._folds, self._filled, self._probe_signs, probes)
         kernels.sketch(
             self._folds,
+            self._filled,
             self._signs[: sketch.bits],
             sketch.bits // n_blocks(sketch.bits),
             row["signs"].numpy(),

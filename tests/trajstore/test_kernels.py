@@ -27,7 +27,7 @@ def test_hadamard_is_the_matrix_of_scipy(n: int):
     linalg = pytest.importorskip("scipy.linalg")
     vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
     expected = linalg.hadamard(n) @ vector.astype(np.float64)
-    _hadamard(vector)
+    _hadamard(vector, n)
     # Sums of small integers are exact.
     np.testing.assert_array_equal(vector, expected)
 
@@ -48,7 +48,7 @@ def butterflies(vector: Any) -> Any:
 def test_hadamard_adds_in_a_fixed_order(n: int):
     vector = normal(n)
     expected = butterflies(vector.copy())
-    _hadamard(vector)
+    _hadamard(vector, n)
     # Recordings stay the same, bit for bit.
     np.testing.assert_array_equal(vector, expected)
 
@@ -64,13 +64,29 @@ def test_sketch_is_rotation_and_code(size: int):
     # The other folds are not looked at; parts are added up.
     folds = np.full((2, 3, size), np.nan, np.float32)
     folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
-    kernels.sketch(folds, signs, min(size, MAX_BLOCK), code, scales)
+    kernels.sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
 
     np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
     different = np.unpackbits(code ^ expected_code).astype(bool)
     # Only what is 0 up to rounding may have another sign.
     assert (np.abs(rotated[different]) < 1e-5).all()
     assert different.mean() < 1e-3
+
+
+@pytest.mark.parametrize("filled", [1, 16, 255, 1000, 10_000, 70_000, 2**17])
+def test_a_sketch_is_the_same_where_zeros_are_known(filled: int):
+    size, block = 2**17, MAX_BLOCK
+    signs = random_signs(size, seed=2, role=Role.STEP)
+    sketches = []
+    for known in (filled, size):
+        folds = np.zeros((2, 1, size), np.float32)
+        folds[:, 0, :filled] = normal(2, filled)
+        code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
+        kernels.sketch(folds, known, signs, block, code, scales)
+        sketches.append((code, scales))
+    (code, scales), (expected_code, expected_scales) = sketches
+    np.testing.assert_array_equal(code, expected_code)
+    np.testing.assert_array_equal(scales, expected_scales)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +98,7 @@ def test_scale_of_what_is_zero_or_not_finite(bad: float, scale: float):
     scales = np.ones(1, np.float32)
     ones = np.ones(256, np.float32)
     folds = vector[None, None]
-    kernels.sketch(folds, ones, 256, np.zeros(32, np.uint8), scales)
+    kernels.sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
@@ -90,6 +106,7 @@ def test_zero_counts_as_positive():
     code = np.zeros(2, np.uint8)
     kernels.sketch(
         np.zeros((1, 1, 16), np.float32),
+        16,
         np.ones(16, np.float32),
         16,
         code,

@@ -105,11 +105,11 @@ def test_defaults_are_those_of_a_recorder(recorded: Path):
 
 
 def test_memory_is_the_measured_one():
-    # Of a ResNet-18; what the allocator keeps is not counted.
+    # Of a ResNet-18. What the allocator keeps of freed pieces below 32 MB is not counted.
     layout = guess_layout(11_173_962, 62)
     plan = plan_recording(layout, n_steps=240, steps_per_epoch=6)
-    measured = results("overhead")["peak memory, float32 vectors"]
-    assert plan.memory / (4 * layout.n_params) == pytest.approx(measured, rel=0.15)
+    vectors = results("overhead")["peak memory, float32 vectors"]
+    assert 0 < vectors * 4 * layout.n_params - plan.memory < 48e6
 
 
 def test_no_basis_saves_columns_and_no_vector_of_memory():
