@@ -203,7 +203,8 @@ class Plan:
         the last chunk of every array.
         """
         vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
-        codes = (n_codes(self.spec.basis) + 1) * ITEM_SIZE["int8"] * self._size
+        n_past = min(n_codes(self.spec.basis), self.n_windows)
+        codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
         tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
         batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))

@@ -92,8 +92,9 @@ class Recorder:
     steps_per_epoch : int, optional
         Optimizer steps in an epoch. Without it epochs are begun by `start_epoch`.
     total_steps : int, optional
-        Optimizer steps in the run, if known: the last window is then cut so that the
-        last steps are as precise as the others.
+        Optimizer steps in the run, if known: the last window is then cut so that the last
+        steps are as precise as the others. Without it gamma of the last epoch is lost where
+        the learning rate decays to nearly 0.
     reference_every : int, optional
         Steps between reference points; default: an epoch, or 500 steps where epochs are
         begun by hand. A reference costs 1 byte per parameter on disk; gamma is most
@@ -159,7 +160,8 @@ class Recorder:
     Raises
     ------
     TypeError
-        If the model or the optimizer is something else, or an optimizer has no hooks.
+        If the model or the optimizer is something else, if an optimizer has no hooks, or if a
+        number of steps is not an integer.
     ValueError
         If a value is out of range, if the model has no parameters, if the optimizer
         holds parameters that are not the model's, or if the recording to resume is of
@@ -251,9 +253,10 @@ class Recorder:
         tensors, placement = place(parameters, group)
         layout = placement.layout
         # NumPy's integers are welcome too.
-        steps_per_epoch = _as_int(steps_per_epoch)
-        total_steps = _as_int(total_steps)
-        reference_every = _as_int(reference_every)
+        steps_per_epoch = _as_int("steps_per_epoch", steps_per_epoch)
+        total_steps = _as_int("total_steps", total_steps)
+        reference_every = _as_int("reference_every", reference_every)
+        step = _as_int("step", step)
         self._spec = RunSpec.from_json(
             {
                 "names": layout.names,
@@ -291,7 +294,7 @@ class Recorder:
         if isinstance(resume, Mapping) and placement.is_first:
             self._state = check_state(resume)
             check_groups(self._state, self._groups)
-        begins = placement.is_first and first_step(resume, _as_int(step), self._state)
+        begins = placement.is_first and first_step(resume, step, self._state)
         self._step: int = placement.tell(begins)
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
@@ -744,8 +747,9 @@ class Recorder:
         Warns
         -----
         UserWarning
-            If the parameters have changed since the last optimizer step, or without any;
-            or if the optimizer has been given parameters that are not recorded.
+            If the parameters have changed since the last optimizer step, or without any; if
+            the optimizer has been given parameters that are not recorded; or if there were
+            more than `total_steps`.
 
         Raises
         ------
@@ -771,6 +775,13 @@ class Recorder:
                 stacklevel=2,
             )
         self._warn_of_added_parameters()
+        planned = self._spec.total_steps
+        if planned is not None and self._step > planned:
+            warn(
+                f"{self._step} steps were recorded, but `total_steps` was {planned}: the last "
+                "windows end there, and the steps after it are less precise.",
+                stacklevel=2,
+            )
         try:
             self._close("complete")
         except RuntimeError as error:
@@ -1089,5 +1100,8 @@ def _check_divided(*, exact: bool, on_error: str, offload: bool) -> None:
         )
 
 
-def _as_int(number: SupportsIndex | None) -> int | None:
-    return None if number is None else index(number)
+def _as_int(name: str, number: SupportsIndex | None) -> int | None:
+    try:
+        return None if number is None else index(number)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be an integer, got {number!r}.") from error

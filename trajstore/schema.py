@@ -241,7 +241,7 @@ def _is_shapes(value: object) -> bool:
     )
 
 
-_COUNT_OR_NONE: Final = (_is_count_or_none, "an integer of at least 1, or null")
+_COUNT_OR_NONE: Final = (_is_count_or_none, "an integer of at least 1, or None")
 _SIZE: Final = (is_sketch_size, "a power of two from 8 to 2**24")
 
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {

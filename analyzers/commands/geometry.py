@@ -92,6 +92,7 @@ def geometry(
         console.print(f"In the place of the gradient: {whole.attrs['direction']}.")
     console.print(_table(means))
     _print_missing(console, means)
+    _print_imprecise(console, means)
     if run.status != "complete":
         console.print(f"The run is {run.status}; these are its {run.n_steps} steps.")
     plots.overview(means).savefig(figures / f"{name}.png", dpi=150)
@@ -127,6 +128,17 @@ def _table(means: xr.Dataset) -> Table:
     if every > 1:
         table.caption = f"One epoch of {every} is shown."
     return table
+
+
+def _print_imprecise(console: Console, means: xr.Dataset) -> None:
+    """Say where nothing is known of gamma, a cosine."""
+    epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
+    if epochs:
+        console.print(
+            f"Nothing is known of gamma in epochs {epochs}: its standard error is above 1. "
+            "In a last epoch that is so where the learning rate decays and the recorder was "
+            "not given `total_steps`."
+        )
 
 
 def _print_missing(console: Console, means: xr.Dataset) -> None:

@@ -160,8 +160,11 @@ def layer_image(
     n_layers = values.sizes["layer"]
     if ax is None:
         _, ax = plt.subplots(figsize=(8, 1.5 + 0.2 * n_layers), layout="constrained")
+    unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
-    largest = float(abs(before).quantile(0.98))
+    sure = before.where(~unsure)
+    # Noise of a single tensor would leave all others pale.
+    largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
     signed = bool((values < 0).any())
     image = ax.pcolormesh(
         means["epoch"],
@@ -173,7 +176,6 @@ def layer_image(
         shading="nearest",
     )
     ax.figure.colorbar(image, ax=ax, label=LABELS[name], extend="both")
-    unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     layer, epoch = unsure.values.nonzero()
     ax.plot(
         means["epoch"].values[epoch],

@@ -314,6 +314,19 @@ def test_missing_store_is_one_sentence(tmp_path: Path, refused: Run):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_epochs_of_which_nothing_is_known_are_told(capsys: pytest.CaptureFixture[str]):
+    from rich.console import Console
+
+    errors = ("epoch", [0.1, 0.9, 3.5])
+    means = xr.Dataset({"gamma_stderr": errors}, {"epoch": [0, 1, 2]})
+    command._print_imprecise(Console(width=200), means)
+    said = capsys.readouterr().out
+    assert "Nothing is known of gamma in epochs [2]" in said
+    assert "`total_steps`" in said
+    command._print_imprecise(Console(width=200), means / 4)
+    assert capsys.readouterr().out == ""
+
+
 def test_steps_without_a_value_are_reported(capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 

@@ -104,6 +104,17 @@ def test_defaults_are_those_of_a_recorder(recorded: Path):
     assert planned.spec == run.spec
 
 
+def test_there_are_no_more_past_references_than_windows():
+    layout = guess_layout(10**8)
+    plans = [
+        plan_recording(layout, n_steps=100, reference_every=10, basis=basis)
+        for basis in (3, 12, 30)
+    ]
+    assert plans[0].memory < plans[1].memory
+    # Their tables have more columns, but no more codes are held.
+    assert plans[2].memory < 1.1 * plans[1].memory
+
+
 def test_memory_is_the_measured_one():
     # Of a ResNet-18. What the allocator keeps of freed pieces below 32 MB is not counted.
     layout = guess_layout(11_173_962, 62)

@@ -1703,3 +1703,24 @@ def test_training_keeps_torchs_threads_to_itself(tmp_path: Path):
                 assert executor.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_more_steps_than_were_planned_are_warned_of(tmp_path: Path):
+    training = regression()
+    recorder = Recorder(
+        tmp_path / "run", training.model, training.optimizer, total_steps=2, **SMALL
+    )
+    for step in range(3):
+        take_step(training, step)
+    with pytest.warns(
+        UserWarning, match="3 steps were recorded, but `total_steps` was 2"
+    ):
+        recorder.close()
+
+
+@pytest.mark.parametrize("name", ["steps_per_epoch", "total_steps", "step"])
+def test_numbers_of_steps_are_integers(name: str, tmp_path: Path):
+    training = regression()
+    options: dict[str, Any] = {name: 28.0}
+    with pytest.raises(TypeError, match=f"`{name}` must be an integer, got 28.0"):
+        Recorder(tmp_path / "run", training.model, training.optimizer, **options)

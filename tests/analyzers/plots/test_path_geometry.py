@@ -242,6 +242,15 @@ def test_signed_values_are_coloured_around_zero():
     assert positive.cmap.name != signed.cmap.name
 
 
+def test_noise_of_one_layer_does_not_set_the_scale():
+    means = synthetic(5, layers=3)
+    means["gamma"][:, 2] = 400
+    means["gamma_stderr"][:, 2] = 300
+    assert mesh(plots.layer_image(means)).norm.vmax <= 4  # type: ignore[operator]
+    means["gamma_stderr"][:] = 300
+    assert mesh(plots.layer_image(means)).norm.vmax > 4  # type: ignore[operator]
+
+
 def test_means_below_two_standard_errors_are_crossed_out():
     means = synthetic(4, layers=3)
     means["gamma"][1, 2] = -0.49
