@@ -21,6 +21,7 @@ from analyzers.commands.common import (
 )
 from analyzers.epoch_means import epoch_means
 from analyzers.results import result_group, results_location, store_geometry
+from trajstore.ranges import as_ranges
 from trajstore.reader import open_run
 
 MAX_ROWS = 40
@@ -135,7 +136,7 @@ def _print_imprecise(console: Console, means: xr.Dataset) -> None:
     epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
     if epochs:
         console.print(
-            f"Nothing is known of gamma in epochs {epochs}: its standard error is above 1. "
+            f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is above 1. "
             "In a last epoch that is so where the learning rate decays and the recorder was "
             "not given `total_steps`."
         )
@@ -146,7 +147,7 @@ def _print_missing(console: Console, means: xr.Dataset) -> None:
     if total := int(missing.sum()):
         epochs = missing["epoch"].values[missing.values > 0].tolist()
         console.print(
-            f"{total} steps have no value, in epochs {epochs}: gradient or parameters "
-            "were not finite, a norm was 0, or a chunk is damaged (traj-store verify "
-            "tells). The means leave them out."
+            f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. Gradient or "
+            "parameters were not finite, a norm was 0, as at the reference point itself, or "
+            "a chunk is damaged (traj-store verify tells). The means leave them out."
         )

@@ -321,7 +321,7 @@ def test_epochs_of_which_nothing_is_known_are_told(capsys: pytest.CaptureFixture
     means = xr.Dataset({"gamma_stderr": errors}, {"epoch": [0, 1, 2]})
     command._print_imprecise(Console(width=200), means)
     said = capsys.readouterr().out
-    assert "Nothing is known of gamma in epochs [2]" in said
+    assert "Nothing is known of gamma in epochs 2:" in said
     assert "`total_steps`" in said
     command._print_imprecise(Console(width=200), means / 4)
     assert capsys.readouterr().out == ""
@@ -332,6 +332,6 @@ def test_steps_without_a_value_are_reported(capsys: pytest.CaptureFixture[str]):
 
     means = xr.Dataset({"n_missing": ("epoch", [0, 2, 0, 1])}, {"epoch": [0, 1, 2, 3]})
     command._print_missing(Console(width=200), means)
-    assert "3 steps have no value, in epochs [1, 3]" in capsys.readouterr().out
+    assert "Steps without a value: 3, in epochs 1, 3." in capsys.readouterr().out
     command._print_missing(Console(width=200), means * 0)
     assert capsys.readouterr().out == ""
