@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -153,12 +154,12 @@ class Writer:
             Path(self.location).mkdir(parents=True)
         self._lock = WriterLock(self.location, self._store)
         self._loop.run(self._lock.acquire())
-        self._remove_partial_files()
         root = self._loop.run(self._store.get("zarr.json", PROTOTYPE))
         if root is not None:
             self._continue(root.to_bytes(), created)
         else:
             self._check_leftovers()
+            self._remove_partial_files()
             self._commits.declare(self.steps.arrays | self._window_arrays())
         self._attributes["status"] = "running"
 
@@ -179,6 +180,7 @@ class Writer:
             return
         ours = {*self.steps.arrays, "references"}
         names = {path.name for path in Path(self.location).iterdir()}
+        ours |= {name for name in names if fnmatchcase(name, "zarr.*.partial")}
         foreign = sorted(name for name in names - ours if not name.startswith("."))
         if foreign:
             raise FileExistsError(
@@ -203,6 +205,7 @@ class Writer:
                 f"state is of one begun at {created}."
             )
             raise SchemaError([problem])
+        self._remove_partial_files()
         self._snapshots |= attributes["snapshots"]
         self._resumes += attributes["resumes"]
         self._attrs |= attributes["attrs"]

@@ -310,12 +310,26 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path):
     assert not leftover.exists()
 
 
-def test_leftovers_of_a_recording_that_had_hardly_begun_are_swept(tmp_path: Path):
-    leftover = tmp_path / "run.zarr" / "references" / "start" / "zarr.1234.partial"
+@pytest.mark.parametrize(
+    "name", ["references/start/zarr.1234.partial", "zarr.1234.partial"]
+)
+def test_leftovers_of_a_recording_that_had_hardly_begun_are_swept(
+    name: str, tmp_path: Path
+):
+    leftover = tmp_path / "run.zarr" / name
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half a document")
     attempt(tmp_path / "run.zarr", Training(), resume=True, step=0)
     assert not leftover.exists()
+
+
+def test_nothing_is_removed_from_what_is_no_recording(tmp_path: Path):
+    theirs = tmp_path / "downloads" / "set.partial"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"half a data set")
+    with pytest.raises(FileExistsError, match=r"not a trajectory store, but holds"):
+        attempt(tmp_path, Training(), resume=True, step=0)
+    assert theirs.read_bytes() == b"half a data set"
 
 
 def attempt(path: Path, training: Training, **options: Any) -> None:
