@@ -152,8 +152,8 @@ class Recorder:
         Most examples in a batch whose indices are kept, see `log_samples`; some two bytes
         each on disk.
     offload : bool, default: False
-        Keep everything in the host's memory, and measure there. The recorder then takes no
-        memory of an accelerator, and every step waits until gradients and parameters, before
+        Keep everything in the host's memory, and measure there. The recorder then keeps
+        nothing on an accelerator, and every step waits until gradients and parameters, before
         and after, have been copied: 12 bytes per parameter, as float32. On a CPU it changes
         nothing.
 
@@ -540,8 +540,8 @@ class Recorder:
 
         Notes
         -----
-        Needs two more float32 vectors of the length of the parameters meanwhile, three on
-        an accelerator.
+        Needs two more float32 vectors of the length of the parameters meanwhile, three where
+        plain torch measures on an accelerator.
 
         Examples
         --------
