@@ -1,6 +1,7 @@
 """The factor of a GradScaler that gradients still contain when a step begins."""
 
 from collections.abc import Sequence
+from inspect import currentframe
 from traceback import walk_stack
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def scaling_at_step(
 
 def _stepping_scaler() -> GradScaler | None:
     """Return the scaler that has been asked for the step that is under way."""
-    for frame, _ in walk_stack(None):
+    for frame, _ in walk_stack(currentframe()):
         if frame.f_code is GradScaler.step.__code__:
             scaler: GradScaler = frame.f_locals["self"]
             return scaler if scaler.is_enabled() else None

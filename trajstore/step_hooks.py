@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import currentframe
 from traceback import walk_stack
 from typing import Any, Final
 
@@ -128,7 +129,9 @@ class StepHooks:
 
 def _n_steps_inside(optimizer: Optimizer) -> int:
     """Count the calls of `optimizer.step` that are under way."""
-    frames = [frame for frame, _ in walk_stack(None) if frame.f_code is HOOKED_STEP]
+    frames = [
+        frame for frame, _ in walk_stack(currentframe()) if frame.f_code is HOOKED_STEP
+    ]
     return sum(frame.f_locals.get("self") is optimizer for frame in frames)
 
 
