@@ -46,6 +46,7 @@ if not HAS_TORCH:
         "resumption",
         "row_buffer",
         "row_major",
+        "sample_indices",
         "scaling",
         "step_hooks",
         "steps_choice",
@@ -60,7 +61,7 @@ if not HAS_TORCH:
         f"tests/trajstore/{name}.py" for name in ("random_walk", "sharded_training")
     ]
 
-if find_spec("triton") is None:
+if not HAS_TORCH or find_spec("triton") is None:
     # It comes with torch's builds for CUDA.
     collect_ignore += [
         "tests/trajstore/compile_kernels.py",

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+torch = pytest.importorskip("torch")
+
 from analyzers._calibration import AROUND, error_ratios
 from trajstore import Recorder, open_run
-
-torch = pytest.importorskip("torch")
 
 
 def record(path: Path, *, heavy: float) -> None:
