@@ -104,8 +104,8 @@ def path_geometry(
     The numerator is exact up to the part of :math:`x^* - r` (r the stored reference of
     the step's window) beside a few recorded directions, of which a run has none that was
     recorded with ``basis=0``. That part is estimated from the 1-bit sketch of the gradient:
-    unbiased, with the variance that `trajstore.sketch` states, independent from step to step. The distance rests on fixed
-    random probes; its error is small, but shared by neighbouring steps. Standard errors
+    unbiased, with the variance that `trajstore.sketch` states, independent from step to
+    step. The distance rests on fixed random probes; its error is small, but shared by neighbouring steps. Standard errors
     are to first order in both. For one tensor of `layers` the error of gamma is of the
     order of ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``: means
     over epochs are of use, single steps of small tensors are not. Rounding is not part of

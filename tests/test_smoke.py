@@ -1,29 +1,42 @@
 """What importing costs, and needs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
 
 def test_importing_trajstore_imports_neither_torch_nor_dask():
     code = "import sys, trajstore; print(sorted({'torch', 'dask'} & set(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    assert run(code).stdout.strip() == "[]"
+
+
+def test_importing_the_recorder_leaves_torch_its_threads():
+    pytest.importorskip("torch")
+    code = (
+        "import torch; n = torch.get_num_threads(); import trajstore.recorder; "
+        "print(n, torch.get_num_threads())"
     )
-    assert run.stdout.strip() == "[]"
+    assert run(code, OMP_NUM_THREADS="1").stdout.split() == ["1", "1"]
 
 
 def test_tests_are_collected_without_torch():
     """As `make no-torch` needs it."""
-    code = (
+    collected = run(
         "import sys; sys.modules['torch'] = None; import pytest; "
         "sys.exit(pytest.main(['--collect-only', '-qq']))"
-    )
-    collected = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert collected.returncode == 0, collected.stdout[-2000:]

@@ -1,10 +1,38 @@
 """The torch twin of `trajstore.deltas`."""
 
+from collections.abc import Iterator
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from trajstore.deltas import LEVELS
 from trajstore.layout import BLOCK
+
+CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements of a vector that are coded or decoded at once: they should fit a CPU's cache, and keep
+the number of kernels low on an accelerator."""
+
+
+def chunks(size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cut a vector into chunks, as elements and as blocks.
+
+    Parameters
+    ----------
+    size : int
+        Its length, a multiple of `trajstore.layout.BLOCK`.
+    device : torch.device
+        Where it lies.
+
+    Yields
+    ------
+    elements, blocks : slice
+        One chunk.
+    """
+    blocks = CHUNK.get(device.type, CHUNK["cuda"]) // BLOCK
+    for first in range(0, size // BLOCK, blocks):
+        last = min(first + blocks, size // BLOCK)
+        yield slice(first * BLOCK, last * BLOCK), slice(first, last)
 
 
 def block_scales(difference: Tensor) -> Tensor:

@@ -6,9 +6,6 @@ sum of the last 2^j codes, and is added up a block at a time where it is needed:
 float32 is held for it.
 """
 
-from collections.abc import Iterator
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,32 +13,8 @@ from torch import Tensor
 
 from trajstore import deltas_torch
 from trajstore.deltas import n_codes
+from trajstore.deltas_torch import chunks
 from trajstore.layout import BLOCK
-
-CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Elements of a vector that are worked on at once: they should fit a CPU's cache, and keep
-the number of kernels low on an accelerator."""
-
-
-def chunks(size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cut a vector into chunks, as elements and as blocks.
-
-    Parameters
-    ----------
-    size : int
-        Its length, a multiple of `trajstore.layout.BLOCK`.
-    device : torch.device
-        Where it lies.
-
-    Yields
-    ------
-    elements, blocks : slice
-        One chunk.
-    """
-    blocks = CHUNK.get(device.type, CHUNK["cuda"]) // BLOCK
-    for first in range(0, size // BLOCK, blocks):
-        last = min(first + blocks, size // BLOCK)
-        yield slice(first * BLOCK, last * BLOCK), slice(first, last)
 
 
 class PastReferences:
@@ -115,7 +88,7 @@ class PastReferences:
         Parameters
         ----------
         elements, blocks : slice
-            The part, as `chunks` yields it.
+            The part, as `trajstore.deltas_torch.chunks` yields it.
         like : torch.Tensor
             float32, on the device of the codes.
 

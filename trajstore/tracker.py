@@ -14,7 +14,7 @@ from torch import Tensor
 from trajstore import deltas_torch
 from trajstore.huge_pages import huge_zeros
 from trajstore.layout import BLOCK, Layout
-from trajstore.past_references import PastReferences, chunks
+from trajstore.past_references import PastReferences
 from trajstore.placement import Placement, all_here, local_part
 from trajstore.precision import quiet
 from trajstore.rows import measured_arrays
@@ -484,7 +484,7 @@ class Tracker:
         return sums
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
-        return chunks(self._placement.size, self.device)
+        return deltas_torch.chunks(self._placement.size, self.device)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)

@@ -136,8 +136,8 @@ def _print_imprecise(console: Console, means: xr.Dataset) -> None:
     epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
     if epochs:
         console.print(
-            f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is above 1. "
-            "In a last epoch that is so where the learning rate decays and the recorder was "
+            f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is "
+            "above 1. In a last epoch that is so where the learning rate decays and the recorder was "
             "not given `total_steps`."
         )
 

@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trajstore import deltas, past_references
+from trajstore import deltas, deltas_torch
 from trajstore.layout import BLOCK
-from trajstore.past_references import PastReferences, chunks
+from trajstore.past_references import PastReferences
 
 SIZE = 5 * BLOCK
 
@@ -17,7 +17,7 @@ SIZE = 5 * BLOCK
 @pytest.fixture(params=[BLOCK, 2 * BLOCK, 8 * BLOCK], autouse=True)
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work on one block at once, on two, on more than there are."""
-    monkeypatch.setitem(past_references.CHUNK, "cpu", request.param)
+    monkeypatch.setitem(deltas_torch.CHUNK, "cpu", request.param)
 
 
 def walk(n_windows: int) -> tuple[list[Any], list[Any]]:
@@ -46,7 +46,7 @@ def test_displacements_are_differences_of_references(basis: int, n_windows: int)
     vectors = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(1))
     found = [
         past.displacements(elements, blocks, like=vectors)
-        for elements, blocks in chunks(SIZE, vectors.device)
+        for elements, blocks in deltas_torch.chunks(SIZE, vectors.device)
     ]
     np.testing.assert_allclose(torch.cat(found, 1), expected, atol=1e-6)
 

@@ -1,8 +1,5 @@
 """The twins that measure a step: compiled loops and torch agree."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,18 +41,3 @@ def test_twins_agree_in_exact_mode(threads: int, basis: int):
 def test_measuring_in_threads_leaves_their_number_to_torch(threads: int):
     steps_cpu._start_threads()
     assert torch.get_num_threads() == threads
-
-
-def test_an_import_leaves_the_number_of_threads_to_torch():
-    code = (
-        "import torch; n = torch.get_num_threads(); import trajstore.recorder; "
-        "print(n, torch.get_num_threads())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["1", "1"]
