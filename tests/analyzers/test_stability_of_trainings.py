@@ -47,6 +47,21 @@ def test_gradient_descent_rises_to_two_over_the_learning_rate_and_stays(
 
 
 @pytest.mark.slow
+def test_slow_gradient_descent_stays_at_the_threshold_from_where_it_reaches_it(
+    tmp_path: Path,
+):
+    """With 0.2 there is no overshoot that leaves the band."""
+    run = recorded(
+        tmp_path / "run.zarr", "digits-tanh", lr=0.2, sharpness_every=10, epochs=1800
+    )
+    edge = analyzers.edge_of_stability(run)
+    assert float(edge.ratio[0]) < 0.5
+    reached = edge.ratio.sel(step=slice(float(edge.reached), None))
+    assert len(reached) >= 60
+    np.testing.assert_allclose(reached, 1, atol=0.1)
+
+
+@pytest.mark.slow
 def test_adam_is_held_at_its_preconditioned_threshold(tmp_path: Path):
     run = recorded(
         tmp_path / "run.zarr",
