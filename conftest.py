@@ -11,6 +11,8 @@ import matplotlib as mpl
 import pytest
 
 HAS_TORCH = find_spec("torch") is not None
+TORCH_PACKAGES = ("sketch_torch", "tracking", "recording", "integrations")
+"""Packages of trajstore that need torch."""
 STEPS_PER_EPOCH, EPOCHS = 12, 5
 
 # Libraries of Hugging Face neither look for their hub nor tell it of themselves.
@@ -26,48 +28,24 @@ collect_ignore = [
     if find_spec(name) is None
 ]
 if not HAS_TORCH:
-    # `make no-torch` tests what analysis rests on; these modules record and train.
+    # `make no-torch` tests what analysis rests on; these packages record and train.
     collect_ignore_glob = [
-        *("trajstore/*_torch.py", "trajstore/integrations/*"),
-        *("train/*", "tests/train/*", "tests/trajstore/integrations/*"),
+        *(f"trajstore/{name}/*" for name in TORCH_PACKAGES),
+        *("trajstore/tracking/backends/*", "train/*", "tests/train/*"),
+        "tests/trajstore/integrations/*",
     ]
-    of_torch = [
-        "capture",
-        "gradients_seen",
-        "hand_over",
-        "host_copies",
-        "huge_pages",
-        "kernels",
-        "logged_scalars",
-        "past_references",
-        "placement",
-        "precision",
-        "recorder",
-        "resumption",
-        "row_buffer",
-        "row_major",
-        "sample_indices",
-        "scaling",
-        "step_hooks",
-        "steps_choice",
-        "steps_cpu",
-        "threads",
-        "tracker",
-        "trained_parameters",
-        "uploads",
-    ]
-    collect_ignore += [f"trajstore/{name}.py" for name in of_torch]
     collect_ignore += [
-        f"tests/trajstore/{name}.py" for name in ("random_walk", "sharded_training")
+        "tests/trajstore/tracking/random_walk.py",
+        "tests/trajstore/recording/sharded_training.py",
     ]
 
 if not HAS_TORCH or find_spec("triton") is None:
     # It comes with torch's builds for CUDA.
     collect_ignore += [
-        "tests/trajstore/compile_kernels.py",
-        "trajstore/steps_triton.py",
-        "trajstore/triton_kernels.py",
-        "trajstore/triton_tables.py",
+        "tests/trajstore/tracking/backends/compile_kernels.py",
+        "trajstore/tracking/backends/triton.py",
+        "trajstore/tracking/backends/triton_kernels.py",
+        "trajstore/tracking/backends/triton_tables.py",
     ]
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)

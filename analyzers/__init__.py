@@ -1,32 +1,37 @@
 """Measures of a recorded training path: datasets in, datasets and figures out."""
 
-from analyzers._arrays.deep_linear import half_time, mode_strength, time_of_steps
-from analyzers.aiming import aiming, polyak_lojasiewicz
-from analyzers.alpha_beta import alpha_beta, feasible_set, margin, smallest_beta
-from analyzers.average_of_epochs import average_of_epochs
-from analyzers.convexity import adjacent_convexity, chord_convexity, convexity
-from analyzers.deep_linear import linear_modes
-from analyzers.distance_travelled import distance_travelled
-from analyzers.edge_of_stability import edge_of_stability, stability_threshold
-from analyzers.epoch_means import epoch_means
-from analyzers.lag_curve import lag_curve
-from analyzers.lagged_gradients import lagged_gradients
-from analyzers.null import excess_gamma, random_walk_gamma
-from analyzers.path_geometry import path_geometry
-from analyzers.results import store_geometry
-from analyzers.scale_invariance import scale_invariance
-from analyzers.scales import scales
-from analyzers.smoothness import smoothness
-from analyzers.theory import (
+from analyzers.conditions.aiming import aiming, polyak_lojasiewicz
+from analyzers.conditions.alpha_beta import (
+    alpha_beta,
+    feasible_set,
+    margin,
+    smallest_beta,
+)
+from analyzers.curvature.convexity import adjacent_convexity, chord_convexity, convexity
+from analyzers.curvature.edge_of_stability import edge_of_stability, stability_threshold
+from analyzers.curvature.scale_invariance import scale_invariance
+from analyzers.curvature.smoothness import smoothness
+from analyzers.curvature.update_products import update_products
+from analyzers.deep_linear.arrays import half_time, mode_strength, time_of_steps
+from analyzers.deep_linear.modes import linear_modes
+from analyzers.geometry.average_of_epochs import average_of_epochs
+from analyzers.geometry.distance_travelled import distance_travelled
+from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.null import excess_gamma, random_walk_gamma
+from analyzers.geometry.path_geometry import path_geometry
+from analyzers.geometry.stored import store_geometry
+from analyzers.geometry.theory import (
     guaranteed_decrease,
     linear_rate,
     locally_optimal_lr,
     step_bound,
 )
-from analyzers.update_products import update_products
-from analyzers.zigzag import zigzag
-from analyzers.zigzag_layers import zigzag_layers
-from analyzers.zigzag_segments import zigzag_segments, zigzag_shares
+from analyzers.gradients.branches import scales
+from analyzers.gradients.lag_curve import lag_curve
+from analyzers.gradients.lagged_gradients import lagged_gradients
+from analyzers.gradients.layers import zigzag_layers
+from analyzers.gradients.segments import zigzag_segments, zigzag_shares
+from analyzers.gradients.zigzag import zigzag
 
 __all__ = [
     "adjacent_convexity",

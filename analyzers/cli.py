@@ -1,16 +1,16 @@
 """Command line: one sub-command for every analysis."""
 
-from analyzers.commands.aiming import aiming, pl
-from analyzers.commands.alpha_beta import alpha_beta
-from analyzers.commands.convexity import convexity
-from analyzers.commands.geometry import geometry
-from analyzers.commands.invariance import invariance
-from analyzers.commands.linear import linear
-from analyzers.commands.paper import figure, paper
-from analyzers.commands.sharpness import sharpness
-from analyzers.commands.smoothness import smoothness
-from analyzers.commands.zigzag import scales, zigzag
-from trajstore.command_line import run_command_line
+from analyzers.conditions.aiming_command import aiming, pl
+from analyzers.conditions.alpha_beta_command import alpha_beta
+from analyzers.curvature.convexity_command import convexity
+from analyzers.curvature.invariance_command import invariance
+from analyzers.curvature.sharpness_command import sharpness
+from analyzers.curvature.smoothness_command import smoothness
+from analyzers.deep_linear.command import linear
+from analyzers.geometry.command import geometry
+from analyzers.gradients.command import scales, zigzag
+from analyzers.no_wrong_turns.command import figure, paper
+from trajstore.cli.command_line import run_command_line
 
 
 def main() -> None:

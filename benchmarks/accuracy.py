@@ -28,13 +28,13 @@ from torch.optim import Optimizer
 
 import analyzers
 import trajstore
-from analyzers._arrays.low_rank import regress
+from analyzers._engine.arrays.low_rank import regress
 from train.loop import train as train_workload
 from train.observer import Log, Observer
-from train.two_run import two_run
-from train.workloads import settings_of
-from trajstore.rotation import rotate
-from trajstore.sketch import Sketch
+from train.protocols.two_run import two_run
+from train.workloads.catalogue import settings_of
+from trajstore.sketch.rotation import rotate
+from trajstore.sketch.sketch import Sketch
 
 Array = npt.NDArray[Any]
 

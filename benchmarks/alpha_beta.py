@@ -23,13 +23,13 @@ from rich.table import Table
 
 import analyzers
 import trajstore
-from analyzers.plots import alpha_beta as plots
+from analyzers.conditions import alpha_beta_plots as plots
 from train.loop import train
 from train.models.mlp import mlp
-from train.recording import attrs
-from train.replay import replay
-from train.training import Training
-from train.workloads import WORKLOADS, settings_of
+from train.protocols.record import attrs
+from train.protocols.replay import replay
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS, settings_of
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "alpha-beta.png"
 RESULTS = Path(__file__).parent / "results" / "alpha_beta.json"

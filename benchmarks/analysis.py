@@ -28,8 +28,8 @@ from threadpoolctl import threadpool_limits
 
 import analyzers
 import trajstore
-from analyzers.cluster import connected
-from trajstore.rotation import MAX_BLOCK, factors
+from analyzers._execution.cluster import connected
+from trajstore.sketch.rotation import MAX_BLOCK, factors
 
 RESULTS = Path(__file__).parent / "results" / "analysis.json"
 SIDE = 3072

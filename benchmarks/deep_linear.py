@@ -26,12 +26,12 @@ from torch import nn
 import analyzers
 import trajstore
 from analyzers import plots
-from analyzers._arrays.deep_linear import effective_rank
-from analyzers.deep_linear import iterates
-from train import deep_linear
+from analyzers.deep_linear.arrays import effective_rank
+from analyzers.deep_linear.modes import iterates
 from train.models.deep_linear import random_weights, stack
-from train.recording import record
-from train.workloads import settings_of
+from train.protocols.record import record
+from train.workloads import deep_linear
+from train.workloads.catalogue import settings_of
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "deep-linear"

@@ -11,8 +11,8 @@ from rich.progress import track
 import analyzers
 import trajstore
 from train.loop import train as train_workload
-from train.two_run import two_run
-from train.workloads import settings_of
+from train.protocols.two_run import two_run
+from train.workloads.catalogue import settings_of
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "gamma.png"
 

@@ -25,9 +25,9 @@ from rich.table import Table
 import analyzers
 import trajstore
 from train.loop import train
-from train.training import Training
-from train.two_run import two_run
-from train.workloads import settings_of
+from train.protocols.two_run import two_run
+from train.settings import Training
+from train.workloads.catalogue import settings_of
 
 RESULTS = Path(__file__).parent / "results" / "measurements.json"
 DECAY = 5e-4

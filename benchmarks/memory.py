@@ -1,6 +1,6 @@
 """Compute what a recording holds in memory and writes, for nets of up to 7 billion parameters.
 
-Nothing is measured here: these are the formulas of `trajstore.plan`, which tests compare
+Nothing is measured here: these are the formulas of `trajstore.planning.estimate`, which tests compare
 with recordings.
 """
 
@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trajstore.plan import Plan, guess_layout, plan_recording
+from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 NETS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)

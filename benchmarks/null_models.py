@@ -21,8 +21,8 @@ from rich.progress import track
 import analyzers
 import trajstore
 from analyzers.plots import Curve, Panel, draw_panels
-from train.recording import record
-from train.sweep import load_sweep
+from train.protocols.record import record
+from train.protocols.sweep import load_sweep
 
 ROOT = Path(__file__).parent.parent
 IMAGE = ROOT / "docs" / "images" / "null-models.png"

@@ -37,13 +37,11 @@ import trajstore
 from train.loop import train as train_workload
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.observer import Log, Track, unobserved
-from train.two_run import two_run
-from train.workloads import settings_of
-from trajstore import (
-    kernels,
-    steps_cpu,
-    tracker,
-)
+from train.protocols.two_run import two_run
+from train.workloads.catalogue import settings_of
+from trajstore.tracking import tracker
+from trajstore.tracking.backends import cpu as steps_cpu
+from trajstore.tracking.backends import cpu_kernels as kernels
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 25

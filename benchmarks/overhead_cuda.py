@@ -27,12 +27,12 @@ from torch.nn import functional as F
 import trajstore
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.models.transformer import LanguageModel
-from trajstore.defaults import BASIS
-from trajstore.deltas import n_codes
-from trajstore.layout import Layout
-from trajstore.schema import RunSpec
-from trajstore.steps_choice import SWITCH
-from trajstore.tracker import Tracker
+from trajstore.format.defaults import BASIS
+from trajstore.format.layout import Layout
+from trajstore.format.schema import RunSpec
+from trajstore.sketch.deltas import n_codes
+from trajstore.tracking.backends.choose import SWITCH
+from trajstore.tracking.tracker import Tracker
 
 BYTES_PER_ELEMENT = 36 + n_codes(BASIS)
 """Before the step the gradient, the parameter, the gradient before, the reference and codes

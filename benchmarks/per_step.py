@@ -19,8 +19,8 @@ from rich.table import Table
 from stopwatch import Stopwatch
 from torch import nn
 
-from trajstore.defaults import BASIS
-from trajstore.recorder import Recorder
+from trajstore.format.defaults import BASIS
+from trajstore.recording.recorder import Recorder
 
 RESULTS = Path(__file__).parent / "results" / "per_step.json"
 NETS = ((10**4, 10), (10**5, 10), (10**6, 10), (10**6, 300), (10**7, 10), (10**8, 10))

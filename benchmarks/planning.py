@@ -1,4 +1,4 @@
-"""Measure what `trajstore.plan` rests on: window lengths, signs, bases, and compression.
+"""Measure what `trajstore.planning.estimate` rests on: window lengths, signs, bases, and compression.
 
 Each training is done twice, and recorded with several lengths of windows and several
 numbers of signs at the same time, and with several bases the other time: recorders do not
@@ -23,8 +23,8 @@ import analyzers
 import trajstore
 from train.loop import train as train_workload
 from train.observer import Log
-from train.workloads import settings_of
-from trajstore.schema import ITEM_SIZE
+from train.workloads.catalogue import settings_of
+from trajstore.format.schema import ITEM_SIZE
 
 WORKLOADS: dict[str, Any] = {
     "digits ResNet": settings_of("digits-resnet"),

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from trajstore.defaults import SKETCH_BITS
-from trajstore.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+from trajstore.format.defaults import SKETCH_BITS
+from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

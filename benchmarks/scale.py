@@ -24,7 +24,7 @@ from synthetic import write_run
 
 import analyzers
 import trajstore
-from analyzers.cluster import connected
+from analyzers._execution.cluster import connected
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 

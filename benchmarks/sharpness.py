@@ -21,10 +21,10 @@ from rich.progress import track
 
 import analyzers
 from analyzers import plots
-from train.chords import losses_between
-from train.recording import is_complete, record_resumably
-from train.training import Training
-from train.workloads import settings_of
+from train.protocols.chords import losses_between
+from train.protocols.record import is_complete, record_resumably
+from train.settings import Training
+from train.workloads.catalogue import settings_of
 from trajstore import Run, open_run
 
 HERE = Path(__file__).parent

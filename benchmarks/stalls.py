@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from trajstore.recorder import Recorder
+from trajstore.recording.recorder import Recorder
 
 RESULTS = Path(__file__).parent / "results" / "stalls.json"
 PERCENTILE = 99.5

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.layout import BLOCK, Layout
-from trajstore.rotation import n_blocks
-from trajstore.schema import KEYFRAME_EVERY, RunSpec, n_columns, table_columns
-from trajstore.windows import Windows
-from trajstore.writer import Window, Writer
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.schema import KEYFRAME_EVERY, RunSpec, n_columns, table_columns
+from trajstore.format.windows import Windows
+from trajstore.sketch.rotation import n_blocks
+from trajstore.store.writer import Window, Writer
 
 Shapes = dict[str, tuple[int, ...]]
 RESNET18 = 11_173_962

@@ -22,10 +22,10 @@ from rich.progress import track
 import analyzers
 import trajstore
 from analyzers import plots
-from train.branching import branch, branch_path
-from train.recording import record
-from train.training import Training
-from train.workloads import settings_of
+from train.protocols.branch import branch, branch_path
+from train.protocols.record import record
+from train.settings import Training
+from train.workloads.catalogue import settings_of
 
 RESULTS = Path(__file__).parent / "results" / "zigzag.json"
 IMAGES = Path(__file__).parent.parent / "docs" / "images" / "zigzag"

@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from trajstore import cli, open_run
+from trajstore import open_run
+from trajstore.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,7 +27,7 @@ def test_importing_trajstore_imports_neither_torch_nor_dask():
 def test_importing_the_recorder_leaves_torch_its_threads():
     pytest.importorskip("torch")
     code = (
-        "import torch; n = torch.get_num_threads(); import trajstore.recorder; "
+        "import torch; n = torch.get_num_threads(); import trajstore.recording.recorder; "
         "print(n, torch.get_num_threads())"
     )
     assert run(code, OMP_NUM_THREADS="1").stdout.split() == ["1", "1"]

@@ -11,20 +11,20 @@ from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
 
-from train.branching import BRANCH, branch_path, branch_training
-from train.branching import branch as train_branch
 from train.loop import train
-from train.recording import is_complete, record, record_resumably
-from train.replay import replay as replay_batches
-from train.sweep import load_sweep, names, nearest
-from train.training import Training
-from train.two_run import two_run as exact_geometry
-from train.workloads import WORKLOADS
-from trajstore.command_line import run_command_line
-from trajstore.defaults import BASIS, SKETCH_BITS
-from trajstore.reader import open_run
-from trajstore.reference_point import read_reference, reference_point
-from trajstore.results import replay_group, results_location, write_results
+from train.protocols.branch import BRANCH, branch_path, branch_training
+from train.protocols.branch import branch as train_branch
+from train.protocols.record import is_complete, record, record_resumably
+from train.protocols.replay import replay as replay_batches
+from train.protocols.sweep import load_sweep, names, nearest
+from train.protocols.two_run import two_run as exact_geometry
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS
+from trajstore.cli.command_line import run_command_line
+from trajstore.format.defaults import BASIS, SKETCH_BITS
+from trajstore.reading.results import replay_group, results_location, write_results
+from trajstore.reading.run import open_run
+from trajstore.reading.target import read_reference, reference_point
 
 Chosen = Annotated[
     Training,

@@ -12,8 +12,10 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
+from train.curvature.sharpness import Sharpness
 from train.data import Splits
-from train.looking import (
+from train.data.indexed import Numbered
+from train.evaluation import (
     Batch,
     accumulate_gradients,
     evaluate,
@@ -23,16 +25,14 @@ from train.looking import (
     set_random_state,
     undisturbed,
 )
-from train.numbered import Numbered
 from train.observer import Log, Observer, Track
 from train.optim.ngn import NGN
 from train.optim.normalized_sgd import NormalizedSGD
 from train.optim.sps_max import SPSmax
 from train.schedules import learning_rate, weight_decay
-from train.sharpness import Sharpness
-from train.tasks import Task
-from train.training import Training
-from train.workloads import WORKLOADS, check_width
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS, check_width
+from train.workloads.tasks import Task
 
 Save = Callable[[dict[str, Any], Log], None]
 """Takes what is needed to go on, and the observer, after every epoch."""

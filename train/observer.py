@@ -1,7 +1,7 @@
 """What a training loop tells of itself to whoever observes it.
 
 A loop is written once. It runs alone (`unobserved`), into a store
-(``partial(trajstore.Recorder, path)``), or under the two-run protocol (`train.two_run`).
+(``partial(trajstore.Recorder, path)``), or under the two-run protocol (`train.protocols.two_run`).
 """
 
 from collections.abc import Callable, Iterable, Iterator

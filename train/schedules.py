@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from train.training import Training
+from train.settings import Training
 
 RISE: Final = 0.3
 """Share of the steps of one cycle in which the learning rate rises."""

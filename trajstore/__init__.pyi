@@ -1,10 +1,10 @@
-from .epochs import epoch_grid, index_epochs
-from .lock import StoreLockedError
-from .reader import Run, open_run
-from .recorder import Recorder
-from .recovery import recover
-from .reference_point import iterate
-from .schema import SchemaError
+from .format.schema import SchemaError
+from .reading.epochs import epoch_grid, index_epochs
+from .reading.run import Run, open_run
+from .reading.target import iterate
+from .recording.recorder import Recorder
+from .store.lock import StoreLockedError
+from .store.recovery import recover
 
 __all__ = [
     "Recorder",

@@ -11,7 +11,7 @@ import xarray as xr
 
 import trajstore
 from analyzers import cli
-from trajstore.reader import Run
+from trajstore.reading.run import Run
 
 BASE: dict[str, Any] = {
     "workload": "shapes-resnet",

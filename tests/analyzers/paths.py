@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.reader import Run
+from trajstore.reading.run import Run
 
 Array = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.reader import Run, open_run
+from trajstore.reading.run import Run, open_run
 
 
 def descend(

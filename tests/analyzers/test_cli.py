@@ -17,7 +17,7 @@ import xarray as xr
 import analyzers
 import trajstore
 from analyzers import cli
-from analyzers.commands import geometry as command
+from analyzers.geometry import command
 
 Run = Callable[..., str]
 

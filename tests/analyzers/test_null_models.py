@@ -23,9 +23,9 @@ pytest.importorskip("sklearn")
 
 from tests.train.little import leave
 from train.models.mlp import mlp
-from train.recording import record
-from train.training import Training
-from train.workloads import WORKLOADS
+from train.protocols.record import record
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS
 
 LR, STEPS_PER_EPOCH, EPOCHS = 0.05, 20, 5
 N_STEPS = STEPS_PER_EPOCH * EPOCHS

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from train.data import Splits
-from train.training import Training
-from train.workloads import WORKLOADS
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS
 
 
 def first(dataset: Any, n: int) -> Any:

@@ -15,10 +15,10 @@ import xarray as xr
 from tests.train.little import leave
 from train import cli
 from train.loop import train
-from train.sweep import names
-from train.two_run import two_run
-from train.workloads import WORKLOADS
-from trajstore.reader import open_run
+from train.protocols.sweep import names
+from train.protocols.two_run import two_run
+from train.workloads.catalogue import WORKLOADS
+from trajstore.reading.run import open_run
 
 SHORT = ["--epochs", "2", "--batch-size", "20"]
 

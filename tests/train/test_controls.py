@@ -14,9 +14,9 @@ from tests.train.little import Notes, leave
 from train.controls import replace_by_noise, with_label_noise
 from train.loop import train
 from train.observer import unobserved
-from train.sweep import load_sweep
-from train.training import Training
-from train.workloads import WORKLOADS
+from train.protocols.sweep import load_sweep
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS
 
 
 def settings(name: str, **changes: Any) -> Training:

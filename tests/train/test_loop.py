@@ -17,15 +17,15 @@ from tests.train.little import Notes, leave
 from train.controls import RandomLabels
 from train.data.digits import digits
 from train.data.english import english
-from train.looking import fixed_batches
+from train.evaluation import fixed_batches
 from train.loop import train
 from train.models.mlp import mlp
 from train.models.resnet import digits_resnet
 from train.models.transformer import LanguageModel
 from train.observer import unobserved
-from train.training import Training
-from train.two_run import two_run
-from train.workloads import WORKLOADS
+from train.protocols.two_run import two_run
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS
 
 NAMES = ("digits-mlp", "digits-resnet", "english-transformer")
 SCALARS = {

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from train.schedules import learning_rate
-from train.training import Training
+from train.settings import Training
 
 SETTINGS = Training(
     workload="any",

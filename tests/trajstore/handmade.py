@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.layout import BLOCK
-from trajstore.schema import METRIC_BLOCK, RunSpec, step_arrays
-from trajstore.writer import Window, Writer
+from trajstore.format.layout import BLOCK
+from trajstore.format.schema import METRIC_BLOCK, RunSpec, step_arrays
+from trajstore.store.writer import Window, Writer
 
 Array = npt.NDArray[Any]
 

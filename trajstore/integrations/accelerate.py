@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
-from trajstore.recorder import Recorder, SilentRecorder
+from trajstore.recording.recorder import Recorder, SilentRecorder
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
-from trajstore.recorder import Recorder
+from trajstore.recording.recorder import Recorder
 
 
 class LightningHooks:

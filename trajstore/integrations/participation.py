@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
-from trajstore.placement import is_divided
+from trajstore.tracking.placement import is_divided
 
 
 def takes_part(optimizers: Sequence[Optimizer], *, is_main: bool) -> bool:

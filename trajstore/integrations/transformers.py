@@ -17,7 +17,7 @@ from transformers import (
 
 from trajstore.integrations.accelerate import inner_optimizer
 from trajstore.integrations.participation import takes_part
-from trajstore.recorder import Recorder
+from trajstore.recording.recorder import Recorder
 
 STATE_FILE: Final = "trajstore.pt"
 """In the folder of a checkpoint: what is needed to go on from there."""

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from train.models.lstm import LSTMLanguageModel, lstm_language_model
-from train.workloads import WORKLOADS
+from train.workloads.catalogue import WORKLOADS
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from torch import nn
 from train.optim.ngn import NGN
 from train.optim.normalized_sgd import NormalizedSGD
 from train.optim.sps_max import SPSmax
-from trajstore.reader import open_run
-from trajstore.recorder import Recorder
+from trajstore.reading.run import open_run
+from trajstore.recording.recorder import Recorder
 
 N_STEPS = 12
 

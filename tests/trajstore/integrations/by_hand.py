@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trajstore.reader import Run, open_run
+from trajstore.reading.run import Run, open_run
 
 BATCH, N_BATCHES, EPOCHS = 2, 11, 3
 SMALL: dict[str, Any] = {"sketch_bits": 256, "probes": 64}

@@ -24,8 +24,8 @@ from tests.trajstore.integrations.by_hand import (
 )
 from trajstore.integrations.accelerate import inner_optimizer, record
 from trajstore.integrations.participation import takes_part
-from trajstore.reader import open_run
-from trajstore.recorder import SilentRecorder
+from trajstore.reading.run import open_run
+from trajstore.recording.recorder import SilentRecorder
 
 
 def make_accelerator(**options: Any) -> Any:

@@ -19,7 +19,7 @@ from tests.trajstore.integrations.by_hand import (
     make_net,
     train_by_hand,
 )
-from trajstore.reader import open_run
+from trajstore.reading.run import open_run
 
 
 @pytest.mark.slow

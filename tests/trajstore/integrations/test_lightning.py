@@ -28,7 +28,7 @@ from tests.trajstore.integrations.by_hand import (
     train_by_hand,
 )
 from trajstore.integrations.lightning import TrajectoryCallback
-from trajstore.reader import open_run
+from trajstore.reading.run import open_run
 
 pytestmark = [
     # Lightning's own calls of what torch has deprecated.

@@ -30,7 +30,7 @@ from tests.trajstore.integrations.by_hand import (
     train_by_hand,
 )
 from trajstore.integrations.transformers import STATE_FILE, TrajectoryCallback
-from trajstore.reader import open_run
+from trajstore.reading.run import open_run
 
 
 class Regression(nn.Module):

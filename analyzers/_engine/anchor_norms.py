@@ -1,0 +1,77 @@
+"""Norms of the references of a run, where tables do not have those of its iterates."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from analyzers._engine.sweep import segments, slices
+from analyzers._engine.tables import VALUES
+from analyzers._engine.tasks import PART, task
+from trajstore.format.schema import LAYER, STEP
+from trajstore.reading.run import Run
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+def reference_norms(run: Run) -> xr.DataArray:
+    """Return the norm of every step's reference, tensor by tensor.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        As returned by `trajstore.open_run`.
+
+    Returns
+    -------
+    xarray.DataArray
+        Lazy, float64, dimensions ``step`` and ``layer`` without coordinates. NaN where a
+        reference is lost. All references are decoded, a part of the parameters at a time.
+    """
+    n_layers = len(run.layout.names)
+    parts = [
+        task(partial(squares, run, elements))
+        for elements in slices(slice(0, run.layout.size), PART)
+    ]
+    by_window = task(norms, parts)
+    window = np.searchsorted(run.starts, np.arange(run.n_steps), side="right") - 1
+    arrays = [
+        da.from_delayed(  # type: ignore[no-untyped-call]
+            task(partial(of_windows, window[steps]), by_window),
+            shape=(steps.stop - steps.start, n_layers),
+            dtype=np.float64,
+        )
+        for steps in slices(slice(0, run.n_steps), max(1, VALUES // n_layers))
+    ]
+    values = da.concatenate(arrays)  # type: ignore[no-untyped-call]
+    return xr.DataArray(values, dims=(STEP, LAYER))
+
+
+def squares(run: Run, elements: slice) -> FloatArray:
+    """Add up squares of references over some elements, float64 of (window, layer)."""
+    pieces = segments(run.layout, elements)
+    total = np.zeros((run.n_windows, len(run.layout.names)))
+    buffers = np.empty((2, elements.stop - elements.start), np.float32)
+    windows = range(run.n_windows)
+    for c, reference in zip(
+        windows, run.references(windows, elements, [*buffers]), strict=True
+    ):
+        for layer, part in pieces:
+            values = reference[part].astype(np.float64)
+            total[c, layer] += values @ values
+    return total
+
+
+def norms(parts: Sequence[FloatArray]) -> FloatArray:
+    """Return norms, given the sums of squares over all parts of the parameters."""
+    lengths: FloatArray = np.sqrt(np.sum(parts, axis=0))
+    return lengths
+
+
+def of_windows(window: npt.NDArray[np.int64], by_window: FloatArray) -> FloatArray:
+    """Return rows of a table of windows, one for each step."""
+    return by_window[window]

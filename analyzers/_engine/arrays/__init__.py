@@ -1,0 +1,1 @@
+"""Array functions of the engine: NumPy and SciPy only."""

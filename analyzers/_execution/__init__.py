@@ -1,0 +1,1 @@
+"""Run Dask graphs: clusters, progress, and results kept next to the run."""

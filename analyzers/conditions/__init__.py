@@ -1,0 +1,1 @@
+"""The alpha-beta condition, aiming, and the Polyak-Lojasiewicz condition."""

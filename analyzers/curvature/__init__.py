@@ -1,0 +1,1 @@
+"""Smoothness, convexity, sharpness, the edge of stability and scale invariance."""

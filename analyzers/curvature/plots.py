@@ -1,0 +1,148 @@
+"""Figures of sharpness, smoothness, convexity and scale invariance along the path."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from analyzers._panels import Curve, Panel
+
+N_POINTS: Final = 400
+"""Points of a line: of more steps neighbours are averaged."""
+
+
+def edge(found: xr.Dataset, *, title: str | None = None) -> Panel:
+    """Describe a panel of sharpness beside the threshold.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        As returned by `analyzers.edge_of_stability`.
+    title : str, optional
+        Default: the name of the run.
+
+    Returns
+    -------
+    Panel
+        For `analyzers.plots.draw_panels`.
+    """
+    kind = "" if found.attrs["recorded_as"] == "sharpness" else "preconditioned "
+    step = found["step"].values
+    curves = (
+        Curve(f"{kind}sharpness", step, found["sharpness"].values),
+        Curve("threshold", step, found["threshold"].values, style="--"),
+    )
+    return Panel(
+        title=Path(found.attrs["run"]).stem if title is None else title,
+        ylabel=f"{kind}sharpness",
+        curves=curves,
+        needs="sharpness",
+        xlabel="step",
+    )
+
+
+def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
+    """Describe a panel of the change of the gradient over that of the parameters.
+
+    Parameters
+    ----------
+    found : mapping from str to xarray.Dataset
+        By label: as returned by `analyzers.smoothness`, without ``layer``, or by
+        `analyzers.edge_of_stability`, whose sharpness is shown.
+    title : str
+        Of the panel.
+
+    Returns
+    -------
+    Panel
+        For `analyzers.plots.draw_panels`.
+    """
+    curves = tuple(
+        _averaged(label, data["smoothness" if "smoothness" in data else "sharpness"])
+        for label, data in found.items()
+    )
+    return Panel(
+        title=title,
+        ylabel=r"$|g_k - g_{k-1}|\, /\, |x_k - x_{k-1}|$",
+        curves=curves,
+        needs="two steps",
+        xlabel="step",
+        is_robust=True,
+    )
+
+
+def convexity(found: xr.Dataset, *, title: str) -> Panel:
+    """Describe a panel of by how much the loss lies above tangents.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        As returned by `analyzers.convexity` or `analyzers.adjacent_convexity`.
+    title : str
+        Of the panel.
+
+    Returns
+    -------
+    Panel
+        For `analyzers.plots.draw_panels`. Below 0 the loss is not convex.
+    """
+    return Panel(
+        title=title,
+        ylabel="loss less the tangent",
+        curves=(_averaged("", found["slack"]),),
+        needs="losses",
+        xlabel="step",
+        is_robust=True,
+    )
+
+
+def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw the largest |cosine| of every tensor with its gradient.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        As returned by `analyzers.scale_invariance`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure, as high as there are tensors.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+    """
+    n_layers = found.sizes["layer"]
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 1.2 + 0.2 * n_layers), layout="constrained")
+    rows = np.arange(n_layers)
+    for name, marker, label in (
+        ("cosine_max", "o", "largest"),
+        ("cosine_rms", "|", "root mean square"),
+    ):
+        ax.plot(found[name].values, rows, marker, color="C0", label=label)
+    tolerance = found.attrs["tolerance"]
+    ax.axvline(tolerance, color="0.5", linestyle="--", linewidth=0.8, label="tolerance")
+    ax.set_xscale("log")
+    ax.set_yticks(rows, found["layer"].values, fontsize="small")
+    ax.invert_yaxis()
+    ax.set(xlabel="|cosine| of a tensor and its gradient")
+    ax.legend(fontsize="small", frameon=False, loc="upper left")
+    return ax
+
+
+def _averaged(label: str, values: xr.DataArray) -> Curve:
+    """Make a line of at most `N_POINTS` points, with what they span."""
+    y, x = values.values, values["step"].values
+    size = -(-len(y) // N_POINTS)
+    if size <= 1:
+        return Curve(label, x, y)
+    n = len(y) // size * size
+    groups = y[:n].reshape(-1, size)
+    known = np.isfinite(groups).any(1)
+    groups, x = groups[known], x[:n].reshape(-1, size).mean(1)[known]
+    low, high = (f(groups, axis=1) for f in (np.nanmin, np.nanmax))
+    return Curve(label, x, np.nanmean(groups, axis=1), low=low, high=high)

@@ -1,0 +1,101 @@
+"""Which tensors' scale the loss does not depend on."""
+
+from typing import Final
+
+import numpy as np
+import xarray as xr
+
+from analyzers._engine.tables import check_basis, tables
+from analyzers.curvature.update_products import is_plain_descent
+from trajstore.format.schema import STEP
+from trajstore.reading.run import Run
+
+TOLERANCE: Final = 1e-4
+"""Largest |cosine| that is called zero: our own criterion."""
+
+NAMES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
+
+
+def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
+    r"""Cosine of every tensor and its gradient, and how the tensor's norm grows.
+
+    If the loss does not depend on the scale of a tensor w, as where batch normalisation
+    follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's theorem, and a step of
+    plain SGD without weight decay can only make the tensor longer:
+
+    .. math:: |w_{k+1}|^2 = |w_k|^2 + \eta_k^2 |g_k|^2 .
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        As returned by `trajstore.open_run`.
+    tolerance : float, default: 1e-4
+        Largest |cosine| in any step that is taken for zero.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy. Dimensions ``step``, with the coordinates ``epoch`` and ``iteration``, and
+        ``layer``, the parameter tensors; units of 1. ``cosine`` (step, layer),
+        :math:`\langle w, g \rangle / (|w| |g|)`, NaN where a norm is 0. By layer:
+        ``cosine_mean``; ``cosine_rms``; ``cosine_max``, the largest |cosine|;
+        ``is_invariant``, whether that is at most `tolerance`; ``growth``,
+        :math:`|w_{K-1}|^2 - |w_0|^2` over the K recorded iterates; and
+        ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the same steps, NaN
+        unless all steps are -lr times the gradient: without momentum, weight decay or
+        adaptive scaling.
+
+    Raises
+    ------
+    ValueError
+        If `tolerance` is not between 0 and 1, or if the run was recorded with ``basis=0``.
+
+    Notes
+    -----
+    Computed from recorded products, without an estimate. They are rounded, as the gradients
+    themselves are, at some :math:`10^{-6}` of |w| |g|; and the constant that batch
+    normalisation adds to the variance lets the loss depend on the scale a little. A bias or
+    a tensor with few elements may be orthogonal to its gradient by chance in one step, but
+    not in all: a tensor is called invariant by its largest |cosine|. The expected growth
+    rests on the gradients that were recorded; a residual of :math:`10^{-7} |w|^2` in the
+    growth is rounding.
+
+    References
+    ----------
+    .. [1] T. van Laarhoven, "L2 Regularization versus Batch and Weight Normalization",
+       2017, arXiv 1706.05350.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"`tolerance` must be between 0 and 1, got {tolerance}.")
+    check_basis(run, "Scale invariance")
+    steps = tables(run, *NAMES).astype(np.float64)
+    length = (steps["grad_sq"] * steps["param_sq"]) ** 0.5
+    cosine = steps["grad_dot_param"] / length.where(length > 0)
+    largest = abs(cosine).max(STEP)
+    squares = steps["param_sq"]
+    moved = steps["update_sq"].isel({STEP: slice(None, -1)}).sum(STEP)
+    values = {
+        "cosine": cosine,
+        "cosine_mean": cosine.mean(STEP),
+        "cosine_rms": (cosine**2).mean(STEP) ** 0.5,
+        "cosine_max": largest,
+        "is_invariant": largest <= tolerance,
+        "growth": squares.isel({STEP: -1}, drop=True)
+        - squares.isel({STEP: 0}, drop=True),
+        "expected_growth": moved.where(is_plain_descent(run)),
+    }
+    for name, variable in values.items():
+        variable.attrs = {"long_name": LONG_NAMES[name], "units": "1"}
+    attributes = {"run": run.location, "tolerance": tolerance}
+    return xr.Dataset(values, attrs=attributes)
+
+
+LONG_NAMES: Final = {
+    "cosine": "cosine of a tensor and its gradient",
+    "cosine_mean": "mean over the steps of the cosine of a tensor and its gradient",
+    "cosine_rms": "root mean square of that cosine",
+    "cosine_max": "largest absolute value of that cosine",
+    "is_invariant": "whether the loss does not depend on the scale of the tensor",
+    "growth": "squared norm of the last iterate less that of the first",
+    "expected_growth": "the same, if the tensor is invariant",
+}

@@ -1,0 +1,1 @@
+"""Deep linear networks compared with their closed form."""

@@ -1,0 +1,112 @@
+"""Figures of `analyzers.linear_modes`."""
+
+from typing import Final
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyzers._panels import ordered_colors
+
+TIME: Final = "time $t$ of the gradient flow"
+"""Label of the axis of all of them."""
+
+ROOM: Final = 1.4
+"""Top of the axes of modes, relative to the largest strength: the legend is above."""
+
+
+def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw every singular mode against time, and what gradient flow says of it.
+
+    Parameters
+    ----------
+    modes : xarray.Dataset
+        As returned by `analyzers.linear_modes`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on. Lines are the run, dashes the closed form.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+    for i, color in enumerate(ordered_colors(modes.sizes["mode"])):
+        one = modes.isel(mode=i)
+        label = rf"$\lambda$ = {float(one['strength']):.3g}"
+        ax.plot(modes["time"], one["modes"], color=color, linewidth=2.2, label=label)
+    for i in range(modes.sizes["mode"]):
+        note = "gradient flow" if i == 0 else None
+        flow = modes["closed_form"].isel(mode=i)
+        ax.plot(modes["time"], flow, "--", color="black", linewidth=0.9, label=note)
+    ax.set(
+        xlabel=TIME,
+        ylabel=r"$u_\mu^T W_L \cdots W_1 v_\mu$",
+        title=f"singular modes, {modes.attrs['depth']} layers",
+    )
+    ax.set_ylim(top=ROOM * float(modes["strength"].max()))
+    ax.legend(fontsize="small", frameon=False, ncols=3, loc="upper center")
+    return ax
+
+
+def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw how far every mode is from gradient flow, relative to the largest strength.
+
+    Parameters
+    ----------
+    modes : xarray.Dataset
+        As returned by `analyzers.linear_modes`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+    for i, color in enumerate(ordered_colors(modes.sizes["mode"])):
+        error = 100 * modes["error"].isel(mode=i) / modes["strength"].max()
+        ax.plot(modes["time"], error, color=color, linewidth=1.4)
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+    ax.set(
+        xlabel=TIME,
+        ylabel="run less gradient flow, %",
+        title="relative to the largest strength",
+    )
+    return ax
+
+
+def linear_overview(modes: xr.Dataset) -> Figure:
+    """Draw modes, their errors, what gradient flow conserves, and the effective rank.
+
+    Parameters
+    ----------
+    modes : xarray.Dataset
+        As returned by `analyzers.linear_modes`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.8), layout="constrained")
+    mode_trajectories(modes, ax=axes[0, 0])
+    mode_errors(modes, ax=axes[0, 1])
+    balance = axes[1, 0]
+    # The first step has drifted nowhere, which has no logarithm.
+    later = modes.isel(step=slice(1, None))
+    for name, label in (
+        ("imbalance", "largest entry"),
+        ("drift", "largest change since the start"),
+    ):
+        balance.semilogy(later["time"], later[name].where(later[name] > 0), label=label)
+    balance.set(xlabel=TIME, title=r"$W_{l+1}^T W_{l+1} - W_l W_l^T$")
+    balance.legend(fontsize="small", frameon=False)
+    rank = axes[1, 1]
+    rank.plot(modes["time"], modes["effective_rank"])
+    rank.set(xlabel=TIME, title="effective rank of the product", ylim=(0, None))
+    return figure

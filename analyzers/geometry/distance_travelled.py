@@ -1,0 +1,45 @@
+"""How far training goes: along its path, and from where it began."""
+
+import numpy as np
+import xarray as xr
+
+from analyzers.geometry.path_geometry import path_geometry
+from trajstore.reading.run import Run
+
+
+def distance_travelled(run: Run) -> xr.Dataset:
+    """Length of the path before every step, and distance from the start.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        As returned by `trajstore.open_run`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Loaded. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``;
+        units of 1. ``path_length``, the sum of |u_j| over the steps j before step k, exact;
+        NaN after a step whose length is not finite. ``from_start``, |x_k - x_0|, and
+        ``from_start_stderr``.
+
+    Raises
+    ------
+    ValueError
+        If the run has no steps.
+    KeyError
+        If the reference at the start of the run is lost.
+    """
+    from_start = path_geometry(run, reference=0)
+    norms = run.steps["update_norm"].values
+    lengths = np.concatenate([[0.0], np.cumsum(norms[:-1])])
+    distance = from_start["distance"].assign_attrs(long_name="distance from the start")
+    path_length = distance.copy(data=lengths).assign_attrs(
+        long_name="length of the path", definition="sum of |u_j| over j < k"
+    )
+    travelled = {
+        "path_length": path_length,
+        "from_start": distance,
+        "from_start_stderr": from_start["distance_stderr"],
+    }
+    return xr.Dataset(travelled).compute()

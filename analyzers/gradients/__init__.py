@@ -1,0 +1,1 @@
+"""Gradients compared with each other: zigzag, lags, layers and branches."""

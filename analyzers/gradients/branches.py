@@ -1,0 +1,218 @@
+"""Zigzag at several scales: a run beside branches of it with other learning rates."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from analyzers.gradients.arrays.shares import border_signs
+from analyzers.gradients.arrays.zigzag import (
+    find_segments,
+    part_percentiles,
+    running_median,
+    step_kinds,
+)
+from analyzers.gradients.segments import (
+    CRITERION,
+    KIND_NAMES,
+    THRESHOLD,
+    WINDOW,
+    check_criterion,
+    check_smoothing,
+    decreases,
+    described,
+    losses_of,
+    shares,
+    update_lengths,
+)
+from analyzers.gradients.zigzag import check_steps, zigzag
+from trajstore.reading.run import Run
+from trajstore.store.location import name_of
+
+BRANCH: Final = "branch"
+"""Entry of ``run.attrs`` in which a branch says where it began; and the dimension."""
+
+N_PARTS: Final = 30
+"""Parts of each path, of equally many steps."""
+
+EDGES: Final = np.linspace(-1, 1, 41)
+"""Of the bins of the distribution of cosines."""
+
+QUARTILES: Final = {"cosine": 50, "cosine_low": 25, "cosine_high": 75}
+
+LONG_NAMES: Final = {
+    "cosine": "median cosine of adjacent gradients in a part of the path",
+    "cosine_low": "its lower quartile",
+    "cosine_high": "its upper quartile",
+    "path": "path length since the branches began, in the middle of the part",
+    "lr_time": "sum of learning rates since then",
+    "histogram": "share of the steps by their cosine",
+    "n_steps": "steps",
+    "path_length": "length of the path",
+}
+
+
+def scales(
+    parent: Run,
+    branches: Sequence[Run],
+    *,
+    window: int = WINDOW,
+    threshold: float = THRESHOLD,
+    loss: str | None = "loss",
+    length: float | None = None,
+) -> xr.Dataset:
+    """Cosines of adjacent gradients of a run and its branches, side by side.
+
+    Parameters
+    ----------
+    parent : trajstore.Run
+        Of which the steps are taken from where the branches began.
+    branches : sequence of trajstore.Run
+        Recorded by ``traj-train branch``, from the same epoch.
+    window, threshold, loss
+        As `zigzag_segments` takes them.
+    length : float, optional
+        Go only so far along each path: paths that are equally long can be compared. The
+        last step may lead beyond.
+
+    Returns
+    -------
+    xarray.Dataset
+        Loaded. Dimension ``branch``, the names of the stores, the parent's first and then
+        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``, some 30 parts of each path with equally
+        many steps: ``cosine``, the median, and its quartiles ``cosine_low`` and
+        ``cosine_high``; ``path`` and ``lr_time``, path length and sum of learning rates
+        from the branching to the middle of the part. By ``cosine_bin``: ``histogram``,
+        shares of the steps. By ``kind``, as in `zigzag_segments`: ``step_share``,
+        ``path_share`` and, if there is a loss, ``decrease`` and ``decrease_share`` with
+        their standard errors. And ``n_steps`` and ``path_length``. Units of 1.
+
+    Raises
+    ------
+    ValueError
+        If there are no branches, if they are not of this parent or begin in different
+        epochs, or if a number is out of range.
+    KeyError
+        If a run has no such scalar.
+
+    Notes
+    -----
+    This is our own protocol for the question whether zigzag geometry "appears over a wide
+    range of geometrical scales", as the paper that `zigzag` cites says; its own protocol
+    was not available. On a smooth loss, steps short enough have gradients that hardly change,
+    and a cosine near 1 but for the noise of mini-batches: with it, near the share of the
+    signal in :math:`|g|^2`. A zigzag that a smaller scale makes smooth was one of steps too
+    long for their valley; one that stays at all scales is none of these.
+
+    Labels are those of `window` steps at every scale, and so of shorter pieces of the path
+    at smaller ones. No cosine is known of the step with which branches begin.
+    """
+    epoch, first = _beginning(parent, branches)
+    branches = sorted(branches, key=lambda run: -run.attrs[BRANCH]["lr_scale"])
+    check_criterion(window, threshold)
+    if length is not None and not length > 0:
+        raise ValueError(f"`length` must be positive, got {length}.")
+    parts = [
+        _summary(
+            run,
+            first=first if run is parent else 0,
+            window=window,
+            threshold=threshold,
+            loss=loss,
+            length=length,
+        )
+        for run in (parent, *branches)
+    ]
+    names = [name_of(run.location) for run in (parent, *branches)]
+    factors = [1.0, *(float(run.attrs[BRANCH]["lr_scale"]) for run in branches)]
+    result = xr.concat(parts, BRANCH)
+    result = result.assign_coords(
+        {
+            BRANCH: np.array(names, object),
+            "lr_scale": (BRANCH, factors),
+            "kind": KIND_NAMES,
+        }
+    )
+    return result.assign_attrs(
+        run=parent.location,
+        epoch=epoch,
+        criterion=CRITERION,
+        window=window,
+        threshold=threshold,
+    )
+
+
+def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
+    """Return the epoch in which all branches began, and its first step."""
+    if not branches:
+        raise ValueError(
+            f"No branches of {parent.location} were given; traj-train branch "
+            f"{parent.location} --at-epoch EPOCH --lr-scale 0.1 records some."
+        )
+    check_steps(parent)
+    for run in branches:
+        check_steps(run)
+        found = run.attrs.get(BRANCH, {})
+        if found.get("parent_created") != parent.attributes["created"]:
+            of = f"one of {found['parent']}" if found else "none at all"
+            raise ValueError(
+                f"{run.location} is no branch of {parent.location}, but {of}; "
+                "traj-train branch records some."
+            )
+    beginnings = {(b.attrs[BRANCH]["epoch"], b.attrs[BRANCH]["step"]) for b in branches}
+    if len(beginnings) > 1:
+        raise ValueError(
+            f"The branches begin in the epochs {sorted(e for e, _ in beginnings)}; "
+            "compare those of one epoch at a time."
+        )
+    [(epoch, first)] = beginnings
+    if first + 2 > parent.n_steps:
+        raise ValueError(
+            f"{parent.location} has {parent.n_steps} steps, and its branches begin with "
+            f"step {first}; two of its own are needed after it."
+        )
+    return epoch, first
+
+
+def _summary(
+    run: Run,
+    *,
+    first: int,
+    window: int,
+    threshold: float,
+    loss: str | None,
+    length: float | None,
+) -> xr.Dataset:
+    """Summarise the steps of a run from one on."""
+    lengths = np.nan_to_num(update_lengths(run)[first:])
+    before = np.cumsum(lengths) - lengths
+    n = len(before) if length is None else int(np.searchsorted(before, length))
+    steps = slice(first, first + n)
+    cosine = zigzag(run)["cosine"].isel(step=steps).values
+    # A branch does not know the gradient before it began.
+    cosine[0] = np.nan
+    lengths = lengths[:n]
+    labels = step_kinds(running_median(cosine, window), threshold)
+    variables = shares(labels, lengths)
+    if loss is not None:
+        signs = border_signs(find_segments(labels))
+        losses = losses_of(run, loss)[steps]
+        variables |= decreases(losses, signs, check_smoothing(run, None))
+    rates = np.cumsum(run.steps["lr"].values[steps])
+    middle = before[:n] + lengths / 2
+    by_part = partial(part_percentiles, n_parts=N_PARTS)
+    counts, _ = np.histogram(cosine[np.isfinite(cosine)], EDGES)
+    parts: dict[str, Any] = {
+        "path": ("part", by_part(middle, 50)),
+        "lr_time": ("part", by_part(rates, 50)),
+        "histogram": ("cosine_bin", counts / max(1, counts.sum())),
+        "n_steps": n,
+        "path_length": lengths.sum(),
+    }
+    parts |= {name: ("part", by_part(cosine, q)) for name, q in QUARTILES.items()}
+    dataset = xr.Dataset(parts, {"cosine_bin": (EDGES[1:] + EDGES[:-1]) / 2})
+    for name, variable in dataset.data_vars.items():
+        variable.attrs = {"long_name": LONG_NAMES[str(name)], "units": "1"}
+    return dataset.merge(described(xr.Dataset(variables)))

@@ -1,0 +1,278 @@
+"""Figures of zigzag geometry: of a run, of its tensors, and at several scales."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analyzers._panels import ordered_colors
+
+COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
+SHARES: Final = {
+    "step_share": "steps",
+    "path_share": "path length",
+    "displacement_share": "net displacement²",
+    "decrease_share": "decrease of loss",
+}
+COSINE: Final = "cosine of adjacent gradients"
+
+
+def zigzag_overview(
+    segments: xr.Dataset, curve: xr.Dataset, *, title: str = ""
+) -> Figure:
+    """Draw the cosines of a run, its loss, the shares of every kind, and the lag curve.
+
+    Parameters
+    ----------
+    segments : xarray.Dataset
+        As returned by `analyzers.zigzag_segments`.
+    curve : xarray.Dataset
+        As returned by `analyzers.lag_curve`.
+    title : str, default: ""
+        Above the figure; the name of the run if empty.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
+    cosine_panel(segments, ax=axes[0, 0])
+    _loss(segments, axes[1, 0])
+    share_bars(segments, ax=axes[0, 1])
+    _lag_curve(curve, axes[1, 1])
+    figure.suptitle(title or Path(segments.attrs["run"]).name)
+    return figure
+
+
+def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes:
+    """Draw the cosine of every step, and the running median that decides its kind.
+
+    Parameters
+    ----------
+    segments : xarray.Dataset
+        As returned by `analyzers.zigzag_segments`.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    title : str
+        Above the axes.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The same axes.
+    """
+    step = segments["step"].values
+    _shade(segments, ax)
+    ax.plot(step, segments["cosine"], ".", color="0.55", markersize=2.5, label="step")
+    median = segments["running_cosine"]
+    ax.plot(step, median, color="k", linewidth=1.1, label="running median")
+    for sign in (-1, 1):
+        at = sign * segments.attrs["threshold"]
+        ax.axhline(at, color="0.4", linewidth=0.7, linestyle=":")
+    ax.axhline(0, color="0.5", linewidth=0.7)
+    ax.set(ylim=(-1.08, 1.08), xlabel="step", ylabel="cosine")
+    ax.set_title(title, fontsize="medium")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return ax
+
+
+def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
+    """Draw what zigzag, smooth and other segments have of steps, path and decrease.
+
+    Parameters
+    ----------
+    segments : xarray.Dataset
+        As returned by `analyzers.zigzag_segments`.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The same axes.
+    """
+    names = [name for name in SHARES if name in segments]
+    place, height = np.arange(len(names)), 0.26
+    for i, (kind, color) in enumerate(COLORS.items()):
+        of_kind = segments.sel(kind=kind)
+        values = [float(of_kind[name]) for name in names]
+        errors = [float(of_kind.get(f"{name}_stderr", 0.0)) for name in names]
+        ax.barh(
+            place + (i - 1) * height,
+            values,
+            height,
+            xerr=errors,
+            color=color,
+            error_kw={"elinewidth": 0.9},
+            label=kind,
+        )
+    ax.set_yticks(place, [SHARES[name] for name in names])
+    # From top to bottom, with room for the legend.
+    ax.set_ylim(len(names) - 0.5, -0.95)
+    ax.axvline(0, color="0.5", linewidth=0.7)
+    ax.set_xlabel("share")
+    ax.set_title("share of each kind", fontsize="medium")
+    ax.legend(fontsize="small", frameon=False, ncols=3, loc="upper center")
+    return ax
+
+
+def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw the cosines of every tensor as an image of layers by steps.
+
+    Parameters
+    ----------
+    layers : xarray.Dataset
+        As returned by `analyzers.zigzag_layers`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. Default: a new figure, as high as there are layers.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+    """
+    n_layers = layers.sizes["layer"]
+    if ax is None:
+        size = (8, 1.6 + 0.2 * n_layers)
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    image = ax.pcolormesh(
+        layers["first"],
+        range(n_layers),
+        layers["cosine"].transpose("layer", "part"),
+        cmap="RdBu",
+        vmin=-1,
+        vmax=1,
+        shading="nearest",
+    )
+    ax.figure.colorbar(image, ax=ax, label="cosine")
+    ax.set_yticks(range(n_layers), layers["layer"].values, fontsize="small")
+    ax.invert_yaxis()
+    ax.set(xlabel="step")
+    ax.set_title(f"{COSINE}, by tensor", fontsize="medium")
+    return ax
+
+
+def scale_figure(scales: xr.Dataset, *, title: str = "") -> Figure:
+    """Draw cosines along the path, and their distribution, for every learning rate.
+
+    Parameters
+    ----------
+    scales : xarray.Dataset
+        As returned by `analyzers.scales`.
+    title : str, default: ""
+        Above the figure; the name of the parent if empty.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.8), layout="constrained")
+    for i, color in enumerate(ordered_colors(scales.sizes["branch"])):
+        branch = scales.isel(branch=i)
+        label = "parent" if i == 0 else f"lr x {float(branch['lr_scale']):g}"
+        for name, ax in zip(("path", "lr_time"), axes[0], strict=True):
+            ax.fill_between(
+                branch[name],
+                branch["cosine_low"],
+                branch["cosine_high"],
+                color=color,
+                alpha=0.15,
+                lw=0,
+            )
+            ax.plot(branch[name], branch["cosine"], color=color, label=label, lw=1.3)
+        axes[1, 0].step(
+            branch["cosine_bin"], branch["histogram"], color=color, where="mid", lw=1.3
+        )
+    for ax, xlabel in zip(
+        axes[0], ("path length since branching", "sum of learning rates"), strict=True
+    ):
+        ax.axhline(0, color="0.5", linewidth=0.7)
+        ax.set(ylim=(-1.08, 1.08), xlabel=xlabel, ylabel="cosine")
+    axes[0, 0].legend(fontsize="small", frameon=False)
+    axes[0, 0].set_title(f"{COSINE}: median and quartiles", fontsize="medium")
+    axes[0, 1].set_title("the same along the learning rates", fontsize="medium")
+    axes[1, 0].set(xlabel="cosine", ylabel="share of steps")
+    axes[1, 0].set_title("distribution", fontsize="medium")
+    _shares_by_scale(scales, axes[1, 1])
+    figure.suptitle(title or f"{Path(scales.attrs['run']).name} and its branches")
+    return figure
+
+
+def _shares_by_scale(scales: xr.Dataset, ax: Axes) -> None:
+    place, width = np.arange(scales.sizes["branch"]), 0.26
+    zigzag = scales.sel(kind="zigzag")
+    names = [name for name in SHARES if name in scales]
+    for i, name in enumerate(names):
+        errors: Any = zigzag.get(f"{name}_stderr")
+        ax.bar(
+            place + (i - (len(names) - 1) / 2) * width,
+            zigzag[name],
+            width,
+            yerr=errors,
+            color=f"C{i}",
+            error_kw={"elinewidth": 0.9},
+            label=SHARES[name],
+        )
+    labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
+    ax.set_xticks(place, labels)
+    ax.axhline(0, color="0.5", linewidth=0.7)
+    ax.margins(y=0.25)
+    ax.set(xlabel="learning rate", ylabel="share")
+    ax.set_title("share of zigzag", fontsize="medium")
+    ax.legend(fontsize="small", frameon=False, ncols=3, loc="upper center")
+
+
+def _loss(segments: xr.Dataset, ax: Axes) -> None:
+    ax.set_title("loss", fontsize="medium")
+    if "smooth_loss" not in segments:
+        ax.text(0.5, 0.5, "no loss was asked for", ha="center", va="center")
+        ax.set(xticks=[], yticks=[])
+        return
+    loss = segments["smooth_loss"]
+    _shade(segments, ax)
+    ax.plot(segments["step"], loss, color="k", linewidth=1.1)
+    if bool((loss.dropna("step") > 0).all()):
+        ax.set_yscale("log")
+    n = segments.attrs["smoothing"]
+    ax.set(xlabel="step", ylabel="loss" if n == 1 else f"loss, mean of {n} steps")
+
+
+def _shade(segments: xr.Dataset, ax: Axes) -> None:
+    """Colour the background of steps by their kind."""
+    step, labels = segments["step"].values, segments["label"].values
+    for kind, color in ((-1, COLORS["zigzag"]), (1, COLORS["smooth"])):
+        ax.fill_between(
+            step,
+            0,
+            1,
+            where=labels == kind,
+            step="mid",
+            transform=ax.get_xaxis_transform(),
+            color=color,
+            alpha=0.16,
+            lw=0,
+        )
+    ax.set_xlim(step[0] - 0.5, step[-1] + 0.5)
+
+
+def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
+    ax.errorbar(
+        curve["lag"],
+        curve["cosine"],
+        curve["cosine_stderr"],
+        color="C0",
+        marker=".",
+        elinewidth=0.9,
+        lw=1.1,
+    )
+    ax.axhline(0, color="0.5", linewidth=0.7)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
+    ax.set_title("gradients further apart, over the run", fontsize="medium")

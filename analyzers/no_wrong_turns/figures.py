@@ -1,0 +1,231 @@
+"""The paper's figures by number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from analyzers._panels import Panel, draw_panels
+from analyzers.no_wrong_turns.by_setting import (
+    gamma_by_batch_size,
+    gamma_by_seed_and_budget,
+    gamma_by_setting,
+    gamma_of_mlp_and_resnet,
+    rsi_and_eb_by_batch_size,
+    rsi_and_eb_by_budget,
+    rsi_and_eb_by_model,
+    rsi_and_eb_by_optimizer,
+    rsi_and_eb_by_seed,
+)
+from analyzers.no_wrong_turns.controls import gamma_of_controls
+from analyzers.no_wrong_turns.curves import AS_PUBLISHED, Shown
+from analyzers.no_wrong_turns.measurements import other_measurements, theory_and_data
+from analyzers.no_wrong_turns.runs import describe
+from analyzers.no_wrong_turns.single_runs import (
+    counter_examples,
+    distance_of_single_runs,
+    distance_travelled_by_optimizer,
+    lolr_and_schedule,
+    quantities_of_single_runs,
+)
+from trajstore.reading.run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperFigure:
+    """How a figure is made.
+
+    Attributes
+    ----------
+    title : str
+        What it shows, in a few words.
+    panels : callable
+        Takes runs and what is shown, and returns panels.
+    needs : str
+        What there must be to draw any of it.
+    n_columns : int
+        Panels in a row.
+    note : str
+        What is not known of the original.
+    """
+
+    title: str
+    panels: Callable[[Sequence[Run], Shown], list[Panel]]
+    needs: str
+    n_columns: int = 2
+    note: str = ""
+
+
+ABLATION_NOTE: Final = (
+    "The paper's figures 7 to 11 show RSI and EB of its comparisons; which of them shows "
+    "which is not known, and the order here is ours."
+)
+
+FIGURES: Final = {
+    "1": PaperFigure(
+        title="gamma by model, batch size, optimizer and data set",
+        panels=gamma_by_setting,
+        needs="a run of a network",
+        note="What the paper's fourth panel shows is not known; its text speaks of four "
+        "data sets.",
+    ),
+    "2": PaperFigure(
+        title="gamma, RSI and EB of single runs",
+        panels=quantities_of_single_runs,
+        needs="a run of a network",
+        n_columns=3,
+    ),
+    "3": PaperFigure(
+        title="locally optimal learning rate and the rate used",
+        panels=lolr_and_schedule,
+        needs="a run of a network",
+    ),
+    "4": PaperFigure(
+        title="gamma by seed and by epoch budget",
+        panels=gamma_by_seed_and_budget,
+        needs="a run of a network",
+        n_columns=3,
+        note="The last panel is ours: the budgets from one run, with x* at several epochs.",
+    ),
+    "5": PaperFigure(
+        title="counter-examples: asymmetric linear model and sinusoidal mixture",
+        panels=counter_examples,
+        needs="a run of alm or sm",
+        n_columns=3,
+        note="The constants of both functions are not known; ours follow the paper's prose.",
+    ),
+    "6": PaperFigure(
+        title="gamma by batch size",
+        panels=gamma_by_batch_size,
+        needs="runs that differ in the batch size only",
+        note="The scaled panel is ours.",
+    ),
+    "7": PaperFigure(
+        title="RSI and EB by model",
+        panels=rsi_and_eb_by_model,
+        needs="two models on the same data",
+        note=ABLATION_NOTE,
+    ),
+    "8": PaperFigure(
+        title="RSI and EB by batch size",
+        panels=rsi_and_eb_by_batch_size,
+        needs="runs that differ in the batch size only",
+        note=ABLATION_NOTE,
+    ),
+    "9": PaperFigure(
+        title="RSI and EB by optimizer",
+        panels=rsi_and_eb_by_optimizer,
+        needs="runs that differ in the optimizer only",
+        note=ABLATION_NOTE,
+    ),
+    "10": PaperFigure(
+        title="RSI and EB by seed",
+        panels=rsi_and_eb_by_seed,
+        needs="runs that differ in the seed only",
+        note=ABLATION_NOTE,
+    ),
+    "11": PaperFigure(
+        title="RSI and EB by epoch budget",
+        panels=rsi_and_eb_by_budget,
+        needs="runs that differ in the epoch budget only",
+        note=ABLATION_NOTE,
+    ),
+    "12": PaperFigure(
+        title="distance travelled by optimizer",
+        panels=distance_travelled_by_optimizer,
+        needs="runs that differ in the optimizer only",
+    ),
+    "13": PaperFigure(
+        title="distance to x* of single runs",
+        panels=distance_of_single_runs,
+        needs="a run of a network",
+        n_columns=3,
+    ),
+    "14": PaperFigure(
+        title="gamma of an MLP and a ResNet",
+        panels=gamma_of_mlp_and_resnet,
+        needs="an MLP and a ResNet on the same data",
+        n_columns=1,
+    ),
+    "controls": PaperFigure(
+        title="gamma of controls, of random walks, and relative to other points",
+        panels=gamma_of_controls,
+        needs="a run of a network",
+        note="Not in the paper: what its reviewers asked for.",
+    ),
+    "measurements": PaperFigure(
+        title="other gradients, changes of x, and gradients some steps apart",
+        panels=other_measurements,
+        needs="a run that was recorded with other gradients, or with updates",
+        note="Measured by the published code, and not shown in the paper. Bars are the "
+        "errors of single pairs where gradients or iterates are compared: the fixed "
+        "probes' errors do not average out.",
+    ),
+    "theory": PaperFigure(
+        title="what RSI and EB say of a step, beside what it does",
+        panels=theory_and_data,
+        needs="a run of plain SGD without weight decay",
+        n_columns=1,
+        note="Equations (4), (6) and (7) of the paper, for one run. The last is 0 where "
+        "the smallest RSI is not positive, and nothing is guaranteed.",
+    ),
+}
+"""All figures, numbered as in the arXiv version."""
+
+
+def panels_of(number: str, runs: Sequence[Run], *, shown: Shown) -> list[Panel]:
+    """Choose the runs that a figure needs, and measure them.
+
+    Parameters
+    ----------
+    number : str
+        A key of `FIGURES`.
+    runs : sequence of trajstore.Run
+        As returned by `analyzers.no_wrong_turns.runs.find_runs`.
+    shown : Shown
+        Which epochs are shown.
+
+    Returns
+    -------
+    list of Panel
+        Some may be without curves; none where there is nothing to draw at all.
+    """
+    panels = FIGURES[number].panels(runs, shown)
+    return panels if any(panel.curves for panel in panels) else []
+
+
+def draw_figure(
+    number: str, runs: Sequence[Run], *, shown: Shown = AS_PUBLISHED
+) -> Figure:
+    """Draw one of the paper's figures.
+
+    Parameters
+    ----------
+    number : str
+        A key of `FIGURES`.
+    runs : sequence of trajstore.Run
+        As returned by `analyzers.no_wrong_turns.runs.find_runs`.
+    shown : Shown, default: AS_PUBLISHED
+        Which epochs are shown; the final one is not, unless asked for.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw; says what the figure needs.
+    """
+    panels = panels_of(number, runs, shown=shown)
+    if not panels:
+        raise ValueError(what_is_missing(number, runs))
+    return draw_panels(panels, n_columns=FIGURES[number].n_columns)
+
+
+def what_is_missing(number: str, runs: Sequence[Run]) -> str:
+    """Say what a figure needs, and what there is."""
+    name = f"Figure {number}" if number.isdecimal() else f"The figure of {number}"
+    return f"{name} needs {FIGURES[number].needs}; found {describe(runs)}."

@@ -1,0 +1,41 @@
+"""Figures: a dataset in, axes out; nothing is computed here."""
+
+from analyzers._panels import Curve, Panel, draw_panels
+from analyzers.conditions.aiming_plots import aiming, polyak_lojasiewicz
+from analyzers.curvature.plots import convexity, edge, scale_invariance, smoothness
+from analyzers.deep_linear.plots import (
+    linear_overview,
+    mode_errors,
+    mode_trajectories,
+)
+from analyzers.geometry.plots import layer_image, overview, quantity
+from analyzers.gradients.plots import (
+    cosine_panel,
+    layer_cosines,
+    scale_figure,
+    share_bars,
+    zigzag_overview,
+)
+
+__all__ = [
+    "Curve",
+    "Panel",
+    "aiming",
+    "convexity",
+    "cosine_panel",
+    "draw_panels",
+    "edge",
+    "layer_cosines",
+    "layer_image",
+    "linear_overview",
+    "mode_errors",
+    "mode_trajectories",
+    "overview",
+    "polyak_lojasiewicz",
+    "quantity",
+    "scale_figure",
+    "scale_invariance",
+    "share_bars",
+    "smoothness",
+    "zigzag_overview",
+]

@@ -1,0 +1,240 @@
+"""Test ``analyzers._engine.arrays.displacement_product``."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from analyzers._engine.arrays.displacement_product import (
+    Known,
+    Product,
+    displacement_product,
+    layer_products,
+)
+
+SIZE, PROBES, RANK, STEPS = 300, 64, 2, 8
+
+
+class Path(NamedTuple):
+    """Displacements of a window's steps, its end, a basis, and a vector beside it."""
+
+    a: np.ndarray
+    f: np.ndarray
+    basis: np.ndarray
+    v: np.ndarray
+
+
+def random_path(seed: int = 0) -> Path:
+    """A noisy path to f, which ends there; v is partly along f."""
+    rng = np.random.default_rng(seed)
+    basis = rng.normal(size=(RANK, SIZE))
+    steps = rng.normal(size=(STEPS, SIZE)) + 0.7 * rng.normal(size=SIZE)
+    a = np.cumsum(steps, axis=0)
+    v = rng.normal(size=SIZE) + 0.05 * a[-1]
+    coefficients, *_ = np.linalg.lstsq(basis.T, v, rcond=None)
+    return Path(a, a[-1], basis, v - coefficients @ basis)
+
+
+def known(vectors: np.ndarray, basis: np.ndarray, probes: np.ndarray) -> Known:
+    return Known((vectors**2).sum(-1), vectors @ basis.T, vectors @ probes.T)
+
+
+def estimated(path: Path, probes: np.ndarray) -> Product:
+    a, basis, f, v = (
+        known(x, path.basis, probes) for x in (path.a, path.basis, path.f, path.v)
+    )
+    return displacement_product(a, basis, f, v, f_dot_v=float(path.f @ path.v))
+
+
+def draw_probes(rng: np.random.Generator) -> np.ndarray:
+    """Rademacher probes with E <P a, P v> = <a, v>."""
+    positive = rng.random((PROBES, SIZE)) < 0.5
+    probes: np.ndarray = np.where(positive, 1.0, -1.0) / np.sqrt(PROBES)
+    return probes
+
+
+def test_probes_that_lose_nothing_give_the_exact_products():
+    path = random_path()
+    result = estimated(path, np.eye(SIZE))
+    np.testing.assert_allclose(result.estimate.value, path.a @ path.v, rtol=1e-8)
+    # The parts: coefficients on the basis, along f beside it, and what is left.
+    f = path.f - result.f_on_basis @ path.basis
+    a = path.a - result.a_on_basis @ path.basis - result.advance[:, None] * f
+    # The ridge of the regression is 1e-8.
+    np.testing.assert_allclose(a @ path.basis.T, 0, atol=1e-5)
+    np.testing.assert_allclose(a @ f, 0, atol=1e-5)
+    np.testing.assert_allclose(result.aside[:-1], np.linalg.norm(a[:-1], axis=1))
+    np.testing.assert_allclose(result.aside_probes, a, atol=1e-6)
+    rest = path.v - (path.f @ path.v) / (f @ f) * f
+    expected = (a[:-1] @ rest) / np.linalg.norm(rest) / np.linalg.norm(a[:-1], axis=1)
+    np.testing.assert_allclose(result.cosine[:-1], expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def draws() -> tuple[Path, list[Product]]:
+    """The same path, seen through 400 draws of the probes."""
+    path, rng = random_path(), np.random.default_rng(1)
+    return path, [estimated(path, draw_probes(rng)) for _ in range(400)]
+
+
+def test_estimates_are_nearly_unbiased(draws: tuple[Path, list[Product]]):
+    path, products = draws
+    values = np.array([product.estimate.value for product in products])
+    errors = values - path.a @ path.v
+    stderr = errors.std(0, ddof=1) / np.sqrt(len(products))
+    # A ratio is biased by a fraction 1 / PROBES of its error; four standard errors more.
+    bias = errors.std(0) / PROBES
+    # The last step is the window's end, and exact.
+    assert (abs(errors.mean(0)) < 4 * stderr + bias + 1e-6)[:-1].all()
+
+
+def test_errors_are_as_large_as_the_standard_errors_say(
+    draws: tuple[Path, list[Product]],
+):
+    path, products = draws
+    z = np.array(
+        [
+            ((p.estimate.value - path.a @ path.v)[:-1] / p.estimate.stderr[:-1])
+            for p in products
+        ]
+    )
+    # Two errors are taken for independent, and to first order.
+    rms = np.sqrt((z**2).mean(0))
+    assert (rms > 0.6).all()
+    assert (rms < 1.35).all()
+
+
+def test_products_are_exact_at_the_end_of_the_window(
+    draws: tuple[Path, list[Product]],
+):
+    path, products = draws
+    for product in products[:20]:
+        np.testing.assert_allclose(
+            product.estimate.value[-1], path.f @ path.v, rtol=1e-6
+        )
+        assert product.estimate.stderr[-1] < 1e-3 * abs(path.f @ path.v)
+
+
+def test_products_are_exact_at_the_reference():
+    path = random_path()
+    path = path._replace(a=np.zeros((1, SIZE)))
+    result = estimated(path, draw_probes(np.random.default_rng(2)))
+    np.testing.assert_array_equal(result.estimate.value, 0)
+    np.testing.assert_array_equal(result.estimate.stderr, 0)
+
+
+@pytest.mark.parametrize("near", [0.3, 0.1, 0.03], ids=str)
+def test_error_falls_near_the_end_of_the_window(near: float):
+    """The cosine of two vectors with angle t is known to t^2, not to t."""
+    rng = np.random.default_rng(3)
+    f, other = np.eye(2, SIZE)
+    path = random_path()._replace(
+        a=(f + near * other)[None], f=f, basis=np.zeros((RANK, SIZE)), v=f
+    )
+    errors = [
+        estimated(
+            path, rng.normal(size=(PROBES, SIZE)) / np.sqrt(PROBES)
+        ).estimate.value.item()
+        - 1
+        for _ in range(200)
+    ]
+    # (1 - cosine^2) / sqrt(n), times the bounds of the deviation of 200 numbers, and the
+    # higher moments of a cosine.
+    assert np.std(errors) < 1.5 * near**2 / np.sqrt(PROBES)
+
+
+@pytest.mark.parametrize("missing", ["basis", "f", "v"])
+def test_vectors_that_are_zero_leave_finite_numbers(missing: str):
+    path = random_path()
+    path = path._replace(**{missing: np.zeros_like(getattr(path, missing))})
+    result = estimated(path, draw_probes(np.random.default_rng(4)))
+    assert all(np.isfinite(field).all() for field in result.estimate)
+    if missing == "v":
+        np.testing.assert_array_equal(result.estimate.value, 0)
+
+
+LAYERS = [slice(0, 150), slice(150, 290), slice(290, 300)]
+
+
+def by_layer(path: Path, whole: Product, probes: np.ndarray) -> tuple[np.ndarray, ...]:
+    def split(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.stack([x[..., part] @ y[..., part].T for part in LAYERS], -1)
+
+    estimate = layer_products(
+        whole,
+        a_sq=np.stack([(path.a[:, part] ** 2).sum(1) for part in LAYERS], -1),
+        a_dot_basis=np.moveaxis(split(path.a, path.basis), -1, 1),
+        f_sq=split(path.f, path.f),
+        f_dot_basis=split(path.f, path.basis).T,
+        f_dot_v=split(path.f, path.v),
+        v_sq=split(path.v, path.v),
+        v_probes=np.stack([path.v[part] @ probes[:, part].T for part in LAYERS]),
+        gram=np.moveaxis(split(path.basis, path.basis), -1, 0),
+    )
+    return estimate.value, estimate.stderr, split(path.a, path.v)
+
+
+def test_errors_of_layers_are_of_the_order_of_their_standard_errors():
+    path, rng = random_path(), np.random.default_rng(5)
+    z = []
+    for _ in range(200):
+        probes = draw_probes(rng)
+        value, stderr, expected = by_layer(path, estimated(path, probes), probes)
+        z.append((value - expected)[:-1] / stderr[:-1])
+    # The cosine of a tensor is drawn towards that of all, by a width of 0.3 that is a
+    # choice: the ratio is 1 only for tensors that differ so.
+    rms = np.sqrt((np.array(z) ** 2).mean((0, 1)))
+    assert (rms > 0.3).all()
+    assert (rms < 2).all()
+
+
+def test_layers_are_drawn_towards_the_cosine_of_all():
+    """Between what a tensor's own probes say, here exactly, and the cosine of all."""
+    path, probes = random_path(), np.eye(SIZE)
+    # As the analysis does it, what lies in the basis is removed tensor by tensor.
+    for part in LAYERS:
+        basis = path.basis[:, part]
+        path.v[part] -= basis.T @ np.linalg.lstsq(basis.T, path.v[part])[0]
+    whole = estimated(path, probes)
+    value, stderr, _ = (x[:-1] for x in by_layer(path, whole, probes))
+    f = path.f - whole.f_on_basis @ path.basis
+    beside = path.a - whole.a_on_basis @ path.basis
+    aside = beside - whole.advance[:, None] * f
+    for i, part in enumerate(LAYERS):
+        length = np.linalg.norm(path.v[part])
+        # Of the tensor's products of a with f nothing is known.
+        f_sq = f[part] @ f[part]
+        beside_sq = (beside[:-1, part] ** 2).sum(1)
+        own_aside = np.sqrt(abs(beside_sq - whole.advance[:-1] ** 2 * f_sq))
+        along = whole.advance[:-1] * (path.f[part] @ path.v[part])
+        own = aside[:-1, part] @ path.v[part]
+        expected = whole.cosine[:-1] * own_aside * length
+        prior = (0.3 * own_aside * length) ** 2
+        noise = (whole.aside[:-1] * length) ** 2 / SIZE
+        posterior = (own / noise + expected / prior) / (1 / noise + 1 / prior)
+        np.testing.assert_allclose(value[:, i], along + posterior, rtol=1e-5)
+        np.testing.assert_allclose(
+            stderr[:, i], np.sqrt(1 / (1 / noise + 1 / prior)), rtol=1e-5
+        )
+
+
+def test_single_layer_is_the_whole():
+    """Its own cosine and the one of all are the same number."""
+    path, probes = random_path(), np.eye(SIZE)
+    whole = estimated(path, probes)
+    value, _, expected = by_layer(path, whole, probes)
+    np.testing.assert_allclose(value.sum(1), expected.sum(1), rtol=0.15)
+    single = layer_products(
+        whole,
+        a_sq=(path.a**2).sum(1)[:, None],
+        a_dot_basis=(path.a @ path.basis.T)[:, None],
+        f_sq=np.array([path.f @ path.f]),
+        f_dot_basis=(path.f @ path.basis.T)[None],
+        f_dot_v=np.array([path.f @ path.v]),
+        v_sq=np.array([path.v @ path.v]),
+        v_probes=path.v[None] @ probes.T,
+        gram=(path.basis @ path.basis.T)[None],
+    )
+    share = whole.aside * np.linalg.norm(path.v)
+    # What is left of a is compared with v itself, and beside f with its rest.
+    assert (abs(single.value[:, 0] - path.a @ path.v) < 0.1 * share + 1e-6).all()

@@ -1,0 +1,66 @@
+"""Errors of lengths and cosines from probes, against random draws of the probes."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from analyzers._engine.arrays.probed import cosine, length, scaled
+
+FloatArray = npt.NDArray[np.floating[Any]]
+N, N_DRAWS = 256, 3000
+
+
+def profile(kind: str) -> FloatArray:
+    """How large elements are: all alike, one above all, some, or ever more."""
+    sizes = np.full(4000, 0.01)
+    if kind == "alike":
+        return np.ones(4000)
+    if kind == "one":
+        sizes[7] = 1
+    if kind == "some":
+        sizes[::200] = 1
+    return np.arange(1, 4001.0) ** 2 if kind == "rising" else sizes
+
+
+def draws(vectors: FloatArray) -> FloatArray:
+    """Probe vectors with elements that fall on probes at random, (draw, vector, probe)."""
+    rng = np.random.default_rng(0)
+    probes = np.zeros((N_DRAWS, len(vectors), N))
+    for draw in probes:
+        place = rng.integers(0, N, vectors.shape[1])
+        signed = vectors * rng.choice([-1.0, 1.0], vectors.shape[1])
+        for probe, vector in zip(draw, signed, strict=True):
+            probe[:] = np.bincount(place, vector, N)
+    return probes
+
+
+@pytest.mark.parametrize("kind", ["alike", "one", "some", "rising"])
+def test_errors_are_as_large_as_they_are_said_to_be(kind: str):
+    rng = np.random.default_rng(1)
+    a, b = profile(kind) * rng.normal(size=(2, 4000))
+    b += 0.4 * a
+    probes = draws(np.stack([a, b]))
+    exact = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    for found, truth in [
+        (cosine(probes[:, 0], probes[:, 1]), exact),
+        (length(probes[:, 0]), np.linalg.norm(a)),
+    ]:
+        error = np.sqrt(((found.value - truth) ** 2).mean())
+        said = np.sqrt((found.stderr**2).mean())
+        assert said == pytest.approx(error, rel=0.15)
+
+
+def test_vectors_of_zeros():
+    nothing = np.zeros((2, N))
+    assert np.isnan(cosine(nothing, nothing).value).all()
+    assert length(nothing).value.tolist() == [0, 0]
+    assert length(nothing).stderr.tolist() == [0, 0]
+
+
+def test_scaled_errors_leave_values_alone():
+    one = cosine(np.ones((1, 4)), np.arange(4.0)[None])
+    twice = scaled(one, np.array([2.0]))
+    assert twice.value == one.value
+    assert twice.stderr == 2 * one.stderr

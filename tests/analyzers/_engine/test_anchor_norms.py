@@ -1,0 +1,39 @@
+"""Test ``analyzers._engine.anchor_norms``."""
+
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+
+from analyzers._engine import anchor_norms as _reference_norms
+from trajstore import open_run
+
+
+def fail_if_computed(*_args: object, **_kwargs: object) -> None:
+    """A Dask scheduler for asserting laziness."""
+    pytest.fail("computed while building the graph")
+
+
+@pytest.mark.parametrize("parts", ["whole", "in parts"])
+def test_norms_are_those_of_the_references_of_steps(
+    example_run: Path, monkeypatch: pytest.MonkeyPatch, parts: str
+):
+    run = open_run(example_run)
+    if parts == "in parts":
+        monkeypatch.setattr(_reference_norms, "PART", 1024)
+        monkeypatch.setattr(_reference_norms, "VALUES", 28)
+    with dask.config.set(scheduler=fail_if_computed):
+        found = _reference_norms.reference_norms(run)
+    assert found.dims == ("step", "layer")
+    assert found.dtype == np.float64
+    assert found.data.numblocks[0] == (1 if parts == "whole" else 9)
+    references = [
+        run.layout.unflatten(run.reference(c, slice(0, run.layout.size)))
+        for c in range(run.n_windows)
+    ]
+    expected = [
+        [np.linalg.norm(tensor.astype(np.float64)) for tensor in references[c].values()]
+        for c in run.array("window")[:]
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -1,0 +1,49 @@
+"""Errors of probes, told by adjacent gradients, against gradients that are kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from analyzers._engine.calibration import AROUND, error_ratios
+from trajstore import Recorder, open_run
+
+
+def record(path: Path, *, heavy: float) -> None:
+    """Record random gradients, whose first elements are so many times as large."""
+    x = torch.nn.Parameter(torch.zeros(9000))
+    sizes = torch.ones(9000)
+    # Neighbours fall on different probes: among themselves they do not err.
+    sizes[:200] = heavy
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    model = torch.nn.ParameterDict({"x": x})
+    with Recorder(path, model, optimizer, sketch_bits=4096, probes=512) as recorder:
+        for _ in range(3 * AROUND):
+            x.grad = sizes * torch.randn(9000, generator=generator)
+            recorder.measure("same")
+            optimizer.step()
+
+
+def test_even_gradients_err_as_elements_that_meet_at_random(tmp_path: Path):
+    record(tmp_path / "run", heavy=1.0)
+    ratios = error_ratios(open_run(tmp_path / "run"), np.array([0, 40, 95]))
+    assert (abs(ratios - 1) < 0.35).all()
+
+
+def test_heavy_neighbours_err_less(tmp_path: Path):
+    record(tmp_path / "run", heavy=100.0)
+    ratios = error_ratios(open_run(tmp_path / "run"), np.array([0, 40, 95]))
+    assert (ratios < 0.5).all()
+
+
+def test_of_measurements_nothing_is_known(tmp_path: Path):
+    record(tmp_path / "run", heavy=100.0)
+    same = open_run(tmp_path / "run").measured("same")
+    assert error_ratios(same, np.array([0, 5])).tolist() == [1.0, 1.0]
+
+
+def test_an_exact_run_has_no_errors_to_scale(exact_run: Path):
+    assert error_ratios(open_run(exact_run), np.array([3])).tolist() == [1.0]

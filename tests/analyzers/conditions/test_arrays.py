@@ -1,0 +1,149 @@
+"""Test ``analyzers.conditions.arrays`` by counting, and with a linear program."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from analyzers.conditions import arrays as half_planes
+from analyzers.conditions.arrays import (
+    Boundary,
+    Steps,
+    feasible,
+    smallest_margin,
+    upper_envelope,
+)
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def random_steps(seed: int, n: int) -> Steps:
+    """Losses of 0 to 2 at x and at x*, and products of either sign."""
+    rng = np.random.default_rng(seed)
+    loss, at_reference = 2 * rng.random((2, n))
+    loss[rng.random(n) < 0.1] = 0
+    at_reference[rng.random(n) < 0.05] = 0
+    product = rng.normal(0.3, 0.5, n)
+    return Steps(product, loss - at_reference, loss)
+
+
+def holds(steps: Steps, alpha: float, beta: float) -> bool:
+    return all(a - alpha * c + beta * d >= 0 for a, c, d in zip(*steps, strict=True))
+
+
+def lowest(found: Boundary, alpha: float) -> float:
+    """Read the boundary at a point, infinity where there is none."""
+    right = [i for i in range(len(found.alpha)) if found.alpha[i] <= alpha]
+    if not right:
+        return float("inf")
+    i = right[-1]
+    return float(found.beta[i] + found.slope[i] * (alpha - found.alpha[i]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_set_is_what_satisfies_every_inequality(seed: int, n: int):
+    steps, gap = random_steps(seed, n), 0.1
+    found = feasible(steps, gap)
+    rng = np.random.default_rng(seed)
+    pairs = [(a, b) for a in rng.exponential(3, 40) for b in rng.exponential(2, 40)]
+    for corner in zip(found.alpha, found.beta, strict=True):
+        near = np.array(corner) + rng.normal(0, 0.05, (40, 2))
+        pairs += [(a, b) for a, b in near.tolist() if b >= 0]
+    for alpha, beta in pairs:
+        inside = alpha >= beta + gap and holds(steps, alpha, beta)
+        is_found = lowest(found, alpha) <= beta <= alpha - gap
+        assert inside == is_found, (alpha, beta)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60))
+def test_corners_are_those_of_a_linear_program(seed: int, n: int):
+    """In the direction of every smallest pair, and where alpha is as small as can be."""
+    steps = random_steps(seed, n)
+    found = feasible(steps, 0.1)
+    inequalities = np.stack([steps.excess, -steps.gap], 1)
+    inequalities = np.append(inequalities, [[-1, 1]], 0)
+    bounds = np.append(steps.product, -0.1)
+    for weights in ([1, 1], [1, 1e-3], [1e-3, 1], [1, 0.2]):
+        solved = linprog(weights, inequalities, bounds, bounds=[(0, None), (0, None)])
+        if solved.status == 2:
+            assert len(found.alpha) == 0
+            continue
+        sums = weights[0] * found.alpha + weights[1] * found.beta
+        assert sums.min() == pytest.approx(solved.fun, rel=1e-6, abs=1e-7)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60))
+def test_the_boundary_is_convex_and_belongs_to_its_planes(seed: int, n: int):
+    steps = random_steps(seed, n)
+    found = feasible(steps, 0.1)
+    assert (np.diff(found.alpha) >= 0).all()
+    assert (np.diff(found.slope) > 0).all()
+    for alpha, beta, plane in zip(found.alpha, found.beta, found.plane, strict=True):
+        if plane == half_planes.NO_PLANE:
+            assert beta == 0
+        else:
+            a, c, d = (values[plane] for values in steps)
+            scale = abs(a) + abs(alpha * c) + beta * d
+            assert abs(a - alpha * c + beta * d) <= 1e-9 * scale + 1e-12
+
+
+def test_a_set_known_by_hand():
+    # T = -1 + alpha + beta: with l < r; and T = 2 - alpha + 2 beta.
+    steps = Steps(np.array([-1.0, 2.0]), np.array([-1.0, 1.0]), np.array([1.0, 2.0]))
+    found = feasible(steps, 0.2)
+    np.testing.assert_allclose(found.alpha, [0.6, 1, 2])
+    np.testing.assert_allclose(found.beta, [0.4, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(found.slope, [-1, 0, 0.5])
+    np.testing.assert_array_equal(found.plane, [0, -1, 1])
+    assert found.limit == 0
+
+
+def test_steps_without_a_loss_bound_alpha_alone():
+    # T = -3 + 2 alpha whatever beta is.
+    steps = Steps(np.array([-3.0]), np.array([-2.0]), np.array([0.0]))
+    found = feasible(steps, 0.1)
+    np.testing.assert_allclose([found.alpha[0], found.beta[0]], [1.5, 0])
+    assert found.limit == 0
+
+
+@pytest.mark.parametrize("gap", [1.0, 0.0])
+def test_a_set_is_empty_where_a_minimiser_is_pointed_away_from(gap: float):
+    # r = f*, and the product is negative: T = -1 - (alpha - beta) gap.
+    other = [0.5, 0.5, 1.0]
+    one = [-1.0, gap, gap]
+    steps = Steps(*np.array([other, one, other]).T)
+    found = feasible(steps, 0.1)
+    assert (len(found.alpha), found.limit) == (0, 1)
+    # Of just the product that is needed for the least gap it is not.
+    one = [0.1 * gap, gap, gap]
+    assert len(feasible(Steps(*np.array([other, one]).T), 0.1).alpha) > 0
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 30))
+def test_the_envelope_is_the_largest_line(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    # Whole numbers make for lines of the same slope, or through the same point.
+    slopes, intercepts = rng.integers(-4, 5, (2, n)).astype(float)
+    lines, kinks = upper_envelope(slopes, intercepts)
+    assert len(kinks) == len(lines) - 1
+    x = np.linspace(-20, 20, 401)
+    expected = (slopes[:, None] * x + intercepts[:, None]).max(0)
+    here = lines[np.searchsorted(kinks, x)]
+    np.testing.assert_allclose(slopes[here] * x + intercepts[here], expected)
+    assert (np.diff(kinks) > 0).all()
+
+
+def test_margins_are_the_smallest_of_all_steps(monkeypatch: pytest.MonkeyPatch):
+    steps = random_steps(1, 50)
+    alpha, beta = np.linspace(0, 3, 7), np.linspace(0, 2, 5)
+    a, c, d = steps
+    T = a - alpha[:, None, None] * c + beta[:, None] * d
+    for block in (half_planes.BLOCK, 40):
+        monkeypatch.setattr(half_planes, "BLOCK", block)
+        margin, step = smallest_margin(steps, alpha, beta)
+        np.testing.assert_allclose(margin, T.min(2), rtol=1e-12, atol=1e-14)
+        np.testing.assert_array_equal(step, T.argmin(2))

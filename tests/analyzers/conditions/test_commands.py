@@ -1,0 +1,193 @@
+"""Test ``traj-analyze alpha-beta``, ``aiming`` and ``pl``, from the training to the figure."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+from analyzers.geometry.losses import replayed
+from tests.analyzers.stored_results import stored
+from trajstore import open_run
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from train.protocols.record import record
+from train.protocols.replay import replay
+from train.workloads.catalogue import WORKLOADS
+from trajstore.reading.results import replay_group, write_results
+from trajstore.reading.target import reference_point
+
+Command = Callable[..., str]
+
+
+def train(path: Path, **changes: Any) -> Path:
+    settings: dict[str, Any] = {
+        "epochs": 2,
+        "max_steps": 100,
+        "batch_size": 16,
+        "lr": 0.3,
+        "record_samples": True,
+        "full_gradients": True,
+    }
+    training = replace(WORKLOADS["digits-mlp"].settings, **(settings | changes))
+    record(training, path, sketch_bits=1024, probes=256)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two seeds, with the losses at their ends; not to be changed."""
+    directory = tmp_path_factory.mktemp("conditions")
+    paths = [train(directory / f"seed-{s}.zarr", seed=s) for s in (0, 1)]
+    for path in paths:
+        run = open_run(path)
+        write_results(run, replay_group(reference_point(run, "final")), replay(run))
+    return paths
+
+
+def rows(output: str, header: str, n: int) -> list[list[str]]:
+    """Return the cells of the n rows of a table below its header."""
+    lines = output.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split()[:1] == [header])
+    table = lines[first : first + 1 + n]
+    assert max(map(len, table)) <= 80
+    return [line.split() for line in table[1:]]
+
+
+def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
+    output = traj_analyze("alpha-beta", *stores)
+    runs = [open_run(path) for path in stores]
+    compared = [analyzers.alpha_beta(run).compute() for run in runs]
+    found = [stored(path, "alpha-beta-final") for path in stores]
+    for results, one in zip(found, compared, strict=True):
+        for name in ("product", "product_stderr", "loss", "reference_loss"):
+            # float32 products of matrices may be added up in another order.
+            np.testing.assert_allclose(results[name], one[name], rtol=1e-5, atol=1e-6)
+        assert results.attrs["reference_losses"] == "per-sample losses, averaged"
+    pairs = analyzers.feasible_set(found)
+    xr.testing.assert_equal(stored(stores[0], "feasible-final"), pairs)
+    assert "holds at all 200 steps of 2 runs" in output
+    smallest = pairs.isel(vertex=np.flatnonzero(pairs["is_smallest"]))
+    table = rows(output, "alpha", smallest.sizes["vertex"])
+    printed = [[float(cell) for cell in row[:2]] for row in table]
+    np.testing.assert_allclose(
+        printed, np.stack([smallest["alpha"], smallest["beta"]], 1), rtol=1e-3
+    )
+    for n, row in zip((-1, 0, 1), rows(output, "products", 3), strict=True):
+        shifted = analyzers.feasible_set(found, n_stderr=n)
+        best = [float(shifted[name]) for name in ("best_alpha", "best_beta")]
+        np.testing.assert_allclose([float(c) for c in row[-2:]], best, rtol=1e-3)
+    figure = stores[0].with_suffix(".figures") / "alpha-beta-final.png"
+    assert figure.stat().st_size > 10_000
+
+
+def test_a_set_without_pairs_is_said_and_drawn(
+    stores: list[Path], traj_analyze: Command, tmp_path: Path
+):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(stores[0], path)
+    run = open_run(path)
+    # With r = f* = 0, T = a - (alpha - beta) l, and no product is 1000 times the loss.
+    impossible = replay(run)
+    impossible["reference_loss"][7] = 0
+    write_results(run, "replay-final", impossible)
+    output = traj_analyze("alpha-beta", path, "--min-gap", 1000)
+    assert "At 100 steps of 1 run no pair is feasible" in output
+    assert "step 7 of" in output
+    assert stored(path, "feasible-final").sizes == {"vertex": 0}
+    assert (tmp_path / "run.figures/alpha-beta-final.png").stat().st_size > 5_000
+
+
+def test_aiming_of_all_data_and_of_minibatches(
+    stores: list[Path], traj_analyze: Command
+):
+    run = open_run(stores[0])
+    output = traj_analyze("aiming", stores[0], "--measurement", "full_batch")
+    full = analyzers.aiming(run, measurement="full_batch").compute()
+    xr.testing.assert_allclose(
+        stored(stores[0], "aiming-final-of-full_batch"),
+        full.drop_indexes(["epoch", "iteration"]),
+    )
+    assert "minibatches" not in output
+    for epoch, row in enumerate(rows(output, "epoch", 2)):
+        one = full.sel(epoch=epoch)
+        expected = [
+            one["loss"],
+            one["angle"],
+            one["cosine"],
+            one["cosine"],
+            one["theta"],
+        ]
+        printed = [float(cell.rstrip("°")) for cell in row[1:6]]
+        np.testing.assert_allclose(printed, np.ravel(expected), rtol=5e-3, atol=5e-4)
+    output = traj_analyze("aiming", stores[0])
+    assert "record with traj-train run NAME --full-gradients" in output
+    of_steps = analyzers.aiming(run).compute()
+    for epoch, row in enumerate(rows(output, "epoch", 2)):
+        theta = of_steps["theta"].sel(epoch=epoch)
+        assert float(row[5]) == pytest.approx(float(theta.mean()), rel=1e-3)
+        assert float(row[7]) == pytest.approx(float(theta.min()), rel=5e-3)
+    figures = stores[0].with_suffix(".figures")
+    for name in ("aiming-final", "aiming-final-of-full_batch"):
+        assert (figures / f"{name}.png").stat().st_size > 10_000
+
+
+def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
+    output = traj_analyze("pl", stores[0], "--measurement", "full_batch")
+    run = open_run(stores[0])
+    least = float(replayed(run)["full_reference_loss"])
+    found = analyzers.polyak_lojasiewicz(
+        run, reference_loss=least, measurement="full_batch"
+    )
+    printed = [[float(cell) for cell in row] for row in rows(output, "delta", 5)]
+    expected = np.stack([found["delta"], found["smallest"], found["smallest_step"]], 1)
+    np.testing.assert_allclose(printed, expected, rtol=1e-3)
+    assert f"f* = {least:.6g}." in output
+    xr.testing.assert_equal(
+        stored(stores[0], "pl-of-full_batch"),
+        found.drop_indexes(["epoch", "iteration"]),
+    )
+    output = traj_analyze("pl", stores[0], "--reference-loss", 0.5)
+    assert "steps bound nothing" in output
+    assert "f* = 0.5." in output
+
+
+def test_losses_at_other_points_are_asked_for_by_name(
+    stores: list[Path], refused: Callable[..., str]
+):
+    text = refused("alpha-beta", stores[0], "--reference", 0)
+    assert f"compute them with traj-train replay {stores[0]} --reference 0, or" in text
+
+
+def test_losses_of_another_state_are_refused(
+    stores: list[Path], refused: Callable[..., str], tmp_path: Path
+):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(stores[0], path)
+    other = replay(open_run(stores[1]))
+    write_results(open_run(path), "replay-final", other)
+    text = refused("alpha-beta", path)
+    assert "those of another state of the run, or of another x*; compute" in text
+    assert f"compute them with traj-train replay {path}, or give an array" in text
+
+
+def test_what_is_missing_is_named_with_what_makes_it(
+    example_run: Path, refused: Callable[..., str], tmp_path: Path
+):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(example_run, path)
+    text = refused("alpha-beta", path)
+    assert f"compute them with traj-train replay {path}, or give an array" in text
+    text = refused("pl", path)
+    assert (
+        f"compute them with traj-train replay {path}, or give --reference-loss." in text
+    )
+    text = refused("aiming", path, "--measurement", "full_batch")
+    assert "recorded by traj-train run NAME --full-gradients" in text

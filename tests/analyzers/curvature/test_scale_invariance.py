@@ -1,0 +1,124 @@
+"""Test ``analyzers.scale_invariance`` on functions whose invariance is known."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+
+import analyzers
+from tests.analyzers.paths import norms, path_of, products
+from trajstore.reading.run import Run, open_run
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+
+from trajstore import Recorder
+
+
+class OfDirection(nn.Module):
+    """Depends on the direction of `a`, on all of `b`, and on the scale of `c` alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(5, 8))
+        self.b = nn.Parameter(torch.randn(8))
+        self.c = nn.Parameter(torch.randn(20))
+
+    def forward(self, x: Any) -> Any:
+        weights = self.a / self.a.norm()
+        return (x @ weights.T).tanh().sum(1) + x @ self.b + self.c.norm()
+
+
+def record(path: Path, *, lr: float = 0.05, **options: Any) -> Run:
+    torch.manual_seed(0)
+    model = OfDirection()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
+    with Recorder(path, model, optimizer, exact=True, steps_per_epoch=10):
+        for _ in range(40):
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+    return open_run(path)
+
+
+def test_tells_directions_from_scales(tmp_path: Path):
+    run = record(tmp_path / "run.zarr")
+    found = analyzers.scale_invariance(run).compute()
+    assert found.layer.values.tolist() == ["a", "b", "c"]
+    assert found.is_invariant.values.tolist() == [True, False, False]
+    assert float(found.cosine_max.sel(layer="a")) < 1e-5
+    # Of its norm alone: the gradient is parallel to the tensor.
+    np.testing.assert_allclose(abs(found.cosine.sel(layer="c")), 1, rtol=1e-5)
+    path = path_of(run)
+    for name, offset, size in zip(
+        run.layout.names, run.layout.offsets, run.layout.sizes, strict=True
+    ):
+        part = slice(int(offset), int(offset + size))
+        w, g = path.iterates[:-1, part], path.gradients[:, part]
+        expected = products(w, g) / (norms(w) * norms(g))
+        of_layer = found.sel(layer=name)
+        np.testing.assert_allclose(of_layer.cosine, expected, rtol=1e-5, atol=2e-6)
+        if name != "a":
+            np.testing.assert_allclose(of_layer.cosine_mean, expected.mean(), rtol=1e-4)
+            np.testing.assert_allclose(
+                of_layer.cosine_rms, np.sqrt((expected**2).mean()), rtol=1e-4
+            )
+            np.testing.assert_allclose(
+                of_layer.cosine_max, np.abs(expected).max(), rtol=1e-4
+            )
+        squares = norms(w) ** 2
+        np.testing.assert_allclose(
+            of_layer.growth, squares[-1] - squares[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_norm_of_an_invariant_tensor_grows_by_its_steps(tmp_path: Path):
+    found = analyzers.scale_invariance(record(tmp_path / "run.zarr")).compute()
+    ratio = (found.growth / found.expected_growth).values
+    np.testing.assert_allclose(ratio[0], 1, rtol=1e-3)
+    assert (np.abs(ratio[1:] - 1) > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_decay": 0.01}, {"momentum": 0.9}], ids=str
+)
+def test_growth_is_expected_of_plain_descent_only(
+    tmp_path: Path, options: dict[str, float]
+):
+    found = analyzers.scale_invariance(record(tmp_path / "run.zarr", **options))
+    assert np.isnan(found.expected_growth.values).all()
+    # The gradient is that of the loss: weight decay is no part of it.
+    assert found.is_invariant.values.tolist() == [True, False, False]
+
+
+def test_is_lazy(tmp_path: Path):
+    run = record(tmp_path / "run.zarr")
+
+    def fails(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("computed")
+
+    with dask.config.set(scheduler=fails):
+        found = analyzers.scale_invariance(run)
+    assert found.cosine.sel(epoch=1).sizes == {"step": 10, "layer": 3}
+
+
+def test_a_run_without_a_basis_is_refused(tmp_path: Path, train_small: Any):
+    path = tmp_path / "run.zarr"
+    train_small(partial(Recorder, path), basis=0, sketch_bits=64, probes=16)
+    with pytest.raises(
+        ValueError,
+        match=r"^Scale invariance needs the norms of the parameters and their products "
+        r"with gradients, which .*run\.zarr does not have: it was recorded with basis=0; "
+        r"record with basis=1 or more\.$",
+    ):
+        analyzers.scale_invariance(open_run(path))
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, -1e-3])
+def test_a_tolerance_that_means_nothing_is_refused(example_run: Path, tolerance: float):
+    with pytest.raises(ValueError, match="between 0 and 1, got"):
+        analyzers.scale_invariance(open_run(example_run), tolerance=tolerance)

@@ -1,0 +1,200 @@
+"""A damaged chunk costs the steps that rest on it, and changes no other."""
+
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+from trajstore import open_run
+from trajstore.format import schema
+
+pytest.importorskip("torch")
+
+ROWS = 8
+"""Steps in a chunk here."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "MAX_CHUNK_ROWS", ROWS)
+        patch.setattr(schema, "VECTOR_CHUNK", {"int8": 2048, "float32": 2048})
+        yield
+
+
+def record(path: Path, train_small: Callable[..., Any], **options: Any) -> Path:
+    from trajstore import Recorder
+
+    train_small(partial(Recorder, path), **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sketched(
+    tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
+) -> Path:
+    path = tmp_path_factory.mktemp("sketched") / "run.zarr"
+    return record(path, train_small, sketch_bits=1024, probes=256)
+
+
+@pytest.fixture(scope="module")
+def exact(
+    tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
+) -> Path:
+    return record(
+        tmp_path_factory.mktemp("exact") / "run.zarr", train_small, exact=True
+    )
+
+
+def computed(path: Path, reference: Any = "final", *, layers: bool) -> xr.Dataset:
+    run = open_run(path)
+    result = analyzers.path_geometry(run, reference=reference, layers=layers)
+    return result.compute(scheduler="sync")
+
+
+def everything(path: Path) -> xr.Dataset:
+    """Compute the analysis, and load what it does not read."""
+    open_run(path).steps[["loss", "window"]].load()
+    return computed(path, layers=False)
+
+
+def chunk(index: int) -> Callable[[xr.Dataset], set[int]]:
+    """Give the steps in a chunk of rows."""
+    return lambda _windows: set(range(index * ROWS, (index + 1) * ROWS))
+
+
+def windows_with(lost: Callable[[int], bool]) -> Callable[[xr.Dataset], set[int]]:
+    """Give the steps of windows whose reference, or basis, rests on a lost window."""
+
+    def steps(windows: xr.Dataset) -> set[int]:
+        start, stop = windows["start"].values, windows["stop"].values
+        return {
+            step
+            for c in range(len(start))
+            if any(lost(w) for w in (c, max(c - 1, 0), max(c - 2, 0)))
+            for step in range(start[c], stop[c])
+        }
+
+    return steps
+
+
+class Case(NamedTuple):
+    key: str
+    steps: Callable[[xr.Dataset], set[int]]
+    names: tuple[str, ...] = ("gamma", "rsi", "eb", "lolr", "distance")
+
+
+ALL = windows_with(lambda _window: True)
+
+DAMAGES = {
+    "signs": Case("signs/c/2/0", chunk(2), ("gamma", "rsi", "lolr")),
+    "scales": Case("scales/c/0/0", chunk(0), ("gamma", "rsi", "lolr")),
+    "tables": Case("tables/c/3/0/0", chunk(3)),
+    "probes": Case("displacement_probes/c/1/0", chunk(1), ("eb", "distance")),
+    "codes": Case("references/codes/c/3/1", windows_with(lambda w: w >= 3)),
+    "keyframe": Case("references/keyframes/c/0/0", ALL),
+    "final": Case("final/c/1", ALL),
+    "weights": Case(
+        "references/weights/c/1/0",
+        windows_with(lambda w: w >= 8),
+        ("gamma", "rsi", "lolr"),
+    ),
+    "epochs": Case("epoch/c/1", lambda _windows: set()),
+    "iterations": Case("iteration/c/0", lambda _windows: set()),
+    "window": Case("window/c/4", lambda _windows: set()),
+    "starts": Case("references/start/c/0", lambda _windows: set()),
+    "loss": Case("scalars/c/0/0", lambda _windows: set()),
+}
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [remove, flip])
+@pytest.mark.parametrize("case", DAMAGES.values(), ids=DAMAGES)
+def test_damage_costs_its_steps_only(
+    sketched: Path, tmp_path: Path, case: Case, damage: Callable[[Path], None]
+):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(sketched, path)
+    damage(path / case.key)
+    whole, windows = computed(sketched, layers=False), open_run(sketched).windows
+    whole.attrs["run"] = str(path)
+    with pytest.warns(UserWarning, match=re.escape(f"chunk {case.key} ")):
+        result = everything(path)
+    lost = np.isin(np.arange(60), list(case.steps(windows)))
+    for name in case.names:
+        assert np.isnan(result[name].values[lost]).all()
+    # In the window before a lost reference the way to its end is not known, and the
+    # distance is less sharp.
+    blurred = case.key == "references/codes/c/3/1"
+    end = windows["start"].values[2] if blurred else 60
+    same = ~lost & (np.arange(60) < end)
+    xr.testing.assert_identical(result.isel(step=same), whole.isel(step=same))
+    if blurred:
+        before = slice(end, windows["start"].values[3])
+        result, whole = result.isel(step=before), whole.isel(step=before)
+        error = np.abs(result["distance"] - whole["distance"])
+        assert np.isfinite(result["gamma"]).all()
+        assert (error < 5 * result["distance_stderr"]).all()
+
+
+def test_a_warning_names_each_damaged_chunk_once(sketched: Path, tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(sketched, path)
+    for key in ("signs/c/2/0", "tables/c/3/0/0", "references/codes/c/3/1"):
+        remove(path / key)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        computed(path, layers=False)
+    texts = [str(warning.message) for warning in caught]
+    assert sorted(
+        text.split(" is missing")[0].split("chunk ")[1] for text in texts
+    ) == [
+        "references/codes/c/3/1",
+        "signs/c/2/0",
+        "tables/c/3/0/0",
+    ]
+    assert all(f"See traj-store verify {path}" in text for text in texts)
+
+
+def test_means_count_what_is_missing(sketched: Path, tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(sketched, path)
+    remove(path / "tables/c/3/0/0")
+    with pytest.warns(UserWarning, match=r"tables/c/3/0/0 is missing"):
+        means = analyzers.epoch_means(computed(path, layers=False))
+    # Steps 24 to 31 are in the third epoch of twelve.
+    assert means["n_missing"].values.tolist() == [0, 0, 8, 0, 0]
+    assert np.isfinite(means["gamma"]).all()
+
+
+def test_damage_of_an_exact_recording_costs_its_steps_only(exact: Path, tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(exact, path)
+    remove(path / "gradient/c/2/0")
+    flip(path / "displacement/c/4/0")
+    whole = computed(exact, layers=False).assign_attrs(run=str(path))
+    with (
+        pytest.warns(UserWarning, match=r"gradient/c/2/0 is missing"),
+        pytest.warns(UserWarning, match=r"displacement/c/4/0 is damaged: Stored and"),
+    ):
+        result = computed(path, layers=False)
+    lost = np.isin(np.arange(60) // ROWS, [2, 4])
+    assert np.isnan(result["gamma"].values[lost]).all()
+    xr.testing.assert_identical(result.isel(step=~lost), whole.isel(step=~lost))

@@ -1,0 +1,176 @@
+"""Test ``analyzers.geometry.stored``."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+import trajstore
+from analyzers.geometry import stored as results
+from trajstore.reading.run import Run
+
+CHUNK = 8
+"""Steps in a chunk of the result here; the run has 60."""
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["analyzers.geometry.path_geometry"]
+    monkeypatch.setattr(module, "RESULT_ROWS", (CHUNK, CHUNK))
+
+
+@pytest.fixture
+def run(example_run: Path, tmp_path: Path) -> Run:
+    """A copy, for results are written beside the store."""
+    return trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
+
+
+@pytest.fixture
+def stored_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The chunks that are computed, one after the other in this thread."""
+    chunks: list[int] = []
+
+    def remembered(
+        location: str, group: str, index: int, steps: slice, values: Any
+    ) -> None:
+        results_store_chunk(location, group, index, steps, values)
+        chunks.append(index)
+
+    results_store_chunk = results.store_chunk
+    monkeypatch.setattr(results, "store_chunk", remembered)
+    with dask.config.set(scheduler="synchronous"):
+        yield chunks
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_stored_result_is_the_computed_one(run: Run, layers: bool):
+    stored = analyzers.store_geometry(run, layers=layers)
+    assert stored.gamma.chunks is not None
+    computed = analyzers.path_geometry(run, layers=layers)
+    xr.testing.assert_identical(stored.compute(), computed.compute())
+
+
+def test_second_call_computes_nothing(run: Run, stored_chunks: list[int]):
+    first = analyzers.store_geometry(run).compute()
+    assert sorted(stored_chunks) == list(range(8))
+    stored_chunks.clear()
+    xr.testing.assert_identical(analyzers.store_geometry(run).compute(), first)
+    assert stored_chunks == []
+
+
+def interrupt_after(
+    monkeypatch: pytest.MonkeyPatch, n: int, *, before_mark: bool
+) -> None:
+    """Raise in the middle of an analysis, with the data of a chunk written or not."""
+    store_chunk = results.store_chunk
+    stored: list[int] = []
+
+    def interrupted(location: str, group: str, i: int, steps: slice, v: Any) -> None:
+        if len(stored) == n:
+            if before_mark:
+                monkeypatch.setattr(results, "DONE", "progress/absent")
+                with pytest.raises(KeyError, match="progress/absent"):
+                    store_chunk(location, group, i, steps, np.zeros_like(v))
+                monkeypatch.setattr(results, "DONE", "progress/done")
+            raise KeyboardInterrupt("by the test")
+        store_chunk(location, group, i, steps, v)
+        stored.append(i)
+
+    monkeypatch.setattr(results, "store_chunk", interrupted)
+
+
+@pytest.mark.parametrize("before_mark", [False, True], ids=["between", "within"])
+def test_interrupted_analysis_computes_only_what_is_missing(
+    run: Run, stored_chunks: list[int], before_mark: bool
+):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3, before_mark=before_mark)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            analyzers.store_geometry(run)
+    assert len(stored_chunks) == 3
+    done = list(stored_chunks)
+    stored_chunks.clear()
+    stored = analyzers.store_geometry(run)
+    assert sorted(stored_chunks + done) == list(range(8))
+    expected = analyzers.path_geometry(run)
+    xr.testing.assert_identical(stored.compute(), expected.compute())
+
+
+def test_given_arrays_are_told_apart(run: Run, stored_chunks: list[int]):
+    final = run.array("final")[:]
+    for scale in (0.5, 2.0, 0.5):
+        reference = run.layout.unflatten(np.float32(scale) * final)
+        stored = analyzers.store_geometry(run, reference=reference)
+        expected = analyzers.path_geometry(run, reference=reference)
+        xr.testing.assert_identical(stored.compute(), expected.compute())
+    # They have one name, and replace each other.
+    assert sorted(stored_chunks) == sorted(3 * list(range(8)))
+
+
+def test_new_version_computes_anew(
+    run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    analyzers.store_geometry(run)
+    stored_chunks.clear()
+    monkeypatch.setattr(
+        sys.modules["analyzers.geometry.path_geometry"], "ESTIMATOR", -1
+    )
+    analyzers.store_geometry(run)
+    assert sorted(stored_chunks) == list(range(8))
+
+
+def test_run_that_has_grown_is_computed_anew(
+    tmp_path: Path, train_small: Callable[..., Any]
+):
+    from trajstore import Recorder
+
+    path, early = tmp_path / "run.zarr", []
+
+    @contextmanager
+    def observe(*args: Any, **options: Any) -> Any:
+        with Recorder(path, *args, sketch_bits=256, probes=64, **options) as recorder:
+            yield recorder
+            recorder.flush()
+            run = trajstore.open_run(path)
+            early.append(analyzers.store_geometry(run, reference=1).compute())
+
+    train_small(observe)
+    run = trajstore.open_run(path)
+    late = analyzers.store_geometry(run, reference=1)
+    expected = analyzers.path_geometry(run, reference=1).compute()
+    assert early[0].attrs["status"] == "running"
+    xr.testing.assert_identical(late.compute(), expected)
+
+
+def test_half_removed_result_does_not_look_complete(
+    run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Killed while the result of other arrays is about to be replaced."""
+    final = run.array("final")[:]
+    one, other = (run.layout.unflatten(np.float32(s) * final) for s in (0.5, 2.0))
+    analyzers.store_geometry(run, reference=one)
+    stored_chunks.clear()
+
+    def killed(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt("by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xr.Dataset, "to_zarr", killed)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            analyzers.store_geometry(run, reference=other)
+    analyzers.store_geometry(run, reference=one)
+    assert sorted(stored_chunks) == list(range(8))
+
+
+def test_run_without_steps_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Run, "n_steps", 0)
+    with pytest.raises(ValueError, match=r"run\.zarr holds no steps yet"):
+        analyzers.store_geometry(run)

@@ -1,0 +1,85 @@
+"""Test ``analyzers.no_wrong_turns.claims.from_runs`` on recorded runs."""
+
+import numpy as np
+import pytest
+
+from analyzers import path_geometry
+from analyzers.no_wrong_turns.claims import Finding, findings
+from trajstore.reading.run import Run
+
+
+@pytest.fixture(scope="module")
+def found(paper_runs: dict[str, Run]) -> list[Finding]:
+    return findings(list(paper_runs.values()))
+
+
+def of(found: list[Finding], words: str) -> Finding:
+    [finding] = [finding for finding in found if words in finding.claim]
+    return finding
+
+
+def middle_gamma(run: Run) -> float:
+    """Mean of gamma over the middle half of the epochs, by hand."""
+    gamma = path_geometry(run).gamma.compute()
+    first, stop = run.n_epochs // 4, 3 * run.n_epochs // 4  # of 4 or 8
+    return float(gamma[(run.epochs >= first) & (run.epochs < stop)].mean())
+
+
+def test_numbers_are_the_mid_run_means(
+    found: list[Finding], paper_runs: dict[str, Run]
+):
+    numbers = of(found, "grows with the batch size").numbers
+    for size, name in ((4, "batch-4"), (16, "base"), (64, "batch-64")):
+        assert f"{size}: {middle_gamma(paper_runs[name]):.3g} ± " in numbers
+    assert numbers.startswith("shapes-resnet: ")
+
+
+def test_distance_from_the_start_is_that_of_the_first_step(
+    found: list[Finding], paper_runs: dict[str, Run]
+):
+    numbers = of(found, "Adam ends further").numbers
+    for name, run in (("adam", "adam"), ("momentum", "base"), ("sgd", "sgd")):
+        distance = float(path_geometry(paper_runs[run]).distance[0])
+        assert f"{name}: {distance:.3g} ± " in numbers
+
+
+def test_errors_of_comparisons_hold_the_spread_over_seeds(
+    found: list[Finding], paper_runs: dict[str, Run]
+):
+    seeds = [middle_gamma(paper_runs[name]) for name in ("base", "seed-1", "seed-2")]
+    spread = np.std(seeds, ddof=1) / np.mean(seeds) * seeds[0]
+    # Written with one digit.
+    assert stderr_of(found) >= 0.9 * spread
+    agree = of(found, "gamma depends little on the seed").numbers
+    assert f"standard deviation {np.std(seeds, ddof=1):.3g} ± " in agree
+    alone = findings([paper_runs[name] for name in ("batch-4", "base", "batch-64")])
+    assert stderr_of(alone) < 0.9 * spread
+
+
+def stderr_of(found: list[Finding]) -> float:
+    text = of(found, "grows with the batch size").numbers.split("16: ")[1]
+    return float(text.split(" ± ")[1].split(",")[0])
+
+
+def test_batches_of_noisy_least_squares_behave_as_stated(found: list[Finding]):
+    assert of(found, "grows with the batch size").seen == "seen"
+
+
+def test_every_statement_has_a_figure_and_numbers(found: list[Finding]):
+    assert len({finding.claim for finding in found}) == len(found) >= 20
+    for finding in found:
+        assert finding.seen in {"seen", "not seen", "not decided"}
+        assert finding.numbers.endswith(".")
+    figures = [finding.figure for finding in found]
+    assert figures == sorted(figures, key=lambda figure: figure.zfill(2))
+
+
+def test_statements_without_runs_say_what_they_need(paper_runs: dict[str, Run]):
+    alone = findings([paper_runs["base"]])
+    with_all = findings([paper_runs["base"], paper_runs["sm"]])
+    assert len(alone) == len(with_all) == len(findings([]))
+    batch = of(alone, "grows with the batch size")
+    assert batch.seen == "not decided"
+    assert batch.numbers == "Needs runs that differ in the batch size."
+    assert all(f.numbers.startswith("Needs ") for f in findings([]))
+    assert of(alone, "almost no step").numbers.startswith("Shares: shapes-resnet: ")

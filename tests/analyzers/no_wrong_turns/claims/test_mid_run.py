@@ -1,0 +1,126 @@
+"""Test ``analyzers.no_wrong_turns.claims.mid_run``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from analyzers.no_wrong_turns.claims.mid_run import (
+    Epochs,
+    mean_over,
+    middle,
+    relative_variance,
+    share_of_negative,
+    steps_of,
+    variance_within_epochs,
+)
+
+Make = Callable[..., xr.Dataset]
+
+
+@pytest.mark.parametrize(
+    ("n_epochs", "first", "stop"),
+    [(1, 0, 1), (2, 0, 1), (3, 1, 2), (4, 1, 3), (20, 5, 15), (190, 48, 142)],
+)
+def test_middle_is_the_middle_half(n_epochs: int, first: int, stop: int):
+    assert middle(n_epochs) == (first, stop)
+
+
+def test_steps_without_a_value_are_left_out(geometry_of: Make):
+    geometry = geometry_of([[1, 2], [3, np.nan], [5, 6], [7, 8]])
+    chosen = steps_of(geometry, Epochs(1, 3))
+    assert chosen.gamma.values.tolist() == [3, 5, 6]
+
+
+def test_error_of_the_mean_is_that_of_many_draws(geometry_of: Make):
+    rng = np.random.default_rng(0)
+    trend = np.linspace(0.5, 0.2, 48).reshape(8, 6)
+    found = [
+        mean_over(
+            geometry_of(trend + 0.1 * rng.normal(size=(8, 6))), "gamma", Epochs(0, 8)
+        )
+        for _ in range(400)
+    ]
+    values, stderrs = np.array(found).T
+    assert values.mean() == pytest.approx(0.35, abs=0.003)
+    # The larger of two estimates: too large by some ten percent.
+    assert 1.0 < np.mean(stderrs) / values.std() < 1.3
+
+
+def test_alike_neighbours_count_less(geometry_of: Make):
+    rng = np.random.default_rng(0)
+    epochs = 0.5 + 0.1 * rng.normal(size=(12, 1))
+    steps = epochs + 0.01 * rng.normal(size=(12, 50))
+    stderr = mean_over(geometry_of(steps), "gamma", Epochs(0, 12)).stderr
+    assert stderr == pytest.approx(0.1 / np.sqrt(12), rel=0.4)
+
+
+def test_errors_of_the_distance_do_not_average_out(geometry_of: Make):
+    geometry = geometry_of(
+        np.full((4, 5), 0.5),
+        distance=2.0,
+        distance_stderr=0.02,
+        rsi=0.3,
+        eb=0.6,
+        lolr=0.1,
+    )
+    expected = {"gamma": 0.005, "rsi": 0.006, "eb": 0.006, "lolr": 0, "distance": 0.02}
+    for name, stderr in expected.items():
+        found = mean_over(geometry, name, Epochs(0, 4)).stderr
+        assert found == pytest.approx(stderr, abs=1e-9)
+
+
+def test_few_steps_have_no_error(geometry_of: Make):
+    geometry = geometry_of([[0.5, 0.7]])
+    value, stderr = mean_over(geometry, "gamma", Epochs(0, 1))
+    assert value == pytest.approx(0.6)
+    assert np.isnan(stderr)
+    assert np.isnan(mean_over(geometry, "gamma", Epochs(5, 6))).all()
+
+
+def test_variance_is_what_estimates_do_not_explain(geometry_of: Make):
+    rng = np.random.default_rng(0)
+    truth = 0.5 + 0.1 * rng.normal(size=(40, 100)) + np.arange(40)[:, None]
+    estimates = truth + 0.2 * rng.normal(size=truth.shape)
+    geometry = geometry_of(estimates, stderr=0.2)
+    found = variance_within_epochs(geometry, Epochs(0, 40))
+    assert found.value == pytest.approx(0.01, abs=4 * found.stderr)
+    # 0.05 with normal draws: 2 / 99 / 40, its root, times 0.05.
+    assert found.stderr == pytest.approx(0.05 * np.sqrt(2 / 99 / 40), rel=0.3)
+
+
+def test_relative_variance_is_that_over_the_mean(geometry_of: Make):
+    rng = np.random.default_rng(0)
+    draws = 1 + 0.1 * rng.normal(size=(30, 50))
+    once = relative_variance(geometry_of(draws), Epochs(0, 30))
+    scaled = relative_variance(geometry_of(draws * 7), Epochs(0, 30))
+    assert once.value == pytest.approx(0.01, rel=0.1)
+    assert scaled == pytest.approx(once)
+
+
+def test_variance_of_one_epoch_has_no_error(geometry_of: Make):
+    value, stderr = variance_within_epochs(geometry_of([[1, 2, 3]]), Epochs(0, 1))
+    assert value == pytest.approx(1.0)
+    assert np.isnan(stderr)
+
+
+def test_share_counts_what_is_surely_negative(geometry_of: Make):
+    geometry = geometry_of([[-0.3, -0.1, 0.1, 0.3], [-0.3, 0.2, 0.2, 0.2]], stderr=0.1)
+    assert share_of_negative(geometry, Epochs(0, 1)).value == 0.25
+    assert share_of_negative(geometry, Epochs(0, 2)).value == 0.25
+    none = share_of_negative(geometry_of(np.ones((10, 100))), Epochs(0, 10))
+    assert none.value == 0
+    assert 0 < none.stderr < 0.001
+    assert np.isnan(share_of_negative(geometry, Epochs(7, 8)).value)
+
+
+def test_the_excess_rests_on_the_distance_as_gamma_does(geometry_of: Any):
+    """Where gamma is that of a walk, the error of the distance is still there."""
+    gamma = 0.3 * np.ones((8, 5))
+    geometry = geometry_of(gamma, excess=np.zeros_like(gamma))
+    geometry["distance_stderr"] = 0.1 * geometry["distance"]
+    found = mean_over(geometry, "excess", Epochs(2, 6))
+    assert found.value == 0
+    assert found.stderr == pytest.approx(0.03)

@@ -1,0 +1,247 @@
+"""What `traj-store plan` prints, and what it refuses."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trajstore.cli import main as cli
+from trajstore.cli.plan import parse_size
+from trajstore.planning.estimate import guess_layout, plan_recording
+from trajstore.planning.search import most_precise_plan, smallest_plan
+
+NET = """
+class Parameter:
+    def __init__(self, *shape, requires_grad=True):
+        self.shape, self.requires_grad = shape, requires_grad
+
+class Net:
+    def named_parameters(self):
+        yield "weight", Parameter(300, 100)
+        yield "frozen", Parameter(50, 50, requires_grad=False)
+        yield "bias", Parameter(300)
+
+class Empty:
+    def named_parameters(self):
+        yield "frozen", Parameter(50, 50, requires_grad=False)
+
+a_number = 3
+make_number = lambda: 3
+"""
+"""What a plan needs of a model is a part of torch's."""
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def run(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Run a command line and return what it prints."""
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    cli.main()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+COMMANDS = {
+    "error": "traj-store plan --params 11e6 --steps 37000 --stderr 1e-3",
+    "disk": "traj-store plan --params 11e6 --steps 37000 --disk 5GB",
+    "defaults": "traj-store plan --params 25000000 --steps 450000 "
+    "--steps-per-epoch 5000 --tensors 161",
+    "huge": "traj-store plan --params 7e9 --steps 1000000 --stderr 1.5e-3",
+    "tiny": "traj-store plan --params 10 --steps 1",
+    "no basis": "traj-store plan --params 11e6 --steps 37000 --stderr 2e-3 --basis 0",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_output_fits_a_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lines = run(command, monkeypatch, capsys).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(
+        r"sketch_bits=\d+, (basis=0, )?reference_every=\d+, total_steps=\d+", lines[-1]
+    )
+
+
+def test_the_plan_of_the_smallest_store_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    printed = run(COMMANDS["error"], monkeypatch, capsys)
+    plan = smallest_plan(guess_layout(11_000_000), n_steps=37_000, stderr=1e-3)
+    assert "11,000,000 in 62 tensors (a guess)" in printed
+    assert f"{plan.spec.sketch_bits:,} a step" in printed
+    assert f"{plan.n_windows}, each with a reference" in printed
+    assert re.search(rf"all +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
+    assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
+    assert "mean" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"sketch_bits={plan.spec.sketch_bits}, reference_every=")
+
+
+def test_a_basis_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    layout = guess_layout(11_000_000)
+    options: dict[str, Any] = {"n_steps": 37_000, "basis": 0}
+    small = smallest_plan(layout, **options, stderr=2e-3)
+    precise = most_precise_plan(layout, **options, disk=2e9)
+    for target, plan in (("--stderr 2e-3", small), ("--disk 2GB", precise)):
+        command = f"traj-store plan --params 11e6 --steps 37000 --basis 0 {target}"
+        printed = run(command, monkeypatch, capsys)
+        assert plan.spec.basis == 0
+        assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
+        assert printed.splitlines()[-1] == (
+            f"sketch_bits={plan.spec.sketch_bits}, basis=0, "
+            f"reference_every={plan.windows.length}, total_steps=37000"
+        )
+    # With a basis fewer signs bring the same.
+    assert small.disk > smallest_plan(layout, n_steps=37_000, stderr=2e-3).disk
+
+
+def test_without_a_target_the_defaults_of_a_recorder_are_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    printed = run(COMMANDS["defaults"], monkeypatch, capsys)
+    plan = plan_recording(
+        guess_layout(25_000_000, 161), n_steps=450_000, steps_per_epoch=5000
+    )
+    assert "161 tensors" in printed
+    assert "guess" not in printed
+    mean = plan.stderr(mean_of=5000)
+    assert re.search(rf"of an epoch's mean +{mean.typical:.2g} \(", printed)
+    last = "sketch_bits=65536, reference_every=5000, total_steps=450000"
+    assert printed.splitlines()[-1] == last
+
+
+def test_a_model_is_asked_for_what_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "net_to_plan_for.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    command = "traj-store plan --model net_to_plan_for:Net --steps 100"
+    assert "30,300 in 2 tensors\n" in re.sub(
+        " +\n", "\n", run(command, monkeypatch, capsys)
+    )
+
+
+def test_a_model_of_torch_is_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("torch")
+    (tmp_path / "torch_net_to_plan_for.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Linear(30, 20)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = "traj-store plan --model torch_net_to_plan_for:make --steps 100"
+    assert "620 in 2 tensors" in run(command, monkeypatch, capsys)
+
+
+PROBLEMS = {
+    "both targets": (
+        "--params 1e6 --stderr 1e-3 --disk 1GB",
+        "Give --stderr or --disk, not both: got 0.001 and 1GB.",
+    ),
+    "no net": ("", "How large is the net? Give --params, such as 11e6, or --model"),
+    "two nets": (
+        "--params 1e6 --model net_with_problems:Net",
+        "give it, or --params and --tensors, not both.",
+    ),
+    "no number of vectors": (
+        "--params 1e6 --basis -1",
+        "basis: expected an integer of at least 0, got -1",
+    ),
+    "tensors of a model": (
+        "--tensors 3 --model net_with_problems:Net",
+        "give it, or --params and --tensors, not both.",
+    ),
+    "no parameters": ("--params 0", "--params must lie between 1 and 2**40, got 0."),
+    "nan": ("--params nan", "--params must lie between 1 and 2**40, got nan."),
+    "too many tensors": (
+        "--params 10 --tensors 20",
+        "--tensors must lie between 1 and the number of parameters, 10; got 20.",
+    ),
+    "not positive": (
+        "--params 1e6 --stderr 0",
+        "--stderr must be positive, got 0.",
+    ),
+    "no size": (
+        "--params 1e6 --disk much",
+        "Expected a size such as 800MB or 5GB, got 'much'.",
+    ),
+    "too precise": ("--params 1e6 --stderr 1e-9", "of 1e-09 is out of reach"),
+    "too small": ("--params 1e6 --disk 1kB", "1.0 kB are too little"),
+    "no colon": ("--model net", "--model is written module:factory, got 'net'."),
+    "no module": (
+        "--model no_such_net:make",
+        "importing 'no_such_net' failed: No module named 'no_such_net'.",
+    ),
+    "no factory": (
+        "--model net_with_problems:make",
+        "the module 'net_with_problems' has no function 'make'.",
+    ),
+    "no function": (
+        "--model net_with_problems:a_number",
+        "the module 'net_with_problems' has no function 'a_number'.",
+    ),
+    "no model": (
+        "--model net_with_problems:make_number",
+        "make_number() must return a torch.nn.Module, got int.",
+    ),
+    "nothing to train": (
+        "--model net_with_problems:Empty",
+        "the model has no parameters to train.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), PROBLEMS.values(), ids=PROBLEMS)
+def test_problems_are_said_in_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    sentence: str,
+):
+    (tmp_path / "net_with_problems.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", shlex.split(f"traj-store plan --steps 1000 {arguments}")
+    )
+    with pytest.raises(SystemExit, match=r"^1$"):
+        cli.main()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.sub(r"\s", "", sentence) in re.sub(r"\s", "", printed.err)
+
+
+SIZES = {
+    "5GB": 5e9,
+    "5 gb": 5e9,
+    "800M": 8e8,
+    "1.5TB": 1.5e12,
+    "64 MiB": 64 * 2**20,
+    "1KiB": 1024,
+    "100": 100,
+    "100B": 100,
+    "1e9": 1e9,
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), SIZES.items(), ids=SIZES)
+def test_sizes_are_read(text: str, expected: float):
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "5 apples", "5iB", "1.2.3GB"])
+def test_what_is_no_size_is_refused(text: str):
+    with pytest.raises(ValueError, match=rf"such as 800MB or 5GB, got {text!r}"):
+        parse_size(text)

@@ -1,0 +1,201 @@
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trajstore.format.windows import DEFAULT_LENGTH, Windows
+
+
+def starts(
+    windows: Windows, n_steps: int, epochs_by_hand: Collection[int] = ()
+) -> list[int]:
+    """Begin windows as a recorder does: one by one, and with every epoch."""
+    begun, epoch_start = [0], 0
+    following = windows.next_start(1, 0)
+    for step in range(1, n_steps):
+        by_count = windows.steps_per_epoch and step % windows.steps_per_epoch == 0
+        if step in epochs_by_hand or by_count:
+            epoch_start = step
+        if step == following or step in epochs_by_hand:
+            begun.append(step)
+            following = windows.next_start(step + 1, epoch_start)
+    return begun
+
+
+# steps_per_epoch, reference_every, total_steps, steps, where windows begin
+SCHEDULES = [
+    pytest.param(
+        16, None, None, 50, [0, 2, 4, 8, 16, 32, 48], id="one window per epoch"
+    ),
+    pytest.param(
+        16, None, 48, 48, [0, 2, 4, 8, 16, 32, 40, 44, 46, 47], id="the end is known"
+    ),
+    pytest.param(16, None, 16, 16, [0, 2, 4, 8, 12, 14, 15], id="one epoch"),
+    pytest.param(
+        10, None, 30, 30, [0, 1, 2, 5, 10, 20, 25, 27, 28, 29], id="uneven halves"
+    ),
+    pytest.param(
+        8, None, 21, 21, [0, 1, 2, 4, 8, 16, 17, 19, 20], id="a part of an epoch last"
+    ),
+    pytest.param(
+        8, None, 16, 20, [0, 1, 2, 4, 8, 12, 14, 15, 16], id="longer than announced"
+    ),
+    pytest.param(
+        10,
+        4,
+        None,
+        30,
+        [0, 1, 2, 4, 8, 10, 14, 18, 20, 24, 28],
+        id="several windows in an epoch are counted anew in each",
+    ),
+    pytest.param(
+        10, 4, 20, 20, [0, 1, 2, 4, 8, 10, 14, 18, 19], id="several windows, known end"
+    ),
+    pytest.param(
+        16,
+        8,
+        32,
+        32,
+        [0, 1, 2, 4, 8, 16, 24, 28, 30, 31],
+        id="windows that divide an epoch",
+    ),
+    pytest.param(
+        5,
+        16,
+        None,
+        40,
+        [0, 2, 4, 8, 16, 32],
+        id="a window spans epochs and is not cut by them",
+    ),
+    pytest.param(
+        5, 16, 40, 40, [0, 2, 4, 8, 16, 32, 36, 38, 39], id="spans epochs, known end"
+    ),
+    pytest.param(10, 10, None, 25, [0, 1, 2, 5, 10, 20], id="as long as an epoch"),
+    pytest.param(1, None, 5, 5, [0, 1, 2, 3, 4], id="epochs of one step"),
+    pytest.param(7, 1, 5, 5, [0, 1, 2, 3, 4], id="windows of one step"),
+    pytest.param(1, 8, None, 20, [0, 1, 2, 4, 8, 16], id="many epochs in a window"),
+    pytest.param(16, None, 1, 1, [0], id="a run of one step"),
+    pytest.param(
+        None,
+        None,
+        None,
+        1200,
+        [0, 62, 125, 250, 500, 1000],
+        id="no epochs, default length",
+    ),
+    pytest.param(
+        None, 16, 40, 40, [0, 2, 4, 8, 16, 32, 36, 38, 39], id="no epochs, known end"
+    ),
+]
+
+# reference_every, total_steps, epochs begun by hand, steps, where windows begin
+EPOCHS_BY_HAND = [
+    pytest.param(
+        8, None, (20,), 40, [0, 1, 2, 4, 8, 16, 20, 28, 36], id="counted from an epoch"
+    ),
+    pytest.param(
+        8, None, (3,), 20, [0, 1, 2, 3, 4, 11, 19], id="an epoch among the first cuts"
+    ),
+    pytest.param(
+        8,
+        32,
+        (20,),
+        32,
+        [0, 1, 2, 4, 8, 16, 20, 28, 30, 31],
+        id="known end",
+    ),
+    pytest.param(8, None, (3, 4, 5), 8, [0, 1, 2, 3, 4, 5], id="short epochs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "reference_every", "total_steps", "n_steps", "expected"),
+    SCHEDULES,
+)
+def test_windows_begin_where_they_should(
+    steps_per_epoch, reference_every, total_steps, n_steps, expected
+):
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch,
+        reference_every=reference_every,
+        total_steps=total_steps,
+    )
+    assert starts(windows, n_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("reference_every", "total_steps", "epochs", "n_steps", "expected"), EPOCHS_BY_HAND
+)
+def test_epochs_begun_by_hand_begin_windows(
+    reference_every, total_steps, epochs, n_steps, expected
+):
+    windows = Windows(
+        steps_per_epoch=None, reference_every=reference_every, total_steps=total_steps
+    )
+    assert starts(windows, n_steps, epochs) == expected
+
+
+def test_length_is_what_is_known():
+    def length(steps_per_epoch: int | None, reference_every: int | None) -> int:
+        return Windows(
+            steps_per_epoch=steps_per_epoch,
+            reference_every=reference_every,
+            total_steps=None,
+        ).length
+
+    assert DEFAULT_LENGTH == 500
+    assert length(None, None) == 500
+    assert length(30, None) == 30
+    assert length(30, 7) == 7
+    assert length(None, 7) == 7
+
+
+positive = st.integers(1, 40)
+
+
+@given(
+    steps_per_epoch=st.none() | positive,
+    reference_every=st.none() | positive,
+    total_steps=st.none() | st.integers(1, 120),
+    epochs=st.sets(st.integers(1, 119), max_size=5),
+)
+def test_windows_are_never_longer_than_a_whole_one(
+    steps_per_epoch, reference_every, total_steps, epochs
+):
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch,
+        reference_every=reference_every,
+        total_steps=total_steps,
+    )
+    begun = starts(windows, 120, epochs if steps_per_epoch is None else ())
+    lengths = [b - a for a, b in zip(begun, [*begun[1:], 120], strict=True)]
+    assert min(lengths) >= 1
+    assert max(lengths) <= windows.length
+    if steps_per_epoch is not None and windows.length <= steps_per_epoch:
+        assert set(range(0, 120, steps_per_epoch)) <= set(begun)
+    if total_steps is not None:
+        assert total_steps - 1 in begun
+
+
+@given(
+    steps_per_epoch=st.none() | positive,
+    reference_every=st.none() | positive,
+    total_steps=st.none() | st.integers(1, 200),
+    step=st.integers(0, 300),
+    back=st.integers(0, 100),
+)
+def test_next_start_does_not_depend_on_where_one_asks_before_it(
+    steps_per_epoch, reference_every, total_steps, step, back
+):
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch,
+        reference_every=reference_every,
+        total_steps=total_steps,
+    )
+    epoch_start = max(0, step - back)
+    start = windows.next_start(step, epoch_start)
+    assert step <= start < step + windows.length
+    # Every step up to the start has the same next start, and the start is its own.
+    for k in range(step, start + 1):
+        assert windows.next_start(k, epoch_start) == start

@@ -1,0 +1,94 @@
+"""More is never worse, and what cannot be had is said."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trajstore.format.layout import Layout
+from trajstore.format.schema import SchemaError
+from trajstore.planning.estimate import guess_layout, plan_recording
+from trajstore.planning.search import SIGNS, most_precise_plan, smallest_plan
+
+LAYOUT = Layout(("weight", "bias"), ((2000, 500), (500,)))
+
+runs = st.fixed_dictionaries(
+    {
+        "n_steps": st.integers(1, 20_000),
+        "steps_per_epoch": st.none() | st.integers(1, 3000),
+    }
+)
+layouts = st.builds(guess_layout, st.integers(100, 200_000_000))
+few = settings(max_examples=20)
+
+
+@few
+@given(
+    layout=layouts,
+    run=runs,
+    ratios=st.lists(st.floats(1, 1000), min_size=2, max_size=5),
+)
+def test_more_disk_never_brings_a_larger_error(layout, run, ratios):
+    least = min_disk(layout, run)
+    plans = [
+        most_precise_plan(layout, **run, disk=least * ratio) for ratio in sorted(ratios)
+    ]
+    errors = [plan.stderr().typical for plan in plans]
+    assert errors == sorted(errors, reverse=True)
+    for plan, ratio in zip(plans, sorted(ratios), strict=True):
+        assert plan.disk <= least * ratio
+
+
+@few
+@given(
+    layout=layouts,
+    run=runs,
+    errors=st.lists(st.floats(1e-3, 1), min_size=2, max_size=5),
+)
+def test_smaller_errors_never_take_less_disk(layout, run, errors):
+    plans = [
+        smallest_plan(layout, **run, stderr=error)
+        for error in sorted(errors, reverse=True)
+    ]
+    sizes = [plan.disk for plan in plans]
+    assert sizes == sorted(sizes)
+    for plan, error in zip(plans, sorted(errors, reverse=True), strict=True):
+        assert plan.stderr().typical <= error
+
+
+def min_disk(layout: Layout, run: dict[str, Any]) -> float:
+    return smallest_plan(layout, **run, stderr=1e9).disk
+
+
+@few
+@given(n_steps=st.integers(1, 30_000), steps_per_epoch=st.integers(1, 3000))
+def test_chosen_windows_leave_a_reference_at_every_epoch_or_at_whole_ones(
+    n_steps, steps_per_epoch
+):
+    plan = smallest_plan(
+        LAYOUT, n_steps=n_steps, steps_per_epoch=steps_per_epoch, stderr=1.0
+    )
+    length = plan.windows.length
+    assert length % steps_per_epoch == 0 or length < steps_per_epoch
+
+
+def test_what_is_out_of_reach_is_said():
+    with pytest.raises(ValueError, match=rf"out of reach: {SIGNS[-1]} .* exact=True"):
+        smallest_plan(LAYOUT, n_steps=1000, stderr=1e-9)
+    with pytest.raises(ValueError, match=r"10 bytes are too little: .* 4096 signs"):
+        most_precise_plan(LAYOUT, n_steps=1000, disk=10)
+
+
+@pytest.mark.parametrize("make", [plan_recording, partial(smallest_plan, stderr=1)])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_steps": 0}, r"total_steps: expected an integer of at least 1, .* got 0"),
+        ({"steps_per_epoch": 0}, r"steps_per_epoch: expected an integer .* got 0"),
+    ],
+)
+def test_impossible_runs_are_refused(make, wrong, message):
+    with pytest.raises(SchemaError, match=message):
+        make(LAYOUT, **({"n_steps": 10} | wrong))

@@ -1,0 +1,578 @@
+"""Runs written by hand read back, and what is no run is refused with reasons."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xarray as xr
+import zarr
+from zarr.storage import LocalStore
+
+from tests.trajstore.handmade import (
+    EXACT,
+    SIZE,
+    SPEC,
+    Edit,
+    change_root_of,
+    random_rows,
+    random_window,
+    write_run,
+)
+from trajstore import open_run
+from trajstore.format.layout import BLOCK
+from trajstore.format.schema import (
+    DESCRIPTIONS,
+    RunSpec,
+    SchemaError,
+    table_columns,
+)
+from trajstore.reading.run import Run
+from trajstore.store.writer import Writer
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.zarr"
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a complete run of ten steps; not to be changed."""
+    path = tmp_path_factory.mktemp("ten") / "run.zarr"
+    write_run(path, n_steps=10)
+    return path
+
+
+# What a run holds
+
+
+@pytest.mark.parametrize("spec", [SPEC, EXACT], ids=["sketched", "exact"])
+def test_rows_read_back_as_they_were_written(path: Path, spec: RunSpec):
+    write_run(path, n_steps=10, spec=spec)
+    run = open_run(path)
+    for name, values in random_rows(0, 10, spec).items():
+        np.testing.assert_array_equal(run.array(name)[...], values, strict=True)
+    assert run.spec == spec
+    assert (run.n_steps, run.n_windows, run.n_epochs) == (10, 10, 3)
+
+
+def test_a_run_says_what_it_is(ten_steps: Path):
+    assert repr(open_run(str(ten_steps))) == (
+        f"<trajstore.Run {str(ten_steps)!r}: 10 steps, 3007 parameters, complete>"
+    )
+
+
+def test_steps_have_a_variable_for_every_scalar_and_table(ten_steps: Path):
+    steps = open_run(ten_steps).steps
+    tables, rows = table_columns(SPEC), random_rows(0, 10)
+    assert set(steps.data_vars) == {"loss", *tables}
+    assert dict(steps.sizes) == {"step": 10, "layer": 2, "basis": 2}
+    np.testing.assert_array_equal(steps["loss"], -np.arange(10.0))
+    assert steps["loss"].dims == ("step",)
+    assert steps["loss"].dtype == np.float64
+    for name, columns in tables.items():
+        is_basis = name.endswith("_basis")
+        expected = rows["tables"][..., columns if is_basis else columns.start]
+        assert steps[name].dims == ("step", "layer", "basis")[: expected.ndim]
+        np.testing.assert_array_equal(steps[name].values, expected, strict=True)
+
+
+def test_steps_are_labelled_by_step_epoch_iteration_window_and_layer(ten_steps: Path):
+    steps = open_run(ten_steps).steps
+    assert set(steps.coords) == {"step", "epoch", "iteration", "window", "layer"}
+    assert steps["layer"].values.tolist() == list(SPEC.names)
+    np.testing.assert_array_equal(steps["step"], np.arange(10))
+    for name in ("epoch", "iteration", "window"):
+        assert steps[name].dims == ("step",)
+        np.testing.assert_array_equal(steps[name], random_rows(0, 10)[name])
+    means = steps["loss"].groupby("epoch").mean()
+    np.testing.assert_allclose(means, [-1.5, -5.5, -8.5], rtol=1e-15)
+    assert (
+        steps["grad_sq"].sel(layer="bias", step=3)
+        == (random_rows(0, 10)["tables"][3, 1, table_columns(SPEC)["grad_sq"].start])
+    )
+
+
+def test_steps_carry_long_names_units_and_where_they_come_from(ten_steps: Path):
+    steps = open_run(ten_steps).steps
+    assert steps.attrs == {"status": "complete", "location": str(ten_steps)}
+    assert steps["loss"].attrs == {"long_name": "loss", "units": "1"}
+    for name in table_columns(SPEC):
+        long_name, units = DESCRIPTIONS[name]
+        assert steps[name].attrs == {"long_name": long_name, "units": units}
+
+
+def test_every_recorded_quantity_is_described():
+    assert set(table_columns(SPEC)) <= set(DESCRIPTIONS)
+
+
+def test_the_wall_time_is_in_seconds(path: Path):
+    writer = Writer(path, SPEC)
+    writer.steps.append(random_rows(0, 1), [{"wall_time": 2.5}])
+    writer.commit()
+    writer.close()
+    wall_time = open_run(path).steps["wall_time"]
+    assert wall_time.values.tolist() == [2.5]
+    assert wall_time.dtype == np.float64
+    assert wall_time.attrs["units"] == "s"
+
+
+def test_steps_are_read_where_they_are_used(
+    ten_steps: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read, whole = list[str](), zarr.Array.__getitem__
+
+    def noting(self: Any, selection: Any) -> Any:
+        read.append(self.path)
+        return whole(self, selection)
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", noting)
+    steps = open_run(ten_steps).steps
+    part = steps[["loss", "grad_sq"]].isel(step=slice(3, 7))
+    # Selecting epochs takes the coordinates.
+    assert sorted(read) == ["epoch", "iteration"]
+    np.testing.assert_array_equal(part["loss"].values, -np.arange(3.0, 7))
+    assert sorted(read) == ["epoch", "iteration", "scalars"]
+    _ = steps["window"].values
+    assert sorted(read) == ["epoch", "iteration", "scalars", "window"]
+
+
+SELECTIONS = {
+    "number": 3,
+    "last": -1,
+    "slice": slice(2, 9, 3),
+    "backwards": slice(8, 1, -2),
+    "list": [7, 0, 3, 3],
+    "nothing": slice(4, 4),
+    "points": xr.DataArray([[0, 9], [4, 2]], dims=("a", "b")),
+}
+
+
+@pytest.mark.parametrize("rows", SELECTIONS.values(), ids=SELECTIONS)
+def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
+    write_run(path, n_steps=20)
+    run = open_run(path)
+    lazy, loaded = run.steps, run.steps.compute()
+    columns = {"layer": [1, 0], "basis": -1}
+    for name in ("loss", "grad_sq", "grad_dot_basis", "window"):
+        inner = {k: v for k, v in columns.items() if k in lazy[name].dims}
+        xr.testing.assert_identical(
+            lazy[name].isel(step=rows).isel(inner).compute(),
+            loaded[name].isel(step=rows).isel(inner),
+        )
+
+
+def test_names_that_come_late_read_as_nan_before(path: Path):
+    writer = Writer(path, SPEC)
+    writer.steps.append(random_rows(0, 2), [{"loss": 1.0}, {"loss": 2.0}])
+    writer.commit()
+    early = open_run(path)
+    many = {f"s{i}": float(i) for i in range(40)}
+    writer.steps.append(random_rows(2, 1), [many])
+    writer.steps.amend_last({"amended": 5.0})
+    writer.commit()
+    writer.close()
+    steps = open_run(path).steps
+    np.testing.assert_array_equal(steps["loss"], [1, 2, np.nan])
+    np.testing.assert_array_equal(steps["amended"], [np.nan, np.nan, 5])
+    for i in range(40):
+        np.testing.assert_array_equal(steps[f"s{i}"], [np.nan, np.nan, i])
+    np.testing.assert_array_equal(early.steps["loss"], [1, 2])
+    assert "s0" not in early.steps
+
+
+def test_windows_say_which_steps_they_cover(path: Path):
+    writer = Writer(path, SPEC)
+    for c, start in enumerate((0, 3, 4, 6)):
+        writer.append_window(
+            random_window(0)._replace(start=start, keyframe=random_window(c).keyframe)
+        )
+    writer.steps.append(random_rows(0, 6), [{}] * 6)
+    writer.commit()
+    writer.close()
+    windows = open_run(path).windows
+    assert windows["start"].values.tolist() == [0, 3, 4, 6]
+    # The reference of the last window is there before its first step.
+    assert windows["stop"].values.tolist() == [3, 4, 6, 6]
+    window = random_window(0)
+    np.testing.assert_array_equal(windows["weights"], [window.weights] * 4)
+    np.testing.assert_array_equal(windows["probes"], [window.probes] * 4)
+    assert windows["weights"].dims == ("window", "layer")
+    assert windows["layer"].values.tolist() == list(SPEC.names)
+    # Of the windows only those of steps 0 and 4 begin with an epoch.
+    assert open_run(path).epoch_windows == {0: 0, 1: 2}
+
+
+def test_references_are_decoded_bit_by_bit(path: Path):
+    n_windows = 70
+    write_run(path, n_steps=n_windows)
+    run = open_run(path)
+    expected, reference = [], np.empty(0, np.float32)
+    for c in range(n_windows):
+        window = random_window(c)
+        if window.keyframe is not None:
+            reference = window.keyframe
+        else:
+            factors = np.repeat(window.scales, BLOCK)
+            reference = reference + window.codes.astype(np.float32) * factors
+        expected.append(reference)
+    assert run.array("references/keyframes").shape == (3, SIZE)
+    # Forwards, as the analyses go, and in an order that finds nothing decoded.
+    for c in [*range(n_windows), 31, 63, 0, 32, 69, 5]:
+        for part in (slice(0, SIZE), slice(BLOCK, 3 * BLOCK)):
+            found = run.reference(c, part)
+            assert found.dtype == np.float32
+            assert found.tobytes() == expected[c][part].tobytes()
+
+
+def test_decoded_references_cannot_be_changed(ten_steps: Path):
+    for window in (0, 1):
+        reference = open_run(ten_steps).reference(window, slice(0, SIZE))
+        with pytest.raises(ValueError, match="read-only"):
+            reference += 1
+
+
+def test_snapshots_and_the_final_iterate_read_back(path: Path):
+    writer = Writer(path, SPEC)
+    vectors = np.random.default_rng(0).random((2, SIZE), np.float32)
+    writer.write_snapshot("warm", 3, vectors[0].__getitem__)
+    writer.commit()
+    assert not open_run(path).has_final
+    writer.write_final(vectors[1].__getitem__, status="complete")
+    writer.commit()
+    writer.close()
+    run = open_run(path)
+    assert run.has_final
+    assert run.snapshots == ("warm",)
+    stored = run.attributes["snapshots"]["warm"]
+    assert stored["step"] == 3
+    np.testing.assert_array_equal(run.array(stored["array"])[...], vectors[0])
+    np.testing.assert_array_equal(run.array("final")[...], vectors[1])
+
+
+def test_a_run_without_steps_is_a_run(path: Path):
+    write_run(path, n_steps=0)
+    run = open_run(path)
+    assert (run.n_steps, run.n_epochs, run.n_windows) == (0, 0, 0)
+    assert run.epoch_windows == {}
+    assert run.windows.sizes["window"] == 0
+    assert run.steps.sizes["step"] == 0
+    assert run.steps["grad_sq"].values.shape == (0, 2)
+    assert run.steps["epoch"].values.shape == (0,)
+
+
+# A run that is being written
+
+
+def test_a_run_is_read_while_it_is_written(path: Path):
+    writer, opened = Writer(path, SPEC), list[Run]()
+    for k in range(6):
+        writer.append_window(random_window(k))
+        writer.steps.append(random_rows(k, 1), [{"loss": float(k), f"s{20 * k}": 0.0}])
+        writer.commit()
+        opened.append(open_run(path))
+        assert opened[-1].status == "running"
+    writer.write_final(np.zeros(SIZE, np.float32).__getitem__, status="complete")
+    writer.commit()
+    writer.close()
+    for n, run in enumerate(opened, start=1):
+        assert (run.n_steps, run.n_windows, run.has_final) == (n, n, False)
+        np.testing.assert_array_equal(run.steps["loss"], np.arange(n))
+        assert run.steps["step"].size == n
+        assert run.windows["stop"].values.tolist() == list(range(1, n + 1))
+        table = run.steps["grad_sq"].values
+        column = table_columns(SPEC)["grad_sq"].start
+        rows = [random_rows(k, 1)["tables"][0, :, column] for k in range(n)]
+        np.testing.assert_array_equal(table, rows)
+    assert open_run(path).has_final
+
+
+@pytest.mark.parametrize("last_key", ["scalars/zarr.json", "zarr.json"])
+def test_steps_are_whole_in_the_middle_of_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch, last_key: str
+):
+    writer = Writer(path, SPEC)
+    writer.steps.append(random_rows(0, 2), [{"loss": 1.0}] * 2)
+    writer.commit()
+    whole = LocalStore.set
+
+    async def stop_before(self: LocalStore, key: str, *args: Any) -> None:
+        if key == last_key:
+            raise OSError("killed")
+        await whole(self, key, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "set", stop_before)
+        writer.steps.append(random_rows(2, 3), [{"loss": 2.0, "new": 3.0}] * 3)
+        with pytest.raises(OSError, match="killed"):
+            writer.commit()
+    writer.close()
+    steps = open_run(path).steps.load()
+    assert steps["loss"].values.tolist() == [1, 1]
+    assert "new" not in steps
+    np.testing.assert_array_equal(steps["iteration"], [0, 1])
+
+
+@pytest.mark.parametrize("status", ["complete", "failed"])
+def test_a_closed_run_says_how_it_ended(path: Path, status: str):
+    write_run(path, n_steps=1, status=status)
+    assert open_run(path).status == status
+    assert open_run(path).steps.attrs["status"] == status
+
+
+def test_a_run_whose_lock_is_gone_without_close_was_interrupted(path: Path):
+    write_run(path, n_steps=2, status=None)
+    assert open_run(path).status == "interrupted"
+    # A killed process leaves the file, but does not hold it.
+    (path / ".lock").touch()
+    assert open_run(path).status == "interrupted"
+    assert open_run(path).n_steps == 2
+
+
+def test_looking_at_the_status_does_not_disturb_the_writer(path: Path):
+    writer = Writer(path, SPEC)
+    writer.commit()
+    run = open_run(path)
+    assert [run.status for _ in range(3)] == ["running"] * 3
+    writer.close()
+
+
+# What is no run
+
+
+def test_a_path_without_anything_is_named(path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no trajectory store at .*run\.zarr"):
+        open_run(path)
+
+
+def make_file(path: Path) -> None:
+    path.write_text("text")
+
+
+def make_group(path: Path) -> None:
+    zarr.create_group(path, attributes={"format": "other"})
+
+
+def make_array(path: Path) -> None:
+    zarr.create_array(path, shape=(2,), dtype="f4")
+
+
+def make_document(text: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "zarr.json").write_text(text)
+
+    return make
+
+
+FOREIGN = {
+    "file": (make_file, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
+    "empty": (Path.mkdir, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
+    "group": (make_group, r"run\.zarr: not a trajectory store; its attributes"),
+    "array": (make_array, r"run\.zarr: not a trajectory store; its attributes"),
+    "list": (make_document("[1]"), "not a trajectory store; its attributes"),
+    "no attributes": (make_document("{}"), "not a trajectory store; its attributes"),
+    "no text": (make_document(""), r"zarr\.json: truncated or damaged \("),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_store_is_refused(
+    path: Path, make: Callable[[Path], None], message: str
+):
+    make(path)
+    with pytest.raises(SchemaError, match=message):
+        open_run(path)
+
+
+def test_a_truncated_root_is_refused(path: Path, ten_steps: Path):
+    shutil.copytree(ten_steps, path)
+    whole = (path / "zarr.json").read_bytes()
+    for n in (1, len(whole) // 2, len(whole) - 1):
+        (path / "zarr.json").write_bytes(whole[:n])
+        with pytest.raises(SchemaError, match=r"zarr\.json: truncated or damaged \("):
+            open_run(path)
+
+
+@pytest.fixture
+def change_root(path: Path, ten_steps: Path) -> Callable[..., None]:
+    """Return a function that copies a run and changes its root document."""
+
+    def change(edit: Edit) -> None:
+        shutil.copytree(ten_steps, path)
+        change_root_of(path, edit)
+
+    return change
+
+
+def without(*keys: str) -> Edit:
+    return lambda attributes, _arrays: [attributes.pop(key) for key in keys]
+
+
+def setting(**values: object) -> Edit:
+    return lambda attributes, _arrays: attributes.update(values)
+
+
+def without_arrays(*names: str) -> Edit:
+    return lambda _attributes, arrays: [arrays.pop(name) for name in names]
+
+
+def with_shape(name: str, *shape: int) -> Edit:
+    return lambda _attributes, arrays: arrays[name].update(shape=list(shape))
+
+
+def with_spec(**values: object) -> Edit:
+    return lambda attributes, _arrays: attributes["spec"].update(values)
+
+
+def together(*edits: Edit) -> Edit:
+    return lambda attributes, arrays: [edit(attributes, arrays) for edit in edits]
+
+
+OPEN_WITH = "Open it with the version of trajstore that wrote it."
+
+SNAPSHOTS = "an object of objects with `array` and `step`"
+
+DAMAGED: dict[str, tuple[Edit, list[str]]] = {
+    "another version": (
+        setting(format_version=2),
+        [f"format_version: expected 1, got 2. {OPEN_WITH}"],
+    ),
+    "no version": (
+        without("format_version"),
+        [f"format_version: expected 1, got None. {OPEN_WITH}"],
+    ),
+    "no attributes": (
+        without("spec", "status", "metrics", "snapshots"),
+        [
+            "spec: expected an object, got None",
+            "status: expected one of ('running', 'complete', 'failed'), got None",
+            "metrics: expected a list of different strings, got None",
+            f"snapshots: expected {SNAPSHOTS}, got None",
+        ],
+    ),
+    "wrong attributes": (
+        together(
+            setting(status="done", metrics="loss", snapshots=[]),
+            with_spec(basis=-1, colour=1),
+        ),
+        [
+            "colour: unknown",
+            "basis: expected an integer of at least 0, got -1",
+            "status: expected one of ('running', 'complete', 'failed'), got 'done'",
+            "metrics: expected a list of different strings, got 'loss'",
+            f"snapshots: expected {SNAPSHOTS}, got []",
+        ],
+    ),
+    "missing arrays": (
+        without_arrays("tables", "signs", "references/codes"),
+        ["tables: missing", "signs: missing", "references/codes: missing"],
+    ),
+    "wrong shapes": (
+        together(
+            with_shape("signs", 10, 9),
+            with_shape("references/keyframes", 1, 5),
+            with_shape("epoch", 10, 1),
+        ),
+        [
+            "epoch: shape: expected [10], got [10, 1]",
+            "signs: shape: expected [10, 8], got [10, 9]",
+            "references/keyframes: shape: expected [1, 4096], got [1, 5]",
+        ],
+    ),
+    "other numbers": (
+        lambda _attributes, arrays: arrays["signs"].update(data_type="float64"),
+        ["signs: data_type: expected 'uint8', got 'float64'"],
+    ),
+    "names that are no text": (
+        setting(metrics=["loss", 3]),
+        ["metrics: expected a list of different strings, got ['loss', 3]"],
+    ),
+    "a snapshot that is not there": (
+        setting(snapshots={"warm": {"array": "snapshots/9", "step": 3}}),
+        ["snapshots/9: missing"],
+    ),
+    "true is not a version": (
+        setting(format_version=True),
+        [f"format_version: expected 1, got True. {OPEN_WITH}"],
+    ),
+    "missing scalars": (without_arrays("scalars"), ["scalars: missing"]),
+}
+
+
+@pytest.mark.parametrize(("edit", "problems"), DAMAGED.values(), ids=DAMAGED)
+def test_all_that_is_wrong_with_a_store_is_listed(
+    path: Path, change_root: Callable[[Edit], None], edit: Edit, problems: list[str]
+):
+    change_root(edit)
+    with pytest.raises(SchemaError, match=r"run\.zarr: ") as error:
+        open_run(path)
+    assert error.value.problems == tuple(f"{path}: {p}" for p in problems)
+
+
+def test_arrays_of_different_lengths_are_refused(
+    path: Path, change_root: Callable[[Edit], None]
+):
+    change_root(with_shape("window", 9))
+    with pytest.raises(SchemaError, match=r"window: shape: expected \[10\], got \[9\]"):
+        open_run(path)
+
+
+@pytest.mark.parametrize("shape", [3, [], ["x"], None, [-1]])
+def test_shapes_that_are_none_are_refused(
+    path: Path, change_root: Callable[[Edit], None], shape: object
+):
+    change_root(lambda _attributes, arrays: arrays["epoch"].update(shape=shape))
+    with pytest.raises(SchemaError, match="epoch: shape: expected"):
+        open_run(path)
+
+
+@pytest.mark.parametrize("consolidated", [None, [], {}, {"metadata": []}])
+def test_a_root_without_the_arrays_is_refused(path: Path, consolidated: object):
+    write_run(path, n_steps=10)
+    root = json.loads((path / "zarr.json").read_bytes())
+    root["consolidated_metadata"] = consolidated
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(SchemaError, match="consolidated_metadata: expected an object"):
+        open_run(path)
+
+
+def test_a_store_that_was_not_changed_opens(
+    path: Path, change_root: Callable[[Edit], None]
+):
+    change_root(together())
+    assert open_run(path).n_steps == 10
+
+
+# A run that was recorded
+
+
+def test_the_recorded_example_holds_consistent_numbers(example_run: Path):
+    run = open_run(example_run)
+    assert (run.n_steps, run.n_epochs, run.status) == (60, 5, "complete")
+    assert run.snapshots == ("middle",)
+    steps = run.steps
+    scalars = {"loss", "lr", "wall_time", "grad_norm", "update_norm", "param_norm"}
+    assert scalars <= set(steps.data_vars)
+    np.testing.assert_array_equal(steps["epoch"], np.arange(60) // 12)
+    np.testing.assert_array_equal(steps["iteration"], np.arange(60) % 12)
+    # One norm is summed in float64 from the float32 squares of the other.
+    np.testing.assert_allclose(
+        steps["grad_norm"] ** 2, steps["grad_sq"].astype(float).sum("layer"), rtol=1e-12
+    )
+    final = run.array("final")[...].astype(float)
+    last = run.windows["start"].values[-1]
+    assert last == 59
+    # x_60 = x_59 + u_59, and the last window's reference is x_59 but for its int8 code,
+    # which is coarser than the last step is long by far less than 5 %.
+    displacement = final - run.reference(run.n_windows - 1, slice(0, final.size))
+    length = math.sqrt(steps["update_sq"].isel(step=-1).sum())
+    assert abs(np.linalg.norm(displacement) / length - 1) < 0.05

@@ -1,0 +1,111 @@
+"""A recorded training that may be killed at any moment, and goes on where it was saved.
+
+What it acknowledges is written to a file, which outlives the process: a line ``resumed N``
+for where it began, and ``committed N`` when it may rely on N steps being kept.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+N_STEPS, STEPS_PER_EPOCH = 30, 10
+OPTIONS: dict[str, Any] = {
+    "steps_per_epoch": STEPS_PER_EPOCH,
+    "reference_every": 3,
+    "flush_rows": 4,
+    "sketch_bits": 64,
+    "probes": 16,
+}
+
+
+def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
+    """Train to the end, from the last checkpoint if there is one.
+
+    The checkpoint and the acknowledgements lie beside the store.
+    """
+    import torch
+    from torch import nn
+
+    from trajstore.recording.recorder import Recorder
+
+    torch.set_num_threads(1)
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    saved = path.with_suffix(".pt")
+    options = OPTIONS | {"journal": journal}
+    start = 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["recorder"]["position"]["step"]
+        options["resume"] = state["recorder"]
+    elif path.exists():
+        options |= {"resume": True, "step": 0}
+    log = path.with_suffix(".log").open("ab", buffering=0)
+    # The recorder is about to forget what came after the checkpoint.
+    log.write(b"resumed %d\n" % start)
+    with log, Recorder(path, model, optimizer, **options) as recorder:
+        for step in range(start, N_STEPS):
+            if step > start and step % save_every == 0:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "recorder": recorder.state_dict(),
+                }
+                partial = saved.with_suffix(".partial")
+                torch.save(state, partial)
+                Path(partial).replace(saved)
+            inputs = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            loss = (model(inputs) - inputs[:, :3].sin()).square().mean()
+            loss.backward()
+            recorder.log(loss=loss)
+            optimizer.step()
+            if step % 6 == 0:
+                recorder.flush()
+            if step % 6 == 0 or journal:
+                log.write(b"committed %d\n" % (step + 1))
+        recorder.snapshot("last")
+        recorder.flush()
+        log.write(b"committed %d\n" % N_STEPS)
+    with path.with_suffix(".log").open("ab", buffering=0) as log:
+        log.write(b"complete %d\n" % N_STEPS)
+
+
+def serve() -> None:
+    """Train in a forked process for every line of JSON, which has the arguments.
+
+    Answers with the process's number, and when it has ended with its wait status. What
+    takes long to import is imported once; the first optimizer imports torch's compiler.
+    """
+
+    import torch
+
+    import trajstore.recording.recorder  # noqa: F401
+
+    torch.optim.SGD([torch.zeros(1)])
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                train(Path(request.pop("path")), **request)
+                code = 0
+            except SystemExit as exit_:
+                code = int(exit_.code or 0)
+            except BaseException:  # noqa: BLE001 - the process ends here
+                traceback.print_exc()
+            os._exit(code)
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    serve()

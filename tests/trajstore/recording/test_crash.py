@@ -1,0 +1,193 @@
+"""Kill recordings at random moments: what was acknowledged is there, and right."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from trajstore.reading.run import open_run
+from trajstore.store.recovery import recover
+
+pytest.importorskip("torch")
+
+Array = npt.NDArray[Any]
+
+CHILD = Path(__file__).with_name("crash_training.py")
+IN_CI, IN_THE_LONG_RUN = 30, 200
+
+
+class Trainings:
+    """Starts recorded trainings in processes of their own, from one that is warm."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, path: Path, **options: Any) -> int:
+        """Begin a training, or go on with it; return the number of its process."""
+        assert self._server.stdin is not None
+        request = {"path": str(path), **options}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._answer())
+
+    def result(self) -> int:
+        """Wait for the end; return the exit code, negative for a signal."""
+        return os.waitstatus_to_exitcode(int(self._answer()))
+
+    def close(self) -> None:
+        self._server.communicate()
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline()
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    trainings = Trainings()
+    yield trainings
+    trainings.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, if there are such: disks are slow to replace files."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    trainings: Trainings, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Array]:
+    """What a run holds that nobody killed."""
+    path = tmp_path_factory.mktemp("whole") / "run.zarr"
+    trainings.start(path)
+    assert trainings.result() == 0
+    return contents(path)
+
+
+def contents(path: Path) -> dict[str, Array]:
+    """Read what a recording consists of, but the times of day."""
+    run = open_run(path)
+    arrays = {
+        name: np.asarray(run.array(name)[...])
+        for name in (
+            *("epoch", "iteration", "window", "tables", "signs", "scales"),
+            *("gradient_probes", "displacement_probes", "probe_scales"),
+        )
+    }
+    arrays["loss"] = run.steps["loss"].values if run.n_steps else np.zeros(0)
+    for name in ("start", "codes", "scales", "weights", "arrival", "probes"):
+        arrays[f"references/{name}"] = np.asarray(run.array(f"references/{name}")[...])
+    return arrays
+
+
+def acknowledged(path: Path) -> int:
+    """Return how many steps the store must hold by what was written to the log."""
+    log = path.with_suffix(".log")
+    kept = 0
+    for line in log.read_text().splitlines() if log.exists() else ():
+        # Whoever goes on from a checkpoint forgets what came after it.
+        kept = int(line.split()[1])
+    return kept
+
+
+def check(path: Path, expected: dict[str, Array]) -> None:
+    """Compare a store that may have been killed with one that was not."""
+    kept = acknowledged(path)
+    if not (path / "zarr.json").exists():
+        assert kept == 0
+        return
+    found, n = contents(path), open_run(path).n_steps
+    assert n >= kept, f"{kept - n} acknowledged steps were lost"
+    n_windows = len(found["references/start"])
+    for name, values in found.items():
+        length = n_windows if name.startswith("references/") else n
+        assert len(values) == length, name
+        assert values.tobytes() == expected[name][:length].tobytes(), name
+
+
+def kill_again_and_again(
+    trainings: Trainings,
+    directory: Path,
+    uninterrupted: dict[str, Array],
+    n_kills: int,
+    *,
+    journal: bool,
+) -> None:
+    """Kill trainings until `n_kills` were killed, each after some random time."""
+    start = time.monotonic()
+    trainings.start(directory / "whole.zarr", journal=journal)
+    assert trainings.result() == 0
+    seconds = time.monotonic() - start
+    rng = random.Random(n_kills + journal)
+    kills = runs = 0
+    while kills < n_kills:
+        path, code = directory / f"{runs}.zarr", 1
+        runs += 1
+        while code != 0:
+            child = trainings.start(path, journal=journal)
+            # After a few kills a training may come to its end.
+            if kills < runs * 6:
+                time.sleep(rng.uniform(0, seconds))
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            code = trainings.result()
+            assert code in {0, -signal.SIGKILL}
+            kills += code != 0
+            has_journal = (path / ".journal").exists()
+            if has_journal and (path / "zarr.json").exists() and rng.random() < 0.5:
+                recover(path)
+                has_journal = False
+            if not has_journal:
+                check(path, uninterrupted)
+        assert open_run(path).status == "complete"
+        assert not list(path.rglob("*.partial"))
+        assert not (path / ".journal").exists()
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
+def test_kills_lose_nothing_that_was_acknowledged(
+    trainings: Trainings,
+    uninterrupted: dict[str, Array],
+    journal: bool,
+    directory: Path,
+):
+    kill_again_and_again(
+        trainings, directory, uninterrupted, IN_CI // 2, journal=journal
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
+def test_many_kills_lose_nothing_that_was_acknowledged(
+    trainings: Trainings,
+    uninterrupted: dict[str, Array],
+    journal: bool,
+    directory: Path,
+):
+    kill_again_and_again(
+        trainings, directory, uninterrupted, IN_THE_LONG_RUN, journal=journal
+    )

@@ -1,0 +1,419 @@
+"""However a recording ends or fails, what was recorded is kept."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trajstore.reading.run import open_run
+from trajstore.recording.background import Background
+from trajstore.store.lock import StoreLockedError
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trajstore.recording.recorder import Recorder
+from trajstore.tracking.tracker import Tracker
+
+OPTIONS: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "steps_per_epoch": 10}
+
+TRAINING = """
+import os, signal, sys, time
+import torch
+from trajstore.recording.recorder import Recorder
+
+model = torch.nn.Linear(30, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+options = {options}
+
+def steps(n):
+    for _ in range(n):
+        optimizer.zero_grad()
+        model(torch.randn(8, 30)).square().mean().backward()
+        optimizer.step()
+
+def wait():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def start(path: Path, program: str, **options: Any) -> "subprocess.Popen[str]":
+    """Run a training in a process of its own, up to where it is ready."""
+    text = (
+        TRAINING.format(options=OPTIONS | options) + f"path = {str(path)!r}\n" + program
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+WITH = """
+with Recorder(path, model, optimizer, **options):
+    steps(23)
+    wait()
+"""
+
+LEFT_OPEN = """
+recorder = Recorder(path, model, optimizer, **options)
+steps(23)
+wait()
+"""
+
+
+@pytest.mark.parametrize("program", [WITH, LEFT_OPEN], ids=["with", "left-open"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
+)
+def test_a_signal_closes_the_recording(
+    program: str, number: int, code: int, tmp_path: Path
+):
+    process = start(tmp_path / "run.zarr", program)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.n_steps, run.has_final) == (23, True)
+    assert run.status in {"failed", "complete"}
+    assert not (tmp_path / "run.zarr" / ".lock").exists()
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_interruption_of_a_flush_writes_no_row_twice(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C may come just before or after rows are handed to the writer's thread."""
+    submit, calls = Background.submit, []
+
+    def interrupted(self: Background, job: Callable[[], None]) -> Any:
+        calls.append(job)
+        if len(calls) == 4 and place == "before":
+            raise KeyboardInterrupt(place)
+        submitted = submit(self, job)
+        if len(calls) == 4:
+            raise KeyboardInterrupt(place)
+        return submitted
+
+    monkeypatch.setattr(Background, "submit", interrupted)
+    training = Training()
+    with (  # noqa: PT012 - which step is interrupted does not matter
+        pytest.raises(KeyboardInterrupt, match=place),
+        training.record(tmp_path / "run.zarr", flush_rows=2),
+    ):
+        for _ in range(20):
+            training.step()
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.status, run.has_final) == ("failed", True)
+    assert 0 < run.n_steps < 20
+    np.testing.assert_array_equal(run.iterations, np.arange(run.n_steps) % 10)
+    np.testing.assert_array_equal(run.epochs, np.arange(run.n_steps) // 10)
+
+
+def test_a_handler_of_the_users_is_left_alone(tmp_path: Path):
+    program = """
+signal.signal(signal.SIGTERM, lambda *_: print("mine", flush=True) or os._exit(3))
+with Recorder(path, model, optimizer, **options):
+    wait()
+"""
+    process = start(tmp_path / "run.zarr", program)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (3, "mine\n")
+
+
+def test_the_default_of_sigterm_is_put_back(tmp_path: Path):
+    # Recorders that other tests left open have changed it already.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run.zarr", model, optimizer, **OPTIONS):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_program_that_ends_closes_the_recording(tmp_path: Path):
+    program = """
+recorder = Recorder(path, model, optimizer, **options)
+steps(23)
+print("ready", flush=True)
+"""
+    process = start(tmp_path / "run.zarr", program)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.n_steps, run.status, run.has_final) == (23, "complete", True)
+
+
+def test_a_program_that_fails_says_so_in_the_store(tmp_path: Path):
+    program = """
+recorder = Recorder(path, model, optimizer, **options)
+steps(23)
+print("ready", flush=True)
+raise ValueError("diverged")
+"""
+    process = start(tmp_path / "run.zarr", program)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "diverged" in errors
+    assert (open_run(tmp_path / "run.zarr").status) == "failed"
+
+
+def test_the_holder_of_a_store_is_named(tmp_path: Path):
+    process = start(tmp_path / "run.zarr", LEFT_OPEN)
+    model = nn.Linear(30, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    message = rf"being written by host .*, pid {process.pid} since 20.*End that process"
+    with pytest.raises(StoreLockedError, match=message):
+        Recorder(
+            tmp_path / "run.zarr", model, optimizer, resume=True, step=0, **OPTIONS
+        )
+    process.kill()
+    process.communicate()
+    # The system has released the lock with the process.
+    Recorder(
+        tmp_path / "run.zarr", model, optimizer, resume=True, step=0, **OPTIONS
+    ).close()
+
+
+class Training:
+    """A small training in this process."""
+
+    def __init__(self) -> None:
+        self.model = nn.Linear(30, 4)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+
+    def record(self, path: Path, **options: Any) -> Recorder:
+        return Recorder(path, self.model, self.optimizer, **(OPTIONS | options))
+
+    def step(self, inputs: Any = None) -> None:
+        self.optimizer.zero_grad()
+        inputs = torch.randn(8, 30) if inputs is None else inputs
+        self.model(inputs).square().mean().backward()
+        self.optimizer.step()
+
+
+@pytest.fixture
+def training() -> Training:
+    return Training()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+def test_workers_of_a_loader_do_not_touch_the_store(training: Training, tmp_path: Path):
+    data = TensorDataset(torch.randn(64, 30))
+    loader = DataLoader(data, 8, num_workers=2, multiprocessing_context="fork")
+    with training.record(tmp_path / "run.zarr", flush_rows=2) as recorder:
+        for _ in range(2):
+            for (inputs,) in loader:
+                recorder.log(mean=inputs.mean())
+                training.step(inputs)
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.n_steps, run.status) == (16, "complete")
+
+
+def in_a_fork(call: Callable[[], object]) -> str:
+    """Return what a forked process says of a call: its result or its error."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            text = repr(call())
+        except BaseException as error:  # noqa: BLE001 - passed on as text
+            text = repr(error)
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as answer:
+        return answer.read()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+def test_a_forked_process_cannot_write(training: Training, tmp_path: Path):
+    with training.record(tmp_path / "run.zarr") as recorder:
+        training.step()
+        recorder.flush()
+        before = (tmp_path / "run.zarr" / "zarr.json").read_bytes()
+        for call in (
+            recorder.flush,
+            recorder.start_epoch,
+            recorder.state_dict,
+            lambda: recorder.log(a=1.0),
+            lambda: recorder.snapshot("a"),
+        ):
+            assert f"belongs to process {os.getpid()}" in in_a_fork(call)
+        # It may train, and end, as if there was no recorder.
+        assert in_a_fork(training.step) == "None"
+        assert in_a_fork(recorder.close) == "None"
+        assert in_a_fork(lambda: recorder.__exit__(None, None, None)) == "None"
+        assert in_a_fork(recorder._close_at_exit) == "None"
+        assert (tmp_path / "run.zarr" / "zarr.json").read_bytes() == before
+        training.step()
+    assert open_run(tmp_path / "run.zarr").n_steps == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    mounted = shutil.which("mount") and subprocess.run(
+        command, capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in which nothing fits any more after 1 MB of chunks."""
+    from zarr.storage import LocalStore
+
+    put, written = LocalStore.set, [0]
+
+    async def set_(self: LocalStore, key: str, value: Any) -> None:
+        written[0] += len(value)
+        if written[0] > 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        await put(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", set_)
+    return tmp_path
+
+
+DISKS = pytest.mark.parametrize("disk", ["small_disk", "full_disk"])
+LARGE: dict[str, Any] = {"sketch_bits": 65536, "flush_rows": 8}
+
+
+def train(training: Training, n_steps: int) -> None:
+    """Train slowly enough for the disk to fill meanwhile."""
+    for _ in range(n_steps):
+        training.step()
+        time.sleep(0.002)
+
+
+@DISKS
+def test_a_full_disk_stops_the_training(
+    disk: str, training: Training, request: pytest.FixtureRequest
+):
+    path = request.getfixturevalue(disk) / "run.zarr"
+    steps = 0
+    with (  # noqa: PT012 - how far it gets is not known
+        pytest.raises(RuntimeError, match=r"No space left.*stays readable"),
+        training.record(path, **LARGE),
+    ):
+        for steps in range(1000):  # noqa: B007
+            training.step()
+            time.sleep(0.002)
+    run = open_run(path)
+    assert 0 < run.n_steps <= steps
+    assert np.isfinite(run.steps["grad_norm"]).all()
+    assert run.status == "interrupted"
+
+
+@DISKS
+def test_training_goes_on_where_only_a_warning_is_wanted(
+    disk: str, training: Training, request: pytest.FixtureRequest
+):
+    path = request.getfixturevalue(disk) / "run.zarr"
+    with training.record(path, on_error="warn", **LARGE) as recorder:
+        with pytest.warns(UserWarning, match=r"ended before.*No space left"):
+            train(training, 300)
+        # Nothing that a training loop calls raises an error from now on.
+        recorder.log(loss=1.0)
+        recorder.flush()
+        recorder.snapshot("late")
+        training.step()
+        assert recorder.state_dict()["position"]["step"] == 301
+    n = open_run(path).n_steps
+    assert 0 < n < 300
+
+
+def test_errors_of_measuring_are_no_end_of_training_either(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise ValueError("no such gradient")
+
+    with training.record(tmp_path / "run.zarr", on_error="warn"):
+        training.step()
+        monkeypatch.setattr(Tracker, "before_step", fail)
+        with pytest.warns(UserWarning, match=r"ended before step 1: no such gradient"):
+            training.step()
+    run = open_run(tmp_path / "run.zarr")
+    assert (run.n_steps, run.status, run.has_final) == (1, "interrupted", False)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "replaced"])
+def test_a_store_deleted_under_the_writer_is_not_made_anew(
+    anew: bool, training: Training, tmp_path: Path
+):
+    path = tmp_path / "run.zarr"
+    recorder = training.record(path)
+    training.step()
+    recorder.flush()
+    shutil.rmtree(path)
+    if anew:
+        Training().record(path).close()
+        before = (path / "zarr.json").read_bytes()
+    training.step()
+    with pytest.raises(RuntimeError, match=r"run\.zarr was deleted, or taken over"):
+        recorder.flush()
+    with suppress(RuntimeError):
+        recorder.close()
+    if anew:
+        assert (path / "zarr.json").read_bytes() == before
+    else:
+        assert not (path / "zarr.json").exists()
+
+
+def test_synced_commits_reach_the_disk_before_their_root(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every file is synced after it was written, and so are its directories."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with training.record(tmp_path / "run.zarr", fsync=True):
+        training.step()
+    files = [p for p in (tmp_path / "run.zarr").rglob("*") if p.is_file()]
+    assert {p.name for p in files} <= set(synced)
+    assert synced[-2:] == ["zarr.json", "run.zarr"]
+    plain = len(synced)
+    with training.record(tmp_path / "other.zarr"):
+        training.step()
+    assert len(synced) == plain
+
+
+def test_a_journal_needs_a_directory(training: Training):
+    with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is not"):
+        Recorder("s3://runs/run.zarr", training.model, training.optimizer, journal=True)

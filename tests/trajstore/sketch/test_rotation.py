@@ -1,0 +1,163 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from trajstore.format.schema import MAX_BLOCK, n_blocks
+from trajstore.sketch.rotation import (
+    factors,
+    hadamard,
+    hadamard_matrix,
+    rotate,
+    rotate_back,
+)
+
+SIZES = [
+    pytest.param(2**k, id=str(2**k)) for k in (0, 1, 3, 4, 5, 8, 9, 12, 15, 16, 17, 18)
+]
+
+
+def random_vectors(
+    size: int, n_vectors: int = 1, seed: int = 0
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n_vectors, size)).astype(np.float32)
+    return vectors, rng.choice(np.array([-1, 1], np.float32), size)
+
+
+def hadamard_slowly(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The textbook butterfly in float64, block by block."""
+    blocks = vector.astype(np.float64).reshape(-1, min(len(vector), MAX_BLOCK)).copy()
+    half = 1
+    while half < blocks.shape[1]:
+        pairs = blocks.reshape(len(blocks), -1, 2, half)
+        blocks = np.stack(
+            [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2
+        ).reshape(len(blocks), -1)
+        half *= 2
+    return np.ravel(blocks / np.sqrt(blocks.shape[1]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
+def test_matrix_is_that_of_scipy(n):
+    linalg = pytest.importorskip("scipy.linalg")
+    expected = linalg.hadamard(n) / np.sqrt(n)
+    np.testing.assert_allclose(hadamard_matrix(n), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 8, 16, 32, 128, 512, 2048])
+def test_transform_is_that_of_scipy(n):
+    linalg = pytest.importorskip("scipy.linalg")
+    vectors, _ = random_vectors(n, n_vectors=3)
+    expected = vectors.astype(np.float64) @ linalg.hadamard(n) / np.sqrt(n)
+    # A few roundings of numbers of size 1 per factor.
+    np.testing.assert_allclose(hadamard(vectors), expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_transform_works_block_by_block(size):
+    vectors, _ = random_vectors(size, n_vectors=2)
+    expected = np.stack([hadamard_slowly(vector) for vector in vectors])
+    transformed = hadamard(vectors)
+    assert transformed.dtype == np.float32
+    np.testing.assert_allclose(transformed, expected, atol=5e-6)
+
+
+def test_blocks_have_at_most_65536_elements():
+    assert MAX_BLOCK == 65536
+    assert [n_blocks(2**k) for k in (3, 16, 17, 20)] == [1, 1, 2, 16]
+
+
+@pytest.mark.parametrize("size", [2**k for k in range(17)])
+def test_factors_are_small_and_multiply_to_the_size(size):
+    assert np.prod(factors(size)) == size
+    assert max(factors(size)) <= 16
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rotation_keeps_inner_products(size):
+    vectors, signs = random_vectors(size, n_vectors=3)
+    rotated = rotate(vectors, signs).astype(np.float64)
+    exact = vectors.astype(np.float64)
+    np.testing.assert_allclose(
+        rotated @ rotated.T, exact @ exact.T, rtol=1e-5, atol=1e-5 * size
+    )
+
+
+def test_rotation_is_the_formula():
+    linalg = pytest.importorskip("scipy.linalg")
+    vectors, signs = random_vectors(64, n_vectors=2)
+    H = linalg.hadamard(64) / 8
+    swapped = [*signs[32:], *signs[:32]]
+    matrix = H @ np.diag(swapped) @ H @ np.diag(signs)
+    np.testing.assert_allclose(rotate(vectors, signs), vectors @ matrix.T, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rotating_back_is_the_inverse(size):
+    vectors, signs = random_vectors(size, n_vectors=2)
+    back = rotate_back(rotate(vectors, signs), signs)
+    np.testing.assert_allclose(back, vectors, atol=1e-5)
+    forth = rotate(rotate_back(vectors, signs), signs)
+    np.testing.assert_allclose(forth, vectors, atol=1e-5)
+
+
+def test_each_vector_has_signs_of_its_own():
+    vectors, signs = random_vectors(64, n_vectors=2)
+    both = np.stack([signs, signs[::-1]])
+    rotated = rotate(vectors, both)
+    for i in range(2):
+        np.testing.assert_allclose(rotated[i], rotate(vectors[i], both[i]), atol=1e-6)
+
+
+def test_rotation_does_not_change_its_argument():
+    vectors, signs = random_vectors(1024)
+    before = vectors.copy()
+    rotate(vectors, signs)
+    rotate_back(vectors, signs)
+    np.testing.assert_array_equal(vectors, before)
+
+
+def test_two_rounds_spread_a_single_entry():
+    # After one round all entries have one magnitude; after two they look Gaussian.
+    _, signs = random_vectors(65536)
+    vector = np.zeros(65536, np.float32)
+    vector[123] = 256
+    rotated = rotate(vector, signs)
+    n = 65536
+    # Moments of a standard normal, within five standard errors.
+    assert abs(np.mean(np.abs(rotated)) - np.sqrt(2 / np.pi)) < 5 * 0.603 / np.sqrt(n)
+    assert abs(np.mean(rotated**4) - 3) < 5 * np.sqrt(96 / n)
+
+
+@pytest.mark.parametrize("size", [*SIZES[1:]])
+def test_twin_rotates_alike(size):
+    torch = pytest.importorskip("torch")
+    from trajstore.sketch_torch.rotation import Rotation
+
+    vectors, signs = random_vectors(size)
+    on_device = Rotation(size, torch.device("cpu"))
+    # Twice: the temporaries are used again.
+    for sign in (1, -1):
+        vector = torch.from_numpy(sign * vectors[0])
+        on_device(vector, torch.from_numpy(signs))
+        expected = rotate(sign * vectors[0], signs)
+        np.testing.assert_allclose(vector.numpy(), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [16, 256, 4096])
+def test_twin_is_exact_where_sums_are(size):
+    # Powers of four as sizes make the factors' entries powers of two.
+    torch = pytest.importorskip("torch")
+    from trajstore.sketch_torch.rotation import Rotation
+
+    rng = np.random.default_rng(3)
+    vector = rng.integers(-8, 9, size).astype(np.float32)
+    signs = rng.choice(np.array([-1, 1], np.float32), size)
+    rotated = torch.from_numpy(vector.copy())
+    Rotation(size, torch.device("cpu"))(rotated, torch.from_numpy(signs))
+    np.testing.assert_array_equal(rotated.numpy(), rotate(vector, signs))
+    swapped = np.concatenate([signs[size // 2 :], signs[: size // 2]])
+    exact = hadamard_slowly(swapped * hadamard_slowly(signs * vector))
+    np.testing.assert_array_equal(rotated.numpy(), exact)

@@ -1,0 +1,134 @@
+"""What a journal holds is what was appended, up to the first record that is not whole."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trajstore.handmade import small_spec
+from trajstore.cli import main as cli
+from trajstore.format.layout import Layout
+from trajstore.format.rows import measured_arrays
+from trajstore.reading.run import open_run
+from trajstore.store.journal import JOURNAL, Journal, Record, read_journal
+from trajstore.store.recovery import recover
+
+SPEC = small_spec({"a": (5,), "b": (2, 3)})
+SIZE = Layout(SPEC.names, SPEC.shapes).size
+
+
+def record(step: int) -> Record:
+    rng = np.random.default_rng(step)
+    arrays: dict[str, Any] = {
+        name: (100 * rng.random(shape)).astype(dtype)
+        for name, (dtype, shape) in measured_arrays(SPEC, SIZE).items()
+    }
+    arrays["reference_sq"] = rng.random(2)
+    return Record(step, (step // 4, step % 4, 0), {"loss": 0.1 * step}, arrays)
+
+
+def assert_same(found: Record, expected: Record) -> None:
+    assert (found.step, found.place) == (expected.step, expected.place)
+    assert found.scalars == expected.scalars
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array, strict=True)
+
+
+def write(store: Path, *parts: range) -> list[Path]:
+    journal = Journal(store)
+    for part in parts:
+        journal.begin(part.start)
+        for step in part:
+            journal.append(record(step))
+    journal.close()
+    return [store / JOURNAL / str(part.start) for part in parts]
+
+
+def read(store: Path) -> list[Record]:
+    return list(read_journal(store, SPEC, SIZE))
+
+
+def test_records_read_back_in_the_order_of_steps(tmp_path: Path):
+    write(tmp_path, range(98, 103), range(9, 11))
+    found = read(tmp_path)
+    assert [r.step for r in found] == [9, 10, *range(98, 103)]
+    for r in found:
+        assert_same(r, record(r.step))
+
+
+def test_a_record_that_was_cut_off_anywhere_is_left_out(tmp_path: Path):
+    [path] = write(tmp_path, range(3))
+    whole = path.read_bytes()
+    length = len(whole) // 3
+    for end in [0, 1, length - 1, length, length + 30, 2 * length - 1, len(whole) - 1]:
+        path.write_bytes(whole[:end])
+        assert [r.step for r in read(tmp_path)] == list(range(end // length)), end
+
+
+@given(place=st.integers(0, 700), value=st.integers(0, 255))
+def test_a_damaged_record_is_left_out_or_right(place: int, value: int):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        [path] = write(Path(directory), range(2))
+        damaged = bytearray(path.read_bytes())
+        damaged[place % len(damaged)] = value
+        path.write_bytes(damaged)
+        for found in read(Path(directory)):
+            assert_same(found, record(found.step))
+
+
+def test_files_that_are_no_journal_are_ignored(tmp_path: Path):
+    [path] = write(tmp_path, range(2))
+    (path.parent / "7").write_bytes(b"\x00" * 1000)
+    (path.parent / "8").write_bytes(b'00000000 {"step": 8, "place": 3}\n')
+    (path.parent / "notes.txt").write_text("mine")
+    assert [r.step for r in read(tmp_path)] == [0, 1]
+
+
+def test_a_recorder_without_a_flush_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    from trajstore.recording.recorder import Recorder
+
+    torch.manual_seed(3)
+    model = torch.nn.Linear(30, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path, copy = tmp_path / "run.zarr", tmp_path / "copy.zarr"
+    options: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "steps_per_epoch": 5}
+    with Recorder(path, model, optimizer, journal=True, **options) as recorder:
+        for step in range(13):
+            optimizer.zero_grad()
+            model(torch.randn(8, 30)).square().mean().backward()
+            recorder.log(loss=step)
+            optimizer.step()
+        # As a killed process leaves it.
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
+    assert open_run(copy).n_steps == 10
+    monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
+    cli.main()
+    assert "may hold further steps: traj-store recover" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["traj-store", "recover", str(copy)])
+    cli.main()
+    assert capsys.readouterr().out == "3 steps were recovered; 13 in all.\n"
+    found, expected = open_run(copy), open_run(path)
+    assert (found.status, found.has_final) == ("interrupted", False)
+    for name in (
+        "epoch",
+        "tables",
+        "signs",
+        "scales",
+        "gradient_probes",
+        "probe_scales",
+    ):
+        every = slice(0, 13)
+        assert found.rows(name, every).tobytes() == expected.rows(name, every).tobytes()
+    assert found.steps["loss"].values.tolist() == list(range(13))
+    assert recover(copy) == 0
+    assert not (copy / JOURNAL).exists()

@@ -1,0 +1,103 @@
+"""Compile the kernels for a GPU that need not be there; print the registers of a thread."""
+
+import re
+import sys
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_source
+
+from trajstore.format.layout import BLOCK
+from trajstore.sketch.fold import SHIFT
+from trajstore.sketch.signs import Role
+from trajstore.tracking.backends import triton_kernels
+from trajstore.tracking.backends.triton_tables import FOUR_WARPS, ONE_WARP, SEGMENT
+
+TYPES = {
+    "*i64": ("gradients", "parameters", "ends", "checks", "past"),
+    "*i32": ("segments", "layer_of_block", "bounds"),
+    "*i8": ("columns", "probe_columns"),
+    "i32": (
+        *(
+            "n_layers",
+            "size",
+            "n_codes",
+            "n_rows",
+            "n_rows_each",
+            "width",
+            "out_stride",
+        ),
+        *("n", "seed", "step"),
+    ),
+}
+"""Of arguments; the others are float32 arrays."""
+
+
+def registers(
+    name: str,
+    options: Any,
+    *,
+    ones: tuple[str, ...] = (),
+    types: dict[str, str] | None = None,
+    **known: Any,
+) -> int:
+    """Compile a kernel; arguments that are 1 become constants, as where Triton starts it."""
+    kernel = getattr(triton_kernels, name)
+    known |= dict.fromkeys(ones, 1)
+    usual = {argument: kind for kind, names in TYPES.items() for argument in names}
+    types = usual | (types or {})
+    signature = {
+        argument: "constexpr" if argument in known else types.get(argument, "*fp32")
+        for argument in kernel.arg_names
+    }
+    constants = {(kernel.arg_names.index(n),): value for n, value in known.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    compiled = compile_source(source, target=target, options=options)
+    return registers_of(compiled.asm["cubin"])
+
+
+def registers_of(cubin: bytes) -> int:
+    """Read how many registers a thread has from the attribute that says so."""
+    # Format 4, attribute 0x2f, 8 bytes: the index of the kernel, and the number.
+    found = re.search(rb"\x04\x2f\x08\x00.{4}(.{4})", cubin, re.DOTALL)
+    if found is None:
+        raise ValueError("The code does not say how many registers it needs.")
+    return int.from_bytes(found[1], "little")
+
+
+def main() -> None:
+    """Compile all."""
+    before: dict[str, Any] = {
+        "N_BASIS": 3,
+        "WITH_FOLDS": True,
+        "SHIFT": SHIFT,
+        "BLOCK": BLOCK,
+        "SEGMENT": SEGMENT,
+    }
+    single: dict[str, Any] = {"HAS_GRADIENTS": 1, "HAS_PARAMETERS": 1}
+    print("measure_before", registers("measure_before", ONE_WARP, **before, **single))
+    halves: dict[str, Any] = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
+    found = registers("measure_before", ONE_WARP, **before, **halves)
+    print("measure_before_halves", found)
+    ones = ("n_layers", "n_rows", "n_rows_each")
+    found = registers("measure_before", ONE_WARP, ones=ones, **before, **single)
+    print("measure_before_small", found)
+    for name in ("measure_after", "subtract_reference"):
+        found = registers(name, FOUR_WARPS, HAS_PARAMETERS=7, BLOCK=BLOCK)
+        print(name, found)
+    print("fold", registers("fold", ONE_WARP, SHIFT=SHIFT, SEGMENT=SEGMENT))
+    shape: dict[str, Any] = {"N_COLUMNS": 10, "COLUMNS": 16, "ROWS": 32}
+    print("add_up", registers("add_up", FOUR_WARPS, **shape))
+    doubles = {"values": "*fp64"}
+    found = registers("add_up", FOUR_WARPS, types=doubles, **shape)
+    print("add_up_doubles", found)
+    signs: dict[str, Any] = {"ROLE": int(Role.STEP), "BLOCK": BLOCK}
+    print("draw_signs", registers("draw_signs", FOUR_WARPS, **signs))
+    large = {"seed": "u64", "step": "i64"}
+    print("draw_signs_large", registers("draw_signs", FOUR_WARPS, types=large, **signs))
+
+
+if __name__ == "__main__":
+    main()

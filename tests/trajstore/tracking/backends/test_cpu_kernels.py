@@ -1,0 +1,207 @@
+"""The compiled kernels against the NumPy formulas that analysis uses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from trajstore.format.schema import MAX_BLOCK, n_blocks
+from trajstore.sketch import onebit
+from trajstore.sketch.fold import SHIFT, Fold
+from trajstore.sketch.probes import Probes
+from trajstore.sketch.rotation import rotate
+from trajstore.sketch.signs import Role, random_signs
+from trajstore.tracking.backends import cpu_kernels as kernels
+from trajstore.tracking.backends.cpu_kernels import _hadamard, _sum_of_bits
+
+SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
+"""Less than 16; powers of four and others; two blocks."""
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [2**k for k in range(13)])
+def test_hadamard_is_the_matrix_of_scipy(n: int):
+    linalg = pytest.importorskip("scipy.linalg")
+    vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
+    expected = linalg.hadamard(n) @ vector.astype(np.float64)
+    _hadamard(vector, n)
+    # Sums of small integers are exact.
+    np.testing.assert_array_equal(vector, expected)
+
+
+def butterflies(vector: Any) -> Any:
+    """Transform level by level, in the order in which the kernel has always added."""
+    n = len(vector)
+    levels = [8, 4, 2, 1] if n >= 16 else []
+    while (h := 2 ** len(levels)) < n:
+        levels += [2 * h, h] if 4 * h <= n else [h]
+    for h in levels:
+        pairs = vector.reshape(-1, 2, h)
+        vector = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+    return vector.reshape(n)
+
+
+@pytest.mark.parametrize("n", [2**k for k in range(18)])
+def test_hadamard_adds_in_a_fixed_order(n: int):
+    vector = normal(n)
+    expected = butterflies(vector.copy())
+    _hadamard(vector, n)
+    # Recordings stay the same, bit for bit.
+    np.testing.assert_array_equal(vector, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sketch_is_rotation_and_code(size: int):
+    vector = normal(size)
+    signs = random_signs(size, seed=2, role=Role.STEP)
+    code, scales = np.zeros(size // 8, np.uint8), np.zeros(n_blocks(size), np.float32)
+    rotated = rotate(vector, signs)
+    expected_code, expected_scales = onebit.encode(rotated)
+
+    # The other folds are not looked at; parts are added up.
+    folds = np.full((2, 3, size), np.nan, np.float32)
+    folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
+    kernels.sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
+
+    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
+    different = np.unpackbits(code ^ expected_code).astype(bool)
+    # Only what is 0 up to rounding may have another sign.
+    assert (np.abs(rotated[different]) < 1e-5).all()
+    assert different.mean() < 1e-3
+
+
+@pytest.mark.parametrize("filled", [1, 16, 255, 1000, 10_000, 70_000, 2**17])
+def test_a_sketch_is_the_same_where_zeros_are_known(filled: int):
+    size, block = 2**17, MAX_BLOCK
+    signs = random_signs(size, seed=2, role=Role.STEP)
+    sketches = []
+    for known in (filled, size):
+        folds = np.zeros((2, 1, size), np.float32)
+        folds[:, 0, :filled] = normal(2, filled)
+        code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
+        kernels.sketch(folds, known, signs, block, code, scales)
+        sketches.append((code, scales))
+    (code, scales), (expected_code, expected_scales) = sketches
+    np.testing.assert_array_equal(code, expected_code)
+    np.testing.assert_array_equal(scales, expected_scales)
+
+
+@pytest.mark.parametrize(
+    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
+)
+def test_scale_of_what_is_zero_or_not_finite(bad: float, scale: float):
+    vector = np.zeros(256, np.float32)
+    vector[7] = bad
+    scales = np.ones(1, np.float32)
+    ones = np.ones(256, np.float32)
+    folds = vector[None, None]
+    kernels.sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
+    np.testing.assert_array_equal(scales, np.float32(scale))
+
+
+def test_zero_counts_as_positive():
+    code = np.zeros(2, np.uint8)
+    kernels.sketch(
+        np.zeros((1, 1, 16), np.float32),
+        16,
+        np.ones(16, np.float32),
+        16,
+        code,
+        np.zeros(1, np.float32),
+    )
+    assert code.tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
+def test_packed_signs_are_those_of_numpy(n_bytes: int):
+    vector = normal(8 * n_bytes)
+    vector[::3] = np.resize(
+        np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
+    )
+    code = np.zeros(n_bytes, np.uint8)
+    kernels._pack(vector, code)
+    np.testing.assert_array_equal(code, np.packbits(vector >= 0))
+
+
+@pytest.mark.parametrize("n", [64, 192, 65536 + 64])
+@pytest.mark.parametrize("step", [0, 4, 2**40])
+@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
+def test_signs_are_those_of_numpy(n: int, step: int, seed: int):
+    signs = np.zeros(n, np.float32)
+    kernels.draw_signs(seed, Role.STEP, step, signs)
+    expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
+    np.testing.assert_array_equal(signs, expected)
+
+
+@pytest.mark.parametrize("size", [40, 61, 1000, 5000])
+def test_fold_and_probe_are_those_of_numpy(size: int):
+    fold = Fold(size=size, buckets=64, seed=5, column_role=Role.FOLD)
+    probes = Probes(fold=fold, count=16)
+    vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
+    columns = random_signs(
+        fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
+    )
+    folded, out = np.zeros((2, 1, 64), np.float32), np.full((1, 16), 7, np.float32)
+
+    for part in folded:
+        kernels.fold(vector, fold.width, columns, probes.row_signs, part[0])
+    kernels.probe(folded, fold.width, probes.bucket_fold.column_signs.copy(), out)
+
+    np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
+    # Two parts, the same.
+    np.testing.assert_array_equal(out[0], 2 * probes(vector))
+
+
+@pytest.mark.parametrize("filled", [1, 16, 17, 40, 61])
+def test_probes_end_where_the_fold_does(filled: int):
+    fold = Fold(size=5000, buckets=64, seed=5, column_role=Role.FOLD)
+    signs = Probes(fold=fold, count=16).bucket_fold.column_signs.copy()
+    folded = np.zeros((1, 1, 64), np.float32)
+    folded[0, 0, :filled] = normal(filled)
+    whole, part = np.zeros((2, 1, 16), np.float32)
+    kernels.probe(folded, fold.width, signs, whole)
+    kernels.probe(folded, filled, signs, part)
+    np.testing.assert_array_equal(part, whole)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 5])
+def test_parts_are_added_up_in_their_columns(n_parts: int):
+    sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
+    table, total = np.full((3, 6), 7, np.float32), np.ones(3)
+    expected = sums.sum(0).astype(np.float32)
+    kernels.add_up(sums, 3, table)
+    kernels.add_column(table, 4, total)
+    np.testing.assert_array_equal(table[:, 3:5], expected)
+    np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
+    np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))
+
+
+def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
+    words = normal(1024).view(np.int32)
+    before = _sum_of_bits(words, 0)
+    words[77] ^= 1
+    assert _sum_of_bits(words, 0) != before
+    words[77] ^= 1
+    words[[3, 500]] = words[[500, 3]]
+    assert _sum_of_bits(words, 0) != before
+    words[[3, 500]] = words[[500, 3]]
+    assert _sum_of_bits(words, 0) == before
+    assert _sum_of_bits(words, 1024) != before
+
+
+def test_without_a_place_to_keep_it_a_function_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: float) -> float:
+        return 2 * x
+
+    assert kernels._jit(double)(3.0) == 6.0

@@ -1,0 +1,179 @@
+"""A step on a device neither waits for it nor starts more operations for more tensors.
+
+The device is torch's "meta": tensors there have no elements, so whatever brings a value to
+the host fails, and copies from the host are seen.
+"""
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.trajstore.tracking.random_walk import spec_of
+from trajstore.format.layout import Layout
+from trajstore.sketch_torch.uploads import upload
+from trajstore.tracking import tracker
+from trajstore.tracking.backends import eager as steps_torch
+from trajstore.tracking.placement import Piece, Placement
+from trajstore.tracking.scaling import Scaling
+from trajstore.tracking.tracker import Tracker
+
+META = torch.device("meta")
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, and keeps those that the host waits for.
+
+    A copy between devices is waited for unless it is said not to be; one from memory that
+    is not pinned is on a CUDA device as well, which `upload` sees to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        self.counts[name] += 1
+        out = func(*args, **kwargs)
+        leaves = tree_leaves((args, kwargs, out))
+        devices = {leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        is_asynchronous = kwargs.get("non_blocking") or any(a is True for a in args)
+        if len(devices) > 1 and "copy" in name and not is_asynchronous:
+            self.waits.append(name)
+        waiting = ("_local_scalar_dense", "nonzero", "aten.equal", "aten.masked_select")
+        if any(word in name for word in waiting):
+            self.waits.append(name)
+        return out
+
+
+@pytest.fixture(autouse=True)
+def _meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tracker, steps_torch):
+        monkeypatch.setattr(module, "quiet", lambda _device: torch.no_grad())
+
+
+def tracked(n_layers: int, *, divided: bool = False, **options: Any) -> Tracker:
+    """Follow some tensors on the device that has no memory."""
+    shapes = {str(i): (40, 50) for i in range(n_layers)}
+    parameters = [torch.empty(shape, device=META) for shape in shapes.values()]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    spec = spec_of(shapes, **options)
+    layout = Layout(spec.names, spec.shapes)
+    placement = None
+    if divided:
+        # As one rank of several would see it; sums over ranks are left out.
+        pieces = [Piece((20, 50), (50, 1), int(offset)) for offset in layout.offsets]
+        placement = Placement(layout, tuple(pieces))
+        parameters = [torch.empty(20, 50, device=META) for _ in parameters]
+    return Tracker(parameters, layout, spec, placement)
+
+
+def step(tracked: Tracker, number: int, **options: Any) -> None:
+    row = {name: rows[0] for name, rows in tracked.allocate(1).items()}
+    tracked.before_step(number, row, **options)
+    tracked.after_step(row)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"exact": True}, {"divided": True}],
+    ids=["whole", "exact", "divided"],
+)
+def test_steps_and_windows_do_not_wait(options: dict[str, bool]):
+    followed = tracked(3, **options)
+    with Operations() as operations:
+        followed.start()
+        for number in range(6):
+            if number % 2:
+                followed.move()
+                followed.reference_sq()
+            step(followed, number)
+    assert operations.waits == []
+
+
+def test_scaled_gradients_and_measurements_do_not_wait():
+    followed = tracked(3)
+    ids = frozenset(map(id, followed._parameters))
+    scaling = Scaling(torch.empty((), device=META), ids)
+    with Operations() as operations:
+        followed.start()
+        step(followed, 0, scaling=scaling)
+        row = {name: rows[0] for name, rows in followed.allocate(1).items()}
+        followed.measure(7, row)
+        followed.measure_update(8, row, row)
+        followed.gradient_norm(scaling)
+    assert operations.waits == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: torch.ones(2).to(META),
+        lambda: torch.empty(2, device=META).copy_(torch.ones(2)),
+        lambda: torch.ones(1).item(),
+    ],
+    ids=["upload", "copy", "item"],
+)
+def test_the_guard_against_waiting_can_fail(wait: Any):
+    with Operations() as operations:
+        wait()
+    assert len(operations.waits) == 1
+
+
+def test_an_upload_does_not_wait():
+    with Operations() as operations:
+        upload(np.ones(3), META)
+    assert operations.counts["aten._to_copy.default"] == 1
+    assert operations.waits == []
+
+
+def operations_of_a_step(n_layers: int, **options: Any) -> int:
+    """Count the operations that a step starts, views among them."""
+    followed = tracked(n_layers, sketch_bits=2**17, **options)
+    followed.start()
+    with Operations() as operations:
+        row = {name: rows[0] for name, rows in followed.allocate(1).items()}
+        before = operations.counts.total()
+        followed.before_step(0, row)
+        followed.after_step(row)
+    return int(operations.counts.total() - before)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
+def test_the_number_of_operations_does_not_grow_with_that_of_tensors(exact: bool):
+    few, many = (operations_of_a_step(n, exact=exact) for n in (2, 30))
+    assert few == many < 160
+
+
+def public_names(module: str, name: str) -> set[str]:
+    """Read what a class defines, without its imports, some of which are not here."""
+    tree = ast.parse(
+        Path(tracker.__file__)
+        .with_name("backends")
+        .joinpath(f"{module}.py")
+        .read_text()
+    )
+    [found] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
+    functions = [n.name for n in found.body if isinstance(n, ast.FunctionDef)]
+    return {name for name in functions if not name.startswith("_")}
+
+
+def test_whatever_measures_steps_can_do_the_same():
+    """Triton is not there in most tests, and the tracker does not ask which it has."""
+    expected = public_names("eager", "StepsOnDevice")
+    assert expected == public_names("cpu", "StepsOnCPU")
+    assert expected == public_names("triton", "StepsOnTriton")

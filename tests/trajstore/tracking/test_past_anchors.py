@@ -1,0 +1,69 @@
+"""Displacements from past references against the references themselves."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trajstore.format.layout import BLOCK
+from trajstore.sketch import deltas
+from trajstore.sketch_torch import deltas as deltas_torch
+from trajstore.tracking.past_anchors import PastReferences
+
+SIZE = 5 * BLOCK
+
+
+@pytest.fixture(params=[BLOCK, 2 * BLOCK, 8 * BLOCK], autouse=True)
+def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on one block at once, on two, on more than there are."""
+    monkeypatch.setitem(deltas_torch.CHUNK, "cpu", request.param)
+
+
+def walk(n_windows: int) -> tuple[list[Any], list[Any]]:
+    """References in float64, and the codes between them."""
+    generator = np.random.default_rng(n_windows)
+    references, codes = [np.zeros(SIZE)], []
+    for _ in range(n_windows):
+        step = generator.standard_normal(SIZE).astype(np.float32)
+        codes.append(deltas.encode(step))
+        decoded = deltas.decode(*codes[-1])
+        references.append(references[-1] + decoded)
+    return references, codes
+
+
+@pytest.mark.parametrize("n_windows", [0, 1, 2, 3, 5, 9])
+@pytest.mark.parametrize("basis", [2, 3, 4])
+def test_displacements_are_differences_of_references(basis: int, n_windows: int):
+    references, codes = walk(n_windows)
+    past = PastReferences(basis)
+    for code in codes:
+        past.append(*map(torch.from_numpy, code))
+    # As far back as there are references.
+    earlier = [references[max(0, n_windows - 2**j)] for j in range(basis - 1)]
+    expected = np.array([references[-1] - e for e in earlier])
+
+    vectors = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(1))
+    found = [
+        past.displacements(elements, blocks, like=vectors)
+        for elements, blocks in deltas_torch.chunks(SIZE, vectors.device)
+    ]
+    np.testing.assert_allclose(torch.cat(found, 1), expected, atol=1e-6)
+
+    # float32 sums of 1024 products of size 1.
+    products = np.einsum(
+        "vbe,jbe->bvj",
+        vectors.double().reshape(2, -1, BLOCK),
+        expected.reshape(len(expected), -1, BLOCK),
+    )
+    np.testing.assert_allclose(past.products(vectors), products, atol=1e-3)
+
+
+@pytest.mark.parametrize(("basis", "n_codes"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8)])
+def test_no_more_codes_are_held_than_add_up(basis: int, n_codes: int):
+    past = PastReferences(basis)
+    for _, code in zip(range(9), walk(9)[1], strict=True):
+        past.append(*map(torch.from_numpy, code))
+    assert past.addresses.shape == (2, n_codes)
+    assert past.n_kept == n_codes

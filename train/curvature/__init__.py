@@ -1,0 +1,1 @@
+"""Hessian products and sharpness of a model."""

@@ -1,0 +1,135 @@
+"""Many runs, described by a plain file."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from train.settings import Training
+from train.workloads.catalogue import WORKLOADS, check_width
+
+DIRECTORY = files("train") / "sweeps"
+
+
+class Planned(NamedTuple):
+    """A run of a sweep.
+
+    Attributes
+    ----------
+    name : str
+        Of its store, without the ending.
+    training : Training
+        What to do.
+    updates : bool
+        Whether what steps change is recorded, too.
+    """
+
+    name: str
+    training: Training
+    updates: bool
+
+
+class Sweep(NamedTuple):
+    """Some runs.
+
+    Attributes
+    ----------
+    summary : str
+        What they are for.
+    runs : list of Planned
+        In their order.
+    """
+
+    summary: str
+    runs: list[Planned]
+
+
+def names() -> list[str]:
+    """Return the names of the sweeps that come with this package."""
+    return sorted(path.name.removesuffix(".toml") for path in DIRECTORY.iterdir())
+
+
+def load_sweep(name: str, **changes: Any) -> Sweep:
+    """Read a sweep.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`, or the path of a TOML file: ``summary``, and for each of the
+        ``runs`` its ``name``, ``workload`` and any fields of `Training`, and ``updates``.
+    **changes : object
+        Fields of `Training` that all runs get.
+
+    Returns
+    -------
+    Sweep
+        What the file says.
+
+    Raises
+    ------
+    ValueError
+        If there is no such sweep, or the file names what does not exist.
+    """
+    if name in names():
+        text = (DIRECTORY / f"{name}.toml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ValueError(
+            f"There is no sweep {name!r}{nearest(name, names())}; a path of a TOML file "
+            "would do, too."
+        )
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name} is no TOML: {error}.") from error
+    runs = list(_runs(document, name, changes))
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"{name}: several runs have the same name.")
+    return Sweep(document.get("summary", name), runs)
+
+
+def _runs(
+    document: dict[str, Any], name: str, changes: dict[str, Any]
+) -> Iterator[Planned]:
+    known = {field.name for field in fields(Training)} | {"updates"}
+    tables = document.get("runs")
+    if not isinstance(tables, list) or not tables:
+        raise ValueError(f"{name}: expected tables [[runs]], got {tables!r}.")
+    for run in tables:
+        settings = dict(run)
+        try:
+            label, workload = settings.pop("name"), settings.pop("workload")
+        except KeyError as error:
+            raise ValueError(f"{name}: a run has no {error}: {run}.") from error
+        if not isinstance(label, str) or Path(label).name != label:
+            raise ValueError(
+                f"{name}: expected the name of a file without its ending, got {label!r}."
+            )
+        if str(workload) not in WORKLOADS:
+            offer = nearest(str(workload), WORKLOADS)
+            raise ValueError(f"{name}: there is no workload {workload!r}{offer}.")
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(
+                f"{name}: {label} has no setting {unknown[0]!r}{nearest(unknown[0], known)}."
+            )
+        updates = settings.pop("updates", False)
+        if not isinstance(updates, bool):
+            raise ValueError(
+                f"{name}: {label}: updates: expected true or false, got {updates!r}."
+            )
+        try:
+            training = replace(WORKLOADS[workload].settings, **(settings | changes))
+            check_width(training)
+        except ValueError as error:
+            raise ValueError(f"{name}: {label}: {error}") from error
+        yield Planned(label, training, updates)
+
+
+def nearest(name: str, known: Any) -> str:
+    """Offer the names that are most like a wrong one."""
+    found = get_close_matches(name, list(known), cutoff=0.4)
+    return f"; the nearest are {', '.join(found)}" if found else ""

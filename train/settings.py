@@ -1,0 +1,173 @@
+"""What a training run is, in a few numbers and words."""
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import Suppress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One training run: everything that is needed to repeat it.
+
+    Attributes
+    ----------
+    workload : str
+        Name of model, data and loss in `train.workloads.catalogue.WORKLOADS`.
+    data : {"true", "embedded"}
+        The data set itself, or a small stand-in that needs no download.
+    data_dir : str or None
+        Where the data set lies; none for the cache of Hugging Face.
+    epochs : int
+        Passes over the training data.
+    batch_size : int
+        Examples in a step; an incomplete last batch is dropped.
+    optimizer : {"sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"}
+        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or those of `train.optim`:
+        normalised SGD with a momentum of 0.9, SPSmax, NGN.
+    lr : float
+        Learning rate; the largest one where it changes. The length of a step with nsgd, the
+        largest step size with spsmax and ngn.
+    weight_decay : float
+        Added to the gradient, times the parameters, by the optimizer; 0 with those of
+        `train.optim`.
+    schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
+        Of the learning rate: cosine falls to 0, step by step; the third divides it, and
+        the weight decay, by ten for the last epoch; one-cycle rises from a part of it and
+        falls; the last falls with the power -3/4 of the steps.
+    warmup_epochs : int
+        Epochs in which the learning rate rises linearly.
+    width : int or None
+        Of the layer whose width the workload leaves open; None where it leaves none open.
+    seed : int
+        Fixes initial parameters, the order of examples, and all else that is random.
+    control : {"none", "random-labels", "label-noise", "noise-gradients", "random-walk"}
+        Permute all labels once; or draw them anew for every step; or replace each gradient
+        by noise of the same norm; or by a random direction of norm 1, followed by plain
+        SGD without weight decay, whatever else is asked for.
+    clip : float or None
+        Largest norm of the gradient; longer ones are scaled down before they are recorded.
+    full_batch : bool
+        Take each step with the gradient of all training data.
+    measure_every : int
+        Record the gradients of ten fixed batches every so many steps; 0 for never.
+    full_gradients : bool
+        Record the gradient of all training data at the start of every epoch.
+    same_batch_every : int
+        Record the gradient of a step's examples once more after the step, every so many steps; 0 for never.
+    sharpness_every : int
+        Log the largest eigenvalue of the Hessian every so many steps; 0 for never.
+    sharpness_examples : int
+        Take so many of the training examples for it, the first ones.
+    n_eigenvalues : int
+        Log so many eigenvalues, from the largest down.
+    as_published : bool
+        Let the transformer attend across the batch, as the published code does, and leave the weight decay in the last epoch as it was.
+    record_samples : bool
+        Record which examples every step was made of, for the command replay.
+    max_steps : int or None
+        End after so many steps.
+    device : str or None
+        As torch names it; None for an accelerator if there is one, else the CPU.
+    num_workers : int
+        Processes that load data.
+    """
+
+    workload: Annotated[str, Suppress]
+    data: Literal["true", "embedded"] = "true"
+    data_dir: str | None = None
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"]
+    lr: float
+    weight_decay: float = 0.0
+    schedule: Literal[
+        "constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"
+    ] = "constant"
+    warmup_epochs: int = 0
+    width: int | None = None
+    seed: int = 0
+    control: Literal[
+        "none", "random-labels", "label-noise", "noise-gradients", "random-walk"
+    ] = "none"
+    clip: float | None = None
+    full_batch: bool = False
+    measure_every: int = 0
+    full_gradients: bool = False
+    same_batch_every: int = 0
+    sharpness_every: int = 0
+    sharpness_examples: int = 5000
+    n_eigenvalues: int = 1
+    as_published: bool = False
+    record_samples: bool = False
+    max_steps: int | None = None
+    device: str | None = None
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing: files of sweeps are not checked otherwise.
+
+        Raises
+        ------
+        ValueError
+            If a field is of the wrong kind or out of range; says which.
+        """
+        for name, kind in get_type_hints(type(self)).items():
+            _check_kind(name, getattr(self, name), kind)
+        least: dict[str, tuple[Any, float]] = {
+            "epochs": (self.epochs, 1),
+            "batch_size": (self.batch_size, 1),
+            "lr": (self.lr, 0),
+            "weight_decay": (self.weight_decay, 0),
+            "warmup_epochs": (self.warmup_epochs, 0),
+            "measure_every": (self.measure_every, 0),
+            "width": (1 if self.width is None else self.width, 1),
+            "same_batch_every": (self.same_batch_every, 0),
+            "sharpness_every": (self.sharpness_every, 0),
+            "sharpness_examples": (self.sharpness_examples, 1),
+            "n_eigenvalues": (self.n_eigenvalues, 1),
+            "clip": (1 if self.clip is None else self.clip, 0),
+            "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
+        }
+        for name, (value, bound) in least.items():
+            # Also where it is not a number.
+            if not value >= bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}.")
+        if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
+            raise ValueError(
+                f"weight_decay: expected 0 with {self.optimizer}, which has none, got "
+                f"{self.weight_decay}."
+            )
+        is_noise = self.control in {"noise-gradients", "random-walk"}
+        if self.same_batch_every and (is_noise or self.clip is not None):
+            what = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
+            raise ValueError(
+                "same_batch_every: the gradients before and after a step are compared, and "
+                f"{what} changes the first; leave out one of the two."
+            )
+
+
+WORDS: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "nothing",
+}
+"""What kinds of values are called."""
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that the annotation of its field does not allow."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {choices}, got {value!r}.")
+        return
+    kinds = choices or (kind,)
+    # A whole number is a number, and Python's truth values are not.
+    found = float if type(value) is int and float in kinds else type(value)
+    if not any(issubclass(found, k) for k in kinds if (k is bool) == (found is bool)):
+        words = " or ".join(WORDS[k] for k in kinds)
+        raise ValueError(f"{name}: expected {words}, got {value!r}.")

@@ -1,0 +1,118 @@
+r"""Deep linear networks on whitened inputs, whose training is known in closed form.
+
+:math:`y = W_L \cdots W_1 x`, inputs with :math:`\Sigma_{xx} = \frac{1}{n} \sum x x^T = I`,
+targets with :math:`\Sigma_{yx} = \frac{1}{n} \sum y x^T = U \mathrm{diag}(\lambda) V^T` of
+given singular values, and gradient descent over all data on
+
+.. math:: \frac{1}{n} \sum_i \tfrac{1}{2} |\hat y_i - y_i|^2,
+
+half of the *sum* over outputs and the *mean* over examples: the time of the gradient flow
+is then :math:`t = \eta k` after k steps.
+`analyzers.time_of_steps` has the factors of other losses.
+
+A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
+learning in deep linear neural networks", 2014, arXiv 1312.6120. Sizes, singular values and
+initial weights are ours.
+"""
+
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from train.data import Splits
+from train.models.deep_linear import (
+    aligned_weights,
+    orthonormal,
+    random_weights,
+    stack,
+)
+from train.settings import Training
+
+N_EXAMPLES: Final = 32
+N_INPUTS: Final = 16
+N_HIDDEN: Final = 12
+STRENGTHS: Final = (1.0, 0.6, 0.35, 0.2)
+"""Singular values of the correlation of targets and inputs, one for each output."""
+
+N_OUTPUTS: Final = len(STRENGTHS)
+
+INITIAL: Final = 0.01
+"""Singular values of the product of the initial weights."""
+
+STEPS_PER_EPOCH: Final = 100
+"""Every step is one with all of the data. Epochs as short as that would cost a reference
+point each."""
+
+
+def correlation(seed: int) -> Tensor:
+    """Return the correlation of targets and inputs, float32 of shape (4, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    left = orthonormal(N_OUTPUTS, len(STRENGTHS), generator)
+    right = orthonormal(N_INPUTS, len(STRENGTHS), generator)
+    strengths = torch.tensor(STRENGTHS, dtype=torch.float64)
+    return (left * strengths @ right.T).float()
+
+
+def linear_data(seed: int) -> Splits:
+    """Draw whitened inputs, and targets that are a linear function of them.
+
+    Parameters
+    ----------
+    seed : int
+        Chooses them.
+
+    Returns
+    -------
+    Splits
+        Every example is a batch of all data, inputs (32, 16) and targets (32, 4), so that
+        an epoch has as many steps of gradient descent as there are examples.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    inputs = N_EXAMPLES**0.5 * orthonormal(N_EXAMPLES, N_INPUTS, generator)
+    targets = inputs @ correlation(seed).double().T
+    batches = [
+        tensor.float().expand(STEPS_PER_EPOCH, -1, -1) for tensor in (inputs, targets)
+    ]
+    return Splits(TensorDataset(*batches), None, N_OUTPUTS)
+
+
+def half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half of the squared error, summed over outputs, mean over examples."""
+    return (outputs - targets).square().sum(-1).mean() / 2
+
+
+def deep_linear(
+    seed: int, *, depth: int, start: Literal["aligned", "random"] = "aligned"
+) -> nn.Sequential:
+    """Return a deep linear network with small initial weights.
+
+    Parameters
+    ----------
+    seed : int
+        Of the data, to whose singular modes weights may be aligned.
+    depth : int
+        Layers.
+    start : {"aligned", "random"}, default: "aligned"
+        Balanced, and diagonal in the singular bases of the targets; or normal entries.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        Maps inputs (N, 16) to outputs (N, 4).
+    """
+    if start == "aligned":
+        weights = aligned_weights(
+            correlation(seed), depth=depth, width=N_HIDDEN, initial=INITIAL
+        )
+    else:
+        widths = [N_INPUTS, *[N_HIDDEN] * (depth - 1), N_OUTPUTS]
+        weights = random_weights(widths, initial=INITIAL)
+    return stack(weights)
+
+
+def facts(training: Training) -> dict[str, Any]:
+    """Return what `analyzers.linear_modes` asks of a run, to be kept in its store."""
+    matrix = correlation(training.seed).tolist()
+    return {"input_output_correlation": matrix, "loss_convention": "half-sum"}

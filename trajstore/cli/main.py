@@ -1,0 +1,158 @@
+"""Command line: what stores hold, whether they are sound, what one would take."""
+
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from trajstore.cli.command_line import run_command_line
+from trajstore.cli.plan import plan
+from trajstore.reading.run import Run, open_run
+from trajstore.reading.verify import all_chunks, problems
+from trajstore.store.recovery import has_journal
+from trajstore.store.recovery import recover as recover_steps
+
+LISTINGS: Final = 10
+"""How often a store is listed that changes meanwhile."""
+
+
+def info(store: Positional[str]) -> None:
+    """Show what a store holds, how large it is, and how the run ended.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in _facts(run).items():
+        table.add_row(name, Text(text))
+    Console().print(table)
+
+
+def verify(store: Positional[str]) -> None:
+    """Read every chunk of a store and say what is damaged, and what that costs.
+
+    Ends with status 1 if there is any problem.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    progress = partial(
+        track, description="reading", console=Console(stderr=True), transient=True
+    )
+    found = list(problems(run, track=progress))
+    console = Console(soft_wrap=True)
+    for problem in found:
+        console.print(str(problem), markup=False, highlight=False)
+    chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    if found:
+        console.print(f"{len(found)} problems in {chunks}.", highlight=False)
+        sys.exit(1)
+    console.print(f"No problem in {chunks}.", highlight=False)
+
+
+def recover(store: Positional[str]) -> None:
+    """Write to a store the steps that only the journal of its recording holds.
+
+    For a recording that was killed and will not be resumed; resuming does the same.
+
+    Parameters
+    ----------
+    store : str
+        Path of the trajectory store.
+    """
+    found = recover_steps(store)
+    Console().print(
+        f"{found:,} steps were recovered; {open_run(store).n_steps:,} in all."
+    )
+
+
+def _facts(run: Run) -> dict[str, str]:
+    spec, layout = run.spec, run.layout
+    total, references, measured, *others = (
+        _bytes_below(run.store, prefix)
+        for prefix in ("", "references", "measurements", "snapshots", "final")
+    )
+    kept = sum(others)
+    steps = total - references - measured - kept
+    basis = f"basis of {spec.basis}" if spec.basis else "no basis"
+    sketch = (
+        "exact: whole gradients and iterates"
+        if spec.exact
+        else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
+    )
+    facts = {
+        "store": run.location,
+        "status": f"{run.status}, begun {run.attributes['created'][:19]} UTC",
+        "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
+        "steps": f"{run.n_steps:,}",
+        "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
+        "recorded": sketch,
+        "scalars": ", ".join(run.attributes["metrics"]) or "none",
+        "snapshots": ", ".join(run.snapshots) or "none",
+    }
+    if run.measurements:
+        facts["measurements"] = ", ".join(
+            f"{name} ({run.measured(name).n_steps:,})" for name in run.measurements
+        )
+    if resumes := run.attributes["resumes"]:
+        missing = sum(resumption["n_missing"] for resumption in resumes)
+        facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
+    if has_journal(run.location):
+        facts["journal"] = "may hold further steps: traj-store recover"
+    parts = {
+        "steps": steps,
+        "measurements": measured,
+        "references": references,
+        "other iterates": kept,
+    }
+    sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
+    facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
+    if run.n_steps:
+        per_step, gradient = steps / run.n_steps, 4 * layout.n_params
+        facts["bytes per step"] = (
+            f"{decimal(round(per_step))}, against {decimal(gradient)} of a float32 gradient"
+        )
+        facts["compression"] = (
+            f"{gradient / per_step:.3g} x for a step; all gradients would take "
+            f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
+            "the whole store"
+        )
+    return facts
+
+
+def _bytes_below(store: Store, prefix: str) -> int:
+    for _ in range(LISTINGS):
+        # A file may be renamed between listing and looking, while a run is recorded.
+        with suppress(FileNotFoundError):
+            return sync(store.getsize_prefix(prefix))
+    return 0
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command_line(
+        {"info": info, "verify": verify, "recover": recover, "plan": plan},
+        prog="traj-store",
+        description="Look into trajectory stores, and plan them.",
+    )
+
+
+if __name__ == "__main__":
+    main()

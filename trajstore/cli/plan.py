@@ -1,0 +1,282 @@
+"""The command ``traj-store plan``: what a recording will take, before it is made."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from trajstore.format.defaults import BASIS
+from trajstore.format.layout import Layout
+from trajstore.planning.estimate import (
+    EDGES,
+    TRAININGS,
+    Plan,
+    Range,
+    guess_layout,
+    plan_recording,
+)
+from trajstore.planning.search import most_precise_plan, smallest_plan
+
+UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+PARTS: Final = {
+    "signs": ("signs", "scales"),
+    "tables": ("tables",),
+    "probes": ("gradient_probes", "displacement_probes", "probe_scales"),
+    "scalars": ("scalars", "epoch", "iteration", "window"),
+}
+"""Rows of the table, and the arrays that they add up."""
+
+
+def plan(
+    *,
+    steps: int,
+    params: float | None = None,
+    tensors: int | None = None,
+    model: str | None = None,
+    steps_per_epoch: int | None = None,
+    basis: int = BASIS,
+    stderr: float | None = None,
+    disk: str | None = None,
+) -> None:
+    """Say what a recording takes on disk and in memory, and how precise it will be.
+
+    With --stderr the smallest store that is as precise, with --disk the most precise one
+    that is as small, with neither what a recorder does by default.
+
+    Parameters
+    ----------
+    steps : int
+        Optimizer steps in the run.
+    params : float, optional
+        Parameters of the net, such as 11e6.
+    tensors : int, optional
+        Parameter tensors; a guess by default.
+    model : str, optional
+        Instead of both, module:factory: a function without arguments that returns the
+        model. The module is looked for in the working directory, too.
+    steps_per_epoch : int, optional
+        Optimizer steps in an epoch.
+    basis : int, default: 3
+        Directions in which gradients are known exactly; 0 for none.
+    stderr : float, optional
+        Standard error of gamma in one step that is asked for.
+    disk : str, optional
+        What the store may take, such as 800MB or 5GB.
+
+    Raises
+    ------
+    ValueError
+        If arguments contradict each other, or cannot be met.
+    """
+    if stderr is not None and disk is not None:
+        raise ValueError(
+            f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. One is what "
+            "is asked for, the other what it costs."
+        )
+    if stderr is not None and not stderr > 0:
+        raise ValueError(f"--stderr must be positive, got {stderr:g}.")
+    layout = _layout(params, tensors, model)
+    run: Any = {"n_steps": steps, "steps_per_epoch": steps_per_epoch, "basis": basis}
+    if stderr is not None:
+        chosen = smallest_plan(layout, **run, stderr=stderr)
+    elif disk is not None:
+        chosen = most_precise_plan(layout, **run, disk=parse_size(disk))
+    else:
+        chosen = plan_recording(layout, **run)
+    _print(chosen, tensors_are_guessed=model is None and tensors is None)
+
+
+def parse_size(text: str) -> float:
+    """Read a number of bytes: ``5GB``, ``1.5 TB``, ``800M``, ``64 MiB``.
+
+    Parameters
+    ----------
+    text : str
+        A number and a unit, in powers of 1000, or with ``i`` of 1024.
+
+    Returns
+    -------
+    float
+        Bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is no size.
+
+    Examples
+    --------
+    >>> parse_size("5GB")
+    5000000000.0
+    >>> parse_size("1 KiB")
+    1024.0
+    """
+    number = r"(\d+\.?\d*(?:e\d+)?|\.\d+)"
+    match = re.fullmatch(rf"{number} *([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"Expected a size such as 800MB or 5GB, got {text!r}.")
+    unit = 1024 ** list(UNITS).index(match[2]) if match[3] else UNITS[match[2]]
+    return float(match[1]) * unit
+
+
+def _layout(params: float | None, tensors: int | None, model: str | None) -> Layout:
+    if model is not None:
+        if params is not None or tensors is not None:
+            raise ValueError(
+                "--model knows its parameters and tensors: give it, or --params and "
+                "--tensors, not both."
+            )
+        return layout_of_model(model)
+    if params is None:
+        raise ValueError(
+            "How large is the net? Give --params, such as 11e6, or --model module:factory."
+        )
+    # Infinity and NaN are no counts, either.
+    if not 1 <= params < 1 << 40:
+        raise ValueError(f"--params must lie between 1 and 2**40, got {params:g}.")
+    if tensors is not None and not 1 <= tensors <= params:
+        raise ValueError(
+            f"--tensors must lie between 1 and the number of parameters, {params:g}; got "
+            f"{tensors}."
+        )
+    return guess_layout(round(params), tensors)
+
+
+def layout_of_model(path: str) -> Layout:
+    """Call a factory of a model and read the shapes of what it trains.
+
+    Parameters
+    ----------
+    path : str
+        ``module:factory``.
+
+    Returns
+    -------
+    Layout
+        The parameters that require a gradient, in the order of ``named_parameters()``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module or factory, or what it returns has no parameters.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"--model is written module:factory, got {path!r}.")
+    with _working_directory_importable():
+        try:
+            module = import_module(module_name)
+        except ImportError as error:
+            raise ValueError(
+                f"--model {path}: importing {module_name!r} failed: {error}."
+            ) from error
+        factory: Any = getattr(module, name, None)
+        if not callable(factory):
+            raise ValueError(
+                f"--model {path}: the module {module_name!r} has no function {name!r}."
+            )
+        model = factory()
+    if not hasattr(model, "named_parameters"):
+        raise ValueError(
+            f"--model {path}: {name}() must return a torch.nn.Module, got "
+            f"{type(model).__name__}."
+        )
+    shapes = {
+        key: tuple(p.shape) for key, p in model.named_parameters() if p.requires_grad
+    }
+    layout = Layout(tuple(shapes), tuple(shapes.values()))
+    if layout.size == 0:
+        raise ValueError(f"--model {path}: the model has no parameters to train.")
+    return layout
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """Console scripts do not look there, unlike ``python -m``."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _print(plan: Plan, *, tensors_are_guessed: bool) -> None:
+    console = Console()
+    console.print(_sizes(plan))
+    console.print()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for name, text in _facts(plan, tensors_are_guessed=tensors_are_guessed).items():
+        facts.add_row(name, text)
+    console.print(facts)
+    console.print(
+        f"\nErrors are of gamma, typical (least to most), extrapolated from "
+        f"{len(TRAININGS)} trainings of 0.3 to 0.8 million parameters: expect their "
+        "order, not their digits. Pass to Recorder:\n"
+    )
+    console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
+
+
+def _sizes(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("on disk")
+    table.add_column("a step", justify="right")
+    table.add_column("the run", justify="right")
+    for title, names in PARTS.items():
+        step = sum(plan.bytes_per_step[name] for name in names)
+        table.add_row(title, _bytes(step), _bytes(step * plan.n_steps))
+    references = dict(plan.bytes_of_references)
+    keyframes = references.pop("references/keyframes")
+    table.add_row("references", "", _bytes(sum(references.values())))
+    table.add_row("every 32nd in full", "", _bytes(keyframes))
+    table.add_row("final iterate", "", _bytes(plan.bytes_of_final))
+    table.add_row("metadata", "", _bytes(plan.bytes_of_metadata))
+    per_step = _bytes(sum(plan.bytes_per_step.values()))
+    table.add_row("all", per_step, _bytes(plan.disk), style="bold")
+    return table
+
+
+def _facts(plan: Plan, *, tensors_are_guessed: bool) -> dict[str, str]:
+    spec, layout = plan.spec, plan.layout
+    guessed = " (a guess)" if tensors_are_guessed else ""
+    vectors = plan.memory / (4 * layout.n_params)
+    facts = {
+        "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{guessed}",
+        "signs": f"{spec.sketch_bits:,} a step",
+        "windows": (
+            f"{plan.n_windows:,}, each with a reference; of {plan.windows.length:,} "
+            "steps, less at both ends"
+        ),
+        "memory": f"{_bytes(plan.memory)}, {vectors:.2g} float32 vectors",
+        "error of a step": _range(plan.stderr()),
+    }
+    if spec.steps_per_epoch:
+        facts["of an epoch's mean"] = _range(plan.stderr(mean_of=spec.steps_per_epoch))
+    facts["at both ends"] = f"{EDGES[0]} to {EDGES[1]} times as much"
+    return facts
+
+
+def _arguments(plan: Plan) -> str:
+    basis = "" if plan.spec.basis == BASIS else f"basis={plan.spec.basis}, "
+    return (
+        f"sketch_bits={plan.spec.sketch_bits}, {basis}"
+        f"reference_every={plan.windows.length}, total_steps={plan.n_steps}"
+    )
+
+
+def _range(error: Range) -> str:
+    return f"{error.typical:.2g} ({error.low:.2g} to {error.high:.2g})"
+
+
+def _bytes(number: float) -> str:
+    return decimal(round(number))

@@ -1,0 +1,1 @@
+"""Predict the size and the errors of a recording."""

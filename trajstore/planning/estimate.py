@@ -1,0 +1,406 @@
+"""What a recording will take and how precise it will be, before it is made.
+
+Sizes are those of the format (`trajstore.format.schema`), times how well arrays compressed in
+measured stores. The error of gamma is the sketch's formula times what weights and basis
+leave of it, which depends on the training and is known from three of them only:
+`benchmarks/planning.py` measures both. Needs no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, hypot, isqrt, log, prod, sqrt
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from trajstore.format.defaults import (
+    BASIS,
+    FLUSH_BYTES,
+    FLUSH_ROWS,
+    PROBES,
+    SKETCH_BITS,
+)
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.schema import (
+    ITEM_SIZE,
+    KEYFRAME_EVERY,
+    ArraySpec,
+    RunSpec,
+    n_blocks,
+    n_metric_columns,
+    step_arrays,
+    vector_array,
+    window_arrays,
+)
+from trajstore.format.windows import Windows
+from trajstore.sketch.deltas import n_codes
+from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+
+COMPRESSION: Final = {
+    "epoch": 0.05,
+    "iteration": 0.05,
+    "window": 0.05,
+    "scalars": 0.13,
+    "tables": 0.85,
+    "scales": 0.9,
+    "probe_scales": 0.85,
+    "references/codes": 0.8,
+    "references/probes": 0.63,
+}
+"""Bytes on disk over bytes in memory, where they differ (``benchmarks/planning.py``)."""
+
+N_VECTORS: Final = 3
+"""float32 vectors that a recorder keeps: the gradient before, displacement, reference."""
+
+MEASURED_BASES: Final = (0, 1, 3)
+"""Numbers of vectors in the basis whose errors were measured."""
+
+EDGES: Final = (0.7, 2.7)
+"""Errors in the first and last epoch over those between (``benchmarks/accuracy.py``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What the errors of one measured training were, between first and last epoch.
+
+    Attributes
+    ----------
+    shares : tuple of float
+        Lengths of windows as shares of the run, ascending.
+    left : mapping from int to tuple of float
+        By number of vectors in the basis: rms standard error of gamma with windows of
+        these lengths, over the one of a sketch without weights and basis.
+    from_distance : mapping from int to float
+        By the same number, with windows of an epoch: part of the error of gamma that the
+        distance has, with `PROBES` probes. More signs do not help against it, and means
+        over epochs do not either.
+    """
+
+    shares: tuple[float, ...]
+    left: Mapping[int, tuple[float, ...]]
+    from_distance: Mapping[int, float]
+
+
+TRAININGS: Final = {
+    "digits ResNet": Training(
+        shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
+        left={
+            0: (0.619, 0.623, 0.635, 0.668, 0.725, 0.786),
+            1: (0.349, 0.352, 0.362, 0.388, 0.422, 0.451),
+            3: (0.282, 0.281, 0.285, 0.296, 0.315, 0.334),
+        },
+        from_distance={0: 9.39e-5, 1: 6.49e-5, 3: 5.4e-5},
+    ),
+    "digits MLP": Training(
+        shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
+        left={
+            0: (0.922, 0.931, 0.951, 0.997, 1.111, 1.243),
+            1: (0.802, 0.809, 0.825, 0.865, 0.962, 1.078),
+            3: (0.633, 0.539, 0.439, 0.375, 0.378, 0.45),
+        },
+        from_distance={0: 7.68e-4, 1: 7.11e-4, 3: 2.72e-4},
+    ),
+    "English transformer": Training(
+        shares=(0.0248, 0.0496, 0.0992, 0.2, 0.4, 0.8),
+        left={
+            0: (0.465, 0.478, 0.508, 0.581, 0.734, 0.581),
+            1: (0.443, 0.456, 0.484, 0.557, 0.706, 0.558),
+            3: (0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
+        },
+        from_distance={0: 1.22e-4, 1: 1.23e-4, 3: 1.21e-4},
+    ),
+}
+"""Measured by ``benchmarks/planning.py``."""
+
+
+class Range(NamedTuple):
+    """What to expect: least and most of the measured trainings, and their mean."""
+
+    low: float
+    typical: float
+    high: float
+
+
+@dataclass(frozen=True, slots=False, kw_only=True)
+class Plan:
+    """A recording that has not been made.
+
+    Attributes
+    ----------
+    spec : RunSpec
+        What would be recorded; ``total_steps`` is known.
+    """
+
+    spec: RunSpec
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the run."""
+        assert self.spec.total_steps is not None
+        return self.spec.total_steps
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Places of the parameter tensors in flat vectors."""
+        return Layout(self.spec.names, self.spec.shapes)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """When the windows of the run begin."""
+        return Windows(
+            steps_per_epoch=self.spec.steps_per_epoch,
+            reference_every=self.spec.reference_every,
+            total_steps=self.spec.total_steps,
+        )
+
+    @cached_property
+    def n_windows(self) -> int:
+        """Windows of the run, each with a reference."""
+        return count_windows(self.windows, self.n_steps)
+
+    @cached_property
+    def bytes_per_step(self) -> Mapping[str, float]:
+        """Bytes on disk that a step takes, by name of the array."""
+        return {name: _stored(name, array) for name, array in self._step_arrays.items()}
+
+    @cached_property
+    def bytes_of_references(self) -> Mapping[str, float]:
+        """Bytes on disk that all references take, by name of the array."""
+        arrays = window_arrays(self.spec, size=self._size, block=BLOCK)
+        rows = dict.fromkeys(arrays, self.n_windows)
+        # The first reference has no code, but a keyframe.
+        rows["references/codes"] -= 1
+        rows["references/keyframes"] = -(-self.n_windows // KEYFRAME_EVERY)
+        return {name: rows[name] * _stored(name, arrays[name]) for name in arrays}
+
+    @property
+    def bytes_of_final(self) -> int:
+        """Bytes on disk of the last iterate."""
+        return self._size * ITEM_SIZE[vector_array(self._size).dtype]
+
+    @cached_property
+    def bytes_of_metadata(self) -> int:
+        """Bytes of JSON: names and shapes, and what each array is."""
+        arrays = self._step_arrays | window_arrays(
+            self.spec, size=self._size, block=BLOCK
+        )
+        documents = [json.dumps(a.metadata(self.n_steps)) for a in arrays.values()]
+        # Every array has a document of its own, and the root repeats all of them.
+        return 2 * sum(map(len, documents)) + len(json.dumps(self.spec.to_json()))
+
+    @cached_property
+    def disk(self) -> float:
+        """Bytes on disk of the whole store."""
+        return (
+            self.n_steps * sum(self.bytes_per_step.values())
+            + sum(self.bytes_of_references.values())
+            + self.bytes_of_final
+            + self.bytes_of_metadata
+        )
+
+    @property
+    def memory(self) -> int:
+        """Bytes in memory at the peak of a recording on a CPU, besides the training.
+
+        The gradient before, displacement and reference; codes of past references and of one
+        that is being written; two buffers of rows, one batch on its way to the disk, and
+        the last chunk of every array.
+        """
+        vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
+        n_past = min(n_codes(self.spec.basis), self.n_windows)
+        codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
+        row = sum(map(_bytes_of_row, self._step_arrays.values()))
+        tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
+        batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))
+        return vectors + codes + 3 * batch + min(tails, self.n_steps * row)
+
+    @property
+    def window_share(self) -> float:
+        """Length of a whole window as a share of the run."""
+        return min(1.0, self.windows.length / self.n_steps)
+
+    def stderr(self, *, mean_of: int = 1) -> Range:
+        """Return the standard error of gamma to expect between first and last window.
+
+        ``hypot(left sqrt((1 - 1 / B + pi / 2 - 1) / m), d)`` with m signs, B rows of the
+        fold, and what was left of the error of a plain sketch, and came from the
+        distance, d, in measured trainings: an extrapolation from small nets. Of the bases
+        that were measured it is the largest that has no more vectors.
+
+        Parameters
+        ----------
+        mean_of : int, default: 1
+            Steps whose mean is meant; the error of the distance stays.
+
+        Returns
+        -------
+        Range
+            Least and most of the measured trainings, and their geometric mean.
+        """
+        bits = self.spec.sketch_bits
+        fold = Sketch(size=self._size, bits=bits, seed=self.spec.seed).fold
+        variance = (1 - 1 / fold.n_rows) * FOLD_VARIANCE + CODE_VARIANCE
+        basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
+        errors = [
+            hypot(
+                _left(training, basis, self.window_share)
+                * sqrt(variance / bits / mean_of),
+                training.from_distance[basis] * sqrt(PROBES / self.spec.probes),
+            )
+            for training in TRAININGS.values()
+        ]
+        typical = exp(sum(map(log, errors)) / len(errors))
+        return Range(min(errors), typical, max(errors))
+
+    @property
+    def _size(self) -> int:
+        return self.layout.size
+
+    @cached_property
+    def _step_arrays(self) -> dict[str, ArraySpec]:
+        return step_arrays(
+            self.spec,
+            size=self._size,
+            n_metrics=n_metric_columns(0),
+            n_blocks=n_blocks(self.spec.sketch_bits),
+        )
+
+
+def plan_recording(
+    layout: Layout,
+    *,
+    n_steps: int,
+    steps_per_epoch: int | None = None,
+    sketch_bits: int = SKETCH_BITS,
+    basis: int = BASIS,
+    reference_every: int | None = None,
+    exact: bool = False,
+) -> Plan:
+    """Plan the recording that a `trajstore.Recorder` with these arguments makes.
+
+    Parameters
+    ----------
+    layout : Layout
+        The recorded parameters.
+    n_steps : int
+        Optimizer steps in the run, the recorder's ``total_steps``.
+    steps_per_epoch, sketch_bits, basis, reference_every, exact
+        See `trajstore.Recorder`.
+
+    Returns
+    -------
+    Plan
+        What it will take.
+
+    Raises
+    ------
+    SchemaError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> layout = Layout(("weight", "bias"), ((1000, 1000), (1000,)))
+    >>> plan = plan_recording(layout, n_steps=3000, steps_per_epoch=300)
+    >>> plan.n_windows
+    22
+    >>> round(plan.bytes_per_step["signs"])
+    8192
+    """
+    return Plan(
+        spec=RunSpec.from_json(
+            {
+                "names": layout.names,
+                "shapes": layout.shapes,
+                "seed": 0,
+                "sketch_bits": sketch_bits,
+                "basis": basis,
+                "probes": PROBES,
+                "steps_per_epoch": steps_per_epoch,
+                "reference_every": reference_every,
+                "total_steps": n_steps,
+                "exact": exact,
+            }
+        )
+    )
+
+
+def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
+    """Make up tensors for a net of which only the size is known.
+
+    Parameters
+    ----------
+    n_params : int
+        Parameters of the net.
+    n_tensors : int, optional
+        Parameter tensors; default: a guess that is right for ResNet-18, 62 at 11.2
+        million parameters, and grows with the third root.
+
+    Returns
+    -------
+    Layout
+        Half of the tensors are matrices of equal size, the others as long as one of
+        their sides.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or there are more tensors than parameters.
+    """
+    if n_params < 1:
+        raise ValueError(f"`n_params` must be at least 1, got {n_params}.")
+    if n_tensors is None:
+        n_tensors = min(n_params, max(2, round(62 * (n_params / 11.2e6) ** (1 / 3))))
+    if not 1 <= n_tensors <= n_params:
+        raise ValueError(
+            f"`n_tensors` must lie between 1 and the number of parameters, {n_params}; "
+            f"got {n_tensors}."
+        )
+    n_vectors = n_tensors // 2
+    n_matrices = n_tensors - n_vectors
+    length = isqrt(n_params // n_tensors)
+    left = n_params - n_vectors * length
+    sizes = [
+        left * (i + 1) // n_matrices - left * i // n_matrices for i in range(n_matrices)
+    ]
+    sizes += [length] * n_vectors
+    return Layout(
+        tuple(f"tensor {i}" for i in range(n_tensors)), tuple((n,) for n in sizes)
+    )
+
+
+def count_windows(windows: Windows, n_steps: int) -> int:
+    """Count the windows of a run whose epochs are not begun by hand.
+
+    Parameters
+    ----------
+    windows : Windows
+        When they begin.
+    n_steps : int
+        Optimizer steps in the run.
+
+    Returns
+    -------
+    int
+        As many as a recorder begins.
+    """
+    count, start = 0, 0
+    while start < n_steps:
+        count += 1
+        start = windows.next_start(start + 1, 0)
+    return count
+
+
+def _left(training: Training, basis: int, share: float) -> float:
+    """Interpolate in the logarithm; constant beyond what was measured."""
+    left = training.left[basis]
+    return float(np.interp(log(share), np.log(training.shares), left))
+
+
+def _bytes_of_row(array: ArraySpec) -> int:
+    return ITEM_SIZE[array.dtype] * prod(array.inner)
+
+
+def _stored(name: str, array: ArraySpec) -> float:
+    return COMPRESSION.get(name, 1.0) * _bytes_of_row(array)

@@ -1,0 +1,1 @@
+"""Open a store and read it as xarray datasets."""

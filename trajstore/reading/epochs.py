@@ -1,0 +1,338 @@
+"""Steps by epoch and iteration: selection by either, and a grid of both."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+from xarray.core.indexing import IndexSelResult
+
+from trajstore.format.schema import STEP
+
+Array = npt.NDArray[Any]
+
+EPOCH: Final = "epoch"
+ITERATION: Final = "iteration"
+
+
+def index_epochs(dataset: xr.Dataset) -> xr.Dataset:
+    """Make steps selectable by epoch and iteration.
+
+    ``dataset.sel(epoch=3)``, ``.sel(epoch=slice(3, 5))`` and ``.sel(epoch=3,
+    iteration=slice(0, 10))`` work on the result; slices include their ends. Datasets
+    are still aligned by ``step``.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        With the coordinates ``epoch`` and ``iteration`` along ``step``: results of
+        analyses that were read back from a file. What `trajstore.Run.steps` and the
+        analyses return has these indexes already.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy where `dataset` is, but for the two coordinates.
+
+    Raises
+    ------
+    KeyError
+        If a coordinate is missing.
+    """
+    _check_coordinates(dataset)
+    return dataset.drop_indexes([EPOCH, ITERATION], errors="ignore").set_xindex(
+        [EPOCH, ITERATION], EpochIndex, steps=dataset[STEP].to_index()
+    )
+
+
+def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
+    """Lay steps out by epoch and iteration.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        With the coordinates ``epoch`` and ``iteration`` along ``step``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy where `dataset` is: Dask arrays stay such, and what is stored is read where
+        it is used. Dimensions ``epoch`` and ``iteration`` instead of ``step``. Where an
+        epoch has no such iteration, NaN; integers become float64 for that. Steps whose
+        epoch is lost (-1) are left out.
+
+    Raises
+    ------
+    KeyError
+        If a coordinate is missing.
+    ValueError
+        If two steps have the same epoch and iteration.
+    """
+    _check_coordinates(dataset)
+    epochs, iterations = dataset[EPOCH].values, dataset[ITERATION].values
+    steps = np.flatnonzero((epochs >= 0) & (iterations >= 0))
+    rows, row = np.unique(epochs[steps], return_inverse=True)
+    columns, column = np.unique(iterations[steps], return_inverse=True)
+    positions = np.full((len(rows), len(columns)), -1)
+    positions[row, column] = steps
+    if (n_cells := (positions >= 0).sum()) < len(steps):
+        raise ValueError(
+            f"{len(steps) - n_cells} of {len(steps)} steps have the epoch and iteration "
+            "of another. Lay out one run at a time."
+        )
+    cells = xr.Variable((EPOCH, ITERATION), positions)
+    flat = dataset.drop_vars([EPOCH, ITERATION]).reset_coords()
+    gridded = {
+        name: _laid_out(variable, cells) if STEP in variable.dims else variable
+        for name, variable in flat.variables.items()
+    }
+    grid = xr.Dataset(gridded, {EPOCH: rows, ITERATION: columns}, dataset.attrs)
+    return grid.set_coords([name for name in dataset.coords if name in grid])
+
+
+def _check_coordinates(dataset: xr.Dataset) -> None:
+    missing = [name for name in (EPOCH, ITERATION, STEP) if name not in dataset.coords]
+    if missing:
+        raise KeyError(
+            f"No coordinates {missing} in the dataset; it has {list(dataset.coords)}. "
+            "Run.steps and analyzers.path_geometry give datasets that have them."
+        )
+
+
+def _laid_out(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
+    """Take the steps at the positions in `cells`, NaN where one is negative."""
+    variable = variable.transpose(STEP, ...)
+    dims = (*cells.dims, *variable.dims[1:])
+    if variable.chunks is None:
+        lazy = indexing.LazilyIndexedArray(_Grid(variable, cells.values))
+        return xr.Variable(dims, lazy, variable.attrs)
+    there = cells.values >= 0
+    taken = variable.isel({STEP: np.where(there, cells.values, 0).reshape(-1)})
+    grid = xr.Variable(dims, taken.data.reshape(*there.shape, *taken.shape[1:]))
+    if not there.all():
+        grid = grid.where(cells.copy(data=there))  # type: ignore[no-untyped-call]
+    return xr.Variable(dims, grid.data, variable.attrs)
+
+
+class _Grid(BackendArray):
+    """A lazy variable along steps, laid out on a grid of positions."""
+
+    def __init__(self, variable: xr.Variable, positions: Array) -> None:
+        self._variable = variable
+        self._positions = positions
+        self.shape = (*positions.shape, *variable.shape[1:])
+        is_whole = bool((positions >= 0).all())
+        is_float = np.issubdtype(variable.dtype, np.floating)
+        self.dtype = variable.dtype if is_whole or is_float else np.dtype(np.float64)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
+        values: Array = indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+        return values
+
+    def _read(self, key: tuple[Any, ...]) -> Array:
+        row, column, *inner = key
+        # A number drops its axis, as in the rest of the key.
+        cells = self._positions[row][..., column]
+        wanted = cells.reshape(-1)
+        there = wanted >= 0
+        indexers: dict[Any, Any] = dict(
+            zip(self._variable.dims[1:], inner, strict=True)
+        )
+        values = self._variable.isel({STEP: wanted[there], **indexers}).values
+        out = np.empty((len(wanted), *values.shape[1:]), self.dtype)
+        out[there] = values
+        if not there.all():
+            out[~there] = np.nan
+        return out.reshape(*cells.shape, *values.shape[1:])
+
+
+class EpochIndex(xr.Index):
+    """Finds steps by their epoch and iteration; is aligned by step.
+
+    Parameters
+    ----------
+    steps : pandas.Index
+        Label of every step.
+    places : mapping from hashable to numpy.ndarray
+        Epoch and iteration of every step, by the name of the coordinate.
+    dim : hashable
+        Dimension of all of them.
+    """
+
+    def __init__(
+        self, steps: pd.Index, places: Mapping[Hashable, Array], dim: Hashable
+    ) -> None:
+        self._steps = steps
+        self._places = dict(places)
+        self._dim = dim
+
+    @classmethod
+    def from_variables(
+        cls, variables: Mapping[Any, xr.Variable], *, options: Mapping[str, Any]
+    ) -> Self:
+        """Build the index; the option ``steps`` holds the labels of the steps."""
+        (dim,) = {dim for variable in variables.values() for dim in variable.dims}
+        places = {name: variable.values for name, variable in variables.items()}
+        return cls(options["steps"], places, dim)
+
+    def create_variables(
+        self, variables: Mapping[Any, xr.Variable] | None = None
+    ) -> dict[Any, Any]:
+        """Return the coordinates, with the attributes of those given."""
+        attributes = {name: v.attrs for name, v in (variables or {}).items()}
+        # Of this kind, they are not made Dask arrays when the dataset is.
+        return {
+            name: xr.IndexVariable(  # type: ignore[no-untyped-call]
+                self._dim, values, attributes.get(name)
+            )
+            for name, values in self._places.items()
+        }
+
+    def to_pandas_index(self) -> pd.Index:
+        """Return epoch and iteration as one pandas index."""
+        return pd.MultiIndex.from_arrays(
+            list(self._places.values()), names=list(self._places)
+        )
+
+    def isel(self, indexers: Mapping[Any, Any]) -> "EpochIndex | None":
+        """Return the index of some steps, None if the dimension goes."""
+        indexer = indexers[self._dim]
+        if isinstance(indexer, xr.Variable):
+            if indexer.dims != (self._dim,):
+                return None
+            indexer = indexer.values
+        if not isinstance(indexer, slice) and np.ndim(indexer) == 0:
+            return None
+        return self._taken(indexer)
+
+    def sel(self, labels: dict[Any, Any], **options: Any) -> IndexSelResult:
+        """Find steps by epoch, iteration or both.
+
+        Parameters
+        ----------
+        labels : dict
+            A number, a slice with both ends included, or several numbers, by the name of
+            the coordinate.
+        **options : Any
+            None is supported.
+
+        Returns
+        -------
+        IndexSelResult
+            Positions; those of one step if both labels are numbers.
+
+        Raises
+        ------
+        KeyError
+            If there is no such epoch or iteration.
+        ValueError
+            If options are given.
+        """
+        if any(option is not None for option in options.values()):
+            raise ValueError(
+                "Epochs and iterations are selected exactly; `method` and `tolerance` "
+                "have no meaning here."
+            )
+        masks = [_matches(name, self._places[name], v) for name, v in labels.items()]
+        positions = np.flatnonzero(reduce(np.logical_and, masks))
+        is_one = len(labels) == len(self._places) and not any(
+            isinstance(v, slice) or np.ndim(v) for v in labels.values()
+        )
+        if is_one and len(positions) != 1:
+            raise KeyError(f"{len(positions)} steps have {labels}; expected one.")
+        if is_one:
+            return IndexSelResult({self._dim: int(positions[0])})
+        return IndexSelResult({self._dim: _as_slice(positions)})
+
+    def equals(
+        self, other: xr.Index, *, exclude: frozenset[Hashable] | None = None
+    ) -> bool:
+        """Whether another index holds the same steps in the same epochs."""
+        del exclude
+        return (
+            isinstance(other, EpochIndex)
+            and self._steps.equals(other._steps)
+            and all(
+                np.array_equal(values, other._places.get(name, ()))
+                for name, values in self._places.items()
+            )
+        )
+
+    def join(self, other: Self, how: str = "inner") -> Self:
+        """Return the index of the steps of both, or of either if `how` is outer."""
+        if how == "inner":
+            return self._taken(
+                self._steps.get_indexer(self._steps.intersection(other._steps))
+            )
+        steps = self._steps.union(other._steps)
+        here, there = self._steps.get_indexer(steps), other._steps.get_indexer(steps)
+        places = {
+            name: np.where(here >= 0, values[here], other._places[name][there])
+            for name, values in self._places.items()
+        }
+        return type(self)(steps, places, self._dim)
+
+    def reindex_like(self, other: Self, **_options: Any) -> dict[Hashable, Any]:
+        """Return where the steps of another index are, -1 where they are not."""
+        return {self._dim: self._steps.get_indexer(other._steps)}
+
+    @classmethod
+    def concat(
+        cls,
+        indexes: Sequence[Self],
+        dim: Hashable,
+        positions: Any = None,
+    ) -> Self:
+        """Put indexes one behind the other, or in the order of `positions`."""
+        steps = indexes[0]._steps.append([index._steps for index in indexes[1:]])
+        places = {
+            name: np.concatenate([index._places[name] for index in indexes])
+            for name in indexes[0]._places
+        }
+        whole = cls(steps, places, dim)
+        if positions is None:
+            return whole
+        return whole._taken(
+            np.argsort(np.concatenate([np.asarray(p) for p in positions]))
+        )
+
+    def rename(
+        self, name_dict: Mapping[Any, Hashable], dims_dict: Mapping[Any, Hashable]
+    ) -> "EpochIndex":
+        """Return the index under other names."""
+        places = {name_dict.get(name, name): v for name, v in self._places.items()}
+        return EpochIndex(self._steps, places, dims_dict.get(self._dim, self._dim))
+
+    def _taken(self, indexer: Any) -> Self:
+        places = {name: values[indexer] for name, values in self._places.items()}
+        return type(self)(self._steps[indexer], places, self._dim)
+
+
+def _matches(name: Hashable, values: Array, label: Any) -> npt.NDArray[np.bool_]:
+    """Tell which values a label names."""
+    if isinstance(label, slice):
+        if label.step is not None:
+            raise ValueError(f"A slice of {name!r} takes no step, got {label}.")
+        first = -np.inf if label.start is None else label.start
+        last = np.inf if label.stop is None else label.stop
+        return (values >= first) & (values <= last)
+    wanted = np.asarray(label)
+    if len(absent := np.setdiff1d(wanted, values)):
+        there = f"{values.min()} to {values.max()}" if len(values) else "none"
+        raise KeyError(f"No {name} {absent.tolist()}; there are {there}.")
+    return np.isin(values, wanted)
+
+
+def _as_slice(positions: Array) -> Array | slice:
+    """Return positions that follow each other as a slice, which is read faster."""
+    n = len(positions)
+    if n and positions[-1] - positions[0] == n - 1:
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions

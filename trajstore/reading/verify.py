@@ -1,0 +1,246 @@
+"""Look for damage in a store: every chunk, every count, and whether they agree."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.root_document import KEYFRAMES, differences
+from trajstore.format.schema import (
+    KEYFRAME_EVERY,
+    NO_SAMPLE,
+    SAMPLES,
+    STEP,
+    SchemaError,
+)
+from trajstore.reading.ranges import as_ranges
+from trajstore.reading.run import MeasuredRun, Run
+from trajstore.store.chunks import (
+    ChunkError,
+    Part,
+    chunk_key,
+    chunks_of,
+    read_bytes,
+    read_chunk,
+    read_part,
+)
+
+Array = npt.NDArray[Any]
+Place = tuple[str, Part]
+Track = Callable[[Sequence[Place]], Iterable[Place]]
+
+REFERENCES: Final = ("references/codes", "references/scales", KEYFRAMES)
+
+NOT_FINITE: Final = (
+    "holds numbers that are not finite: it is damaged, or the training had diverged"
+)
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a store.
+
+    Attributes
+    ----------
+    place : str
+        Key of a chunk or document, or path of an array.
+    text : str
+        What is wrong with it.
+    cost : str
+        What cannot be computed for it; may be empty.
+    """
+
+    place: str
+    text: str
+    cost: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.text}" + (
+            f"; lost: {self.cost}" if self.cost else ""
+        )
+
+
+def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
+    """Find all that is wrong with a store whose root document is valid.
+
+    Every chunk is read, so that its checksum is compared, and the values that others
+    rest on are looked at: that steps count on, that windows begin where their
+    steps do, that references are finite.
+
+    Parameters
+    ----------
+    run : Run
+        The run to look at.
+    track : callable, default: iter
+        Takes the sequence of all chunks and gives one after the other: for a progress
+        bar.
+
+    Yields
+    ------
+    Problem
+        One for each chunk, array or document that is not as it should be.
+    """
+    for name in run.documents:
+        yield from _document_problems(run, name)
+    for name, chunk in track(all_chunks(run)):
+        yield from _chunk_problems(run, name, chunk)
+    yield from _epoch_problems(run)
+    yield from _window_problems(run)
+    for name in run.measurements:
+        yield from _measurement_problems(run.measured(name))
+
+
+def all_chunks(run: Run) -> list[Place]:
+    """Return the name of the array, and the place in it, of every chunk of a run."""
+    return [
+        (name, chunk) for name in run.documents for chunk in chunks_of(run.array(name))
+    ]
+
+
+def _document_problems(run: Run, name: str) -> Iterator[Problem]:
+    """Compare an array's own metadata with those in the root document."""
+    key = f"{name}/zarr.json"
+    try:
+        found = json.loads(read_bytes(run.store, key) or b"null")
+    except ChunkError as error:
+        yield Problem(key, error.reason, "")
+    except (ValueError, RecursionError):
+        yield Problem(key, "is truncated or damaged", "")
+    else:
+        expected = dict(run.documents[name])
+        if run.status in {"running", "interrupted"} and _is_ahead(found, expected):
+            # A commit writes it before the root document, and may not have ended.
+            expected["shape"] = found["shape"]
+        for difference in differences(name, expected, found):
+            problem = difference.removeprefix(f"{name}: ")
+            yield Problem(key, f"does not agree with the root document: {problem}", "")
+
+
+def _is_ahead(found: Any, expected: dict[str, Any]) -> bool:
+    shape = found.get("shape") if isinstance(found, dict) else None
+    return (
+        isinstance(shape, list)
+        and len(shape) == len(expected["shape"])
+        and all(isinstance(n, int) for n in shape)
+        and all(n >= m for n, m in zip(shape, expected["shape"], strict=True))
+    )
+
+
+def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
+    array = run.array(name)
+    key = chunk_key(array, chunk)
+    try:
+        values = read_chunk(array, chunk)
+    except ChunkError as error:
+        yield Problem(key, error.reason, _cost(run, name, chunk))
+        return
+    if name in REFERENCES and not np.isfinite(values).all():
+        yield Problem(key, NOT_FINITE, _cost(run, name, chunk))
+    if name == SAMPLES and (values < NO_SAMPLE).any():
+        text = f"holds {values.min()}, which is no index of an example"
+        yield Problem(key, text, _cost(run, name, chunk))
+
+
+def _cost(run: Run, name: str, chunk: Part) -> str:
+    """Say what is lost with a chunk."""
+    rows = chunk[0]
+    if run.documents[name]["dimension_names"][0] == STEP:
+        numbers = as_ranges(range(rows.start, rows.stop))
+        return f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
+    if not name.startswith("references/"):
+        return f"what is measured against {name}"
+    if name == "references/start":
+        return "nothing, if the array 'window' is whole"
+    windows = range(rows.start, rows.stop)
+    if name == KEYFRAMES:
+        windows = range(rows.start * KEYFRAME_EVERY, rows.stop * KEYFRAME_EVERY)
+    if name in REFERENCES:
+        return f"steps {as_ranges(_steps_on(run, windows)) or 'none'}"
+    return f"{name} of windows {as_ranges(windows)}"
+
+
+def _steps_on(run: Run, windows: range) -> Iterator[int]:
+    """Give the steps of windows that rest on the references of others."""
+    starts = _starts(run)
+    if starts is None:
+        return
+    stops = np.append(starts[1:], run.n_steps).clip(max=run.n_steps)
+    # References are differences, up to the next that is stored in full.
+    next_keyframe = -(-windows.stop // KEYFRAME_EVERY) * KEYFRAME_EVERY
+    lost = range(windows.start, min(next_keyframe, run.n_windows))
+    back = [0, *(1 << j for j in range(run.spec.basis - 1))]
+    for c in range(run.n_windows):
+        if any(max(c - b, 0) in lost for b in back):
+            yield from range(int(starts[c]), int(stops[c]))
+
+
+def _starts(run: Run) -> Array | None:
+    try:
+        with warnings.catch_warnings():
+            # Damage of these arrays has its own place among the problems.
+            warnings.simplefilter("ignore", UserWarning)
+            return run.starts
+    except SchemaError:
+        return None
+
+
+def _whole(run: Run, name: str) -> Array | None:
+    """Read an array with one number for each row, None if a part of it is lost."""
+    array = run.array(name)
+    read = read_part(array, (slice(0, array.shape[0]),))
+    return read.values if read.missing is None else None
+
+
+def _epoch_problems(run: Run) -> Iterator[Problem]:
+    """Check that every step is the next of its epoch, or the first of a later one."""
+    epochs, iterations = _whole(run, "epoch"), _whole(run, "iteration")
+    if epochs is None or iterations is None:
+        return
+    epochs, iterations = (np.append(-1, a) for a in (epochs, iterations))
+    next_in_epoch = (np.diff(epochs) == 0) & (np.diff(iterations) == 1)
+    first_of_later = (np.diff(epochs) > 0) & (iterations[1:] == 0)
+    wrong = np.flatnonzero(~(next_in_epoch | first_of_later))
+    if len(wrong):
+        k = wrong[0]
+        text = (
+            f"do not count on at steps {as_ranges(wrong.tolist())}: step {k} is "
+            f"iteration {iterations[k + 1]} of epoch {epochs[k + 1]}, after iteration "
+            f"{iterations[k]} of epoch {epochs[k]}"
+        )
+        yield Problem("epoch, iteration", text, "")
+
+
+def _measurement_problems(run: MeasuredRun) -> Iterator[Problem]:
+    """Check that rows are in the order of steps and windows, and that these exist."""
+    for name, stop in (("step", run.whole.n_steps + 1), ("window", run.n_windows)):
+        values = _whole(run, name)
+        if values is None or len(values) == 0:
+            continue
+        if (np.diff(values) < 0).any() or values[0] < 0 or values[-1] >= stop:
+            shown = np.array2string(values, threshold=10)
+            text = f"does not grow from 0 to at most {stop - 1}: {shown}"
+            yield Problem(run.path(name), text, f"the measurement {run.name!r}")
+
+
+def _window_problems(run: Run) -> Iterator[Problem]:
+    """Check that windows begin where their steps do."""
+    starts, windows = _whole(run, "references/start"), _whole(run, "window")
+    if starts is None:
+        return
+    if len(starts) and (starts[0] != 0 or (np.diff(starts) < 0).any()):
+        text = f"does not grow from 0: {np.array2string(starts, threshold=10)}"
+        yield Problem("references/start", text, "all steps")
+        return
+    if windows is None:
+        return
+    expected = np.searchsorted(starts, np.arange(run.n_steps), side="right") - 1
+    wrong = np.flatnonzero(windows != expected)
+    if len(wrong):
+        k = wrong[0]
+        text = (
+            f"does not agree with references/start at steps {as_ranges(wrong.tolist())}: "
+            f"step {k} is in window {windows[k]}, expected {expected[k]}"
+        )
+        yield Problem("window", text, "")

@@ -1,0 +1,1 @@
+"""The recorder: optimizer hooks, the write queue and checkpoints."""

@@ -1,0 +1,172 @@
+"""Which parameters of a model are recorded."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim import LBFGS, Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from trajstore.tracking.placement import is_divided
+
+WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
+"""What wrappers of modules add to names: `torch.compile`, and activation checkpoints."""
+
+
+def as_optimizers(optimizer: object) -> list[Optimizer]:
+    """Return optimizers that can be followed, as a list.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
+        As a user gave it.
+
+    Returns
+    -------
+    list of torch.optim.Optimizer
+        At least one.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, or an optimizer has no hooks.
+    """
+    optimizers: list[Any] = [optimizer]
+    if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
+        optimizers = [*optimizer]
+    others = [o for o in optimizers if not isinstance(o, Optimizer)]
+    if others or not optimizers:
+        found = type(others[0]).__name__ if others else "no optimizer"
+        raise TypeError(
+            "`optimizer` must be a torch.optim.Optimizer or a sequence of them, got "
+            f"{found}. Give the optimizer whose step() trains the model."
+        )
+    for each in optimizers:
+        if not hasattr(each, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"{type(each).__name__} has no hooks, by which steps are recorded: it calls "
+                "another optimizer. Give the recorder that one, perhaps "
+                "`optimizer.optimizer`; trajstore.integrations.accelerate does so for "
+                "Accelerate."
+            )
+    return optimizers
+
+
+def trained_parameters(
+    model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+) -> dict[str, Tensor]:
+    """Return the model's parameters that optimizers hold, by name.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or mapping from str to torch.Tensor
+        The model, or its parameters by name. What `torch.compile`,
+        DistributedDataParallel and activation checkpoints add to names is left out.
+    optimizers : sequence of torch.optim.Optimizer
+        Its optimizers.
+
+    Returns
+    -------
+    dict from str to torch.Tensor
+        In the order of ``named_parameters()``.
+
+    Raises
+    ------
+    TypeError
+        If `model` is something else.
+    ValueError
+        If there are none, if an optimizer holds others, or if they have no elements yet.
+    NotImplementedError
+        If they are of a kind that is not recorded, or an optimizer cannot be followed.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise NotImplementedError(
+            "LBFGS takes many steps, with gradients of its own, within one call of step(): "
+            "there is no gradient of the step to record. Take an optimizer that evaluates "
+            "the gradient once a step, such as SGD or Adam."
+        )
+    named = _named(model)
+    if not named:
+        raise ValueError("The model has no parameters; there is nothing to record.")
+    groups = [group for o in optimizers for group in o.param_groups]
+    held = {id(p) for group in groups for p in group["params"]}
+    foreign = len(held - {id(p) for p in named.values()})
+    if foreign:
+        raise ValueError(
+            f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
+            "parameters of the model. Give the recorder the model that contains all of "
+            "them, and make the optimizer after the model has its final form; where it "
+            "holds copies, as in mixed precision, give a mapping from name to copy in the "
+            "place of the model."
+        )
+    parameters = {name: p for name, p in named.items() if id(p) in held}
+    is_wrapper: Any = is_traceable_wrapper_subclass
+    if wrapped := [
+        name for name, p in parameters.items() if is_wrapper(p) and not is_divided(p)
+    ]:
+        raise NotImplementedError(
+            f"{len(wrapped)} parameters, {wrapped[0]!r} among them, are of the kind "
+            f"{type(parameters[wrapped[0]]).__name__}, whose elements lie elsewhere. "
+            "Ordinary tensors and DTensors, as FSDP2 makes them, can be recorded."
+        )
+    devices = {p.device for p in parameters.values()}
+    if len(devices) > 1:
+        raise NotImplementedError(
+            f"The parameters lie on {len(devices)} devices, {sorted(map(str, devices))}; "
+            "the recorder needs them on one."
+        )
+    if unmade := [name for name, p in parameters.items() if is_lazy(p) or p.is_meta]:
+        raise ValueError(
+            f"{len(unmade)} parameters, {unmade[0]!r} among them, have no elements yet: they "
+            "are lazy, or on the device 'meta'. Make the recorder when the model has its "
+            "final form, and is where it is trained."
+        )
+    if complex_names := [name for name, p in parameters.items() if p.is_complex()]:
+        raise NotImplementedError(
+            f"Complex parameters are not recorded: {complex_names}. Store their real and "
+            "imaginary parts as two parameters."
+        )
+    return parameters
+
+
+def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(model, Mapping):
+        return dict(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "`model` must be a torch.nn.Module, or a mapping from name to parameter such as "
+            f"dict(model.named_parameters()), got {type(model).__name__}."
+        )
+    parameters = _unwrapped(model).named_parameters()
+    return {WRAPPER.sub("", name): p for name, p in parameters}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, and inside of what is around."""
+    compiled: Any = getattr(model, "_orig_mod", None)
+    if compiled is not None:
+        return _unwrapped(compiled)
+    if isinstance(model, DistributedDataParallel):
+        return _unwrapped(model.module)
+    return model
+
+
+def is_copy(model: object) -> bool:
+    """Whether another rank has the same model, under DistributedDataParallel, and records."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, DistributedDataParallel):
+        return False
+    return dist.get_rank(model.process_group) > 0
+
+
+def group_names(
+    parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+) -> list[list[str]]:
+    """Return the names of the parameters in each of the optimizers' groups."""
+    names = {id(p): name for name, p in parameters.items()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [[names[id(p)] for p in group["params"]] for group in groups]

@@ -1,0 +1,311 @@
+"""Hand what was recorded to the thread that writes it, without making training wait."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajstore.format.defaults import FLUSH_BYTES
+from trajstore.format.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
+from trajstore.recording.background import Background
+from trajstore.recording.host_copies import HostCopies, to_numpy
+from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
+from trajstore.recording.scalars import to_floats
+from trajstore.store.journal import Journal, Record
+from trajstore.store.writer import Window, Writer
+from trajstore.tracking.tracker import Reference
+
+HEAD_START: Final = 0.002
+"""Seconds that the training thread goes on before the writer asks for Python's lock; it
+would otherwise wait for as long as the lock may be kept, which is 5 ms."""
+
+
+class NewWindow(NamedTuple):
+    """A window on its way to the store.
+
+    Attributes
+    ----------
+    number : int
+        Which window.
+    start : int
+        Its first step.
+    reference : Reference
+        Its reference, coded.
+    keyframe : torch.Tensor or None
+        The tracker's own reference, where it is to be stored in full; is read later.
+    """
+
+    number: int
+    start: int
+    reference: Reference
+    keyframe: Tensor | None
+
+
+class NewMeasurement(NamedTuple):
+    """A row of a measurement on its way to the store.
+
+    Attributes
+    ----------
+    name : str
+        Of the measurement.
+    number : int
+        Which row of it.
+    step : int
+        How many optimizer steps had been taken.
+    entry : Entry
+        What is kept besides tensors.
+    row : mapping from str to torch.Tensor
+        As `HandOver.row` returns it for a step.
+    """
+
+    name: str
+    number: int
+    step: int
+    entry: Entry
+    row: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.row.values())
+
+
+class HandOver:
+    """Collects rows and windows, and has them written in another thread.
+
+    Two buffers take turns: one is filled while the other is written. What a device has
+    computed is brought to the host there, too.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of the store.
+    background : Background
+        The thread that it lives in.
+    spec : RunSpec
+        What is recorded.
+    allocate : callable
+        Returns room for a number of rows, see `trajstore.tracking.tracker.Tracker.allocate`.
+    first : int
+        The next optimizer step.
+    flush_rows : int
+        Rows are written when there are so many, or when they take `FLUSH_BYTES`.
+    flush_seconds : float
+        Rows are written at the latest after this time.
+    journal : Journal or None
+        Keeps every row at once.
+    copies : HostCopies
+        From the device that results are on.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        background: Background,
+        spec: RunSpec,
+        allocate: Callable[[int], dict[str, Tensor]],
+        *,
+        first: int,
+        flush_rows: int,
+        flush_seconds: float,
+        journal: Journal | None,
+        copies: HostCopies,
+    ) -> None:
+        self._writer, self._background, self._spec = writer, background, spec
+        self._copies = copies
+        row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
+        row_bytes += ITEM_SIZE["int64"] * spec.samples
+        capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
+        self._buffer = RowBuffer(measured=allocate(capacity), first=first)
+        self._spare = RowBuffer(measured=allocate(capacity))
+        self._windows: list[NewWindow] = []
+        self._measurements: list[NewMeasurement] = []
+        self._measured_bytes = 0
+        self._keyframe_is_pending = False
+        self._flush_seconds = flush_seconds
+        self._last_flush = time.monotonic()
+        self._journal = journal
+        if journal is not None:
+            journal.begin(first)
+
+    def row(self) -> dict[str, Tensor]:
+        """Return views of the next free row."""
+        return self._buffer.row()
+
+    def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
+        """Take a row that has been filled; `submit_if_due` makes room for the next.
+
+        Parameters
+        ----------
+        step : int
+            Which step.
+        entry : Entry
+            The rest of the row.
+        row : mapping from str to torch.Tensor
+            As `row` returned it.
+        """
+        if self._journal is not None:
+            self._journal.append(_record(step, entry, row))
+        place = self._buffer.row()
+        if row is not place:
+            # The buffers have changed places since the row was begun.
+            for name, tensor in place.items():
+                tensor.copy_(row[name])
+        self._buffer.entries.append(entry)
+        self._copies.mark()
+
+    def submit_if_due(self) -> None:
+        """Have rows written if there is no room for more, or they have waited enough."""
+        waited = time.monotonic() - self._last_flush
+        if self._buffer.is_full or waited >= self._flush_seconds:
+            self.submit()
+
+    def wait_for_keyframe(self) -> None:
+        """Return when the tracker's reference may move: nobody reads it any more."""
+        if self._keyframe_is_pending:
+            self._background.wait()
+            self._keyframe_is_pending = False
+
+    def append_window(self, window: NewWindow) -> None:
+        """Take a window, before the first of its rows."""
+        self._windows.append(window)
+        self._copies.mark()
+        self._keyframe_is_pending = window.keyframe is not None
+        code_bytes = sum(new.reference.codes.nbytes for new in self._windows)
+        if self._journal is not None:
+            # The journal holds steps of windows that are in the store.
+            self.flush()
+        elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
+            self.submit()
+
+    def append_measurement(self, measurement: NewMeasurement) -> None:
+        """Take a row of a measurement, after all windows that have begun."""
+        self._measurements.append(measurement)
+        self._copies.mark()
+        self._measured_bytes += measurement.nbytes
+        if self._measured_bytes >= FLUSH_BYTES:
+            self.submit()
+
+    def flush(self) -> None:
+        """Return when everything so far is committed."""
+        self.submit()
+        self._background.wait()
+
+    def submit(self) -> None:
+        """Hand what is new to the writer's thread and go on with the other buffer.
+
+        An interruption at any point, as by Ctrl-C, may have it called again: the writer
+        knows what it has written already.
+        """
+        self._last_flush = time.monotonic()
+        full, windows, measured = self._buffer, self._windows, self._measurements
+        if len(full) == 0 and not windows and not measured:
+            return
+
+        def write() -> None:
+            time.sleep(HEAD_START)
+            with self._copies.after_mark():
+                self._write(full, windows, measured)
+
+        full.written = self._background.submit(write)
+        if self._spare.written is not None:
+            self._spare.written.exception()
+        self._spare.clear(full.first + len(full))
+        if self._journal is not None and len(full) > 0:
+            self._journal.begin(self._spare.first)
+        self._windows, self._measurements, self._measured_bytes = [], [], 0
+        self._buffer, self._spare = self._spare, full
+
+    def forget_journal(self) -> None:
+        """Delete the journal: all of it is committed."""
+        if self._journal is not None:
+            self._journal.remove()
+
+    def _write(
+        self,
+        full: RowBuffer,
+        windows: list[NewWindow],
+        measured: list[NewMeasurement],
+    ) -> None:
+        for window in windows:
+            if window.number >= self._writer.n_windows:
+                self._writer.append_window(_to_store(window, self._copies.fetch))
+        if len(full) > 0:
+            rows = full.arrays(self._spec, self._copies.fetch)
+            self._writer.steps.append(*rows, first=full.first)
+        for name in dict.fromkeys(new.name for new in measured):
+            self._write_measured([new for new in measured if new.name == name])
+        self._writer.commit()
+        if self._journal is not None and len(full) > 0:
+            self._journal.discard(full.first)
+
+    def _write_measured(self, measured: list[NewMeasurement]) -> None:
+        """Write rows of one measurement."""
+        rows = {
+            name: torch.stack([new.row[name] for new in measured])
+            for name in measured[0].row
+        }
+        entries = [new.entry for new in measured]
+        arrays, scalars = to_arrays(rows, entries, self._spec, self._copies.fetch)
+        arrays[STEP] = np.array([new.step for new in measured])
+        for row in scalars:
+            del row["update_norm"]
+        table = self._writer.measurement(measured[0].name)
+        table.append(arrays, scalars, first=measured[0].number)
+
+
+class Spectator:
+    """Takes the place of a `HandOver` in a process that measures and does not write.
+
+    Parameters
+    ----------
+    allocate : callable
+        As `HandOver` takes it.
+    """
+
+    def __init__(self, allocate: Callable[[int], dict[str, Tensor]]) -> None:
+        self._row = {name: rows[0] for name, rows in allocate(1).items()}
+
+    def row(self) -> dict[str, Tensor]:
+        """Return room for a row, the same every time."""
+        return self._row
+
+    def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def submit_if_due(self) -> None:
+        """Do nothing."""
+
+    def wait_for_keyframe(self) -> None:
+        """Do nothing."""
+
+    def append_window(self, window: NewWindow) -> None:
+        """Do nothing."""
+
+    def append_measurement(self, measurement: NewMeasurement) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def forget_journal(self) -> None:
+        """Do nothing."""
+
+
+def _to_store(window: NewWindow, fetch: Fetch) -> Window:
+    """Convert a window for the writer; waits for the device."""
+    codes, scales, weights, arrival, probes = fetch(window.reference)
+    keyframe = None if window.keyframe is None else fetch([window.keyframe])[0]
+    return Window(window.start, codes, scales, weights, arrival, probes, keyframe)
+
+
+def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
+    """Convert a row for the journal; waits for the device."""
+    names, tensors = [*row, "reference_sq"], [*row.values(), entry.reference_sq]
+    arrays = dict(zip(names, to_numpy(tensors), strict=True))
+    if entry.samples is not None:
+        arrays[SAMPLES] = entry.samples
+    return Record(step, entry.place, to_floats(entry.scalars), arrays)

@@ -1,0 +1,150 @@
+"""A random rotation by two rounds of signs and Hadamard transforms.
+
+Each round multiplies by random signs and applies the normalised Hadamard transform in
+blocks of at most `MAX_BLOCK`: ``z = H rho' H rho y``. After one round a vector with few
+large entries is still far from Gaussian, and a 1-bit code of it is biased; two rounds
+suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
+``y = rho H rho' H z``.
+
+The signs are fresh in every step, which makes the errors of different steps independent.
+The second round takes those of the first with their halves swapped: a vector of few large
+entries depends on few signs of the first round, and so hardly on what the second does.
+"""
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.schema import n_blocks
+
+FloatArray = npt.NDArray[np.float32]
+
+COLUMNS: Final = 256
+"""Columns of a small matrix product: these stay in the fastest cache."""
+
+
+def factors(block: int) -> tuple[int, ...]:
+    """Split a power of two into factors of at most 16, one small transform each."""
+    split = []
+    while block > 16:
+        split.append(16)
+        block //= 16
+    return (*split, block)
+
+
+@cache
+def hadamard_matrix(n: int) -> FloatArray:
+    """Return the normalised Sylvester-Hadamard matrix, `n` a power of two."""
+    matrix: FloatArray = np.ones((1, 1), np.float32)
+    while len(matrix) < n:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    matrix /= np.sqrt(n)
+    return matrix
+
+
+def hadamard(
+    vectors: FloatArray, buffers: tuple[FloatArray, FloatArray] | None = None
+) -> FloatArray:
+    """Apply the normalised Hadamard transform to each block of the last axis.
+
+    A transform of size ``n1 n2 ...`` is the Kronecker product of transforms of sizes
+    ``n1, n2, ...``: each factor is one small matrix product over one digit of the
+    index.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        float32, shape ``(..., size)`` with `size` a power of two.
+    buffers : tuple of numpy.ndarray, optional
+        Two arrays of the same shape to work in; `vectors` may be the second.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, the same shape; one of the buffers if there are any.
+    """
+    size = vectors.shape[-1]
+    block = size // n_blocks(size)
+    out, other = buffers or (np.empty_like(vectors), np.empty_like(vectors))
+    z, rest = vectors, block
+    for factor in factors(block):
+        rest //= factor
+        _transform_digit(z, factor, rest, out)
+        z, out, other = out, other, out
+    return z
+
+
+def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> None:
+    """Transform over the digit that has `factor` values and changes every `rest`."""
+    matrix = hadamard_matrix(factor)
+    if rest == 1:
+        # A product from the right over the last digit is one large matrix product.
+        np.matmul(z.reshape(-1, factor), matrix, out=out.reshape(-1, factor))
+        return
+    # BLAS would copy long rows before it multiplies so few of them.
+    shape = (-1, factor, max(1, rest // COLUMNS), min(rest, COLUMNS))
+    np.matmul(
+        matrix,
+        z.reshape(shape).swapaxes(-3, -2),
+        out=out.reshape(shape).swapaxes(-3, -2),
+    )
+
+
+def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
+    """Rotate the last axis.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        float32, shape ``(..., size)``.
+    signs : numpy.ndarray
+        Random signs, float32, shape ``(..., size)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(..., size)``, with the norms of `vectors`.
+    """
+    return hadamard(second_round(signs) * hadamard(signs * vectors))
+
+
+def rotate_back(
+    vectors: FloatArray,
+    signs: FloatArray,
+    buffers: tuple[FloatArray, FloatArray] | None = None,
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """Return the inverse of `rotate` for the same signs.
+
+    Parameters
+    ----------
+    vectors, signs : numpy.ndarray
+        float32, shape ``(..., size)``.
+    buffers : tuple of numpy.ndarray, optional
+        As in `hadamard`.
+    out : numpy.ndarray, optional
+        Where the result goes; where it is shorter, so many entries.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape ``(..., size)``, or `out`.
+    """
+    buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
+    rotated = hadamard(vectors, buffers)
+    # `second_round`, in place and without a copy: this is most of what decoding costs.
+    half = rotated.shape[-1] // 2
+    rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
+    rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
+    other = buffers[0] if rotated is buffers[1] else buffers[1]
+    rotated = hadamard(rotated, (other, rotated))
+    out = rotated if out is None else out
+    n = out.shape[-1]
+    return np.multiply(rotated[..., :n], signs[..., :n], out=out)
+
+
+def second_round(signs: FloatArray) -> FloatArray:
+    """Return the signs of the second round, the halves of the first swapped."""
+    return np.roll(signs, signs.shape[-1] // 2, axis=-1)

@@ -1,0 +1,174 @@
+"""The 1-bit sketch of a gradient: weight, fold, rotate, keep the signs.
+
+``encode`` and ``decode`` are inverse on average: for any v,
+``E <tau_k @ decode(code_k)..., v> = <g_k, v>``. The gradient of step k is multiplied by a
+positive weight per tensor, folded with fresh row signs (`trajstore.sketch.fold`), rotated
+(`trajstore.sketch.rotation`) and coded with one bit per number (`trajstore.sketch.onebit`). On the
+other side v, which is known exactly, is divided by the same weights and enters in full
+precision. The torch twin that training runs is `trajstore.sketch_torch.sketch`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.schema import n_blocks
+from trajstore.sketch import onebit
+from trajstore.sketch.fold import Fold
+from trajstore.sketch.rotation import rotate, rotate_back
+from trajstore.sketch.signs import Role, random_signs
+
+FloatArray = npt.NDArray[np.float32]
+
+FOLD_VARIANCE: Final = 1.0
+"""Variance of a full-precision fold, times m, for vectors of norm 1 in many rows."""
+
+CODE_VARIANCE: Final = np.pi / 2 - 1
+"""Variance that one bit per number adds, times m, for vectors of norm 1."""
+
+
+@dataclass(frozen=True, slots=False, kw_only=True)
+class Sketch:
+    """How the gradients of a run are sketched.
+
+    Attributes
+    ----------
+    size : int
+        Length of the flat gradient.
+    bits : int
+        Number of signs kept, a power of two, at least 8.
+    seed : int
+        The run's seed.
+    window : int
+        Window of the run; selects the column signs of the fold.
+    """
+
+    size: int
+    bits: int
+    seed: int
+    window: int = 0
+
+    @cached_property
+    def fold(self) -> Fold:
+        """The fold into buckets."""
+        return Fold(
+            size=self.size,
+            buckets=self.bits,
+            seed=self.seed,
+            column_role=Role.FOLD,
+            window=self.window,
+        )
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of scales of one sketch."""
+        return n_blocks(self.bits)
+
+    @property
+    def sign_counts(self) -> tuple[int, int]:
+        """Numbers of fresh random signs in a step: of the rotation, of the rows."""
+        return self.bits, self.fold.n_rows
+
+    def step_signs(
+        self, step: int, out: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Draw the signs of one step.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer step.
+        out : numpy.ndarray, optional
+            Where they go, as `trajstore.sketch.signs.random_signs` wants it.
+
+        Returns
+        -------
+        rotation : numpy.ndarray
+            float32, shape ``(bits,)``.
+        rows : numpy.ndarray
+            float32, shape ``(n_rows,)``.
+        """
+        signs = random_signs(
+            sum(self.sign_counts), seed=self.seed, role=Role.STEP, step=step, out=out
+        )
+        return signs[: self.bits], signs[self.bits :]
+
+    def encode(
+        self, gradient: FloatArray, step: int
+    ) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+        """Sketch one gradient, already multiplied by its weights.
+
+        Parameters
+        ----------
+        gradient : numpy.ndarray
+            float32, shape ``(size,)``.
+        step : int
+            Optimizer step; selects the signs.
+
+        Returns
+        -------
+        signs : numpy.ndarray
+            uint8, shape ``(bits / 8,)``.
+        scales : numpy.ndarray
+            float32, shape ``(n_blocks,)``.
+        """
+        rotation, rows = self.step_signs(step)
+        return onebit.encode(rotate(self.fold(gradient, rows), rotation))
+
+    def decode(
+        self,
+        signs: npt.NDArray[np.uint8],
+        scales: FloatArray,
+        steps: npt.NDArray[np.int64],
+        out: FloatArray | None = None,
+    ) -> "Decoded":
+        """Estimate the folded gradients of some steps.
+
+        Parameters
+        ----------
+        signs : numpy.ndarray
+            uint8, shape ``(step, bits / 8)``.
+        scales : numpy.ndarray
+            float32, shape ``(step, n_blocks)``.
+        steps : numpy.ndarray
+            int64, shape ``(step,)``: the optimizer steps of the rows.
+        out : numpy.ndarray, optional
+            Where the folded gradients go, float32, shape ``(step, width)``.
+
+        Returns
+        -------
+        Decoded
+            Unbiased; NaN where a scale is.
+        """
+        shape = (len(steps), self.fold.width)
+        buckets = np.empty(shape, np.float32) if out is None else out
+        row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
+        # Memory that is new in every step would cost more than the arithmetic.
+        first, second = np.empty((2, self.bits), np.float32)
+        drawn = np.empty(-(-sum(self.sign_counts) // 8) * 8, np.float32)
+        for i, step in enumerate(steps):
+            rotation, row_signs[i] = self.step_signs(int(step), out=drawn)
+            rotated = onebit.decode(signs[i], scales[i], out=second)
+            rotate_back(rotated, rotation, (first, second), out=buckets[i])
+        return Decoded(buckets, row_signs)
+
+
+class Decoded(NamedTuple):
+    """Sketches of some steps, decoded.
+
+    ``buckets[k] @ (row_signs[k] @ signed)`` estimates <g_k, v>, where the rows of
+    `signed` are those of v (`trajstore.sketch.fold.Fold.signed_rows`).
+
+    Attributes
+    ----------
+    buckets : numpy.ndarray
+        float32, shape ``(step, width)``: the folded, weighted gradients.
+    row_signs : numpy.ndarray
+        float32, shape ``(step, n_rows)``.
+    """
+
+    buckets: FloatArray
+    row_signs: FloatArray

@@ -1,0 +1,1 @@
+"""The estimator on the training device; every module has a NumPy twin in `trajstore.sketch`."""

@@ -1,0 +1,63 @@
+"""The torch twin of `trajstore.sketch.rotation`, in place."""
+
+import torch
+from torch import Tensor
+
+from trajstore.format.schema import n_blocks
+from trajstore.sketch import rotation
+
+
+class Rotation:
+    """A random rotation of one vector on one device.
+
+    Its temporaries are kept: allocating them anew costs more than the arithmetic.
+
+    Parameters
+    ----------
+    size : int
+        Length of the vector, a power of two.
+    device : torch.device
+        Where it lives.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        block = size // n_blocks(size)
+        self._matrices = [
+            torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
+            for n in rotation.factors(block)
+        ]
+        self._spare = torch.empty(size, dtype=torch.float32, device=device)
+        self._block = block
+
+    def __call__(self, vector: Tensor, signs: Tensor) -> None:
+        """See `trajstore.sketch.rotation.rotate`.
+
+        Parameters
+        ----------
+        vector : torch.Tensor
+            float32, (size,); overwritten.
+        signs : torch.Tensor
+            float32, (size,).
+        """
+        half = len(vector) // 2
+        vector.mul_(signs)
+        self._hadamard(vector)
+        vector[:half].mul_(signs[half:])
+        vector[half:].mul_(signs[:half])
+        self._hadamard(vector)
+
+    def _hadamard(self, vector: Tensor) -> None:
+        """Apply the Hadamard transform block by block."""
+        blocks = vector.split(self._block)
+        spares = self._spare.split(self._block)
+        for block, spare in zip(blocks, spares, strict=True):
+            self._transform(block, spare)
+
+    def _transform(self, block: Tensor, spare: Tensor) -> None:
+        source, target = block, spare
+        for matrix in self._matrices:
+            n = len(matrix)
+            torch.mm(source.view(n, -1).T, matrix, out=target.view(-1, n))
+            source, target = target, source
+        if source is not block:
+            block.copy_(source)

@@ -1,0 +1,33 @@
+"""The torch twin of `trajstore.sketch.signs`: the same bits as a tensor on any device."""
+
+import torch
+from torch import Tensor
+
+from trajstore.sketch.signs import Role, random_bytes
+from trajstore.sketch_torch.uploads import upload
+
+
+class SignsOnDevice:
+    """Draws the signs of optimizer steps.
+
+    Parameters
+    ----------
+    count : int
+        Number of signs in a step.
+    device : torch.device
+        Where they are wanted.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        byte = torch.arange(256, device=device)[:, None]
+        shift = torch.arange(7, -1, -1, device=device)
+        self._table = ((byte >> shift) & 1).to(torch.float32) * 2 - 1
+        self._count = count
+        self._signs = self._table.new_empty(-(-count // 8), 8)
+
+    def __call__(self, step: int, seed: int) -> Tensor:
+        """Return the `trajstore.sketch.signs.random_signs` of a step; overwritten by the next."""
+        packed = random_bytes(len(self._signs), seed=seed, role=Role.STEP, step=step)
+        index = upload(packed, self._table.device).int()
+        torch.index_select(self._table, 0, index, out=self._signs)
+        return self._signs.view(-1)[: self._count]

@@ -1,0 +1,1 @@
+"""Bytes in a directory or a bucket: locating, locking, committing, and checked reads."""

@@ -1,0 +1,231 @@
+"""One writer for every store.
+
+In a directory the writer holds a lock on the file `LOCK`, which the system releases when
+the process ends, however it ends. Object storage has no such locks: there the document
+`WRITER` is a lease. Whoever creates it holds it, renews it with every commit, and may be
+replaced `LEASE_SECONDS` after the last renewal; both are conditional puts, of which only
+one of two rivals succeeds. What fsspec reaches has no conditional puts, and rivals that
+begin in the same instant are not told apart there.
+
+In every place `WRITER` names the holder, and a writer whose document is gone or replaced
+knows that the store is not its own any more.
+"""
+
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from zarr.abc.buffer import Buffer
+from zarr.abc.store import Store
+from zarr.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import ObjectStore
+
+from trajstore.format.schema import LEASE_SECONDS, LOCK, WRITER
+from trajstore.store.location import is_remote
+
+PROTOTYPE: Final = default_buffer_prototype()
+
+PATIENCE: Final = 1.0
+"""Seconds for which a lock in a directory is waited for."""
+
+
+class StoreLockedError(RuntimeError):
+    """Another process writes the store, or has taken it over."""
+
+
+class WriterLock:
+    """The right to write a store.
+
+    Parameters
+    ----------
+    location : str
+        Of the store.
+    store : zarr.abc.store.Store
+        The same, opened.
+    """
+
+    def __init__(self, location: str, store: Store) -> None:
+        self._location, self._store = location, store
+        self._holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "token": uuid4().hex,
+        }
+        # Whichever thread closes the recorder may release it.
+        self._file = (
+            None
+            if is_remote(location)
+            else FileLock(Path(location) / LOCK, thread_local=False)
+        )
+        self._e_tag: str | None = None
+
+    async def acquire(self) -> None:
+        """Become the writer.
+
+        Raises
+        ------
+        StoreLockedError
+            If somebody else is; names the holder.
+        """
+        if isinstance(self._store, ObjectStore):
+            await self._acquire_lease(self._store)
+            return
+        if self._file is not None:
+            try:
+                # A reader may hold it for an instant, to see whether anybody does.
+                self._file.acquire(timeout=PATIENCE)
+            except Timeout:
+                raise StoreLockedError(await self._refusal()) from None
+        elif await _has_lease(self._store):
+            raise StoreLockedError(await self._refusal())
+        await self._store.set(WRITER, self._document())
+
+    async def confirm(self) -> None:
+        """Check that this is still the writer, and renew a lease.
+
+        Raises
+        ------
+        StoreLockedError
+            If the store was deleted or taken over.
+        """
+        if isinstance(self._store, ObjectStore):
+            await self._renew_lease(self._store)
+        elif not await self._is_mine():
+            raise StoreLockedError(self._loss())
+        elif self._file is None:
+            await self._store.set(WRITER, self._document())
+
+    async def release(self) -> None:
+        """Let others write; without effect where the store is not ours any more."""
+        is_mine = await self._is_mine()
+        if is_mine:
+            await self._store.delete(WRITER)
+        if self._file is not None:
+            if is_mine:
+                # While it is held: who waits for this file finds that it is gone.
+                await self._store.delete(LOCK)
+            self._file.release()
+
+    async def _acquire_lease(self, store: ObjectStore[Any]) -> None:
+        obstore = import_module("obstore")
+        try:
+            self._e_tag = await self._put(store, mode="create")
+        except obstore.exceptions.AlreadyExistsError:
+            found = await obstore.head_async(store.store, WRITER)
+            if _is_recent(found["last_modified"]):
+                raise StoreLockedError(await self._refusal()) from None
+            try:
+                self._e_tag = await self._put(store, mode={"e_tag": found["e_tag"]})
+            except obstore.exceptions.PreconditionError:
+                raise StoreLockedError(await self._refusal()) from None
+
+    async def _renew_lease(self, store: ObjectStore[Any]) -> None:
+        errors = import_module("obstore.exceptions")
+        try:
+            self._e_tag = await self._put(store, mode={"e_tag": self._e_tag})
+        except (errors.PreconditionError, FileNotFoundError):
+            raise StoreLockedError(self._loss()) from None
+
+    async def _put(self, store: ObjectStore[Any], *, mode: Any) -> str:
+        obstore = import_module("obstore")
+        document = self._document().to_bytes()
+        result = await obstore.put_async(store.store, WRITER, document, mode=mode)
+        e_tag: str = result["e_tag"]
+        return e_tag
+
+    def _document(self) -> Buffer:
+        now = datetime.now(UTC).isoformat()
+        text = json.dumps(self._holder | {"renewed": now})
+        return PROTOTYPE.buffer.from_bytes(text.encode())
+
+    async def _is_mine(self) -> bool:
+        return (await _read_holder(self._store)).get("token") == self._holder["token"]
+
+    async def _refusal(self) -> str:
+        holder = await _read_holder(self._store)
+        who = ", ".join(
+            f"{key} {holder[key]}" for key in ("host", "pid") if key in holder
+        )
+        since = f" since {holder['since']}" if "since" in holder else ""
+        wait = (
+            f" If it ended without a trace, wait: {LEASE_SECONDS // 60} minutes after its "
+            "last commit the store is free."
+        )
+        return (
+            f"{self._location} is being written by {who or 'another process'}{since}. "
+            f"End that process, or choose another path.{wait if self._file is None else ''}"
+        )
+
+    def _loss(self) -> str:
+        return (
+            f"{self._location} was deleted, or taken over by another writer, while it was "
+            "being recorded. Nothing more is written to it."
+        )
+
+
+def is_written(location: str, store: Store) -> bool:
+    """Whether somebody writes a store just now.
+
+    Parameters
+    ----------
+    location : str
+        Of the store.
+    store : zarr.abc.store.Store
+        The storage there.
+
+    Returns
+    -------
+    bool
+        In a directory, whether a process holds the lock; elsewhere, whether there is a
+        lease that has not run out.
+    """
+    if is_remote(location):
+        return sync(_has_lease(store))
+    path = Path(location) / LOCK
+    # A link would have a file elsewhere opened, and created.
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        # Another reader may be asking just now; a writer keeps the lock.
+        with FileLock(path, timeout=0.2, poll_interval=0.02):
+            return False
+    except (Timeout, PermissionError):
+        return True
+
+
+async def _has_lease(store: Store) -> bool:
+    """Whether somebody holds a lease that has not run out."""
+    if isinstance(store, ObjectStore):
+        # The clock of the storage is the same for all.
+        try:
+            found = await import_module("obstore").head_async(store.store, WRITER)
+        except FileNotFoundError:
+            return False
+        return _is_recent(found["last_modified"])
+    try:
+        renewed = datetime.fromisoformat((await _read_holder(store))["renewed"])
+        return _is_recent(renewed)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _is_recent(renewed: datetime) -> bool:
+    return (datetime.now(UTC) - renewed).total_seconds() < LEASE_SECONDS
+
+
+async def _read_holder(store: Store) -> dict[str, Any]:
+    """Return what a store says of its writer, empty if it says nothing."""
+    document = await store.get(WRITER, PROTOTYPE)
+    try:
+        holder = json.loads(document.to_bytes()) if document is not None else {}
+    except ValueError:
+        holder = {}
+    return holder if isinstance(holder, dict) else {}

@@ -1,0 +1,1 @@
+"""Follow parameters and gradients on the device that trains."""

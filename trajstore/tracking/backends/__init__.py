@@ -1,0 +1,1 @@
+"""Backends that measure one step: Numba, plain torch and Triton."""

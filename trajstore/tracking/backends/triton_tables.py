@@ -1,0 +1,174 @@
+"""Tables beside the vectors that the kernels of `trajstore.tracking.backends.triton_kernels` read and write."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.sketch_torch.uploads import upload
+from trajstore.tracking.backends import triton_kernels
+from trajstore.tracking.backends.row_major import row_major
+from trajstore.tracking.backends.triton_kernels import ABSENT, KINDS
+
+SEGMENT: Final = 256
+"""Elements that a program works on at once: eight for each thread of a warp."""
+
+RUN: Final = 256
+"""Sums that one program adds up."""
+
+ONE_WARP: Final = {"num_warps": 1, "enable_fp_fusion": True}
+FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+class AddressTable:
+    """Addresses of tensors on their device, in the order of a layout.
+
+    Attributes
+    ----------
+    table : torch.Tensor
+        int64, (2, layer): where the flat vector would begin if it lay where each tensor
+        does, and the kind of the tensor's elements.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
+        self._offsets, self._device = layout.offsets, device
+        self._known = np.zeros((2, len(layout.names)), np.int64)
+        self.table = upload(self._known.copy(), device)
+        # Copies of tensors that cannot be read where they are, for as long as they may be.
+        self._kept: list[Tensor | None] = []
+
+    def update(self, tensors: Sequence[Tensor | None]) -> int:
+        """Have the table tell of these tensors; return the bits of the kinds among them."""
+        tensors = self._kept = [
+            None if t is None else row_major(t, name, shape, self._as_row_major)
+            for t, (name, shape) in zip(tensors, self._shapes.items(), strict=True)
+        ]
+        found = np.array(
+            [
+                (0, ABSENT) if t is None else (t.data_ptr(), KINDS[t.dtype])
+                for t in tensors
+            ],
+            np.int64,
+        ).T
+        kinds = found[1]
+        # Where the flat vector would begin; elements of other kinds have two bytes.
+        found[0] -= self._offsets * np.where(kinds == 0, 4, 2)
+        if not np.array_equal(found, self._known):
+            self._known = found
+            self.table.copy_(upload(np.ascontiguousarray(found), self._device))
+        return sum(1 << kind for kind in KINDS.values() if kind in kinds)
+
+    def _as_row_major(self, tensor: Tensor) -> Tensor:
+        if (
+            tensor.layout is torch.strided
+            and tensor.dtype in KINDS
+            and tensor.is_contiguous()
+            and tensor.device == self._device
+            and not tensor.is_neg()
+        ):
+            return tensor
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
+        return (
+            tensor.detach().to(self._device, torch.float32).resolve_neg().contiguous()
+        )
+
+
+class SumsByLayer:
+    """Adds up rows of a table tensor by tensor, in float64 and in a fixed order.
+
+    Parameters
+    ----------
+    layer_of_row : numpy.ndarray
+        int64, (row,): the tensor each row belongs to, ascending.
+    n_layers, n_columns : int
+        Numbers of tensors and of columns.
+    device : torch.device
+        Where the table is.
+
+    Attributes
+    ----------
+    values : torch.Tensor
+        float32, (row, column): the table, to be filled.
+    """
+
+    def __init__(
+        self,
+        layer_of_row: npt.NDArray[Any],
+        n_layers: int,
+        n_columns: int,
+        device: torch.device,
+    ) -> None:
+        self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
+        bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
+        runs = [np.arange(first, stop, RUN) for first, stop in pairwise(bounds)]
+        run_bounds = np.append(np.concatenate(runs), len(layer_of_row))
+        layer_bounds = np.cumsum([0, *map(len, runs)])
+        self._run_bounds = upload(run_bounds.astype(np.int32), device)
+        self._layer_bounds = upload(layer_bounds.astype(np.int32), device)
+        self._of_runs = torch.zeros(
+            (len(run_bounds) - 1, n_columns), dtype=torch.float64, device=device
+        )
+
+    def write(self, out: Tensor) -> None:
+        """Write sums to the first columns of `out`, float32 of (layer, at least column)."""
+        self._add_up(self.values, self._run_bounds, self._of_runs)
+        self._add_up(self._of_runs, self._layer_bounds, out)
+
+    def _add_up(self, values: Tensor, bounds: Tensor, out: Tensor) -> None:
+        n_columns = self.values.shape[1]
+        triton_kernels.add_up[(len(bounds) - 1,)](
+            values,
+            bounds,
+            out,
+            out.stride(0),
+            N_COLUMNS=n_columns,
+            COLUMNS=1 << (n_columns - 1).bit_length(),
+            ROWS=32,
+            **FOUR_WARPS,
+        )
+
+
+def segments_of(
+    layout: Layout, width: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Cut the rows of a fold into segments, see `trajstore.tracking.backends.triton_kernels.measure_before`.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the vector.
+    width : int
+        Length of a row.
+
+    Returns
+    -------
+    segments : numpy.ndarray
+        int32, (segment, 4).
+    layer_of_sum : numpy.ndarray
+        int64, (sum,): the tensor that each row of sums belongs to, ascending.
+    """
+    last_element = layout.size - 1
+    row_starts = width * np.arange(-(-layout.size // width))[:, None]
+    starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
+    row_stops = np.repeat(row_starts + width, -(-width // SEGMENT))
+    ends = np.minimum(np.minimum(starts + SEGMENT, row_stops) - 1, last_element)
+    first, last = (
+        layout.layer_of_block[np.minimum(elements, last_element) // BLOCK]
+        for elements in (starts, ends)
+    )
+    is_split = first != last
+    places = np.arange(len(starts)) + np.cumsum(is_split) - is_split
+    layer_of_sum = np.empty(len(starts) + np.count_nonzero(is_split), np.int64)
+    layer_of_sum[places] = first
+    layer_of_sum[places[is_split] + 1] = last[is_split]
+    # The second of a single tensor begins where nothing is any more.
+    borders = np.where(is_split, layout.offsets[last] // BLOCK, layout.size // BLOCK)
+    table = np.stack([first, last, places, borders], 1)
+    return table.astype(np.int32), layer_of_sum
