@@ -24,7 +24,7 @@ import trajstore
 from train.loop import train as train_workload
 from train.observer import Log
 from train.workloads.catalogue import settings_of
-from trajstore.format.schema import ITEM_SIZE
+from trajstore.format.arrays import ITEM_SIZE
 
 WORKLOADS: dict[str, Any] = {
     "digits ResNet": settings_of("digits-resnet"),

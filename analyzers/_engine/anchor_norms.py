@@ -12,7 +12,7 @@ import xarray as xr
 from analyzers._engine.sweep import segments, slices
 from analyzers._engine.tables import VALUES
 from analyzers._engine.tasks import PART, task
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]

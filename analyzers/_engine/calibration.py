@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.arrays.probed import adjacent_cosine, cosine
+from trajstore.format.arrays import table_columns
 from trajstore.format.rows import decode_probes
-from trajstore.format.schema import table_columns
 from trajstore.reading.run import MeasuredRun, Run
 
 FloatArray = npt.NDArray[np.floating[Any]]

@@ -22,7 +22,7 @@ from analyzers._engine.arrays.geometry import QUANTITIES
 from analyzers._engine.exact import exact_sums, finish_exact
 from analyzers._engine.sweep import slices
 from analyzers._engine.windows import finish, fit, inner_products, project, windows_of
-from trajstore.format.schema import KEYFRAME_EVERY
+from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.reading.run import Run
 from trajstore.reading.target import ReferencePoint
 

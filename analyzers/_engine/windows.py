@@ -37,9 +37,9 @@ from analyzers._engine.sweep import (
     slices,
     sweep,
 )
+from trajstore.format.arrays import table_columns
 from trajstore.format.layout import BLOCK
 from trajstore.format.rows import decode_probes
-from trajstore.format.schema import table_columns
 from trajstore.reading.run import Run
 from trajstore.reading.target import ReferencePoint
 from trajstore.sketch.sketch import Decoded, Sketch

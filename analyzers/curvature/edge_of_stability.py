@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import xarray as xr
 
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 

@@ -9,8 +9,8 @@ import xarray as xr
 from analyzers._engine.anchor_norms import reference_norms
 from analyzers._engine.arrays.probed import cosine
 from analyzers._engine.tables import tables
+from trajstore.format.arrays import STEP
 from trajstore.format.rows import decode_probes
-from trajstore.format.schema import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 

@@ -17,7 +17,7 @@ from analyzers.deep_linear.arrays import (
     mode_strength,
     time_of_steps,
 )
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 

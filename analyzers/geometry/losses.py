@@ -7,7 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers.geometry.path_geometry import path_geometry
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import MeasuredRun, Run
 from trajstore.reading.target import Reference, reference_point

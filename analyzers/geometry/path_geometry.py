@@ -13,7 +13,7 @@ from analyzers._engine.sweep import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import MeasuredRun, Run
 from trajstore.reading.target import Reference, ReferencePoint, reference_point

@@ -17,7 +17,7 @@ from analyzers.geometry.path_geometry import (
     lazy_geometry,
     result_chunks,
 )
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading import results
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run

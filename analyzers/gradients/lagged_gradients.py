@@ -15,7 +15,7 @@ from analyzers._engine.probes import read_probes
 from analyzers._engine.sweep import slices
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, ReferencePoint

@@ -19,7 +19,7 @@ from analyzers.gradients.segments import (
     check_criterion,
 )
 from analyzers.gradients.zigzag import zigzag
-from trajstore.format.schema import LAYER
+from trajstore.format.arrays import LAYER
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60

@@ -25,7 +25,7 @@ from analyzers.gradients.arrays.zigzag import (
     step_kinds,
 )
 from analyzers.gradients.zigzag import zigzag
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.arrays.probed import adjacent_cosine
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import MeasuredRun, Run
 

@@ -24,7 +24,7 @@ from train.observer import Track
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from train.workloads.tasks import Task
-from trajstore.format.schema import NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.results import replayed_from
 from trajstore.reading.run import Run

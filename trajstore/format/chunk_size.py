@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Final, NamedTuple
 
-from trajstore.format.schema import ITEM_SIZE
+from trajstore.format.arrays import ITEM_SIZE
 
 CHECKSUM_BYTES: Final = 4
 BLOSC_HEADER_BYTES: Final = 16

@@ -7,7 +7,6 @@ memory is taken, beyond bounds that no real run comes near.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from reprlib import Repr
 from typing import Any, Final, cast
 
@@ -18,23 +17,18 @@ from trajstore.format.schema import (
     FORMAT,
     FORMAT_VERSION,
     KEYFRAME_EVERY,
+    KEYFRAMES,
     LAYER,
-    SAMPLES,
     STATUSES,
     STEP,
-    ArraySpec,
     RunSpec,
     SchemaError,
-    n_blocks,
-    n_metric_columns,
-    step_arrays,
+    row_arrays,
     table_columns,
     validate_spec,
     vector_array,
     window_arrays,
 )
-
-KEYFRAMES: Final = "references/keyframes"
 
 MAX_TENSORS: Final = 1 << 14
 MAX_DIMENSIONS: Final = 32
@@ -203,41 +197,6 @@ def _bound_problems(attributes: Mapping[str, Any]) -> list[str]:
     if not 0 < size <= MAX_SIZE:
         return [f"shapes: expected 1 to {MAX_SIZE} elements in all, got {size}"]
     return []
-
-
-def row_arrays(
-    spec: RunSpec, *, n_metrics: int, group: str = ""
-) -> dict[str, ArraySpec]:
-    """Describe the arrays of steps, or those of a measurement.
-
-    Parameters
-    ----------
-    spec : RunSpec
-        What is recorded.
-    n_metrics : int
-        How many scalars the rows have.
-    group : str, default: ""
-        Path of the measurement's group; of steps, the root.
-
-    Returns
-    -------
-    dict from str to ArraySpec
-        By path of the array.
-    """
-    arrays = step_arrays(
-        spec,
-        size=Layout(spec.names, spec.shapes).size,
-        n_metrics=n_metric_columns(0),
-        n_blocks=n_blocks(spec.sketch_bits),
-    )
-    # Names that were logged late have widened the array, not its chunks.
-    inner = (n_metric_columns(n_metrics),)
-    arrays["scalars"] = replace(arrays["scalars"], inner=inner)
-    if not group:
-        return arrays
-    arrays[STEP] = replace(arrays["epoch"], dtype="int64")
-    arrays.pop(SAMPLES, None)
-    return {f"{group}/{name}": array for name, array in arrays.items()}
 
 
 def _expected_arrays(

@@ -12,21 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from trajstore.format.layout import BLOCK, Layout
-from trajstore.format.root_document import KEYFRAMES
-from trajstore.format.schema import (
+from trajstore.format.arrays import (
     DESCRIPTIONS,
     KEYFRAME_EVERY,
+    KEYFRAMES,
     LAYER,
     NO_SAMPLE,
     SAMPLES,
     STEP,
     UPDATE_TABLE,
-    RunSpec,
-    SchemaError,
     first_sign_number,
     table_columns,
 )
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.lazy_rows import lazy_rows
 from trajstore.reading.version import Moment, as_it_was, n_resumes

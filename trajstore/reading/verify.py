@@ -8,14 +8,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.root_document import KEYFRAMES, differences
-from trajstore.format.schema import (
-    KEYFRAME_EVERY,
-    NO_SAMPLE,
-    SAMPLES,
-    STEP,
-    SchemaError,
-)
+from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES, NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.root_document import differences
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import MeasuredRun, Run
 from trajstore.store.chunks import (

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trajstore.format.root_document import KEYFRAMES
-from trajstore.format.schema import KEYFRAME_EVERY, n_metric_columns
+from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES, n_metric_columns
 from trajstore.store.opening import Opened
 
 

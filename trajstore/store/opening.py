@@ -9,7 +9,7 @@ from zarr.storage import LocalStore
 
 from trajstore.format.chunk_size import chunk_size
 from trajstore.format.root_document import read_root
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.store.chunks import (
     CheckedStore,
     ChunkError,

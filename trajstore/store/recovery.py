@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trajstore.format.layout import Layout
 from trajstore.format.root_document import read_root
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.journal import JOURNAL, Journal, replay
 from trajstore.store.location import is_remote, locate
 from trajstore.store.writer import Writer

@@ -12,18 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.layout import BLOCK, Layout
-from trajstore.format.root_document import KEYFRAMES, read_root
-from trajstore.format.schema import (
-    FORMAT,
-    FORMAT_VERSION,
+from trajstore.format.arrays import (
     KEYFRAME_EVERY,
+    KEYFRAMES,
     ArraySpec,
-    RunSpec,
-    SchemaError,
     vector_array,
     window_arrays,
 )
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.root_document import read_root
+from trajstore.format.run_spec import RunSpec, SchemaError
+from trajstore.format.schema import FORMAT, FORMAT_VERSION
 from trajstore.store.commit import Commits
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.location import is_remote, locate, open_store

@@ -25,13 +25,9 @@ from tests.trajstore.handmade import (
     write_run,
 )
 from trajstore import open_run
+from trajstore.format.arrays import DESCRIPTIONS, table_columns
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import (
-    DESCRIPTIONS,
-    RunSpec,
-    SchemaError,
-    table_columns,
-)
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.reading.run import Run
 from trajstore.store.writer import Writer
 

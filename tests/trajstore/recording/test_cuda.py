@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from trajstore import Recorder, open_run
-from trajstore.format.schema import table_columns
+from trajstore.format.arrays import table_columns
 from trajstore.recording import capture, recorder
 from trajstore.recording.host_copies import HostCopies
 from trajstore.tracking.backends import choose as steps_choice

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import analyzers
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
 

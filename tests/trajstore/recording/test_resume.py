@@ -12,7 +12,7 @@ import zarr
 from zarr.storage import LocalStore
 
 import analyzers
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import Run, open_run
 
 torch = pytest.importorskip("torch")

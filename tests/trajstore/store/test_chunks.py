@@ -15,7 +15,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from tests.trajstore.handmade import SIZE, SPEC, random_rows, random_window, write_run
 from trajstore import open_run
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.chunks import ChunkError, chunk_key, chunks_of, read_part
 from trajstore.store.writer import Writer
 

@@ -13,10 +13,10 @@ import xarray as xr
 from tests.trajstore.handmade import SIZE, write_run
 from trajstore import open_run
 from trajstore.cli import main as cli
-from trajstore.format.schema import LEASE_SECONDS, WRITER
 from trajstore.reading.verify import problems
 from trajstore.store import lock
 from trajstore.store.location import open_store
+from trajstore.store.lock import LEASE_SECONDS, WRITER
 
 obstore = pytest.importorskip("obstore")
 
