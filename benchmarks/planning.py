@@ -96,8 +96,8 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
 def compression(run: trajstore.Run) -> dict[str, float]:
     """Bytes on disk over bytes in memory, array by array."""
     ratios = {}
-    for name in run.documents:
-        array = run.array(name)
+    for name in run.stored.document.arrays:
+        array = run.stored.array(name)
         raw = array.size * ITEM_SIZE[str(array.dtype)]
         ratios[name] = bytes_of_chunks(Path(run.location) / name) / raw
     return ratios

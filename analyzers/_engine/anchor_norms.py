@@ -38,7 +38,9 @@ def reference_norms(run: Run) -> xr.DataArray:
         for elements in slices(slice(0, run.layout.size), PART)
     ]
     by_window = task(norms, parts)
-    window = np.searchsorted(run.starts, np.arange(run.n_steps), side="right") - 1
+    window = (
+        np.searchsorted(run.stored.starts, np.arange(run.n_steps), side="right") - 1
+    )
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
             task(partial(of_windows, window[steps]), by_window),
@@ -58,7 +60,9 @@ def squares(run: Run, elements: slice) -> FloatArray:
     buffers = np.empty((2, elements.stop - elements.start), np.float32)
     windows = range(run.n_windows)
     for c, reference in zip(
-        windows, run.references(windows, elements, [*buffers]), strict=True
+        windows,
+        run.stored.anchors.decode_each(windows, elements, [*buffers]),
+        strict=True,
     ):
         for layer, part in pieces:
             values = reference[part].astype(np.float64)

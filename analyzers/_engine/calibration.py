@@ -8,7 +8,7 @@ import numpy.typing as npt
 from analyzers._engine.arrays.probed import adjacent_cosine, cosine
 from trajstore.format.arrays import table_columns
 from trajstore.format.rows import decode_probes
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -35,7 +35,7 @@ def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
         Root mean square of error over standard error in the steps around each of them;
         1 where none is known, as of measurements.
     """
-    if isinstance(run, MeasuredRun) or run.spec.exact:
+    if run.group.is_measurement or run.spec.exact:
         return np.ones(len(steps))
     return np.array([_error_ratio(run, int(step)) for step in steps])
 
@@ -43,8 +43,10 @@ def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
 def _error_ratio(run: Run, step: int) -> float:
     around = slice(max(step - AROUND, 0), min(step + AROUND + 1, run.n_steps))
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    gradients, _ = decode_probes({name: run.rows(name, around) for name in names})
-    tables, columns = run.rows("tables", around), table_columns(run.spec)
+    gradients, _ = decode_probes(
+        {name: run.stored.rows(name, around) for name in names}
+    )
+    tables, columns = run.stored.rows("tables", around), table_columns(run.spec)
     products, squares = (
         tables[..., columns[name].start].sum(1, dtype=np.float64)
         for name in ("grad_dot_previous", "grad_sq")

@@ -30,17 +30,21 @@ def read_probes(
     """
     names = ("gradient_probes", "displacement_probes", "probe_scales")
     around = slice(int(steps[0]), int(steps[-1]) + 1)
-    windows = run.rows("window", around)[steps - around.start]
+    windows = run.stored.rows("window", around)[steps - around.start]
     if run.spec.exact:
         whole = slice(0, run.layout.size)
-        references = np.stack([run.reference(int(c), whole) for c in windows])
+        references = np.stack(
+            [run.stored.anchors.decode(int(c), whole) for c in windows]
+        )
         gradients, displacements = (
             np.concatenate(
-                [run.large_rows(name, slice(k, k + 1), whole) for k in steps]
+                [run.stored.large_rows(name, slice(k, k + 1), whole) for k in steps]
             ).astype(np.float64)
             for name in ("gradient", "displacement")
         )
         return gradients, references + displacements
-    stored = {name: run.rows(name, around)[steps - around.start] for name in names}
+    stored = {
+        name: run.stored.rows(name, around)[steps - around.start] for name in names
+    }
     gradients, displacements = decode_probes(stored)
     return gradients, run.windows["probes"].values[windows] + displacements

@@ -79,7 +79,7 @@ def _sketch_tasks(
     layers: bool,
     weight_decay: float,
 ) -> Iterator[Delayed]:
-    n_rows = run.sketch.fold.n_rows
+    n_rows = run.stored.sketch.fold.n_rows
     # Where a basis reaches far back, more references are held at the same time.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))

@@ -80,7 +80,7 @@ class Window:
     @cached_property
     def sketch(self) -> Sketch:
         """How the gradients of this window were sketched."""
-        return self.run.sketch_of(self.index)
+        return self.run.stored.sketch_of(self.index)
 
     @cached_property
     def weights(self) -> FloatArray:
@@ -95,7 +95,7 @@ class Window:
 
     def tables(self, steps: slice) -> dict[str, FloatArray]:
         """Read the tables of some steps, float64 of shape (step, layer[, basis])."""
-        tables = self.run.rows("tables", steps).astype(np.float64)
+        tables = self.run.stored.rows("tables", steps).astype(np.float64)
         return {
             name: tables[..., columns if name.endswith("_basis") else columns.start]
             for name, columns in table_columns(self.run.spec).items()
@@ -263,7 +263,7 @@ def project(
     fitted = {c: one for some in fits for c, one in some.items()}
     of_window = windows_of(run, steps)
     windows = range(min(of_window), max(of_window) + 1)
-    width, layout = run.sketch.fold.width, run.layout
+    width, layout = run.stored.sketch.fold.width, run.layout
     elements = slice(rows.start * width, min(rows.stop * width, layout.size))
     blocks = slice(elements.start // BLOCK, -(-elements.stop // BLOCK))
     whole_blocks = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
@@ -350,7 +350,7 @@ def residual(
         In `out`.
     """
     run = window.run
-    layout, fold, probes = run.layout, window.sketch.fold, run.probes
+    layout, fold, probes = run.layout, window.sketch.fold, run.stored.probes
     n = len(around.reference)
     elements = slice(rows.start * fold.width, rows.start * fold.width + n)
     pieces = segments(layout, elements)
@@ -402,7 +402,7 @@ def _onward_probes(
     window: Window, around: Around, rows: slice
 ) -> npt.NDArray[np.float32]:
     """Probe the way to the window's end; 0 where the store knows both ends' probes."""
-    probes = window.run.probes
+    probes = window.run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window.index == window.run.n_windows - 1:
         onward = around.end - around.reference
@@ -419,12 +419,12 @@ def add_totals(parts: Sequence[Totals]) -> Totals:
 def decode(window: Window, steps: slice, buffer: npt.NDArray[np.float32]) -> Decoded:
     """Decode the sketches of some steps into a buffer of as many rows or more."""
     run = window.run
-    signs, scales = run.rows("signs", steps), run.rows("scales", steps)
+    signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
     # Lost signs read as zeros, which are signs too.
-    lost = run.is_missing("signs", steps)
+    lost = run.stored.is_missing("signs", steps)
     scales = np.where(lost[:, None], np.float32(np.nan), scales)
-    numbers = run.sign_numbers[steps]
-    return run.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
+    numbers = run.stored.sign_numbers[steps]
+    return run.stored.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
 
 
 def contract(
@@ -469,7 +469,7 @@ def contract(
 
 
 def _width(window: Window) -> int:
-    return window.run.sketch.fold.width
+    return window.run.stored.sketch.fold.width
 
 
 def _pieces_by_layer(window: Window, rows: slice) -> dict[int, list[tuple[int, slice]]]:
@@ -600,7 +600,7 @@ def _distance(
     run, rank = window.run, window.rank
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    _, probes = decode_probes({name: run.rows(name, steps) for name in names})
+    _, probes = decode_probes({name: run.stored.rows(name, steps) for name in names})
     origins = run.windows["probes"].values
     reference = origins[window.index]
     is_last = window.index == run.n_windows - 1

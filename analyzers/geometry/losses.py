@@ -9,7 +9,7 @@ import xarray as xr
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
 from trajstore.reading.results import replay_group, replayed_from, results_location
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, reference_point
 from trajstore.store.location import open_store
 
@@ -51,8 +51,8 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
 
 def gradient_name(run: Run) -> str:
     """Say what the gradients of a run's steps are gradients of."""
-    if isinstance(run, MeasuredRun):
-        return f"measurement {run.name!r}"
+    if run.group.is_measurement:
+        return f"measurement {run.group.name!r}"
     return "minibatch"
 
 
@@ -76,8 +76,8 @@ def recorded_losses(run: Run) -> xr.DataArray:
     """
     if "loss" not in run.metrics:
         call = "recorder.log(loss=loss)"
-        if isinstance(run, MeasuredRun):
-            call = f"recorder.measure({run.name!r}, loss=loss)"
+        if run.group.is_measurement:
+            call = f"recorder.measure({run.group.name!r}, loss=loss)"
         raise ValueError(
             f"The losses of {gradient_name(run)} gradients are not recorded in "
             f"{run.location}; record them with {call}."

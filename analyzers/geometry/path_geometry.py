@@ -15,7 +15,7 @@ from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, ReferencePoint, reference_point
 
 RESULT_ROWS: Final = (4096, 16384)
@@ -167,9 +167,9 @@ def lazy_geometry(
     values = da.concatenate(arrays, axis=1)  # type: ignore[no-untyped-call]
     dims = (STEP, LAYER) if layers else (STEP,)
     coordinates: dict[str, Any] = {
-        STEP: run.step_numbers,
-        "epoch": (STEP, run.epochs),
-        "iteration": (STEP, run.iterations),
+        STEP: run.stored.step_numbers,
+        "epoch": (STEP, run.stored.epochs),
+        "iteration": (STEP, run.stored.iterations),
     }
     if layers:
         # Fixed-width strings have no place in Zarr's specification; these have.
@@ -193,7 +193,7 @@ def lazy_geometry(
 
 def _direction(run: Run, weight_decay: float) -> str:
     """Name what was measured in the place of g."""
-    name = run.name if isinstance(run, MeasuredRun) else "gradient"
+    name = run.group.name if run.group.is_measurement else "gradient"
     return f"{name} + {weight_decay:g} x" if weight_decay else name
 
 
@@ -203,9 +203,9 @@ def computed_from(
     """Say what a result rests on, as JSON: equal for results that would be equal."""
     return json.dumps(
         {
-            "created": run.attributes["created"],
+            "created": run.stored.document.created,
             "n_steps": run.n_steps,
-            "n_resumes": len(run.attributes["resumes"]),
+            "n_resumes": len(run.stored.document.resumes),
             "status": run.status,
             "reference": target.identity,
             "layers": layers,

@@ -139,9 +139,9 @@ def lagged_gradients(
         for i, name in enumerate(NAMES)
     }
     coordinates = {
-        STEP: run.step_numbers[bases],
-        "epoch": (STEP, run.epochs[bases]),
-        "iteration": (STEP, run.iterations[bases]),
+        STEP: run.stored.step_numbers[bases],
+        "epoch": (STEP, run.stored.epochs[bases]),
+        "iteration": (STEP, run.stored.iterations[bases]),
         "lag": lag,
     }
     attributes = {"run": run.location, "reference": aim.label, "source": SOURCE}
@@ -152,7 +152,7 @@ def probe_target(run: Run, target: ReferencePoint) -> FloatArray:
     """Probe x*, float64 of shape (probe,); of an exact run, return it whole."""
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)
-    probes = run.probes
+    probes = run.stored.probes
     width, folded = probes.fold.width, np.zeros(probes.fold.width)
     for rows in slices(slice(0, probes.fold.n_rows), ROWS):
         elements = slice(rows.start * width, min(rows.stop * width, run.layout.size))

@@ -169,8 +169,8 @@ def zigzag_segments(
         "cosine": (STEP, cosine.values),
         "running_cosine": (STEP, running),
         "label": (STEP, labels),
-        "start": (SEGMENT, run.step_numbers[segments.start]),
-        "stop": (SEGMENT, run.step_numbers[segments.stop - 1] + 1),
+        "start": (SEGMENT, run.stored.step_numbers[segments.start]),
+        "stop": (SEGMENT, run.stored.step_numbers[segments.stop - 1] + 1),
         "segment_label": (SEGMENT, segments.kind),
         "segment_path": (SEGMENT, _path_lengths(lengths, segments)),
         "n_segments": (KIND, [int((segments.kind == kind).sum()) for kind in KINDS]),
@@ -184,9 +184,9 @@ def zigzag_segments(
         variables["segment_decrease"] = (SEGMENT, smooth[segments.start] - smooth[last])
         variables |= decreases(losses, signs, smoothing)
     coordinates = {
-        STEP: run.step_numbers,
-        "epoch": (STEP, run.epochs),
-        "iteration": (STEP, run.iterations),
+        STEP: run.stored.step_numbers,
+        "epoch": (STEP, run.stored.epochs),
+        "iteration": (STEP, run.stored.iterations),
         KIND: KIND_NAMES,
     }
     attributes = {

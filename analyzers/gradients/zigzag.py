@@ -8,7 +8,7 @@ import xarray as xr
 from analyzers._engine.arrays.probed import adjacent_cosine
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 
 CHUNK: Final = 1 << 14
 """Steps in a chunk of the result."""
@@ -118,9 +118,9 @@ def check_steps(run: Run) -> None:
     ValueError
         If it has fewer than two steps, or is a measurement.
     """
-    if isinstance(run, MeasuredRun):
+    if run.group.is_measurement:
         raise ValueError(
-            f"The rows of the measurement {run.name!r} of {run.location} were recorded "
+            f"The rows of the measurement {run.group.name!r} of {run.location} were recorded "
             "without products with each other; compare them by "
             "analyzers.lagged_gradients(run.measured(name), lags=[1])."
         )
