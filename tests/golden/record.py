@@ -243,7 +243,7 @@ def record_branch(path: Path, parent: Path, lr_scale: float) -> None:
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=1.5 * lr_scale)
     branch = {
         "parent": parent.name,
-        "parent_created": run.attributes["created"],
+        "parent_created": run.stored.document.created,
         "epoch": 1,
         "step": STEPS_PER_EPOCH,
         "lr_scale": lr_scale,
