@@ -11,7 +11,7 @@ from analyzers._engine.sweep import sweep
 from analyzers._engine.windows import windows_of
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -21,7 +21,7 @@ READ_BYTES: Final = 32 << 20
 
 def exact_sums(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     steps: slice,
     elements: slice,
     *,
@@ -33,7 +33,7 @@ def exact_sums(
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
+    target : Target
         The point x*.
     steps : slice
         Which steps.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -81,7 +81,7 @@ def past_windows(window: int, rank: int) -> list[int]:
 
 
 def sweep(
-    run: Run, target: ReferencePoint, windows: range, elements: slice
+    run: Run, target: Target, windows: range, elements: slice
 ) -> Iterator[tuple[int, Around]]:
     """Go through windows in order.
 
@@ -89,7 +89,7 @@ def sweep(
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
+    target : Target
         The point x*.
     windows : range
         Which windows.

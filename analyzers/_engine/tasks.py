@@ -24,7 +24,7 @@ from analyzers._engine.sweep import slices
 from analyzers._engine.windows import finish, fit, inner_products, project, windows_of
 from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 PART: Final = 1 << 21
 """Elements that a task of the first pass works on: whole chunks of the store, and few
@@ -39,7 +39,7 @@ NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
 
 def geometry_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     *,
     layers: bool,
@@ -51,7 +51,7 @@ def geometry_tasks(
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
+    target : Target
         The point x*.
     chunks : sequence of slice
         Which steps.
@@ -74,7 +74,7 @@ def geometry_tasks(
 
 def _sketch_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     layers: bool,
     weight_decay: float,
@@ -102,7 +102,7 @@ def _sketch_tasks(
         )
 
 
-def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
+def _fit_task(run: Run, target: Target, group: int) -> Delayed:
     """Fit the windows that begin with one keyframe."""
     first = group * KEYFRAME_EVERY
     windows = range(first, min(first + KEYFRAME_EVERY, run.n_windows))
@@ -115,7 +115,7 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
 
 def _exact_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     layers: bool,
     weight_decay: float,

@@ -41,7 +41,7 @@ from trajstore.format.arrays import table_columns
 from trajstore.format.layout import BLOCK
 from trajstore.format.rows import decode_probes
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 from trajstore.sketch.sketch import Decoded, Sketch
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -115,7 +115,7 @@ def windows_of(run: Run, steps: slice) -> dict[int, slice]:
 
 
 def inner_products(
-    run: Run, target: ReferencePoint, windows: range, elements: slice
+    run: Run, target: Target, windows: range, elements: slice
 ) -> FloatArray:
     """Inner products of the vectors of some windows over some elements.
 
@@ -123,7 +123,7 @@ def inner_products(
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
+    target : Target
         The point x*.
     windows : range
         Which windows.
@@ -230,7 +230,7 @@ class Projected(NamedTuple):
 
 def project(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     steps: slice,
     rows: slice,
     fits: Sequence[Mapping[int, Fit]],
@@ -243,7 +243,7 @@ def project(
     ----------
     run : Run
         The recorded run.
-    target : ReferencePoint
+    target : Target
         The point x*.
     steps : slice
         Which steps.

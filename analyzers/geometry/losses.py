@@ -10,7 +10,7 @@ from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, reference_point
+from trajstore.reading.target import TargetLike, find_target
 from trajstore.store.location import open_store
 
 FULL_BATCH = "full_batch"
@@ -85,7 +85,7 @@ def recorded_losses(run: Run) -> xr.DataArray:
     return run.steps["loss"].drop_vars("window").load()
 
 
-def products(run: Run, reference: Reference) -> tuple[xr.Dataset, xr.Dataset]:
+def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
     r"""Return :math:`\langle g_k, x_k - x^* \rangle`, and the geometry it is from.
 
     loLR is that product over |g|^2, and neither it nor its standard error has anything of
@@ -124,7 +124,7 @@ def products(run: Run, reference: Reference) -> tuple[xr.Dataset, xr.Dataset]:
 
 def replayed(
     run: Run,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     *,
     otherwise: str = "give an array as reference_losses",
 ) -> xr.Dataset:
@@ -153,7 +153,7 @@ def replayed(
     KeyError, TypeError
         As `analyzers.path_geometry`, for the reference.
     """
-    point = reference_point(run, reference)
+    point = find_target(run, reference)
     store = open_store(results_location(run), read_only=True)
     command = ""
     # The command line takes no arrays.
@@ -176,7 +176,7 @@ def replayed(
     return found
 
 
-def _replay_command(run: Run, reference: Reference) -> str:
+def _replay_command(run: Run, reference: TargetLike) -> str:
     """Return the command that computes the losses of batches at a point."""
     command = f"traj-train replay {run.location}"
     if isinstance(reference, str) and reference == "final":

@@ -16,7 +16,7 @@ from analyzers._engine.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, ReferencePoint, reference_point
+from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
 """Fewest and most steps in a chunk of the result; there are four chunks, or more. The
@@ -47,7 +47,7 @@ DESCRIPTIONS: Final = {
 def path_geometry(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
@@ -133,20 +133,20 @@ def path_geometry(
     return lazy_geometry(run, target, layers=layers, weight_decay=weight_decay)
 
 
-def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
+def analysis_target(run: Run, reference: TargetLike) -> Target:
     """Find a reference point for a run; arrays go to a file, never with the tasks."""
     if run.n_steps == 0:
         raise ValueError(
             f"{run.location} holds no steps yet; there is nothing to analyse."
         )
-    target = reference_point(run, reference)
+    target = find_target(run, reference)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)
 
 
 def lazy_geometry(
-    run: Run, target: ReferencePoint, *, layers: bool, weight_decay: float
+    run: Run, target: Target, *, layers: bool, weight_decay: float
 ) -> xr.Dataset:
     """See `path_geometry`."""
     if weight_decay and not run.spec.exact:
@@ -198,7 +198,7 @@ def _direction(run: Run, weight_decay: float) -> str:
 
 
 def computed_from(
-    run: Run, target: ReferencePoint, *, layers: bool, weight_decay: float
+    run: Run, target: Target, *, layers: bool, weight_decay: float
 ) -> str:
     """Say what a result rests on, as JSON: equal for results that would be equal."""
     return json.dumps(

@@ -21,7 +21,7 @@ from trajstore.format.arrays import STEP
 from trajstore.reading import results
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
@@ -31,7 +31,7 @@ DONE: Final = "progress/done"
 def store_geometry(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
@@ -97,7 +97,7 @@ def store_geometry(
 
 def result_group(geometry: xr.Dataset) -> str:
     """Name the group of a result by its reference, direction, and whether by layer."""
-    reference = results.reference_slug(geometry.attrs["reference"])
+    reference = results.target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
         reference = f"{reference}-of-{quote(direction, safe='')}"

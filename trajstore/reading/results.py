@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 from trajstore.store.location import open_store, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
@@ -23,7 +23,7 @@ def results_location(run: Run) -> str:
     return sibling(run.location, ".analysis.zarr")
 
 
-def reference_slug(label: str) -> str:
+def target_slug(label: str) -> str:
     """Return the label of a reference point as a part of a path."""
     # Only the names of snapshots and runs are free, and may hold what a path cannot.
     for kind in KINDS:
@@ -33,12 +33,12 @@ def reference_slug(label: str) -> str:
     return label
 
 
-def replay_group(point: ReferencePoint) -> str:
+def replay_group(point: Target) -> str:
     """Return the group of the losses of a run's batches at a reference point."""
-    return f"replay-{reference_slug(point.label)}"
+    return f"replay-{target_slug(point.label)}"
 
 
-def replayed_from(run: Run, point: ReferencePoint) -> str:
+def replayed_from(run: Run, point: Target) -> str:
     """Say what such losses rest on, as JSON: equal for those that would be equal."""
     return json.dumps(
         {
