@@ -263,7 +263,9 @@ def test_steps_whose_epoch_is_lost_are_left_out():
 
 def test_two_steps_in_one_place_are_refused():
     steps = make(12).assign_coords(epoch=("step", [0] * 12))
-    with pytest.raises(ValueError, match="6 of 12 steps have the epoch and iteration"):
+    with pytest.raises(
+        ValueError, match="6 of 12 steps have the same epoch and iteration"
+    ):
         epoch_grid(steps)
 
 
