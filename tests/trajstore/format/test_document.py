@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from tests.trajstore.handmade import SIZE, SPEC, Edit, write_run
-from trajstore.format.arrays import first_sign_number
+from trajstore.format.arrays import StoredArray, first_sign_number
 from trajstore.format.document import (
     Document,
     RowGroup,
     Snapshot,
-    StoredArray,
     parse_document,
 )
 from trajstore.format.run_spec import SchemaError
