@@ -97,7 +97,7 @@ class ArraySpec:
     chunk: tuple[int, ...]
     code: Code
     fill: int = 0
-    """Fill value of integers; that of floats is NaN."""
+    """Fill value of integers; floats have NaN."""
 
     @property
     def missing(self) -> float:

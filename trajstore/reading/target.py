@@ -36,7 +36,7 @@ class Target:
 
 
 def find_target(run: Run, reference: TargetLike) -> Target:
-    """Return the target that a user names; the names are those of `parameters_at`."""
+    """Return the target that a user names, in any way that `parameters_at` takes."""
     if isinstance(reference, str):
         return _final(run) if reference == "final" else _snapshot(run, reference)
     if isinstance(reference, int | np.integer) and not isinstance(reference, bool):

@@ -58,7 +58,7 @@ def test_without_a_basis_no_product_with_the_anchor_has_a_column():
     assert not set(DERIVED_TABLE) & columns.keys()
 
 
-def test_samples_are_an_array_where_some_are_kept_only():
+def test_samples_have_an_array_only_if_some_are_kept():
     arrays = {n: all_arrays(RunSpec.from_json(VALID | {"samples": n})) for n in (0, 5)}
     assert arrays[5].keys() - arrays[0].keys() == {"samples"}
     assert arrays[5]["samples"].inner == (5,)

@@ -167,7 +167,7 @@ DAMAGED: dict[str, tuple[Edit, list[str]]] = {
 
 
 @pytest.mark.parametrize(("edit", "problems"), DAMAGED.values(), ids=DAMAGED)
-def test_all_that_is_wrong_with_a_document_is_listed(
+def test_every_problem_of_a_document_is_listed(
     root: Root, edit: Edit, problems: list[str]
 ):
     edit(root["attributes"], root["consolidated_metadata"]["metadata"])
@@ -189,7 +189,7 @@ def test_arrays_of_different_lengths_are_refused(root: Root):
 
 
 @pytest.mark.parametrize("shape", [3, [], ["x"], None, [-1]])
-def test_shapes_that_are_none_are_refused(root: Root, shape: object):
+def test_invalid_shapes_are_refused(root: Root, shape: object):
     root["consolidated_metadata"]["metadata"]["epoch"]["shape"] = shape
     assert problems_of(root)[0].startswith("epoch: shape: expected")
 
@@ -210,7 +210,7 @@ def test_problems_of_attributes_and_missing_arrays_are_listed_together(root: Roo
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff"])
-def test_text_that_is_no_json_is_refused(text: bytes):
+def test_text_other_than_json_is_refused(text: bytes):
     with pytest.raises(SchemaError, match=r"^zarr\.json: truncated or damaged \("):
         parse_document(text)
 

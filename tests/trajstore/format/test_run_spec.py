@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(key: str):
     assert validate_spec(document) == [f"{key}: missing"]
 
 
-def test_a_spec_of_before_there_were_samples_has_none():
+def test_an_older_spec_has_no_samples():
     document = {k: v for k, v in VALID.items() if k != "samples"}
     assert validate_spec(document) == []
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | {"samples": 0})
@@ -131,7 +131,7 @@ def test_a_spec_is_an_object(document: object):
     assert validate_spec(document) == [f"spec: expected an object, got {document!r}"]
 
 
-def test_names_and_shapes_are_as_many():
+def test_names_and_shapes_have_equal_length():
     assert validate_spec(VALID | {"names": ["a"]}) == [
         "shapes: expected one for each of the 1 names, got 2"
     ]

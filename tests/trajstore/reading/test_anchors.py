@@ -37,7 +37,7 @@ def test_anchors_are_decoded_bit_by_bit(path: Path):
             assert found.tobytes() == expected[c][part].tobytes()
 
 
-def test_successive_anchors_are_those_decoded_alone(path: Path):
+def test_successive_anchors_equal_anchors_decoded_alone(path: Path):
     write_run(path, n_steps=40)
     anchors, part = open_run(path).stored.anchors, slice(BLOCK, 3 * BLOCK)
     buffers = [np.empty(2 * BLOCK, np.float32) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Runs written by hand read back, and what is no run is refused with reasons."""
+"""A run reads back as it was written; anything else is refused with reasons."""
 
 import math
 import shutil
@@ -44,7 +44,7 @@ def ten_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# What a run holds
+# Contents
 
 
 @pytest.mark.parametrize("spec", [SPEC, EXACT], ids=["sketched", "exact"])
@@ -184,7 +184,7 @@ def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
         )
 
 
-def test_names_that_come_late_read_as_nan_before(path: Path):
+def test_late_names_read_as_nan_before(path: Path):
     writer = Writer(path, SPEC)
     writer.steps.append(random_rows(0, 2), [{"loss": 1.0}, {"loss": 2.0}])
     writer.commit()
@@ -214,14 +214,14 @@ def test_windows_say_which_steps_they_cover(path: Path):
     writer.close()
     windows = open_run(path).windows
     assert windows["start"].values.tolist() == [0, 3, 4, 6]
-    # The reference of the last window is there before its first step.
+    # The anchor of the last window exists before its first step.
     assert windows["stop"].values.tolist() == [3, 4, 6, 6]
     window = random_window(0)
     np.testing.assert_array_equal(windows["weights"], [window.weights] * 4)
     np.testing.assert_array_equal(windows["probes"], [window.probes] * 4)
     assert windows["weights"].dims == ("window", "layer")
     assert windows["layer"].values.tolist() == list(SPEC.names)
-    # Of the windows only those of steps 0 and 4 begin with an epoch.
+    # Only the windows of steps 0 and 4 start with an epoch.
     assert open_run(path).stored.epoch_windows == {0: 0, 1: 2}
 
 
@@ -259,7 +259,7 @@ def test_a_run_without_steps_is_a_run(path: Path):
 
 def test_a_run_is_read_while_it_is_written(path: Path):
     writer, opened = Writer(path, SPEC), list[Run]()
-    for k in range(6):
+    for k in range(4):
         writer.append_window(random_window(k))
         writer.steps.append(random_rows(k, 1), [{"loss": float(k), f"s{20 * k}": 0.0}])
         writer.commit()
@@ -322,7 +322,7 @@ def test_a_run_whose_lock_is_gone_without_close_was_interrupted(path: Path):
     assert open_run(path).n_steps == 2
 
 
-def test_looking_at_the_status_does_not_disturb_the_writer(path: Path):
+def test_reading_the_status_does_not_disturb_the_writer(path: Path):
     writer = Writer(path, SPEC)
     writer.commit()
     run = open_run(path)
@@ -330,7 +330,7 @@ def test_looking_at_the_status_does_not_disturb_the_writer(path: Path):
     writer.close()
 
 
-# What is no run
+# Refusals
 
 
 def test_a_path_without_anything_is_named(path: Path):
@@ -370,7 +370,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("make", "message"), FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_store_is_refused(
+def test_anything_but_a_store_is_refused(
     path: Path, make: Callable[[Path], None], message: str
 ):
     make(path)
@@ -416,7 +416,7 @@ def test_the_recorded_example_holds_consistent_numbers(example_run: Path):
     final = run.stored.array("final")[...].astype(float)
     last = run.windows["start"].values[-1]
     assert last == 59
-    # x_60 = x_59 + u_59, and the last window's reference is x_59 but for its int8 code,
+    # x_60 = x_59 + u_59, and the last window's anchor is x_59 but for its int8 code,
     # which is coarser than the last step is long by far less than 5 %.
     displacement = final - run.stored.anchors.decode(
         run.n_windows - 1, slice(0, final.size)

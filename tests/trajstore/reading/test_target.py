@@ -1,4 +1,4 @@
-"""References are found by every name that a user may give them."""
+"""Targets are found by every name that a user may give them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_run(
     final: Tensors | None = None,
     shapes: Mapping[str, tuple[int, ...]] = SHAPES,
 ) -> Run:
-    """Write a run whose windows have the references `coded_reference` of their place."""
+    """Write a run; window number c has the anchor `coded_anchor(c, size)`."""
     spec = spec_of(shapes)
     writer, size = Writer(path, spec), flat(random_tensors(0, shapes), shapes).size
     for c, start in enumerate(window_starts):
@@ -84,16 +84,16 @@ def window_code(c: int, size: int) -> tuple[Array, Array]:
     return codes, np.full(size // BLOCK, 0.5, "f4")
 
 
-def coded_reference(c: int, size: int) -> Array:
+def coded_anchor(c: int, size: int) -> Array:
     """Return the sum of the coded differences; halves of integers add up exactly."""
     differences = [0.5 * window_code(i, size)[0].astype("f4") for i in range(1, c + 1)]
     return sum(differences, np.zeros(size, "f4"))
 
 
-def values(point: Target, size: int) -> Array:
-    """Read a point as a whole; and in parts, which must agree."""
-    whole = point.read(slice(0, size))
-    parts = [point.read(slice(i, i + BLOCK)) for i in range(0, size, BLOCK)]
+def values(target: Target, size: int) -> Array:
+    """Read a target as a whole; and in parts, which must agree."""
+    whole = target.read(slice(0, size))
+    parts = [target.read(slice(i, i + BLOCK)) for i in range(0, size, BLOCK)]
     np.testing.assert_array_equal(np.concatenate(parts), whole, strict=True)
     assert whole.dtype == np.float32
     return whole
@@ -105,9 +105,9 @@ SIZE = flat(FINAL).size
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run of 4 epochs; references begin the epochs 0, 1 and 3, but not 2."""
+    """Return a run of 4 epochs; anchors start the epochs 0, 1 and 3, but not 2."""
     return write_run(
-        tmp_path_factory.mktemp("reference") / "run.zarr",
+        tmp_path_factory.mktemp("target") / "run.zarr",
         n_steps=14,
         window_starts=(0, 2, 4, 10, 12),
         snapshots={"warm": (5, WARM), "cold": (7, COLD)},
@@ -119,59 +119,59 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_final_is_the_last_iterate(run: Run):
-    point = find_target(run, "final")
-    assert point.label == "final"
-    assert "float32" in point.note
-    np.testing.assert_array_equal(values(point, SIZE), flat(FINAL), strict=True)
+    target = find_target(run, "final")
+    assert target.label == "final"
+    assert "float32" in target.note
+    np.testing.assert_array_equal(values(target, SIZE), flat(FINAL), strict=True)
 
 
 @pytest.mark.parametrize(
     ("name", "step", "tensors"), [("warm", 5, WARM), ("cold", 7, COLD)]
 )
 def test_another_string_is_a_snapshot(run: Run, name: str, step: int, tensors: Tensors):
-    point = find_target(run, name)
-    assert point.label == f"snapshot {name}"
-    assert point.note == f"snapshot {name!r} before step {step}, in float32"
-    np.testing.assert_array_equal(values(point, SIZE), flat(tensors), strict=True)
+    target = find_target(run, name)
+    assert target.label == f"snapshot {name}"
+    assert target.note == f"snapshot {name!r} before step {step}, in float32"
+    np.testing.assert_array_equal(values(target, SIZE), flat(tensors), strict=True)
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
 @pytest.mark.parametrize(("epoch", "window"), [(0, 0), (1, 2), (3, 4)])
 def test_an_integer_is_an_epoch(run: Run, epoch: int, window: int, kind: type):
-    point = find_target(run, kind(epoch))
-    assert point.label == f"epoch {epoch}"
-    assert f"start of epoch {epoch}: a lossy code" in point.note
-    expected = coded_reference(window, SIZE)
-    np.testing.assert_array_equal(values(point, SIZE), expected, strict=True)
+    target = find_target(run, kind(epoch))
+    assert target.label == f"epoch {epoch}"
+    assert f"start of epoch {epoch}: a lossy code" in target.note
+    expected = coded_anchor(window, SIZE)
+    np.testing.assert_array_equal(values(target, SIZE), expected, strict=True)
 
 
 def test_another_run_is_its_final_iterate(run: Run, tmp_path: Path):
     other = write_run(tmp_path / "other.zarr", final=COLD)
-    point = find_target(run, other)
-    assert point.label == "final of other.zarr"
-    assert "other.zarr" in point.note
-    np.testing.assert_array_equal(values(point, SIZE), flat(COLD), strict=True)
+    target = find_target(run, other)
+    assert target.label == "final of other.zarr"
+    assert "other.zarr" in target.note
+    np.testing.assert_array_equal(values(target, SIZE), flat(COLD), strict=True)
 
 
 def test_another_run_may_hold_its_parameters_in_another_order(run: Run, tmp_path: Path):
     order = {"extra": (5000,), "scale": (), "bias": (3,), "weight": (40, 30)}
     tensors = random_tensors(4, order)
     other = write_run(tmp_path / "other.zarr", final=tensors, shapes=order)
-    point = find_target(run, other)
-    np.testing.assert_array_equal(values(point, SIZE), flat(tensors), strict=True)
+    target = find_target(run, other)
+    np.testing.assert_array_equal(values(target, SIZE), flat(tensors), strict=True)
 
 
 def test_a_mapping_gives_arrays_by_name_in_any_order(run: Run):
     given = dict(reversed(WARM.items())) | {"running_mean": np.ones(7), "n": 3}
-    point = find_target(run, given)
-    assert point.label == "given"
-    np.testing.assert_array_equal(values(point, SIZE), flat(WARM), strict=True)
+    target = find_target(run, given)
+    assert target.label == "given"
+    np.testing.assert_array_equal(values(target, SIZE), flat(WARM), strict=True)
 
 
 def test_a_mapping_may_hold_anything_like_an_array(run: Run):
     given = {k: v.astype(float).tolist() for k, v in WARM.items()}
-    point = find_target(run, given)
-    np.testing.assert_array_equal(values(point, SIZE), flat(WARM), strict=True)
+    target = find_target(run, given)
+    np.testing.assert_array_equal(values(target, SIZE), flat(WARM), strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -188,12 +188,12 @@ def test_a_mapping_may_hold_tensors(run: Run, dtype: str):
 
 def test_the_arrays_of_a_mapping_are_copied(run: Run):
     given = random_tensors(5)
-    point = find_target(run, given)
+    target = find_target(run, given)
     given["bias"][:] = 0
-    np.testing.assert_array_equal(values(point, SIZE), flat(random_tensors(5)))
+    np.testing.assert_array_equal(values(target, SIZE), flat(random_tensors(5)))
 
 
-def test_recorded_references_are_found(example_run: Path):
+def test_recorded_anchors_are_found(example_run: Path):
     run = open_run(example_run)
     size = run.layout.size
     final = values(find_target(run, "final"), size)
@@ -215,7 +215,7 @@ def test_an_unknown_snapshot_is_a_key_error_that_names_the_others(run: Run):
         find_target(run, "hot")
 
 
-def test_a_path_is_not_a_reference(run: Run):
+def test_a_path_is_not_a_target(run: Run):
     with pytest.raises(KeyError, match=r"No snapshot '.*run\.zarr' in"):
         find_target(run, run.location)
 
@@ -233,7 +233,7 @@ def test_an_epoch_whose_first_row_is_not_yet_written_is_unknown(tmp_path: Path):
         find_target(run, 1)
 
 
-def test_a_run_without_final_iterate_offers_its_last_reference(tmp_path: Path):
+def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=10, window_starts=(0, 4, 8, 9))
     message = (
         r"run\.zarr has no final iterate: its status is 'interrupted', after 10 steps\. "
@@ -241,11 +241,11 @@ def test_a_run_without_final_iterate_offers_its_last_reference(tmp_path: Path):
     )
     with pytest.raises(ValueError, match=message):
         find_target(run, "final")
-    point = find_target(run, 2)
-    np.testing.assert_array_equal(values(point, SIZE), coded_reference(2, SIZE))
+    target = find_target(run, 2)
+    np.testing.assert_array_equal(values(target, SIZE), coded_anchor(2, SIZE))
 
 
-def test_a_run_without_any_reference_offers_none(tmp_path: Path):
+def test_a_run_without_any_anchor_offers_none(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr")
     with pytest.raises(
         ValueError, match=r"after 0 steps\. .*no other iterate to offer"
@@ -312,10 +312,10 @@ def test_other_objects_are_type_errors(run: Run, reference: Any):
         find_target(run, reference)
 
 
-# The parameters at a point
+# The parameters at a target
 
 
-def test_an_iterate_has_the_tensors_of_a_point_in_their_shapes(run: Run):
+def test_parameters_have_the_shapes_of_their_tensors(run: Run):
     for reference, tensors in (("final", FINAL), ("warm", WARM), (COLD, COLD)):
         found = parameters_at(run, reference)
         assert list(found) == list(SHAPES)
@@ -323,26 +323,26 @@ def test_an_iterate_has_the_tensors_of_a_point_in_their_shapes(run: Run):
             np.testing.assert_array_equal(values, tensors[name], strict=True)
             assert values.flags.writeable
     # Epoch 3 begins with window 4; tensors begin at multiples of blocks.
-    decoded = coded_reference(4, SIZE)
+    decoded = coded_anchor(4, SIZE)
     epoch = parameters_at(run, 3)
     np.testing.assert_array_equal(epoch["weight"].ravel(), decoded[:1200])
     np.testing.assert_array_equal(epoch["bias"], decoded[2 * BLOCK : 2 * BLOCK + 3])
     np.testing.assert_array_equal(epoch["scale"], decoded[3 * BLOCK])
 
 
-def test_an_iterate_is_read_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_parameters_are_read_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch):
     whole = parameters_at(run, 1)
     monkeypatch.setattr("trajstore.reading.target.PART", BLOCK)
     for name, values in parameters_at(run, 1).items():
         np.testing.assert_array_equal(values, whole[name], strict=True)
 
 
-def test_an_iterate_is_a_copy(run: Run):
+def test_parameters_are_a_copy(run: Run):
     parameters_at(run)["weight"][:] = 0
     np.testing.assert_array_equal(parameters_at(run)["weight"], FINAL["weight"])
 
 
-def test_a_model_takes_an_iterate():
+def test_a_model_loads_parameters():
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(2, 1)
     values = {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")}
@@ -351,7 +351,7 @@ def test_a_model_takes_an_iterate():
     assert model(torch.ones(1, 2)).item() == 2
 
 
-def test_text_is_read_as_a_reference(run: Run, tmp_path: Path):
+def test_text_is_parsed_as_a_target(run: Run, tmp_path: Path):
     from trajstore.reading.target import read_target
 
     other = write_run(tmp_path / "other.zarr", final=FINAL)

@@ -1,4 +1,4 @@
-"""`traj-store verify` finds every kind of damage, and says where it is."""
+"""`traj-store verify` finds every kind of damage, and names its place."""
 
 import json
 import shutil
