@@ -2,8 +2,7 @@
 
 import matplotlib as mpl
 
-from analyzers.conditions.aiming_command import aiming, pl
-from analyzers.conditions.alpha_beta_command import alpha_beta
+from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
 from analyzers.curvature.convexity_command import convexity
 from analyzers.curvature.invariance_command import invariance
 from analyzers.curvature.sharpness_command import sharpness
@@ -26,7 +25,8 @@ def main() -> None:
             "linear": linear,
             "alpha-beta": alpha_beta,
             "aiming": aiming,
-            "pl": pl,
+            "polyak-lojasiewicz": polyak_lojasiewicz,
+            "pl": polyak_lojasiewicz,
             "smoothness": smoothness,
             "convexity": convexity,
             "sharpness": sharpness,

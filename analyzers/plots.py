@@ -1,7 +1,7 @@
 """Figures: a dataset in, axes out; nothing is computed here."""
 
 from analyzers._panels import Curve, Panel, draw_panels
-from analyzers.conditions.aiming_plots import aiming, polyak_lojasiewicz
+from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz
 from analyzers.curvature.plots import convexity, edge, scale_invariance, smoothness
 from analyzers.deep_linear.plots import (
     linear_overview,
@@ -21,6 +21,7 @@ __all__ = [
     "Curve",
     "Panel",
     "aiming",
+    "alpha_beta",
     "convexity",
     "cosine_panel",
     "draw_panels",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from analyzers.conditions import arrays as half_planes
+from analyzers.conditions import arrays as arrays
 from analyzers.conditions.arrays import (
     Boundary,
     Steps,
@@ -83,7 +83,7 @@ def test_the_boundary_is_convex_and_belongs_to_its_planes(seed: int, n: int):
     assert (np.diff(found.alpha) >= 0).all()
     assert (np.diff(found.slope) > 0).all()
     for alpha, beta, plane in zip(found.alpha, found.beta, found.plane, strict=True):
-        if plane == half_planes.NO_PLANE:
+        if plane == arrays.NO_STEP:
             assert beta == 0
         else:
             a, c, d = (values[plane] for values in steps)
@@ -142,8 +142,8 @@ def test_margins_are_the_smallest_of_all_steps(monkeypatch: pytest.MonkeyPatch):
     alpha, beta = np.linspace(0, 3, 7), np.linspace(0, 2, 5)
     a, c, d = steps
     T = a - alpha[:, None, None] * c + beta[:, None] * d
-    for block in (half_planes.BLOCK, 40):
-        monkeypatch.setattr(half_planes, "BLOCK", block)
+    for block in (arrays.MAX_VALUES, 40):
+        monkeypatch.setattr(arrays, "MAX_VALUES", block)
         margin, step = smallest_margin(steps, alpha, beta)
         np.testing.assert_allclose(margin, T.min(2), rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(step, T.argmin(2))
