@@ -3,10 +3,12 @@
 import matplotlib as mpl
 
 from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
-from analyzers.curvature.convexity_command import convexity
-from analyzers.curvature.invariance_command import invariance
-from analyzers.curvature.sharpness_command import sharpness
-from analyzers.curvature.smoothness_command import smoothness
+from analyzers.curvature.commands import (
+    convexity,
+    edge_of_stability,
+    scale_invariance,
+    smoothness,
+)
 from analyzers.deep_linear.command import linear
 from analyzers.geometry.command import geometry
 from analyzers.gradients.command import scales, zigzag
@@ -29,8 +31,10 @@ def main() -> None:
             "pl": polyak_lojasiewicz,
             "smoothness": smoothness,
             "convexity": convexity,
-            "sharpness": sharpness,
-            "invariance": invariance,
+            "edge-of-stability": edge_of_stability,
+            "sharpness": edge_of_stability,
+            "scale-invariance": scale_invariance,
+            "invariance": scale_invariance,
             "figure": figure,
             "paper": paper,
         },

@@ -2,7 +2,12 @@
 
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz
-from analyzers.curvature.plots import convexity, edge, scale_invariance, smoothness
+from analyzers.curvature.plots import (
+    convexity,
+    edge_of_stability,
+    scale_invariance,
+    smoothness,
+)
 from analyzers.deep_linear.plots import (
     linear_overview,
     mode_errors,
@@ -17,6 +22,8 @@ from analyzers.gradients.plots import (
     zigzag_overview,
 )
 
+edge = edge_of_stability
+
 __all__ = [
     "Curve",
     "Panel",
@@ -26,6 +33,7 @@ __all__ = [
     "cosine_panel",
     "draw_panels",
     "edge",
+    "edge_of_stability",
     "layer_cosines",
     "layer_image",
     "linear_overview",

@@ -22,14 +22,14 @@ def edge() -> xr.Dataset:
 
 
 def test_sharpness_is_beside_the_threshold(edge: xr.Dataset):
-    panel = plots.edge(edge)
+    panel = plots.edge_of_stability(edge)
     assert panel.title == "slow"
     assert panel.ylabel == "preconditioned sharpness"
     found, threshold = panel.curves
     np.testing.assert_array_equal(found.y, edge.sharpness)
     np.testing.assert_array_equal(found.x, edge.step)
     np.testing.assert_array_equal(threshold.y, 5)
-    assert plots.edge(edge, title="fast").title == "fast"
+    assert plots.edge_of_stability(edge, title="fast").title == "fast"
 
 
 def test_lines_of_many_steps_are_means_with_what_they_span(edge: xr.Dataset):
