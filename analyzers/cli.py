@@ -9,7 +9,7 @@ from analyzers.curvature.commands import (
     scale_invariance,
     smoothness,
 )
-from analyzers.deep_linear.command import linear
+from analyzers.deep_linear.command import linear_modes
 from analyzers.geometry.command import geometry
 from analyzers.gradients.command import scales, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
@@ -24,7 +24,8 @@ def main() -> None:
             "geometry": geometry,
             "zigzag": zigzag,
             "scales": scales,
-            "linear": linear,
+            "linear-modes": linear_modes,
+            "linear": linear_modes,
             "alpha-beta": alpha_beta,
             "aiming": aiming,
             "polyak-lojasiewicz": polyak_lojasiewicz,

@@ -9,7 +9,7 @@ from analyzers.curvature.plots import (
     smoothness,
 )
 from analyzers.deep_linear.plots import (
-    linear_overview,
+    linear_modes,
     mode_errors,
     mode_trajectories,
 )
@@ -23,6 +23,7 @@ from analyzers.gradients.plots import (
 )
 
 edge = edge_of_stability
+linear_overview = linear_modes
 
 __all__ = [
     "Curve",
@@ -36,6 +37,7 @@ __all__ = [
     "edge_of_stability",
     "layer_cosines",
     "layer_image",
+    "linear_modes",
     "linear_overview",
     "mode_errors",
     "mode_trajectories",

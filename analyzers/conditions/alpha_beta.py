@@ -255,9 +255,9 @@ def feasible_set(
     else:
         pair, n_smallest = (np.nan, np.nan), 0
         attributes["note"] = (
-            f"no pair is feasible: step {limit_step} of {attributes['runs'][limit_run]} has "
-            "the lowest possible loss at x*, and its gradient does not point far enough "
-            "away from x*"
+            f"no pair is feasible: step {limit_step} of {known.attrs['runs'][limit_run]} "
+            "has the lowest possible loss at x*, and its gradient does not point far "
+            "enough away from x*"
         )
     places = [known.locate(plane) for plane in found.plane.tolist()]
     steps, runs = np.array(places, np.int64).reshape(-1, 2).T

@@ -108,8 +108,8 @@ def _pairs(
     if pairs.sizes["vertex"] == 0:
         step, run = int(pairs["limit_step"]), names[int(pairs["limit_run"])]
         note = (
-            f"At {steps} no pair is feasible: at step {step} of {run} the loss at x* is the "
-            "lowest possible, and the gradient does not point far enough away from x*."
+            f"At {steps} no pair is feasible: at step {step} of {run} the loss at x* is "
+            "the lowest possible, and the gradient does not point far enough away from x*."
         )
         return [note]
     best = make_table("products", "alpha", "beta", text=["products"])

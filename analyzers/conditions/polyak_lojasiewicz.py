@@ -24,8 +24,8 @@ def polyak_lojasiewicz(
     r"""Constants of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
     The condition of order :math:`\delta \in [1, 2]` is [1]_
-    :math:`|\nabla f|^\delta \ge (2 \mu)^{\delta/2} (f - f^*)`. Step k satisfies it for every
-    :math:`\mu` up to
+    :math:`|\nabla f|^\delta \ge (2 \mu)^{\delta/2} (f - f^*)`. Step k satisfies it for
+    every :math:`\mu` up to
 
     .. math:: \mu_k(\delta) = \frac{|\nabla f(x_k)|^2}{2 (f(x_k) - f^*)^{2/\delta}} ,
 

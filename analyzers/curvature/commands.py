@@ -43,7 +43,7 @@ def edge_of_stability(
     optimizer : str, optional
         Optimizer of the training: sgd, nesterov or adam. Default: from the run's settings.
     momentum : float, optional
-        Momentum of the optimizer; for Adam the first beta. Default: from the run's settings.
+        Momentum; for Adam the first beta. Default: from the run's settings.
     """
     run = open_run(store)
     lazy = measure_edge(run, optimizer=optimizer, momentum=momentum)
@@ -86,9 +86,9 @@ def _threshold_note(found: xr.Dataset) -> str:
         float(found[f"ratio_{name}"]) for name in ("min", "median", "max")
     )
     return (
-        f"The threshold is reached at step {reached:.0f}. In the {n} evaluations from there "
-        f"on, the median ratio is {middle:.3f} and the range {low:.3f} to {high:.3f}; "
-        f"{100 * float(found['share_near']):.0f} % of them are within 10 % of 1."
+        f"The threshold is reached at step {reached:.0f}. In the {n} evaluations from "
+        f"there on, the median ratio is {middle:.3f} and the range {low:.3f} to "
+        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of them are within 10 % of 1."
     )
 
 
@@ -226,8 +226,9 @@ def convexity(
         parts.append(_slacks(adjacent, ("slack", "slack_back")))
     elif measurement is None:
         parts.append(
-            "Losses and gradients come from minibatches: means describe the whole loss, but "
-            "single steps do not. --measurement full_batch is exact, where it was recorded."
+            "Losses and gradients come from minibatches: means describe the whole loss, "
+            "but single steps do not. --measurement full_batch is exact, where it was "
+            "recorded."
         )
     report(
         run,

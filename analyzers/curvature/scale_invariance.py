@@ -31,8 +31,8 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     r"""Cosine of every layer and its gradient, and the growth of the layer's norm.
 
     If the loss does not depend on the scale of a layer w, for instance because batch
-    normalisation follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's theorem,
-    and a step of plain SGD without weight decay can only lengthen the layer:
+    normalisation follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's
+    theorem, and a step of plain SGD without weight decay can only lengthen the layer:
 
     .. math:: |w_{k+1}|^2 = |w_k|^2 + \eta_k^2 |g_k|^2 .
 

@@ -44,8 +44,8 @@ def update_products(run: Run) -> xr.Dataset:
         :math:`\langle g_{k+1}, u_k \rangle`, with ``before_stderr`` and ``after_stderr``:
         0 where they are exact. The attribute ``rule`` says how they were computed:
 
-        - ``"plain descent"``: the tables show :math:`u_k = -\eta_k g_k` for every tensor and
-          step, so both products follow from |g|^2 and <g, g_previous>.
+        - ``"plain descent"``: the tables show :math:`u_k = -\eta_k g_k` for every layer
+          and step, so both products follow from |g|^2 and <g, g_previous>.
         - ``"momentum"``: according to its settings the run was trained by SGD with momentum
           :math:`\beta` = 0.9 and without weight decay. Then :math:`u_k = -\eta_k (\beta
           m_{k-1} + g_k)` and :math:`m_{k-1} = -u_{k-1} / \eta_{k-1}`, so the recorded norms
@@ -165,7 +165,7 @@ def _from_probes(run: Run) -> xr.Dataset:
 
 
 def _vectors(run: Run, rows: Any) -> Any:
-    """Return the gradients of an exact run, or their probes, float64 (row, param or probe)."""
+    """Return gradients if the run is exact, else probes, float64 (row, param or probe)."""
     around = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
     if run.spec.exact:
         whole = slice(0, run.layout.size)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from analyzers.conditions import arrays as arrays
+from analyzers.conditions import arrays
 from analyzers.conditions.arrays import (
     Boundary,
     Steps,

@@ -51,7 +51,7 @@ def test_errors_are_relative_to_the_largest_strength(modes: xr.Dataset):
 
 
 def test_overview_has_four_panels(modes: xr.Dataset):
-    figure = plots.linear_overview(modes)
+    figure = plots.linear_modes(modes)
     trajectories, errors, balance, rank = figure.axes
     assert trajectories.get_title() == "singular modes, 3 layers"
     assert errors.get_ylabel() == "run less gradient flow, %"
