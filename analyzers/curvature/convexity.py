@@ -9,7 +9,6 @@ from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
-from trajstore.format.arrays import STEP
 from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
