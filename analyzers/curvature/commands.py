@@ -88,7 +88,8 @@ def _threshold_note(found: xr.Dataset) -> str:
     return (
         f"The threshold is reached at step {reached:.0f}. In the {n} evaluations from "
         f"there on, the median ratio is {middle:.3f} and the range {low:.3f} to "
-        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of them are within 10 % of 1."
+        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of them are within 10 % "
+        "of 1."
     )
 
 

@@ -71,7 +71,7 @@ def stability_threshold(
     Returns
     -------
     float or xarray.DataArray
-        Same type and shape as `lr`; its units are the inverse of those of `lr`.
+        Same type and shape as `lr`; its units are the inverse of the units of `lr`.
 
     Raises
     ------

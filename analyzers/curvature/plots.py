@@ -46,7 +46,7 @@ def edge_of_stability(found: xr.Dataset, *, title: str | None = None) -> Panel:
 
 
 def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
-    """Describe a panel of the change of the gradient over that of the parameters.
+    """Describe a panel of the change of the gradient over the change of the parameters.
 
     Parameters
     ----------

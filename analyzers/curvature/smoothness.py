@@ -16,7 +16,7 @@ CHANGE_RTOL: Final = 2.0**-19
 
 LONG_NAMES: Final = {
     "smoothness": (
-        "change of the gradient over that of the parameters",
+        "change of the gradient over the change of the parameters",
         "|g_k - g_(k-1)| / |u_(k-1)|",
     ),
     "curvature": (
@@ -148,7 +148,7 @@ def _measured(run: Run, name: str) -> xr.Dataset:
     steps = _float64(run, "grad_sq", "update_sq").assign(lr=_rates(run))
     previous = rows[STEP].values - 1
     is_there = xr.DataArray(previous >= 0, dims=STEP)
-    # Labels are dropped: the result takes those of the measurement's rows.
+    # Labels are dropped: the result takes the labels of the measurement.
     before = steps.drop_vars(["epoch", "iteration", STEP]).isel(
         {STEP: np.maximum(previous, 0)}
     )

@@ -246,7 +246,7 @@ def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
 def effective_rank(singular_values: FloatArray) -> FloatArray:
     """Return exp(entropy) of the normalised singular values (..., value), shape (...)."""
     # Defined by O. Roy and M. Vetterli, "The effective rank: A measure of effective
-    # dimensionality", EUSIPCO 2007. Between 1 and the number of values; NaN where all are 0.
+    # dimensionality", EUSIPCO 2007. From 1 to the number of values; NaN where all are 0.
     total = singular_values.sum(-1, keepdims=True)
     share = np.divide(
         singular_values,

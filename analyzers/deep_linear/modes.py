@@ -64,7 +64,7 @@ LONG_NAMES: Final = {
     ),
     "drift": (
         "change of the matrices that gradient flow conserves",
-        "largest entry of the same less that of the first step",
+        "largest entry of the change since the first step",
     ),
 }
 """Long names and definitions."""

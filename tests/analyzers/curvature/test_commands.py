@@ -80,7 +80,7 @@ def test_sharpness_is_compared_with_the_threshold(
     assert (store.parent / "run.figures" / "sharpness.png").stat().st_size > 10_000
 
 
-def test_a_threshold_that_is_not_reached_is_said_to_be(
+def test_a_threshold_that_is_not_reached_is_reported(
     store: Path, traj_analyze: Callable[..., str]
 ):
     output = traj_analyze("edge-of-stability", store, "--momentum", "0.5")
@@ -116,7 +116,7 @@ def test_medians_of_smoothness_are_shown(store: Path, traj_analyze: Callable[...
     assert (store.parent / "run.figures" / "smoothness.png").stat().st_size > 10_000
 
 
-def test_smoothness_of_minibatches_says_what_it_is(
+def test_smoothness_of_minibatches_is_explained(
     example_run: Path, tmp_path: Path, traj_analyze: Callable[..., str]
 ):
     copy = shutil.copytree(example_run, tmp_path / "run.zarr")
@@ -157,7 +157,7 @@ def test_a_lower_loss_at_the_end_is_a_violation(
     assert "neighbouring" not in output
 
 
-def test_tensors_are_told_apart(store: Path, traj_analyze: Callable[..., str]):
+def test_layers_are_shown_separately(store: Path, traj_analyze: Callable[..., str]):
     output = traj_analyze("scale-invariance", store)
     rows = table(output, "tensor")
     found = analyzers.scale_invariance(open_run(store)).compute()
@@ -198,7 +198,7 @@ def test_errors_are_one_sentence_on_what_to_do(
 @pytest.mark.parametrize(
     "arguments", [["scale-invariance"], ["geometry", "--weight-decay", "1"]]
 )
-def test_what_needs_a_basis_says_so_in_one_sentence(
+def test_a_missing_basis_is_reported_in_one_sentence(
     tmp_path: Path,
     train_small: Callable[..., Any],
     refused: Callable[..., str],
@@ -209,5 +209,5 @@ def test_what_needs_a_basis_says_so_in_one_sentence(
     command, *options = arguments
     said = refused(command, path, *options)
     assert "recorded with basis=0; record with basis=1 or more." in said
-    # Nothing is left behind that looks like a result.
+    # The failed command leaves no results behind.
     assert not (tmp_path / "run.analysis.zarr").exists()

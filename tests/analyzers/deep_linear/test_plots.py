@@ -29,7 +29,7 @@ def modes() -> xr.Dataset:
     return xr.Dataset(steps | by_mode | drift, coordinates, {"depth": 3})
 
 
-def test_lines_are_the_run_and_dashes_the_flow(modes: xr.Dataset):
+def test_solid_lines_show_the_run_and_dashed_lines_the_flow(modes: xr.Dataset):
     ax = plots.mode_trajectories(modes)
     lines = ax.get_lines()
     for i in range(2):
