@@ -64,7 +64,7 @@ def test_aiming_is_drawn_by_epoch():
     figure = plots.aiming(xr.Dataset(values, epochs, {"gradient": "minibatch"}))
     assert figure.get_suptitle() == "gradients: minibatch"
     for ax in figure.axes[:2]:
-        np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [0.5, 3.0])
+        np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.5, 3.0])
     plt.close(figure)
 
 
