@@ -4,12 +4,14 @@ from analyzers._panels import Curve, Panel, draw_panels
 from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz
 from analyzers.curvature.plots import (
     convexity,
+    edge,
     edge_of_stability,
     scale_invariance,
     smoothness,
 )
 from analyzers.deep_linear.plots import (
     linear_modes,
+    linear_overview,
     mode_errors,
     mode_trajectories,
 )
@@ -21,9 +23,6 @@ from analyzers.gradients.plots import (
     share_bars,
     zigzag_overview,
 )
-
-edge = edge_of_stability
-linear_overview = linear_modes
 
 __all__ = [
     "Curve",

@@ -42,6 +42,12 @@ def test_solid_lines_show_the_run_and_dashed_lines_the_flow(modes: xr.Dataset):
     plt.close("all")
 
 
+def test_the_old_name_of_the_overview_is_deprecated(modes: xr.Dataset):
+    with pytest.warns(DeprecationWarning, match=r"use analyzers\.plots\.linear_modes"):
+        assert len(plots.linear_overview(modes).axes) == 4
+    plt.close("all")
+
+
 def test_errors_are_relative_to_the_largest_strength(modes: xr.Dataset):
     ax = plots.mode_errors(modes)
     for line, i in zip(ax.get_lines(), range(2), strict=False):
