@@ -247,7 +247,8 @@ def feasible_set(
     limit_step, limit_run = known.locate(found.limit)
     attributes = known.attrs | {"min_gap": min_gap, "n_stderr": n_stderr}
     if len(found.alpha):
-        # The boundary is convex: sums and betas are smallest where its slope changes sign.
+        # The boundary is convex: alpha + beta is smallest where the slope passes -1, and
+        # beta where it passes 0.
         best = np.flatnonzero(found.slope >= -1)[0]
         pair = found.alpha[best], found.beta[best]
         n_smallest = np.flatnonzero(found.slope >= 0)[0] + 1

@@ -15,7 +15,7 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import Reference
 
 VIOLATION_STDERR: Final = 2.0
-"""Standard errors below 0 from which on a slack counts as a violation."""
+"""Standard errors by which a slack must be below 0 to count as a violation."""
 
 LOSS_RTOL: Final = 2.0**-21
 """Relative rounding error of a loss, a float32 mean over many examples."""

@@ -78,11 +78,11 @@ def is_plain_descent(run: Run) -> xr.DataArray:
     lr = tables(run, "lr")["lr"]
     expected = lr * steps["grad_sq"] ** 0.5
     slack = DESCENT_RTOL * expected + UPDATE_RTOL * _length(run, steps)
-    is_long = abs(steps["update_sq"] ** 0.5 - expected) <= slack
+    has_length = abs(steps["update_sq"] ** 0.5 - expected) <= slack
     product = steps["update_dot_displacement"] + lr * steps["grad_dot_displacement"]
-    is_along = abs(product) <= slack * steps["displacement_sq"] ** 0.5
+    has_direction = abs(product) <= slack * steps["displacement_sq"] ** 0.5
     is_known = np.isfinite(slack) & np.isfinite(steps["update_sq"])
-    agrees = (is_long & is_along) | ~is_known
+    agrees = (has_length & has_direction) | ~is_known
     return agrees.all() & is_known.any()
 
 
@@ -96,15 +96,15 @@ def _length(run: Run, steps: xr.Dataset) -> xr.DataArray:
 
 def _from_plain_descent(run: Run) -> xr.Dataset:
     steps = _totals(run)
-    lr, nothing = steps["lr"], np.zeros(run.n_steps)
+    lr, exact = steps["lr"], np.zeros(run.n_steps)
     return _dataset(
         run,
         "plain descent",
         {
             "before": -lr * steps["grad_sq"],
-            "before_stderr": nothing,
+            "before_stderr": exact,
             "after": -lr * _next(steps["grad_dot_previous"]),
-            "after_stderr": nothing,
+            "after_stderr": exact,
         },
     )
 
@@ -120,7 +120,7 @@ def _has_momentum(run: Run) -> bool:
 
 def _from_momentum(run: Run) -> xr.Dataset:
     steps = _totals(run)
-    lr, nothing = steps["lr"], np.zeros(run.n_steps)
+    lr, exact = steps["lr"], np.zeros(run.n_steps)
     buffer_sq = steps["update_sq"] / lr**2
     previous_sq = np.append(0.0, buffer_sq[:-1])
     with_buffer = buffer_sq - MOMENTUM**2 * previous_sq - steps["grad_sq"]
@@ -131,9 +131,9 @@ def _from_momentum(run: Run) -> xr.Dataset:
         "momentum",
         {
             "before": -lr * (steps["grad_sq"] + MOMENTUM * product),
-            "before_stderr": nothing,
+            "before_stderr": exact,
             "after": -lr * _next(product),
-            "after_stderr": nothing,
+            "after_stderr": exact,
         },
     )
 
@@ -144,38 +144,36 @@ def _from_probes(run: Run) -> xr.Dataset:
     gradient, update = norms["grad_norm"].values, norms["update_norm"].values
     found = {name: np.full(run.n_steps, np.nan) for name in VARIABLES}
     updates = run.measured(UPDATE)
-    # Every step has a row, unless its row was lost.
-    of_step = np.full(run.n_steps, -1)
-    of_step[updates.stored.step_numbers] = np.arange(updates.n_steps)
+    # Every step has an update, unless its row was lost.
+    row_of_step = np.full(run.n_steps, -1)
+    row_of_step[updates.stored.step_numbers] = np.arange(updates.n_steps)
     for start in range(0, run.n_steps, ROWS_PER_READ):
         steps = np.arange(start, min(start + ROWS_PER_READ, run.n_steps))
-        known = steps[of_step[steps] >= 0]
+        known = steps[row_of_step[steps] >= 0]
         if not len(known):
             continue
-        of_updates = _vectors(updates, of_step[known])
+        moved = _vectors(updates, row_of_step[known])
         for name, later in (("before", 0), ("after", 1)):
-            there = known + later < run.n_steps
-            other = known[there] + later
-            estimate = cosine(_vectors(run, other), of_updates[there])
-            scale = gradient[other] * update[known[there]]
-            found[name][known[there]] = estimate.value * scale
+            has_gradient = known + later < run.n_steps
+            step = known[has_gradient]
+            estimate = cosine(_vectors(run, step + later), moved[has_gradient])
+            scale = gradient[step + later] * update[step]
+            found[name][step] = estimate.value * scale
             stderr = np.zeros_like(scale) if run.spec.exact else estimate.stderr * scale
-            found[f"{name}_stderr"][known[there]] = stderr
+            found[f"{name}_stderr"][step] = stderr
     return _dataset(run, "probes", found)
 
 
 def _vectors(run: Run, rows: Any) -> Any:
     """Return gradients if the run is exact, else probes, float64 (row, param or probe)."""
-    around = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+    span = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+    chosen = rows - span.start
     if run.spec.exact:
         whole = slice(0, run.layout.size)
-        return run.stored.large_rows("gradient", around, whole)[
-            rows - around.start
-        ].astype(np.float64)
+        gradients = run.stored.large_rows("gradient", span, whole)
+        return gradients[chosen].astype(np.float64)
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    stored = {
-        name: run.stored.rows(name, around)[rows - around.start] for name in names
-    }
+    stored = {name: run.stored.rows(name, span)[chosen] for name in names}
     return decode_probes(stored)[0]
 
 
@@ -185,7 +183,7 @@ def _totals(run: Run) -> dict[str, Any]:
     summed = tables(run, *names).astype(np.float64).sum("layer", skipna=False)
     steps = summed.assign(lr=tables(run, "lr")["lr"]).compute()
     totals = {name: variable.values for name, variable in steps.items()}
-    # There is no gradient before the first.
+    # The first step has no previous gradient.
     totals["grad_dot_previous"][:1] = np.nan
     return {str(name): values for name, values in totals.items()}
 

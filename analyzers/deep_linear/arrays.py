@@ -156,10 +156,10 @@ def mode_strength(
         decay = np.exp(-2 * strength * t)
         spent = -np.expm1(-2 * strength * t) / strength if strength else 2 * t
         return np.asarray(initial / (decay + initial * spent))
-    return _integrated(t, strength=strength, initial=initial, depth=depth)
+    return _integrate(t, strength=strength, initial=initial, depth=depth)
 
 
-def _integrated(
+def _integrate(
     time: FloatArray, *, strength: float, initial: float, depth: int
 ) -> FloatArray:
     """Integrate ds/dt = s^(L-1) (strength - s^L), and return a = s^L, shaped as `time`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -306,24 +307,15 @@ def iterates(run: Run) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
     """Yield steps of an exact run and the layers before them, float64 (step, *shape)."""
     whole, layout = slice(0, run.layout.size), run.layout
     at_once = max(1, READ_BYTES // (8 * layout.size))
-    for window, start in enumerate(run.stored.starts):
-        end = (
-            run.stored.starts[window + 1] if window + 1 < run.n_windows else run.n_steps
-        )
-        around = slice(int(start), min(int(end), run.n_steps))
-        for steps in slices(around, at_once):
-            reference = run.stored.anchors.decode(window, whole).astype(np.float64)
-            x = reference + run.stored.large_rows("displacement", steps, whole)
-            yield (
-                steps,
-                {
-                    name: x[:, offset : offset + size].reshape(-1, *shape)
-                    for name, shape, offset, size in zip(
-                        layout.names,
-                        layout.shapes,
-                        layout.offsets,
-                        layout.sizes,
-                        strict=True,
-                    )
-                },
-            )
+    columns = (layout.names, layout.shapes, layout.offsets, layout.sizes)
+    ends = pairwise([*run.stored.starts, run.n_steps])
+    for window, (start, end) in enumerate(ends):
+        span = slice(int(start), min(int(end), run.n_steps))
+        for steps in slices(span, at_once):
+            anchor = run.stored.anchors.decode(window, whole).astype(np.float64)
+            x = anchor + run.stored.large_rows("displacement", steps, whole)
+            layers = {
+                name: x[:, offset : offset + size].reshape(-1, *shape)
+                for name, shape, offset, size in zip(*columns, strict=True)
+            }
+            yield steps, layers
