@@ -101,7 +101,7 @@ def _grid(
 def _pairs(
     pairs: xr.Dataset, stricter: xr.Dataset, looser: xr.Dataset
 ) -> list[Table | str]:
-    """Return the smallest pairs and how standard errors move them, or why none hold."""
+    """Return the smallest pairs and how standard errors move them, or why there are none."""
     names = [Path(name_of(run)).name for run in pairs.attrs["runs"]]
     runs = "1 run" if len(names) == 1 else f"{len(names)} runs"
     steps = f"{int(pairs['n_steps']):,} steps of {runs}"

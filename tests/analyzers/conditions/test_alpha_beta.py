@@ -48,7 +48,7 @@ def test_products_are_lazy(known: KnownRun):
 
 
 def test_errors_of_products_do_not_depend_on_the_distance(tmp_path: Path):
-    """They come from the signs, not from the probes that the distance is computed from."""
+    """They come from the signs; the distance is computed from the probes."""
     few, more = (
         train(tmp_path / f"{n}.zarr", exact=False, sketch_bits=512, probes=n)
         for n in (8, 1024)
@@ -171,7 +171,7 @@ def test_no_pair_undercuts_the_smallest(known: KnownRun, other: KnownRun):
     pairs = analyzers.feasible_set([known.compared(), other.compared()])
     corners = np.stack([pairs["alpha"], pairs["beta"]], 1)
     smallest = corners[pairs["is_smallest"].values]
-    # Along the boundary alpha grows and beta falls; behind it, it does not.
+    # Along the smallest pairs alpha grows and beta falls; after them beta does not.
     assert (np.diff(smallest[:, 0]) > 0).all()
     assert (np.diff(smallest[:, 1]) < 0).all()
     assert len(smallest) > 1

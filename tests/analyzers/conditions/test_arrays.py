@@ -93,7 +93,7 @@ def test_the_boundary_is_convex_and_belongs_to_its_planes(seed: int, n: int):
 
 
 def test_a_set_known_by_hand():
-    # T = -1 + alpha + beta: with l < r; and T = 2 - alpha + 2 beta.
+    # T = -1 + alpha + beta, with l < r, and T = 2 - alpha + 2 beta.
     steps = Steps(np.array([-1.0, 2.0]), np.array([-1.0, 1.0]), np.array([1.0, 2.0]))
     found = feasible(steps, 0.2)
     np.testing.assert_allclose(found.alpha, [0.6, 1, 2])
@@ -104,7 +104,7 @@ def test_a_set_known_by_hand():
 
 
 def test_steps_without_a_loss_bound_alpha_alone():
-    # T = -3 + 2 alpha whatever beta is.
+    # T = -3 + 2 alpha for every beta.
     steps = Steps(np.array([-3.0]), np.array([-2.0]), np.array([0.0]))
     found = feasible(steps, 0.1)
     np.testing.assert_allclose([found.alpha[0], found.beta[0]], [1.5, 0])
@@ -119,7 +119,7 @@ def test_a_set_is_empty_where_a_minimiser_is_pointed_away_from(gap: float):
     steps = Steps(*np.array([other, one, other]).T)
     found = feasible(steps, 0.1)
     assert (len(found.alpha), found.limit) == (0, 1)
-    # Of just the product that is needed for the least gap it is not.
+    # With just the product needed for the smallest gap, the set is not empty.
     one = [0.1 * gap, gap, gap]
     assert len(feasible(Steps(*np.array([other, one]).T), 0.1).alpha) > 0
 

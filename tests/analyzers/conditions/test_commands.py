@@ -68,7 +68,7 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     found = [stored(path, "alpha-beta-final") for path in stores]
     for results, one in zip(found, compared, strict=True):
         for name in ("product", "product_stderr", "loss", "reference_loss"):
-            # float32 products of matrices may be added up in another order.
+            # float32 matrix products may be summed in another order.
             np.testing.assert_allclose(results[name], one[name], rtol=1e-5, atol=1e-6)
         assert results.attrs["reference_losses"] == "per-sample losses, averaged"
     pairs = analyzers.feasible_set(found)

@@ -163,7 +163,7 @@ def test_gradient_descent_rises_to_two_over_the_learning_rate_and_stays(
     )
     edge = analyzers.edge_of_stability(run)
     np.testing.assert_allclose(edge.threshold, 2 / lr, rtol=1e-6)
-    # Progressive sharpening: from less than half, nearly monotonously.
+    # Progressive sharpening: from less than half, nearly monotonic.
     assert float(edge.ratio[0]) < 0.5
     rise = edge.ratio.sel(step=slice(20, float(edge.reached)))
     assert (rise.diff("step") > 0).all()

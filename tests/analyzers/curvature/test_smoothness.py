@@ -186,7 +186,7 @@ def test_changes_below_rounding_are_nan(tmp_path: Path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recorder(tmp_path / "run.zarr", model, optimizer, exact=True) as recorder:
         for step in range(4):
-            # The gradient is the same in the first steps, and turned round in the last.
+            # The gradient is constant in the first steps and reversed in the last.
             optimizer.zero_grad()
             (model(torch.ones(1, 50)).sum() * (-1 if step == 3 else 1)).backward()
             recorder.log(loss=0.0)
