@@ -1,12 +1,13 @@
 """Measures of a recorded training path: datasets in, datasets and figures out."""
 
-from analyzers.conditions.aiming import aiming, polyak_lojasiewicz
+from analyzers.conditions.aiming import aiming
 from analyzers.conditions.alpha_beta import (
     alpha_beta,
     feasible_set,
     margin,
     smallest_beta,
 )
+from analyzers.conditions.polyak_lojasiewicz import polyak_lojasiewicz
 from analyzers.curvature.convexity import adjacent_convexity, chord_convexity, convexity
 from analyzers.curvature.edge_of_stability import edge_of_stability, stability_threshold
 from analyzers.curvature.scale_invariance import scale_invariance

@@ -1,12 +1,15 @@
 """Command line: one sub-command for every analysis."""
 
-from analyzers.conditions.aiming_command import aiming, pl
-from analyzers.conditions.alpha_beta_command import alpha_beta
-from analyzers.curvature.convexity_command import convexity
-from analyzers.curvature.invariance_command import invariance
-from analyzers.curvature.sharpness_command import sharpness
-from analyzers.curvature.smoothness_command import smoothness
-from analyzers.deep_linear.command import linear
+import matplotlib as mpl
+
+from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
+from analyzers.curvature.commands import (
+    convexity,
+    edge_of_stability,
+    scale_invariance,
+    smoothness,
+)
+from analyzers.deep_linear.command import linear_modes
 from analyzers.geometry.command import geometry
 from analyzers.gradients.command import scales, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
@@ -15,19 +18,24 @@ from trajstore.cli.command_line import run_command_line
 
 def main() -> None:
     """Run the command line."""
+    mpl.use("agg")
     run_command_line(
         {
             "geometry": geometry,
             "zigzag": zigzag,
             "scales": scales,
-            "linear": linear,
+            "linear-modes": linear_modes,
+            "linear": linear_modes,
             "alpha-beta": alpha_beta,
             "aiming": aiming,
-            "pl": pl,
+            "polyak-lojasiewicz": polyak_lojasiewicz,
+            "pl": polyak_lojasiewicz,
             "smoothness": smoothness,
             "convexity": convexity,
-            "sharpness": sharpness,
-            "invariance": invariance,
+            "edge-of-stability": edge_of_stability,
+            "sharpness": edge_of_stability,
+            "scale-invariance": scale_invariance,
+            "invariance": scale_invariance,
             "figure": figure,
             "paper": paper,
         },

@@ -1,0 +1,272 @@
+"""Test ``analyzers.geometry.command``."""
+
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from rich.console import Console
+
+import analyzers
+import trajstore
+from analyzers import cli
+from analyzers.geometry import command
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def store(example_run: Path, tmp_path: Path) -> Path:
+    """A copy, for results are written beside the store."""
+    return Path(shutil.copytree(example_run, tmp_path / "digits.zarr"))
+
+
+@pytest.fixture(scope="module")
+def analysed(
+    example_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A store that was analysed with layers, and what was printed."""
+    path = tmp_path_factory.mktemp("cli") / "digits.zarr"
+    store = Path(shutil.copytree(example_run, path))
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("TERM", "dumb")
+        patch.setattr(sys, "argv", ["traj-analyze", "geometry", str(store), "--layers"])
+        cli.main()
+    return store, printed.getvalue()
+
+
+def stored(store: Path, group: str) -> xr.Dataset:
+    results = store.with_suffix(".analysis.zarr")
+    result: xr.Dataset = xr.open_zarr(results, group=group, consolidated=False)
+    return trajstore.index_epochs(result.compute())
+
+
+def table_rows(output: str, n_epochs: int) -> list[list[str]]:
+    lines = [line.split() for line in output.splitlines()]
+    [header] = [i for i, line in enumerate(lines) if line[:2] == ["epoch", "gamma"]]
+    return lines[header + 1 : header + 1 + n_epochs]
+
+
+def test_table_shows_the_means_of_every_epoch(analysed: tuple[Path, str]):
+    store, output = analysed
+    geometry = analyzers.path_geometry(trajstore.open_run(store))
+    means = analyzers.epoch_means(geometry).compute()
+    for epoch, row in enumerate(table_rows(output, 5)):
+        mean = {name: v.item() for name, v in means.isel(epoch=epoch).items()}
+        # Printed with three digits or more.
+        assert row[0] == str(epoch)
+        printed = [float(text.lstrip("±")) for text in row[1:]]
+        expected = [
+            mean[name]
+            for name in (
+                "gamma",
+                "gamma_stderr",
+                "gamma_min",
+                "gamma_max",
+                "rsi",
+                "eb",
+                "lolr",
+                "distance",
+            )
+        ]
+        np.testing.assert_allclose(printed, expected, rtol=5e-3, atol=6e-4)
+
+
+def test_table_is_no_wider_than_80_columns(analysed: tuple[Path, str]):
+    _, output = analysed
+    table = output[output.index("epoch") : output.index("Figures:")]
+    assert len(table_rows(output, 5)) == 5
+    assert max(map(len, table.splitlines())) <= 80
+    # Nothing is cut off.
+    assert "…" not in output
+
+
+def test_long_table_shows_every_nth_epoch():
+    n = 100
+    names = ("gamma", "gamma_stderr", "gamma_min", "gamma_max", "rsi", "eb", "lolr")
+    variables = {name: ("epoch", np.zeros(n)) for name in (*names, "distance")}
+    variables["n_steps"] = ("epoch", np.ones(n, int))
+    table = command._table(xr.Dataset(variables, {"epoch": np.arange(n)}))
+    assert list(table.columns[0].cells) == [str(e) for e in range(0, n, 3)]
+    assert table.caption == "One epoch of 3 is shown."
+
+
+def test_results_and_figures_lie_beside_the_store(
+    analysed: tuple[Path, str], example_run: Path
+):
+    store, _ = analysed
+    assert sorted(p.name for p in store.parent.iterdir()) == [
+        "digits.analysis.zarr",
+        "digits.figures",
+        "digits.zarr",
+    ]
+    run = trajstore.open_run(store)
+    for group, layers in (("final", False), ("final-layers", True)):
+        expected = analyzers.path_geometry(run, layers=layers)
+        xr.testing.assert_identical(stored(store, group), expected.compute())
+        figure = store.with_suffix(".figures") / f"{group}.png"
+        assert plt.imread(figure).std() > 0.01
+    assert plt.get_fignums() == []
+
+
+def test_store_itself_is_left_as_it_was(analysed: tuple[Path, str], example_run: Path):
+    store, _ = analysed
+    before = {p.relative_to(example_run): p for p in example_run.rglob("*")}
+    after = {p.relative_to(store): p for p in store.rglob("*")}
+    assert after.keys() == before.keys()
+    for name, path in after.items():
+        if path.is_file():
+            assert path.read_bytes() == before[name].read_bytes()
+
+
+def test_printed_code_opens_the_results(analysed: tuple[Path, str]):
+    store, output = analysed
+    code = output[output.index("import xarray") :]
+    source = code.replace("geometry.gamma", "result = geometry.gamma")
+    names: dict[str, np.ndarray] = {}
+    exec(source, names)
+    expected = stored(store, "final").gamma.groupby("epoch").mean().values
+    np.testing.assert_allclose(names["result"], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("argument", "group", "reference"),
+    [
+        ("middle", "snapshot-middle", "middle"),
+        ("3", "epoch-3", 3),
+        ("other.zarr", "final%20of%20other.zarr", "other run"),
+    ],
+    ids=["snapshot", "epoch", "path"],
+)
+def test_reference_can_be_chosen(
+    store: Path, traj_analyze: Run, argument: str, group: str, reference: object
+):
+    if reference == "other run":
+        path = shutil.copytree(store, store.parent / argument)
+        argument, reference = str(path), trajstore.open_run(path)
+        group = "final-of-other.zarr"
+    traj_analyze("geometry", store, "--reference", argument)
+    expected = analyzers.path_geometry(
+        trajstore.open_run(store),
+        reference=reference,  # type: ignore[arg-type]
+    )
+    xr.testing.assert_identical(stored(store, group), expected.compute())
+    assert (store.with_suffix(".figures") / f"{group}.png").exists()
+
+
+def test_other_directions_can_be_chosen(
+    tmp_path: Path, traj_analyze: Run, train_small: Callable[..., Any]
+):
+    store = tmp_path / "run.zarr"
+    train_small(
+        partial(trajstore.Recorder, store), updates=True, sketch_bits=256, probes=64
+    )
+    output = traj_analyze("geometry", store, "--measurement", "update")
+    assert "Instead of the gradient: update." in output
+    run = trajstore.open_run(store)
+    expected = analyzers.path_geometry(run.measured("update"))
+    xr.testing.assert_identical(stored(store, "final-of-update"), expected.compute())
+
+    output = traj_analyze("geometry", store, "--weight-decay", "0.1")
+    assert "Instead of the gradient: gradient + 0.1 x." in output
+    expected = analyzers.path_geometry(run, weight_decay=0.1)
+    found = stored(store, "final-of-gradient%20%2B%200.1%20x")
+    xr.testing.assert_identical(found, expected.compute())
+
+
+def test_stores_whose_names_have_dots_do_not_share_results(
+    example_run: Path, tmp_path: Path, traj_analyze: Run
+):
+    shutil.copytree(example_run, tmp_path / "lr0.1")
+    traj_analyze("geometry", tmp_path / "lr0.1")
+    assert (tmp_path / "lr0.1.analysis.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference", "warm"], r"No snapshot 'warm' .* it has ['middle']."),
+        (["--reference", "77"], "No reference at the start of epoch 77 "),
+        (["--reference", "."], ".: not a trajectory store; it has no zarr.json."),
+    ],
+    ids=["name", "epoch", "directory"],
+)
+def test_unknown_reference_is_one_sentence(
+    store: Path, refused: Run, arguments: list[str], message: str
+):
+    printed = refused("geometry", store, *arguments)
+    for part in message.split(".*"):
+        assert part.strip() in printed
+    assert not store.with_suffix(".analysis.zarr").exists()
+
+
+def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
+    traj_analyze("geometry", store, "--reference", "mean:2:4")
+    run = trajstore.open_run(store)
+    average = analyzers.average_of_epochs(run, [2, 3, 4])
+    expected = analyzers.path_geometry(run, reference=average)
+    xr.testing.assert_identical(stored(store, "given"), expected.compute())
+
+
+@pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
+def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str):
+    printed = refused("geometry", store, "--reference", text)
+    assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
+
+
+def test_refused_request_leaves_nothing_behind(store: Path, refused: Run):
+    refused("geometry", store, "--reference", "warm")
+    assert list(store.parent.iterdir()) == [store]
+
+
+def test_epochs_without_knowledge_of_gamma_are_named():
+    errors = ("epoch", [0.1, 0.9, 3.5])
+    means = xr.Dataset({"gamma_stderr": errors}, {"epoch": [0, 1, 2]})
+    note = command._imprecise(means)
+    assert "Nothing is known of gamma in epochs 2:" in note
+    assert "`total_steps`" in note
+    assert command._imprecise(means / 4) == ""
+
+
+def test_steps_without_a_value_are_reported():
+    means = xr.Dataset({"n_missing": ("epoch", [0, 2, 0, 1])}, {"epoch": [0, 1, 2, 3]})
+    assert "Steps without a value: 3, in epochs 1, 3." in command._missing(means)
+    assert command._missing(means * 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("rsi", "eb", "distance"),
+    [(1.234e-2, 0.1234, 25.31), (-1.234e-5, 1.234e-5, 1234.5)],
+    ids=["moderate", "small"],
+)
+def test_epoch_takes_one_line(
+    capsys: pytest.CaptureFixture[str], rsi: float, eb: float, distance: float
+):
+    values = {
+        "n_steps": 1250,
+        "gamma": 0.0123,
+        "gamma_stderr": 0.0003,
+        "gamma_min": -0.012,
+        "gamma_max": 0.046,
+        "rsi": rsi,
+        "eb": eb,
+        "lolr": rsi / eb**2,
+        "distance": distance,
+    }
+    variables = {name: ("epoch", np.full(3, value)) for name, value in values.items()}
+    means = xr.Dataset(variables, {"epoch": [98, 99, 100]})
+    Console(width=80).print(command._table(means))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
