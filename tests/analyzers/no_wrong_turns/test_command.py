@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
+
+from analyzers.no_wrong_turns.figures import FIGURES
 
 Run = Callable[..., str]
 
@@ -50,3 +53,8 @@ def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):
     assert str(page) in printed
     assert "from 1 run: 1 of sm" in page.read_text()
     assert (tmp_path / "docs/images/paper/figure-5.png").exists()
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_every_figure_is_accepted(number: str, tmp_path: Path, refused: Run):
+    assert "found no complete run" in refused("figure", number, "--stores", tmp_path)

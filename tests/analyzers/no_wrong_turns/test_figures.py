@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 import analyzers
-from analyzers.no_wrong_turns import FIGURES, Shown, draw_figure, what_is_missing
-from analyzers.no_wrong_turns.figures import panels_of
+from analyzers.no_wrong_turns.curves import AS_PUBLISHED, EpochSelection
+from analyzers.no_wrong_turns.figures import (
+    FIGURES,
+    draw_figure,
+    missing_runs,
+    panels_of,
+)
+from analyzers.no_wrong_turns.runs import TrainedRun
 from analyzers.plots import Curve, Panel, draw_panels
 from trajstore.reading.run import Run
 
@@ -24,14 +30,14 @@ def _close() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runs(paper_runs: dict[str, Run]) -> list[Run]:
-    return list(paper_runs.values())
+def runs(trained_runs: dict[str, TrainedRun]) -> list[TrainedRun]:
+    return list(trained_runs.values())
 
 
 @pytest.fixture(scope="module")
-def published(runs: list[Run]) -> Figures:
+def published(runs: list[TrainedRun]) -> Figures:
     """Return a function that makes the panels of a figure, once."""
-    return cache(lambda number: panels_of(number, runs, shown=Shown()))
+    return cache(lambda number: panels_of(number, runs, epochs=AS_PUBLISHED))
 
 
 def epoch_values(run: Run, quantity: str, **options: Any) -> list[np.ndarray[Any, Any]]:
@@ -89,7 +95,9 @@ def test_means_are_shown_without_the_final_epoch(
     assert panel.is_ordered
 
 
-def test_figure_draws_the_curves_of_its_panels(published: Figures, runs: list[Run]):
+def test_figure_draws_the_curves_of_its_panels(
+    published: Figures, runs: list[TrainedRun]
+):
     panels = published("14")
     figure = draw_figure("14", runs)
     for panel, ax in zip(panels, figure.axes, strict=True):
@@ -98,18 +106,18 @@ def test_figure_draws_the_curves_of_its_panels(published: Figures, runs: list[Ru
 
 
 @pytest.mark.parametrize(
-    ("shown", "n"),
+    ("epochs", "n"),
     [
-        (Shown(keep_final=True), 8),
-        (Shown(until=4), 5),
-        (Shown(until=4, keep_final=True), 5),
-        (Shown(until=99), 7),
+        (EpochSelection(keep_final=True), 8),
+        (EpochSelection(until=4), 5),
+        (EpochSelection(until=4, keep_final=True), 5),
+        (EpochSelection(until=99), 7),
     ],
 )
 def test_epochs_can_be_chosen(
-    runs: list[Run], paper_runs: dict[str, Run], shown: Shown, n: int
+    runs: list[TrainedRun], paper_runs: dict[str, Run], epochs: EpochSelection, n: int
 ):
-    [panel] = panels_of("14", runs, shown=shown)
+    [panel] = panels_of("14", runs, epochs=epochs)
     assert labels(panel) == ["shapes-mlp", "shapes-resnet"]
     assert_shows(panel.curves[0], paper_runs["mlp"], "gamma", n=n)
     # Trained as the MLP was.
@@ -117,7 +125,7 @@ def test_epochs_can_be_chosen(
 
 
 def test_run_of_one_epoch_is_shown():
-    assert Shown().last(1) == 0
+    assert EpochSelection().last(1) == 0
 
 
 def test_optimizers_are_compared(published: Figures, paper_runs: dict[str, Run]):
@@ -221,22 +229,22 @@ def test_controls_are_shown_beside_training(
     assert_shows(reference.curves[3], base, "gamma", n=7, reference=other)
 
 
-def test_panels_without_runs_say_what_they_need(paper_runs: dict[str, Run]):
-    figure = draw_figure("1", [paper_runs["base"]])
+def test_panels_without_runs_say_what_they_need(trained_runs: dict[str, TrainedRun]):
+    figure = draw_figure("1", [trained_runs["base"]])
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert "needs runs that differ in the batch size only" in texts
     assert len(texts) == 3
 
 
 @pytest.mark.parametrize("number", FIGURES)
-def test_figure_without_runs_is_one_sentence(number: str, paper_runs: dict[str, Run]):
+def test_figure_without_runs_is_one_sentence(number: str):
     with pytest.raises(ValueError, match=r"needs .*; found no complete run") as error:
         draw_figure(number, [])
-    assert str(error.value) == what_is_missing(number, [])
+    assert str(error.value) == missing_runs(number, [])
 
 
-def test_figure_says_what_there_is(paper_runs: dict[str, Run]):
+def test_figure_says_what_there_is(trained_runs: dict[str, TrainedRun]):
     with pytest.raises(
         ValueError, match=r"differ in the batch size only; found 1 run: 1 of shapes"
     ):
-        draw_figure("6", [paper_runs["base"]])
+        draw_figure("6", [trained_runs["base"]])

@@ -168,7 +168,7 @@ def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
     path = branch_path(parent, 2, 0.1, None)
     branch(parent, 2, 0.1, path)
     assert path == tmp_path / "run.branches" / "epoch-2-lr-0.1.zarr"
-    assert [run.location for run in find_runs(tmp_path)] == [parent.location]
+    assert [found.run.location for found in find_runs(tmp_path)] == [parent.location]
 
 
 def test_what_cannot_be_branched_is_refused(
