@@ -84,9 +84,10 @@ def figures_directory(run: Run) -> Path:
     return directory
 
 
-def say(text: str) -> None:
+def say(text: str, *, stderr: bool = False) -> None:
     """Print text without wrapping it, so that paths in it can be copied."""
-    Console(markup=False, emoji=False, highlight=False).print(text, soft_wrap=True)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.print(text, soft_wrap=True)
 
 
 def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
