@@ -140,7 +140,9 @@ def test_aiming_of_all_data_and_of_minibatches(
 
 
 def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
-    output = traj_analyze("pl", stores[0], "--measurement", "full_batch")
+    output = traj_analyze(
+        "polyak-lojasiewicz", stores[0], "--measurement", "full_batch"
+    )
     run = open_run(stores[0])
     least = float(replayed(run)["full_reference_loss"])
     found = analyzers.polyak_lojasiewicz(
@@ -154,7 +156,7 @@ def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
         stored(stores[0], "pl-of-full_batch"),
         found.drop_indexes(["epoch", "iteration"]),
     )
-    output = traj_analyze("pl", stores[0], "--reference-loss", 0.5)
+    output = traj_analyze("polyak-lojasiewicz", stores[0], "--reference-loss", 0.5)
     assert "steps bound nothing" in output
     assert "f* = 0.5." in output
 
@@ -185,7 +187,7 @@ def test_what_is_missing_is_named_with_what_makes_it(
     shutil.copytree(example_run, path)
     text = refused("alpha-beta", path)
     assert f"compute them with traj-train replay {path}, or give an array" in text
-    text = refused("pl", path)
+    text = refused("polyak-lojasiewicz", path)
     assert (
         f"compute them with traj-train replay {path}, or give --reference-loss." in text
     )

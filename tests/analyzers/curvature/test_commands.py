@@ -68,7 +68,7 @@ def table(output: str, header: str) -> list[list[str]]:
 def test_sharpness_is_compared_with_the_threshold(
     store: Path, traj_analyze: Callable[..., str]
 ):
-    output = traj_analyze("sharpness", store)
+    output = traj_analyze("edge-of-stability", store)
     rows = table(output, "step")
     assert rows[0] == ["0", "0", "19", "20", "0.950"]
     assert rows[-1] == ["55", "55", "21", "20", "1.050"]
@@ -85,7 +85,7 @@ def test_sharpness_is_compared_with_the_threshold(
 def test_a_threshold_that_is_not_reached_is_said_to_be(
     store: Path, traj_analyze: Callable[..., str]
 ):
-    output = traj_analyze("sharpness", store, "--momentum", "0.5")
+    output = traj_analyze("edge-of-stability", store, "--momentum", "0.5")
     assert "The threshold is not reached: the largest ratio is 0.700." in output
 
 
@@ -161,7 +161,7 @@ def test_a_lower_loss_at_the_end_is_a_violation(
 
 
 def test_tensors_are_told_apart(store: Path, traj_analyze: Callable[..., str]):
-    output = traj_analyze("invariance", store)
+    output = traj_analyze("scale-invariance", store)
     rows = table(output, "tensor")
     found = analyzers.scale_invariance(open_run(store)).compute()
     for row, name in zip(rows, open_run(store).layout.names, strict=True):
@@ -172,7 +172,7 @@ def test_tensors_are_told_apart(store: Path, traj_analyze: Callable[..., str]):
         np.testing.assert_allclose(float(row[4]), of_layer.growth, rtol=6e-3)
         np.testing.assert_allclose(float(row[5]), of_layer.expected_growth, rtol=6e-3)
     assert "0 of 2 tensors are invariant" in output
-    other = traj_analyze("invariance", store, "--tolerance", "0.9")
+    other = traj_analyze("scale-invariance", store, "--tolerance", "0.9")
     assert "|cosine| is at most 0.9 in every step" in other
     assert (store.parent / "run.figures" / "invariance.png").stat().st_size > 10_000
 
@@ -180,11 +180,11 @@ def test_tensors_are_told_apart(store: Path, traj_analyze: Callable[..., str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sharpness", "--optimizer", "sgd"], "--sharpness-every"),
-        (["sharpness"], "does not say by which optimizer"),
+        (["edge-of-stability", "--optimizer", "sgd"], "--sharpness-every"),
+        (["edge-of-stability"], "does not say by which optimizer"),
         (["smoothness", "--measurement", "same_batch"], "--same-batch-every"),
         (["convexity"], "give `reference_loss`"),
-        (["invariance", "--tolerance", "2"], "between 0 and 1, got 2"),
+        (["scale-invariance", "--tolerance", "2"], "between 0 and 1, got 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -199,7 +199,7 @@ def test_errors_are_one_sentence_on_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["invariance"], ["geometry", "--weight-decay", "1"]]
+    "arguments", [["scale-invariance"], ["geometry", "--weight-decay", "1"]]
 )
 def test_what_needs_a_basis_says_so_in_one_sentence(
     tmp_path: Path,
