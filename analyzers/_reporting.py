@@ -111,7 +111,7 @@ def make_table(*headers: str, text: Collection[str] = ()) -> Table:
 
 
 def shown_rows(n: int, most: int = MAX_ROWS) -> range:
-    """Return the indices of at most so many evenly spaced rows out of n."""
+    """Return the indices of evenly spaced rows, at most `most` of n."""
     return range(0, n, max(1, -(-n // most)))
 
 

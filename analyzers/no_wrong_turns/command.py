@@ -39,7 +39,7 @@ def figure(
     stores : Path
         Directory with the runs, at any depth.
     out : Path, optional
-        Directory to write to. Default: that of the runs.
+        Directory to write to. Default: the directory of the runs.
     keep_final : bool, default: False
         Also show the final epoch, in which x* and the path are not independent.
     until : int, optional

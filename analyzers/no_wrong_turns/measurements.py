@@ -56,8 +56,8 @@ def other_measurements(
             needs=NEEDS_UPDATES,
         ),
         Panel(
-            title=title_of(chosen, "gradients steps apart, $\\perp x - x^*$"),
-            ylabel="cosine",
+            title=title_of(chosen, "gradients steps apart"),
+            ylabel="cosine, orthogonal to $x - x^*$",
             curves=cosines,
             needs=NEEDS,
             is_ordered=True,

@@ -118,7 +118,7 @@ def _by_workload(runs: Sequence[TrainedRun]) -> Labelled:
 
 
 def _seeds_and_settings(runs: Sequence[TrainedRun]) -> Labelled:
-    """Choose runs that differ in the seed, and those of other sweeps of the workload."""
+    """Choose runs that differ in the seed, and other sweeps of the workload."""
     seeds = sweep(runs, "seed")
     workloads = {run.workload for run in seeds}
     settings = [

@@ -12,7 +12,9 @@ from analyzers.no_wrong_turns.figures import FIGURES
 Run = Callable[..., str]
 
 
-def test_figure_lies_beside_the_stores(stores: Path, tmp_path: Path, traj_analyze: Run):
+def test_figure_is_written_next_to_the_stores(
+    stores: Path, tmp_path: Path, traj_analyze: Run
+):
     shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
     printed = traj_analyze("figure", "5", "--stores", tmp_path / "runs")
     figure = tmp_path / "runs" / "figure-5.png"

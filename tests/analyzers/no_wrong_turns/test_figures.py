@@ -146,7 +146,7 @@ def test_single_run_is_the_base_run(published: Figures, paper_runs: dict[str, Ru
     assert_shows(distance.curves[0], paper_runs["base"], "distance", n=7)
 
 
-def test_lolr_is_shown_beside_the_rate_used(
+def test_lolr_is_shown_next_to_the_rate_used(
     published: Figures, paper_runs: dict[str, Run]
 ):
     run = paper_runs["cosine"]
@@ -202,7 +202,7 @@ def test_distance_travelled_is_that_of_the_iterates(
         np.testing.assert_allclose(panel.curves[2].y, expected, rtol=1e-9)
 
 
-def test_controls_are_shown_beside_training(
+def test_controls_are_shown_next_to_training(
     published: Figures, paper_runs: dict[str, Run]
 ):
     control, full, walk, reference = published("controls")

@@ -128,7 +128,7 @@ def test_share_counts_what_is_surely_negative(geometry_of: Make):
 
 
 def test_the_excess_rests_on_the_distance_as_gamma_does(geometry_of: Any):
-    """Where gamma is that of a walk, the error of the distance is still there."""
+    """The error of the distance remains where gamma equals that of a walk."""
     gamma = 0.3 * np.ones((8, 5))
     geometry = geometry_of(gamma, excess=np.zeros_like(gamma))
     geometry["distance_stderr"] = 0.1 * geometry["distance"]
