@@ -1,6 +1,7 @@
 """Command line ``traj-analyze``: one sub-command for every analysis."""
 
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import matplotlib as mpl
@@ -18,7 +19,7 @@ from analyzers.gradients.command import scales, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
 from trajstore.cli.command_line import run_command_line
 
-COMMANDS: Final = {
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "geometry": geometry,
     "zigzag": zigzag,
     "compare-branches": scales,

@@ -90,7 +90,9 @@ def _of_targets(
     if half in run.stored.epoch_windows and half > 0:
         means = means_of(run, epochs, target=half)
         yield curve(means, "gamma", label=f"epoch {half}")
-    last = [epoch for epoch in run.stored.epoch_windows if epoch >= 3 * run.n_epochs // 4]
+    last = [
+        epoch for epoch in run.stored.epoch_windows if epoch >= 3 * run.n_epochs // 4
+    ]
     if last:
         means = means_of(run, epochs, target=average_of_epochs(run, last))
         yield curve(means, "gamma", label=f"mean of {min(last)}-{max(last)}")
