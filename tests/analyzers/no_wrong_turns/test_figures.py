@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 import analyzers
 from analyzers.no_wrong_turns.curves import AS_PUBLISHED, EpochSelection
@@ -40,9 +41,17 @@ def published(runs: list[TrainedRun]) -> Figures:
     return cache(lambda number: panels_of(number, runs, epochs=AS_PUBLISHED))
 
 
+@cache
+def geometry_to_final(run: Run) -> xr.Dataset:
+    return analyzers.path_geometry(run).compute()
+
+
 def epoch_values(run: Run, quantity: str, **options: Any) -> list[np.ndarray[Any, Any]]:
     """Values of every epoch, by hand."""
-    values = analyzers.path_geometry(run, **options)[quantity].values
+    geometry = (
+        analyzers.path_geometry(run, **options) if options else geometry_to_final(run)
+    )
+    values = geometry[quantity].values
     return [values[run.stored.epochs == epoch] for epoch in range(run.n_epochs)]
 
 
@@ -172,7 +181,7 @@ def test_counter_examples_are_shown_step_by_step(
 ):
     panels = published("5")
     assert len(panels) == 6
-    geometry = analyzers.path_geometry(paper_runs["sm"])
+    geometry = geometry_to_final(paper_runs["sm"])
     for panel, quantity in zip(panels[3:], ("gamma", "rsi", "eb"), strict=True):
         assert "sinusoidal mixture" in panel.title
         np.testing.assert_allclose(
