@@ -1,7 +1,12 @@
-"""Command line: one sub-command for every analysis."""
+"""Command line ``traj-analyze``: one sub-command for every analysis."""
+
+import sys
+from collections.abc import Callable
+from typing import Final
 
 import matplotlib as mpl
 
+from analyzers._reporting import say
 from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
 from analyzers.curvature.commands import (
     convexity,
@@ -15,33 +20,52 @@ from analyzers.gradients.command import scales, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
 from trajstore.cli.command_line import run_command_line
 
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "geometry": geometry,
+    "zigzag": zigzag,
+    "compare-branches": scales,
+    "linear-modes": linear_modes,
+    "alpha-beta": alpha_beta,
+    "aiming": aiming,
+    "polyak-lojasiewicz": polyak_lojasiewicz,
+    "smoothness": smoothness,
+    "convexity": convexity,
+    "edge-of-stability": edge_of_stability,
+    "scale-invariance": scale_invariance,
+    "figure": figure,
+    "paper": paper,
+}
+
+OLD_NAMES: Final = {
+    "scales": "compare-branches",
+    "linear": "linear-modes",
+    "pl": "polyak-lojasiewicz",
+    "sharpness": "edge-of-stability",
+    "invariance": "scale-invariance",
+}
+"""Deprecated names of commands; the help does not list them."""
+
+SYNONYMS: Final = {"path-geometry": "geometry"}
+"""Names of commands that are accepted because a function has them."""
+
 
 def main() -> None:
     """Run the command line."""
     mpl.use("agg")
+    sys.argv[1:2] = [_current_name(argument) for argument in sys.argv[1:2]]
     run_command_line(
-        {
-            "geometry": geometry,
-            "zigzag": zigzag,
-            "scales": scales,
-            "linear-modes": linear_modes,
-            "linear": linear_modes,
-            "alpha-beta": alpha_beta,
-            "aiming": aiming,
-            "polyak-lojasiewicz": polyak_lojasiewicz,
-            "pl": polyak_lojasiewicz,
-            "smoothness": smoothness,
-            "convexity": convexity,
-            "edge-of-stability": edge_of_stability,
-            "sharpness": edge_of_stability,
-            "scale-invariance": scale_invariance,
-            "invariance": scale_invariance,
-            "figure": figure,
-            "paper": paper,
-        },
-        prog="traj-analyze",
-        description="Measure recorded training paths.",
+        COMMANDS, prog="traj-analyze", description="Measure recorded training paths."
     )
+
+
+def _current_name(command: str) -> str:
+    """Return the name of a command, with a notice on stderr if it has been renamed."""
+    if command in OLD_NAMES:
+        say(
+            f"traj-analyze: {command!r} is deprecated; use {OLD_NAMES[command]!r}.",
+            stderr=True,
+        )
+    return (OLD_NAMES | SYNONYMS).get(command, command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures: a dataset in, axes out; nothing is computed here."""
+"""Figures of all analyses: a dataset in, axes or a figure out; nothing is computed."""
 
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz

@@ -151,7 +151,7 @@ def branch(
         )
     Console().print(
         f"Recorded {len(paths)} branches, from "
-        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze scales {store} "
+        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
         f"{' '.join(map(str, paths))}",
         markup=False,
         soft_wrap=True,

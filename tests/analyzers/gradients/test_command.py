@@ -1,4 +1,4 @@
-"""Test ``traj-analyze zigzag`` and ``traj-analyze scales``."""
+"""Test ``traj-analyze zigzag`` and ``traj-analyze compare-branches``."""
 
 import shutil
 import sys
@@ -86,7 +86,7 @@ def test_branches_are_laid_beside_their_parent(tmp_path: Path, traj_analyze: Run
         attrs = {"branch": says | {"lr_scale": scale}}
         rates = [1.7 * scale] * 20
         descend(paths[-1], rates, np.ones(20), start=0.9**10, attrs=attrs)
-    output = traj_analyze("scales", store, *paths)
+    output = traj_analyze("compare-branches", store, *paths)
     rows = table(output, "lr", "x", "steps")
     assert [row[0] for row in rows] == ["parent", "1", "0.1"]
     assert [row[3] for row in rows] == ["100.0%", "100.0%", "0.0%"]
@@ -102,7 +102,7 @@ def test_branches_are_laid_beside_their_parent(tmp_path: Path, traj_analyze: Run
     [
         (["zigzag"], "No losses 'loss' in"),
         (["zigzag", "--window", "4"], "`window` must be an odd number of steps, got 4"),
-        (["scales"], "No branches of"),
+        (["compare-branches"], "No branches of"),
     ],
 )
 def test_errors_are_one_sentence(

@@ -168,7 +168,7 @@ def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
     path = branch_path(parent, 2, 0.1, None)
     branch(parent, 2, 0.1, path)
     assert path == tmp_path / "run.branches" / "epoch-2-lr-0.1.zarr"
-    assert [run.location for run in find_runs(tmp_path)] == [parent.location]
+    assert [found.run.location for found in find_runs(tmp_path)] == [parent.location]
 
 
 def test_what_cannot_be_branched_is_refused(
@@ -246,7 +246,7 @@ def test_the_command_records_a_store_for_every_scale(
         run = open_run(path)
         assert (run.n_steps, run.status, run.spec.sketch_bits) == (3, "complete", 64)
     printed = capsys.readouterr().out
-    assert f"traj-analyze scales {out} {stores[0]} {stores[1]}" in printed
+    assert f"traj-analyze compare-branches {out} {stores[0]} {stores[1]}" in printed
     traj_train("branch", out, *given, "--out", tmp_path / "other")
     assert (tmp_path / "other" / "epoch-1-lr-0.1.zarr").exists()
     for wrong, message in {
