@@ -1,0 +1,56 @@
+"""Coordinates, long names and units of results."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from trajstore.format.schema import STEP
+from trajstore.reading.run import Run
+
+STDERR = "_stderr"
+"""Suffix of the variable that holds a quantity's standard error."""
+
+
+def describe(
+    dataset: xr.Dataset,
+    long_names: Mapping[str, str | tuple[str, str]],
+    *,
+    units: str | Mapping[str, str] = "1",
+) -> xr.Dataset:
+    """Return the dataset with long names, definitions and units on its variables."""
+    # A value of `long_names` is a long name, or a long name and a definition. A variable
+    # `q_stderr` without an entry is labelled as the standard error of `q`; other variables
+    # without an entry keep their attributes. Quantities that `units` lacks have units of 1.
+    described = dataset.copy()
+    for name in map(str, dataset.data_vars):
+        quantity = name if name in long_names else name.removesuffix(STDERR)
+        if quantity not in long_names:
+            continue
+        entry = long_names[quantity]
+        labels = (entry,) if isinstance(entry, str) else entry
+        if name != quantity:
+            labels = (f"standard error of {quantity}", "first order")[: len(labels)]
+        unit = units if isinstance(units, str) else units.get(quantity, "1")
+        described[name].attrs = {
+            **dict(zip(("long_name", "definition"), labels, strict=False)),
+            "units": unit,
+        }
+    return described
+
+
+def layer_names(run: Run) -> npt.NDArray[np.object_]:
+    """Return the names of the layers, objects (layer,)."""
+    # Zarr's specification has no fixed-width strings, but has variable-length ones.
+    return np.array(run.layout.names, object)
+
+
+def step_coordinates(run: Run, rows: Any = slice(None)) -> dict[str, Any]:
+    """Return the coordinates ``step``, ``epoch`` and ``iteration`` of some rows."""
+    return {
+        STEP: run.step_numbers[rows],
+        "epoch": (STEP, run.epochs[rows]),
+        "iteration": (STEP, run.iterations[rows]),
+    }
