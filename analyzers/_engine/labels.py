@@ -30,7 +30,7 @@ def describe(
         if quantity not in long_names:
             continue
         entry = long_names[quantity]
-        labels = (entry,) if isinstance(entry, str) else entry
+        labels: tuple[str, ...] = (entry,) if isinstance(entry, str) else entry
         if name != quantity:
             labels = (f"standard error of {quantity}", "first order")[: len(labels)]
         unit = units if isinstance(units, str) else units.get(quantity, "1")
