@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyzers._engine.sweep import slices
+from analyzers._engine.slices import slices
 from analyzers.deep_linear.arrays import (
     LossConvention,
     effective_rank,

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.sweep import slices
+from analyzers._engine.slices import slices
 from trajstore.reading import target as reference_point
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run

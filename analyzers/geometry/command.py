@@ -12,13 +12,13 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.cluster import connected
-from analyzers._execution.results import results_location
 from analyzers._reporting import figures_directory, say, say_how_to_open
 from analyzers.geometry import plots
 from analyzers.geometry.average_of_epochs import read_reference
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.stored import result_group, store_geometry
 from trajstore.reading.ranges import as_ranges
+from trajstore.reading.results import results_location
 from trajstore.reading.run import open_run
 
 MAX_ROWS = 40

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import results_location
 from analyzers._reporting import figures_directory, say, say_how_to_open
 from analyzers.gradients import plots
 from analyzers.gradients.branches import scales as compare_scales
@@ -22,7 +21,7 @@ from analyzers.gradients.segments import (
     zigzag_shares,
 )
 from analyzers.gradients.zigzag import zigzag as adjacent_cosines
-from trajstore.reading.results import write_results
+from trajstore.reading.results import results_location, write_results
 from trajstore.reading.run import open_run
 
 MAX_ROWS = 40

@@ -7,8 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.arrays.probed import cosine, scaled
-from analyzers._engine.calibration import error_ratios
-from analyzers._engine.probes import read_probes
+from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))

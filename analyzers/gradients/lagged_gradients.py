@@ -10,9 +10,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.arrays.probed import cosine, length, scaled
-from analyzers._engine.calibration import error_ratios
-from analyzers._engine.probes import read_probes
-from analyzers._engine.sweep import slices
+from analyzers._engine.probes import error_ratios, read_probes
+from analyzers._engine.slices import slices
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
 from trajstore.format.schema import STEP

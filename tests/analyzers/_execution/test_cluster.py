@@ -17,8 +17,8 @@ import trajstore
 from analyzers import cli
 from analyzers._execution.cluster import connected
 from analyzers._execution.progress import current_client
-from analyzers._execution.results import results_location
 from analyzers.geometry import stored as results
+from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
 
 distributed = pytest.importorskip("distributed")
@@ -41,8 +41,8 @@ def test_nothing_is_started_unasked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "tcp://a:1", "workers": 2}, r"\(2\) beside .*'tcp://a:1'"),
-        ({"report": Path("r.html")}, "A report is of a cluster's work.*Give workers"),
+        ({"scheduler": "tcp://a:1", "workers": 2}, r"`workers` \(2\).*'tcp://a:1'"),
+        ({"report": Path("r.html")}, "A report needs a cluster.*Give workers"),
     ],
     ids=["both", "report"],
 )

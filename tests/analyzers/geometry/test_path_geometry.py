@@ -557,13 +557,13 @@ def test_result_does_not_depend_on_chunks(
     expected = analyzers.path_geometry(run, layers=layers).compute()
     for module, constant, value in (
         # Two steps, eight rows of the fold, two blocks of parameters; four results.
-        ("_engine.windows", "STEP_BYTES", 2 * 4 * 256),
-        ("_engine.windows", "ROWS", 3),
+        ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
+        ("_engine.project", "FOLD_ROWS", 3),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
         ("_engine.tasks", "PART", 2048),
         ("_engine.tasks", "ROW_PART", 2048),
-        ("_engine.sweep", "READ", 1024),
-        ("_engine.sweep", "SEGMENT", 100),
+        ("_engine.walk", "READ_ELEMENTS", 1024),
+        ("_engine.slices", "SEGMENT", 100),
         ("geometry.path_geometry", "RESULT_ROWS", (4, 5)),
     ):
         monkeypatch.setattr(sys.modules[f"analyzers.{module}"], constant, value)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dask
 import numpy as np
@@ -174,3 +175,11 @@ def test_run_without_steps_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Run, "n_steps", 0)
     with pytest.raises(ValueError, match=r"run\.zarr holds no steps yet"):
         analyzers.store_geometry(run)
+
+
+def test_tasks_are_built_once(run: Run, monkeypatch: pytest.MonkeyPatch):
+    module = sys.modules["analyzers.geometry.path_geometry"]
+    built = Mock(wraps=module.geometry_tasks)
+    monkeypatch.setattr(module, "geometry_tasks", built)
+    analyzers.store_geometry(run)
+    assert built.call_count == 1
