@@ -1,16 +1,80 @@
-"""What sub-commands share: references as text, places for figures, and what is printed."""
+"""Report of a command: tables and notes, saved figures, and how to open the results."""
 
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
 
 from analyzers._execution.results import results_location
 from trajstore.reading.run import Run
 from trajstore.store.location import is_remote, name_of, sibling
 
+MAX_ROWS: Final = 40
+"""Longest table; of more rows every second, third, ... is shown."""
+
+MAX_TEXT: Final = 40
+"""Characters of a cell of text; longer ones are folded."""
+
+DPI: Final = 150
+
+
+def report(
+    run: Run,
+    *parts: Table | str,
+    figures: Mapping[str, Figure | Axes],
+    groups: Sequence[str],
+    name: str,
+    example: str,
+) -> None:
+    """Print tables and notes, save figures, and say where the results of a run lie.
+
+    Parameters
+    ----------
+    run : Run
+        The results lie next to it.
+    *parts : Table or str
+        Printed in this order with empty lines between them; empty text is left out. Text
+        is wrapped, so it should hold no paths.
+    figures : mapping of str to Figure or Axes
+        By file name, without the ending. They are closed.
+    groups : sequence of str
+        Groups of the results. The printed code opens the first.
+    name, example : str
+        Variable that the printed code assigns, and an expression that uses it.
+    """
+    console = Console(markup=False, emoji=False, highlight=False)
+    for part in parts:
+        if part:
+            console.print(part)
+            console.print()
+    directory = figures_directory(run)
+    paths = [
+        save_figure(figure, directory / f"{file}.png")
+        for file, figure in figures.items()
+    ]
+    several = f"Figures: {directory}{os.sep}"
+    say(f"Figure: {paths[0]}" if len(paths) == 1 else several)
+    say(f"Results: {results_location(run)}\nGroups: {', '.join(groups)}")
+    say_how_to_open(run, groups[0], name, example)
+
+
+def save_figure(drawn: Figure | Axes, path: Path) -> Path:
+    """Save and close a figure, given itself or its axes."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    assert isinstance(figure, Figure)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+    return path
+
 
 def figures_directory(run: Run) -> Path:
-    """Make the directory for figures: beside the run, or here if it is remote."""
+    """Make the directory for figures: next to the run, or here if the run is remote."""
     directory = Path(sibling(run.location, ".figures"))
     if is_remote(run.location):
         directory = Path(name_of(sibling(run.location, ".figures")))
@@ -19,24 +83,12 @@ def figures_directory(run: Run) -> Path:
 
 
 def say(text: str) -> None:
-    """Print text in which paths are to be found as they are."""
+    """Print text without wrapping it, so that paths in it can be copied."""
     Console(markup=False, emoji=False, highlight=False).print(text, soft_wrap=True)
 
 
 def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
-    """Print the lines of Python that open results.
-
-    Parameters
-    ----------
-    run : Run
-        Beside which the results lie.
-    group : str
-        Their group.
-    name : str
-        Of the variable that is to hold them.
-    example : str
-        What may be asked of it.
-    """
+    """Print the lines of Python that open a group of results."""
     call = f"{name} = xarray.open_zarr("
     say(
         f"Open them with\n\nimport xarray\n{call}{results_location(run)!r}, group={group!r},"
@@ -44,7 +96,23 @@ def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
     say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
 
 
+def make_table(*headers: str, text: Collection[str] = ()) -> Table:
+    """Return a table without rows: columns of numbers, and of text where named."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        if header in text:
+            table.add_column(header, overflow="fold", max_width=MAX_TEXT)
+        else:
+            table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def shown_rows(n: int, most: int = MAX_ROWS) -> range:
+    """Return the indices of at most so many evenly spaced rows out of n."""
+    return range(0, n, max(1, -(-n // most)))
+
+
 def spans(n_steps: int, most: int = 20) -> list[slice]:
-    """Cut steps into spans of equal length, the last one shorter, for the rows of a table."""
-    size = max(1, -(-n_steps // most))
-    return [slice(i, min(i + size, n_steps)) for i in range(0, n_steps, size)]
+    """Cut steps into spans of equal length, the last one shorter: one for each row."""
+    rows = shown_rows(n_steps, most)
+    return [slice(i, min(i + rows.step, n_steps)) for i in rows]

@@ -1,5 +1,7 @@
 """Command line: one sub-command for every analysis."""
 
+import matplotlib as mpl
+
 from analyzers.conditions.aiming_command import aiming, pl
 from analyzers.conditions.alpha_beta_command import alpha_beta
 from analyzers.curvature.convexity_command import convexity
@@ -15,6 +17,7 @@ from trajstore.cli.command_line import run_command_line
 
 def main() -> None:
     """Run the command line."""
+    mpl.use("agg")
     run_command_line(
         {
             "geometry": geometry,

@@ -1,0 +1,92 @@
+"""Test ``analyzers._reporting``."""
+
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from rich.console import Console
+
+from analyzers._reporting import make_table, report, shown_rows, spans
+from trajstore.reading.results import write_results
+from trajstore.reading.run import Run, open_run
+
+
+@pytest.fixture
+def run(example_run: Path, tmp_path: Path) -> Run:
+    """A copy, for results are written next to the store."""
+    return open_run(shutil.copytree(example_run, tmp_path / "digits.zarr"))
+
+
+def test_report_shows_the_parts_and_where_the_results_lie(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = make_table("a")
+    table.add_row("1")
+    axes = plt.subplots()[1]
+    report(
+        run,
+        table,
+        "",
+        "word " * 40,
+        figures={"one": plt.figure(), "two": axes},
+        groups=["first", "second"],
+        name="found",
+        example="found.x.values",
+    )
+    printed = capsys.readouterr().out
+    note = " ".join(["word"] * 40)
+    assert " ".join(printed.partition("Figures: ")[0].split()) == f"a 1 {note}"
+    assert f"Figures: {tmp_path / 'digits.figures'}/\n" in printed
+    results = tmp_path / "digits.analysis.zarr"
+    assert f"Results: {results}\nGroups: first, second\n" in printed
+    assert [path.name for path in sorted((tmp_path / "digits.figures").iterdir())] == [
+        "one.png",
+        "two.png",
+    ]
+    assert plt.get_fignums() == []
+
+    write_results(run, "first", xr.Dataset({"x": ("step", [1.0, 2.0])}))
+    names: dict[str, np.ndarray] = {}
+    code = printed[printed.index("import xarray") :]
+    exec(code.replace("found.x.values", "x = found.x.values"), names)
+    np.testing.assert_array_equal(names["x"], [1.0, 2.0])
+
+
+def test_a_single_figure_is_named(run: Run, capsys: pytest.CaptureFixture[str]):
+    report(
+        run,
+        figures={"a": plt.figure()},
+        groups=["g"],
+        name="found",
+        example="found",
+    )
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "Figure" in x]
+    assert line.startswith("Figure: ")
+    assert Path(line.removeprefix("Figure: ")).exists()
+
+
+def test_long_texts_in_a_table_are_folded(capsys: pytest.CaptureFixture[str]):
+    table = make_table("tensor", "value", text=["tensor"])
+    table.add_row("block." * 20, "1")
+    Console(width=80).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line.split()[0] for line in lines[1:]) == "block." * 20
+
+
+@pytest.mark.parametrize("n", [0, 1, 39, 40, 41, 100, 1001])
+def test_shown_rows_are_evenly_spaced_and_few(n: int):
+    rows = shown_rows(n)
+    assert len(rows) <= 40
+    assert list(rows) == list(range(n))[:: rows.step]
+    assert rows.step == 1 or len(range(0, n, rows.step - 1)) > 40
+
+
+@pytest.mark.parametrize("n", [0, 1, 19, 20, 21, 105])
+def test_spans_hold_every_step_once(n: int):
+    steps = [step for span in spans(n) for step in range(n)[span]]
+    assert steps == list(range(n))
+    assert len(spans(n)) <= 20
