@@ -1,15 +1,12 @@
 """Sub-command that finds the tensors whose scale the loss does not depend on."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.results import store_result
-from analyzers._reporting import figures_directory, say, say_how_to_open
+from analyzers._reporting import make_table, report
 from analyzers.curvature import plots
 from analyzers.curvature.scale_invariance import TOLERANCE, scale_invariance
 from trajstore.reading.run import open_run
@@ -29,30 +26,33 @@ def invariance(store: Positional[str], *, tolerance: float = TOLERANCE) -> None:
     """
     run = open_run(store)
     found = store_result(run, "invariance", scale_invariance(run, tolerance=tolerance))
-    mpl.use("agg")
-    Console().print(_table(found))
+    report(
+        run,
+        _table(found),
+        _summary(found, tolerance),
+        figures={"invariance": plots.scale_invariance(found)},
+        groups=["invariance"],
+        name="found",
+        example="found.cosine_max.values",
+    )
+
+
+def _summary(found: xr.Dataset, tolerance: float) -> str:
+    """Say how many tensors are invariant, and what their growth is compared with."""
     n = int(found["is_invariant"].sum())
-    say(
-        f"\n{n} of {found.sizes['layer']} tensors are invariant: |cosine| is at most "
+    text = (
+        f"{n} of {found.sizes['layer']} tensors are invariant: |cosine| is at most "
         f"{tolerance:g} in every step."
     )
     if np.isfinite(found["expected_growth"]).any():
-        say(
-            "Growth of |w|^2 is expected to be the sum of lr^2 |g|^2, if they are invariant."
-        )
-    path = figures_directory(run) / "invariance.png"
-    plots.scale_invariance(found)
-    plt.savefig(path, dpi=150)
-    plt.close("all")
-    say(f"\nFigure: {path}")
-    say_how_to_open(run, "invariance", "found", "found.cosine_max.values")
+        text += " Growth of |w|^2 is expected to be the sum of lr^2 |g|^2 for them."
+    return text
 
 
 def _table(found: xr.Dataset) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensor", overflow="fold", max_width=36)
-    for header in ("rms", "largest", "invariant", "growth", "expected"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = make_table(
+        "tensor", "rms", "largest", "invariant", "growth", "expected", text=["tensor"]
+    )
     for i, name in enumerate(found["layer"].values):
         row = found.isel(layer=i)
         cosines = [f"{row[f'cosine_{kind}'].item():.1e}" for kind in ("rms", "max")]

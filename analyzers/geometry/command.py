@@ -1,25 +1,23 @@
 """Sub-command that measures RSI, EB and gamma of a run."""
 
-import os
 from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import xarray as xr
-from rich.console import Console
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.cluster import connected
-from analyzers._reporting import figures_directory, say, say_how_to_open
+from analyzers._reporting import make_table, say, shown_rows
+from analyzers._reporting import report as print_report
 from analyzers.geometry import plots
 from analyzers.geometry.average_of_epochs import read_reference
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.stored import result_group, store_geometry
 from trajstore.reading.ranges import as_ranges
-from trajstore.reading.results import results_location
-from trajstore.reading.run import open_run
+from trajstore.reading.run import Run, open_run
 
 MAX_ROWS = 40
 """Longest table; of more epochs every second, third, ... is shown."""
@@ -67,7 +65,6 @@ def geometry(
     report : Path, optional
         Where to keep Dask's performance report, an HTML file.
     """
-    console = Console()
     run = open_run(store)
     target = read_reference(reference, run)
     measured = run if measurement is None else run.measured(measurement)
@@ -78,40 +75,34 @@ def geometry(
         scheduler=scheduler, workers=workers, dashboard=dashboard, report=report
     ) as client:
         if client is not None:
-            console.print(f"Dashboard: {client.dashboard_link}", soft_wrap=True)
+            say(f"Dashboard: {client.dashboard_link}")
         whole = compute()
         by_layer = compute(layers=True) if layers else None
-    figures = figures_directory(run)
-    mpl.use("agg")
-
     name = result_group(whole)
     means = epoch_means(whole).compute()
-    if whole.attrs["direction"] != "gradient":
-        console.print(f"In the place of the gradient: {whole.attrs['direction']}.")
-    console.print(_table(means))
-    _print_missing(console, means)
-    _print_imprecise(console, means)
-    if run.status != "complete":
-        console.print(f"The run is {run.status}; these are its {run.n_steps} steps.")
-    plots.overview(means).savefig(figures / f"{name}.png", dpi=150)
+    figures: dict[str, Figure | Axes] = {name: plots.overview(means)}
     if by_layer is not None:
-        plots.layer_image(epoch_means(by_layer).compute())
-        plt.savefig(figures / f"{name}-layers.png", dpi=150)
-    plt.close("all")
-    say(f"\nFigures: {figures}{os.sep}\nResults: {results_location(run)}")
-    say(f"Groups: {name}" + (f", {name}-layers" if layers else ""))
-    say_how_to_open(
-        run, name, "geometry", 'geometry.gamma.groupby("epoch").mean().values'
+        by_epoch = epoch_means(by_layer).compute()
+        figures[f"{name}-layers"] = plots.layer_image(by_epoch)
+    print_report(
+        run,
+        _direction(whole),
+        _table(means),
+        _missing(means),
+        _imprecise(means),
+        _status(run),
+        figures=figures,
+        groups=[*figures],
+        name="geometry",
+        example='geometry.gamma.groupby("epoch").mean().values',
     )
 
 
 def _table(means: xr.Dataset) -> Table:
     """Lay the means out in at most 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance"):
-        table.add_column(header, justify="right", no_wrap=True)
-    every = -(-means.sizes["epoch"] // MAX_ROWS)
-    for i in range(0, means.sizes["epoch"], every):
+    table = make_table("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
+    rows = shown_rows(means.sizes["epoch"])
+    for i in rows:
         row = {name: variable.item() for name, variable in means.isel(epoch=i).items()}
         table.add_row(
             str(means["epoch"].values[i]),
@@ -123,28 +114,41 @@ def _table(means: xr.Dataset) -> Table:
             f"{row['lolr']:.3g}",
             f"{row['distance']:.3g}",
         )
-    if every > 1:
-        table.caption = f"One epoch of {every} is shown."
+    if rows.step > 1:
+        table.caption = f"One epoch of {rows.step} is shown."
     return table
 
 
-def _print_imprecise(console: Console, means: xr.Dataset) -> None:
-    """Say where nothing is known of gamma, a cosine."""
-    epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
-    if epochs:
-        console.print(
-            f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is "
-            "above 1. In a last epoch that is so where the learning rate decays and the recorder was "
-            "not given `total_steps`."
-        )
+def _direction(geometry: xr.Dataset) -> str:
+    direction = geometry.attrs["direction"]
+    return "" if direction == "gradient" else f"Instead of the gradient: {direction}."
 
 
-def _print_missing(console: Console, means: xr.Dataset) -> None:
+def _missing(means: xr.Dataset) -> str:
     missing = means["n_missing"]
-    if total := int(missing.sum()):
-        epochs = missing["epoch"].values[missing.values > 0].tolist()
-        console.print(
-            f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. Gradient or "
-            "parameters were not finite, a norm was 0, as at the reference point itself, or "
-            "a chunk is damaged (traj-store verify tells). The means leave them out."
-        )
+    if not (total := int(missing.sum())):
+        return ""
+    epochs = missing["epoch"].values[missing.values > 0].tolist()
+    return (
+        f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. Gradient or "
+        "parameters were not finite, a norm was 0, as at the target itself, or a chunk is "
+        "damaged (see traj-store verify). The means leave them out."
+    )
+
+
+def _imprecise(means: xr.Dataset) -> str:
+    """Say in which epochs gamma, a cosine, is unknown."""
+    epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
+    if not epochs:
+        return ""
+    return (
+        f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is "
+        "above 1. This happens in a last epoch whose learning rate decays if the recorder "
+        "was not given `total_steps`."
+    )
+
+
+def _status(run: Run) -> str:
+    if run.status == "complete":
+        return ""
+    return f"The run is {run.status}; these are its {run.n_steps} steps."

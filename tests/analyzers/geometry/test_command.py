@@ -1,4 +1,4 @@
-"""Test ``analyzers.cli``."""
+"""Test ``analyzers.geometry.command``."""
 
 import io
 import shutil
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 
 import analyzers
 import trajstore
@@ -88,43 +89,6 @@ def test_table_is_no_wider_than_80_columns(analysed: tuple[Path, str]):
     assert max(map(len, table.splitlines())) <= 80
     # Nothing is cut off.
     assert "…" not in output
-
-
-@pytest.mark.parametrize(
-    ("rsi", "eb", "distance"),
-    [
-        (1.234e-2, 0.1234, 25.31),
-        pytest.param(
-            -1.234e-5,
-            1.234e-5,
-            1234.5,
-        ),
-    ],
-    ids=["moderate", "small"],
-)
-def test_epoch_takes_one_line(
-    capsys: pytest.CaptureFixture[str], rsi: float, eb: float, distance: float
-):
-    from rich.console import Console
-
-    values = {
-        "n_steps": 1250,
-        "gamma": 0.0123,
-        "gamma_stderr": 0.0003,
-        "gamma_min": -0.012,
-        "gamma_max": 0.046,
-        "rsi": rsi,
-        "eb": eb,
-        "lolr": rsi / eb**2,
-        "distance": distance,
-    }
-    variables = {name: ("epoch", np.full(3, value)) for name, value in values.items()}
-    means = xr.Dataset(variables, {"epoch": [98, 99, 100]})
-    Console(width=80).print(command._table(means))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert max(map(len, lines)) <= 80
-    assert not any("…" in line for line in lines)
 
 
 def test_long_table_shows_every_nth_epoch():
@@ -208,13 +172,13 @@ def test_other_directions_can_be_chosen(
         partial(trajstore.Recorder, store), updates=True, sketch_bits=256, probes=64
     )
     output = traj_analyze("geometry", store, "--measurement", "update")
-    assert "In the place of the gradient: update." in output
+    assert "Instead of the gradient: update." in output
     run = trajstore.open_run(store)
     expected = analyzers.path_geometry(run.measured("update"))
     xr.testing.assert_identical(stored(store, "final-of-update"), expected.compute())
 
     output = traj_analyze("geometry", store, "--weight-decay", "0.1")
-    assert "In the place of the gradient: gradient + 0.1 x." in output
+    assert "Instead of the gradient: gradient + 0.1 x." in output
     expected = analyzers.path_geometry(run, weight_decay=0.1)
     found = stored(store, "final-of-gradient%20%2B%200.1%20x")
     xr.testing.assert_identical(found, expected.compute())
@@ -260,78 +224,49 @@ def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str)
     assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
 
 
-def test_figure_lies_beside_the_stores(stores: Path, tmp_path: Path, traj_analyze: Run):
-    shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
-    printed = traj_analyze("figure", "5", "--stores", tmp_path / "runs")
-    figure = tmp_path / "runs" / "figure-5.png"
-    assert str(figure) in printed
-    assert "From 1 run: 1 of sm." in printed
-    assert plt.imread(figure).std() > 0.01
-    assert plt.get_fignums() == []
-
-
-def test_figure_is_written_where_it_is_wanted(
-    stores: Path, tmp_path: Path, traj_analyze: Run
-):
-    out = tmp_path / "new" / "figures"
-    for options in ([], ["--keep-final"], ["--until", 3]):
-        traj_analyze("figure", 13, "--stores", stores, "--out", out, *options)
-        (out / "figure-13.png").rename(out / f"{len(options)}{options[:1]}.png")
-    drawn = {path.read_bytes() for path in out.iterdir()}
-    assert len(drawn) == 3
-
-
-def test_figure_without_runs_is_one_sentence(
-    example_run: Path, tmp_path: Path, refused: Run
-):
-    shutil.copytree(example_run, tmp_path / "run.zarr")
-    assert refused("figure", "4", "--stores", tmp_path) == (
-        "traj-analyze: Figure 4 needs a run of a network; found no complete run that says "
-        "how it was trained."
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
-
-
-def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):
-    shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
-    printed = traj_analyze(
-        "paper", "--stores", tmp_path / "runs", "--out", tmp_path / "docs"
-    )
-    page = tmp_path / "docs" / "paper.md"
-    assert str(page) in printed
-    assert "from 1 run: 1 of sm" in page.read_text()
-    assert (tmp_path / "docs/images/paper/figure-5.png").exists()
-
-
 def test_refused_request_leaves_nothing_behind(store: Path, refused: Run):
     refused("geometry", store, "--reference", "warm")
     assert list(store.parent.iterdir()) == [store]
 
 
-def test_missing_store_is_one_sentence(tmp_path: Path, refused: Run):
-    printed = refused("geometry", tmp_path / "none.zarr")
-    assert printed.startswith("traj-analyze: There is no trajectory store at")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_epochs_of_which_nothing_is_known_are_told(capsys: pytest.CaptureFixture[str]):
-    from rich.console import Console
-
+def test_epochs_without_knowledge_of_gamma_are_named():
     errors = ("epoch", [0.1, 0.9, 3.5])
     means = xr.Dataset({"gamma_stderr": errors}, {"epoch": [0, 1, 2]})
-    command._print_imprecise(Console(width=200), means)
-    said = capsys.readouterr().out
-    assert "Nothing is known of gamma in epochs 2:" in said
-    assert "`total_steps`" in said
-    command._print_imprecise(Console(width=200), means / 4)
-    assert capsys.readouterr().out == ""
+    note = command._imprecise(means)
+    assert "Nothing is known of gamma in epochs 2:" in note
+    assert "`total_steps`" in note
+    assert command._imprecise(means / 4) == ""
 
 
-def test_steps_without_a_value_are_reported(capsys: pytest.CaptureFixture[str]):
-    from rich.console import Console
-
+def test_steps_without_a_value_are_reported():
     means = xr.Dataset({"n_missing": ("epoch", [0, 2, 0, 1])}, {"epoch": [0, 1, 2, 3]})
-    command._print_missing(Console(width=200), means)
-    assert "Steps without a value: 3, in epochs 1, 3." in capsys.readouterr().out
-    command._print_missing(Console(width=200), means * 0)
-    assert capsys.readouterr().out == ""
+    assert "Steps without a value: 3, in epochs 1, 3." in command._missing(means)
+    assert command._missing(means * 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("rsi", "eb", "distance"),
+    [(1.234e-2, 0.1234, 25.31), (-1.234e-5, 1.234e-5, 1234.5)],
+    ids=["moderate", "small"],
+)
+def test_epoch_takes_one_line(
+    capsys: pytest.CaptureFixture[str], rsi: float, eb: float, distance: float
+):
+    values = {
+        "n_steps": 1250,
+        "gamma": 0.0123,
+        "gamma_stderr": 0.0003,
+        "gamma_min": -0.012,
+        "gamma_max": 0.046,
+        "rsi": rsi,
+        "eb": eb,
+        "lolr": rsi / eb**2,
+        "distance": distance,
+    }
+    variables = {name: ("epoch", np.full(3, value)) for name, value in values.items()}
+    means = xr.Dataset(variables, {"epoch": [98, 99, 100]})
+    Console(width=80).print(command._table(means))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
