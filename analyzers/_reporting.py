@@ -23,11 +23,13 @@ MAX_TEXT: Final = 40
 
 DPI: Final = 150
 
+Drawn = Figure | Axes
+
 
 def report(
     run: Run,
     *parts: Table | str,
-    figures: Mapping[str, Figure | Axes],
+    figures: Mapping[str, Drawn],
     groups: Sequence[str],
     name: str,
     example: str,
@@ -64,7 +66,7 @@ def report(
     say_how_to_open(run, groups[0], name, example)
 
 
-def save_figure(drawn: Figure | Axes, path: Path) -> Path:
+def save_figure(drawn: Drawn, path: Path) -> Path:
     """Save and close a figure, given itself or its axes."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)

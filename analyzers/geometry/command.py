@@ -4,13 +4,11 @@ from functools import partial
 from pathlib import Path
 
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.cluster import connected
-from analyzers._reporting import make_table, say, shown_rows
+from analyzers._reporting import Drawn, make_table, say, shown_rows
 from analyzers._reporting import report as print_report
 from analyzers.geometry import plots
 from analyzers.geometry.average_of_epochs import read_reference
@@ -80,7 +78,7 @@ def geometry(
         by_layer = compute(layers=True) if layers else None
     name = result_group(whole)
     means = epoch_means(whole).compute()
-    figures: dict[str, Figure | Axes] = {name: plots.overview(means)}
+    figures: dict[str, Drawn] = {name: plots.overview(means)}
     if by_layer is not None:
         by_epoch = epoch_means(by_layer).compute()
         figures[f"{name}-layers"] = plots.layer_image(by_epoch)
