@@ -26,7 +26,7 @@ from analyzers.geometry.theory import (
     locally_optimal_lr,
     step_bound,
 )
-from analyzers.gradients.branches import scales
+from analyzers.gradients.branches import compare_branches, scales
 from analyzers.gradients.lag_curve import lag_curve
 from analyzers.gradients.lagged_gradients import lagged_gradients
 from analyzers.gradients.layers import zigzag_layers
@@ -39,6 +39,7 @@ __all__ = [
     "alpha_beta",
     "average_of_epochs",
     "chord_convexity",
+    "compare_branches",
     "convexity",
     "distance_travelled",
     "edge_of_stability",

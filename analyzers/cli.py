@@ -10,7 +10,7 @@ from analyzers.curvature.sharpness_command import sharpness
 from analyzers.curvature.smoothness_command import smoothness
 from analyzers.deep_linear.command import linear
 from analyzers.geometry.command import geometry
-from analyzers.gradients.command import scales, zigzag
+from analyzers.gradients.command import compare_branches, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
 from trajstore.cli.command_line import run_command_line
 
@@ -22,7 +22,8 @@ def main() -> None:
         {
             "geometry": geometry,
             "zigzag": zigzag,
-            "scales": scales,
+            "compare-branches": compare_branches,
+            "scales": compare_branches,
             "linear": linear,
             "alpha-beta": alpha_beta,
             "aiming": aiming,

@@ -8,12 +8,14 @@ from analyzers.deep_linear.plots import (
     mode_errors,
     mode_trajectories,
 )
-from analyzers.geometry.plots import layer_image, overview, quantity
+from analyzers.geometry.plots import layer_image, overview, path_geometry, quantity
 from analyzers.gradients.plots import (
+    compare_branches,
     cosine_panel,
     layer_cosines,
     scale_figure,
     share_bars,
+    zigzag,
     zigzag_overview,
 )
 
@@ -21,6 +23,7 @@ __all__ = [
     "Curve",
     "Panel",
     "aiming",
+    "compare_branches",
     "convexity",
     "cosine_panel",
     "draw_panels",
@@ -31,11 +34,13 @@ __all__ = [
     "mode_errors",
     "mode_trajectories",
     "overview",
+    "path_geometry",
     "polyak_lojasiewicz",
     "quantity",
     "scale_figure",
     "scale_invariance",
     "share_bars",
     "smoothness",
+    "zigzag",
     "zigzag_overview",
 ]

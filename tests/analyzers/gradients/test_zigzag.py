@@ -138,7 +138,7 @@ def test_chunks_do_not_matter(example_run: Path, monkeypatch: pytest.MonkeyPatch
 
     run = trajstore.open_run(example_run)
     whole = analyzers.zigzag(run).cosine.values
-    monkeypatch.setattr(sys.modules["analyzers.gradients.zigzag"], "CHUNK", 7)
+    monkeypatch.setattr(sys.modules["analyzers._engine.tables"], "VALUES", 28)
     np.testing.assert_array_equal(analyzers.zigzag(run).cosine.values, whole)
 
 
