@@ -25,6 +25,7 @@ from analyzers.geometry.theory import (
     linear_rate,
     locally_optimal_lr,
     step_bound,
+    step_contraction,
 )
 from analyzers.gradients.branches import compare_branches, scales
 from analyzers.gradients.lag_curve import lag_curve
@@ -64,6 +65,7 @@ __all__ = [
     "smoothness",
     "stability_threshold",
     "step_bound",
+    "step_contraction",
     "store_geometry",
     "time_of_steps",
     "update_products",

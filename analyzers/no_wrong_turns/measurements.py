@@ -10,7 +10,7 @@ from analyzers._panels import Curve, Panel
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.plots import LABELS
 from analyzers.geometry.stored import store_geometry
-from analyzers.geometry.theory import guaranteed_decrease, linear_rate, step_bound
+from analyzers.geometry.theory import guaranteed_decrease, linear_rate, step_contraction
 from analyzers.gradients.lagged_gradients import lagged_gradients
 from analyzers.no_wrong_turns.curves import Shown, curve, means_of
 from analyzers.no_wrong_turns.runs import (
@@ -149,7 +149,7 @@ def _decreases(run: Run, shown: Shown) -> Iterator[Curve]:
     steps = {
         "measured": 1 - after / squares,
         "by RSI, EB and the rate used": 1
-        - step_bound(geometry, lr=run.steps.lr)["ratio"],
+        - step_contraction(geometry, lr=run.steps.lr)["ratio"],
         "at the locally optimal rate": 1 - guaranteed_decrease(geometry)["ratio"],
     }
     means = _shown(xr.Dataset(steps).groupby("epoch").mean(), run, shown)

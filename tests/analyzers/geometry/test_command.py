@@ -221,7 +221,7 @@ def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
 @pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
 def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str):
     printed = refused("geometry", store, "--reference", text)
-    assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
+    assert printed.startswith(f"traj-analyze: The reference '{text}' is not a mean")
 
 
 def test_refused_request_leaves_nothing_behind(store: Path, refused: Run):
