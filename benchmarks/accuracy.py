@@ -56,7 +56,7 @@ class Schemes:
         self._run, self._layout = run, run.layout
         everything = slice(0, run.layout.size)
         self._everything = everything
-        self._final = run.array("final")[everything]
+        self._final = run.stored.array("final")[everything]
         # Signs of their own: the recorder's must not be shared by what they judge.
         self._sketch = Sketch(size=run.layout.size, bits=BITS, seed=987_654_321)
         self._window = -1
@@ -87,7 +87,7 @@ class Schemes:
             }
         )
         step = len(self.errors)
-        self._enter_window(int(self._run.array("window")[step]))
+        self._enter_window(int(self._run.stored.array("window")[step]))
         to_target = x.astype(np.float64) - self._final
         centred = g.astype(np.float64) @ (x - self._reference)
         norm = np.linalg.norm(g.astype(np.float64)) * np.linalg.norm(to_target)
@@ -130,7 +130,8 @@ class Schemes:
         run = self._run
         self._sketch = replace(self._sketch, window=window)
         references = [
-            run.reference(max(0, window - lag), self._everything) for lag in (0, 1, 2)
+            run.stored.anchors.decode(max(0, window - lag), self._everything)
+            for lag in (0, 1, 2)
         ]
         self._window, self._reference = window, references[0]
         self._basis = [references[0], *(references[0] - r for r in references[1:])]
@@ -194,11 +195,11 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     by_layer = analyzers.path_geometry(run, layers=True).compute()
     truth = over_all_tensors(exact)
     start = run.windows["start"].values
-    epochs = run.array("epoch")[:]
+    epochs = run.stored.array("epoch")[:]
     last = epochs.max()
     step = np.arange(run.n_steps)
     # Windows 2 to last but one; epochs 0 and last without its last two steps.
-    windows = run.array("window")[:]
+    windows = run.stored.array("window")[:]
     whole = np.flatnonzero(start < np.flatnonzero(epochs == last)[0])
     parts = {
         "first": epochs == 0,

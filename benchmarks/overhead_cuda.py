@@ -27,9 +27,8 @@ from torch.nn import functional as F
 import trajstore
 from train.models.resnet import cifar_resnet18, digits_resnet
 from train.models.transformer import LanguageModel
-from trajstore.format.defaults import BASIS
 from trajstore.format.layout import Layout
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import BASIS, RunSpec
 from trajstore.sketch.deltas import n_codes
 from trajstore.tracking.backends.choose import SWITCH
 from trajstore.tracking.tracker import Tracker

@@ -19,7 +19,7 @@ from rich.table import Table
 from stopwatch import Stopwatch
 from torch import nn
 
-from trajstore.format.defaults import BASIS
+from trajstore.format.run_spec import BASIS
 from trajstore.recording.recorder import Recorder
 
 RESULTS = Path(__file__).parent / "results" / "per_step.json"

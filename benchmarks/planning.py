@@ -24,7 +24,7 @@ import trajstore
 from train.loop import train as train_workload
 from train.observer import Log
 from train.workloads.catalogue import settings_of
-from trajstore.format.schema import ITEM_SIZE
+from trajstore.format.arrays import ITEM_SIZE
 
 WORKLOADS: dict[str, Any] = {
     "digits ResNet": settings_of("digits-resnet"),
@@ -96,8 +96,8 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
 def compression(run: trajstore.Run) -> dict[str, float]:
     """Bytes on disk over bytes in memory, array by array."""
     ratios = {}
-    for name in run.documents:
-        array = run.array(name)
+    for name in run.stored.document.arrays:
+        array = run.stored.array(name)
         raw = array.size * ITEM_SIZE[str(array.dtype)]
         ratios[name] = bytes_of_chunks(Path(run.location) / name) / raw
     return ratios

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from trajstore.format.defaults import SKETCH_BITS
+from trajstore.format.run_spec import SKETCH_BITS
 from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
 
 ROOT = Path(__file__).parent.parent

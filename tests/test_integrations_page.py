@@ -79,7 +79,7 @@ def test_loops_are_recorded(
     trained = [getattr(p, "_local_tensor", p) for p in trained]
     trained = [p.detach().cpu().numpy() for p in trained]
     assert run.layout.shapes == tuple(p.shape for p in trained)
-    final = run.vector("final", slice(0, run.layout.size))
+    final = run.stored.vector("final", slice(0, run.layout.size))
     flat = run.layout.flatten(dict(zip(run.spec.names, trained, strict=True)))
     np.testing.assert_array_equal(final, flat)
     assert not any("_orig_mod" in name for name in run.spec.names)

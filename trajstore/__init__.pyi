@@ -1,4 +1,4 @@
-from .format.schema import SchemaError
+from .format.run_spec import SchemaError
 from .reading.epochs import epoch_grid, index_epochs
 from .reading.run import Run, open_run
 from .reading.target import iterate

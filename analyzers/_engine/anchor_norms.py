@@ -12,7 +12,7 @@ import xarray as xr
 from analyzers._engine.slices import segments, slices
 from analyzers._engine.tables import VALUES
 from analyzers._engine.tasks import PART, task
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -28,7 +28,9 @@ def anchor_norms(run: Run) -> xr.DataArray:
         for elements in slices(slice(0, run.layout.size), PART)
     ]
     by_window = task(norms, parts)
-    window = np.searchsorted(run.starts, np.arange(run.n_steps), side="right") - 1
+    window = (
+        np.searchsorted(run.stored.starts, np.arange(run.n_steps), side="right") - 1
+    )
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
             task(partial(take_windows, window[steps]), by_window),
@@ -48,7 +50,9 @@ def squares(run: Run, elements: slice) -> FloatArray:
     buffers = np.empty((2, elements.stop - elements.start), np.float32)
     windows = range(run.n_windows)
     for c, anchor in zip(
-        windows, run.references(windows, elements, [*buffers]), strict=True
+        windows,
+        run.stored.anchors.decode_each(windows, elements, [*buffers]),
+        strict=True,
     ):
         for layer, part in pieces:
             values = anchor[part].astype(np.float64)

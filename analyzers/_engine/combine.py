@@ -126,7 +126,7 @@ def _distance(
     rank = run.spec.basis
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    _, probes = decode_probes({name: run.rows(name, steps) for name in names})
+    _, probes = decode_probes({name: run.stored.rows(name, steps) for name in names})
     anchors = run.windows["probes"].values
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1

@@ -37,8 +37,8 @@ def exact_sums(
         v = (vectors.target - vectors.anchor).astype(np.float64)
         for start in range(part.start, part.stop, at_once):
             rows = slice(start, min(start + at_once, part.stop))
-            gradients = run.large_rows("gradient", rows, elements)
-            displacements = run.large_rows("displacement", rows, elements)
+            gradients = run.stored.large_rows("gradient", rows, elements)
+            displacements = run.stored.large_rows("displacement", rows, elements)
             for step, gradient, displacement in zip(
                 range(rows.start, rows.stop), gradients, displacements, strict=True
             ):

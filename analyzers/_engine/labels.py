@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.run import Run
 
 STDERR = "_stderr"
@@ -50,7 +50,7 @@ def layer_names(run: Run) -> npt.NDArray[np.object_]:
 def step_coordinates(run: Run, rows: Any = slice(None)) -> dict[str, Any]:
     """Return the coordinates ``step``, ``epoch`` and ``iteration`` of some rows."""
     return {
-        STEP: run.step_numbers[rows],
-        "epoch": (STEP, run.epochs[rows]),
-        "iteration": (STEP, run.iterations[rows]),
+        STEP: run.stored.step_numbers[rows],
+        "epoch": (STEP, run.stored.epochs[rows]),
+        "iteration": (STEP, run.stored.iterations[rows]),
     }

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.arrays.probed import adjacent_cosine, cosine
+from trajstore.format.arrays import table_columns
 from trajstore.format.rows import decode_probes
-from trajstore.format.schema import table_columns
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -25,18 +25,18 @@ def read_probes(
     # All rows from the first to the last step are read. An exact recording has whole
     # vectors instead of probes.
     rows = slice(int(steps[0]), int(steps[-1]) + 1)
-    windows = run.rows("window", rows)[steps - rows.start]
+    windows = run.stored.rows("window", rows)[steps - rows.start]
     if run.spec.exact:
         whole = slice(0, run.layout.size)
-        anchors = np.stack([run.reference(int(c), whole) for c in windows])
+        anchors = np.stack([run.stored.anchors.decode(int(c), whole) for c in windows])
         gradients, displacements = (
             np.concatenate(
-                [run.large_rows(name, slice(k, k + 1), whole) for k in steps]
+                [run.stored.large_rows(name, slice(k, k + 1), whole) for k in steps]
             ).astype(np.float64)
             for name in ("gradient", "displacement")
         )
         return gradients, anchors + displacements
-    stored = {name: run.rows(name, rows)[steps - rows.start] for name in NAMES}
+    stored = {name: run.stored.rows(name, rows)[steps - rows.start] for name in NAMES}
     gradients, displacements = decode_probes(stored)
     return gradients, run.windows["probes"].values[windows] + displacements
 
@@ -47,7 +47,7 @@ def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
     # Which elements share a probe is fixed. Where few elements hold most of a gradient,
     # errors may be a fraction of those of elements that meet at random. Measurements
     # have no exact cosines, and get a ratio of 1.
-    if isinstance(run, MeasuredRun) or run.spec.exact:
+    if run.group.is_measurement or run.spec.exact:
         return np.ones(len(steps))
     return np.array([_error_ratio(run, int(step)) for step in steps])
 
@@ -55,8 +55,8 @@ def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
 def _error_ratio(run: Run, step: int) -> float:
     first, last = step - CALIBRATION_STEPS, step + CALIBRATION_STEPS
     rows = slice(max(first, 0), min(last + 1, run.n_steps))
-    gradients, _ = decode_probes({name: run.rows(name, rows) for name in NAMES})
-    tables, columns = run.rows("tables", rows), table_columns(run.spec)
+    gradients, _ = decode_probes({name: run.stored.rows(name, rows) for name in NAMES})
+    tables, columns = run.stored.rows("tables", rows), table_columns(run.spec)
     products, squares = (
         tables[..., columns[name].start].sum(1, dtype=np.float64)
         for name in ("grad_dot_previous", "grad_sq")

@@ -63,7 +63,7 @@ def project(
     fitted = {c: fit for some in fits for c, fit in some.items()}
     by_window = window_steps(run, steps)
     windows = range(min(by_window), max(by_window) + 1)
-    width, layout = run.sketch.fold.width, run.layout
+    width, layout = run.stored.sketch.fold.width, run.layout
     elements = slice(rows.start * width, min(rows.stop * width, layout.size))
     first_block, last_block = elements.start // BLOCK, -(-elements.stop // BLOCK)
     whole_blocks = slice(first_block * BLOCK, last_block * BLOCK)
@@ -110,7 +110,7 @@ def write_residual(
     out: Float32Array,
 ) -> ResidualSums:
     """Write v_perp / w times the fold's column signs to `out`, (row, bucket); sum it up."""
-    layout, fold = run.layout, run.sketch_of(window).fold
+    layout, fold = run.layout, run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
     pieces = segments(
         layout, slice(rows.start * fold.width, rows.start * fold.width + n)
@@ -160,7 +160,7 @@ def _subtract_fit(
 
 def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
     """Return the probes of a vector, given as rows of the fold, (probe,)."""
-    probes = run.probes
+    probes = run.stored.probes
     folded, signed_row = np.zeros((2, probes.fold.width), np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
     for row, sign, signs in zip(matrix, row_signs, column_signs, strict=True):
@@ -174,7 +174,7 @@ def _probe_layers(
     run: Run, rows: slice, matrix: Float32Array, *, layers: bool
 ) -> FloatArray:
     """Return the probes of each layer, (layer, probe); (0, probe) without layers."""
-    probes = run.probes
+    probes = run.stored.probes
     result = np.zeros((len(run.layout.names) if layers else 0, probes.count))
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
     for layer, parts in _pieces_by_layer(run, rows).items() if layers else ():
@@ -190,7 +190,7 @@ def _probe_end(
     run: Run, window: int, vectors: WindowVectors, rows: slice
 ) -> Float32Array:
     """Return the probes of end - anchor, or 0 where the store has both ends' probes."""
-    probes = run.probes
+    probes = run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window == run.n_windows - 1:
         displacement = vectors.end - vectors.anchor
@@ -202,12 +202,12 @@ def _probe_end(
 
 def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
     """Decode the sketches of some steps into a buffer that has a row for each of them."""
-    signs, scales = run.rows("signs", steps), run.rows("scales", steps)
+    signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
     # Lost signs read as zeros, which are valid signs; NaN scales mark these steps.
-    lost = run.is_missing("signs", steps)
+    lost = run.stored.is_missing("signs", steps)
     scales = np.where(lost[:, None], np.float32(np.nan), scales)
-    numbers = run.sign_numbers[steps]
-    return run.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
+    numbers = run.stored.sign_numbers[steps]
+    return run.stored.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
 
 
 def contract(
@@ -220,7 +220,7 @@ def contract(
         sums: FloatArray = (products * row_signs).sum(1, dtype=np.float64)
         return sums[:, None]
     total = np.zeros((len(decoded.buckets), len(run.layout.names)))
-    whole_row = slice(0, run.sketch.fold.width)
+    whole_row = slice(0, run.stored.sketch.fold.width)
     for layer, pieces in _pieces_by_layer(run, rows).items():
         whole = [row for row, columns in pieces if columns == whole_row]
         if whole:
@@ -235,7 +235,7 @@ def contract(
 
 def _pieces_by_layer(run: Run, rows: slice) -> dict[int, list[tuple[int, slice]]]:
     """Cut rows of the fold at layer borders; return (row, columns) by layer."""
-    layout, width = run.layout, run.sketch.fold.width
+    layout, width = run.layout, run.stored.sketch.fold.width
     first, last = rows.start * width, rows.stop * width
     pieces: dict[int, list[tuple[int, slice]]] = {}
     for layer, (offset, size) in enumerate(

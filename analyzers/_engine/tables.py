@@ -7,7 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.labels import layer_names
-from trajstore.format.schema import LAYER, STEP, table_columns
+from trajstore.format.arrays import LAYER, STEP, table_columns
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -37,7 +37,7 @@ def tables(run: Run, *names: str) -> xr.Dataset:
 
 def read_tables(run: Run, steps: slice) -> dict[str, FloatArray]:
     """Read the tables of some steps by name, float64 (step, layer[, basis])."""
-    values = run.rows("tables", steps).astype(np.float64)
+    values = run.stored.rows("tables", steps).astype(np.float64)
     return {
         name: values[..., columns if name.endswith("_basis") else columns.start]
         for name, columns in table_columns(run.spec).items()

@@ -27,7 +27,7 @@ from analyzers._engine.fit import fit, inner_products
 from analyzers._engine.project import project
 from analyzers._engine.slices import slices
 from analyzers._engine.walk import window_steps
-from trajstore.format.schema import KEYFRAME_EVERY
+from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.reading.run import Run
 from trajstore.reading.target import ReferencePoint
 
@@ -65,7 +65,7 @@ def _sketch_tasks(
     layers: bool,
     weight_decay: float,
 ) -> Iterator[Delayed]:
-    n_rows = run.sketch.fold.n_rows
+    n_rows = run.stored.sketch.fold.n_rows
     # The farther a basis reaches back, the more anchors are held at the same time.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))

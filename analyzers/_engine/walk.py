@@ -72,7 +72,7 @@ def walk(
     # touching new memory costs more than the arithmetic done in it.
     reach = 1 << max(0, rank - 2)
     buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
-    decoded = run.references(range(first, until), elements, buffers)
+    decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)
     kept: dict[int, Float32Array] = {}
     for c in windows:
         for ahead in range(max(kept, default=first - 1) + 1, min(c + 1, last) + 1):
@@ -107,4 +107,4 @@ def read_vector(read: Callable[[slice], Float32Array], elements: slice) -> Float
 def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array:
     if not run.has_final:
         return anchor
-    return read_vector(partial(run.vector, "final"), elements)
+    return read_vector(partial(run.stored.vector, "final"), elements)

@@ -179,7 +179,7 @@ def polyak_lojasiewicz(
     smallest, step = np.full(len(orders), np.nan), np.full(len(orders), -1)
     if least is not None:
         smallest[is_known] = mu[least, np.arange(len(orders))][is_known]
-        step[is_known] = measured.step_numbers[least][is_known]
+        step[is_known] = measured.stored.step_numbers[least][is_known]
     attributes = {"long_name": "largest mu of the step", "units": "1"}
     dataset = loss.to_dataset(name="loss").assign_coords(delta=orders)
     return dataset.assign(

@@ -9,7 +9,7 @@ from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.reading.target import Reference
 
 SURE: Final = 2.0
@@ -206,14 +206,14 @@ def _losses(run: Run) -> xr.DataArray:
 
 def _recorded_loss(run: Run, reference: Reference) -> float:
     """Find the whole loss at a point of the path."""
-    whole = run.whole if isinstance(run, MeasuredRun) else run
+    whole = Run(run.stored.of_steps)
     is_full: bool = whole.attrs.get("training", {}).get("full_batch", False)
     step = _step_of(whole, reference)
     sources = [whole] if is_full else []
     names = ("full_batch", "same_batch") if is_full else ("full_batch",)
     sources += [whole.measured(name) for name in names if name in whole.measurements]
     for source in sources:
-        rows = np.flatnonzero(source.step_numbers == step)
+        rows = np.flatnonzero(source.stored.step_numbers == step)
         if len(rows) and "loss" in source.metrics:
             return float(source.steps["loss"].values[rows[0]])
     raise ValueError(
@@ -227,7 +227,9 @@ def _step_of(run: Run, reference: Reference) -> int | None:
     if isinstance(reference, str) and reference == "final":
         return run.n_steps
     if isinstance(reference, int):
-        steps = np.flatnonzero((run.epochs == reference) & (run.iterations == 0))
+        steps = np.flatnonzero(
+            (run.stored.epochs == reference) & (run.stored.iterations == 0)
+        )
         return int(steps[0]) if len(steps) else None
     return None
 

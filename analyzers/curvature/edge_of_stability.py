@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import xarray as xr
 
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -159,9 +159,9 @@ def edge_of_stability(
     at = np.flatnonzero(np.isfinite(values))
     lr = run.steps["lr"].values[at]
     coordinates: dict[str, Any] = {
-        STEP: run.step_numbers[at],
-        "epoch": (STEP, run.epochs[at]),
-        "iteration": (STEP, run.iterations[at]),
+        STEP: run.stored.step_numbers[at],
+        "epoch": (STEP, run.stored.epochs[at]),
+        "iteration": (STEP, run.stored.iterations[at]),
     }
     sharpness = xr.DataArray(values[at], coordinates, (STEP,))
     with np.errstate(divide="ignore"):

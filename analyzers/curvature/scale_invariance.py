@@ -7,7 +7,7 @@ import xarray as xr
 
 from analyzers._engine.tables import check_basis, tables
 from analyzers.curvature.update_products import is_plain_descent
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.run import Run
 
 TOLERANCE: Final = 1e-4

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import is_plain_descent
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.run import Run
 
 LOST: Final = 2.0**-19

@@ -9,8 +9,8 @@ import xarray as xr
 from analyzers._engine.anchor_norms import anchor_norms
 from analyzers._engine.arrays.probed import cosine
 from analyzers._engine.tables import tables
+from trajstore.format.arrays import STEP
 from trajstore.format.rows import decode_probes
-from trajstore.format.schema import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -161,7 +161,7 @@ def _of_probes(run: Run) -> xr.Dataset:
     updates = run.measured(UPDATE)
     # One row for each step, if none was lost.
     of_step = np.full(run.n_steps, -1)
-    of_step[updates.step_numbers] = np.arange(updates.n_steps)
+    of_step[updates.stored.step_numbers] = np.arange(updates.n_steps)
     for start in range(0, run.n_steps, ROWS):
         steps = np.arange(start, min(start + ROWS, run.n_steps))
         known = steps[of_step[steps] >= 0]
@@ -184,11 +184,13 @@ def _vectors(run: Run, rows: Any) -> Any:
     around = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
     if run.spec.exact:
         whole = slice(0, run.layout.size)
-        return run.large_rows("gradient", around, whole)[rows - around.start].astype(
-            np.float64
-        )
+        return run.stored.large_rows("gradient", around, whole)[
+            rows - around.start
+        ].astype(np.float64)
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    stored = {name: run.rows(name, around)[rows - around.start] for name in names}
+    stored = {
+        name: run.stored.rows(name, around)[rows - around.start] for name in names
+    }
     return decode_probes(stored)[0]
 
 
@@ -209,9 +211,9 @@ def _next(values: Any) -> Any:
 
 def _dataset(run: Run, rule: str, values: Mapping[str, Any]) -> xr.Dataset:
     coordinates = {
-        STEP: run.step_numbers,
-        "epoch": (STEP, run.epochs),
-        "iteration": (STEP, run.iterations),
+        STEP: run.stored.step_numbers,
+        "epoch": (STEP, run.stored.epochs),
+        "iteration": (STEP, run.stored.iterations),
     }
     variables = {name: (STEP, values[name]) for name in NAMES}
     attributes = {"run": run.location, "rule": rule}

@@ -17,7 +17,7 @@ from analyzers.deep_linear.arrays import (
     mode_strength,
     time_of_steps,
 )
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -194,9 +194,9 @@ def linear_modes(
     }
     of_time = {"long_name": "time of the gradient flow", "units": "1"}
     coordinates = {
-        STEP: run.step_numbers,
-        "epoch": (STEP, run.epochs),
-        "iteration": (STEP, run.iterations),
+        STEP: run.stored.step_numbers,
+        "epoch": (STEP, run.stored.epochs),
+        "iteration": (STEP, run.stored.iterations),
         "time": (STEP, time, of_time),
         "mode": np.arange(len(strength)),
         "strength": ("mode", strength, {"long_name": "singular value", "units": "1"}),
@@ -331,12 +331,14 @@ def iterates(run: Run) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
     """
     whole, layout = slice(0, run.layout.size), run.layout
     at_once = max(1, READ_BYTES // (8 * layout.size))
-    for window, start in enumerate(run.starts):
-        end = run.starts[window + 1] if window + 1 < run.n_windows else run.n_steps
+    for window, start in enumerate(run.stored.starts):
+        end = (
+            run.stored.starts[window + 1] if window + 1 < run.n_windows else run.n_steps
+        )
         around = slice(int(start), min(int(end), run.n_steps))
         for steps in slices(around, at_once):
-            reference = run.reference(window, whole).astype(np.float64)
-            x = reference + run.large_rows("displacement", steps, whole)
+            reference = run.stored.anchors.decode(window, whole).astype(np.float64)
+            x = reference + run.stored.large_rows("displacement", steps, whole)
             yield (
                 steps,
                 {

@@ -56,18 +56,18 @@ def average_of_epochs(
     """
     if not len(epochs):
         raise ValueError("`epochs` names no epoch to average; give one or more.")
-    if absent := sorted(set(epochs) - set(run.epoch_windows)):
+    if absent := sorted(set(epochs) - set(run.stored.epoch_windows)):
         raise KeyError(
             f"No stored anchors at the start of epochs {as_ranges(absent)} in "
             f"{run.location}; it has those of epochs "
-            f"{as_ranges(run.epoch_windows) or 'none'}."
+            f"{as_ranges(run.stored.epoch_windows) or 'none'}."
         )
-    windows = sorted(run.epoch_windows[epoch] for epoch in epochs)
+    windows = sorted(run.stored.epoch_windows[epoch] for epoch in epochs)
     average = np.empty(run.layout.size, np.float32)
     for part in slices(slice(0, run.layout.size), PART):
         total = np.zeros(part.stop - part.start)
         for window in windows:
-            total += run.reference(window, part)
+            total += run.stored.anchors.decode(window, part)
         average[part] = total / len(windows)
     return run.layout.unflatten(average)
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers.geometry.path_geometry import path_geometry
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.results import replay_group, replayed_from, results_location
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, reference_point
 from trajstore.store.location import open_store
 
@@ -33,8 +33,8 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
 
 def gradient_name(run: Run) -> str:
     """Return the name of a run's gradients: minibatch, or a measurement."""
-    if isinstance(run, MeasuredRun):
-        return f"measurement {run.name!r}"
+    if run.group.is_measurement:
+        return f"measurement {run.group.name!r}"
     return "minibatch"
 
 
@@ -42,8 +42,8 @@ def recorded_losses(run: Run) -> xr.DataArray:
     """Return the loss of each step, loaded float64 (step,)."""
     if "loss" not in run.metrics:
         call = "recorder.log(loss=loss)"
-        if isinstance(run, MeasuredRun):
-            call = f"recorder.measure({run.name!r}, loss=loss)"
+        if run.group.is_measurement:
+            call = f"recorder.measure({run.group.name!r}, loss=loss)"
         raise ValueError(
             f"The losses of {gradient_name(run)} gradients are not recorded in "
             f"{run.location}; record them with {call}."

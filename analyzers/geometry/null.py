@@ -118,7 +118,7 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
     kind, _, epoch = reference.partition(" ")
     # No steps lead to the start.
     if kind == "epoch" and int(epoch) > 0:
-        return int(np.flatnonzero(run.epochs == int(epoch))[0])
+        return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(
         f"The geometry is relative to {reference!r}, to which no steps of the run lead. "
         "Take reference='final', or a later epoch."

@@ -15,9 +15,9 @@ from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, ReferencePoint, reference_point
 
 RESULT_ROWS: Final = (4096, 16384)
@@ -199,7 +199,7 @@ def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
 
 def direction_name(run: Run, weight_decay: float) -> str:
     """Return the name of the measured direction, ``gradient`` by default."""
-    name = run.name if isinstance(run, MeasuredRun) else "gradient"
+    name = run.group.name if run.group.is_measurement else "gradient"
     return f"{name} + {weight_decay:g} x" if weight_decay else name
 
 
@@ -209,9 +209,9 @@ def computed_from(
     """Return everything a result depends on, as JSON: equal results have equal JSON."""
     return json.dumps(
         {
-            "created": run.attributes["created"],
+            "created": run.stored.document.created,
             "n_steps": run.n_steps,
-            "n_resumes": len(run.attributes["resumes"]),
+            "n_resumes": len(run.stored.document.resumes),
             "status": run.status,
             "reference": target.identity,
             "layers": layers,

@@ -12,7 +12,7 @@ import zarr
 from analyzers._engine.tasks import NAMES, task
 from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import plan_geometry
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.results import reference_slug, results_location
 from trajstore.reading.run import Run

@@ -159,7 +159,7 @@ def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
     for run in branches:
         check_steps(run)
         found = run.attrs.get(BRANCH, {})
-        if found.get("parent_created") != parent.attributes["created"]:
+        if found.get("parent_created") != parent.stored.document.created:
             of = f"one of {found['parent']}" if found else "none at all"
             raise ValueError(
                 f"{run.location} is no branch of {parent.location}, but {of}; "

@@ -15,7 +15,7 @@ from analyzers._engine.probes import error_ratios, read_probes
 from analyzers._engine.slices import slices
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import Reference, ReferencePoint
@@ -146,7 +146,7 @@ def probe_target(run: Run, target: ReferencePoint) -> FloatArray:
     """Return the probes of x*, float64 (probe,), or x* itself for an exact run."""
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)
-    probes = run.probes
+    probes = run.stored.probes
     width, folded = probes.fold.width, np.zeros(probes.fold.width)
     for rows in slices(slice(0, probes.fold.n_rows), ROWS):
         elements = slice(rows.start * width, min(rows.stop * width, run.layout.size))

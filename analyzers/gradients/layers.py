@@ -20,7 +20,7 @@ from analyzers.gradients.segments import (
     check_criterion,
 )
 from analyzers.gradients.zigzag import zigzag
-from trajstore.format.schema import LAYER
+from trajstore.format.arrays import LAYER
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60
@@ -72,7 +72,7 @@ def zigzag_layers(
         step_share.append([np.mean(labels == kind) for kind in KINDS])
         known = cosine[np.isfinite(cosine)]
         means.append(known.mean() if len(known) else np.nan)
-    first = [part[0] for part in np.array_split(run.step_numbers, n_parts)]
+    first = [part[0] for part in np.array_split(run.stored.step_numbers, n_parts)]
     variables = {
         "cosine": ((LAYER, "part"), np.array(by_part)),
         "mean_cosine": (LAYER, np.array(means)),

@@ -23,7 +23,7 @@ from analyzers.gradients.arrays.segments import (
     sums_by_kind,
 )
 from analyzers.gradients.zigzag import zigzag
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -168,8 +168,8 @@ def zigzag_segments(
         "cosine": (STEP, cosine.values),
         "running_cosine": (STEP, running),
         "label": (STEP, labels),
-        "start": (SEGMENT, run.step_numbers[segments.start]),
-        "stop": (SEGMENT, run.step_numbers[segments.stop - 1] + 1),
+        "start": (SEGMENT, run.stored.step_numbers[segments.start]),
+        "stop": (SEGMENT, run.stored.step_numbers[segments.stop - 1] + 1),
         "segment_label": (SEGMENT, segments.kind),
         "segment_path": (SEGMENT, path_lengths),
         "n_segments": (KIND, [int((segments.kind == kind).sum()) for kind in KINDS]),

@@ -8,9 +8,9 @@ import xarray as xr
 from analyzers._engine.arrays.probed import adjacent_cosine
 from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
-from trajstore.format.schema import LAYER, STEP
+from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 
 SOURCE: Final = "'On the Mysterious Optimization Geometry of Deep Neural Networks'"
 """Paper that describes zigzag geometry."""
@@ -100,9 +100,9 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
 
 def check_steps(run: Run) -> None:
     """Raise ValueError for a run without adjacent gradients, and for a measurement."""
-    if isinstance(run, MeasuredRun):
+    if run.group.is_measurement:
         raise ValueError(
-            f"The rows of the measurement {run.name!r} of {run.location} were recorded "
+            f"The rows of the measurement {run.group.name!r} of {run.location} were recorded "
             "without products with each other; compare them by "
             "analyzers.lagged_gradients(run.measured(name), lags=[1])."
         )

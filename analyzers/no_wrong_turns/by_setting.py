@@ -165,7 +165,7 @@ def _budgets_from_one_run(runs: Sequence[Run], shown: Shown, quantity: str) -> P
     ends = [run.n_epochs for run in chosen[:-1]] or [n // 2, 3 * n // 4]
     curves = [
         _within(longest, epoch, shown, quantity)
-        for epoch in sorted(set(ends) & set(longest.epoch_windows) - {0})
+        for epoch in sorted(set(ends) & set(longest.stored.epoch_windows) - {0})
     ]
     whole = curve(means_of(longest, shown), quantity, label=f"{n}, the end")
     return Panel(

@@ -87,10 +87,14 @@ def _by_reference(runs: Sequence[Run], shown: Shown) -> Panel:
     for run in chosen:
         curves.append(curve(means_of(run, shown), "gamma", label="own end"))
         half = run.n_epochs // 2
-        if half in run.epoch_windows and half > 0:
+        if half in run.stored.epoch_windows and half > 0:
             means = means_of(run, shown, reference=half)
             curves.append(curve(means, "gamma", label=f"epoch {half}"))
-        last = [epoch for epoch in run.epoch_windows if epoch >= 3 * run.n_epochs // 4]
+        last = [
+            epoch
+            for epoch in run.stored.epoch_windows
+            if epoch >= 3 * run.n_epochs // 4
+        ]
         if last:
             means = means_of(run, shown, reference=average_of_epochs(run, last))
             curves.append(

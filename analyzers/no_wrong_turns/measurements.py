@@ -157,7 +157,7 @@ def _decreases(run: Run, shown: Shown) -> Iterator[Curve]:
     for label, style in zip(steps, ("-", "--", "-"), strict=True):
         yield Curve(label, epochs, means[label].values, style=style)
     before_end = geometry.isel(
-        step=np.flatnonzero(run.epochs <= shown.last(run.n_epochs))
+        step=np.flatnonzero(run.stored.epochs <= shown.last(run.n_epochs))
     )
     promised = 1 - float(linear_rate(before_end)["rate"])
     if np.isfinite(promised):

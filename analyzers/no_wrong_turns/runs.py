@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import Run, open_run
 
 BRANCH: Final = "branch"

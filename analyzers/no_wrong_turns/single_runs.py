@@ -99,7 +99,7 @@ def counter_examples(runs: Sequence[Run], shown: Shown) -> list[Panel]:
 def _every_step(run: Run, shown: Shown, quantity: str) -> Panel:
     geometry = store_geometry(run)[[quantity]].compute()
     last = shown.last(run.n_epochs)
-    values = geometry[quantity].isel(step=np.flatnonzero(run.epochs <= last))
+    values = geometry[quantity].isel(step=np.flatnonzero(run.stored.epochs <= last))
     return Panel(
         title=f"{COUNTER_NAMES[family(run)]}, every step",
         ylabel=LABELS[quantity],

@@ -25,12 +25,12 @@ def path_of(run: Run) -> Path:
     """Return the path of a run recorded with ``exact=True``."""
     whole = slice(0, run.layout.size)
     steps = slice(0, run.n_steps)
-    window = run.rows("window", steps)
-    references = np.stack([run.reference(int(c), whole) for c in window])
-    displacements = run.large_rows("displacement", steps, whole)
-    final = run.vector("final", whole).astype(np.float64)
+    window = run.stored.rows("window", steps)
+    references = np.stack([run.stored.anchors.decode(int(c), whole) for c in window])
+    displacements = run.stored.large_rows("displacement", steps, whole)
+    final = run.stored.vector("final", whole).astype(np.float64)
     return Path(
-        run.large_rows("gradient", steps, whole).astype(np.float64),
+        run.stored.large_rows("gradient", steps, whole).astype(np.float64),
         np.vstack([references.astype(np.float64) + displacements, final]),
     )
 

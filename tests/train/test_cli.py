@@ -100,7 +100,7 @@ def test_run_records_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "run.zarr"
     traj_train(monkeypatch, "run", "digits-mlp", *SHORT, "--exact", "--out", out)
     assert open_run(out).spec.exact
-    norms = np.linalg.norm(open_run(out).array("gradient")[:], axis=1)
+    norms = np.linalg.norm(open_run(out).stored.array("gradient")[:], axis=1)
     np.testing.assert_allclose(open_run(out).steps.grad_norm, norms, rtol=1e-5)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.format.arrays import METRIC_BLOCK, step_arrays
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import METRIC_BLOCK, RunSpec, step_arrays
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.writer import Window, Writer
 
 Array = npt.NDArray[Any]

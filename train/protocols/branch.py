@@ -113,7 +113,7 @@ def branch(
     first = epoch * spec.steps_per_epoch
     from_where = {
         "parent": name_of(run.location),
-        "parent_created": run.attributes["created"],
+        "parent_created": run.stored.document.created,
         "epoch": epoch,
         "step": first,
         "lr_scale": lr_scale,
@@ -243,7 +243,7 @@ def find_start(run: Run, epoch: int) -> Start:
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         recorder = state.pop("recorder")
-        if recorder["created"] != run.attributes["created"]:
+        if recorder["created"] != run.stored.document.created:
             raise ValueError(
                 f"{path} is of another run that was at {run.location} before; delete it, "
                 f"and record the run again with --branch-at {epoch}."
@@ -252,7 +252,7 @@ def find_start(run: Run, epoch: int) -> Start:
     if epoch == 0:
         return Start({"epoch": 0}, "the beginning, drawn from the same seed", {})
     name = f"epoch-{epoch}"
-    if name not in run.snapshots and epoch not in run.epoch_windows:
+    if name not in run.snapshots and epoch not in run.stored.epoch_windows:
         raise KeyError(
             f"No checkpoint of epoch {epoch} beside {run.location}. {_offer(run)}"
         )

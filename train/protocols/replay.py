@@ -24,7 +24,7 @@ from train.observer import Track
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from train.workloads.tasks import Task
-from trajstore.format.schema import NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.results import replayed_from
 from trajstore.reading.run import Run
@@ -117,9 +117,9 @@ def replay(
         _load(rebuilt.model, iterate(run, reference))
         losses, full, method = _losses(run, rebuilt, track)
     coordinates = {
-        STEP: run.step_numbers,
-        "epoch": (STEP, run.epochs),
-        "iteration": (STEP, run.iterations),
+        STEP: run.stored.step_numbers,
+        "epoch": (STEP, run.stored.epochs),
+        "iteration": (STEP, run.stored.iterations),
     }
     variables = {
         "reference_loss": (
@@ -231,7 +231,7 @@ def _check_rebuilt(run: Run, rebuilt: _Rebuilt) -> None:
     """Compare the first recorded loss with that of what was built anew."""
     # What is drawn anew, or was dropped, has another loss; and where a recording began
     # late, the first parameters are not known.
-    if rebuilt.training.full_batch or run.attributes["resumes"] or run.n_steps == 0:
+    if rebuilt.training.full_batch or run.stored.document.resumes or run.n_steps == 0:
         return
     first = _indices(run, slice(0, 1))[0]
     recorded = float(run.steps["loss"][0]) if "loss" in run.metrics else np.nan
@@ -289,7 +289,7 @@ def _with_augmentation(method: str, *, is_drawn: bool) -> str:
 
 
 def _indices(run: Run, steps: slice) -> Indices:
-    indices: Indices = run.rows(SAMPLES, steps)
+    indices: Indices = run.stored.rows(SAMPLES, steps)
     return indices
 
 

@@ -86,7 +86,7 @@ def recover(store: Positional[str]) -> None:
 def _facts(run: Run) -> dict[str, str]:
     spec, layout = run.spec, run.layout
     total, references, measured, *others = (
-        _bytes_below(run.store, prefix)
+        _bytes_below(run.stored.store, prefix)
         for prefix in ("", "references", "measurements", "snapshots", "final")
     )
     kept = sum(others)
@@ -99,19 +99,19 @@ def _facts(run: Run) -> dict[str, str]:
     )
     facts = {
         "store": run.location,
-        "status": f"{run.status}, begun {run.attributes['created'][:19]} UTC",
+        "status": f"{run.status}, begun {run.stored.document.created[:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
         "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
         "recorded": sketch,
-        "scalars": ", ".join(run.attributes["metrics"]) or "none",
+        "scalars": ", ".join(run.metrics) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
     }
     if run.measurements:
         facts["measurements"] = ", ".join(
             f"{name} ({run.measured(name).n_steps:,})" for name in run.measurements
         )
-    if resumes := run.attributes["resumes"]:
+    if resumes := run.stored.document.resumes:
         missing = sum(resumption["n_missing"] for resumption in resumes)
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
     if has_journal(run.location):

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from trajstore.format.defaults import BASIS
 from trajstore.format.layout import Layout
+from trajstore.format.run_spec import BASIS
 from trajstore.planning.estimate import (
     EDGES,
     TRAININGS,

@@ -1,28 +1,19 @@
-"""Bytes of a chunk, from its array's metadata."""
+"""Size of a chunk in memory and on disk."""
 
-from collections.abc import Mapping
 from math import prod
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from trajstore.format.schema import ITEM_SIZE
+from trajstore.format.arrays import ITEM_SIZE, ArraySpec
 
 CHECKSUM_BYTES: Final = 4
 BLOSC_HEADER_BYTES: Final = 16
 
 
 class ChunkSize(NamedTuple):
-    """Bytes of a whole chunk.
-
-    Attributes
-    ----------
-    decoded : int
-        In memory.
-    is_packed : bool
-        Whether Blosc packs it; else the stored bytes are as many, and the checksum's.
-    """
+    """Bytes of a whole chunk."""
 
     decoded: int
-    is_packed: bool
+    is_packed: bool  # by Blosc; other chunks are stored as they are, with a checksum
 
     @property
     def stored(self) -> int:
@@ -31,8 +22,6 @@ class ChunkSize(NamedTuple):
         return self.decoded + packing + CHECKSUM_BYTES
 
 
-def chunk_size(document: Mapping[str, Any]) -> ChunkSize:
-    """Return the size of the chunks of an array with this metadata document."""
-    shape = document["chunk_grid"]["configuration"]["chunk_shape"]
-    is_packed = any(codec["name"] == "blosc" for codec in document["codecs"])
-    return ChunkSize(prod(shape) * ITEM_SIZE[document["data_type"]], is_packed)
+def chunk_size(array: ArraySpec) -> ChunkSize:
+    """Return the size of an array's chunks."""
+    return ChunkSize(prod(array.chunk) * ITEM_SIZE[array.dtype], array.code != "none")

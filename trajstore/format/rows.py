@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.schema import RunSpec, n_blocks, table_columns
+from trajstore.format.arrays import n_blocks, table_columns
+from trajstore.format.run_spec import RunSpec
 
 Array = npt.NDArray[Any]
 

@@ -1,6 +1,6 @@
 """What a recording will take and how precise it will be, before it is made.
 
-Sizes are those of the format (`trajstore.format.schema`), times how well arrays compressed in
+Sizes are those of the format (`trajstore.format.arrays`), times how well arrays compressed in
 measured stores. The error of gamma is the sketch's formula times what weights and basis
 leave of it, which depends on the training and is known from three of them only:
 `benchmarks/planning.py` measures both. Needs no torch.
@@ -15,24 +15,24 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from trajstore.format.defaults import (
-    BASIS,
-    FLUSH_BYTES,
-    FLUSH_ROWS,
-    PROBES,
-    SKETCH_BITS,
-)
-from trajstore.format.layout import BLOCK, Layout
-from trajstore.format.schema import (
+from trajstore.format.arrays import (
     ITEM_SIZE,
     KEYFRAME_EVERY,
     ArraySpec,
-    RunSpec,
     n_blocks,
     n_metric_columns,
     step_arrays,
     vector_array,
     window_arrays,
+)
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.run_spec import (
+    BASIS,
+    FLUSH_BYTES,
+    FLUSH_ROWS,
+    PROBES,
+    SKETCH_BITS,
+    RunSpec,
 )
 from trajstore.format.windows import Windows
 from trajstore.sketch.deltas import n_codes

@@ -5,8 +5,8 @@ from typing import Final
 
 from rich.filesize import decimal
 
-from trajstore.format.defaults import BASIS
 from trajstore.format.layout import Layout
+from trajstore.format.run_spec import BASIS
 from trajstore.planning.estimate import Plan, plan_recording
 
 SIGNS: Final = tuple(1 << k for k in range(12, 25))

@@ -12,7 +12,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 from xarray.core.indexing import IndexSelResult
 
-from trajstore.format.schema import STEP
+from trajstore.format.arrays import STEP
 
 Array = npt.NDArray[Any]
 

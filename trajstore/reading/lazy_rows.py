@@ -1,4 +1,4 @@
-"""Arrays of a run for xarray, read where they are used."""
+"""Wrap stored rows as arrays that xarray reads where they are used."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 class Rows(Protocol):
-    """What rows are read from; `trajstore.Run` is one."""
+    """Source of rows; `trajstore.reading.stored_rows.StoredRows` is one."""
 
     def array(self, name: str) -> Any:
         """Return an array of the store."""
@@ -20,25 +20,17 @@ class Rows(Protocol):
         """Read rows of an array."""
 
 
-def lazy_rows(run: Rows, name: str) -> indexing.LazilyIndexedArray:
-    """Wrap an array of a run for a lazy `xarray.Variable`."""
-    return indexing.LazilyIndexedArray(StoredRows(run, name))
+def lazy_rows(rows: Rows, name: str) -> indexing.LazilyIndexedArray:
+    """Wrap an array for a lazy `xarray.Variable`."""
+    return indexing.LazilyIndexedArray(_LazyRows(rows, name))
 
 
-class StoredRows(BackendArray):
-    """An array with one row for each step, as xarray's lazy variables need it.
+class _LazyRows(BackendArray):
+    """An array with one row per step, as xarray's lazy variables need it."""
 
-    Parameters
-    ----------
-    run : Rows
-        The run.
-    name : str
-        Path of the array in the store.
-    """
-
-    def __init__(self, run: Rows, name: str) -> None:
-        array = run.array(name)
-        self._run = run
+    def __init__(self, rows: Rows, name: str) -> None:
+        array = rows.array(name)
+        self._rows = rows
         self._name = name
         self._chunk = array.chunks[0]
         self.shape = array.shape
@@ -51,11 +43,11 @@ class StoredRows(BackendArray):
         return values
 
     def _read(self, key: tuple[Any, ...]) -> Array:
-        """Read chunk after chunk: of many columns, few may be asked for."""
+        """Read chunk after chunk: few of many columns may be asked for."""
         rows, *columns = key
         wanted = np.arange(self.shape[0])[rows]
         if wanted.ndim == 0:
-            row = self._run.rows(self._name, slice(int(wanted), int(wanted) + 1))[0]
+            row = self._rows.rows(self._name, slice(int(wanted), int(wanted) + 1))[0]
             return _outer(row, columns)
         chunk_of = wanted // self._chunk
         out: Array | None = None
@@ -63,7 +55,7 @@ class StoredRows(BackendArray):
             here = chunk_of == chunk
             first = int(chunk) * self._chunk
             last = min(first + self._chunk, self.shape[0])
-            part = self._run.rows(self._name, slice(first, last))
+            part = self._rows.rows(self._name, slice(first, last))
             values = _outer(part[wanted[here] - first], [slice(None), *columns])
             if out is None:
                 out = np.empty((len(wanted), *values.shape[1:]), self.dtype)

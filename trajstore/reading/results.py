@@ -42,9 +42,9 @@ def replayed_from(run: Run, point: ReferencePoint) -> str:
     """Say what such losses rest on, as JSON: equal for those that would be equal."""
     return json.dumps(
         {
-            "created": run.attributes["created"],
+            "created": run.stored.document.created,
             "n_steps": run.n_steps,
-            "n_resumes": len(run.attributes["resumes"]),
+            "n_resumes": len(run.stored.document.resumes),
             "status": run.status,
             "reference": point.identity,
         }

@@ -178,9 +178,9 @@ def _final(run: Run) -> ReferencePoint:
 
 
 def _offer(run: Run) -> str:
-    if not run.epoch_windows:
+    if not run.stored.epoch_windows:
         return "No epoch begins with a stored reference, so there is none to offer."
-    epoch = max(run.epoch_windows)
+    epoch = max(run.stored.epoch_windows)
     return (
         f"Take its last reference at the start of an epoch, reference={epoch}, or "
         "another epoch, snapshot or mapping."
@@ -193,27 +193,27 @@ def _snapshot(run: Run, name: str) -> ReferencePoint:
             f"No snapshot {name!r} in {run.location}; it has {list(run.snapshots)}. Snapshots "
             "are made by recorder.snapshot(name) during training."
         )
-    stored = run.attributes["snapshots"][name]
+    stored = run.stored.document.snapshots[name]
     return ReferencePoint(
         label=f"snapshot {name}",
-        note=f"snapshot {name!r} before step {stored['step']}, in float32",
-        identity=f"snapshot {stored['array']} of step {stored['step']}",
-        read=partial(_read, run, stored["array"]),
+        note=f"snapshot {name!r} before step {stored.step}, in float32",
+        identity=f"snapshot {stored.array} of step {stored.step}",
+        read=partial(_read, run, stored.array),
     )
 
 
 def _epoch(run: Run, epoch: int) -> ReferencePoint:
-    if epoch not in run.epoch_windows:
+    if epoch not in run.stored.epoch_windows:
         raise KeyError(
             f"No reference at the start of epoch {epoch} in {run.location}; there are those "
-            f"of these epochs: {as_ranges(run.epoch_windows) or 'none'}."
+            f"of these epochs: {as_ranges(run.stored.epoch_windows) or 'none'}."
         )
     return ReferencePoint(
         label=f"epoch {epoch}",
         note=f"the stored reference at the start of epoch {epoch}: a lossy code of the "
         "iterate there, in 8-bit steps",
         identity=f"epoch {epoch}",
-        read=partial(_read_window, run, run.epoch_windows[epoch]),
+        read=partial(_read_window, run, run.stored.epoch_windows[epoch]),
     )
 
 
@@ -232,7 +232,7 @@ def _final_of(other: Run, run: Run) -> ReferencePoint:
     return ReferencePoint(
         label=f"final of {name_of(other.location)}",
         note=f"the last iterate of {name_of(other.location)}, in float32",
-        identity=f"final of {other.attributes['created']}, {other.n_steps} steps, at "
+        identity=f"final of {other.stored.document.created}, {other.n_steps} steps, at "
         f"{other.location}",
         read=read,
         values=flat,
@@ -240,11 +240,11 @@ def _final_of(other: Run, run: Run) -> ReferencePoint:
 
 
 def _read(run: Run, array: str, elements: slice) -> FloatArray:
-    return run.vector(array, elements)
+    return run.stored.vector(array, elements)
 
 
 def _read_window(run: Run, window: int, elements: slice) -> FloatArray:
-    return run.reference(window, elements)
+    return run.stored.anchors.decode(window, elements)
 
 
 def _as_array(value: Any) -> Any:

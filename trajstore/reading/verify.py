@@ -8,16 +8,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.root_document import KEYFRAMES, differences
-from trajstore.format.schema import (
-    KEYFRAME_EVERY,
-    NO_SAMPLE,
-    SAMPLES,
-    STEP,
-    SchemaError,
-)
+from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES, NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.document import differences
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.ranges import as_ranges
-from trajstore.reading.run import MeasuredRun, Run
+from trajstore.reading.run import Run
 from trajstore.store.chunks import (
     ChunkError,
     Part,
@@ -82,7 +77,7 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     Problem
         One for each chunk, array or document that is not as it should be.
     """
-    for name in run.documents:
+    for name in run.stored.document.arrays:
         yield from _document_problems(run, name)
     for name, chunk in track(all_chunks(run)):
         yield from _chunk_problems(run, name, chunk)
@@ -95,7 +90,9 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
 def all_chunks(run: Run) -> list[Place]:
     """Return the name of the array, and the place in it, of every chunk of a run."""
     return [
-        (name, chunk) for name in run.documents for chunk in chunks_of(run.array(name))
+        (name, chunk)
+        for name in run.stored.document.arrays
+        for chunk in chunks_of(run.stored.array(name))
     ]
 
 
@@ -103,13 +100,13 @@ def _document_problems(run: Run, name: str) -> Iterator[Problem]:
     """Compare an array's own metadata with those in the root document."""
     key = f"{name}/zarr.json"
     try:
-        found = json.loads(read_bytes(run.store, key) or b"null")
+        found = json.loads(read_bytes(run.stored.store, key) or b"null")
     except ChunkError as error:
         yield Problem(key, error.reason, "")
     except (ValueError, RecursionError):
         yield Problem(key, "is truncated or damaged", "")
     else:
-        expected = dict(run.documents[name])
+        expected = run.stored.document.arrays[name].metadata()
         if run.status in {"running", "interrupted"} and _is_ahead(found, expected):
             # A commit writes it before the root document, and may not have ended.
             expected["shape"] = found["shape"]
@@ -129,7 +126,7 @@ def _is_ahead(found: Any, expected: dict[str, Any]) -> bool:
 
 
 def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
-    array = run.array(name)
+    array = run.stored.array(name)
     key = chunk_key(array, chunk)
     try:
         values = read_chunk(array, chunk)
@@ -146,7 +143,7 @@ def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
 def _cost(run: Run, name: str, chunk: Part) -> str:
     """Say what is lost with a chunk."""
     rows = chunk[0]
-    if run.documents[name]["dimension_names"][0] == STEP:
+    if run.stored.document.arrays[name].spec.dims[0] == STEP:
         numbers = as_ranges(range(rows.start, rows.stop))
         return f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
     if not name.startswith("references/"):
@@ -181,14 +178,14 @@ def _starts(run: Run) -> Array | None:
         with warnings.catch_warnings():
             # Damage of these arrays has its own place among the problems.
             warnings.simplefilter("ignore", UserWarning)
-            return run.starts
+            return run.stored.starts
     except SchemaError:
         return None
 
 
 def _whole(run: Run, name: str) -> Array | None:
     """Read an array with one number for each row, None if a part of it is lost."""
-    array = run.array(name)
+    array = run.stored.array(name)
     read = read_part(array, (slice(0, array.shape[0]),))
     return read.values if read.missing is None else None
 
@@ -212,16 +209,21 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
         yield Problem("epoch, iteration", text, "")
 
 
-def _measurement_problems(run: MeasuredRun) -> Iterator[Problem]:
+def _measurement_problems(run: Run) -> Iterator[Problem]:
     """Check that rows are in the order of steps and windows, and that these exist."""
-    for name, stop in (("step", run.whole.n_steps + 1), ("window", run.n_windows)):
+    for name, stop in (
+        ("step", run.stored.of_steps.n_rows + 1),
+        ("window", run.n_windows),
+    ):
         values = _whole(run, name)
         if values is None or len(values) == 0:
             continue
         if (np.diff(values) < 0).any() or values[0] < 0 or values[-1] >= stop:
             shown = np.array2string(values, threshold=10)
             text = f"does not grow from 0 to at most {stop - 1}: {shown}"
-            yield Problem(run.path(name), text, f"the measurement {run.name!r}")
+            yield Problem(
+                run.stored.path(name), text, f"the measurement {run.group.name!r}"
+            )
 
 
 def _window_problems(run: Run) -> Iterator[Problem]:

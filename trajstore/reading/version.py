@@ -1,143 +1,127 @@
-"""A store as it was at an earlier moment, though it has grown since."""
+"""View of a store as of an earlier commit, though the store has grown since."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
 
-from trajstore.format.root_document import KEYFRAMES
-from trajstore.format.schema import KEYFRAME_EVERY, n_metric_columns
+from trajstore.format.arrays import (
+    KEYFRAMES,
+    StoredArray,
+    n_keyframes,
+    n_metric_columns,
+)
+from trajstore.format.document import Document, RowGroup
 from trajstore.store.opening import Opened
 
 
-class Moment(NamedTuple):
-    """How far a store had come when it was opened.
+class StoreVersion(NamedTuple):
+    """A store as of one commit: how much of everything it held."""
 
-    Attributes
-    ----------
-    created : str
-        When the recording began: another time means another recording.
-    n_resumes : int
-        How often it had been taken up again; rows may have been replaced then.
-    n_steps, n_windows, n_metrics, n_snapshots : int
-        How much there was.
-    n_measured : tuple of tuple of int
-        Rows of every measurement, and how many scalars they had.
-    has_final, is_written : bool
-        Whether the last iterate was there, and whether a process was writing.
-    status : str
-        What the store said of itself.
-    """
-
-    created: str
-    n_resumes: int
+    created: str  # another time means another recording
+    n_resumes: int  # rows may have been replaced since
     n_steps: int
     n_windows: int
     n_metrics: int
     n_snapshots: int
-    n_measured: tuple[tuple[int, int], ...]
+    n_measured: tuple[tuple[int, int], ...]  # rows and scalars of each measurement
     has_final: bool
-    is_written: bool
+    is_written: bool  # whether a process was writing the store
     status: str
 
 
-def as_it_was(location: str, opened: Opened, moment: Moment) -> Opened:
-    """Leave out of a store what has come since.
-
-    Parameters
-    ----------
-    location : str
-        Of the store; for messages.
-    opened : Opened
-        The store as it is now.
-    moment : Moment
-        The earlier moment.
-
-    Returns
-    -------
-    Opened
-        With the attributes and lengths of then.
-
-    Raises
-    ------
-    ValueError
-        If what is there now is not a continuation of what was there then.
-    """
-    if problem := _replaced(opened, moment):
-        raise ValueError(
-            f"{location} is not as it was when it was opened: {problem}. Open the run "
-            "again, and make what was computed from it anew."
-        )
-    metrics, snapshots = opened.attributes["metrics"], opened.attributes["snapshots"]
-    measurements = zip(
-        opened.attributes["measurements"].items(), moment.n_measured, strict=False
-    )
-    attributes = {
-        **opened.attributes,
-        "status": moment.status,
-        "metrics": metrics[: moment.n_metrics],
-        "snapshots": dict(list(snapshots.items())[: moment.n_snapshots]),
-        "measurements": {
-            name: {**found, "metrics": found["metrics"][:n_metrics]}
-            for (name, found), (_, n_metrics) in measurements
-        },
-    }
-    return Opened(opened.store, attributes, _cut(opened.arrays, attributes, moment))
-
-
-def n_resumes(attributes: Mapping[str, Any]) -> int:
-    """Return how often a recording was taken up again."""
-    resumes = attributes.get("resumes")
-    return len(resumes) if isinstance(resumes, list) else 0
-
-
-def _replaced(opened: Opened, moment: Moment) -> str | None:
-    """Say in what a store is not a continuation of what it was."""
-    created = opened.attributes["created"]
-    if created != moment.created:
-        return f"it was begun {created}, not {moment.created}"
-    if n_resumes(opened.attributes) != moment.n_resumes:
-        return "the recording was taken up again, and rows may have been replaced"
-    lengths = {
-        "steps": (opened.arrays["epoch"]["shape"][0], moment.n_steps),
-        "windows": (opened.arrays["references/start"]["shape"][0], moment.n_windows),
-        "scalars": (len(opened.attributes["metrics"]), moment.n_metrics),
-        "snapshots": (len(opened.attributes["snapshots"]), moment.n_snapshots),
-        "measurements": (
-            len(opened.attributes["measurements"]),
-            len(moment.n_measured),
+def version_of(document: Document, *, is_written: bool) -> StoreVersion:
+    """Return the version that a root document describes."""
+    return StoreVersion(
+        created=document.created,
+        n_resumes=len(document.resumes),
+        n_steps=document.n_rows(document.steps),
+        n_windows=document.n_windows,
+        n_metrics=len(document.steps.metrics),
+        n_snapshots=len(document.snapshots),
+        n_measured=tuple(
+            (document.n_rows(group), len(group.metrics))
+            for group in document.measurements.values()
         ),
+        has_final=document.has_final,
+        is_written=is_written,
+        status=document.status,
+    )
+
+
+def view_at(location: str, opened: Opened, version: StoreVersion) -> Opened:
+    """Return a store without all that was added after a version; refuse other stores."""
+    document = opened.document
+    if problem := _replaced(document, version):
+        raise ValueError(
+            f"{location} has changed since it was opened: {problem}. Open the run again, "
+            "and repeat what was computed from it."
+        )
+    measurements = {
+        name: _narrowed(group, n_metrics)
+        for (name, group), (_, n_metrics) in zip(
+            document.measurements.items(), version.n_measured, strict=False
+        )
     }
-    for what, (now, then) in lengths.items():
-        if now < then:
-            return f"it has {now} {what}, and had {then}"
+    view = replace(
+        document,
+        status=version.status,
+        steps=_narrowed(document.steps, version.n_metrics),
+        measurements=measurements,
+        snapshots=dict(islice(document.snapshots.items(), version.n_snapshots)),
+    )
+    return Opened(opened.store, replace(view, arrays=_cut(view, version)))
+
+
+def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
+    return replace(group, metrics=group.metrics[:n_metrics])
+
+
+def _replaced(document: Document, version: StoreVersion) -> str | None:
+    """Return why a store is not a continuation of a version, None if it is."""
+    if document.created != version.created:
+        return f"it was begun {document.created}, not {version.created}"
+    now = version_of(document, is_written=False)
+    if now.n_resumes != version.n_resumes:
+        return "the recording was resumed, and rows may have been replaced"
+    lengths = {
+        "steps": (now.n_steps, version.n_steps),
+        "windows": (now.n_windows, version.n_windows),
+        "scalars": (now.n_metrics, version.n_metrics),
+        "snapshots": (now.n_snapshots, version.n_snapshots),
+        "measurements": (len(now.n_measured), len(version.n_measured)),
+    }
+    for what, (n_now, n_then) in lengths.items():
+        if n_now < n_then:
+            return f"it has {n_now} {what}, and had {n_then}"
     return None
 
 
-def _cut(
-    arrays: Mapping[str, Any], attributes: Mapping[str, Any], moment: Moment
-) -> dict[str, Any]:
-    """Leave out of the arrays what was not there yet."""
-    vectors = {s["array"] for s in attributes["snapshots"].values()}
-    vectors |= {"final"} if moment.has_final else set()
-    tables = {"": (moment.n_steps, moment.n_metrics)} | {
-        found["group"]: sizes
-        for found, sizes in zip(
-            attributes["measurements"].values(), moment.n_measured, strict=True
-        )
-    }
+def _cut(view: Document, version: StoreVersion) -> Mapping[str, StoredArray]:
+    """Return the arrays of a version, with the lengths and columns they had."""
+    n_rows = {view.steps.path: version.n_steps}
+    n_metrics = {view.steps.path: version.n_metrics}
+    for group, sizes in zip(
+        view.measurements.values(), version.n_measured, strict=True
+    ):
+        n_rows[group.path], n_metrics[group.path] = sizes
+    vectors = {snapshot.array for snapshot in view.snapshots.values()}
+    vectors |= {"final"} if version.has_final else set()
     cut = {}
-    for name, document in arrays.items():
-        group, _, array = name.rpartition("/")
-        first, *inner = document["shape"]
-        if document["dimension_names"] == ["param"]:
-            if name not in vectors:
+    for path, array in view.arrays.items():
+        spec, length = array
+        parent, _, name = path.rpartition("/")
+        if spec.dims == ("param",):
+            if path not in vectors:
                 continue
-        elif group == "references":
-            n_keyframes = -(-moment.n_windows // KEYFRAME_EVERY)
-            first = n_keyframes if name == KEYFRAMES else moment.n_windows
-        elif group in tables:
-            first, n_metrics = tables[group]
-            inner = [n_metric_columns(n_metrics)] if array == "scalars" else inner
+        elif parent == "references":
+            n = version.n_windows
+            length = n_keyframes(n) if path == KEYFRAMES else n
+        elif parent in n_rows:
+            length = n_rows[parent]
+            if name == "scalars":
+                spec = replace(spec, inner=(n_metric_columns(n_metrics[parent]),))
         else:
             continue
-        cut[name] = {**document, "shape": [first, *inner]}
+        cut[path] = StoredArray(spec, length)
     return cut

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.defaults import FLUSH_BYTES
+from trajstore.format.run_spec import FLUSH_BYTES
 
 Arrays = list[npt.NDArray[Any]]
 

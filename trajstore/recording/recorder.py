@@ -20,12 +20,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from trajstore.format.defaults import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
-from trajstore.format.schema import (
-    KEYFRAME_EVERY,
-    RunSpec,
-    first_sign_number,
-)
+from trajstore.format.arrays import KEYFRAME_EVERY, first_sign_number
+from trajstore.format.run_spec import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS, RunSpec
 from trajstore.format.windows import Windows
 from trajstore.recording.background import Background
 from trajstore.recording.capture import refuse_capture

@@ -9,13 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trajstore.format.schema import (
-    KEYFRAME_EVERY,
-    STEP,
-    RunSpec,
-    SchemaError,
-    table_columns,
-)
+from trajstore.format.arrays import KEYFRAME_EVERY, STEP, table_columns
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.format.windows import Windows
 from trajstore.recording.host_copies import to_numpy
 from trajstore.store.writer import Writer

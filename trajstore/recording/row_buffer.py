@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trajstore.format.arrays import SAMPLES
 from trajstore.format.rows import complete_rows
-from trajstore.format.schema import SAMPLES, RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.recording.host_copies import Arrays, to_numpy
 from trajstore.recording.scalars import Scalar
 

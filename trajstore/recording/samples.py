@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from trajstore.format.schema import NO_SAMPLE
+from trajstore.format.arrays import NO_SAMPLE
 
 Row = npt.NDArray[np.int64]
 

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trajstore.format.schema import DESCRIPTIONS
+from trajstore.format.arrays import DESCRIPTIONS
 
 Scalar = float | Tensor
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trajstore.format.defaults import FLUSH_BYTES
-from trajstore.format.schema import ITEM_SIZE, SAMPLES, STEP, RunSpec
+from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
+from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays

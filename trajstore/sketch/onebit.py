@@ -15,7 +15,7 @@ References
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.schema import n_blocks
+from trajstore.format.arrays import n_blocks
 from trajstore.sketch.signs import unpack_signs
 
 FloatArray = npt.NDArray[np.float32]

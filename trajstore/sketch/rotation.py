@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.schema import n_blocks
+from trajstore.format.arrays import n_blocks
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.schema import n_blocks
+from trajstore.format.arrays import n_blocks
 from trajstore.sketch import onebit
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.rotation import rotate, rotate_back

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trajstore.format.schema import n_blocks
+from trajstore.format.arrays import n_blocks
 from trajstore.sketch import rotation
 
 

@@ -20,6 +20,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
+from trajstore.format.arrays import StoredArray
 from trajstore.format.chunk_size import (
     BLOSC_HEADER_BYTES,
     CHECKSUM_BYTES,
@@ -289,10 +290,11 @@ def _read(array: Any, part: Part) -> Array:
     return values
 
 
-def open_array(store: CheckedStore, path: str, document: Mapping[str, Any]) -> Any:
-    """Return an array of the store with this metadata, a `zarr.Array`; reads nothing."""
+def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:
+    """Return an array of the store as a `zarr.Array`; reads nothing."""
     place = zarr.storage.StorePath(store, path)
-    return zarr.Array.from_dict(place, dict(document))
+    metadata: Any = array.metadata()
+    return zarr.Array.from_dict(place, metadata)
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:

@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import StorePath
 
-from trajstore.format.schema import ArraySpec, group_metadata
+from trajstore.format.arrays import ArraySpec, group_metadata
 from trajstore.store.event_loop import EventLoop
 
 Array = npt.NDArray[Any]

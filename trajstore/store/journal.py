@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.format.arrays import SAMPLES
 from trajstore.format.rows import complete_rows, measured_arrays
-from trajstore.format.schema import SAMPLES, RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.writer import Writer
 
 Array = npt.NDArray[Any]

@@ -27,10 +27,18 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from trajstore.format.schema import LEASE_SECONDS, LOCK, WRITER
 from trajstore.store.location import is_remote
 
 PROTOTYPE: Final = default_buffer_prototype()
+
+LOCK: Final = ".lock"
+"""File in a local store on which its writer holds a lock."""
+
+WRITER: Final = ".writer"
+"""Document in a remote store that names its writer, while there is one."""
+
+LEASE_SECONDS: Final = 600
+"""Silence of a writer on object storage after which another may take over."""
 
 PATIENCE: Final = 1.0
 """Seconds for which a lock in a directory is waited for."""

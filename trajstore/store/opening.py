@@ -1,15 +1,16 @@
-"""What there is at a location, checked, before anything is read from it."""
+"""Open the store at a location and check it before anything is read from it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from trajstore.format.chunk_size import chunk_size
-from trajstore.format.root_document import read_root
-from trajstore.format.schema import SchemaError
+from trajstore.format.arrays import STEP, StoredArray
+from trajstore.format.chunk_size import ChunkSize, chunk_size
+from trajstore.format.document import Document, parse_document
+from trajstore.format.run_spec import SchemaError
 from trajstore.store.chunks import (
     CheckedStore,
     ChunkError,
@@ -17,55 +18,22 @@ from trajstore.store.chunks import (
 )
 from trajstore.store.location import open_store
 
-READ_WHOLE: Final = {
-    "references": ("start", "weights", "probes"),
-    "measurements": ("step", "epoch", "iteration", "window"),
-    "": ("epoch", "iteration", "window"),
-}
-"""Arrays that a reader holds in memory as a whole, by where they lie."""
+READ_WHOLE: Final = ("epoch", "iteration", "window")
+"""Arrays of every row group that a reader holds in memory as a whole."""
 
 UNLISTED_BYTES: Final = 64 << 20
-"""Bytes of such an array that are believed without looking for its chunks."""
+"""Size up to which such an array is trusted without looking for its chunks."""
 
 
 class Opened(NamedTuple):
-    """A store whose root document is valid.
+    """A store whose root document is valid."""
 
-    Attributes
-    ----------
-    store : CheckedStore
-        Hands out chunks of those arrays only as far as they are sound.
-    attributes : dict
-        What the store says of itself.
-    arrays : dict from str to dict
-        Metadata of every array, by its path.
-    """
-
-    store: CheckedStore
-    attributes: dict[str, Any]
-    arrays: dict[str, dict[str, Any]]
+    store: CheckedStore  # reads chunks of the document's arrays only if they are sound
+    document: Document
 
 
 def open_checked(location: str) -> Opened:
-    """Open the store at a location and check its root document.
-
-    Parameters
-    ----------
-    location : str
-        As `trajstore.store.location.locate` returns it.
-
-    Returns
-    -------
-    Opened
-        With the lengths of the last commit.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at `location`.
-    SchemaError
-        If there is no valid trajectory store; all problems are listed.
-    """
+    """Open the store at a location, as of its last commit; check its root document."""
     storage = open_store(location, read_only=True)
     if isinstance(storage, LocalStore) and not Path(location).exists():
         raise FileNotFoundError(f"There is no trajectory store at {location}.")
@@ -80,33 +48,31 @@ def open_checked(location: str) -> Opened:
     if text is None:
         raise SchemaError([f"{location}: not a trajectory store; it has no zarr.json."])
     try:
-        attributes, arrays = read_root(text)
+        document = parse_document(text)
     except SchemaError as error:
         problems = [f"{location}: {problem}" for problem in error.problems]
         raise SchemaError(problems) from error
-    sizes = {name: chunk_size(document) for name, document in arrays.items()}
+    sizes = {name: chunk_size(array.spec) for name, array in document.arrays.items()}
     store = CheckedStore(storage, sizes)
-    if problems := [
-        problem
-        for name, document in arrays.items()
-        if _is_read_whole(name)
-        for problem in _absent(store, name, document)
-    ]:
+    whole = [document.steps.path_of(name) for name in READ_WHOLE]
+    for group in document.measurements.values():
+        whole += [group.path_of(name) for name in (*READ_WHOLE, STEP)]
+    whole += ["references/start", "references/weights", "references/probes"]
+    problems = []
+    for name in whole:
+        problems += _absent(store, name, document.arrays[name], sizes[name])
+    if problems:
         raise SchemaError([f"{location}: {problem}" for problem in problems])
-    return Opened(store, attributes, arrays)
+    return Opened(store, document)
 
 
-def _is_read_whole(name: str) -> bool:
-    group, _, array = name.rpartition("/")
-    return array in READ_WHOLE.get(group.partition("/")[0], ())
-
-
-def _absent(store: CheckedStore, name: str, document: Mapping[str, Any]) -> list[str]:
-    """Refuse an array that would fill the memory, but is hardly there."""
+def _absent(
+    store: CheckedStore, name: str, array: StoredArray, size: ChunkSize
+) -> list[str]:
+    """Refuse an array that would fill the memory, but of which few chunks exist."""
     # A damaged store lacks some chunks. One that was made up lacks nearly all.
-    rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
-    n_chunks = -(-document["shape"][0] // rows)
-    if n_chunks * chunk_size(document).decoded <= UNLISTED_BYTES:
+    n_chunks = -(-array.length // array.spec.chunk[0])
+    if n_chunks * size.decoded <= UNLISTED_BYTES:
         return []
     n_there = sync(_count(store.list_prefix(f"{name}/c/"), enough=n_chunks))
     if 2 * n_there >= n_chunks:

@@ -4,9 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trajstore.format.layout import Layout
-from trajstore.format.root_document import read_root
-from trajstore.format.schema import RunSpec
+from trajstore.format.document import parse_document
 from trajstore.store.journal import JOURNAL, Journal, replay
 from trajstore.store.location import is_remote, locate
 from trajstore.store.writer import Writer
@@ -48,11 +46,11 @@ def has_journal(location: str) -> bool:
 
 
 def _recover(store: Path) -> int:
-    attributes, _ = read_root((store / "zarr.json").read_bytes())
-    spec = RunSpec.from_json(attributes["spec"])
+    document = parse_document((store / "zarr.json").read_bytes())
+    spec, size = document.spec, document.layout.size
     writer = Writer(store, spec, resume=True)
     try:
-        found = replay(writer, store, spec, Layout(spec.names, spec.shapes).size)
+        found = replay(writer, store, spec, size)
         writer.commit()
         Journal(store).remove()
     finally:

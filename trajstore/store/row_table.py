@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.root_document import row_arrays
-from trajstore.format.schema import ArraySpec, RunSpec, n_metric_columns
+from trajstore.format.arrays import ArraySpec, n_metric_columns, row_arrays
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.commit import Commits
 
 Array = npt.NDArray[Any]

@@ -12,18 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.layout import BLOCK, Layout
-from trajstore.format.root_document import KEYFRAMES, read_root
-from trajstore.format.schema import (
-    FORMAT,
-    FORMAT_VERSION,
-    KEYFRAME_EVERY,
+from trajstore.format.arrays import (
+    KEYFRAMES,
     ArraySpec,
-    RunSpec,
-    SchemaError,
+    n_keyframes,
     vector_array,
     window_arrays,
 )
+from trajstore.format.document import (
+    FORMAT,
+    FORMAT_VERSION,
+    Document,
+    RowGroup,
+    Snapshot,
+    parse_document,
+)
+from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Commits
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.location import is_remote, locate, open_store
@@ -121,7 +126,7 @@ class Writer:
         self._commits = Commits(self._store, self._loop)
         self.steps = RowTable(self._commits, spec)
         self.measurements: dict[str, RowTable] = {}
-        self._snapshots: dict[str, dict[str, Any]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._resumes: list[dict[str, Any]] = []
         self._attrs: dict[str, Any] = {}
         self._has_final = False
@@ -190,48 +195,47 @@ class Writer:
 
     def _continue(self, root: bytes, created: str | None) -> None:
         """Take up a store as its root document describes it."""
-        attributes, arrays = read_root(root)
-        recorded = RunSpec.from_json(attributes["spec"])
-        if problems := spec_differences(recorded, self._spec):
+        document = parse_document(root)
+        if problems := spec_differences(document.spec, self._spec):
             raise SchemaError(
                 [
                     f"{self.location} is the recording of another run; differences:",
                     *problems,
                 ]
             )
-        if created not in {None, attributes["created"]}:
+        if created not in {None, document.created}:
             problem = (
-                f"{self.location} is a recording begun at {attributes['created']}; the "
+                f"{self.location} is a recording begun at {document.created}; the "
                 f"state is of one begun at {created}."
             )
             raise SchemaError([problem])
         self._remove_partial_files()
-        self._snapshots |= attributes["snapshots"]
-        self._resumes += attributes["resumes"]
-        self._attrs |= attributes["attrs"]
-        self._attributes["created"] = attributes["created"]
-        n_steps = arrays["epoch"]["shape"][0]
-        self.steps = RowTable(
-            self._commits, self._spec, metrics=attributes["metrics"], n_rows=n_steps
-        )
-        for name, found in attributes["measurements"].items():
-            self.measurements[name] = RowTable(
-                self._commits,
-                self._spec,
-                **found,
-                n_rows=arrays[f"{found['group']}/epoch"]["shape"][0],
-            )
-        vectors = [snapshot["array"] for snapshot in self._snapshots.values()]
-        vectors += ["final"] if "final" in arrays else []
+        self._snapshots |= document.snapshots
+        self._resumes += map(dict, document.resumes)
+        self._attrs |= document.attrs
+        self._attributes["created"] = document.created
+        self.steps = self._table(document, document.steps)
+        for name, group in document.measurements.items():
+            self.measurements[name] = self._table(document, group)
         specs = self.steps.arrays | self._window_arrays()
         for table in self.measurements.values():
             specs |= table.arrays
+        vectors = [snapshot.array for snapshot in self._snapshots.values()]
+        vectors += ["final"] if document.has_final else []
         specs |= dict.fromkeys(vectors, vector_array(self._size))
-        self._commits.continue_from(
-            specs, {name: arrays[name]["shape"][0] for name in specs}
+        lengths = {path: document.arrays[path].length for path in specs}
+        self._commits.continue_from(specs, lengths)
+        self.n_windows = document.n_windows
+        self._has_final = document.has_final
+
+    def _table(self, document: Document, group: RowGroup) -> RowTable:
+        return RowTable(
+            self._commits,
+            self._spec,
+            group.path,
+            metrics=group.metrics,
+            n_rows=document.n_rows(group),
         )
-        self.n_windows = arrays["references/start"]["shape"][0]
-        self._has_final = "final" in arrays
 
     def _window_arrays(self) -> dict[str, ArraySpec]:
         return window_arrays(self._spec, size=self._size, block=BLOCK)
@@ -244,7 +248,7 @@ class Writer:
     @property
     def snapshots(self) -> dict[str, int]:
         """The step before which each snapshot was taken, by name."""
-        return {name: found["step"] for name, found in self._snapshots.items()}
+        return {name: found.step for name, found in self._snapshots.items()}
 
     @property
     def created(self) -> str:
@@ -284,9 +288,8 @@ class Writer:
         n_steps = min(n_steps, self.n_steps)
         starts = self.read("references/start", slice(0, self.n_windows))
         self.n_windows = int(np.searchsorted(starts, n_steps))
-        n_keyframes = -(-self.n_windows // KEYFRAME_EVERY)
         lengths = dict.fromkeys(self._window_arrays(), self.n_windows)
-        lengths[KEYFRAMES] = n_keyframes
+        lengths[KEYFRAMES] = n_keyframes(self.n_windows)
         self.steps.n_rows = n_steps
         for name, table in self.measurements.items():
             table.n_rows = min(table.n_rows, measured.get(name, 0))
@@ -295,7 +298,7 @@ class Writer:
         self._commits.continue_from({}, lengths)
         kept = set(snapshots)
         for name in [name for name in self._snapshots if name not in kept]:
-            self._commits.remove(self._snapshots.pop(name)["array"])
+            self._commits.remove(self._snapshots.pop(name).array)
         if self._has_final:
             self._commits.remove("final")
             self._has_final = False
@@ -334,12 +337,12 @@ class Writer:
         self, name: str, step: int, read: Callable[[slice], Array]
     ) -> None:
         """Write an iterate in full precision, taken before optimizer step `step`."""
-        numbers = [int(s["array"].partition("/")[2]) for s in self._snapshots.values()]
+        numbers = [int(s.array.partition("/")[2]) for s in self._snapshots.values()]
         key = f"snapshots/{max(numbers, default=-1) + 1}"
         if name in self._snapshots:
-            key = self._snapshots[name]["array"]
+            key = self._snapshots[name].array
         self._write_vector(key, read)
-        self._snapshots[name] = {"array": key, "step": step}
+        self._snapshots[name] = Snapshot(key, step)
 
     def write_final(
         self, read: Callable[[slice], Array] | None, *, status: str
@@ -380,7 +383,10 @@ class Writer:
                     name: {"group": table.group, "metrics": table.metrics}
                     for name, table in self.measurements.items()
                 },
-                "snapshots": self._snapshots,
+                "snapshots": {
+                    name: snapshot._asdict()
+                    for name, snapshot in self._snapshots.items()
+                },
                 "resumes": self._resumes,
             }
         )

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trajstore.format.arrays import KEYFRAME_EVERY, table_columns
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.rows import measured_arrays
-from trajstore.format.schema import KEYFRAME_EVERY, RunSpec, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import steps_class

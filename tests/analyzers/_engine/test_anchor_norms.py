@@ -29,11 +29,11 @@ def test_each_step_has_the_norm_of_its_anchor(
     assert found.dtype == np.float64
     assert found.data.numblocks[0] == (1 if parts == "whole" else 9)
     references = [
-        run.layout.unflatten(run.reference(c, slice(0, run.layout.size)))
+        run.layout.unflatten(run.stored.anchors.decode(c, slice(0, run.layout.size)))
         for c in range(run.n_windows)
     ]
     expected = [
         [np.linalg.norm(tensor.astype(np.float64)) for tensor in references[c].values()]
-        for c in run.array("window")[:]
+        for c in run.stored.array("window")[:]
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -137,10 +137,14 @@ def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path
     run = open_run(tmp_path / "run.zarr")
     gradients = path_of(run).gradients
     measured = run.measured("same_batch")
-    after = measured.large_rows("gradient", slice(0, 6), slice(0, run.layout.size))
+    after = measured.stored.large_rows(
+        "gradient", slice(0, 6), slice(0, run.layout.size)
+    )
     found = measured.steps["grad_dot_previous"].sum("layer").values
-    np.testing.assert_array_equal(measured.step_numbers, [2, 4, 6, 8, 10, 12])
-    expected = products(after.astype(np.float64), gradients[measured.step_numbers - 1])
+    np.testing.assert_array_equal(measured.stored.step_numbers, [2, 4, 6, 8, 10, 12])
+    expected = products(
+        after.astype(np.float64), gradients[measured.stored.step_numbers - 1]
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # The steps themselves are compared with each other as if nothing had been measured.
     of_steps = run.steps["grad_dot_previous"].sum("layer").values[1:]

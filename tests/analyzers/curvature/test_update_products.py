@@ -138,8 +138,8 @@ def test_weight_decay_and_several_rates_are_no_plain_descent(
 ):
     run = paper_runs["sgd"]
     assert analyzers.update_products(run).attrs["rule"] == "plain descent"
-    metrics = [*run.attributes["metrics"], "lr_1"]
-    several = replace(run, attributes={**run.attributes, "metrics": metrics})
+    group = replace(run.group, metrics=(*run.metrics, "lr_1"))
+    several = Run(replace(run.stored, group=group))
     assert analyzers.update_products(several).attrs["rule"] == "unknown"
 
 

@@ -108,10 +108,14 @@ def test_flow_conserves_what_descent_changes_little(measured: Measured):
 def iterates(run: trajstore.Run) -> list[dict[str, Any]]:
     """Every iterate of an exact run, read row by row."""
     whole = slice(0, run.layout.size)
-    window, displacement = run.array("window")[:], run.array("displacement")
+    window, displacement = (
+        run.stored.array("window")[:],
+        run.stored.array("displacement"),
+    )
     return [
         run.layout.unflatten(
-            run.reference(int(window[k]), whole).astype(float) + displacement[k]
+            run.stored.anchors.decode(int(window[k]), whole).astype(float)
+            + displacement[k]
         )
         for k in range(run.n_steps)
     ]

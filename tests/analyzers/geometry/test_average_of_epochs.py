@@ -20,7 +20,10 @@ def references(
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     every = slice(0, run.layout.size)
     return np.array(
-        [run.reference(run.epoch_windows[e], every).astype(float) for e in epochs]
+        [
+            run.stored.anchors.decode(run.stored.epoch_windows[e], every).astype(float)
+            for e in epochs
+        ]
     )
 
 

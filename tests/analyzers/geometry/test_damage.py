@@ -14,7 +14,7 @@ import xarray as xr
 
 import analyzers
 from trajstore import open_run
-from trajstore.format import schema
+from trajstore.format import arrays
 
 pytest.importorskip("torch")
 
@@ -25,8 +25,8 @@ ROWS = 8
 @pytest.fixture(scope="module", autouse=True)
 def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "MAX_CHUNK_ROWS", ROWS)
-        patch.setattr(schema, "VECTOR_CHUNK", {"int8": 2048, "float32": 2048})
+        patch.setattr(arrays, "MAX_CHUNK_ROWS", ROWS)
+        patch.setattr(arrays, "VECTOR_CHUNK", {"int8": 2048, "float32": 2048})
         yield
 
 

@@ -11,10 +11,14 @@ import trajstore
 def test_distances_are_those_of_the_iterates(exact_run: Path):
     run = trajstore.open_run(exact_run)
     every = slice(0, run.layout.size)
-    displacements, windows = run.array("displacement")[:], run.array("window")[:]
+    displacements, windows = (
+        run.stored.array("displacement")[:],
+        run.stored.array("window")[:],
+    )
     x = np.array(
         [
-            run.reference(int(windows[k]), every).astype(float) + displacements[k]
+            run.stored.anchors.decode(int(windows[k]), every).astype(float)
+            + displacements[k]
             for k in range(run.n_steps)
         ]
     )

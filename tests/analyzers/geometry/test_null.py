@@ -113,12 +113,16 @@ def test_run_is_measured_by_its_steps(exact_run: Path):
 def _updates(run: trajstore.Run) -> np.ndarray[Any, Any]:
     """Differences of the iterates of an exact run."""
     every = slice(0, run.layout.size)
-    displacements, windows = run.array("displacement")[:], run.array("window")[:]
+    displacements, windows = (
+        run.stored.array("displacement")[:],
+        run.stored.array("window")[:],
+    )
     x = [
-        run.reference(int(windows[k]), every).astype(float) + displacements[k]
+        run.stored.anchors.decode(int(windows[k]), every).astype(float)
+        + displacements[k]
         for k in range(run.n_steps)
     ]
-    return np.diff(np.array([*x, run.vector("final", every)]), axis=0)
+    return np.diff(np.array([*x, run.stored.vector("final", every)]), axis=0)
 
 
 @pytest.mark.parametrize("direction", ["update", "gradient + 0.1 x"])

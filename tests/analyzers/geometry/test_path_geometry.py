@@ -41,10 +41,15 @@ def z_scores(result: xr.Dataset, truth: xr.Dataset, name: str) -> xr.DataArray:
 def slow_geometry(run: Run, target: Vector, *, layers: bool) -> xr.Dataset:
     """The definitions, in float64, from the gradients and iterates of an exact run."""
     rows = []
-    gradients, displacements = run.array("gradient")[:], run.array("displacement")[:]
-    windows = run.array("window")[:]
+    gradients, displacements = (
+        run.stored.array("gradient")[:],
+        run.stored.array("displacement")[:],
+    )
+    windows = run.stored.array("window")[:]
     for k in range(run.n_steps):
-        reference = run.reference(int(windows[k]), slice(0, run.layout.size))
+        reference = run.stored.anchors.decode(
+            int(windows[k]), slice(0, run.layout.size)
+        )
         x = reference.astype(np.float64) + displacements[k]
         d = run.layout.unflatten(x - target)
         g = run.layout.unflatten(gradients[k].astype(np.float64))
@@ -302,8 +307,8 @@ def test_standard_error_without_a_basis_is_that_of_all_of_v(
     path = tmp_path / "run.zarr"
     run = recorded(path, train_small, sketch_bits=256, probes=64, basis=0)
     geometry = analyzers.path_geometry(run).compute()
-    layout, width = run.layout, run.sketch.fold.width
-    whole, n_rows = slice(0, run.layout.size), run.sketch.fold.n_rows
+    layout, width = run.layout, run.stored.sketch.fold.width
+    whole, n_rows = slice(0, run.layout.size), run.stored.sketch.fold.n_rows
 
     def fold(squares: Any) -> Any:
         padded = np.zeros(n_rows * width)
@@ -311,10 +316,12 @@ def test_standard_error_without_a_basis_is_that_of_all_of_v(
         return padded.reshape(n_rows, width)
 
     for step in (0, 13, 40, 57):
-        window = int(run.array("window")[step])
-        v = run.array("final")[:].astype(np.float64) - run.reference(window, whole)
+        window = int(run.stored.array("window")[step])
+        v = run.stored.array("final")[:].astype(np.float64) - run.stored.anchors.decode(
+            window, whole
+        )
         weights = run.windows.weights.values[window].astype(np.float64)
-        gradient = exact.array("gradient")[step].astype(np.float64)
+        gradient = exact.stored.array("gradient")[step].astype(np.float64)
         G_sq, u_sq = np.zeros(layout.size), np.zeros(layout.size)
         for offset, size, w in zip(layout.offsets, layout.sizes, weights, strict=True):
             part = slice(int(offset), int(offset + size))
@@ -366,15 +373,15 @@ def choose(kind: str, run: Run, other: Run) -> tuple[Any, Vector]:
     whole = slice(0, run.layout.size)
     match kind:
         case "final":
-            return "final", run.array("final")[:]
+            return "final", run.stored.array("final")[:]
         case "epoch":
-            return 2, run.reference(run.epoch_windows[2], whole)
+            return 2, run.stored.anchors.decode(run.stored.epoch_windows[2], whole)
         case "snapshot":
-            snapshot = run.attributes["snapshots"]["middle"]["array"]
-            return "middle", run.array(snapshot)[:]
+            snapshot = run.stored.document.snapshots["middle"].array
+            return "middle", run.stored.array(snapshot)[:]
         case "other run":
-            return other, other.array("final")[:]
-    between = (run.array("final")[:] + other.array("final")[:]) / 2
+            return other, other.stored.array("final")[:]
+    between = (run.stored.array("final")[:] + other.stored.array("final")[:]) / 2
     named: dict[str, Any] = dict(run.layout.unflatten(between))
     if kind == "tensors":
         named = {name: torch.from_numpy(value) for name, value in named.items()}
@@ -450,8 +457,8 @@ def test_nothing_is_estimated_where_the_reference_lies_in_the_basis(
 ):
     """The window that begins at x*, and those one and two later."""
     sketched = trajstore.open_run(example_run)
-    window = sketched.epoch_windows[2]
-    vector = sketched.reference(window, slice(0, sketched.layout.size))
+    window = sketched.stored.epoch_windows[2]
+    vector = sketched.stored.anchors.decode(window, slice(0, sketched.layout.size))
     result = analyzers.path_geometry(sketched, reference=2)
     expected = slow_geometry(exact, vector, layers=False)
     start = int(sketched.windows.start[window])
@@ -576,7 +583,7 @@ def test_result_does_not_depend_on_chunks(
 
 
 def test_tasks_can_be_sent_to_other_processes(sketched: Run, geometry: xr.Dataset):
-    mapping = sketched.layout.unflatten(sketched.array("final")[:])
+    mapping = sketched.layout.unflatten(sketched.stored.array("final")[:])
     lazy = analyzers.path_geometry(sketched, reference=mapping)
     result = pickle.loads(pickle.dumps(lazy)).compute()
     xr.testing.assert_equal(result, geometry)
@@ -813,7 +820,7 @@ def test_errors_are_known_where_a_few_columns_have_most_of_the_energy(tmp_path: 
         by_hand, shape=(64, 512), n_steps=200, steps_per_epoch=50, spoil=spoil
     )
     run = recorded(tmp_path / "run.zarr", train, sketch_bits=1024, probes=256)
-    assert run.sketch.fold.n_rows > 16
+    assert run.stored.sketch.fold.n_rows > 16
     result = analyzers.path_geometry(run).compute()
     truth = two_run(train)
     for name in ("gamma", "lolr"):

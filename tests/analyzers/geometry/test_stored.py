@@ -106,7 +106,7 @@ def test_interrupted_analysis_computes_only_what_is_missing(
 
 
 def test_given_arrays_are_told_apart(run: Run, stored_chunks: list[int]):
-    final = run.array("final")[:]
+    final = run.stored.array("final")[:]
     for scale in (0.5, 2.0, 0.5):
         reference = run.layout.unflatten(np.float32(scale) * final)
         stored = analyzers.store_geometry(run, reference=reference)
@@ -155,7 +155,7 @@ def test_half_removed_result_does_not_look_complete(
     run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     """Killed while the result of other arrays is about to be replaced."""
-    final = run.array("final")[:]
+    final = run.stored.array("final")[:]
     one, other = (run.layout.unflatten(np.float32(s) * final) for s in (0.5, 2.0))
     analyzers.store_geometry(run, reference=one)
     stored_chunks.clear()

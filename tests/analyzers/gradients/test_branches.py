@@ -24,7 +24,7 @@ def record_branch(
     rates = [1.7 * scale] * n_steps
     found = {
         "parent": "parent.zarr",
-        "parent_created": parent.attributes["created"],
+        "parent_created": parent.stored.document.created,
         "epoch": 2,
         "step": FIRST,
         "lr_scale": scale,

@@ -76,7 +76,7 @@ def test_branches_are_compared_with_their_parent(tmp_path: Path, traj_analyze: R
     parent = descend(store, [0.1] * 10 + [1.7] * 20, np.ones(20))
     says: dict[str, Any] = {
         "parent": "run.zarr",
-        "parent_created": parent.attributes["created"],
+        "parent_created": parent.stored.document.created,
         "epoch": 1,
         "step": 10,
     }

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 def test_means_are_those_of_whole_gradients(exact_run: Path):
     run = trajstore.open_run(exact_run)
-    gradients = run.array("gradient")[:].astype(float)
+    gradients = run.stored.array("gradient")[:].astype(float)
     units = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
     curve = analyzers.lag_curve(run, lags=[1, 7, 58, 90], n_pairs=59)
     for lag, n in ((1, 59), (7, 53), (58, 2)):

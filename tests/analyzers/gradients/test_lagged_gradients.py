@@ -30,10 +30,10 @@ def fail_if_computed(*_args: object, **_kwargs: object) -> None:
 
 def iterates_of(run: Run) -> Any:
     """Return gradients and iterates of an exact run, float64 of (step, param)."""
-    windows, whole = run.array("window")[:], slice(0, run.layout.size)
-    references = np.stack([run.reference(int(c), whole) for c in windows])
-    gradients = run.array("gradient")[:].astype("f8")
-    return gradients, references + run.array("displacement")[:].astype("f8")
+    windows, whole = run.stored.array("window")[:], slice(0, run.layout.size)
+    references = np.stack([run.stored.anchors.decode(int(c), whole) for c in windows])
+    gradients = run.stored.array("gradient")[:].astype("f8")
+    return gradients, references + run.stored.array("displacement")[:].astype("f8")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def exact(exact_run: Path) -> xr.Dataset:
 def test_an_exact_run_follows_the_definitions(exact_run: Path, exact: xr.Dataset):
     run = trajstore.open_run(exact_run)
     gradients, iterates = iterates_of(run)
-    end = run.vector("final", slice(0, run.layout.size)).astype("f8")
+    end = run.stored.vector("final", slice(0, run.layout.size)).astype("f8")
     for k in exact.step.values:
         for lag in LAGS:
             pair = [k, k + lag]

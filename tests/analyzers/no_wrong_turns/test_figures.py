@@ -37,7 +37,7 @@ def published(runs: list[Run]) -> Figures:
 def epoch_values(run: Run, quantity: str, **options: Any) -> list[np.ndarray[Any, Any]]:
     """Values of every epoch, by hand."""
     values = analyzers.path_geometry(run, **options)[quantity].values
-    return [values[run.epochs == epoch] for epoch in range(run.n_epochs)]
+    return [values[run.stored.epochs == epoch] for epoch in range(run.n_epochs)]
 
 
 def assert_shows(

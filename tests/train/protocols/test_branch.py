@@ -43,15 +43,18 @@ def parent_of(
 
 
 def final(run: Run) -> Any:
-    return run.vector("final", slice(0, run.layout.size))
+    return run.stored.vector("final", slice(0, run.layout.size))
 
 
 def iterates(run: Run) -> Any:
     whole = slice(0, run.layout.size)
     references = np.stack(
-        [run.reference(int(c), whole) for c in run.array("window")[:]]
+        [
+            run.stored.anchors.decode(int(c), whole)
+            for c in run.stored.array("window")[:]
+        ]
     )
-    return references.astype(float) + run.array("displacement")[:]
+    return references.astype(float) + run.stored.array("displacement")[:]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     assert again.n_steps == parent.n_steps - first
     np.testing.assert_array_equal(final(again), final(parent))
     np.testing.assert_array_equal(
-        again.array("gradient")[:], parent.array("gradient")[first:]
+        again.stored.array("gradient")[:], parent.stored.array("gradient")[first:]
     )
     logged = [name for name in parent.metrics if name != "wall_time"]
     for name in logged:
@@ -84,7 +87,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
         np.testing.assert_allclose(again.steps[name], expected, rtol=1e-6, err_msg=name)
     assert again.attrs["branch"] == {
         "parent": "run.zarr",
-        "parent_created": parent.attributes["created"],
+        "parent_created": parent.stored.document.created,
         "epoch": 2,
         "step": first,
         "lr_scale": 1.0,
@@ -100,8 +103,8 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
     rates = parent.steps.lr.values[2 * PER_EPOCH :]
     np.testing.assert_allclose(small.steps.lr, 0.01 * rates, rtol=1e-12)
     # The first gradient is the same, and so is the second but for a step a 100th as long.
-    gradients = parent.array("gradient")[2 * PER_EPOCH :]
-    np.testing.assert_array_equal(small.array("gradient")[0], gradients[0])
+    gradients = parent.stored.array("gradient")[2 * PER_EPOCH :]
+    np.testing.assert_array_equal(small.stored.array("gradient")[0], gradients[0])
     steps = small.steps.update_norm.values
     assert steps[0] == pytest.approx(
         0.01 * float(parent.steps.update_norm[2 * PER_EPOCH]), rel=1e-3
@@ -114,9 +117,9 @@ def test_a_run_leaves_snapshots_and_checkpoints_where_it_is_asked_to(tmp_path: P
     assert parent.snapshots == ("epoch-1", "epoch-3")
     for epoch in (1, 3):
         assert branch_point(tmp_path / "run.zarr", epoch).exists()
-        array = parent.attributes["snapshots"][f"epoch-{epoch}"]["array"]
+        array = parent.stored.document.snapshots[f"epoch-{epoch}"].array
         np.testing.assert_allclose(
-            parent.vector(array, slice(0, parent.layout.size)),
+            parent.stored.vector(array, slice(0, parent.layout.size)),
             iterates(parent)[epoch * PER_EPOCH],
             atol=1e-7,
         )
@@ -146,8 +149,8 @@ def test_the_beginning_needs_no_checkpoint(tmp_path: Path):
     parent = parent_of(tmp_path, settings("digits-resnet"), ())
     branch(parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
     again = open_run(tmp_path / "branch.zarr")
-    gradients = parent.array("gradient")[: 2 * PER_EPOCH]
-    np.testing.assert_array_equal(again.array("gradient")[:], gradients)
+    gradients = parent.stored.array("gradient")[: 2 * PER_EPOCH]
+    np.testing.assert_array_equal(again.stored.array("gradient")[:], gradients)
 
 
 def test_branches_are_as_long_as_they_are_asked_to_be(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trajstore.cli.command_line import run_command_line
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 
 
 @pytest.fixture(autouse=True)

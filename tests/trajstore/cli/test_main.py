@@ -10,7 +10,8 @@ import pytest
 from tests.trajstore import handmade
 from tests.trajstore.handmade import small_spec
 from trajstore.cli import main as cli
-from trajstore.format.schema import METRIC_BLOCK, RunSpec, step_arrays
+from trajstore.format.arrays import METRIC_BLOCK, step_arrays
+from trajstore.format.run_spec import RunSpec
 from trajstore.reading.run import open_run
 from trajstore.store.writer import Writer
 

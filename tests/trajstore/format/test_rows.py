@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.trajstore.handmade import small_spec
+from trajstore.format.arrays import n_columns, table_columns
 from trajstore.format.rows import complete_tables, decode_probes, encode_probes, norms
-from trajstore.format.schema import n_columns, table_columns
 
 N_STEPS, SIZES = 4, (6, 50, 1)
 

@@ -11,20 +11,18 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trajstore.format.schema import (
+from trajstore.format.arrays import (
     CHUNK_BYTES,
     DERIVED_TABLE,
     ITEM_SIZE,
     MAX_CHUNK_ROWS,
     ArraySpec,
-    RunSpec,
-    SchemaError,
     step_arrays,
     table_columns,
-    validate_spec,
     vector_array,
     window_arrays,
 )
+from trajstore.format.run_spec import RunSpec, SchemaError, validate_spec
 
 FIELDS = [field.name for field in fields(RunSpec)]
 

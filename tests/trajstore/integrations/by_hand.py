@@ -91,7 +91,7 @@ def flat(tensors: Any) -> npt.NDArray[np.float32]:
 
 def vectors(run: Run, name: str) -> npt.NDArray[np.float32]:
     """Return the whole vectors that an exact recording holds, without padding."""
-    return unpadded(run, run.array(name)[: run.n_steps])
+    return unpadded(run, run.stored.array(name)[: run.n_steps])
 
 
 def unpadded(run: Run, padded: Any) -> npt.NDArray[np.float32]:
@@ -105,10 +105,11 @@ def unpadded(run: Run, padded: Any) -> npt.NDArray[np.float32]:
 
 
 def iterates(run: Run) -> npt.NDArray[np.float32]:
-    windows = np.asarray(run.array("window")[: run.n_steps])
+    windows = np.asarray(run.stored.array("window")[: run.n_steps])
     size = run.layout.size
     references = [
-        unpadded(run, run.reference(int(window), slice(0, size))) for window in windows
+        unpadded(run, run.stored.anchors.decode(int(window), slice(0, size)))
+        for window in windows
     ]
     return np.stack(references) + vectors(run, "displacement")
 
@@ -130,7 +131,7 @@ def check_rows(path: Path, steps: Sequence[Step], *, steps_per_epoch: int) -> Ru
 
 
 def final(run: Run) -> npt.NDArray[np.float32]:
-    return unpadded(run, run.vector("final", slice(0, run.layout.size)))
+    return unpadded(run, run.stored.vector("final", slice(0, run.layout.size)))
 
 
 def check_same_recording(one: Path, other: Path) -> None:
@@ -139,6 +140,8 @@ def check_same_recording(one: Path, other: Path) -> None:
     assert first.status == second.status == "complete"
     assert first.n_steps == second.n_steps > 0
     for name in ("epoch", "iteration", "window", "tables", "references/start"):
-        np.testing.assert_array_equal(first.array(name)[:], second.array(name)[:], name)
+        np.testing.assert_array_equal(
+            first.stored.array(name)[:], second.stored.array(name)[:], name
+        )
     np.testing.assert_array_equal(first.steps.loss, second.steps.loss)
     np.testing.assert_array_equal(final(first), final(second))

@@ -180,7 +180,7 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
     fit_with_checkpoints(path, make_loader(), every=stop, max_epochs=2)
     module = fit_with_checkpoints(path, make_loader(), every=stop, resume=True)
     resumed = open_run(path)
-    assert [r["step"] for r in resumed.attributes["resumes"]] == [stop]
+    assert [r["step"] for r in resumed.stored.document.resumes] == [stop]
     assert resumed.n_steps == EPOCHS * N_BATCHES
     np.testing.assert_array_equal(final(resumed), flat(module.parameters()))
     if stop == N_BATCHES:

@@ -231,7 +231,7 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
         tmp_path, model, TrajectoryCallback(tmp_path / "whole", **SMALL), **saving
     ).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     resumed = open_run(tmp_path / "whole")
-    assert [r["step"] for r in resumed.attributes["resumes"]] == [stop]
+    assert [r["step"] for r in resumed.stored.document.resumes] == [stop]
     np.testing.assert_array_equal(final(resumed), flat(model.parameters()))
     check_same_recording(tmp_path / "kept", tmp_path / "whole")
 

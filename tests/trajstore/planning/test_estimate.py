@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajstore.format.defaults import BASIS
 from trajstore.format.layout import Layout
+from trajstore.format.run_spec import BASIS
 from trajstore.format.windows import Windows
 from trajstore.planning.estimate import (
     COMPRESSION,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trajstore.format.layout import Layout
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.planning.estimate import guess_layout, plan_recording
 from trajstore.planning.search import SIGNS, most_precise_plan, smallest_plan
 

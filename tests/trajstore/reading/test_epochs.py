@@ -244,7 +244,7 @@ def test_a_grid_of_a_run_reads_what_is_used(tmp_path: Path):
     write_run(tmp_path / "run.zarr", n_steps=10)
     run = open_run(tmp_path / "run.zarr")
     grid = epoch_grid(run.steps)
-    assert run._chunk.cache_info().currsize == 0  # type: ignore[attr-defined]
+    assert run.stored._chunk.cache_info().currsize == 0  # type: ignore[attr-defined]
     np.testing.assert_array_equal(grid["loss"].sel(epoch=1), [-4, -5, -6, -7])
     np.testing.assert_array_equal(
         grid["window"], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, np.nan, np.nan]]
@@ -288,7 +288,7 @@ def test_many_steps_are_opened_and_selected_without_reading_all(tmp_path: Path):
     epoch = run.steps.sel(epoch=slice(100, 101))
     assert epoch["loss"].values.tolist() == list(range(400, 408))
     # One chunk of scalars of three.
-    assert run._chunk.cache_info().currsize == 1  # type: ignore[attr-defined]
+    assert run.stored._chunk.cache_info().currsize == 1  # type: ignore[attr-defined]
 
 
 def test_results_are_combined_with_the_steps_they_are_of(example_run: Path):

@@ -25,13 +25,9 @@ from tests.trajstore.handmade import (
     write_run,
 )
 from trajstore import open_run
+from trajstore.format.arrays import DESCRIPTIONS, table_columns
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import (
-    DESCRIPTIONS,
-    RunSpec,
-    SchemaError,
-    table_columns,
-)
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.reading.run import Run
 from trajstore.store.writer import Writer
 
@@ -59,7 +55,7 @@ def test_rows_read_back_as_they_were_written(path: Path, spec: RunSpec):
     write_run(path, n_steps=10, spec=spec)
     run = open_run(path)
     for name, values in random_rows(0, 10, spec).items():
-        np.testing.assert_array_equal(run.array(name)[...], values, strict=True)
+        np.testing.assert_array_equal(run.stored.array(name)[...], values, strict=True)
     assert run.spec == spec
     assert (run.n_steps, run.n_windows, run.n_epochs) == (10, 10, 3)
 
@@ -208,7 +204,7 @@ def test_windows_say_which_steps_they_cover(path: Path):
     assert windows["weights"].dims == ("window", "layer")
     assert windows["layer"].values.tolist() == list(SPEC.names)
     # Of the windows only those of steps 0 and 4 begin with an epoch.
-    assert open_run(path).epoch_windows == {0: 0, 1: 2}
+    assert open_run(path).stored.epoch_windows == {0: 0, 1: 2}
 
 
 def test_references_are_decoded_bit_by_bit(path: Path):
@@ -224,18 +220,18 @@ def test_references_are_decoded_bit_by_bit(path: Path):
             factors = np.repeat(window.scales, BLOCK)
             reference = reference + window.codes.astype(np.float32) * factors
         expected.append(reference)
-    assert run.array("references/keyframes").shape == (3, SIZE)
+    assert run.stored.array("references/keyframes").shape == (3, SIZE)
     # Forwards, as the analyses go, and in an order that finds nothing decoded.
     for c in [*range(n_windows), 31, 63, 0, 32, 69, 5]:
         for part in (slice(0, SIZE), slice(BLOCK, 3 * BLOCK)):
-            found = run.reference(c, part)
+            found = run.stored.anchors.decode(c, part)
             assert found.dtype == np.float32
             assert found.tobytes() == expected[c][part].tobytes()
 
 
 def test_decoded_references_cannot_be_changed(ten_steps: Path):
     for window in (0, 1):
-        reference = open_run(ten_steps).reference(window, slice(0, SIZE))
+        reference = open_run(ten_steps).stored.anchors.decode(window, slice(0, SIZE))
         with pytest.raises(ValueError, match="read-only"):
             reference += 1
 
@@ -252,17 +248,17 @@ def test_snapshots_and_the_final_iterate_read_back(path: Path):
     run = open_run(path)
     assert run.has_final
     assert run.snapshots == ("warm",)
-    stored = run.attributes["snapshots"]["warm"]
-    assert stored["step"] == 3
-    np.testing.assert_array_equal(run.array(stored["array"])[...], vectors[0])
-    np.testing.assert_array_equal(run.array("final")[...], vectors[1])
+    stored = run.stored.document.snapshots["warm"]
+    assert stored.step == 3
+    np.testing.assert_array_equal(run.stored.array(stored.array)[...], vectors[0])
+    np.testing.assert_array_equal(run.stored.array("final")[...], vectors[1])
 
 
 def test_a_run_without_steps_is_a_run(path: Path):
     write_run(path, n_steps=0)
     run = open_run(path)
     assert (run.n_steps, run.n_epochs, run.n_windows) == (0, 0, 0)
-    assert run.epoch_windows == {}
+    assert run.stored.epoch_windows == {}
     assert run.windows.sizes["window"] == 0
     assert run.steps.sizes["step"] == 0
     assert run.steps["grad_sq"].values.shape == (0, 2)
@@ -568,11 +564,13 @@ def test_the_recorded_example_holds_consistent_numbers(example_run: Path):
     np.testing.assert_allclose(
         steps["grad_norm"] ** 2, steps["grad_sq"].astype(float).sum("layer"), rtol=1e-12
     )
-    final = run.array("final")[...].astype(float)
+    final = run.stored.array("final")[...].astype(float)
     last = run.windows["start"].values[-1]
     assert last == 59
     # x_60 = x_59 + u_59, and the last window's reference is x_59 but for its int8 code,
     # which is coarser than the last step is long by far less than 5 %.
-    displacement = final - run.reference(run.n_windows - 1, slice(0, final.size))
+    displacement = final - run.stored.anchors.decode(
+        run.n_windows - 1, slice(0, final.size)
+    )
     length = math.sqrt(steps["update_sq"].isel(step=-1).sum())
     assert abs(np.linalg.norm(displacement) / length - 1) < 0.05

@@ -10,8 +10,9 @@ import pytest
 
 from tests.trajstore.handmade import small_spec
 from trajstore import Run, iterate, open_run
+from trajstore.format.arrays import METRIC_BLOCK, step_arrays
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import METRIC_BLOCK, RunSpec, step_arrays
+from trajstore.format.run_spec import RunSpec
 from trajstore.reading.target import ReferencePoint, reference_point
 from trajstore.store.writer import Window, Writer
 

@@ -21,7 +21,7 @@ from tests.trajstore.handmade import (
 from tests.trajstore.store.test_chunks import flip_a_bit, pack_a_bomb, remove
 from trajstore import open_run
 from trajstore.cli import main as cli
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.reading.verify import Problem, all_chunks, problems
 from trajstore.store.writer import Writer
 

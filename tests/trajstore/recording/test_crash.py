@@ -92,7 +92,7 @@ def contents(path: Path) -> dict[str, Array]:
     """Read what a recording consists of, but the times of day."""
     run = open_run(path)
     arrays = {
-        name: np.asarray(run.array(name)[...])
+        name: np.asarray(run.stored.array(name)[...])
         for name in (
             *("epoch", "iteration", "window", "tables", "signs", "scales"),
             *("gradient_probes", "displacement_probes", "probe_scales"),
@@ -100,7 +100,9 @@ def contents(path: Path) -> dict[str, Array]:
     }
     arrays["loss"] = run.steps["loss"].values if run.n_steps else np.zeros(0)
     for name in ("start", "codes", "scales", "weights", "arrival", "probes"):
-        arrays[f"references/{name}"] = np.asarray(run.array(f"references/{name}")[...])
+        arrays[f"references/{name}"] = np.asarray(
+            run.stored.array(f"references/{name}")[...]
+        )
     return arrays
 
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from trajstore import Recorder, open_run
-from trajstore.format.schema import table_columns
+from trajstore.format.arrays import table_columns
 from trajstore.recording import capture, recorder
 from trajstore.recording.host_copies import HostCopies
 from trajstore.tracking.backends import choose as steps_choice
@@ -358,6 +358,6 @@ class TestOnDevice:
             spec = made._spec
         run = open_run(tmp_path / "run")
         column = table_columns(spec)["grad_sq"]
-        found = run.rows("tables", slice(0, 1))[0][:, column].reshape(-1)
+        found = run.stored.rows("tables", slice(0, 1))[0][:, column].reshape(-1)
         expected = [t.grad.double().square().sum().item() for t in tensors.values()]
         np.testing.assert_allclose(found, expected, rtol=1e-6)

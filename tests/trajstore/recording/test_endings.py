@@ -123,8 +123,8 @@ def test_an_interruption_of_a_flush_writes_no_row_twice(
     run = open_run(tmp_path / "run.zarr")
     assert (run.status, run.has_final) == ("failed", True)
     assert 0 < run.n_steps < 20
-    np.testing.assert_array_equal(run.iterations, np.arange(run.n_steps) % 10)
-    np.testing.assert_array_equal(run.epochs, np.arange(run.n_steps) // 10)
+    np.testing.assert_array_equal(run.stored.iterations, np.arange(run.n_steps) % 10)
+    np.testing.assert_array_equal(run.stored.epochs, np.arange(run.n_steps) // 10)
 
 
 def test_a_handler_of_the_users_is_left_alone(tmp_path: Path):

@@ -54,16 +54,16 @@ class Seen:
         """Compare whole gradients and iterates of an exact run."""
         assert run.n_steps == len(self.gradients)
         whole, every = slice(0, run.layout.size), slice(0, run.n_steps)
-        gradients = run.large_rows("gradient", every, whole)
-        displacements = run.large_rows("displacement", every, whole)
+        gradients = run.stored.large_rows("gradient", every, whole)
+        displacements = run.stored.large_rows("displacement", every, whole)
         for k in range(run.n_steps):
             window = int(run.steps.window[k])
-            x = run.reference(window, whole) + displacements[k]
+            x = run.stored.anchors.decode(window, whole) + displacements[k]
             np.testing.assert_allclose(
                 dense(run, gradients[k]), self.gradients[k], rtol, 1e-7
             )
             np.testing.assert_allclose(dense(run, x), self.iterates[k], rtol, 1e-6)
-        final = dense(run, run.vector("final", whole))
+        final = dense(run, run.stored.vector("final", whole))
         np.testing.assert_array_equal(final, iterate(model))
 
 
@@ -292,9 +292,9 @@ def test_float32_copies_of_low_precision_parameters(tmp_path: Path):
             iterates.append([c.detach().numpy().copy() for c in copies.values()])
     run = open_run(tmp_path / "run")
     assert list(run.layout.names) == list(copies)
-    stored = run.large_rows("gradient", slice(0, 4), slice(0, run.layout.size))
+    stored = run.stored.large_rows("gradient", slice(0, 4), slice(0, run.layout.size))
     np.testing.assert_array_equal([dense(run, g) for g in stored], gradients)
-    final = run.layout.unflatten(run.vector("final", slice(0, run.layout.size)))
+    final = run.layout.unflatten(run.stored.vector("final", slice(0, run.layout.size)))
     for value, expected in zip(final.values(), iterates[-1], strict=True):
         np.testing.assert_array_equal(value, expected)
 
@@ -505,8 +505,8 @@ def test_a_step_that_one_was_left_out_of_belongs_to_its_epoch(tmp_path: Path):
     seen.agrees(run, model)
     assert run.steps.epoch.values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert run.steps.iteration.values.tolist() == [0, 1] * 4
-    assert run.attributes["snapshots"]["after four"]["step"] == 4
-    assert run.measured("after six").step_numbers.tolist() == [6]
+    assert run.stored.document.snapshots["after four"].step == 4
+    assert run.measured("after six").stored.step_numbers.tolist() == [6]
     assert states == [8]
 
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import analyzers
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
 
@@ -106,11 +106,11 @@ def test_rows_hold_what_was_there(tmp_path: Path, device: str):
 
     rows = [(fixed, i) for i in range(8)] + [(full, 0)]
     for (measured, i), (gradient, parameters) in zip(rows, training.seen, strict=True):
-        stored = measured.array("gradient")[i]
+        stored = measured.stored.array("gradient")[i]
         np.testing.assert_array_equal(stored, pad(run, gradient).astype("f4"))
-        window = int(measured.array("window")[i])
-        x = run.reference(window, slice(0, run.layout.size)).astype("f8")
-        x += measured.array("displacement")[i]
+        window = int(measured.stored.array("window")[i])
+        x = run.stored.anchors.decode(window, slice(0, run.layout.size)).astype("f8")
+        x += measured.stored.array("displacement")[i]
         np.testing.assert_allclose(x, pad(run, parameters), atol=1e-6)
         norm = np.linalg.norm(gradient)
         assert float(measured.steps.grad_norm[i]) == pytest.approx(norm, rel=1e-6)
@@ -132,9 +132,11 @@ def test_steps_are_recorded_as_without(tmp_path: Path, device: str):
         )
     )
     ours, theirs = open_run(tmp_path / "measured"), open_run(tmp_path / "plain")
-    for name in theirs.documents:
+    for name in theirs.stored.document.arrays:
         if name != "scalars":
-            np.testing.assert_array_equal(ours.array(name)[:], theirs.array(name)[:])
+            np.testing.assert_array_equal(
+                ours.stored.array(name)[:], theirs.stored.array(name)[:]
+            )
     ours_steps, theirs_steps = ours.steps.load(), theirs.steps.load()
     assert ours_steps.drop_vars("wall_time").identical(
         theirs_steps.drop_vars("wall_time").assign_attrs(location=ours.location)
@@ -151,10 +153,12 @@ def test_updates_are_what_steps_change(tmp_path: Path, device: str, basis: int):
     for k in range(N_STEPS):
         expected = training.iterates[k + 1] - training.iterates[k]
         # Iterates are float32 numbers of order 1.
-        stored = update.array("gradient")[k]
+        stored = update.stored.array("gradient")[k]
         np.testing.assert_allclose(stored, pad(run, expected), atol=3e-7)
-        x = run.reference(int(update.array("window")[k]), whole).astype("f8")
-        x += update.array("displacement")[k]
+        x = run.stored.anchors.decode(
+            int(update.stored.array("window")[k]), whole
+        ).astype("f8")
+        x += update.stored.array("displacement")[k]
         np.testing.assert_allclose(x, pad(run, training.iterates[k]), atol=1e-6)
     tables, steps = update.steps, run.steps
     same = {
@@ -182,16 +186,23 @@ def test_sketches_are_fresh_in_every_row(tmp_path: Path, device: str):
             recorder.measure(name)
         training.optimizer.step()
     run = open_run(tmp_path / "run")
-    signs = [*run.measured("a").array("signs")[:], *run.measured("b").array("signs")[:]]
-    signs += [*run.array("signs")[:]]
+    signs = [
+        *run.measured("a").stored.array("signs")[:],
+        *run.measured("b").stored.array("signs")[:],
+    ]
+    signs += [*run.stored.array("signs")[:]]
     assert len({code.tobytes() for code in signs}) == 4
-    numbers = [*run.measured("a").sign_numbers, *run.measured("b").sign_numbers, 0]
+    numbers = [
+        *run.measured("a").stored.sign_numbers,
+        *run.measured("b").stored.sign_numbers,
+        0,
+    ]
     assert len(set(numbers)) == 4
     for code, number in zip(signs, numbers, strict=True):
-        scales = run.array("scales")[:1]
-        decoded = run.sketch.decode(code[None], scales, np.array([number]))
+        scales = run.stored.array("scales")[:1]
+        decoded = run.stored.sketch.decode(code[None], scales, np.array([number]))
         gradient = pad(run, training.flat("gradient")).astype("f4")
-        folded = run.sketch.fold(gradient, decoded.row_signs[0])
+        folded = run.stored.sketch.fold(gradient, decoded.row_signs[0])
         folded = folded[: decoded.buckets.shape[1]]
         # One bit of 256 keeps the direction, to a cosine of sqrt(2 / pi).
         cosine = (decoded.buckets[0] @ folded) / np.linalg.norm(folded)
@@ -229,10 +240,10 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(
     ) as recorder:
         resumed.run(recorder, range(checkpoint, N_STEPS))
     ours, theirs = open_run(tmp_path / "run"), open_run(tmp_path / "whole")
-    assert ours.documents.keys() == theirs.documents.keys()
-    for name in theirs.documents:
+    assert ours.stored.document.arrays.keys() == theirs.stored.document.arrays.keys()
+    for name in theirs.stored.document.arrays:
         if not name.endswith("scalars"):
-            found, expected = ours.array(name)[:], theirs.array(name)[:]
+            found, expected = ours.stored.array(name)[:], theirs.stored.array(name)[:]
             assert found.tobytes() == expected.tobytes(), name
     assert list(problems(ours)) == []
 
@@ -248,7 +259,9 @@ def test_without_a_state_rows_from_the_step_on_are_forgotten(tmp_path: Path):
     with recorder:
         recorder.flush()
         run = open_run(tmp_path / "run")
-        np.testing.assert_array_equal(run.measured("fixed").step_numbers, [0, 0, 3, 3])
+        np.testing.assert_array_equal(
+            run.measured("fixed").stored.step_numbers, [0, 0, 3, 3]
+        )
         assert run.measured("full").n_steps == 0
 
 

@@ -108,7 +108,7 @@ def flat(run: Run, tensors: dict[str, Array]) -> Array:
 
 
 def reference(run: Run, window: int) -> Array:
-    return run.reference(window, slice(0, run.layout.size))
+    return run.stored.anchors.decode(window, slice(0, run.layout.size))
 
 
 def expected_references(run: Run, trace: list[Step]) -> list[Array]:
@@ -407,7 +407,7 @@ def test_stored_references_are_the_ones_coded_by_hand(traced: tuple[Run, list[St
 def test_arrival_is_the_last_iterate_in_the_old_basis(traced: tuple[Run, list[Step]]):
     run, trace = traced
     references = [r.astype(np.float64) for r in expected_references(run, trace)]
-    arrival = run.array("references/arrival")[:]
+    arrival = run.stored.array("references/arrival")[:]
     assert np.isnan(arrival[0]).all()
     for window in range(1, run.n_windows):
         old = window - 1
@@ -452,8 +452,8 @@ def test_the_stored_sketch_is_that_of_the_weighted_gradient(
     traced: tuple[Run, list[Step]],
 ):
     run, trace = traced
-    signs, scales = run.array("signs")[:], run.array("scales")[:]
-    windows = run.array("window")[:]
+    signs, scales = run.stored.array("signs")[:], run.stored.array("scales")[:]
+    windows = run.stored.array("window")[:]
     for step, seen in enumerate(trace):
         weights = run.windows["weights"].values[windows[step]]
         weighted = {
@@ -463,7 +463,7 @@ def test_the_stored_sketch_is_that_of_the_weighted_gradient(
             )
         }
         vector = flat(run, weighted)
-        sketch = run.sketch_of(int(windows[step]))
+        sketch = run.stored.sketch_of(int(windows[step]))
         expected, scale = sketch.encode(vector, step)
         np.testing.assert_allclose(scales[step], scale, rtol=1e-5)
         # Where rounding decides, a sign may differ.
@@ -480,19 +480,19 @@ def test_stored_probes_are_those_of_gradient_and_displacement(
 ):
     run, trace = traced
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    gradient, displacement = decode_probes({n: run.array(n)[:] for n in names})
-    windows = run.array("window")[:]
+    gradient, displacement = decode_probes({n: run.stored.array(n)[:] for n in names})
+    windows = run.stored.array("window")[:]
     for step, seen in enumerate(trace):
         point = flat(run, seen.before) - reference(run, windows[step])
         for stored, vector, half_level in [
             (gradient[step], flat(run, seen.gradient), 0.501 / 127),
             (displacement[step], point, 2**-11),  # float16 below its largest
         ]:
-            expected = run.probes(vector)
+            expected = run.stored.probes(vector)
             largest = np.abs(expected).max()
             assert np.abs(stored - expected).max() <= (half_level + 1e-5) * largest
     for window in range(run.n_windows):
-        expected = run.probes(reference(run, window))
+        expected = run.stored.probes(reference(run, window))
         stored = run.windows["probes"].values[window]
         # Sums over the windows of float32 probes.
         np.testing.assert_allclose(
@@ -506,15 +506,17 @@ def test_exact_mode_stores_gradients_and_displacements(tmp_path: Path):
     )
     assert_tables_match(run, trace)
     for step, seen in enumerate(trace):
-        window = int(run.array("window")[step])
+        window = int(run.stored.array("window")[step])
         expected = flat(run, seen.before) - reference(run, window)
-        assert np.array_equal(run.array("gradient")[step], flat(run, seen.gradient))
-        assert np.array_equal(run.array("displacement")[step], expected)
+        assert np.array_equal(
+            run.stored.array("gradient")[step], flat(run, seen.gradient)
+        )
+        assert np.array_equal(run.stored.array("displacement")[step], expected)
 
 
 def test_final_iterate_is_bit_exact(traced: tuple[Run, list[Step]]):
     run, trace = traced
-    assert np.array_equal(run.array("final")[:], flat(run, trace[-1].after))
+    assert np.array_equal(run.stored.array("final")[:], flat(run, trace[-1].after))
     assert run.status == "complete"
 
 
@@ -644,7 +646,7 @@ def test_tables_of_unusual_parameters(
     else:
         sums = [[np.square(g).sum() for g in s.gradient.values()] for s in trace]
         np.testing.assert_allclose(run.steps.grad_sq, sums, rtol=1e-6)
-    assert np.array_equal(run.array("final")[:], flat(run, trace[-1].after))
+    assert np.array_equal(run.stored.array("final")[:], flat(run, trace[-1].after))
 
 
 def test_parameters_that_the_optimizer_does_not_hold_are_left_out(tmp_path: Path):
@@ -726,7 +728,7 @@ def test_a_gradient_that_is_not_finite_stays_in_its_row(bad: float, tmp_path: Pa
             assert np.array_equal(np.isfinite(measured), finite), name
             error = np.abs(measured - value)[finite]
             assert (error <= RTOL * scale[finite]).all(), name
-    finite_scales = np.isfinite(run.array("scales")[:]).all(1)
+    finite_scales = np.isfinite(run.stored.array("scales")[:]).all(1)
     assert (~finite_scales).nonzero()[0].tolist() == [4]
     assert (~np.isfinite(run.steps.grad_norm.values)).nonzero()[0].tolist() == [4]
     assert np.isfinite(run.windows["probes"].values).all()
@@ -744,7 +746,7 @@ def test_a_run_that_diverges_is_recorded_to_its_end(tmp_path: Path):
             take_step(training, step)
     run = open_run(tmp_path / "run")
     assert run.n_steps == 8
-    assert np.isnan(run.array("final")[:4]).all()
+    assert np.isnan(run.stored.array("final")[:4]).all()
     assert all(np.isfinite(reference(run, w)).all() for w in range(run.n_windows))
     assert np.isnan(run.steps.grad_norm.values[1:]).all()
 
@@ -1073,7 +1075,7 @@ def test_how_rows_are_flushed_does_not_change_them(flush_rows: int, tmp_path: Pa
         )
         dropped = ["wall_time", "lr"]
         values = {str(k): v.values for k, v in run.steps.drop_vars(dropped).items()}
-        return values | {"signs": run.array("signs")[:]}
+        return values | {"signs": run.stored.array("signs")[:]}
 
     expected, values = rows("a", 7), rows("b", flush_rows)
     assert expected.keys() == values.keys()
@@ -1107,7 +1109,7 @@ def test_epochs_are_begun_by_hand(tmp_path: Path):
     assert run.steps.epoch.values.tolist() == [0, 0, 1, 1, 1, 2]
     assert run.steps.iteration.values.tolist() == [0, 1, 0, 1, 2, 0]
     assert {2, 5} <= set(run.windows["start"].values.tolist())
-    assert run.epoch_windows.keys() == {0, 1, 2}
+    assert run.stored.epoch_windows.keys() == {0, 1, 2}
     assert_tables_match(run, trace)
 
 
@@ -1153,7 +1155,7 @@ def test_more_windows_than_keyframes(tmp_path: Path):
         tmp_path / "run", regression(), 36, reference_every=1, basis=4, **SMALL
     )
     assert run.n_windows == 36
-    assert run.array("references/keyframes").shape[0] == 2
+    assert run.stored.array("references/keyframes").shape[0] == 2
     for window, expected in enumerate(expected_references(run, trace)):
         assert np.array_equal(reference(run, window), expected), window
 
@@ -1167,7 +1169,7 @@ def test_two_recorders_agree(tmp_path: Path):
         for step in range(3):
             take_step(training, step)
     a, b = open_run(tmp_path / "a"), open_run(tmp_path / "b")
-    assert np.array_equal(a.array("signs")[:], b.array("signs")[:])
+    assert np.array_equal(a.stored.array("signs")[:], b.stored.array("signs")[:])
     assert a.n_steps == b.n_steps == 3
 
 
@@ -1188,9 +1190,9 @@ def test_snapshots_are_iterates_bit_for_bit(tmp_path: Path):
         assert set(open_run(path).snapshots) == set(expected)
     run = open_run(path)
     for (name, tensors), step in zip(expected.items(), (0, 3), strict=True):
-        entry = run.attributes["snapshots"][name]
-        assert entry["step"] == step
-        assert np.array_equal(run.array(entry["array"])[:], flat(run, tensors))
+        entry = run.stored.document.snapshots[name]
+        assert entry.step == step
+        assert np.array_equal(run.stored.array(entry.array)[:], flat(run, tensors))
 
 
 @pytest.mark.parametrize("name", ["", "final", "used"], ids=repr)
@@ -1268,7 +1270,7 @@ def test_a_change_after_the_last_step_is_warned_about(tmp_path: Path):
         recorder.close()
     assert w[0].filename == __file__
     run = open_run(tmp_path / "run")
-    assert np.array_equal(run.array("final")[:], flat(run, iterate(training)))
+    assert np.array_equal(run.stored.array("final")[:], flat(run, iterate(training)))
 
 
 def test_a_step_that_failed_is_no_change_of_the_parameters(tmp_path: Path):
@@ -1312,7 +1314,7 @@ def test_an_exception_ends_the_recording(
     assert hooks(training.optimizer) == 0
     run = open_run(tmp_path / "run")
     assert run.status == "failed"
-    assert np.array_equal(run.array("final")[:], flat(run, iterate(training)))
+    assert np.array_equal(run.stored.array("final")[:], flat(run, iterate(training)))
     assert_tables_match(run, trace)
 
 

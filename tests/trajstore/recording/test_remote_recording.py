@@ -15,13 +15,12 @@ import xarray as xr
 import analyzers
 from analyzers import cli
 from analyzers.geometry import stored as results
-from trajstore.format.schema import LEASE_SECONDS, WRITER
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
 from trajstore.store import location as locations
 from trajstore.store import lock
 from trajstore.store.location import open_store
-from trajstore.store.lock import StoreLockedError
+from trajstore.store.lock import LEASE_SECONDS, WRITER, StoreLockedError
 
 torch = pytest.importorskip("torch")
 

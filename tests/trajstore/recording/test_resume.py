@@ -12,7 +12,7 @@ import zarr
 from zarr.storage import LocalStore
 
 import analyzers
-from trajstore.format.schema import SchemaError
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import Run, open_run
 
 torch = pytest.importorskip("torch")
@@ -105,11 +105,11 @@ def contents(run: Run) -> dict[str, Any]:
         for name, array in members
         if isinstance(array, zarr.Array) and name != "scalars"
     }
-    for name in run.attributes["metrics"]:
+    for name in run.metrics:
         if name != "wall_time":
             arrays[f"scalars/{name}"] = run.steps[name].values
-    for name, snapshot in run.attributes["snapshots"].items():
-        arrays[f"snapshots/{name}"] = np.asarray(run.array(snapshot["array"])[...])
+    for name, snapshot in run.stored.document.snapshots.items():
+        arrays[f"snapshots/{name}"] = np.asarray(run.stored.array(snapshot.array)[...])
     return arrays
 
 
@@ -180,8 +180,8 @@ def test_a_resumed_recording_equals_one_that_went_on(
     assert_same_bits(found, open_run(whole))
     if options == {}:
         assert_same_analysis(found, open_run(whole))
-    assert [r["step"] for r in found.attributes["resumes"]] == interruptions
-    assert {r["n_missing"] for r in found.attributes["resumes"]} == {0}
+    assert [r["step"] for r in found.stored.document.resumes] == interruptions
+    assert {r["n_missing"] for r in found.stored.document.resumes} == {0}
 
 
 def test_a_gradient_that_was_not_stepped_with_is_no_previous_one(tmp_path: Path):
@@ -255,7 +255,7 @@ def test_steps_that_were_lost_are_nan_and_counted(tmp_path: Path):
     ) as recorder:
         training.run(recorder, range(40, 60))
     run = open_run(other)
-    assert run.attributes["resumes"][0]["n_missing"] == 2  # 33 + 5 were recorded
+    assert run.stored.document.resumes[0]["n_missing"] == 2  # 33 + 5 were recorded
     geometry = analyzers.path_geometry(run).compute()
     missing = np.isnan(geometry["gamma"].values)
     assert np.flatnonzero(missing).tolist() == [38, 39]
@@ -456,6 +456,9 @@ def test_a_resumption_that_ends_between_any_two_writes_leaves_right_rows(
         assert run.n_steps in {25, 20, 23}
         every = slice(0, run.n_steps)
         for name in ("epoch", "window", "signs", "probe_scales"):
-            found = run.rows(name, every).tobytes()
-            assert found == expected.rows(name, every).tobytes(), (name, n_writes)
+            found = run.stored.rows(name, every).tobytes()
+            assert found == expected.stored.rows(name, every).tobytes(), (
+                name,
+                n_writes,
+            )
     assert n_writes > 20

@@ -163,7 +163,7 @@ def test_measurements_have_none(tmp_path: Path):
         step()
     run = open_run(tmp_path / "run.zarr")
     np.testing.assert_array_equal(run.samples, [[3, 4]])
-    assert "measurements/0/samples" not in run.documents
+    assert "measurements/0/samples" not in run.stored.document.arrays
     with pytest.raises(ValueError, match=r"'other' of .* has no indices of examples"):
         _ = run.measured("other").samples
     assert list(problems(run)) == []

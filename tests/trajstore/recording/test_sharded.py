@@ -76,7 +76,9 @@ def pair(stores: Stores, division: tuple[str, int]) -> tuple[Run, Run]:
 def test_integers_are_the_same(division: tuple[str, int], name: str, stores: Stores):
     whole, run = pair(stores, division)
     assert run.layout == whole.layout
-    np.testing.assert_array_equal(run.array(name)[:], whole.array(name)[:])
+    np.testing.assert_array_equal(
+        run.stored.array(name)[:], whole.stored.array(name)[:]
+    )
 
 
 @every_division
@@ -121,7 +123,7 @@ def test_gamma_of_a_pipeline_is_within_its_error(stores: Stores):
 @pytest.mark.parametrize("name", ["final", "snapshots/0"])
 def test_iterates_are_the_same(division: tuple[str, int], name: str, stores: Stores):
     whole, run = (
-        r.layout.unflatten(r.vector(name, slice(0, r.layout.size)))
+        r.layout.unflatten(r.stored.vector(name, slice(0, r.layout.size)))
         for r in pair(stores, division)
     )
     assert whole.keys() == run.keys()
@@ -147,13 +149,17 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, tmp_path: Path)
     assert "have changed since the last optimizer step" not in done.stderr
     expected, run = open_run(stores["fsdp", 2]), open_run(tmp_path / "fsdp.zarr")
     for name in ("signs", "scales", "tables", "references/codes", "probe_scales"):
-        np.testing.assert_array_equal(run.array(name)[:], expected.array(name)[:])
+        np.testing.assert_array_equal(
+            run.stored.array(name)[:], expected.stored.array(name)[:]
+        )
     whole = slice(0, run.layout.size)
     np.testing.assert_array_equal(
-        run.vector("final", whole), expected.vector("final", whole)
+        run.stored.vector("final", whole), expected.stored.vector("final", whole)
     )
     again, expected = (r.measured("again") for r in (run, expected))
-    np.testing.assert_array_equal(again.array("signs")[:], expected.array("signs")[:])
+    np.testing.assert_array_equal(
+        again.stored.array("signs")[:], expected.stored.array("signs")[:]
+    )
 
 
 def test_options_that_divided_models_lack(tmp_path: Path):

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trajstore.format.schema import MAX_BLOCK, n_blocks
+from trajstore.format.arrays import MAX_BLOCK, n_blocks
 from trajstore.sketch.rotation import (
     factors,
     hadamard,

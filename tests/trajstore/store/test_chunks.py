@@ -15,7 +15,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from tests.trajstore.handmade import SIZE, SPEC, random_rows, random_window, write_run
 from trajstore import open_run
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.chunks import ChunkError, chunk_key, chunks_of, read_part
 from trajstore.store.writer import Writer
 
@@ -135,7 +135,7 @@ def test_what_is_no_chunk_is_an_error_that_says_why(
 ):
     run = open_run(path)
     damage(path / key)
-    array = run.array(key.partition("/c/")[0])
+    array = run.stored.array(key.partition("/c/")[0])
     tracemalloc.start()
     try:
         with pytest.raises(
@@ -163,7 +163,7 @@ def test_an_error_survives_pickling():
 
 def test_a_part_is_read_around_damaged_chunks(path: Path):
     run = open_run(path)
-    codes = run.array("references/codes")
+    codes = run.stored.array("references/codes")
     whole = codes[:]
     for window in (2, 5):
         remove(path / f"references/codes/c/{window}/0")
@@ -180,7 +180,7 @@ def test_a_part_is_read_around_damaged_chunks(path: Path):
 
 
 def test_places_of_chunks_cover_an_array(path: Path):
-    array = open_run(path).array("references/codes")
+    array = open_run(path).stored.array("references/codes")
     places = list(chunks_of(array))
     assert len(places) == 10
     assert places[3] == (slice(3, 4), slice(0, SIZE))
@@ -267,19 +267,21 @@ def test_a_damaged_reference_costs_those_up_to_the_next_in_full(tmp_path: Path):
         expect(path, "references/codes/c/40/0"),
         expect(path, "references/keyframes/c/2/0"),
     ):
-        found = [run.reference(c, every) for c in range(70)]
+        found = [run.stored.anchors.decode(c, every) for c in range(70)]
     for c in range(70):
         if 40 <= c < 64 or c >= 64:
             assert np.isnan(found[c]).all()
         else:
-            np.testing.assert_array_equal(found[c], whole.reference(c, every))
+            np.testing.assert_array_equal(
+                found[c], whole.stored.anchors.decode(c, every)
+            )
 
 
 def test_lost_signs_are_told_from_zeros(path: Path):
     run = open_run(path)
-    assert not run.is_missing("signs", slice(2, 9)).any()
+    assert not run.stored.is_missing("signs", slice(2, 9)).any()
     remove(path / "signs/c/0/0")
     run = open_run(path)
     with expect(path, "signs/c/0/0"):
-        assert run.is_missing("signs", slice(2, 9)).tolist() == [True] * 7
-    assert not run.rows("signs", slice(2, 9)).any()
+        assert run.stored.is_missing("signs", slice(2, 9)).tolist() == [True] * 7
+    assert not run.stored.rows("signs", slice(2, 9)).any()

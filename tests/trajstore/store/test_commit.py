@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from trajstore.format.schema import ITEM_SIZE, ArraySpec, Code
+from trajstore.format.arrays import ITEM_SIZE, ArraySpec, Code
 from trajstore.store.commit import Commits
 from trajstore.store.event_loop import EventLoop
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.trajstore.handmade import SIZE, change_root_of, write_run
 from tests.trajstore.store.test_chunks import with_checksum
 from trajstore import SchemaError, open_run
-from trajstore.format.root_document import (
+from trajstore.format.document import (
     MAX_BASIS,
     MAX_DIMENSIONS,
     MAX_MEASUREMENTS,
@@ -71,21 +71,23 @@ def read_all(path: Path) -> dict[str, Any]:
     """Read everything that an analysis reads."""
     run = open_run(path)
     arrays = {
-        name: run.rows(name, slice(0, run.documents[name]["shape"][0]))
-        for name in run.documents
-        if run.documents[name]["dimension_names"][0] == "step"
+        name: run.stored.rows(name, slice(0, array.length))
+        for name, array in run.stored.document.arrays.items()
+        if array.spec.dims[0] == "step"
     }
     for measurement in run.measurements:
         measured = run.measured(measurement)
         loaded = measured.steps.load()
         arrays |= {
-            f"{measured.path('')}{name}": loaded[name].values
+            f"{measured.stored.path('')}{name}": loaded[name].values
             for name in loaded.data_vars
         }
     every = slice(0, run.layout.size)
-    arrays |= {f"window {c}": run.reference(c, every) for c in range(run.n_windows)}
+    arrays |= {
+        f"window {c}": run.stored.anchors.decode(c, every) for c in range(run.n_windows)
+    }
     if run.has_final:
-        arrays["final"] = run.vector("final", every)
+        arrays["final"] = run.stored.vector("final", every)
     steps = run.steps.load()
     return (
         arrays
@@ -342,7 +344,7 @@ def test_a_lock_that_leads_elsewhere_is_left_alone(path: Path, tmp_path: Path):
     shutil.copytree(path, copy)
     (tmp_path / "other").write_text("text")
     (copy / ".lock").symlink_to(tmp_path / "other")
-    assert not open_run(copy).is_written
+    assert not open_run(copy).stored.is_written
     assert (tmp_path / "other").read_text() == "text"
 
 
@@ -350,4 +352,4 @@ def test_a_store_may_lie_behind_a_link(path: Path, tmp_path: Path):
     link = tmp_path / "link.zarr"
     link.symlink_to(path)
     xr.testing.assert_equal(open_run(link).steps.load(), open_run(path).steps.load())
-    assert open_run(link).reference(9, slice(0, SIZE)).any()
+    assert open_run(link).stored.anchors.decode(9, slice(0, SIZE)).any()

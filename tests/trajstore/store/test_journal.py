@@ -128,7 +128,10 @@ def test_a_recorder_without_a_flush_loses_nothing(
         "probe_scales",
     ):
         every = slice(0, 13)
-        assert found.rows(name, every).tobytes() == expected.rows(name, every).tobytes()
+        assert (
+            found.stored.rows(name, every).tobytes()
+            == expected.stored.rows(name, every).tobytes()
+        )
     assert found.steps["loss"].values.tolist() == list(range(13))
     assert recover(copy) == 0
     assert not (copy / JOURNAL).exists()

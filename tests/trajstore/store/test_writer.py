@@ -13,7 +13,8 @@ import pytest
 import zarr
 
 from tests.trajstore.handmade import small_spec
-from trajstore.format.schema import METRIC_BLOCK, RunSpec, step_arrays
+from trajstore.format.arrays import METRIC_BLOCK, step_arrays
+from trajstore.format.run_spec import RunSpec
 from trajstore.store.writer import Window, Writer
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trajstore.format.layout import Layout
-from trajstore.format.schema import RunSpec
+from trajstore.format.run_spec import RunSpec
 from trajstore.tracking import tracker
 from trajstore.tracking.tracker import Tracker
 

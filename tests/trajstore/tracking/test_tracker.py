@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
-from trajstore.format.schema import RunSpec, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.tracker import Tracker
 
 SHAPES = {"matrix": (40, 60), "bias": (60,), "scalar": ()}

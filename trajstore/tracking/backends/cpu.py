@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trajstore.format.arrays import n_blocks, table_columns
 from trajstore.format.layout import Layout
-from trajstore.format.schema import RunSpec, n_blocks, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.signs import Role
 from trajstore.sketch.sketch import Sketch

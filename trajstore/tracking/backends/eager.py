@@ -11,8 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from trajstore.format.arrays import table_columns
 from trajstore.format.layout import BLOCK
-from trajstore.format.schema import RunSpec, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.sketch import Sketch
 from trajstore.sketch_torch.probes import ProbesOnDevice

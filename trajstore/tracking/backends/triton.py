@@ -45,8 +45,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trajstore.format.arrays import table_columns
 from trajstore.format.layout import BLOCK, Layout
-from trajstore.format.schema import RunSpec, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.signs import Role, random_signs

@@ -22,7 +22,9 @@ def middle_gamma(run: Run) -> float:
     """Mean of gamma over the middle half of the epochs, by hand."""
     gamma = path_geometry(run).gamma.compute()
     first, stop = run.n_epochs // 4, 3 * run.n_epochs // 4  # of 4 or 8
-    return float(gamma[(run.epochs >= first) & (run.epochs < stop)].mean())
+    return float(
+        gamma[(run.stored.epochs >= first) & (run.stored.epochs < stop)].mean()
+    )
 
 
 def test_numbers_are_the_mid_run_means(

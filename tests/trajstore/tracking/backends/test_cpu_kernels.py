@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from trajstore.format.schema import MAX_BLOCK, n_blocks
+from trajstore.format.arrays import MAX_BLOCK, n_blocks
 from trajstore.sketch import onebit
 from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch.probes import Probes

@@ -1,0 +1,65 @@
+"""Keys of a run's attrs and names of measurements, shared by training and analysis.
+
+`train` writes them and `analyzers` reads them; neither imports the other. The strings
+are part of the format: changing one makes older stores unreadable to the analyses.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+TRAINING: Final = "training"
+"""Key of ``run.attrs`` for the settings of the training run, by name."""
+
+BRANCH: Final = "branch"
+"""Key of ``run.attrs`` for the origin of a run that branched off another one."""
+
+DATA: Final = "data"
+"""Key of ``run.attrs`` for a note on the data set."""
+
+FULL_BATCH: Final = "full_batch"
+"""Measurement: gradient of all training data. Also the name of the setting."""
+
+SAME_BATCH: Final = "same_batch"
+"""Measurement: gradient of a step's own examples, after the step."""
+
+FIXED_BATCHES: Final = "fixed_batches"
+"""Measurement: gradients of batches that stay the same throughout training."""
+
+UPDATE: Final = "update"
+"""Measurement: update x_(k+1) - x_k, recorded by ``Recorder(..., updates=True)``."""
+
+OPTIMIZERS: Final = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
+"""Values of the setting ``optimizer``, in the order of figures."""
+
+MOMENTUM: Final = 0.9
+"""Momentum coefficient of the optimizer ``"momentum"``."""
+
+CONTROLS: Final = (
+    "none",
+    "random-labels",
+    "label-noise",
+    "noise-gradients",
+    "random-walk",
+)
+"""Values of the setting ``control``, from memorisable labels to pure noise."""
+
+ENVIRONMENT_SETTINGS: Final = ("data_dir", "device", "num_workers")
+"""Settings that may differ between the parts of a resumed run."""
+
+NON_ESSENTIAL_SETTINGS: Final = (
+    *ENVIRONMENT_SETTINGS,
+    "full_gradients",
+    "measure_every",
+    "n_eigenvalues",
+    "record_samples",
+    "same_batch_every",
+    "sharpness_every",
+    "sharpness_examples",
+)
+"""Settings that change what is recorded, or where, but not the trained parameters."""
+
+
+def training_settings(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the training settings in a run's attrs, empty if it has none."""
+    settings: Mapping[str, Any] = attrs.get(TRAINING, {})
+    return settings

@@ -1,0 +1,347 @@
+"""Root document of a store, checked and parsed once.
+
+The document may be damaged, or made to do harm: nothing in it decides how much memory is
+taken, beyond bounds that no real run comes near.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from reprlib import Repr
+from typing import Any, Final, NamedTuple
+
+from trajstore.format.arrays import (
+    DERIVED_TABLE,
+    KEYFRAMES,
+    LAYER,
+    STEP,
+    ArraySpec,
+    StoredArray,
+    first_sign_number,
+    n_keyframes,
+    row_arrays,
+    table_columns,
+    vector_array,
+    window_arrays,
+)
+from trajstore.format.chunk_size import chunk_size
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import RunSpec, SchemaError, is_names, validate_spec
+
+FORMAT: Final = "trajstore"
+FORMAT_VERSION: Final = 1
+
+STATUSES: Final = ("running", "complete", "failed")
+"""Status in the store: still open, closed, or closed after an exception."""
+
+MAX_TENSORS: Final = 1 << 14
+MAX_DIMENSIONS: Final = 32
+MAX_BASIS: Final = 32
+MAX_SAMPLES: Final = 1 << 24
+MAX_SIZE: Final = 1 << 35
+"""Longest flat parameter vector."""
+
+MAX_ROWS: Final = 1 << 31
+MAX_CHUNK_BYTES: Final = 1 << 30
+"""Largest chunk in memory; only exact recordings come near."""
+
+MAX_MEASUREMENTS: Final = 1 << 10
+
+_RESERVED: Final = frozenset(
+    {*DERIVED_TABLE, STEP, LAYER, "basis", "epoch", "iteration", "window"}
+)
+"""Names that scalars cannot have, besides those of tables."""
+
+_REPR: Final = Repr()
+_REPR.maxlevel = 8
+_REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 40
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+
+
+class Snapshot(NamedTuple):
+    """A parameter vector stored in full."""
+
+    array: str
+    step: int  # optimizer steps taken before
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows of optimizer steps, or of one measurement."""
+
+    name: str  # of the measurement, empty for steps
+    path: str  # of the group in the store, empty for steps
+    metrics: tuple[str, ...]  # names of the scalars
+    first_sign_number: int  # seeds the random signs of the first row
+
+    @property
+    def is_measurement(self) -> bool:
+        """Whether the rows are of a measurement."""
+        return bool(self.path)
+
+    def path_of(self, array: str) -> str:
+        """Return the path in the store of an array of the group."""
+        return f"{self.path}/{array}" if self.path else array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Root document of a store, as of one commit."""
+
+    spec: RunSpec
+    layout: Layout
+    status: str  # one of STATUSES
+    created: str  # time of the recording's start; tells recordings apart
+    steps: RowGroup
+    measurements: Mapping[str, RowGroup]
+    snapshots: Mapping[str, Snapshot]
+    resumes: tuple[Mapping[str, Any], ...]  # with "step" and "n_missing"
+    attrs: Mapping[str, Any]  # passed to Recorder(attrs=...)
+    arrays: Mapping[str, StoredArray]  # by path
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return self.arrays["references/start"].length
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the last iterate is stored."""
+        return "final" in self.arrays
+
+    def n_rows(self, group: RowGroup) -> int:
+        """Return the number of rows in a group."""
+        return self.arrays[group.path_of("epoch")].length
+
+
+def parse_document(text: bytes) -> Document:
+    """Parse a store's ``zarr.json``; `SchemaError` lists all that is wrong with it."""
+    try:
+        root = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise SchemaError([f"zarr.json: truncated or damaged ({reason})."]) from error
+    attributes = root.get("attributes") if isinstance(root, Mapping) else None
+    if not isinstance(attributes, Mapping) or attributes.get("format") != FORMAT:
+        raise SchemaError(["not a trajectory store; its attributes do not say so."])
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        problem = f"format_version: expected {FORMAT_VERSION}, got {_shown(version)}."
+        problem = f"{problem} Open it with the version of trajstore that wrote it."
+        raise SchemaError([problem])
+    spec, problems = _valid_spec(attributes)
+    consolidated = root.get("consolidated_metadata")
+    found = consolidated.get("metadata") if isinstance(consolidated, Mapping) else None
+    if not isinstance(found, Mapping):
+        problem = f"consolidated_metadata: expected an object, got {_shown(found)}"
+        raise SchemaError([*problems, problem])
+    if spec is None or problems:
+        raise SchemaError(problems)
+    document = _document(spec, attributes, found)
+    if problems := _array_problems(document.arrays, found):
+        raise SchemaError(problems)
+    return document
+
+
+def differences(name: str, expected: Mapping[str, object], found: Any) -> list[str]:
+    """Return one ``"place: problem"`` for each difference in an array's metadata."""
+    if not isinstance(found, Mapping):
+        return [f"{name}: missing"]
+    problems = []
+    for key, value in expected.items():
+        if found.get(key) != value:
+            text = f"{name}: {key}: expected {value!r}, got {_shown(found.get(key))}"
+            problems.append(text)
+    return problems
+
+
+def _valid_spec(attributes: Mapping[str, Any]) -> tuple[RunSpec | None, list[str]]:
+    """Check the attributes; return the spec, None if it is invalid, and all problems."""
+    problems = validate_spec(attributes.get("spec"))
+    for key, (is_valid, expected) in _RULES.items():
+        if not is_valid(attributes.get(key)):
+            problems.append(
+                f"{key}: expected {expected}, got {_shown(attributes.get(key))}"
+            )
+    if problems:
+        return None, problems
+    spec = RunSpec.from_valid_json(attributes["spec"])
+    return spec, _bound_problems(spec, attributes)
+
+
+def _is_snapshots(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    for snapshot in value.values():
+        if not isinstance(snapshot, Mapping):
+            return False
+        array, step = snapshot.get("array"), snapshot.get("step")
+        if not isinstance(array, str) or not isinstance(step, int):
+            return False
+        if not re.fullmatch(r"snapshots/[0-9]{1,9}", array):
+            return False
+    return True
+
+
+def _is_measurements(value: object) -> bool:
+    """Whether groups are as the writer makes them: numbered, in their order."""
+    if not isinstance(value, Mapping):
+        return False
+    for i, measurement in enumerate(value.values()):
+        if (
+            not isinstance(measurement, Mapping)
+            or measurement.get("group") != f"measurements/{i}"
+            or not _is_metrics(measurement.get("metrics"))
+        ):
+            return False
+    return True
+
+
+def _is_metrics(value: object) -> bool:
+    return isinstance(value, list) and is_names(value)
+
+
+def _is_resumes(value: object) -> bool:
+    if not isinstance(value, list):
+        return False
+    for resumption in value:
+        if not isinstance(resumption, Mapping):
+            return False
+        if not isinstance(resumption.get("step"), int):
+            return False
+        if not isinstance(resumption.get("n_missing"), int):
+            return False
+    return True
+
+
+def _is_status(value: object) -> bool:
+    return value in STATUSES
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+_RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "status": (_is_status, f"one of {STATUSES}"),
+    "created": (_is_text, "a string"),
+    "attrs": (_is_object, "an object"),
+    "measurements": (_is_measurements, "an object of objects with numbered `group`s"),
+    "metrics": (_is_metrics, "a list of different strings"),
+    "resumes": (_is_resumes, "a list of objects with `step` and `n_missing`"),
+    "snapshots": (_is_snapshots, "an object of objects with `array` and `step`"),
+}
+
+
+def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
+    """Refuse what no real run is like, before anything is computed with it."""
+    taken = _RESERVED.union(table_columns(spec))
+    measurements = attributes["measurements"].values()
+    for group in (attributes, *measurements):
+        if clash := sorted(taken.intersection(group["metrics"])):
+            return [f"metrics: {clash} are names of tables or coordinates"]
+    dimensions = [len(shape) for shape in spec.shapes]
+    sizes = [size for shape in spec.shapes for size in shape]
+    largest = {
+        "measurements": (len(measurements), MAX_MEASUREMENTS),
+        "names: tensors": (len(spec.names), MAX_TENSORS),
+        "basis": (spec.basis, MAX_BASIS),
+        "samples": (spec.samples, MAX_SAMPLES),
+        "shapes: dimensions": (max(dimensions), MAX_DIMENSIONS),
+        "shapes: elements in a dimension": (max(sizes, default=1), MAX_SIZE),
+    }
+    problems = [
+        f"{name}: expected at most {bound}, got {_shown(number)}"
+        for name, (number, bound) in largest.items()
+        if number > bound
+    ]
+    if problems:
+        return problems
+    size = Layout(spec.names, spec.shapes).size
+    if not 0 < size <= MAX_SIZE:
+        return [f"shapes: expected 1 to {MAX_SIZE} elements in all, got {size}"]
+    return []
+
+
+def _document(
+    spec: RunSpec, attributes: Mapping[str, Any], found: Mapping[str, Any]
+) -> Document:
+    """Build a document from valid attributes and the metadata found of arrays."""
+    # Its arrays are the arrays that the writer would have written, in the lengths found.
+    layout = Layout(spec.names, spec.shapes)
+    steps = RowGroup("", "", tuple(attributes["metrics"]), 0)
+    measurements = {
+        name: RowGroup(
+            name,
+            measurement["group"],
+            tuple(measurement["metrics"]),
+            first_sign_number(i),
+        )
+        for i, (name, measurement) in enumerate(attributes["measurements"].items())
+    }
+    snapshots = {
+        name: Snapshot(snapshot["array"], snapshot["step"])
+        for name, snapshot in attributes["snapshots"].items()
+    }
+    arrays: dict[str, StoredArray] = {}
+    for group in (steps, *measurements.values()):
+        rows = row_arrays(spec, n_metrics=len(group.metrics), group=group.path)
+        _add(arrays, rows, _length(found, group.path_of("epoch")))
+    windows = window_arrays(spec, size=layout.size)
+    n_windows = _length(found, "references/start")
+    _add(arrays, windows, n_windows)
+    arrays[KEYFRAMES] = StoredArray(windows[KEYFRAMES], n_keyframes(n_windows))
+    vectors = [snapshot.array for snapshot in snapshots.values()]
+    vectors += ["final"] if "final" in found else []
+    vector = StoredArray(vector_array(layout.size), layout.size)
+    return Document(
+        spec=spec,
+        layout=layout,
+        status=attributes["status"],
+        created=attributes["created"],
+        steps=steps,
+        measurements=measurements,
+        snapshots=snapshots,
+        resumes=tuple(attributes["resumes"]),
+        attrs=attributes["attrs"],
+        arrays=arrays | dict.fromkeys(vectors, vector),
+    )
+
+
+def _add(
+    arrays: dict[str, StoredArray], specs: Mapping[str, ArraySpec], length: int
+) -> None:
+    for name, spec in specs.items():
+        arrays[name] = StoredArray(spec, length)
+
+
+def _length(found: Mapping[str, Any], name: str) -> int:
+    """Return the length of an array's first dimension, 0 if it has none."""
+    document = found.get(name)
+    shape = document.get("shape") if isinstance(document, Mapping) else None
+    length = shape[0] if isinstance(shape, list) and shape else 0
+    return length if isinstance(length, int) and 0 <= length <= MAX_ROWS else 0
+
+
+def _array_problems(
+    arrays: Mapping[str, StoredArray], found: Mapping[str, Any]
+) -> list[str]:
+    """Compare the metadata of arrays with the metadata the writer would have written."""
+    problems, large = [], []
+    for name, array in arrays.items():
+        problems += differences(name, array.metadata(), found.get(name))
+        if (size := chunk_size(array.spec).decoded) > MAX_CHUNK_BYTES:
+            bound = f"expected at most {MAX_CHUNK_BYTES}"
+            large.append(f"{name}: a chunk takes {size} bytes, {bound}")
+    return problems + large
+
+
+def _shown(value: object) -> str:
+    """Return the repr of a value of any size, shortened."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 1000 else f"{text[:1000]}..."

@@ -1,0 +1,167 @@
+"""Specification of a run: everything known when recording begins, and its defaults."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from math import inf, prod
+from typing import Any, Final, Self, cast
+
+SKETCH_BITS: Final = 65536
+"""Default number of signs in the sketch of a gradient."""
+
+BASIS: Final = 3
+"""Default number of directions in which gradients are stored exactly."""
+
+PROBES: Final = 1024
+"""Default number of fixed random projections."""
+
+FLUSH_ROWS: Final = 1024
+"""Number of waiting rows that triggers a flush."""
+
+FLUSH_BYTES: Final = 8 << 20
+"""Size of the waiting rows in memory that triggers a flush."""
+
+
+class SchemaError(ValueError):
+    """Metadata that does not describe a valid trajectory.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        Every problem found, not only the first one.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Specification of a run."""
+
+    names: tuple[str, ...]
+    """Names of the recorded parameter tensors."""
+    shapes: tuple[tuple[int, ...], ...]
+    seed: int
+    """Seed of all random signs."""
+    sketch_bits: int
+    """Signs in the sketch of one gradient, a power of two."""
+    basis: int
+    """Vectors of the low-rank basis: the anchor and ``basis - 1`` displacements."""
+    probes: int
+    """Fixed random projections, a power of two."""
+    # The next three: see `trajstore.format.windows.Windows`.
+    steps_per_epoch: int | None
+    reference_every: int | None
+    total_steps: int | None
+    exact: bool
+    """Whether whole gradients and displacements are stored instead of sketches."""
+    samples: int = 0
+    """Largest number of example indices stored per step. Absent in older stores."""
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """Build a spec from decoded JSON; `SchemaError` lists all that is wrong."""
+        if problems := validate_spec(document):
+            raise SchemaError(problems)
+        return cls.from_valid_json(cast("Mapping[str, Any]", document))
+
+    @classmethod
+    def from_valid_json(cls, document: Mapping[str, Any]) -> Self:
+        """Build a spec from decoded JSON in which `validate_spec` finds no problem."""
+        shapes = tuple(map(tuple, document["shapes"]))
+        return cls(**{**document, "names": tuple(document["names"]), "shapes": shapes})
+
+    def to_json(self) -> dict[str, object]:
+        """Return a JSON-serialisable description, the inverse of `from_json`."""
+        shapes = [list(shape) for shape in self.shapes]
+        return {**asdict(self), "names": list(self.names), "shapes": shapes}
+
+
+def validate_spec(document: object) -> list[str]:
+    """Return one ``"key: problem"`` for each reason why decoded JSON is not a spec."""
+    if not isinstance(document, Mapping):
+        return [f"spec: expected an object, got {document!r}"]
+    problems = [f"{key}: missing" for key in _REQUIRED if key not in document]
+    problems += [f"{key}: unknown" for key in document if key not in _RULES]
+    problems += [
+        f"{key}: expected {expected}, got {document[key]!r}"
+        for key, (is_valid, expected) in _RULES.items()
+        if key in document and not is_valid(document[key])
+    ]
+    if not problems and len(document["names"]) != len(document["shapes"]):
+        problems.append(
+            f"shapes: expected one for each of the {len(document['names'])} names, got "
+            f"{len(document['shapes'])}"
+        )
+    return problems
+
+
+def is_sketch_size(value: object) -> bool:
+    """Whether a number of signs or probes is supported: a power of two, 8 to 2**24."""
+    return _is_int(value, 8, 1 << 24) and not value & (value - 1)  # type: ignore[operator]
+
+
+def is_names(value: object) -> bool:
+    """Whether decoded JSON is a list of different strings."""
+    return (
+        isinstance(value, (list, tuple))
+        and set(map(type, value)) <= {str}
+        and len(set(value)) == len(value)
+    )
+
+
+def _is_int(value: object, least: int, most: float = inf) -> bool:
+    # JSON gives exact types: true is a bool, which is an int for isinstance.
+    return type(value) is int and least <= value <= most
+
+
+def _is_seed(value: object) -> bool:
+    return _is_int(value, 0, (1 << 64) - 1)
+
+
+def _is_natural(value: object) -> bool:
+    return _is_int(value, 0)
+
+
+def _is_count_or_none(value: object) -> bool:
+    return value is None or _is_int(value, 1)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_nonempty_names(value: object) -> bool:
+    return is_names(value) and bool(value)
+
+
+def _is_shapes(value: object) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    for shape in value:
+        if not isinstance(shape, (list, tuple)) or not set(map(type, shape)) <= {int}:
+            return False
+        if min(shape, default=0) < 0 or prod(shape) >= 1 << 40:
+            return False
+    return True
+
+
+_COUNT_OR_NONE: Final = (_is_count_or_none, "an integer of at least 1, or None")
+_SIZE: Final = (is_sketch_size, "a power of two from 8 to 2**24")
+
+_RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "names": (_is_nonempty_names, "a list of different strings"),
+    "shapes": (_is_shapes, "a list of lists of integers"),
+    "seed": (_is_seed, "an integer from 0 to 2**64 - 1"),
+    "sketch_bits": _SIZE,
+    "basis": (_is_natural, "an integer of at least 0"),
+    "probes": _SIZE,
+    "steps_per_epoch": _COUNT_OR_NONE,
+    "reference_every": _COUNT_OR_NONE,
+    "total_steps": _COUNT_OR_NONE,
+    "exact": (_is_bool, "true or false"),
+    "samples": (_is_natural, "an integer of at least 0"),
+}
+
+_REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

@@ -1,0 +1,96 @@
+"""Decode the anchors of windows: the vectors that training computed with, bit for bit.
+
+An anchor is stored as the coded difference from the anchor before it; every
+`KEYFRAME_EVERY`-th is stored in full.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES
+from trajstore.format.layout import BLOCK
+from trajstore.sketch import deltas
+from trajstore.store.chunks import Read
+
+FloatArray = npt.NDArray[np.float32]
+
+CACHED_PARTS: Final = 16
+"""Parts of decoded anchors kept in memory; 16 MB each in the analyses."""
+
+
+class Source(Protocol):
+    """Store to read codes from; `trajstore.reading.stored_rows.StoredRows` is one."""
+
+    def read(self, name: str, *part: slice) -> Read:
+        """Read a part of an array."""
+
+    def rows(self, name: str, rows: slice) -> npt.NDArray[np.float32]:
+        """Read rows of an array."""
+
+
+class Anchors:
+    """Anchors of a run's windows.
+
+    Parts are slices of the flat vector between multiples of `BLOCK`. They hold NaN where
+    a damaged chunk contributes: the anchor's own, or one since the last keyframe.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def decode(self, window: int, elements: slice) -> FloatArray:
+        """Return a part of an anchor, float32 (part,), read-only; the last are cached."""
+        return self._decoded(window, elements.start, elements.stop)
+
+    def decode_each(
+        self, windows: range, elements: slice, buffers: Sequence[FloatArray]
+    ) -> Iterator[FloatArray]:
+        """Yield a part of successive anchors, each in the next of two or more buffers."""
+        # Anchors from the last keyframe to the first window have to be decoded as well.
+        first = windows.start - windows.start % KEYFRAME_EVERY
+        before = None
+        for window in range(first, windows.stop):
+            anchor = buffers[window % len(buffers)]
+            self._decode_after(before, window, elements, out=anchor)
+            if window >= windows.start:
+                yield anchor
+            before = anchor
+
+    @cached_property
+    def _decoded(self) -> Callable[[int, int, int], FloatArray]:
+        return lru_cache(maxsize=CACHED_PARTS)(self._decode)
+
+    def _decode(self, window: int, start: int, stop: int) -> FloatArray:
+        is_keyframe = window % KEYFRAME_EVERY == 0
+        before = None if is_keyframe else self._decoded(window - 1, start, stop)
+        anchor = np.empty(stop - start, np.float32)
+        self._decode_after(before, window, slice(start, stop), out=anchor)
+        anchor.flags.writeable = False
+        return anchor
+
+    def _decode_after(
+        self,
+        before: FloatArray | None,
+        window: int,
+        elements: slice,
+        *,
+        out: FloatArray,
+    ) -> None:
+        """Decode a part of an anchor, given the same part of the anchor before it."""
+        keyframe, since = divmod(window, KEYFRAME_EVERY)
+        if since == 0:
+            row = slice(keyframe, keyframe + 1)
+            out[:] = self._source.read(KEYFRAMES, row, elements).values[0]
+            return
+        assert before is not None
+        row = slice(window, window + 1)
+        codes = self._source.read("references/codes", row, elements)
+        scales = self._source.rows("references/scales", row)[0]
+        scales = scales[elements.start // BLOCK : elements.stop // BLOCK]
+        deltas.move(before, codes.values[0], scales, out=out)
+        if codes.missing is not None:
+            out[codes.missing[0]] = np.nan

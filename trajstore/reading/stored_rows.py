@@ -1,0 +1,253 @@
+"""Reads of stored rows for analyses: cached by chunk, NaN where a chunk is damaged."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.document import Document, RowGroup
+from trajstore.format.run_spec import SchemaError
+from trajstore.reading.anchors import Anchors
+from trajstore.sketch.probes import Probes
+from trajstore.sketch.sketch import Sketch
+from trajstore.store.chunks import CheckedStore, ChunkError, Read, open_array, read_part
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+CACHED_CHUNKS: Final = 32
+"""Chunks of rows kept in memory, 2 MB each."""
+
+CACHED_VECTOR_PARTS: Final = 4
+"""Parts of stored parameter vectors kept in memory; 16 MB each in the analyses."""
+
+BOTH_LOST: Final = (
+    "chunks of both 'references/start' and 'window' are damaged, so that nothing tells "
+    "which steps belong to which window"
+)
+
+
+@dataclass(frozen=True, slots=False, eq=False)
+class StoredRows:
+    """Rows of a run's optimizer steps, or of one of its measurements."""
+
+    location: str
+    store: CheckedStore
+    document: Document
+    group: RowGroup
+    is_written: bool  # whether a process was writing the store when it was opened
+    _arrays: dict[str, Any] = field(default_factory=dict, repr=False)
+    _reported: set[str] = field(default_factory=set, repr=False)
+
+    @cached_property
+    def of_steps(self) -> "StoredRows":
+        """Rows of the optimizer steps of the same run."""
+        if not self.group.is_measurement:
+            return self
+        return replace(self, group=self.document.steps)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.document.n_rows(self.group)
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows of the run."""
+        return self.document.n_windows
+
+    @cached_property
+    def step_numbers(self) -> npt.NDArray[np.int64]:
+        """Number of optimizer steps before each row, int64 (row,)."""
+        if self.group.is_measurement:
+            return self._read_rows(STEP, slice(0, self.n_rows)).values
+        return np.arange(self.n_rows)
+
+    @cached_property
+    def sign_numbers(self) -> npt.NDArray[np.int64]:
+        """Numbers that seed the random signs of the rows, int64 (row,)."""
+        return self.group.first_sign_number + np.arange(self.n_rows)
+
+    @cached_property
+    def epochs(self) -> npt.NDArray[np.int32]:
+        """Epoch of every row, int32 (row,); -1 where it is lost."""
+        return self._read_rows("epoch", slice(0, self.n_rows)).values
+
+    @cached_property
+    def iterations(self) -> npt.NDArray[np.int32]:
+        """Steps of the epoch before every row, int32 (row,); -1 where it is lost."""
+        return self._read_rows("iteration", slice(0, self.n_rows)).values
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First row of every window, int64 (window,)."""
+        every = np.arange(self.n_windows)
+        if self.group.is_measurement:
+            window = self.read("window", slice(0, self.n_rows))
+            if window.missing is not None or (np.diff(window.values) < 0).any():
+                problem = (
+                    f"{self.path('window')}: damaged, so that nothing tells which rows "
+                    "belong to which window"
+                )
+                raise SchemaError([self._problem(problem)])
+            return np.searchsorted(window.values, every)
+        start = self.read("references/start", slice(0, self.n_windows))
+        values = start.values
+        if start.missing is not None:
+            window = self.read("window", slice(0, self.n_rows))
+            if window.missing is not None:
+                raise SchemaError([self._problem(BOTH_LOST)])
+            values = np.searchsorted(window.values, every)
+        if len(values) and (values[0] != 0 or (np.diff(values) < 0).any()):
+            problem = f"references/start: expected steps from 0 upwards, got {values}"
+            raise SchemaError([self._problem(problem)])
+        return values
+
+    @cached_property
+    def epoch_windows(self) -> dict[int, int]:
+        """Windows of the run that start with an epoch, by epoch."""
+        steps = self.of_steps
+        start = steps.starts[steps.starts < steps.n_rows]
+        epochs, is_first = steps.epochs[start], steps.iterations[start] == 0
+        return {int(epochs[c]): int(c) for c in np.flatnonzero(is_first)}
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """Sketch of the gradients in the first window."""
+        spec, size = self.document.spec, self.document.layout.size
+        return Sketch(size=size, bits=spec.sketch_bits, seed=spec.seed)
+
+    def sketch_of(self, window: int) -> Sketch:
+        """Return the sketch of the gradients in a window."""
+        return replace(self.sketch, window=window)
+
+    @cached_property
+    def probes(self) -> Probes:
+        """Random projections of gradients and displacements."""
+        return Probes(fold=self.sketch.fold, count=self.document.spec.probes)
+
+    @cached_property
+    def anchors(self) -> Anchors:
+        """Decoder of the anchors of windows."""
+        return Anchors(self)
+
+    def path(self, name: str) -> str:
+        """Return the path of an array of the group; other arrays go by their path."""
+        path = self.group.path_of(name)
+        return path if path in self.document.arrays else name
+
+    def array(self, name: str) -> Any:
+        """Return a `zarr.Array`; reading damage raises `ChunkError` or `ValueError`."""
+        path = self.path(name)
+        if path not in self._arrays:
+            array = self.document.arrays[path]
+            self._arrays[path] = open_array(self.store, path, array)
+        return self._arrays[path]
+
+    def rows(self, name: str, rows: slice) -> Array:
+        """Read rows, read-only; the last chunks are cached."""
+        # Damaged chunks read as NaN, as 0 in an array of integers and as -1 in samples;
+        # is_missing tells damage from such values.
+        return self._from_chunks(name, rows, _values)
+
+    def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:
+        """Return which rows of an array are lost, at least in part, bool (row,)."""
+        return self._from_chunks(name, rows, _missing_rows)
+
+    def large_rows(self, name: str, rows: slice, elements: slice) -> FloatArray:
+        """Read parts of an exact recording's vectors, float32 (row, element); no cache."""
+        values: FloatArray = self.read(name, rows, elements).values
+        return values
+
+    def vector(self, path: str, elements: slice) -> FloatArray:
+        """Read a part of a parameter vector, float32 (element,), read-only; cached."""
+        return self._vector_part(path, elements.start, elements.stop)
+
+    def read(self, name: str, *part: slice) -> Read:
+        """Read a part of an array, whole in the other dimensions; warn of damage."""
+        array = self.array(name)
+        others = [slice(0, n) for n in array.shape[len(part) :]]
+        read = read_part(array, (*part, *others))
+        self._report(read.errors)
+        return read
+
+    @cached_property
+    def _vector_part(self) -> Callable[[str, int, int], FloatArray]:
+        return lru_cache(maxsize=CACHED_VECTOR_PARTS)(self._read_vector_part)
+
+    def _read_vector_part(self, path: str, start: int, stop: int) -> FloatArray:
+        values: FloatArray = self.read(path, slice(start, stop)).values
+        values.flags.writeable = False
+        return values
+
+    def _from_chunks(
+        self, name: str, rows: slice, of: Callable[[Read], Array]
+    ) -> Array:
+        """Concatenate a function of the chunks that hold some rows; keep these rows."""
+        n = self.array(name).chunks[0]
+        chunks = range(rows.start // n, max(rows.start // n + 1, -(-rows.stop // n)))
+        parts = [of(self._chunk(name, c)) for c in chunks]
+        around = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        first = chunks.start * n
+        return around[rows.start - first : rows.stop - first]
+
+    @cached_property
+    def _chunk(self) -> Callable[[str, int], Read]:
+        return lru_cache(maxsize=CACHED_CHUNKS)(self._read_chunk)
+
+    def _read_chunk(self, name: str, index: int) -> Read:
+        array = self.array(name)
+        n = array.chunks[0]
+        rows = slice(*(min(i * n, array.shape[0]) for i in (index, index + 1)))
+        return self._read_rows(name, rows)
+
+    def _read_rows(self, name: str, rows: slice) -> Read:
+        """Read whole rows; fill in lost rows that follow from other arrays."""
+        read = self.read(name, rows)
+        if read.missing is not None and name in {"epoch", "iteration", "window"}:
+            steps = np.arange(rows.start, rows.stop)[read.missing]
+            read.values[read.missing] = self._derived(name, steps)
+        if read.missing is not None and name == SAMPLES:
+            read.values[read.missing] = NO_SAMPLE
+        read.values.flags.writeable = False
+        return read
+
+    def _derived(self, name: str, steps: Array) -> Array | int:
+        """Compute epochs, iterations or windows of steps; -1 where nothing tells."""
+        if self.group.is_measurement:
+            return -1
+        if name == "window":
+            start = self.read("references/start", slice(0, self.n_windows))
+            if start.missing is not None:
+                return -1
+            return np.searchsorted(start.values, steps, side="right") - 1
+        per_epoch = self.document.spec.steps_per_epoch
+        if per_epoch is None:
+            return -1
+        return steps // per_epoch if name == "epoch" else steps % per_epoch
+
+    def _report(self, errors: Iterable[ChunkError]) -> None:
+        for error in errors:
+            if error.key not in self._reported:
+                self._reported.add(error.key)
+                text = self._problem(f"{error}; what it held reads as NaN")
+                warnings.warn(text, UserWarning, stacklevel=2)
+
+    def _problem(self, problem: str) -> str:
+        return f"{self.location}: {problem}. See traj-store verify {self.location}"
+
+
+def _values(chunk: Read) -> Array:
+    return chunk.values
+
+
+def _missing_rows(chunk: Read) -> npt.NDArray[np.bool_]:
+    if chunk.missing is None:
+        return np.zeros(len(chunk.values), bool)
+    by_row = chunk.missing.reshape(len(chunk.values), -1)
+    return np.asarray(by_row.any(axis=1), bool)
