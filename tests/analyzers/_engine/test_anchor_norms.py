@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from analyzers._engine import anchor_norms
+from tests.analyzers.laziness import fail_if_computed
 from trajstore import open_run
-
-
-def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler for asserting laziness."""
-    pytest.fail("computed while building the graph")
 
 
 @pytest.mark.parametrize("parts", ["whole", "in parts"])
