@@ -24,7 +24,7 @@ from trajstore.cli.command_line import run_command_line
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.reading.results import replay_group, results_location, write_results
 from trajstore.reading.run import open_run
-from trajstore.reading.target import read_reference, reference_point
+from trajstore.reading.target import find_target, read_target
 
 Chosen = Annotated[
     Training,
@@ -294,7 +294,7 @@ def replay(
         Where the data lie. Default: where they were.
     """
     recorded = open_run(store)
-    target = read_reference(reference, recorded)
+    target = read_target(reference, recorded)
     result = replay_batches(
         recorded,
         reference=target,
@@ -302,7 +302,7 @@ def replay(
         device=device,
         data_dir=data_dir,
     )
-    group = replay_group(reference_point(recorded, target))
+    group = replay_group(find_target(recorded, target))
     write_results(recorded, group, result)
     n_known = int(result["reference_loss"].notnull().sum())
     Console().print(

@@ -1,7 +1,7 @@
 from .format.run_spec import SchemaError
 from .reading.epochs import epoch_grid, index_epochs
 from .reading.run import Run, open_run
-from .reading.target import iterate
+from .reading.target import iterate, parameters_at
 from .recording.recorder import Recorder
 from .store.lock import StoreLockedError
 from .store.recovery import recover
@@ -15,5 +15,6 @@ __all__ = [
     "index_epochs",
     "iterate",
     "open_run",
+    "parameters_at",
     "recover",
 ]

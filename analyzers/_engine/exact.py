@@ -10,7 +10,7 @@ from analyzers._engine.arrays.geometry import Estimate, Sampled, geometry
 from analyzers._engine.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -20,7 +20,7 @@ READ_BYTES: Final = 32 << 20
 
 def exact_sums(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     steps: slice,
     elements: slice,
     *,

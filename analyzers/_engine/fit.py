@@ -11,7 +11,7 @@ from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.slices import SEGMENT, segments
 from analyzers._engine.walk import WindowVectors, walk
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -25,7 +25,7 @@ class Fit(NamedTuple):
 
 
 def inner_products(
-    run: Run, target: ReferencePoint, windows: range, elements: slice
+    run: Run, target: Target, windows: range, elements: slice
 ) -> FloatArray:
     """Return products over `elements`, whole blocks, (window, layer, rank + 2, rank + 2)."""
     pieces = segments(run.layout, elements)

@@ -19,7 +19,7 @@ from analyzers._engine.tables import sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 from trajstore.sketch.sketch import Decoded
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -51,7 +51,7 @@ class Projected(NamedTuple):
 
 def project(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     steps: slice,
     rows: slice,
     fits: Sequence[Mapping[int, Fit]],

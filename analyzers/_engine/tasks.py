@@ -29,7 +29,7 @@ from analyzers._engine.slices import slices
 from analyzers._engine.walk import window_steps
 from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 PART: Final = 1 << 21
 """Elements in a task of the first pass: whole chunks of the store, and few enough for
@@ -44,7 +44,7 @@ NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
 
 def geometry_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     *,
     layers: bool,
@@ -60,7 +60,7 @@ def geometry_tasks(
 
 def _sketch_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     layers: bool,
     weight_decay: float,
@@ -89,7 +89,7 @@ def _sketch_tasks(
         )
 
 
-def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
+def _fit_task(run: Run, target: Target, group: int) -> Delayed:
     """Return the task that fits the windows of one keyframe."""
     first = group * KEYFRAME_EVERY
     windows = range(first, min(first + KEYFRAME_EVERY, run.n_windows))
@@ -102,7 +102,7 @@ def _fit_task(run: Run, target: ReferencePoint, group: int) -> Delayed:
 
 def _exact_tasks(
     run: Run,
-    target: ReferencePoint,
+    target: Target,
     chunks: Sequence[slice],
     layers: bool,
     weight_decay: float,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from analyzers._engine.slices import slices
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -60,7 +60,7 @@ def past_windows(window: int, rank: int) -> list[int]:
 
 
 def walk(
-    run: Run, target: ReferencePoint, windows: range, elements: slice
+    run: Run, target: Target, windows: range, elements: slice
 ) -> Iterator[tuple[int, WindowVectors]]:
     """Yield windows in order with their vectors over `elements`, whole blocks."""
     rank, last = run.spec.basis, run.n_windows - 1

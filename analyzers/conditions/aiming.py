@@ -13,14 +13,14 @@ from analyzers.geometry.losses import (
     recorded_losses,
 )
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 
 DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
 """Exponents of the PL condition: those of the paper's figures, and 2."""
 
 
 def aiming(
-    run: Run, *, reference: Reference = "final", measurement: str | None = None
+    run: Run, *, reference: TargetLike = "final", measurement: str | None = None
 ) -> xr.Dataset:
     r"""Angle between gradient and x - x*, and the constant of the aiming condition.
 

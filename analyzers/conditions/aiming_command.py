@@ -19,7 +19,7 @@ from analyzers.conditions.aiming import polyak_lojasiewicz
 from analyzers.geometry.average_of_epochs import read_reference
 from analyzers.geometry.command import MAX_ROWS
 from analyzers.geometry.losses import replayed
-from trajstore.reading.results import reference_slug
+from trajstore.reading.results import target_slug
 from trajstore.reading.run import Run, open_run
 
 NOT_OF_F = (
@@ -55,7 +55,7 @@ def aiming(
     measured = aim(
         run, reference=read_reference(reference, run), measurement=measurement
     )
-    slug = reference_slug(measured.attrs["reference"])
+    slug = target_slug(measured.attrs["reference"])
     group = _group(f"aiming-{slug}", measurement)
     aimed = store_result(run, group, measured)
     Console().print(_table_of_aiming(aimed))

@@ -14,7 +14,7 @@ import xarray as xr
 from analyzers.conditions.arrays import Steps, feasible, smallest_margin
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 
 Datasets = xr.Dataset | Iterable[xr.Dataset]
 
@@ -31,7 +31,7 @@ SOURCE: Final = (
 def alpha_beta(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     reference_losses: npt.ArrayLike | xr.DataArray | None = None,
     optimal_loss: float = 0.0,
 ) -> xr.Dataset:

@@ -17,7 +17,7 @@ from analyzers.conditions import alpha_beta_plots as plots
 from analyzers.conditions.alpha_beta import MIN_GAP, feasible_set, margin, smallest_beta
 from analyzers.conditions.alpha_beta import alpha_beta as compare
 from analyzers.geometry.average_of_epochs import read_reference
-from trajstore.reading.results import reference_slug
+from trajstore.reading.results import target_slug
 from trajstore.reading.run import open_run
 from trajstore.store.location import name_of
 
@@ -59,7 +59,7 @@ def alpha_beta(
     for run in runs:
         target = read_reference(reference, run)
         compared = compare(run, reference=target, optimal_loss=optimal_loss)
-        slug = reference_slug(compared.attrs["reference"])
+        slug = target_slug(compared.attrs["reference"])
         datasets.append(store_result(run, f"alpha-beta-{slug}", compared))
     stricter, pairs, looser = (
         feasible_set(datasets, min_gap=min_gap, n_stderr=n) for n in (-1, 0, 1)

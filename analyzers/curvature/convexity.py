@@ -10,7 +10,7 @@ from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 
 SURE: Final = 2.0
 """Standard errors by which a slack has to be negative."""
@@ -28,7 +28,7 @@ SOURCE: Final = (
 
 
 def convexity(
-    run: Run, *, reference: Reference = "final", reference_loss: float | None = None
+    run: Run, *, reference: TargetLike = "final", reference_loss: float | None = None
 ) -> xr.Dataset:
     r"""By how much the loss at x* lies above the tangents at the iterates.
 
@@ -204,7 +204,7 @@ def _losses(run: Run) -> xr.DataArray:
     return tables(run, "loss")["loss"]
 
 
-def _recorded_loss(run: Run, reference: Reference) -> float:
+def _recorded_loss(run: Run, reference: TargetLike) -> float:
     """Find the whole loss at a point of the path."""
     whole = Run(run.stored.of_steps)
     is_full: bool = whole.attrs.get("training", {}).get("full_batch", False)
@@ -222,7 +222,7 @@ def _recorded_loss(run: Run, reference: Reference) -> float:
     )
 
 
-def _step_of(run: Run, reference: Reference) -> int | None:
+def _step_of(run: Run, reference: TargetLike) -> int | None:
     """Return how many steps lead to a point; None if it is not on the path."""
     if isinstance(reference, str) and reference == "final":
         return run.n_steps

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.slices import slices
-from trajstore.reading import target
+from trajstore.reading import target as targets
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 
 PART: Final = 1 << 22
 """Elements that are averaged at once."""
@@ -72,11 +72,11 @@ def average_of_epochs(
     return run.layout.unflatten(average)
 
 
-def read_reference(text: str, run: Run) -> Reference:
+def read_reference(text: str, run: Run) -> TargetLike:
     """Read a target from the command line; names of snapshots come first."""
     if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
-    return target.read_reference(text, run)
+    return targets.read_target(text, run)
 
 
 def _epochs(text: str) -> range:

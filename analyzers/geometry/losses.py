@@ -10,7 +10,7 @@ from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, reference_point
+from trajstore.reading.target import TargetLike, find_target
 from trajstore.store.location import open_store
 
 FULL_BATCH = "full_batch"
@@ -51,7 +51,7 @@ def recorded_losses(run: Run) -> xr.DataArray:
     return run.steps["loss"].drop_vars("window").load()
 
 
-def products(run: Run, reference: Reference) -> tuple[xr.Dataset, xr.Dataset]:
+def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
     """Return <g, x - x*> as ``product`` and ``product_stderr``, and the geometry; lazy."""
     # loLR is the product over |g|^2. Neither it nor its standard error depends on the
     # distance, and |g| is recorded.
@@ -74,14 +74,14 @@ def products(run: Run, reference: Reference) -> tuple[xr.Dataset, xr.Dataset]:
 
 def replayed(
     run: Run,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     *,
     otherwise: str = "give an array as reference_losses",
 ) -> xr.Dataset:
     """Return ``reference_loss`` (step) and ``full_reference_loss`` at x*, loaded."""
     # ``traj-train replay`` stores the loss of each step's batch, and of all training data,
     # next to the run. `otherwise` says in error messages what else the user can do.
-    point = reference_point(run, reference)
+    point = find_target(run, reference)
     store = open_store(results_location(run), read_only=True)
     command = ""
     # The command line takes no arrays.
@@ -104,7 +104,7 @@ def replayed(
     return found
 
 
-def _replay_command(run: Run, reference: Reference) -> str:
+def _replay_command(run: Run, reference: TargetLike) -> str:
     """Return the command that computes the losses of batches at a target."""
     command = f"traj-train replay {run.location}"
     if isinstance(reference, str) and reference == "final":

@@ -18,7 +18,7 @@ from analyzers._engine.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, ReferencePoint, reference_point
+from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
 """Fewest and most steps in a chunk of the result; there are four chunks or more. Each
@@ -57,7 +57,7 @@ class GeometryPlan(NamedTuple):
 def path_geometry(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
@@ -146,7 +146,7 @@ def path_geometry(
 
 
 def plan_geometry(
-    run: Run, reference: Reference, *, layers: bool, weight_decay: float
+    run: Run, reference: TargetLike, *, layers: bool, weight_decay: float
 ) -> GeometryPlan:
     """Build the graph of `path_geometry`, and label its result."""
     target = analysis_target(run, reference)
@@ -185,13 +185,13 @@ def plan_geometry(
     return GeometryPlan(index_epochs(dataset), chunks, tasks)
 
 
-def analysis_target(run: Run, reference: Reference) -> ReferencePoint:
+def analysis_target(run: Run, reference: TargetLike) -> Target:
     """Find the target of a run; given arrays go to a file, never into a graph."""
     if run.n_steps == 0:
         raise ValueError(
             f"{run.location} holds no steps yet; there is nothing to analyse."
         )
-    target = reference_point(run, reference)
+    target = find_target(run, reference)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)
@@ -203,9 +203,7 @@ def direction_name(run: Run, weight_decay: float) -> str:
     return f"{name} + {weight_decay:g} x" if weight_decay else name
 
 
-def computed_from(
-    run: Run, target: ReferencePoint, direction: str, *, layers: bool
-) -> str:
+def computed_from(run: Run, target: Target, direction: str, *, layers: bool) -> str:
     """Return everything a result depends on, as JSON: equal results have equal JSON."""
     return json.dumps(
         {

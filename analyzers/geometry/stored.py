@@ -14,9 +14,9 @@ from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import plan_geometry
 from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
-from trajstore.reading.results import reference_slug, results_location
+from trajstore.reading.results import results_location, target_slug
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
@@ -26,7 +26,7 @@ DONE: Final = "progress/done"
 def store_geometry(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
@@ -87,7 +87,7 @@ def store_geometry(
 
 def result_group(geometry: xr.Dataset) -> str:
     """Return the group of a result: its target, direction, and whether it has layers."""
-    group = reference_slug(geometry.attrs["reference"])
+    group = target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
         group = f"{group}-of-{quote(direction, safe='')}"

@@ -18,7 +18,7 @@ from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geome
 from trajstore.format.arrays import STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, ReferencePoint
+from trajstore.reading.target import Target, TargetLike
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -50,7 +50,7 @@ NAMES: Final = [name for q in DESCRIPTIONS for name in (q, f"{q}_stderr")]
 def lagged_gradients(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     lags: Sequence[int] = LAGS,
     every: int = EVERY,
 ) -> xr.Dataset:
@@ -142,7 +142,7 @@ def lagged_gradients(
     return index_epochs(describe(result, DESCRIPTIONS))
 
 
-def probe_target(run: Run, target: ReferencePoint) -> FloatArray:
+def probe_target(run: Run, target: Target) -> FloatArray:
     """Return the probes of x*, float64 (probe,), or x* itself for an exact run."""
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)

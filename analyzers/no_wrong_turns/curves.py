@@ -11,7 +11,7 @@ from analyzers._panels import Curve
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.stored import store_geometry
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference
+from trajstore.reading.target import TargetLike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ AS_PUBLISHED: Final = Shown()
 """All epochs but the final one."""
 
 
-def means_of(run: Run, shown: Shown, *, reference: Reference = "final") -> xr.Dataset:
+def means_of(run: Run, shown: Shown, *, reference: TargetLike = "final") -> xr.Dataset:
     """Return the means of the epochs of a run that are shown.
 
     Parameters
@@ -62,7 +62,7 @@ def means_of(run: Run, shown: Shown, *, reference: Reference = "final") -> xr.Da
     return means.isel(epoch=np.flatnonzero(means["epoch"] <= shown.last(n_epochs)))
 
 
-def _means(run: Run, reference: Reference) -> xr.Dataset:
+def _means(run: Run, reference: TargetLike) -> xr.Dataset:
     return epoch_means(store_geometry(run, reference=reference).compute())
 
 

@@ -24,7 +24,7 @@ with trajstore.Recorder("pairs.zarr", model, optimizer, samples=batch_size) as r
             optimizer.step()
 
 run = trajstore.open_run("pairs.zarr")
-last = trajstore.iterate(run, "final")  # or another point, in a fresh model
+last = trajstore.parameters_at(run, "final")  # or another point, in a fresh model
 state = {name: torch.from_numpy(values) for name, values in last.items()}
 model.load_state_dict(state, strict=False)
 with torch.no_grad():

@@ -162,7 +162,7 @@ def lagged(run: trajstore.Run) -> xr.Dataset:
 
 def scaled(run: trajstore.Run) -> dict[str, Any]:
     """Return a reference that is a mapping; other keys of it are ignored."""
-    final = trajstore.iterate(run)
+    final = trajstore.parameters_at(run)
     return {name: 0.9 * x for name, x in final.items()} | {"other": np.zeros(2)}
 
 
@@ -170,7 +170,7 @@ READINGS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "facts": facts,
     "steps": lambda run: run.steps,
     "windows": lambda run: run.windows,
-    "iterate-epoch-0": lambda run: tensors(trajstore.iterate(run, 0)),
+    "iterate-epoch-0": lambda run: tensors(trajstore.parameters_at(run, 0)),
 }
 """What every store is read for."""
 
@@ -192,7 +192,7 @@ ANALYSES: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
 """What every store is analysed for."""
 
 TOWARDS_FINAL: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
-    "iterate-final": lambda run: tensors(trajstore.iterate(run)),
+    "iterate-final": lambda run: tensors(trajstore.parameters_at(run)),
     "path_geometry-epoch-0": lambda run: geometry(run, 0),
     "path_geometry-mapping": lambda run: geometry(run, scaled(run)),
     "excess_gamma": lambda run: analyzers.excess_gamma(geometry(run), run),
@@ -270,7 +270,7 @@ class OnSnapshot:
         run = stores[self.store]
         if self.is_reference:
             return geometry(run, self.snapshot)
-        return tensors(trajstore.iterate(run, self.snapshot))
+        return tensors(trajstore.parameters_at(run, self.snapshot))
 
 
 @dataclass(frozen=True)

@@ -233,12 +233,12 @@ def record_branch(path: Path, parent: Path, lr_scale: float) -> None:
     """A branch of the run above from epoch 1 on."""
     import torch
 
-    from trajstore import Recorder, iterate, open_run
+    from trajstore import Recorder, open_run, parameters_at
 
     run = open_run(parent)
     problem = Problem()
     problem.model.load_state_dict(
-        {name: torch.from_numpy(x) for name, x in iterate(run, "epoch-1").items()}
+        {name: torch.from_numpy(x) for name, x in parameters_at(run, "epoch-1").items()}
     )
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=1.5 * lr_scale)
     branch = {

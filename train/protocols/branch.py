@@ -24,7 +24,7 @@ from train.observer import Log, Track
 from train.protocols.record import attrs, branch_point, branches_directory
 from train.settings import Training
 from trajstore.reading.run import Run
-from trajstore.reading.target import reference_point
+from trajstore.reading.target import find_target
 from trajstore.recording.recorder import Recorder
 from trajstore.store.location import name_of
 
@@ -256,7 +256,7 @@ def find_start(run: Run, epoch: int) -> Start:
         raise KeyError(
             f"No checkpoint of epoch {epoch} beside {run.location}. {_offer(run)}"
         )
-    point = reference_point(run, name if name in run.snapshots else epoch)
+    point = find_target(run, name if name in run.snapshots else epoch)
     parameters = run.layout.unflatten(point.read(slice(0, run.layout.size)))
     note = f"{point.note}; {WITHOUT_CHECKPOINT}"
     return Start({"epoch": epoch}, note, {}, dict(parameters))

@@ -14,15 +14,15 @@ from train.evaluation import on_device_of
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, reference_point
+from trajstore.reading.target import TargetLike, find_target
 
 FRACTIONS = tuple(np.linspace(0, 1, 11).tolist())
 
 
 def losses_between(
     run: Run,
-    start: Reference,
-    end: Reference,
+    start: TargetLike,
+    end: TargetLike,
     *,
     fractions: Sequence[float] = FRACTIONS,
 ) -> xr.DataArray:
@@ -66,8 +66,7 @@ def losses_between(
     model = workload.model(splits, training)
     whole = slice(0, run.layout.size)
     first, last = (
-        reference_point(run, point).read(whole).astype(np.float64)
-        for point in (start, end)
+        find_target(run, point).read(whole).astype(np.float64) for point in (start, end)
     )
     losses = []
     for fraction in fractions:

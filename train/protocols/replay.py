@@ -28,7 +28,7 @@ from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.results import replayed_from
 from trajstore.reading.run import Run
-from trajstore.reading.target import Reference, iterate, reference_point
+from trajstore.reading.target import TargetLike, find_target, parameters_at
 
 Losses = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ SAME_TRAINING: Final = 1e-3
 def replay(
     run: Run,
     *,
-    reference: Reference = "final",
+    reference: TargetLike = "final",
     track: Track = iter,
     device: str | None = None,
     data_dir: str | None = None,
@@ -90,7 +90,7 @@ def replay(
         If the run does not say how it was trained, if the indices of examples were not
         recorded, or if what was built anew is not what was trained.
     KeyError, TypeError
-        As `trajstore.iterate`.
+        As `trajstore.parameters_at`.
 
     Notes
     -----
@@ -109,12 +109,12 @@ def replay(
             f"The indices of examples are not recorded in {run.location}; record with "
             f"traj-train run {training.workload} --record-samples."
         )
-    point = reference_point(run, reference)
+    point = find_target(run, reference)
     rebuilt = _rebuild(training)
     with undisturbed(rebuilt.model), torch.no_grad():
         rebuilt.prepare(training.seed)
         _check_rebuilt(run, rebuilt)
-        _load(rebuilt.model, iterate(run, reference))
+        _load(rebuilt.model, parameters_at(run, reference))
         losses, full, method = _losses(run, rebuilt, track)
     coordinates = {
         STEP: run.stored.step_numbers,

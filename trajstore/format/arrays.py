@@ -33,21 +33,24 @@ DERIVED_TABLE: Final = ("param_sq", "grad_dot_param")
 
 DESCRIPTIONS: Final = {
     "lr": ("learning rate", "1"),
-    "step_size": ("what the optimizer multiplied the gradient with", "1"),
-    "wall_time": ("time since the recording began", "s"),
+    "step_size": ("factor of the gradient in the update", "1"),
+    "wall_time": ("time since recording began", "s"),
     "grad_norm": ("norm of the sampled gradient", "1"),
-    "update_norm": ("norm of the change of the parameters in the step", "1"),
+    "update_norm": ("norm of the update", "1"),
     "param_norm": ("norm of the parameters", "1"),
     "grad_sq": ("squared norm of the gradient", "1"),
-    "grad_dot_previous": ("gradient times the gradient of the step before", "1"),
-    "grad_dot_displacement": ("gradient times parameters less reference", "1"),
-    "grad_dot_basis": ("gradient times the basis of the window", "1"),
-    "displacement_sq": ("squared norm of parameters less reference", "1"),
-    "displacement_dot_basis": ("parameters less reference times the basis", "1"),
-    "update_sq": ("squared norm of the change of the parameters", "1"),
-    "update_dot_displacement": ("change times parameters less reference", "1"),
+    "grad_dot_previous": ("inner product of gradient and previous gradient", "1"),
+    "grad_dot_displacement": (
+        "inner product of gradient and displacement from the anchor",
+        "1",
+    ),
+    "grad_dot_basis": ("inner products of gradient and window basis", "1"),
+    "displacement_sq": ("squared norm of the displacement from the anchor", "1"),
+    "displacement_dot_basis": ("inner products of displacement and window basis", "1"),
+    "update_sq": ("squared norm of the update", "1"),
+    "update_dot_displacement": ("inner product of update and displacement", "1"),
     "param_sq": ("squared norm of the parameters", "1"),
-    "grad_dot_param": ("gradient times parameters", "1"),
+    "grad_dot_param": ("inner product of gradient and parameters", "1"),
 }
 """Long names and units of scalars and tables."""
 
@@ -94,7 +97,7 @@ class ArraySpec:
     chunk: tuple[int, ...]
     code: Code
     fill: int = 0
-    """Fill value of integers; that of floats is NaN."""
+    """Fill value of integers; floats have NaN."""
 
     @property
     def missing(self) -> float:

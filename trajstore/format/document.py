@@ -51,7 +51,7 @@ MAX_MEASUREMENTS: Final = 1 << 10
 _RESERVED: Final = frozenset(
     {*DERIVED_TABLE, STEP, LAYER, "basis", "epoch", "iteration", "window"}
 )
-"""Names that scalars cannot have, besides those of tables."""
+"""Names that scalars cannot have, in addition to the names of tables."""
 
 _REPR: Final = Repr()
 _REPR.maxlevel = 8

@@ -1,8 +1,8 @@
-"""How named parameter tensors lie in one flat vector.
+"""Layout of named parameter tensors in one flat vector.
 
 Tensors follow each other in the order of ``named_parameters()``, row-major, each at a
-multiple of `BLOCK`; the gaps are zero. A block thus belongs to one tensor, and sums over
-blocks become sums over tensors.
+multiple of `BLOCK`; the gaps are zero. Each block belongs to one tensor, so that sums over
+the blocks of a tensor are sums over the tensor.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,9 @@ BLOCK: Final = 1024
 
 @dataclass(frozen=True, slots=False)
 class Layout:
-    """Names, shapes and places of the tensors in the flat vector.
+    """Names, shapes and offsets of the tensors in the flat vector."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Parameter names, the labels of the dimension ``layer``.
-    shapes : tuple of tuple of int
-        One shape per name.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the parameters, the labels of the dimension layer
     shapes: tuple[tuple[int, ...], ...]
 
     @cached_property
@@ -60,27 +52,12 @@ class Layout:
 
     @cached_property
     def layer_of_block(self) -> npt.NDArray[np.int64]:
-        """Index of the tensor every block belongs to, shape ``(size / BLOCK,)``."""
+        """Index of each block's tensor, shape ``(size / BLOCK,)``."""
         return np.repeat(np.arange(len(self.names)), self.blocks)
 
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
-        """Lay named arrays out in one flat vector.
-
-        Parameters
-        ----------
-        tensors : mapping from str to array_like
-            One array per name, anything `numpy.asarray` takes. Other keys are ignored.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, shape ``(size,)``.
-
-        Raises
-        ------
-        ValueError
-            If arrays are missing or have other shapes; all of them are listed.
-        """
+        """Return named arrays as one flat vector, float32 ``(size,)``."""
+        # Other keys are ignored; missing arrays and wrong shapes are listed, all of them.
         arrays = {
             name: np.asarray(tensors[name]) for name in self.names if name in tensors
         }
@@ -114,7 +91,7 @@ class Layout:
 
 
 def _misfit(array: npt.NDArray[Any] | None, shape: tuple[int, ...]) -> str | None:
-    """Say what is wrong with an array that should hold real numbers in a shape."""
+    """Return why an array does not hold real numbers in a shape, None if it does."""
     if array is None:
         return "missing"
     if array.shape != shape:

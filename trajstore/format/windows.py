@@ -1,65 +1,44 @@
-"""When the windows of a run begin.
+"""Schedule of the windows of a run.
 
-A window has one reference point, and the error of the analysis grows with the distance
-between them. So windows are short where the path moves fast compared with its distance
-to the end: the first is cut at 1/8, 1/4 and 1/2, and, where the end is known, the last is
-halved again and again down to one step.
+All steps of a window share one anchor, and the error of the analysis grows with the
+distance from it. So windows are short where the path moves fast relative to its distance
+from the end: the first is cut at 1/8, 1/4 and 1/2, and, where the end is known, the last is
+halved repeatedly down to one step.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 DEFAULT_LENGTH: Final = 500
-"""Steps in a window where neither an epoch's length nor `reference_every` is known."""
+"""Steps in a window where neither the epoch length nor `reference_every` is known."""
 
 FIRST_CUTS: Final = (1 / 8, 1 / 4, 1 / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """The schedule of a run.
+    """Schedule of a run."""
 
-    Attributes
-    ----------
-    steps_per_epoch : int or None
-        Optimizer steps in an epoch, None where epochs are started by hand.
-    reference_every : int or None
-        Length of a window in optimizer steps, None for one epoch, or for
-        `DEFAULT_LENGTH` where that has no known length.
-    total_steps : int or None
-        Optimizer steps in the run, where known.
-    """
-
-    steps_per_epoch: int | None
-    reference_every: int | None
-    total_steps: int | None
+    steps_per_epoch: int | None  # None where epochs are started by hand
+    reference_every: (
+        int | None
+    )  # steps in a window; None for an epoch, or DEFAULT_LENGTH
+    total_steps: int | None  # in the run, where known
 
     @property
     def length(self) -> int:
-        """Optimizer steps in a whole window."""
+        """Optimizer steps in a window that is not cut."""
         return self.reference_every or self.steps_per_epoch or DEFAULT_LENGTH
 
     def next_start(self, step: int, epoch_start: int) -> int:
-        """Find the step with which the next window begins.
-
-        Parameters
-        ----------
-        step : int
-            The earliest step to consider.
-        epoch_start : int
-            First step of the epoch that `step` belongs to.
-
-        Returns
-        -------
-        int
-            The first step, not before `step`, that begins a whole window or a cut;
-            unless an epoch is begun by hand before.
-        """
+        """Return the first step from `step` on that starts a window."""
+        # `epoch_start` is the first step of the epoch that `step` belongs to. An epoch
+        # that is started by hand earlier starts a window, too.
         whole = self._whole_window(step, epoch_start)
         if whole < step:
             whole += self.length
         if self.steps_per_epoch is not None and not self._spans_epochs:
-            # Windows shorter than an epoch are counted anew in each.
+            # Windows shorter than an epoch start over with each epoch.
             whole = min(whole, _round_up(step, self.steps_per_epoch))
         cuts = {round(self.length * cut) for cut in FIRST_CUTS}
         cuts |= self._last_cuts
@@ -78,7 +57,7 @@ class Windows:
 
     @property
     def _last_cuts(self) -> set[int]:
-        """Steps that halve the length of a window before the end, again and again."""
+        """Steps that repeatedly halve the last window."""
         if self.total_steps is None:
             return set()
         start, last = max(0, self.total_steps - self.length), set()

@@ -1,4 +1,4 @@
-"""Steps by epoch and iteration: selection by either, and a grid of both."""
+"""Select steps by epoch and iteration, and arrange them in a grid of both."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
@@ -30,14 +30,14 @@ def index_epochs(dataset: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     dataset : xarray.Dataset
-        With the coordinates ``epoch`` and ``iteration`` along ``step``: results of
-        analyses that were read back from a file. What `trajstore.Run.steps` and the
-        analyses return has these indexes already.
+        With the coordinates ``epoch`` and ``iteration`` along ``step``, such as results
+        of analyses that were read back from a file. The datasets that
+        `trajstore.Run.steps` and the analyses return have these indexes already.
 
     Returns
     -------
     xarray.Dataset
-        Lazy where `dataset` is, but for the two coordinates.
+        Lazy where `dataset` is, except for the two coordinates.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def index_epochs(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
-    """Lay steps out by epoch and iteration.
+    """Arrange steps in a grid of epochs and iterations.
 
     Parameters
     ----------
@@ -61,10 +61,10 @@ def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy where `dataset` is: Dask arrays stay such, and what is stored is read where
-        it is used. Dimensions ``epoch`` and ``iteration`` instead of ``step``. Where an
-        epoch has no such iteration, NaN; integers become float64 for that. Steps whose
-        epoch is lost (-1) are left out.
+        Lazy where `dataset` is: Dask arrays stay Dask arrays, and stored values are read
+        where they are used. Dimensions ``epoch`` and ``iteration`` instead of ``step``.
+        NaN where an epoch has no such iteration; integers become float64 then. Steps
+        whose epoch is lost (-1) are left out.
 
     Raises
     ------
@@ -82,13 +82,13 @@ def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
     positions[row, column] = steps
     if (n_cells := (positions >= 0).sum()) < len(steps):
         raise ValueError(
-            f"{len(steps) - n_cells} of {len(steps)} steps have the epoch and iteration "
-            "of another. Lay out one run at a time."
+            f"{len(steps) - n_cells} of {len(steps)} steps have the same epoch and "
+            "iteration as another step. Arrange one run at a time."
         )
     cells = xr.Variable((EPOCH, ITERATION), positions)
     flat = dataset.drop_vars([EPOCH, ITERATION]).reset_coords()
     gridded = {
-        name: _laid_out(variable, cells) if STEP in variable.dims else variable
+        name: _on_grid(variable, cells) if STEP in variable.dims else variable
         for name, variable in flat.variables.items()
     }
     grid = xr.Dataset(gridded, {EPOCH: rows, ITERATION: columns}, dataset.attrs)
@@ -100,27 +100,27 @@ def _check_coordinates(dataset: xr.Dataset) -> None:
     if missing:
         raise KeyError(
             f"No coordinates {missing} in the dataset; it has {list(dataset.coords)}. "
-            "Run.steps and analyzers.path_geometry give datasets that have them."
+            "Run.steps and analyzers.path_geometry return datasets that have them."
         )
 
 
-def _laid_out(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
-    """Take the steps at the positions in `cells`, NaN where one is negative."""
+def _on_grid(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
+    """Return a variable at positions along step, NaN at negative positions."""
     variable = variable.transpose(STEP, ...)
     dims = (*cells.dims, *variable.dims[1:])
     if variable.chunks is None:
         lazy = indexing.LazilyIndexedArray(_Grid(variable, cells.values))
         return xr.Variable(dims, lazy, variable.attrs)
-    there = cells.values >= 0
-    taken = variable.isel({STEP: np.where(there, cells.values, 0).reshape(-1)})
-    grid = xr.Variable(dims, taken.data.reshape(*there.shape, *taken.shape[1:]))
-    if not there.all():
-        grid = grid.where(cells.copy(data=there))  # type: ignore[no-untyped-call]
+    is_filled = cells.values >= 0
+    taken = variable.isel({STEP: np.where(is_filled, cells.values, 0).reshape(-1)})
+    grid = xr.Variable(dims, taken.data.reshape(*is_filled.shape, *taken.shape[1:]))
+    if not is_filled.all():
+        grid = grid.where(cells.copy(data=is_filled))  # type: ignore[no-untyped-call]
     return xr.Variable(dims, grid.data, variable.attrs)
 
 
 class _Grid(BackendArray):
-    """A lazy variable along steps, laid out on a grid of positions."""
+    """A lazy variable along steps, arranged in a grid of positions."""
 
     def __init__(self, variable: xr.Variable, positions: Array) -> None:
         self._variable = variable
@@ -138,33 +138,23 @@ class _Grid(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> Array:
         row, column, *inner = key
-        # A number drops its axis, as in the rest of the key.
+        # An integer drops its axis, as in the rest of the key.
         cells = self._positions[row][..., column]
         wanted = cells.reshape(-1)
-        there = wanted >= 0
+        is_filled = wanted >= 0
         indexers: dict[Any, Any] = dict(
             zip(self._variable.dims[1:], inner, strict=True)
         )
-        values = self._variable.isel({STEP: wanted[there], **indexers}).values
+        values = self._variable.isel({STEP: wanted[is_filled], **indexers}).values
         out = np.empty((len(wanted), *values.shape[1:]), self.dtype)
-        out[there] = values
-        if not there.all():
-            out[~there] = np.nan
+        out[is_filled] = values
+        if not is_filled.all():
+            out[~is_filled] = np.nan
         return out.reshape(*cells.shape, *values.shape[1:])
 
 
 class EpochIndex(xr.Index):
-    """Finds steps by their epoch and iteration; is aligned by step.
-
-    Parameters
-    ----------
-    steps : pandas.Index
-        Label of every step.
-    places : mapping from hashable to numpy.ndarray
-        Epoch and iteration of every step, by the name of the coordinate.
-    dim : hashable
-        Dimension of all of them.
-    """
+    """Index that selects steps by epoch and iteration, and aligns them by step."""
 
     def __init__(
         self, steps: pd.Index, places: Mapping[Hashable, Array], dim: Hashable
@@ -177,7 +167,7 @@ class EpochIndex(xr.Index):
     def from_variables(
         cls, variables: Mapping[Any, xr.Variable], *, options: Mapping[str, Any]
     ) -> Self:
-        """Build the index; the option ``steps`` holds the labels of the steps."""
+        """Build the index; the option ``steps`` has the labels of the steps."""
         (dim,) = {dim for variable in variables.values() for dim in variable.dims}
         places = {name: variable.values for name, variable in variables.items()}
         return cls(options["steps"], places, dim)
@@ -185,9 +175,9 @@ class EpochIndex(xr.Index):
     def create_variables(
         self, variables: Mapping[Any, xr.Variable] | None = None
     ) -> dict[Any, Any]:
-        """Return the coordinates, with the attributes of those given."""
+        """Return the coordinates, with the attributes of the given variables."""
         attributes = {name: v.attrs for name, v in (variables or {}).items()}
-        # Of this kind, they are not made Dask arrays when the dataset is.
+        # An IndexVariable does not become a Dask array when the dataset is chunked.
         return {
             name: xr.IndexVariable(  # type: ignore[no-untyped-call]
                 self._dim, values, attributes.get(name)
@@ -202,7 +192,7 @@ class EpochIndex(xr.Index):
         )
 
     def isel(self, indexers: Mapping[Any, Any]) -> "EpochIndex | None":
-        """Return the index of some steps, None if the dimension goes."""
+        """Return the index of some steps, None if the dimension is dropped."""
         indexer = indexers[self._dim]
         if isinstance(indexer, xr.Variable):
             if indexer.dims != (self._dim,):
@@ -213,28 +203,8 @@ class EpochIndex(xr.Index):
         return self._taken(indexer)
 
     def sel(self, labels: dict[Any, Any], **options: Any) -> IndexSelResult:
-        """Find steps by epoch, iteration or both.
-
-        Parameters
-        ----------
-        labels : dict
-            A number, a slice with both ends included, or several numbers, by the name of
-            the coordinate.
-        **options : Any
-            None is supported.
-
-        Returns
-        -------
-        IndexSelResult
-            Positions; those of one step if both labels are numbers.
-
-        Raises
-        ------
-        KeyError
-            If there is no such epoch or iteration.
-        ValueError
-            If options are given.
-        """
+        """Return the positions of steps by epoch, iteration or both."""
+        # A label is a number, a slice with both ends included, or several numbers.
         if any(option is not None for option in options.values()):
             raise ValueError(
                 "Epochs and iterations are selected exactly; `method` and `tolerance` "
@@ -266,7 +236,7 @@ class EpochIndex(xr.Index):
         )
 
     def join(self, other: Self, how: str = "inner") -> Self:
-        """Return the index of the steps of both, or of either if `how` is outer."""
+        """Return the index of the steps in both, or in either if `how` is outer."""
         if how == "inner":
             return self._taken(
                 self._steps.get_indexer(self._steps.intersection(other._steps))
@@ -280,7 +250,7 @@ class EpochIndex(xr.Index):
         return type(self)(steps, places, self._dim)
 
     def reindex_like(self, other: Self, **_options: Any) -> dict[Hashable, Any]:
-        """Return where the steps of another index are, -1 where they are not."""
+        """Return the positions of another index's steps, -1 for absent ones."""
         return {self._dim: self._steps.get_indexer(other._steps)}
 
     @classmethod
@@ -290,7 +260,7 @@ class EpochIndex(xr.Index):
         dim: Hashable,
         positions: Any = None,
     ) -> Self:
-        """Put indexes one behind the other, or in the order of `positions`."""
+        """Concatenate indexes, or interleave them by `positions`."""
         steps = indexes[0]._steps.append([index._steps for index in indexes[1:]])
         places = {
             name: np.concatenate([index._places[name] for index in indexes])
@@ -316,7 +286,7 @@ class EpochIndex(xr.Index):
 
 
 def _matches(name: Hashable, values: Array, label: Any) -> npt.NDArray[np.bool_]:
-    """Tell which values a label names."""
+    """Return which values a label selects."""
     if isinstance(label, slice):
         if label.step is not None:
             raise ValueError(f"A slice of {name!r} takes no step, got {label}.")
@@ -331,7 +301,7 @@ def _matches(name: Hashable, values: Array, label: Any) -> npt.NDArray[np.bool_]
 
 
 def _as_slice(positions: Array) -> Array | slice:
-    """Return positions that follow each other as a slice, which is read faster."""
+    """Return consecutive positions as a slice, which is read faster."""
     n = len(positions)
     if n and positions[-1] - positions[0] == n - 1:
         return slice(int(positions[0]), int(positions[-1]) + 1)

@@ -1,14 +1,14 @@
-"""Numbers as a reader counts them."""
+"""Format numbers as ranges."""
 
 from collections.abc import Iterable
 from typing import Final
 
-MOST: Final = 8
+MAX_RANGES: Final = 8
 """Ranges that are written out."""
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
-    """Write numbers as ranges, in order, the first few of them: ``0-3, 7``."""
+    """Return numbers as text, such as ``0-3, 7``: sorted, the first ranges only."""
     runs: list[list[int]] = []
     for n in sorted(set(numbers)):
         if runs and n == runs[-1][1] + 1:
@@ -16,5 +16,7 @@ def as_ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append([n, n])
     texts = [f"{a}-{b}" if b > a else f"{a}" for a, b in runs]
-    left_out = [f"and {len(texts) - MOST} more"] if len(texts) > MOST else []
-    return ", ".join(texts[:MOST] + left_out)
+    n_left = len(texts) - MAX_RANGES
+    return ", ".join(
+        texts[:MAX_RANGES] + ([f"and {n_left} more"] if n_left > 0 else [])
+    )

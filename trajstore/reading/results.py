@@ -1,7 +1,4 @@
-"""Where what was computed from a run is kept: beside it, in a store of its own.
-
-The run's store has one writer, and results never go into it.
-"""
+"""Stores of results: ``run.analysis.zarr`` next to a run, which has only one writer."""
 
 import json
 from typing import Final
@@ -11,21 +8,21 @@ import xarray as xr
 import zarr
 
 from trajstore.reading.run import Run
-from trajstore.reading.target import ReferencePoint
+from trajstore.reading.target import Target
 from trajstore.store.location import open_store, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
-"""Beginnings of labels of reference points, behind which there is a free name."""
+"""First words of the labels of targets that end with a name."""
 
 
 def results_location(run: Run) -> str:
-    """Return where the results of a run lie: beside it, ``run.analysis.zarr``."""
+    """Return the location of a run's results, ``run.analysis.zarr``."""
     return sibling(run.location, ".analysis.zarr")
 
 
-def reference_slug(label: str) -> str:
-    """Return the label of a reference point as a part of a path."""
-    # Only the names of snapshots and runs are free, and may hold what a path cannot.
+def target_slug(label: str) -> str:
+    """Return the label of a target as a part of a path."""
+    # Names of snapshots and runs are the user's, and may hold characters no path can.
     for kind in KINDS:
         if label.startswith(f"{kind} "):
             name = quote(label.removeprefix(f"{kind} "), safe="")
@@ -33,26 +30,27 @@ def reference_slug(label: str) -> str:
     return label
 
 
-def replay_group(point: ReferencePoint) -> str:
-    """Return the group of the losses of a run's batches at a reference point."""
-    return f"replay-{reference_slug(point.label)}"
+def replay_group(target: Target) -> str:
+    """Return the group for the losses of a run's batches at a target."""
+    return f"replay-{target_slug(target.label)}"
 
 
-def replayed_from(run: Run, point: ReferencePoint) -> str:
-    """Say what such losses rest on, as JSON: equal for those that would be equal."""
+def replayed_from(run: Run, target: Target) -> str:
+    """Return all that such losses depend on, as JSON; equal for equal losses."""
+    document = run.stored.document
     return json.dumps(
         {
-            "created": run.stored.document.created,
+            "created": document.created,
             "n_steps": run.n_steps,
-            "n_resumes": len(run.stored.document.resumes),
+            "n_resumes": len(document.resumes),
             "status": run.status,
-            "reference": point.identity,
+            "reference": target.identity,
         }
     )
 
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
-    """Write a loaded dataset beside a run; what is in the group is replaced."""
+    """Write a loaded dataset to a group of a run's results, replacing its contents."""
     store = open_store(results_location(run))
     zarr.open_group(store, mode="a", use_consolidated=False)
     result.to_zarr(store, group=group, mode="w", consolidated=False)

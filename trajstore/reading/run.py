@@ -227,7 +227,7 @@ class Run:
         -------
         xarray.DataArray
             Lazy: values are read where they are used. int64, dimensions ``step`` and
-            ``sample``, coordinates like those of `steps`; -1 where a batch has fewer
+            ``sample``, the coordinates epoch, iteration and step; -1 where a batch has fewer
             examples, where none were logged, and where a chunk is damaged.
 
         Raises
@@ -238,7 +238,7 @@ class Run:
         if self.group.is_measurement:
             raise ValueError(
                 f"The measurement {self.group.name!r} of {self.location} has no indices "
-                "of examples; `samples` of the run itself has those of its steps."
+                "of examples; `samples` of the run itself has them for every step."
             )
         if SAMPLES not in self.stored.document.arrays:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Look for damage in a store: every chunk, every count, and whether they agree."""
+"""Verify a store: every chunk, every document, and whether their numbers agree."""
 
 import json
 import warnings
@@ -25,31 +25,23 @@ from trajstore.store.chunks import (
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]
+"""Path of an array and a part of it."""
+
 Track = Callable[[Sequence[Place]], Iterable[Place]]
 
-REFERENCES: Final = ("references/codes", "references/scales", KEYFRAMES)
+ANCHORS: Final = ("references/codes", "references/scales", KEYFRAMES)
 
 NOT_FINITE: Final = (
-    "holds numbers that are not finite: it is damaged, or the training had diverged"
+    "holds numbers that are not finite: it is damaged, or the run had diverged"
 )
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with a store.
+    """A problem of a store."""
 
-    Attributes
-    ----------
-    place : str
-        Key of a chunk or document, or path of an array.
-    text : str
-        What is wrong with it.
-    cost : str
-        What cannot be computed for it; may be empty.
-    """
-
-    place: str
+    place: str  # key of a chunk or document, or path of an array
     text: str
-    cost: str
+    cost: str  # analyses that are lost with it; may be empty
 
     def __str__(self) -> str:
         return f"{self.place} {self.text}" + (
@@ -58,25 +50,10 @@ class Problem(NamedTuple):
 
 
 def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
-    """Find all that is wrong with a store whose root document is valid.
-
-    Every chunk is read, so that its checksum is compared, and the values that others
-    rest on are looked at: that steps count on, that windows begin where their
-    steps do, that references are finite.
-
-    Parameters
-    ----------
-    run : Run
-        The run to look at.
-    track : callable, default: iter
-        Takes the sequence of all chunks and gives one after the other: for a progress
-        bar.
-
-    Yields
-    ------
-    Problem
-        One for each chunk, array or document that is not as it should be.
-    """
+    """Yield every problem of a store with a valid root document."""
+    # Reading a chunk compares its checksum. Values that others depend on are checked, too:
+    # steps must be consecutive, windows start where their steps do, anchors be finite.
+    # `track` wraps the sequence of all chunks, for a progress bar.
     for name in run.stored.document.arrays:
         yield from _document_problems(run, name)
     for name, chunk in track(all_chunks(run)):
@@ -88,7 +65,7 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
 
 
 def all_chunks(run: Run) -> list[Place]:
-    """Return the name of the array, and the place in it, of every chunk of a run."""
+    """Return the array and the place in it of every chunk of a run."""
     return [
         (name, chunk)
         for name in run.stored.document.arrays
@@ -97,7 +74,7 @@ def all_chunks(run: Run) -> list[Place]:
 
 
 def _document_problems(run: Run, name: str) -> Iterator[Problem]:
-    """Compare an array's own metadata with those in the root document."""
+    """Compare an array's own metadata with the metadata in the root document."""
     key = f"{name}/zarr.json"
     try:
         found = json.loads(read_bytes(run.stored.store, key) or b"null")
@@ -133,38 +110,38 @@ def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
     except ChunkError as error:
         yield Problem(key, error.reason, _cost(run, name, chunk))
         return
-    if name in REFERENCES and not np.isfinite(values).all():
+    if name in ANCHORS and not np.isfinite(values).all():
         yield Problem(key, NOT_FINITE, _cost(run, name, chunk))
     if name == SAMPLES and (values < NO_SAMPLE).any():
-        text = f"holds {values.min()}, which is no index of an example"
+        text = f"holds {values.min()}, which is not the index of an example"
         yield Problem(key, text, _cost(run, name, chunk))
 
 
 def _cost(run: Run, name: str, chunk: Part) -> str:
-    """Say what is lost with a chunk."""
+    """Return what is lost with a chunk."""
     rows = chunk[0]
     if run.stored.document.arrays[name].spec.dims[0] == STEP:
         numbers = as_ranges(range(rows.start, rows.stop))
         return f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
     if not name.startswith("references/"):
-        return f"what is measured against {name}"
+        return f"analyses with the target {name}"
     if name == "references/start":
-        return "nothing, if the array 'window' is whole"
+        return "nothing, if the array 'window' is intact"
     windows = range(rows.start, rows.stop)
     if name == KEYFRAMES:
         windows = range(rows.start * KEYFRAME_EVERY, rows.stop * KEYFRAME_EVERY)
-    if name in REFERENCES:
+    if name in ANCHORS:
         return f"steps {as_ranges(_steps_on(run, windows)) or 'none'}"
     return f"{name} of windows {as_ranges(windows)}"
 
 
 def _steps_on(run: Run, windows: range) -> Iterator[int]:
-    """Give the steps of windows that rest on the references of others."""
+    """Yield the steps whose analysis needs the anchors of any of some windows."""
     starts = _starts(run)
     if starts is None:
         return
     stops = np.append(starts[1:], run.n_steps).clip(max=run.n_steps)
-    # References are differences, up to the next that is stored in full.
+    # Anchors are differences, up to the next one that is stored in full.
     next_keyframe = -(-windows.stop // KEYFRAME_EVERY) * KEYFRAME_EVERY
     lost = range(windows.start, min(next_keyframe, run.n_windows))
     back = [0, *(1 << j for j in range(run.spec.basis - 1))]
@@ -176,23 +153,23 @@ def _steps_on(run: Run, windows: range) -> Iterator[int]:
 def _starts(run: Run) -> Array | None:
     try:
         with warnings.catch_warnings():
-            # Damage of these arrays has its own place among the problems.
+            # Damage of these arrays is reported by itself.
             warnings.simplefilter("ignore", UserWarning)
             return run.stored.starts
     except SchemaError:
         return None
 
 
-def _whole(run: Run, name: str) -> Array | None:
-    """Read an array with one number for each row, None if a part of it is lost."""
+def _intact(run: Run, name: str) -> Array | None:
+    """Read an array with one number per row; None if a part of it is lost."""
     array = run.stored.array(name)
     read = read_part(array, (slice(0, array.shape[0]),))
     return read.values if read.missing is None else None
 
 
 def _epoch_problems(run: Run) -> Iterator[Problem]:
-    """Check that every step is the next of its epoch, or the first of a later one."""
-    epochs, iterations = _whole(run, "epoch"), _whole(run, "iteration")
+    """Check that each step is the next of its epoch, or the first of a later epoch."""
+    epochs, iterations = _intact(run, "epoch"), _intact(run, "iteration")
     if epochs is None or iterations is None:
         return
     epochs, iterations = (np.append(-1, a) for a in (epochs, iterations))
@@ -202,7 +179,7 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
     if len(wrong):
         k = wrong[0]
         text = (
-            f"do not count on at steps {as_ranges(wrong.tolist())}: step {k} is "
+            f"are not consecutive at steps {as_ranges(wrong.tolist())}: step {k} is "
             f"iteration {iterations[k + 1]} of epoch {epochs[k + 1]}, after iteration "
             f"{iterations[k]} of epoch {epochs[k]}"
         )
@@ -210,12 +187,12 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
 
 
 def _measurement_problems(run: Run) -> Iterator[Problem]:
-    """Check that rows are in the order of steps and windows, and that these exist."""
+    """Check that rows are in the order of steps and windows, and that both exist."""
     for name, stop in (
         ("step", run.stored.of_steps.n_rows + 1),
         ("window", run.n_windows),
     ):
-        values = _whole(run, name)
+        values = _intact(run, name)
         if values is None or len(values) == 0:
             continue
         if (np.diff(values) < 0).any() or values[0] < 0 or values[-1] >= stop:
@@ -227,8 +204,8 @@ def _measurement_problems(run: Run) -> Iterator[Problem]:
 
 
 def _window_problems(run: Run) -> Iterator[Problem]:
-    """Check that windows begin where their steps do."""
-    starts, windows = _whole(run, "references/start"), _whole(run, "window")
+    """Check that windows start where their steps do."""
+    starts, windows = _intact(run, "references/start"), _intact(run, "window")
     if starts is None:
         return
     if len(starts) and (starts[0] != 0 or (np.diff(starts) < 0).any()):

@@ -80,7 +80,7 @@ def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
 def _replaced(document: Document, version: StoreVersion) -> str | None:
     """Return why a store is not a continuation of a version, None if it is."""
     if document.created != version.created:
-        return f"it was begun {document.created}, not {version.created}"
+        return f"it was created {document.created}, not {version.created}"
     now = version_of(document, is_written=False)
     if now.n_resumes != version.n_resumes:
         return "the recording was resumed, and rows may have been replaced"

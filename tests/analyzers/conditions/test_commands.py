@@ -22,7 +22,7 @@ from train.protocols.record import record
 from train.protocols.replay import replay
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.results import replay_group, write_results
-from trajstore.reading.target import reference_point
+from trajstore.reading.target import find_target
 
 Command = Callable[..., str]
 
@@ -48,7 +48,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     paths = [train(directory / f"seed-{s}.zarr", seed=s) for s in (0, 1)]
     for path in paths:
         run = open_run(path)
-        write_results(run, replay_group(reference_point(run, "final")), replay(run))
+        write_results(run, replay_group(find_target(run, "final")), replay(run))
     return paths
 
 

@@ -41,6 +41,7 @@ def by_hand(
 
     def clean(*_: object) -> None:
         for p in model.parameters():
+            assert p.grad is not None
             torch.nan_to_num_(p.grad, nan=0.0, posinf=0.0)
 
     with observe(

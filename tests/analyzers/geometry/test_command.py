@@ -196,7 +196,7 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     ("arguments", "message"),
     [
         (["--reference", "warm"], r"No snapshot 'warm' .* it has ['middle']."),
-        (["--reference", "77"], "No reference at the start of epoch 77 "),
+        (["--reference", "77"], "No anchor at the start of epoch 77 "),
         (["--reference", "."], ".: not a trajectory store; it has no zarr.json."),
     ],
     ids=["name", "epoch", "directory"],

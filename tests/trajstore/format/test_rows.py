@@ -1,4 +1,4 @@
-"""What follows from the measured inner products, and the rounding of probes."""
+"""Derived inner products are exact, and probes are rounded by half a level."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def measured_tables(seed: int):
     table = np.zeros((N_STEPS, len(SIZES), n_measured), np.float32)
     vectors = {
         name: [rng.normal(size=(N_STEPS, size)) for size in SIZES]
-        for name in ("gradient", "reference", "displacement", "update")
+        for name in ("gradient", "anchor", "displacement", "update")
     }
     for i in range(len(SIZES)):
         g, r, a, u = (vectors[name][i] for name in vectors)
@@ -44,25 +44,25 @@ def measured_tables(seed: int):
             "grad_dot_displacement": g * a,
             "displacement_sq": a * a,
             "update_sq": u * u,
-            # The first vector of the basis is the reference.
+            # The first vector of the basis is the anchor.
             "grad_dot_basis": g * r,
             "displacement_dot_basis": a * r,
         }.items():
             table[:, i, columns[column].start] = product.sum(-1)
-    reference_sq = np.stack([(r**2).sum(-1) for r in vectors["reference"]], -1)
-    return vectors, table, reference_sq
+    anchor_sq = np.stack([(r**2).sum(-1) for r in vectors["anchor"]], -1)
+    return vectors, table, anchor_sq
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_products_with_the_parameters_follow_from_those_with_the_reference(seed: int):
-    vectors, measured, reference_sq = measured_tables(seed)
-    table = complete_tables(measured, reference_sq, SPEC)
+def test_products_with_the_parameters_follow_from_products_with_the_anchor(seed: int):
+    vectors, measured, anchor_sq = measured_tables(seed)
+    table = complete_tables(measured, anchor_sq, SPEC)
     assert table.dtype == np.float32
     assert table.shape == (N_STEPS, len(SIZES), n_columns(SPEC))
     np.testing.assert_array_equal(table[..., : measured.shape[-1]], measured)
     columns = table_columns(SPEC)
     for i in range(len(SIZES)):
-        g, r, a = (vectors[k][i] for k in ("gradient", "reference", "displacement"))
+        g, r, a = (vectors[k][i] for k in ("gradient", "anchor", "displacement"))
         param_sq = ((r + a) ** 2).sum(-1)
         grad_dot_param = (g * (r + a)).sum(-1)
         scale = (g**2).sum(-1) + (r**2).sum(-1) + (a**2).sum(-1)
@@ -78,17 +78,16 @@ def test_a_squared_norm_is_not_negative_by_rounding():
     measured = np.zeros_like(measured)
     measured[..., columns["displacement_sq"].start] = 1
     measured[..., columns["displacement_dot_basis"].start] = -1
-    reference_sq = np.full(measured.shape[:2], np.nextafter(1, 0))
-    table = complete_tables(measured, reference_sq, SPEC)
+    anchor_sq = np.full(measured.shape[:2], np.nextafter(1, 0))
+    table = complete_tables(measured, anchor_sq, SPEC)
     np.testing.assert_array_equal(table[..., columns["param_sq"].start], 0)
 
 
-def test_norms_are_those_of_whole_vectors():
-    vectors, measured, reference_sq = measured_tables(0)
-    found = norms(complete_tables(measured, reference_sq, SPEC), SPEC)
+def test_norms_are_over_all_layers():
+    vectors, measured, anchor_sq = measured_tables(0)
+    found = norms(complete_tables(measured, anchor_sq, SPEC), SPEC)
     parameters = [
-        r + a
-        for r, a in zip(vectors["reference"], vectors["displacement"], strict=True)
+        r + a for r, a in zip(vectors["anchor"], vectors["displacement"], strict=True)
     ]
     for name, parts in {
         "grad_norm": vectors["gradient"],
@@ -100,12 +99,12 @@ def test_norms_are_those_of_whole_vectors():
     assert found == {}
 
 
-def test_without_a_basis_nothing_follows_of_the_parameters():
+def test_without_a_basis_nothing_follows_about_the_parameters():
     spec = replace(SPEC, basis=0)
     rng = np.random.default_rng(0)
     measured = rng.random((N_STEPS, len(SIZES), n_columns(spec)), np.float32)
-    reference_sq = np.ones(measured.shape[:2])
-    table = complete_tables(measured, reference_sq, spec)
+    anchor_sq = np.ones(measured.shape[:2])
+    table = complete_tables(measured, anchor_sq, spec)
     np.testing.assert_array_equal(table, measured, strict=True)
     found = norms(table, spec)
     assert set(found) == {"grad_norm", "update_norm"}

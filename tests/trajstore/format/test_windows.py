@@ -10,20 +10,20 @@ from trajstore.format.windows import DEFAULT_LENGTH, Windows
 def starts(
     windows: Windows, n_steps: int, epochs_by_hand: Collection[int] = ()
 ) -> list[int]:
-    """Begin windows as a recorder does: one by one, and with every epoch."""
-    begun, epoch_start = [0], 0
+    """Return the starts that a recorder chooses: one by one, and with every epoch."""
+    started, epoch_start = [0], 0
     following = windows.next_start(1, 0)
     for step in range(1, n_steps):
         by_count = windows.steps_per_epoch and step % windows.steps_per_epoch == 0
         if step in epochs_by_hand or by_count:
             epoch_start = step
         if step == following or step in epochs_by_hand:
-            begun.append(step)
+            started.append(step)
             following = windows.next_start(step + 1, epoch_start)
-    return begun
+    return started
 
 
-# steps_per_epoch, reference_every, total_steps, steps, where windows begin
+# steps_per_epoch, reference_every, total_steps, steps, where windows start
 SCHEDULES = [
     pytest.param(
         16, None, None, 50, [0, 2, 4, 8, 16, 32, 48], id="one window per epoch"
@@ -47,7 +47,7 @@ SCHEDULES = [
         None,
         30,
         [0, 1, 2, 4, 8, 10, 14, 18, 20, 24, 28],
-        id="several windows in an epoch are counted anew in each",
+        id="several windows in an epoch start over in each epoch",
     ),
     pytest.param(
         10, 4, 20, 20, [0, 1, 2, 4, 8, 10, 14, 18, 19], id="several windows, known end"
@@ -89,7 +89,7 @@ SCHEDULES = [
     ),
 ]
 
-# reference_every, total_steps, epochs begun by hand, steps, where windows begin
+# reference_every, total_steps, epochs started by hand, steps, where windows start
 EPOCHS_BY_HAND = [
     pytest.param(
         8, None, (20,), 40, [0, 1, 2, 4, 8, 16, 20, 28, 36], id="counted from an epoch"
@@ -113,7 +113,7 @@ EPOCHS_BY_HAND = [
     ("steps_per_epoch", "reference_every", "total_steps", "n_steps", "expected"),
     SCHEDULES,
 )
-def test_windows_begin_where_they_should(
+def test_windows_start_where_they_should(
     steps_per_epoch, reference_every, total_steps, n_steps, expected
 ):
     windows = Windows(
@@ -127,7 +127,7 @@ def test_windows_begin_where_they_should(
 @pytest.mark.parametrize(
     ("reference_every", "total_steps", "epochs", "n_steps", "expected"), EPOCHS_BY_HAND
 )
-def test_epochs_begun_by_hand_begin_windows(
+def test_epochs_started_by_hand_start_windows(
     reference_every, total_steps, epochs, n_steps, expected
 ):
     windows = Windows(
@@ -168,14 +168,14 @@ def test_windows_are_never_longer_than_a_whole_one(
         reference_every=reference_every,
         total_steps=total_steps,
     )
-    begun = starts(windows, 120, epochs if steps_per_epoch is None else ())
-    lengths = [b - a for a, b in zip(begun, [*begun[1:], 120], strict=True)]
+    started = starts(windows, 120, epochs if steps_per_epoch is None else ())
+    lengths = [b - a for a, b in zip(started, [*started[1:], 120], strict=True)]
     assert min(lengths) >= 1
     assert max(lengths) <= windows.length
     if steps_per_epoch is not None and windows.length <= steps_per_epoch:
-        assert set(range(0, 120, steps_per_epoch)) <= set(begun)
+        assert set(range(0, 120, steps_per_epoch)) <= set(started)
     if total_steps is not None:
-        assert total_steps - 1 in begun
+        assert total_steps - 1 in started
 
 
 @given(
@@ -185,7 +185,7 @@ def test_windows_are_never_longer_than_a_whole_one(
     step=st.integers(0, 300),
     back=st.integers(0, 100),
 )
-def test_next_start_does_not_depend_on_where_one_asks_before_it(
+def test_next_start_is_the_same_from_any_earlier_step(
     steps_per_epoch, reference_every, total_steps, step, back
 ):
     windows = Windows(

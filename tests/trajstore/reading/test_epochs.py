@@ -1,4 +1,4 @@
-"""Steps are found by epoch and iteration, and laid out on a grid of both."""
+"""Steps are selected by epoch and iteration, and arranged in a grid of both."""
 
 import pickle
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trajstore.handmade import SPEC, random_rows, write_run
@@ -95,7 +95,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("labels", "kind", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_not_there_is_an_error(
+def test_absent_epochs_and_iterations_are_an_error(
     labels: dict[str, Any], kind: type[Exception], message: str
 ):
     with pytest.raises(kind, match=message):
@@ -155,7 +155,7 @@ def test_xarray_computes_as_it_does_without_the_index(
     xr.testing.assert_identical(found.drop_indexes(others), expected)
 
 
-def test_steps_that_were_put_together_are_selected():
+def test_concatenated_steps_are_selected():
     halves = [STEPS.isel(step=slice(0, 14)), STEPS.isel(step=slice(14, None))]
     whole = xr.concat(halves, "step", data_vars="minimal")
     xr.testing.assert_identical(whole.sel(epoch=2), STEPS.sel(epoch=2))
@@ -202,6 +202,7 @@ def test_a_grid_holds_every_step_in_its_place(n: int, chunk: int | None):
     xr.testing.assert_identical(grid["fixed"].variable, steps["fixed"].variable)
 
 
+@settings(max_examples=40)
 @given(
     places=st.lists(
         st.tuples(st.integers(0, 4), st.integers(0, 5)), unique=True, min_size=1
@@ -263,7 +264,9 @@ def test_steps_whose_epoch_is_lost_are_left_out():
 
 def test_two_steps_in_one_place_are_refused():
     steps = make(12).assign_coords(epoch=("step", [0] * 12))
-    with pytest.raises(ValueError, match="6 of 12 steps have the epoch and iteration"):
+    with pytest.raises(
+        ValueError, match="6 of 12 steps have the same epoch and iteration"
+    ):
         epoch_grid(steps)
 
 

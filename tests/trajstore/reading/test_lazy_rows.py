@@ -1,4 +1,4 @@
-"""Rows that xarray reads lazily are those that are there, whatever is selected."""
+"""Rows that xarray reads lazily equal the stored rows, for every selection."""
 
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def positions(size: int) -> st.SearchStrategy[Any]:
     keys=st.tuples(positions(23), positions(3), positions(2)),
     again=slices(5),
 )
-def test_what_is_selected_is_what_is_there(
+def test_selected_values_are_the_stored_ones(
     chunk: int, keys: tuple[Any, ...], again: slice
 ):
     _, variable = lazy(chunk)

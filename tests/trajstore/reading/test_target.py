@@ -1,4 +1,4 @@
-"""References are found by every name that a user may give them."""
+"""Targets are found by every name that a user may give them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from tests.trajstore.handmade import small_spec
-from trajstore import Run, iterate, open_run
+from trajstore import Run, iterate, open_run, parameters_at
 from trajstore.format.arrays import METRIC_BLOCK, step_arrays
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
-from trajstore.reading.target import ReferencePoint, reference_point
+from trajstore.reading.target import Target, find_target
 from trajstore.store.writer import Window, Writer
 
 Array = npt.NDArray[Any]
@@ -49,7 +49,7 @@ def write_run(
     final: Tensors | None = None,
     shapes: Mapping[str, tuple[int, ...]] = SHAPES,
 ) -> Run:
-    """Write a run whose windows have the references `coded_reference` of their place."""
+    """Write a run; window number c has the anchor `coded_anchor(c, size)`."""
     spec = spec_of(shapes)
     writer, size = Writer(path, spec), flat(random_tensors(0, shapes), shapes).size
     for c, start in enumerate(window_starts):
@@ -84,16 +84,16 @@ def window_code(c: int, size: int) -> tuple[Array, Array]:
     return codes, np.full(size // BLOCK, 0.5, "f4")
 
 
-def coded_reference(c: int, size: int) -> Array:
+def coded_anchor(c: int, size: int) -> Array:
     """Return the sum of the coded differences; halves of integers add up exactly."""
     differences = [0.5 * window_code(i, size)[0].astype("f4") for i in range(1, c + 1)]
     return sum(differences, np.zeros(size, "f4"))
 
 
-def values(point: ReferencePoint, size: int) -> Array:
-    """Read a point as a whole; and in parts, which must agree."""
-    whole = point.read(slice(0, size))
-    parts = [point.read(slice(i, i + BLOCK)) for i in range(0, size, BLOCK)]
+def values(target: Target, size: int) -> Array:
+    """Read a target as a whole; and in parts, which must agree."""
+    whole = target.read(slice(0, size))
+    parts = [target.read(slice(i, i + BLOCK)) for i in range(0, size, BLOCK)]
     np.testing.assert_array_equal(np.concatenate(parts), whole, strict=True)
     assert whole.dtype == np.float32
     return whole
@@ -105,9 +105,9 @@ SIZE = flat(FINAL).size
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run of 4 epochs; references begin the epochs 0, 1 and 3, but not 2."""
+    """Return a run of 4 epochs; anchors start the epochs 0, 1 and 3, but not 2."""
     return write_run(
-        tmp_path_factory.mktemp("reference") / "run.zarr",
+        tmp_path_factory.mktemp("target") / "run.zarr",
         n_steps=14,
         window_starts=(0, 2, 4, 10, 12),
         snapshots={"warm": (5, WARM), "cold": (7, COLD)},
@@ -119,59 +119,59 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_final_is_the_last_iterate(run: Run):
-    point = reference_point(run, "final")
-    assert point.label == "final"
-    assert "float32" in point.note
-    np.testing.assert_array_equal(values(point, SIZE), flat(FINAL), strict=True)
+    target = find_target(run, "final")
+    assert target.label == "final"
+    assert "float32" in target.note
+    np.testing.assert_array_equal(values(target, SIZE), flat(FINAL), strict=True)
 
 
 @pytest.mark.parametrize(
     ("name", "step", "tensors"), [("warm", 5, WARM), ("cold", 7, COLD)]
 )
 def test_another_string_is_a_snapshot(run: Run, name: str, step: int, tensors: Tensors):
-    point = reference_point(run, name)
-    assert point.label == f"snapshot {name}"
-    assert point.note == f"snapshot {name!r} before step {step}, in float32"
-    np.testing.assert_array_equal(values(point, SIZE), flat(tensors), strict=True)
+    target = find_target(run, name)
+    assert target.label == f"snapshot {name}"
+    assert target.note == f"snapshot {name!r} before step {step}, in float32"
+    np.testing.assert_array_equal(values(target, SIZE), flat(tensors), strict=True)
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
 @pytest.mark.parametrize(("epoch", "window"), [(0, 0), (1, 2), (3, 4)])
 def test_an_integer_is_an_epoch(run: Run, epoch: int, window: int, kind: type):
-    point = reference_point(run, kind(epoch))
-    assert point.label == f"epoch {epoch}"
-    assert f"start of epoch {epoch}: a lossy code" in point.note
-    expected = coded_reference(window, SIZE)
-    np.testing.assert_array_equal(values(point, SIZE), expected, strict=True)
+    target = find_target(run, kind(epoch))
+    assert target.label == f"epoch {epoch}"
+    assert f"start of epoch {epoch}: a lossy code" in target.note
+    expected = coded_anchor(window, SIZE)
+    np.testing.assert_array_equal(values(target, SIZE), expected, strict=True)
 
 
 def test_another_run_is_its_final_iterate(run: Run, tmp_path: Path):
     other = write_run(tmp_path / "other.zarr", final=COLD)
-    point = reference_point(run, other)
-    assert point.label == "final of other.zarr"
-    assert "other.zarr" in point.note
-    np.testing.assert_array_equal(values(point, SIZE), flat(COLD), strict=True)
+    target = find_target(run, other)
+    assert target.label == "final of other.zarr"
+    assert "other.zarr" in target.note
+    np.testing.assert_array_equal(values(target, SIZE), flat(COLD), strict=True)
 
 
 def test_another_run_may_hold_its_parameters_in_another_order(run: Run, tmp_path: Path):
     order = {"extra": (5000,), "scale": (), "bias": (3,), "weight": (40, 30)}
     tensors = random_tensors(4, order)
     other = write_run(tmp_path / "other.zarr", final=tensors, shapes=order)
-    point = reference_point(run, other)
-    np.testing.assert_array_equal(values(point, SIZE), flat(tensors), strict=True)
+    target = find_target(run, other)
+    np.testing.assert_array_equal(values(target, SIZE), flat(tensors), strict=True)
 
 
 def test_a_mapping_gives_arrays_by_name_in_any_order(run: Run):
     given = dict(reversed(WARM.items())) | {"running_mean": np.ones(7), "n": 3}
-    point = reference_point(run, given)
-    assert point.label == "given"
-    np.testing.assert_array_equal(values(point, SIZE), flat(WARM), strict=True)
+    target = find_target(run, given)
+    assert target.label == "given"
+    np.testing.assert_array_equal(values(target, SIZE), flat(WARM), strict=True)
 
 
 def test_a_mapping_may_hold_anything_like_an_array(run: Run):
     given = {k: v.astype(float).tolist() for k, v in WARM.items()}
-    point = reference_point(run, given)
-    np.testing.assert_array_equal(values(point, SIZE), flat(WARM), strict=True)
+    target = find_target(run, given)
+    np.testing.assert_array_equal(values(target, SIZE), flat(WARM), strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -182,24 +182,24 @@ def test_a_mapping_may_hold_tensors(run: Run, dtype: str):
         for name, array in WARM.items()
     }
     expected = {k: v.detach().to(torch.float64).numpy() for k, v in given.items()}
-    found = values(reference_point(run, given), SIZE)
+    found = values(find_target(run, given), SIZE)
     np.testing.assert_array_equal(found, flat(expected).astype("f4"), strict=True)
 
 
 def test_the_arrays_of_a_mapping_are_copied(run: Run):
     given = random_tensors(5)
-    point = reference_point(run, given)
+    target = find_target(run, given)
     given["bias"][:] = 0
-    np.testing.assert_array_equal(values(point, SIZE), flat(random_tensors(5)))
+    np.testing.assert_array_equal(values(target, SIZE), flat(random_tensors(5)))
 
 
-def test_recorded_references_are_found(example_run: Path):
+def test_recorded_anchors_are_found(example_run: Path):
     run = open_run(example_run)
     size = run.layout.size
-    final = values(reference_point(run, "final"), size)
-    middle = values(reference_point(run, "middle"), size)
-    last = values(reference_point(run, 4), size)
-    first = values(reference_point(run, 0), size)
+    final = values(find_target(run, "final"), size)
+    middle = values(find_target(run, "middle"), size)
+    last = values(find_target(run, 4), size)
+    first = values(find_target(run, 0), size)
     # The path has gone on from each of them to the next.
     lengths = [np.linalg.norm(final - x) for x in (first, middle, last)]
     assert lengths == sorted(lengths, reverse=True)
@@ -212,49 +212,51 @@ def test_recorded_references_are_found(example_run: Path):
 def test_an_unknown_snapshot_is_a_key_error_that_names_the_others(run: Run):
     message = r"No snapshot 'hot' in .*run\.zarr; it has \['warm', 'cold'\]\. .*made by"
     with pytest.raises(KeyError, match=message):
-        reference_point(run, "hot")
+        find_target(run, "hot")
 
 
-def test_a_path_is_not_a_reference(run: Run):
+def test_a_path_is_not_a_target(run: Run):
     with pytest.raises(KeyError, match=r"No snapshot '.*run\.zarr' in"):
-        reference_point(run, run.location)
+        find_target(run, run.location)
 
 
 @pytest.mark.parametrize("epoch", [-1, 2, 4, np.int64(100)])
 def test_an_unknown_epoch_is_a_key_error_that_names_the_others(run: Run, epoch: int):
-    message = rf"start of epoch {epoch} in .*run\.zarr; .* of these epochs: 0-1, 3\."
+    message = rf"start of epoch {epoch} in .*run\.zarr; .* start with one: 0-1, 3\."
     with pytest.raises(KeyError, match=message):
-        reference_point(run, epoch)
+        find_target(run, epoch)
 
 
 def test_an_epoch_whose_first_row_is_not_yet_written_is_unknown(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=4, window_starts=(0, 4))
-    with pytest.raises(KeyError, match=r"epoch 1 in .* of these epochs: 0\."):
-        reference_point(run, 1)
+    with pytest.raises(KeyError, match=r"epoch 1 in .* start with one: 0\."):
+        find_target(run, 1)
 
 
-def test_a_run_without_final_iterate_offers_its_last_reference(tmp_path: Path):
+def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=10, window_starts=(0, 4, 8, 9))
     message = (
         r"run\.zarr has no final iterate: its status is 'interrupted', after 10 steps\. "
         r".*reference=2, or"
     )
     with pytest.raises(ValueError, match=message):
-        reference_point(run, "final")
-    point = reference_point(run, 2)
-    np.testing.assert_array_equal(values(point, SIZE), coded_reference(2, SIZE))
+        find_target(run, "final")
+    target = find_target(run, 2)
+    np.testing.assert_array_equal(values(target, SIZE), coded_anchor(2, SIZE))
 
 
-def test_a_run_without_any_reference_offers_none(tmp_path: Path):
+def test_a_run_without_any_anchor_offers_none(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr")
-    with pytest.raises(ValueError, match=r"after 0 steps\. .*there is none to offer"):
-        reference_point(run, "final")
+    with pytest.raises(
+        ValueError, match=r"after 0 steps\. .*no other iterate to offer"
+    ):
+        find_target(run, "final")
 
 
 def test_another_run_needs_a_final_iterate(run: Run, tmp_path: Path):
     other = write_run(tmp_path / "other.zarr", n_steps=2, window_starts=(0,))
     with pytest.raises(ValueError, match=r"other\.zarr has no final iterate"):
-        reference_point(run, other)
+        find_target(run, other)
 
 
 MISFITS: dict[str, tuple[Tensors, list[str]]] = {
@@ -289,12 +291,12 @@ def test_all_tensors_that_do_not_fit_are_listed(
 ):
     message = ":\n".join([lines[0], "\n".join(lines[1:])]) + "$"
     with pytest.raises(ValueError, match=message):
-        reference_point(run, tensors)
+        find_target(run, tensors)
     if tensors:
         shapes = {name: np.shape(array) for name, array in tensors.items()}
         other = write_run(tmp_path / "other.zarr", final=tensors, shapes=shapes)
         with pytest.raises(ValueError, match=message):
-            reference_point(run, other)
+            find_target(run, other)
 
 
 @pytest.mark.parametrize(
@@ -307,40 +309,40 @@ def test_other_objects_are_type_errors(run: Run, reference: Any):
     with pytest.raises(
         TypeError, match=rf"`reference` must be 'final', .*got {kind}\."
     ):
-        reference_point(run, reference)
+        find_target(run, reference)
 
 
-# The parameters at a point
+# The parameters at a target
 
 
-def test_an_iterate_has_the_tensors_of_a_point_in_their_shapes(run: Run):
+def test_parameters_have_the_shapes_of_their_tensors(run: Run):
     for reference, tensors in (("final", FINAL), ("warm", WARM), (COLD, COLD)):
-        found = iterate(run, reference)
+        found = parameters_at(run, reference)
         assert list(found) == list(SHAPES)
         for name, values in found.items():
             np.testing.assert_array_equal(values, tensors[name], strict=True)
             assert values.flags.writeable
     # Epoch 3 begins with window 4; tensors begin at multiples of blocks.
-    decoded = coded_reference(4, SIZE)
-    epoch = iterate(run, 3)
+    decoded = coded_anchor(4, SIZE)
+    epoch = parameters_at(run, 3)
     np.testing.assert_array_equal(epoch["weight"].ravel(), decoded[:1200])
     np.testing.assert_array_equal(epoch["bias"], decoded[2 * BLOCK : 2 * BLOCK + 3])
     np.testing.assert_array_equal(epoch["scale"], decoded[3 * BLOCK])
 
 
-def test_an_iterate_is_read_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch):
-    whole = iterate(run, 1)
+def test_parameters_are_read_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch):
+    whole = parameters_at(run, 1)
     monkeypatch.setattr("trajstore.reading.target.PART", BLOCK)
-    for name, values in iterate(run, 1).items():
+    for name, values in parameters_at(run, 1).items():
         np.testing.assert_array_equal(values, whole[name], strict=True)
 
 
-def test_an_iterate_is_a_copy(run: Run):
-    iterate(run)["weight"][:] = 0
-    np.testing.assert_array_equal(iterate(run)["weight"], FINAL["weight"])
+def test_parameters_are_a_copy(run: Run):
+    parameters_at(run)["weight"][:] = 0
+    np.testing.assert_array_equal(parameters_at(run)["weight"], FINAL["weight"])
 
 
-def test_a_model_takes_an_iterate():
+def test_a_model_loads_parameters():
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(2, 1)
     values = {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")}
@@ -349,13 +351,19 @@ def test_a_model_takes_an_iterate():
     assert model(torch.ones(1, 2)).item() == 2
 
 
-def test_text_is_read_as_a_reference(run: Run, tmp_path: Path):
-    from trajstore.reading.target import read_reference
+def test_text_is_parsed_as_a_target(run: Run, tmp_path: Path):
+    from trajstore.reading.target import read_target
 
     other = write_run(tmp_path / "other.zarr", final=FINAL)
-    assert read_reference("warm", run) == "warm"
-    assert read_reference("3", run) == 3
-    assert read_reference("final", run) == "final"
-    found = read_reference(str(tmp_path / "other.zarr"), run)
+    assert read_target("warm", run) == "warm"
+    assert read_target("3", run) == 3
+    assert read_target("final", run) == "final"
+    found = read_target(str(tmp_path / "other.zarr"), run)
     assert isinstance(found, Run)
     assert found.location == other.location
+
+
+def test_the_former_name_names_the_new_one(run: Run):
+    with pytest.warns(DeprecationWarning, match=r"now trajstore\.parameters_at"):
+        found = iterate(run)
+    assert found.keys() == parameters_at(run).keys()

@@ -1,4 +1,4 @@
-"""`traj-store verify` finds every kind of damage, and says where it is."""
+"""`traj-store verify` finds every kind of damage, and names its place."""
 
 import json
 import shutil
@@ -86,14 +86,14 @@ def test_every_chunk_is_looked_at(whole: Path):
 CHUNKS = {
     "rows": ("tables/c/0/0/0", "tables of steps 0-69"),
     "epochs": ("epoch/c/0", "epoch of steps 0-69"),
-    "starts": ("references/start/c/0", "nothing, if the array 'window' is whole"),
+    "starts": ("references/start/c/0", "nothing, if the array 'window' is intact"),
     "weights": ("references/weights/c/0/0", "references/weights of windows 0-69"),
     "codes": ("references/codes/c/40/0", "steps 40-64"),
     "last codes": ("references/codes/c/69/0", "steps 69"),
     "scales": ("references/scales/c/0/0", "steps 0-69"),
     "keyframe": ("references/keyframes/c/1/0", "steps 32-64"),
-    "final": ("final/c/0", "what is measured against final"),
-    "snapshot": ("snapshots/0/c/0", "what is measured against snapshots/0"),
+    "final": ("final/c/0", "analyses with the target final"),
+    "snapshot": ("snapshots/0/c/0", "analyses with the target snapshots/0"),
 }
 KINDS = {
     "missing": (remove, "is missing"),
@@ -161,7 +161,7 @@ def test_arrays_of_an_open_run_may_be_ahead_of_the_root_document(tmp_path: Path)
 
 
 def write_wrong(path: Path, name: str, values: list[int]) -> None:
-    """Write a run of six steps, of which an array holds other numbers."""
+    """Write a run of six steps, one array of which holds other numbers."""
     writer = Writer(path, SPEC)
     for c in range(6):
         start = values[c] if name == "references/start" else c
@@ -178,17 +178,17 @@ NUMBERS = {
     "epochs go back": (
         ("epoch", [0, 0, 0, 0, 1, 0]),
         "epoch, iteration",
-        "do not count on at steps 5: step 5 is iteration 1 of epoch 0, after it",
+        "are not consecutive at steps 5: step 5 is iteration 1 of epoch 0, after it",
     ),
     "a step is left out": (
         ("iteration", [0, 1, 3, 4, 0, 1]),
         "epoch, iteration",
-        "do not count on at steps 2: step 2 is iteration 3 of epoch 0, after it",
+        "are not consecutive at steps 2: step 2 is iteration 3 of epoch 0, after it",
     ),
     "the first step is not the first": (
         ("iteration", [1, 2, 3, 4, 0, 1]),
         "epoch, iteration",
-        "do not count on at steps 0: step 0 is iteration 1 of epoch 0, after",
+        "are not consecutive at steps 0: step 0 is iteration 1 of epoch 0, after",
     ),
     "windows": (
         ("window", [0, 1, 2, 2, 2, 5]),
@@ -247,9 +247,7 @@ def test_measurements_out_of_place_are_named(
         ("scales", "references/scales/c/0/0"),
     ],
 )
-def test_references_that_are_not_finite_are_named(
-    tmp_path: Path, field: str, place: str
-):
+def test_anchors_that_are_not_finite_are_named(tmp_path: Path, field: str, place: str):
     writer = Writer(tmp_path / "run.zarr", SPEC)
     window = random_window(0)
     getattr(window, field)[1] = np.inf
@@ -286,7 +284,7 @@ def test_the_command_lists_problems_and_fails(
         verify(path, monkeypatch)
     assert capsys.readouterr().out.splitlines() == [
         "references/codes/c/40/0 is missing; lost: steps 40-64",
-        "final/c/0 is missing; lost: what is measured against final",
+        "final/c/0 is missing; lost: analyses with the target final",
         "2 problems in 90 chunks, 70 steps.",
     ]
 

@@ -43,7 +43,7 @@ def send(run: Run) -> Run:
     return copy
 
 
-def test_what_travels_is_small(path: Path):
+def test_a_pickled_run_is_small(path: Path):
     spec = SPEC.to_json() | {
         "names": [f"layer{i}.weight" for i in range(500)],
         "shapes": [[3]] * 500,
@@ -54,7 +54,7 @@ def test_what_travels_is_small(path: Path):
     assert len(pickle.dumps(open_run(path))) < 400
 
 
-def test_all_that_is_sent_to_a_process_is_one_run(path: Path, monkeypatch: Any):
+def test_a_process_opens_a_run_once(path: Path, monkeypatch: Any):
     write_run(path, n_steps=10)
     run, opened, whole = open_run(path), list[str](), open_checked
     together = threading.Barrier(4)
@@ -110,7 +110,7 @@ def test_a_run_that_has_grown_is_cut_to_what_was_there(path: Path):
 CHANGES = {
     "another recording": (
         {"created": "2020-01-01T00:00:00+00:00"},
-        "it was begun 2020-01-01T00:00:00.00:00, not 20",
+        "it was created 2020-01-01T00:00:00.00:00, not 20",
     ),
     "taken up again": (
         {"resumes": [{"step": 4, "n_missing": 0}]},

@@ -269,7 +269,7 @@ def test_a_measured_run_travels(tmp_path: Path):
     record(tmp_path / "run")
     measured = open_run(tmp_path / "run").measured("fixed")
     again = pickle.loads(pickle.dumps(measured))
-    assert (again.name, again.n_steps) == ("fixed", 8)
+    assert (again.group.name, again.n_steps) == ("fixed", 8)
     xr.testing.assert_identical(again.steps.load(), measured.steps.load())
     assert "'fixed'" in repr(again)
 

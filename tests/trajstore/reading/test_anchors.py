@@ -1,0 +1,64 @@
+"""Anchors are decoded to the vectors that training computed with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trajstore.handmade import SIZE, random_window, write_run
+from trajstore import open_run
+from trajstore.format.layout import BLOCK
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.zarr"
+
+
+def test_anchors_are_decoded_bit_by_bit(path: Path):
+    n_windows = 70
+    write_run(path, n_steps=n_windows)
+    run = open_run(path)
+    expected, anchor = [], np.empty(0, np.float32)
+    for c in range(n_windows):
+        window = random_window(c)
+        if window.keyframe is not None:
+            anchor = window.keyframe
+        else:
+            factors = np.repeat(window.scales, BLOCK)
+            anchor = anchor + window.codes.astype(np.float32) * factors
+        expected.append(anchor)
+    assert run.stored.array("references/keyframes").shape == (3, SIZE)
+    # Forwards, as the analyses go, and in an order that finds nothing decoded.
+    for c in [*range(n_windows), 31, 63, 0, 32, 69, 5]:
+        for part in (slice(0, SIZE), slice(BLOCK, 3 * BLOCK)):
+            found = run.stored.anchors.decode(c, part)
+            assert found.dtype == np.float32
+            assert found.tobytes() == expected[c][part].tobytes()
+
+
+def test_successive_anchors_equal_anchors_decoded_alone(path: Path):
+    write_run(path, n_steps=40)
+    anchors, part = open_run(path).stored.anchors, slice(BLOCK, 3 * BLOCK)
+    buffers = [np.empty(2 * BLOCK, np.float32) for _ in range(2)]
+    windows = range(30, 36)
+    found = [each.copy() for each in anchors.decode_each(windows, part, buffers)]
+    expected = [anchors.decode(window, part) for window in windows]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_damage_reads_as_nan_up_to_the_next_keyframe(path: Path):
+    write_run(path, n_steps=40)
+    (path / "references/codes/c/30/0").unlink()
+    anchors, whole = open_run(path).stored.anchors, slice(0, SIZE)
+    with pytest.warns(UserWarning, match=r"codes/c/30/0 is missing.*reads as NaN"):
+        lost = [np.isnan(anchors.decode(window, whole)).all() for window in range(34)]
+    assert np.flatnonzero(lost).tolist() == [30, 31]
+
+
+def test_decoded_anchors_cannot_be_changed(path: Path):
+    write_run(path, n_steps=2)
+    for window in (0, 1):
+        anchor = open_run(path).stored.anchors.decode(window, slice(0, SIZE))
+        with pytest.raises(ValueError, match="read-only"):
+            anchor += 1
