@@ -35,8 +35,9 @@ from analyzers.geometry.theory import (
     linear_rate,
     locally_optimal_lr,
     step_bound,
+    step_contraction,
 )
-from analyzers.gradients.branches import scales
+from analyzers.gradients.branches import compare_branches, scales
 from analyzers.gradients.lag_curve import lag_curve
 from analyzers.gradients.lagged_gradients import lagged_gradients
 from analyzers.gradients.layers import zigzag_layers
@@ -49,6 +50,7 @@ __all__ = [
     "alpha_beta",
     "average_of_epochs",
     "chord_convexity",
+    "compare_branches",
     "convexity",
     "distance_travelled",
     "edge_of_stability",
@@ -68,11 +70,10 @@ __all__ = [
     "polyak_lojasiewicz",
     "random_walk_gamma",
     "scale_invariance",
-    "scales",
     "smallest_beta",
     "smoothness",
     "stability_threshold",
-    "step_bound",
+    "step_contraction",
     "store_geometry",
     "time_of_steps",
     "update_products",

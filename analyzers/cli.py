@@ -16,14 +16,14 @@ from analyzers.curvature.commands import (
 )
 from analyzers.deep_linear.command import linear_modes
 from analyzers.geometry.command import geometry
-from analyzers.gradients.command import scales, zigzag
+from analyzers.gradients.command import compare_branches, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
 from trajstore.cli.command_line import run_command_line
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "geometry": geometry,
     "zigzag": zigzag,
-    "compare-branches": scales,
+    "compare-branches": compare_branches,
     "linear-modes": linear_modes,
     "alpha-beta": alpha_beta,
     "aiming": aiming,

@@ -15,12 +15,14 @@ from analyzers.deep_linear.plots import (
     mode_errors,
     mode_trajectories,
 )
-from analyzers.geometry.plots import layer_image, overview, quantity
+from analyzers.geometry.plots import layer_image, overview, path_geometry, quantity
 from analyzers.gradients.plots import (
+    compare_branches,
     cosine_panel,
     layer_cosines,
     scale_figure,
     share_bars,
+    zigzag,
     zigzag_overview,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "Panel",
     "aiming",
     "alpha_beta",
+    "compare_branches",
     "convexity",
     "cosine_panel",
     "draw_panels",
@@ -41,11 +44,13 @@ __all__ = [
     "mode_errors",
     "mode_trajectories",
     "overview",
+    "path_geometry",
     "polyak_lojasiewicz",
     "quantity",
     "scale_figure",
     "scale_invariance",
     "share_bars",
     "smoothness",
+    "zigzag",
     "zigzag_overview",
 ]

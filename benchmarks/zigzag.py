@@ -93,7 +93,7 @@ def compare_scales(
     first = branches[0].attrs["branch"]["step"]
     there = np.cumsum(parent.steps["lr"].values[first:]) < rates * (1 + 1e-9)
     length = parent.steps["update_norm"].values[first:][there].sum()
-    return analyzers.scales(parent, branches, length=float(length))
+    return analyzers.compare_branches(parent, branches, length=float(length))
 
 
 def by_scale(scales: xr.Dataset) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def draw(
 
     for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
         curve = analyzers.lag_curve(runs[name])
-        drawn = plots.zigzag_overview(segments[name], curve, title=name)
+        drawn = plots.zigzag(segments[name], curve, title=name)
         drawn.savefig(IMAGES / f"{file}.png", dpi=85)
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 2.8), layout="constrained")
@@ -146,7 +146,7 @@ def draw(
 
     for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
         title = f"{name}, from epoch {BRANCHES[name][0]} on, and its branches"
-        drawn = plots.scale_figure(scales[name], title=title)
+        drawn = plots.compare_branches(scales[name], title=title)
         drawn.savefig(IMAGES / f"scales-{file}.png", dpi=80)
     plt.close("all")
 

@@ -1,4 +1,4 @@
-"""Norms of the references of a run, where tables do not have those of its iterates."""
+"""Norms of a run's anchors, for runs whose tables lack the norms of iterates."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyzers._engine.sweep import segments, slices
+from analyzers._engine.slices import segments, slices
 from analyzers._engine.tables import VALUES
 from analyzers._engine.tasks import PART, task
 from trajstore.format.arrays import LAYER, STEP
@@ -18,20 +18,10 @@ from trajstore.reading.run import Run
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
-def reference_norms(run: Run) -> xr.DataArray:
-    """Return the norm of every step's reference, tensor by tensor.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        As returned by `trajstore.open_run`.
-
-    Returns
-    -------
-    xarray.DataArray
-        Lazy, float64, dimensions ``step`` and ``layer`` without coordinates. NaN where a
-        reference is lost. All references are decoded, a part of the parameters at a time.
-    """
+def anchor_norms(run: Run) -> xr.DataArray:
+    """Return the norm of each step's anchor by layer, lazy float64 (step, layer)."""
+    # NaN where an anchor is damaged. All anchors are decoded, a part of the parameters
+    # at a time.
     n_layers = len(run.layout.names)
     parts = [
         task(partial(squares, run, elements))
@@ -43,7 +33,7 @@ def reference_norms(run: Run) -> xr.DataArray:
     )
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
-            task(partial(of_windows, window[steps]), by_window),
+            task(partial(take_windows, window[steps]), by_window),
             shape=(steps.stop - steps.start, n_layers),
             dtype=np.float64,
         )
@@ -54,18 +44,18 @@ def reference_norms(run: Run) -> xr.DataArray:
 
 
 def squares(run: Run, elements: slice) -> FloatArray:
-    """Add up squares of references over some elements, float64 of (window, layer)."""
+    """Sum the squares of anchors over some elements, float64 (window, layer)."""
     pieces = segments(run.layout, elements)
     total = np.zeros((run.n_windows, len(run.layout.names)))
     buffers = np.empty((2, elements.stop - elements.start), np.float32)
     windows = range(run.n_windows)
-    for c, reference in zip(
+    for c, anchor in zip(
         windows,
         run.stored.anchors.decode_each(windows, elements, [*buffers]),
         strict=True,
     ):
         for layer, part in pieces:
-            values = reference[part].astype(np.float64)
+            values = anchor[part].astype(np.float64)
             total[c, layer] += values @ values
     return total
 
@@ -76,6 +66,6 @@ def norms(parts: Sequence[FloatArray]) -> FloatArray:
     return lengths
 
 
-def of_windows(window: npt.NDArray[np.int64], by_window: FloatArray) -> FloatArray:
-    """Return rows of a table of windows, one for each step."""
+def take_windows(window: npt.NDArray[np.int64], by_window: FloatArray) -> FloatArray:
+    """Return the row of a window table for each step."""
     return by_window[window]

@@ -1,4 +1,4 @@
-"""One BLAS thread for each of Dask's: more would wait for each other."""
+"""Limit BLAS to one thread while Dask's threads compute: more would block each other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,24 +8,22 @@ from threadpoolctl import threadpool_limits
 
 _lock = Lock()
 _limits: list[threadpool_limits] = []
-_n_inside = 0
+_n_users = 0
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS use one thread in this process, until the last who asked for it is done.
-
-    The limit is the process's, while tasks come and go in many threads.
-    """
-    global _n_inside  # noqa: PLW0603 - BLAS has a global setting, and this counts its users
+    """Let BLAS use one thread in this process until the last such block ends."""
+    # The limit holds for the whole process, but tasks start and end in many threads.
+    global _n_users  # noqa: PLW0603 - BLAS has a global setting, and this counts its users
     with _lock:
-        if _n_inside == 0:
+        if _n_users == 0:
             _limits.append(threadpool_limits(1, user_api="blas"))
-        _n_inside += 1
+        _n_users += 1
     try:
         yield
     finally:
         with _lock:
-            _n_inside -= 1
-            if _n_inside == 0:
+            _n_users -= 1
+            if _n_users == 0:
                 _limits.pop().restore_original_limits()

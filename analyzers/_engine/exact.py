@@ -1,4 +1,4 @@
-"""The same quantities of a run that was recorded exactly, in pieces."""
+"""Quantities of exact recordings, which hold whole gradients and displacements."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.arrays.geometry import Estimate, Sampled, geometry
-from analyzers._engine.sweep import sweep
-from analyzers._engine.windows import windows_of
+from analyzers._engine.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
@@ -27,34 +26,15 @@ def exact_sums(
     *,
     weight_decay: float,
 ) -> FloatArray:
-    """Products with d = x - x* over some elements.
-
-    Parameters
-    ----------
-    run : Run
-        The recorded run.
-    target : Target
-        The point x*.
-    steps : slice
-        Which steps.
-    elements : slice
-        Between multiples of `BLOCK`.
-    weight_decay : float
-        Times the parameters is added to the gradient.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape ``(3, step, layer)``: <g, d>, |d|^2 and |g|^2.
-    """
+    """Sum <g, d>, |d|^2 and |g|^2 with d = x - x* over whole blocks, (3, step, layer)."""
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
-    of_window = windows_of(run, steps)
-    windows = range(min(of_window), max(of_window) + 1)
+    by_window = window_steps(run, steps)
+    windows = range(min(by_window), max(by_window) + 1)
     at_once = max(1, READ_BYTES // (4 * (elements.stop - elements.start)))
-    for c, around in sweep(run, target, windows, elements):
-        part = of_window.get(c, slice(0, 0))
-        v = (around.target - around.reference).astype(np.float64)
+    for c, vectors in walk(run, target, windows, elements):
+        part = by_window.get(c, slice(0, 0))
+        v = (vectors.target - vectors.anchor).astype(np.float64)
         for start in range(part.start, part.stop, at_once):
             rows = slice(start, min(start + at_once, part.stop))
             gradients = run.stored.large_rows("gradient", rows, elements)
@@ -62,19 +42,21 @@ def exact_sums(
             for step, gradient, displacement in zip(
                 range(rows.start, rows.stop), gradients, displacements, strict=True
             ):
-                x = around.reference + displacement.astype(np.float64)
+                x = vectors.anchor + displacement.astype(np.float64)
                 g, d = gradient + weight_decay * x, displacement - v
                 for total, product in zip(sums, (g * d, d**2, g**2), strict=True):
-                    of_blocks = product.reshape(-1, BLOCK).sum(1)
-                    np.add.at(total[step - steps.start], layers, of_blocks)
+                    by_block = product.reshape(-1, BLOCK).sum(1)
+                    np.add.at(total[step - steps.start], layers, by_block)
     return sums
 
 
-def finish_exact(parts: Sequence[FloatArray], *, layers: bool) -> dict[str, FloatArray]:
-    """Put the quantities of some steps together, without any standard error."""
+def combine_exact(
+    parts: Sequence[FloatArray], *, layers: bool
+) -> dict[str, FloatArray]:
+    """Return what `arrays.geometry` does for some steps, with standard errors of 0."""
     h, squares, gradient_sq = np.sum(parts, axis=0)
     if not layers:
         h, squares, gradient_sq = h.sum(1), squares.sum(1), gradient_sq.sum(1)
-    none = np.zeros_like(h)
-    sampled = Sampled(Estimate(h, none), gradient_sq, none)
-    return geometry(sampled, Estimate(np.sqrt(squares), none))
+    zeros = np.zeros_like(h)
+    sampled = Sampled(Estimate(h, zeros), gradient_sq, zeros)
+    return geometry(sampled, Estimate(np.sqrt(squares), zeros))

@@ -1,59 +1,49 @@
-"""What was recorded of steps, in chunks: so that analyses of it are of bounded memory."""
+"""Recorded scalars and tables, in chunks that keep the memory of analyses bounded."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from trajstore.format.arrays import LAYER, STEP
+from analyzers._engine.labels import layer_names
+from trajstore.format.arrays import LAYER, STEP, table_columns
 from trajstore.reading.run import Run
+
+FloatArray = npt.NDArray[np.floating[Any]]
 
 VALUES: Final = 1 << 20
 """Values of a table in a chunk."""
 
 
-def check_basis(run: Run, what: str) -> None:
-    """Refuse what needs products with the parameters, if these are not known.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The run, or a measurement of it.
-    what : str
-        What needs them.
-
-    Raises
-    ------
-    ValueError
-        If the run was recorded with ``basis=0``.
-    """
+def check_basis(run: Run, analysis: str) -> None:
+    """Raise ValueError if the run lacks products with the parameters, as with basis=0."""
     if run.spec.basis == 0:
         raise ValueError(
-            f"{what} needs the norms of the parameters and their products with gradients, "
-            f"which {run.location} does not have: it was recorded with basis=0; record "
-            "with basis=1 or more."
+            f"{analysis} needs the norms of the parameters and their products with "
+            f"gradients, which {run.location} does not have: it was recorded with basis=0; "
+            "record with basis=1 or more."
         )
 
 
 def tables(run: Run, *names: str) -> xr.Dataset:
-    """Return recorded scalars and tables as Dask arrays.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The run, or a measurement of it.
-    *names : str
-        Of variables of ``run.steps``.
-
-    Returns
-    -------
-    xarray.Dataset
-        Lazy, with the coordinates ``step``, ``epoch`` and ``iteration``, and ``layer``
-        where there is one.
-    """
+    """Return variables of ``run.steps`` as Dask arrays, without the coordinate window."""
     chosen = run.steps[list(names)].drop_vars("window")
     if LAYER in chosen.coords:
-        # Fixed-width strings have no place in Zarr's specification; these have.
-        chosen = chosen.assign_coords({LAYER: np.array(run.layout.names, object)})
+        chosen = chosen.assign_coords({LAYER: layer_names(run)})
     rows = max(1, VALUES // max(1, len(run.layout.names)))
     return chosen.chunk({STEP: rows})
+
+
+def read_tables(run: Run, steps: slice) -> dict[str, FloatArray]:
+    """Read the tables of some steps by name, float64 (step, layer[, basis])."""
+    values = run.stored.rows("tables", steps).astype(np.float64)
+    return {
+        name: values[..., columns if name.endswith("_basis") else columns.start]
+        for name, columns in table_columns(run.spec).items()
+    }
+
+
+def sketch_weights(run: Run, window: int) -> FloatArray:
+    """Return the weights of a window's sketch, float64 (layer,)."""
+    return np.asarray(run.windows["weights"].values[window], np.float64)

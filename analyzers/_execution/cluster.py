@@ -1,4 +1,4 @@
-"""Where the tasks run: on a cluster that is there, on one of this machine, or on threads."""
+"""Connect to a Dask cluster, start one on this machine, or stay on threads."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,8 +11,8 @@ MEMORY: Final = {
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
 }
-"""How the workers' C library keeps memory for the next array instead of giving it back.
-Dask asks for the contrary, and new pages would cost a third of the time."""
+"""Let the workers' C library keep memory for the next array instead of returning it.
+Dask's default is the opposite, and new pages would cost a third of the time."""
 
 
 @contextmanager
@@ -23,50 +23,31 @@ def connected(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> Iterator[Any]:
-    """Let what is computed inside the block run on a cluster, if one is asked for.
-
-    Parameters
-    ----------
-    scheduler : str, optional
-        Address of a running scheduler, ``tcp://host:8786``.
-    workers : int, optional
-        Worker processes to start on this machine, each with one thread.
-    dashboard : bool, default: False
-        Start workers on this machine if nothing else says so: as many as it has cores.
-    report : Path, optional
-        Where Dask's performance report goes, an HTML file.
-
-    Yields
-    ------
-    distributed.Client or None
-        None where threads of this process will compute.
-
-    Raises
-    ------
-    ValueError
-        If both a scheduler and workers are asked for, or a report without a cluster.
-    """
+    """Compute inside the block on a cluster, if one is asked for; yield its client or None."""
+    # `scheduler` is the address of a running one, tcp://host:8786. `workers` are processes to
+    # start on this machine; `dashboard` starts one per core if nothing else is asked for.
+    # `report` is the HTML file of Dask's performance report.
     if scheduler is not None and workers is not None:
         raise ValueError(
-            f"Workers were asked for ({workers}) beside the scheduler {scheduler!r}, "
-            "which has its own. Give one of both."
+            f"Got both `workers` ({workers}) and `scheduler` ({scheduler!r}), which has "
+            "workers of its own. Give one of the two."
         )
     is_local = workers is not None or dashboard
     if scheduler is None and not is_local:
         if report is not None:
             raise ValueError(
-                "A report is of a cluster's work, and none was asked for. Give workers, "
+                "A report needs a cluster, and none was asked for. Give workers, "
                 "dashboard or the address of a scheduler as well."
             )
         yield None
         return
-    # Half a second that is spared where threads compute.
+    # The import takes half a second, which threads do not need.
     from distributed import Client, LocalCluster, performance_report  # noqa: PLC0415
 
     with ExitStack() as stack:
         if scheduler is None:
-            # One thread each: Python's lock would make more of them wait. Dask lets
-            # BLAS in its workers use one as well.
+            # One thread each: Python's lock would block more of them. Dask limits BLAS
+            # in its workers to one thread as well.
             stack.enter_context(dask.config.set(MEMORY))
             scheduler = stack.enter_context(
                 LocalCluster(  # type: ignore[no-untyped-call]

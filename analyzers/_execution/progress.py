@@ -1,4 +1,4 @@
-"""Computing with a progress bar, on the threads of this process or on a cluster."""
+"""Compute tasks with a progress bar, on the threads of this process or on a cluster."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,9 @@ from threadpoolctl import threadpool_limits
 
 
 def compute(tasks: Sequence[Delayed], description: str) -> None:
-    """Compute tasks for what they do, and show how many are done.
-
-    They run on the Dask client of this process if it has one, else on Dask's scheduler
-    for one process: threads, each with one thread of BLAS.
-    """
+    """Compute tasks for their side effects, and show how many are done."""
+    # On the Dask client of this process if it has one, else on threads, each with one
+    # thread of BLAS.
     client = current_client()
     if client is not None:
         _compute_on(client, tasks, description)
@@ -27,8 +25,8 @@ def compute(tasks: Sequence[Delayed], description: str) -> None:
 
 
 def current_client() -> Any:
-    """Return the `distributed.Client` of this process, None where there is none."""
-    # Whoever has a client has imported it already; others are spared that.
+    """Return the `distributed.Client` of this process, or None."""
+    # A process with a client has imported `distributed` already; the import is slow.
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -48,13 +46,13 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
                 future.result()
                 progress.advance(bar)
     finally:
-        # After a failure, or Ctrl-C, nobody waits for the others any more.
+        # After a failure or Ctrl-C nothing waits for the remaining tasks.
         client.cancel(futures)
 
 
 @contextmanager
 def task_progress(description: str) -> Iterator[None]:
-    """Show how many of the tasks that are computed inside the block are done."""
+    """Show how many of the tasks computed inside the block are done."""
     with Progress(transient=False) as progress:
         bar = progress.add_task(description, total=None)
 

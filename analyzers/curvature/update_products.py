@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyzers._engine.anchor_norms import reference_norms
+from analyzers._engine.anchor_norms import anchor_norms
 from analyzers._engine.arrays.probed import cosine
 from analyzers._engine.labels import step_coordinates
 from analyzers._engine.tables import tables
@@ -91,7 +91,7 @@ def _length(run: Run, steps: xr.Dataset) -> xr.DataArray:
     # Without a basis this decodes every anchor, for its norm.
     if run.spec.basis:
         return tables(run, "param_sq")["param_sq"].astype(np.float64) ** 0.5
-    return reference_norms(run) + steps["displacement_sq"] ** 0.5
+    return anchor_norms(run) + steps["displacement_sq"] ** 0.5
 
 
 def _from_plain_descent(run: Run) -> xr.Dataset:

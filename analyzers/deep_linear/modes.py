@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.labels import describe, step_coordinates
-from analyzers._engine.sweep import slices
+from analyzers._engine.slices import slices
 from analyzers.deep_linear.arrays import (
     LossConvention,
     effective_rank,

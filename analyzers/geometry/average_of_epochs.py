@@ -1,4 +1,4 @@
-"""Averages of iterates, as points to measure a run against."""
+"""Average the anchors of some epochs, as a target to measure a run against."""
 
 import re
 from collections.abc import Sequence
@@ -7,45 +7,45 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.sweep import slices
+from analyzers._engine.slices import slices
 from trajstore.reading import target as targets
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 PART: Final = 1 << 22
-"""Elements that are averaged at a time."""
+"""Elements that are averaged at once."""
 
 
 def average_of_epochs(
     run: Run, epochs: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean of the stored references at the starts of some epochs.
+    """Mean of the stored anchors at the starts of some epochs.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     epochs : sequence of int
-        Which epochs, such as ``range(10, 21)``; each counts as often as it is given.
+        Such as ``range(10, 21)``. A repeated epoch counts repeatedly.
 
     Returns
     -------
     dict from str to numpy.ndarray
-        Parameter tensors by name, float32, to be given as ``reference=``. NaN where a
-        chunk is damaged.
+        Parameter tensors by name, float32, to pass as ``reference=``. NaN where a chunk is
+        damaged.
 
     Raises
     ------
     KeyError
-        If an epoch does not begin with a stored reference; lists those that do.
+        If an epoch does not begin with a stored anchor; lists the epochs that do.
     ValueError
         If no epoch is given.
 
     Notes
     -----
-    Memory: the vector of parameters, and 64 MB. The references are lossy codes of the
-    iterates, in 8-bit steps.
+    Memory: the vector of parameters, and 64 MB. Anchors are lossy codes of the iterates, in
+    8-bit steps.
 
     Examples
     --------
@@ -58,8 +58,9 @@ def average_of_epochs(
         raise ValueError("`epochs` names no epoch to average; give one or more.")
     if absent := sorted(set(epochs) - set(run.stored.epoch_windows)):
         raise KeyError(
-            f"No references at the start of epochs {as_ranges(absent)} in {run.location}; "
-            f"there are those of these epochs: {as_ranges(run.stored.epoch_windows) or 'none'}."
+            f"No stored anchors at the start of epochs {as_ranges(absent)} in "
+            f"{run.location}; it has those of epochs "
+            f"{as_ranges(run.stored.epoch_windows) or 'none'}."
         )
     windows = sorted(run.stored.epoch_windows[epoch] for epoch in epochs)
     average = np.empty(run.layout.size, np.float32)
@@ -72,7 +73,7 @@ def average_of_epochs(
 
 
 def read_reference(text: str, run: Run) -> TargetLike:
-    """Read a reference from the command line; names of snapshots come first."""
+    """Read a target from the command line; names of snapshots come first."""
     if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
     return targets.read_target(text, run)
@@ -83,7 +84,7 @@ def _epochs(text: str) -> range:
     found = re.fullmatch(r"mean:(\d+):(\d+)", text)
     if not found or int(found[1]) > int(found[2]):
         raise ValueError(
-            f"The reference {text!r} is no mean of epochs; write mean:10:20 for that of "
+            f"The reference {text!r} is not a mean of epochs; write mean:10:20 for the mean of "
             "epochs 10 to 20."
         )
     return range(int(found[1]), int(found[2]) + 1)

@@ -33,35 +33,35 @@ def geometry(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> None:
-    """RSI, EB and gamma of every step, with error bars, relative to a reference point.
+    """RSI, EB and gamma of every step, with error bars, relative to a target.
 
-    Prints a table per epoch. Results go to RUN.analysis.zarr and figures to
-    RUN.figures, both beside the store; figures of a remote store go to the working
-    directory. What was computed before is not computed again.
+    Prints a table by epoch. Results go to RUN.analysis.zarr and figures to
+    RUN.figures, both next to the store; figures of a remote store go to the working
+    directory. Results that are already stored are not computed again.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The point to measure against: final, the name of a snapshot, the number of an
-        epoch, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or
-        the path or URL of another store, for its final iterate.
+        The target: final, the name of a snapshot, the number of an epoch, mean:10:20 for
+        the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
+        another store, for its final iterate.
     layers : bool, default: False
-        Also tell the parameter tensors apart.
+        Also measure each parameter tensor separately.
     measurement : str, optional
-        Take the gradients of a measurement instead of those of the steps; update for
-        what the steps changed, if that was recorded.
+        Measure the gradients of this measurement instead of the steps' gradients, or
+        update for the updates, if they were recorded.
     weight_decay : float, default: 0.0
-        Add so many times the parameters to the gradients.
+        Add this multiple of the parameters to the gradients.
     scheduler : str, optional
         Address of a running Dask scheduler, such as tcp://host:8786, to compute there.
     workers : int, optional
-        Compute in so many processes of this machine instead of threads.
+        Number of processes of this machine to compute in, instead of threads.
     dashboard : bool, default: False
-        Compute in processes of this machine, and print the link of Dask's dashboard.
+        Compute in processes of this machine, and print the link to Dask's dashboard.
     report : Path, optional
-        Where to keep Dask's performance report, an HTML file.
+        HTML file for Dask's performance report.
     """
     run = open_run(store)
     target = read_reference(reference, run)
@@ -78,7 +78,7 @@ def geometry(
         by_layer = compute(layers=True) if layers else None
     name = result_group(whole)
     means = epoch_means(whole).compute()
-    figures: dict[str, Drawn] = {name: plots.overview(means)}
+    figures: dict[str, Drawn] = {name: plots.path_geometry(means)}
     if by_layer is not None:
         by_epoch = epoch_means(by_layer).compute()
         figures[f"{name}-layers"] = plots.layer_image(by_epoch)
@@ -97,7 +97,7 @@ def geometry(
 
 
 def _table(means: xr.Dataset) -> Table:
-    """Lay the means out in at most 80 columns."""
+    """Lay out the means in at most 80 columns."""
     table = make_table("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
     rows = shown_rows(means.sizes["epoch"])
     for i in rows:

@@ -1,4 +1,4 @@
-"""How far training goes: along its path, and from where it began."""
+"""Length of the path, and distance from its start."""
 
 import numpy as np
 import xarray as xr
@@ -19,8 +19,8 @@ def distance_travelled(run: Run) -> xr.Dataset:
     -------
     xarray.Dataset
         Loaded. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``;
-        units of 1. ``path_length``, the sum of |u_j| over the steps j before step k, exact;
-        NaN after a step whose length is not finite. ``from_start``, |x_k - x_0|, and
+        units of 1. ``path_length``, the sum of the lengths of the updates before step k,
+        exact; NaN after an update that is not finite. ``from_start``, |x_k - x_0|, and
         ``from_start_stderr``.
 
     Raises
@@ -28,7 +28,7 @@ def distance_travelled(run: Run) -> xr.Dataset:
     ValueError
         If the run has no steps.
     KeyError
-        If the reference at the start of the run is lost.
+        If the anchor at the start of the run is damaged.
     """
     from_start = path_geometry(run, reference=0)
     norms = run.steps["update_norm"].values

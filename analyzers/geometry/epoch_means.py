@@ -1,4 +1,4 @@
-"""Averages over epochs, with what is known of their errors."""
+"""Means over epochs, with their standard errors."""
 
 import xarray as xr
 
@@ -10,8 +10,8 @@ _POWER_OF_DISTANCE = {"gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     r"""Average the quantities of `path_geometry` over the steps of each epoch.
 
-    The error of a step has two parts. That of the sketch is independent from step to
-    step, and falls with the square root of their number; that of the distance is shared
+    The error of a step has two parts. The error of the sketch is independent from step to
+    step, and falls with the square root of their number. The error of the distance is shared
     by neighbouring steps, and does not fall. With :math:`\sigma_k` the first part,
     :math:`\delta_k` the second and n steps,
 
@@ -26,10 +26,10 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. Dimension ``epoch`` instead of ``step``. For every
-        quantity its mean, ``_stderr``, the standard error of the mean, and ``_min`` and
-        ``_max`` over the steps; ``n_steps`` and ``n_missing``, how many steps were
-        averaged and how many are NaN.
+        Lazy if `geometry` is. Dimension ``epoch`` instead of ``step``. For each quantity
+        its mean, the standard error of the mean in ``_stderr``, and extremes over the steps
+        in ``_min`` and ``_max``; ``n_steps``, the number of averaged steps, and
+        ``n_missing``, the number of steps that are NaN.
 
     Raises
     ------
@@ -42,10 +42,10 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
             f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. "
             "epoch_means takes what analyzers.path_geometry returns."
         )
-    # Groups have to be known to build the graph; the labels themselves are small.
+    # Building the graph needs the groups; the labels themselves are small.
     geometry = geometry.drop_indexes(["epoch", "iteration"], errors="ignore")
     geometry = geometry.assign_coords(epoch=geometry["epoch"].compute())
-    # At x* itself, and where nothing is known, there is nothing to divide by.
+    # The relative error is undefined at x* itself.
     distance = geometry["distance"].where(geometry["distance"] > 0)
     relative = geometry["distance_stderr"] / distance
     variables = {}

@@ -1,4 +1,4 @@
-"""Losses and products with x - x* of a run's gradients, for conditions on losses."""
+"""Losses of a run and products of its gradients with x - x*, for conditions on losses."""
 
 from collections.abc import Mapping
 
@@ -17,25 +17,7 @@ FULL_BATCH = "full_batch"
 
 
 def gradients_of(run: Run, measurement: str | None) -> Run:
-    """Return the run itself, or a measurement in its place.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    measurement : str or None
-        Name of the measurement.
-
-    Returns
-    -------
-    Run
-        Whose steps have the gradients.
-
-    Raises
-    ------
-    KeyError
-        If there is no such measurement; says how to make one.
-    """
+    """Return the run itself, or one of its measurements."""
     if measurement is None:
         return run
     if measurement not in run.measurements:
@@ -50,30 +32,14 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
 
 
 def gradient_name(run: Run) -> str:
-    """Say what the gradients of a run's steps are gradients of."""
+    """Return the name of a run's gradients: minibatch, or a measurement."""
     if run.group.is_measurement:
         return f"measurement {run.group.name!r}"
     return "minibatch"
 
 
 def recorded_losses(run: Run) -> xr.DataArray:
-    """Return the loss of every step.
-
-    Parameters
-    ----------
-    run : Run
-        The run, or a measurement.
-
-    Returns
-    -------
-    xarray.DataArray
-        Loaded, float64, with the coordinates ``step``, ``epoch`` and ``iteration``.
-
-    Raises
-    ------
-    ValueError
-        If there is no scalar ``loss``.
-    """
+    """Return the loss of each step, loaded float64 (step,)."""
     if "loss" not in run.metrics:
         call = "recorder.log(loss=loss)"
         if run.group.is_measurement:
@@ -86,25 +52,9 @@ def recorded_losses(run: Run) -> xr.DataArray:
 
 
 def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
-    r"""Return :math:`\langle g_k, x_k - x^* \rangle`, and the geometry it is from.
-
-    loLR is that product over |g|^2, and neither it nor its standard error has anything of
-    the distance in it; |g| is recorded.
-
-    Parameters
-    ----------
-    run : Run
-        The run, or a measurement.
-    reference : str, int, Run or mapping
-        The point x*.
-
-    Returns
-    -------
-    product : xarray.Dataset
-        Lazy: ``product`` and ``product_stderr``.
-    geometry : xarray.Dataset
-        Lazy, as `analyzers.path_geometry` returns it.
-    """
+    """Return <g, x - x*> as ``product`` and ``product_stderr``, and the geometry; lazy."""
+    # loLR is the product over |g|^2. Neither it nor its standard error depends on the
+    # distance, and |g| is recorded.
     geometry = path_geometry(run, reference=reference)
     grad_sq = run.steps["grad_norm"].values ** 2
     squares = xr.DataArray(grad_sq, dims=STEP)
@@ -116,7 +66,7 @@ def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
     variables = {}
     for name, of_lolr in zip(names, ("lolr", "lolr_stderr"), strict=True):
         value = geometry[of_lolr] * squares
-        # The product with a gradient of zeros is known, and loLR is not.
+        # The product with a zero gradient is 0, although loLR is undefined.
         value = value.where(squares != 0, 0.0)
         variables[name] = value.assign_attrs(long_name=names[name], units="1")
     return xr.Dataset(variables, attrs=geometry.attrs), geometry
@@ -128,31 +78,9 @@ def replayed(
     *,
     otherwise: str = "give an array as reference_losses",
 ) -> xr.Dataset:
-    """Return what ``traj-train replay`` left beside a run.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    reference : str, int, Run or mapping, default: "final"
-        The point x*.
-    otherwise : str
-        What else the user can do if there is nothing, for the error.
-
-    Returns
-    -------
-    xarray.Dataset
-        Loaded: ``reference_loss`` (step), the loss of every step's batch at x*, and
-        ``full_reference_loss``, that of all training data.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing, or if it is of another state of the run; says which command
-        makes it.
-    KeyError, TypeError
-        As `analyzers.path_geometry`, for the reference.
-    """
+    """Return ``reference_loss`` (step) and ``full_reference_loss`` at x*, loaded."""
+    # ``traj-train replay`` stores the loss of each step's batch, and of all training data,
+    # next to the run. `otherwise` says in error messages what else the user can do.
     point = find_target(run, reference)
     store = open_store(results_location(run), read_only=True)
     command = ""
@@ -170,14 +98,14 @@ def replayed(
         ) from error
     if found.attrs.get("computed_from") != replayed_from(run, point):
         raise ValueError(
-            f"The losses at x* beside {run.location} are those of another state of the "
+            f"The losses at x* next to {run.location} are those of another state of the "
             f"run, or of another x*; {command}{otherwise}."
         )
     return found
 
 
 def _replay_command(run: Run, reference: TargetLike) -> str:
-    """Return the command that computes the losses of batches at a point."""
+    """Return the command that computes the losses of batches at a target."""
     command = f"traj-train replay {run.location}"
     if isinstance(reference, str) and reference == "final":
         return command
@@ -186,27 +114,7 @@ def _replay_command(run: Run, reference: TargetLike) -> str:
 
 
 def by_step(values: npt.ArrayLike | xr.DataArray, run: Run, name: str) -> xr.DataArray:
-    """Check that there is a number for every step.
-
-    Parameters
-    ----------
-    values : array_like or xarray.DataArray
-        One-dimensional.
-    run : Run
-        The run.
-    name : str
-        What they are called, for the error.
-
-    Returns
-    -------
-    xarray.DataArray
-        float64, along ``step``, without coordinates.
-
-    Raises
-    ------
-    ValueError
-        If they are fewer or more.
-    """
+    """Return one number for each step, float64 (step,), or raise ValueError."""
     array = np.asarray(values, np.float64)
     if array.shape != (run.n_steps,):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What gamma would be if steps went nowhere in particular: a random walk."""
+"""Gamma of a random walk, the null model of a training run."""
 
 import numpy as np
 import xarray as xr
@@ -9,28 +9,28 @@ from trajstore.reading.run import Run
 def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     r"""Cosine between -u_k and x_k - x* of a random walk with the step lengths of a run.
 
-    The steps u_k of the walk have the lengths of those of the run and independent
-    directions, and x* is the point where it ends. In many more dimensions than there are
-    steps, any two of them are orthogonal, so that
+    The steps u_k of the walk have the lengths of the run's updates and independent
+    directions, and x* is the end of the walk. In many more dimensions than steps, any two
+    of them are orthogonal, so that
 
     .. math:: \gamma^0_k = \frac{|u_k|}{\sqrt{\sum_{j \ge k} |u_j|^2}},
 
-    which is :math:`1 / \sqrt{T - k}` if all T steps are of one length. x* is not
-    independent of the steps that lead to it: this is what that alone contributes.
+    which is :math:`1 / \sqrt{T - k}` if all T steps have one length. The end of a path
+    depends on its steps; this is the contribution of that dependence alone.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     stop : int, optional
-        Step before which the walk ends: x* is the iterate there. Default: after the last.
+        Number of steps of the walk: x* is the iterate before step `stop`. Default: all.
 
     Returns
     -------
     xarray.DataArray
-        Loaded. Dimension ``step`` with the coordinates of ``run.steps``; units of 1. Exact:
-        step lengths are recorded. NaN from `stop` on, and where the lengths of later steps
-        are not finite or lost.
+        Loaded. Dimension ``step`` with the coordinates of ``run.steps``; units of 1. Exact,
+        from recorded step lengths. NaN from `stop` on, and where the lengths of later steps
+        are not finite or damaged.
 
     Raises
     ------
@@ -39,8 +39,8 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
 
     Notes
     -----
-    The limit of many dimensions. The cosine of one walk of T steps in d dimensions has a
-    spread of about :math:`1 / \sqrt{d}` around it, independent of k; a walk is recorded by
+    This is the limit of many dimensions. In d dimensions the cosine of one walk deviates
+    from it by about :math:`1 / \sqrt{d}`, independent of k. To record a walk, run
     ``traj-train run ... --control random-walk``.
 
     References
@@ -59,14 +59,14 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     squares = norms.values[:stop] ** 2
     left = np.cumsum(squares[::-1])[::-1]
     values = np.full(run.n_steps, np.nan)
-    # A run that stands still has no direction.
+    # A run that does not move has no direction.
     np.divide(squares, left, out=values[:stop], where=left > 0)
     long_name = "cosine of step and x - x* in a random walk"
     return norms.copy(data=np.sqrt(values)).assign_attrs(long_name=long_name, units="1")
 
 
 def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
-    """Subtract the gamma of a random walk from that of a run.
+    """Subtract the gamma of a random walk from the gamma of a run.
 
     Parameters
     ----------
@@ -79,25 +79,25 @@ def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. ``gamma_null`` as of `random_walk_gamma`; ``excess``, gamma
-        less that, and ``excess_stderr``, which is that of gamma.
+        Lazy if `geometry` is. ``gamma_null`` from `random_walk_gamma`; ``excess``, gamma
+        minus ``gamma_null``; and ``excess_stderr``, the standard error of gamma.
 
     Raises
     ------
     ValueError
-        If the point that `geometry` is relative to is not one of the run's path, or if it
-        tells layers apart or is not of the gradients of steps.
+        If the target of `geometry` is not on the path of the run, or if `geometry` has
+        layers or does not measure the gradients of steps.
 
     Notes
     -----
-    The walk is one of the steps, and gamma is that of the gradients: only for plain SGD
-    are these the same direction.
+    The walk has the directions of steps, while gamma measures gradients: only for plain SGD
+    are these the same directions.
     """
     direction = geometry.attrs.get("direction", "gradient")
     if direction != "gradient" or "layer" in geometry.dims:
         raise ValueError(
-            f"A random walk can be compared with gamma of the gradients of all steps; got "
-            f"that of {direction!r} with the dimensions {tuple(geometry.dims)}."
+            "A random walk can be compared with gamma of the gradients of all steps; got "
+            f"gamma of {direction!r} with the dimensions {tuple(geometry.dims)}."
         )
     null = random_walk_gamma(run, stop=_stop(geometry, run))
     attributes = {"long_name": "gamma less that of a random walk", "units": "1"}
@@ -116,7 +116,7 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
     if reference == "final":
         return run.n_steps
     kind, _, epoch = reference.partition(" ")
-    # The start itself is never walked to.
+    # No steps lead to the start.
     if kind == "epoch" and int(epoch) > 0:
         return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(

@@ -1,15 +1,17 @@
-"""How sampled gradients relate to where the path goes."""
+"""RSI, EB and gamma of sampled gradients, relative to a target chosen afterwards."""
 
 import json
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import Delayed
 
-from analyzers._engine.sweep import slices
+from analyzers._engine.labels import describe, layer_names, step_coordinates
+from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
@@ -19,20 +21,20 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
-"""Fewest and most steps in a chunk of the result; there are four chunks, or more. The
-references between the last keyframe and a chunk have to be decoded for it."""
+"""Fewest and most steps in a chunk of the result; there are four chunks or more. Each
+chunk decodes the anchors since the last keyframe before it."""
 
 RESULT_VALUES: Final = 1 << 20
 """Values of a quantity by layer in a chunk of the result, at most."""
 
 ESTIMATOR: Final = 2
-"""Counted up where results change from one version of this package to the next."""
+"""Version of the estimator, counted up when results change."""
 
 SOURCE: Final = (
     "C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, 'No Wrong Turns: The "
     "Simple Geometry Of Neural Networks Optimization Paths', 2023, arXiv 2306.11922"
 )
-"""Where the quantities are from."""
+"""Paper that defines the quantities."""
 
 DESCRIPTIONS: Final = {
     "gamma": ("cosine of gradient and x - x*", "<g, x - x*> / (|g| |x - x*|)"),
@@ -44,6 +46,14 @@ DESCRIPTIONS: Final = {
 """Long names and definitions."""
 
 
+class GeometryPlan(NamedTuple):
+    """A geometry that is ready to be computed, as a whole or chunk by chunk."""
+
+    dataset: xr.Dataset  # what `path_geometry` returns
+    chunks: list[slice]  # of steps
+    tasks: list[Delayed]  # one per chunk, of float64 (quantity, step[, layer])
+
+
 def path_geometry(
     run: Run,
     *,
@@ -51,10 +61,10 @@ def path_geometry(
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
-    r"""RSI, EB and their ratio at every step, relative to a point chosen afterwards.
+    r"""Return RSI, EB and their ratio at every step, relative to a target chosen afterwards.
 
     With :math:`g_k` the sampled gradient of step k, :math:`x_k` the parameters it was
-    taken at and :math:`x^*` the reference point,
+    taken at and :math:`x^*` the target,
 
     .. math::
         \mathrm{RSI}_k = \frac{\langle g_k, x_k - x^* \rangle}{|x_k - x^*|^2}, \quad
@@ -65,19 +75,19 @@ def path_geometry(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, or by `trajstore.Run.measured` for other
-        gradients, or for what steps change in the place of the gradient.
+        As returned by `trajstore.open_run`, or by `trajstore.Run.measured` to measure
+        other gradients, or updates instead of gradients.
     reference : str, int, Run or mapping, default: "final"
-        The point x*: ``"final"`` for the last iterate, another string for the snapshot
-        of that name, an int for the stored reference at the start of that epoch, another
+        The target x*: ``"final"`` for the last iterate, another string for the snapshot
+        of that name, an int for the stored anchor at the start of that epoch, another
         run for its last iterate, or a mapping from parameter name to array (CPU tensors
         too; other keys are ignored).
     layers : bool, default: False
-        Tell the parameter tensors apart: all variables then have the dimension
-        ``layer``, and g, x and x* are those of the tensor.
+        Measure each layer (parameter tensor) separately: all variables then have the
+        dimension ``layer``, and g, x and x* are the layer's parts.
     weight_decay : float, default: 0.0
-        Measure ``g + weight_decay * x`` in the place of g, for all parameters alike: what
-        an optimizer descends along that adds its weight decay to the gradient. Needs a run
+        Measure ``g + weight_decay * x`` instead of g, for all parameters alike: the
+        direction of an optimizer that adds its weight decay to the gradient. Needs a run
         that was recorded with a basis, or exactly.
 
     Returns
@@ -94,22 +104,23 @@ def path_geometry(
     KeyError
         If there is no such snapshot or epoch.
     ValueError
-        If the run has no steps or no last iterate, or if `reference` lacks tensors; or if
+        If the run has no steps or no last iterate, or if `reference` lacks layers; or if
         there is weight decay and the run, not an exact one, was recorded with ``basis=0``.
     TypeError
         If `reference` is of another kind.
 
     Notes
     -----
-    The numerator is exact up to the part of :math:`x^* - r` (r the stored reference of
-    the step's window) beside a few recorded directions, of which a run has none that was
-    recorded with ``basis=0``. That part is estimated from the 1-bit sketch of the gradient:
-    unbiased, with the variance that `trajstore.sketch.sketch` states, independent from step to
-    step. The distance rests on fixed random probes; its error is small, but shared by neighbouring steps. Standard errors
-    are to first order in both. For one tensor of `layers` the error of gamma is of the
+    The numerator is exact except for the residual: the part of :math:`x^* - r` (r the
+    anchor of the step's window) that a few recorded directions, the basis, do not explain.
+    A run recorded with ``basis=0`` has no such directions. The product with the residual is
+    estimated from the 1-bit sketch of the gradient: unbiased, with the variance that
+    `trajstore.sketch.sketch` states, independent from step to step. The distance is
+    computed from fixed random probes; its error is small, but shared by neighbouring steps.
+    Standard errors are to first order in both. For one layer the error of gamma is of the
     order of ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``: means
-    over epochs are of use, single steps of small tensors are not. Rounding is not part of
-    any standard error; it shows in tensors of fewer elements than the basis has vectors. A
+    over epochs are useful, single steps of small layers are not. Standard errors leave out
+    rounding, which shows in layers with fewer elements than the basis has vectors. A
     run recorded with ``exact=True`` has standard errors of 0.
 
     Cost: two floating-point operations per parameter and step, and 12 per sign and step.
@@ -129,33 +140,23 @@ def path_geometry(
     >>> geometry.gamma.dims
     ('step',)
     """
+    return plan_geometry(
+        run, reference, layers=layers, weight_decay=weight_decay
+    ).dataset
+
+
+def plan_geometry(
+    run: Run, reference: TargetLike, *, layers: bool, weight_decay: float
+) -> GeometryPlan:
+    """Build the graph of `path_geometry`, and label its result."""
     target = analysis_target(run, reference)
-    return lazy_geometry(run, target, layers=layers, weight_decay=weight_decay)
-
-
-def analysis_target(run: Run, reference: TargetLike) -> Target:
-    """Find a reference point for a run; arrays go to a file, never with the tasks."""
-    if run.n_steps == 0:
-        raise ValueError(
-            f"{run.location} holds no steps yet; there is nothing to analyse."
-        )
-    target = find_target(run, reference)
-    if target.values is None:
-        return target
-    return replace(target, read=write_vector_file(target.values), values=None)
-
-
-def lazy_geometry(
-    run: Run, target: Target, *, layers: bool, weight_decay: float
-) -> xr.Dataset:
-    """See `path_geometry`."""
     if weight_decay and not run.spec.exact:
         check_basis(run, "Weight decay in the gradient")
     chunks = result_chunks(run)
-    inner = (len(run.layout.names),) if layers else ()
     tasks = geometry_tasks(
         run, target, chunks, layers=layers, weight_decay=weight_decay
     )
+    inner = (len(run.layout.names),) if layers else ()
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
             task,
@@ -166,41 +167,44 @@ def lazy_geometry(
     ]
     values = da.concatenate(arrays, axis=1)  # type: ignore[no-untyped-call]
     dims = (STEP, LAYER) if layers else (STEP,)
-    coordinates: dict[str, Any] = {
-        STEP: run.stored.step_numbers,
-        "epoch": (STEP, run.stored.epochs),
-        "iteration": (STEP, run.stored.iterations),
-    }
+    coordinates = step_coordinates(run)
     if layers:
-        # Fixed-width strings have no place in Zarr's specification; these have.
-        coordinates[LAYER] = np.array(run.layout.names, object)
-    variables = {
-        name: (dims, values[i], _attributes(name)) for i, name in enumerate(NAMES)
-    }
+        coordinates[LAYER] = layer_names(run)
+    direction = direction_name(run, weight_decay)
     attributes = {
         "run": run.location,
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
-        "direction": _direction(run, weight_decay),
-        "computed_from": computed_from(
-            run, target, layers=layers, weight_decay=weight_decay
-        ),
+        "direction": direction,
+        "computed_from": computed_from(run, target, direction, layers=layers),
         "source": SOURCE,
     }
-    return index_epochs(xr.Dataset(variables, coordinates, attributes))
+    variables = {name: (dims, values[i]) for i, name in enumerate(NAMES)}
+    dataset = describe(xr.Dataset(variables, coordinates, attributes), DESCRIPTIONS)
+    return GeometryPlan(index_epochs(dataset), chunks, tasks)
 
 
-def _direction(run: Run, weight_decay: float) -> str:
-    """Name what was measured in the place of g."""
+def analysis_target(run: Run, reference: TargetLike) -> Target:
+    """Find the target of a run; given arrays go to a file, never into a graph."""
+    if run.n_steps == 0:
+        raise ValueError(
+            f"{run.location} holds no steps yet; there is nothing to analyse."
+        )
+    target = find_target(run, reference)
+    if target.values is None:
+        return target
+    return replace(target, read=write_vector_file(target.values), values=None)
+
+
+def direction_name(run: Run, weight_decay: float) -> str:
+    """Return the name of the measured direction, ``gradient`` by default."""
     name = run.group.name if run.group.is_measurement else "gradient"
     return f"{name} + {weight_decay:g} x" if weight_decay else name
 
 
-def computed_from(
-    run: Run, target: Target, *, layers: bool, weight_decay: float
-) -> str:
-    """Say what a result rests on, as JSON: equal for results that would be equal."""
+def computed_from(run: Run, target: Target, direction: str, *, layers: bool) -> str:
+    """Return everything a result depends on, as JSON: equal results have equal JSON."""
     return json.dumps(
         {
             "created": run.stored.document.created,
@@ -209,23 +213,15 @@ def computed_from(
             "status": run.status,
             "reference": target.identity,
             "layers": layers,
-            "direction": _direction(run, weight_decay),
+            "direction": direction,
             "version": f"{version('trajstore')}, {ESTIMATOR}",
         }
     )
 
 
 def result_chunks(run: Run) -> list[slice]:
-    """Cut the steps of a run into the chunks that results have."""
+    """Cut the steps of a run into the chunks of its results."""
     fewest, most = RESULT_ROWS
     most = min(most, RESULT_VALUES // len(run.layout.names))
     rows = max(1, min(max(fewest, run.n_steps // 4), most))
     return slices(slice(0, run.n_steps), 1 << (rows.bit_length() - 1))
-
-
-def _attributes(name: str) -> dict[str, str]:
-    quantity = name.removesuffix("_stderr")
-    long_name, definition = DESCRIPTIONS[quantity]
-    if name != quantity:
-        long_name, definition = f"standard error of {quantity}", "first order"
-    return {"long_name": long_name, "definition": definition, "units": "1"}

@@ -1,4 +1,4 @@
-"""Figures of `analyzers.path_geometry`, from the means over epochs."""
+"""Figures of `analyzers.path_geometry`, drawn from the means over epochs."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from analyzers._renamed import renamed
 
 LABELS: Final = {
     "gamma": r"$\gamma$",
@@ -41,8 +43,8 @@ def quantity(
 ) -> Axes:
     """Draw the means of one quantity against the epoch.
 
-    The wide band spans smallest and largest step of an epoch. Bars are one standard
-    error of the mean: what is not known of the mean, not how steps differ.
+    The wide band spans the smallest and the largest step of an epoch. Bars are one standard
+    error of the mean: its uncertainty, not the spread of the steps.
 
     Parameters
     ----------
@@ -51,11 +53,11 @@ def quantity(
     name : str
         One of the quantities.
     final : {"shade", "drop"}, default: "shade"
-        What to do with the epoch closest to x*, mostly the final one, in which x* and the
-        path are not independent, and most quantities blow up: shade it, and choose limits
+        Treatment of the epoch closest to x*, usually the final one, in which x* and the
+        path are not independent and most quantities blow up: shade it and choose limits
         without it, or leave it out.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure.
+        Axes to draw on. Default: those of a new figure.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def quantity(
 
 
 def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
-    """Show all of a band, and zero; leave the axes alone if it has no values."""
+    """Show all of a band, and zero; keep the limits if it has no values."""
     low, high = float(lowest.min()), float(highest.max())
     margin = 0.05 * (high - low) or 1.0
     if math.isfinite(margin):
@@ -108,7 +110,9 @@ def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
         ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
 
 
-def overview(means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade") -> Figure:
+def path_geometry(
+    means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade"
+) -> Figure:
     """Draw all quantities, one panel each.
 
     Parameters
@@ -149,7 +153,7 @@ def layer_image(
     name : str, default: "gamma"
         One of the quantities.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure, as high as there are layers.
+        Axes to draw on. Default: those of a new figure, higher for more layers.
 
     Returns
     -------
@@ -163,7 +167,7 @@ def layer_image(
     unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
     sure = before.where(~unsure)
-    # Noise of a single tensor would leave all others pale.
+    # The noise of a single layer would leave all others pale.
     largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
     signed = bool((values < 0).any())
     image = ax.pcolormesh(
@@ -193,3 +197,6 @@ def layer_image(
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
+
+
+overview = renamed(path_geometry, "analyzers.plots.overview")

@@ -1,4 +1,4 @@
-"""Results beside the run, written chunk by chunk, so that nothing is computed twice."""
+"""Store the geometry of a run next to it, chunk by chunk, so that none is computed twice."""
 
 from functools import partial
 from typing import Any, Final
@@ -9,23 +9,18 @@ import numpy.typing as npt
 import xarray as xr
 import zarr
 
-from analyzers._engine.tasks import NAMES, geometry_tasks, task
+from analyzers._engine.tasks import NAMES, task
 from analyzers._execution.progress import compute
-from analyzers._execution.results import results_location
-from analyzers.geometry.path_geometry import (
-    analysis_target,
-    lazy_geometry,
-    result_chunks,
-)
+from analyzers.geometry.path_geometry import plan_geometry
 from trajstore.format.arrays import STEP
-from trajstore.reading import results
 from trajstore.reading.epochs import index_epochs
+from trajstore.reading.results import results_location, target_slug
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
-"""Array beside the variables: which chunks of steps are complete."""
+"""Array in the group of a result: which chunks of steps are complete."""
 
 
 def store_geometry(
@@ -35,12 +30,12 @@ def store_geometry(
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
-    """Compute `path_geometry` into the store of results beside the run.
+    """Compute `path_geometry`, and store it next to the run.
 
-    Results are written chunk by chunk. After an interruption the next call computes what
-    is missing; a call for what is there already returns at once. A result says in
-    ``attrs["computed_from"]`` what it rests on, and is computed anew when the run has
-    grown, or the reference or the estimator has changed.
+    Results are written chunk by chunk. After an interruption the next call computes the
+    missing chunks; if all are stored, it returns at once. A result lists in
+    ``attrs["computed_from"]`` everything it depends on, and is computed again when the run
+    has grown, or the target or the estimator has changed.
 
     Parameters
     ----------
@@ -52,8 +47,8 @@ def store_geometry(
     Returns
     -------
     xarray.Dataset
-        What `path_geometry` returns, lazily read from ``run.analysis.zarr``, in the group
-        that `result_group` names.
+        As `path_geometry` returns it, lazily read from ``run.analysis.zarr``, in the group
+        that is named after the target.
 
     Raises
     ------
@@ -63,7 +58,7 @@ def store_geometry(
     Notes
     -----
     Runs on the Dask client of this process if there is one, else on threads. The workers
-    of a client write the results, and so have to reach the place where the run lies.
+    of a client write the results, so they need access to the directory of the run.
 
     Examples
     --------
@@ -74,34 +69,29 @@ def store_geometry(
     >>> geometry.gamma.sizes["step"]
     60
     """
-    target = analysis_target(run, reference)
-    lazy = lazy_geometry(run, target, layers=layers, weight_decay=weight_decay)
-    location, group = results_location(run), result_group(lazy)
-    done = _done_chunks(location, group, lazy.attrs["computed_from"])
+    plan = plan_geometry(run, reference, layers=layers, weight_decay=weight_decay)
+    location, group = results_location(run), result_group(plan.dataset)
+    done = _done_chunks(location, group, plan.dataset.attrs["computed_from"])
     if done is None:
-        _begin(location, group, lazy)
-        done = np.zeros(len(result_chunks(run)), bool)
-    missing = [(i, steps) for i, steps in enumerate(result_chunks(run)) if not done[i]]
-    if missing:
-        chunks = [steps for _, steps in missing]
-        values = geometry_tasks(
-            run, target, chunks, layers=layers, weight_decay=weight_decay
-        )
-        tasks = [
-            task(partial(store_chunk, location, group, i, steps), of_chunk)
-            for (i, steps), of_chunk in zip(missing, values, strict=True)
-        ]
+        _begin(location, group, plan.dataset)
+        done = np.zeros(len(plan.chunks), bool)
+    tasks = [
+        task(partial(store_chunk, location, group, i, steps), values)
+        for i, (steps, values) in enumerate(zip(plan.chunks, plan.tasks, strict=True))
+        if not done[i]
+    ]
+    if tasks:
         compute(tasks, "analysing")
     return open_results(location, group)
 
 
 def result_group(geometry: xr.Dataset) -> str:
-    """Name the group of a result by its reference, direction, and whether by layer."""
-    reference = results.target_slug(geometry.attrs["reference"])
+    """Return the group of a result: its target, direction, and whether it has layers."""
+    group = target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
-        reference = f"{reference}-of-{quote(direction, safe='')}"
-    return f"{reference}-layers" if "layer" in geometry.dims else reference
+        group = f"{group}-of-{quote(direction, safe='')}"
+    return f"{group}-layers" if "layer" in geometry.dims else group
 
 
 def open_results(location: str, group: str) -> xr.Dataset:
@@ -112,16 +102,16 @@ def open_results(location: str, group: str) -> xr.Dataset:
         group=group,
         consolidated=False,
     )
-    # Coordinates are read here, not by a cluster.
-    places = read(chunks=None)[["epoch", "iteration"]].load()
-    stored: xr.Dataset = read().assign_coords(places.coords)
+    # Coordinates are read in this process, not by a cluster.
+    coordinates = read(chunks=None)[["epoch", "iteration"]].load().coords
+    stored: xr.Dataset = read().assign_coords(coordinates)
     return index_epochs(stored)
 
 
 def _done_chunks(
     location: str, group: str, computed_from: str
 ) -> npt.NDArray[np.bool_] | None:
-    """Return which chunks are complete; None where nothing of this result is there."""
+    """Return which chunks are complete, bool (chunk,); None without such a result."""
     try:
         stored = zarr.open_group(
             open_store(location), path=group, mode="r", use_consolidated=False
@@ -135,10 +125,10 @@ def _done_chunks(
 
 
 def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
-    """Write everything but the values; what says that chunks are complete comes last."""
+    """Write a result without its values, and then that no chunk is complete."""
     store = open_store(location)
     root = zarr.open_group(store, mode="a", use_consolidated=False)
-    # First, so that nothing that is half removed looks complete.
+    # Removed first, so that a half-removed result never looks complete.
     if DONE in root.require_group(group):
         del root[f"{group}/{DONE}"]
     lazy.to_zarr(store, group=group, mode="w", consolidated=False, compute=False)
@@ -159,7 +149,7 @@ def store_chunk(
     steps: slice,
     values: npt.NDArray[np.float64],
 ) -> None:
-    """Write the results of one chunk of steps, and then that they are complete."""
+    """Write one chunk of steps, and then that it is complete."""
     stored: Any = zarr.open_group(
         open_store(location), path=group, mode="r+", use_consolidated=False
     )

@@ -1,15 +1,18 @@
-"""What RSI and EB say of steps of plain SGD: how they change the distance to x*.
+"""Consequences of RSI and EB for the distance to x* after steps of plain SGD.
 
 The equations are numbered as in C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas,
 "No Wrong Turns: The Simple Geometry Of Neural Networks Optimization Paths", 2023, section
-3, arXiv 2306.11922; the copies that were read have lost the formulas themselves, which
+3, arXiv 2306.11922. The available copies have lost the formulas themselves, which
 follow from the definitions of RSI and EB.
 """
 
 import xarray as xr
 
+from analyzers._engine.labels import describe
+from analyzers._renamed import renamed
 
-def step_bound(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
+
+def step_contraction(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
     r"""Change of the squared distance to x* in a step of plain SGD, equation (4).
 
     With :math:`\eta` the learning rate,
@@ -28,12 +31,13 @@ def step_bound(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
     -------
     xarray.Dataset
         Lazy if `geometry` is. ``ratio`` and ``ratio_stderr``, with the dimensions of
-        ``geometry.rsi`` and units of 1. Below 1 the step comes nearer to x*.
+        ``geometry.rsi`` and units of 1. Below 1 the step moves closer to x*.
 
     Notes
     -----
-    An identity, not a bound, for the sampled gradient; it says nothing of momentum, weight
-    decay or Adam. Errors of RSI and EB share that of the distance, to first order.
+    An identity for the sampled gradient. It does not hold for momentum, weight decay or
+    Adam. The error of the distance enters both RSI and EB, and is counted once, to first
+    order.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
     of_gradient = 2 * lr * _own_error_of_rsi(geometry)
@@ -47,7 +51,7 @@ def step_bound(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
 
 
 def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
-    r"""Learning rate that comes nearest to x* in one step, equation (5).
+    r"""Learning rate whose step ends closest to x*, equation (5).
 
     .. math:: \eta^*_k = \frac{\mathrm{RSI}_k}{\mathrm{EB}_k^2}
 
@@ -60,7 +64,7 @@ def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
     -------
     xarray.Dataset
         Lazy if `geometry` is. ``lolr`` and ``lolr_stderr``. NaN where RSI is not
-        positive: no step along the negative gradient comes nearer there. The variable
+        positive: no step along the negative gradient moves closer there. The variable
         ``lolr`` of `analyzers.path_geometry` is the same without that condition.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
@@ -73,7 +77,7 @@ def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
 
 
 def guaranteed_decrease(geometry: xr.Dataset) -> xr.Dataset:
-    r"""Squared distance that is left after a step of locally optimal length, equation (6).
+    r"""Ratio of squared distances around a step of locally optimal length, equation (6).
 
     .. math:: \frac{|x_k - \eta^*_k g_k - x^*|^2}{|x_k - x^*|^2} = 1 - \gamma_k^2
 
@@ -90,8 +94,8 @@ def guaranteed_decrease(geometry: xr.Dataset) -> xr.Dataset:
 
     Notes
     -----
-    The square of an estimate of gamma is biased upwards by its variance, so that single
-    steps promise too much where ``gamma_stderr`` is not small beside gamma.
+    The square of an estimate of gamma is biased upwards by its variance, so single
+    steps promise too much where ``gamma_stderr`` is not much smaller than gamma.
     """
     gamma, is_defined = geometry["gamma"], geometry["rsi"] > 0
     return _with_stderr(
@@ -115,8 +119,8 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`, of the steps that are meant: RSI and EB
-        blow up in the last epoch, which is better left out. May be lazy.
+        As returned by `analyzers.path_geometry`; may be lazy. Select the steps to cover: RSI
+        and EB blow up in the last epoch, which is better left out.
 
     Returns
     -------
@@ -127,9 +131,9 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
 
     Notes
     -----
-    The smallest of many estimates is smaller than the smallest of what they estimate: from
-    sketched runs, mu is biased downwards. The standard errors are those of the two steps,
-    to first order.
+    The smallest of many estimates is on average below the smallest of the true values, so mu
+    is biased downwards for sketched runs. The standard errors come from the two steps that
+    attain the extremes, to first order.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
     mu, largest = rsi.min("step"), eb.max("step")
@@ -161,12 +165,12 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
 
 
 def _error_of_distance(geometry: xr.Dataset) -> xr.DataArray:
-    """Return the relative error of the distance, which is all that EB is unsure of."""
+    """Return the relative error of the distance, the only error in EB."""
     return geometry["eb_stderr"] / geometry["eb"]
 
 
 def _own_error_of_rsi(geometry: xr.Dataset) -> xr.DataArray:
-    """Return the part of the error of RSI that is not from the distance."""
+    """Return the part of the error of RSI that does not come from the distance."""
     shared = 2 * geometry["rsi"] * _error_of_distance(geometry)
     return (geometry["rsi_stderr"] ** 2 - shared**2).clip(min=0) ** 0.5
 
@@ -174,11 +178,9 @@ def _own_error_of_rsi(geometry: xr.Dataset) -> xr.DataArray:
 def _with_stderr(
     name: str, value: xr.DataArray, stderr: xr.DataArray, *, long_name: str
 ) -> xr.Dataset:
-    attributes = {"long_name": long_name, "units": "1"}
-    of_stderr = {"long_name": f"standard error of {name}", "units": "1"}
-    return xr.Dataset(
-        {
-            name: value.assign_attrs(attributes),
-            f"{name}_stderr": stderr.assign_attrs(of_stderr),
-        }
+    return describe(
+        xr.Dataset({name: value, f"{name}_stderr": stderr}), {name: long_name}
     )
+
+
+step_bound = renamed(step_contraction, "analyzers.step_bound")

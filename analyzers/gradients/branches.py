@@ -1,4 +1,4 @@
-"""Zigzag at several scales: a run beside branches of it with other learning rates."""
+"""Comparison of a run with branches of it that have other learning rates."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,8 +7,10 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyzers.gradients.arrays.shares import border_signs
-from analyzers.gradients.arrays.zigzag import (
+from analyzers._engine.labels import describe
+from analyzers._renamed import renamed
+from analyzers.gradients.arrays.segments import (
+    border_signs,
     find_segments,
     part_percentiles,
     running_median,
@@ -17,12 +19,12 @@ from analyzers.gradients.arrays.zigzag import (
 from analyzers.gradients.segments import (
     CRITERION,
     KIND_NAMES,
+    SEGMENT_NAMES,
     THRESHOLD,
     WINDOW,
     check_criterion,
     check_smoothing,
     decreases,
-    described,
     losses_of,
     shares,
     update_lengths,
@@ -32,17 +34,17 @@ from trajstore.reading.run import Run
 from trajstore.store.location import name_of
 
 BRANCH: Final = "branch"
-"""Entry of ``run.attrs`` in which a branch says where it began; and the dimension."""
+"""Entry of ``run.attrs`` that says where a branch began; also the dimension."""
 
 N_PARTS: Final = 30
-"""Parts of each path, of equally many steps."""
+"""Parts of each path, of equal length."""
 
 EDGES: Final = np.linspace(-1, 1, 41)
-"""Of the bins of the distribution of cosines."""
+"""Edges of the bins of the distribution of cosines."""
 
 QUARTILES: Final = {"cosine": 50, "cosine_low": 25, "cosine_high": 75}
 
-LONG_NAMES: Final = {
+LONG_NAMES: Final = SEGMENT_NAMES | {
     "cosine": "median cosine of adjacent gradients in a part of the path",
     "cosine_low": "its lower quartile",
     "cosine_high": "its upper quartile",
@@ -54,7 +56,7 @@ LONG_NAMES: Final = {
 }
 
 
-def scales(
+def compare_branches(
     parent: Run,
     branches: Sequence[Run],
     *,
@@ -68,31 +70,32 @@ def scales(
     Parameters
     ----------
     parent : trajstore.Run
-        Of which the steps are taken from where the branches began.
+        The run that the branches began in; its steps count from there on.
     branches : sequence of trajstore.Run
         Recorded by ``traj-train branch``, from the same epoch.
     window, threshold, loss
         As `zigzag_segments` takes them.
     length : float, optional
-        Go only so far along each path: paths that are equally long can be compared. The
-        last step may lead beyond.
+        Stop after this path length, to compare paths of equal length. The last step may
+        lead beyond it.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``branch``, the names of the stores, the parent's first and then
-        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``, some 30 parts of each path with equally
-        many steps: ``cosine``, the median, and its quartiles ``cosine_low`` and
-        ``cosine_high``; ``path`` and ``lr_time``, path length and sum of learning rates
-        from the branching to the middle of the part. By ``cosine_bin``: ``histogram``,
-        shares of the steps. By ``kind``, as in `zigzag_segments`: ``step_share``,
-        ``path_share`` and, if there is a loss, ``decrease`` and ``decrease_share`` with
-        their standard errors. And ``n_steps`` and ``path_length``. Units of 1.
+        Loaded. Dimension ``branch``, the names of the stores, the parent first and then
+        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``,
+        30 parts of each path of equal length: ``cosine``, the median, and its quartiles
+        ``cosine_low`` and ``cosine_high``; ``path`` and ``lr_time``, path length and sum of
+        learning rates from the branching to the middle of the part. By ``cosine_bin``:
+        ``histogram``, shares of the steps. By ``kind``, as in `zigzag_segments`:
+        ``step_share``, ``path_share`` and, if there is a loss, ``decrease`` and
+        ``decrease_share`` with their standard errors. And ``n_steps`` and ``path_length``.
+        Units of 1.
 
     Raises
     ------
     ValueError
-        If there are no branches, if they are not of this parent or begin in different
+        If there are no branches, if they belong to another parent or begin in different
         epochs, or if a number is out of range.
     KeyError
         If a run has no such scalar.
@@ -100,14 +103,15 @@ def scales(
     Notes
     -----
     This is our own protocol for the question whether zigzag geometry "appears over a wide
-    range of geometrical scales", as the paper that `zigzag` cites says; its own protocol
-    was not available. On a smooth loss, steps short enough have gradients that hardly change,
-    and a cosine near 1 but for the noise of mini-batches: with it, near the share of the
-    signal in :math:`|g|^2`. A zigzag that a smaller scale makes smooth was one of steps too
-    long for their valley; one that stays at all scales is none of these.
+    range of geometrical scales", as the paper that `zigzag` cites says; the paper's
+    protocol was not available. On a smooth loss the gradients hardly change over short
+    enough steps, and the cosine is near 1 except for the noise of mini-batches; with noise
+    it is near the share of the signal in :math:`|g|^2`. A zigzag that turns smooth at a
+    smaller scale came from steps too long for their valley; one that stays at all scales
+    did not.
 
-    Labels are those of `window` steps at every scale, and so of shorter pieces of the path
-    at smaller ones. No cosine is known of the step with which branches begin.
+    The running median covers `window` steps at every scale, so it covers a shorter piece of
+    the path at a smaller scale. The cosine of a branch's first step is unknown.
     """
     epoch, first = _beginning(parent, branches)
     branches = sorted(branches, key=lambda run: -run.attrs[BRANCH]["lr_scale"])
@@ -145,7 +149,7 @@ def scales(
 
 
 def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
-    """Return the epoch in which all branches began, and its first step."""
+    """Return the epoch that all branches began in, and its first step."""
     if not branches:
         raise ValueError(
             f"No branches of {parent.location} were given; traj-train branch "
@@ -185,34 +189,35 @@ def _summary(
     loss: str | None,
     length: float | None,
 ) -> xr.Dataset:
-    """Summarise the steps of a run from one on."""
+    """Summarise the steps of a run from `first` on."""
     lengths = np.nan_to_num(update_lengths(run)[first:])
     before = np.cumsum(lengths) - lengths
     n = len(before) if length is None else int(np.searchsorted(before, length))
     steps = slice(first, first + n)
     cosine = zigzag(run)["cosine"].isel(step=steps).values
-    # A branch does not know the gradient before it began.
+    # A branch does not know the gradient before its first step.
     cosine[0] = np.nan
     lengths = lengths[:n]
     labels = step_kinds(running_median(cosine, window), threshold)
-    variables = shares(labels, lengths)
-    if loss is not None:
-        signs = border_signs(find_segments(labels))
-        losses = losses_of(run, loss)[steps]
-        variables |= decreases(losses, signs, check_smoothing(run, None))
     rates = np.cumsum(run.steps["lr"].values[steps])
     middle = before[:n] + lengths / 2
     by_part = partial(part_percentiles, n_parts=N_PARTS)
     counts, _ = np.histogram(cosine[np.isfinite(cosine)], EDGES)
-    parts: dict[str, Any] = {
+    variables: dict[str, Any] = {
+        **{name: ("part", by_part(cosine, q)) for name, q in QUARTILES.items()},
         "path": ("part", by_part(middle, 50)),
         "lr_time": ("part", by_part(rates, 50)),
         "histogram": ("cosine_bin", counts / max(1, counts.sum())),
         "n_steps": n,
         "path_length": lengths.sum(),
+        **shares(labels, lengths),
     }
-    parts |= {name: ("part", by_part(cosine, q)) for name, q in QUARTILES.items()}
-    dataset = xr.Dataset(parts, {"cosine_bin": (EDGES[1:] + EDGES[:-1]) / 2})
-    for name, variable in dataset.data_vars.items():
-        variable.attrs = {"long_name": LONG_NAMES[str(name)], "units": "1"}
-    return dataset.merge(described(xr.Dataset(variables)))
+    if loss is not None:
+        signs = border_signs(find_segments(labels))
+        losses = losses_of(run, loss)[steps]
+        variables |= decreases(losses, signs, check_smoothing(run, None))
+    dataset = xr.Dataset(variables, {"cosine_bin": (EDGES[1:] + EDGES[:-1]) / 2})
+    return describe(dataset, LONG_NAMES)
+
+
+scales = renamed(compare_branches, "analyzers.scales")

@@ -1,18 +1,12 @@
 """Sub-commands on zigzag geometry: of a run, and of a run and its branches."""
 
-import os
-
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import results_location
-from analyzers._reporting import figures_directory, say, say_how_to_open
+from analyzers._reporting import MAX_ROWS, Drawn, make_table, report
 from analyzers.gradients import plots
-from analyzers.gradients.branches import scales as compare_scales
+from analyzers.gradients.branches import compare_branches as compare
 from analyzers.gradients.lag_curve import lag_curve
 from analyzers.gradients.layers import zigzag_layers
 from analyzers.gradients.segments import (
@@ -25,8 +19,8 @@ from analyzers.gradients.zigzag import zigzag as adjacent_cosines
 from trajstore.reading.results import write_results
 from trajstore.reading.run import open_run
 
-MAX_ROWS = 40
-"""Longest table of tensors; the rest is in the results."""
+GROUP = "zigzag-scales"
+"""Group of the comparison of branches, and name of its figure."""
 
 
 def zigzag(
@@ -40,9 +34,9 @@ def zigzag(
 ) -> None:
     """Cosines of adjacent gradients: where a run zigzags, and what it achieves there.
 
-    Prints what zigzag, smooth and other segments have of steps, path and decrease of the
-    loss, and how that depends on the criterion. Results go to RUN.analysis.zarr and
-    figures to RUN.figures, both beside the store; figures of a remote store go to the
+    Prints the shares of zigzag, smooth and other segments in steps, path and decrease of
+    the loss, and how they depend on the criterion. Results go to RUN.analysis.zarr and
+    figures to RUN.figures, both next to the store; figures of a remote store go to the
     working directory.
 
     Parameters
@@ -50,55 +44,51 @@ def zigzag(
     store : str
         Path or URL of the trajectory store.
     layers : bool, default: False
-        Also tell the parameter tensors apart.
+        Also compare each parameter tensor separately.
     window : int, default: 11
-        Steps of the running median that decides, an odd number.
+        Steps of the running median, an odd number.
     threshold : float, default: 0.5
-        A median below minus this zigzags, one above it is smooth.
+        Steps with a median below minus this zigzag, steps with one above it are smooth.
     loss : str, default: loss
-        Name of the scalar whose decrease is shared out; none for none.
+        Scalar whose decrease is attributed to segments; none to skip.
     smoothing : int, optional
         Steps of the running mean of the loss, an odd number. Default: 1 for a run of
         traj-train with full batches, else 11.
     """
-    mpl.use("agg")
     run = open_run(store)
-    of_loss = None if loss == "none" else loss
+    scalar = None if loss == "none" else loss
     segments = zigzag_segments(
-        run, window=window, threshold=threshold, loss=of_loss, smoothing=smoothing
+        run, window=window, threshold=threshold, loss=scalar, smoothing=smoothing
     )
     windows = sorted({1, window, 5 * window if window > 1 else 11})
-    dependence = zigzag_shares(run, windows=windows, loss=of_loss, smoothing=smoothing)
+    dependence = zigzag_shares(run, windows=windows, loss=scalar, smoothing=smoothing)
     curve = lag_curve(run)
     groups = {
         "zigzag-segments": segments,
         "zigzag-shares": dependence,
         "zigzag-lags": curve,
     }
-    console, figures = Console(), figures_directory(run)
-    console.print(_share_table(segments))
-    console.print()
-    console.print(_dependence_table(dependence))
-    plots.zigzag_overview(segments, curve).savefig(figures / "zigzag.png", dpi=150)
+    tables = [_share_table(segments), _dependence_table(dependence)]
+    figures: dict[str, Drawn] = {"zigzag": plots.zigzag(segments, curve)}
     if layers:
         by_layer = zigzag_layers(run, window=window, threshold=threshold)
         groups["zigzag-layers"] = by_layer
         groups["zigzag"] = adjacent_cosines(run, layers=True).compute()
-        console.print()
-        console.print(_layer_table(by_layer))
-        plots.layer_cosines(by_layer)
-        plt.savefig(figures / "zigzag-layers.png", dpi=150)
-    plt.close("all")
-    for name, found in groups.items():
-        write_results(run, name, found)
-    say(f"\nFigures: {figures}{os.sep}\nResults: {results_location(run)}")
-    say(f"Groups: {', '.join(groups)}")
-    say_how_to_open(
-        run, "zigzag-segments", "segments", "segments.running_cosine.values"
+        tables.append(_layer_table(by_layer))
+        figures["zigzag-layers"] = plots.layer_cosines(by_layer)
+    for group, result in groups.items():
+        write_results(run, group, result)
+    report(
+        run,
+        *tables,
+        figures=figures,
+        groups=[*groups],
+        name="segments",
+        example="segments.running_cosine.values",
     )
 
 
-def scales(
+def compare_branches(
     parent: Positional[str],
     branches: Positional[tuple[str, ...]],
     *,
@@ -107,28 +97,27 @@ def scales(
     loss: str = "loss",
     length: float | None = None,
 ) -> None:
-    """Zigzag at several scales: a run beside its branches with other learning rates.
+    """Zigzag of a run and its branches with other learning rates, side by side.
 
-    Results go to RUN.analysis.zarr and the figure to RUN.figures, both beside the parent.
+    Results go to RUN.analysis.zarr and the figure to RUN.figures, both next to the parent.
 
     Parameters
     ----------
     parent : str
         Path or URL of the run that the branches began in.
     branches : tuple of str
-        Those of traj-train branch, from one epoch.
+        Stores of traj-train branch, from one epoch.
     window : int, default: 11
-        Steps of the running median that decides, an odd number.
+        Steps of the running median, an odd number.
     threshold : float, default: 0.5
-        A median below minus this zigzags, one above it is smooth.
+        Steps with a median below minus this zigzag, steps with one above it are smooth.
     loss : str, default: loss
-        Name of the scalar whose decrease is shared out; none for none.
+        Scalar whose decrease is attributed to segments; none to skip.
     length : float, optional
-        Go only so far along each path, to compare paths that are equally long.
+        Stop after this path length, to compare paths of equal length.
     """
-    mpl.use("agg")
     run = open_run(parent)
-    found = compare_scales(
+    compared = compare(
         run,
         [open_run(branch) for branch in branches],
         window=window,
@@ -136,21 +125,23 @@ def scales(
         loss=None if loss == "none" else loss,
         length=length,
     )
-    write_results(run, "zigzag-scales", found)
-    figures = figures_directory(run)
-    plots.scale_figure(found).savefig(figures / "zigzag-scales.png", dpi=150)
-    plt.close("all")
-    Console().print(_scale_table(found))
-    say(f"\nFigures: {figures}{os.sep}\nResults: {results_location(run)}")
-    say("Groups: zigzag-scales")
-    say_how_to_open(run, "zigzag-scales", "scales", "scales.step_share.values")
+    write_results(run, GROUP, compared)
+    report(
+        run,
+        _branch_table(compared),
+        figures={GROUP: plots.compare_branches(compared)},
+        groups=[GROUP],
+        name="branches",
+        example="branches.step_share.values",
+    )
 
 
 def _share_table(segments: xr.Dataset) -> Table:
-    """Lay out what every kind has, in at most 80 columns."""
+    """Lay out the shares of each kind in at most 80 columns."""
     headers = ["", "segments", "steps", "path", "displacement²"]
     with_loss = "decrease" in segments
-    table = _table([*headers, "loss decrease", "share"] if with_loss else headers)
+    headers += ["loss decrease", "share"] if with_loss else []
+    table = make_table(*headers, text=[""])
     by_kind = segments[[n for n, v in segments.items() if v.dims == ("kind",)]]
     for kind in by_kind["kind"].values:
         row = _numbers(by_kind.sel(kind=kind))
@@ -173,7 +164,8 @@ def _dependence_table(dependence: xr.Dataset) -> Table:
     """Lay out the share of zigzag by threshold and window."""
     zigzag_only = dependence.sel(kind="zigzag")
     thresholds = [f"{t:g}" for t in dependence["threshold"].values]
-    table = _table(["zigzag by threshold", "window", *thresholds])
+    header = "zigzag by threshold"
+    table = make_table(header, "window", *thresholds, text=[header])
     names = {"step_share": "steps", "path_share": "path", "decrease_share": "decrease"}
     for name, label in names.items():
         if name not in zigzag_only:
@@ -186,25 +178,26 @@ def _dependence_table(dependence: xr.Dataset) -> Table:
 
 
 def _layer_table(by_layer: xr.Dataset) -> Table:
-    table = _table(["tensor", "mean cosine", *by_layer["kind"].values])
+    kinds = by_layer["kind"].values
+    table = make_table("tensor", "mean cosine", *kinds, text=["tensor"])
     shown = by_layer.isel(layer=slice(MAX_ROWS))
     for name in shown["layer"].values:
-        tensor = shown.sel(layer=name)
-        share = [f"{value:.0%}" for value in tensor["step_share"].values]
-        label = str(name) if len(str(name)) <= 40 else f"...{str(name)[-37:]}"
-        table.add_row(label, f"{float(tensor['mean_cosine']):.3f}", *share)
+        layer = shown.sel(layer=name)
+        share = [f"{value:.0%}" for value in layer["step_share"].values]
+        table.add_row(str(name), f"{float(layer['mean_cosine']):.3f}", *share)
     if by_layer.sizes["layer"] > MAX_ROWS:
         table.caption = f"The first {MAX_ROWS} of {by_layer.sizes['layer']} tensors."
     return table
 
 
-def _scale_table(found: xr.Dataset) -> Table:
-    """Lay out the shares of zigzag at every scale, in at most 80 columns."""
+def _branch_table(compared: xr.Dataset) -> Table:
+    """Lay out the shares of zigzag in each branch in at most 80 columns."""
     headers = ["lr x", "steps", "length", "zigzag", "smooth", "path, zigzag"]
-    with_loss = "decrease" in found
-    table = _table([*headers, "loss decrease", "in zigzag"] if with_loss else headers)
-    for i in range(found.sizes["branch"]):
-        branch = found.isel(branch=i)
+    with_loss = "decrease" in compared
+    headers += ["loss decrease", "in zigzag"] if with_loss else []
+    table = make_table(*headers, text=["lr x"])
+    for i in range(compared.sizes["branch"]):
+        branch = compared.isel(branch=i)
         row = _numbers(branch.sel(kind="zigzag").drop_dims(["part", "cosine_bin"]))
         cells = [
             f"{float(branch['lr_scale']):g}" if i else "parent",
@@ -218,13 +211,6 @@ def _scale_table(found: xr.Dataset) -> Table:
             total = float(branch["decrease"].sum())
             cells += [f"{total:.3g}", _percent(row, "decrease_share")]
         table.add_row(*cells)
-    return table
-
-
-def _table(headers: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, header in enumerate(headers):
-        table.add_column(header, justify="right" if i else "left", no_wrap=True)
     return table
 
 

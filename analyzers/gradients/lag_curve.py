@@ -1,4 +1,4 @@
-"""How gradients lose their likeness the more steps lie between them."""
+"""Mean cosine between gradients as a function of their lag."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,39 +7,45 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.arrays.probed import cosine, scaled
-from analyzers._engine.calibration import error_ratios
-from analyzers._engine.probes import read_probes
+from analyzers._engine.labels import describe
+from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))
-"""Steps between two gradients: odd and even ones, which a zigzag tells apart."""
+"""Steps between two gradients. A zigzag differs at odd and even lags."""
 
 N_PAIRS: Final = 64
 """Pairs of gradients of each lag."""
+
+LONG_NAMES: Final = {
+    "cosine": "mean cosine of gradients",
+    "spread": "standard deviation over pairs",
+    "n_pairs": "pairs of gradients",
+}
 
 
 def lag_curve(
     run: Run, *, lags: Sequence[int] = LAGS, n_pairs: int = N_PAIRS
 ) -> xr.Dataset:
-    r"""Mean cosine of gradients so many steps apart.
+    r"""Mean cosine between gradients as a function of their lag.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
-        are counted as steps are.
+        count as steps.
     lags : sequence of int, default: 1 to 20
-        Numbers of steps, at least 1, from one gradient to the other.
+        Steps from one gradient to the other, at least 1.
     n_pairs : int, default: 64
-        Pairs of each lag, whose first gradients lie evenly on the run.
+        Pairs of each lag; their first gradients are spread evenly over the run.
 
     Returns
     -------
     xarray.Dataset
         Loaded. Dimension ``lag``. ``cosine``, the mean over the pairs, and
-        ``cosine_stderr``; ``spread``, the standard deviation over the pairs, part of
-        which is that of the estimates; ``n_pairs``, of which there are fewer near the
-        end of a run. NaN for lags as long as the run.
+        ``cosine_stderr``; ``spread``, the standard deviation over the pairs, including the
+        errors of the estimates; ``n_pairs``, fewer for long lags, which reach beyond the
+        end of the run. NaN for lags as long as the run.
 
     Raises
     ------
@@ -48,10 +54,10 @@ def lag_curve(
 
     Notes
     -----
-    From the probes of gradients, as in `analyzers.lagged_gradients`, without a reference
-    point. The probes' signs are the same in the whole run and errors of pairs may all be
-    alike, so that the standard error of the mean is the mean of those of the pairs: an
-    upper bound. A run recorded with ``exact=True`` has standard errors of 0.
+    Computed from the probes of gradients, as in `analyzers.lagged_gradients`, but without a
+    target. The signs of the probes are the same in the whole run, so the errors of all pairs
+    may be alike; the standard error of the mean is therefore the mean of the standard errors
+    of the pairs, an upper bound. A run recorded with ``exact=True`` has standard errors of 0.
     """
     lag = np.array(lags, np.int64)
     if n_pairs < 1 or len(lag) == 0 or (lag < 1).any():
@@ -66,13 +72,13 @@ def lag_curve(
     bases = np.unique(np.linspace(0, run.n_steps - 2, n_pairs).astype(np.int64))
     values = np.full((2, len(bases), len(lag)), np.nan)
     for i, base in enumerate(bases):
-        is_there = base + lag < run.n_steps
+        exists = base + lag < run.n_steps
         needed, place = np.unique(
-            np.append(base + lag[is_there], base), return_inverse=True
+            np.append(base + lag[exists], base), return_inverse=True
         )
         gradients, _ = read_probes(run, needed)
         found = cosine(gradients[place[:-1]], gradients[place[-1]])
-        values[:, i, is_there] = scaled(found, error_ratios(run, bases[i : i + 1]))
+        values[:, i, exists] = scaled(found, error_ratios(run, bases[i : i + 1]))
     if run.spec.exact:
         values[1] = np.where(np.isnan(values[0]), np.nan, 0.0)
     pairs = xr.Dataset(
@@ -85,12 +91,4 @@ def lag_curve(
     curve = pairs.mean("pair")
     curve["spread"] = pairs["cosine"].std("pair")
     curve["n_pairs"] = pairs["cosine"].notnull().sum("pair")
-    names = {
-        "cosine": "mean cosine of gradients",
-        "cosine_stderr": "standard error of cosine",
-        "spread": "standard deviation over pairs",
-        "n_pairs": "pairs of gradients",
-    }
-    for name, long_name in names.items():
-        curve[name].attrs = {"long_name": long_name, "units": "1"}
-    return curve.assign_attrs(run=run.location)
+    return describe(curve, LONG_NAMES).assign_attrs(run=run.location)

@@ -1,4 +1,4 @@
-"""How gradients some steps apart relate to each other."""
+"""Cosines of gradients some steps apart, and distances of their iterates."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,9 +10,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.arrays.probed import cosine, length, scaled
-from analyzers._engine.calibration import error_ratios
-from analyzers._engine.probes import read_probes
-from analyzers._engine.sweep import slices
+from analyzers._engine.labels import describe, step_coordinates
+from analyzers._engine.probes import error_ratios, read_probes
+from analyzers._engine.slices import slices
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
 from trajstore.format.arrays import STEP
@@ -26,19 +26,19 @@ LAGS: Final = (1, 2, 5, 10, 20, 50)
 """Steps between two gradients, as in the published code."""
 
 EVERY: Final = 51
-"""Steps between those that are compared with later ones, as there."""
+"""Steps between compared steps, as in the published code."""
 
 BASES: Final = 64
-"""Such steps in a task."""
+"""Compared steps in a task."""
 
 ROWS: Final = 16
-"""Rows of the fold that are probed at once."""
+"""Rows of the fold of the target that are probed at once."""
 
 DESCRIPTIONS: Final = {
     "cosine": ("cosine of two gradients", "<g_j, g_k> / (|g_j| |g_k|)"),
     "orthogonal_cosine": (
-        "cosine of the parts of two gradients beside x - x*",
-        "with g - <g, x - x*> / |x - x*|^2 (x - x*) in the place of g",
+        "cosine of the parts of two gradients orthogonal to x - x*",
+        "with g - <g, x - x*> / |x - x*|^2 (x - x*) instead of g",
     ),
     "distance": ("distance of two iterates", "|x_j - x_k|"),
 }
@@ -60,40 +60,41 @@ def lagged_gradients(
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
-        are counted as steps are.
+        count as steps.
     reference : str, int, Run or mapping, default: "final"
-        The point x*, as `path_geometry` takes it.
+        The target x*, as `path_geometry` takes it.
     lags : sequence of int, default: (1, 2, 5, 10, 20, 50)
-        Numbers of steps, at least 1, from one gradient to the other.
+        Steps from one gradient to the other, at least 1.
     every : int, default: 51
-        The first gradients are those of every so many steps.
+        Steps between the first gradients of successive pairs.
 
     Returns
     -------
     xarray.Dataset
         Lazy. Dimensions ``step``, of the first gradient, with the coordinates ``epoch``
         and ``iteration``, and ``lag``. Variables, float64: ``cosine`` of the two
-        gradients; ``orthogonal_cosine``, of what each has beside its own x - x*; and
-        ``distance`` of the two iterates; each with its standard error in a variable
-        ending in ``_stderr``. NaN beyond the end of the run.
+        gradients; ``orthogonal_cosine`` of their parts orthogonal to x - x*, each with its
+        own x; and ``distance`` of the two iterates; each with its standard error in a
+        variable ending in ``_stderr``. NaN beyond the end of the run.
 
     Raises
     ------
     ValueError
-        If a lag or `every` is below 1; or as `path_geometry` raises it.
+        If a lag or `every` is below 1; or as `path_geometry`.
     KeyError, TypeError
         As `path_geometry`.
 
     Notes
     -----
     All are computed from the fixed probes of gradients and iterates, n numbers each: a
-    cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a distance one of
-    about :math:`1 / \sqrt{2 n}` of itself; less where few elements hold most of a vector.
-    How much less depends on which of them share a probe: standard errors of cosines are
-    scaled by what the errors of 64 adjacent gradients around are, whose cosines are known
-    exactly (not those of measurements). The probes' signs are the same in the whole run:
-    errors of different pairs are *not* independent, and means over many pairs are hardly
-    better than one of them. A run recorded with ``exact=True`` has standard errors of 0.
+    cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a distance a
+    relative one of about :math:`1 / \sqrt{2 n}`; less where few elements hold most of a
+    vector. How much less depends on which of these elements share a probe. Standard errors
+    of cosines are therefore scaled by the errors of 64 adjacent gradients nearby, whose
+    cosines are known exactly (except for measurements). The signs of the probes are the
+    same in the whole run: errors of different pairs are *not* independent, and means over
+    many pairs are hardly better than one pair. A run recorded with ``exact=True`` has
+    standard errors of 0.
 
     The published code [1]_ measures the same on the second of two runs.
 
@@ -116,16 +117,16 @@ def lagged_gradients(
             f"`every` and all `lags` must be at least 1, got {every} and {list(lags)}."
         )
     rsi = path_geometry(run, reference=reference).rsi.data
-    aim = analysis_target(run, reference)
-    target = task(partial(probe_target, run, aim))
+    target = analysis_target(run, reference)
+    target_probes = task(partial(probe_target, run, target))
     bases = np.arange(0, run.n_steps, every)
     arrays = []
     for part in slices(slice(0, len(bases)), BASES):
-        # The last gradients that these steps are compared with.
+        # One step after the last gradient that these steps are compared with.
         stop = min(int(bases[part][-1] + lag.max()) + 1, run.n_steps)
         steps = slice(int(bases[part][0]), stop)
         compared = task(
-            partial(compare, run, bases[part], lag, steps), rsi[steps], target
+            partial(compare, run, bases[part], lag, steps), rsi[steps], target_probes
         )
         shape = (len(NAMES), len(bases[part]), len(lag))
         arrays.append(
@@ -134,22 +135,15 @@ def lagged_gradients(
             )
         )
     values = da.concatenate(arrays, axis=1)  # type: ignore[no-untyped-call]
-    variables = {
-        name: ((STEP, "lag"), values[i], _attributes(name))
-        for i, name in enumerate(NAMES)
-    }
-    coordinates = {
-        STEP: run.stored.step_numbers[bases],
-        "epoch": (STEP, run.stored.epochs[bases]),
-        "iteration": (STEP, run.stored.iterations[bases]),
-        "lag": lag,
-    }
-    attributes = {"run": run.location, "reference": aim.label, "source": SOURCE}
-    return index_epochs(xr.Dataset(variables, coordinates, attributes))
+    variables = {name: ((STEP, "lag"), values[i]) for i, name in enumerate(NAMES)}
+    coordinates = {**step_coordinates(run, bases), "lag": lag}
+    attributes = {"run": run.location, "reference": target.label, "source": SOURCE}
+    result = xr.Dataset(variables, coordinates, attributes)
+    return index_epochs(describe(result, DESCRIPTIONS))
 
 
 def probe_target(run: Run, target: Target) -> FloatArray:
-    """Probe x*, float64 of shape (probe,); of an exact run, return it whole."""
+    """Return the probes of x*, float64 (probe,), or x* itself for an exact run."""
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)
     probes = run.stored.probes
@@ -169,52 +163,25 @@ def compare(
     rsi: FloatArray,
     target: FloatArray,
 ) -> FloatArray:
-    """Compare some steps with later ones.
-
-    Parameters
-    ----------
-    run : Run
-        The recorded run.
-    bases : numpy.ndarray
-        The first steps, shape ``(base,)``.
-    lag : numpy.ndarray
-        How many steps later the others are, shape ``(lag,)``.
-    steps : slice
-        The steps from the first to the last of all of them.
-    rsi : numpy.ndarray
-        RSI of those.
-    target : numpy.ndarray
-        Probes of x*.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape ``(quantity, base, lag)``, in the order of `NAMES`.
-    """
+    """Compare steps with later ones, float64 (quantity, base, lag)."""
+    # `bases` are compared with the steps `lag` later; `steps` hold all of them, with their
+    # `rsi`. `target` holds the probes of x*. Quantities are in the order of `NAMES`.
     pairs = bases[:, None] + lag
-    is_there = pairs < run.n_steps
-    needed = np.unique(np.concatenate([bases, pairs[is_there]]))
+    exists = pairs < run.n_steps
+    needed = np.unique(np.concatenate([bases, pairs[exists]]))
     gradients, iterates = read_probes(run, needed)
     ratios = error_ratios(run, bases)[:, None]
-    beside = gradients - rsi[needed - steps.start, None] * (iterates - target)
-    # Pairs that are not there are looked up as the base with itself.
-    pairs = np.where(is_there, pairs, bases[:, None])
+    orthogonal = gradients - rsi[needed - steps.start, None] * (iterates - target)
+    # Pairs beyond the end are computed as the base with itself, and dropped below.
+    pairs = np.where(exists, pairs, bases[:, None])
     first = np.searchsorted(needed, np.broadcast_to(bases[:, None], pairs.shape))
     second = np.searchsorted(needed, pairs)
     estimates = [
         scaled(cosine(gradients[first], gradients[second]), ratios),
-        scaled(cosine(beside[first], beside[second]), ratios),
+        scaled(cosine(orthogonal[first], orthogonal[second]), ratios),
         length(iterates[first] - iterates[second]),
     ]
     result = np.array([part for estimate in estimates for part in estimate])
     if run.spec.exact:
         result[1::2] = 0
-    return np.where(is_there, result, np.nan)
-
-
-def _attributes(name: str) -> dict[str, str]:
-    quantity = name.removesuffix("_stderr")
-    long_name, definition = DESCRIPTIONS[quantity]
-    if name != quantity:
-        long_name, definition = f"standard error of {quantity}", "first order"
-    return {"long_name": long_name, "definition": definition, "units": "1"}
+    return np.where(exists, result, np.nan)

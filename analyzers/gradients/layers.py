@@ -1,11 +1,12 @@
-"""Which tensors of a model have gradients that zigzag, and when."""
+"""Zigzag layer by layer: cosines of adjacent gradients over parts of a run."""
 
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
-from analyzers.gradients.arrays.zigzag import (
+from analyzers._engine.labels import describe, layer_names
+from analyzers.gradients.arrays.segments import (
     KINDS,
     part_percentiles,
     running_median,
@@ -23,7 +24,7 @@ from trajstore.format.arrays import LAYER
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60
-"""Parts of the run, of equally many steps."""
+"""Parts of the run, of equal length."""
 
 LONG_NAMES: Final = {
     "cosine": "median cosine of adjacent gradients in a part of the run",
@@ -36,7 +37,7 @@ LONG_NAMES: Final = {
 def zigzag_layers(
     run: Run, *, window: int = WINDOW, threshold: float = THRESHOLD
 ) -> xr.Dataset:
-    """Cosines of adjacent gradients tensor by tensor, in parts of a run.
+    """Cosines of adjacent gradients layer by layer, in parts of a run.
 
     Parameters
     ----------
@@ -50,10 +51,10 @@ def zigzag_layers(
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``layer``. By ``part``, some 60 parts of the run with equally many
-        steps: ``cosine``, the median, and ``first``, the first step of the part; by
-        ``kind``: ``step_share``, by the criterion of `zigzag_segments` for the tensor alone;
-        and ``mean_cosine``, over all steps. Units of 1. NaN where gradients are 0.
+        Loaded. Dimension ``layer``. By ``part``, up to 60 parts of the run of equal length:
+        ``cosine``, the median, and ``first``, the first step of the part. By ``kind``:
+        ``step_share``, by the criterion of `zigzag_segments` for the layer alone. And
+        ``mean_cosine``, over all steps. Units of 1. NaN where gradients are 0.
 
     Raises
     ------
@@ -78,14 +79,11 @@ def zigzag_layers(
         "first": ("part", np.array(first)),
         "step_share": ((LAYER, "kind"), np.array(step_share)),
     }
-    coordinates = {LAYER: np.array(run.layout.names, object), "kind": KIND_NAMES}
+    coordinates = {LAYER: layer_names(run), "kind": KIND_NAMES}
     attributes = {
         "run": run.location,
         "criterion": CRITERION,
         "window": window,
         "threshold": threshold,
     }
-    result = xr.Dataset(variables, coordinates, attributes)
-    for name, variable in result.data_vars.items():
-        variable.attrs = {"long_name": LONG_NAMES[str(name)], "units": "1"}
-    return result
+    return describe(xr.Dataset(variables, coordinates, attributes), LONG_NAMES)

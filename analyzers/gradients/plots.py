@@ -1,4 +1,4 @@
-"""Figures of zigzag geometry: of a run, of its tensors, and at several scales."""
+"""Figures of zigzag geometry: of a run, of its layers, and of branches."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analyzers._panels import ordered_colors
+from analyzers._renamed import renamed
 
 COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
 SHARES: Final = {
@@ -22,10 +23,8 @@ SHARES: Final = {
 COSINE: Final = "cosine of adjacent gradients"
 
 
-def zigzag_overview(
-    segments: xr.Dataset, curve: xr.Dataset, *, title: str = ""
-) -> Figure:
-    """Draw the cosines of a run, its loss, the shares of every kind, and the lag curve.
+def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figure:
+    """Draw the cosines of a run, its loss, the shares of each kind, and the lag curve.
 
     Parameters
     ----------
@@ -34,7 +33,7 @@ def zigzag_overview(
     curve : xarray.Dataset
         As returned by `analyzers.lag_curve`.
     title : str, default: ""
-        Above the figure; the name of the run if empty.
+        Title of the figure; the name of the run if empty.
 
     Returns
     -------
@@ -58,9 +57,9 @@ def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes
     segments : xarray.Dataset
         As returned by `analyzers.zigzag_segments`.
     ax : matplotlib.axes.Axes
-        Where to draw.
+        Axes to draw on.
     title : str
-        Above the axes.
+        Title of the axes.
 
     Returns
     -------
@@ -83,14 +82,14 @@ def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes
 
 
 def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
-    """Draw what zigzag, smooth and other segments have of steps, path and decrease.
+    """Draw the shares of each kind in steps, path length, displacement and decrease.
 
     Parameters
     ----------
     segments : xarray.Dataset
         As returned by `analyzers.zigzag_segments`.
     ax : matplotlib.axes.Axes
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
@@ -123,14 +122,14 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
 
 
 def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the cosines of every tensor as an image of layers by steps.
+    """Draw the cosines of each layer as an image of layers by steps.
 
     Parameters
     ----------
     layers : xarray.Dataset
         As returned by `analyzers.zigzag_layers`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure, as high as there are layers.
+        Axes to draw on. Default: those of a new figure, as high as there are layers.
 
     Returns
     -------
@@ -154,19 +153,19 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(n_layers), layers["layer"].values, fontsize="small")
     ax.invert_yaxis()
     ax.set(xlabel="step")
-    ax.set_title(f"{COSINE}, by tensor", fontsize="medium")
+    ax.set_title(f"{COSINE}, by layer", fontsize="medium")
     return ax
 
 
-def scale_figure(scales: xr.Dataset, *, title: str = "") -> Figure:
-    """Draw cosines along the path, and their distribution, for every learning rate.
+def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
+    """Draw cosines along the path, and their distribution, for each learning rate.
 
     Parameters
     ----------
-    scales : xarray.Dataset
-        As returned by `analyzers.scales`.
+    branches : xarray.Dataset
+        As returned by `analyzers.compare_branches`.
     title : str, default: ""
-        Above the figure; the name of the parent if empty.
+        Title of the figure; the name of the parent if empty.
 
     Returns
     -------
@@ -174,8 +173,8 @@ def scale_figure(scales: xr.Dataset, *, title: str = "") -> Figure:
         A new figure.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.8), layout="constrained")
-    for i, color in enumerate(ordered_colors(scales.sizes["branch"])):
-        branch = scales.isel(branch=i)
+    for i, color in enumerate(ordered_colors(branches.sizes["branch"])):
+        branch = branches.isel(branch=i)
         label = "parent" if i == 0 else f"lr x {float(branch['lr_scale']):g}"
         for name, ax in zip(("path", "lr_time"), axes[0], strict=True):
             ax.fill_between(
@@ -200,27 +199,27 @@ def scale_figure(scales: xr.Dataset, *, title: str = "") -> Figure:
     axes[0, 1].set_title("the same along the learning rates", fontsize="medium")
     axes[1, 0].set(xlabel="cosine", ylabel="share of steps")
     axes[1, 0].set_title("distribution", fontsize="medium")
-    _shares_by_scale(scales, axes[1, 1])
-    figure.suptitle(title or f"{Path(scales.attrs['run']).name} and its branches")
+    _branch_shares(branches, axes[1, 1])
+    figure.suptitle(title or f"{Path(branches.attrs['run']).name} and its branches")
     return figure
 
 
-def _shares_by_scale(scales: xr.Dataset, ax: Axes) -> None:
-    place, width = np.arange(scales.sizes["branch"]), 0.26
-    zigzag = scales.sel(kind="zigzag")
-    names = [name for name in SHARES if name in scales]
+def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
+    place, width = np.arange(branches.sizes["branch"]), 0.26
+    of_zigzag = branches.sel(kind="zigzag")
+    names = [name for name in SHARES if name in branches]
     for i, name in enumerate(names):
-        errors: Any = zigzag.get(f"{name}_stderr")
+        errors: Any = of_zigzag.get(f"{name}_stderr")
         ax.bar(
             place + (i - (len(names) - 1) / 2) * width,
-            zigzag[name],
+            of_zigzag[name],
             width,
             yerr=errors,
             color=f"C{i}",
             error_kw={"elinewidth": 0.9},
             label=SHARES[name],
         )
-    labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
+    labels = ["parent", *(f"x {s:g}" for s in branches["lr_scale"].values[1:])]
     ax.set_xticks(place, labels)
     ax.axhline(0, color="0.5", linewidth=0.7)
     ax.margins(y=0.25)
@@ -276,3 +275,7 @@ def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
     ax.set_title("gradients further apart, over the run", fontsize="medium")
+
+
+zigzag_overview = renamed(zigzag, "analyzers.plots.zigzag_overview")
+scale_figure = renamed(compare_branches, "analyzers.plots.scale_figure")

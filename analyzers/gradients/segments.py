@@ -1,4 +1,4 @@
-"""Which parts of a path zigzag, and how much of the training happens there."""
+"""Segments of a path that zigzag or are smooth, and their shares of the training."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -9,20 +9,18 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.arrays.geometry import Estimate
+from analyzers._engine.labels import describe, step_coordinates
 from analyzers._engine.probes import read_probes
-from analyzers.gradients.arrays.shares import (
+from analyzers.gradients.arrays.segments import (
+    KINDS,
     border_signs,
     displacement_share,
+    find_segments,
     loss_decrease,
     running_mean,
-    sums_by_kind,
-)
-from analyzers.gradients.arrays.zigzag import (
-    KINDS,
-    Segments,
-    find_segments,
     running_median,
     step_kinds,
+    sums_by_kind,
 )
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import STEP
@@ -34,15 +32,15 @@ FloatArray = npt.NDArray[np.floating[Any]]
 KIND: Final = "kind"
 SEGMENT: Final = "segment"
 
-# As objects: Zarr has no specification for other arrays of strings.
+# Objects: Zarr's specification has no other strings.
 KIND_NAMES: Final = np.array(list(KINDS.values()), object)
 """Labels of the dimension ``kind``."""
 
 WINDOW: Final = 11
-"""Steps of a running median, and of the running mean of the loss."""
+"""Steps of the running median, and of the running mean of the loss."""
 
 THRESHOLD: Final = 0.5
-"""Beyond which the running median of the cosine is one of zigzag, or smooth."""
+"""Size of the running median of the cosine above which steps zigzag or are smooth."""
 
 WINDOWS: Final = (1, 5, 11, 21, 51)
 THRESHOLDS: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -52,7 +50,7 @@ CRITERION: Final = (
     "the threshold, smooth where it is above it, neither between; our own criterion"
 )
 
-DESCRIPTIONS: Final = {
+SEGMENT_NAMES: Final = {
     "cosine": "cosine of adjacent gradients",
     "running_cosine": "its running median",
     "label": "kind of the step: -1 zigzag, 0 neither, 1 smooth",
@@ -69,7 +67,6 @@ DESCRIPTIONS: Final = {
     "decrease": "decrease of the smoothed loss",
     "decrease_share": "share of the decrease of the smoothed loss",
 }
-"""Long names."""
 
 
 def zigzag_segments(
@@ -80,7 +77,7 @@ def zigzag_segments(
     loss: str | None = "loss",
     smoothing: int | None = None,
 ) -> xr.Dataset:
-    r"""Parts of the path that zigzag or are smooth, and what happens in them.
+    r"""Segments of the path that zigzag or are smooth, and their shares of the training.
 
     With :math:`m_k` the median of `zigzag`'s cosine over the `window` steps around step k,
     step k zigzags if :math:`m_k < -` `threshold`, is smooth if :math:`m_k >` `threshold`, and
@@ -94,12 +91,12 @@ def zigzag_segments(
     window : int, default: 11
         Steps of the running median, odd; fewer at both ends of the run.
     threshold : float, default: 0.5
-        From 0 to 1; see the notes, and `zigzag_shares` for what others give.
+        From 0 to 1; see the notes, and `zigzag_shares` for the effect of others.
     loss : str or None, default: "loss"
-        Name of the scalar whose decrease is shared out; None for none.
+        Name of the scalar whose decrease is attributed to segments; None to skip this.
     smoothing : int, optional
-        Steps of the running mean of the loss, odd. Default: 1 if the run says of its
-        training that it took full batches, whose losses have no noise, else 11.
+        Steps of the running mean of the loss, odd. Default: 1 if the run's metadata says
+        that it was trained on full batches, whose losses have no noise, else 11.
 
     Returns
     -------
@@ -107,54 +104,55 @@ def zigzag_segments(
         Loaded. By ``step``, with the coordinates ``epoch`` and ``iteration``: ``cosine``,
         ``running_cosine``, ``label`` (-1 zigzag, 0 neither, 1 smooth) and, if there is a
         loss, ``smooth_loss``. By ``segment``: ``start``, ``stop``, ``segment_label``,
-        ``segment_path`` and ``segment_decrease``. By ``kind``, of the labels ``zigzag``,
+        ``segment_path`` and ``segment_decrease``. By ``kind``, with the labels ``zigzag``,
         ``neither`` and ``smooth``: ``n_segments``, ``step_share``, ``path_share``,
         ``displacement_share``, ``decrease`` and ``decrease_share``, the last three with
-        their standard errors in variables ending in ``_stderr``. Units of 1, and of the
-        loss for decreases. Of what is unknown in single steps, the labels are those of
-        the steps around; "neither" if nothing is known there.
+        their standard errors in variables ending in ``_stderr``. Units of 1, and units of
+        the loss for decreases. A step whose cosine is unknown gets its label from the
+        steps around it, or "neither" if none of their cosines is known.
 
     Raises
     ------
     KeyError
-        If there is no such scalar; says which there are.
+        If there is no such scalar; lists the scalars of the run.
     ValueError
         If the run has fewer than two steps or is a measurement, or if a number is out of
         range.
 
     Notes
     -----
-    *Why 0.5.* Under gradient descent with a learning rate :math:`\eta`, in an eigenvector
-    of the Hessian of eigenvalue :math:`\lambda`, :math:`g_{k+1} = (1 - \eta \lambda)
-    g_k`. Without noise, one mode has the cosine -1 or 1, and several of both signs a cosine
-    between; beyond 0.5 in size one kind outweighs the other clearly. With the noise of
-    mini-batches the cosine is drawn to 0, for the noise of two batches has nothing in
-    common: as long as the loss falls steadily, it is about the share of the signal in
-    :math:`|g|^2`, and above 0.5 there is more signal than noise. Where the iterate has
+    *Why 0.5.* Under gradient descent with a learning rate :math:`\eta`, along an eigenvector
+    of the Hessian with eigenvalue :math:`\lambda`, :math:`g_{k+1} = (1 - \eta \lambda)
+    g_k`. Without noise, one mode has the cosine -1 or 1, and several modes of both signs a
+    cosine in between; beyond 0.5 in size one kind clearly outweighs the other. The noise of
+    mini-batches draws the cosine towards 0, because the noises of two batches are
+    independent: while the loss falls steadily, the cosine is about the share of the signal
+    in :math:`|g|^2`, and above 0.5 there is more signal than noise. Where the iterate has
     become stationary and only noise drives it, the cosine is :math:`-\eta \lambda / 2`:
-    negative under *any* learning rate, since what a step adds the next ones have to take
-    back. Only below -0.5 does it say :math:`\eta \lambda > 1`, on average over the modes by
-    their share in :math:`|g|^2`. So a threshold of 0.5 asks for the same with and without
-    noise, and what is "neither" may be a zigzag that noise hides. Both formulas hold for
-    plain SGD on a quadratic; momentum changes the step and with it the second.
+    negative under *any* learning rate, since later steps must undo each step. Only below
+    -0.5 does it imply :math:`\eta \lambda > 1`, averaged over the modes by their share in
+    :math:`|g|^2`. So a threshold of 0.5 means the same with and without noise, and a segment
+    that is "neither" may be a zigzag that noise hides. Both formulas hold for plain SGD on a
+    quadratic; momentum changes the step, and with it the second formula.
 
-    The median over 11 steps asks that most of them zigzag: single negative cosines
+    The median over 11 steps requires most of them to zigzag: single negative cosines
     occur on smooth paths, and under noise. In a run of pure noise in d dimensions the
     cosines have a standard deviation of :math:`1 / \sqrt{d}`, far below the threshold.
 
-    *Loss.* A segment's decrease is that of the running mean of the recorded losses from its
-    first step to the first one after it; it may be negative, and all of them add up to the
-    decrease of the whole. Losses less than half a `smoothing` apart from a border count in
-    part on the other side of it, and those at both ends of the run are smoothed over fewer.
-    Standard errors take the deviations from the running mean for independent noise of the
-    losses. A zigzag of the loss itself is taken for noise, too; shares of a decrease that is
+    *Loss.* A segment's decrease is the decrease of the running mean of the recorded losses
+    from its first step to the first step after it; it may be negative, and all decreases add
+    up to the decrease of the whole. Losses less than half a `smoothing` from a border
+    count partly on its other side, and losses at both ends of the run are smoothed over
+    fewer steps. Standard errors treat deviations from the running mean as independent
+    noise, including a zigzag of the loss itself. Shares of a decrease that is
     not well above its own error mean nothing.
 
-    *Path and displacement.* ``path_share`` is that of :math:`\sum_k |u_k|`, exact, with
-    :math:`u_k` the change of the parameters. ``displacement_share`` is :math:`\langle
+    *Path and displacement.* ``path_share`` is the share of :math:`\sum_k |u_k|`, exact, with
+    :math:`u_k` the update. ``displacement_share`` is :math:`\langle
     D_\mathrm{kind}, D \rangle / |D|^2` with :math:`D_\mathrm{kind}` the sum of
-    :math:`u_k` over steps of the kind and D over all but the last one: estimated from the
-    probes of iterates, with the standard error of a ratio; of an exact recording, exact.
+    :math:`u_k` over steps of the kind and D the sum over all steps but the last. It is
+    estimated from the probes of iterates, with the standard error of a ratio, and exact for
+    an exact recording.
     """
     check_criterion(window, threshold)
     smoothing = check_smoothing(run, smoothing)
@@ -165,6 +163,7 @@ def zigzag_segments(
     labels = step_kinds(running, threshold)
     segments = find_segments(labels)
     signs = border_signs(segments)
+    path_lengths = np.add.reduceat(np.nan_to_num(lengths), segments.start)
     variables: dict[str, Any] = {
         "cosine": (STEP, cosine.values),
         "running_cosine": (STEP, running),
@@ -172,7 +171,7 @@ def zigzag_segments(
         "start": (SEGMENT, run.stored.step_numbers[segments.start]),
         "stop": (SEGMENT, run.stored.step_numbers[segments.stop - 1] + 1),
         "segment_label": (SEGMENT, segments.kind),
-        "segment_path": (SEGMENT, _path_lengths(lengths, segments)),
+        "segment_path": (SEGMENT, path_lengths),
         "n_segments": (KIND, [int((segments.kind == kind).sum()) for kind in KINDS]),
         **shares(labels, lengths),
         **_with_stderr("displacement_share", _displacement(run, signs)),
@@ -183,12 +182,7 @@ def zigzag_segments(
         variables["smooth_loss"] = (STEP, smooth)
         variables["segment_decrease"] = (SEGMENT, smooth[segments.start] - smooth[last])
         variables |= decreases(losses, signs, smoothing)
-    coordinates = {
-        STEP: run.stored.step_numbers,
-        "epoch": (STEP, run.stored.epochs),
-        "iteration": (STEP, run.stored.iterations),
-        KIND: KIND_NAMES,
-    }
+    coordinates = {**step_coordinates(run), KIND: KIND_NAMES}
     attributes = {
         "run": run.location,
         "criterion": CRITERION,
@@ -197,7 +191,8 @@ def zigzag_segments(
         "loss": loss or "none",
         "smoothing": smoothing,
     }
-    return index_epochs(described(xr.Dataset(variables, coordinates, attributes)))
+    result = xr.Dataset(variables, coordinates, attributes)
+    return index_epochs(describe(result, SEGMENT_NAMES))
 
 
 def zigzag_shares(
@@ -208,7 +203,7 @@ def zigzag_shares(
     loss: str | None = "loss",
     smoothing: int | None = None,
 ) -> xr.Dataset:
-    """How the shares of `zigzag_segments` depend on its window and its threshold.
+    """Shares of `zigzag_segments` as a function of its window and its threshold.
 
     Parameters
     ----------
@@ -253,13 +248,12 @@ def zigzag_shares(
         by_window.append(xr.concat(by_threshold, "threshold"))
     result = xr.concat(by_window, "window")
     result = result.assign_coords(window=list(windows), threshold=list(thresholds))
-    return described(result).assign_attrs(
-        run=run.location, criterion=CRITERION, smoothing=smoothing
-    )
+    attributes = {"run": run.location, "criterion": CRITERION, "smoothing": smoothing}
+    return describe(result, SEGMENT_NAMES).assign_attrs(attributes)
 
 
 def losses_of(run: Run, name: str) -> FloatArray:
-    """Read the losses of a run, float64 of shape (step,)."""
+    """Read the losses of a run, float64 (step,)."""
     if name not in run.metrics:
         raise KeyError(
             f"No losses {name!r} in {run.location}, which has the scalars "
@@ -271,13 +265,13 @@ def losses_of(run: Run, name: str) -> FloatArray:
 
 
 def update_lengths(run: Run) -> FloatArray:
-    """Read |u_k| of every step, float64 of shape (step,)."""
+    """Read |u_k| of every step, float64 (step,)."""
     lengths: FloatArray = run.steps["update_norm"].values
     return lengths
 
 
 def shares(labels: npt.NDArray[Any], lengths: FloatArray) -> dict[str, Any]:
-    """Return the shares of steps and path by kind, variables of a dataset."""
+    """Return the shares of steps and path length by kind, as variables."""
     by_kind = sums_by_kind(lengths, labels)
     total = by_kind.sum()
     path = by_kind / total if total > 0 else np.full(len(by_kind), np.nan)
@@ -288,37 +282,21 @@ def shares(labels: npt.NDArray[Any], lengths: FloatArray) -> dict[str, Any]:
 
 
 def decreases(losses: FloatArray, signs: FloatArray, smoothing: int) -> dict[str, Any]:
-    """Return the decrease of the loss by kind, variables of a dataset."""
+    """Return the decrease of the loss by kind and its share, as variables."""
     decrease, share = loss_decrease(losses, signs, smoothing)
     return _with_stderr("decrease", decrease) | _with_stderr("decrease_share", share)
-
-
-def described(dataset: xr.Dataset) -> xr.Dataset:
-    """Give every variable its long name and units."""
-    for name, variable in dataset.data_vars.items():
-        quantity = str(name).removesuffix("_stderr")
-        long_name = DESCRIPTIONS[quantity]
-        if name != quantity:
-            long_name = f"standard error of {quantity}"
-        variable.attrs = {"long_name": long_name, "units": "1"}
-    return dataset
 
 
 def _with_stderr(name: str, estimate: Estimate) -> dict[str, Any]:
     return {name: (KIND, estimate.value), f"{name}_stderr": (KIND, estimate.stderr)}
 
 
-def _path_lengths(lengths: FloatArray, segments: Segments) -> FloatArray:
-    sums: FloatArray = np.add.reduceat(np.nan_to_num(lengths), segments.start)
-    return sums
-
-
 def _displacement(run: Run, signs: FloatArray) -> Estimate:
-    """Add up what lies between the borders of segments, iterate by iterate."""
+    """Return the share of each kind in the net displacement, reading border iterates."""
     by_kind: Any = 0.0
     for k in np.flatnonzero(signs.any(0)):
         _, iterate = read_probes(run, np.array([k]))
-        # What enters with 1 is where a displacement begins.
+        # An iterate with the sign 1 begins a displacement.
         by_kind = by_kind - signs[:, k, None] * iterate
     share = displacement_share(np.atleast_2d(by_kind))
     if run.spec.exact:
@@ -327,7 +305,7 @@ def _displacement(run: Run, signs: FloatArray) -> Estimate:
 
 
 def check_smoothing(run: Run, smoothing: int | None) -> int:
-    """Choose or check the window of the running mean of a run's losses."""
+    """Return the window of the running mean of a run's losses, checked."""
     if smoothing is None:
         is_full_batch = run.attrs.get("training", {}).get("full_batch", False)
         return 1 if is_full_batch else WINDOW
@@ -340,7 +318,7 @@ def check_smoothing(run: Run, smoothing: int | None) -> int:
 
 
 def check_criterion(window: int, threshold: float) -> None:
-    """Refuse windows that have no middle, and thresholds that are no cosines."""
+    """Raise ValueError for an even window, or a threshold outside of 0 to 1."""
     if window < 1 or window % 2 == 0:
         raise ValueError(f"`window` must be an odd number of steps, got {window}.")
     if not 0 <= threshold <= 1:

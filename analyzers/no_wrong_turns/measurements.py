@@ -10,7 +10,7 @@ from analyzers._panels import Curve, Panel
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.plots import LABELS
 from analyzers.geometry.stored import store_geometry
-from analyzers.geometry.theory import guaranteed_decrease, linear_rate, step_bound
+from analyzers.geometry.theory import guaranteed_decrease, linear_rate, step_contraction
 from analyzers.gradients.lagged_gradients import lagged_gradients
 from analyzers.no_wrong_turns.curves import EpochSelection, curve, means_of
 from analyzers.no_wrong_turns.runs import (
@@ -148,7 +148,7 @@ def _decreases(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
     geometry = store_geometry(run).compute()
     squares = geometry["distance"] ** 2
     after = squares.shift(step=-1)
-    predicted = step_bound(geometry, lr=run.steps.lr)["ratio"]
+    predicted = step_contraction(geometry, lr=run.steps.lr)["ratio"]
     steps = {
         "measured": 1 - after / squares,
         "by RSI, EB and the rate used": 1 - predicted,

@@ -10,7 +10,7 @@ means = analyzers.epoch_means(geometry).compute()
 
 print(run.steps.loss.groupby("epoch").mean().values)
 print(means[["gamma", "gamma_stderr", "distance"]].to_dataframe())
-plots.overview(means).savefig("geometry.png")
+plots.path_geometry(means).savefig("geometry.png")
 
 start = analyzers.path_geometry(run, reference=0)  # the start of epoch 0
 by_layer = analyzers.path_geometry(run, layers=True)  # tensor by tensor

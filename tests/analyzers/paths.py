@@ -1,4 +1,4 @@
-"""Whole paths in float64, for what is computed from recorded products."""
+"""Whole paths in float64, to compare with recorded products."""
 
 from typing import NamedTuple
 
@@ -26,12 +26,12 @@ def path_of(run: Run) -> Path:
     whole = slice(0, run.layout.size)
     steps = slice(0, run.n_steps)
     window = run.stored.rows("window", steps)
-    references = np.stack([run.stored.anchors.decode(int(c), whole) for c in window])
+    anchors = np.stack([run.stored.anchors.decode(int(c), whole) for c in window])
     displacements = run.stored.large_rows("displacement", steps, whole)
     final = run.stored.vector("final", whole).astype(np.float64)
     return Path(
         run.stored.large_rows("gradient", steps, whole).astype(np.float64),
-        np.vstack([references.astype(np.float64) + displacements, final]),
+        np.vstack([anchors.astype(np.float64) + displacements, final]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Gradient descent on quadratics, of which everything is known in closed form."""
+"""Gradient descent on quadratics, known in closed form."""
 
 from collections.abc import Sequence
 from pathlib import Path

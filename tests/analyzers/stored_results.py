@@ -1,4 +1,4 @@
-"""What commands keep beside a store."""
+"""Results that commands store next to a run."""
 
 from pathlib import Path
 

@@ -239,7 +239,7 @@ def nothing_invariant(layers: xr.Dataset, model: Model) -> None:
     assert not layers.is_invariant.any()
 
 
-def walk_bound(bound: xr.Dataset, model: Model) -> None:
+def walk_contraction(bound: xr.Dataset, model: Model) -> None:
     """A step of the walk undoes its part of the squared distance."""
     deviation = bound.ratio_stderr + 2 * model.left**-0.5 * model.spread
     near(bound.ratio, 1 - 1 / model.left, deviation + 1e-6)
@@ -352,8 +352,9 @@ TABLE = {
     "distance_travelled": Analysis(
         of=lambda m: analyzers.distance_travelled(m.run), walk=walk_travelled
     ),
-    "step_bound": Analysis(
-        of=lambda m: analyzers.step_bound(m.geometry, lr=LR), walk=walk_bound
+    "step_contraction": Analysis(
+        of=lambda m: analyzers.step_contraction(m.geometry, lr=LR),
+        walk=walk_contraction,
     ),
     "locally_optimal_lr": Analysis(
         of=lambda m: analyzers.locally_optimal_lr(m.geometry),

@@ -228,7 +228,7 @@ OF_MEASUREMENTS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
 
 OF_GEOMETRY: Final[Mapping[str, Callable[[xr.Dataset], xr.Dataset]]] = {
     "epoch_means": analyzers.epoch_means,
-    "step_bound": lambda found: analyzers.step_bound(found, lr=0.05),
+    "step_bound": lambda found: analyzers.step_contraction(found, lr=0.05),
     "locally_optimal_lr": analyzers.locally_optimal_lr,
     "guaranteed_decrease": analyzers.guaranteed_decrease,
     "linear_rate": lambda found: analyzers.linear_rate(found.isel(step=slice(0, 16))),
@@ -338,7 +338,7 @@ def margins(stores: Stores) -> xr.Dataset:
 
 def branches(stores: Stores, **options: Any) -> xr.Dataset:
     found = [stores["branch_tenth"], stores["branch_half"]]
-    return analyzers.scales(stores["full_batch"], found, window=3, **options)
+    return analyzers.compare_branches(stores["full_batch"], found, window=3, **options)
 
 
 def mean_of_epochs(run: trajstore.Run) -> dict[str, npt.NDArray[np.float32]]:

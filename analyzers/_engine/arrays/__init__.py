@@ -1,1 +1,1 @@
-"""Array functions of the engine: NumPy and SciPy only."""
+"""Array functions of the engine; they may import NumPy, SciPy and `trajstore.sketch`."""

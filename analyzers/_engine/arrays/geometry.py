@@ -1,4 +1,4 @@
-"""The quantities of `analyzers.path_geometry`, with their standard errors."""
+"""Quantities of `analyzers.path_geometry` with their standard errors."""
 
 from typing import Any, Final, NamedTuple
 
@@ -9,6 +9,8 @@ from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
+
 
 class Estimate(NamedTuple):
     """A value and its standard error, of one shape."""
@@ -18,59 +20,35 @@ class Estimate(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """A direction d at some point x, seen from x*.
+    """A sampled direction d at a point x, in relation to the target x*."""
 
-    Attributes
-    ----------
-    numerator : Estimate
-        <d, x - x*>; the standard error without what is from the distance.
-    squares : numpy.ndarray
-        |d|^2.
-    slope : numpy.ndarray
-        Derivative of the numerator with respect to the distance |x - x*|, as far as the
-        one was computed from the other.
-    """
-
-    numerator: Estimate
-    squares: FloatArray
-    slope: FloatArray
-
-
-QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
+    numerator: (
+        Estimate  # <d, x - x*>; the standard error leaves out the distance's part
+    )
+    squares: FloatArray  # |d|^2
+    slope: FloatArray  # derivative of the numerator by |x - x*|, where computed from it
 
 
 def geometry(sampled: Sampled, to_target: Estimate) -> dict[str, FloatArray]:
-    """See `analyzers.path_geometry`; all shapes agree.
-
-    Parameters
-    ----------
-    sampled : Sampled
-        The gradients.
-    to_target : Estimate
-        |x - x*|.
-
-    Returns
-    -------
-    dict from str to numpy.ndarray
-        Every one of `QUANTITIES`, and with ``_stderr`` its standard error to first order
-        in those of the arguments. NaN where a norm is 0 or not finite.
-    """
+    """Return each of `QUANTITIES` and its ``_stderr``; all shapes agree."""
+    # See `analyzers.path_geometry`; `to_target` is |x - x*|. Standard errors are to first
+    # order in those of the arguments. NaN where a norm is 0 or not finite.
     with np.errstate(divide="ignore", invalid="ignore"):
         numerator, slope = sampled.numerator, sampled.slope
         h, D, g = numerator.value, to_target.value, np.sqrt(sampled.squares)
         gamma, rsi, eb, lolr = h / (g * D), h / D**2, g / D, h / g**2
-        own, of_distance = numerator.stderr, to_target.stderr
+        own, distance_error = numerator.stderr, to_target.stderr
         estimates = {
             "gamma": (
                 gamma,
-                np.hypot(own / (g * D), (slope / g - gamma) / D * of_distance),
+                np.hypot(own / (g * D), (slope / g - gamma) / D * distance_error),
             ),
             "rsi": (
                 rsi,
-                np.hypot(own / D**2, (slope / D - 2 * rsi) / D * of_distance),
+                np.hypot(own / D**2, (slope / D - 2 * rsi) / D * distance_error),
             ),
-            "eb": (eb, eb / D * of_distance),
-            "lolr": (lolr, np.hypot(own, slope * of_distance) / g**2),
+            "eb": (eb, eb / D * distance_error),
+            "lolr": (lolr, np.hypot(own, slope * distance_error) / g**2),
             "distance": to_target,
         }
     results = {}
@@ -90,24 +68,8 @@ def decayed(
     grad_dot_param: FloatArray,
     weight_decay: float,
 ) -> Sampled:
-    """Add a multiple of the parameters to gradients; all shapes agree.
-
-    Parameters
-    ----------
-    gradient : Sampled
-        The gradients g.
-    to_target : Estimate
-        |x - x*|; from it follows ``<x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2``.
-    param_sq, target_sq, grad_dot_param : numpy.ndarray
-        |x|^2, |x*|^2 and <g, x>.
-    weight_decay : float
-        Times the parameters.
-
-    Returns
-    -------
-    Sampled
-        The gradients with weight decay.
-    """
+    """Add ``weight_decay * x`` to gradients; all shapes agree."""
+    # From the distance follows <x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2.
     D, h = to_target.value, gradient.numerator
     radial = weight_decay * (param_sq - target_sq + D**2) / 2
     squares = (
@@ -124,26 +86,10 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     bound = np.sqrt(a_sq * v_sq)
     squares = a_sq - 2 * np.clip(product.value, -bound, bound) + v_sq
     length = np.sqrt(np.maximum(squares, 0))
-    # To first order it is stderr / length; a length near 0 may be off by this at most.
+    # The standard error is stderr / length to first order. This bounds it near length 0.
     most = np.sqrt(2 * product.stderr)
     stderr = np.divide(product.stderr, length, out=most.copy(), where=length > 0)
     return Estimate(length, np.minimum(stderr, most))
-
-
-class Crowding(NamedTuple):
-    """Energies of vectors by tensor, and how they meet other tensors in buckets.
-
-    Attributes
-    ----------
-    energy : numpy.ndarray
-        Sum of squares, shape ``(layer,)``.
-    crowd : numpy.ndarray
-        The same with every element times the number of elements, of every tensor, that
-        fall into its bucket, shape ``(layer, layer)``.
-    """
-
-    energy: FloatArray
-    crowd: FloatArray
 
 
 def crowding(
@@ -151,43 +97,31 @@ def crowding(
     first_row: int,
     offsets: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
-) -> Crowding:
-    """Count the elements that share the buckets of a fold with some energy.
-
-    Parameters
-    ----------
-    squares : numpy.ndarray
-        Squares of a vector's elements, some rows of the fold, shape ``(row, bucket)``;
-        0 between tensors.
-    first_row : int
-        Which row is the first of them.
-    offsets, sizes : numpy.ndarray
-        Tensors in the folded vector, in ascending order, shape ``(layer,)``.
-
-    Returns
-    -------
-    Crowding
-        Sums over these rows, float64.
-    """
+) -> tuple[FloatArray, FloatArray]:
+    """Return a vector's energy by layer, and its meetings with layers in buckets."""
+    # The vector is given by some rows of its fold, from `first_row` on: `squares` of its
+    # elements, (row, bucket), 0 between layers. `offsets` and `sizes` of layers rise.
+    # Energies are sums of squares, (layer,). Meetings, (layer, layer), are sums of each
+    # square times the number of elements, by layer, that share its bucket.
     n_rows, width = squares.shape
     n_layers = len(sizes)
-    # Between these columns nothing begins or ends, in any row.
+    # No layer begins or ends between these columns, in any row.
     borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
     columns = np.unique(borders)
     rows_until = np.ceil(((offsets + sizes)[None] - columns[:, None]) / width)
     rows_before = np.ceil((offsets[None] - columns[:, None]) / width)
     n_elements = rows_until - rows_before
 
-    # In float32: a few hundred terms, for standard errors only.
+    # float32 is enough for a few hundred terms that enter standard errors only.
     energies = np.add.reduceat(squares, columns, axis=1).astype(np.float64)
     first = (first_row + np.arange(n_rows))[:, None] * width + columns
     layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
-    # What lies behind the last tensor belongs to nobody.
+    # The gap behind the last layer belongs to no layer: its sums are dropped.
     owner = np.append(np.flatnonzero(sizes > 0), n_layers)[layers]
     by_column = np.zeros((n_layers + 1, len(columns)))
     np.add.at(by_column, (owner, np.arange(len(columns))[None]), energies)
     by_column = by_column[:n_layers]
-    return Crowding(by_column.sum(1), by_column @ n_elements)
+    return by_column.sum(1), by_column @ n_elements
 
 
 def sketch_variance(
@@ -198,33 +132,15 @@ def sketch_variance(
     *,
     bits: int,
 ) -> FloatArray:
-    """Variance of the sketched inner product of weighted vectors, tensor by tensor.
-
-    With G = w g, u = v / w, and the fold into buckets j of rows b,
-    ``sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2`` comes from the fold, and
-    ``CODE_VARIANCE / bits |G|^2 |u|^2`` from the code. The energy of G is taken to be even
-    within a tensor; if both are even everywhere, this is
-    ``((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2``.
-
-    Parameters
-    ----------
-    gradient_sq : numpy.ndarray
-        |w g|^2, shape ``(step, layer)``.
-    residual_sq : numpy.ndarray
-        |v / w|^2, shape ``(layer,)``.
-    crowd : numpy.ndarray
-        What `crowding` returns for the energies of v / w in every tensor, shape
-        ``(layer, layer)``.
-    sizes : numpy.ndarray
-        Elements of each tensor, shape ``(layer,)``.
-    bits : int
-        Number of signs.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(step, layer)``; over all tensors the variance is the sum.
-    """
+    """Return the variance of sketched products of weighted vectors, (step, layer)."""
+    # `gradient_sq` is |w g|^2, (step, layer); `residual_sq`, |v / w|^2, and `crowd` are what
+    # `crowding` returns for v / w. The variance over all layers is the sum.
+    #
+    # With G = w g, u = v / w, and the fold into buckets j of rows b,
+    # sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2 comes from the fold, and
+    # CODE_VARIANCE / bits |G|^2 |u|^2 from the code. The energy of G is taken to be even
+    # within a layer; if both are even everywhere, this is
+    # ((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2.
     density = gradient_sq / np.maximum(sizes, 1)
     fold = FOLD_VARIANCE * (density @ crowd.T - density * residual_sq)
     whole = gradient_sq.sum(1, keepdims=True)

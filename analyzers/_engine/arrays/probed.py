@@ -11,26 +11,13 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 def cosine(a: FloatArray, b: FloatArray) -> Estimate:
-    r"""Estimate the cosine of two vectors from their probes.
-
-    Each of the n probes is the sum of other elements with random signs, and errs by the
-    products of those that it has in common: an element that is alone in its probe adds no
-    error. With u and w the probes, scaled to norm 1, c their product and
-    :math:`s = \sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2`, of which single elements
-    contribute :math:`e = \max(s - (1 - c^2)^2 / n, 0)`, the variance is
-    :math:`((1 - c^2)^2 - 2 e) / n`, if elements fall on probes at random.
-
-    Parameters
-    ----------
-    a, b : numpy.ndarray
-        Probes, shape ``(..., probe)``.
-
-    Returns
-    -------
-    Estimate
-        Shape ``(...)``; its bias is of the order of cosine / probes. NaN where a vector
-        is 0 or not finite.
-    """
+    """Estimate cosines from probes (..., probe); NaN where a vector is 0 or not finite."""
+    # Each of the n probes sums elements with random signs, and its error comes from
+    # products of different elements: an element alone in its probe adds no error. With
+    # u and w the probes, scaled to norm 1, c their product and
+    # s = sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2, single elements contribute
+    # e = max(s - (1 - c^2)^2 / n, 0) of s, and the variance is ((1 - c^2)^2 - 2 e) / n if
+    # elements fall on probes at random. The bias is of the order of c / n.
     with np.errstate(divide="ignore", invalid="ignore"):
         u, w = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (a, b))
         product = (u * w).sum(-1)
@@ -42,27 +29,15 @@ def cosine(a: FloatArray, b: FloatArray) -> Estimate:
 
 
 def scaled(estimate: Estimate, ratio: FloatArray) -> Estimate:
-    """Return an estimate with standard errors that are so many times as large."""
+    """Multiply the standard errors of an estimate by `ratio`."""
     return Estimate(estimate.value, ratio * estimate.stderr)
 
 
 def length(a: FloatArray) -> Estimate:
-    r"""Estimate the norm of a vector from its probes.
-
-    The square of the norm is unbiased. As in `cosine`, with u the probes, scaled to norm 1,
-    single elements contribute :math:`e = \max(\sum_j u_j^4 - 3 / n, 0)`, and the relative
-    variance of the square is :math:`2 (1 - e) / n`.
-
-    Parameters
-    ----------
-    a : numpy.ndarray
-        Probes, shape ``(..., probe)``.
-
-    Returns
-    -------
-    Estimate
-        Shape ``(...)``.
-    """
+    """Estimate norms from probes (..., probe); the square of the norm is unbiased."""
+    # As in `cosine`, with u the probes, scaled to norm 1, single elements contribute
+    # e = max(sum_j u_j^4 - 3 / n, 0), and the relative variance of the square is
+    # 2 (1 - e) / n.
     squares, n = a.astype(np.float64) ** 2, a.shape[-1]
     total = squares.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -75,24 +50,11 @@ def length(a: FloatArray) -> Estimate:
 def adjacent_cosine(
     product: FloatArray, square: FloatArray, square_before: FloatArray
 ) -> FloatArray:
-    """Cosine of gradients of which products and squares are known.
-
-    Parameters
-    ----------
-    product : numpy.ndarray
-        <g_k, g_(k-1)>, shape ``(...)``.
-    square, square_before : numpy.ndarray
-        |g_k|^2 and |g_(k-1)|^2, of the same shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the same shape, float64. NaN where a square is 0, NaN or infinite.
-    """
+    """Return <g, h> / (|g| |h|) of known products; NaN where a square is 0 or not finite."""
     norms = np.sqrt(np.asarray(square, np.float64)) * np.sqrt(square_before)
     is_known = np.isfinite(norms) & (norms > 0)
     out = np.full(norms.shape, np.nan)
-    # Rounded, it may lie outside by some 1e-7.
+    # Rounding may carry the cosine outside of [-1, 1] by some 1e-7.
     np.divide(product, norms, out=out, where=is_known)
     cosine: FloatArray = np.clip(out, -1.0, 1.0)
     return cosine

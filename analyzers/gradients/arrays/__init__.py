@@ -1,1 +1,1 @@
-"""Array functions of the comparisons between gradients."""
+"""Array functions of the comparisons of gradients; they may import NumPy and SciPy."""

@@ -6,25 +6,21 @@ import dask
 import numpy as np
 import pytest
 
-from analyzers._engine import anchor_norms as _reference_norms
+from analyzers._engine import anchor_norms
+from tests.analyzers.laziness import fail_if_computed
 from trajstore import open_run
 
 
-def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler for asserting laziness."""
-    pytest.fail("computed while building the graph")
-
-
 @pytest.mark.parametrize("parts", ["whole", "in parts"])
-def test_norms_are_those_of_the_references_of_steps(
+def test_each_step_has_the_norm_of_its_anchor(
     example_run: Path, monkeypatch: pytest.MonkeyPatch, parts: str
 ):
     run = open_run(example_run)
     if parts == "in parts":
-        monkeypatch.setattr(_reference_norms, "PART", 1024)
-        monkeypatch.setattr(_reference_norms, "VALUES", 28)
+        monkeypatch.setattr(anchor_norms, "PART", 1024)
+        monkeypatch.setattr(anchor_norms, "VALUES", 28)
     with dask.config.set(scheduler=fail_if_computed):
-        found = _reference_norms.reference_norms(run)
+        found = anchor_norms.anchor_norms(run)
     assert found.dims == ("step", "layer")
     assert found.dtype == np.float64
     assert found.data.numblocks[0] == (1 if parts == "whole" else 9)

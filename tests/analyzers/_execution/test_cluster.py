@@ -17,8 +17,8 @@ import trajstore
 from analyzers import cli
 from analyzers._execution.cluster import connected
 from analyzers._execution.progress import current_client
-from analyzers._execution.results import results_location
 from analyzers.geometry import stored as results
+from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
 
 distributed = pytest.importorskip("distributed")
@@ -26,7 +26,7 @@ distributed = pytest.importorskip("distributed")
 
 @pytest.fixture
 def run(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy, of which a result has 30 chunks."""
+    """A copy, whose results have 30 chunks."""
     module = sys.modules["analyzers.geometry.path_geometry"]
     monkeypatch.setattr(module, "RESULT_ROWS", (2, 2))
     return trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
@@ -41,16 +41,17 @@ def test_nothing_is_started_unasked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "tcp://a:1", "workers": 2}, r"\(2\) beside .*'tcp://a:1'"),
-        ({"report": Path("r.html")}, "A report is of a cluster's work.*Give workers"),
+        ({"scheduler": "tcp://a:1", "workers": 2}, r"`workers` \(2\).*'tcp://a:1'"),
+        ({"report": Path("r.html")}, "A report needs a cluster.*Give workers"),
     ],
     ids=["both", "report"],
 )
-def test_what_does_not_fit_together_is_refused(options: Any, message: str):
+def test_options_that_exclude_each_other_are_refused(options: Any, message: str):
     with pytest.raises(ValueError, match=message), connected(**options):
         pass
 
 
+@pytest.mark.slow
 def test_killed_worker_costs_nothing_but_time(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -59,7 +60,7 @@ def test_killed_worker_costs_nothing_but_time(
     location, killed = results_location(run), []
 
     def kill_one(client: Any) -> None:
-        """Kill a worker as soon as some of the chunks are there."""
+        """Kill a worker as soon as some of the chunks are done."""
         while n_done(location) == 0:
             time.sleep(0.01)
         [victim, *_] = client.run(os.getpid).values()
@@ -69,7 +70,7 @@ def test_killed_worker_costs_nothing_but_time(
     with connected(workers=2, report=report) as client:
         assert current_client() is client
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        # Set before they began; the C library looks once.
+        # Set before the workers start, because the C library reads it once.
         kept = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
         assert set(kept) == {str(1 << 28)}
         killer = Thread(target=kill_one, args=(client,))

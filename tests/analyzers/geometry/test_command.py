@@ -196,7 +196,7 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     ("arguments", "message"),
     [
         (["--reference", "warm"], r"No snapshot 'warm' .* it has ['middle']."),
-        (["--reference", "77"], "No reference at the start of epoch 77 "),
+        (["--reference", "77"], "No anchor at the start of epoch 77 "),
         (["--reference", "."], ".: not a trajectory store; it has no zarr.json."),
     ],
     ids=["name", "epoch", "directory"],
@@ -221,7 +221,7 @@ def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
 @pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
 def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str):
     printed = refused("geometry", store, "--reference", text)
-    assert printed.startswith(f"traj-analyze: The reference '{text}' is no mean")
+    assert printed.startswith(f"traj-analyze: The reference '{text}' is not a mean")
 
 
 def test_refused_request_leaves_nothing_behind(store: Path, refused: Run):

@@ -10,14 +10,10 @@ import xarray as xr
 
 import analyzers
 import trajstore
+from tests.analyzers.laziness import fail_if_computed
 
 POWER = {"gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1}
 EPOCHS = [0, 0, 0, 2, 2, 2, 2, 5]
-
-
-def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler for asserting laziness."""
-    pytest.fail("computed while building the graph")
 
 
 def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:

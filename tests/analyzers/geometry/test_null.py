@@ -131,7 +131,7 @@ def test_other_directions_are_not_compared_with_a_walk(
 ):
     run = trajstore.open_run(example_run)
     geometry = analyzers.path_geometry(run).assign_attrs(direction=direction)
-    with pytest.raises(ValueError, match=f"got that of {re.escape(repr(direction))}"):
+    with pytest.raises(ValueError, match=f"got gamma of {re.escape(repr(direction))}"):
         analyzers.excess_gamma(geometry, run)
 
 

@@ -1,174 +1,26 @@
-"""Test ``analyzers.path_geometry``."""
+"""Test ``analyzers.path_geometry`` against the exact two-run protocol."""
 
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
-import numpy.typing as npt
 import pytest
 import xarray as xr
 
 import analyzers
 import trajstore
+from tests.analyzers.geometry.descent import Train, by_hand, recorded, z_scores
+from tests.analyzers.laziness import fail_if_computed
 from trajstore.reading.run import Run
 
-torch = pytest.importorskip("torch")
-
-from train.protocols.two_run import two_run
+pytest.importorskip("torch")
 
 QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
-
-Train = Callable[..., Any]
-Vector = npt.NDArray[np.float32]
-
-
-def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler for asserting laziness."""
-    pytest.fail("computed while building the graph")
-
-
-def z_scores(result: xr.Dataset, truth: xr.Dataset, name: str) -> xr.DataArray:
-    return (result[name] - truth[name]) / result[f"{name}_stderr"]
-
-
-def slow_geometry(run: Run, target: Vector, *, layers: bool) -> xr.Dataset:
-    """The definitions, in float64, from the gradients and iterates of an exact run."""
-    rows = []
-    gradients, displacements = (
-        run.stored.array("gradient")[:],
-        run.stored.array("displacement")[:],
-    )
-    windows = run.stored.array("window")[:]
-    for k in range(run.n_steps):
-        reference = run.stored.anchors.decode(
-            int(windows[k]), slice(0, run.layout.size)
-        )
-        x = reference.astype(np.float64) + displacements[k]
-        d = run.layout.unflatten(x - target)
-        g = run.layout.unflatten(gradients[k].astype(np.float64))
-        rows.append(
-            [[(g[n] * d[n]).sum(), (d[n] ** 2).sum(), (g[n] ** 2).sum()] for n in d]
-        )
-    h, d_sq, g_sq = np.moveaxis(np.array(rows), -1, 0)
-    if not layers:
-        h, d_sq, g_sq = h.sum(1), d_sq.sum(1), g_sq.sum(1)
-    # A snapshot is an iterate: nothing is asked of the step that finds it.
-    d_sq = np.where(d_sq > 0, d_sq, np.nan)
-    values = {
-        "gamma": h / np.sqrt(g_sq * d_sq),
-        "rsi": h / d_sq,
-        "eb": np.sqrt(g_sq / d_sq),
-        "lolr": h / g_sq,
-        "distance": np.sqrt(d_sq),
-    }
-    dims = ["step", "layer"] if layers else ["step"]
-    return xr.Dataset({name: (dims, value) for name, value in values.items()})
-
-
-def by_hand(
-    observe: Train,
-    *,
-    shape: tuple[int, int] = (60, 40),
-    n_steps: int = 48,
-    steps_per_epoch: int = 12,
-    spoil: Callable[[int, Any], None] = lambda _step, _gradient: None,
-    heal: bool = True,
-) -> None:
-    """Descend on a noisy quadratic; `spoil` changes the gradients that are recorded.
-
-    With `heal` the step itself uses zeros for what is not finite.
-    """
-    generator = torch.Generator().manual_seed(0)
-    model = torch.nn.Linear(shape[1], shape[0])
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-
-    def clean(*_: object) -> None:
-        for p in model.parameters():
-            torch.nan_to_num_(p.grad, nan=0.0, posinf=0.0)
-
-    with observe(
-        model, optimizer, steps_per_epoch=steps_per_epoch, total_steps=n_steps or None
-    ):
-        # Hooks run in the order in which they came: whoever observes, sees the NaN.
-        handle = optimizer.register_step_pre_hook(clean if heal else lambda *_: None)
-        for step in range(n_steps):
-            for p in model.parameters():
-                noise = torch.randn(p.shape, generator=generator)
-                p.grad = 0.2 * p.detach() + noise
-                spoil(step, p.grad)
-            optimizer.step()
-        handle.remove()
-
-
-def recorded(path: Path, train: Train, **options: Any) -> Run:
-    from trajstore import Recorder
-
-    train(partial(Recorder, path, **options))
-    return trajstore.open_run(path)
-
-
-@pytest.fixture(scope="module", params=[3, 0], ids="basis={}".format)
-def sketched(
-    request: pytest.FixtureRequest,
-    example_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    train_small: Train,
-) -> Run:
-    """The same training, recorded with a basis and without."""
-    if request.param == 3:
-        return trajstore.open_run(example_run)
-    path = tmp_path_factory.mktemp("sketched") / "run.zarr"
-    return recorded(path, train_small, sketch_bits=1024, probes=256, basis=0)
-
-
-@pytest.fixture(scope="module")
-def exact(exact_run: Path) -> Run:
-    return trajstore.open_run(exact_run)
-
-
-@pytest.fixture(scope="module")
-def geometry(sketched: Run) -> xr.Dataset:
-    return analyzers.path_geometry(sketched).compute()
-
-
-@pytest.fixture(scope="module")
-def by_layer(sketched: Run) -> xr.Dataset:
-    return analyzers.path_geometry(sketched, layers=True).compute()
-
-
-@pytest.fixture(scope="module")
-def truth(train_small: Train) -> xr.Dataset:
-    return two_run(train_small)
-
-
-@pytest.fixture(scope="module")
-def truth_by_layer(train_small: Train) -> xr.Dataset:
-    return two_run(train_small, layers=True)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory, train_small: Train) -> Run:
-    """A run that starts at the same point, learns more slowly and ends elsewhere."""
-    from trajstore import Recorder
-
-    path = tmp_path_factory.mktemp("other") / "slow.zarr"
-
-    def observe(model: Any, optimizer: Any, **options: Any) -> Any:
-        optimizer.param_groups[0]["lr"] = 0.02
-        return Recorder(path, model, optimizer, sketch_bits=256, probes=64, **options)
-
-    train_small(observe)
-    return trajstore.open_run(path)
 
 
 # What one training gives, against the exact protocol
@@ -219,7 +71,7 @@ def test_errors_of_distances_are_as_large_as_the_standard_errors_say(
 def test_distance_is_exact_where_windows_begin_at_an_iterate(
     geometry: xr.Dataset, truth: xr.Dataset
 ):
-    """At step 0 the reference is the iterate itself."""
+    """At step 0 the anchor is the iterate itself."""
     assert float(geometry.distance_stderr[0]) < 1e-6
     # float32 numbers of order 1.
     np.testing.assert_allclose(geometry.distance[0], truth.distance[0], rtol=1e-6)
@@ -231,15 +83,15 @@ def test_layers_add_up_to_the_whole(geometry: xr.Dataset, by_layer: xr.Dataset):
     whole = geometry.lolr * (geometry.eb * geometry.distance) ** 2
     # The same sums in float32, of a few thousand terms in another order.
     np.testing.assert_allclose(numerator.sum("layer"), whole, rtol=1e-4, atol=1e-6)
-    # Tensor by tensor the probes do not see the same as together.
+    # Probes of the layers err differently than probes of the whole.
     together = np.sqrt((by_layer.distance**2).sum("layer"))
     np.testing.assert_allclose(together, geometry.distance, rtol=0.05)
 
 
-def test_tensors_of_fewer_elements_than_the_basis_are_exact(
+def test_layers_of_fewer_elements_than_the_basis_are_exact(
     example_run: Path, truth_by_layer: xr.Dataset
 ):
-    """What is left of three numbers beside three directions is nothing."""
+    """Three directions explain all of a vector of three numbers."""
     run = trajstore.open_run(example_run)
     by_layer = analyzers.path_geometry(run, layers=True)
     # From the sixth window on, when no direction is short any more. Single precision,
@@ -264,7 +116,7 @@ def test_errors_of_layers_are_of_the_order_of_their_standard_errors(
 
 
 @pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
-def test_weight_decay_is_that_of_whole_vectors(
+def test_weight_decay_agrees_with_whole_vectors(
     example_run: Path, exact: Run, layers: bool
 ):
     run = trajstore.open_run(example_run)
@@ -300,10 +152,10 @@ def test_weight_decay_without_a_basis_needs_whole_vectors(
         np.testing.assert_array_equal(values, expected[name])
 
 
-def test_standard_error_without_a_basis_is_that_of_all_of_v(
+def test_standard_error_without_a_basis_counts_all_of_v(
     tmp_path: Path, train_small: Train, exact: Run
 ):
-    """The formula of `docs/estimator.md`, bucket by bucket, with v in the place of v'."""
+    """The formula of `docs/estimator.md`, bucket by bucket, with v instead of v'."""
     path = tmp_path / "run.zarr"
     run = recorded(path, train_small, sketch_bits=256, probes=64, basis=0)
     geometry = analyzers.path_geometry(run).compute()
@@ -363,152 +215,6 @@ def test_coordinates_are_those_of_the_protocol(geometry: xr.Dataset, truth: xr.D
         np.testing.assert_array_equal(geometry[name], truth[name])
 
 
-# Any reference
-
-REFERENCES = ["final", "epoch", "snapshot", "mapping", "other run", "tensors"]
-
-
-def choose(kind: str, run: Run, other: Run) -> tuple[Any, Vector]:
-    """Something to give as reference, and the vector that it means."""
-    whole = slice(0, run.layout.size)
-    match kind:
-        case "final":
-            return "final", run.stored.array("final")[:]
-        case "epoch":
-            return 2, run.stored.anchors.decode(run.stored.epoch_windows[2], whole)
-        case "snapshot":
-            snapshot = run.stored.document.snapshots["middle"].array
-            return "middle", run.stored.array(snapshot)[:]
-        case "other run":
-            return other, other.stored.array("final")[:]
-    between = (run.stored.array("final")[:] + other.stored.array("final")[:]) / 2
-    named: dict[str, Any] = dict(run.layout.unflatten(between))
-    if kind == "tensors":
-        named = {name: torch.from_numpy(value) for name, value in named.items()}
-        named["running_mean"] = torch.zeros(3)
-    return named, between
-
-
-@pytest.mark.parametrize("kind", REFERENCES)
-def test_any_reference_of_an_exact_run(exact: Run, other: Run, kind: str):
-    reference, vector = choose(kind, exact, other)
-    for layers in (False, True):
-        result = analyzers.path_geometry(exact, reference=reference, layers=layers)
-        expected = slow_geometry(exact, vector, layers=layers)
-        for name in QUANTITIES:
-            # x - x* is a difference of float32 vectors of norm 1, here as small as 0.1;
-            # the snapshot is an iterate, and there the distance is 0.
-            away = expected.distance > 1e-3
-            np.testing.assert_allclose(
-                result[name].where(away),
-                expected[name].where(away),
-                rtol=1e-4,
-                atol=1e-5,
-            )
-
-
-@pytest.mark.parametrize("kind", REFERENCES)
-def test_any_reference_of_a_sketched_run(
-    sketched: Run, exact: Run, other: Run, kind: str
-):
-    reference, vector = choose(kind, sketched, other)
-    result = analyzers.path_geometry(sketched, reference=reference).compute()
-    expected = slow_geometry(exact, vector, layers=False)
-    # Next to x* nothing is left to estimate, and rounding is all there is.
-    estimated = result.gamma_stderr > 1e-5
-    z = z_scores(result, expected, "gamma").where(estimated, drop=True)
-    assert z.size > 20
-    # At least 21 independent numbers: three standard errors of their deviation.
-    assert 0.5 < float(z.std()) < 1.5
-    assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)
-    assert float(abs(z).max()) < 4.5
-    np.testing.assert_allclose(
-        result.gamma.where(~estimated, drop=True),
-        expected.gamma.where(~estimated, drop=True),
-        atol=1e-4,
-    )
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind,
-        )
-        if kind == "epoch"
-        else kind
-        for kind in REFERENCES
-    ],
-)
-def test_distances_from_any_reference_are_within_a_few_percent(
-    sketched: Run, exact: Run, other: Run, kind: str
-):
-    reference, vector = choose(kind, sketched, other)
-    result = analyzers.path_geometry(sketched, reference=reference)
-    expected = slow_geometry(exact, vector, layers=False)
-    away = expected.distance > 1e-3
-    relative = abs(result.distance / expected.distance - 1).where(away, drop=True)
-    # 256 probes: 6 % is what one direction of them is worth.
-    assert float(relative.max()) < 3 * 0.06
-
-
-def test_nothing_is_estimated_where_the_reference_lies_in_the_basis(
-    example_run: Path, exact: Run
-):
-    """The window that begins at x*, and those one and two later."""
-    sketched = trajstore.open_run(example_run)
-    window = sketched.stored.epoch_windows[2]
-    vector = sketched.stored.anchors.decode(window, slice(0, sketched.layout.size))
-    result = analyzers.path_geometry(sketched, reference=2)
-    expected = slow_geometry(exact, vector, layers=False)
-    start = int(sketched.windows.start[window])
-    stop = int(sketched.windows.stop[window + 2])
-    steps = slice(start, stop)
-    # The step at x* itself is 0/0 but for what the code of the reference loses.
-    np.testing.assert_allclose(
-        result.gamma[steps][1:], expected.gamma[steps][1:], atol=2e-5
-    )
-    np.testing.assert_allclose(
-        result.distance[steps][1:], expected.distance[steps][1:], rtol=2e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "label", "note"),
-    [
-        ("final", "final", "last iterate"),
-        ("epoch", "epoch 2", "lossy code"),
-        ("snapshot", "snapshot middle", "before step 27"),
-        ("mapping", "given", "given by the caller"),
-        ("other run", "final of slow.zarr", "last iterate of slow.zarr"),
-    ],
-)
-def test_result_tells_what_it_is_measured_against(
-    sketched: Run, other: Run, kind: str, label: str, note: str
-):
-    reference, _ = choose(kind, sketched, other)
-    attributes = analyzers.path_geometry(sketched, reference=reference).attrs
-    assert attributes["reference"] == label
-    assert note in attributes["reference_note"]
-
-
-@pytest.mark.parametrize(
-    ("reference", "error", "message"),
-    [
-        ("warm", KeyError, r"No snapshot 'warm' in .*it has \['middle'\]"),
-        (7, KeyError, r"start of epoch 7 .* epochs: 0-4"),
-        (True, TypeError, "an epoch, another run or a mapping.*got bool"),
-        ({}, ValueError, r"4 of 4 differ:\n0.weight: missing"),
-    ],
-    ids=["no such snapshot", "no such epoch", "bool", "empty mapping"],
-)
-def test_unusable_reference_is_refused(
-    sketched: Run, reference: Any, error: type[Exception], message: str
-):
-    with pytest.raises(error, match=message):
-        analyzers.path_geometry(sketched, reference=reference)
-
-
 # What the result is
 
 
@@ -564,20 +270,20 @@ def test_result_does_not_depend_on_chunks(
     expected = analyzers.path_geometry(run, layers=layers).compute()
     for module, constant, value in (
         # Two steps, eight rows of the fold, two blocks of parameters; four results.
-        ("_engine.windows", "STEP_BYTES", 2 * 4 * 256),
-        ("_engine.windows", "ROWS", 3),
+        ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
+        ("_engine.project", "FOLD_ROWS", 3),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
         ("_engine.tasks", "PART", 2048),
         ("_engine.tasks", "ROW_PART", 2048),
-        ("_engine.sweep", "READ", 1024),
-        ("_engine.sweep", "SEGMENT", 100),
+        ("_engine.walk", "READ_ELEMENTS", 1024),
+        ("_engine.slices", "SEGMENT", 100),
         ("geometry.path_geometry", "RESULT_ROWS", (4, 5)),
     ):
         monkeypatch.setattr(sys.modules[f"analyzers.{module}"], constant, value)
     result = analyzers.path_geometry(run, layers=layers)
     assert result.gamma.chunks[0] == (4,) * 4
     for name, variable in expected.data_vars.items():
-        # Where next to nothing is left beside the basis, it is a difference of large
+        # Where the basis explains nearly everything, the residual is a difference of large
         # numbers, and so is its standard error.
         np.testing.assert_allclose(result[name], variable, rtol=1e-4, atol=1e-6)
 
@@ -589,18 +295,19 @@ def test_tasks_can_be_sent_to_other_processes(sketched: Run, geometry: xr.Datase
     xr.testing.assert_equal(result, geometry)
 
 
-def test_analysis_needs_no_torch(sketched: Run, geometry: xr.Dataset):
+def test_analysis_needs_no_torch(example_run: Path):
+    expected = analyzers.path_geometry(trajstore.open_run(example_run)).gamma.sum()
     code = f"""
 import sys
 import analyzers, analyzers.cli, trajstore
-run = trajstore.open_run({sketched.location!r})
+run = trajstore.open_run({str(example_run)!r})
 print(float(analyzers.path_geometry(run).gamma.sum()), "torch" in sys.modules)
 """
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     total, torch_is_there = run.stdout.split()
-    assert float(total) == pytest.approx(float(geometry.gamma.sum()), rel=1e-6)
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
     assert torch_is_there == "False"
 
 
@@ -634,198 +341,3 @@ def test_round_trip_through_netcdf(
     with xr.open_dataset(tmp_path / "result.nc", engine="h5netcdf") as stored:
         indexed = trajstore.index_epochs(stored.load())
         xr.testing.assert_identical(indexed, by_layer if layers else geometry)
-
-
-# Runs that went wrong, or hardly began
-
-
-def spoil_one_step(value: float, at: int = 17) -> Callable[[int, Any], None]:
-    def spoil(step: int, gradient: Any) -> None:
-        if step == at:
-            gradient.view(-1)[3] = value
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.nan,
-        pytest.param(
-            np.inf,
-        ),
-    ],
-    ids=["nan", "inf"],
-)
-@pytest.mark.parametrize("mode", ["sketched", "exact"])
-def test_gradient_that_is_not_finite_spoils_its_step_only(
-    tmp_path: Path, mode: str, value: float
-):
-    train = partial(by_hand, spoil=spoil_one_step(value))
-    options: dict[str, Any] = (
-        {"exact": True} if mode == "exact" else {"sketch_bits": 256, "probes": 256}
-    )
-    run = recorded(tmp_path / "run.zarr", train, **options)
-    result = analyzers.path_geometry(run).compute()
-    truth = two_run(train)
-    others = np.arange(48) != 17
-    for name in ("gamma", "rsi", "lolr", "gamma_stderr", "rsi_stderr", "lolr_stderr"):
-        assert np.isnan(result[name][17])
-        assert np.isfinite(result[name][others]).all()
-    if mode == "exact":
-        np.testing.assert_allclose(result.gamma[others], truth.gamma[others], atol=1e-6)
-    else:
-        z = z_scores(result, truth, "gamma")[others]
-        # 47 steps: three standard errors of the deviation.
-        assert 0.69 < float(z.std()) < 1.31
-        # No worse than the same run without the accident.
-        healthy = recorded(tmp_path / "healthy.zarr", by_hand, **options)
-        undisturbed = analyzers.path_geometry(healthy).compute()
-        np.testing.assert_array_less(
-            result.gamma_stderr[others], 1.5 * undisturbed.gamma_stderr[others]
-        )
-    assert int(analyzers.epoch_means(result).n_missing.sum()) == 1
-
-
-# NaN is not equal to NaN.
-@pytest.mark.filterwarnings("ignore:The parameters have changed")
-@pytest.mark.parametrize("mode", ["sketched", "exact"])
-def test_steps_before_the_parameters_became_nan_can_be_measured(
-    tmp_path: Path, mode: str
-):
-    train = partial(by_hand, spoil=spoil_one_step(np.nan), heal=False)
-    options: dict[str, Any] = (
-        {"exact": True} if mode == "exact" else {"sketch_bits": 256, "probes": 256}
-    )
-    run = recorded(tmp_path / "run.zarr", train, **options)
-    result = analyzers.path_geometry(run, reference=0).compute()
-    # The step with the NaN gradient is itself still at finite parameters.
-    assert np.isfinite(result.distance[:18]).all()
-    assert np.isfinite(result.gamma[1:17]).all()
-    for name in ("gamma", "gamma_stderr", "rsi", "eb", "lolr"):
-        assert np.isnan(result[name][17:]).all()
-    assert np.isnan(result.distance[18:]).all()
-    against_end = analyzers.path_geometry(run).compute()
-    assert np.isnan(against_end.gamma).all()
-
-
-@pytest.mark.parametrize("mode", ["sketched", "exact"])
-def test_step_with_zero_gradient_has_no_direction(tmp_path: Path, mode: str):
-    def spoil(step: int, gradient: Any) -> None:
-        if step == 17:
-            gradient.zero_()
-
-    options: dict[str, Any] = (
-        {"exact": True} if mode == "exact" else {"sketch_bits": 256, "probes": 256}
-    )
-    run = recorded(tmp_path / "run.zarr", partial(by_hand, spoil=spoil), **options)
-    result = analyzers.path_geometry(run).compute()
-    for name in ("gamma", "gamma_stderr", "lolr", "lolr_stderr"):
-        assert np.flatnonzero(np.isnan(result[name])).tolist() == [17]
-    for name in ("rsi", "rsi_stderr", "eb", "eb_stderr"):
-        assert float(result[name][17]) == 0
-        assert np.isfinite(result[name]).all()
-    assert float(result.distance[17]) > 0
-
-
-@pytest.mark.parametrize("mode", ["sketched", "exact"])
-def test_one_step_of_gradient_descent_goes_along_the_gradient(
-    tmp_path: Path, mode: str
-):
-    """x_0 - x_1 = lr g, hence gamma = 1, loLR = lr and RSI = 1 / lr."""
-    options: dict[str, Any] = (
-        {"exact": True} if mode == "exact" else {"sketch_bits": 256, "probes": 256}
-    )
-    train = partial(by_hand, n_steps=1)
-    run = recorded(tmp_path / "run.zarr", train, **options)
-    result = analyzers.path_geometry(run).compute()
-    for name, expected in {"gamma": 1, "lolr": 0.1, "rsi": 10, "eb": 10}.items():
-        # float32, but for what was estimated.
-        tolerance = 1e-5 * expected + 4 * float(result[f"{name}_stderr"][0])
-        assert abs(float(result[name][0]) - expected) < tolerance
-    assert float(result.distance_stderr[0]) < 1e-6
-    assert float(result.gamma_stderr[0]) < 0.15
-
-
-def test_run_without_steps_is_refused(tmp_path: Path):
-    run = recorded(tmp_path / "run.zarr", partial(by_hand, n_steps=0))
-    with pytest.raises(ValueError, match=r"run\.zarr holds no steps yet"):
-        analyzers.path_geometry(run)
-
-
-def test_crashed_run_is_measured_up_to_where_it_came(tmp_path: Path):
-    def crash(step: int, _gradient: Any) -> None:
-        if step == 30:
-            raise RuntimeError("out of memory")
-
-    path = tmp_path / "run.zarr"
-    with pytest.raises(RuntimeError, match="out of memory"):
-        recorded(path, partial(by_hand, spoil=crash), sketch_bits=256, probes=256)
-    result = analyzers.path_geometry(trajstore.open_run(path)).compute()
-    assert result.attrs["status"] == "failed"
-    # The same steps, from a run that was to end there.
-    truth = two_run(partial(by_hand, n_steps=30))
-    z = z_scores(result, truth, "gamma")
-    assert z.size == 30
-    # Three standard errors of the deviation of 30 numbers.
-    assert 0.6 < float(z.std()) < 1.4
-
-
-def test_run_that_still_goes_on_is_measured_against_what_there_is(tmp_path: Path):
-    results = []
-
-    @contextmanager
-    def observe(*args: Any, **options: Any) -> Iterator[Any]:
-        from trajstore import Recorder
-
-        path = tmp_path / "run.zarr"
-        with Recorder(path, *args, sketch_bits=256, probes=256, **options) as recorder:
-            yield recorder
-            # Steps are done, but nobody has said so yet.
-            recorder.flush()
-            run = trajstore.open_run(path)
-            with pytest.raises(
-                ValueError,
-                match=r"no final iterate: its status is 'running'.*reference=3",
-            ):
-                analyzers.path_geometry(run)
-            results.append(analyzers.path_geometry(run, reference=3).compute())
-            recorder.snapshot("end")
-
-    by_hand(observe)
-    [early] = results
-    closed = trajstore.open_run(tmp_path / "run.zarr")
-    late = analyzers.path_geometry(closed, reference=3).compute()
-    assert early.attrs["status"] == "running"
-    # Only the last window, whose end is known now, has more to go by.
-    before = slice(0, int(closed.windows.start[-1]))
-    np.testing.assert_allclose(early.gamma[before], late.gamma[before], rtol=1e-10)
-    np.testing.assert_allclose(early.distance, late.distance, rtol=0.05)
-
-
-# Gradients that do not look like noise
-
-HEAVY = [0, 3, 64, 65, 300, 511]
-
-
-@pytest.mark.slow
-def test_errors_are_known_where_a_few_columns_have_most_of_the_energy(tmp_path: Path):
-    """As in layers whose inputs differ in size: 6 of 512 columns, 92 % of the energy."""
-
-    def spoil(_step: int, gradient: Any) -> None:
-        if gradient.ndim == 2:
-            gradient[:, HEAVY] *= 32
-
-    train = partial(
-        by_hand, shape=(64, 512), n_steps=200, steps_per_epoch=50, spoil=spoil
-    )
-    run = recorded(tmp_path / "run.zarr", train, sketch_bits=1024, probes=256)
-    assert run.stored.sketch.fold.n_rows > 16
-    result = analyzers.path_geometry(run).compute()
-    truth = two_run(train)
-    for name in ("gamma", "lolr"):
-        z = z_scores(result, truth, name)
-        # 200 steps: the deviation is known to 0.05; the bounds are six of that, for
-        # what is read off the sketches is not known exactly either.
-        assert 0.7 < float(z.std()) < 1.3
-        assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)

@@ -177,7 +177,7 @@ def test_epochs_that_are_missing_leave_a_gap():
 def test_run_without_any_value_can_be_drawn(n_epochs: int, tmp_path: Path):
     """A run that diverged has NaN in every epoch."""
     means = synthetic(n_epochs) * np.nan
-    plots.overview(means).savefig(tmp_path / "overview.png")
+    plots.path_geometry(means).savefig(tmp_path / "overview.png")
 
 
 def test_given_axes_are_drawn_on():
@@ -187,7 +187,7 @@ def test_given_axes_are_drawn_on():
 
 
 def test_overview_has_a_panel_for_every_quantity():
-    figure = plots.overview(synthetic(4))
+    figure = plots.path_geometry(synthetic(4))
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert len(set(titles)) == len(QUANTITIES)
     assert figure.get_suptitle() == "digits.zarr, $x^*$: final"
@@ -198,7 +198,7 @@ def test_overview_has_a_panel_for_every_quantity():
 
 
 def test_overview_can_drop_the_final_epoch():
-    figure = plots.overview(synthetic(4), final="drop")
+    figure = plots.path_geometry(synthetic(4), final="drop")
     assert all(len(bars(ax)) == 3 for ax in figure.axes[:5])
 
 
@@ -277,7 +277,7 @@ def test_figures_of_a_run_are_saved_without_a_warning(
 ):
     run = trajstore.open_run(example_run)
     means = analyzers.epoch_means(analyzers.path_geometry(run)).compute()
-    plots.overview(means).savefig(tmp_path / "overview.png")
+    plots.path_geometry(means).savefig(tmp_path / "overview.png")
     by_layer = analyzers.epoch_means(analyzers.path_geometry(run, layers=True))
     for name in ("gamma", "distance"):
         plots.layer_image(by_layer.compute(), name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dask
 import numpy as np
@@ -29,7 +30,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(example_run: Path, tmp_path: Path) -> Run:
-    """A copy, for results are written beside the store."""
+    """A copy: results are written next to the store."""
     return trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
 
 
@@ -88,7 +89,7 @@ def interrupt_after(
 
 
 @pytest.mark.parametrize("before_mark", [False, True], ids=["between", "within"])
-def test_interrupted_analysis_computes_only_what_is_missing(
+def test_interrupted_analysis_computes_only_missing_chunks(
     run: Run, stored_chunks: list[int], before_mark: bool
 ):
     with pytest.MonkeyPatch.context() as patch:
@@ -104,18 +105,18 @@ def test_interrupted_analysis_computes_only_what_is_missing(
     xr.testing.assert_identical(stored.compute(), expected.compute())
 
 
-def test_given_arrays_are_told_apart(run: Run, stored_chunks: list[int]):
+def test_given_arrays_are_distinguished(run: Run, stored_chunks: list[int]):
     final = run.stored.array("final")[:]
     for scale in (0.5, 2.0, 0.5):
         reference = run.layout.unflatten(np.float32(scale) * final)
         stored = analyzers.store_geometry(run, reference=reference)
         expected = analyzers.path_geometry(run, reference=reference)
         xr.testing.assert_identical(stored.compute(), expected.compute())
-    # They have one name, and replace each other.
+    # They share a group, and replace each other.
     assert sorted(stored_chunks) == sorted(3 * list(range(8)))
 
 
-def test_new_version_computes_anew(
+def test_new_version_computes_again(
     run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     analyzers.store_geometry(run)
@@ -127,7 +128,7 @@ def test_new_version_computes_anew(
     assert sorted(stored_chunks) == list(range(8))
 
 
-def test_run_that_has_grown_is_computed_anew(
+def test_run_that_has_grown_is_computed_again(
     tmp_path: Path, train_small: Callable[..., Any]
 ):
     from trajstore import Recorder
@@ -153,7 +154,7 @@ def test_run_that_has_grown_is_computed_anew(
 def test_half_removed_result_does_not_look_complete(
     run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    """Killed while the result of other arrays is about to be replaced."""
+    """Killed just before the result of other arrays is replaced."""
     final = run.stored.array("final")[:]
     one, other = (run.layout.unflatten(np.float32(s) * final) for s in (0.5, 2.0))
     analyzers.store_geometry(run, reference=one)
@@ -174,3 +175,11 @@ def test_run_without_steps_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Run, "n_steps", 0)
     with pytest.raises(ValueError, match=r"run\.zarr holds no steps yet"):
         analyzers.store_geometry(run)
+
+
+def test_tasks_are_built_once(run: Run, monkeypatch: pytest.MonkeyPatch):
+    module = sys.modules["analyzers.geometry.path_geometry"]
+    built = Mock(wraps=module.geometry_tasks)
+    monkeypatch.setattr(module, "geometry_tasks", built)
+    analyzers.store_geometry(run)
+    assert built.call_count == 1

@@ -35,23 +35,23 @@ def quadratic() -> xr.Dataset:
     return measured(x, EIGENVALUES * x)
 
 
-def test_step_bound_is_what_the_step_does():
+def test_contraction_is_the_change_of_the_distance():
     x = descent(31)
     expected = (x[1:] ** 2).sum(1) / (x[:-1] ** 2).sum(1)
-    result = analyzers.step_bound(quadratic(), lr=LR)
+    result = analyzers.step_contraction(quadratic(), lr=LR)
     np.testing.assert_allclose(result["ratio"], expected, rtol=1e-12)
     by_step = xr.DataArray(np.full(30, LR), dims="step")
     xr.testing.assert_allclose(
-        result, analyzers.step_bound(quadratic(), lr=by_step), rtol=1e-12
+        result, analyzers.step_contraction(quadratic(), lr=by_step), rtol=1e-12
     )
 
 
 def test_no_learning_rate_comes_nearer_than_the_locally_optimal_one():
     geometry = quadratic()
     best = analyzers.locally_optimal_lr(geometry)["lolr"]
-    at_best = analyzers.step_bound(geometry, lr=best)["ratio"]
+    at_best = analyzers.step_contraction(geometry, lr=best)["ratio"]
     for factor in (0.9, 1.1):
-        worse = analyzers.step_bound(geometry, lr=factor * best)["ratio"]
+        worse = analyzers.step_contraction(geometry, lr=factor * best)["ratio"]
         assert (worse > at_best).all()
     left = analyzers.guaranteed_decrease(geometry)["ratio"]
     np.testing.assert_allclose(left, at_best, rtol=1e-12)
@@ -89,7 +89,7 @@ def test_what_supposes_a_positive_rsi_is_nan_without():
     )
     assert rate.mu < 0
     # Going away is what the identity says, too.
-    assert float(analyzers.step_bound(geometry, lr=0.1)["ratio"][1]) > 1
+    assert float(analyzers.step_contraction(geometry, lr=0.1)["ratio"][1]) > 1
 
 
 def noisy(n: int) -> tuple[xr.Dataset, xr.Dataset]:
@@ -122,8 +122,8 @@ def noisy(n: int) -> tuple[xr.Dataset, xr.Dataset]:
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (lambda g: analyzers.step_bound(g, lr=0.7), "ratio"),
-        (lambda g: analyzers.step_bound(g, lr=6.0), "ratio"),
+        (lambda g: analyzers.step_contraction(g, lr=0.7), "ratio"),
+        (lambda g: analyzers.step_contraction(g, lr=6.0), "ratio"),
         (analyzers.locally_optimal_lr, "lolr"),
         (analyzers.guaranteed_decrease, "ratio"),
         *((analyzers.linear_rate, name) for name in ("mu", "L", "rate", "lr")),
@@ -140,7 +140,7 @@ def test_standard_errors_are_the_spread_of_estimates(function: Any, name: str):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda g: analyzers.step_bound(g, lr=LR),
+        lambda g: analyzers.step_contraction(g, lr=LR),
         analyzers.locally_optimal_lr,
         analyzers.guaranteed_decrease,
         analyzers.linear_rate,

@@ -1,4 +1,4 @@
-"""Test ``analyzers.scales`` on branches of a quadratic descent."""
+"""Test ``analyzers.compare_branches`` on branches of a quadratic descent."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def branches(tmp_path_factory: pytest.TempPathFactory, parent: Run) -> list[Run]
 def test_a_zigzag_of_long_steps_is_smooth_with_short_ones(
     parent: Run, branches: list[Run]
 ):
-    found = analyzers.scales(parent, branches)
+    found = analyzers.compare_branches(parent, branches)
     assert found.branch.values.tolist() == ["parent.zarr", "1.0.zarr", "0.1.zarr"]
     assert found.lr_scale.values.tolist() == [1, 1, 0.1]
     assert found.n_steps.values.tolist() == [30, 30, 60]
@@ -72,7 +72,7 @@ def test_a_zigzag_of_long_steps_is_smooth_with_short_ones(
 
 
 def test_parts_lie_where_their_steps_are(parent: Run, branches: list[Run]):
-    found = analyzers.scales(parent, branches).isel(branch=0)
+    found = analyzers.compare_branches(parent, branches).isel(branch=0)
     x = iterates(EIGENVALUES, [*RATES, 0.0])[FIRST:]
     lengths = np.linalg.norm(np.diff(x, axis=0), axis=1)
     # 30 steps in 30 parts: one each.
@@ -83,9 +83,9 @@ def test_parts_lie_where_their_steps_are(parent: Run, branches: list[Run]):
 
 
 def test_paths_are_cut_to_the_same_length(parent: Run, branches: list[Run]):
-    whole = analyzers.scales(parent, branches)
+    whole = analyzers.compare_branches(parent, branches)
     longest = float(whole.path_length.min()) / 2
-    found = analyzers.scales(parent, branches, length=longest)
+    found = analyzers.compare_branches(parent, branches, length=longest)
     assert (found.n_steps < whole.n_steps).all()
     steps = branches[0].steps.update_norm.values
     n = int(found.n_steps[2])
@@ -93,28 +93,28 @@ def test_paths_are_cut_to_the_same_length(parent: Run, branches: list[Run]):
 
 
 def test_losses_are_not_needed(parent: Run, branches: list[Run]):
-    assert "decrease" not in analyzers.scales(parent, branches, loss=None)
+    assert "decrease" not in analyzers.compare_branches(parent, branches, loss=None)
     with pytest.raises(KeyError, match="No losses 'entropy'"):
-        analyzers.scales(parent, branches, loss="entropy")
+        analyzers.compare_branches(parent, branches, loss="entropy")
 
 
 def test_what_cannot_be_compared_is_refused(
     parent: Run, branches: list[Run], tmp_path: Path
 ):
     with pytest.raises(ValueError, match=r"No branches of .* traj-train branch"):
-        analyzers.scales(parent, [])
+        analyzers.compare_branches(parent, [])
     with pytest.raises(ValueError, match=r"no branch of .*, but none at all"):
-        analyzers.scales(parent, [parent])
+        analyzers.compare_branches(parent, [parent])
     other = descend(tmp_path / "other.zarr", RATES, EIGENVALUES)
     with pytest.raises(ValueError, match=r"but one of parent\.zarr"):
-        analyzers.scales(other, branches)
+        analyzers.compare_branches(other, branches)
     later = record_branch(tmp_path / "later.zarr", parent, 0.5, 3, epoch=3, step=30)
     with pytest.raises(ValueError, match=r"begin in the epochs \[2, 3\]; compare"):
-        analyzers.scales(parent, [*branches, later])
+        analyzers.compare_branches(parent, [*branches, later])
     end = record_branch(tmp_path / "end.zarr", parent, 0.5, 3, epoch=5, step=49)
     with pytest.raises(ValueError, match="has 50 steps, and its branches begin with"):
-        analyzers.scales(parent, [end])
+        analyzers.compare_branches(parent, [end])
     with pytest.raises(ValueError, match=r"`length` must be positive, got 0\."):
-        analyzers.scales(parent, branches, length=0.0)
+        analyzers.compare_branches(parent, branches, length=0.0)
     with pytest.raises(ValueError, match="`window` must be an odd number"):
-        analyzers.scales(parent, branches, window=2)
+        analyzers.compare_branches(parent, branches, window=2)

@@ -71,7 +71,7 @@ def test_a_run_without_losses_is_shown_without_them(tmp_path: Path, traj_analyze
     assert (tmp_path / "run.figures" / "zigzag.png").exists()
 
 
-def test_branches_are_laid_beside_their_parent(tmp_path: Path, traj_analyze: Run):
+def test_branches_are_compared_with_their_parent(tmp_path: Path, traj_analyze: Run):
     store = tmp_path / "run.zarr"
     parent = descend(store, [0.1] * 10 + [1.7] * 20, np.ones(20))
     says: dict[str, Any] = {
@@ -90,7 +90,7 @@ def test_branches_are_laid_beside_their_parent(tmp_path: Path, traj_analyze: Run
     rows = table(output, "lr", "x", "steps")
     assert [row[0] for row in rows] == ["parent", "1", "0.1"]
     assert [row[3] for row in rows] == ["100.0%", "100.0%", "0.0%"]
-    tables = output[: output.index("Figures:")]
+    tables = output[: output.index("Figure:")]
     assert max(map(len, tables.splitlines())) <= 80
     assert stored(store, "zigzag-scales").lr_scale.values.tolist() == [1, 1, 0.1]
     figure = tmp_path / "run.figures" / "zigzag-scales.png"

@@ -12,14 +12,10 @@ import pytest
 
 import analyzers
 import trajstore
+from tests.analyzers.laziness import fail_if_computed
 from tests.analyzers.quadratic import descend
 
 pytest.importorskip("torch")
-
-
-def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler for asserting laziness."""
-    pytest.fail("computed while building the graph")
 
 
 @contextmanager
@@ -42,7 +38,7 @@ def cosine(a: Any, b: Any) -> float:
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_cosines_are_those_of_whole_gradients(
+def test_cosines_agree_with_whole_gradients(
     tmp_path: Path, train_small: Callable[..., Any], exact: bool
 ):
     from functools import partial
@@ -52,8 +48,8 @@ def test_cosines_are_those_of_whole_gradients(
     options = {} if exact else {"sketch_bits": 64, "probes": 16}
     train_small(partial(kept, path=path, kept_to=gradients), exact=exact, **options)
     run = trajstore.open_run(path)
-    whole = analyzers.zigzag(run).cosine
-    by_layer = analyzers.zigzag(run, layers=True).cosine
+    whole = analyzers.zigzag(run).cosine.compute()
+    by_layer = analyzers.zigzag(run, layers=True).cosine.compute()
     assert by_layer.dims == ("step", "layer")
     assert len(gradients) == run.n_steps == 60
     for k in range(1, 60):
@@ -67,7 +63,7 @@ def test_cosines_are_those_of_whole_gradients(
 
 
 @pytest.mark.parametrize("has_state", [True, False], ids=["state", "no state"])
-def test_a_resumed_run_knows_the_gradient_before_only_by_its_state(
+def test_a_resumed_run_knows_the_previous_gradient_only_by_its_state(
     tmp_path: Path, has_state: bool
 ):
     import torch
@@ -138,7 +134,7 @@ def test_chunks_do_not_matter(example_run: Path, monkeypatch: pytest.MonkeyPatch
 
     run = trajstore.open_run(example_run)
     whole = analyzers.zigzag(run).cosine.values
-    monkeypatch.setattr(sys.modules["analyzers.gradients.zigzag"], "CHUNK", 7)
+    monkeypatch.setattr(sys.modules["analyzers._engine.tables"], "VALUES", 28)
     np.testing.assert_array_equal(analyzers.zigzag(run).cosine.values, whole)
 
 
@@ -150,7 +146,7 @@ def test_measurements_are_refused(tmp_path: Path, train_small: Callable[..., Any
     measured = trajstore.open_run(path).measured("update")
     with pytest.raises(ValueError, match=r"'update' .*lagged_gradients\(run\.measured"):
         analyzers.zigzag(measured)
-    # And what is said to do instead does it.
+    # The alternative that the message names works.
     lagged = analyzers.lagged_gradients(measured, lags=[1], every=1).cosine
     assert np.isfinite(lagged[:-1]).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analyzers._engine.arrays.displacement_product import (
-    Known,
+    ProbedVectors,
     Product,
     displacement_product,
     layer_products,
@@ -35,8 +35,8 @@ def random_path(seed: int = 0) -> Path:
     return Path(a, a[-1], basis, v - coefficients @ basis)
 
 
-def known(vectors: np.ndarray, basis: np.ndarray, probes: np.ndarray) -> Known:
-    return Known((vectors**2).sum(-1), vectors @ basis.T, vectors @ probes.T)
+def known(vectors: np.ndarray, basis: np.ndarray, probes: np.ndarray) -> ProbedVectors:
+    return ProbedVectors((vectors**2).sum(-1), vectors @ basis.T, vectors @ probes.T)
 
 
 def estimated(path: Path, probes: np.ndarray) -> Product:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analyzers._engine.arrays.probed import cosine, length, scaled
+from analyzers._engine.arrays.probed import adjacent_cosine, cosine, length, scaled
 
 FloatArray = npt.NDArray[np.floating[Any]]
 N, N_DRAWS = 256, 3000
@@ -64,3 +64,11 @@ def test_scaled_errors_leave_values_alone():
     twice = scaled(one, np.array([2.0]))
     assert twice.value == one.value
     assert twice.stderr == 2 * one.stderr
+
+
+def test_cosines_of_gradients_without_length_are_unknown():
+    product = np.array([1.0, 0.0, 2.0, np.nan, 1.0])
+    square = np.array([1.0, 0.0, 3.9999999, 1.0, np.inf])
+    before = np.array([4.0, 1.0, 1.0, 1.0, 1.0])
+    expected = [0.5, np.nan, 1.0, np.nan, np.nan]
+    np.testing.assert_array_equal(adjacent_cosine(product, square, before), expected)

@@ -1,4 +1,4 @@
-"""Errors of probes, told by adjacent gradients, against gradients that are kept."""
+"""Test ``analyzers._engine.probes`` on gradients that are kept."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from analyzers._engine.calibration import AROUND, error_ratios
+from analyzers._engine.probes import CALIBRATION_STEPS, error_ratios
 from trajstore import Recorder, open_run
 
 
@@ -21,7 +21,7 @@ def record(path: Path, *, heavy: float) -> None:
     optimizer = torch.optim.SGD([x], lr=0.1)
     model = torch.nn.ParameterDict({"x": x})
     with Recorder(path, model, optimizer, sketch_bits=4096, probes=512) as recorder:
-        for _ in range(3 * AROUND):
+        for _ in range(3 * CALIBRATION_STEPS):
             x.grad = sizes * torch.randn(9000, generator=generator)
             recorder.measure("same")
             optimizer.step()

@@ -1,0 +1,28 @@
+"""Cut ranges into pieces that fit into memory or a core's cache."""
+
+from typing import Final
+
+from trajstore.format.layout import BLOCK, Layout
+
+SEGMENT: Final = 1 << 15
+"""Elements processed at once, so that those of all vectors fit into a core's cache."""
+
+
+def slices(whole: slice, length: int) -> list[slice]:
+    """Cut a slice into slices of one length, the last possibly shorter."""
+    return [
+        slice(i, min(i + length, whole.stop))
+        for i in range(whole.start, whole.stop, length)
+    ]
+
+
+def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
+    """Cut `elements` into segments of one layer each; return (layer, place in the part)."""
+    # The gap behind a layer counts as part of it.
+    ends = layout.offsets + BLOCK * layout.blocks
+    pieces = []
+    for layer, (offset, end) in enumerate(zip(layout.offsets, ends, strict=True)):
+        first = max(int(offset), elements.start) - elements.start
+        last = min(int(end), elements.stop) - elements.start
+        pieces += [(layer, piece) for piece in slices(slice(first, last), SEGMENT)]
+    return pieces

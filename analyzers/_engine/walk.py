@@ -1,0 +1,110 @@
+"""Walk over the windows of a run in order, with the vectors that measure each of them.
+
+Anchors are stored as differences to the previous anchor, so only reading them in order is
+cheap: a walk decodes every anchor once, and keeps as many as the basis reaches back.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers._engine.slices import slices
+from trajstore.reading.run import Run
+from trajstore.reading.target import Target
+
+Float32Array = npt.NDArray[np.float32]
+
+READ_ELEMENTS: Final = 1 << 22
+"""Elements of a vector that are read at once: whole chunks of the store."""
+
+
+class WindowVectors(NamedTuple):
+    """A window's vectors over some elements, each float32 (part,)."""
+
+    anchor: Float32Array
+    past: Sequence[Float32Array]  # the earlier anchors that the basis reaches back to
+    target: Float32Array
+    end: Float32Array  # the next anchor; in the last window the last iterate
+
+    def write(self, part: slice, out: Float32Array) -> None:
+        """Write the basis, target - anchor and end - anchor, `out` (basis + 2, part)."""
+        # The basis is the anchor and its displacements from the earlier anchors; it may
+        # be empty, and then does not hold the anchor either.
+        anchor = self.anchor[part]
+        if len(out) > 2:
+            out[0] = anchor
+        for row, past in zip(out[1:], self.past, strict=False):
+            np.subtract(anchor, past[part], out=row)
+        np.subtract(self.target[part], anchor, out=out[-2])
+        np.subtract(self.end[part], anchor, out=out[-1])
+        # Any known vector can replace a damaged end; the zero vector is good enough.
+        if not np.isfinite(out[-1] @ out[-1]):
+            out[-1][~np.isfinite(out[-1])] = 0
+
+    def cut(self, part: slice) -> "WindowVectors":
+        """Return a part of every vector."""
+        return WindowVectors(
+            self.anchor[part],
+            [past[part] for past in self.past],
+            self.target[part],
+            self.end[part],
+        )
+
+
+def past_windows(window: int, rank: int) -> list[int]:
+    """Return the windows whose anchors a basis of `rank` vectors reaches back to."""
+    return [max(0, window - (1 << j)) for j in range(rank - 1)]
+
+
+def walk(
+    run: Run, target: Target, windows: range, elements: slice
+) -> Iterator[tuple[int, WindowVectors]]:
+    """Yield windows in order with their vectors over `elements`, whole blocks."""
+    rank, last = run.spec.basis, run.n_windows - 1
+    x = read_vector(target.read, elements)
+    first = min(past_windows(windows.start, rank), default=windows.start)
+    until = min(windows.stop, last) + 1
+    n = elements.stop - elements.start
+    # Buffers reach from the oldest window in use to the next one. They are allocated once:
+    # touching new memory costs more than the arithmetic done in it.
+    reach = 1 << max(0, rank - 2)
+    buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
+    decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)
+    kept: dict[int, Float32Array] = {}
+    for c in windows:
+        for ahead in range(max(kept, default=first - 1) + 1, min(c + 1, last) + 1):
+            kept[ahead] = next(decoded)
+        past = [kept[p] for p in past_windows(c, rank)]
+        end = kept[c + 1] if c < last else _end_of_run(run, kept[c], elements)
+        yield c, WindowVectors(kept[c], past, x, end)
+        kept.pop(c - reach, None)
+
+
+def window_steps(run: Run, steps: slice) -> dict[int, slice]:
+    """Return the windows that `steps` belong to, each with its part of the steps."""
+    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    first = int(np.searchsorted(stops, steps.start, side="right"))
+    last = int(np.searchsorted(starts, steps.stop, side="left"))
+    parts = {
+        c: slice(max(int(starts[c]), steps.start), min(int(stops[c]), steps.stop))
+        for c in range(first, last)
+    }
+    return {c: part for c, part in parts.items() if part.start < part.stop}
+
+
+def read_vector(read: Callable[[slice], Float32Array], elements: slice) -> Float32Array:
+    """Read a large part of a vector, a few chunks at a time."""
+    values = np.empty(elements.stop - elements.start, np.float32)
+    for part in slices(elements, READ_ELEMENTS):
+        start = part.start - elements.start
+        values[start : start + part.stop - part.start] = read(part)
+    return values
+
+
+def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array:
+    if not run.has_final:
+        return anchor
+    return read_vector(partial(run.stored.vector, "final"), elements)
