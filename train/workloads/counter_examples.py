@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from train.data import Splits
+from train.workloads.definition import by_name, embedded
+from train.workloads.tasks import minimization
 
 N_EXAMPLES: Final = 512
 N_FEATURES: Final = 64
@@ -76,12 +78,40 @@ class SinusoidalMixture(nn.Module):
         return (self.amplitudes * waves).mean().expand(len(inputs))
 
 
-def nothing_to_learn_from() -> Splits:
+def placeholder_data() -> Splits:
     """Return one example of nothing, so that an epoch is a step."""
     data = TensorDataset(torch.zeros(1, 1), torch.zeros(1))
     return Splits(data, None, 1)
 
 
-def value(outputs: Tensor, _targets: Tensor) -> Tensor:
+def mean_output(outputs: Tensor, _targets: Tensor) -> Tensor:
     """Return the mean of outputs, which is the function's value."""
     return outputs.mean()
+
+
+COUNTER_EXAMPLES: Final = by_name(
+    embedded(
+        "asymmetric linear model: convex and stochastic",
+        minimization(asymmetric_rmse),
+        "normal random numbers",
+        lambda training: alm_data(training.seed),
+        lambda *_: linear_model(),
+        workload="alm",
+        epochs=20,
+        batch_size=4,
+        optimizer="sgd",
+        lr=0.05,
+    ),
+    embedded(
+        "sinusoidal mixture: deterministic, not convex",
+        minimization(mean_output),
+        "no data: a function",
+        lambda _: placeholder_data(),
+        lambda _, training: SinusoidalMixture(training.seed),
+        workload="sm",
+        epochs=1000,
+        batch_size=1,
+        optimizer="sgd",
+        lr=5.0,
+    ),
+)

@@ -29,6 +29,8 @@ from train.models.deep_linear import (
     stack,
 )
 from train.settings import Training
+from train.workloads.definition import Workload, by_name, embedded
+from train.workloads.tasks import minimization
 
 N_EXAMPLES: Final = 32
 N_INPUTS: Final = 16
@@ -116,3 +118,28 @@ def facts(training: Training) -> dict[str, Any]:
     """Return what `analyzers.linear_modes` asks of a run, to be kept in its store."""
     matrix = correlation(training.seed).tolist()
     return {"input_output_correlation": matrix, "loss_convention": "half-sum"}
+
+
+def _workload(depth: int, start: Literal["aligned", "random"]) -> Workload:
+    ending = "" if start == "aligned" else f"-{start}"
+    return embedded(
+        f"a linear network of {depth} layers, {start} small weights",
+        minimization(half_sum),
+        "whitened random numbers",
+        lambda training: linear_data(training.seed),
+        lambda _, training: deep_linear(training.seed, depth=depth, start=start),
+        facts,
+        workload=f"deep-linear-{depth}{ending}",
+        epochs=80,
+        batch_size=1,
+        optimizer="sgd",
+        # A mode is learnt within 1 % of the gradient flow at this learning rate.
+        lr=0.005,
+    )
+
+
+_STARTS: Final[tuple[Literal["aligned", "random"], ...]] = ("aligned", "random")
+
+DEEP_LINEAR: Final = by_name(
+    *(_workload(depth, start) for start in _STARTS for depth in (2, 3, 4))
+)

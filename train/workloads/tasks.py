@@ -26,7 +26,7 @@ def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tens
     return {"accuracy": (outputs.argmax(1) == targets).float().mean()}
 
 
-def _half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+def _half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     return 0.5 * (outputs - wanted).square().sum(1).mean()
 
@@ -39,14 +39,14 @@ def _perplexity(_outputs: Tensor, _targets: Tensor, loss: Tensor) -> dict[str, T
     return {"perplexity": loss.detach().exp()}
 
 
-def _nothing(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
+def _no_scores(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
     return {}
 
 
 CLASSIFICATION: Final = Task(F.cross_entropy, _accuracy)
 """Of images, or of their pixels: outputs (N, class, ...), targets (N, ...)."""
 
-SQUARES: Final = Task(_half_squares, _accuracy)
+SQUARES: Final = Task(_half_squared_error, _accuracy)
 """Classes as vectors of zeros and a one: half the squared distance of outputs (N, class) to
 them, as Cohen et al. (arXiv 2103.00065) measure it."""
 
@@ -54,6 +54,6 @@ LANGUAGE: Final = Task(_token_loss, _perplexity)
 """The next token: outputs (N, context, token), targets (N, context)."""
 
 
-def descent(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:
+def minimization(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:
     """Return the task of making a loss small, without further scores."""
-    return Task(loss, _nothing)
+    return Task(loss, _no_scores)

@@ -22,7 +22,8 @@ from train.data.english import VOCABULARY
 from train.loop import train
 from train.models.transformer import LanguageModel
 from train.settings import Training
-from train.workloads.catalogue import CONTEXT, WORKLOADS
+from train.workloads.catalogue import WORKLOADS
+from train.workloads.english import CONTEXT
 from train.workloads.tasks import SQUARES
 
 N = 50

@@ -137,7 +137,7 @@ def test_settings_and_changes_reach_the_runs(file: Path):
         ),
         (
             ('"digits-mlp"\nepochs', '"digits-resnet"\nwidth = 3\nepochs'),
-            "one: width: digits-resnet leaves none open, got 3; leave it out",
+            "one: width: digits-resnet has no width to choose, got 3; leave it out",
         ),
         (("summary =", "summary"), r"mine\.toml is no TOML: .* line 2"),
         ((SWEEP, 'summary = "none"'), r"expected tables \[\[runs\]\], got None"),

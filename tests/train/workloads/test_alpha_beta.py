@@ -82,7 +82,7 @@ def test_widths_of_lstms_are_those_of_the_first_layers(name: str):
 def test_widths_are_refused_where_there_are_none():
     digits_resnet = WORKLOADS["digits-resnet"].settings
     with pytest.raises(
-        ValueError, match="width: digits-resnet leaves none open, got 8"
+        ValueError, match="width: digits-resnet has no width to choose, got 8"
     ):
         train(replace(digits_resnet, width=8), unobserved)
     digits_mlp = WORKLOADS["digits-mlp"].settings
