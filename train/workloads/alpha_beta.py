@@ -1,15 +1,15 @@
-"""The trainings of the paper on the alpha-beta condition.
+"""Workloads of the paper on the alpha-beta condition.
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
-Networks without Over-Parametrization", NeurIPS 2024, arXiv 2410.12455. Data, kinds of models,
-optimizers, step sizes, batch sizes of images, epochs, and the widths and batch sizes that it
-varies are the paper's. Our own are: plain SGD where it names no optimizer, widths where none
-is varied, the first layer of the CNN, sequences of 35 words and their batch size of 20, the
-momentum of normalised SGD and how its step decays, seeds, no augmentation, and the test images
-as validation data. Its trainings on Criteo, FastMRI, OGBG, WMT and SlimPajama are not here.
+Networks without Over-Parametrization", NeurIPS 2024, arXiv 2410.12455. The paper gives data,
+kinds of models, optimizers, step sizes, batch sizes of images, epochs, and the widths and
+batch sizes that it varies. Our own choices are: plain SGD where it names no optimizer, widths
+that it does not vary, the first layer of the CNN, sequences of 35 words and their batch size
+of 20, the momentum and step decay of normalised SGD, seeds, no augmentation, and the test
+images as validation data. Its runs on Criteo, FastMRI, OGBG, WMT and SlimPajama are missing.
 
-First steps of 158 and 900 were not tried on the data and at the size that they are for. On a
-small LSTM and the stand-in, 158 makes the loss grow in the first 64 steps; 10 trains.
+The initial step sizes of 158 and 900 were not tested on their data at full size. With a small
+LSTM on the stand-in, 158 increases the loss in the first 64 steps; 10 trains.
 """
 
 from functools import partial

@@ -6,12 +6,12 @@ from typing import Any, Final
 from torch import nn
 
 from train.data import Splits
-from train.data.digits import N_FEW, digits, few_standardized_digits
+from train.data.digits import N_STANDARDIZED, digits, standardized_digits
 from train.models.cnn import cnn
 from train.models.mlp import mlp
 from train.models.resnet import digits_resnet
 from train.workloads.definition import Workload, by_name, embedded
-from train.workloads.tasks import CLASSIFICATION, SQUARES
+from train.workloads.tasks import CLASSIFICATION, SQUARED_ERROR
 
 
 def _digits(summary: str, workload: str, model: Any, **settings: Any) -> Workload:
@@ -69,13 +69,13 @@ DIGITS: Final = by_name(
     ),
     embedded(
         "gradient descent of a small tanh network on digits: the edge of stability",
-        SQUARES,
-        f"the first {N_FEW} of scikit-learn's digits, 8 x 8, standardized",
-        lambda _: Splits(few_standardized_digits(), None, 10),
+        SQUARED_ERROR,
+        f"the first {N_STANDARDIZED} of scikit-learn's digits, 8 x 8, standardized",
+        lambda _: Splits(standardized_digits(), None, 10),
         lambda *_: mlp([64, 64, 64, 10], nn.Tanh),
         workload="digits-tanh",
         epochs=800,
-        batch_size=N_FEW,
+        batch_size=N_STANDARDIZED,
         full_batch=True,
         optimizer="sgd",
         lr=0.4,

@@ -12,13 +12,22 @@ from train.workloads.tasks import LANGUAGE
 CONTEXT: Final = 64
 """Characters in a sequence."""
 
+TRANSFORMER_DIM: Final = 128
+N_TRANSFORMER_LAYERS: Final = 4
+
 ENGLISH: Final = by_name(
     embedded(
         "a transformer language model on English text",
         LANGUAGE,
         "Python's own English documentation",
         lambda _: Splits(english(CONTEXT), None, VOCABULARY),
-        lambda *_: LanguageModel(VOCABULARY, CONTEXT, dim=128, n_layers=4, n_heads=4),
+        lambda *_: LanguageModel(
+            VOCABULARY,
+            CONTEXT,
+            dim=TRANSFORMER_DIM,
+            n_layers=N_TRANSFORMER_LAYERS,
+            n_heads=4,
+        ),
         workload="english-transformer",
         epochs=5,
         batch_size=64,

@@ -50,10 +50,17 @@ def shares(model: nn.Module, inputs: Any, targets: Any, size: int) -> Any:
     return terms
 
 
+@pytest.fixture(scope="module")
+def hessian() -> Any:
+    return dense_hessian(*example()).numpy()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [60, 25], ids=["at once", "in batches"])
-def test_largest_eigenvalues_are_those_of_the_whole_hessian(dtype: Any, size: int):
-    expected = np.linalg.eigvalsh(dense_hessian(*example()).numpy())
+def test_largest_eigenvalues_are_those_of_the_whole_hessian(
+    hessian: Any, dtype: Any, size: int
+):
+    expected = np.linalg.eigvalsh(hessian)
     # The most negative one would be no sharpness; here there is one to be mistaken for it.
     assert expected[0] < -0.05 * expected[-1]
     model, inputs, targets = example(dtype)
@@ -61,10 +68,9 @@ def test_largest_eigenvalues_are_those_of_the_whole_hessian(dtype: Any, size: in
     assert sum(p.numel() for p in parameters) == 501
     pairs = top_eigenvalues(shares(model, inputs, targets, size), parameters, n=3)
     np.testing.assert_allclose(pairs.values, expected[:-4:-1], rtol=1e-4)
-    H = dense_hessian(*example()).numpy()
     for value, vector in zip(*pairs, strict=True):
         np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-6)
-        assert np.linalg.norm(H @ vector - value * vector) < 3e-4 * expected[-1]
+        assert np.linalg.norm(hessian @ vector - value * vector) < 3e-4 * expected[-1]
 
 
 def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
@@ -74,15 +80,15 @@ def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
     np.testing.assert_allclose(pairs.values, [2.0, 1.5], rtol=1e-5)
 
 
-def test_preconditioned_eigenvalues_are_those_of_the_scaled_hessian():
+def test_preconditioned_eigenvalues_are_those_of_the_scaled_hessian(hessian: Any):
     model, inputs, targets = example()
     parameters = list(model.parameters())
     P = torch.rand(501, dtype=torch.float64) + 0.01
-    scaled = dense_hessian(model, inputs, targets) / torch.outer(P, P).sqrt()
+    scaled = hessian / torch.outer(P, P).sqrt().numpy()
     found = top_eigenvalues(
         shares(model, inputs, targets, 25), parameters, preconditioner=P
     )
-    expected = np.linalg.eigvalsh(scaled.numpy())[-1]
+    expected = np.linalg.eigvalsh(scaled)[-1]
     np.testing.assert_allclose(found.values, [expected], rtol=1e-4)
 
 
@@ -158,3 +164,9 @@ def test_plain_descent_has_no_preconditioner():
     x.grad = torch.ones(3)
     optimizer.step()
     assert preconditioner_of(optimizer, [x]) is None
+
+
+def test_the_former_path_is_deprecated():
+    with pytest.warns(DeprecationWarning, match=r"now train\.curvature\.hessian\.top_"):
+        from train.hessian import top_eigenvalues as former
+    assert former is top_eigenvalues

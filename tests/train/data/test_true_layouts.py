@@ -166,13 +166,13 @@ def test_imagenet_is_read_from_directories_of_classes(
 
 
 def test_the_middle_of_a_photograph_is_its_middle():
-    from train.data.imagenet import _middle, _random_part
+    from train.data.imagenet import _center_crop, _random_crop
 
     pixels = np.zeros((512, 768, 3), np.uint8)
     # The part of 448 x 448, and a margin that resampling looks at.
     pixels[28:484, 156:612] = 255
-    assert np.array(_middle(Image.fromarray(pixels))).min() > 250
-    assert _random_part(Image.fromarray(pixels)).size == (224, 224)
+    assert np.array(_center_crop(Image.fromarray(pixels))).min() > 250
+    assert _random_crop(Image.fromarray(pixels)).size == (224, 224)
 
 
 TEXT = "\n = Title = \n\n" + " the cat sat on the mat \n" * 30 + " rare words here \n"
@@ -438,7 +438,7 @@ def test_half_of_a_text_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="belong together"):
         read("wikitext2", str(tmp_path))
     (tmp_path / "wiki.valid.tokens").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match="no text in UTF-8"):
+    with pytest.raises(ValueError, match="not text in UTF-8"):
         read("wikitext2", str(tmp_path))
 
 

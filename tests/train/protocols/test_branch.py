@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from analyzers.no_wrong_turns.runs import find_runs
-from tests.train.little import leave
+from tests.train.small_workloads import narrow, truncate
 from train import cli
 from train.protocols.branch import branch, branch_path, branch_training
-from train.protocols.record import branch_point, record
+from train.protocols.record import branch_checkpoint_path, record
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.run import Run, open_run
@@ -25,13 +25,19 @@ PER_EPOCH = 3
 
 
 @pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch)
     for name in ("digits-mlp", "digits-resnet", "english-transformer"):
-        leave(monkeypatch, name, 14 if name == "english-transformer" else 50)
+        truncate(monkeypatch, name, 14 if name == "english-transformer" else 50)
 
 
 def settings(name: str, **changes: Any) -> Training:
-    short = {"epochs": 4, "batch_size": 4 if name == "english-transformer" else 16}
+    short: dict[str, Any] = {
+        "epochs": 4,
+        "batch_size": 4 if name == "english-transformer" else 16,
+    }
+    if name == "digits-mlp":
+        short["width"] = 16
     return replace(WORKLOADS[name].settings, **(short | changes))
 
 
@@ -83,7 +89,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     logged = [name for name in parent.metrics if name != "wall_time"]
     for name in logged:
         expected = parent.steps[name].values[first:]
-        # Distances to references, which are others, aside: all is the same.
+        # Anchors of a branch differ from its parent's, and distances by rounding with them.
         np.testing.assert_allclose(again.steps[name], expected, rtol=1e-6, err_msg=name)
     assert again.attrs["branch"] == {
         "parent": "run.zarr",
@@ -116,8 +122,8 @@ def test_a_run_leaves_snapshots_and_checkpoints_where_it_is_asked_to(tmp_path: P
     parent = parent_of(tmp_path, training, branch_at=(1, 3))
     assert parent.snapshots == ("epoch-1", "epoch-3")
     for epoch in (1, 3):
-        assert branch_point(tmp_path / "run.zarr", epoch).exists()
-        array = parent.stored.document.snapshots[f"epoch-{epoch}"].array
+        assert branch_checkpoint_path(tmp_path / "run.zarr", epoch).exists()
+        array = parent.attributes["snapshots"][f"epoch-{epoch}"]["array"]
         np.testing.assert_allclose(
             parent.stored.vector(array, slice(0, parent.layout.size)),
             iterates(parent)[epoch * PER_EPOCH],
@@ -133,7 +139,7 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
     tmp_path: Path, has_snapshot: bool
 ):
     parent = parent_of(tmp_path, settings("digits-mlp"), (2,) if has_snapshot else ())
-    branch_point(tmp_path / "run.zarr", 2).unlink(missing_ok=True)
+    branch_checkpoint_path(tmp_path / "run.zarr", 2).unlink(missing_ok=True)
     branch(parent, 2, 0.5, tmp_path / "branch.zarr")
     found = open_run(tmp_path / "branch.zarr")
     start = found.attrs["branch"]["start"]
@@ -161,6 +167,13 @@ def test_branches_are_as_long_as_they_are_asked_to_be(tmp_path: Path):
     assert found.spec.total_steps == 5 * PER_EPOCH
     assert found.attrs["training"]["epochs"] == 7
     assert found.attrs["training"]["lr"] == pytest.approx(0.1 * 0.05)
+
+
+def test_branches_record_samples_as_their_parent_does(tmp_path: Path):
+    parent = parent_of(tmp_path, settings("digits-mlp", record_samples=True))
+    branch(parent, 2, 1.0, tmp_path / "branch.zarr")
+    found = open_run(tmp_path / "branch.zarr")
+    np.testing.assert_array_equal(found.samples, parent.samples[2 * PER_EPOCH :])
 
 
 def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
@@ -237,7 +250,7 @@ def test_the_command_records_a_store_for_every_scale(
         cli.main()
 
     out = tmp_path / "run.zarr"
-    short = ["--epochs", 3, "--batch-size", 16, "--sketch-bits", 64]
+    short = ["--epochs", 3, "--batch-size", 16, "--width", 16, "--sketch-bits", 64]
     traj_train("run", "digits-mlp", *short, "--out", out, "--branch-at", 1, 2)
     given = ["--at-epoch", 1, "--lr-scale", "0.1", "0.01", "--epochs", 1]
     traj_train("branch", out, *given)
@@ -246,7 +259,7 @@ def test_the_command_records_a_store_for_every_scale(
         run = open_run(path)
         assert (run.n_steps, run.status, run.spec.sketch_bits) == (3, "complete", 64)
     printed = capsys.readouterr().out
-    assert f"traj-analyze scales {out} {stores[0]} {stores[1]}" in printed
+    assert f"traj-analyze compare-branches {out} {stores[0]} {stores[1]}" in printed
     traj_train("branch", out, *given, "--out", tmp_path / "other")
     assert (tmp_path / "other" / "epoch-1-lr-0.1.zarr").exists()
     for wrong, message in {

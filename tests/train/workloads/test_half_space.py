@@ -44,7 +44,7 @@ def test_the_smallest_loss_of_a_point_is_the_papers():
         method="bounded",
         options={"xatol": 1e-10},
     )
-    assert round(found.fun, 9) == half_space.SMALLEST == 0.000523853
+    assert round(found.fun, 9) == half_space.MIN_POINT_LOSS == 0.000523853
 
 
 def test_points_are_twenty_in_each_class_and_of_norm_one():
