@@ -66,7 +66,7 @@ def run(
     basis : int, default: 3
         Directions in which gradients are known exactly; 0 for none.
     branch_at : tuple of int, default: ()
-        Epochs at whose starts branches can start, see the command branch: each leaves a
+        Epochs at whose starts runs can branch off, see the command branch: each leaves a
         snapshot in the store and a checkpoint next to it.
     """
     record(
@@ -106,7 +106,7 @@ def branch(
     store : Path
         The run to branch off, recorded by traj-train run NAME --branch-at EPOCH.
     at_epoch : int
-        Epoch at whose start branches start; 0 for the beginning.
+        Epoch at whose start the branches start; 0 for the beginning.
     lr_scale : tuple of float
         Factors of the learning rate.
     epochs : int, optional
@@ -117,7 +117,7 @@ def branch(
     data_dir : str, optional
         Directory of the data, if it has moved.
     device : str, optional
-        Device, as torch names it. Default: that of the run.
+        Device, as torch names it. Default: the device of the run.
 
     Raises
     ------
@@ -289,9 +289,9 @@ def replay(
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
         URL of another store, for its final iterate.
     device : str, optional
-        Device, as torch names it. Default: that of the run.
+        Device, as torch names it. Default: the device of the run.
     data_dir : str, optional
-        Directory of the data. Default: that of the run.
+        Directory of the data. Default: the directory of the run.
     """
     recorded = open_run(store)
     target = read_reference(reference, recorded)

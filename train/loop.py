@@ -85,7 +85,7 @@ def train(
             torch.set_rng_state(start["rng"])
         loop.sharpness_directions.update(start.get("directions", {}))
     # Scores of an epoch's end are logged before the next step, which starts from the
-    # evaluated parameters; those of the last epoch belong to the last step.
+    # evaluated parameters; scores of the last epoch belong to the last step.
     with observe(
         model,
         optimizer,

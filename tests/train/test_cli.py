@@ -35,13 +35,15 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--list"]])
-def test_list_shows_what_there_is(
+def test_list_shows_workloads_and_sweeps(
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     traj_train(monkeypatch, *arguments)
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert ("deprecated" in printed.err) == (arguments == ["--list"])
+    lines = printed.out.splitlines()
     for name, workload in WORKLOADS.items():
         assert any(line.split() == [name, *workload.summary.split()] for line in lines)
     for name in sweep_names():
@@ -61,7 +63,7 @@ def test_list_fits_a_terminal(
 
 
 @pytest.mark.parametrize("command", ["run", "two-run"])
-def test_an_unknown_workload_is_told_with_the_nearest(
+def test_an_unknown_workload_is_refused_with_the_nearest(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Null models of training: labels drawn anew, and steps that depend on nothing."""
+"""Null models of training: random labels and random steps."""
 
 from dataclasses import replace
 from typing import Any
@@ -69,7 +69,7 @@ def test_steps_of_a_walk_have_the_length_of_the_learning_rate(optimizer: str):
     assert abs(cosines - torch.eye(6)).max() < 0.01
 
 
-def test_a_walk_does_not_depend_on_what_is_learnt():
+def test_a_walk_does_not_depend_on_the_data():
     walks = [
         train(settings("digits-mlp", control="random-walk", **change), unobserved)
         for change in ({}, {"clip": 0.01}, {"batch_size": 8, "max_steps": 6})
@@ -136,7 +136,7 @@ def test_label_noise_reaches_the_loss(full_batch: bool):
 
 
 def test_noise_leaves_the_random_stream_alone():
-    """Batches are the same, and so is what the walk would have learnt from."""
+    """All controls see the same batches."""
     notes = {name: RecordedLog() for name in ("none", "label-noise", "random-walk")}
     for name, of in notes.items():
         train(settings("digits-mlp", lr=0.0, control=name), of)

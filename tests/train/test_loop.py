@@ -56,7 +56,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_observer_is_told_every_step(name: str):
+def test_every_step_is_logged(name: str):
     notes = RecordedLog()
     epochs: list[int] = []
 
@@ -147,7 +147,7 @@ def test_measurements_leave_no_trace():
     assert sorted(places) == sorted(fixed + full)
 
 
-def test_measured_gradients_are_those_of_their_batches():
+def test_measured_gradients_are_the_gradients_of_their_batches():
     notes = RecordedLog()
     train(settings("digits-mlp", full_gradients=True, measure_every=10), notes)
     torch.manual_seed(0)
@@ -268,7 +268,7 @@ def test_learning_rates_follow_the_schedule():
     assert warm == pytest.approx(rise + fall)
 
 
-def test_the_weight_decay_of_the_last_epoch_is_that_of_the_paper():
+def test_the_weight_decay_of_the_last_epoch_follows_the_paper():
     def decays(**changes: Any) -> list[float]:
         notes = RecordedLog()
         changes = {"schedule": "last-epoch-tenth", "weight_decay": 0.2} | changes
@@ -316,7 +316,7 @@ def test_numbers_out_of_range_are_refused(change: dict[str, Any], message: str):
         settings("digits-mlp", **change)
 
 
-def test_data_that_there_are_not_are_refused():
+def test_missing_kinds_of_data_are_refused():
     with pytest.raises(ValueError, match="digits-mlp has no true data, only embedded"):
         train(settings("digits-mlp", data="true"), unobserved)
 
@@ -347,7 +347,7 @@ def test_gradients_of_counter_examples_point_away_at_times(name: str):
     assert float((gamma > 0).mean()) > 0.05
 
 
-def test_an_accelerator_that_is_not_there_is_not_taken(
+def test_a_missing_accelerator_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """As in a build of torch for CUDA on a machine without a GPU."""

@@ -79,7 +79,7 @@ def top_eigenvalues(
     r"""Find the largest eigenvalues of the Hessian of a loss.
 
     With a diagonal preconditioner :math:`P`, the largest eigenvalues of
-    :math:`P^{-1/2} H P^{-1/2}`, which are also those of :math:`P^{-1} H`.
+    :math:`P^{-1/2} H P^{-1/2}`, which equal the eigenvalues of :math:`P^{-1} H`.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 def standardized_digits() -> TensorDataset:
     """Return the first `N_STANDARDIZED` training images with standardized pixels."""
     # As Cohen et al. (arXiv 2103.00065) take the first 5,000 images of CIFAR-10. Mean and
-    # deviation are those of these images; pixels that are constant become 0.
+    # deviation are computed over these images; constant pixels become 0.
     images, labels = (tensor[:N_STANDARDIZED] for tensor in digits()[0].tensors)
     std = images.std(0, correction=0)
     std[std == 0] = 1

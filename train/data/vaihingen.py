@@ -106,7 +106,7 @@ def _read(root: Path, number: int) -> tuple[Tensor, Tensor]:
     pixels, colours = _pixels(photograph), _pixels(classes)
     if pixels.shape != colours.shape or min(pixels.shape[:2]) < PATCH_SIZE:
         raise ValueError(
-            f"{classes} has the shape {colours.shape}, expected that of the photograph, "
+            f"{classes} has the shape {colours.shape}, expected the shape of the photograph, "
             f"{pixels.shape}, with at least {PATCH_SIZE} x {PATCH_SIZE} pixels."
         )
     known = np.full(colours.shape[:2], 255, np.uint8)

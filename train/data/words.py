@@ -28,7 +28,7 @@ def word_splits(
 
 
 def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
-    """Return the numbers of frequent words, after those of unknown words and line ends."""
+    """Return the numbers of words: the unknown word, the line end, then frequent words."""
     counts = Counter(word for line in lines for word in line.split())
     frequent = sorted(word for word, n in counts.items() if n >= min_frequency)
     words = [UNKNOWN, END, *(word for word in frequent if word not in {UNKNOWN, END})]

@@ -2,7 +2,7 @@
 
 Layers and the tied output matrix as in S. Merity, N. Keskar, R. Socher, "Regularizing and
 Optimizing LSTM Language Models", ICLR 2018, arXiv 1708.02182, without its regularisation; the
-cell is that of S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", 1997.
+cell follows S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", 1997.
 """
 
 from itertools import pairwise

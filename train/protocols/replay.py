@@ -70,9 +70,9 @@ def replay(
     track : callable, default: iter
         Shows the progress over batches.
     device : str, optional
-        Device, as torch names it. Default: that of the training run.
+        Device, as torch names it. Default: as in the training run.
     data_dir : str, optional
-        Directory of the data. Default: that of the training run.
+        Directory of the data. Default: as in the training run.
 
     Returns
     -------

@@ -35,7 +35,7 @@ def sweep_names() -> list[str]:
 
 
 def load_sweep(name: str, **changes: Any) -> Sweep:
-    """Read a sweep by its name or path, with settings that replace those of all runs."""
+    """Read a sweep by its name or path, and change settings of all runs."""
     if name in sweep_names():
         text = (DIRECTORY / f"{name}.toml").read_text()
     elif Path(name).is_file():

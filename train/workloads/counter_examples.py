@@ -1,4 +1,4 @@
-"""Counter-examples whose negative gradients do not point to the end of the path.
+"""Counter-examples, where negative gradients do not always point to the end of the path.
 
 The paper describes two in words, an asymmetric linear model (ALM) and a sinusoidal mixture
 (SM); its formulas (Eq. 9) and constants are not known to us. The functions here follow the

@@ -2,9 +2,9 @@
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
 Networks without Over-Parametrization", NeurIPS 2024, trains it with 20 points in each of two
-classes and a regularisation of 1e-5. The loss is that of E. Hazan, K. Levy,
+classes and a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
 S. Shalev-Shwartz, "Beyond Convexity: Stochastic Quasi-Convex Optimization", NeurIPS 2015, arXiv
-1507.02030, and of H. Daneshmand et al., "Escaping Saddles with Stochastic Gradients", ICML
+1507.02030, and H. Daneshmand et al., "Escaping Saddles with Stochastic Gradients", ICML
 2018, arXiv 1803.05999. The text that we read does not give the formula. It does give the
 smallest loss of a point, 0.000523853, and this formula reproduces all of its digits for
 points of norm 1. The distribution and dimension of points are our own.

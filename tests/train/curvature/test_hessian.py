@@ -57,7 +57,7 @@ def hessian() -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [60, 25], ids=["at once", "in batches"])
-def test_largest_eigenvalues_are_those_of_the_whole_hessian(
+def test_largest_eigenvalues_equal_the_dense_hessians(
     hessian: Any, dtype: Any, size: int
 ):
     expected = np.linalg.eigvalsh(hessian)
@@ -80,7 +80,7 @@ def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
     np.testing.assert_allclose(pairs.values, [2.0, 1.5], rtol=1e-5)
 
 
-def test_preconditioned_eigenvalues_are_those_of_the_scaled_hessian(hessian: Any):
+def test_preconditioned_eigenvalues_equal_the_scaled_hessians(hessian: Any):
     model, inputs, targets = example()
     parameters = list(model.parameters())
     P = torch.rand(501, dtype=torch.float64) + 0.01
@@ -92,7 +92,7 @@ def test_preconditioned_eigenvalues_are_those_of_the_scaled_hessian(hessian: Any
     np.testing.assert_allclose(found.values, [expected], rtol=1e-4)
 
 
-def test_products_leave_out_what_the_loss_does_not_depend_on():
+def test_products_are_zero_for_unused_parameters():
     used, linear, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
     vector = torch.arange(6.0)
     found = hessian_product(
@@ -120,7 +120,7 @@ def test_a_start_near_the_eigenvector_saves_products():
     np.testing.assert_allclose(warm.values, cold.values, rtol=1e-4)
 
 
-def test_what_is_not_finite_has_no_eigenvalues():
+def test_a_loss_that_is_not_finite_has_no_eigenvalues():
     x = nn.Parameter(torch.tensor([1.0, float("nan"), 2.0]))
     pairs = top_eigenvalues(lambda: [x.pow(4).sum()], [x], n=2)
     assert np.isnan(pairs.values).tolist() == [True, True]
@@ -133,7 +133,7 @@ def test_as_many_eigenvalues_as_parameters_are_refused():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
-def test_preconditioners_are_what_gradients_are_divided_by(name: str):
+def test_preconditioners_are_the_divisors_of_gradients(name: str):
     """A step with a gradient so small that it changes no state shows the divisor."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2))]

@@ -1,4 +1,4 @@
-"""Sharpness and gradients of the same batch, measured in the midst of a training."""
+"""Sharpness and gradients of the same batch, measured during training."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,7 +289,7 @@ def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.Monke
         ({"control": "noise-gradients"}, "control='noise-gradients' changes the first"),
     ],
 )
-def test_the_same_batch_is_not_compared_with_what_is_no_gradient(
+def test_the_same_batch_is_not_compared_with_changed_gradients(
     changes: dict[str, Any], message: str
 ):
     with pytest.raises(ValueError, match=message):
@@ -301,7 +301,7 @@ def test_the_same_batch_is_not_compared_with_what_is_no_gradient(
     "name",
     ["same_batch_every", "sharpness_every", "sharpness_examples", "n_eigenvalues"],
 )
-def test_numbers_that_mean_nothing_are_refused(name: str):
+def test_negative_numbers_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name}: expected at least"):
         settings("digits-mlp", **{name: -1})
 
@@ -319,7 +319,7 @@ class Exactly(RecordedLog):
             self.sharpness.append(scalars["sharpness"])
 
 
-def test_an_interrupted_training_measures_the_same():
+def test_a_resumed_run_measures_the_same():
     chosen = settings("digits-tanh", sharpness_every=1, epochs=6)
     whole, states = Exactly(), []
     train(chosen, whole, save=lambda state, _: states.append(copied(state)))
@@ -335,7 +335,7 @@ def copied(state: Any) -> Any:
     return deepcopy(state)
 
 
-def test_standardized_digits_are_those_of_scikit_learn():
+def test_standardized_digits_equal_scikit_learns():
     raw, labels = (tensor[:500] for tensor in digits()[0].tensors)
     found, same_labels = standardized_digits().tensors
     expected = StandardScaler().fit_transform(raw.flatten(1).double().numpy())

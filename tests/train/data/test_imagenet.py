@@ -78,7 +78,7 @@ def test_random_crops_are_distributed_as_documented():
     [((250, 12), (117, 0, 16, 12)), ((12, 250), (0, 117, 12, 16))],
     ids=["wide", "high"],
 )
-def test_photographs_in_which_no_part_fits_give_their_middle(
+def test_photographs_without_a_fitting_crop_are_cropped_at_the_centre(
     size: tuple[int, int], box: tuple[int, ...]
 ):
     # 8 % of the area with a ratio of 4 / 3 at most is 13 pixels high, of 12.
@@ -100,7 +100,7 @@ def test_half_of_the_training_images_are_mirrored():
 
 
 class Table:
-    """What the data set needs of a table."""
+    """The part of a table that the data set uses."""
 
     features: dict[str, Any] = {"label": None}  # noqa: RUF012
 

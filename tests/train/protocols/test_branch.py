@@ -117,7 +117,7 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
     )
 
 
-def test_a_run_leaves_snapshots_and_checkpoints_where_it_is_asked_to(tmp_path: Path):
+def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(tmp_path: Path):
     training = settings("digits-mlp")
     parent = parent_of(tmp_path, training, branch_at=(1, 3))
     assert parent.snapshots == ("epoch-1", "epoch-3")
@@ -151,7 +151,7 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
     )
 
 
-def test_the_beginning_needs_no_checkpoint(tmp_path: Path):
+def test_epoch_zero_needs_no_checkpoint(tmp_path: Path):
     parent = parent_of(tmp_path, settings("digits-resnet"), ())
     branch(parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
     again = open_run(tmp_path / "branch.zarr")
@@ -159,7 +159,7 @@ def test_the_beginning_needs_no_checkpoint(tmp_path: Path):
     np.testing.assert_array_equal(again.stored.array("gradient")[:], gradients)
 
 
-def test_branches_are_as_long_as_they_are_asked_to_be(tmp_path: Path):
+def test_branches_have_the_given_number_of_epochs(tmp_path: Path):
     parent = parent_of(tmp_path, settings("digits-mlp"))
     branch(parent, 2, 0.1, tmp_path / "branch.zarr", epochs=5)
     found = open_run(tmp_path / "branch.zarr")
@@ -176,7 +176,7 @@ def test_branches_record_samples_as_their_parent_does(tmp_path: Path):
     np.testing.assert_array_equal(found.samples, parent.samples[2 * PER_EPOCH :])
 
 
-def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
+def test_branches_are_not_listed_as_runs(tmp_path: Path):
     parent = parent_of(tmp_path, settings("digits-mlp"))
     path = branch_path(parent, 2, 0.1, None)
     branch(parent, 2, 0.1, path)
@@ -184,7 +184,7 @@ def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
     assert [run.location for run in find_runs(tmp_path)] == [parent.location]
 
 
-def test_what_cannot_be_branched_is_refused(
+def test_impossible_branches_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     training = settings("digits-resnet", schedule="cosine")
@@ -207,7 +207,7 @@ def test_what_cannot_be_branched_is_refused(
         branch(parent, 2, 0.1, out)
 
 
-def test_epochs_without_a_window_of_their_own_are_told(tmp_path: Path):
+def test_epochs_without_checkpoint_or_window_are_refused(tmp_path: Path):
     record(settings("digits-mlp"), tmp_path / "run.zarr", reference_every=7, **SMALL)
     parent = open_run(tmp_path / "run.zarr")
     with pytest.raises(KeyError, match=r"No checkpoint of epoch 1 .* the epochs \[\],"):
@@ -229,7 +229,7 @@ def test_runs_that_do_not_say_how_they_were_trained_are_refused(example_run: Pat
         branch_training(open_run(example_run), 1, 0.1)
 
 
-def test_epochs_to_branch_at_lie_in_the_midst_of_the_run(tmp_path: Path):
+def test_epochs_outside_the_run_are_refused(tmp_path: Path):
     training = settings("digits-mlp", max_steps=4)
     for epochs in ([0], [2, 4]):
         with pytest.raises(ValueError, match="branch_at: expected epochs from 1 to 3"):

@@ -22,7 +22,7 @@ from trajstore import Recorder, open_run
 
 
 @pytest.mark.parametrize("control", ["none", "random-labels"])
-def test_losses_are_those_between_the_iterates(
+def test_losses_equal_a_forward_pass_between_the_iterates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str
 ):
     truncate(monkeypatch, "digits-mlp", 50)

@@ -76,7 +76,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(
                 for pair in [found.sel(step=k, lag=lag)]
             ]
         )
-        # What is recorded of adjacent gradients is exact.
+        # Cosines of adjacent gradients are recorded exactly.
         adjacent = analyzers.zigzag(run).cosine.values[1:]
         np.testing.assert_allclose(adjacent, np.diag(exact, 1), atol=1e-5)
     z = np.array(scores)

@@ -92,7 +92,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_are_those_of_a_forward_pass_over_what_was_seen(
+def test_losses_equal_a_forward_pass_over_the_recorded_batches(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     watched = Watched(monkeypatch, name)
@@ -151,7 +151,7 @@ def test_recording_samples_changes_no_bit(name: str, workers: int):
         assert len({index for batch in epoch for index in batch}) == 3 * size
 
 
-def test_recorded_samples_are_those_of_the_steps(tmp_path: Path):
+def test_recorded_samples_are_the_samples_of_the_steps(tmp_path: Path):
     training = settings("digits-mlp")
     notes = RecordedLog()
     train(training, notes)
@@ -161,7 +161,7 @@ def test_recorded_samples_are_those_of_the_steps(tmp_path: Path):
     )
 
 
-def test_resumed_trainings_keep_their_samples(tmp_path: Path):
+def test_resumed_runs_keep_their_samples(tmp_path: Path):
     training = settings("digits-mlp")
     record(training, tmp_path / "whole.zarr", **OPTIONS)
 
@@ -262,7 +262,7 @@ class Shifted(Dataset[Any]):
         return inputs + 0.01 * torch.randn(()), target
 
 
-def test_augmentation_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_augmentation_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = WORKLOADS["digits-mlp"].data
 
     def shifted(training: Training) -> Splits:
@@ -323,9 +323,7 @@ def test_steps_without_indices_have_no_loss(
     np.testing.assert_allclose(again, found, rtol=1e-5)
 
 
-def test_random_labels_are_those_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_random_labels_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     watched = Watched(monkeypatch, "digits-mlp")
     training = settings("digits-mlp", control="random-labels")
     model = record(training, tmp_path / "run.zarr", **OPTIONS)
@@ -370,7 +368,7 @@ def test_runs_of_other_loops_are_refused(
         replay(open_run(path))
 
 
-def test_other_data_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = open_run(recorded(tmp_path / "run.zarr"))
     data = WORKLOADS["digits-mlp"].data
 
@@ -398,7 +396,7 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     cli.main()
 
 
-def test_the_command_writes_beside_the_run(
+def test_the_command_writes_next_to_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     path = tmp_path / "run.zarr"

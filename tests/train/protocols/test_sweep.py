@@ -150,14 +150,14 @@ def test_mistakes_are_one_sentence(file: Path, change: tuple[str, str], message:
         load_sweep(str(file))
 
 
-def test_an_unknown_sweep_is_told_with_the_nearest():
+def test_an_unknown_sweep_is_refused_with_the_nearest():
     with pytest.raises(
         ValueError, match="no sweep 'seeds-cifar'; the nearest are seed-cifar"
     ):
         load_sweep("seeds-cifar")
 
 
-def test_the_command_does_what_is_left(
+def test_the_command_records_the_missing_runs(
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -184,7 +184,7 @@ def test_the_command_does_what_is_left(
     assert max(map(len, printed.splitlines())) <= 80 + len(str(tmp_path))
     assert open_run(tmp_path / "runs" / "two.zarr").measurements == ("update",)
 
-    # Another sweep into the same place: refused before it begins, for its second run.
+    # Another sweep into the same directory: its second run is refused before the first starts.
     file.write_text(SWEEP.replace("seed = 7", "seed = 8").replace('"one"', '"new"'))
     created.clear()
     with pytest.raises(SystemExit, match=r"^1$"):
@@ -194,7 +194,7 @@ def test_the_command_does_what_is_left(
     assert "is of another training run: seed 7 instead of 8" in error
 
 
-def test_all_that_the_paper_measures_can_be_asked_for(
+def test_every_measurement_of_the_paper_can_be_recorded(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "80")

@@ -55,7 +55,7 @@ def test_the_half_space_takes_four_thousand_steps():
         ("digits-cnn", [(32, 1, 3, 3), (7, 32, 3, 3), (10, 7 * 4)]),
     ],
 )
-def test_widths_are_those_of_the_second_layer(
+def test_width_is_the_width_of_the_second_layer(
     name: str, shapes: list[Any], monkeypatch: pytest.MonkeyPatch
 ):
     truncate(monkeypatch, name, 4, 2)
@@ -67,7 +67,7 @@ def test_widths_are_those_of_the_second_layer(
 
 
 @pytest.mark.parametrize("name", ["ptb-lstm", "wikitext2-lstm", "english-lstm"])
-def test_widths_of_lstms_are_those_of_the_first_layers(name: str):
+def test_width_of_an_lstm_is_the_width_of_its_first_layers(name: str):
     workload = WORKLOADS[name]
     training = replace(workload.settings, data="embedded", width=5)
     splits = workload.data(training)
@@ -115,7 +115,7 @@ def size_by_hand(optimizer: str, lr: float, loss: float, norm: float) -> float:
 
 @pytest.mark.parametrize("optimizer", ["spsmax", "ngn"])
 @pytest.mark.parametrize("lr", [0.05, 2.0])
-def test_step_sizes_of_the_loop_are_those_of_its_losses(
+def test_step_sizes_of_the_loop_follow_from_its_losses(
     short: Training, optimizer: Any, lr: float, tmp_path: Path
 ):
     """The same training, written out with torch's own SGD."""
@@ -160,7 +160,7 @@ def test_steps_of_normalised_sgd_have_the_length_of_the_schedule(
 @pytest.mark.parametrize(
     "change", [{"full_batch": True}, {"clip": 0.1}, {"control": "noise-gradients"}]
 )
-def test_they_train_under_all_that_a_loop_does(
+def test_optimizers_train_under_every_option_of_the_loop(
     short: Training, optimizer: Any, change: Any
 ):
     notes = RecordedLog()

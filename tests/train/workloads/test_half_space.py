@@ -23,7 +23,7 @@ def loss_and_gradient(x: Any, points: Any, signs: Any) -> tuple[float, Any]:
 
 
 @pytest.mark.parametrize("part", [slice(3, 4), slice(None)], ids=["one", "all"])
-def test_loss_and_gradient_are_those_of_the_formula(part: slice):
+def test_loss_and_gradient_follow_the_formula(part: slice):
     torch.manual_seed(0)
     model = HalfSpace().double()
     points, signs = (t[part].double() for t in half_space_data(1).train.tensors)  # type: ignore[attr-defined]
