@@ -1,6 +1,7 @@
 """Branches take the steps of their parent again, but for the learning rate."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ SMALL: dict[str, Any] = {"exact": True}
 PER_EPOCH = 3
 
 
-@pytest.fixture(autouse=True)
-def _small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow(monkeypatch)
-    for name in ("digits-mlp", "digits-resnet", "english-transformer"):
-        truncate(monkeypatch, name, 14 if name == "english-transformer" else 50)
+@pytest.fixture(scope="module", autouse=True)
+def _small_workloads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        for name in ("digits-mlp", "digits-resnet", "english-transformer"):
+            truncate(patch, name, 14 if name == "english-transformer" else 50)
+        yield
 
 
 def settings(name: str, **changes: Any) -> Training:
@@ -46,6 +49,18 @@ def parent_of(
 ) -> Run:
     record(training, directory / "run.zarr", branch_at=branch_at, **SMALL)
     return open_run(directory / "run.zarr")
+
+
+@pytest.fixture(scope="module")
+def mlp_parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return parent_of(tmp_path_factory.mktemp("mlp"), settings("digits-mlp"))
+
+
+@pytest.fixture(scope="module")
+def cosine_parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Record a model with buffers and a schedule."""
+    training = settings("digits-resnet", schedule="cosine")
+    return parent_of(tmp_path_factory.mktemp("cosine"), training)
 
 
 def final(run: Run) -> Any:
@@ -101,9 +116,10 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     }
 
 
-def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
-    training = settings("digits-resnet", schedule="cosine")
-    parent = parent_of(tmp_path, training)
+def test_a_smaller_scale_goes_less_far_with_the_same_data(
+    tmp_path: Path, cosine_parent: Run
+):
+    parent = cosine_parent
     branch(parent, 2, 0.01, tmp_path / "branch.zarr")
     small = open_run(tmp_path / "branch.zarr")
     rates = parent.steps.lr.values[2 * PER_EPOCH :]
@@ -117,7 +133,9 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
     )
 
 
-def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(tmp_path: Path):
+def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(
+    tmp_path: Path, mlp_parent: Run
+):
     training = settings("digits-mlp")
     parent = parent_of(tmp_path, training, branch_at=(1, 3))
     assert parent.snapshots == ("epoch-1", "epoch-3")
@@ -129,9 +147,8 @@ def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(tmp_path: Pat
             iterates(parent)[epoch * PER_EPOCH],
             atol=1e-7,
         )
-    plain = tmp_path / "plain.zarr"
-    record(training, plain, **SMALL)
-    np.testing.assert_array_equal(final(open_run(plain)), final(parent))
+    # Neither snapshots nor checkpoints change the run.
+    np.testing.assert_array_equal(final(mlp_parent), final(parent))
 
 
 @pytest.mark.parametrize("has_snapshot", [True, False], ids=["snapshot", "reference"])
@@ -151,17 +168,15 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
     )
 
 
-def test_epoch_zero_needs_no_checkpoint(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-resnet"), ())
-    branch(parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
+def test_epoch_zero_needs_no_checkpoint(tmp_path: Path, mlp_parent: Run):
+    branch(mlp_parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
     again = open_run(tmp_path / "branch.zarr")
-    gradients = parent.stored.array("gradient")[: 2 * PER_EPOCH]
-    np.testing.assert_array_equal(again.stored.array("gradient")[:], gradients)
+    gradients = mlp_parent.array("gradient")[: 2 * PER_EPOCH]
+    np.testing.assert_array_equal(again.array("gradient")[:], gradients)
 
 
-def test_branches_have_the_given_number_of_epochs(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-mlp"))
-    branch(parent, 2, 0.1, tmp_path / "branch.zarr", epochs=5)
+def test_branches_have_the_given_number_of_epochs(tmp_path: Path, mlp_parent: Run):
+    branch(mlp_parent, 2, 0.1, tmp_path / "branch.zarr", epochs=5)
     found = open_run(tmp_path / "branch.zarr")
     assert (found.n_steps, found.n_epochs) == (5 * PER_EPOCH, 5)
     assert found.spec.total_steps == 5 * PER_EPOCH
@@ -176,19 +191,16 @@ def test_branches_record_samples_as_their_parent_does(tmp_path: Path):
     np.testing.assert_array_equal(found.samples, parent.samples[2 * PER_EPOCH :])
 
 
-def test_branches_are_not_listed_as_runs(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-mlp"))
-    path = branch_path(parent, 2, 0.1, None)
-    branch(parent, 2, 0.1, path)
-    assert path == tmp_path / "run.branches" / "epoch-2-lr-0.1.zarr"
-    assert [run.location for run in find_runs(tmp_path)] == [parent.location]
+def test_branches_are_not_listed_as_runs(mlp_parent: Run):
+    path = branch_path(mlp_parent, 2, 0.1, None)
+    branch(mlp_parent, 2, 0.1, path)
+    directory = Path(mlp_parent.location).parent
+    assert path == directory / "run.branches" / "epoch-2-lr-0.1.zarr"
+    assert [run.location for run in find_runs(directory)] == [mlp_parent.location]
 
 
-def test_impossible_branches_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    training = settings("digits-resnet", schedule="cosine")
-    parent, out = parent_of(tmp_path, training), tmp_path / "branch.zarr"
+def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
+    parent, out = cosine_parent, tmp_path / "branch.zarr"
     with pytest.raises(ValueError, match=r"lr_scale: .* positive number, got 0\.0"):
         branch(parent, 2, 0.0, out)
     with pytest.raises(KeyError, match=r"No epoch 9 in .*have 4\. .* epochs \[2\]"):
@@ -214,11 +226,10 @@ def test_epochs_without_checkpoint_or_window_are_refused(tmp_path: Path):
         branch(parent, 1, 0.1, tmp_path / "branch.zarr")
 
 
-def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
-    parent_of(tmp_path, settings("digits-mlp"))
-    import shutil
-
-    shutil.rmtree(tmp_path / "run.zarr")
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path, mlp_parent: Run):
+    path = branch_checkpoint_path(tmp_path / "run.zarr", 2)
+    path.parent.mkdir()
+    shutil.copy(branch_checkpoint_path(Path(mlp_parent.location), 2), path)
     record(settings("digits-mlp"), tmp_path / "run.zarr", **SMALL)
     with pytest.raises(ValueError, match="is of another run"):
         branch(open_run(tmp_path / "run.zarr"), 2, 0.1, tmp_path / "branch.zarr")

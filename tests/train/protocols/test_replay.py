@@ -41,11 +41,20 @@ METHODS = dict(zip(NAMES, (PER_EXAMPLE, BY_BATCH, PER_EXAMPLE), strict=True))
 OPTIONS: dict[str, Any] = {"sketch_bits": 64}
 
 
-@pytest.fixture(autouse=True)
-def _small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow(monkeypatch)
-    for name in NAMES:
-        truncate(monkeypatch, name, 14 if name == "english-transformer" else N)
+@pytest.fixture(scope="module", autouse=True)
+def _small_workloads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        for name in NAMES:
+            truncate(patch, name, 14 if name == "english-transformer" else N)
+        yield
+
+
+@pytest.fixture(scope="module")
+def mlp_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlp") / "run.zarr"
+    record(settings("digits-mlp"), path, **OPTIONS)
+    return path
 
 
 def settings(name: str, **changes: Any) -> Training:
@@ -151,19 +160,14 @@ def test_recording_samples_changes_no_bit(name: str, workers: int):
         assert len({index for batch in epoch for index in batch}) == 3 * size
 
 
-def test_recorded_samples_are_the_samples_of_the_steps(tmp_path: Path):
-    training = settings("digits-mlp")
+def test_recorded_samples_are_the_samples_of_the_steps(mlp_store: Path):
     notes = RecordedLog()
-    train(training, notes)
-    record(training, tmp_path / "run.zarr", **OPTIONS)
-    np.testing.assert_array_equal(
-        open_run(tmp_path / "run.zarr").samples, notes.samples
-    )
+    train(settings("digits-mlp"), notes)
+    np.testing.assert_array_equal(open_run(mlp_store).samples, notes.samples)
 
 
-def test_resumed_runs_keep_their_samples(tmp_path: Path):
+def test_resumed_runs_keep_their_samples(tmp_path: Path, mlp_store: Path):
     training = settings("digits-mlp")
-    record(training, tmp_path / "whole.zarr", **OPTIONS)
 
     def stop(epochs: range) -> Any:
         for epoch in epochs:
@@ -176,8 +180,7 @@ def test_resumed_runs_keep_their_samples(tmp_path: Path):
     with pytest.raises(RuntimeError, match="stopped"):
         record_resumably(training, path, stop, **every)
     record_resumably(training, path, **every)
-    whole = open_run(tmp_path / "whole.zarr")
-    assert open_run(path).samples.identical(whole.samples)
+    assert open_run(path).samples.identical(open_run(mlp_store).samples)
 
 
 def test_a_full_batch_has_the_loss_of_all_data(tmp_path: Path):
@@ -357,9 +360,10 @@ def test_runs_without_indices_say_how_to_record_them(tmp_path: Path):
     ids=["nothing", "text", "workload", "setting"],
 )
 def test_runs_of_other_loops_are_refused(
-    tmp_path: Path, spoil: Callable[[dict[str, Any]], object]
+    tmp_path: Path, mlp_store: Path, spoil: Callable[[dict[str, Any]], object]
 ):
-    path = recorded(tmp_path / "run.zarr")
+    path = tmp_path / "run.zarr"
+    shutil.copytree(mlp_store, path)
     change_root_of(path, lambda attributes, _: spoil(attributes))
     with pytest.raises(
         ValueError,
@@ -368,8 +372,8 @@ def test_runs_of_other_loops_are_refused(
         replay(open_run(path))
 
 
-def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = open_run(recorded(tmp_path / "run.zarr"))
+def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch):
+    run = open_run(mlp_store)
     data = WORKLOADS["digits-mlp"].data
 
     def bright(training: Training) -> Splits:
