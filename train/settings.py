@@ -56,7 +56,8 @@ class Training:
     full_gradients : bool
         Record the gradient of all training data at the start of every epoch.
     same_batch_every : int
-        Record the gradient of a step's batch again after the step, every this many steps; 0 for never.
+        Record the gradient of a step's batch again after the step, every this many steps; 0
+        for never.
     sharpness_every : int
         Log the largest eigenvalue of the Hessian every this many steps; 0 for never.
     sharpness_examples : int
@@ -64,7 +65,8 @@ class Training:
     n_eigenvalues : int
         Number of eigenvalues to log, from the largest down.
     as_published : bool
-        Let the transformer attend across the batch, as the published code does, and keep the weight decay unchanged in the last epoch.
+        Follow the published code: the transformer attends across the batch, and the weight
+        decay stays unchanged in the last epoch.
     record_samples : bool
         Record the indices of the examples in every step, for the command replay.
     max_steps : int or None
