@@ -22,7 +22,7 @@ from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.cli.command_line import run_command_line
 from trajstore.format.attrs import BRANCH
-from trajstore.format.defaults import BASIS, SKETCH_BITS
+from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.reading.results import replay_group, results_location, write_results
 from trajstore.reading.run import open_run
 from trajstore.reading.target import read_reference, reference_point

@@ -21,8 +21,8 @@ from train.protocols.rebuild import Indices, RebuiltTraining, rebuild
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from train.workloads.tasks import Task
+from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
 from trajstore.format.attrs import TRAINING
-from trajstore.format.schema import NO_SAMPLE, SAMPLES, STEP
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.results import replayed_from
 from trajstore.reading.run import Run
@@ -162,7 +162,7 @@ def _check_rebuilt(run: Run, rebuilt: RebuiltTraining) -> None:
     """Compare the first recorded loss with the loss of the rebuilt model and data."""
     # The first parameters are unknown if a recording began late, and losses differ with
     # dropout and augmentation.
-    if rebuilt.training.full_batch or run.attributes["resumes"] or run.n_steps == 0:
+    if rebuilt.training.full_batch or run.stored.document.resumes or run.n_steps == 0:
         return
     first = _indices(run, slice(0, 1))[0]
     recorded = float(run.steps["loss"][0]) if "loss" in run.metrics else np.nan
@@ -223,7 +223,7 @@ def _method(method: str, *, is_random: bool) -> str:
 
 def _indices(run: Run, steps: slice) -> Indices:
     """Return the recorded indices of examples, int64 (step, sample)."""
-    indices: Indices = run.rows(SAMPLES, steps)
+    indices: Indices = run.stored.rows(SAMPLES, steps)
     return indices
 
 

@@ -141,7 +141,7 @@ def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(
     assert parent.snapshots == ("epoch-1", "epoch-3")
     for epoch in (1, 3):
         assert branch_checkpoint_path(tmp_path / "run.zarr", epoch).exists()
-        array = parent.attributes["snapshots"][f"epoch-{epoch}"]["array"]
+        array = parent.stored.document.snapshots[f"epoch-{epoch}"].array
         np.testing.assert_allclose(
             parent.stored.vector(array, slice(0, parent.layout.size)),
             iterates(parent)[epoch * PER_EPOCH],
@@ -171,8 +171,8 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
 def test_epoch_zero_needs_no_checkpoint(tmp_path: Path, mlp_parent: Run):
     branch(mlp_parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
     again = open_run(tmp_path / "branch.zarr")
-    gradients = mlp_parent.array("gradient")[: 2 * PER_EPOCH]
-    np.testing.assert_array_equal(again.array("gradient")[:], gradients)
+    gradients = mlp_parent.stored.array("gradient")[: 2 * PER_EPOCH]
+    np.testing.assert_array_equal(again.stored.array("gradient")[:], gradients)
 
 
 def test_branches_have_the_given_number_of_epochs(tmp_path: Path, mlp_parent: Run):

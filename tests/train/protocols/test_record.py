@@ -67,9 +67,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
     ours, theirs = open_run(tmp_path / "run.zarr"), open_run(tmp_path / "whole.zarr")
     assert ours.status == "complete"
     assert ours.measurements == ("full_batch", "fixed_batches", "update")
-    for name in theirs.documents:
+    for name in theirs.stored.document.arrays:
         if not name.endswith("scalars"):
-            found, expected = ours.array(name)[:], theirs.array(name)[:]
+            found, expected = ours.stored.array(name)[:], theirs.stored.array(name)[:]
             assert found.tobytes() == expected.tobytes(), name
     for name in ("loss", "val_loss", "val_accuracy"):
         np.testing.assert_array_equal(ours.steps[name], theirs.steps[name])
