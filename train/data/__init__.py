@@ -1,4 +1,4 @@
-"""Data sets of the workloads, one a module, and their embedded stand-ins.
+"""Data sets of the workloads, one per module, and their embedded stand-ins.
 
 A data set's loader, such as `cifar10.cifar10`, takes ``"true"`` or ``"embedded"`` and a
 directory, and returns `Splits`. `digits`, `english` and `shapes` need no download; `hub`,

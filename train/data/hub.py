@@ -27,7 +27,7 @@ def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
     if directory is not None and not Path(directory).is_dir():
         raise FileNotFoundError(_advice(source, f"there is no directory {directory}"))
     try:
-        # Progress bars of seconds would only hide the training's own.
+        # Bars that last seconds would hide the progress bar of the training.
         with _hidden_progress_bars(datasets):
             tables = _load(datasets, source, directory)
     except (ConnectionError, FileNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""Optimizers of the literature that torch does not have, one a module.
+"""Optimizers of the literature that torch does not have, one per module.
 
 Each module has a pure function that states the published step and an optimizer that applies
 it, which torch's hooks, and so a recorder, can observe. After a step every parameter group
