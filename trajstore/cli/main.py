@@ -18,8 +18,8 @@ from trajstore.cli.command_line import run_command_line
 from trajstore.cli.plan import plan
 from trajstore.reading.run import Run, open_run
 from trajstore.reading.verify import all_chunks, problems
-from trajstore.store.recovery import has_journal
-from trajstore.store.recovery import recover as recover_steps
+from trajstore.store.journal import has_journal
+from trajstore.store.journal import recover as recover_steps
 
 LISTINGS: Final = 10
 """How often a store is listed that changes meanwhile."""

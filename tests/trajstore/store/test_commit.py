@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from trajstore.format.arrays import ITEM_SIZE, ArraySpec, Code
-from trajstore.store.commit import Commits
+from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
 
 Array = npt.NDArray[Any]
@@ -56,9 +56,9 @@ def _close_loop() -> Iterator[None]:
     LOOP.close()
 
 
-def commits_at(path: Path) -> Commits:
+def commits_at(path: Path) -> Committer:
     path.mkdir()
-    return Commits(LocalStore(path), LOOP)
+    return Committer(LocalStore(path), LOOP)
 
 
 def open_root(path: Path) -> zarr.Group:

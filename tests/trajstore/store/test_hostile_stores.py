@@ -25,7 +25,7 @@ from trajstore.format.document import (
     MAX_TENSORS,
 )
 from trajstore.store.chunks import MAX_DOCUMENT_BYTES, ChunkError
-from trajstore.store.opening import UNLISTED_BYTES
+from trajstore.store.opening import MAX_UNCHECKED_BYTES
 
 MEMORY: Final = 32 << 20
 """Bytes that are enough to read the small run, whatever is done to it."""
@@ -310,7 +310,7 @@ def test_steps_that_are_not_there_are_refused(path: Path, tmp_path: Path, n_step
                 document["shape"][0] = n_steps
 
     change_root_of(copy, grow)
-    assert 4 * n_steps > UNLISTED_BYTES
+    assert 4 * n_steps > MAX_UNCHECKED_BYTES
     message = r"epoch: (expected \d+ chunks, found 1|shape: expected)"
     with bounded_memory(), pytest.raises(SchemaError, match=message):
         open_run(copy)

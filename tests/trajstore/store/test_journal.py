@@ -14,8 +14,7 @@ from trajstore.cli import main as cli
 from trajstore.format.layout import Layout
 from trajstore.format.rows import measured_arrays
 from trajstore.reading.run import open_run
-from trajstore.store.journal import JOURNAL, Journal, Record, read_journal
-from trajstore.store.recovery import recover
+from trajstore.store.journal import JOURNAL, Journal, Record, read_journal, recover
 
 SPEC = small_spec({"a": (5,), "b": (2, 3)})
 SIZE = Layout(SPEC.names, SPEC.shapes).size
