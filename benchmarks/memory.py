@@ -36,7 +36,7 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
         )
         for basis in BASES:
             plan = Plan(spec=replace(default.spec, basis=basis))
-            references = sum(plan.bytes_of_references.values())
+            anchors = sum(plan.bytes_of_anchors.values())
             rows.append(
                 {
                     "parameters": n_params,
@@ -44,7 +44,7 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
                     "basis": basis,
                     "memory": plan.memory,
                     "disk per step": sum(plan.bytes_per_step.values()),
-                    "disk per window": references / plan.n_windows,
+                    "disk per window": anchors / plan.n_windows,
                 }
             )
     RESULTS.write_text(json.dumps(rows, indent=2) + "\n")

@@ -96,7 +96,7 @@ def test_info_sizes_a_remote_run(
         cli.main()
         texts.append(capsys.readouterr().out.replace(location, ""))
     assert texts[0].split() == texts[1].split()
-    assert "references" in texts[0]
+    assert "anchors" in texts[0]
 
 
 # Whether somebody writes
