@@ -7,7 +7,7 @@ compression ratios (`benchmarks/planning.py`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, hypot, isqrt, log, prod, sqrt
@@ -143,7 +143,7 @@ class Plan:
     @cached_property
     def n_windows(self) -> int:
         """Windows in the run, each with an anchor."""
-        return count_windows(self.windows, self.n_steps)
+        return sum(1 for _ in window_starts(self.windows, self.n_steps))
 
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
@@ -209,14 +209,11 @@ class Plan:
         # and d the part from the distance, which a mean does not reduce. Ratio and d were
         # measured on small nets, so this extrapolates. The basis is the largest measured
         # one with no more vectors than this one.
-        bits = self.spec.sketch_bits
-        fold = Sketch(size=self._size, bits=bits, seed=self.spec.seed).fold
-        variance = (1 - 1 / fold.n_rows) * FOLD_VARIANCE + CODE_VARIANCE
+        plain = plain_error(self._size, self.spec.sketch_bits)
         basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
         errors = [
             hypot(
-                _ratio(measured, basis, self.window_share)
-                * sqrt(variance / bits / mean_of),
+                _ratio(measured, basis, self.window_share) * plain / sqrt(mean_of),
                 measured.from_distance[basis] * sqrt(PROBES / self.spec.probes),
             )
             for measured in MEASURED_RUNS.values()
@@ -294,13 +291,18 @@ def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
     )
 
 
-def count_windows(windows: Windows, n_steps: int) -> int:
-    """Count the windows that a recorder starts in a run without `start_epoch`."""
-    count, start = 0, 0
+def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
+    """Yield the first steps of all windows of a run without `start_epoch`."""
+    start = 0
     while start < n_steps:
-        count += 1
+        yield start
         start = windows.next_start(start + 1, 0)
-    return count
+
+
+def plain_error(size: int, bits: int) -> float:
+    """Return the standard error of gamma of a sketch without weights and basis."""
+    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
+    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
 
 
 def _ratio(measured: MeasuredErrors, basis: int, share: float) -> float:

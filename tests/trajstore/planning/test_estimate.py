@@ -18,9 +18,9 @@ from trajstore.planning.estimate import (
     END_ERROR_RATIOS,
     MEASURED_RUNS,
     Plan,
-    count_windows,
     guess_layout,
     plan_recording,
+    window_starts,
 )
 from trajstore.reading.run import open_run
 from trajstore.sketch.fold import Fold
@@ -151,7 +151,7 @@ positive = st.integers(1, 40)
     total_steps=st.none() | st.integers(1, 120),
     n_steps=st.integers(1, 150),
 )
-def test_windows_are_counted_as_a_recorder_starts_them(
+def test_windows_start_as_in_a_recorder(
     steps_per_epoch, reference_every, total_steps, n_steps
 ):
     windows = Windows(
@@ -159,13 +159,13 @@ def test_windows_are_counted_as_a_recorder_starts_them(
         reference_every=reference_every,
         total_steps=total_steps,
     )
-    count, following = 0, 0
+    starts, following = [], 0
     for step in range(n_steps):
         epoch_start = step - step % steps_per_epoch if steps_per_epoch else 0
         if step == following:
-            count += 1
+            starts.append(step)
             following = windows.next_start(step + 1, epoch_start)
-    assert count_windows(windows, n_steps) == count
+    assert list(window_starts(windows, n_steps)) == starts
 
 
 def test_error_falls_with_the_root_of_signs_and_steps():
