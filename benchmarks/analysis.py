@@ -25,11 +25,11 @@ from rich.progress import track
 from saving import save_results
 from synthetic import RESNET18, write_run
 from threadpoolctl import threadpool_limits
-from trajstore.format.schema import MAX_BLOCK
 
 import analyzers
 import trajstore
 from analyzers._execution.cluster import connected
+from trajstore.format.arrays import MAX_BLOCK
 from trajstore.sketch.rotation import factors
 
 SIDE = 3072  # of the matrices
