@@ -3,7 +3,7 @@
 Each workload is trained four times: recorded, twice under the two-run protocol, and briefly
 in exact mode. During the second run of the protocol, the schemes that the recorder combines
 are tried one by one on the same gradients, with 8 KB a step each. Takes about half an hour
-on 2 cores; ``--quick`` shortens the trainings.
+on 2 cores; ``--quick`` shortens the runs.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Compute the memory and the disk space of recordings of nets up to 7 billion parameters.
 
-The numbers are those of `trajstore.planning.estimate`, which tests compare with recordings.
+`trajstore.planning.estimate` predicts the numbers; tests compare it with recordings.
 """
 
 from dataclasses import replace

@@ -315,7 +315,7 @@ def main(
     Parameters
     ----------
     repetitions : int, default: 7
-        Number of compared trainings.
+        Number of compared runs.
     epochs : int, default: 25
         Epochs of each.
     out : Path, optional

@@ -121,7 +121,7 @@ def compete(
     clock = Clock(device)
     seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        trainings = {}
+        nets = {}
         for mode in seconds:
             torch.manual_seed(0)
             model, loss = make(sizes, device)
@@ -136,10 +136,10 @@ def compete(
                         steps_per_epoch=10 * sizes.steps,
                     )
                 )
-            trainings[mode] = model, loss, optimizer, recorder
+            nets[mode] = model, loss, optimizer, recorder
 
         def turn(mode: str) -> None:
-            model, loss, optimizer, recorder = trainings[mode]
+            model, loss, optimizer, recorder = nets[mode]
             for _ in range(sizes.steps):
                 optimizer.zero_grad()
                 with torch.autocast(device.type, torch.bfloat16):
@@ -149,13 +149,13 @@ def compete(
                     recorder.log(loss=value)
                 optimizer.step()
 
-        for mode in trainings:
+        for mode in nets:
             turn(mode)
         for _ in track(range(sizes.turns), make.__name__, console=console):
-            for mode in random.sample(list(trainings), 2):
+            for mode in random.sample(list(nets), 2):
                 taken = clock.seconds(partial(turn, mode))
                 seconds[mode].append(taken / sizes.steps)
-        n_params = sum(p.numel() for p in trainings["plain"][0].parameters())
+        n_params = sum(p.numel() for p in nets["plain"][0].parameters())
     plain, recorded = (np.array(seconds[mode]) for mode in ("plain", "recorded"))
     return {
         "parameters": n_params,

@@ -48,7 +48,7 @@ def describe(path: Path) -> dict[str, Any]:
         "windows": run.n_windows,
         "files": len(files),
         "bytes per step": sum(f.stat().st_size for f in files) / run.n_steps,
-        "without references": sum(f.stat().st_size for f in of_steps) / run.n_steps,
+        "without anchors": sum(f.stat().st_size for f in of_steps) / run.n_steps,
         "seconds to open": float(np.median(times, 0)[0]),
         "seconds to open, the first time": times[0][0],
         "seconds to select an epoch": float(np.median(times, 0)[1]),

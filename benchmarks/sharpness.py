@@ -51,7 +51,7 @@ MINIBATCH = "minibatch"
 RESNET = "resnet"
 
 
-def trainings() -> dict[str, Training]:
+def settings() -> dict[str, Training]:
     tanh = replace(settings_of("digits-tanh"), sharpness_every=10)
     chosen = {name: replace(tanh, **changes) for name, (_, changes) in DESCENT.items()}
     chosen[MINIBATCH] = replace(
@@ -76,7 +76,7 @@ def trainings() -> dict[str, Training]:
 def recorded(directory: Path) -> dict[str, Run]:
     """Record the missing runs, and open all."""
     runs = {}
-    for name, training in trainings().items():
+    for name, training in settings().items():
         store = directory / f"{name}.zarr"
         if not is_complete(training, store):
             options = {} if name == RESNET else SMALL

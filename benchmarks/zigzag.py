@@ -1,4 +1,4 @@
-"""Measure where small trainings on digits zigzag, and how that depends on the learning rate.
+"""Measure where small nets on digits zigzag, and how that depends on the learning rate.
 
 The runs are full batches with a large and a small learning rate, mini-batches, two runs
 without a valley to zigzag in (random labels, noise as gradients), and branches of the first

@@ -1,6 +1,6 @@
-"""The command ``traj-store``: what a store holds, whether it is sound, what one would take.
+"""Inspect, verify, recover and plan stores on the command line: ``traj-store``.
 
-What is here: the commands (`main`, `plan`), and the command line (`command_line`) that
+Contents: the commands (`main`, `plan`), and the command line (`command_line`) that
 `traj-train` and `traj-analyze` use too.
 
 May import: every package of trajstore except `integrations`; never torch directly.

@@ -1,6 +1,6 @@
 """Predict the size, the memory and the errors of a recording before it is made.
 
-What is here: the prediction for given options (`estimate`), and the choice of options for a
+Contents: the prediction for given options (`estimate`), and the choice of options for a
 given error or size (`search`).
 
 May import: `trajstore.format`, `trajstore.sketch` and what lies below; never torch.

@@ -1,6 +1,6 @@
 """Read and write the bytes of a store, in a directory or in object storage.
 
-What is here: locations (`location`), the lock of the writer (`lock`), commits that a reader
+Contents: locations (`location`), the lock of the writer (`lock`), commits that a reader
 sees whole or not at all (`commit`), the run's writer (`writer`, over `row_table`), the
 journal (`journal`), and bounded, checked reads (`chunks`, `opening`).
 

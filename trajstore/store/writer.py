@@ -128,7 +128,7 @@ class Writer:
                 partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
-        """Refuse a directory with files other than those of an uncommitted recording."""
+        """Refuse a directory that holds files other than a recording leaves."""
         if is_remote(self.location):
             return
         ours = {*self.steps.arrays, "references"}
@@ -269,7 +269,7 @@ class Writer:
     def write_snapshot(
         self, name: str, step: int, read: Callable[[slice], Array]
     ) -> None:
-        """Write an iterate in full precision, taken before optimizer step `step`."""
+        """Write the parameters before optimizer step `step` in full precision."""
         numbers = [int(s.array.partition("/")[2]) for s in self._snapshots.values()]
         key = f"snapshots/{max(numbers, default=-1) + 1}"
         if name in self._snapshots:

@@ -42,7 +42,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """Run a command line and return what it prints."""
+    """Run a command line and return its output."""
     monkeypatch.setattr("sys.argv", shlex.split(command))
     cli.main()
     printed = capsys.readouterr()

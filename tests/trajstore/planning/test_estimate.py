@@ -83,8 +83,8 @@ def test_sizes_equal_those_of_a_recorded_store(recorded: Path):
     steps = bytes_below(recorded, but=("references", "final", "zarr.json"))
     planned = plan.n_steps * sum(plan.bytes_per_step.values())
     assert planned == pytest.approx(steps, rel=0.15)
-    references = bytes_below(recorded / "references")
-    assert sum(plan.bytes_of_anchors.values()) == pytest.approx(references, rel=0.15)
+    anchors = bytes_below(recorded / "references")
+    assert sum(plan.bytes_of_anchors.values()) == pytest.approx(anchors, rel=0.15)
     assert plan.bytes_of_final == pytest.approx(
         bytes_below(recorded / "final"), rel=0.15
     )
