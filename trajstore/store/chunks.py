@@ -132,7 +132,7 @@ def _damage(value: Buffer, size: ChunkSize) -> str | None:
     return None
 
 
-class Read(NamedTuple):
+class ReadResult(NamedTuple):
     """The readable values of a part of an array."""
 
     values: Array  # missing floats are NaN, missing integers 0
@@ -142,10 +142,10 @@ class Read(NamedTuple):
     errors: tuple[ChunkError, ...] = ()  # one for each damaged chunk
 
 
-def read_part(array: Any, part: Part) -> Read:
+def read_part(array: Any, part: Part) -> ReadResult:
     """Read a part of a `zarr.Array` in a `CheckedStore`, skipping damaged chunks."""
     try:
-        return Read(_read(array, part))
+        return ReadResult(_read(array, part))
     except ChunkError:
         pass
     shape = tuple(s.stop - s.start for s in part)
@@ -167,7 +167,7 @@ def read_part(array: Any, part: Part) -> Read:
         except ChunkError as error:
             missing[place] = True
             errors.append(error)
-    return Read(values, missing, tuple(errors)) if errors else Read(values)
+    return ReadResult(values, missing, tuple(errors)) if errors else ReadResult(values)
 
 
 def read_chunk(array: Any, part: Part) -> Array:

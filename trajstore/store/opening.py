@@ -25,14 +25,14 @@ MAX_UNCHECKED_BYTES: Final = 64 << 20
 """Size of a loaded array above which its chunks must be shown to exist."""
 
 
-class Opened(NamedTuple):
+class OpenedStore(NamedTuple):
     """A store whose root document is valid."""
 
     store: CheckedStore  # reads chunks of the document's arrays only if they are sound
     document: Document
 
 
-def open_checked(location: str) -> Opened:
+def open_checked(location: str) -> OpenedStore:
     """Open the store at a location, as of its last commit; check its root document."""
     storage = open_store(location, read_only=True)
     if isinstance(storage, LocalStore) and not Path(location).exists():
@@ -63,7 +63,7 @@ def open_checked(location: str) -> Opened:
         problems += _missing_chunks(store, name, document.arrays[name], sizes[name])
     if problems:
         raise SchemaError([f"{location}: {problem}" for problem in problems])
-    return Opened(store, document)
+    return OpenedStore(store, document)
 
 
 def _missing_chunks(
