@@ -1,11 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# A module's tests share fixtures, so one worker runs all of them.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadscope
 
 .PHONY: test lint demo paper benchmarks scale slow no-torch clean
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -53,7 +56,7 @@ scale: .venv/installed
 	touch $@
 
 no-torch: .venv-no-torch/installed
-	.venv-no-torch/bin/pytest -m "not slow"
+	OMP_NUM_THREADS=1 .venv-no-torch/bin/pytest -m "not slow" $(PARALLEL)
 
 .venv-no-torch/installed: pyproject.toml
 	test -x .venv-no-torch/bin/python || $(PYTHON) -m venv .venv-no-torch

@@ -1,9 +1,9 @@
 """Measure the errors of gamma and distance against the exact two-run protocol.
 
-Every workload is trained four times: recorded, twice under the two-run protocol, and
-once more briefly in exact mode. During the second run of the protocol the schemes that
-the recorder combines are tried one by one on the same gradients, all with 8 KB a step.
-Takes about half an hour on 2 cores; ``--quick`` shortens the trainings, for a look.
+Each workload is trained four times: recorded, twice under the two-run protocol, and briefly
+in exact mode. During the second run of the protocol, the schemes that the recorder combines
+are tried one by one on the same gradients, with 8 KB a step each. Takes about half an hour
+on 2 cores; ``--quick`` shortens the runs.
 """
 
 import json
@@ -23,6 +23,7 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from saving import RESULTS, save_results
 from torch import nn
 from torch.optim import Optimizer
 
@@ -44,20 +45,19 @@ WORKLOADS: dict[str, Any] = {
     "English transformer": settings_of("english-transformer"),
 }
 SCHEMES = ("float32 projection", "CountSketch", "1 bit", "+ weights", "+ low rank")
-RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 BITS = 65536
 WHITE_LIMIT = 1 / np.sqrt(2 * np.log(2) * BITS)
 
 
 class Schemes:
-    """Estimates <g, x - x*> by each scheme, given x* and the stored references."""
+    """Estimates <g, x - x*> by each scheme, given x* and the stored anchors."""
 
     def __init__(self, run: trajstore.Run) -> None:
         self._run, self._layout = run, run.layout
         everything = slice(0, run.layout.size)
         self._everything = everything
         self._final = run.stored.array("final")[everything]
-        # Signs of their own: the recorder's must not be shared by what they judge.
+        # Independent signs: a scheme must not share the recorder's.
         self._sketch = Sketch(size=run.layout.size, bits=BITS, seed=987_654_321)
         self._window = -1
         self.errors: list[list[float]] = []
@@ -71,7 +71,7 @@ class Schemes:
         steps_per_epoch: int,
         total_steps: int,
     ) -> Iterator[None]:
-        """Estimate in every step; an observer."""
+        """Estimate in each step; an observer."""
         del steps_per_epoch, total_steps
         handle = optimizer.register_step_pre_hook(lambda *_: self._step(model))
         yield
@@ -89,14 +89,14 @@ class Schemes:
         step = len(self.errors)
         self._enter_window(int(self._run.stored.array("window")[step]))
         to_target = x.astype(np.float64) - self._final
-        centred = g.astype(np.float64) @ (x - self._reference)
+        centred = g.astype(np.float64) @ (x - self._anchor)
         norm = np.linalg.norm(g.astype(np.float64)) * np.linalg.norm(to_target)
         products = self._products(g, step)
         exact = g.astype(np.float64) @ to_target
         self.errors.append([(centred - p - exact) / norm for p in products])
 
     def _products(self, g: Array, step: int) -> list[float]:
-        """Estimates of <g, v> by each scheme."""
+        """Return estimates of <g, v> by each scheme."""
         sketch, v = self._sketch, self._v
         floats = BITS // 32
         signs, rows = sketch.step_signs(step)
@@ -115,7 +115,7 @@ class Schemes:
             self._one_bit(g, v, step),
             self._one_bit(g * self._weights, v / self._weights, step),
             low_rank
-            + self._one_bit(g * self._weights, self._v_left / self._weights, step),
+            + self._one_bit(g * self._weights, self._residual / self._weights, step),
         ]
 
     def _one_bit(self, g: Array, v: Array, step: int) -> float:
@@ -129,23 +129,23 @@ class Schemes:
             return
         run = self._run
         self._sketch = replace(self._sketch, window=window)
-        references = [
+        anchors = [
             run.stored.anchors.decode(max(0, window - lag), self._everything)
             for lag in (0, 1, 2)
         ]
-        self._window, self._reference = window, references[0]
-        self._basis = [references[0], *(references[0] - r for r in references[1:])]
-        self._v = self._final - self._reference
+        self._window, self._anchor = window, anchors[0]
+        self._basis = [anchors[0], *(anchors[0] - r for r in anchors[1:])]
+        self._v = self._final - self._anchor
         gram = np.stack([self._on_basis(s) for s in self._basis], -2)
         self._coefficients = regress(gram, self._on_basis(self._v))
-        self._v_left = self._v.copy()
+        self._residual = self._v.copy()
         for s, c in zip(self._basis, self._coefficients.T, strict=True):
-            self._v_left -= self._by_element(c.astype(np.float32)) * s
+            self._residual -= self._by_element(c.astype(np.float32)) * s
         stored = run.windows["weights"].values[window]
         self._weights = self._by_element(stored.astype(np.float32))
 
     def _on_basis(self, vector: Array) -> Array:
-        """Products with the basis by layer, (layer, basis)."""
+        """Return products with the basis, (layer, basis)."""
         products = [vector.astype(np.float64) * s for s in self._basis]
         sums = np.stack(products, -1).reshape(-1, 1024, len(self._basis)).sum(1)
         return np.add.reduceat(sums, self._layout.offsets // 1024)
@@ -163,7 +163,7 @@ def _both(first: Observer, second: Any, *args: Any, **kwargs: Any) -> Iterator[L
 
 
 def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
-    """Train one workload in all ways and compare."""
+    """Train one workload in all ways, and compare."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
         shown = partial(track, console=console)
@@ -193,12 +193,12 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     """Compare an analysed recording with exact values."""
     geometry = analyzers.path_geometry(run).compute()
     by_layer = analyzers.path_geometry(run, layers=True).compute()
-    truth = over_all_tensors(exact)
+    truth = over_all_layers(exact)
     start = run.windows["start"].values
     epochs = run.stored.array("epoch")[:]
     last = epochs.max()
     step = np.arange(run.n_steps)
-    # Windows 2 to last but one; epochs 0 and last without its last two steps.
+    # Middle: windows 2 to last but one. The last epoch lacks its last two steps.
     windows = run.stored.array("window")[:]
     whole = np.flatnonzero(start < np.flatnonzero(epochs == last)[0])
     parts = {
@@ -248,8 +248,8 @@ def rms(errors: Array) -> float:
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-def over_all_tensors(exact: xr.Dataset) -> dict[str, Array]:
-    """Put exact values of all tensors together."""
+def over_all_layers(exact: xr.Dataset) -> dict[str, Array]:
+    """Return exact gamma and distance of all layers together."""
     distance_sq = (exact["distance"] ** 2).values
     gradient = (exact["eb"] * exact["distance"]).values
     h = np.nansum(exact["rsi"].values * distance_sq, 1)
@@ -261,7 +261,7 @@ def over_all_tensors(exact: xr.Dataset) -> dict[str, Array]:
 def epoch_errors(
     geometry: xr.Dataset, truth: dict[str, Array], middle: Array
 ) -> dict[str, float]:
-    """Errors of the means over the epochs in mid-run."""
+    """Return errors of epoch means, mid-run."""
     means = analyzers.epoch_means(geometry)
     exact = geometry["gamma"].copy(data=truth["gamma"]).groupby("epoch").mean()
     error = means["gamma"] - exact
@@ -279,7 +279,7 @@ def epoch_errors(
 
 
 def exact_mode(experiment: Any, directory: str) -> float:
-    """Largest difference of gamma between a short exact recording and two runs."""
+    """Return the largest difference of gamma between a short exact recording and two runs."""
     short = replace(experiment, epochs=1)
     path = Path(directory) / "exact.zarr"
     train_workload(short, partial(trajstore.Recorder, path, exact=True))
@@ -289,7 +289,7 @@ def exact_mode(experiment: Any, directory: str) -> float:
 
 
 def heavy_columns() -> dict[str, float]:
-    """Spread of z where a few columns of a matrix carry most of the gradient."""
+    """Return the std of z if a few columns of a matrix carry most of the gradient."""
     torch.manual_seed(0)
     model = nn.Linear(1024, 1200, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -319,7 +319,7 @@ def heavy_columns() -> dict[str, float]:
 
 
 def tables(results: dict[str, Any], console: Console) -> None:
-    """Print what was measured."""
+    """Print the results."""
     table = Table(title="rms error of gamma, 8 KB a step, mid-run", box=None)
     table.add_column("scheme")
     workloads = results["workloads"]
@@ -343,13 +343,13 @@ def tables(results: dict[str, Any], console: Console) -> None:
     console.print_json(json.dumps(results))
 
 
-def main(*, quick: bool = False, out: Path = RESULTS) -> None:
+def main(*, quick: bool = False, out: Path = RESULTS / "accuracy.json") -> None:
     """Measure the errors of the recorder.
 
     Parameters
     ----------
     quick : bool, default: False
-        Train for a few epochs only; the bars are about the full trainings.
+        Train for a few epochs only.
     out : Path
         JSON file to write.
     """
@@ -359,8 +359,7 @@ def main(*, quick: bool = False, out: Path = RESULTS) -> None:
         trained = replace(experiment, epochs=4) if quick else experiment
         results["workloads"][name] = measure(name, trained, console)
     results["heavy columns"] = heavy_columns()
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, out)
     tables(results, console)
 
 

@@ -1,11 +1,10 @@
 """Draw the figure of docs/alpha-beta.md: pairs of digits MLPs of several widths.
 
-Records four seeds of each width, once, computes the losses at their ends, and intersects what
-the condition asks of all their steps. A second recording of one seed, of whole gradients,
-shows the boundary that is estimated without an error. Takes some four minutes on 2 cores.
+Record four seeds of each width once, compute the losses at their targets, and intersect the
+constraints of the condition from all their steps. Further recordings of whole gradients
+show the boundary without estimation error. Takes about four minutes on 2 cores.
 """
 
-import json
 import tempfile
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,9 +16,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 import xarray as xr
+from figures import save_figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from saving import save_results
 
 import analyzers
 import trajstore
@@ -31,19 +32,16 @@ from train.protocols.replay import replay
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS, settings_of
 
-OUT = Path(__file__).parent.parent / "docs" / "images" / "alpha-beta.png"
-RESULTS = Path(__file__).parent / "results" / "alpha_beta.json"
-
 WIDTHS = (16, 64, 256)
 DRAWN = 64
-"""The width whose margins are shown."""
+"""Width in the panel of margins."""
 
 BITS = 16384
-"""Signs of every gradient: the nets are small."""
+"""Signs per gradient; the nets are small."""
 
 
 def record(training: Training, path: Path, **options: Any) -> xr.Dataset:
-    """Record a training, and compare its gradients and losses with those at its end."""
+    """Record a training run; return its gradients and losses relative to its target."""
     observe = partial(
         trajstore.Recorder,
         path,
@@ -59,7 +57,7 @@ def record(training: Training, path: Path, **options: Any) -> xr.Dataset:
 
 
 def of_width(training: Training, width: int, seeds: int, directory: Path) -> Any:
-    """Record all seeds of a width."""
+    """Record all seeds of one width."""
     name = training.workload
     WORKLOADS[name] = replace(
         WORKLOADS[name], model=lambda *_: mlp([64, width, width, 10])
@@ -71,14 +69,14 @@ def of_width(training: Training, width: int, seeds: int, directory: Path) -> Any
 
 
 def pair(feasible: xr.Dataset) -> list[float]:
-    """Return the pair of smallest sum."""
+    """Return the pair with the smallest sum."""
     return [float(feasible[name]) for name in ("best_alpha", "best_beta")]
 
 
 def draw(
     recorded: dict[int, list[xr.Dataset]], sets: dict[int, list[xr.Dataset]]
 ) -> None:
-    """Draw margins of one width, and boundaries of all."""
+    """Draw the margins of one width, and the boundaries of all."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     alpha = np.linspace(0, 2 * pair(sets[DRAWN][1])[0], 251)[1:]
     beta = np.linspace(0, alpha[-1] - 0.1, 250)
@@ -100,18 +98,18 @@ def draw(
     right.set(xlabel=r"$\alpha$", ylabel=r"largest $\alpha - \beta$")
     right.set_title("boundaries, with one standard error", fontsize="medium")
     right.legend(fontsize="small", frameon=False, loc="upper left")
-    figure.savefig(OUT, dpi=100)
+    save_figure(figure, "alpha-beta")
 
 
 def main(
     *, epochs: int = 3, batch_size: int = 16, lr: float = 0.3, seeds: int = 4
 ) -> None:
-    """Record, draw and keep the results.
+    """Record, draw and save the results.
 
     Parameters
     ----------
     epochs, batch_size, lr
-        Of every training.
+        Settings of every training run.
     seeds : int
         Runs of each width.
     """
@@ -151,7 +149,7 @@ def main(
     exact = pair(analyzers.feasible_set(whole))
     results["exact"] = {"width": DRAWN, "pair": exact}
     table.add_row(f"{DRAWN}, exact", "", "", f"{exact[0]:.3f}, {exact[1]:.3f}", "")
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "alpha_beta")
     Console().print(table)
 
 

@@ -1,15 +1,14 @@
-"""Measure how fast steps are analysed, beside the machine's own matrix product.
+"""Measure the speed of an analysis relative to the machine's own matrix product.
 
-A synthetic run of the size of a ResNet-18, one epoch a window, is analysed again and
-again, in turn with float32 matrix products on as many threads, so that both meet the same
-state of a noisy machine: by worker processes of one thread, as ``traj-analyze --workers``
-starts them, and by the threads of one process, which wait for Python's lock. All is counted: reading, decoding references and
-sketches, the regression, the contraction. The work that cannot be avoided, as operations:
-two per parameter and step for the contraction, and the rotation of every sketch as it is
-computed.
+A synthetic run of the size of a ResNet-18, with one epoch a window, is analysed several
+times, in turn with float32 matrix products on as many threads, so that both meet the same
+load of the machine. The analysis runs on worker processes of one thread, as ``traj-analyze
+--workers`` starts them, and on the threads of one process, which wait for Python's lock.
+The time includes everything: reading, decoding anchors and sketches, the regression and the
+contraction. The unavoidable operations are two per parameter and step for the contraction,
+and the rotation of each sketch.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -23,21 +22,21 @@ import tyro
 import xarray as xr
 from rich.console import Console
 from rich.progress import track
+from saving import save_results
 from synthetic import RESNET18, write_run
 from threadpoolctl import threadpool_limits
 
 import analyzers
 import trajstore
 from analyzers._execution.cluster import connected
-from trajstore.sketch.rotation import MAX_BLOCK, factors
+from trajstore.format.arrays import MAX_BLOCK
+from trajstore.sketch.rotation import factors
 
-RESULTS = Path(__file__).parent / "results" / "analysis.json"
-SIDE = 3072
-"""Rows and columns of the matrices."""
+SIDE = 3072  # of the matrices
 
 
 def product_rate(threads: int, seconds: float) -> float:
-    """Measure float32 matrix products for a while, operations per second."""
+    """Return operations per second of float32 matrix products."""
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
     out = np.empty_like(a)
     n, started = 0, time.perf_counter()
@@ -49,14 +48,14 @@ def product_rate(threads: int, seconds: float) -> float:
 
 
 def step_operations(run: trajstore.Run) -> tuple[float, float]:
-    """Operations of the contraction and of the rotation of one step."""
+    """Return operations of the contraction and of the rotation in one step."""
     bits = run.spec.sketch_bits
     rotation = 2 * 2 * bits * sum(factors(min(bits, MAX_BLOCK)))
     return 2 * run.layout.n_params, rotation
 
 
 def analysis_rate(geometry: xr.Dataset) -> float:
-    """Analyse once; steps per second."""
+    """Analyse once; return steps per second."""
     started = time.perf_counter()
     geometry.compute()
     return geometry.sizes["step"] / (time.perf_counter() - started)
@@ -69,7 +68,7 @@ def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
     products = [product_rate(threads, seconds=2)]
     with connected(workers=threads) as client:
         client.wait_for_workers(threads)
-        # What is imported first belongs to no analysis.
+        # The first import is not part of an analysis.
         client.run(import_module, "analyzers")
         for _ in track(range(rounds), "by workers"):
             rates["workers"].append(analysis_rate(geometry))
@@ -81,10 +80,10 @@ def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
             products.append(product_rate(threads, seconds=2))
     contraction, rotation = step_operations(run)
     product = np.array(products)
-    beside = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
+    neighbours = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
     ratios = {
         name: np.array(of_steps) * (contraction + rotation) / of_product
-        for (name, of_steps), of_product in zip(rates.items(), beside, strict=True)
+        for (name, of_steps), of_product in zip(rates.items(), neighbours, strict=True)
     }
     return {
         "cores": threads,
@@ -120,20 +119,20 @@ def main(
     n_params : int
         Parameters of the synthetic run.
     n_steps : int
-        Its steps, in epochs of 391.
+        Steps of the synthetic run, in epochs of 391.
     rounds : int
-        How many times it is analysed.
+        Number of analyses.
     threads : int
         Workers or threads of Dask, and threads of the matrix product.
     directory : Path, optional
-        Where the run is kept; one that is there already is used again.
+        Directory for the run; an existing run is used again.
     """
     with tempfile.TemporaryDirectory() as temporary:
         path = (directory or Path(temporary)) / "analysis.zarr"
         if not path.exists():
             write_run(path, n_params=n_params, n_steps=n_steps, steps_per_epoch=391)
         results = measure(trajstore.open_run(path), rounds=rounds, threads=threads)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "analysis")
     Console().print_json(data=results)
 
 

@@ -1,12 +1,12 @@
 """Record deep linear networks, compare them with their closed form, and draw.
 
-Singular modes beside gradient flow, errors and the drift of what the flow conserves
-against the step size, effective ranks, and what is left of this where tanh or ReLU lies
-between the layers. Takes some two minutes on 2 cores. Figures go to docs/images/deep-linear,
-numbers to results/deep_linear.json; benchmarks/readme.py writes them into the page.
+The figures show singular modes next to gradient flow, errors and the drift of conserved
+quantities against the step size, effective ranks, and the same for networks with tanh or
+ReLU between the layers. Takes about two minutes on 2 cores. Figures go to
+docs/images/deep-linear, numbers to results/deep_linear.json; benchmarks/readme.py writes
+them into the page.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import xarray as xr
+from figures import save_figure
 from rich.progress import track
+from saving import save_results
 from torch import nn
 
 import analyzers
@@ -33,19 +35,15 @@ from train.protocols.record import record
 from train.workloads import deep_linear
 from train.workloads.catalogue import settings_of
 
-ROOT = Path(__file__).parent.parent
-IMAGES = ROOT / "docs" / "images" / "deep-linear"
-RESULTS = Path(__file__).parent / "results" / "deep_linear.json"
-
 DEPTHS = (2, 3, 4)
 LR, UNTIL = 0.01, 30.0
-"""Step size and time of what is drawn against time."""
+"""Step size and time span of the figures over time."""
 
 RATES, SHORT = (0.08, 0.04, 0.02, 0.01, 0.005), 8.0
-"""Step sizes and time of what is drawn against step sizes."""
+"""Step sizes and time span of the figures over step sizes."""
 
-WIDTH, STEEP = 32, 0.02
-"""Width and step size of networks with something between the layers."""
+WIDTH, NONLINEAR_LR = 32, 0.02
+"""Width and step size of networks with activations."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
     "linear": None,
@@ -56,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
 
 @contextmanager
 def recorded(name: str, lr: float, time: float) -> Iterator[trajstore.Run]:
-    """Train a workload for a time, recorded exactly."""
+    """Train a workload for a time span, recorded exactly."""
     steps = round(time / lr)
     training = replace(settings_of(name), lr=lr, max_steps=steps, epochs=steps)
     with tempfile.TemporaryDirectory() as directory:
@@ -66,24 +64,22 @@ def recorded(name: str, lr: float, time: float) -> Iterator[trajstore.Run]:
 
 
 def modes_of(name: str, lr: float, time: float) -> xr.Dataset:
-    """Singular modes of a workload."""
+    """Return the singular modes of a workload."""
     with recorded(name, lr, time) as run:
         return analyzers.linear_modes(run)
 
 
 def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, Any]:
-    """Train three layers with something between them; measure what their outputs learn.
-
-    Of the outputs f(x) over all data, the matrix mean of f(x) x^T takes the place of the
-    product of weights: the two are one where nothing lies between the layers.
-    """
+    """Train three layers with an activation; return the modes of mean f(x) x^T."""
+    # The mean over all data replaces the product of the weights: without an activation, the
+    # two are equal.
     torch.manual_seed(0)
     data: Any = deep_linear.linear_data(0).train
     inputs, targets = data[0]
     widths = [deep_linear.N_INPUTS, WIDTH, WIDTH, deep_linear.N_OUTPUTS]
     model = stack(random_weights(widths, initial=deep_linear.INITIAL), activation)
-    optimizer = torch.optim.SGD(model.parameters(), lr=STEEP)
-    n_steps = round(2 * UNTIL / STEEP)
+    optimizer = torch.optim.SGD(model.parameters(), lr=NONLINEAR_LR)
+    n_steps = round(2 * UNTIL / NONLINEAR_LR)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
         with trajstore.Recorder(
@@ -114,7 +110,7 @@ def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, An
         deep_linear.correlation(0).double().numpy(), full_matrices=False
     )
     return {
-        "time": STEEP * np.arange(n_steps),
+        "time": NONLINEAR_LR * np.arange(n_steps),
         "modes": np.einsum("im,tij,mj->tm", left, correlation, right),
         "effective_rank": effective_rank(np.linalg.svd(correlation)[1]),
         "loss": loss,
@@ -122,7 +118,7 @@ def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, An
 
 
 def draw_trajectories(runs: dict[int, xr.Dataset]) -> None:
-    """Modes of every depth, beside gradient flow."""
+    """Draw the modes of every depth, next to gradient flow."""
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 3.6), layout="constrained", sharey=True
     )
@@ -131,13 +127,13 @@ def draw_trajectories(runs: dict[int, xr.Dataset]) -> None:
     for ax in axes[1:]:
         ax.get_legend().remove()
         ax.set_ylabel("")
-    save(figure, "trajectories")
+    save_figure(figure, "deep-linear/trajectories")
 
 
 def draw_step_sizes(
     errors: dict[int, list[float]], drifts: dict[int, list[float]]
 ) -> None:
-    """Errors and drifts against the step size, with lines of slope 1."""
+    """Draw errors and drifts against the step size, with lines of slope 1."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     titles = (
         (
@@ -148,7 +144,7 @@ def draw_step_sizes(
         (
             drifts,
             "drift of $W_{l+1}^T W_{l+1} - W_l W_l^T$",
-            "random weights: what the flow conserves",
+            "random weights: the conserved quantity",
         ),
     )
     for ax, (found, ylabel, title) in zip(axes, titles, strict=True):
@@ -163,13 +159,13 @@ def draw_step_sizes(
         ax.legend(fontsize="small", frameon=False)
     percents = (0.1, 0.2, 0.5, 1, 2, 5)
     axes[0].set_yticks(percents, [f"{percent:g}" for percent in percents])
-    save(figure, "step-sizes")
+    save_figure(figure, "deep-linear/step-sizes")
 
 
 def draw_conserved(
     aligned: dict[int, xr.Dataset], random: dict[int, xr.Dataset]
 ) -> None:
-    """What the flow conserves, and the effective rank, from random and aligned weights."""
+    """Draw the conserved quantity and the effective rank of both initialisations."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for i, (depth, modes) in enumerate(random.items()):
         later = modes.isel(step=slice(1, None))
@@ -188,11 +184,11 @@ def draw_conserved(
     for ax in axes[1:]:
         ax.set_ylim(0, deep_linear.N_OUTPUTS + 0.3)
     axes[2].legend(fontsize="small", frameon=False)
-    save(figure, "conserved")
+    save_figure(figure, "deep-linear/conserved")
 
 
 def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
-    """Modes and effective ranks of what outputs have learnt."""
+    """Draw modes and effective ranks of mean f(x) x^T."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, deep_linear.N_OUTPUTS))
     for ax, (name, one) in zip(axes, found.items(), strict=False):
@@ -209,22 +205,16 @@ def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
     axes[3].legend(fontsize="small", frameon=False)
     for ax in axes:
         ax.set_xlabel(r"time $\eta k$")
-    save(figure, "nonlinear")
-
-
-def save(figure: Any, name: str) -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / f"{name}.png", dpi=100)
-    plt.close(figure)
+    save_figure(figure, "deep-linear/nonlinear")
 
 
 def slope(values: list[float]) -> float:
-    """Exponent by which values grow with the step size."""
+    """Return the exponent by which values grow with the step size."""
     return float(np.polyfit(np.log(RATES), np.log(values), 1)[0])
 
 
 def nonlinear_facts(one: dict[str, Any]) -> dict[str, Any]:
-    """When modes have half of their strength, and how the run ends."""
+    """Return the half times of the modes, and the end of the run."""
     halves = []
     for mode, strength in zip(one["modes"].T, deep_linear.STRENGTHS, strict=True):
         above = np.flatnonzero(mode >= strength / 2)
@@ -239,7 +229,7 @@ def nonlinear_facts(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train, measure, draw, and keep the numbers."""
+    """Train, measure, draw and save the results."""
     mpl.use("agg")
     aligned, random, errors, drifts = {}, {}, {}, {}
     for depth in track(DEPTHS, description="deep linear networks"):
@@ -276,7 +266,7 @@ def main() -> None:
         },
         "between layers": {name: nonlinear_facts(one) for name, one in found.items()},
     }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "deep_linear")
 
 
 if __name__ == "__main__":

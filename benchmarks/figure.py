@@ -1,4 +1,4 @@
-"""Draw the README's figure: gamma from one recording, and from two exact runs."""
+"""Draw the figure of the README: gamma of one recorded run and of two exact runs."""
 
 import tempfile
 from functools import partial
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from figures import save_figure
 from rich.progress import track
 
 import analyzers
@@ -14,11 +15,9 @@ from train.loop import train as train_workload
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of
 
-OUT = Path(__file__).parent.parent / "docs" / "images" / "gamma.png"
-
 
 def main() -> None:
-    """Train three times and draw."""
+    """Train three times, and draw."""
     mpl.use("agg")
     experiment = settings_of("digits-resnet")
     train = partial(train_workload, experiment, track=track)
@@ -46,7 +45,7 @@ def main() -> None:
     left.set(
         xlabel="epoch",
         ylabel=r"$\gamma$",
-        title="cosine of every gradient and $x - x^*$",
+        title="cosine of each gradient and $x - x^*$",
         ylim=(0, None),
     )
     right.plot(exact["gamma"], exact["gamma"], color="0.6", linewidth=1)
@@ -64,8 +63,7 @@ def main() -> None:
         ylabel="one recorded run",
         title=r"the same $\gamma$, with error bars",
     )
-    OUT.parent.mkdir(exist_ok=True)
-    figure.savefig(OUT, dpi=110)
+    save_figure(figure, "gamma", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Compare what one recording says of every direction with the exact two-run protocol.
+"""Compare all measurements of one recording with the exact two-run protocol.
 
-The gradient with weight decay, what steps change, the gradients of fixed batches and of all
-data, cosines of gradients some steps apart and distances of iterates: each against exact
-values, as errors over their standard errors. The probes' signs are the same in a whole run,
-so that cosines and distances are taken from several recordings with other signs. Takes some
-15 minutes on 2 cores.
+The gradient with weight decay, the update, the gradients of fixed batches and of all data,
+cosines of gradients some steps apart, and distances of parameters: each against exact
+values, as errors over standard errors. A run uses the same signs for all probes, so cosines
+and distances come from several recordings with different signs. Takes about 15 minutes on
+2 cores.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from saving import save_results
 
 import analyzers
 import trajstore
@@ -29,24 +29,23 @@ from train.protocols.two_run import two_run
 from train.settings import Training
 from train.workloads.catalogue import settings_of
 
-RESULTS = Path(__file__).parent / "results" / "measurements.json"
 DECAY = 5e-4
 DIRECTIONS: dict[str, tuple[str, float]] = {
     "gradient": ("gradient", 0.0),
     "gradient with weight decay": ("gradient", DECAY),
-    "what a step changes": ("update", 0.0),
+    "update": ("update", 0.0),
     "gradients of ten fixed batches": ("fixed_batches", 0.0),
     "gradient of all data": ("full_batch", 0.0),
 }
 LAGGED = {
     "cosine": "cosine of gradients 1 to 50 steps apart",
-    "orthogonal_cosine": "the same beside x - x*",
-    "distance": "distance of their iterates",
+    "orthogonal_cosine": "the same, orthogonal to x - x*",
+    "distance": "distance of their parameters",
 }
 
 
 def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]:
-    """Errors of gamma in every direction, from one recording and two exact runs each."""
+    """Return errors of gamma of every direction: one recording against two exact runs."""
     path = directory / "run.zarr"
     shown = partial(track, description="recorded")
     train(training, partial(trajstore.Recorder, path, updates=True), shown)
@@ -62,14 +61,14 @@ def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]
         )
         of = run if direction == "gradient" else run.measured(direction)
         found = analyzers.path_geometry(of, weight_decay=decay).compute()
-        # Within the last steps x - x* is as long as one of them.
+        # In the last steps, x - x* is as short as an update.
         is_before_end = exact.step.values < run.n_steps - run.spec.steps_per_epoch // 2
         results[title] = scores([found], exact, "gamma", is_before_end)
     return results
 
 
 def lagged(training: Training, directory: Path, seeds: int) -> dict[str, Any]:
-    """Errors of cosines and distances, from recordings with several random signs."""
+    """Return errors of cosines and distances, from recordings with different signs."""
     record = partial(trajstore.Recorder, probes=1024)
     exact_path = directory / "exact.zarr"
     train(training, partial(record, exact_path, exact=True))
@@ -102,7 +101,7 @@ def scores(
 
 
 def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
-    """Measure, show and keep the results.
+    """Measure, print and save the results.
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
     measure_every : int
         Steps between measurements of the fixed batches.
     seeds : int
-        Recordings with other random signs.
+        Recordings with different random signs.
     """
     training = replace(
         settings_of("digits-resnet"),
@@ -123,7 +122,7 @@ def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
     with tempfile.TemporaryDirectory() as directory:
         results = directions(training, Path(directory))
         results |= lagged(short, Path(directory), seeds)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "measurements")
     table = Table("measured", "mean", "rms error", "std of z", "largest |z|", "count")
     for title, row in results.items():
         table.add_row(

@@ -1,33 +1,30 @@
-"""Compute what a recording holds in memory and writes, for nets of up to 7 billion parameters.
+"""Compute the memory and the disk space of recordings of nets up to 7 billion parameters.
 
-Nothing is measured here: these are the formulas of `trajstore.planning.estimate`, which tests compare
-with recordings.
+`trajstore.planning.estimate` predicts the numbers; tests compare it with recordings.
 """
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from saving import save_results
 
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 NETS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)
 BASES = (1, 2, 3)
 
 
 def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
-    """Compute, show and keep the results.
+    """Compute, print and save the results.
 
     Parameters
     ----------
     steps : int, default: 100000
         Optimizer steps in the run.
     steps_per_epoch : int, default: 1000
-        And in a window.
+        Optimizer steps in an epoch, and in a window.
     """
     rows = []
     for n_params in NETS:
@@ -36,7 +33,7 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
         )
         for basis in BASES:
             plan = Plan(spec=replace(default.spec, basis=basis))
-            references = sum(plan.bytes_of_references.values())
+            anchors = sum(plan.bytes_of_anchors.values())
             rows.append(
                 {
                     "parameters": n_params,
@@ -44,10 +41,10 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
                     "basis": basis,
                     "memory": plan.memory,
                     "disk per step": sum(plan.bytes_per_step.values()),
-                    "disk per window": references / plan.n_windows,
+                    "disk per window": anchors / plan.n_windows,
                 }
             )
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    save_results(rows, "memory")
     table = Table(*rows[0], box=None, title="Bytes")
     for row in rows:
         table.add_row(*(f"{value:.4g}" for value in row.values()))

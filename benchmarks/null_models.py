@@ -1,22 +1,22 @@
-"""Record a training and its null models, and compare what three analyses say of them.
+"""Record a training run and its null models, and compare three analyses of them.
 
 The runs are those of the sweep "controls": a fully connected net on digits with plain SGD,
-with random labels, with label noise, with noise for gradients, and a random walk. Takes
-some two minutes on 2 cores. The figure goes to docs/images/null-models.png, numbers to
+with random labels, with label noise, with noise as gradients, and a random walk. Takes
+about two minutes on 2 cores. The figure goes to docs/images/null-models.png, numbers to
 results/null_models.json; benchmarks/readme.py writes them into the page.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 import xarray as xr
+from figures import save_figure
 from rich.progress import track
+from saving import save_results
 
 import analyzers
 import trajstore
@@ -24,16 +24,13 @@ from analyzers.plots import Curve, Panel, draw_panels
 from train.protocols.record import record
 from train.protocols.sweep import load_sweep
 
-ROOT = Path(__file__).parent.parent
-IMAGE = ROOT / "docs" / "images" / "null-models.png"
-RESULTS = Path(__file__).parent / "results" / "null_models.json"
 LAGS = (1, 2, 5, 10, 20, 50)
 PROBES = 1 << 14
-"""Probes for cosines of gradients some steps apart: errors of 0.008 that all share."""
+"""Probes for lagged cosines; their common error is 0.008."""
 
 
 def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:
-    """Cosine of every gradient and the one before it, exact."""
+    """Return the exact cosine of each gradient and the previous one."""
     steps = run.steps[["grad_dot_previous", "grad_norm"]].compute()
     norms = steps.grad_norm * steps.grad_norm.shift(step=1)
     cosine: xr.DataArray = steps.grad_dot_previous.sum("layer") / norms
@@ -41,14 +38,14 @@ def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:
 
 
 def mean_and_error(values: Any) -> list[float]:
-    """Mean of values that scatter, and its standard error."""
+    """Return the mean of finite values, and its standard error."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
     return [float(values.mean()), float(values.std() / len(values) ** 0.5)]
 
 
 def measure(run: trajstore.Run) -> dict[str, Any]:
-    """Gamma, adjacent cosines and lag correlations, by epoch and in the middle."""
+    """Return gamma, adjacent and lagged cosines, by epoch and mid-run."""
     geometry = analyzers.path_geometry(run).compute()
     excess = analyzers.excess_gamma(geometry, run)
     cosine = adjacent_cosine(run)
@@ -72,7 +69,7 @@ def measure(run: trajstore.Run) -> dict[str, Any]:
 
 
 def errors_of_equation_8(run: trajstore.Run) -> dict[str, float]:
-    """Gamma of a recorded walk less 1 / sqrt(T - k), in standard errors."""
+    """Return statistics of gamma - 1 / sqrt(T - k) of a recorded walk, in standard errors."""
     geometry = analyzers.path_geometry(run).compute()
     expected = (run.n_steps - np.arange(run.n_steps)) ** -0.5
     spread = run.layout.n_params**-0.5
@@ -87,11 +84,11 @@ def errors_of_equation_8(run: trajstore.Run) -> dict[str, float]:
 
 
 def draw(found: dict[str, dict[str, Any]]) -> None:
-    """One panel for each analysis."""
+    """Draw one panel for each analysis."""
     gamma, cosine, lags = [], [], []
     for name, of in found.items():
         means, (mean, stderr) = of["means"], of["cosine"]
-        # The walk lies upon it.
+        # The curve of the walk covers this one.
         width = 3.5 if name == "noise-gradients" else 1.2
         gamma.append(
             Curve(
@@ -115,7 +112,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
         Panel(title=title, ylabel=ylabel, curves=tuple(curves), needs="", xlabel=xlabel)
         for title, ylabel, xlabel, curves in (
             ("cosine of gradient and $x - x^*$", r"$\gamma$", "epoch", gamma),
-            ("of a gradient and the one before", "cosine", "epoch", cosine),
+            ("of adjacent gradients", "cosine", "epoch", cosine),
             ("of gradients some steps apart", "cosine", "steps apart", lags),
         )
     ]
@@ -124,17 +121,16 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
     figure.axes[2].set_xticks(range(len(LAGS)), [str(lag) for lag in LAGS])
     for ax in figure.axes[1:]:
         ax.get_legend().remove()
-    figure.savefig(IMAGE, dpi=100)
-    plt.close(figure)
+    save_figure(figure, "null-models")
 
 
 def main(*, epochs: int = 15) -> None:
-    """Record, measure, draw, and keep the numbers.
+    """Record, measure, draw and save the results.
 
     Parameters
     ----------
     epochs : int
-        Of every run.
+        Epochs of every run.
     """
     mpl.use("agg")
     found, numbers = {}, {}
@@ -150,7 +146,7 @@ def main(*, epochs: int = 15) -> None:
                 eighth = errors_of_equation_8(run)
     draw(found)
     results = {"runs": numbers, "equation 8": eighth}
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "null_models")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Measure what recording costs in time and memory.
+"""Measure the cost of recording in time and memory.
 
-Three processes, one training plainly, one recorded, one under the two-run protocol, take
-turns epoch by epoch, so that all meet the same state of a noisy machine. Then the time
-inside the hooks of a ResNet-18, the parts of the recorder, and its peak memory.
-Takes about 20 minutes on 2 cores; leave the machine alone meanwhile.
+Three processes, for plain training, recorded training and the two-run protocol, take turns
+epoch by epoch, so that all meet the same load of the machine. The benchmark then measures
+the hooks of a ResNet-18, the parts of the recorder and its peak memory. Takes about 20
+minutes on 2 cores; leave the machine alone meanwhile.
 """
 
-import json
 import random
 import resource
 import subprocess
@@ -28,7 +27,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from stopwatch import Stopwatch
+from saving import RESULTS, save_results
+from stopwatch import Stopwatch, timed_recorder
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +43,6 @@ from trajstore.tracking import tracker
 from trajstore.tracking.backends import cpu as steps_cpu
 from trajstore.tracking.backends import cpu_kernels as kernels
 
-RESULTS = Path(__file__).parent / "results"
 EPOCHS = 25
 MODES = ("plain", "recorded", "two-run")
 TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
@@ -54,15 +53,15 @@ PARTS: dict[str, tuple[Any, str]] = {
     "inner products, folds, update": (steps_cpu.StepsOnCPU, "_run"),
     "probes": (kernels, "probe"),
     "rotation and 1-bit code": (kernels, "sketch"),
-    "new reference": (tracker.Tracker, "move"),
+    "new anchor": (tracker.Tracker, "move"),
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),
 }
-"""Functions whose time is told apart; those below a new reference count to both."""
+"""Timed functions; the time of functions that a new anchor calls counts twice."""
 
 
 def turns(mode: str, epochs: int) -> None:
-    """Train in one mode, an epoch for every line of standard input; a child process."""
+    """Train in one mode, one epoch per line of standard input; a child process."""
     path = Path(tempfile.mkdtemp()) / "run.zarr"
     recorders: list[trajstore.Recorder] = []
     started = 0.0
@@ -73,7 +72,7 @@ def turns(mode: str, epochs: int) -> None:
         started = time.perf_counter()
 
     def end() -> None:
-        # What is still being written belongs to this turn.
+        # Pending writes belong to this turn.
         for recorder in recorders:
             recorder._background.wait()
         print(time.perf_counter() - started, flush=True)
@@ -105,12 +104,12 @@ def turns(mode: str, epochs: int) -> None:
         begin()
         analyzers.path_geometry(trajstore.open_run(path)).compute()
         end()
-    # A process that ends is busy for a while, which others should not have to bear.
+    # The end of a process takes a while; it must not disturb the turns of others.
     sys.stdin.readline()
 
 
 def warm_up() -> None:
-    """Take one step: torch imports much with the first optimizer and the first step."""
+    """Take one step; torch imports modules at the first optimizer and the first step."""
     model = digits_resnet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     F.cross_entropy(model(torch.rand(64, 1, 8, 8)), torch.zeros(64).long()).backward()
@@ -118,7 +117,7 @@ def warm_up() -> None:
 
 
 def compete(epochs: int) -> dict[str, float]:
-    """Let the modes take turns over one whole training; seconds by mode."""
+    """Let the modes take turns in one training; return seconds by mode."""
     children = {
         mode: subprocess.Popen(
             [sys.executable, __file__, "--turns-of", mode, "--epochs", str(epochs)],
@@ -138,7 +137,7 @@ def compete(epochs: int) -> dict[str, float]:
         child.stdin.flush()
         return float(child.stdout.readline())
 
-    # Until a child has imported everything, its first turn is not taken.
+    # The children import everything before their first turn.
     time.sleep(15)
     for _ in range(epochs):
         for mode in random.sample(MODES, len(MODES)):
@@ -151,7 +150,7 @@ def compete(epochs: int) -> dict[str, float]:
 
 
 def ratios(repetitions: int, epochs: int, console: Console) -> dict[str, Any]:
-    """Repeat `compete` and form the ratios of interest."""
+    """Repeat `compete`, and return ratios of times."""
     rows = [
         compete(epochs)
         for _ in track(range(repetitions), "digits ResNet", console=console)
@@ -172,7 +171,7 @@ def ratios(repetitions: int, epochs: int, console: Console) -> dict[str, Any]:
 
 
 def median_and_interval(values: Any) -> dict[str, float]:
-    """Return the median and its 95 % interval by the bootstrap."""
+    """Return the median and its 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(values, (10_000, len(values))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
@@ -180,22 +179,20 @@ def median_and_interval(values: Any) -> dict[str, float]:
 
 
 def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:
-    """Time steps of a ResNet-18 and, within, the hooks of the recorder."""
+    """Time the steps of a ResNet-18, and the hooks of the recorder within them."""
     torch.manual_seed(0)
     model = cifar_resnet18()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = torch.randn(batch_size, 3, 32, 32)
     labels = torch.randint(10, (batch_size,))
-    before, after = Stopwatch(), Stopwatch()
     whole = []
     with tempfile.TemporaryDirectory() as directory:
-        # Hooks run in the order in which they are registered.
-        optimizer.register_step_pre_hook(before.begin)
-        optimizer.register_step_post_hook(after.begin)
         path = Path(directory) / "run.zarr"
-        with trajstore.Recorder(path, model, optimizer, steps_per_epoch=steps // 2):
-            optimizer.register_step_pre_hook(before.end)
-            optimizer.register_step_post_hook(after.end)
+        with timed_recorder(path, model, optimizer, steps_per_epoch=steps // 2) as (
+            _,
+            before,
+            after,
+        ):
             title = f"ResNet-18, batch {batch_size}"
             for _ in track(range(steps), title, console=console):
                 started = time.perf_counter()
@@ -216,23 +213,13 @@ def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:
 
 
 def parts(epochs: int, console: Console) -> dict[str, float]:
-    """Microseconds a step in each part of the recorder, digits ResNet."""
-    seconds = dict.fromkeys(PARTS, 0.0)
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*args, **kwargs)
-            seconds[name] += time.perf_counter() - started
-            return result
-
-        return call
-
+    """Return microseconds per step in each part of the recorder, digits ResNet."""
+    watches = {name: Stopwatch() for name in PARTS}
     originals = {
         name: getattr(owner, attribute) for name, (owner, attribute) in PARTS.items()
     }
     for name, (owner, attribute) in PARTS.items():
-        setattr(owner, attribute, timed(name, originals[name]))
+        setattr(owner, attribute, watches[name].timing(originals[name]))
     shown: Track = partial(track, description="parts", console=console)
     try:
         with tempfile.TemporaryDirectory() as directory:
@@ -243,11 +230,11 @@ def parts(epochs: int, console: Console) -> dict[str, float]:
     finally:
         for name, (owner, attribute) in PARTS.items():
             setattr(owner, attribute, originals[name])
-    return {name: 1e6 * value / n_steps for name, value in seconds.items()}
+    return {name: 1e6 * sum(watch.seconds) / n_steps for name, watch in watches.items()}
 
 
 def peak_memory() -> None:
-    """Print the peak of what a recorder adds, in float32 vectors; a child process."""
+    """Print the peak memory of a recorder in float32 vectors; a child process."""
     torch.manual_seed(0)
     model = cifar_resnet18()
     n_params = sum(p.numel() for p in model.parameters())
@@ -256,14 +243,14 @@ def peak_memory() -> None:
         p.grad = torch.randn_like(p)
     optimizer.step()
     with tempfile.TemporaryDirectory() as directory:
-        # What importing and writing small things takes is not the recorder's.
+        # Memory for imports and for small writes is not counted.
         small = nn.Linear(4, 4)
         other = torch.optim.SGD(small.parameters(), lr=0.1)
         with trajstore.Recorder(Path(directory) / "small.zarr", small, other):
             small(torch.ones(1, 4)).sum().backward()
             other.step()
         before = resident()
-        # This sets the peak that the system keeps back to what it is now.
+        # This resets the system's peak to the present value.
         Path("/proc/self/clear_refs").write_text("5")
         path = Path(directory) / "run.zarr"
         with trajstore.Recorder(
@@ -277,19 +264,19 @@ def peak_memory() -> None:
 
 
 def resident() -> int:
-    """Bytes of memory in use by this process."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def peak() -> int:
-    """Largest number of bytes in use since the last reset."""
+    """Return the peak resident memory since the last reset in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def child_value(*arguments: str) -> float:
-    """Run this file with arguments and read the number that it prints."""
+    """Run this file with arguments, and return the number that it prints."""
     run = subprocess.run(
         [sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE,
@@ -300,7 +287,7 @@ def child_value(*arguments: str) -> float:
 
 
 def rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Lay the results out in two columns."""
+    """Yield titles and values of the results."""
     digits = results["digits ResNet"]
     for name in ("recorded over plain", "recorded and analysed over two-run"):
         value = digits[name]
@@ -314,12 +301,6 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"digits ResNet: {name}, us", f"{microseconds:.0f}"
 
 
-def write(results: dict[str, Any], out: Path) -> None:
-    """Keep results in a file."""
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-
-
 def main(
     *,
     repetitions: int = 7,
@@ -329,25 +310,24 @@ def main(
     device: Literal["cpu", "cuda"] = "cpu",
     tiny: bool = False,
 ) -> None:
-    """Measure what recording costs.
+    """Measure the cost of recording.
 
     Parameters
     ----------
     repetitions : int, default: 7
-        Trainings that are compared.
+        Number of compared runs.
     epochs : int, default: 25
-        Length of each.
+        Epochs of each.
     out : Path, optional
-        JSON file to write; default: ``overhead.json`` or ``overhead-cuda.json`` among the
-        results.
+        JSON file to write; default: ``overhead.json`` or ``overhead-cuda.json`` below
+        ``results``.
     turns_of : str, optional
-        Be a child process instead: ``plain``, ``recorded``, ``two-run`` or ``memory``.
+        Act as a child process: ``plain``, ``recorded``, ``two-run`` or ``memory``.
     device : {"cpu", "cuda"}, default: "cpu"
-        Where the training runs. What is measured on a CUDA device is another list, see
-        ``overhead_cuda.py``; it takes some minutes.
+        Device of the training. A CUDA device has other measurements, see
+        ``overhead_cuda.py``; they take a few minutes.
     tiny : bool, default: False
-        Try the benchmark for CUDA devices out, with sizes that mean nothing, on the CPU if
-        need be.
+        Try the benchmark for CUDA devices with tiny, meaningless sizes, even on a CPU.
     """
     if turns_of == "memory":
         peak_memory()
@@ -358,7 +338,7 @@ def main(
     console = Console()
     if device == "cuda":
         found = overhead_cuda.overhead(tiny=tiny, console=console)
-        write(found, out or RESULTS / "overhead-cuda.json")
+        save_results(found, out or RESULTS / "overhead-cuda.json")
         console.print(overhead_cuda.table(found))
         return
     results: dict[str, Any] = {
@@ -371,7 +351,7 @@ def main(
         "peak memory, float32 vectors": child_value("--turns-of", "memory"),
         "parts, microseconds a step": parts(5, console),
     }
-    write(results, out or RESULTS / "overhead.json")
+    save_results(results, out or RESULTS / "overhead.json")
     table = Table("what", "measured", box=None, title="The cost of recording")
     for row in rows(results):
         table.add_row(*row)

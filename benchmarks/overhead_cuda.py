@@ -1,9 +1,8 @@
-"""What recording costs on a CUDA device; `overhead.py --device cuda` runs it.
+"""Measure the cost of recording on a CUDA device; `overhead.py --device cuda` runs this.
 
-A plain and a recorded training of the same net take turns of some steps each, timed by events
-of the device. Then the recorder alone, on vectors of 10^8 elements, against the time that it
-takes to move the bytes that have to be read and written once, at the rate of a copy from the
-device to itself.
+A plain and a recorded training of the same net take turns of a few steps each, timed by
+events of the device. The recorder alone is then timed on vectors of 10^8 elements, relative
+to the time to read and write the necessary bytes once, at the rate of a copy on the device.
 """
 
 import os
@@ -34,13 +33,16 @@ from trajstore.tracking.backends.choose import SWITCH
 from trajstore.tracking.tracker import Tracker
 
 BYTES_PER_ELEMENT = 36 + n_codes(BASIS)
-"""Before the step the gradient, the parameter, the gradient before, the reference and codes
-of past ones are read, the gradient and the displacement written; after it parameter, reference
-and displacement are read; all float32 but codes, of one byte."""
+"""Bytes read and written per element in a step.
+
+Before the step, the recorder reads the gradient, the parameter, the previous gradient, the
+anchor and codes of past anchors, and writes the gradient and the displacement. After it, it
+reads the parameter, the anchor and the displacement. Codes have one byte, everything else
+is float32."""
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Sizes of the nets and of the measurement."""
 
     batch: int
     image: int
@@ -59,13 +61,13 @@ TINY = Sizes(4, 8, 2, 64, 16, 32, 1, 10**5, 3, 2)
 
 
 class Clock:
-    """Times what a device does, or the host where there is none."""
+    """Times work on a device, or on the host if there is none."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
 
     def seconds(self, work: Callable[[], None]) -> float:
-        """Return the time from the begin of some work to its end on the device."""
+        """Return the seconds that some work takes on the device."""
         if not self._is_cuda:
             started = time.perf_counter()
             work()
@@ -115,11 +117,11 @@ def gpt(
 def compete(
     make: Callable[..., Any], sizes: Sizes, device: torch.device, console: Console
 ) -> dict[str, Any]:
-    """Let a plain and a recorded training take turns; medians over turns."""
+    """Let a plain and a recorded training take turns; return medians over turns."""
     clock = Clock(device)
     seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        trainings = {}
+        nets = {}
         for mode in seconds:
             torch.manual_seed(0)
             model, loss = make(sizes, device)
@@ -134,10 +136,10 @@ def compete(
                         steps_per_epoch=10 * sizes.steps,
                     )
                 )
-            trainings[mode] = model, loss, optimizer, recorder
+            nets[mode] = model, loss, optimizer, recorder
 
         def turn(mode: str) -> None:
-            model, loss, optimizer, recorder = trainings[mode]
+            model, loss, optimizer, recorder = nets[mode]
             for _ in range(sizes.steps):
                 optimizer.zero_grad()
                 with torch.autocast(device.type, torch.bfloat16):
@@ -147,13 +149,13 @@ def compete(
                     recorder.log(loss=value)
                 optimizer.step()
 
-        for mode in trainings:
+        for mode in nets:
             turn(mode)
         for _ in track(range(sizes.turns), make.__name__, console=console):
-            for mode in random.sample(list(trainings), 2):
+            for mode in random.sample(list(nets), 2):
                 taken = clock.seconds(partial(turn, mode))
                 seconds[mode].append(taken / sizes.steps)
-        n_params = sum(p.numel() for p in trainings["plain"][0].parameters())
+        n_params = sum(p.numel() for p in nets["plain"][0].parameters())
     plain, recorded = (np.array(seconds[mode]) for mode in ("plain", "recorded"))
     return {
         "parameters": n_params,
@@ -170,7 +172,7 @@ def compete(
 def floor(
     sizes: Sizes, device: torch.device, *, with_triton: bool, console: Console
 ) -> dict[str, float]:
-    """Compare the recorder alone with the time to move what it must."""
+    """Compare the recorder alone with the time to move the necessary bytes."""
     shapes = {str(i): (sizes.elements // 10,) for i in range(10)}
     parameters = [torch.randn(shape, device=device) for shape in shapes.values()]
     for parameter in parameters:
@@ -229,7 +231,7 @@ def floor(
 
 @contextmanager
 def without_triton() -> Iterator[None]:
-    """Have steps measured by plain torch."""
+    """Measure steps with plain torch."""
     before = os.environ.get(SWITCH)
     os.environ[SWITCH] = "0"
     yield
@@ -239,15 +241,15 @@ def without_triton() -> Iterator[None]:
 
 
 def overhead(*, tiny: bool, console: Console) -> dict[str, Any]:
-    """Measure all; tiny sizes also where there is no such device, to try the benchmark."""
+    """Measure everything; tiny sizes work without a device too, to try the benchmark."""
     is_there = torch.cuda.is_available()
     if not is_there and not tiny:
         raise SystemExit(
-            "This benchmark needs a CUDA device, and torch finds none; --tiny tries it out "
-            "on the CPU, with sizes that mean nothing."
+            "This benchmark needs a CUDA device, and torch finds none; --tiny tries it "
+            "on the CPU, with meaningless sizes."
         )
     device, sizes = torch.device("cuda" if is_there else "cpu"), TINY if tiny else WHOLE
-    name = torch.cuda.get_device_name() if is_there else "CPU, tiny: means nothing"
+    name = torch.cuda.get_device_name() if is_there else "CPU, tiny and meaningless"
     return {
         "device": f"{name}, torch {torch.__version__}",
         "sizes": sizes._asdict(),
@@ -262,7 +264,7 @@ def overhead(*, tiny: bool, console: Console) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """Lay the results out."""
+    """Return a table of the results."""
     shown = Table("what", "measured", box=None, title="Recording on a device")
     shown.add_row("device", results["device"])
     for name, values in results.items():

@@ -1,12 +1,11 @@
-"""Measure what the hooks of a recorder take in every step, beside a read of its bytes.
+"""Measure the time of a recorder's hooks in each step, next to a read of the same bytes.
 
-Plain SGD with gradients that stay the same, so that only steps and hooks are left. The floor
-is one sum over as many float32 numbers as have to be read: gradient, iterate and basis.
-Steps and sums take turns, in one process and with the same number of threads, and medians
-are shown. Takes some five minutes, and 6 GB of memory for the largest net.
+The training is plain SGD with constant gradients: only steps and hooks remain. The floor is
+one sum over as many float32 numbers as must be read: gradient, parameters and basis. Steps
+and sums take turns in one process with the same number of threads; the table shows medians.
+Takes about five minutes, and 6 GB of memory for the largest net.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -16,21 +15,20 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from stopwatch import Stopwatch
+from saving import RESULTS, save_results
+from stopwatch import Stopwatch, timed_recorder
 from torch import nn
 
 from trajstore.format.run_spec import BASIS
-from trajstore.recording.recorder import Recorder
 
-RESULTS = Path(__file__).parent / "results" / "per_step.json"
 NETS = ((10**4, 10), (10**5, 10), (10**6, 10), (10**6, 300), (10**7, 10), (10**8, 10))
-"""Parameters, and tensors that they are in."""
+"""Numbers of parameters and of parameter tensors."""
 
-STEPS = 50
-"""In a turn, at most."""
+MAX_STEPS = 50
+"""Most steps in a turn."""
 
-TURN = 4 * 10**7
-"""Parameters that the steps of a turn add up to, unless one step has more."""
+TURN_PARAMETERS = 4 * 10**7
+"""Parameters of a net times steps in a turn, unless one step has more."""
 
 
 def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
@@ -41,27 +39,23 @@ def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
         parameter.grad = torch.randn_like(parameter)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     read = torch.ones((2 + BASIS) * sum(sizes))
-    before, after, floor = Stopwatch(), Stopwatch(), Stopwatch()
-    n_steps = max(1, min(STEPS, TURN // n_params))
+    floor = Stopwatch()
+    n_steps = max(1, min(MAX_STEPS, TURN_PARAMETERS // n_params))
     with tempfile.TemporaryDirectory() as directory:
-        # Hooks run in the order in which they are registered.
-        optimizer.register_step_pre_hook(before.begin)
-        optimizer.register_step_post_hook(after.begin)
         path = Path(directory) / "run.zarr"
-        # No window but the first begins, and what is written of it is written at once.
-        with Recorder(path, model, optimizer, steps_per_epoch=10**9) as recorder:
-            optimizer.register_step_pre_hook(before.end)
-            optimizer.register_step_post_hook(after.end)
+        # Only the first window starts, and the flush writes it at once.
+        with timed_recorder(path, model, optimizer, steps_per_epoch=10**9) as timed:
+            recorder, before, after = timed
             optimizer.step()
             recorder.flush()
             for _ in range(1 + n_turns):
                 for _ in range(n_steps):
                     optimizer.step()
                 for _ in range(n_steps):
-                    floor.begin()
+                    floor.start()
                     read.sum()
-                    floor.end()
-    # The first step begins the window, and the first turn fills caches.
+                    floor.stop()
+    # The first step starts the window, and the first turn fills caches.
     hooks = 1e6 * np.add(before.seconds, after.seconds)[1 + n_steps :]
     floors = 1e6 * np.array(floor.seconds)[n_steps:]
     return {
@@ -78,16 +72,16 @@ def main(
     largest: int = 10**8,
     turns: int = 20,
     threads: tuple[int, ...] = (1, 2),
-    out: Path = RESULTS,
+    out: Path = RESULTS / "per_step.json",
 ) -> None:
-    """Measure, show and keep the results.
+    """Measure, print and save the results.
 
     Parameters
     ----------
     largest : int, default: 100000000
-        Nets of more parameters are left out.
+        Larger nets are left out.
     turns : int, default: 20
-        Turns of every net.
+        Turns of each net.
     threads : tuple of int, default: (1, 2)
         Numbers of threads.
     out : Path
@@ -99,8 +93,7 @@ def main(
         torch.set_num_threads(n_threads)
         case = {"parameters": n_params, "tensors": n_tensors, "threads": n_threads}
         rows.append(case | measure(n_params, n_tensors, turns))
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n")
+    save_results(rows, out)
     title = "Microseconds per step: hooks, and one read of the same bytes"
     columns = ("parameters", "tensors", "threads", "hooks", "floor", "ratio")
     table = Table(*columns, box=None, title=title)

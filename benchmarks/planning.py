@@ -1,8 +1,8 @@
-"""Measure what `trajstore.planning.estimate` rests on: window lengths, signs, bases, and compression.
+"""Measure the constants of `trajstore.planning.estimate`.
 
-Each training is done twice, and recorded with several lengths of windows and several
-numbers of signs at the same time, and with several bases the other time: recorders do not
-change it. The MLP is also trained for fewer epochs, which tells lengths in epochs from
+Each training runs twice: once under recorders with several window lengths and several
+numbers of signs, once under recorders with several bases. Recorders do not change the
+training. The MLP is also trained for fewer epochs, to separate lengths in epochs from
 shares of the run. Takes about twenty minutes on 2 cores.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
+from saving import RESULTS, save_results
 from torch import Tensor
 
 import analyzers
@@ -35,14 +36,12 @@ WORKLOADS: dict[str, Any] = {
 WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
 SIGNS = (1 << 12, 1 << 18)
 BASES = (0, 1)
-"""Other numbers of vectors in the basis than a recorder's default."""
-
-RESULTS = Path(__file__).parent / "results" / "planning.json"
+"""Sizes of the basis other than a recorder's default."""
 
 
 @dataclass(frozen=True, slots=True)
-class Everyone:
-    """Passes on what is logged."""
+class LogToAll:
+    """Log to several recorders."""
 
     recorders: Sequence[Log]
 
@@ -58,13 +57,13 @@ class Everyone:
 def record(
     experiment: Any, directory: Path, options: Sequence[Mapping[str, Any]]
 ) -> list[trajstore.Run]:
-    """Train once under several recorders and open what they recorded."""
+    """Train once under several recorders, and open their runs."""
     paths = [directory / f"{i}.zarr" for i in range(len(options))]
 
     @contextmanager
     def observe(*args: Any, **lengths: int) -> Iterator[Log]:
         with ExitStack() as stack:
-            yield Everyone(
+            yield LogToAll(
                 [
                     stack.enter_context(
                         trajstore.Recorder(path, *args, **lengths, **option)
@@ -78,7 +77,7 @@ def record(
 
 
 def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
-    """Rms standard error of gamma between first and last epoch, and its two parts."""
+    """Return the mid-run rms standard error of gamma, and its two parts."""
     geometry = analyzers.path_geometry(run).compute()
     is_middle = (geometry.epoch > 0) & (geometry.epoch < run.n_epochs - 1)
     squares = geometry.gamma_stderr**2
@@ -94,7 +93,7 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
 
 
 def compression(run: trajstore.Run) -> dict[str, float]:
-    """Bytes on disk over bytes in memory, array by array."""
+    """Return bytes on disk over bytes in memory, by array."""
     ratios = {}
     for name in run.stored.document.arrays:
         array = run.stored.array(name)
@@ -108,7 +107,7 @@ def bytes_of_chunks(path: Path) -> int:
 
 
 def measure(experiment: Any, directory: Path) -> dict[str, Any]:
-    """Record with several lengths of windows, and with several numbers of signs."""
+    """Record with several window lengths, and with several numbers of signs."""
     epoch = steps_per_epoch(experiment)
     lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
     options: list[dict[str, int]] = [{"reference_every": n} for n in lengths]
@@ -129,7 +128,7 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
-    """Record with fewer vectors in the basis, each with several lengths of windows."""
+    """Record with smaller bases, each with several window lengths."""
     epoch = steps_per_epoch(experiment)
     lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
     options = [{"basis": r, "reference_every": n} for r in BASES for n in lengths]
@@ -145,26 +144,26 @@ def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(experiment: Any) -> int:
-    """Ask a training how long its epochs are, taking one step."""
+    """Return the length of an epoch, found by training one step."""
     found: list[int] = []
 
     @contextmanager
     def observe(*_: Any, steps_per_epoch: int, total_steps: int) -> Iterator[Log]:
         del total_steps
         found.append(steps_per_epoch)
-        yield Everyone([])
+        yield LogToAll([])
 
     train_workload(replace(experiment, max_steps=1), observe)
     return found[0]
 
 
-def main(*, only: str | None = None, out: Path = RESULTS) -> None:
-    """Measure, and write what was found.
+def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> None:
+    """Measure, print and save the results.
 
     Parameters
     ----------
     only : str, optional
-        Name of one training; the results of the others stay.
+        Name of one training; results of the others stay.
     out : Path
         JSON file to write.
     """
@@ -174,7 +173,7 @@ def main(*, only: str | None = None, out: Path = RESULTS) -> None:
             results[name] = measure(WORKLOADS[name], Path(directory) / "lengths")
             results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
         Console().print_json(json.dumps({name: results[name]}))
-    out.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, out)
 
 
 if __name__ == "__main__":

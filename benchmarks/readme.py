@@ -1,4 +1,4 @@
-"""Write the measured figures into README.md and docs, between their markers."""
+"""Write tables of results into README.md and docs, between their markers."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from typing import Any
 from rich.filesize import decimal
 
 from trajstore.format.run_spec import SKETCH_BITS
-from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+from trajstore.planning.estimate import plain_error
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def accuracy_table(results: dict[str, Any]) -> str:
 
     add("mean gamma", "mean gamma", digits=3)
     for scheme in workloads["digits ResNet"]["middle"]["schemes"]:
-        add(f"8 KB a step: {scheme}", "middle", "schemes", scheme)
+        add(f"8 KB per step: {scheme}", "middle", "schemes", scheme)
     rms = "rms error of gamma"
     add("**recorded**, mid-run", "middle", rms)
     add("**recorded**, first epoch", "first", rms)
@@ -42,12 +42,12 @@ def accuracy_table(results: dict[str, Any]) -> str:
     ratio = "bytes of a float32 projection over signs and scales"
     add("float32 projection of equal error, bytes over signs' bytes", ratio, digits=0)
     whole = "bytes of a float32 projection over the whole store"
-    add("the same over all bytes of the store", whole, digits=0)
+    add("the same, over all bytes of the store", whole, digits=0)
     limit = results["white limit"]
     lines.append("")
     lines.append(
-        f"No code of 65,536 bits can do better than {limit:.4f} on gradients without "
-        "structure; weights and low rank use structure, and do."
+        f"No code of 65,536 bits can do better than {limit:.4f} on unstructured "
+        "gradients; weights and low rank use structure, and do better."
     )
     return "\n".join(lines)
 
@@ -79,7 +79,7 @@ def overhead_table(results: dict[str, Any]) -> str:
 
 
 def scale_table(results: list[dict[str, Any]]) -> str:
-    """Cost of large stores; other results are read besides."""
+    """Cost of large stores, from several results."""
     analysis, stalls, [full] = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("analysis", "stalls", "full_size")
@@ -97,11 +97,11 @@ def scale_table(results: list[dict[str, Any]]) -> str:
     rows = {
         "flush on the training thread, 99.5th percentile": f"{flush:.1f} ms",
         "analysis, 11.2 M parameters, 2 worker processes": f"{rate:,.0f} steps/s",
-        "the same in operations over float32 matrix products": f"{share:.2f}",
+        "the same, operations relative to float32 matrix products": f"{share:.2f}",
         "analysis with 2 workers over 1, 25.7 M parameters": f"{largest['2 workers over 1']:.2f}",
         "largest memory of a worker, up to 25.7 M parameters": f"{peak:.2f} GiB",
         f"{shape}: files": f"{full['files']:,}",
-        "the same: to open, to select an epoch": f"{full['seconds to open']:.2f} s, "
+        "the same: time to open, to select an epoch": f"{full['seconds to open']:.2f} s, "
         f"{full['seconds to select an epoch']:.2f} s",
     }
     lines = ["| cost of large runs, 2 CPU cores | |", "|---|---|"]
@@ -111,7 +111,7 @@ def scale_table(results: list[dict[str, Any]]) -> str:
 
 
 def measurements_table(results: dict[str, Any]) -> str:
-    """One line for each direction that is measured."""
+    """One line for each measured direction."""
     lines = [
         "| measured on the digits ResNet | mean | rms error | error over standard error, std |",
         "|---|---|---|---|",
@@ -142,8 +142,12 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
 
 
 def planning_table(results: dict[str, Any]) -> str:
-    """One line for each training, with all lengths of windows."""
-    titles = ("training", "length of windows, % of the run", "part of the error left")
+    """One line for each training, with all window lengths."""
+    titles = (
+        "training",
+        "length of windows, % of the run",
+        "error over that of a plain sketch",
+    )
     lines = [
         f"| {' | '.join(titles)} | `basis=1` | `basis=0` |",
         "|---|---|---|---|---|",
@@ -151,7 +155,7 @@ def planning_table(results: dict[str, Any]) -> str:
     for name, training in results.items():
         lengths, others = training["by epochs in a window"], training["by basis"]
         shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
-        plain = plain_error(training["padded parameters"])
+        plain = plain_error(training["padded parameters"], SKETCH_BITS)
         cells = [", ".join(shares)]
         for by_length in (lengths, others["1"], others["0"]):
             left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]
@@ -161,7 +165,7 @@ def planning_table(results: dict[str, Any]) -> str:
 
 
 def per_step_table(results: list[dict[str, Any]]) -> str:
-    """One line for each net, with one thread and with two."""
+    """One line for each net, with one thread and two."""
     lines = [
         "| parameters | tensors | hooks, us | one read, us | 2 threads | one read |",
         "|---|---|---|---|---|---|",
@@ -220,16 +224,13 @@ def zigzag_table(results: dict[str, Any]) -> str:
         add(name, row)
     for name, branches in results["scales"].items():
         for scale, row in branches.items():
-            title = "from the branching on" if scale == "parent" else f"lr {scale}"
+            title = (
+                "the parent after the branch point"
+                if scale == "parent"
+                else f"lr {scale}"
+            )
             add(f"{name}: {title}", row)
     return "\n".join(lines)
-
-
-def plain_error(size: int) -> float:
-    """Error of gamma with a sketch without weights and basis, for a flat vector."""
-    n_rows = Sketch(size=size, bits=SKETCH_BITS, seed=0).fold.n_rows
-    variance = (1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE
-    return math.sqrt(variance / SKETCH_BITS)
 
 
 def deep_linear_table(results: dict[str, Any]) -> str:
@@ -258,7 +259,7 @@ def deep_linear_table(results: dict[str, Any]) -> str:
 
 
 def between_layers_table(results: dict[str, Any]) -> str:
-    """One line for each of what lies between the layers."""
+    """One line for each activation."""
     lines = [
         "| between layers | half times of modes | last values | smallest rank | loss |",
         "|---|---|---|---|---|",
@@ -278,9 +279,9 @@ def null_models_table(results: dict[str, Any]) -> str:
     columns = [
         "run",
         "gamma, mid-run",
-        "less that of a walk of the same steps",
+        "excess over a walk of the same updates",
         "adjacent cosine",
-        "its deviation",
+        "its std",
         "cosine 5 steps apart",
     ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -311,7 +312,7 @@ def null_models_table(results: dict[str, Any]) -> str:
 
 
 def sharpness_table(results: dict[str, Any]) -> str:
-    """One line for each training, and one for each of the other findings."""
+    """One line for each training, and for each other finding."""
     lines = [
         "| training, learning rate | threshold | reached at step | ratio then, median | smallest to largest | within 10 % |",
         "|---|---|---|---|---|---|",
@@ -336,10 +337,10 @@ def sharpness_table(results: dict[str, Any]) -> str:
     other = "smallest largest |cosine| of others"
     low, high = invariance["growth over expected, convolutions"]
     rows = {
-        "tensors called invariant": f"{len(invariance['called invariant'])}",
+        "layers found invariant": f"{len(invariance['called invariant'])}",
         f"largest cosine of the {n} convolutions": f"{invariance[largest]:.1e}",
-        "of the other tensors, the smallest of the largest cosines": f"{invariance[other]:.1e}",
-        "growth of convolutions over what is expected": f"{low:.3f} to {high:.3f}",
+        "smallest largest cosine of the other layers": f"{invariance[other]:.1e}",
+        "growth of convolutions over the expected growth": f"{low:.3f} to {high:.3f}",
     }
     lines += [f"| digits ResNet: {title} | {value} |" for title, value in rows.items()]
     return "\n".join(lines)
@@ -365,11 +366,11 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
 }
 
 FILES = {"between_layers": "deep_linear"}
-"""Results that are kept under another name than that of their table."""
+"""Results whose file has another name than the table."""
 
 
 def filled(page: str) -> str:
-    """Return the text of a page with current figures."""
+    """Return the text of a page with current tables."""
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
         results = RESULTS / f"{FILES.get(name, name)}.json"

@@ -1,32 +1,31 @@
-"""Measure how a store and its analysis grow with steps T and parameters d.
+"""Measure how the cost of a store and its analysis grows with steps T and parameters d.
 
-Synthetic runs of the real format, three lengths and three sizes. Of each: files, bytes
-per step, the time to open it, the rate of the analysis with one worker process and with
-two (one thread each), and the largest memory of a worker. One and two workers take turns,
-for other work on the machine to hit both alike. The full size needs some 15 GB of disk
-and hours; smaller ones by option, for example
+The synthetic runs have the real format, three lengths and three sizes. The benchmark
+measures files, bytes per step, the time to open the store, the speed of the analysis with
+one and with two worker processes of one thread, and the peak memory of a worker. One and
+two workers take turns, so that other load hits both alike. The full size needs about 15 GB
+of disk and hours; options make it smaller, for example
 
     python benchmarks/scale.py --n-steps 32768 --n-params 25600000 --steps-per-epoch 1000
 """
 
-import json
 import resource
 import shutil
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 from rich.console import Console
+from saving import save_results
 from synthetic import write_run
 
 import analyzers
 import trajstore
 from analyzers._execution.cluster import connected
-
-RESULTS = Path(__file__).parent / "results" / "scale.json"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def describe(path: Path) -> dict[str, Any]:
         "windows": run.n_windows,
         "files": len(files),
         "bytes per step": sum(f.stat().st_size for f in files) / run.n_steps,
-        "without references": sum(f.stat().st_size for f in of_steps) / run.n_steps,
+        "without anchors": sum(f.stat().st_size for f in of_steps) / run.n_steps,
         "seconds to open": float(np.median(times, 0)[0]),
         "seconds to open, the first time": times[0][0],
         "seconds to select an epoch": float(np.median(times, 0)[1]),
@@ -57,22 +56,18 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def analyse(path: Path, n_workers: int) -> tuple[float, float]:
-    """Analyse with worker processes; returns steps per second and GiB of a worker."""
+    """Analyse with worker processes; return steps per second and GiB of a worker."""
     run = trajstore.open_run(path)
     shutil.rmtree(path.with_suffix(".analysis.zarr"), ignore_errors=True)
     with connected(workers=n_workers) as client:
         client.wait_for_workers(n_workers)
-        # What is imported first belongs to no analysis.
-        client.run(_import_analyzers)
+        # The first import is not part of an analysis.
+        client.run(import_module, "analyzers")
         started = time.perf_counter()
         analyzers.store_geometry(run)
         taken = time.perf_counter() - started
         peaks = client.run(_peak_memory).values()
     return run.n_steps / taken, max(peaks) / 2**30
-
-
-def _import_analyzers() -> str:
-    return analyzers.__name__
 
 
 def _peak_memory() -> int:
@@ -107,21 +102,20 @@ def main(
     rounds: int = 2,
     directory: Path | None = None,
 ) -> None:
-    """Measure and write `results/scale.json`, or without rounds `full_size.json`.
+    """Measure and write `results/scale.json`, or, with 0 rounds, `full_size.json`.
 
     Parameters
     ----------
     n_steps : int
-        Largest number of steps; a half and a quarter are measured as well.
+        Largest number of steps; a half and a quarter are measured too.
     n_params : int
-        Largest number of parameters; likewise.
+        Largest number of parameters; a half and a quarter are measured too.
     steps_per_epoch : int
         Steps in a window.
     rounds : int
-        How many times each is analysed; 0 to look at the stores only, and at the
-        largest alone.
+        Number of analyses of each; 0 to measure only the largest store itself.
     directory : Path, optional
-        Where the stores are made, one at a time.
+        Directory for the stores, one at a time.
     """
     sizes = [(n_steps // 4, n_params // k) for k in (4, 2, 1)]
     sizes += [(n_steps // k, n_params) for k in (2, 1)]
@@ -135,8 +129,7 @@ def main(
             )
             results.append(measure(path, rounds=rounds))
             Console().print_json(data=results[-1])
-    path = RESULTS if rounds else RESULTS.with_stem("full_size")
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "scale" if rounds else "full_size")
 
 
 if __name__ == "__main__":

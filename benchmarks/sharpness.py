@@ -1,11 +1,9 @@
-"""Progressive sharpening, the edge of stability, smoothness, convexity, scale invariance.
+"""Measure sharpness, smoothness, convexity and scale invariance of small networks on digits.
 
-Trains small networks on digits, and writes the figures and the numbers of
-docs/sharpness.md. Takes some four minutes on one core; runs that are there already are not
-made again.
+The benchmark draws the figures of docs/sharpness.md and saves its numbers. Takes about four
+minutes on one core; complete runs in the directory are used again.
 """
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,9 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
+from figures import save_figure
 from rich.progress import track
+from saving import save_results
 
 import analyzers
 from analyzers import plots
@@ -26,10 +26,6 @@ from train.protocols.record import is_complete, record_resumably
 from train.settings import Training
 from train.workloads.catalogue import settings_of
 from trajstore import Run, open_run
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "sharpness.json"
-IMAGES = HERE.parent / "docs" / "images" / "sharpness"
 
 DESCENT: dict[str, tuple[str, dict[str, Any]]] = {
     "gd-0.3": ("gradient descent, 0.3", {"lr": 0.3, "epochs": 1000}),
@@ -48,14 +44,14 @@ DESCENT: dict[str, tuple[str, dict[str, Any]]] = {
         {"lr": 0.4, "epochs": 340, "control": "noise-gradients"},
     ),
 }
-"""Titles, and what is different from the workload."""
+"""Titles of runs, and their changes to the settings of the workload."""
 
 SMALL = {"sketch_bits": 4096, "probes": 1024, "reference_every": 50}
 MINIBATCH = "minibatch"
 RESNET = "resnet"
 
 
-def trainings() -> dict[str, Training]:
+def settings() -> dict[str, Training]:
     tanh = replace(settings_of("digits-tanh"), sharpness_every=10)
     chosen = {name: replace(tanh, **changes) for name, (_, changes) in DESCENT.items()}
     chosen[MINIBATCH] = replace(
@@ -78,9 +74,9 @@ def trainings() -> dict[str, Training]:
 
 
 def recorded(directory: Path) -> dict[str, Run]:
-    """Make the runs that are not there yet."""
+    """Record the missing runs, and open all."""
     runs = {}
-    for name, training in trainings().items():
+    for name, training in settings().items():
         store = directory / f"{name}.zarr"
         if not is_complete(training, store):
             options = {} if name == RESNET else SMALL
@@ -90,20 +86,14 @@ def recorded(directory: Path) -> dict[str, Run]:
     return runs
 
 
-def save(figure: Any, name: str) -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / f"{name}.png", dpi=100)
-    plt.close("all")
-
-
 def edges(runs: dict[str, Run]) -> dict[str, Any]:
-    """Draw sharpness beside the threshold, and say how they compare."""
+    """Draw sharpness and the stability threshold, and compare them."""
     found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
     panels = [
         plots.edge_of_stability(found[name], title=title)
         for name, (title, _) in DESCENT.items()
     ]
-    save(plots.draw_panels(panels, n_columns=3), "edge")
+    save_figure(plots.draw_panels(panels, n_columns=3), "sharpness/edge")
     return {
         DESCENT[name][0]: {
             "threshold": float(edge.threshold[-1]),
@@ -126,7 +116,7 @@ def edges(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
-    """Draw the change of gradients beside sharpness."""
+    """Draw smoothness next to sharpness, and compare them."""
     full, mini = runs["gd-0.3"], runs[MINIBATCH]
     along = analyzers.smoothness(full).compute()
     same = analyzers.smoothness(mini, measurement="same_batch").compute()
@@ -142,7 +132,7 @@ def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
             title="batches of 50, 0.1",
         ),
     ]
-    save(plots.draw_panels(panels, n_columns=2), "smoothness")
+    save_figure(plots.draw_panels(panels, n_columns=2), "sharpness/smoothness")
     late = slice(int(of_full.reached) + 200, None)
     quarter = mini.n_steps // 4 * 3
     return {
@@ -162,13 +152,13 @@ def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def over(found: xr.Dataset, edge: xr.Dataset) -> float:
-    """Return the median of smoothness over that of sharpness in the same steps."""
+    """Return median smoothness over median sharpness in the same steps."""
     sharpness = edge.sharpness.sel(step=slice(found.step[0], found.step[-1]))
     return float(found.smoothness.median() / sharpness.median())
 
 
 def convexity(runs: dict[str, Run]) -> dict[str, Any]:
-    """Look for what shows that the loss is not convex, in gradient descent."""
+    """Return shares of gradient descent steps that violate convexity."""
     run = runs["gd-0.4"]
     chord = losses_between(run, 0, "final")
     towards = analyzers.convexity(
@@ -179,7 +169,7 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
         plots.convexity(towards, title="tangents at the iterates, towards the end"),
         plots.convexity(near, title="tangents at neighbouring iterates"),
     ]
-    save(plots.draw_panels(panels, n_columns=2), "convexity")
+    save_figure(plots.draw_panels(panels, n_columns=2), "sharpness/convexity")
     known = near.slack.notnull()
     return {
         "tangents towards the end above the loss": float(towards.is_violated.mean()),
@@ -195,10 +185,10 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def invariance(runs: dict[str, Run]) -> dict[str, Any]:
-    """Tell convolutions from all else."""
+    """Compare the scale invariance of convolutions with that of other layers."""
     found = analyzers.scale_invariance(runs[RESNET]).compute()
     plots.scale_invariance(found)
-    save(plt.gcf(), "invariance")
+    save_figure(plt.gcf(), "sharpness/invariance")
     convolutions = [
         name
         for name, shape in zip(
@@ -222,7 +212,7 @@ def invariance(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def main(*, runs: Path = Path("runs/sharpness")) -> None:
-    """Train, measure, draw, and keep the results.
+    """Train, measure, draw and save the results.
 
     Parameters
     ----------
@@ -230,7 +220,7 @@ def main(*, runs: Path = Path("runs/sharpness")) -> None:
         Directory for the stores.
     """
     mpl.use("agg")
-    # Threads that wait for each other cost more than they bring where nets are small.
+    # For small nets, the synchronisation of threads costs more than it gains.
     torch.set_num_threads(1)
     runs.mkdir(parents=True, exist_ok=True)
     opened = recorded(runs)
@@ -240,7 +230,7 @@ def main(*, runs: Path = Path("runs/sharpness")) -> None:
         "convexity": convexity(opened),
         "invariance": invariance(opened),
     }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "sharpness")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,62 @@
-"""A stopwatch for what hooks of an optimizer take."""
+"""Time functions, and the hooks of a recorder."""
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+from trajstore import Recorder
 
 
 class Stopwatch:
-    """Times what happens between two hooks of an optimizer."""
+    """Collects the seconds between two hooks of an optimizer, or in a function."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._begun = 0.0
+        self._started = 0.0
 
-    def begin(self, *_: Any) -> None:
-        """Start; a hook."""
-        self._begun = time.perf_counter()
+    def start(self, *_: Any) -> None:
+        """Start; usable as a hook."""
+        self._started = time.perf_counter()
 
-    def end(self, *_: Any) -> None:
-        """Stop; a hook."""
-        self.seconds.append(time.perf_counter() - self._begun)
+    def stop(self, *_: Any) -> None:
+        """Stop; usable as a hook."""
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def timing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose calls are timed; calls may nest in other stopwatches'."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds.append(time.perf_counter() - started)
+            return result
+
+        return call
+
+
+class TimedRecorder(NamedTuple):
+    """A recorder with stopwatches around its hooks before and after each step."""
+
+    recorder: Recorder
+    before: Stopwatch
+    after: Stopwatch
+
+
+@contextmanager
+def timed_recorder(
+    path: Path, model: nn.Module, optimizer: Optimizer, **options: Any
+) -> Iterator[TimedRecorder]:
+    """Record, and time the hooks of the recorder in every step."""
+    before, after = Stopwatch(), Stopwatch()
+    # Hooks run in the order of their registration.
+    optimizer.register_step_pre_hook(before.start)
+    optimizer.register_step_post_hook(after.start)
+    with Recorder(path, model, optimizer, **options) as recorder:
+        optimizer.register_step_pre_hook(before.stop)
+        optimizer.register_step_post_hook(after.stop)
+        yield TimedRecorder(recorder, before, after)

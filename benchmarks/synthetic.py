@@ -1,6 +1,5 @@
-"""Stores of the real format with random contents, of any length and size."""
+"""Write stores of the real format with random contents, of any length and size."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,17 @@ from trajstore.format.arrays import KEYFRAME_EVERY, n_columns, table_columns
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.windows import Windows
+from trajstore.planning.estimate import window_starts
 from trajstore.sketch.rotation import n_blocks
 from trajstore.store.writer import Window, Writer
 
 Shapes = dict[str, tuple[int, ...]]
 RESNET18 = 11_173_962
-"""Parameters of a ResNet-18 for 10 classes."""
+"""Number of parameters of a ResNet-18 for 10 classes."""
 
 
 def resnet18_shapes(n_params: int = RESNET18) -> Shapes:
-    """Shapes of the 62 tensors of a ResNet-18, made wider to hold so many numbers."""
+    """Return shapes of the 62 tensors of a ResNet-18, widened to `n_params` parameters."""
     base = round(64 * np.sqrt(n_params / RESNET18))
     shapes: Shapes = {"conv1": (base, 3, 3, 3), **_norm("bn1", base)}
     before = base
@@ -45,11 +45,9 @@ def _norm(name: str, width: int) -> Shapes:
 def write_run(
     path: Path, *, n_params: int, n_steps: int, steps_per_epoch: int, bits: int = 65536
 ) -> int:
-    """Write a run; returns how many windows it has.
-
-    Parameters are a random walk in the steps of the int8 code; tables are small random
-    numbers. Nothing is consistent, but everything has the type and size it would have.
-    """
+    """Write a run, and return its number of windows."""
+    # Parameters are a random walk in steps of the int8 code; tables are small random
+    # numbers. Values are inconsistent, but have the types and sizes of a real run.
     shapes = resnet18_shapes(n_params)
     spec = RunSpec(
         names=tuple(shapes),
@@ -66,7 +64,10 @@ def write_run(
     rng = np.random.default_rng(0)
     writer = Writer(path, spec)
     walk = _Walk(Layout(spec.names, spec.shapes), rng)
-    starts = list(_window_starts(spec, n_steps))
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch, reference_every=None, total_steps=None
+    )
+    starts = list(window_starts(windows, n_steps))
     for c, (start, stop) in enumerate(zip(starts, [*starts[1:], n_steps], strict=True)):
         writer.append_window(walk.window(c, start, spec))
         for first in range(start, stop, 2048):
@@ -82,7 +83,7 @@ def write_run(
 
 
 class _Walk:
-    """Where the synthetic run is; its differences from window to window are random."""
+    """The parameters of the synthetic run; updates from window to window are random."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng
@@ -110,18 +111,6 @@ class _Walk:
             probes=self.rng.standard_normal(spec.probes),
             keyframe=self.point if index % KEYFRAME_EVERY == 0 else None,
         )
-
-
-def _window_starts(spec: RunSpec, n_steps: int) -> Iterator[int]:
-    windows = Windows(
-        steps_per_epoch=spec.steps_per_epoch,
-        reference_every=spec.reference_every,
-        total_steps=spec.total_steps,
-    )
-    start = 0
-    while start < n_steps:
-        yield start
-        start = windows.next_start(start + 1, 0)
 
 
 def _rows(

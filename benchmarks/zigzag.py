@@ -1,12 +1,11 @@
-"""Where small trainings on the digits zigzag, and whether that depends on the scale.
+"""Measure where small nets on digits zigzag, and how that depends on the learning rate.
 
-Full batches with a large and a small learning rate, mini-batches, two runs that should not
-zigzag for want of a valley (random labels, noise in the place of gradients), and branches of
-the first with smaller learning rates. Draws the figures of docs/zigzag.md, and writes the
-numbers for its tables. Takes some three minutes on a CPU.
+The runs are full batches with a large and a small learning rate, mini-batches, two runs
+without a valley to zigzag in (random labels, noise as gradients), and branches of the first
+with smaller learning rates. The benchmark draws the figures of docs/zigzag.md, and saves
+the numbers of its tables. Takes about three minutes on a CPU.
 """
 
-import json
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from figures import save_figure
 from rich.progress import track
+from saving import save_results
 
 import analyzers
 import trajstore
@@ -26,9 +27,6 @@ from train.protocols.branch import branch, branch_path
 from train.protocols.record import record
 from train.settings import Training
 from train.workloads.catalogue import settings_of
-
-RESULTS = Path(__file__).parent / "results" / "zigzag.json"
-IMAGES = Path(__file__).parent.parent / "docs" / "images" / "zigzag"
 
 PLAIN: Final = replace(settings_of("digits-mlp"), epochs=12, lr=0.3)
 FULL: Final = replace(
@@ -47,16 +45,16 @@ BRANCHES: Final[dict[str, tuple[int, dict[float, int]]]] = {
     LARGE: (95, {0.7: 40, 0.5: 56, 0.2: 140, 0.1: 280}),
     MINI: (2, {0.5: 4, 0.2: 10, 0.1: 20, 0.05: 40}),
 }
-"""Epoch in which branches begin, and how many epochs they take by their scale: those of two
-runs each with the same sum of learning rates, which the parents are cut to by length."""
+"""By parent: the epoch at which branches start, and their number of epochs by learning-rate
+scale. All branches of a parent have the same sum of learning rates; the parent is cut to
+it."""
 
 THRESHOLDS: Final = tuple(np.linspace(0, 0.95, 20))
 
 
 def main() -> None:
-    """Train, measure, draw and write."""
+    """Train, measure, draw and save the results."""
     mpl.use("agg")
-    IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         runs = {}
         for i, (name, training) in enumerate(RUNS.items()):
@@ -70,19 +68,17 @@ def main() -> None:
             )
             runs[name] = trajstore.open_run(path)
         segments = {name: analyzers.zigzag_segments(run) for name, run in runs.items()}
-        scales = {
-            name: compare_scales(runs[name], *BRANCHES[name]) for name in BRANCHES
-        }
+        scales = {name: with_branches(runs[name], *BRANCHES[name]) for name in BRANCHES}
         draw(runs, segments, scales)
     found = {name: numbers(of_run) for name, of_run in segments.items()}
     results = {"runs": found, "scales": {n: by_scale(s) for n, s in scales.items()}}
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save_results(results, "zigzag")
 
 
-def compare_scales(
+def with_branches(
     parent: trajstore.Run, epoch: int, lengths: dict[float, int]
 ) -> xr.Dataset:
-    """Record branches of a run, and lay them beside as many steps of it."""
+    """Record branches of a run, and compare them with the run up to the same length."""
     branches = []
     for scale, epochs in lengths.items():
         path = branch_path(parent, epoch, scale, None)
@@ -97,7 +93,7 @@ def compare_scales(
 
 
 def by_scale(scales: xr.Dataset) -> dict[str, Any]:
-    """Take what the tables show of a run and its branches."""
+    """Return the numbers in the tables of a run and its branches."""
     labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
     return {label: numbers(scales.isel(branch=i)) for i, label in enumerate(labels)}
 
@@ -118,7 +114,7 @@ def draw(
     )
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
-    figure.savefig(IMAGES / "runs.png", dpi=90)
+    save_figure(figure, "zigzag/runs", dpi=90)
 
     figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for name, run in runs.items():
@@ -128,31 +124,30 @@ def draw(
     ax.set(
         xlabel="threshold",
         ylabel="share of steps",
-        title="steps that zigzag, by the threshold",
+        title="share of zigzag steps by threshold",
     )
     ax.legend(fontsize="small", frameon=False)
-    figure.savefig(IMAGES / "thresholds.png", dpi=90)
+    save_figure(figure, "zigzag/thresholds", dpi=90)
 
     for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
         curve = analyzers.lag_curve(runs[name])
         drawn = plots.zigzag(segments[name], curve, title=name)
-        drawn.savefig(IMAGES / f"{file}.png", dpi=85)
+        save_figure(drawn, f"zigzag/{file}", dpi=85)
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 2.8), layout="constrained")
     for name, ax in zip((LARGE, MINI), axes, strict=True):
         plots.layer_cosines(analyzers.zigzag_layers(runs[name]), ax=ax)
         ax.set_title(f"{name}: by tensor", fontsize="medium")
-    figure.savefig(IMAGES / "layers.png", dpi=90)
+    save_figure(figure, "zigzag/layers", dpi=90)
 
     for name, file in ((LARGE, "full-batch"), (MINI, "mini-batches")):
         title = f"{name}, from epoch {BRANCHES[name][0]} on, and its branches"
         drawn = plots.compare_branches(scales[name], title=title)
-        drawn.savefig(IMAGES / f"scales-{file}.png", dpi=80)
-    plt.close("all")
+        save_figure(drawn, f"zigzag/scales-{file}", dpi=80)
 
 
 def numbers(of_run: xr.Dataset) -> dict[str, Any]:
-    """Take what the tables show of one run."""
+    """Return the numbers in the tables of one run."""
     zigzag, smooth = of_run.sel(kind="zigzag"), of_run.sel(kind="smooth")
     found = {
         name: float(zigzag[name])

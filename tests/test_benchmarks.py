@@ -1,20 +1,43 @@
-"""Benchmarks for machines that are not at hand are tried out with tiny sizes."""
+"""Benchmarks can be imported, and the one for CUDA devices runs with tiny sizes."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-OVERHEAD = Path(__file__).parent.parent / "benchmarks" / "overhead.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+
+
+@pytest.fixture
+def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put the benchmarks on the path, as Python does for a script, and forget them."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("_importable")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_can_be_imported(name: str):
+    module = import_module(name)
+    # Functions that are timed by name exist.
+    for owner, attribute in getattr(module, "PARTS", {}).values():
+        assert hasattr(owner, attribute)
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, OVERHEAD, "--device", "cuda", *arguments],
+        [sys.executable, BENCHMARKS / "overhead.py", "--device", "cuda", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -35,7 +58,7 @@ def test_the_benchmark_for_devices_runs_with_tiny_sizes(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_the_benchmark_says_what_it_needs(tmp_path: Path):
+def test_the_benchmark_for_devices_says_that_it_needs_one(tmp_path: Path):
     done = run("--out", str(tmp_path / "found.json"))
     assert done.returncode == 1
     assert done.stderr.startswith("This benchmark needs a CUDA device")

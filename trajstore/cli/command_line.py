@@ -1,4 +1,4 @@
-"""What the console scripts share: sub-commands, and errors in one sentence."""
+"""Run a sub-command of a console script; print errors in one sentence."""
 
 import sys
 from collections.abc import Callable
@@ -11,20 +11,9 @@ from rich.console import Console
 def run_command_line(
     commands: dict[str, Callable[..., None]], *, prog: str, description: str
 ) -> None:
-    """Run the sub-command that the arguments of the process name.
-
-    Errors that a user can act on are printed without a traceback, and end the process
-    with status 1.
-
-    Parameters
-    ----------
-    commands : dict from str to callable
-        The sub-commands; their signatures and docstrings define the arguments.
-    prog : str
-        Name of the script.
-    description : str
-        What it is for.
-    """
+    """Run the sub-command that the arguments of the process name."""
+    # Signatures and docstrings of `commands` define the arguments. Errors that a user can
+    # act on are printed without a traceback, and the process ends with status 1.
     config: tuple[Any, ...] = (
         tyro.conf.CascadeSubcommandArgs,
         tyro.conf.OmitSubcommandPrefixes,
@@ -35,7 +24,7 @@ def run_command_line(
             commands, prog=prog, description=description, config=config
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        # The text of a KeyError is quoted by str().
+        # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
         console = Console(stderr=True, emoji=False)
         console.print(f"{prog}: {text}", markup=False, style="red")

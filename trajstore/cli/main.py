@@ -1,4 +1,4 @@
-"""Command line: what stores hold, whether they are sound, what one would take."""
+"""The commands of ``traj-store``: info, verify, recover and plan."""
 
 import sys
 from contextlib import suppress
@@ -18,15 +18,15 @@ from trajstore.cli.command_line import run_command_line
 from trajstore.cli.plan import plan
 from trajstore.reading.run import Run, open_run
 from trajstore.reading.verify import all_chunks, problems
-from trajstore.store.recovery import has_journal
-from trajstore.store.recovery import recover as recover_steps
+from trajstore.store.journal import has_journal
+from trajstore.store.journal import recover as recover_steps
 
-LISTINGS: Final = 10
-"""How often a store is listed that changes meanwhile."""
+MAX_LISTINGS: Final = 10
+"""Attempts at listing a store that changes meanwhile."""
 
 
 def info(store: Positional[str]) -> None:
-    """Show what a store holds, how large it is, and how the run ended.
+    """Show the contents, the size and the status of a store.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def info(store: Positional[str]) -> None:
 
 
 def verify(store: Positional[str]) -> None:
-    """Read every chunk of a store and say what is damaged, and what that costs.
+    """Read every chunk of a store, and list damaged chunks and what they cost.
 
-    Ends with status 1 if there is any problem.
+    The exit status is 1 if there is any damage.
 
     Parameters
     ----------
@@ -68,9 +68,9 @@ def verify(store: Positional[str]) -> None:
 
 
 def recover(store: Positional[str]) -> None:
-    """Write to a store the steps that only the journal of its recording holds.
+    """Write the steps that only the journal holds to the store.
 
-    For a recording that was killed and will not be resumed; resuming does the same.
+    For an interrupted recording that will not be resumed; resuming does the same.
 
     Parameters
     ----------
@@ -85,21 +85,21 @@ def recover(store: Positional[str]) -> None:
 
 def _facts(run: Run) -> dict[str, str]:
     spec, layout = run.spec, run.layout
-    total, references, measured, *others = (
+    total, anchors, measured, *vectors = (
         _bytes_below(run.stored.store, prefix)
         for prefix in ("", "references", "measurements", "snapshots", "final")
     )
-    kept = sum(others)
-    steps = total - references - measured - kept
+    whole = sum(vectors)
+    steps = total - anchors - measured - whole
     basis = f"basis of {spec.basis}" if spec.basis else "no basis"
     sketch = (
-        "exact: whole gradients and iterates"
+        "exact: whole gradients and parameters"
         if spec.exact
         else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
     )
     facts = {
         "store": run.location,
-        "status": f"{run.status}, begun {run.stored.document.created[:19]} UTC",
+        "status": f"{run.status}, started {run.stored.document.created[:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
         "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
@@ -115,12 +115,12 @@ def _facts(run: Run) -> dict[str, str]:
         missing = sum(resumption["n_missing"] for resumption in resumes)
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
     if has_journal(run.location):
-        facts["journal"] = "may hold further steps: traj-store recover"
+        facts["journal"] = "may hold more steps: traj-store recover"
     parts = {
         "steps": steps,
         "measurements": measured,
-        "references": references,
-        "other iterates": kept,
+        "anchors": anchors,
+        "snapshots and final": whole,
     }
     sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
     facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
@@ -138,8 +138,8 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _bytes_below(store: Store, prefix: str) -> int:
-    for _ in range(LISTINGS):
-        # A file may be renamed between listing and looking, while a run is recorded.
+    for _ in range(MAX_LISTINGS):
+        # While a run is recorded, a file may be renamed between listing and reading its size.
         with suppress(FileNotFoundError):
             return sync(store.getsize_prefix(prefix))
     return 0
@@ -150,7 +150,7 @@ def main() -> None:
     run_command_line(
         {"info": info, "verify": verify, "recover": recover, "plan": plan},
         prog="traj-store",
-        description="Look into trajectory stores, and plan them.",
+        description="Inspect, verify, recover and plan trajectory stores.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The command ``traj-store plan``: what a recording will take, before it is made."""
+"""The command ``traj-store plan``: predict the size and the errors of a recording."""
 
 import re
 import sys
@@ -15,14 +15,14 @@ from rich.table import Table
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS
 from trajstore.planning.estimate import (
-    EDGES,
-    TRAININGS,
+    END_ERROR_RATIOS,
+    MEASURED_RUNS,
+    ErrorRange,
     Plan,
-    Range,
     guess_layout,
     plan_recording,
 )
-from trajstore.planning.search import most_precise_plan, smallest_plan
+from trajstore.planning.search import best_plan
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -32,7 +32,7 @@ PARTS: Final = {
     "probes": ("gradient_probes", "displacement_probes", "probe_scales"),
     "scalars": ("scalars", "epoch", "iteration", "window"),
 }
-"""Rows of the table, and the arrays that they add up."""
+"""Rows of the printed table, and the arrays that each adds up."""
 
 
 def plan(
@@ -46,79 +46,57 @@ def plan(
     stderr: float | None = None,
     disk: str | None = None,
 ) -> None:
-    """Say what a recording takes on disk and in memory, and how precise it will be.
+    """Predict the disk space, the memory and the error of a recording.
 
-    With --stderr the smallest store that is as precise, with --disk the most precise one
-    that is as small, with neither what a recorder does by default.
+    Give --stderr for the smallest such store, or --disk for the most precise one.
+
+    With neither, the plan has the default options of a recorder.
 
     Parameters
     ----------
     steps : int
         Optimizer steps in the run.
     params : float, optional
-        Parameters of the net, such as 11e6.
+        Number of parameters of the net, such as 11e6.
     tensors : int, optional
-        Parameter tensors; a guess by default.
+        Number of parameter tensors; estimated by default.
     model : str, optional
-        Instead of both, module:factory: a function without arguments that returns the
-        model. The module is looked for in the working directory, too.
+        Instead of these, module:factory: a function that returns the model.
+        Modules in the working directory are found too.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
     basis : int, default: 3
-        Directions in which gradients are known exactly; 0 for none.
+        Number of directions in which gradients are stored exactly; 0 for none.
     stderr : float, optional
-        Standard error of gamma in one step that is asked for.
+        Largest standard error of gamma in one step, mid-run.
     disk : str, optional
-        What the store may take, such as 800MB or 5GB.
+        Largest size of the store, such as 800MB or 5GB.
 
     Raises
     ------
     ValueError
-        If arguments contradict each other, or cannot be met.
+        If arguments contradict each other or cannot be met.
     """
     if stderr is not None and disk is not None:
         raise ValueError(
-            f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. One is what "
-            "is asked for, the other what it costs."
+            f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. One is the "
+            "aim, the other its cost."
         )
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
     layout = _layout(params, tensors, model)
     run: Any = {"n_steps": steps, "steps_per_epoch": steps_per_epoch, "basis": basis}
     if stderr is not None:
-        chosen = smallest_plan(layout, **run, stderr=stderr)
+        chosen = best_plan(layout, **run, stderr=stderr)
     elif disk is not None:
-        chosen = most_precise_plan(layout, **run, disk=parse_size(disk))
+        chosen = best_plan(layout, **run, disk=parse_size(disk))
     else:
         chosen = plan_recording(layout, **run)
-    _print(chosen, tensors_are_guessed=model is None and tensors is None)
+    _print(chosen, tensors_are_estimated=model is None and tensors is None)
 
 
 def parse_size(text: str) -> float:
-    """Read a number of bytes: ``5GB``, ``1.5 TB``, ``800M``, ``64 MiB``.
-
-    Parameters
-    ----------
-    text : str
-        A number and a unit, in powers of 1000, or with ``i`` of 1024.
-
-    Returns
-    -------
-    float
-        Bytes.
-
-    Raises
-    ------
-    ValueError
-        If it is no size.
-
-    Examples
-    --------
-    >>> parse_size("5GB")
-    5000000000.0
-    >>> parse_size("1 KiB")
-    1024.0
-    """
+    """Parse a number of bytes: ``5GB``, ``1.5 TB``, ``800M``, ``64 MiB``."""
     number = r"(\d+\.?\d*(?:e\d+)?|\.\d+)"
     match = re.fullmatch(rf"{number} *([kmgt]?)(i?)b?", text.strip().lower())
     if match is None or (match[3] and not match[2]):
@@ -131,7 +109,7 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
     if model is not None:
         if params is not None or tensors is not None:
             raise ValueError(
-                "--model knows its parameters and tensors: give it, or --params and "
+                "--model has its own parameters and tensors: give it, or --params and "
                 "--tensors, not both."
             )
         return layout_of_model(model)
@@ -139,7 +117,7 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
         raise ValueError(
             "How large is the net? Give --params, such as 11e6, or --model module:factory."
         )
-    # Infinity and NaN are no counts, either.
+    # This form refuses infinity and NaN too.
     if not 1 <= params < 1 << 40:
         raise ValueError(f"--params must lie between 1 and 2**40, got {params:g}.")
     if tensors is not None and not 1 <= tensors <= params:
@@ -151,23 +129,7 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
 
 
 def layout_of_model(path: str) -> Layout:
-    """Call a factory of a model and read the shapes of what it trains.
-
-    Parameters
-    ----------
-    path : str
-        ``module:factory``.
-
-    Returns
-    -------
-    Layout
-        The parameters that require a gradient, in the order of ``named_parameters()``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such module or factory, or what it returns has no parameters.
-    """
+    """Call ``module:factory`` and return the layout of the trainable parameters."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise ValueError(f"--model is written module:factory, got {path!r}.")
@@ -200,7 +162,7 @@ def layout_of_model(path: str) -> Layout:
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """Console scripts do not look there, unlike ``python -m``."""
+    """Put the working directory on ``sys.path``, as ``python -m`` does."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -209,20 +171,20 @@ def _working_directory_importable() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _print(plan: Plan, *, tensors_are_guessed: bool) -> None:
+def _print(plan: Plan, *, tensors_are_estimated: bool) -> None:
     console = Console()
     console.print(_sizes(plan))
     console.print()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    for name, text in _facts(plan, tensors_are_guessed=tensors_are_guessed).items():
+    for name, text in _facts(plan, tensors_are_estimated=tensors_are_estimated).items():
         facts.add_row(name, text)
     console.print(facts)
     console.print(
-        f"\nErrors are of gamma, typical (least to most), extrapolated from "
-        f"{len(TRAININGS)} trainings of 0.3 to 0.8 million parameters: expect their "
-        "order, not their digits. Pass to Recorder:\n"
+        f"\nErrors of gamma: typical (smallest to largest), extrapolated from "
+        f"{len(MEASURED_RUNS)} runs of 0.3 to 0.8 million parameters. Trust the order of "
+        "magnitude, not the digits. Pass to Recorder:\n"
     )
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
 
@@ -230,39 +192,41 @@ def _print(plan: Plan, *, tensors_are_guessed: bool) -> None:
 def _sizes(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("on disk")
-    table.add_column("a step", justify="right")
-    table.add_column("the run", justify="right")
+    table.add_column("per step", justify="right")
+    table.add_column("run", justify="right")
     for title, names in PARTS.items():
         step = sum(plan.bytes_per_step[name] for name in names)
         table.add_row(title, _bytes(step), _bytes(step * plan.n_steps))
-    references = dict(plan.bytes_of_references)
-    keyframes = references.pop("references/keyframes")
-    table.add_row("references", "", _bytes(sum(references.values())))
+    anchors = dict(plan.bytes_of_anchors)
+    keyframes = anchors.pop("references/keyframes")
+    table.add_row("anchors", "", _bytes(sum(anchors.values())))
     table.add_row("every 32nd in full", "", _bytes(keyframes))
-    table.add_row("final iterate", "", _bytes(plan.bytes_of_final))
+    table.add_row("final parameters", "", _bytes(plan.bytes_of_final))
     table.add_row("metadata", "", _bytes(plan.bytes_of_metadata))
     per_step = _bytes(sum(plan.bytes_per_step.values()))
-    table.add_row("all", per_step, _bytes(plan.disk), style="bold")
+    table.add_row("total", per_step, _bytes(plan.disk), style="bold")
     return table
 
 
-def _facts(plan: Plan, *, tensors_are_guessed: bool) -> dict[str, str]:
+def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
     spec, layout = plan.spec, plan.layout
-    guessed = " (a guess)" if tensors_are_guessed else ""
+    estimated = " (estimated)" if tensors_are_estimated else ""
     vectors = plan.memory / (4 * layout.n_params)
     facts = {
-        "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{guessed}",
-        "signs": f"{spec.sketch_bits:,} a step",
+        "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{estimated}",
+        "signs": f"{spec.sketch_bits:,} per step",
         "windows": (
-            f"{plan.n_windows:,}, each with a reference; of {plan.windows.length:,} "
-            "steps, less at both ends"
+            f"{plan.n_windows:,} of {plan.windows.length:,} steps, shorter at both ends; "
+            "one anchor each"
         ),
         "memory": f"{_bytes(plan.memory)}, {vectors:.2g} float32 vectors",
         "error of a step": _range(plan.stderr()),
     }
     if spec.steps_per_epoch:
         facts["of an epoch's mean"] = _range(plan.stderr(mean_of=spec.steps_per_epoch))
-    facts["at both ends"] = f"{EDGES[0]} to {EDGES[1]} times as much"
+    facts["first, last epoch"] = (
+        f"{END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as much"
+    )
     return facts
 
 
@@ -274,7 +238,7 @@ def _arguments(plan: Plan) -> str:
     )
 
 
-def _range(error: Range) -> str:
+def _range(error: ErrorRange) -> str:
     return f"{error.typical:.2g} ({error.low:.2g} to {error.high:.2g})"
 
 

@@ -1,1 +1,9 @@
-"""Predict the size and the errors of a recording."""
+"""Predict the size, the memory and the errors of a recording before it is made.
+
+Contents: the prediction for given options (`estimate`), and the choice of options for a
+given error or size (`search`).
+
+May import: `trajstore.format`, `trajstore.sketch` and what lies below; never torch.
+
+Begin with `estimate.plan_recording`; the command `traj-store plan` prints its result.
+"""

@@ -1,13 +1,13 @@
-"""What a recording will take and how precise it will be, before it is made.
+"""Predict the disk space, the memory and the error of gamma of a recording.
 
-Sizes are those of the format (`trajstore.format.arrays`), times how well arrays compressed in
-measured stores. The error of gamma is the sketch's formula times what weights and basis
-leave of it, which depends on the training and is known from three of them only:
-`benchmarks/planning.py` measures both. Needs no torch.
+Sizes follow from the format (`trajstore.format.arrays`) and from measured compression. The
+error of gamma is the error of a plain sketch times the ratio that weights and basis leave
+of it. That ratio depends on the training run. It was measured for three runs, as were the
+compression ratios (`benchmarks/planning.py`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, hypot, isqrt, log, prod, sqrt
@@ -49,62 +49,53 @@ COMPRESSION: Final = {
     "references/codes": 0.8,
     "references/probes": 0.63,
 }
-"""Bytes on disk over bytes in memory, where they differ (``benchmarks/planning.py``)."""
+"""Bytes on disk over bytes in memory, if not 1 (``benchmarks/planning.py``)."""
 
 N_VECTORS: Final = 3
-"""float32 vectors that a recorder keeps: the gradient before, displacement, reference."""
+"""float32 vectors that a recorder keeps: previous gradient, displacement, anchor."""
 
 MEASURED_BASES: Final = (0, 1, 3)
-"""Numbers of vectors in the basis whose errors were measured."""
+"""Sizes of the basis for which errors were measured."""
 
-EDGES: Final = (0.7, 2.7)
-"""Errors in the first and last epoch over those between (``benchmarks/accuracy.py``)."""
+END_ERROR_RATIOS: Final = (0.7, 2.7)
+"""Error in the first and last epoch over the error between (``benchmarks/accuracy.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What the errors of one measured training were, between first and last epoch.
+class MeasuredErrors:
+    """Errors of gamma that were measured in one run, between its first and last epoch."""
 
-    Attributes
-    ----------
-    shares : tuple of float
-        Lengths of windows as shares of the run, ascending.
-    left : mapping from int to tuple of float
-        By number of vectors in the basis: rms standard error of gamma with windows of
-        these lengths, over the one of a sketch without weights and basis.
-    from_distance : mapping from int to float
-        By the same number, with windows of an epoch: part of the error of gamma that the
-        distance has, with `PROBES` probes. More signs do not help against it, and means
-        over epochs do not either.
-    """
-
-    shares: tuple[float, ...]
-    left: Mapping[int, tuple[float, ...]]
+    shares: tuple[float, ...]  # lengths of windows over that of the run, ascending
+    # By size of the basis: rms standard error of gamma with windows of these lengths, over
+    # that of a sketch without weights and basis.
+    ratios: Mapping[int, tuple[float, ...]]
+    # By size of the basis, with windows of an epoch and `PROBES` probes: the part of the
+    # error that comes from the distance. Neither more signs nor epoch means reduce it.
     from_distance: Mapping[int, float]
 
 
-TRAININGS: Final = {
-    "digits ResNet": Training(
+MEASURED_RUNS: Final = {
+    "digits ResNet": MeasuredErrors(
         shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        left={
+        ratios={
             0: (0.619, 0.623, 0.635, 0.668, 0.725, 0.786),
             1: (0.349, 0.352, 0.362, 0.388, 0.422, 0.451),
             3: (0.282, 0.281, 0.285, 0.296, 0.315, 0.334),
         },
         from_distance={0: 9.39e-5, 1: 6.49e-5, 3: 5.4e-5},
     ),
-    "digits MLP": Training(
+    "digits MLP": MeasuredErrors(
         shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        left={
+        ratios={
             0: (0.922, 0.931, 0.951, 0.997, 1.111, 1.243),
             1: (0.802, 0.809, 0.825, 0.865, 0.962, 1.078),
             3: (0.633, 0.539, 0.439, 0.375, 0.378, 0.45),
         },
         from_distance={0: 7.68e-4, 1: 7.11e-4, 3: 2.72e-4},
     ),
-    "English transformer": Training(
+    "English transformer": MeasuredErrors(
         shares=(0.0248, 0.0496, 0.0992, 0.2, 0.4, 0.8),
-        left={
+        ratios={
             0: (0.465, 0.478, 0.508, 0.581, 0.734, 0.581),
             1: (0.443, 0.456, 0.484, 0.557, 0.706, 0.558),
             3: (0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
@@ -115,8 +106,8 @@ TRAININGS: Final = {
 """Measured by ``benchmarks/planning.py``."""
 
 
-class Range(NamedTuple):
-    """What to expect: least and most of the measured trainings, and their mean."""
+class ErrorRange(NamedTuple):
+    """Expected error: smallest and largest of the measured runs, and geometric mean."""
 
     low: float
     typical: float
@@ -125,30 +116,24 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Plan:
-    """A recording that has not been made.
+    """Predicted size and errors of a recording."""
 
-    Attributes
-    ----------
-    spec : RunSpec
-        What would be recorded; ``total_steps`` is known.
-    """
-
-    spec: RunSpec
+    spec: RunSpec  # with `total_steps`
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps in the run."""
         assert self.spec.total_steps is not None
         return self.spec.total_steps
 
     @cached_property
     def layout(self) -> Layout:
-        """Places of the parameter tensors in flat vectors."""
+        """Positions of the layers in flat vectors."""
         return Layout(self.spec.names, self.spec.shapes)
 
     @cached_property
     def windows(self) -> Windows:
-        """When the windows of the run begin."""
+        """Schedule of the run's windows."""
         return Windows(
             steps_per_epoch=self.spec.steps_per_epoch,
             reference_every=self.spec.reference_every,
@@ -157,37 +142,37 @@ class Plan:
 
     @cached_property
     def n_windows(self) -> int:
-        """Windows of the run, each with a reference."""
-        return count_windows(self.windows, self.n_steps)
+        """Windows in the run, each with an anchor."""
+        return sum(1 for _ in window_starts(self.windows, self.n_steps))
 
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
-        """Bytes on disk that a step takes, by name of the array."""
+        """Bytes on disk of one step, by array."""
         return {name: _stored(name, array) for name, array in self._step_arrays.items()}
 
     @cached_property
-    def bytes_of_references(self) -> Mapping[str, float]:
-        """Bytes on disk that all references take, by name of the array."""
+    def bytes_of_anchors(self) -> Mapping[str, float]:
+        """Bytes on disk of all anchors, by array."""
         arrays = window_arrays(self.spec, size=self._size, block=BLOCK)
         rows = dict.fromkeys(arrays, self.n_windows)
-        # The first reference has no code, but a keyframe.
+        # The first anchor has a keyframe and no code.
         rows["references/codes"] -= 1
         rows["references/keyframes"] = -(-self.n_windows // KEYFRAME_EVERY)
         return {name: rows[name] * _stored(name, arrays[name]) for name in arrays}
 
     @property
     def bytes_of_final(self) -> int:
-        """Bytes on disk of the last iterate."""
+        """Bytes on disk of the final parameters."""
         return self._size * ITEM_SIZE[vector_array(self._size).dtype]
 
     @cached_property
     def bytes_of_metadata(self) -> int:
-        """Bytes of JSON: names and shapes, and what each array is."""
+        """Bytes on disk of JSON documents."""
         arrays = self._step_arrays | window_arrays(
             self.spec, size=self._size, block=BLOCK
         )
         documents = [json.dumps(a.metadata(self.n_steps)) for a in arrays.values()]
-        # Every array has a document of its own, and the root repeats all of them.
+        # Every array has a document, and the root document repeats all of them.
         return 2 * sum(map(len, documents)) + len(json.dumps(self.spec.to_json()))
 
     @cached_property
@@ -195,19 +180,16 @@ class Plan:
         """Bytes on disk of the whole store."""
         return (
             self.n_steps * sum(self.bytes_per_step.values())
-            + sum(self.bytes_of_references.values())
+            + sum(self.bytes_of_anchors.values())
             + self.bytes_of_final
             + self.bytes_of_metadata
         )
 
     @property
     def memory(self) -> int:
-        """Bytes in memory at the peak of a recording on a CPU, besides the training.
-
-        The gradient before, displacement and reference; codes of past references and of one
-        that is being written; two buffers of rows, one batch on its way to the disk, and
-        the last chunk of every array.
-        """
+        """Peak memory that a recording on a CPU adds, in bytes."""
+        # Vectors; codes of past anchors and of one being written; two buffers of rows, one
+        # batch being written, and the last chunk of every array.
         vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
@@ -218,41 +200,26 @@ class Plan:
 
     @property
     def window_share(self) -> float:
-        """Length of a whole window as a share of the run."""
+        """Length of a full window over that of the run."""
         return min(1.0, self.windows.length / self.n_steps)
 
-    def stderr(self, *, mean_of: int = 1) -> Range:
-        """Return the standard error of gamma to expect between first and last window.
-
-        ``hypot(left sqrt((1 - 1 / B + pi / 2 - 1) / m), d)`` with m signs, B rows of the
-        fold, and what was left of the error of a plain sketch, and came from the
-        distance, d, in measured trainings: an extrapolation from small nets. Of the bases
-        that were measured it is the largest that has no more vectors.
-
-        Parameters
-        ----------
-        mean_of : int, default: 1
-            Steps whose mean is meant; the error of the distance stays.
-
-        Returns
-        -------
-        Range
-            Least and most of the measured trainings, and their geometric mean.
-        """
-        bits = self.spec.sketch_bits
-        fold = Sketch(size=self._size, bits=bits, seed=self.spec.seed).fold
-        variance = (1 - 1 / fold.n_rows) * FOLD_VARIANCE + CODE_VARIANCE
+    def stderr(self, *, mean_of: int = 1) -> ErrorRange:
+        """Return the expected standard error of mid-run gamma, or of a mean of steps."""
+        # hypot(ratio sqrt((1 - 1 / B + pi / 2 - 1) / m), d) with m signs, B rows of the fold,
+        # and d the part from the distance, which a mean does not reduce. Ratio and d were
+        # measured on small nets, so this extrapolates. The basis is the largest measured
+        # one with no more vectors than this one.
+        plain = plain_error(self._size, self.spec.sketch_bits)
         basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
         errors = [
             hypot(
-                _left(training, basis, self.window_share)
-                * sqrt(variance / bits / mean_of),
-                training.from_distance[basis] * sqrt(PROBES / self.spec.probes),
+                _ratio(measured, basis, self.window_share) * plain / sqrt(mean_of),
+                measured.from_distance[basis] * sqrt(PROBES / self.spec.probes),
             )
-            for training in TRAININGS.values()
+            for measured in MEASURED_RUNS.values()
         ]
         typical = exp(sum(map(log, errors)) / len(errors))
-        return Range(min(errors), typical, max(errors))
+        return ErrorRange(min(errors), typical, max(errors))
 
     @property
     def _size(self) -> int:
@@ -278,36 +245,7 @@ def plan_recording(
     reference_every: int | None = None,
     exact: bool = False,
 ) -> Plan:
-    """Plan the recording that a `trajstore.Recorder` with these arguments makes.
-
-    Parameters
-    ----------
-    layout : Layout
-        The recorded parameters.
-    n_steps : int
-        Optimizer steps in the run, the recorder's ``total_steps``.
-    steps_per_epoch, sketch_bits, basis, reference_every, exact
-        See `trajstore.Recorder`.
-
-    Returns
-    -------
-    Plan
-        What it will take.
-
-    Raises
-    ------
-    SchemaError
-        If a value is out of range.
-
-    Examples
-    --------
-    >>> layout = Layout(("weight", "bias"), ((1000, 1000), (1000,)))
-    >>> plan = plan_recording(layout, n_steps=3000, steps_per_epoch=300)
-    >>> plan.n_windows
-    22
-    >>> round(plan.bytes_per_step["signs"])
-    8192
-    """
+    """Plan the recording of a `trajstore.Recorder` with these arguments."""
     return Plan(
         spec=RunSpec.from_json(
             {
@@ -327,27 +265,10 @@ def plan_recording(
 
 
 def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
-    """Make up tensors for a net of which only the size is known.
-
-    Parameters
-    ----------
-    n_params : int
-        Parameters of the net.
-    n_tensors : int, optional
-        Parameter tensors; default: a guess that is right for ResNet-18, 62 at 11.2
-        million parameters, and grows with the third root.
-
-    Returns
-    -------
-    Layout
-        Half of the tensors are matrices of equal size, the others as long as one of
-        their sides.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive, or there are more tensors than parameters.
-    """
+    """Return a plausible layout of a net of `n_params` parameters."""
+    # Half of the tensors are matrices of equal size, the others vectors as long as a side of
+    # these. The number of tensors grows with the cube root of the number of parameters; it
+    # is right for ResNet-18, with 62 tensors and 11.2 million parameters.
     if n_params < 1:
         raise ValueError(f"`n_params` must be at least 1, got {n_params}.")
     if n_tensors is None:
@@ -370,32 +291,23 @@ def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
     )
 
 
-def count_windows(windows: Windows, n_steps: int) -> int:
-    """Count the windows of a run whose epochs are not begun by hand.
-
-    Parameters
-    ----------
-    windows : Windows
-        When they begin.
-    n_steps : int
-        Optimizer steps in the run.
-
-    Returns
-    -------
-    int
-        As many as a recorder begins.
-    """
-    count, start = 0, 0
+def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
+    """Yield the first steps of all windows of a run without `start_epoch`."""
+    start = 0
     while start < n_steps:
-        count += 1
+        yield start
         start = windows.next_start(start + 1, 0)
-    return count
 
 
-def _left(training: Training, basis: int, share: float) -> float:
-    """Interpolate in the logarithm; constant beyond what was measured."""
-    left = training.left[basis]
-    return float(np.interp(log(share), np.log(training.shares), left))
+def plain_error(size: int, bits: int) -> float:
+    """Return the standard error of gamma of a sketch without weights and basis."""
+    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
+    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
+
+
+def _ratio(measured: MeasuredErrors, basis: int, share: float) -> float:
+    """Interpolate an error ratio in log(share), constant outside the measured range."""
+    return float(np.interp(log(share), np.log(measured.shares), measured.ratios[basis]))
 
 
 def _bytes_of_row(array: ArraySpec) -> int:

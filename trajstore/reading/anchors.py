@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES
 from trajstore.format.layout import BLOCK
 from trajstore.sketch import deltas
-from trajstore.store.chunks import Read
+from trajstore.store.chunks import ReadResult
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ CACHED_PARTS: Final = 16
 class Source(Protocol):
     """Store to read codes from; `trajstore.reading.stored_rows.StoredRows` is one."""
 
-    def read(self, name: str, *part: slice) -> Read:
+    def read(self, name: str, *part: slice) -> ReadResult:
         """Read a part of an array."""
 
     def rows(self, name: str, rows: slice) -> npt.NDArray[np.float32]:

@@ -26,7 +26,7 @@ from trajstore.reading.stored_rows import StoredRows
 from trajstore.reading.version import StoreVersion, version_of, view_at
 from trajstore.store.location import locate, open_store
 from trajstore.store.lock import is_written
-from trajstore.store.opening import Opened, open_checked
+from trajstore.store.opening import OpenedStore, open_checked
 
 REOPENED: Final = 4
 """Runs received from other processes that a process keeps open."""
@@ -315,7 +315,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return _run(location, open_checked(location), is_written=written)
 
 
-def _run(location: str, opened: Opened, *, is_written: bool) -> Run:
+def _run(location: str, opened: OpenedStore, *, is_written: bool) -> Run:
     store, document = opened
     return Run(StoredRows(location, store, document, document.steps, is_written))
 

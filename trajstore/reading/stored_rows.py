@@ -15,7 +15,13 @@ from trajstore.format.run_spec import SchemaError
 from trajstore.reading.anchors import Anchors
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.sketch import Sketch
-from trajstore.store.chunks import CheckedStore, ChunkError, Read, open_array, read_part
+from trajstore.store.chunks import (
+    CheckedStore,
+    ChunkError,
+    ReadResult,
+    open_array,
+    read_part,
+)
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -168,7 +174,7 @@ class StoredRows:
         """Read a part of a parameter vector, float32 (element,), read-only; cached."""
         return self._vector_part(path, elements.start, elements.stop)
 
-    def read(self, name: str, *part: slice) -> Read:
+    def read(self, name: str, *part: slice) -> ReadResult:
         """Read a part of an array, whole in the other dimensions; warn of damage."""
         array = self.array(name)
         others = [slice(0, n) for n in array.shape[len(part) :]]
@@ -186,7 +192,7 @@ class StoredRows:
         return values
 
     def _from_chunks(
-        self, name: str, rows: slice, of: Callable[[Read], Array]
+        self, name: str, rows: slice, of: Callable[[ReadResult], Array]
     ) -> Array:
         """Concatenate a function of the chunks that hold some rows; keep these rows."""
         n = self.array(name).chunks[0]
@@ -197,16 +203,16 @@ class StoredRows:
         return around[rows.start - first : rows.stop - first]
 
     @cached_property
-    def _chunk(self) -> Callable[[str, int], Read]:
+    def _chunk(self) -> Callable[[str, int], ReadResult]:
         return lru_cache(maxsize=CACHED_CHUNKS)(self._read_chunk)
 
-    def _read_chunk(self, name: str, index: int) -> Read:
+    def _read_chunk(self, name: str, index: int) -> ReadResult:
         array = self.array(name)
         n = array.chunks[0]
         rows = slice(*(min(i * n, array.shape[0]) for i in (index, index + 1)))
         return self._read_rows(name, rows)
 
-    def _read_rows(self, name: str, rows: slice) -> Read:
+    def _read_rows(self, name: str, rows: slice) -> ReadResult:
         """Read whole rows; fill in lost rows that follow from other arrays."""
         read = self.read(name, rows)
         if read.missing is not None and name in {"epoch", "iteration", "window"}:
@@ -242,11 +248,11 @@ class StoredRows:
         return f"{self.location}: {problem}. See traj-store verify {self.location}"
 
 
-def _values(chunk: Read) -> Array:
+def _values(chunk: ReadResult) -> Array:
     return chunk.values
 
 
-def _missing_rows(chunk: Read) -> npt.NDArray[np.bool_]:
+def _missing_rows(chunk: ReadResult) -> npt.NDArray[np.bool_]:
     if chunk.missing is None:
         return np.zeros(len(chunk.values), bool)
     by_row = chunk.missing.reshape(len(chunk.values), -1)

@@ -12,7 +12,7 @@ from trajstore.format.arrays import (
     n_metric_columns,
 )
 from trajstore.format.document import Document, RowGroup
-from trajstore.store.opening import Opened
+from trajstore.store.opening import OpenedStore
 
 
 class StoreVersion(NamedTuple):
@@ -49,7 +49,7 @@ def version_of(document: Document, *, is_written: bool) -> StoreVersion:
     )
 
 
-def view_at(location: str, opened: Opened, version: StoreVersion) -> Opened:
+def view_at(location: str, opened: OpenedStore, version: StoreVersion) -> OpenedStore:
     """Return a store without all that was added after a version; refuse other stores."""
     document = opened.document
     if problem := _replaced(document, version):
@@ -70,7 +70,7 @@ def view_at(location: str, opened: Opened, version: StoreVersion) -> Opened:
         measurements=measurements,
         snapshots=dict(islice(document.snapshots.items(), version.n_snapshots)),
     )
-    return Opened(opened.store, replace(view, arrays=_cut(view, version)))
+    return OpenedStore(opened.store, replace(view, arrays=_cut(view, version)))
 
 
 def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:

@@ -1,1 +1,10 @@
-"""Bytes in a directory or a bucket: locating, locking, committing, and checked reads."""
+"""Read and write the bytes of a store, in a directory or in object storage.
+
+Contents: locations (`location`), the lock of the writer (`lock`), commits that a reader
+sees whole or not at all (`commit`), the run's writer (`writer`, over `row_table`), the
+journal (`journal`), and bounded, checked reads (`chunks`, `opening`).
+
+May import: `trajstore.format`, Zarr and NumPy; never torch or xarray.
+
+Begin with `commit`, then `writer` for the write path and `opening` for the read path.
+"""

@@ -1,8 +1,8 @@
-"""Chunks of a store, read within bounds and checked before they are decoded.
+"""Read chunks of a store within bounds, and check them before decoding.
 
-A store may have come from anywhere, and disks fail. How many bytes a chunk may have is
-known from its array's metadata, so no more are read, and nothing that claims to unpack to
-more is unpacked. A chunk that is not there is an error: Zarr would take it for zeros.
+A store may come from an untrusted source, and disks fail. The metadata of an array bounds
+the bytes of a chunk: no more bytes are read, and a chunk that claims to unpack to more is
+not unpacked. A missing chunk is an error, although Zarr would read zeros.
 """
 
 import os
@@ -30,23 +30,14 @@ from trajstore.format.chunk_size import (
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
 
-MAX_DOCUMENT_BYTES: Final = 8 << 20
-"""Longest JSON document that is read."""
+MAX_DOCUMENT_BYTES: Final = 8 << 20  # of JSON
 
 
 class ChunkError(ValueError):
-    """A chunk that is missing, or does not hold what was written.
-
-    Attributes
-    ----------
-    key : str
-        Key of the chunk in the store.
-    reason : str
-        What is wrong with it.
-    """
+    """A chunk that is missing or damaged."""
 
     def __init__(self, key: str, reason: str) -> None:
-        self.key = key
+        self.key = key  # of the chunk in the store
         self.reason = reason
         super().__init__(f"chunk {key} {reason}")
 
@@ -55,19 +46,11 @@ class ChunkError(ValueError):
 
 
 class CheckedStore(WrapperStore[Store]):
-    """A store that hands out nothing that is larger than it may be.
-
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        Where the values are.
-    sizes : mapping from str to ChunkSize
-        Of the chunks of every array, by its path.
-    """
+    """A store that returns only values of a permitted size."""
 
     def __init__(self, store: Store, sizes: Mapping[str, ChunkSize]) -> None:
         super().__init__(store)
-        self._sizes = dict(sizes)
+        self._sizes = dict(sizes)  # by path of the array
 
     def _with_store(self, store: Store) -> Self:
         return type(self)(store, self._sizes)
@@ -78,31 +61,10 @@ class CheckedStore(WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """Return a document, or a chunk that is safe to decode.
-
-        Parameters
-        ----------
-        key : str
-            Key in the store.
-        prototype : zarr.core.buffer.BufferPrototype
-            Kind of buffer.
-        byte_range : zarr.abc.store.ByteRequest, optional
-            Ignored: what is checked is the whole value.
-
-        Returns
-        -------
-        zarr.core.buffer.Buffer or None
-            None if there is no such document.
-
-        Raises
-        ------
-        ChunkError
-            If the chunk is missing, too long or too short, claims to unpack to another
-            size, or lies outside the store.
-        """
-        del byte_range
+        """Return a document (None if missing), or a chunk that is safe to decode."""
+        del byte_range  # The check needs the whole value.
         if isinstance(self._store, LocalStore):
-            _check_place(self._store.root, key)
+            _check_path(self._store.root, key)
         size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
         value = await self._get_bounded(key, prototype, limit)
@@ -110,21 +72,21 @@ class CheckedStore(WrapperStore[Store]):
             return None
         if value is None:
             raise ChunkError(key, "is missing")
-        if size is not None and (problem := _problem(value, size)):
-            raise ChunkError(key, problem)
+        if size is not None and (damage := _damage(value, size)):
+            raise ChunkError(key, damage)
         return value
 
     async def _get_bounded(
         self, key: str, prototype: BufferPrototype, limit: int
     ) -> Buffer | None:
         if not isinstance(self._store, ObjectStore):
-            # One byte more than allowed tells that there are more.
+            # One byte beyond the limit shows that the value is longer.
             request = RangeByteRequest(0, limit + 1)
             value = await self._store.get(key, prototype, request)
             if value is not None and len(value) > limit:
                 raise ChunkError(key, f"is longer than the {limit} bytes it may have")
             return value
-        # Of an empty object no range can be asked for. The size comes before the bytes.
+        # An empty object has no valid range. The response gives the size before the bytes.
         try:
             response = await self._store.store.get_async(key)
         except FileNotFoundError:
@@ -134,16 +96,16 @@ class CheckedStore(WrapperStore[Store]):
         return prototype.buffer.from_bytes(await response.bytes_async())
 
     async def getsize(self, key: str) -> int:
-        """Return the bytes of a value, without reading it."""
+        """Return the number of bytes of a value, without reading it."""
         return await self._store.getsize(key)
 
     async def getsize_prefix(self, prefix: str) -> int:
-        """Return the bytes of all values below a prefix."""
+        """Return the number of bytes of all values below a prefix."""
         return await self._store.getsize_prefix(prefix)
 
 
-def _check_place(root: Path, key: str) -> None:
-    """Refuse what is no file of its own in the directory of the store."""
+def _check_path(root: Path, key: str) -> None:
+    """Refuse links that leave the store's directory, pipes and devices."""
     path = Path(os.path.realpath(root / key))
     if not path.is_relative_to(os.path.realpath(root)):
         raise ChunkError(key, "leads out of the store")
@@ -152,15 +114,15 @@ def _check_place(root: Path, key: str) -> None:
         raise ChunkError(key, "is not a file")
 
 
-def _problem(value: Buffer, size: ChunkSize) -> str | None:
-    """Say why the stored bytes of a chunk cannot be decoded to its size."""
+def _damage(value: Buffer, size: ChunkSize) -> str | None:
+    """Return why a stored chunk cannot decode to its size, None if it can."""
     if not size.is_packed:
         if len(value) == size.stored:
             return None
         return f"has {len(value)} bytes instead of {size.stored}"
     if len(value) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES:
         return f"has only {len(value)} bytes"
-    # Of Blosc's header: the unpacked bytes, those of a block, and the packed bytes.
+    # Blosc's header gives the bytes of the unpacked chunk, a block and the packed chunk.
     header = value[:BLOSC_HEADER_BYTES].to_bytes()
     unpacked, block, packed = np.frombuffer(header, "<u4")[1:].tolist()
     if unpacked != size.decoded:
@@ -170,41 +132,20 @@ def _problem(value: Buffer, size: ChunkSize) -> str | None:
     return None
 
 
-class Read(NamedTuple):
-    """A part of an array, as far as it could be read.
+class ReadResult(NamedTuple):
+    """The readable values of a part of an array."""
 
-    Attributes
-    ----------
-    values : numpy.ndarray
-        NaN in what is missing, 0 if the array is one of integers.
-    missing : numpy.ndarray or None
-        bool, of the same shape: what could not be read. None if everything could.
-    errors : tuple of ChunkError
-        One for each damaged chunk.
-    """
-
-    values: Array
-    missing: npt.NDArray[np.bool_] | None = None
-    errors: tuple[ChunkError, ...] = ()
+    values: Array  # missing floats are NaN, missing integers 0
+    missing: npt.NDArray[np.bool_] | None = (
+        None  # same shape; None if nothing is missing
+    )
+    errors: tuple[ChunkError, ...] = ()  # one for each damaged chunk
 
 
-def read_part(array: Any, part: Part) -> Read:
-    """Read a part of an array, going on where chunks are damaged.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        In a `CheckedStore`.
-    part : tuple of slice
-        One for each dimension, inside the array and without steps.
-
-    Returns
-    -------
-    Read
-        Values, and what is missing of them.
-    """
+def read_part(array: Any, part: Part) -> ReadResult:
+    """Read a part of a `zarr.Array` in a `CheckedStore`, skipping damaged chunks."""
     try:
-        return Read(_read(array, part))
+        return ReadResult(_read(array, part))
     except ChunkError:
         pass
     shape = tuple(s.stop - s.start for s in part)
@@ -226,38 +167,20 @@ def read_part(array: Any, part: Part) -> Read:
         except ChunkError as error:
             missing[place] = True
             errors.append(error)
-    return Read(values, missing, tuple(errors)) if errors else Read(values)
+    return ReadResult(values, missing, tuple(errors)) if errors else ReadResult(values)
 
 
 def read_chunk(array: Any, part: Part) -> Array:
-    """Read what lies in one chunk of an array.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        In a `CheckedStore`.
-    part : tuple of slice
-        A part of one chunk, or all of it.
-
-    Returns
-    -------
-    numpy.ndarray
-        Its values.
-
-    Raises
-    ------
-    ChunkError
-        If the chunk is damaged.
-    """
+    """Read one chunk, or a part of it, of a `zarr.Array` in a `CheckedStore`."""
     try:
         return _read(array, part)
     except ChunkError as error:
-        # Zarr's own errors do not say which chunk it was.
+        # Zarr's own errors do not name the chunk.
         raise ChunkError(chunk_key(array, part), error.reason) from error
 
 
 def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
-    """Give the places of the chunks of an array that touch a part of it, or of all."""
+    """Yield the slices of the chunks that overlap a part of an array (default: all)."""
     part = part or tuple(slice(0, n) for n in array.shape)
     indices = (
         range(s.start // n, -(-s.stop // n)) if s.stop > s.start else range(0)
@@ -271,7 +194,7 @@ def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
 
 
 def chunk_key(array: Any, chunk: Part) -> str:
-    """Return the key of the chunk in the store that a part of it begins in."""
+    """Return the key in the store of the chunk that holds the first element of a part."""
     index = (s.start // n for s, n in zip(chunk, array.chunks, strict=True))
     return "/".join([array.path, "c", *map(str, index)])
 
@@ -298,6 +221,6 @@ def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:
-    """Read a whole small document of a `CheckedStore`, or None if there is none."""
+    """Read a whole document of a `CheckedStore`, None if it is missing."""
     value = sync(store.get(key, default_buffer_prototype()))
     return None if value is None else value.to_bytes()

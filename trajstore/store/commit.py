@@ -1,13 +1,15 @@
-"""Grow a Zarr store so that a reader sees all of a commit or nothing of it.
+"""Append to the arrays of a Zarr store in commits that are atomic to readers.
 
-A commit writes chunks, then the metadata of the arrays, and last the metadata of the root
-group, one small document that is replaced atomically. It holds the consolidated metadata
-of all arrays, and so their shapes: rows beyond are invisible, whatever is on disk.
+A commit writes chunks, then the metadata of the arrays, and finally the metadata of the
+root group: one small document, replaced atomically. The root document holds the
+consolidated metadata of all arrays, including their shapes. Rows beyond these shapes are
+invisible, even if they are on disk.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -24,45 +26,27 @@ from trajstore.store.event_loop import EventLoop
 Array = npt.NDArray[Any]
 
 
-class Rows(NamedTuple):
-    """Values that wait to be written.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Their shape.
-    read : callable
-        Takes one slice for each of the first two dimensions, or for the only one;
-        returns that part, an array.
-    """
+class PendingRows(NamedTuple):
+    """Values to be written by the next commit."""
 
     shape: tuple[int, ...]
+    # Takes a slice for each of the first two dimensions, or for the only one.
     read: Callable[[Any], Array]
 
 
-class Commits:
-    """The one writer of a store; not thread-safe.
-
-    Writes are collected, and reach the store in `commit`.
-
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        Where to write.
-    loop : EventLoop
-        Runs what the store does.
-    """
+class Committer:
+    """Collects writes to a store's arrays and commits them; not thread-safe."""
 
     def __init__(self, store: Store, loop: EventLoop) -> None:
         self._store, self._loop = store, loop
         self._specs: dict[str, ArraySpec] = {}
         self._lengths: dict[str, int] = {}
-        # Rows of the last chunk of each array, which is written anew when it grows.
+        # Rows of the last chunk of each array: an append writes this chunk again.
         self._tails: dict[str, Array] = {}
-        self._writes: dict[tuple[str, int], Rows] = {}
-        self._published: dict[str, object] = {}
+        self._writes: dict[tuple[str, int], PendingRows] = {}  # by array and first row
+        self._committed: dict[str, object] = {}  # metadata documents by path
         self._removed: set[str] = set()
-        self._widened: dict[str, slice] = {}
+        self._widened: dict[str, slice] = {}  # new columns by array
 
     def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
         """Add empty arrays."""
@@ -74,15 +58,7 @@ class Commits:
     def continue_from(
         self, arrays: Mapping[str, ArraySpec], lengths: Mapping[str, int]
     ) -> None:
-        """Add arrays that are in the store already.
-
-        Parameters
-        ----------
-        arrays : mapping from str to ArraySpec
-            By name.
-        lengths : mapping from str to int
-            How many of their rows are kept; the next ones overwrite those behind.
-        """
+        """Add arrays that the store has already; new rows follow the first `lengths`."""
         assert not self._writes
         self._specs |= arrays
         self._lengths |= lengths
@@ -90,16 +66,16 @@ class Commits:
             self._tails.pop(name, None)
 
     def remove(self, name: str) -> None:
-        """Take an array out of the store."""
+        """Remove an array from the store."""
         del self._specs[name], self._lengths[name]
         self._removed.add(name)
 
     def read(self, name: str, rows: slice) -> Array:
-        """Read rows of an array that were committed."""
+        """Read committed rows of an array."""
         return self._loop.run(self._read(name, rows))
 
     def widen(self, name: str, size: int) -> None:
-        """Set the second dimension of an array; what is new reads as NaN."""
+        """Enlarge the second dimension of an array; new columns read as NaN."""
         assert not any(waiting == name for waiting, _ in self._writes)
         spec, tail = self._specs[name], self._tail(name)
         first = self._widened.get(name, slice(spec.inner[0], None)).start
@@ -110,19 +86,19 @@ class Commits:
         self._tails[name] = wider
 
     def append(self, rows: Mapping[str, Array]) -> None:
-        """Write rows behind those of the named arrays."""
+        """Append rows to the named arrays."""
         for name, new in rows.items():
             before = self._tail(name)
             tail = np.concatenate([before, new])
             start = self._lengths[name] - len(before)
             self._lengths[name] += len(new)
             self._writes[name, start] = _rows(tail)
-            # The last chunk is kept even if complete: its last row may be amended.
+            # Keep the last chunk even if it is full: its last row may be amended.
             keep = max(len(tail) - 1, 0) // self._specs[name].chunk[0]
             self._tails[name] = tail[keep * self._specs[name].chunk[0] :]
 
     def append_large(self, name: str, row: Array) -> None:
-        """Write a row of an array with chunks for every row, which keeps no copy."""
+        """Append a row to an array whose chunks hold one row; keeps no copy of it."""
         self._writes[name, self._lengths[name]] = _rows(row[None])
         self._lengths[name] += 1
 
@@ -137,19 +113,13 @@ class Commits:
     def write_vector(
         self, name: str, spec: ArraySpec, size: int, read: Callable[[slice], Array]
     ) -> None:
-        """Write a whole one-dimensional array, read part by part in `commit`."""
+        """Write a one-dimensional array, which `commit` reads in parts."""
         self._specs[name] = spec
         self._lengths[name] = size
-        self._writes[name, 0] = Rows((size,), lambda index: read(index[0]))
+        self._writes[name, 0] = PendingRows((size,), lambda index: read(index[0]))
 
     def commit(self, attributes: Mapping[str, object]) -> None:
-        """Write all that was collected, then make it visible.
-
-        Parameters
-        ----------
-        attributes : mapping
-            New attributes of the root, serialisable to JSON.
-        """
+        """Write everything that was collected, then make it and the attributes visible."""
         self._loop.run(self._commit(group_metadata(attributes)))
         self._writes.clear()
         for name in self._removed:
@@ -157,7 +127,7 @@ class Commits:
         self._removed.clear()
 
     def _tail(self, name: str) -> Array:
-        """Return the rows of the last chunk of an array, from the store at first."""
+        """Return the rows of the last chunk of an array, read from the store if need be."""
         if name not in self._tails:
             length, rows = self._lengths[name], self._specs[name].chunk[0]
             start = max(length - 1, 0) // rows * rows
@@ -166,7 +136,7 @@ class Commits:
         return self._tails[name]
 
     def _check_presence(self, name: str, row_of_chunks: int) -> None:
-        """Raise an error if numbers that cannot be NaN are missing in the store."""
+        """Raise ValueError if a chunk of integers, which cannot be NaN, is missing."""
         spec = self._specs[name]
         if spec.dtype.startswith("float") or self._lengths[name] == 0:
             return
@@ -188,11 +158,11 @@ class Commits:
         groups = {name.rpartition("/")[0] for name in self._specs} - {""}
         documents: dict[str, object] = {name: group_metadata({}) for name in groups}
         for name, spec in self._specs.items():
-            documents[name] = spec.metadata(self._lengths[name])
+            documents[name] = _metadata(spec, self._lengths[name])
         for name, document in documents.items():
-            if self._published.get(name) != document:
+            if self._committed.get(name) != document:
                 await self._put(f"{name}/zarr.json", document)
-        self._published = documents
+        self._committed = documents
         consolidated = {
             "kind": "inline",
             "must_understand": False,
@@ -200,17 +170,17 @@ class Commits:
         }
         await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
 
-    async def _write(self, name: str, start: int, rows: Rows) -> None:
-        # Where the shape ends with the new rows, Zarr writes without reading.
+    async def _write(self, name: str, start: int, rows: PendingRows) -> None:
+        # Zarr writes without reading where the shape ends with the new rows.
         array = self._array(name, start + rows.shape[0])
-        # Chunk after chunk: Zarr would hold copies of all of them at once.
+        # One chunk at a time: Zarr would hold copies of all chunks at once.
         chunk = self._specs[name].chunk[:2]
         for part in product(*map(_slices, rows.shape[:2], chunk)):
             place = slice(start + part[0].start, start + part[0].stop)
             await array.setitem((place, *part[1:]), rows.read(part))
 
     async def _fill(self, name: str, columns: slice) -> None:
-        """Write columns that are new of rows before the last chunk, so none is missing."""
+        """Write new columns of the rows before the last chunk, so that no chunk is missing."""
         end = self._lengths[name] - len(self._tails[name])
         array = self._array(name, end)
         for rows in _slices(end, self._specs[name].chunk[0]):
@@ -220,7 +190,7 @@ class Commits:
         return np.array(await self._array(name, self._lengths[name]).getitem(rows))
 
     def _array(self, name: str, length: int) -> AsyncArray[Any]:
-        metadata: Any = self._specs[name].metadata(length)
+        metadata: Any = _metadata(self._specs[name], length)
         return AsyncArray(
             metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
         )
@@ -230,8 +200,18 @@ class Commits:
         await self._store.set(key, buffer.from_bytes(json.dumps(document).encode()))
 
 
-def _rows(values: Array) -> Rows:
-    return Rows(values.shape, values.__getitem__)
+def _metadata(spec: ArraySpec, length: int) -> dict[str, object]:
+    """Return the metadata document of an array with `length` rows."""
+    return _empty_metadata(spec) | {"shape": [length, *spec.inner]}
+
+
+@lru_cache(maxsize=1024)
+def _empty_metadata(spec: ArraySpec) -> dict[str, object]:
+    return spec.metadata(0)
+
+
+def _rows(values: Array) -> PendingRows:
+    return PendingRows(values.shape, values.__getitem__)
 
 
 def _slices(size: int, step: int) -> list[slice]:

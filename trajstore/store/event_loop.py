@@ -1,4 +1,4 @@
-"""Run coroutines to their end in the calling thread, one after the other."""
+"""Run coroutines to completion in the calling thread, one after another."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,12 +9,10 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """An event loop of one's own; not thread-safe.
+    """A private event loop; not thread-safe."""
 
-    It works where the usual way does not: in a thread beside a running loop, and while
-    the interpreter ends, when no thread can be started any more.
-    """
-
+    # Zarr's own loop does not work while the interpreter shuts down, when no thread can
+    # be started any more.
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
@@ -25,19 +23,17 @@ class EventLoop:
         return self._runner.run(coroutine)
 
     def close(self) -> None:
-        """End the loop; it must not be used again."""
+        """Close the loop."""
         self._runner.close()
 
 
 class _ThisThread(ThreadPoolExecutor):
-    """Runs what is handed to threads in the calling one.
+    """An executor that runs calls in the calling thread."""
 
-    It is the writer's own thread already. Switching between more costs time, and each
-    has memory of its own that the allocator does not give back.
-    """
-
+    # The calling thread is the writer's own. Further threads cost time for switching, and
+    # the allocator keeps an arena for each.
     def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call now."""
+        """Run a call at once."""
         future = Future[Any]()
         try:
             future.set_result(call(*args, **kwargs))

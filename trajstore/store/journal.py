@@ -1,14 +1,16 @@
-"""Keep every step in a file of its own until it is committed.
+"""Journal of the steps that are not committed yet, and its recovery.
 
-What was written to a file survives the end of the process, however it ends. Each buffer of
-rows has a file, ``.journal/STEP`` with the buffer's first step, that is deleted when the
-rows are in the store. A record is a line, a checksum and JSON, and the arrays one behind the
-other; reading ends with the first record that is not whole.
+A record survives a crash of the process from the moment it is written. Each buffer of rows
+has a file, ``.journal/STEP``, named for the buffer's first step and deleted once the rows
+are committed. A record consists of one line, with a checksum and JSON, and the bytes of the
+arrays in sequence. Reading stops at the first incomplete record of a file.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -16,61 +18,45 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import SAMPLES
+from trajstore.format.document import parse_document
 from trajstore.format.rows import complete_rows, measured_arrays
 from trajstore.format.run_spec import RunSpec
+from trajstore.store.location import is_remote, locate
 from trajstore.store.writer import Writer
 
 Array = npt.NDArray[Any]
 
 JOURNAL: Final = ".journal"
 
-MAX_HEADER: Final = 1 << 20
-"""Bytes in a line of JSON that is read at most."""
+MAX_HEADER_BYTES: Final = 1 << 20
 
 
 class Record(NamedTuple):
-    """One step.
-
-    Attributes
-    ----------
-    step : int
-        Which step.
-    place : tuple of int
-        Epoch, iteration and window.
-    scalars : dict from str to float
-        What was logged with it.
-    arrays : dict from str to numpy.ndarray
-        What `trajstore.format.rows.measured_arrays` describes; ``reference_sq``, float64
-        (layer,); and, where indices of examples are kept, ``samples``, int64 (sample,).
-    """
+    """One optimizer step."""
 
     step: int
-    place: tuple[int, int, int]
+    place: tuple[int, int, int]  # epoch, iteration, window
     scalars: dict[str, float]
+    # Those of `measured_arrays`; `reference_sq`, float64 (layer,); `samples`, int64 (sample,),
+    # if the run records them.
     arrays: Mapping[str, Array]
 
 
 class Journal:
-    """Writes the records of a recording.
-
-    Parameters
-    ----------
-    store : pathlib.Path
-        Directory of the store.
-    """
+    """Writes records to the journal of a store."""
 
     def __init__(self, store: Path) -> None:
         self._directory = store / JOURNAL
         self._file: BinaryIO | None = None
 
     def begin(self, first: int) -> None:
-        """Write the next records to a new file, which begins with a step."""
+        """Start the file of a buffer whose first step is `first`."""
         self.close()
         self._directory.mkdir(exist_ok=True)
         self._file = (self._directory / str(first)).open("wb", buffering=0)
 
     def append(self, record: Record) -> None:
-        """Write one record; it survives the end of the process from now on."""
+        """Write a record, which then survives a crash of the process."""
         assert self._file is not None
         body = b"".join(
             np.ascontiguousarray(a).tobytes() for a in record.arrays.values()
@@ -84,7 +70,7 @@ class Journal:
         self._file.write(b"%08x " % _checksum(line, body) + line + body)
 
     def discard(self, first: int) -> None:
-        """Delete the file that begins with a step: all of it is committed."""
+        """Delete the file of a buffer that is committed."""
         (self._directory / str(first)).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -103,23 +89,7 @@ class Journal:
 
 
 def read_journal(store: Path, spec: RunSpec, size: int) -> Iterator[Record]:
-    """Read the records of a recording that was interrupted, in the order of steps.
-
-    Parameters
-    ----------
-    store : pathlib.Path
-        Directory of the store.
-    spec : RunSpec
-        What is recorded.
-    size : int
-        Length of the flat parameter vector.
-
-    Yields
-    ------
-    Record
-        As it was appended. What is not whole is left out, and all that follows it in the
-        same file.
-    """
+    """Yield the complete records of a store's journal, ordered by step."""
     directory = store / JOURNAL
     files = [f for f in directory.glob("*") if f.name.isdigit()]
     for path in sorted(files, key=lambda f: int(f.name)):
@@ -129,27 +99,10 @@ def read_journal(store: Path, spec: RunSpec, size: int) -> Iterator[Record]:
 
 
 def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
-    """Write to a store what the journal holds beyond it.
-
-    Parameters
-    ----------
-    writer : Writer
-        Of the store; is not committed.
-    store : pathlib.Path
-        Directory of the store.
-    spec : RunSpec
-        What is recorded.
-    size : int
-        Length of the flat parameter vector.
-
-    Returns
-    -------
-    int
-        How many steps were in the journal only.
-    """
+    """Append the steps that only the journal has, without a commit; return how many."""
     before = writer.n_steps
     for record in read_journal(store, spec, size):
-        # Windows are committed before their steps, so these belong to one in the store.
+        # A window is committed before its steps: the window of a valid step is stored.
         if record.step == writer.n_steps and record.place[2] < writer.n_windows:
             arrays = {name: array[None] for name, array in record.arrays.items()}
             reference_sq = arrays.pop("reference_sq")
@@ -159,6 +112,55 @@ def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
                 )
             )
     return writer.n_steps - before
+
+
+def has_journal(location: str) -> bool:
+    """Whether a store has a journal: it is being recorded, or was interrupted."""
+    return not is_remote(location) and (Path(location) / JOURNAL).exists()
+
+
+def recover(path: str | os.PathLike[str]) -> int:
+    """Write the steps that only the journal holds to the store.
+
+    Resuming a recording does the same. Use this for an interrupted recording that will
+    not be resumed.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Directory of the store.
+
+    Returns
+    -------
+    int
+        Number of recovered steps.
+
+    Raises
+    ------
+    StoreLockedError
+        If the store is being written.
+    SchemaError
+        If it is not a trajectory store.
+    """
+    location = locate(path)
+    if not has_journal(location):
+        return 0
+    # A notebook already runs an event loop in this thread; a new thread has none.
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(_recover, Path(location)).result()
+
+
+def _recover(store: Path) -> int:
+    document = parse_document((store / "zarr.json").read_bytes())
+    spec, size = document.spec, document.layout.size
+    writer = Writer(store, spec, resume=True)
+    try:
+        found = replay(writer, store, spec, size)
+        writer.commit()
+        Journal(store).remove()
+    finally:
+        writer.close()
+    return found
 
 
 def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
@@ -171,7 +173,7 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
         np.dtype(dtype).itemsize * int(np.prod(shape))
         for dtype, shape in kinds.values()
     )
-    checksum, _, line = file.readline(MAX_HEADER).partition(b" ")
+    checksum, _, line = file.readline(MAX_HEADER_BYTES).partition(b" ")
     body = file.read(n_bytes)
     if len(body) != n_bytes or checksum != b"%08x" % _checksum(line, body):
         return None

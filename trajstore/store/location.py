@@ -1,9 +1,8 @@
-"""Where stores lie: in directories, in buckets of object storage, or where fsspec reaches.
+"""Locations of stores: directories, buckets of object storage, and fsspec URLs.
 
-A location is a string: a path, ``s3://bucket/runs/run.zarr`` and the like, or any URL that
-fsspec knows. Endpoints and credentials come from the environment, as the tools of each
-storage read them (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on), and are written
-nowhere.
+A location is a string: a path, a URL such as ``s3://bucket/runs/run.zarr``, or any URL that
+fsspec supports. Endpoints and credentials come from the environment variables of each
+storage (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are never stored.
 """
 
 import os
@@ -18,11 +17,11 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 OBJECT_SCHEMES: Final = frozenset(
     ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"]
 )
-"""Schemes that obstore opens; others are left to fsspec."""
+"""Schemes that obstore opens; fsspec opens the others."""
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Return the location that a user's path or URL names, without a final slash."""
+    """Return the location of a user's path or URL, without a trailing slash."""
     text = os.fspath(path)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
@@ -30,30 +29,17 @@ def locate(path: str | os.PathLike[str]) -> str:
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is a URL instead of a path."""
+    """Whether a location is a URL, not a path."""
     return "://" in location
 
 
 def name_of(location: str) -> str:
-    """Return the last part of a location."""
+    """Return the last component of a location."""
     return location.rpartition("/")[2] if is_remote(location) else Path(location).name
 
 
 def sibling(location: str, ending: str) -> str:
-    """Return the location beside a store that has its name with another ending.
-
-    Parameters
-    ----------
-    location : str
-        Of a store, ``.../run.zarr``.
-    ending : str
-        What stands in the place of ``.zarr``, such as ``.analysis.zarr``.
-
-    Returns
-    -------
-    str
-        ``.../run.analysis.zarr``.
-    """
+    """Replace the ``.zarr`` of a location by an ending such as ``.analysis.zarr``."""
     return location.removesuffix(".zarr") + ending
 
 
@@ -61,34 +47,13 @@ def open_store(
     location: str,
     *,
     read_only: bool = False,
-    for_one_loop: bool = False,
+    own_loop: bool = False,
     fsync: bool = False,
 ) -> Store:
-    """Open the storage at a location; does not look whether there is anything.
-
-    Parameters
-    ----------
-    location : str
-        As `locate` returns it.
-    read_only : bool, default: False
-        Whether writing is refused.
-    for_one_loop : bool, default: False
-        Whether the store will be used in an event loop other than Zarr's: it shares no
-        connections then.
-    fsync : bool, default: False
-        Whether what is written survives a loss of power: in a directory, every file is
-        synced to the disk before the next. Object storage survives it in any case.
-
-    Returns
-    -------
-    zarr.abc.store.Store
-        Keys are relative to the location.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If the package that reaches the storage is not installed; says which.
-    """
+    """Open the storage at a location that `locate` returned, whether or not it exists."""
+    # `own_loop`: the store runs in an event loop other than Zarr's, so it must not share
+    # connections. `fsync`: every file of a directory is synced to the disk before the
+    # next, so that writes survive a power loss; object storage survives one anyway.
     if not is_remote(location):
         kind = SyncedStore if fsync else LocalStore
         return kind(location, read_only=read_only)
@@ -98,15 +63,15 @@ def open_store(
         store = obstore.from_url(location, client_options=_client_options())
         return ObjectStore(store, read_only=read_only)
     _import("fsspec", scheme)
-    options = {"skip_instance_cache": True} if for_one_loop else {}
+    options = {"skip_instance_cache": True} if own_loop else {}
     return FsspecStore.from_url(location, options, read_only=read_only)
 
 
 class SyncedStore(LocalStore):
-    """A directory whose files are synced to the disk one after the other."""
+    """A directory whose files are synced to the disk one by one."""
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a file, and return when it will be there after a loss of power."""
+        """Write a file and return once it would survive a power loss."""
         await super().set(key, value)
         path = self.root / key
         _sync(path)
@@ -125,7 +90,7 @@ def _sync(path: Path) -> None:
 
 
 def _client_options() -> dict[str, Any]:
-    """Allow what other tools allow: an endpoint without encryption, if it says so."""
+    """Allow endpoints without encryption where their URL says ``http://``."""
     endpoints = [os.environ.get(f"AWS_ENDPOINT_URL{s}", "") for s in ("", "_S3")]
     return {"allow_http": any(url.startswith("http://") for url in endpoints)}
 

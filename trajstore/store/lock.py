@@ -1,14 +1,14 @@
-"""One writer for every store.
+"""Allow one writer for each store.
 
-In a directory the writer holds a lock on the file `LOCK`, which the system releases when
-the process ends, however it ends. Object storage has no such locks: there the document
-`WRITER` is a lease. Whoever creates it holds it, renews it with every commit, and may be
-replaced `LEASE_SECONDS` after the last renewal; both are conditional puts, of which only
-one of two rivals succeeds. What fsspec reaches has no conditional puts, and rivals that
-begin in the same instant are not told apart there.
+In a directory, the writer holds a lock on the file `LOCK`. The operating system releases
+the lock when the process ends, even after a crash. Object storage has no locks; there, the
+document `WRITER` is a lease. The writer creates it, renews it with every commit, and may be
+replaced `LEASE_SECONDS` after the last renewal. Both are conditional puts, so only one of
+two rivals succeeds. fsspec has no conditional puts: rivals that start at the same instant
+are not detected there.
 
-In every place `WRITER` names the holder, and a writer whose document is gone or replaced
-knows that the store is not its own any more.
+Everywhere, `WRITER` names the holder. A writer whose document is deleted or replaced stops
+writing.
 """
 
 import json
@@ -40,24 +40,15 @@ WRITER: Final = ".writer"
 LEASE_SECONDS: Final = 600
 """Silence of a writer on object storage after which another may take over."""
 
-PATIENCE: Final = 1.0
-"""Seconds for which a lock in a directory is waited for."""
+LOCK_TIMEOUT: Final = 1.0  # seconds
 
 
 class StoreLockedError(RuntimeError):
-    """Another process writes the store, or has taken it over."""
+    """Another process writes the store or has taken it over."""
 
 
 class WriterLock:
-    """The right to write a store.
-
-    Parameters
-    ----------
-    location : str
-        Of the store.
-    store : zarr.abc.store.Store
-        The same, opened.
-    """
+    """The exclusive right to write a store."""
 
     def __init__(self, location: str, store: Store) -> None:
         self._location, self._store = location, store
@@ -67,7 +58,7 @@ class WriterLock:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "token": uuid4().hex,
         }
-        # Whichever thread closes the recorder may release it.
+        # Any thread may release the lock: the one that closes the recorder does.
         self._file = (
             None
             if is_remote(location)
@@ -76,20 +67,14 @@ class WriterLock:
         self._e_tag: str | None = None
 
     async def acquire(self) -> None:
-        """Become the writer.
-
-        Raises
-        ------
-        StoreLockedError
-            If somebody else is; names the holder.
-        """
+        """Become the writer; a StoreLockedError names the present holder."""
         if isinstance(self._store, ObjectStore):
             await self._acquire_lease(self._store)
             return
         if self._file is not None:
             try:
-                # A reader may hold it for an instant, to see whether anybody does.
-                self._file.acquire(timeout=PATIENCE)
+                # A reader may hold the lock for an instant, to test it.
+                self._file.acquire(timeout=LOCK_TIMEOUT)
             except Timeout:
                 raise StoreLockedError(await self._refusal()) from None
         elif await _has_lease(self._store):
@@ -97,13 +82,7 @@ class WriterLock:
         await self._store.set(WRITER, self._document())
 
     async def confirm(self) -> None:
-        """Check that this is still the writer, and renew a lease.
-
-        Raises
-        ------
-        StoreLockedError
-            If the store was deleted or taken over.
-        """
+        """Renew a lease; raise StoreLockedError if the store was deleted or taken over."""
         if isinstance(self._store, ObjectStore):
             await self._renew_lease(self._store)
         elif not await self._is_mine():
@@ -112,13 +91,13 @@ class WriterLock:
             await self._store.set(WRITER, self._document())
 
     async def release(self) -> None:
-        """Let others write; without effect where the store is not ours any more."""
+        """Let others write; no effect if the store is no longer ours."""
         is_mine = await self._is_mine()
         if is_mine:
             await self._store.delete(WRITER)
         if self._file is not None:
             if is_mine:
-                # While it is held: who waits for this file finds that it is gone.
+                # Delete the file while it is locked: waiting writers notice that it is gone.
                 await self._store.delete(LOCK)
             self._file.release()
 
@@ -180,29 +159,15 @@ class WriterLock:
 
 
 def is_written(location: str, store: Store) -> bool:
-    """Whether somebody writes a store just now.
-
-    Parameters
-    ----------
-    location : str
-        Of the store.
-    store : zarr.abc.store.Store
-        The storage there.
-
-    Returns
-    -------
-    bool
-        In a directory, whether a process holds the lock; elsewhere, whether there is a
-        lease that has not run out.
-    """
+    """Whether a process holds the lock of a store (in a directory) or a valid lease."""
     if is_remote(location):
         return sync(_has_lease(store))
     path = Path(location) / LOCK
-    # A link would have a file elsewhere opened, and created.
+    # Locking through a link would open, or create, a file elsewhere.
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        # Another reader may be asking just now; a writer keeps the lock.
+        # Another reader holds the lock for an instant only; a writer keeps it.
         with FileLock(path, timeout=0.2, poll_interval=0.02):
             return False
     except (Timeout, PermissionError):
@@ -210,9 +175,9 @@ def is_written(location: str, store: Store) -> bool:
 
 
 async def _has_lease(store: Store) -> bool:
-    """Whether somebody holds a lease that has not run out."""
+    """Whether a store has a lease that has not expired."""
     if isinstance(store, ObjectStore):
-        # The clock of the storage is the same for all.
+        # All processes see the same clock: the storage's.
         try:
             found = await import_module("obstore").head_async(store.store, WRITER)
         except FileNotFoundError:
@@ -230,7 +195,7 @@ def _is_recent(renewed: datetime) -> bool:
 
 
 async def _read_holder(store: Store) -> dict[str, Any]:
-    """Return what a store says of its writer, empty if it says nothing."""
+    """Return the document of a store's writer, empty if missing or damaged."""
     document = await store.get(WRITER, PROTOTYPE)
     try:
         holder = json.loads(document.to_bytes()) if document is not None else {}

@@ -1,4 +1,4 @@
-"""Open the store at a location and check it before anything is read from it."""
+"""Open the store at a location, and check its metadata before any chunk is read."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,21 +18,21 @@ from trajstore.store.chunks import (
 )
 from trajstore.store.location import open_store
 
-READ_WHOLE: Final = ("epoch", "iteration", "window")
-"""Arrays of every row group that a reader holds in memory as a whole."""
+LOADED_ARRAYS: Final = ("epoch", "iteration", "window")
+"""Arrays of each row group that a reader loads into memory completely."""
 
-UNLISTED_BYTES: Final = 64 << 20
-"""Size up to which such an array is trusted without looking for its chunks."""
+MAX_UNCHECKED_BYTES: Final = 64 << 20
+"""Size of a loaded array above which its chunks must be shown to exist."""
 
 
-class Opened(NamedTuple):
+class OpenedStore(NamedTuple):
     """A store whose root document is valid."""
 
     store: CheckedStore  # reads chunks of the document's arrays only if they are sound
     document: Document
 
 
-def open_checked(location: str) -> Opened:
+def open_checked(location: str) -> OpenedStore:
     """Open the store at a location, as of its last commit; check its root document."""
     storage = open_store(location, read_only=True)
     if isinstance(storage, LocalStore) and not Path(location).exists():
@@ -54,25 +54,25 @@ def open_checked(location: str) -> Opened:
         raise SchemaError(problems) from error
     sizes = {name: chunk_size(array.spec) for name, array in document.arrays.items()}
     store = CheckedStore(storage, sizes)
-    whole = [document.steps.path_of(name) for name in READ_WHOLE]
+    whole = [document.steps.path_of(name) for name in LOADED_ARRAYS]
     for group in document.measurements.values():
-        whole += [group.path_of(name) for name in (*READ_WHOLE, STEP)]
+        whole += [group.path_of(name) for name in (*LOADED_ARRAYS, STEP)]
     whole += ["references/start", "references/weights", "references/probes"]
     problems = []
     for name in whole:
-        problems += _absent(store, name, document.arrays[name], sizes[name])
+        problems += _missing_chunks(store, name, document.arrays[name], sizes[name])
     if problems:
         raise SchemaError([f"{location}: {problem}" for problem in problems])
-    return Opened(store, document)
+    return OpenedStore(store, document)
 
 
-def _absent(
+def _missing_chunks(
     store: CheckedStore, name: str, array: StoredArray, size: ChunkSize
 ) -> list[str]:
-    """Refuse an array that would fill the memory, but of which few chunks exist."""
-    # A damaged store lacks some chunks. One that was made up lacks nearly all.
+    """Return the problem of a large array that lacks most of its chunks."""
+    # Damage loses some chunks. Metadata made up to fill the memory has nearly none.
     n_chunks = -(-array.length // array.spec.chunk[0])
-    if n_chunks * size.decoded <= UNLISTED_BYTES:
+    if n_chunks * size.decoded <= MAX_UNCHECKED_BYTES:
         return []
     n_there = sync(_count(store.list_prefix(f"{name}/c/"), enough=n_chunks))
     if 2 * n_there >= n_chunks:

@@ -1,4 +1,4 @@
-"""Arrays in, store out: what a recorded run looks like on disk."""
+"""Write a recorded run to its store: rows, windows, parameter vectors and metadata."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +29,7 @@ from trajstore.format.document import (
 )
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec, SchemaError
-from trajstore.store.commit import Commits
+from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.location import is_remote, locate, open_store
 from trajstore.store.lock import PROTOTYPE, WriterLock
@@ -39,75 +39,23 @@ Array = npt.NDArray[Any]
 
 
 class Window(NamedTuple):
-    """A window as the store keeps it.
+    """A window as it is stored."""
 
-    Attributes
-    ----------
-    start : int
-        First optimizer step.
-    codes, scales : numpy.ndarray
-        int8 (param,) and float32 (block,): the coded difference to the reference before.
-    weights : numpy.ndarray
-        float32, (layer,).
-    arrival : numpy.ndarray
-        float32, (layer, coordinate).
-    probes : numpy.ndarray
-        float64, (probe,); empty if the recording is exact.
-    keyframe : numpy.ndarray or None
-        The decoded reference, float32 (param,), in every `KEYFRAME_EVERY`-th window.
-    """
-
-    start: int
-    codes: Array
-    scales: Array
-    weights: Array
-    arrival: Array
-    probes: Array
-    keyframe: Array | None
+    start: int  # first optimizer step
+    codes: Array  # int8 (param,): the coded difference to the previous anchor
+    scales: Array  # of the codes, float32 (block,)
+    weights: Array  # float32 (layer,)
+    arrival: Array  # float32 (layer, coordinate)
+    probes: Array  # of the anchor, float64 (probe,); empty if the recording is exact
+    keyframe: Array | None  # the decoded anchor, float32 (param,), in keyframe windows
 
 
 class Writer:
-    """Writes one run; not thread-safe.
+    """Writes the store of one run; not thread-safe."""
 
-    Parameters
-    ----------
-    location : str or os.PathLike
-        Path or URL of the store; created.
-    spec : RunSpec
-        What is recorded.
-    resume : bool, default: False
-        Go on with a store that is there, if one is.
-    created : str, optional
-        Which recording to resume; see `created`.
-    fsync : bool, default: False
-        Whether commits survive a loss of power.
-    attrs : mapping, default: {}
-        What the user wants to find again in the store, serialisable to JSON. Of a store
-        that is resumed the names given here are replaced.
-
-    Attributes
-    ----------
-    location : str
-        As given.
-    steps : RowTable
-        The rows of optimizer steps.
-    measurements : dict from str to RowTable
-        The rows of measurements, by name; see `measurement`.
-    n_windows : int
-        How many have been written.
-
-    Raises
-    ------
-    FileExistsError
-        If there is something at `location` that is not to be resumed.
-    FileNotFoundError
-        If there is no recording at `location`, and `created` says that there was one.
-    StoreLockedError
-        If another process writes the store.
-    SchemaError
-        If the store cannot be resumed: it is damaged, or of another `spec`.
-    """
-
+    # `resume` continues an existing store; `created` tells which recording that must be.
+    # With `fsync`, commits survive a power loss. `attrs` are the user's metadata: on
+    # resuming, new values replace those of the same name.
     def __init__(
         self,
         location: str | os.PathLike[str],
@@ -121,10 +69,10 @@ class Writer:
         self.location = locate(location)
         self._spec, self._size = spec, Layout(spec.names, spec.shapes).size
         self._loop = EventLoop()
-        self._store = open_store(self.location, for_one_loop=True, fsync=fsync)
+        self._store = open_store(self.location, own_loop=True, fsync=fsync)
         self._lock: WriterLock | None = None
-        self._commits = Commits(self._store, self._loop)
-        self.steps = RowTable(self._commits, spec)
+        self._arrays = Committer(self._store, self._loop)
+        self.steps = RowTable(self._arrays, spec)
         self.measurements: dict[str, RowTable] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._resumes: list[dict[str, Any]] = []
@@ -152,8 +100,8 @@ class Writer:
             )
         if is_free and created is not None:
             raise FileNotFoundError(
-                f"There is nothing at {self.location}, where a recording begun at "
-                f"{created} is to be resumed."
+                f"There is nothing at {self.location}; expected the recording that began "
+                f"at {created}, to resume it."
             )
         if is_free and not is_remote(self.location):
             Path(self.location).mkdir(parents=True)
@@ -165,7 +113,7 @@ class Writer:
         else:
             self._check_leftovers()
             self._remove_partial_files()
-            self._commits.declare(self.steps.arrays | self._window_arrays())
+            self._arrays.declare(self.steps.arrays | self._window_arrays())
         self._attributes["status"] = "running"
 
     def _is_free(self) -> bool:
@@ -174,13 +122,13 @@ class Writer:
         return not Path(self.location).exists()
 
     def _remove_partial_files(self) -> None:
-        """Remove what a killed process was writing."""
+        """Remove files that a killed process did not finish."""
         if not is_remote(self.location):
             for partial in Path(self.location).rglob("*.partial"):
                 partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
-        """Refuse a directory that holds more than the beginning of a recording."""
+        """Refuse a directory that holds files other than a recording leaves."""
         if is_remote(self.location):
             return
         ours = {*self.steps.arrays, "references"}
@@ -194,7 +142,7 @@ class Writer:
             )
 
     def _continue(self, root: bytes, created: str | None) -> None:
-        """Take up a store as its root document describes it."""
+        """Continue the store that a root document describes."""
         document = parse_document(root)
         if problems := spec_differences(document.spec, self._spec):
             raise SchemaError(
@@ -205,8 +153,8 @@ class Writer:
             )
         if created not in {None, document.created}:
             problem = (
-                f"{self.location} is a recording begun at {document.created}; the "
-                f"state is of one begun at {created}."
+                f"{self.location} is a recording that began at {document.created}; the "
+                f"state belongs to one that began at {created}."
             )
             raise SchemaError([problem])
         self._remove_partial_files()
@@ -224,13 +172,13 @@ class Writer:
         vectors += ["final"] if document.has_final else []
         specs |= dict.fromkeys(vectors, vector_array(self._size))
         lengths = {path: document.arrays[path].length for path in specs}
-        self._commits.continue_from(specs, lengths)
+        self._arrays.continue_from(specs, lengths)
         self.n_windows = document.n_windows
         self._has_final = document.has_final
 
     def _table(self, document: Document, group: RowGroup) -> RowTable:
         return RowTable(
-            self._commits,
+            self._arrays,
             self._spec,
             group.path,
             metrics=group.metrics,
@@ -242,29 +190,29 @@ class Writer:
 
     @property
     def n_steps(self) -> int:
-        """How many optimizer steps have been written."""
+        """Number of optimizer steps written."""
         return self.steps.n_rows
 
     @property
     def snapshots(self) -> dict[str, int]:
-        """The step before which each snapshot was taken, by name."""
+        """The step that followed each snapshot, by name."""
         return {name: found.step for name, found in self._snapshots.items()}
 
     @property
     def created(self) -> str:
-        """When the recording began; tells stores apart."""
+        """Time at which the recording began; identifies the store."""
         return str(self._attributes["created"])
 
     def read(self, name: str, rows: slice) -> Array:
-        """Read rows of an array that were committed."""
-        return self._commits.read(name, rows)
+        """Read committed rows of an array."""
+        return self._arrays.read(name, rows)
 
     def measurement(self, name: str) -> RowTable:
-        """Return the table of a measurement, a new one if there was none of that name."""
+        """Return the table of a measurement, created if it does not exist."""
         if name not in self.measurements:
             group = f"measurements/{len(self.measurements)}"
-            self.measurements[name] = RowTable(self._commits, self._spec, group)
-            self._commits.declare(self.measurements[name].arrays)
+            self.measurements[name] = RowTable(self._arrays, self._spec, group)
+            self._arrays.declare(self.measurements[name].arrays)
         return self.measurements[name]
 
     def rewind(
@@ -274,17 +222,8 @@ class Writer:
         snapshots: Iterable[str],
         measured: Mapping[str, int],
     ) -> None:
-        """Forget what came after a step, and the end of the run; is committed.
-
-        Parameters
-        ----------
-        n_steps : int
-            How many steps are kept, at most.
-        snapshots : iterable of str
-            Names of the snapshots that are kept.
-        measured : mapping from str to int
-            How many rows of each measurement are kept; none of those not named.
-        """
+        """Keep the first `n_steps` and the named snapshots, and commit."""
+        # `measured` holds the number of rows to keep of each measurement, default 0.
         n_steps = min(n_steps, self.n_steps)
         starts = self.read("references/start", slice(0, self.n_windows))
         self.n_windows = int(np.searchsorted(starts, n_steps))
@@ -295,35 +234,29 @@ class Writer:
             table.n_rows = min(table.n_rows, measured.get(name, 0))
         for table in (self.steps, *self.measurements.values()):
             lengths |= dict.fromkeys(table.arrays, table.n_rows)
-        self._commits.continue_from({}, lengths)
+        self._arrays.continue_from({}, lengths)
         kept = set(snapshots)
         for name in [name for name in self._snapshots if name not in kept]:
-            self._commits.remove(self._snapshots.pop(name).array)
+            self._arrays.remove(self._snapshots.pop(name).array)
         if self._has_final:
-            self._commits.remove("final")
+            self._arrays.remove("final")
             self._has_final = False
-        # Before anything is written in the place of what is forgotten.
+        # Commit before new rows overwrite the dropped ones.
         self.commit()
 
     def note_resumption(self, step: int) -> None:
-        """Keep in the store that the recording was resumed, and what it lacks.
-
-        Parameters
-        ----------
-        step : int
-            The next optimizer step.
-        """
+        """Store that the recording resumes with `step`, and the number of lost steps."""
         n_missing = step - self.n_steps
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumes.append({"step": step, "n_missing": n_missing, "at": now})
 
     def append_window(self, window: Window) -> None:
-        """Write the start of a window."""
+        """Append a window."""
         self.n_windows += 1
         if window.keyframe is not None:
-            self._commits.append_large("references/keyframes", window.keyframe)
-        self._commits.append_large("references/codes", window.codes)
-        self._commits.append(
+            self._arrays.append_large("references/keyframes", window.keyframe)
+        self._arrays.append_large("references/codes", window.codes)
+        self._arrays.append(
             {
                 "references/start": np.array([window.start]),
                 "references/scales": window.scales[None],
@@ -336,7 +269,7 @@ class Writer:
     def write_snapshot(
         self, name: str, step: int, read: Callable[[slice], Array]
     ) -> None:
-        """Write an iterate in full precision, taken before optimizer step `step`."""
+        """Write the parameters before optimizer step `step` in full precision."""
         numbers = [int(s.array.partition("/")[2]) for s in self._snapshots.values()]
         key = f"snapshots/{max(numbers, default=-1) + 1}"
         if name in self._snapshots:
@@ -347,33 +280,27 @@ class Writer:
     def write_final(
         self, read: Callable[[slice], Array] | None, *, status: str
     ) -> None:
-        """Write the last iterate, if it is known, and say how the run ended."""
+        """Write the final parameters, if known, and the status of the run."""
         if read is not None:
             self._write_vector("final", read)
             self._has_final = True
         self._attributes["status"] = status
 
     def _write_vector(self, key: str, read: Callable[[slice], Array]) -> None:
-        self._commits.write_vector(key, vector_array(self._size), self._size, read)
+        self._arrays.write_vector(key, vector_array(self._size), self._size, read)
 
     def close(self) -> None:
-        """Let others see that nobody writes any more."""
+        """Release the lock."""
         if self._lock is not None:
             self._loop.run(self._lock.release())
             self._lock = None
         self._loop.close()
 
     def commit(self) -> None:
-        """Make everything written so far visible to readers.
-
-        Raises
-        ------
-        StoreLockedError
-            If the store is not this writer's any more.
-        """
+        """Make everything written so far visible; check that the lock is still held."""
         assert self._lock is not None
         self._loop.run(self._lock.confirm())
-        self._commits.commit(
+        self._arrays.commit(
             self._attributes
             | {
                 "spec": self._spec.to_json(),
@@ -393,22 +320,7 @@ class Writer:
 
 
 def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:
-    """List what keeps a recording from being resumed with another description.
-
-    A run may get longer: ``total_steps`` may differ.
-
-    Parameters
-    ----------
-    stored : RunSpec
-        Of the recording.
-    given : RunSpec
-        Of the model and options that would go on with it.
-
-    Returns
-    -------
-    list of str
-        One line for each difference.
-    """
+    """List the differences that prevent resuming; ``total_steps`` may differ."""
     before = dict(zip(stored.names, stored.shapes, strict=True))
     now = dict(zip(given.names, given.shapes, strict=True))
     problems = [f"parameter {name}: not there any more" for name in before.keys() - now]

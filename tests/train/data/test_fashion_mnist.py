@@ -105,6 +105,17 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
             "Fashion-MNIST has 10 classes, but found labels from 10 to 10",
         ),
     ],
+    ids=[
+        "not packed",
+        "cut off",
+        "empty",
+        "short header",
+        "short array",
+        "wrong type",
+        "fewer labels",
+        "shape of labels",
+        "classes",
+    ],
 )
 def test_damage_is_one_sentence(
     tmp_path: Path, name: str, content: bytes, message: str

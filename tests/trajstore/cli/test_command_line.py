@@ -1,4 +1,4 @@
-"""Commands run by name, and end in one sentence where the user can act."""
+"""Commands run by name; errors that a user can act on take one sentence."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What `traj-store info` says of a store."""
+"""`traj-store info` prints the contents, the size and the status of a store."""
 
 import re
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def write_run(path: Path, *, n_steps: int, spec: RunSpec = SPEC) -> None:
 def info(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, str]:
-    """Run the command; return what it says by name, wrapped lines joined."""
+    """Run the command and return the printed text by name, wrapped lines joined."""
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(path)])
     cli.main()
     printed = capsys.readouterr()
@@ -52,7 +52,7 @@ def info(
     assert max(map(len, lines)) <= 80
     facts, name = dict[str, str](), ""
     for line in lines:
-        # Names stand in the first column, which wrapped text leaves blank.
+        # The first column holds names; it is blank in wrapped lines.
         match = re.match(r"(\S+(?: \S+)*)  +(.*)", line)
         if match:
             name, text = match.groups()
@@ -62,7 +62,7 @@ def info(
     return facts
 
 
-def test_info_tells_the_facts_of_a_recorded_run(
+def test_info_prints_the_facts_of_a_recorded_run(
     example_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -82,7 +82,7 @@ def test_info_tells_the_facts_of_a_recorded_run(
         "compression",
     ]
     assert facts["store"].replace(" ", "") == str(example_run)
-    assert facts["status"].startswith("complete, begun 20")
+    assert facts["status"].startswith("complete, started 20")
     # 20 x 40 + 40 and 40 x 3 + 3
     assert facts["parameters"] == "963 in 4 tensors"
     assert facts["steps"] == "60"
@@ -94,7 +94,7 @@ def test_info_tells_the_facts_of_a_recorded_run(
     assert "against 3.9 kB of a float32 gradient" in facts["bytes per step"]
 
 
-def test_sizes_are_those_of_the_files(
+def test_sizes_equal_those_of_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     path = tmp_path / "run.zarr"
@@ -112,8 +112,8 @@ def test_sizes_are_those_of_the_files(
     facts = info(path, monkeypatch, capsys)
     total = 53e6 + steps
     assert facts["size"] == (
-        f"{total / 1e6:.1f} MB: {steps / 1e3:.1f} kB steps, 3.0 MB references, 50.0 MB "
-        "other iterates"
+        f"{total / 1e6:.1f} MB: {steps / 1e3:.1f} kB steps, 3.0 MB anchors, 50.0 MB "
+        "snapshots and final"
     )
     # A gradient of 5005 numbers takes 20 kB.
     per_step = steps / 10
@@ -143,7 +143,7 @@ def test_info_of_a_run_without_steps(
 ):
     write_run(tmp_path / "run.zarr", n_steps=0)
     facts = info(tmp_path / "run.zarr", monkeypatch, capsys)
-    assert facts["status"].startswith("interrupted, begun 20")
+    assert facts["status"].startswith("interrupted, started 20")
     assert facts["parameters"] == "5,005 in 2 tensors"
     assert facts["steps"] == "0"
     assert facts["epochs, windows"] == "0, 0"
@@ -157,16 +157,28 @@ def test_info_says_that_a_recording_is_exact(
     spec = RunSpec.from_json(SPEC.to_json() | {"exact": True})
     write_run(tmp_path / "run.zarr", n_steps=2, spec=spec)
     facts = info(tmp_path / "run.zarr", monkeypatch, capsys)
-    assert facts["recorded"] == "exact: whole gradients and iterates"
+    assert facts["recorded"] == "exact: whole gradients and parameters"
 
 
-def test_info_says_that_there_is_no_basis(
+def test_info_says_that_a_recording_has_no_basis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     spec = RunSpec.from_json(SPEC.to_json() | {"basis": 0})
     write_run(tmp_path / "run.zarr", n_steps=2, spec=spec)
     facts = info(tmp_path / "run.zarr", monkeypatch, capsys)
     assert facts["recorded"] == "64 signs, no basis, 8 probes"
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["recover"], ["plan"]])
+def test_help_fits_a_terminal(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("sys.argv", ["traj-store", *command, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def missing(path: Path) -> None:
@@ -191,7 +203,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("make", "sentence"), PROBLEMS.values(), ids=PROBLEMS)
-def test_info_ends_with_one_sentence_on_what_is_no_store(
+def test_info_reports_a_path_without_a_store_in_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

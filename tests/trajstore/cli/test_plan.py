@@ -1,4 +1,4 @@
-"""What `traj-store plan` prints, and what it refuses."""
+"""`traj-store plan` prints a plan, and refuses impossible options."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pytest
 from trajstore.cli import main as cli
 from trajstore.cli.plan import parse_size
 from trajstore.planning.estimate import guess_layout, plan_recording
-from trajstore.planning.search import most_precise_plan, smallest_plan
+from trajstore.planning.search import best_plan
 
 NET = """
 class Parameter:
@@ -30,7 +30,7 @@ class Empty:
 a_number = 3
 make_number = lambda: 3
 """
-"""What a plan needs of a model is a part of torch's."""
+"""The part of torch's interface of a model that a plan needs."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """Run a command line and return what it prints."""
+    """Run a command line and return its output."""
     monkeypatch.setattr("sys.argv", shlex.split(command))
     cli.main()
     printed = capsys.readouterr()
@@ -76,24 +76,24 @@ def test_the_plan_of_the_smallest_store_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     printed = run(COMMANDS["error"], monkeypatch, capsys)
-    plan = smallest_plan(guess_layout(11_000_000), n_steps=37_000, stderr=1e-3)
-    assert "11,000,000 in 62 tensors (a guess)" in printed
-    assert f"{plan.spec.sketch_bits:,} a step" in printed
-    assert f"{plan.n_windows}, each with a reference" in printed
-    assert re.search(rf"all +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
+    plan = best_plan(guess_layout(11_000_000), n_steps=37_000, stderr=1e-3)
+    assert "11,000,000 in 62 tensors (estimated)" in printed
+    assert f"{plan.spec.sketch_bits:,} per step" in printed
+    assert f"{plan.n_windows} of {plan.windows.length:,} steps" in printed
+    assert re.search(rf"total +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
     assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
     assert "mean" not in printed
     last = printed.splitlines()[-1]
     assert last.startswith(f"sketch_bits={plan.spec.sketch_bits}, reference_every=")
 
 
-def test_a_basis_can_be_asked_for(
+def test_a_plan_can_have_no_basis(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     layout = guess_layout(11_000_000)
     options: dict[str, Any] = {"n_steps": 37_000, "basis": 0}
-    small = smallest_plan(layout, **options, stderr=2e-3)
-    precise = most_precise_plan(layout, **options, disk=2e9)
+    small = best_plan(layout, **options, stderr=2e-3)
+    precise = best_plan(layout, **options, disk=2e9)
     for target, plan in (("--stderr 2e-3", small), ("--disk 2GB", precise)):
         command = f"traj-store plan --params 11e6 --steps 37000 --basis 0 {target}"
         printed = run(command, monkeypatch, capsys)
@@ -103,11 +103,11 @@ def test_a_basis_can_be_asked_for(
             f"sketch_bits={plan.spec.sketch_bits}, basis=0, "
             f"reference_every={plan.windows.length}, total_steps=37000"
         )
-    # With a basis fewer signs bring the same.
-    assert small.disk > smallest_plan(layout, n_steps=37_000, stderr=2e-3).disk
+    # With a basis, fewer signs reach the same error.
+    assert small.disk > best_plan(layout, n_steps=37_000, stderr=2e-3).disk
 
 
-def test_without_a_target_the_defaults_of_a_recorder_are_planned(
+def test_without_a_bound_the_defaults_of_a_recorder_are_planned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     printed = run(COMMANDS["defaults"], monkeypatch, capsys)
@@ -115,14 +115,14 @@ def test_without_a_target_the_defaults_of_a_recorder_are_planned(
         guess_layout(25_000_000, 161), n_steps=450_000, steps_per_epoch=5000
     )
     assert "161 tensors" in printed
-    assert "guess" not in printed
+    assert "estimated" not in printed
     mean = plan.stderr(mean_of=5000)
     assert re.search(rf"of an epoch's mean +{mean.typical:.2g} \(", printed)
     last = "sketch_bits=65536, reference_every=5000, total_steps=450000"
     assert printed.splitlines()[-1] == last
 
 
-def test_a_model_is_asked_for_what_it_trains(
+def test_only_trainable_parameters_of_a_model_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "net_to_plan_for.py").write_text(NET)
@@ -133,7 +133,7 @@ def test_a_model_is_asked_for_what_it_trains(
     )
 
 
-def test_a_model_of_torch_is_planned_for(
+def test_a_torch_model_can_be_planned_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     pytest.importorskip("torch")
@@ -146,7 +146,7 @@ def test_a_model_of_torch_is_planned_for(
 
 
 PROBLEMS = {
-    "both targets": (
+    "both bounds": (
         "--params 1e6 --stderr 1e-3 --disk 1GB",
         "Give --stderr or --disk, not both: got 0.001 and 1GB.",
     ),
@@ -204,7 +204,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), PROBLEMS.values(), ids=PROBLEMS)
-def test_problems_are_said_in_one_sentence(
+def test_problems_are_reported_in_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -237,11 +237,11 @@ SIZES = {
 
 
 @pytest.mark.parametrize(("text", "expected"), SIZES.items(), ids=SIZES)
-def test_sizes_are_read(text: str, expected: float):
+def test_sizes_are_parsed(text: str, expected: float):
     assert parse_size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "5 apples", "5iB", "1.2.3GB"])
-def test_what_is_no_size_is_refused(text: str):
+def test_other_text_is_not_a_size(text: str):
     with pytest.raises(ValueError, match=rf"such as 800MB or 5GB, got {text!r}"):
         parse_size(text)

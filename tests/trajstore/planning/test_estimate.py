@@ -1,4 +1,4 @@
-"""Plans agree with what is recorded, and more is never worse."""
+"""Plans agree with recorded stores and with measured errors."""
 
 import json
 from itertools import pairwise
@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import BASIS
+from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
 from trajstore.planning.estimate import (
     COMPRESSION,
-    EDGES,
-    TRAININGS,
+    END_ERROR_RATIOS,
+    MEASURED_RUNS,
     Plan,
-    count_windows,
     guess_layout,
     plan_recording,
+    window_starts,
 )
 from trajstore.reading.run import open_run
 from trajstore.sketch.fold import Fold
@@ -48,7 +48,7 @@ def bytes_below(path: Path, *, but: tuple[str, ...] = ()) -> int:
 def recorded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Path of a run of 6 epochs of 40 steps with a recorder's defaults, and with no basis."""
+    """Path of a run of 6 epochs of 40 steps, with default options or without a basis."""
     torch = pytest.importorskip("torch")
     from trajstore import Recorder
 
@@ -75,7 +75,7 @@ def recorded(
     return path
 
 
-def test_sizes_are_those_of_a_recorded_store(recorded: Path):
+def test_sizes_equal_those_of_a_recorded_store(recorded: Path):
     run = open_run(recorded)
     plan = Plan(spec=run.spec)
     assert plan.n_windows == run.n_windows
@@ -83,55 +83,62 @@ def test_sizes_are_those_of_a_recorded_store(recorded: Path):
     steps = bytes_below(recorded, but=("references", "final", "zarr.json"))
     planned = plan.n_steps * sum(plan.bytes_per_step.values())
     assert planned == pytest.approx(steps, rel=0.15)
-    references = bytes_below(recorded / "references")
-    assert sum(plan.bytes_of_references.values()) == pytest.approx(references, rel=0.15)
+    anchors = bytes_below(recorded / "references")
+    assert sum(plan.bytes_of_anchors.values()) == pytest.approx(anchors, rel=0.15)
     assert plan.bytes_of_final == pytest.approx(
         bytes_below(recorded / "final"), rel=0.15
     )
 
 
-def test_a_tiny_store_is_mostly_metadata_and_is_planned_as_well(example_run: Path):
+def test_the_size_of_a_tiny_store_includes_its_metadata(example_run: Path):
     spec = open_run(example_run).spec
     snapshots = bytes_below(example_run / "snapshots")
     stored = bytes_below(example_run) - snapshots
     assert Plan(spec=spec).disk == pytest.approx(stored, rel=0.25)
 
 
-def test_defaults_are_those_of_a_recorder(recorded: Path):
+def test_a_plan_counts_windows_and_bytes():
+    layout = Layout(("weight", "bias"), ((1000, 1000), (1000,)))
+    plan = plan_recording(layout, n_steps=3000, steps_per_epoch=300)
+    assert plan.n_windows == 22
+    assert plan.bytes_per_step["signs"] == SKETCH_BITS / 8
+
+
+def test_defaults_equal_those_of_a_recorder(recorded: Path):
     run = open_run(recorded)
     options: dict[str, Any] = {} if run.spec.basis == BASIS else {"basis": 0}
     planned = plan_recording(run.layout, n_steps=240, steps_per_epoch=40, **options)
     assert planned.spec == run.spec
 
 
-def test_there_are_no_more_past_references_than_windows():
+def test_there_are_no_more_past_anchors_than_windows():
     layout = guess_layout(10**8)
     plans = [
         plan_recording(layout, n_steps=100, reference_every=10, basis=basis)
         for basis in (3, 12, 30)
     ]
     assert plans[0].memory < plans[1].memory
-    # Their tables have more columns, but no more codes are held.
+    # Tables have more columns, but the number of codes stays the same.
     assert plans[2].memory < 1.1 * plans[1].memory
 
 
-def test_memory_is_the_measured_one():
-    # Of a ResNet-18. What the allocator keeps of freed pieces below 32 MB is not counted.
+def test_memory_equals_the_measured_memory():
+    # ResNet-18. The plan does not count freed memory (below 32 MB) that the allocator keeps.
     layout = guess_layout(11_173_962, 62)
     plan = plan_recording(layout, n_steps=240, steps_per_epoch=6)
     vectors = results("overhead")["peak memory, float32 vectors"]
     assert 0 < vectors * 4 * layout.n_params - plan.memory < 48e6
 
 
-def test_no_basis_saves_columns_and_no_vector_of_memory():
+def test_a_plan_without_a_basis_saves_columns_but_no_memory_of_vectors():
     plans = [
         plan_recording(LAYOUT, n_steps=1000, reference_every=100, basis=basis)
         for basis in (0, 1)
     ]
-    # 2 columns of products and 2 that follow from them, of 4 bytes, for 2 tensors.
+    # For 2 layers: 2 columns of products and 2 derived ones, of 4 bytes each.
     saved = [sum(p.bytes_per_step.values()) for p in plans]
     assert saved[1] - saved[0] == pytest.approx(32 * COMPRESSION["tables"])
-    # Buffers of rows differ a little.
+    # Buffers of rows differ slightly.
     assert plans[0].memory == pytest.approx(plans[1].memory, abs=0.1 * 4 * LAYOUT.size)
 
 
@@ -144,7 +151,7 @@ positive = st.integers(1, 40)
     total_steps=st.none() | st.integers(1, 120),
     n_steps=st.integers(1, 150),
 )
-def test_windows_are_counted_as_a_recorder_begins_them(
+def test_windows_start_as_in_a_recorder(
     steps_per_epoch, reference_every, total_steps, n_steps
 ):
     windows = Windows(
@@ -152,16 +159,16 @@ def test_windows_are_counted_as_a_recorder_begins_them(
         reference_every=reference_every,
         total_steps=total_steps,
     )
-    begun, following = 0, 0
+    starts, following = [], 0
     for step in range(n_steps):
         epoch_start = step - step % steps_per_epoch if steps_per_epoch else 0
         if step == following:
-            begun += 1
+            starts.append(step)
             following = windows.next_start(step + 1, epoch_start)
-    assert count_windows(windows, n_steps) == begun
+    assert list(window_starts(windows, n_steps)) == starts
 
 
-def test_error_falls_with_the_root_of_the_signs_and_of_the_steps():
+def test_error_falls_with_the_root_of_signs_and_steps():
     layout = guess_layout(20_000_000)
 
     def error(bits: int, mean_of: int = 1) -> float:
@@ -170,12 +177,12 @@ def test_error_falls_with_the_root_of_the_signs_and_of_the_steps():
         )
         return plan.stderr(mean_of=mean_of).typical
 
-    # Many rows at both sizes, and little from the distance.
+    # At both sizes the fold has many rows, and the distance adds little.
     assert error(1 << 12) == pytest.approx(4 * error(1 << 16), rel=0.02)
     assert error(1 << 12, 16) == pytest.approx(error(1 << 12) / 4, rel=0.02)
 
 
-def test_error_falls_with_the_basis():
+def test_a_larger_basis_gives_a_smaller_error():
     errors = [
         plan_recording(LAYOUT, n_steps=1000, reference_every=40, basis=basis).stderr()
         for basis in (0, 1, 3)
@@ -185,7 +192,7 @@ def test_error_falls_with_the_basis():
 
 
 @pytest.mark.parametrize(("basis", "measured"), [(2, 1), (7, 3)])
-def test_error_of_a_basis_is_that_of_a_smaller_one_that_was_measured(
+def test_a_basis_has_the_error_of_the_next_smaller_measured_one(
     basis: int, measured: int
 ):
     options: dict[str, Any] = {"n_steps": 1000, "reference_every": 40}
@@ -193,13 +200,13 @@ def test_error_of_a_basis_is_that_of_a_smaller_one_that_was_measured(
     assert found == plan_recording(LAYOUT, basis=measured, **options).stderr()
 
 
-def test_error_is_a_range_around_a_typical_one():
+def test_the_typical_error_lies_inside_the_range():
     low, typical, high = plan_recording(LAYOUT, n_steps=1000).stderr()
     assert low < typical < high
 
 
 @given(data=st.data(), n_params=st.integers(1, 10**10))
-def test_guessed_tensors_have_the_parameters_asked_for(data, n_params):
+def test_guessed_layers_have_the_given_number_of_parameters(data, n_params):
     n_tensors = data.draw(st.none() | st.integers(1, min(n_params, 2000)))
     layout = guess_layout(n_params, n_tensors)
     assert layout.n_params == n_params
@@ -220,52 +227,52 @@ def test_impossible_tensors_are_refused(n_params, n_tensors, message):
         guess_layout(n_params, n_tensors)
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_what_is_left_of_errors_is_what_was_measured(name: str):
-    measured, training = results("planning")[name], TRAININGS[name]
+@pytest.mark.parametrize("name", MEASURED_RUNS)
+def test_error_ratios_equal_the_measured_ones(name: str):
+    measured, errors = results("planning")[name], MEASURED_RUNS[name]
     size = measured["padded parameters"]
     fold = Fold(size=size, buckets=65536, seed=0, column_role=Role.FOLD)
     plain = sqrt((1 - 1 / fold.n_rows + pi / 2 - 1) / 65536)
     by_length = measured["by epochs in a window"]
     shares = [float(length) / measured["epochs"] for length in by_length]
-    assert training.shares == pytest.approx(shares, abs=5e-4)
+    assert errors.shares == pytest.approx(shares, abs=5e-4)
     by_basis = measured["by basis"] | {str(BASIS): by_length}
-    assert sorted(by_basis) == [str(basis) for basis in sorted(training.left)]
-    for basis, left in training.left.items():
+    assert sorted(by_basis) == [str(basis) for basis in sorted(errors.ratios)]
+    for basis, ratios in errors.ratios.items():
         found = by_basis[str(basis)]
-        expected = [errors["from signs"] / plain for errors in found.values()]
-        assert left == pytest.approx(expected, abs=5e-4)
+        expected = [at["from signs"] / plain for at in found.values()]
+        assert ratios == pytest.approx(expected, abs=5e-4)
         whole = found["1.000"]["from distance"]
-        assert training.from_distance[basis] == pytest.approx(whole, rel=0.02)
+        assert errors.from_distance[basis] == pytest.approx(whole, rel=0.02)
     whole = by_length["1.000"]
-    # The same as the errors against exact values, which have luck in them.
+    # Standard errors agree with errors against exact values, which are random.
     exact = results("accuracy")["workloads"][name]["middle"]["rms error of gamma"]
     assert whole["stderr of gamma"] == pytest.approx(exact, rel=0.15)
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", MEASURED_RUNS)
 @pytest.mark.parametrize("bits", [1 << 12, 1 << 18])
 def test_errors_with_fewer_and_more_signs_are_as_predicted(name: str, bits: int):
-    measured, training = results("planning")[name], TRAININGS[name]
+    measured, errors = results("planning")[name], MEASURED_RUNS[name]
     size = measured["padded parameters"]
     fold = Fold(size=size, buckets=bits, seed=0, column_role=Role.FOLD)
     plain = sqrt((1 - 1 / fold.n_rows + pi / 2 - 1) / bits)
-    left = training.left[BASIS][list(measured["by epochs in a window"]).index("1.000")]
-    errors = measured["by signs"][str(bits)]
-    assert left * plain == pytest.approx(errors["from signs"], rel=0.1)
+    ratio = errors.ratios[BASIS][list(measured["by epochs in a window"]).index("1.000")]
+    found = measured["by signs"][str(bits)]
+    assert ratio * plain == pytest.approx(found["from signs"], rel=0.1)
 
 
-def test_errors_at_both_ends_are_the_measured_ones():
+def test_errors_at_both_ends_equal_the_measured_ones():
     ratios = [
         workload[part]["rms error of gamma"] / workload["middle"]["rms error of gamma"]
         for workload in results("accuracy")["workloads"].values()
         for part in ("first", "last")
     ]
-    assert pytest.approx((min(ratios), max(ratios)), abs=0.05) == EDGES
+    assert pytest.approx((min(ratios), max(ratios)), abs=0.05) == END_ERROR_RATIOS
 
 
 @pytest.mark.parametrize("name", COMPRESSION)
-def test_arrays_compress_as_they_did(name: str):
-    trainings = [results("planning")[training] for training in TRAININGS]
-    ratios = [t["bytes on disk over bytes in memory"][name] for t in trainings]
+def test_compression_equals_the_measured_one(name: str):
+    runs = [results("planning")[run] for run in MEASURED_RUNS]
+    ratios = [r["bytes on disk over bytes in memory"][name] for r in runs]
     assert min(ratios) * 0.9 <= COMPRESSION[name] <= max(ratios) * 1.1

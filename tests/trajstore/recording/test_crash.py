@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from trajstore.reading.run import open_run
-from trajstore.store.recovery import recover
+from trajstore.store.journal import recover
 
 pytest.importorskip("torch")
 

@@ -379,7 +379,7 @@ def test_the_state_of_another_recording_is_refused(tmp_path: Path):
     other = tmp_path / "other.zarr"
     record(other, range(10))
     state = torch.load(saved, weights_only=True)["recorder"]
-    with pytest.raises(SchemaError, match=r"other\.zarr is a recording begun at"):
+    with pytest.raises(SchemaError, match=r"other\.zarr is a recording that began at"):
         attempt(other, Training(), resume=state)
     with pytest.raises(FileNotFoundError, match=r"nothing at .*gone\.zarr"):
         attempt(tmp_path / "gone.zarr", Training(), resume=state)

@@ -14,7 +14,7 @@ from tests.trajstore.handmade import SPEC, change_root_of, random_rows, random_w
 from tests.trajstore.store.test_chunks import flip_a_bit, remove
 from trajstore import open_run
 from trajstore.reading.verify import problems
-from trajstore.store.recovery import recover
+from trajstore.store.journal import recover
 from trajstore.store.writer import Writer
 
 torch = pytest.importorskip("torch")

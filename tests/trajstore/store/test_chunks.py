@@ -1,4 +1,4 @@
-"""No chunk that is not what it should be is decoded, and none is taken for zeros."""
+"""Damaged chunks are not decoded, and missing chunks are not read as zeros."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def shorten(file: Path) -> None:
 
 
 def make_huge(file: Path) -> None:
-    """Make a file of 1 TB that takes no space."""
+    """Make a sparse file of 1 TB."""
     os.truncate(file, 1 << 40)
 
 
@@ -64,14 +64,14 @@ def pack_a_bomb(file: Path) -> None:
 
 
 def claim_more(file: Path) -> None:
-    """Let the header say 2 GB, with a correct checksum."""
+    """Claim 2 GB in the header, with a correct checksum."""
     data = bytearray(file.read_bytes()[:-4])
     data[4:8] = (2**31 - 1).to_bytes(4, "little")
     file.write_bytes(with_checksum(bytes(data)))
 
 
 def claim_longer(file: Path) -> None:
-    """Let the header say that there is more to unpack than there is."""
+    """Claim more packed bytes in the header than the chunk has."""
     data = bytearray(file.read_bytes()[:-4])
     data[12:16] = (len(data) + 1000).to_bytes(4, "little")
     file.write_bytes(with_checksum(bytes(data)))
@@ -130,7 +130,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("key", "damage", "reason"), CASES)
-def test_what_is_no_chunk_is_an_error_that_says_why(
+def test_a_damaged_chunk_is_an_error_that_says_why(
     path: Path, key: str, damage: Callable[[Path], None], reason: str
 ):
     run = open_run(path)
@@ -179,7 +179,7 @@ def test_a_part_is_read_around_damaged_chunks(path: Path):
     np.testing.assert_array_equal(read.values, expected)
 
 
-def test_places_of_chunks_cover_an_array(path: Path):
+def test_slices_of_chunks_cover_an_array(path: Path):
     array = open_run(path).stored.array("references/codes")
     places = list(chunks_of(array))
     assert len(places) == 10
@@ -188,11 +188,11 @@ def test_places_of_chunks_cover_an_array(path: Path):
     assert list(chunks_of(array, (slice(4, 4), slice(0, 5)))) == []
 
 
-# What damage costs in a run
+# The cost of damage in a run
 
 
 def write_unknown_epochs(path: Path) -> None:
-    """Write ten steps whose epochs nothing but their array tells."""
+    """Write ten steps whose epochs follow from no other array."""
     spec = RunSpec.from_json(SPEC.to_json() | {"steps_per_epoch": None})
     writer = Writer(path, spec)
     for c in range(10):
@@ -208,7 +208,7 @@ def expect(path: Path, key: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["epoch", "iteration", "window"])
-def test_where_steps_belong_follows_from_what_is_left(path: Path, name: str):
+def test_a_lost_coordinate_follows_from_the_others(path: Path, name: str):
     remove(path / name / "c/0")
     with expect(path, f"{name}/c/0"):
         steps = open_run(path).steps.load()
@@ -217,7 +217,7 @@ def test_where_steps_belong_follows_from_what_is_left(path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["epoch", "iteration"])
-def test_epochs_that_nothing_tells_are_minus_one(tmp_path: Path, name: str):
+def test_epochs_that_follow_from_nothing_are_minus_one(tmp_path: Path, name: str):
     path = tmp_path / "other.zarr"
     write_unknown_epochs(path)
     remove(path / name / "c/0")
@@ -236,7 +236,7 @@ def test_starts_of_windows_follow_from_the_steps(path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:.*reads as NaN")
-def test_windows_that_nothing_tells_are_an_error(path: Path):
+def test_windows_that_follow_from_nothing_are_an_error(path: Path):
     remove(path / "references/start/c/0")
     remove(path / "window/c/0")
     message = r"run\.zarr: chunks of both 'references/start' and 'window' are damaged"
@@ -256,7 +256,7 @@ def test_windows_that_go_backwards_are_an_error(tmp_path: Path, starts: list[int
         _ = open_run(tmp_path / "other.zarr").windows
 
 
-def test_a_damaged_reference_costs_those_up_to_the_next_in_full(tmp_path: Path):
+def test_a_damaged_anchor_costs_the_anchors_up_to_the_next_keyframe(tmp_path: Path):
     path = tmp_path / "other.zarr"
     write_run(path, n_steps=70)
     whole, run = open_run(path), open_run(path)
@@ -277,7 +277,7 @@ def test_a_damaged_reference_costs_those_up_to_the_next_in_full(tmp_path: Path):
             )
 
 
-def test_lost_signs_are_told_from_zeros(path: Path):
+def test_lost_signs_are_distinguished_from_zeros(path: Path):
     run = open_run(path)
     assert not run.stored.is_missing("signs", slice(2, 9)).any()
     remove(path / "signs/c/0/0")

@@ -1,4 +1,4 @@
-"""What is committed reads back; what was not finished is not seen."""
+"""Committed values read back; unfinished commits are invisible."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from trajstore.format.arrays import ITEM_SIZE, ArraySpec, Code
-from trajstore.store.commit import Commits
+from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
 
 Array = npt.NDArray[Any]
@@ -56,9 +56,9 @@ def _close_loop() -> Iterator[None]:
     LOOP.close()
 
 
-def commits_at(path: Path) -> Commits:
+def commits_at(path: Path) -> Committer:
     path.mkdir()
-    return Commits(LocalStore(path), LOOP)
+    return Committer(LocalStore(path), LOOP)
 
 
 def open_root(path: Path) -> zarr.Group:
@@ -77,7 +77,7 @@ def assert_same(found: State, expected: State) -> None:
 
 
 def random_values(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
-    """Return values of every kind that the type has, NaN and infinities among them."""
+    """Return values of every kind of the type, including NaN and infinities."""
     if np.dtype(dtype).kind != "f":
         limits = np.iinfo(dtype)
         return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
@@ -116,11 +116,11 @@ def test_rows_read_back_as_they_were_written(
             store.commit({})
             found = read(Path(directory) / "store")["x"]
             np.testing.assert_array_equal(found, expected, strict=True)
-            # Signs of zeros and of NaN, too.
+            # Bytes show the signs of zeros and NaN too.
             assert found.tobytes() == expected.tobytes()
 
 
-def test_attributes_are_those_of_the_last_commit(tmp_path: Path):
+def test_attributes_equal_those_of_the_last_commit(tmp_path: Path):
     store = commits_at(tmp_path / "store")
     store.commit({"a": 1, "b": [2]})
     store.commit({"a": "later"})
@@ -188,7 +188,7 @@ def test_columns_added_later_read_as_nan_before(tmp_path: Path, n_before: int):
 
 
 def test_no_chunk_is_missing_where_columns_were_added(tmp_path: Path):
-    """What is missing is damage to a reader, also where it would read as NaN."""
+    # A reader takes a missing chunk for damage, even where it would read as NaN.
     store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(rows=2)})
     store.append({"x": numbers(7, 2)})
@@ -222,7 +222,7 @@ def test_a_reader_keeps_seeing_the_commit_that_it_opened(tmp_path: Path, n_first
 
 
 def write_history(path: Path, states: list[State]) -> None:
-    """Write a store in several commits; note what each of them should hold."""
+    """Write a store in several commits, and collect the expected state of each."""
     store = commits_at(path)
     x, y = np.empty((0, 2)), np.empty((0,), np.int32)
     store.declare({"x": rows_array(), "below/y": rows_array("int32", (), rows=2)})
@@ -258,12 +258,12 @@ def write_history(path: Path, states: list[State]) -> None:
 
 
 class Killed(BaseException):
-    """Ends the process as far as the code under test can tell."""
+    """Ends the process, as far as the code under test can tell."""
 
 
 @pytest.fixture
 def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that lets so many operations on files pass, and no more."""
+    """Return a function that stops the process after a number of writes."""
     whole = LocalStore.set
 
     def arm(n_operations: int) -> None:
@@ -297,7 +297,7 @@ def test_a_write_killed_anywhere_leaves_a_readable_prefix(
         seen.append(n)
         expected = states[n]
         if n == 3 and len(states) == 5:
-            # The last row may already be amended; all else is as it was.
+            # The last row may already be amended; everything else is unchanged.
             found = read(path)
             assert found["x"][-1, 3] in {expected["x"][-1, 3], -1}
             found["x"][-1, 3] = expected["x"][-1, 3]
@@ -306,14 +306,14 @@ def test_a_write_killed_anywhere_leaves_a_readable_prefix(
             assert_same(read(path), expected)
         if n == 4:
             break
-    # Every commit but the last was the newest after several of the kills.
+    # Each commit but the last was the newest one after several kills.
     assert seen == sorted(seen)
     assert min(seen.count(n) for n in range(4)) >= 3
 
 
 @pytest.fixture
 def written_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that collects the keys of all that is written."""
+    """Return a list that collects all written keys."""
     keys: list[str] = []
     whole = LocalStore.set
 
@@ -338,7 +338,7 @@ def test_chunks_come_before_metadata_and_the_root_is_last(
     assert roots[-1] == len(keys) - 1
 
 
-def test_a_commit_writes_only_what_has_changed(tmp_path: Path, written_keys: list[str]):
+def test_a_commit_writes_only_changed_chunks(tmp_path: Path, written_keys: list[str]):
     store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(rows=3), "still": rows_array(rows=3)})
     store.append({"x": numbers(7, 2), "still": numbers(2, 2)})
@@ -346,7 +346,7 @@ def test_a_commit_writes_only_what_has_changed(tmp_path: Path, written_keys: lis
     written_keys.clear()
     store.append({"x": numbers(1, 2)})
     store.commit({})
-    # Of the chunks only the third, which has grown from one row to two.
+    # The only changed chunk is the third, which grew from one row to two.
     assert written_keys == ["x/c/2/0", "x/zarr.json", "zarr.json"]
     written_keys.clear()
     store.commit({})

@@ -1,4 +1,4 @@
-"""What a journal holds is what was appended, up to the first record that is not whole."""
+"""A journal returns the records that were appended, up to the first incomplete one."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,7 @@ from trajstore.cli import main as cli
 from trajstore.format.layout import Layout
 from trajstore.format.rows import measured_arrays
 from trajstore.reading.run import open_run
-from trajstore.store.journal import JOURNAL, Journal, Record, read_journal
-from trajstore.store.recovery import recover
+from trajstore.store.journal import JOURNAL, Journal, Record, read_journal, recover
 
 SPEC = small_spec({"a": (5,), "b": (2, 3)})
 SIZE = Layout(SPEC.names, SPEC.shapes).size
@@ -61,7 +60,7 @@ def test_records_read_back_in_the_order_of_steps(tmp_path: Path):
         assert_same(r, record(r.step))
 
 
-def test_a_record_that_was_cut_off_anywhere_is_left_out(tmp_path: Path):
+def test_a_truncated_record_is_left_out(tmp_path: Path):
     [path] = write(tmp_path, range(3))
     whole = path.read_bytes()
     length = len(whole) // 3
@@ -71,7 +70,7 @@ def test_a_record_that_was_cut_off_anywhere_is_left_out(tmp_path: Path):
 
 
 @given(place=st.integers(0, 700), value=st.integers(0, 255))
-def test_a_damaged_record_is_left_out_or_right(place: int, value: int):
+def test_a_damaged_record_is_left_out_or_correct(place: int, value: int):
     import tempfile
 
     with tempfile.TemporaryDirectory() as directory:
@@ -83,7 +82,7 @@ def test_a_damaged_record_is_left_out_or_right(place: int, value: int):
             assert_same(found, record(found.step))
 
 
-def test_files_that_are_no_journal_are_ignored(tmp_path: Path):
+def test_files_that_are_not_a_journal_are_ignored(tmp_path: Path):
     [path] = write(tmp_path, range(2))
     (path.parent / "7").write_bytes(b"\x00" * 1000)
     (path.parent / "8").write_bytes(b'00000000 {"step": 8, "place": 3}\n')
@@ -91,7 +90,7 @@ def test_files_that_are_no_journal_are_ignored(tmp_path: Path):
     assert [r.step for r in read(tmp_path)] == [0, 1]
 
 
-def test_a_recorder_without_a_flush_loses_nothing(
+def test_recovery_restores_every_step_of_a_killed_recorder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     torch = pytest.importorskip("torch")
@@ -108,12 +107,12 @@ def test_a_recorder_without_a_flush_loses_nothing(
             model(torch.randn(8, 30)).square().mean().backward()
             recorder.log(loss=step)
             optimizer.step()
-        # As a killed process leaves it.
+        # The copy is what a killed process would leave.
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
     assert open_run(copy).n_steps == 10
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
     cli.main()
-    assert "may hold further steps: traj-store recover" in capsys.readouterr().out
+    assert "may hold more steps: traj-store recover" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["traj-store", "recover", str(copy)])
     cli.main()
     assert capsys.readouterr().out == "3 steps were recovered; 13 in all.\n"

@@ -1,4 +1,4 @@
-"""A location means the same wherever it is used."""
+"""Locations name the same place everywhere."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_only_urls_are_remote():
 
 
 @pytest.mark.parametrize("place", ["/data", "s3://bucket/runs", "relative"])
-def test_siblings_lie_beside_a_store(place: str):
+def test_siblings_lie_next_to_a_store(place: str):
     assert sibling(f"{place}/a.zarr", ".analysis.zarr") == f"{place}/a.analysis.zarr"
     assert sibling(f"{place}/a", ".analysis.zarr") == f"{place}/a.analysis.zarr"
     assert name_of(f"{place}/a.zarr") == "a.zarr"
@@ -44,7 +44,7 @@ def test_siblings_lie_beside_a_store(place: str):
         ("memory://a.zarr", FsspecStore),
     ],
 )
-def test_each_place_is_reached_by_its_library(
+def test_each_location_is_opened_by_its_library(
     place: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ):
     if kind is ObjectStore:

@@ -1,4 +1,4 @@
-"""Runs in object storage are read, verified and sized like those in directories."""
+"""Runs in object storage are read, verified and sized like local ones."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def test_a_remote_run_reads_like_a_local_one(remote: str, local: Path):
     assert pickle.loads(pickle.dumps(far)).n_steps == 10
 
 
-def test_nothing_at_a_url_is_named(bucket: str):
+def test_a_missing_remote_store_is_named(bucket: str):
     message = r"no trajectory store at s3://runs/none\.zarr: no zarr\.json"
     with pytest.raises(FileNotFoundError, match=message):
         open_run(f"{bucket}/none.zarr")
@@ -96,20 +96,20 @@ def test_info_sizes_a_remote_run(
         cli.main()
         texts.append(capsys.readouterr().out.replace(location, ""))
     assert texts[0].split() == texts[1].split()
-    assert "references" in texts[0]
+    assert "anchors" in texts[0]
 
 
-# Whether somebody writes
+# Whether a remote store has a writer
 
 
 @pytest.fixture
 def open_remote(bucket: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Location of a run that nobody closed."""
+    """Location of a run that was not closed."""
     write_run(tmp_path / "run.zarr", n_steps=2, status=None)
     return upload(tmp_path / "run.zarr", f"{bucket}/{request.node.name}/run.zarr")
 
 
-def test_a_remote_run_without_writer_was_interrupted(open_remote: str):
+def test_a_remote_run_without_a_writer_is_interrupted(open_remote: str):
     assert open_run(open_remote).status == "interrupted"
 
 
@@ -117,7 +117,7 @@ def test_a_remote_run_without_writer_was_interrupted(open_remote: str):
     ("age", "status"),
     [(0, "running"), (LEASE_SECONDS - 60, "running"), (LEASE_SECONDS, "interrupted")],
 )
-def test_a_remote_writer_is_gone_when_its_document_is_old(
+def test_the_lease_of_a_remote_writer_expires(
     open_remote: str, monkeypatch: pytest.MonkeyPatch, age: int, status: str
 ):
     class Later(datetime):
@@ -130,7 +130,7 @@ def test_a_remote_writer_is_gone_when_its_document_is_old(
     assert open_run(open_remote).status == status
 
 
-def test_storage_without_times_goes_by_the_document(tmp_path: Path):
+def test_fsspec_leases_expire_by_the_time_in_their_document(tmp_path: Path):
     fsspec = pytest.importorskip("fsspec")
     write_run(tmp_path / "run.zarr", n_steps=2, status=None)
     memory = fsspec.filesystem("memory")

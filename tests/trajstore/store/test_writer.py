@@ -1,4 +1,4 @@
-"""What the writer puts on disk, seen by Zarr alone."""
+"""Zarr alone reads back what the writer stored."""
 
 import json
 import subprocess
@@ -69,14 +69,14 @@ def writer(path: Path) -> Iterator[Writer]:
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_what_exists_is_not_overwritten(path: Path, kind: str):
+def test_existing_files_are_not_overwritten(path: Path, kind: str):
     path.mkdir() if kind == "directory" else path.write_text("mine")
     with pytest.raises(FileExistsError, match=r"run\.zarr exists already.*a new path"):
         Writer(path, SPEC)
     assert list(path.iterdir()) == [] if kind == "directory" else path.read_text()
 
 
-def test_missing_directories_above_are_made(tmp_path: Path):
+def test_missing_parent_directories_are_created(tmp_path: Path):
     writer = Writer(tmp_path / "runs" / "today" / "run.zarr", SPEC)
     writer.commit()
     writer.close()
@@ -110,7 +110,7 @@ def test_rows_are_stored_as_given(path: Path, writer: Writer):
         np.testing.assert_array_equal(array(path, name), expected, strict=True)
 
 
-def test_scalars_are_nan_where_they_were_not_given(path: Path, writer: Writer):
+def test_missing_scalars_are_nan(path: Path, writer: Writer):
     writer.steps.append(random_rows(2), [{"loss": 1.0}, {"lr": 2.0, "loss": 3.0}])
     writer.steps.append(random_rows(1), [{"late": 4.0}])
     writer.commit()
@@ -166,7 +166,7 @@ def test_windows_are_stored_as_given(path: Path, writer: Writer):
         np.testing.assert_array_equal(array(path, f"references/{name}"), values)
 
 
-def test_snapshots_and_the_final_iterate_are_stored(path: Path, writer: Writer):
+def test_snapshots_and_the_final_parameters_are_stored(path: Path, writer: Writer):
     vectors = np.random.default_rng(0).random((3, SIZE), np.float32)
     writer.write_snapshot("warm / up", 3, vectors[0].__getitem__)
     writer.write_snapshot("later", 9, vectors[1].__getitem__)
