@@ -18,7 +18,7 @@ independent signs.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
@@ -39,6 +39,7 @@ SHIFT: Final = 2
 """How far the sequence of column signs moves from row to row."""
 
 
+@cache
 def largest_prime_below(n: int) -> int:
     """Return the largest prime below `n`, which must exceed 2."""
     return next(

@@ -287,11 +287,11 @@ def test_twin_sketches_alike(size, bits):
     torch = pytest.importorskip("torch")
     from trajstore.format.layout import BLOCK, Layout
     from trajstore.sketch_torch.sketch import SketchOnDevice
-    from trajstore.tracking.placement import all_here
+    from trajstore.tracking.placement import unsharded
 
     rng = np.random.default_rng(size)
     sketch = Sketch(size=size, bits=bits, seed=15)
-    placement = all_here(Layout(("x",), ((size,),)))
+    placement = unsharded(Layout(("x",), ((size,),)))
     buffer = torch.zeros(2, placement.size)
     on_device = SketchOnDevice(sketch, [buffer], placement.spans)
     weights = rng.choice(np.array([0.5, 1, 2], np.float32), buffer.shape[1] // BLOCK)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from trajstore.format.layout import BLOCK
 from trajstore.sketch import deltas
 from trajstore.sketch_torch import deltas as deltas_torch
-from trajstore.tracking.past_anchors import PastReferences
+from trajstore.tracking.past_anchors import PastAnchors
 
 SIZE = 5 * BLOCK
 
@@ -37,7 +37,7 @@ def walk(n_windows: int) -> tuple[list[Any], list[Any]]:
 @pytest.mark.parametrize("basis", [2, 3, 4])
 def test_displacements_are_differences_of_references(basis: int, n_windows: int):
     references, codes = walk(n_windows)
-    past = PastReferences(basis)
+    past = PastAnchors(basis)
     for code in codes:
         past.append(*map(torch.from_numpy, code))
     # As far back as there are references.
@@ -62,7 +62,7 @@ def test_displacements_are_differences_of_references(basis: int, n_windows: int)
 
 @pytest.mark.parametrize(("basis", "n_codes"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8)])
 def test_no_more_codes_are_held_than_add_up(basis: int, n_codes: int):
-    past = PastReferences(basis)
+    past = PastAnchors(basis)
     for _, code in zip(range(9), walk(9)[1], strict=True):
         past.append(*map(torch.from_numpy, code))
     assert past.addresses.shape == (2, n_codes)

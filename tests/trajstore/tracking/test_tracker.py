@@ -67,7 +67,7 @@ def test_first_reference_is_the_parameters_bit_for_bit():
 
     reference = tracker.start()
 
-    decoded = layout.unflatten(tracker.reference.numpy())
+    decoded = layout.unflatten(tracker.anchor.numpy())
     assert all(np.array_equal(decoded[n], p.numpy()) for n, p in parameters.items())
     assert not reference.codes.any()
     assert torch.equal(reference.weights, torch.ones(len(SHAPES)))
@@ -83,7 +83,7 @@ def test_a_moved_reference_is_within_half_a_level_of_the_parameters():
 
     tracker.move()
 
-    moved = without_gaps(layout, tracker.reference)
+    moved = without_gaps(layout, tracker.anchor)
     largest = np.abs(flat64(parameters) - before).max()
     # Half of a 127th of the largest difference, plus float32 rounding.
     assert np.abs(moved - flat64(parameters)).max() <= 0.501 * largest / 127 + 1e-6
@@ -102,7 +102,7 @@ def test_the_basis_is_the_displacements_from_past_references(basis: int):
         else:
             disturb(parameters, 0.1, seed=window)
             tracker.move()
-        references.append(tracker.reference.double().numpy().copy())
+        references.append(tracker.anchor.double().numpy().copy())
         for parameter in parameters.values():
             parameter.grad = torch.randn(parameter.shape)
         row = {name: rows[0] for name, rows in tracker.allocate(1).items()}
@@ -138,13 +138,13 @@ def test_a_parameter_that_is_not_finite_leaves_the_reference_where_it_was():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()
-    before = layout.unflatten(tracker.reference.numpy().copy())
+    before = layout.unflatten(tracker.anchor.numpy().copy())
     parameters["matrix"][3, 4] = torch.nan
     parameters["bias"][7] = torch.inf
 
     tracker.move()
 
-    after = layout.unflatten(tracker.reference.numpy())
+    after = layout.unflatten(tracker.anchor.numpy())
     assert after["matrix"][3, 4] == before["matrix"][3, 4]
     assert after["bias"][7] == before["bias"][7]
 
@@ -178,7 +178,7 @@ def change_one_entry(parameters: dict[str, Any]) -> None:
     [(change_nothing, True), (change_one_entry, False)],
     ids=["unchanged", "changed"],
 )
-def test_is_where_last_step_led(change: Callable[..., None], is_there: bool):
+def test_parameters_unchanged_since_step(change: Callable[..., None], is_there: bool):
     parameters = random_parameters()
     tracker, _ = make_tracker(parameters)
     tracker.start()
@@ -188,7 +188,7 @@ def test_is_where_last_step_led(change: Callable[..., None], is_there: bool):
     tracker.after_step(row)
     change(parameters)
 
-    assert tracker.is_where_last_step_led() is is_there
+    assert tracker.parameters_unchanged_since_step() is is_there
 
 
 def test_exact_rows_are_the_vectors_themselves():
@@ -220,7 +220,7 @@ def test_reference_sq_is_that_of_every_tensor():
 
     expected = [p.double().square().sum().item() for p in parameters.values()]
 
-    np.testing.assert_allclose(tracker.reference_sq(), expected, rtol=1e-6)
+    np.testing.assert_allclose(tracker.anchor_sq(), expected, rtol=1e-6)
 
 
 def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
@@ -228,7 +228,7 @@ def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()
-    references = [tracker.reference.double().clone()]
+    references = [tracker.anchor.double().clone()]
     home = {name: p.clone() for name, p in parameters.items()}
     for window in range(1, 9):
         for name, parameter in parameters.items():
@@ -236,7 +236,7 @@ def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
         if window != 1:
             disturb(parameters, 0.01, seed=window)
         tracker.move()
-        references.append(tracker.reference.double().clone())
+        references.append(tracker.anchor.double().clone())
     assert all(not torch.equal(a, b) for a, b in pairwise(references))
     for parameter in parameters.values():
         parameter.grad = torch.randn(parameter.shape)
