@@ -233,7 +233,7 @@ def place(
     parameters: dict[str, Tensor], group: Any
 ) -> tuple[list[Tensor | None], Placement]:
     """Return this rank's tensors, by layer, and their placement; collective over `group`."""
-    # `parameters` are those of this rank, ordinary tensors or DTensors.
+    # `parameters` of this rank are ordinary tensors or DTensors.
     if group is None:
         shapes_here = tuple(tuple(p.shape) for p in parameters.values())
         return [*parameters.values()], unsharded(Layout(tuple(parameters), shapes_here))

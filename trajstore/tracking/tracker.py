@@ -28,7 +28,7 @@ DISPLACEMENT, ANCHOR = 0, 1
 
 
 class CodedAnchor(NamedTuple):
-    """The anchor of a new window, coded, and what is known when the window begins."""
+    """The coded anchor of a new window, with measurements at the window's start."""
 
     codes: Tensor  # difference to the last anchor, see `trajstore.sketch.deltas`
     scales: Tensor

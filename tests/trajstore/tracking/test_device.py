@@ -1,6 +1,6 @@
 """A step on a device neither waits for it nor starts more operations for more tensors.
 
-The device is torch's "meta": tensors there have no elements, so whatever brings a value to
+The device is torch's "meta": tensors there have no elements, so bringing a value to
 the host fails, and copies from the host are seen.
 """
 

@@ -2,7 +2,7 @@
 
 torch would pass over the same vectors some twenty times, and spend more time of a small
 net's step on starting operations than on arithmetic. Here a block of `layout.BLOCK` elements
-is read once and used for all products and folds. The results are those of `eager`, up to
+is read once and used for all products and folds. The results equal those of `eager` up to
 rounding.
 
 Numba compiles these functions at their first import, which takes some seconds, and keeps the
@@ -189,7 +189,7 @@ def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
 
 def _hadamard_within(builder: Any, a: Any) -> Any:
     """Emit the transform of the elements of one vector."""
-    # The order of levels is part of what is recorded: sums of floats depend on it.
+    # The order of levels determines the bits of recordings: sums of floats depend on it.
     for h in (8, 4, 2, 1):
         partners = [k ^ h for k in range(_LANES)]
         signs = [-1.0 if k & h else 1.0 for k in range(_LANES)]
@@ -700,7 +700,7 @@ def probe(
 
 @_compiled(_FOLDS, int64, _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
-    folds: Floats,  # (part, fold, bits): the last folds are used; that of part 0 changes
+    folds: Floats,  # (part, fold, bits): the last fold of every part; part 0 is overwritten
     filled: int,  # buckets of a fold that may differ from 0
     signs: Floats,  # (bits,): random signs of the rotation
     block: int,  # length of a Hadamard block

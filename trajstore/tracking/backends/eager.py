@@ -213,7 +213,7 @@ class EagerBackend:
         """Set a row, of which `views` are parts, to the parameters less the anchor."""
         parameters = self._placement.local(self._parameters)
         _read([local_part(parameter) for parameter in parameters], views)
-        # All at once: the number of operations does not grow with that of the tensors.
+        # All at once: the number of operations does not grow with the number of tensors.
         row.sub_(self._rows[ANCHOR])
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:

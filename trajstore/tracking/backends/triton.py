@@ -355,7 +355,7 @@ def try_out(device: torch.device) -> None:
         draw_signs(signs, seed, step)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
     if not np.array_equal(signs.cpu().numpy(), expected):
-        raise RuntimeError("random signs are not those of the reference")
+        raise RuntimeError("random signs are not those of trajstore.sketch.signs")
 
 
 def draw_signs(out: Tensor, seed: int, step: int) -> None:

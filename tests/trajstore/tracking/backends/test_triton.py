@@ -73,7 +73,7 @@ def test_addresses_are_uploaded_where_one_has_changed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("count", [8, 13, 64, 1000, 4096 + 37])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 @pytest.mark.parametrize("step", [0, 5, 2**33, 2**62])
-def test_signs_are_those_of_the_reference(count: int, seed: int, step: int):
+def test_signs_equal_the_reference_implementation(count: int, seed: int, step: int):
     signs = torch.empty(count, device=DEVICE)
     triton.draw_signs(signs, seed, step)
     expected = random_signs(count, seed=seed, role=Role.STEP, step=step)
