@@ -48,9 +48,9 @@ MODES = ("plain", "recorded", "two-run")
 TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "addresses of tensors": (steps_cpu.StepsOnCPU, "_addresses"),
+    "addresses of tensors": (steps_cpu.CPUBackend, "_addresses"),
     "random signs": (kernels, "draw_signs"),
-    "inner products, folds, update": (steps_cpu.StepsOnCPU, "_run"),
+    "inner products, folds, update": (steps_cpu.CPUBackend, "_run"),
     "probes": (kernels, "probe"),
     "rotation and 1-bit code": (kernels, "sketch"),
     "new anchor": (tracker.Tracker, "move"),

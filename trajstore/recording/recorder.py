@@ -296,7 +296,7 @@ class Recorder:
             self._state = check_state(resume)
             check_groups(self._state, self._groups)
         begins = placement.is_first and first_step(resume, step, self._state)
-        self._step: int = placement.tell(begins)
+        self._step: int = placement.broadcast(begins)
         self._windows = Windows(
             steps_per_epoch=steps_per_epoch,
             reference_every=reference_every,
@@ -368,7 +368,7 @@ class Recorder:
                 self._snapshots, self._n_measured = set(), {}
         except BaseException as raised:  # noqa: BLE001 - is raised again below
             error = raised
-        if not self._placement.agree(here=error is None):
+        if not self._placement.all_agree(here=error is None):
             raise error or RuntimeError(
                 "The first rank could not open the store, and says why; nothing is recorded."
             )
@@ -377,7 +377,7 @@ class Recorder:
     def _go_on(self, found: Resumption) -> str | None:
         """Bring everything to where the recording begins; return what is doubtful."""
         told = without_vectors(found), self._snapshots, self._n_measured
-        of_first, self._snapshots, self._n_measured = self._placement.tell(told)
+        of_first, self._snapshots, self._n_measured = self._placement.broadcast(told)
         if not self._placement.is_first:
             found = of_first
         doubt = restore(self._tracker, found)
@@ -386,7 +386,7 @@ class Recorder:
         self._n_windows = found.n_windows
         self._next_window = position.next_window
         if self._n_windows > 0:
-            self._reference_sq = self._tracker.reference_sq()
+            self._reference_sq = self._tracker.anchor_sq()
         self._pending = dict(position.pending)
         self._samples: npt.NDArray[np.int64] | None = None
         if position.samples:
@@ -762,7 +762,7 @@ class Recorder:
         self._hooks.finish()
         # After a step that failed halfway nothing is known of the parameters.
         is_known = self._is_recording and self._has_stepped and self._row is None
-        if is_known and not self._tracker.is_where_last_step_led():
+        if is_known and not self._tracker.parameters_unchanged_since_step():
             warn(
                 "The parameters have changed since the last optimizer step. The "
                 "final iterate is what they are now.",
@@ -974,7 +974,7 @@ class Recorder:
             reference, start = tracker.start(), 0
         else:
             reference = tracker.move()
-        self._reference_sq = tracker.reference_sq()
+        self._reference_sq = tracker.anchor_sq()
         is_keyframe = self._n_windows % KEYFRAME_EVERY == 0
         keyframe = tracker.keyframe() if is_keyframe else None
         window = NewWindow(self._n_windows, start, reference, keyframe)

@@ -16,7 +16,7 @@ from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.recording.scalars import to_floats
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
-from trajstore.tracking.tracker import Reference
+from trajstore.tracking.tracker import CodedAnchor
 
 HEAD_START: Final = 0.002
 """Seconds that the training thread goes on before the writer asks for Python's lock; it
@@ -32,7 +32,7 @@ class NewWindow(NamedTuple):
         Which window.
     start : int
         Its first step.
-    reference : Reference
+    reference : CodedAnchor
         Its reference, coded.
     keyframe : torch.Tensor or None
         The tracker's own reference, where it is to be stored in full; is read later.
@@ -40,7 +40,7 @@ class NewWindow(NamedTuple):
 
     number: int
     start: int
-    reference: Reference
+    reference: CodedAnchor
     keyframe: Tensor | None
 
 

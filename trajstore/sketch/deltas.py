@@ -1,9 +1,9 @@
-"""Reference points as int8 differences to the reference before.
+"""Anchors as int8 differences to the last anchor.
 
 Every block of `trajstore.format.layout.BLOCK` elements has a scale of its own, a 127th of the
-largest difference in it. What the code loses does no harm: the *decoded* vector is the
-reference, in training as in analysis, and the next difference is taken to it. Decoding
-is a product and a sum in float32, so every platform gets the same bits.
+largest difference in it. The loss of the code does no harm: the *decoded* vector is the
+anchor, in training as in analysis, and the next difference is taken to it. Decoding is a
+product and a sum in float32, so every platform gets the same bits.
 """
 
 from typing import Final
@@ -19,25 +19,12 @@ LEVELS: Final = 127
 """Codes run from -LEVELS to LEVELS."""
 
 PIECE: Final = 64 * BLOCK
-"""Elements that are decoded at once, and stay in a core's cache meanwhile."""
+"""Elements that are decoded at once; they fit a core's cache."""
 
 
 def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """Code a difference, rounded to the nearest level.
-
-    Parameters
-    ----------
-    difference : numpy.ndarray
-        float32, shape ``(size,)``, a multiple of `BLOCK`. What is not finite is coded
-        as no difference.
-
-    Returns
-    -------
-    codes : numpy.ndarray
-        int8, shape ``(size,)``.
-    scales : numpy.ndarray
-        float32, shape ``(size / BLOCK,)``.
-    """
+    """Code a difference, rounded: int8 codes (size,) and float32 scales (block,)."""
+    # NaN and infinities are coded as no difference.
     blocks = np.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
     blocks = blocks.reshape(-1, BLOCK)
     scales = np.abs(blocks).max(1) / np.float32(LEVELS)
@@ -50,24 +37,14 @@ def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
 
 
 def n_codes(basis: int) -> int:
-    """How many codes the displacements in a basis are sums of.
-
-    Parameters
-    ----------
-    basis : int
-        Vectors in the basis: the reference, and the displacements from those of 1, 2, 4, ...
-        windows before.
-
-    Returns
-    -------
-    int
-        1, 2, 4, ... from two vectors on.
-    """
+    """Return how many codes the displacements in a basis are sums of."""
+    # Its vectors are the anchor, and the displacements from the anchors 1, 2, 4, ... windows
+    # before: 1, 2, 4, ... codes from two vectors on.
     return 1 << (basis - 2) if basis > 1 else 0
 
 
 def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
-    """Return the coded difference, float32 of the shape of `codes`."""
+    """Return the coded difference, float32 (size,)."""
     blocks = codes.reshape(-1, BLOCK).astype(np.float32)
     blocks *= scales[:, None]
     return blocks.reshape(-1)
@@ -76,15 +53,7 @@ def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
 def move(
     before: FloatArray, codes: npt.NDArray[np.int8], scales: FloatArray, out: FloatArray
 ) -> None:
-    """Add the coded difference to the reference before.
-
-    Parameters
-    ----------
-    before, codes, scales : numpy.ndarray
-        The reference before and what `encode` returned.
-    out : numpy.ndarray
-        Where the new reference goes, float32, shape ``(size,)``.
-    """
+    """Add a coded difference to the anchor before; write the sum, float32 (size,)."""
     for start in range(0, len(out), PIECE):
         piece = slice(start, min(start + PIECE, len(out)))
         blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)

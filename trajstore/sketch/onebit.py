@@ -1,8 +1,8 @@
 """One bit per number and one scale per block, unbiased after a random rotation.
 
-With the scale ``|y|^2 / |y|_1`` the decoded vector has ``<decoded, y> = |y|^2``, so that
-the rotated-back code is unbiased; this is the scale of DRIVE [1]_ and EDEN [2]_. For a
-rotated vector of n entries the squared error is about ``(pi / 2 - 1) |y|^2``.
+With the scale ``|y|^2 / |y|_1`` the decoded vector has ``<decoded, y> = |y|^2``, so that the
+code is unbiased after the inverse rotation; this is the scale of DRIVE [1]_ and EDEN [2]_. For
+a rotated vector of n entries the squared error is about ``(pi / 2 - 1) |y|^2``.
 
 References
 ----------
@@ -22,22 +22,9 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-    """Keep the signs and one scale per block of the last axis.
-
-    Parameters
-    ----------
-    vectors : numpy.ndarray
-        float32, shape ``(..., size)`` with `size` a power of two, at least 8.
-
-    Returns
-    -------
-    signs : numpy.ndarray
-        uint8, shape ``(..., size / 8)``: bit 1 where an entry is not negative, the
-        first entry in the highest bit.
-    scales : numpy.ndarray
-        float32, shape ``(..., blocks)``; 0 for a zero block, NaN for one that is not
-        finite.
-    """
+    """Return packed signs, uint8 (..., size / 8), and scales, float32 (..., block)."""
+    # Bit 1 where an entry is not negative, the first entry in the highest bit. A scale is 0
+    # for a zero block, NaN for one that is not finite.
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -52,7 +39,7 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
 def decode(
     signs: npt.NDArray[np.uint8], scales: FloatArray, out: FloatArray | None = None
 ) -> FloatArray:
-    """Return scale times sign, float32 of shape ``(..., size)``, in `out` if given."""
+    """Return scale times sign, float32 (..., size), in `out` if given."""
     vectors = unpack_signs(signs, out)
     blocks = vectors.reshape(*scales.shape, -1)
     blocks *= scales[..., None]

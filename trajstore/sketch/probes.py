@@ -1,4 +1,4 @@
-"""Fixed random probes: a short vector that keeps inner products between any two steps.
+"""Fixed random probes: short vectors that keep inner products between any two steps.
 
 A probe is a fold of a fold (`trajstore.sketch.fold`) with signs that stay the same for the whole
 run. ``E <P(g), P(v)> = <g, v>`` over the draw of the signs, with variance
@@ -20,23 +20,14 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Probes:
-    """How the vectors of a run are probed.
+    """Probes of the vectors of a run."""
 
-    Attributes
-    ----------
-    fold : Fold
-        The first fold, with the column signs of the sketch.
-    count : int
-        Numbers in a probe, a power of two; the second fold fills its largest prime
-        below.
-    """
-
-    fold: Fold
-    count: int
+    fold: Fold  # the first, with the column signs of the sketch
+    count: int  # numbers in a probe, a power of two; the largest prime below is filled
 
     @cached_property
     def row_signs(self) -> FloatArray:
-        """Row signs of the first fold, float32 of shape ``(n_rows,)``."""
+        """Row signs of the first fold, float32 (n_rows,)."""
         return random_signs(self.fold.n_rows, seed=self.fold.seed, role=Role.PROBE_ROWS)
 
     @cached_property
@@ -50,10 +41,10 @@ class Probes:
         )
 
     def __call__(self, vector: FloatArray) -> FloatArray:
-        """Probe one vector, float32 of shape ``(size,)`` to ``(count,)``."""
+        """Return the probe, float32 (count,), of a vector (size,)."""
         return self.of_folded(self.row_signs @ self.fold.signed_rows(vector))
 
     def of_folded(self, folded: FloatArray) -> FloatArray:
-        """Probe a first fold, of shape ``(width,)``."""
+        """Return the probe, float32 (count,), of a first fold (width,)."""
         # Row signs would change nothing here: the column signs of the rows differ.
         return self.bucket_fold(folded, np.ones(self.bucket_fold.n_rows, np.float32))

@@ -7,8 +7,8 @@ suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
 ``y = rho H rho' H z``.
 
 The signs are fresh in every step, which makes the errors of different steps independent.
-The second round takes those of the first with their halves swapped: a vector of few large
-entries depends on few signs of the first round, and so hardly on what the second does.
+The second round uses the signs of the first with their halves swapped: a vector with few large
+entries depends on few signs of the first round, and so hardly on the second.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ from trajstore.format.arrays import n_blocks
 FloatArray = npt.NDArray[np.float32]
 
 COLUMNS: Final = 256
-"""Columns of a small matrix product: these stay in the fastest cache."""
+"""Columns of a small matrix product, which stay in the fastest cache."""
 
 
 def factors(block: int) -> tuple[int, ...]:
@@ -47,24 +47,10 @@ def hadamard_matrix(n: int) -> FloatArray:
 def hadamard(
     vectors: FloatArray, buffers: tuple[FloatArray, FloatArray] | None = None
 ) -> FloatArray:
-    """Apply the normalised Hadamard transform to each block of the last axis.
-
-    A transform of size ``n1 n2 ...`` is the Kronecker product of transforms of sizes
-    ``n1, n2, ...``: each factor is one small matrix product over one digit of the
-    index.
-
-    Parameters
-    ----------
-    vectors : numpy.ndarray
-        float32, shape ``(..., size)`` with `size` a power of two.
-    buffers : tuple of numpy.ndarray, optional
-        Two arrays of the same shape to work in; `vectors` may be the second.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, the same shape; one of the buffers if there are any.
-    """
+    """Apply the normalised Hadamard transform to each block of the last axis."""
+    # A transform of size n1 n2 ... is the Kronecker product of transforms of sizes n1, n2,
+    # ...: each factor is one small matrix product over one digit of the index. The result
+    # lies in one of the buffers, if given; `vectors` may be the second.
     size = vectors.shape[-1]
     block = size // n_blocks(size)
     out, other = buffers or (np.empty_like(vectors), np.empty_like(vectors))
@@ -93,20 +79,7 @@ def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> 
 
 
 def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
-    """Rotate the last axis.
-
-    Parameters
-    ----------
-    vectors : numpy.ndarray
-        float32, shape ``(..., size)``.
-    signs : numpy.ndarray
-        Random signs, float32, shape ``(..., size)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape ``(..., size)``, with the norms of `vectors`.
-    """
+    """Rotate the last axis, float32 (..., size), with random signs of the same shape."""
     return hadamard(second_round(signs) * hadamard(signs * vectors))
 
 
@@ -116,25 +89,11 @@ def rotate_back(
     buffers: tuple[FloatArray, FloatArray] | None = None,
     out: FloatArray | None = None,
 ) -> FloatArray:
-    """Return the inverse of `rotate` for the same signs.
-
-    Parameters
-    ----------
-    vectors, signs : numpy.ndarray
-        float32, shape ``(..., size)``.
-    buffers : tuple of numpy.ndarray, optional
-        As in `hadamard`.
-    out : numpy.ndarray, optional
-        Where the result goes; where it is shorter, so many entries.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape ``(..., size)``, or `out`.
-    """
+    """Return the inverse of `rotate` for the same signs, float32 (..., size)."""
+    # Buffers are as in `hadamard`. If `out` is given it takes the first entries.
     buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     rotated = hadamard(vectors, buffers)
-    # `second_round`, in place and without a copy: this is most of what decoding costs.
+    # `second_round`, in place and without a copy: decoding spends most of its time here.
     half = rotated.shape[-1] // 2
     rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
     rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
@@ -146,5 +105,5 @@ def rotate_back(
 
 
 def second_round(signs: FloatArray) -> FloatArray:
-    """Return the signs of the second round, the halves of the first swapped."""
+    """Return the signs of the second round: those of the first with halves swapped."""
     return np.roll(signs, signs.shape[-1] // 2, axis=-1)

@@ -3,9 +3,9 @@
 ``encode`` and ``decode`` are inverse on average: for any v,
 ``E <tau_k @ decode(code_k)..., v> = <g_k, v>``. The gradient of step k is multiplied by a
 positive weight per tensor, folded with fresh row signs (`trajstore.sketch.fold`), rotated
-(`trajstore.sketch.rotation`) and coded with one bit per number (`trajstore.sketch.onebit`). On the
-other side v, which is known exactly, is divided by the same weights and enters in full
-precision. The torch twin that training runs is `trajstore.sketch_torch.sketch`.
+(`trajstore.sketch.rotation`) and coded with one bit per number (`trajstore.sketch.onebit`). In
+the analysis v, which is known exactly, is divided by the same weights and enters in full
+precision. Training runs `trajstore.sketch_torch.sketch` or compiled loops.
 """
 
 from dataclasses import dataclass
@@ -32,24 +32,12 @@ CODE_VARIANCE: Final = np.pi / 2 - 1
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Sketch:
-    """How the gradients of a run are sketched.
+    """Sketch of the gradients of a run."""
 
-    Attributes
-    ----------
-    size : int
-        Length of the flat gradient.
-    bits : int
-        Number of signs kept, a power of two, at least 8.
-    seed : int
-        The run's seed.
-    window : int
-        Window of the run; selects the column signs of the fold.
-    """
-
-    size: int
-    bits: int
-    seed: int
-    window: int = 0
+    size: int  # length of the flat gradient
+    bits: int  # number of signs kept, a power of two, at least 8
+    seed: int  # of the run
+    window: int = 0  # selects the column signs of the fold
 
     @cached_property
     def fold(self) -> Fold:
@@ -69,28 +57,13 @@ class Sketch:
 
     @property
     def sign_counts(self) -> tuple[int, int]:
-        """Numbers of fresh random signs in a step: of the rotation, of the rows."""
+        """Numbers of fresh random signs in a step: for the rotation, for the rows."""
         return self.bits, self.fold.n_rows
 
     def step_signs(
         self, step: int, out: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Draw the signs of one step.
-
-        Parameters
-        ----------
-        step : int
-            Optimizer step.
-        out : numpy.ndarray, optional
-            Where they go, as `trajstore.sketch.signs.random_signs` wants it.
-
-        Returns
-        -------
-        rotation : numpy.ndarray
-            float32, shape ``(bits,)``.
-        rows : numpy.ndarray
-            float32, shape ``(n_rows,)``.
-        """
+        """Return signs of one step: of the rotation (bits,), of the rows (n_rows,)."""
         signs = random_signs(
             sum(self.sign_counts), seed=self.seed, role=Role.STEP, step=step, out=out
         )
@@ -99,54 +72,22 @@ class Sketch:
     def encode(
         self, gradient: FloatArray, step: int
     ) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-        """Sketch one gradient, already multiplied by its weights.
-
-        Parameters
-        ----------
-        gradient : numpy.ndarray
-            float32, shape ``(size,)``.
-        step : int
-            Optimizer step; selects the signs.
-
-        Returns
-        -------
-        signs : numpy.ndarray
-            uint8, shape ``(bits / 8,)``.
-        scales : numpy.ndarray
-            float32, shape ``(n_blocks,)``.
-        """
+        """Sketch a weighted gradient: packed signs, uint8 (bits / 8,), scales (n_blocks,)."""
         rotation, rows = self.step_signs(step)
         return onebit.encode(rotate(self.fold(gradient, rows), rotation))
 
     def decode(
         self,
-        signs: npt.NDArray[np.uint8],
-        scales: FloatArray,
-        steps: npt.NDArray[np.int64],
-        out: FloatArray | None = None,
+        signs: npt.NDArray[np.uint8],  # (step, bits / 8)
+        scales: FloatArray,  # (step, n_blocks)
+        steps: npt.NDArray[np.int64],  # (step,): the optimizer steps of the rows
+        out: FloatArray | None = None,  # (step, width), for the folded gradients
     ) -> "Decoded":
-        """Estimate the folded gradients of some steps.
-
-        Parameters
-        ----------
-        signs : numpy.ndarray
-            uint8, shape ``(step, bits / 8)``.
-        scales : numpy.ndarray
-            float32, shape ``(step, n_blocks)``.
-        steps : numpy.ndarray
-            int64, shape ``(step,)``: the optimizer steps of the rows.
-        out : numpy.ndarray, optional
-            Where the folded gradients go, float32, shape ``(step, width)``.
-
-        Returns
-        -------
-        Decoded
-            Unbiased; NaN where a scale is.
-        """
+        """Estimate the folded gradients of some steps, without bias; NaN where a scale is."""
         shape = (len(steps), self.fold.width)
         buckets = np.empty(shape, np.float32) if out is None else out
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
-        # Memory that is new in every step would cost more than the arithmetic.
+        # New memory in every step would cost more than the arithmetic.
         first, second = np.empty((2, self.bits), np.float32)
         drawn = np.empty(-(-sum(self.sign_counts) // 8) * 8, np.float32)
         for i, step in enumerate(steps):
@@ -157,18 +98,9 @@ class Sketch:
 
 
 class Decoded(NamedTuple):
-    """Sketches of some steps, decoded.
+    """Sketches of some steps, decoded."""
 
-    ``buckets[k] @ (row_signs[k] @ signed)`` estimates <g_k, v>, where the rows of
-    `signed` are those of v (`trajstore.sketch.fold.Fold.signed_rows`).
-
-    Attributes
-    ----------
-    buckets : numpy.ndarray
-        float32, shape ``(step, width)``: the folded, weighted gradients.
-    row_signs : numpy.ndarray
-        float32, shape ``(step, n_rows)``.
-    """
-
-    buckets: FloatArray
-    row_signs: FloatArray
+    # ``buckets[k] @ (row_signs[k] @ signed)`` estimates <g_k, v>, where the rows of `signed`
+    # are the signed rows of v (`trajstore.sketch.fold.Fold.signed_rows`).
+    buckets: FloatArray  # (step, width): the folded, weighted gradients
+    row_signs: FloatArray  # (step, n_rows)

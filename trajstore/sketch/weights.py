@@ -1,9 +1,9 @@
 """Weights of the parameter tensors before they are folded together.
 
 The variance of the sketch is ``|w g|^2 |v / w|^2``, summed over tensors within each
-norm. It is smallest for ``w_l^2`` in proportion to ``|v_l| / |g_l|``: the tensors that
-move far for their gradients count more. What the path will do is guessed from what it
-did in the last window. Any positive weights leave the estimate unbiased.
+norm. It is smallest for ``w_l^2`` in proportion to ``|v_l| / |g_l|``: tensors that move far for
+their gradients count more. The last window serves as a forecast of the path. Any positive
+weights leave the estimate unbiased.
 """
 
 from typing import Final
@@ -21,23 +21,9 @@ def tensor_weights(
     gradient_rms: npt.NDArray[np.float64],
     sizes: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float32]:
-    """Weights from the displacements and gradients of a past window.
-
-    ``w_l^2 = (u_l + FLOOR U) / (q_l + FLOOR Q)`` with U and Q the rms over all tensors;
-    1 everywhere if U or Q is 0 or not finite.
-
-    Parameters
-    ----------
-    displacement_rms, gradient_rms : numpy.ndarray
-        u and q: root mean square per element, shape ``(layer,)``.
-    sizes : numpy.ndarray
-        Elements of each tensor, shape ``(layer,)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape ``(layer,)``, positive and finite.
-    """
+    """Return weights, float32 (layer,), from the rms of a past window, (layer,)."""
+    # w_l^2 = (u_l + FLOOR U) / (q_l + FLOOR Q) with U and Q the rms over all tensors; 1
+    # everywhere if U or Q is 0 or not finite.
     share = sizes / sizes.sum()
     U = np.sqrt(share @ np.square(displacement_rms))
     Q = np.sqrt(share @ np.square(gradient_rms))

@@ -1,1 +1,6 @@
-"""The estimator on the training device; every module has a NumPy twin in `trajstore.sketch`."""
+"""The estimator in torch, on the training device: what `trajstore.tracking` runs in every step.
+
+Every module but `uploads` computes the same as its namesake in `trajstore.sketch`, up to
+rounding, and is tested against it; begin with `sketch`. May import `trajstore.format` and
+`trajstore.sketch`; needs torch, and no store.
+"""

@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.deltas`."""
+"""Codes of anchors in torch, as in `trajstore.sketch.deltas`."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -10,25 +10,12 @@ from trajstore.format.layout import BLOCK
 from trajstore.sketch.deltas import LEVELS
 
 CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Elements of a vector that are coded or decoded at once: they should fit a CPU's cache, and keep
+"""Elements that are coded or decoded at once: few enough for a CPU's cache, many enough to keep
 the number of kernels low on an accelerator."""
 
 
 def chunks(size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cut a vector into chunks, as elements and as blocks.
-
-    Parameters
-    ----------
-    size : int
-        Its length, a multiple of `trajstore.format.layout.BLOCK`.
-    device : torch.device
-        Where it lies.
-
-    Yields
-    ------
-    elements, blocks : slice
-        One chunk.
-    """
+    """Yield chunks of a vector, as elements and as blocks."""
     blocks = CHUNK.get(device.type, CHUNK["cuda"]) // BLOCK
     for first in range(0, size // BLOCK, blocks):
         last = min(first + blocks, size // BLOCK)
@@ -36,22 +23,22 @@ def chunks(size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
 
 
 def block_scales(difference: Tensor) -> Tensor:
-    """Return the scales of `trajstore.sketch.deltas.encode`."""
+    """Return the scales of a difference (size,), float32 (block,)."""
     return _blocks(difference).abs_().amax(1) / LEVELS
 
 
 def encode(difference: Tensor, scales: Tensor) -> Tensor:
-    """Return the codes of `trajstore.sketch.deltas.encode`, given the scales."""
+    """Return the codes of a difference (size,), int8, given the scales."""
     divisor = scales.masked_fill(scales == 0, 1.0)
     codes = (_blocks(difference) / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS)
     return codes.to(torch.int8).view(-1)
 
 
 def _blocks(difference: Tensor) -> Tensor:
-    """Return a copy in which what is not finite is 0, (block, element)."""
+    """Return a copy with 0 for NaN and infinities, (block, element)."""
     return difference.nan_to_num(0.0, 0.0, 0.0).view(-1, BLOCK)
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
-    """See `trajstore.sketch.deltas.decode`."""
+    """Return the coded difference, float32 (size,)."""
     return codes.view(-1, BLOCK).float().mul_(scales[:, None]).view(-1)

@@ -1,8 +1,8 @@
-"""The torch twin of `trajstore.sketch.fold`, for the rows of a buffer.
+"""Folds of the rows of a buffer in torch, as in `trajstore.sketch.fold`.
 
-It works a chunk of the vectors at a time, so that there is no temporary of their length,
-and prepares all views of the buffer once: in a small net their making would take longer
-than the arithmetic.
+It works on a chunk of the vectors at a time, so that there is no temporary of their length,
+and prepares all views of the buffer once: in a small net making them would take longer than
+the arithmetic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,92 +17,48 @@ from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch_torch.uploads import upload
 
 CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Elements of a vector that are worked on at once: they should fit a CPU's cache, and
-keep the number of kernels low on an accelerator."""
+"""Elements that are folded at once: few enough for a CPU's cache, many enough to keep the
+number of kernels low on an accelerator."""
 
 
 class Span(NamedTuple):
-    """Neighbouring blocks.
+    """Neighbouring blocks of the flat vector that one rank keeps."""
 
-    Attributes
-    ----------
-    start : int
-        Element of the flat vector that they begin with.
-    local : int
-        Element of the rank's part that they begin with.
-    length : int
-        Number of elements.
-    """
-
-    start: int
-    local: int
-    length: int
+    start: int  # first element in the flat vector
+    local: int  # first element in the rank's part
+    length: int  # number of elements
 
 
 class Weighted(NamedTuple):
-    """A fold of the first vector, weighted block by block.
+    """A fold of the first vector, weighted block by block."""
 
-    Attributes
-    ----------
-    block_weights : torch.Tensor
-        float32, one for each block of a buffer.
-    row_signs : torch.Tensor
-        float32, (row,).
-    out : torch.Tensor
-        float32, (bucket,): the fold is added to it.
-    """
-
-    block_weights: Tensor
-    row_signs: Tensor
-    out: Tensor
+    block_weights: Tensor  # float32, one for each block of a buffer
+    row_signs: Tensor  # float32 (row,)
+    out: Tensor  # float32 (bucket,): the fold is added to it
 
 
 class _Chunk(NamedTuple):
-    """Neighbouring elements that fill rows of the fold, or a part of one.
+    """Neighbouring elements that fill rows of the fold, or a part of one."""
 
-    Attributes
-    ----------
-    rows, buckets, blocks : slice
-        Rows and buckets of the fold, and blocks of the buffer, that they belong to.
-    vectors : torch.Tensor
-        The elements, (vector, row, bucket).
-    signs, fresh_signs : torch.Tensor
-        Column signs, (row, bucket).
-    signed : torch.Tensor
-        Room for their product, (vector, row, bucket).
-    columns : list of torch.Tensor
-        The same, (bucket, row) for each vector.
-    first_blocks : torch.Tensor
-        Room of the first vector by blocks, (block, element).
-    """
-
-    rows: slice
-    buckets: slice
-    blocks: slice
-    vectors: Tensor
-    signs: Tensor
-    fresh_signs: Tensor
-    signed: Tensor
-    columns: list[Tensor]
-    first_blocks: Tensor
+    rows: slice  # of the fold
+    buckets: slice  # of the fold
+    blocks: slice  # of the buffer
+    vectors: Tensor  # the elements, (vector, row, bucket)
+    signs: Tensor  # column signs that stay, (row, bucket)
+    fresh_signs: Tensor  # column signs of the window
+    signed: Tensor  # scratch for the product of vectors and signs
+    columns: list[Tensor]  # the scratch as (bucket, row), for each vector
+    first_blocks: Tensor  # the scratch of the first vector as (block, element)
 
 
 class FoldOnDevice:
-    """Folds the rows of one of some buffers.
-
-    Parameters
-    ----------
-    fold : Fold
-        What to compute.
-    buffers : sequence of torch.Tensor
-        float32, (vector, size); of one shape. Their storage is kept: calls fold what it
-        holds then.
-    spans : sequence of Span
-        Which elements of the vectors that are folded lie where in the buffers.
-    """
+    """Folds the rows of one of several buffers."""
 
     def __init__(
-        self, fold: Fold, buffers: Sequence[Tensor], spans: Sequence[Span]
+        self,
+        fold: Fold,
+        buffers: Sequence[Tensor],  # float32 (vector, size), of one shape; not copied
+        spans: Sequence[Span],  # elements of the vectors in the buffers
     ) -> None:
         device, n_vectors = buffers[0].device, len(buffers[0])
         self._fold = fold
@@ -118,30 +74,18 @@ class FoldOnDevice:
         ]
 
     def start_window(self, window: int) -> None:
-        """Take other column signs for the weighted fold; the others keep theirs."""
+        """Use the column signs of a window for the weighted fold; other folds keep theirs."""
         sequence = replace(self._fold, window=window).column_sequence
         self._fresh.copy_(upload(sequence, self._fresh.device))
 
     def __call__(
         self,
-        which: int,
-        row_signs: Tensor,
-        out: Tensor,
+        which: int,  # index of the buffer
+        row_signs: Tensor,  # float32 (row,)
+        out: Tensor,  # float32 (vector, bucket): folds are added to it
         weighted: Weighted | None = None,
     ) -> None:
-        """Fold all vectors with the same row signs, and perhaps the first once more.
-
-        Parameters
-        ----------
-        which : int
-            Index of the buffer.
-        row_signs : torch.Tensor
-            float32, (row,).
-        out : torch.Tensor
-            float32, (vector, bucket): the folds are added to it.
-        weighted : Weighted, optional
-            The further fold.
-        """
+        """Fold all vectors with the same row signs, and the first once more if asked."""
         for chunk in self._chunks[which]:
             torch.mul(chunk.vectors, chunk.signs, out=chunk.signed)
             for columns, buckets in zip(chunk.columns, out, strict=True):
@@ -155,7 +99,7 @@ class FoldOnDevice:
 
 
 class _Place(NamedTuple):
-    """Where the elements of a chunk lie: in the fold, and in a buffer from `local` on."""
+    """Place of a chunk in the fold, and in a buffer from `local` on."""
 
     row: int
     n_rows: int
@@ -169,7 +113,7 @@ class _Place(NamedTuple):
 
 
 def _places(span: Span, fold: Fold, at_once: int) -> Iterator[_Place]:
-    """Cut a span into a part of a row, whole rows, some at a time, and part of a row."""
+    """Cut a span into a part of a row, groups of whole rows, and a part of a row."""
     start, stop = span.start, min(span.start + span.length, fold.size)
     while start < stop:
         row, bucket = divmod(start, fold.width)

@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.onebit`, for one vector."""
+"""One-bit codes of one vector in torch, as in `trajstore.sketch.onebit`."""
 
 from typing import Final
 
@@ -6,25 +6,15 @@ import torch
 from torch import Tensor
 
 GATHER_BITS: Final = 0x8040201008040201 - (1 << 64)
-"""Times a word of eight bytes 0 or 1, each byte lands as one bit of the highest byte."""
-
+"""Factor of a word of eight bytes 0 or 1 that gathers them as bits of the highest byte."""
 
 TINY: Final = 1e-37
-"""Below every magnitude whose square is not rounded to 0 in float32."""
+"""Less than every magnitude whose square is not 0 in float32."""
 
 
 def encode(vector: Tensor, *, signs: Tensor, scales: Tensor) -> None:
-    """See `trajstore.sketch.onebit.encode`; writes to `signs` and `scales`.
-
-    Parameters
-    ----------
-    vector : torch.Tensor
-        float32, shape ``(size,)``; overwritten with its absolute values.
-    signs : torch.Tensor
-        uint8, shape ``(size / 8,)``; overwritten.
-    scales : torch.Tensor
-        float32, shape ``(blocks,)``; overwritten.
-    """
+    """Write the signs, uint8 (size / 8,), and scales, float32 (block,), of a vector."""
+    # The vector is overwritten with its absolute values.
     words = (vector >= 0).view(torch.int64)
     signs.copy_((words * GATHER_BITS) >> 56)
     blocks = vector.view(len(scales), -1)

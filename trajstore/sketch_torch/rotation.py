@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.rotation`, in place."""
+"""Random rotation in torch, in place, as in `trajstore.sketch.rotation`."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,7 @@ from trajstore.sketch import rotation
 
 
 class Rotation:
-    """A random rotation of one vector on one device.
-
-    Its temporaries are kept: allocating them anew costs more than the arithmetic.
-
-    Parameters
-    ----------
-    size : int
-        Length of the vector, a power of two.
-    device : torch.device
-        Where it lives.
-    """
+    """Rotates vectors of one size on one device."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         block = size // n_blocks(size)
@@ -26,19 +16,12 @@ class Rotation:
             torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
             for n in rotation.factors(block)
         ]
+        # Kept, because allocating it in every step costs more than the arithmetic.
         self._spare = torch.empty(size, dtype=torch.float32, device=device)
         self._block = block
 
     def __call__(self, vector: Tensor, signs: Tensor) -> None:
-        """See `trajstore.sketch.rotation.rotate`.
-
-        Parameters
-        ----------
-        vector : torch.Tensor
-            float32, (size,); overwritten.
-        signs : torch.Tensor
-            float32, (size,).
-        """
+        """Rotate a vector in place, float32 (size,), with random signs (size,)."""
         half = len(vector) // 2
         vector.mul_(signs)
         self._hadamard(vector)

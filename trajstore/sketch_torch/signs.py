@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.signs`: the same bits as a tensor on any device."""
+"""Random signs as tensors on any device, the same bits as in `trajstore.sketch.signs`."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,7 @@ from trajstore.sketch_torch.uploads import upload
 
 
 class SignsOnDevice:
-    """Draws the signs of optimizer steps.
-
-    Parameters
-    ----------
-    count : int
-        Number of signs in a step.
-    device : torch.device
-        Where they are wanted.
-    """
+    """Draws the signs of optimizer steps, a fixed number for each."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         byte = torch.arange(256, device=device)[:, None]
@@ -26,7 +18,7 @@ class SignsOnDevice:
         self._signs = self._table.new_empty(-(-count // 8), 8)
 
     def __call__(self, step: int, seed: int) -> Tensor:
-        """Return the `trajstore.sketch.signs.random_signs` of a step; overwritten by the next."""
+        """Return the signs of a step, float32 (count,); the next call overwrites them."""
         packed = random_bytes(len(self._signs), seed=seed, role=Role.STEP, step=step)
         index = upload(packed, self._table.device).int()
         torch.index_select(self._table, 0, index, out=self._signs)

@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.sketch`: what training runs in every step."""
+"""Sketch of a gradient in torch, as in `trajstore.sketch.sketch`."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,15 @@ from trajstore.sketch_torch.signs import SignsOnDevice
 
 
 class SketchOnDevice:
-    """Sketches and probes the rows of one of some buffers.
-
-    Parameters
-    ----------
-    sketch : Sketch
-        What to compute.
-    buffers : sequence of torch.Tensor
-        float32, (vector, size); the first vector is sketched. See `FoldOnDevice`.
-    spans : sequence of Span
-        What of the vectors the buffers hold.
-    """
+    """Sketches and folds the rows of one of several buffers."""
 
     def __init__(
-        self, sketch: Sketch, buffers: Sequence[Tensor], spans: Sequence[Span]
+        self,
+        sketch: Sketch,
+        buffers: Sequence[
+            Tensor
+        ],  # float32 (vector, size); the first vector is sketched
+        spans: Sequence[Span],  # elements of the vectors in the buffers
     ) -> None:
         device = buffers[0].device
         self._sketch = sketch
@@ -36,42 +31,24 @@ class SketchOnDevice:
         self._rotation_signs = self._buckets
 
     def start_window(self, window: int) -> None:
-        """Take the column signs of a window."""
+        """Use the column signs of a window."""
         self._fold.start_window(window)
 
     def fold(self, which: int, row_signs: Tensor, out: Tensor) -> None:
-        """Add folds of all vectors of a buffer, with the same row signs, to `out`."""
+        """Add folds of all vectors of a buffer to `out`, float32 (vector, bucket)."""
         self._fold(which, row_signs, out)
 
     def __call__(
         self,
-        which: int,
-        step: int,
-        block_weights: Tensor,
+        which: int,  # index of the buffer
+        step: int,  # selects the random signs
+        block_weights: Tensor,  # float32 (block,): weights of the sketched vector
         *,
-        fold_signs: Tensor,
-        folds: Tensor,
+        fold_signs: Tensor,  # float32 (row,): row signs of the folds
+        folds: Tensor,  # float32 (vector, bucket): folds are added to it
     ) -> Tensor:
-        """Fold the first vector, weighted, for `encode`; and all of them.
-
-        Parameters
-        ----------
-        which : int
-            Index of the buffer.
-        step : int
-            Optimizer step; selects the random signs.
-        block_weights : torch.Tensor
-            float32, one for each block: weights of the sketched vector.
-        fold_signs : torch.Tensor
-            float32, (row,): row signs of the folds.
-        folds : torch.Tensor
-            float32, (vector, bucket): the folds are added to it.
-
-        Returns
-        -------
-        torch.Tensor
-            float32, (bucket,): the weighted fold of what lies here.
-        """
+        """Fold all vectors; return the weighted fold of the first, float32 (bucket,)."""
+        # `encode` codes the fold that is returned, which holds this rank's elements only.
         step_signs = self._signs(step, self._sketch.seed)
         self._rotation_signs, rows = step_signs.split(self._sketch.sign_counts)
         self._buckets.zero_()
@@ -80,14 +57,6 @@ class SketchOnDevice:
         return self._buckets
 
     def encode(self, *, signs: Tensor, scales: Tensor) -> None:
-        """Rotate the weighted fold, and keep its signs.
-
-        Parameters
-        ----------
-        signs : torch.Tensor
-            uint8, (bits / 8,); overwritten with the sketch's signs.
-        scales : torch.Tensor
-            float32, (block,); overwritten with its scales.
-        """
+        """Write signs, uint8 (bits / 8,), and scales, float32 (block,), of the last fold."""
         self._rotation(self._buckets, self._rotation_signs)
         onebit_torch.encode(self._buckets, signs=signs, scales=scales)

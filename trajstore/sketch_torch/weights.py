@@ -1,4 +1,4 @@
-"""The torch twin of `trajstore.sketch.weights`."""
+"""Weights of the sketch in torch, as in `trajstore.sketch.weights`."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from trajstore.sketch.weights import FLOOR
 def tensor_weights(
     displacement_rms: Tensor, gradient_rms: Tensor, sizes: Tensor
 ) -> Tensor:
-    """See `trajstore.sketch.weights.tensor_weights`; float64 in, float32 out, any device."""
+    """Return weights, float32 (layer,), from the float64 rms of a past window, (layer,)."""
     share = sizes / sizes.sum()
     U = (share @ displacement_rms.square()).sqrt()
     Q = (share @ gradient_rms.square()).sqrt()

@@ -1,9 +1,9 @@
-"""How far the reference is from past ones: vectors of the basis, held as int8 codes.
+"""Displacements from past anchors: vectors of the basis, held as int8 codes.
 
-The reference of a window is that of the window before and what a code of a byte per element
-stands for, `trajstore.sketch.deltas`. The reference less the one of 2^j windows before is thus the
-sum of the last 2^j codes, and is added up a block at a time where it is needed: no vector of
-float32 is held for it.
+The anchor of a window is the anchor of the window before plus a decoded code of one byte per
+element, `trajstore.sketch.deltas`. The anchor less the one 2^j windows earlier is thus the sum
+of the last 2^j codes. It is summed a chunk at a time where it is needed, so that no float32
+vector is held for it.
 """
 
 import numpy as np
@@ -17,38 +17,19 @@ from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.deltas import chunks
 
 
-class PastReferences:
-    """Codes of the last windows, and the displacements that they add up to.
-
-    Parameters
-    ----------
-    basis : int
-        Vectors in the basis: the reference, and the displacements from those of 1, 2, 4, ...
-        windows before.
-
-    Attributes
-    ----------
-    n_vectors : int
-        Number of displacements.
-    n_kept : int
-        How many codes are kept at most.
-    addresses : numpy.ndarray
-        int64, (2, code): where codes and their scales lie, the latest first.
-    """
+class PastAnchors:
+    """Codes of the last windows' anchors, and the displacements that they sum to."""
 
     def __init__(self, basis: int) -> None:
+        # The first vector of the basis is the anchor itself; the others are displacements
+        # from the anchors 1, 2, 4, ... windows before.
         self.n_vectors, self.n_kept = max(0, basis - 1), n_codes(basis)
         self._codes: list[tuple[Tensor, Tensor]] = []
+        # int64 (2, code): addresses of codes and of their scales, the latest first.
         self.addresses = self._find_addresses()
 
     def append(self, codes: Tensor, scales: Tensor) -> None:
-        """Take the code of a new window's reference; the tensors must not change.
-
-        Parameters
-        ----------
-        codes, scales : torch.Tensor
-            int8 of shape (size,), float32 of shape (block,); see `trajstore.sketch.deltas`.
-        """
+        """Keep the code of a new anchor, int8 (size,) and float32 (block,); not copied."""
         self._codes = [(codes, scales), *self._codes][: self.n_kept]
         self.addresses = self._find_addresses()
 
@@ -57,18 +38,7 @@ class PastReferences:
         return np.array(pairs, np.int64).reshape(-1, 2).T.copy()
 
     def products(self, vectors: Tensor) -> Tensor:
-        """Inner products of vectors with all displacements, block by block.
-
-        Parameters
-        ----------
-        vectors : torch.Tensor
-            float32, shape ``(vector, size)``, on the device of the codes.
-
-        Returns
-        -------
-        torch.Tensor
-            float32, shape ``(block, vector, displacement)``.
-        """
+        """Return products of vectors with displacements, (block, vector, displacement)."""
         n_vectors, size = vectors.shape
         products = vectors.new_zeros(size // BLOCK, n_vectors, self.n_vectors)
         if self._codes:
@@ -83,20 +53,8 @@ class PastReferences:
         return products
 
     def displacements(self, elements: slice, blocks: slice, like: Tensor) -> Tensor:
-        """Add up parts of all displacements.
-
-        Parameters
-        ----------
-        elements, blocks : slice
-            The part, as `trajstore.sketch_torch.deltas.chunks` yields it.
-        like : torch.Tensor
-            float32, on the device of the codes.
-
-        Returns
-        -------
-        torch.Tensor
-            float32, shape ``(vector, element)``; zeros where there are no references yet.
-        """
+        """Return chunks of all displacements, (vector, element), on the device of `like`."""
+        # They are zero where no earlier anchor exists.
         vectors = like.new_zeros(self.n_vectors, elements.stop - elements.start)
         for j in range(self.n_vectors):
             if j > 0:

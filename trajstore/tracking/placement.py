@@ -1,8 +1,8 @@
-"""Where the elements of the parameters lie: all here, or divided among the ranks of a group.
+"""Placement of the parameters: all in this process, or sharded over the ranks of a group.
 
-A rank keeps those blocks of the flat vector that its shards reach into, one after the other,
-with zeros for the elements of others. Whatever is linear in the vectors, and inner products
-are sums of what the ranks find in their own elements: one all-reduce makes them whole.
+A rank keeps the blocks of the flat vector that its shards reach into, one after the other,
+with zeros for the elements of other ranks. Linear functions of the vectors and inner products
+are sums over the ranks: one all-reduce completes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,30 +21,20 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.sketch_torch.fold import Span
 
-GATHERED: Final = 1 << 24
+GATHER_CHUNK: Final = 1 << 24
 """Elements that are gathered at once."""
 
 
 class Piece(NamedTuple):
-    """The part of a parameter that a rank holds.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Its shape.
-    strides : tuple of int
-        Distances of its elements in the flat vector.
-    first : int
-        Place of its first element in the flat vector.
-    """
+    """The part of a parameter that a rank holds."""
 
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    first: int
+    strides: tuple[int, ...]  # distances of its elements in the flat vector
+    first: int  # place of its first element in the flat vector
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """The first of the blocks it reaches into, and the one after the last."""
+        """Range of the blocks it reaches into: the first, and the one after the last."""
         reach = sum(
             (n - 1) * by for n, by in zip(self.shape, self.strides, strict=True)
         )
@@ -53,30 +43,20 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=False, eq=False)
 class Placement:
-    """The part of the flat vector that a rank keeps.
+    """The part of the flat vector that a rank keeps."""
 
-    Attributes
-    ----------
-    layout : Layout
-        Names, shapes and places of the whole tensors.
-    pieces : tuple of Piece or None
-        What this rank holds of each tensor, None where others count it.
-    group : torch.distributed.ProcessGroup or None
-        The ranks that hold the tensors together; None if all are here.
-    """
-
-    layout: Layout
-    pieces: tuple[Piece | None, ...]
-    group: Any = None
+    layout: Layout  # of the whole tensors
+    pieces: tuple[Piece | None, ...]  # for each layer; None where other ranks count it
+    group: Any = None  # ranks that hold the tensors together; None if all are here
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that results are gathered on."""
+        """Whether results are gathered on this rank."""
         return self.group is None or dist.get_rank(self.group) == 0
 
     @cached_property
     def _blocks(self) -> npt.NDArray[np.int64]:
-        """Numbers of the blocks that are kept here, shape (local block,)."""
+        """Numbers of the blocks that are kept here, int64 (local block,)."""
         kept = [np.arange(*piece.blocks) for piece in self.pieces if piece is not None]
         return np.concatenate([np.zeros(0, np.int64), *kept])
 
@@ -87,7 +67,7 @@ class Placement:
 
     @cached_property
     def layer_of_block(self) -> npt.NDArray[np.int64]:
-        """Index of the tensor that every local block belongs to."""
+        """Index of the layer that every local block belongs to, (local block,)."""
         layers = self.layout.layer_of_block[self._blocks]
         return (
             np.resize(layers, self.size // BLOCK) if len(layers) else np.zeros(1, int)
@@ -95,7 +75,7 @@ class Placement:
 
     @cached_property
     def spans(self) -> list[Span]:
-        """The blocks that are kept here, as few spans as there can be."""
+        """The blocks that are kept here, in as few spans as possible."""
         blocks = self._blocks
         starts = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
         stops = np.append(starts[1:], len(blocks))
@@ -104,18 +84,18 @@ class Placement:
             for i, j in zip(starts, stops, strict=True)
         ]
 
-    def held(self, tensors: Sequence[Any]) -> list[Any]:
-        """Choose those of some things, one for each tensor, that have a piece here."""
+    def local(self, by_layer: Sequence[Any]) -> list[Any]:
+        """Select the items, one for each layer, of the layers that have a piece here."""
         return [
-            tensor
-            for tensor, piece in zip(tensors, self.pieces, strict=True)
+            item
+            for item, piece in zip(by_layer, self.pieces, strict=True)
             if piece is not None
         ]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Return views of the pieces in a vector of shape ``(size,)``."""
+        """Return views of the pieces in a vector (size,)."""
         views, start = [], 0
-        for piece in self.held(self.pieces):
+        for piece in self.local(self.pieces):
             first, stop = piece.blocks
             within = piece.first - first * BLOCK
             offset = flat.storage_offset() + start + within
@@ -123,8 +103,8 @@ class Placement:
             start += (stop - first) * BLOCK
         return views
 
-    def add_up(self, *tensors: Tensor) -> None:
-        """Add tensors up over the ranks, in place."""
+    def all_reduce(self, *tensors: Tensor) -> None:
+        """Sum tensors over the ranks, in place."""
         if self.group is None:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -133,27 +113,17 @@ class Placement:
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view(tensor.shape))
 
-    def agree(self, *, here: bool) -> bool:
-        """Return whether something is so on all ranks."""
+    def all_agree(self, *, here: bool) -> bool:
+        """Whether a condition holds on all ranks."""
         if self.group is None:
             return here
         votes = torch.tensor(float(here), device=_device_of(self.group))
         dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.group)
         return bool(votes)
 
-    def largest_of_blocks(self, values: Tensor) -> Tensor:
-        """Replace values of local blocks by the largest that a rank has for the block.
-
-        Parameters
-        ----------
-        values : torch.Tensor
-            float32, shape ``(local block,)``, not negative; overwritten.
-
-        Returns
-        -------
-        torch.Tensor
-            Those of all blocks of the flat vector, shape ``(block,)``.
-        """
+    def block_max(self, values: Tensor) -> Tensor:
+        """Set values of local blocks, float32 (local block,), to their maximum over ranks."""
+        # Values are not negative. The maxima of all blocks, (block,), are returned.
         if self.group is None:
             return values
         blocks = torch.from_numpy(self._blocks).to(values.device)
@@ -164,19 +134,9 @@ class Placement:
         return whole
 
     def gather(self, vector: Tensor) -> Tensor:
-        """Return the whole of a vector on the first rank, in the host's memory.
-
-        Parameters
-        ----------
-        vector : torch.Tensor
-            Shape ``(size,)``, zero where elements belong to others.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape ``(layout.size,)``; the vector itself if all is here, and nothing, shape
-            ``(0,)``, on other ranks.
-        """
+        """Return the whole vector, (layout.size,), in the first rank's host memory."""
+        # Elements of other ranks are zero in `vector`, (size,). If all is here it is
+        # returned itself; ranks other than the first get an empty one.
         if self.group is None:
             return vector
         size = self.layout.size if self.is_first else 0
@@ -189,16 +149,8 @@ class Placement:
                 whole[part] = buffer.cpu()
         return whole
 
-    def spread(self, whole: Tensor, out: Tensor) -> None:
-        """Give every rank its part of a vector that the first one has.
-
-        Parameters
-        ----------
-        whole : torch.Tensor
-            Shape ``(layout.size,)`` on the first rank; ignored on others.
-        out : torch.Tensor
-            Shape ``(size,)``; overwritten.
-        """
+    def scatter(self, whole: Tensor, out: Tensor) -> None:
+        """Copy each rank's part of the first rank's vector, (layout.size,), to `out`."""
         if self.group is None:
             out.copy_(whole)
             return
@@ -213,16 +165,8 @@ class Placement:
             self._copy(start, buffer, out, into=out)
         out.masked_fill_(of_others, 0)
 
-    def spread_over_blocks(self, whole: Tensor, out: Tensor) -> None:
-        """Give every rank the values of its blocks, which the first one has.
-
-        Parameters
-        ----------
-        whole : torch.Tensor
-            Shape ``(block,)`` on the first rank; ignored on others.
-        out : torch.Tensor
-            Shape ``(local block,)``; overwritten.
-        """
+    def scatter_blocks(self, whole: Tensor, out: Tensor) -> None:
+        """Copy each rank's part of the first rank's values, (block,), to `out`."""
         if self.group is None:
             out.copy_(whole)
             return
@@ -233,20 +177,20 @@ class Placement:
         blocks = torch.from_numpy(self._blocks).to(out.device)
         out[: len(blocks)] = values[blocks]
 
-    def tell(self, found: Any) -> Any:
-        """Return on every rank what the first one has found, small and picklable."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the first rank's value, small and picklable, on every rank."""
         if self.group is None:
-            return found
-        told = [found]
-        dist.broadcast_object_list(told, group_src=0, group=self.group)
-        return told[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, group_src=0, group=self.group)
+        return values[0]
 
     def _parts(self) -> Iterator[tuple[int, slice]]:
-        for start in range(0, self.layout.size, GATHERED):
-            yield start, slice(start, min(start + GATHERED, self.layout.size))
+        for start in range(0, self.layout.size, GATHER_CHUNK):
+            yield start, slice(start, min(start + GATHER_CHUNK, self.layout.size))
 
     def _copy(self, start: int, part: Tensor, vector: Tensor, *, into: Tensor) -> None:
-        """Copy between a part of the whole vector and this rank's."""
+        """Copy between a part of the whole vector and this rank's vector."""
         for span in self.spans:
             first = max(start, span.start)
             length = min(start + len(part), span.start + span.length) - first
@@ -261,8 +205,8 @@ class Placement:
             target.copy_(source)
 
 
-def all_here(layout: Layout) -> Placement:
-    """Return the placement of tensors that are whole, in one process."""
+def unsharded(layout: Layout) -> Placement:
+    """Return the placement of whole tensors in one process."""
     pieces = [
         _whole(layout, i) if size > 0 else None for i, size in enumerate(layout.sizes)
     ]
@@ -288,30 +232,11 @@ def is_divided(tensor: Tensor) -> bool:
 def place(
     parameters: dict[str, Tensor], group: Any
 ) -> tuple[list[Tensor | None], Placement]:
-    """Find out which rank holds what, together with the other ranks.
-
-    Parameters
-    ----------
-    parameters : dict from str to torch.Tensor
-        Those of this rank, ordinary tensors or DTensors.
-    group : torch.distributed.ProcessGroup or None
-        The ranks that hold the model; None if all of it is here.
-
-    Returns
-    -------
-    tensors : list of torch.Tensor or None
-        Those of this rank, in the order of the layout.
-    placement : Placement
-        What this rank keeps.
-
-    Raises
-    ------
-    ValueError
-        If ranks disagree on the shape of a parameter.
-    """
+    """Return this rank's tensors, by layer, and their placement; collective over `group`."""
+    # `parameters` of this rank are ordinary tensors or DTensors.
     if group is None:
         shapes_here = tuple(tuple(p.shape) for p in parameters.values())
-        return [*parameters.values()], all_here(Layout(tuple(parameters), shapes_here))
+        return [*parameters.values()], unsharded(Layout(tuple(parameters), shapes_here))
     shapes: dict[str, tuple[int, ...]] = {}
     here = {name: tuple(p.shape) for name, p in parameters.items()}
     for of_rank in _from_all(here, group):
@@ -324,7 +249,7 @@ def place(
     layout = Layout(tuple(shapes), tuple(shapes.values()))
     tensors = [parameters.get(name) for name in layout.names]
     pieces = [_piece(tensor, layout, i) for i, tensor in enumerate(tensors)]
-    # Of copies of a piece, that on the first of the ranks counts.
+    # Of copies of a piece, the one on the lowest rank counts.
     lower = _from_all(pieces, group)[: dist.get_rank(group)]
     own = [
         None if any(of_rank[i] == piece for of_rank in lower) else piece
@@ -333,15 +258,15 @@ def place(
     return tensors, Placement(layout, tuple(own), group)
 
 
-def _from_all(found: Any, group: Any) -> list[Any]:
-    """Return what every rank has found."""
-    everywhere: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everywhere, found, group=group)
-    return everywhere
+def _from_all(value: Any, group: Any) -> list[Any]:
+    """Return the values of all ranks."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def _piece(parameter: Any, layout: Layout, i: int) -> Piece | None:
-    """Return what lies here of a parameter, None if nothing does."""
+    """Return the piece of a parameter on this rank, None if there is none."""
     if parameter is None or parameter.numel() == 0:
         return None
     if not is_divided(parameter):
@@ -352,7 +277,8 @@ def _piece(parameter: Any, layout: Layout, i: int) -> Piece | None:
     divisions = list(
         zip(parameter.placements, mesh.shape, mesh.get_coordinate(), strict=True)
     )
-    # What FSDP divides after tensor parallelism has is marked as strided, and comes first.
+    # Where FSDP divides shards of tensor parallelism, its placement is marked as strided and
+    # comes first.
     divisions.sort(key=lambda division: not isinstance(division[0], Shard))
     offset, shape = [0] * parameter.ndim, list(parameter.shape)
     for kind, n, coordinate in divisions:
@@ -378,20 +304,7 @@ def _piece(parameter: Any, layout: Layout, i: int) -> Piece | None:
 
 
 def local_part(tensor: Any, like: Any = None) -> Any:
-    """Return what lies here of a tensor, sharded as another one is.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor or None
-        May be a DTensor.
-    like : torch.Tensor, optional
-        The parameter whose gradient it is.
-
-    Returns
-    -------
-    torch.Tensor or None
-        An ordinary tensor.
-    """
+    """Return this rank's part of a tensor, sharded like its parameter if that is given."""
     if tensor is None or not is_divided(tensor):
         return tensor
     if like is not None and tensor.placements != like.placements:
@@ -400,5 +313,5 @@ def local_part(tensor: Any, like: Any = None) -> Any:
 
 
 def _device_of(group: Any) -> torch.device:
-    """Return a device that the group's backend can work on."""
+    """Return a device that the group's communication backend works on."""
     return torch.device("cpu" if dist.get_backend(group) == "gloo" else "cuda")

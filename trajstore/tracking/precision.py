@@ -1,4 +1,4 @@
-"""The precision that is measured in, whatever training has chosen."""
+"""Full float32 precision for measurements, whatever training has chosen."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,12 +10,12 @@ PRECISIONS: Final[Sequence[Any]] = (
     torch.backends.cuda.matmul,
     torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
 )
-"""Where torch keeps what float32 matrix products may be rounded to."""
+"""Where torch keeps the precision that float32 matrix products may be rounded to."""
 
 
 def quiet(device: torch.device) -> AbstractContextManager[None]:
     """Compute without gradients and in full float32, whatever training has chosen."""
-    # To enter one context manager instead of three is noticed in a small net's step.
+    # One context manager instead of three makes a difference in a small net's step.
     whole = torch.backends.fp32_precision  # type: ignore[attr-defined]
     rounded = whole not in FULL or any(
         backend.fp32_precision not in FULL for backend in PRECISIONS
@@ -26,7 +26,7 @@ def quiet(device: torch.device) -> AbstractContextManager[None]:
 
 
 FULL: Final = {"none", "ieee"}
-"""Names that torch has for full precision."""
+"""torch's names for full precision."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     torch_wide: Any = torch.backends
     whole = torch_wide.fp32_precision
     torch_wide.fp32_precision = "ieee"
-    # What follows the choice for all is full now; only others need to be set back.
+    # Settings that follow the general one are full now; only others need to be restored.
     chosen = {b: b.fp32_precision for b in PRECISIONS if b.fp32_precision != "ieee"}
     for backend in chosen:
         backend.fp32_precision = "ieee"

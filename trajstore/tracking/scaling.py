@@ -1,4 +1,4 @@
-"""The factor of a GradScaler that gradients still contain when a step begins."""
+"""Find the factor of a GradScaler that gradients still contain when a step begins."""
 
 from collections.abc import Sequence
 from inspect import currentframe
@@ -11,40 +11,18 @@ from torch.optim import Optimizer
 
 
 class Scaling(NamedTuple):
-    """A factor, and what contains it.
+    """A factor, and the parameters whose gradients contain it."""
 
-    Attributes
-    ----------
-    factor : torch.Tensor
-        One element.
-    parameters : frozenset of int
-        The ``id`` of each parameter whose gradient contains the factor.
-    """
-
-    factor: Tensor
-    parameters: frozenset[int]
+    factor: Tensor  # one element
+    parameters: frozenset[int]  # the ``id`` of each parameter
 
 
 def scaling_at_step(
     optimizer: Optimizer, optimizers: Sequence[Optimizer]
 ) -> Scaling | None:
-    """Find what gradients contain when one of some optimizers is about to step.
-
-    Before most of them step the scaler takes its factor out of their gradients; those that
-    are fused do so themselves, and know it.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        That is about to step.
-    optimizers : sequence of torch.optim.Optimizer
-        All of which gradients are recorded.
-
-    Returns
-    -------
-    Scaling or None
-        None if gradients are as they should be.
-    """
+    """Return the factor in gradients when one of the optimizers is about to step, if any."""
+    # Before most optimizers step the scaler takes its factor out of their gradients; fused
+    # ones do so themselves, and know it.
     factor: Tensor | None = getattr(optimizer, "grad_scale", None)
     scaled = [] if factor is None else [optimizer]
     if len(optimizers) > 1 and (scaler := _stepping_scaler()) is not None:
@@ -63,7 +41,7 @@ def scaling_at_step(
 
 
 def _stepping_scaler() -> GradScaler | None:
-    """Return the scaler that has been asked for the step that is under way."""
+    """Return the scaler whose `step` is running, if any."""
     for frame, _ in walk_stack(currentframe()):
         if frame.f_code is GradScaler.step.__code__:
             scaler: GradScaler = frame.f_locals["self"]

@@ -18,8 +18,7 @@ from trajstore.reading.run import Run, open_run
 torch = pytest.importorskip("torch")
 
 from trajstore import Recorder
-from trajstore.tracking import tracker
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends.choose import CHOICE
 
 N_BATCHES, N_STEPS, LR = 3, 12, 0.05
 
@@ -129,7 +128,7 @@ def record(path: Path, **options: Any) -> Quadratics:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure by compiled loops, or as on an accelerator."""
     if request.param == "accelerator":
-        monkeypatch.setattr(tracker, "steps_class", lambda _device: StepsOnDevice)
+        monkeypatch.setenv(CHOICE, "eager")
 
 
 @pytest.mark.usefixtures("device")

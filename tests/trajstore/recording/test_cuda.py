@@ -17,10 +17,10 @@ from trajstore import Recorder, open_run
 from trajstore.format.arrays import table_columns
 from trajstore.recording import capture, recorder
 from trajstore.recording.host_copies import HostCopies
-from trajstore.tracking.backends import choose as steps_choice
-from trajstore.tracking.backends.choose import SWITCH, steps_class
-from trajstore.tracking.backends.cpu import StepsOnCPU
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends import choose
+from trajstore.tracking.backends.choose import SWITCH, choose_backend
+from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.eager import EagerBackend
 
 SMALL: dict[str, Any] = {"sketch_bits": 256, "probes": 64}
 
@@ -142,25 +142,25 @@ def test_plain_torch_measures_where_triton_is_missing_unwanted_or_fails(
     monkeypatch: pytest.MonkeyPatch,
 ):
     device = torch.device("cuda")
-    assert steps_class(torch.device("cpu")) is StepsOnCPU
-    assert steps_class(torch.device("mps")) is StepsOnDevice
+    assert choose_backend(torch.device("cpu"), is_whole=True) is CPUBackend
+    assert choose_backend(torch.device("mps"), is_whole=True) is EagerBackend
 
     monkeypatch.setenv(SWITCH, "0")
-    assert steps_class(device) is StepsOnDevice
+    assert choose_backend(device, is_whole=True) is EagerBackend
     monkeypatch.delenv(SWITCH)
 
-    monkeypatch.setattr(steps_choice, "find_spec", lambda _name: None)
-    assert steps_class(device) is StepsOnDevice
+    monkeypatch.setattr(choose, "find_spec", lambda _name: None)
+    assert choose_backend(device, is_whole=True) is EagerBackend
 
-    monkeypatch.setattr(steps_choice, "find_spec", lambda _name: True)
-    monkeypatch.setattr(steps_choice, "_is_too_old", lambda _device: True)
-    assert steps_class(device) is StepsOnDevice
+    monkeypatch.setattr(choose, "find_spec", lambda _name: True)
+    monkeypatch.setattr(choose, "_is_too_old", lambda _device: True)
+    assert choose_backend(device, is_whole=True) is EagerBackend
 
-    monkeypatch.setattr(steps_choice, "_is_too_old", lambda _device: False)
+    monkeypatch.setattr(choose, "_is_too_old", lambda _device: False)
     # Without triton, or without a device, a trial fails.
     if not torch.cuda.is_available():
         with pytest.warns(UserWarning, match=r"Triton fails on cuda.*plain torch"):
-            assert steps_class(device) is StepsOnDevice
+            assert choose_backend(device, is_whole=True) is EagerBackend
 
 
 # --- where there is a device ---------------------------------------------------------
@@ -242,7 +242,10 @@ class TestOnDevice:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         pytest.importorskip("triton")
-        assert steps_class(torch.device("cuda")).__name__ == "StepsOnTriton"
+        assert (
+            choose_backend(torch.device("cuda"), is_whole=True).__name__
+            == "TritonBackend"
+        )
         for name in ("fused", "plain"):
             monkeypatch.setenv(SWITCH, "0" if name == "plain" else "1")
             training = Training("cuda")

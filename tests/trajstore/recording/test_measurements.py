@@ -19,8 +19,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from trajstore import Recorder
-from trajstore.tracking import tracker
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends.choose import CHOICE
 
 SMALL: dict[str, Any] = {"sketch_bits": 256, "probes": 64, "steps_per_epoch": 4}
 N_STEPS = 12
@@ -30,7 +29,7 @@ N_STEPS = 12
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Measure by compiled loops, or as on an accelerator."""
     if request.param == "accelerator":
-        monkeypatch.setattr(tracker, "steps_class", lambda _device: StepsOnDevice)
+        monkeypatch.setenv(CHOICE, "eager")
     name: str = request.param
     return name
 

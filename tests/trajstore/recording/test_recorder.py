@@ -25,9 +25,7 @@ from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking import tracker
-from trajstore.tracking.backends.cpu import StepsOnCPU
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends.choose import CHOICE
 from trajstore.tracking.precision import quiet
 
 Array = npt.NDArray[Any]
@@ -337,15 +335,15 @@ def test_precision_chosen_for_one_backend_is_left_alone(tmp_path: Path):
 # --- what is recorded ---------------------------------------------------------------
 
 
-STEPS = {"compiled": StepsOnCPU, "torch": StepsOnDevice}
-"""The twins that measure steps; on a CPU a recorder takes the first."""
+BACKENDS = {"compiled": "", "torch": "eager"}
+"""Values of the environment variable that chooses a backend."""
 
 
-@pytest.fixture(scope="module", params=list(STEPS.values()), ids=list(STEPS))
+@pytest.fixture(scope="module", params=list(BACKENDS.values()), ids=list(BACKENDS))
 def steps(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let recorders measure steps by each twin."""
+    """Let recorders measure steps with each backend."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracker, "steps_class", lambda _device: request.param)
+        patch.setenv(CHOICE, request.param)
         yield
 
 
@@ -981,7 +979,7 @@ def test_steps_and_scalars_do_not_wait_for_the_device(
         return item(self)
 
     monkeypatch.setattr(torch.Tensor, "item", item_elsewhere)
-    monkeypatch.setattr(tracker, "steps_class", lambda _device: StepsOnDevice)
+    monkeypatch.setenv(CHOICE, "eager")
     training = regression()
     with Recorder(
         tmp_path / "run",

@@ -20,8 +20,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking import tracker
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends.choose import CHOICE
 
 SPE, N_STEPS = 6, 48
 SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
@@ -156,7 +155,7 @@ def test_a_resumed_recording_equals_one_that_went_on(
     monkeypatch: pytest.MonkeyPatch,
 ):
     if device == "accelerator":
-        monkeypatch.setattr(tracker, "steps_class", lambda _: StepsOnDevice)
+        monkeypatch.setenv(CHOICE, "eager")
 
     def keep(step: int, recorder: Recorder) -> None:
         if step == 15:

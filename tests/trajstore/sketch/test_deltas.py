@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.deltas import LEVELS, decode, encode
 
-TWINS = [pytest.param(False, id="numpy"), pytest.param(True, id="torch")]
+IMPLEMENTATIONS = [pytest.param(False, id="numpy"), pytest.param(True, id="torch")]
 EPS = float(np.finfo(np.float32).eps)
 
 MAGNITUDES = [
@@ -54,7 +54,7 @@ def random_difference(
     return (difference * rng.uniform(0.1, 10, (blocks, 1))).reshape(-1).astype("f4")
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_code_is_the_nearest_level(on_device):
     difference = np.zeros(2 * BLOCK, np.float32)
     difference[:6] = [-254, 1, 1.25, -3, 0.5, 253]
@@ -68,7 +68,7 @@ def test_code_is_the_nearest_level(on_device):
     assert codes[BLOCK : BLOCK + 4].tolist() == [127, 0, 0, 0]
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
 def test_error_is_at_most_half_a_level(magnitude, on_device):
     difference = random_difference(1, magnitude)
@@ -83,14 +83,14 @@ def test_error_is_at_most_half_a_level(magnitude, on_device):
     assert (error.max(1) > 0.45 * levels).all()
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_largest_difference_has_the_largest_code(on_device):
     codes, _ = encode_with(random_difference(2), on_device)
     largest = np.abs(codes.reshape(-1, BLOCK).astype(int)).max(1)
     np.testing.assert_array_equal(largest, LEVELS)
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_zero_blocks_decode_to_zeros(on_device):
     difference = random_difference(3)
     difference[BLOCK : 2 * BLOCK] = 0
@@ -102,7 +102,7 @@ def test_zero_blocks_decode_to_zeros(on_device):
     assert decoded[[0, 2, 3, 4]].any(1).all()
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_no_difference_and_leaves_its_block_alone(
     value, on_device
@@ -120,9 +120,9 @@ def test_what_is_not_finite_is_no_difference_and_leaves_its_block_alone(
     np.testing.assert_array_equal(difference, before)
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_the_smallest_numbers_are_coded(on_device):
-    # The scale of the first block is rounded to 0, that of the second is denormal.
+    # The scale of the first block is rounded to 0, the scale of the second is denormal.
     difference = np.zeros(2 * BLOCK, np.float32)
     tiny = np.finfo(np.float32).smallest_subnormal
     difference[3], difference[BLOCK + 3] = 50 * tiny, -10000 * tiny
@@ -133,7 +133,7 @@ def test_the_smallest_numbers_are_coded(on_device):
     assert abs(decoded[BLOCK + 3] - difference[BLOCK + 3]) <= 100 * tiny
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 @pytest.mark.parametrize("multiple", [150, 178, 255, 300])
 def test_denormal_differences_keep_their_sign(multiple, on_device):
     difference = np.zeros(BLOCK, np.float32)
@@ -142,7 +142,7 @@ def test_denormal_differences_keep_their_sign(multiple, on_device):
     assert codes[0] > 0
 
 
-def test_twins_encode_alike():
+def test_numpy_and_torch_encode_alike():
     difference = random_difference(5, blocks=50)
     codes, scales = encode_with(difference, on_device=True)
     expected_codes, expected_scales = encode(difference)
@@ -177,16 +177,16 @@ def test_decoding_gives_the_same_bits_everywhere(seed, special):
 def test_repeated_codes_follow_a_moving_vector_without_drift():
     rng = np.random.default_rng(6)
     point = rng.standard_normal(3 * BLOCK).astype(np.float32)
-    reference, by_device = point.copy(), point.copy()
+    anchor, by_device = point.copy(), point.copy()
     for move in range(60):
         point += 0.1 * rng.standard_normal(3 * BLOCK).astype(np.float32)
-        codes, scales = encode(point - reference)
-        reference += decode(codes, scales)
+        codes, scales = encode(point - anchor)
+        anchor += decode(codes, scales)
         by_device += decode_with(codes, scales, on_device=move % 2 == 0)
-        error = np.abs(point.astype(np.float64) - reference).reshape(-1, BLOCK).max(1)
+        error = np.abs(point.astype(np.float64) - anchor).reshape(-1, BLOCK).max(1)
         # Half a level of the last difference, and the rounding of two sums near 4.
         assert (error <= 0.5 * scales + 8 * EPS).all()
         # The level itself does not grow: a 127th of a step of 0.1 and 5 sigma.
         assert (scales < 0.1 * 5.5 / LEVELS).all()
-    # Whichever twin decodes, the references are the same bits.
-    assert by_device.tobytes() == reference.tobytes()
+    # NumPy and torch decode to the same bits.
+    assert by_device.tobytes() == anchor.tobytes()

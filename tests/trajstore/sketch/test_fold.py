@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -34,7 +35,7 @@ def make_fold(size: int, buckets: int = 64, seed: int = 11) -> Fold:
 
 
 def integers(rng: np.random.Generator, shape: Any) -> npt.NDArray[Any]:
-    """Small integers: their sums are exact in float32 whatever the order."""
+    """Small integers: their float32 sums are exact in any order."""
     return np.asarray(rng.integers(-8, 9, shape), np.float32)
 
 
@@ -73,6 +74,12 @@ def test_no_prime_is_passed_over():
     for n in range(3, 300):
         expected = max(k for k in range(n) if is_prime(k))
         assert largest_prime_below(n) == expected
+
+
+def test_the_prime_is_searched_once_for_all_windows():
+    largest_prime_below.cache_clear()
+    widths = {replace(make_fold(10, 2**15), window=w).width for w in range(20)}
+    assert len(widths) == largest_prime_below.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -200,7 +207,7 @@ def test_columns_of_weight_matrices_spread_over_the_buckets(width):
 @pytest.mark.parametrize("size", [*SIZES, pytest.param(9000, id="many rows")])
 @pytest.mark.parametrize("chunk", [1, 61 * 3, 5000, 1 << 20])
 @pytest.mark.parametrize("n_spans", [1, 3])
-def test_twin_folds_alike(size, chunk, n_spans, monkeypatch):
+def test_torch_folds_alike(size, chunk, n_spans, monkeypatch):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch import fold as fold_torch
     from trajstore.sketch_torch.fold import Span

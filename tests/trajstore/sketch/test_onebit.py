@@ -117,14 +117,14 @@ def test_a_block_with_nan_decodes_to_nan_and_leaves_others_alone():
     np.testing.assert_allclose(on_device[1], scales, rtol=1e-6)
 
 
-def test_twin_gives_a_block_with_an_infinity_no_finite_scale():
+def test_torch_gives_a_block_with_an_infinity_no_finite_scale():
     vector = random_vectors(64)[0]
     vector[5] = np.inf
     assert np.isnan(encode_on_device(vector, 1)[1])
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_twin_encodes_alike(size):
+def test_torch_encodes_alike(size):
     (vector,) = random_vectors(size)
     signs, scales = encode(vector)
     packed, on_device = encode_on_device(vector, len(scales))
@@ -133,7 +133,7 @@ def test_twin_encodes_alike(size):
     np.testing.assert_allclose(on_device, scales, rtol=1e-6)
 
 
-def test_twin_scales_tiny_blocks_alike():
+def test_torch_scales_tiny_blocks_alike():
     # Squares down to 1e-36: the clamp of the magnitude must not touch them.
     vector = random_vectors(64)[0] * np.float32(1e-18)
     np.testing.assert_allclose(encode_on_device(vector, 1)[1], encode(vector)[1], 1e-5)

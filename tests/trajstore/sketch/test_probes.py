@@ -24,7 +24,7 @@ def make_probes(size: int, buckets: int, count: int, seed: int = 3) -> Probes:
 
 
 def integers(seed: int, shape: Any) -> npt.NDArray[Any]:
-    """Small integers: their sums are exact in float32 whatever the order."""
+    """Small integers: their float32 sums are exact in any order."""
     rng = np.random.default_rng(seed)
     return np.asarray(rng.integers(-8, 9, shape), np.float32)
 
@@ -98,7 +98,7 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
 
 
 @pytest.mark.parametrize(("size", "buckets", "count"), SHAPES)
-def test_twin_probes_alike(size, buckets, count):
+def test_torch_probes_alike(size, buckets, count):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.fold import FoldOnDevice, Span
     from trajstore.sketch_torch.probes import ProbesOnDevice

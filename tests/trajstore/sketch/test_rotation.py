@@ -132,7 +132,7 @@ def test_two_rounds_spread_a_single_entry():
 
 
 @pytest.mark.parametrize("size", [*SIZES[1:]])
-def test_twin_rotates_alike(size):
+def test_torch_rotates_alike(size):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.rotation import Rotation
 
@@ -147,7 +147,7 @@ def test_twin_rotates_alike(size):
 
 
 @pytest.mark.parametrize("size", [16, 256, 4096])
-def test_twin_is_exact_where_sums_are(size):
+def test_torch_rotates_exactly_where_sums_are_exact(size):
     # Powers of four as sizes make the factors' entries powers of two.
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.rotation import Rotation

@@ -97,7 +97,7 @@ def test_signs_are_balanced_in_every_bit_of_a_byte():
 
 
 @pytest.mark.parametrize("count", [8, 13, 64, 1000, 4096 + 37])
-def test_twin_draws_the_same_signs(count):
+def test_torch_draws_the_same_signs(count):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.signs import SignsOnDevice
 

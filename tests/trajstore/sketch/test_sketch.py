@@ -76,7 +76,7 @@ LARGE = [
 ]
 
 # size, bits; powers of four are transformed without rounding.
-TWIN_SHAPES = [
+SHAPES = [
     pytest.param(500, 1024, id="one short row"),
     pytest.param(2000, 1024, id="two rows"),
     pytest.param(30000, 256, id="many rows"),
@@ -103,7 +103,7 @@ class Estimates(NamedTuple):
 
 
 def directions(g: Array) -> Array:
-    """What a gradient is multiplied with: itself, disturbed, and its parts.
+    """Return factors of products with a gradient: itself, with noise, and its parts.
 
     The product with the gradient itself cannot be biased where there is one row, because
     of the scale; the product with a single entry can.
@@ -247,7 +247,7 @@ def test_sketch_is_the_composition_of_the_formulas(size):
 
 
 def test_tensors_add_up():
-    # Estimates of the parts of v are those of v: only g is coarse.
+    # Estimates of the parts of v add up to the estimate of v: only g is coarse.
     sketch = Sketch(size=3000, bits=1024, seed=11)
     g, v = np.random.default_rng(12).standard_normal((2, 3000)).astype(np.float32)
     signs, scales = sketch.encode(g, 4)
@@ -282,16 +282,16 @@ def test_a_zero_gradient_decodes_to_zeros():
     assert not buckets.any()
 
 
-@pytest.mark.parametrize(("size", "bits"), TWIN_SHAPES)
-def test_twin_sketches_alike(size, bits):
+@pytest.mark.parametrize(("size", "bits"), SHAPES)
+def test_torch_sketches_alike(size, bits):
     torch = pytest.importorskip("torch")
     from trajstore.format.layout import BLOCK, Layout
     from trajstore.sketch_torch.sketch import SketchOnDevice
-    from trajstore.tracking.placement import all_here
+    from trajstore.tracking.placement import unsharded
 
     rng = np.random.default_rng(size)
     sketch = Sketch(size=size, bits=bits, seed=15)
-    placement = all_here(Layout(("x",), ((size,),)))
+    placement = unsharded(Layout(("x",), ((size,),)))
     buffer = torch.zeros(2, placement.size)
     on_device = SketchOnDevice(sketch, [buffer], placement.spans)
     weights = rng.choice(np.array([0.5, 1, 2], np.float32), buffer.shape[1] // BLOCK)
@@ -321,7 +321,7 @@ def test_twin_sketches_alike(size, bits):
         if bits in {256, 1024, 65536}:
             assert not different.any()
         else:
-            # Only what is 0 up to rounding may have another sign.
+            # Only numbers that are 0 up to rounding may have another sign.
             first, rows = sketch.step_signs(step)
             folded = sketch.fold(weighted, rows)
             rotated = np.abs(rotate(folded, first))

@@ -7,7 +7,7 @@ import pytest
 
 from trajstore.sketch.weights import FLOOR, tensor_weights
 
-TWINS = [pytest.param(False, id="numpy"), pytest.param(True, id="torch")]
+IMPLEMENTATIONS = [pytest.param(False, id="numpy"), pytest.param(True, id="torch")]
 
 ALL_ONES = [
     pytest.param([0, 0], [1, 2], id="nothing moved"),
@@ -41,7 +41,7 @@ def weights(
     return result
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_weights_are_the_formula(on_device):
     # U^2 = (30 * 9 + 10 * 25) / 40 = 13, Q^2 = (30 * 1 + 10 * 81) / 40 = 21.
     U, Q = sqrt(13), sqrt(21)
@@ -54,7 +54,7 @@ def test_weights_are_the_formula(on_device):
     np.testing.assert_allclose(result, expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("displacement_rms", "gradient_rms"), ALL_ONES)
 def test_weights_are_one_where_nothing_is_known(
     displacement_rms, gradient_rms, on_device
@@ -63,7 +63,7 @@ def test_weights_are_one_where_nothing_is_known(
     assert result.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("on_device", TWINS)
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 def test_frozen_and_newly_awakened_tensors_get_finite_weights(on_device):
     # The second tensor has no gradient and does not move, the third moves without a
     # gradient (weight decay), the fourth has a gradient and does not move.
@@ -79,8 +79,8 @@ def test_frozen_and_newly_awakened_tensors_get_finite_weights(on_device):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("on_device", TWINS)
-def test_equal_tensors_get_equal_weights_whatever_their_sizes(on_device):
+@pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
+def test_equal_tensors_get_equal_weights_for_any_sizes(on_device):
     result = weights([2, 2, 2], [8, 8, 8], [1, 1000, 10**9], on_device)
     np.testing.assert_allclose(result, [0.5, 0.5, 0.5], rtol=1e-7)
 
@@ -98,7 +98,7 @@ def test_weights_are_near_the_best_where_tensors_differ():
     assert unweighted > 1.5 * best
 
 
-def test_twins_agree_on_many_tensors():
+def test_numpy_and_torch_agree_on_many_tensors():
     rng = np.random.default_rng(1)
     u, q = 10.0 ** rng.uniform(-12, 3, (2, 200))
     sizes = rng.integers(1, 10**7, 200)

@@ -1,33 +1,28 @@
-"""A random walk that a tracker follows, for comparisons of the twins that measure steps."""
+"""A random walk that a tracker follows, and its measurements in float64 and NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
+from torch import distributed as dist
 
+from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
-from trajstore.tracking import tracker
-from trajstore.tracking.tracker import Tracker
+from trajstore.sketch import deltas
+from trajstore.sketch.probes import Probes
+from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.weights import tensor_weights
+from trajstore.tracking.placement import Placement, unsharded
+from trajstore.tracking.tracker import CodedAnchor, Tracker
 
-SHAPES = {"matrix": (300, 70), "empty": (0, 3), "bias": (70,), "scalar": ()}
+SHAPES = {"matrix": (32, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
+"""The matrix fills its blocks, so that a row of the fold has elements of two tensors."""
 
-
-class Seen(NamedTuple):
-    """What a tracker measured, and how it answers in the end."""
-
-    rows: dict[str, Any]
-    arrival: Any
-    weights: Any
-    probes: Any
-    is_unchanged: bool
-    is_changed: bool
-
-
-def as_it_is(tensor: Any) -> Any:
-    return tensor
+N_STEPS = 5
+"""Every step but the first two begins a window."""
 
 
 def spec_of(shapes: Mapping[str, Any], **options: Any) -> RunSpec:
@@ -46,29 +41,46 @@ def spec_of(shapes: Mapping[str, Any], **options: Any) -> RunSpec:
     return RunSpec.from_json(document | options)
 
 
+class Walk(NamedTuple):
+    """What happened in a walk, and what a tracker measured; vectors are float32 (size,)."""
+
+    spec: RunSpec
+    rows: dict[str, Any]  # measured, with a leading (step,)
+    gradients: list[Any]
+    before: list[Any]  # parameters that each step begins with
+    after: list[Any]
+    window: list[int]  # of each step
+    anchors: list[Any]  # of each window, as `CodedAnchor` with NumPy arrays
+    unchanged: bool  # answer of the tracker where nothing has changed
+    unchanged_after_change: bool
+
+
+@contextmanager
+def one_rank() -> Iterator[Any]:
+    """Make a process group of this process alone."""
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def keep(tensor: Any) -> Any:
+    return tensor
+
+
 def follow(
-    steps: type,
+    backend: type,
     *,
-    shapes: Mapping[str, Any] = SHAPES,
-    n_steps: int = 8,
     device: str = "cpu",
+    group: Any = None,
     arrange: Mapping[str, Callable[[Any], Any]] | None = None,
     arrange_gradient: Mapping[str, Callable[[Any], Any]] | None = None,
+    measures_aside: bool = False,
     **options: Any,
-) -> Seen:
-    """Let a tracker follow a random walk in four windows.
-
-    Parameters
-    ----------
-    steps
-        What measures the steps.
-    shapes, n_steps, device
-        What is followed, how long, and where.
-    arrange, arrange_gradient
-        Change the type or the strides of single parameters, and of their gradients.
-    options
-        Of the recording.
-    """
+) -> Walk:
+    """Let a tracker follow a random walk; `arrange` changes types or strides of tensors."""
     generator = torch.Generator().manual_seed(0)
     arrange, arrange_gradient = arrange or {}, arrange_gradient or {}
 
@@ -76,65 +88,157 @@ def follow(
         return torch.randn(shape, generator=generator).to(device)
 
     parameters = {
-        name: arrange.get(name, as_it_is)(draw(shape)) for name, shape in shapes.items()
+        name: arrange.get(name, keep)(draw(shape)) for name, shape in SHAPES.items()
     }
-    spec = spec_of(shapes, **options)
+    spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
     layout = Layout(spec.names, spec.shapes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracker, "steps_class", lambda _device: steps)
-        tracked = Tracker(list(parameters.values()), layout, spec)
-    rows = tracked.allocate(n_steps)
-    tracked.start()
-    for step in range(n_steps):
-        if step > 0 and step % (n_steps // 4) == 0:
-            reference = tracked.move()
+    placement = unsharded(layout)
+    if group is not None:
+        placement = Placement(layout, placement.pieces, group)
+
+    def flat(tensors: Mapping[str, Any]) -> Any:
+        dense = {
+            name: (torch.zeros(SHAPES[name]) if t is None else t.to_dense()).float()
+            for name, t in tensors.items()
+        }
+        return layout.flatten(
+            {n: t.resolve_neg().cpu() for n, t in dense.items()}
+        ).copy()
+
+    tracker = Tracker([*parameters.values()], layout, spec, placement, backend=backend)
+    rows = tracker.allocate(N_STEPS)
+    # The second fold leaves the last few probes unwritten.
+    rows["tables"].fill_(torch.nan)
+    anchors = [tracker.start()]
+    walk = Walk(
+        spec, {}, [], [], [], [], [], unchanged=True, unchanged_after_change=True
+    )
+    for step in range(N_STEPS):
+        if step > 1:
+            anchors.append(tracker.move())
         for i, (name, parameter) in enumerate(parameters.items()):
-            gradient = arrange.get(name, as_it_is)(draw(parameter.shape))
-            gradient = arrange_gradient.get(name, as_it_is)(gradient)
+            gradient = arrange.get(name, keep)(draw(parameter.shape))
+            gradient = arrange_gradient.get(name, keep)(gradient)
             # One without a gradient, now and then.
-            parameter.grad = None if (step + i) % 5 == 0 else gradient
+            parameter.grad = None if (step + i) % 5 == 4 else gradient
+        walk.gradients.append(flat({n: p.grad for n, p in parameters.items()}))
+        walk.before.append(flat(parameters))
+        walk.window.append(len(anchors) - 1)
         row = {name: values[step] for name, values in rows.items()}
-        tracked.before_step(step, row)
+        tracker.before_step(step, row)
+        if measures_aside and step % 2:
+            aside = {name: values[0] for name, values in tracker.allocate(1).items()}
+            tracker.measure(100 + step, aside)
+            np.testing.assert_array_equal(aside["tables"][:, 1], row["tables"][:, 1])
         for parameter in parameters.values():
             parameter.add_(0.01 * draw(parameter.shape))
-        tracked.after_step(row)
-    unchanged = tracked.is_where_last_step_led()
+        tracker.after_step(row)
+        walk.after.append(flat(parameters))
+    unchanged = tracker.parameters_unchanged_since_step()
     changed = parameters["bias"]
     # More precise numbers are rounded to float32.
     before = changed[3].float() if changed.dtype is torch.float64 else changed[3]
     changed[3] = torch.nextafter(before, torch.full_like(before, 9.0))
-    return Seen(
-        {name: values.cpu().numpy().copy() for name, values in rows.items()},
-        reference.arrival.cpu(),
-        reference.weights.cpu(),
-        reference.probes.cpu(),
-        unchanged,
-        tracked.is_where_last_step_led(),
+    return walk._replace(
+        rows={name: values.cpu().numpy().copy() for name, values in rows.items()},
+        anchors=[CodedAnchor._make(t.cpu().numpy().copy() for t in a) for a in anchors],
+        unchanged=unchanged,
+        unchanged_after_change=tracker.parameters_unchanged_since_step(),
     )
 
 
-def assert_same(ours: Seen, theirs: Seen) -> None:
-    """Compare what twins have seen of the same walk: equal up to rounding."""
-    # float32 products of up to 21000 terms of size 1, blocked.
-    np.testing.assert_allclose(
-        ours.rows["tables"], theirs.rows["tables"], rtol=1e-5, atol=1e-3
+class Expected(NamedTuple):
+    """Measurements of a walk by NumPy; float64 unless a code."""
+
+    tables: Any  # (step, layer, column)
+    signs: Any
+    scales: Any
+    probes: Any  # (step, 2, probe)
+    arrival: Any  # (window, layer, 1 + basis)
+    weights: Any  # (window, layer)
+    anchor_probes: Any  # (window, probe)
+
+
+def expected(walk: Walk) -> Expected:
+    """Measure a walk with float64 products and the reference implementation."""
+    spec = walk.spec
+    layout = Layout(spec.names, spec.shapes)
+    columns = table_columns(spec)
+
+    def by_layer(a: Any, b: Any) -> Any:
+        tensors = layout.unflatten(np.multiply(a, b, dtype=np.float64))
+        return np.array([tensor.sum() for tensor in tensors.values()])
+
+    anchors = [walk.before[0]]
+    for coded in walk.anchors[1:]:
+        anchors.append(anchors[-1] + deltas.decode(coded.codes, coded.scales))
+
+    def basis_of(window: int) -> Sequence[Any]:
+        past = (anchors[max(window - 2**j, 0)] for j in range(spec.basis - 1))
+        anchor = np.float64(anchors[window])
+        return [anchor, *(anchor - np.float64(p) for p in past)][: spec.basis]
+
+    n_measured = columns["update_dot_displacement"].stop
+    tables = np.full((N_STEPS, len(spec.names), n_measured), np.nan)
+    previous = np.zeros(layout.size)
+    for k, window in enumerate(walk.window):
+        g, displacement = walk.gradients[k], walk.before[k] - anchors[window]
+        update = np.float64(walk.after[k]) - walk.before[k]
+        products = {
+            "grad_dot_previous": [by_layer(g, previous)],
+            "grad_sq": [by_layer(g, g)],
+            "grad_dot_displacement": [by_layer(g, displacement)],
+            "grad_dot_basis": [by_layer(g, s) for s in basis_of(window)],
+            "displacement_sq": [by_layer(displacement, displacement)],
+            "displacement_dot_basis": [
+                by_layer(displacement, s) for s in basis_of(window)
+            ],
+            "update_sq": [by_layer(update, update)],
+            "update_dot_displacement": [by_layer(update, displacement)],
+        }
+        for name, found in products.items():
+            if found:
+                tables[k][:, columns[name]] = np.stack(found, 1)
+        previous = g
+
+    n_windows, n_layers = len(anchors), len(spec.names)
+    arrival = np.full((n_windows, n_layers, 1 + spec.basis), np.nan)
+    weights = np.ones((n_windows, n_layers))
+    sizes = np.maximum(layout.sizes, 1)
+    for window in range(1, n_windows):
+        [first, *_] = [k for k, w in enumerate(walk.window) if w == window]
+        x = walk.before[first] - anchors[window - 1]
+        others = [x, *basis_of(window - 1)]
+        arrival[window] = np.stack([by_layer(x, other) for other in others], 1)
+        move = np.float64(anchors[window]) - anchors[window - 1]
+        of_window = [
+            g
+            for g, w in zip(walk.gradients, walk.window, strict=True)
+            if w == window - 1
+        ]
+        energy = np.mean([by_layer(g, g) for g in of_window], 0)
+        weights[window] = tensor_weights(
+            np.sqrt(by_layer(move, move) / sizes), np.sqrt(energy / sizes), sizes
+        )
+    if spec.exact:
+        return Expected(tables, None, None, None, arrival, weights, None)
+
+    codes, probes = [], []
+    sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+    probe = Probes(fold=sketch.fold, count=spec.probes)
+    for k, window in enumerate(walk.window):
+        # Weights are float32, as is their product with the gradient.
+        block_weights = weights[window].astype(np.float32)[layout.layer_of_block]
+        weighted = walk.gradients[k].reshape(len(block_weights), -1)
+        weighted = (weighted * block_weights[:, None]).reshape(-1)
+        in_window = Sketch(
+            size=layout.size, bits=spec.sketch_bits, seed=spec.seed, window=window
+        )
+        codes.append(in_window.encode(weighted, k))
+        vectors = walk.gradients[k], walk.before[k] - anchors[window]
+        probes.append([probe(vector) for vector in vectors])
+    signs, scales = (np.array(values) for values in zip(*codes, strict=True))
+    anchor_probes = np.array([probe(anchor) for anchor in anchors])
+    return Expected(
+        tables, signs, scales, np.array(probes), arrival, weights, anchor_probes
     )
-    if "signs" in ours.rows:
-        np.testing.assert_allclose(
-            ours.rows["scales"], theirs.rows["scales"], rtol=1e-5
-        )
-        np.testing.assert_allclose(
-            ours.rows["probes"], theirs.rows["probes"], atol=1e-3
-        )
-        # Only what is 0 up to rounding may have another sign.
-        different = np.unpackbits(ours.rows["signs"] ^ theirs.rows["signs"])
-        assert different.mean() < 1e-3
-    else:
-        for name in ("gradient", "displacement"):
-            np.testing.assert_array_equal(ours.rows[name], theirs.rows[name])
-    np.testing.assert_allclose(ours.arrival, theirs.arrival, rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-5)
-    np.testing.assert_allclose(ours.probes, theirs.probes, atol=1e-3)
-    for seen in (ours, theirs):
-        assert seen.is_unchanged
-        assert not seen.is_changed

@@ -1,12 +1,10 @@
 """A step on a device neither waits for it nor starts more operations for more tensors.
 
-The device is torch's "meta": tensors there have no elements, so whatever brings a value to
+The device is torch's "meta": tensors there have no elements, so bringing a value to
 the host fails, and copies from the host are seen.
 """
 
-import ast
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from tests.trajstore.tracking.random_walk import spec_of
 from trajstore.format.layout import Layout
 from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking import tracker
-from trajstore.tracking.backends import eager as steps_torch
+from trajstore.tracking.backends import eager
 from trajstore.tracking.placement import Piece, Placement
 from trajstore.tracking.scaling import Scaling
 from trajstore.tracking.tracker import Tracker
@@ -61,7 +59,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (tracker, steps_torch):
+    for module in (tracker, eager):
         monkeypatch.setattr(module, "quiet", lambda _device: torch.no_grad())
 
 
@@ -100,7 +98,7 @@ def test_steps_and_windows_do_not_wait(options: dict[str, bool]):
         for number in range(6):
             if number % 2:
                 followed.move()
-                followed.reference_sq()
+                followed.anchor_sq()
             step(followed, number)
     assert operations.waits == []
 
@@ -157,23 +155,3 @@ def operations_of_a_step(n_layers: int, **options: Any) -> int:
 def test_the_number_of_operations_does_not_grow_with_that_of_tensors(exact: bool):
     few, many = (operations_of_a_step(n, exact=exact) for n in (2, 30))
     assert few == many < 160
-
-
-def public_names(module: str, name: str) -> set[str]:
-    """Read what a class defines, without its imports, some of which are not here."""
-    tree = ast.parse(
-        Path(tracker.__file__)
-        .with_name("backends")
-        .joinpath(f"{module}.py")
-        .read_text()
-    )
-    [found] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
-    functions = [n.name for n in found.body if isinstance(n, ast.FunctionDef)]
-    return {name for name in functions if not name.startswith("_")}
-
-
-def test_whatever_measures_steps_can_do_the_same():
-    """Triton is not there in most tests, and the tracker does not ask which it has."""
-    expected = public_names("eager", "StepsOnDevice")
-    assert expected == public_names("cpu", "StepsOnCPU")
-    assert expected == public_names("triton", "StepsOnTriton")

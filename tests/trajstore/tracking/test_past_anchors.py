@@ -1,4 +1,4 @@
-"""Displacements from past references against the references themselves."""
+"""Displacements from past anchors against the anchors themselves."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from trajstore.format.layout import BLOCK
 from trajstore.sketch import deltas
 from trajstore.sketch_torch import deltas as deltas_torch
-from trajstore.tracking.past_anchors import PastReferences
+from trajstore.tracking.past_anchors import PastAnchors
 
 SIZE = 5 * BLOCK
 
@@ -22,27 +22,27 @@ def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def walk(n_windows: int) -> tuple[list[Any], list[Any]]:
-    """References in float64, and the codes between them."""
+    """Anchors in float64, and the codes between them."""
     generator = np.random.default_rng(n_windows)
-    references, codes = [np.zeros(SIZE)], []
+    anchors, codes = [np.zeros(SIZE)], []
     for _ in range(n_windows):
         step = generator.standard_normal(SIZE).astype(np.float32)
         codes.append(deltas.encode(step))
         decoded = deltas.decode(*codes[-1])
-        references.append(references[-1] + decoded)
-    return references, codes
+        anchors.append(anchors[-1] + decoded)
+    return anchors, codes
 
 
 @pytest.mark.parametrize("n_windows", [0, 1, 2, 3, 5, 9])
 @pytest.mark.parametrize("basis", [2, 3, 4])
-def test_displacements_are_differences_of_references(basis: int, n_windows: int):
-    references, codes = walk(n_windows)
-    past = PastReferences(basis)
+def test_displacements_are_differences_of_anchors(basis: int, n_windows: int):
+    anchors, codes = walk(n_windows)
+    past = PastAnchors(basis)
     for code in codes:
         past.append(*map(torch.from_numpy, code))
-    # As far back as there are references.
-    earlier = [references[max(0, n_windows - 2**j)] for j in range(basis - 1)]
-    expected = np.array([references[-1] - e for e in earlier])
+    # As far back as there are anchors.
+    earlier = [anchors[max(0, n_windows - 2**j)] for j in range(basis - 1)]
+    expected = np.array([anchors[-1] - e for e in earlier])
 
     vectors = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(1))
     found = [
@@ -62,7 +62,7 @@ def test_displacements_are_differences_of_references(basis: int, n_windows: int)
 
 @pytest.mark.parametrize(("basis", "n_codes"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8)])
 def test_no_more_codes_are_held_than_add_up(basis: int, n_codes: int):
-    past = PastReferences(basis)
+    past = PastAnchors(basis)
     for _, code in zip(range(9), walk(9)[1], strict=True):
         past.append(*map(torch.from_numpy, code))
     assert past.addresses.shape == (2, n_codes)

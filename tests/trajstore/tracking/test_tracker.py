@@ -62,20 +62,20 @@ def without_gaps(layout: Layout, vector: Any) -> np.ndarray[Any, Any]:
     return np.concatenate([t.ravel() for t in tensors.values()])
 
 
-def test_first_reference_is_the_parameters_bit_for_bit():
+def test_first_anchor_is_the_parameters_bit_for_bit():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
 
-    reference = tracker.start()
+    first = tracker.start()
 
-    decoded = layout.unflatten(tracker.reference.numpy())
+    decoded = layout.unflatten(tracker.anchor.numpy())
     assert all(np.array_equal(decoded[n], p.numpy()) for n, p in parameters.items())
-    assert not reference.codes.any()
-    assert torch.equal(reference.weights, torch.ones(len(SHAPES)))
-    assert reference.arrival.isnan().all()
+    assert not first.codes.any()
+    assert torch.equal(first.weights, torch.ones(len(SHAPES)))
+    assert first.arrival.isnan().all()
 
 
-def test_a_moved_reference_is_within_half_a_level_of_the_parameters():
+def test_a_moved_anchor_is_within_half_a_level_of_the_parameters():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()
@@ -84,7 +84,7 @@ def test_a_moved_reference_is_within_half_a_level_of_the_parameters():
 
     tracker.move()
 
-    moved = without_gaps(layout, tracker.reference)
+    moved = without_gaps(layout, tracker.anchor)
     largest = np.abs(flat64(parameters) - before).max()
     # Half of a 127th of the largest difference, plus float32 rounding.
     assert np.abs(moved - flat64(parameters)).max() <= 0.501 * largest / 127 + 1e-6
@@ -92,10 +92,10 @@ def test_a_moved_reference_is_within_half_a_level_of_the_parameters():
 
 
 @pytest.mark.parametrize("basis", [1, 2, 3, 4, 5])
-def test_the_basis_is_the_displacements_from_past_references(basis: int):
+def test_the_basis_is_the_displacements_from_past_anchors(basis: int):
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters, basis=basis)
-    references = []
+    anchors = []
     columns = table_columns(tracker._spec)["grad_dot_basis"]
     for window in range(11):
         if window == 0:
@@ -103,14 +103,14 @@ def test_the_basis_is_the_displacements_from_past_references(basis: int):
         else:
             disturb(parameters, 0.1, seed=window)
             tracker.move()
-        references.append(tracker.reference.double().numpy().copy())
+        anchors.append(tracker.anchor.double().numpy().copy())
         for parameter in parameters.values():
             parameter.grad = torch.randn(parameter.shape)
         row = {name: rows[0] for name, rows in tracker.allocate(1).items()}
         tracker.before_step(window, row)
 
-        past = [references[max(window - (1 << j), 0)] for j in range(basis - 1)]
-        vectors = [references[-1], *(references[-1] - r for r in past)]
+        past = [anchors[max(window - (1 << j), 0)] for j in range(basis - 1)]
+        vectors = [anchors[-1], *(anchors[-1] - r for r in past)]
         gradient = layout.flatten({n: p.grad for n, p in parameters.items()})
         for i, vector in enumerate(vectors):
             by_layer = layout.unflatten(np.float64(gradient) * vector)
@@ -135,17 +135,17 @@ def test_what_move_returns_is_left_alone_by_later_moves():
     assert not torch.equal(first.codes, second.codes)
 
 
-def test_a_parameter_that_is_not_finite_leaves_the_reference_where_it_was():
+def test_a_parameter_that_is_not_finite_leaves_the_anchor_where_it_was():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()
-    before = layout.unflatten(tracker.reference.numpy().copy())
+    before = layout.unflatten(tracker.anchor.numpy().copy())
     parameters["matrix"][3, 4] = torch.nan
     parameters["bias"][7] = torch.inf
 
     tracker.move()
 
-    after = layout.unflatten(tracker.reference.numpy())
+    after = layout.unflatten(tracker.anchor.numpy())
     assert after["matrix"][3, 4] == before["matrix"][3, 4]
     assert after["bias"][7] == before["bias"][7]
 
@@ -175,11 +175,13 @@ def change_one_entry(parameters: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "is_there"),
+    ("change", "unchanged"),
     [(change_nothing, True), (change_one_entry, False)],
     ids=["unchanged", "changed"],
 )
-def test_is_where_last_step_led(change: Callable[..., None], is_there: bool):
+def test_whether_parameters_are_unchanged_since_the_step(
+    change: Callable[..., None], unchanged: bool
+):
     parameters = random_parameters()
     tracker, _ = make_tracker(parameters)
     tracker.start()
@@ -189,7 +191,7 @@ def test_is_where_last_step_led(change: Callable[..., None], is_there: bool):
     tracker.after_step(row)
     change(parameters)
 
-    assert tracker.is_where_last_step_led() is is_there
+    assert tracker.parameters_unchanged_since_step() is unchanged
 
 
 def test_exact_rows_are_the_vectors_themselves():
@@ -214,14 +216,14 @@ def test_exact_rows_are_the_vectors_themselves():
     )
 
 
-def test_reference_sq_is_that_of_every_tensor():
+def test_anchor_sq_is_the_squared_norm_of_every_layer():
     parameters = random_parameters()
     tracker, _ = make_tracker(parameters)
     tracker.start()
 
     expected = [p.double().square().sum().item() for p in parameters.values()]
 
-    np.testing.assert_allclose(tracker.reference_sq(), expected, rtol=1e-6)
+    np.testing.assert_allclose(tracker.anchor_sq(), expected, rtol=1e-6)
 
 
 def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
@@ -229,7 +231,7 @@ def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()
-    references = [tracker.reference.double().clone()]
+    anchors = [tracker.anchor.double().clone()]
     home = {name: p.clone() for name, p in parameters.items()}
     for window in range(1, 9):
         for name, parameter in parameters.items():
@@ -237,14 +239,14 @@ def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
         if window != 1:
             disturb(parameters, 0.01, seed=window)
         tracker.move()
-        references.append(tracker.reference.double().clone())
-    assert all(not torch.equal(a, b) for a, b in pairwise(references))
+        anchors.append(tracker.anchor.double().clone())
+    assert all(not torch.equal(a, b) for a, b in pairwise(anchors))
     for parameter in parameters.values():
         parameter.grad = torch.randn(parameter.shape)
     row = {name: rows[0] for name, rows in tracker.allocate(1).items()}
     tracker.before_step(8, row)
 
-    displacement = (references[8] - references[6]).numpy()
+    displacement = (anchors[8] - anchors[6]).numpy()
     gradient = layout.flatten({n: p.grad for n, p in parameters.items()})
     columns = table_columns(tracker._spec)["grad_dot_basis"]
     expected = np.float64(gradient) @ displacement

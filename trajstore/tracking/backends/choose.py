@@ -1,51 +1,44 @@
-"""Which of the twins measures the steps on a device."""
+"""Choose the backend that measures steps on a device."""
 
 import os
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 from warnings import warn
 
 import torch
 
-from trajstore.tracking.backends.cpu import StepsOnCPU
-from trajstore.tracking.backends.eager import StepsOnDevice
+from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.eager import EagerBackend
+from trajstore.tracking.backends.protocol import StepBackend
 
 SWITCH: Final = "TRAJSTORE_TRITON"
-"""The environment variable that is 0 where Triton is not to be used."""
+"""Environment variable; 0 turns Triton off."""
 
-OLDEST: Final = (7, 0)
-"""Compute capability that Triton compiles for at least."""
+CHOICE: Final = "TRAJSTORE_BACKEND"
+"""Environment variable; "eager" selects plain torch on every device."""
+
+MIN_CAPABILITY: Final = (7, 0)
+"""Lowest compute capability that Triton compiles for."""
 
 
-def steps_class(device: torch.device) -> Any:
-    """Choose how steps are measured where all parameters are whole.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where they are.
-
-    Returns
-    -------
-    type
-        `trajstore.tracking.backends.cpu.StepsOnCPU`, `trajstore.tracking.backends.triton.StepsOnTriton`, or
-        `trajstore.tracking.backends.eager.StepsOnDevice`, which any device has.
-
-    Warns
-    -----
-    UserWarning
-        If Triton is there, and fails.
-    """
+def choose_backend(device: torch.device, *, is_whole: bool) -> type[StepBackend]:
+    """Return the fastest backend for a device; `is_whole` if no parameter is sharded."""
+    choice = os.environ.get(CHOICE, "")
+    if choice not in {"", "eager"}:
+        raise ValueError(f"{CHOICE}: expected 'eager' or nothing, got {choice!r}")
+    # Compiled loops read whole tensors.
+    if choice or not is_whole:
+        return EagerBackend
     if device.type == "cpu":
-        return StepsOnCPU
+        return CPUBackend
     if device.type != "cuda" or os.environ.get(SWITCH) == "0":
-        return StepsOnDevice
+        return EagerBackend
     if find_spec("triton") is None or _is_too_old(device):
-        return StepsOnDevice
+        return EagerBackend
     try:
-        # To import it takes seconds, and it is there with builds for CUDA only.
+        # The import takes seconds, and only torch's builds for CUDA bring Triton.
         from trajstore.tracking.backends.triton import (  # noqa: PLC0415
-            StepsOnTriton,
+            TritonBackend,
             try_out,
         )
 
@@ -57,9 +50,9 @@ def steps_class(device: torch.device) -> Any:
             "says that this is known.",
             stacklevel=2,
         )
-        return StepsOnDevice
-    return StepsOnTriton
+        return EagerBackend
+    return TritonBackend
 
 
 def _is_too_old(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) < OLDEST
+    return torch.cuda.get_device_capability(device) < MIN_CAPABILITY

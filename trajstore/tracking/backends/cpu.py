@@ -1,10 +1,10 @@
-"""What one step of training is measured by, where parameters lie in a CPU's memory."""
+"""Backend of compiled loops, for parameters in a CPU's memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
@@ -12,17 +12,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.arrays import n_blocks, table_columns
+from trajstore.format.arrays import n_blocks
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.signs import Role
 from trajstore.sketch.sketch import Sketch
 from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends.huge_pages import huge_zeros
-from trajstore.tracking.backends.row_major import row_major
+from trajstore.tracking.backends.columns import measured_columns
+from trajstore.tracking.backends.memory import huge_zeros, row_major
 from trajstore.tracking.backends.threads import number_left_to_torch
-from trajstore.tracking.past_anchors import PastReferences
+from trajstore.tracking.past_anchors import PastAnchors
+from trajstore.tracking.placement import Placement
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 BLOCKS_PER_THREAD: Final = 128
 """With fewer blocks of the vector to work on, a thread is not worth its start."""
@@ -35,109 +39,85 @@ STEP_SIGNS: Final = int(Role.STEP)
 
 ONE_AT_A_TIME: Final = Lock()
 
-NOTHING: Final = np.zeros(0, np.float32)
-
 CPU: Final = torch.device("cpu")
 
 
-class StepsOnCPU:
-    """Measures steps by compiled loops; the twin of `trajstore.tracking.backends.eager.StepsOnDevice`.
+class _Columns(NamedTuple):
+    """Columns of `tables`, as kernels take them."""
 
-    Parameters
-    ----------
-    parameters : sequence of torch.Tensor
-        The tensors that are followed.
-    layout : Layout
-        Their places in the flat vector.
-    spec : RunSpec
-        What is measured.
-    rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 2, at least size): room for gradients; for the
-        displacement; and the reference.
-    past : PastReferences
-        The vectors of the basis that follow the reference.
-    """
+    before: int  # the first column that is measured before the step
+    n_before: int
+    products: Integers  # (product,), columns of `kernels.PRODUCTS`, from `before` on
+    basis: Integers  # (2, basis), products of gradient and displacement with the basis
+    after: int  # the first column that is measured after it
+    n_after: int
+    updates: Integers  # (product,), columns of `kernels.UPDATES`, from `after` on
+    grad_sq: int
 
-    N_GRADIENTS: ClassVar = 1
+
+@dataclass(frozen=True)
+class _Folding:
+    """Fixed signs and buffers of sketch and probes; all of them empty in exact mode."""
+
+    sketch: Sketch | None
+    width: int  # of the fold; 0 for none
+    filled: int  # buckets that may differ from 0
+    probe_columns: Floats
+    probe_rows: Floats
+    probe_signs: Floats  # of the second fold, (row, probe)
+    step_signs: Floats  # drawn in every step
+    row_signs: Floats  # the part of them for the rows of the fold
+    folds: Floats  # (part, 3, bucket)
+
+
+class CPUBackend:
+    """Measures steps with the loops of `trajstore.tracking.backends.cpu_kernels`."""
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
-        layout: Layout,
+        parameters: Sequence[Tensor | None],
+        placement: Placement,
         spec: RunSpec,
-        rows: Tensor,
-        past: PastReferences,
+        past: PastAnchors,
+        device: torch.device,
     ) -> None:
-        self._parameters = list(parameters)
-        self._spec, self._size = spec, layout.size
-        self._past = past
-        self._grad_sq = table_columns(spec)["grad_sq"].start
-        self._names, self._shapes = layout.names, layout.shapes
-        self._rows = rows.numpy()
+        layout = placement.layout
+        self._parameters, self._layout = list(parameters), layout
+        self._spec, self._past = spec, past
+        self._columns = _columns(spec)
+        # The last gradient, the displacement, the anchor.
+        rows = huge_zeros(3, placement.size, device=device)
+        self._rows, self.frame = rows.numpy(), rows[1:]
         self._places = layout.offsets, layout.sizes, layout.layer_of_block
-        self._weights = np.ones(len(layout.names), np.float32)
-        self._checks = np.zeros((0, 0), np.int64)
-        n_blocks = len(layout.layer_of_block)
-        n_parts = max(1, min(torch.get_num_threads(), n_blocks // BLOCKS_PER_THREAD))
-        self._bounds = np.linspace(0, n_blocks, n_parts + 1).astype(np.int64)
+        blocks = len(layout.layer_of_block)
+        n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
+        self._bounds = np.linspace(0, blocks, n_parts + 1).astype(np.int64)
         if n_parts > 1:
             _start_threads()
-        self._sketch: Sketch | None = None
-        self._signs = self._row_signs = NOTHING
-        self._columns = self._probe_columns = self._probe_rows = NOTHING
-        self._width = self._filled = 0
-        self._folds = np.zeros((n_parts, 3, 0), np.float32)
-        if not spec.exact:
-            self._prepare_folds()
-
-    def _prepare_folds(self) -> None:
-        sketch = Sketch(
-            size=self._size, bits=self._spec.sketch_bits, seed=self._spec.seed
+        self._folding = (
+            _no_folding(n_parts) if spec.exact else _folding(layout, spec, n_parts)
         )
-        fold, probes = (
-            sketch.fold,
-            Probes(fold=sketch.fold, count=self._spec.probes),
-        )
-        self._sketch, self._width = sketch, fold.width
-        self._filled = min(fold.width, self._size)
-        self._columns = self._probe_columns = fold.column_sequence
-        self._probe_rows = probes.row_signs
-        self._probe_signs = probes.bucket_fold.column_signs.copy()
-        self._folds = _zeros(len(self._folds), 3, fold.buckets)
-        n_signs = sum(sketch.sign_counts)
-        self._signs = _zeros(-(-n_signs // WORD) * WORD)
-        self._row_signs = self._signs[sketch.bits : n_signs]
+        self._sketch_columns = self._folding.probe_columns
+        self._weights = np.ones(len(layout.names), np.float32)
+        self._checks = np.zeros((0, 0), np.int64)
 
     def start_window(self, window: int, weights: Tensor) -> None:
-        """Take the weights of the sketch in a window, float32 of shape (layer,)."""
-        if self._sketch is not None:
-            fold = replace(self._sketch.fold, window=window)
-            self._columns = fold.column_sequence
+        """Use the column signs of a window, and weights, float32 (layer,)."""
+        if self._folding.sketch is not None:
+            fold = replace(self._folding.sketch.fold, window=window)
+            self._sketch_columns = fold.column_sequence
         self._weights = weights.numpy().copy()
 
     def measure(
-        self,
-        vectors: Sequence[Tensor | None],
-        number: int,
-        row: Mapping[str, Tensor],
+        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
-        """Measure vectors in the place of the gradient; they become the last one.
-
-        Parameters
-        ----------
-        vectors : sequence of torch.Tensor or None
-            One for each parameter, in its shape; None reads as zeros.
-        number : int
-            Selects the random signs.
-        row : mapping from str to torch.Tensor
-            As `trajstore.tracking.tracker.Tracker.before_step` takes it.
-        """
+        """Measure gradients and parameters; `number` selects the random signs."""
+        folding, columns = self._folding, self._columns
         gradients, _gradients = self._addresses(vectors)
         parameters, _parameters = self._addresses(self._parameters)
-        if self._sketch is not None:
-            kernels.draw_signs(self._spec.seed, STEP_SIGNS, number, self._signs)
-        n_columns = 4 + 2 * self._spec.basis
-        sums = np.zeros((len(self._folds), len(parameters), n_columns))
+        if folding.sketch is not None:
+            kernels.draw_signs(self._spec.seed, STEP_SIGNS, number, folding.step_signs)
+        sums = np.zeros((len(folding.folds), len(parameters), columns.n_before))
         self._run(
             kernels.measure_before,
             kernels.measure_before_in_parts,
@@ -147,73 +127,79 @@ class StepsOnCPU:
             self._rows,
             self._past.addresses,
             sums,
-            self._width,
-            self._columns,
-            self._probe_columns,
-            self._probe_rows,
-            self._row_signs,
+            columns.products,
+            columns.basis,
+            folding.width,
+            self._sketch_columns,
+            folding.probe_columns,
+            folding.probe_rows,
+            folding.row_signs,
             self._weights,
-            self._folds,
+            folding.folds,
         )
-        kernels.add_up(sums, 0, row["tables"].numpy())
-        if self._sketch is None:
-            for name, vector in zip(
-                ("gradient", "displacement"), self._rows, strict=False
-            ):
-                row[name].numpy()[:] = vector[: self._size]
+        kernels.add_up(sums, columns.before, row["tables"].numpy())
+        if folding.sketch is None:
+            names = ("gradient", "displacement")
+            for name, vector in zip(names, self._rows, strict=False):
+                row[name].numpy()[:] = vector
         else:
-            self._write_sketch(self._sketch, row)
+            self._write_sketch(folding.sketch, row)
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """See `trajstore.tracking.tracker.Tracker.after_step`."""
+        """Measure the update."""
         sums, self._checks = self._measure_after()
-        kernels.add_up(sums, 4 + 2 * self._spec.basis, row["tables"].numpy())
+        kernels.add_up(sums, self._columns.after, row["tables"].numpy())
 
-    def is_where_last_step_led(self) -> bool:
-        """Whether the parameters are what they were when `after_step` looked at them."""
+    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
+        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
+        kernels.add_column(row["tables"].numpy(), self._columns.grad_sq, total.numpy())
+
+    def parameters_unchanged_since_step(self) -> bool:
+        """Whether the parameters have the bits that `after_step` saw."""
         try:
             _, checks = self._measure_after()
         except ValueError:
-            # They have not even their shapes any more.
+            # Even their shapes have changed.
             return False
         return bool(np.array_equal(checks, self._checks))
 
-    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """Add |g|^2 by layer, as `measure` has filled it in, to a float64 tensor."""
-        kernels.add_column(row["tables"].numpy(), self._grad_sq, total.numpy())
-
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Leave the last gradient and the displacement as they were."""
-        kept = self._rows[: 1 + self.N_GRADIENTS].copy()
+    def preserve_state(self) -> Iterator[None]:
+        """Restore the last gradient and the displacement on exit."""
+        kept = self._rows[:2].copy()
         yield
-        self._rows[: 1 + self.N_GRADIENTS] = kept
+        self._rows[:2] = kept
 
     @property
     def last_gradient(self) -> Tensor:
-        """The gradient of the last step, a view of shape (size,)."""
-        return torch.from_numpy(self._rows[0, : self._size])
+        """Last measured gradient, a writable float32 view (size,)."""
+        return torch.from_numpy(self._rows[0])
 
     def read_displacement(self) -> None:
-        """Fill the row of the displacement with the parameters less the reference."""
+        """Set the displacement to the parameters less the anchor."""
         parameters, _kept = self._addresses(self._parameters)
-        kernels.subtract_reference(parameters, *self._places, self._rows)
+        kernels.subtract_anchor(parameters, *self._places, self._rows)
 
     def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 of shape (probe,)."""
-        folds = np.zeros((1, 1, self._folds.shape[2]), np.float32)
-        vector = self._rows[1, : self._size]
+        """Return probes of the displacement, float32 (probe,)."""
+        folding = self._folding
+        folds = np.zeros((1, 1, folding.folds.shape[2]), np.float32)
         kernels.fold(
-            vector, self._width, self._probe_columns, self._probe_rows, folds[0, 0]
+            self._rows[1],
+            folding.width,
+            folding.probe_columns,
+            folding.probe_rows,
+            folds[0, 0],
         )
         out = np.zeros((1, self._spec.probes), np.float32)
-        kernels.probe(folds, self._width, self._probe_signs, out)
+        kernels.probe(folds, folding.width, folding.probe_signs, out)
         return torch.from_numpy(out[0])
 
-    def _measure_after(self) -> tuple[Any, Any]:
+    def _measure_after(self) -> tuple[npt.NDArray[np.float64], Integers]:
         """Return products of the update, (part, layer, 2), and checks, (part, layer)."""
         parameters, _kept = self._addresses(self._parameters)
-        sums = np.zeros((len(self._folds), len(parameters), 2))
+        n_parts = len(self._folding.folds)
+        sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
         self._run(
             kernels.measure_after,
@@ -222,18 +208,19 @@ class StepsOnCPU:
             *self._places,
             self._rows,
             sums,
+            self._columns.updates,
             checks,
         )
         return sums, checks
 
     def _addresses(
         self, tensors: Sequence[Tensor | None]
-    ) -> tuple[npt.NDArray[np.int64], list[Tensor]]:
-        """Return where elements lie, 0 for None, and the copies that were needed."""
+    ) -> tuple[Integers, list[Tensor]]:
+        """Return addresses of elements, 0 for None, and the copies that were needed."""
         # Addresses are valid while the tensors, and the copies, are kept.
         addresses, copies, devices = [], [], set()
         float32, strided = torch.float32, torch.strided
-        for tensor, shape in zip(tensors, self._shapes, strict=True):
+        for tensor, shape in zip(tensors, self._layout.shapes, strict=True):
             if tensor is None:
                 addresses.append(0)
             elif (
@@ -247,7 +234,7 @@ class StepsOnCPU:
             ):
                 addresses.append(address)
             else:
-                name = self._names[len(addresses)]
+                name = self._layout.names[len(addresses)]
                 copies.append(row_major(tensor, name, shape, _as_float32))
                 addresses.append(copies[-1].data_ptr())
                 if tensor.is_cuda:
@@ -257,41 +244,74 @@ class StepsOnCPU:
         return np.array(addresses, np.int64), copies
 
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
-        """Call one of two kernels that do the same, in one thread or in several."""
+        """Call one of two equivalent kernels, for one thread or for several."""
         n_parts = len(self._bounds) - 1
         if n_parts == 1:
-            alone(self._bounds, *arguments)
+            alone(self._bounds, arguments)
             return
         # Not every library that Numba takes its threads from can be entered twice.
         with ONE_AT_A_TIME:
             n_threads = numba.get_num_threads()
             numba.set_num_threads(min(n_parts, n_threads))
             try:
-                in_parts(self._bounds, *arguments)
+                in_parts(self._bounds, arguments)
             finally:
                 numba.set_num_threads(n_threads)
 
     def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
-        probes = row["probes"].numpy()
-        kernels.probe(self._folds, self._filled, self._probe_signs, probes)
+        folding, probes = self._folding, row["probes"].numpy()
+        kernels.probe(folding.folds, folding.filled, folding.probe_signs, probes)
         kernels.sketch(
-            self._folds,
-            self._filled,
-            self._signs[: sketch.bits],
+            folding.folds,
+            folding.filled,
+            folding.step_signs[: sketch.bits],
             sketch.bits // n_blocks(sketch.bits),
             row["signs"].numpy(),
             row["scales"].numpy(),
         )
 
 
-def _zeros(*shape: int) -> npt.NDArray[np.float32]:
-    """Return zeros where kernels read them fastest."""
-    zeros: npt.NDArray[np.float32] = huge_zeros(*shape, device=CPU).numpy()
-    return zeros
+def _columns(spec: RunSpec) -> _Columns:
+    before, after, grad_sq = measured_columns(spec)
+    of_basis = [before.starts[name] for name in kernels.BASIS_PRODUCTS]
+    return _Columns(
+        before=before.place.start,
+        n_before=before.n_columns,
+        products=np.array([before.starts[name] for name in kernels.PRODUCTS]),
+        basis=np.add.outer(of_basis, np.arange(spec.basis)),
+        after=after.place.start,
+        n_after=after.n_columns,
+        updates=np.array([after.starts[name] for name in kernels.UPDATES]),
+        grad_sq=grad_sq,
+    )
+
+
+def _no_folding(n_parts: int) -> _Folding:
+    none = np.zeros(0, np.float32)
+    folds = np.zeros((n_parts, 3, 0), np.float32)
+    return _Folding(None, 0, 0, none, none, none, none, none, folds)
+
+
+def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
+    sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+    fold, probes = sketch.fold, Probes(fold=sketch.fold, count=spec.probes)
+    n_signs = sum(sketch.sign_counts)
+    signs = huge_zeros(-(-n_signs // WORD) * WORD, device=CPU).numpy()
+    return _Folding(
+        sketch=sketch,
+        width=fold.width,
+        filled=min(fold.width, layout.size),
+        probe_columns=fold.column_sequence,
+        probe_rows=probes.row_signs,
+        probe_signs=probes.bucket_fold.column_signs.copy(),
+        step_signs=signs,
+        row_signs=signs[sketch.bits : n_signs],
+        folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
+    )
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor's elements as float32 in a CPU's memory, maybe still on their way."""
+    """Return a tensor's elements in a CPU's memory; the copy may still be under way."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     tensor = tensor.detach().resolve_neg()
@@ -308,8 +328,11 @@ def _start_threads() -> None:
     with number_left_to_torch():
         kernels.measure_after_in_parts(
             np.zeros(3, np.int64),
-            *(none, none, none, none),
-            np.zeros((3, 0), np.float32),
-            np.zeros((2, 0, 2)),
-            np.zeros((2, 0), np.int64),
+            (
+                *(none, none, none, none),
+                np.zeros((3, 0), np.float32),
+                np.zeros((2, 0, 2)),
+                np.zeros(2, np.int64),
+                np.zeros((2, 0), np.int64),
+            ),
         )

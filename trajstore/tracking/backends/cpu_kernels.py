@@ -1,14 +1,14 @@
-"""Loops over gradients and parameters that read everything once, compiled for CPUs.
+"""Compiled loops for CPUs that read gradients and parameters once.
 
-torch would pass over the same vectors some twenty times, and a small net's step would
-spend more time in starting operations than in arithmetic. Here a block of
-`trajstore.format.layout.BLOCK` elements is read, used for all that is measured, and left. What is
-computed is the same as in `trajstore.tracking.backends.eager`, up to rounding.
+torch would pass over the same vectors some twenty times, and spend more time of a small
+net's step on starting operations than on arithmetic. Here a block of `layout.BLOCK` elements
+is read once and used for all products and folds. The results equal those of `eager` up to
+rounding.
 
-Numba compiles these functions when they are first imported, which takes some seconds, and
-keeps the result on disk until this file changes. That is why all of them are in one file:
-of functions elsewhere it would not see a change. The first half are short loops that touch
-few arrays, so that the compiler can tell them apart and vectorise.
+Numba compiles these functions at their first import, which takes some seconds, and keeps the
+result on disk until this file changes. All of them are in one file because Numba would not
+notice a change elsewhere. The first half are short loops over few arrays, which the compiler
+can tell apart and vectorise.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Integers = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
-"""Freedom to vectorise sums; what is not finite is still respected."""
+"""Permission to reorder sums; infinities and NaN keep their meaning."""
 
 _LANES: Final = 16
 """Elements in a vector, where loops are written in vectors."""
@@ -51,7 +51,7 @@ def _jit(function: F, *signature: Any, **options: Any) -> F:
 
 
 def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
-    """Compile a function for these types at once; `numba.prange` in threads if asked."""
+    """Compile a function for these types on import; `in_threads` runs `prange` in threads."""
 
     def compiled(function: F) -> F:
         with number_left_to_torch():
@@ -66,7 +66,7 @@ def _inlined(function: F) -> F:
 
 
 def _loop(function: F) -> F:
-    """Compile a loop over few arrays, apart from its caller: so it is vectorised."""
+    """Compile a loop over few arrays apart from its caller, so that it is vectorised."""
     return _jit(function, inline="never")
 
 
@@ -96,7 +96,7 @@ def _elements(address: int, first: int, n: int) -> Floats:
 
 @_inlined
 def _codes(address: int, first: int, n: int) -> npt.NDArray[np.int8]:
-    """Return n codes of those at an address, from the first on."""
+    """Return n of the codes at an address, from the first on."""
     whole: npt.NDArray[np.int8] = numba.carray(_int8_at(address), (first + n,))
     return whole[first:]
 
@@ -131,7 +131,7 @@ def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
 def _add_decoded(
     codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats
 ) -> None:
-    """Add what codes of one block stand for, see `trajstore.sketch.deltas.decode`."""
+    """Add the decoded codes of one block, see `trajstore.sketch.deltas.decode`."""
     for i in range(len(codes)):
         vector[i] += np.float32(codes[i]) * scale
 
@@ -157,7 +157,7 @@ def _fold(
     of_displacement: Floats,
     of_weighted: Floats,
 ) -> None:
-    """Add signed vectors to three folds, see `trajstore.tracking.backends.cpu_kernels.measure_before`."""
+    """Add signed vectors to three folds, see `_fold_block`."""
     for i in range(len(signs)):
         of_weighted[i] += weighted_sign * signs[i] * gradient[i]
     for i in range(len(signs)):
@@ -189,7 +189,7 @@ def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
 
 def _hadamard_within(builder: Any, a: Any) -> Any:
     """Emit the transform of the elements of one vector."""
-    # The order of levels is part of what is recorded: sums of floats depend on it.
+    # The order of levels determines the bits of recordings: sums of floats depend on it.
     for h in (8, 4, 2, 1):
         partners = [k ^ h for k in range(_LANES)]
         signs = [-1.0 if k & h else 1.0 for k in range(_LANES)]
@@ -209,7 +209,7 @@ def _hadamard_across(builder: Any, vectors: list[Any]) -> None:
 
 
 def _transform(builder: Any, address: Any, n_vectors: int) -> None:
-    """Emit the transform of one vector's elements, or of those of `_LANES` vectors."""
+    """Emit the transform of the elements of one vector, or of `_LANES` vectors."""
     kind = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
     offsets = [ir.Constant(address.type, 4 * _LANES * i) for i in range(n_vectors)]
     pointers = [builder.inttoptr(builder.add(address, o), kind) for o in offsets]
@@ -251,7 +251,7 @@ _hadamard_of_square: Final = intrinsic(_transform_square)
 def _hadamard(a: Floats, filled: int) -> None:
     """Apply the Hadamard transform without its normalisation, in place.
 
-    Elements from `filled` on are zero; sums of nothing else are left out.
+    Elements from `filled` on are zero; sums of zeros alone are skipped.
     """
     n, h, address = len(a), 1, a.ctypes.data
     if n >= _LANES * _LANES:
@@ -371,7 +371,7 @@ def _gather_bits(_context: Any, _address: Any) -> Any:
 
 
 def _in_other_order(builder: Any, word: Any) -> Any:
-    """Emit the reversal of bits in every byte: vectors have the lowest first."""
+    """Emit the reversal of the bits of every byte: vectors have the lowest first."""
     return builder.bswap(builder.bitreverse(word))
 
 
@@ -393,9 +393,34 @@ def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
         code[i] = byte
 
 
-# Types of arguments: places are those of `trajstore.format.layout.Layout`, see `measure_before`.
-_PLACES: Final = (int64[::1], int64[::1], int64[::1])
-_FLOATS, _ROWS = float32[::1], float32[:, ::1]
+# `measure_before` and `measure_after` take the column of each sum as arguments, in the order
+# of these names; see `trajstore.format.arrays.table_columns`.
+PRODUCTS: Final = (
+    "grad_dot_previous",
+    "grad_sq",
+    "grad_dot_displacement",
+    "displacement_sq",
+)
+BASIS_PRODUCTS: Final = ("grad_dot_basis", "displacement_dot_basis")
+UPDATES: Final = ("update_sq", "update_dot_displacement")
+
+_FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
+_SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
+# Offsets, sizes and layer_of_block of `trajstore.format.layout.Layout`.
+_PLACES: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
+_BEFORE: Final = types.Tuple(
+    (
+        *(_INTEGERS, _INTEGERS, *_PLACES, _ROWS, int64[:, ::1]),
+        *(_SUMS, _INTEGERS, int64[:, ::1]),
+        *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
+    )
+)
+_AFTER: Final = types.Tuple(
+    (
+        *(_INTEGERS, *_PLACES, _ROWS),
+        *(_SUMS, _INTEGERS, int64[:, ::1]),
+    )
+)
 
 
 @_inlined
@@ -409,36 +434,37 @@ def _measure_before(
     past: Integers,
     vector: Floats,
     sums: Doubles,
+    columns: Integers,
+    basis_columns: Integers,
 ) -> None:
-    """Measure n elements from start on, which begin so far inside their tensor."""
-    n_basis, stop = (len(sums) - 4) // 2, start + n
+    """Measure n elements from `start` on; the first is element `inside` of its tensor."""
+    stop = start + n
     previous, displacement = rows[0, start:stop], rows[1, start:stop]
-    reference = rows[2, start:stop]
+    anchor = rows[2, start:stop]
     parameter = _elements(parameter_address, inside, n)
-    _subtract(parameter, reference, displacement)
+    _subtract(parameter, anchor, displacement)
     if gradient_address == 0:
-        sums[3 + n_basis] += _product(displacement, displacement)
         previous[:] = 0
     else:
         gradient = _elements(gradient_address, inside, n)
-        sums[0] += _product(gradient, previous)
+        sums[columns[0]] += _product(gradient, previous)
         previous[:] = gradient
         square, product = _products(gradient, displacement, gradient)
-        sums[1] += square
-        sums[2] += product
-        sums[3 + n_basis] += _product(displacement, displacement)
+        sums[columns[1]] += square
+        sums[columns[2]] += product
+    sums[columns[3]] += _product(displacement, displacement)
     vector[:] = 0
-    for i in range(n_basis):
+    for i in range(basis_columns.shape[1]):
         if i == 0:
-            of_gradient, of_displacement = _products(previous, displacement, reference)
+            of_gradient, of_displacement = _products(previous, displacement, anchor)
         else:
-            # The reference less an earlier one is the sum of the codes between.
+            # The anchor less an earlier one is the sum of the codes between.
             for k in range((1 << i) >> 2, min((1 << i) >> 1, past.shape[1])):
                 scale = _elements(past[1, k], start // BLOCK, 1)[0]
                 _add_decoded(_codes(past[0, k], start, n), scale, vector)
             of_gradient, of_displacement = _products(previous, displacement, vector[:n])
-        sums[3 + i] += of_gradient
-        sums[4 + n_basis + i] += of_displacement
+        sums[basis_columns[0, i]] += of_gradient
+        sums[basis_columns[1, i]] += of_displacement
 
 
 @_inlined
@@ -447,7 +473,7 @@ def _fold_block(
     stop: int,
     rows: Floats,
     width: int,
-    columns: Floats,
+    sketch_columns: Floats,
     probe_columns: Floats,
     probe_signs: Floats,
     row_signs: Floats,
@@ -463,7 +489,7 @@ def _fold_block(
         _fold(
             rows[0, start : start + n],
             rows[1, start : start + n],
-            columns[first : first + n],
+            sketch_columns[first : first + n],
             probe_columns[first : first + n],
             probe_signs[row],
             row_signs[row] * weight,
@@ -474,191 +500,83 @@ def _fold_block(
         start += n
 
 
-_BEFORE: Final = (
-    *(int64[::1], int64[::1], int64[::1], *_PLACES, _ROWS, int64[:, ::1]),
-    *(float64[:, :, ::1], int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS),
-    float32[:, :, ::1],
-)
-_AFTER: Final = (
-    *(int64[::1], int64[::1], *_PLACES, _ROWS),
-    *(float64[:, :, ::1], int64[:, ::1]),
-)
-
-
-@_compiled(*_BEFORE)
-def measure_before(
-    bounds: Integers,
-    gradients: Integers,
-    parameters: Integers,
+@_inlined
+def _measure_part_before(
+    part: int,
+    bounds: Integers,  # (part + 1,): blocks of the vector with which parts begin and end
+    gradients: Integers,  # (layer,): addresses of float32 elements; 0 for zeros
+    parameters: Integers,  # (layer,): addresses of float32 elements
     offsets: Integers,
     sizes: Integers,
     layer_of_block: Integers,
-    rows: Floats,
-    past: Integers,
-    sums: Doubles,
-    width: int,
-    columns: Floats,
+    rows: Floats,  # (3, size): last gradient, overwritten; displacement, written; anchor
+    past: Integers,  # (2, code): addresses of codes and scales, see `past_anchors`
+    sums: Doubles,  # (part, layer, column): products are added to it
+    columns: Integers,  # of `PRODUCTS` in `sums`
+    basis_columns: Integers,  # (2, basis): of `BASIS_PRODUCTS` in `sums`
+    width: int,  # length of a row of the fold; 0 for no folds
+    sketch_columns: Floats,  # column sequences, see `Fold.column_sequence`
     probe_columns: Floats,
-    probe_signs: Floats,
-    row_signs: Floats,
-    weights: Floats,
-    folds: Floats,
+    probe_signs: Floats,  # (row,): row signs of the probes
+    row_signs: Floats,  # (row,): row signs of the sketch
+    weights: Floats,  # (layer,): of the sketch
+    folds: Floats,  # (part, 3, bucket): of gradient and displacement, and for the sketch
 ) -> None:
-    """Measure gradients and parameters, in one thread; see `measure_before_in_parts`.
-
-    Parameters
-    ----------
-    bounds : numpy.ndarray
-        int64, (part + 1,): blocks of the vector with which parts begin and end.
-    gradients, parameters : numpy.ndarray
-        int64, (layer,): addresses of the tensors' float32 elements; 0 for a gradient of
-        zeros.
-    offsets, sizes, layer_of_block : numpy.ndarray
-        See `trajstore.format.layout.Layout`.
-    rows : numpy.ndarray
-        float32, (3, size). The first row holds the gradient before, and then the
-        gradient; the second is overwritten with the displacement; the third is the
-        reference.
-    past : numpy.ndarray
-        int64, (2, code): addresses of int8 codes, (size,), and of their float32 scales,
-        (block,); see `trajstore.tracking.past_anchors`.
-    sums : numpy.ndarray
-        float64, (part, layer, 4 + 2 basis): the columns of the table but those of the
-        update are added to it.
-    width : int
-        Length of a row of the fold, see `trajstore.sketch.fold`; 0 not to fold.
-    columns, probe_columns : numpy.ndarray
-        float32: the sequences of which the column signs of the sketch and of the probes
-        are parts, see `trajstore.sketch.fold.Fold.column_sequence`.
-    probe_signs, row_signs : numpy.ndarray
-        float32, (row,): signs of the folds of both vectors, and of the sketch's.
-    weights : numpy.ndarray
-        float32, (layer,): of the sketch.
-    folds : numpy.ndarray
-        float32, (part, 3, bucket): overwritten with folds of gradient and displacement,
-        zero where they are not yet filled, and that of the weighted gradient with the
-        sketch's signs.
-    """
-    filled = min(width, BLOCK * len(layer_of_block))
+    """Measure gradients and parameters in the blocks of one part."""
     vector = np.empty(BLOCK, np.float32)
-    for part in range(len(bounds) - 1):
-        folds[part, :2, :filled] = 0
-        # The last is rotated later, and then full.
-        folds[part, 2] = 0
-        for block in range(bounds[part], bounds[part + 1]):
-            layer = layer_of_block[block]
-            start = block * BLOCK
-            inside = start - offsets[layer]
-            n = min(BLOCK, sizes[layer] - inside)
-            _measure_before(
-                gradients[layer],
-                parameters[layer],
-                inside,
-                start,
-                n,
-                rows,
-                past,
-                vector,
-                sums[part, layer],
-            )
-            if width > 0:
-                _fold_block(
-                    start,
-                    start + n,
-                    rows,
-                    width,
-                    columns,
-                    probe_columns,
-                    probe_signs,
-                    row_signs,
-                    weights[layer],
-                    folds[part],
-                )
-
-
-@_compiled(*_BEFORE, in_threads=True)
-def measure_before_in_parts(
-    bounds: Integers,
-    gradients: Integers,
-    parameters: Integers,
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
-    rows: Floats,
-    past: Integers,
-    sums: Doubles,
-    width: int,
-    columns: Floats,
-    probe_columns: Floats,
-    probe_signs: Floats,
-    row_signs: Floats,
-    weights: Floats,
-    folds: Floats,
-) -> None:
-    """Do what `measure_before` does, each part in a thread of its own."""
-    for part in prange(len(bounds) - 1):
-        measure_before(
-            bounds[part : part + 2],
-            gradients,
-            parameters,
-            offsets,
-            sizes,
-            layer_of_block,
+    folds[part, :2, : min(width, BLOCK * len(layer_of_block))] = 0
+    # The last is rotated later, and then full.
+    folds[part, 2] = 0
+    for block in range(bounds[part], bounds[part + 1]):
+        layer = layer_of_block[block]
+        start = block * BLOCK
+        inside = start - offsets[layer]
+        n = min(BLOCK, sizes[layer] - inside)
+        _measure_before(
+            gradients[layer],
+            parameters[layer],
+            inside,
+            start,
+            n,
             rows,
             past,
-            sums[part : part + 1],
-            width,
+            vector,
+            sums[part, layer],
             columns,
-            probe_columns,
-            probe_signs,
-            row_signs,
-            weights,
-            folds[part : part + 1],
+            basis_columns,
         )
+        if width > 0:
+            _fold_block(
+                start,
+                start + n,
+                rows,
+                width,
+                sketch_columns,
+                probe_columns,
+                probe_signs,
+                row_signs,
+                weights[layer],
+                folds[part],
+            )
 
 
-@_compiled(*_AFTER)
-def measure_after(
-    bounds: Integers,
-    parameters: Integers,
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
-    rows: Floats,
-    sums: Doubles,
-    checks: Integers,
-) -> None:
-    """Measure what a step changed in the parameters, in one thread.
-
-    Parameters
-    ----------
-    bounds, parameters, offsets, sizes, layer_of_block, rows
-        As for `measure_before`, which has filled the row of displacements.
-    sums : numpy.ndarray
-        float64, (part, layer, 2): |u|^2 and <u, displacement> are added to it.
-    checks : numpy.ndarray
-        int64, (part, layer): a sum of the bits of the parameters is added to it.
-    """
-    update = np.empty(BLOCK, np.float32)
+@_compiled(_INTEGERS, _BEFORE)
+def measure_before(bounds: Integers, arguments: Any) -> None:
+    """Run `_measure_part_before` for all parts, in one thread."""
     for part in range(len(bounds) - 1):
-        for block in range(bounds[part], bounds[part + 1]):
-            layer = layer_of_block[block]
-            start = block * BLOCK
-            inside = start - offsets[layer]
-            n = min(BLOCK, sizes[layer] - inside)
-            parameter = _elements(parameters[layer], inside, n)
-            displacement = rows[1, start : start + n]
-            # Near the reference x - r is exact, and so is the difference of two of them.
-            _subtract(parameter, rows[2, start : start + n], update)
-            _subtract(update[:n], displacement, update)
-            square, product = _products(update, displacement, update[:n])
-            sums[part, layer, 0] += square
-            sums[part, layer, 1] += product
-            checks[part, layer] += _sum_of_bits(parameter.view(np.int32), inside)
+        _measure_part_before(part, bounds, *arguments)
 
 
-@_compiled(*_AFTER, in_threads=True)
-def measure_after_in_parts(
+@_compiled(_INTEGERS, _BEFORE, in_threads=True)
+def measure_before_in_parts(bounds: Integers, arguments: Any) -> None:
+    """Run `_measure_part_before` for all parts, each in a thread of its own."""
+    for part in prange(len(bounds) - 1):
+        _measure_part_before(part, bounds, *arguments)
+
+
+@_inlined
+def _measure_part_after(
+    part: int,
     bounds: Integers,
     parameters: Integers,
     offsets: Integers,
@@ -666,35 +584,44 @@ def measure_after_in_parts(
     layer_of_block: Integers,
     rows: Floats,
     sums: Doubles,
-    checks: Integers,
+    columns: Integers,  # of `UPDATES` in `sums`
+    checks: Integers,  # (part, layer): sums of the parameters' bits are added to it
 ) -> None:
-    """Do what `measure_after` does, each part in a thread of its own."""
+    """Measure the update in the blocks of one part; `_measure_part_before` has run."""
+    update = np.empty(BLOCK, np.float32)
+    for block in range(bounds[part], bounds[part + 1]):
+        layer = layer_of_block[block]
+        start = block * BLOCK
+        inside = start - offsets[layer]
+        n = min(BLOCK, sizes[layer] - inside)
+        parameter = _elements(parameters[layer], inside, n)
+        displacement = rows[1, start : start + n]
+        # Near the anchor x - r is exact, and so is the difference of two of them.
+        _subtract(parameter, rows[2, start : start + n], update)
+        _subtract(update[:n], displacement, update)
+        square, product = _products(update, displacement, update[:n])
+        sums[part, layer, columns[0]] += square
+        sums[part, layer, columns[1]] += product
+        checks[part, layer] += _sum_of_bits(parameter.view(np.int32), inside)
+
+
+@_compiled(_INTEGERS, _AFTER)
+def measure_after(bounds: Integers, arguments: Any) -> None:
+    """Run `_measure_part_after` for all parts, in one thread."""
+    for part in range(len(bounds) - 1):
+        _measure_part_after(part, bounds, *arguments)
+
+
+@_compiled(_INTEGERS, _AFTER, in_threads=True)
+def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
+    """Run `_measure_part_after` for all parts, each in a thread of its own."""
     for part in prange(len(bounds) - 1):
-        measure_after(
-            bounds[part : part + 2],
-            parameters,
-            offsets,
-            sizes,
-            layer_of_block,
-            rows,
-            sums[part : part + 1],
-            checks[part : part + 1],
-        )
+        _measure_part_after(part, bounds, *arguments)
 
 
-@_compiled(float64[:, :, ::1], int64, _ROWS)
+@_compiled(_SUMS, int64, _ROWS)
 def add_up(sums: Doubles, first: int, table: Floats) -> None:
-    """Write what `measure_before` and `measure_after` have summed.
-
-    Parameters
-    ----------
-    sums : numpy.ndarray
-        float64, (part, layer, column); parts are added to the first.
-    first : int
-        Column of the table that the first of them goes to.
-    table : numpy.ndarray
-        float32, (layer, quantity); overwritten in these columns.
-    """
+    """Add sums (part, layer, column) to the first part; write them to columns of a table."""
     for part in range(1, len(sums)):
         sums[0] += sums[part]
     table[:, first : first + sums.shape[2]] = sums[0]
@@ -707,15 +634,15 @@ def add_column(table: Floats, column: int, total: Doubles) -> None:
         total[layer] += table[layer, column]
 
 
-@_compiled(int64[::1], *_PLACES, _ROWS)
-def subtract_reference(
+@_compiled(_INTEGERS, *_PLACES, _ROWS)
+def subtract_anchor(
     parameters: Integers,
     offsets: Integers,
     sizes: Integers,
     layer_of_block: Integers,
     rows: Floats,
 ) -> None:
-    """Fill the row of displacements; arguments as for `measure_before`."""
+    """Write the displacement; arguments as in `_measure_part_before`."""
     for block in range(len(layer_of_block)):
         layer = layer_of_block[block]
         start = block * BLOCK
@@ -730,25 +657,9 @@ def subtract_reference(
 
 @_compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS)
 def fold(
-    vector: Floats,
-    width: int,
-    columns: Floats,
-    row_signs: Floats,
-    out: Floats,
+    vector: Floats, width: int, columns: Floats, row_signs: Floats, out: Floats
 ) -> None:
-    """Fold one vector, see `trajstore.sketch.fold`; `out` is added to.
-
-    Parameters
-    ----------
-    vector : numpy.ndarray
-        float32, (size,).
-    width : int
-        Length of a row.
-    columns, row_signs : numpy.ndarray
-        As for `measure_before`.
-    out : numpy.ndarray
-        float32, (bucket,).
-    """
+    """Add the fold of a vector, (size,), to `out`, (bucket,); see `sketch.fold`."""
     for row in range(len(row_signs)):
         part = vector[row * width : (row + 1) * width]
         signs = columns[SHIFT * row :]
@@ -757,15 +668,7 @@ def fold(
 
 @_compiled(uint64, uint64, uint64, _FLOATS)
 def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
-    """Draw the `trajstore.sketch.signs.random_signs` of a step.
-
-    Parameters
-    ----------
-    seed, role, step : int
-        See `trajstore.sketch.signs.random_signs`.
-    signs : numpy.ndarray
-        float32, a multiple of 64 long; overwritten.
-    """
+    """Draw the `sketch.signs.random_signs` of a step; their number is a multiple of 64."""
     words, address = np.empty(4, np.uint64), signs.ctypes.data
     for i in range(0, len(signs), 256):
         _philox(np.uint64(i // 256 + 1), step, seed, role, words)
@@ -773,21 +676,14 @@ def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
             _write_signs(words[k], address + 4 * (i + 64 * k))
 
 
-@_compiled(float32[:, :, ::1], int64, _ROWS, _ROWS)
-def probe(folds: Floats, filled: int, signs: Floats, out: Floats) -> None:
-    """Fold first folds again, see `trajstore.sketch.probes`.
-
-    Parameters
-    ----------
-    folds : numpy.ndarray
-        float32, (part, at least vector, bucket); parts are added up.
-    filled : int
-        Buckets of the first fold that may differ from 0.
-    signs : numpy.ndarray
-        float32, (row, probe): the fixed signs of the second fold.
-    out : numpy.ndarray
-        float32, (vector, at least probe); overwritten.
-    """
+@_compiled(_FOLDS, int64, _ROWS, _ROWS)
+def probe(
+    folds: Floats,  # (part, at least vector, bucket): parts are added up
+    filled: int,  # buckets of the first fold that may differ from 0
+    signs: Floats,  # (row, probe): fixed signs of the second fold
+    out: Floats,  # (vector, at least probe): overwritten
+) -> None:
+    """Fold first folds again, see `trajstore.sketch.probes`."""
     length = signs.shape[1]
     out[:] = 0
     for part in range(len(folds)):
@@ -802,33 +698,16 @@ def probe(folds: Floats, filled: int, signs: Floats, out: Floats) -> None:
                 )
 
 
-@_compiled(float32[:, :, ::1], int64, _FLOATS, int64, uint8[::1], _FLOATS)
+@_compiled(_FOLDS, int64, _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
-    folds: Floats,
-    filled: int,
-    signs: Floats,
-    block: int,
-    code: npt.NDArray[np.uint8],
-    scales: Floats,
+    folds: Floats,  # (part, fold, bits): the last fold of every part; part 0 is overwritten
+    filled: int,  # buckets of a fold that may differ from 0
+    signs: Floats,  # (bits,): random signs of the rotation
+    block: int,  # length of a Hadamard block
+    code: npt.NDArray[np.uint8],  # (bits / 8,): overwritten
+    scales: Floats,  # (block,): overwritten
 ) -> None:
-    """Rotate a fold and keep its signs, see `trajstore.sketch.rotation` and `trajstore.sketch.onebit`.
-
-    Parameters
-    ----------
-    folds : numpy.ndarray
-        float32, (part, fold, bits): the last folds of all parts are sketched; that of the
-        first part is overwritten.
-    filled : int
-        Buckets of a fold that may differ from 0.
-    signs : numpy.ndarray
-        float32, (bits,): random signs of the rotation.
-    block : int
-        Length of a Hadamard block.
-    code : numpy.ndarray
-        uint8, (bits / 8,); overwritten.
-    scales : numpy.ndarray
-        float32, (block,); overwritten.
-    """
+    """Rotate a fold and keep its signs; see `sketch.rotation` and `sketch.onebit`."""
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
         buckets[:filled] += folds[part, -1, :filled]

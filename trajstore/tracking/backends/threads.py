@@ -10,11 +10,9 @@ import torch
 
 @contextmanager
 def number_left_to_torch() -> Iterator[None]:
-    """Keep the number of torch's threads while Numba may start its own.
-
-    Where both use the same library they share its threads, and the start sets their number
-    for torch as well.
-    """
+    """Keep the number of torch's threads while Numba may start its own."""
+    # Where both use the same library they share its threads, and Numba's start sets their
+    # number for torch as well.
     n_threads = torch.get_num_threads()
     yield
     if torch.get_num_threads() != n_threads:
@@ -22,19 +20,12 @@ def number_left_to_torch() -> Iterator[None]:
 
 
 def leave_threads_to_training(run: Callable[[Callable[[], Any]], object]) -> None:
-    """Have torch work in one thread where the store is written.
-
-    A second team of OpenMP threads, once there, slows down every parallel loop of the
-    first, since together they are more than the processors.
-
-    Parameters
-    ----------
-    run : callable
-        Runs a function in the thread that writes, and waits for it.
-    """
+    """Make torch use one thread in the writer thread, where `run` calls a function."""
+    # A second team of OpenMP threads, once started, slows down every parallel loop of the
+    # first: together they are more than the processors.
     n_threads = torch.get_num_threads()
     # A thread takes the number that is set for all when it first asks, then its own.
     run(torch.get_num_threads)
     run(partial(torch.set_num_threads, 1))
-    # What this sets for threads to come was not to change.
+    # The call above has also set the number for threads to come: set it back.
     torch.set_num_threads(n_threads)

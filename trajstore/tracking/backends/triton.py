@@ -1,36 +1,36 @@
-"""What one step of training is measured by on a CUDA device, read in one pass.
+"""Backend of compiled loops for CUDA devices that read every element once.
 
 torch alone passes over vectors of the length d of the parameters more than a dozen times,
-some 160 bytes per element and step, `trajstore.tracking.backends.eager`. Here every element is read once
-before the step and once after it. With float32 parameters and a basis of r vectors, in bytes
-per element:
+some 160 bytes per element and step (`trajstore.tracking.backends.eager`). Here every element
+is read once before the step and once after it. With float32 parameters and a basis of r
+vectors, in bytes per element:
 
 =====================================================  ============  =====
-what                                                   bytes         r = 3
+traffic                                                bytes         r = 3
 =====================================================  ============  =====
-before: gradient, parameter, gradient before           12
-before: reference, and codes of past ones              4 + 2^(r - 2)
-before: new gradient before, displacement, written     8
-after: parameter, reference, displacement              12
+before: gradient, parameter, last gradient             12
+before: anchor, and codes of past ones                 4 + 2^(r - 2)
+before: new last gradient, displacement, written       8
+after: parameter, anchor, displacement                 12
 together                                               36 + 2^(r - 2)  38
 sums of products, written and read                     (4 + 2r) / 32  0.3
 tables of segments and blocks                          0.1           0.1
 =====================================================  ============  =====
 
-less 6 where gradients and parameters are of two bytes. Column signs are parts of one
-sequence of p + 2 B bytes, p the width of the fold and B = d / p its rows, which stays in the
+less 6 where gradients and parameters have two bytes. Column signs are parts of one sequence
+of p + 2 B bytes, with p the width of the fold and B = d / p its rows, which stays in the
 cache; random signs of a step are drawn on the device.
 
-**Who adds what.** A program owns `SEGMENT` neighbouring columns of the fold, and walks down
-the rows: its three folds stay in registers, and no two programs add to the same place. With
-one warp to a program a sum needs no barrier. So that a device is filled where columns are
-few, the rows are divided among as many programs as run at once, and their folds, 12 bytes a
-bucket and division, are added up in a fixed order. The width is prime, so that a segment may
-reach into two tensors, never into three: products are summed within a segment, of two tensors
-apart, and then in float64 tensor by tensor in a fixed order. There are no atomic operations:
-on one kind of device the same step gives the same bits.
+**Division of the work.** A program owns `SEGMENT` neighbouring columns of the fold, and walks
+down the rows: its three folds stay in registers, and no two programs add to the same place.
+With one warp to a program a sum needs no barrier. To fill a device where columns are few, the
+rows are divided among as many programs as run at once; their folds, 12 bytes a bucket and
+division, are added in a fixed order. The width is prime, so that a segment may reach into two
+tensors, never into three: products are summed within a segment, separately for two tensors,
+and then in float64 layer by layer in a fixed order. There are no atomic operations: on one
+kind of device the same step gives the same bits.
 
-**What the host does.** The number of operations it starts does not grow with the number of
+**Work of the host.** The number of operations it starts does not grow with the number of
 tensors. It looks at their addresses in every step, and uploads them, from pinned memory,
 where one has changed. Only tensors that are not row-major, of another type or not dense cost
 a copy each.
@@ -39,13 +39,12 @@ a copy each.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trajstore.format.arrays import table_columns
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.fold import SHIFT
@@ -57,15 +56,19 @@ from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.rotation import Rotation
 from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking.backends import triton_kernels
+from trajstore.tracking.backends.columns import MeasuredColumns, measured_columns
+from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.triton_tables import (
     FOUR_WARPS,
     ONE_WARP,
     SEGMENT,
     AddressTable,
     SumsByLayer,
+    column_constants,
     segments_of,
 )
-from trajstore.tracking.past_anchors import PastReferences
+from trajstore.tracking.past_anchors import PastAnchors
+from trajstore.tracking.placement import Placement
 from trajstore.tracking.precision import quiet
 
 PROGRAMS_PER_PROCESSOR: Final = 10
@@ -76,185 +79,195 @@ EXACT_WIDTH: Final = 1 << 16
 """Width of rows where nothing is folded."""
 
 
-class StepsOnTriton:
-    """Measures steps on a CUDA device; the twin of `trajstore.tracking.backends.cpu.StepsOnCPU`.
+class _Grid(NamedTuple):
+    """Division of the rows of the fold among programs."""
 
-    Parameters
-    ----------
-    parameters : sequence of torch.Tensor
-        The tensors that are followed.
-    layout : Layout
-        Their places in the flat vector.
-    spec : RunSpec
-        What is measured.
-    rows : torch.Tensor
-        float32, (`N_GRADIENTS` + 2, size): room for gradients; for the displacement; and
-        the reference. Zero in the gaps.
-    past : PastReferences
-        The vectors of the basis that follow the reference.
-    """
+    width: int  # of a row
+    n_rows: int
+    rows_each: int  # rows of one program
+    programs: tuple[int, int]  # (tile, part)
 
-    N_GRADIENTS: ClassVar = 1
+
+class _Tables(NamedTuple):
+    """Tables next to the vectors, see `trajstore.tracking.backends.triton_tables`."""
+
+    gradients: AddressTable
+    parameters: AddressTable
+    ends: Tensor  # int64 (layer,): places behind the last elements of tensors
+    layer_of_block: Tensor  # int32 (block,)
+    segments: Tensor  # int32 (segment, 4)
+    before: SumsByLayer  # one row for each segment and tensor
+    after: SumsByLayer  # one row for each block
+
+
+class _Folding:
+    """Folds of a step on the device; encodes them as sketch and probes."""
+
+    def __init__(
+        self, layout: Layout, spec: RunSpec, grid: _Grid, device: torch.device
+    ) -> None:
+        self.sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+        fold = self.sketch.fold
+        self.probes = ProbesOnDevice(Probes(fold=fold, count=spec.probes), 2, device)
+        self.probe_columns = upload(fold.column_sequence.astype(np.int8), device)
+        n_tiles, n_parts = grid.programs
+        self.folds = torch.zeros((n_parts, 3, n_tiles * SEGMENT), device=device)
+        counts = self.sketch.sign_counts
+        self.step_signs = torch.empty(sum(counts), device=device)
+        self._rotation_signs, self.row_signs = self.step_signs.split(counts)
+        self._rotation = Rotation(self.sketch.bits, device)
+        self._buckets = torch.zeros(self.sketch.bits, device=device)
+
+    def write(self, row: Mapping[str, Tensor]) -> None:
+        """Write sketch and probes of the folds to a row."""
+        width = self.sketch.fold.width
+        torch.sum(self.folds[:, :2, :width], 0, out=self.probes.folds[:, :width])
+        self.probes.write(row["probes"])
+        self._buckets[width:] = 0
+        torch.sum(self.folds[:, 2, :width], 0, out=self._buckets[:width])
+        self._rotation(self._buckets, self._rotation_signs)
+        onebit_torch.encode(self._buckets, signs=row["signs"], scales=row["scales"])
+
+
+class TritonBackend:
+    """Measures steps with the kernels of `trajstore.tracking.backends.triton_kernels`."""
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
-        layout: Layout,
+        parameters: Sequence[Tensor | None],
+        placement: Placement,
         spec: RunSpec,
-        rows: Tensor,
-        past: PastReferences,
+        past: PastAnchors,
+        device: torch.device,
     ) -> None:
-        device = rows.device
-        self._parameters = list(parameters)
-        self._past = past
-        self._spec, self._rows = spec, rows
+        layout = placement.layout
+        self._parameters, self._spec, self._past = list(parameters), spec, past
+        self._columns = measured_columns(spec)
         self._device = device
-        n_layers = len(layout.names)
-        self._ends = upload(layout.offsets + layout.sizes, device)
-        self._weights = torch.ones(n_layers, device=device)
-        self._gradient_table = AddressTable(layout, device)
-        self._parameter_table = AddressTable(layout, device)
-        blocks = layout.layer_of_block
-        self._layer_of_block = upload(blocks.astype(np.int32), device)
-        self._after_sums = SumsByLayer(blocks, n_layers, 2, device)
-        self._checks = torch.zeros((2, len(blocks)), dtype=torch.int64, device=device)
-        self._sketch: Sketch | None = None
-        self._width = min(EXACT_WIDTH, layout.size)
+        # The last gradient, the displacement, the anchor.
+        self._rows = huge_zeros(3, placement.size, device=device)
+        self._grid = _grid(layout, spec, device)
+        self._tables = _tables(layout, self._grid.width, self._columns, device)
+        n_blocks = len(layout.layer_of_block)
+        self._checks = torch.zeros((2, n_blocks), dtype=torch.int64, device=device)
+        self._folding: _Folding | None = None
+        # Kernels take a tensor for signs and folds even where they do not read it.
+        self._sketch_columns = self._tables.ends
         if not spec.exact:
-            self._sketch = Sketch(
-                size=layout.size, bits=spec.sketch_bits, seed=spec.seed
-            )
-            self._width = self._sketch.fold.width
-        self._n_rows = -(-layout.size // self._width)
-        segments, layer_of_sum = segments_of(layout, self._width)
-        self._segments = upload(segments, device)
-        self._before_sums = SumsByLayer(
-            layer_of_sum, n_layers, 4 + 2 * spec.basis, device
-        )
-        n_tiles = -(-self._width // SEGMENT)
-        n_parts = max(1, min(self._n_rows, _programs_at_once(device) // n_tiles))
-        self._rows_each = -(-self._n_rows // n_parts)
-        self._grid = n_tiles, -(-self._n_rows // self._rows_each)
+            self._folding = _Folding(layout, spec, self._grid, device)
+            self._sketch_columns = self._folding.probe_columns
+        self._weights = torch.ones(len(layout.names), device=device)
         self._past_addresses = upload(past.addresses, device)
-        self._prepare_folds()
 
-    def _prepare_folds(self) -> None:
-        device, sketch = self._device, self._sketch
-        self._folds = self._step_signs = self._row_signs = self._ends
-        self._columns = self._probe_columns = self._probe_rows = self._ends
-        if sketch is None:
-            return
-        probes = Probes(fold=sketch.fold, count=self._spec.probes)
-        self._probes = ProbesOnDevice(probes, 2, device)
-        self._probe_rows = self._probes.row_signs
-        sequence = sketch.fold.column_sequence.astype(np.int8)
-        self._columns = self._probe_columns = upload(sequence, device)
-        n_tiles, n_parts = self._grid
-        self._folds = torch.zeros((n_parts, 3, n_tiles * SEGMENT), device=device)
-        self._buckets = torch.zeros(sketch.bits, device=device)
-        self._step_signs = torch.empty(sum(sketch.sign_counts), device=device)
-        self._rotation_signs, self._row_signs = self._step_signs.split(
-            sketch.sign_counts
-        )
-        self._rotation = Rotation(sketch.bits, device)
+    @property
+    def frame(self) -> Tensor:
+        """Displacement and anchor, float32 (2, size)."""
+        return self._rows[1:]
 
     def start_window(self, window: int, weights: Tensor) -> None:
-        """Take the weights of the sketch in a window, float32 of shape (layer,)."""
-        if self._sketch is not None:
-            fold = replace(self._sketch.fold, window=window)
-            self._columns = upload(fold.column_sequence.astype(np.int8), self._device)
+        """Use the column signs of a window, and weights, float32 (layer,)."""
+        if self._folding is not None:
+            sequence = replace(self._folding.sketch.fold, window=window).column_sequence
+            self._sketch_columns = upload(sequence.astype(np.int8), self._device)
         self._weights.copy_(weights)
         self._past_addresses = upload(self._past.addresses, self._device)
 
     def measure(
-        self,
-        vectors: Sequence[Tensor | None],
-        number: int,
-        row: Mapping[str, Tensor],
+        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
-        """See `trajstore.tracking.backends.cpu.StepsOnCPU.measure`."""
+        """Measure gradients and parameters; `number` selects the random signs."""
         with quiet(self._device), _on(self._device):
-            if self._sketch is not None:
-                draw_signs(self._step_signs, self._spec.seed, number)
-            gradients = self._gradient_table.update(vectors)
-            parameters = self._parameter_table.update(self._parameters)
-            triton_kernels.measure_before[self._grid](
-                self._gradient_table.table,
-                self._parameter_table.table,
-                len(self._parameters),
-                self._ends,
-                self._segments,
-                self._rows,
-                self._rows.shape[1],
-                self._past_addresses,
-                self._past_addresses.shape[1],
-                self._before_sums.values,
-                self._weights,
-                self._columns,
-                self._probe_columns,
-                self._row_signs,
-                self._probe_rows,
-                self._folds,
-                self._n_rows,
-                self._rows_each,
-                self._width,
-                N_BASIS=self._spec.basis,
-                HAS_GRADIENTS=gradients,
-                HAS_PARAMETERS=parameters,
-                WITH_FOLDS=self._sketch is not None,
-                SHIFT=SHIFT,
-                BLOCK=BLOCK,
-                SEGMENT=SEGMENT,
-                **ONE_WARP,
-            )
-            self._before_sums.write(row["tables"])
-            if self._sketch is None:
+            if self._folding is not None:
+                draw_signs(self._folding.step_signs, self._spec.seed, number)
+            self._measure_before(vectors)
+            self._tables.before.write(row["tables"][:, self._columns.before.place])
+            if self._folding is None:
                 row["gradient"].copy_(self._rows[0])
                 row["displacement"].copy_(self._rows[1])
             else:
-                self._write_sketch(row)
+                self._folding.write(row)
+
+    def _measure_before(self, vectors: Sequence[Tensor | None]) -> None:
+        tables, grid, folding = self._tables, self._grid, self._folding
+        probe_columns = row_signs = probe_rows = folds = tables.ends
+        if folding is not None:
+            probe_columns, row_signs = folding.probe_columns, folding.row_signs
+            probe_rows, folds = folding.probes.row_signs, folding.folds
+        gradients = tables.gradients.update(vectors)
+        parameters = tables.parameters.update(self._parameters)
+        triton_kernels.measure_before[grid.programs](
+            tables.gradients.table,
+            tables.parameters.table,
+            len(self._parameters),
+            tables.ends,
+            tables.segments,
+            self._rows,
+            self._rows.shape[1],
+            self._past_addresses,
+            self._past_addresses.shape[1],
+            tables.before.values,
+            self._weights,
+            self._sketch_columns,
+            probe_columns,
+            row_signs,
+            probe_rows,
+            folds,
+            grid.n_rows,
+            grid.rows_each,
+            grid.width,
+            N_BASIS=self._spec.basis,
+            **column_constants(self._columns.before),
+            HAS_GRADIENTS=gradients,
+            HAS_PARAMETERS=parameters,
+            WITH_FOLDS=folding is not None,
+            SHIFT=SHIFT,
+            BLOCK=BLOCK,
+            SEGMENT=SEGMENT,
+            **ONE_WARP,
+        )
 
     def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """See `trajstore.tracking.backends.cpu.StepsOnCPU.add_gradient_energy`."""
-        total += row["tables"][:, table_columns(self._spec)["grad_sq"].start]
+        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
+        total += row["tables"][:, self._columns.grad_sq]
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """See `trajstore.tracking.tracker.Tracker.after_step`."""
+        """Measure the update."""
         with quiet(self._device), _on(self._device):
             self._measure_after(self._checks[0])
-            self._after_sums.write(row["tables"][:, -2:])
+            self._tables.after.write(row["tables"][:, self._columns.after.place])
 
-    def is_where_last_step_led(self) -> bool:
-        """Whether the parameters are what they were when `after_step` looked at them."""
+    def parameters_unchanged_since_step(self) -> bool:
+        """Whether the parameters have the bits that `after_step` saw."""
         try:
             with quiet(self._device), _on(self._device):
                 self._measure_after(self._checks[1])
         except ValueError:
-            # They have not even their shapes any more.
+            # Even their shapes have changed.
             return False
         return torch.equal(self._checks[0], self._checks[1])
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Leave the last gradient and the displacement as they were."""
-        kept = self._rows[: 1 + self.N_GRADIENTS].clone()
+    def preserve_state(self) -> Iterator[None]:
+        """Restore the last gradient and the displacement on exit."""
+        kept = self._rows[:2].clone()
         yield
-        self._rows[: 1 + self.N_GRADIENTS] = kept
+        self._rows[:2] = kept
 
     @property
     def last_gradient(self) -> Tensor:
-        """The gradient of the last step, a view of shape (size,)."""
+        """Last measured gradient, a writable float32 view (size,)."""
         return self._rows[0]
 
     def read_displacement(self) -> None:
-        """Fill the row of the displacement with the parameters less the reference."""
+        """Set the displacement to the parameters less the anchor."""
+        tables = self._tables
         with torch.no_grad(), _on(self._device):
-            parameters = self._parameter_table.update(self._parameters)
-            triton_kernels.subtract_reference[(len(self._layer_of_block),)](
-                self._parameter_table.table,
+            parameters = tables.parameters.update(self._parameters)
+            triton_kernels.subtract_anchor[(len(tables.layer_of_block),)](
+                tables.parameters.table,
                 len(self._parameters),
-                self._ends,
-                self._layer_of_block,
+                tables.ends,
+                tables.layer_of_block,
                 self._rows,
                 self._rows.shape[1],
                 HAS_PARAMETERS=parameters,
@@ -263,80 +276,90 @@ class StepsOnTriton:
             )
 
     def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 of shape (probe,)."""
-        n_tiles, n_parts = self._grid
+        """Return probes of the displacement, float32 (probe,)."""
+        folding, grid = self._folding, self._grid
+        assert folding is not None
+        n_tiles, n_parts = grid.programs
         folds = torch.empty((n_parts, n_tiles * SEGMENT), device=self._device)
         with torch.no_grad(), _on(self._device):
-            triton_kernels.fold[self._grid](
+            triton_kernels.fold[grid.programs](
                 self._rows[1],
                 self._rows.shape[1],
-                self._probe_columns,
-                self._probe_rows,
+                folding.probe_columns,
+                folding.probes.row_signs,
                 folds,
-                self._n_rows,
-                self._rows_each,
-                self._width,
+                grid.n_rows,
+                grid.rows_each,
+                grid.width,
                 SHIFT=SHIFT,
                 SEGMENT=SEGMENT,
                 **ONE_WARP,
             )
-            width = self._width
-            torch.sum(folds[:, :width], 0, out=self._probes.folds[1, :width])
+            width = grid.width
+            torch.sum(folds[:, :width], 0, out=folding.probes.folds[1, :width])
             both = torch.zeros(2, self._spec.probes, device=self._device)
-            self._probes.write(both)
+            folding.probes.write(both)
         return both[1]
 
     def _measure_after(self, checks: Tensor) -> None:
-        parameters = self._parameter_table.update(self._parameters)
-        triton_kernels.measure_after[(len(self._layer_of_block),)](
-            self._parameter_table.table,
+        tables = self._tables
+        parameters = tables.parameters.update(self._parameters)
+        triton_kernels.measure_after[(len(tables.layer_of_block),)](
+            tables.parameters.table,
             len(self._parameters),
-            self._ends,
-            self._layer_of_block,
+            tables.ends,
+            tables.layer_of_block,
             self._rows,
             self._rows.shape[1],
-            self._after_sums.values,
+            tables.after.values,
             checks,
+            **column_constants(self._columns.after),
             HAS_PARAMETERS=parameters,
             BLOCK=BLOCK,
             **FOUR_WARPS,
         )
 
-    def _write_sketch(self, row: Mapping[str, Tensor]) -> None:
-        width = self._width
-        torch.sum(self._folds[:, :2, :width], 0, out=self._probes.folds[:, :width])
-        self._probes.write(row["probes"])
-        self._buckets[width:] = 0
-        torch.sum(self._folds[:, 2, :width], 0, out=self._buckets[:width])
-        self._rotation(self._buckets, self._rotation_signs)
-        onebit_torch.encode(self._buckets, signs=row["signs"], scales=row["scales"])
+
+def _grid(layout: Layout, spec: RunSpec, device: torch.device) -> _Grid:
+    width = min(EXACT_WIDTH, layout.size)
+    if not spec.exact:
+        sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
+        width = sketch.fold.width
+    n_rows, n_tiles = -(-layout.size // width), -(-width // SEGMENT)
+    n_parts = max(1, min(n_rows, _programs_at_once(device) // n_tiles))
+    rows_each = -(-n_rows // n_parts)
+    return _Grid(width, n_rows, rows_each, (n_tiles, -(-n_rows // rows_each)))
+
+
+def _tables(
+    layout: Layout, width: int, columns: MeasuredColumns, device: torch.device
+) -> _Tables:
+    n_layers, blocks = len(layout.names), layout.layer_of_block
+    segments, layer_of_sum = segments_of(layout, width)
+    return _Tables(
+        gradients=AddressTable(layout, device),
+        parameters=AddressTable(layout, device),
+        ends=upload(layout.offsets + layout.sizes, device),
+        layer_of_block=upload(blocks.astype(np.int32), device),
+        segments=upload(segments, device),
+        before=SumsByLayer(layer_of_sum, n_layers, columns.before.n_columns, device),
+        after=SumsByLayer(blocks, n_layers, columns.after.n_columns, device),
+    )
 
 
 def try_out(device: torch.device) -> None:
-    """Compile and run the smallest of the kernels.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where.
-
-    Raises
-    ------
-    RuntimeError
-        If it computes something else than `trajstore.sketch.signs.random_signs`. If it cannot be
-        compiled or run, an error of the compiler or the driver, of any type.
-    """
+    """Compile and run the smallest kernel; raise an error of any type if that fails."""
     n, seed, step = 2 * BLOCK, (1 << 63) + 1, 1 << 40
     signs = torch.empty(n, device=device)
     with _on(device):
         draw_signs(signs, seed, step)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
     if not np.array_equal(signs.cpu().numpy(), expected):
-        raise RuntimeError("random signs are not those of the reference")
+        raise RuntimeError("random signs are not those of trajstore.sketch.signs")
 
 
 def draw_signs(out: Tensor, seed: int, step: int) -> None:
-    """Draw the `trajstore.sketch.signs.random_signs` of a step, float32 of shape (sign,)."""
+    """Draw the `trajstore.sketch.signs.random_signs` of a step, float32 (sign,)."""
     triton_kernels.draw_signs[(-(-len(out) // BLOCK),)](
         out, len(out), seed, step, ROLE=int(Role.STEP), BLOCK=BLOCK, **FOUR_WARPS
     )
@@ -350,5 +373,5 @@ def _programs_at_once(device: torch.device) -> int:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Start kernels on a device, whichever is current."""
+    """Make a CUDA device current, for kernels that start inside."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,7 +1,7 @@
-"""Loops over gradients and parameters that read everything once, compiled for GPUs.
+"""Compiled loops for GPUs that read gradients and parameters once, in Triton.
 
-The twin of `trajstore.tracking.backends.cpu_kernels`, in Triton. `trajstore.tracking.backends.triton` says how the work is
-divided, and calls these functions.
+They compute the same as `trajstore.tracking.backends.cpu_kernels`.
+`trajstore.tracking.backends.triton` says how the work is divided, and calls these functions.
 
 Tensors are reached by their addresses: a table has, for every tensor, the address that the
 first element of the flat vector would have if the vector lay where the tensor does, and the
@@ -25,7 +25,7 @@ ABSENT: Final = -1
 
 
 def _jit(*, varying: Sequence[str] = ()) -> Callable[[F], Any]:
-    """Compile a function for a GPU; not anew for every value of the varying arguments."""
+    """Compile a function for a GPU, once for all values of the varying arguments."""
     return lambda function: triton.jit(function, do_not_specialize=list(varying))
 
 
@@ -62,7 +62,7 @@ def _read(
 
 @_jit()
 def _decode(past, n_codes, element, mask, BLOCK: tl.constexpr):
-    """Read what elements of a code stand for; zeros outside the mask."""
+    """Decode elements of a code; zeros outside the mask."""
     codes = tl.load(past).to(tl.pointer_type(tl.int8))
     scales = tl.load(past + n_codes).to(tl.pointer_type(tl.float32))
     code = tl.load(codes + element, mask=mask, other=0).to(tl.float32)
@@ -71,7 +71,7 @@ def _decode(past, n_codes, element, mask, BLOCK: tl.constexpr):
 
 @_jit()
 def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
-    """Store the sum of products, of two tensors apart."""
+    """Store the sum of products, separately for two tensors."""
     if is_split:
         tl.store(target, tl.sum(tl.where(is_second, 0.0, product), 0))
         tl.store(target + N_COLUMNS, tl.sum(tl.where(is_second, product, 0.0), 0))
@@ -81,75 +81,42 @@ def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
 
 @_jit(varying=("n_codes",))
 def measure_before(
-    gradients,
-    parameters,
+    gradients,  # int64 (2, layer): table of addresses and kinds
+    parameters,  # int64 (2, layer)
     n_layers,
-    ends,
-    segments,
-    rows,
-    size,
-    past,
+    ends,  # int64 (layer,): places behind the last elements of tensors
+    segments,  # int32 (row, tile, 4): first and last tensor, row of sums, border block
+    rows,  # float32 (3, size): last gradient, overwritten; displacement, written; anchor
+    size,  # length of a row
+    past,  # int64 (2, code): addresses of codes and scales, see `past_anchors`
     n_codes,
-    sums,
-    weights,
-    columns,
-    probe_columns,
-    row_signs,
-    probe_row_signs,
-    folds,
-    n_rows,
-    n_rows_each,
-    width,
+    sums,  # float32 (sum, N_COLUMNS): overwritten; two rows for a segment of two tensors
+    weights,  # float32 (layer,): of the sketch
+    columns,  # int8: column sequence of the sketch
+    probe_columns,  # int8: column sequence of the probes
+    row_signs,  # float32 (row,): of the sketch's fold
+    probe_row_signs,  # float32 (row,): of the folds of gradient and displacement
+    folds,  # float32 (part, 3, bucket): of gradient and displacement, and for the sketch
+    n_rows,  # of the fold
+    n_rows_each,  # rows of one program at most
+    width,  # length of a row of the fold
     N_BASIS: tl.constexpr,
-    HAS_GRADIENTS: tl.constexpr,
+    N_COLUMNS: tl.constexpr,
+    GRAD_DOT_PREVIOUS: tl.constexpr,
+    GRAD_SQ: tl.constexpr,
+    GRAD_DOT_DISPLACEMENT: tl.constexpr,
+    GRAD_DOT_BASIS: tl.constexpr,
+    DISPLACEMENT_SQ: tl.constexpr,
+    DISPLACEMENT_DOT_BASIS: tl.constexpr,
+    HAS_GRADIENTS: tl.constexpr,  # a bit for each of `KINDS` among the tensors
     HAS_PARAMETERS: tl.constexpr,
     WITH_FOLDS: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Measure gradients and parameters; program (i, j) some rows of some columns.
-
-    Parameters
-    ----------
-    gradients, parameters : int64, (2, layer)
-        Tables of addresses and kinds.
-    n_layers : int
-        Number of tensors.
-    HAS_GRADIENTS, HAS_PARAMETERS : int
-        A bit for each of `KINDS` that there is.
-    ends : int64, (layer,)
-        Places behind the last elements of tensors in the flat vector.
-    segments : int32, (row, tile, 4)
-        Of each segment the tensor of its first element and that of its last, the row of
-        `sums` for the first, and the block that the second begins with.
-    rows : float32, (3, size)
-        The first row holds the gradient before, and then the gradient; the second is
-        overwritten with the displacement; the third is the reference.
-    size : int
-        Length of a row.
-    past : int64, (2, code)
-        Addresses of int8 codes, (size,), and of their float32 scales, (block,); see
-        `trajstore.tracking.past_anchors`.
-    n_codes : int
-        How many there are.
-    sums : float32, (sum, 4 + 2 basis)
-        Overwritten with sums of products, in the order of the store's table; where a segment
-        has two tensors, in two rows.
-    weights : float32, (layer,)
-        Of the sketch.
-    columns, probe_columns : int8
-        The sequences of which the column signs of the sketch and of the probes are parts.
-    row_signs, probe_row_signs : float32, (row,)
-        Signs of the sketch's fold, and of those of both vectors.
-    folds : float32, (j, 3, bucket)
-        Overwritten with folds of gradient and displacement, and that of the weighted
-        gradient with the sketch's signs.
-    n_rows, n_rows_each, width : int
-        Rows of the fold, those of one program at most, and their length.
-    """
+    """Measure gradients and parameters; program (i, j) some rows of some columns."""
     tile, part = tl.program_id(0), tl.program_id(1)
-    N_COLUMNS: tl.constexpr = 4 + 2 * N_BASIS
     column = tile * SEGMENT + tl.arange(0, SEGMENT)
     is_inside = column < width
     of_gradient = tl.zeros([SEGMENT], tl.float32)
@@ -168,9 +135,9 @@ def measure_before(
 
         previous_pointer = rows + element
         displacement_pointer = previous_pointer + size
-        reference_pointer = displacement_pointer + size
+        anchor_pointer = displacement_pointer + size
         previous = tl.load(previous_pointer, mask=mask, other=0.0)
-        reference = tl.load(reference_pointer, mask=mask, other=0.0)
+        anchor = tl.load(anchor_pointer, mask=mask, other=0.0)
         gradient = _read(
             gradients, n_layers, first, second, is_second, element, mask, HAS_GRADIENTS
         )
@@ -184,37 +151,44 @@ def measure_before(
             mask,
             HAS_PARAMETERS,
         )
-        displacement = parameter - reference
+        displacement = parameter - anchor
         tl.store(previous_pointer, gradient, mask=mask)
         tl.store(displacement_pointer, displacement, mask=mask)
 
         target = sums + place.to(tl.int64) * N_COLUMNS
-        _keep(gradient * previous, is_second, is_split, target, N_COLUMNS)
-        _keep(gradient * gradient, is_second, is_split, target + 1, N_COLUMNS)
-        _keep(gradient * displacement, is_second, is_split, target + 2, N_COLUMNS)
-        of_both = target + 3 + N_BASIS
-        _keep(displacement * displacement, is_second, is_split, of_both, N_COLUMNS)
-        vector = reference
+        at = target + GRAD_DOT_PREVIOUS
+        _keep(gradient * previous, is_second, is_split, at, N_COLUMNS)
+        at = target + GRAD_SQ
+        _keep(gradient * gradient, is_second, is_split, at, N_COLUMNS)
+        at = target + GRAD_DOT_DISPLACEMENT
+        _keep(gradient * displacement, is_second, is_split, at, N_COLUMNS)
+        at = target + DISPLACEMENT_SQ
+        _keep(displacement * displacement, is_second, is_split, at, N_COLUMNS)
+        vector = anchor
         for i in tl.static_range(N_BASIS):
             if i == 1:
                 vector = tl.zeros([SEGMENT], tl.float32)
             if i > 0:
-                # The reference less an earlier one is the sum of the codes between.
+                # The anchor less an earlier one is the sum of the codes between.
                 for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
                     vector += _decode(past + k, n_codes, element, mask, BLOCK)
-            of_basis = target + 3 + i
-            _keep(gradient * vector, is_second, is_split, of_basis, N_COLUMNS)
-            of_basis += 1 + N_BASIS
-            _keep(displacement * vector, is_second, is_split, of_basis, N_COLUMNS)
+            at = target + GRAD_DOT_BASIS + i
+            _keep(gradient * vector, is_second, is_split, at, N_COLUMNS)
+            at = target + DISPLACEMENT_DOT_BASIS + i
+            _keep(displacement * vector, is_second, is_split, at, N_COLUMNS)
 
         if WITH_FOLDS:
             weight = tl.where(
                 is_second, tl.load(weights + second), tl.load(weights + first)
             )
-            at = SHIFT * row + column
-            sign = tl.load(columns + at, mask=is_inside, other=0).to(tl.float32)
+            place_of_sign = SHIFT * row + column
+            sign = tl.load(columns + place_of_sign, mask=is_inside, other=0).to(
+                tl.float32
+            )
             of_weighted += tl.load(row_signs + row) * sign * (weight * gradient)
-            sign = tl.load(probe_columns + at, mask=is_inside, other=0).to(tl.float32)
+            sign = tl.load(probe_columns + place_of_sign, mask=is_inside, other=0).to(
+                tl.float32
+            )
             sign *= tl.load(probe_row_signs + row)
             of_gradient += sign * gradient
             of_displacement += sign * displacement
@@ -229,30 +203,21 @@ def measure_before(
 
 @_jit()
 def measure_after(
-    parameters,
+    parameters,  # as in `measure_before`, which has written the displacement
     n_layers,
     ends,
-    layer_of_block,
+    layer_of_block,  # int32 (block,)
     rows,
     size,
-    sums,
-    checks,
+    sums,  # float32 (block, N_COLUMNS): overwritten
+    checks,  # int64 (block,): overwritten with sums that change with the parameters' bits
+    N_COLUMNS: tl.constexpr,
+    UPDATE_SQ: tl.constexpr,
+    UPDATE_DOT_DISPLACEMENT: tl.constexpr,
     HAS_PARAMETERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Measure what a step changed in the parameters; program i one block.
-
-    Parameters
-    ----------
-    parameters, n_layers, ends, rows, size
-        As for `measure_before`, which has filled the row of displacements.
-    layer_of_block : int32, (block,)
-        The tensor that each block belongs to.
-    sums : float32, (block, 2)
-        Overwritten with |u|^2 and <u, displacement>.
-    checks : int64, (block,)
-        Overwritten with sums that change with the bits of the parameters.
-    """
+    """Measure the update; program i one block."""
     block = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     element = block.to(tl.int64) * BLOCK + lane
@@ -262,17 +227,18 @@ def measure_after(
         parameters, n_layers, layer, layer, element < 0, element, mask, HAS_PARAMETERS
     )
     displacement = tl.load(rows + size + element, mask=mask, other=0.0)
-    reference = tl.load(rows + size + size + element, mask=mask, other=0.0)
-    # Near the reference x - r is exact, and so is the difference of two of them.
-    update = (parameter - reference) - displacement
-    tl.store(sums + 2 * block, tl.sum(update * update, 0))
-    tl.store(sums + 2 * block + 1, tl.sum(update * displacement, 0))
+    anchor = tl.load(rows + size + size + element, mask=mask, other=0.0)
+    # Near the anchor x - r is exact, and so is the difference of two of them.
+    update = (parameter - anchor) - displacement
+    target = sums + N_COLUMNS * block
+    tl.store(target + UPDATE_SQ, tl.sum(update * update, 0))
+    tl.store(target + UPDATE_DOT_DISPLACEMENT, tl.sum(update * displacement, 0))
     bits = parameter.to(tl.int32, bitcast=True).to(tl.int64)
     tl.store(checks + block, tl.sum(bits * (2 * lane + 1), 0))
 
 
 @_jit()
-def subtract_reference(
+def subtract_anchor(
     parameters,
     n_layers,
     ends,
@@ -282,7 +248,7 @@ def subtract_reference(
     HAS_PARAMETERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fill the row of displacements; arguments as for `measure_after`."""
+    """Write the displacement; arguments as in `measure_after`."""
     block = tl.program_id(0)
     element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     layer = tl.load(layer_of_block + block)
@@ -290,36 +256,24 @@ def subtract_reference(
     parameter = _read(
         parameters, n_layers, layer, layer, element < 0, element, mask, HAS_PARAMETERS
     )
-    reference = tl.load(rows + size + size + element, mask=mask, other=0.0)
-    tl.store(rows + size + element, parameter - reference, mask=mask)
+    anchor = tl.load(rows + size + size + element, mask=mask, other=0.0)
+    tl.store(rows + size + element, parameter - anchor, mask=mask)
 
 
 @_jit()
 def fold(
-    vector,
+    vector,  # float32 (size,)
     size,
-    columns,
+    columns,  # signs, as in `measure_before`
     row_signs,
-    folds,
+    folds,  # float32 (part, bucket): overwritten
     n_rows,
     n_rows_each,
     width,
     SHIFT: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Fold one vector; program (i, j) some rows of some columns.
-
-    Parameters
-    ----------
-    vector : float32, (size,)
-        What is folded.
-    columns, row_signs
-        Signs, as for `measure_before`.
-    folds : float32, (j, bucket)
-        Overwritten.
-    n_rows, n_rows_each, width
-        As for `measure_before`.
-    """
+    """Fold one vector; program (i, j) some rows of some columns."""
     tile, part = tl.program_id(0), tl.program_id(1)
     column = tile * SEGMENT + tl.arange(0, SEGMENT)
     is_inside = column < width
@@ -336,27 +290,15 @@ def fold(
 
 @_jit()
 def add_up(
-    values,
-    bounds,
-    out,
+    values,  # float32 or float64 (row, column)
+    bounds,  # int32 (run + 1,): rows that runs begin with, and the end of the last
+    out,  # float32 or float64 (run, at least column): overwritten
     out_stride,
     N_COLUMNS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # the next power of two
     ROWS: tl.constexpr,
 ):
-    """Add up rows of a table in float64, always in the same order; program i one run.
-
-    Parameters
-    ----------
-    values : float32 or float64, (row, column)
-        The table.
-    bounds : int32, (run + 1,)
-        Rows that runs begin with, and the end of the last.
-    out : float32 or float64, (run, at least column)
-        Overwritten.
-    out_stride : int
-        Distance of its rows.
-    """
+    """Add rows of a table in float64 in a fixed order; program i one run."""
     run = tl.program_id(0)
     first, stop = tl.load(bounds + run), tl.load(bounds + run + 1)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -373,19 +315,8 @@ def add_up(
 
 @_jit(varying=("seed", "step"))
 def draw_signs(out, n, seed, step, ROLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Draw the `trajstore.sketch.signs.random_signs` of a step; program i one block.
-
-    Each sign is computed by itself, by ten rounds of Philox4x64.
-
-    Parameters
-    ----------
-    out : float32, (n,)
-        Overwritten.
-    n : int
-        Number of signs.
-    seed, step : int
-        See `trajstore.sketch.signs.random_signs`.
-    """
+    """Draw the `sketch.signs.random_signs` of a step, (n,); program i one block."""
+    # Each sign is computed by itself, by ten rounds of Philox4x64.
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     a = (index // 256 + 1).to(tl.uint64)
     b = tl.zeros([BLOCK], tl.uint64)

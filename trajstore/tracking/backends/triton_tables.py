@@ -1,4 +1,4 @@
-"""Tables beside the vectors that the kernels of `trajstore.tracking.backends.triton_kernels` read and write."""
+"""Tables of addresses, segments and sums for the kernels of `triton_kernels`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,8 @@ from torch import Tensor
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking.backends import triton_kernels
-from trajstore.tracking.backends.row_major import row_major
+from trajstore.tracking.backends.columns import Columns
+from trajstore.tracking.backends.memory import row_major
 from trajstore.tracking.backends.triton_kernels import ABSENT, KINDS
 
 SEGMENT: Final = 256
@@ -26,25 +27,20 @@ FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 class AddressTable:
-    """Addresses of tensors on their device, in the order of a layout.
-
-    Attributes
-    ----------
-    table : torch.Tensor
-        int64, (2, layer): where the flat vector would begin if it lay where each tensor
-        does, and the kind of the tensor's elements.
-    """
+    """Addresses of tensors on their device, in the order of a layout."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._offsets, self._device = layout.offsets, device
         self._known = np.zeros((2, len(layout.names)), np.int64)
+        # For each tensor the address at which the flat vector would begin if it lay where
+        # the tensor does, and the kind of the tensor's elements.
         self.table = upload(self._known.copy(), device)
         # Copies of tensors that cannot be read where they are, for as long as they may be.
         self._kept: list[Tensor | None] = []
 
     def update(self, tensors: Sequence[Tensor | None]) -> int:
-        """Have the table tell of these tensors; return the bits of the kinds among them."""
+        """Enter these tensors in the table; return a bit for each kind among them."""
         tensors = self._kept = [
             None if t is None else row_major(t, name, shape, self._as_row_major)
             for t, (name, shape) in zip(tensors, self._shapes.items(), strict=True)
@@ -81,30 +77,16 @@ class AddressTable:
 
 
 class SumsByLayer:
-    """Adds up rows of a table tensor by tensor, in float64 and in a fixed order.
-
-    Parameters
-    ----------
-    layer_of_row : numpy.ndarray
-        int64, (row,): the tensor each row belongs to, ascending.
-    n_layers, n_columns : int
-        Numbers of tensors and of columns.
-    device : torch.device
-        Where the table is.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        float32, (row, column): the table, to be filled.
-    """
+    """Adds rows of a table layer by layer, in float64 and in a fixed order."""
 
     def __init__(
         self,
-        layer_of_row: npt.NDArray[Any],
+        layer_of_row: npt.NDArray[Any],  # (row,), ascending
         n_layers: int,
         n_columns: int,
         device: torch.device,
     ) -> None:
+        # float32 (row, column): the table, for kernels to fill.
         self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
         bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
         runs = [np.arange(first, stop, RUN) for first, stop in pairwise(bounds)]
@@ -117,7 +99,7 @@ class SumsByLayer:
         )
 
     def write(self, out: Tensor) -> None:
-        """Write sums to the first columns of `out`, float32 of (layer, at least column)."""
+        """Write sums to the first columns of `out`, float32 (layer, at least column)."""
         self._add_up(self.values, self._run_bounds, self._of_runs)
         self._add_up(self._of_runs, self._layer_bounds, out)
 
@@ -135,25 +117,17 @@ class SumsByLayer:
         )
 
 
+def column_constants(columns: Columns) -> dict[str, int]:
+    """Return the constants of kernels that name columns: N_COLUMNS, GRAD_SQ, ..."""
+    constants = {name.upper(): start for name, start in columns.starts.items()}
+    return constants | {"N_COLUMNS": columns.n_columns}
+
+
 def segments_of(
     layout: Layout, width: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Cut the rows of a fold into segments, see `trajstore.tracking.backends.triton_kernels.measure_before`.
-
-    Parameters
-    ----------
-    layout : Layout
-        Of the vector.
-    width : int
-        Length of a row.
-
-    Returns
-    -------
-    segments : numpy.ndarray
-        int32, (segment, 4).
-    layer_of_sum : numpy.ndarray
-        int64, (sum,): the tensor that each row of sums belongs to, ascending.
-    """
+    """Return segments of the rows of a fold, (segment, 4), and the layer of each sum."""
+    # See `triton_kernels.measure_before`; layers of sums ascend.
     last_element = layout.size - 1
     row_starts = width * np.arange(-(-layout.size // width))[:, None]
     starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
@@ -168,7 +142,7 @@ def segments_of(
     layer_of_sum = np.empty(len(starts) + np.count_nonzero(is_split), np.int64)
     layer_of_sum[places] = first
     layer_of_sum[places[is_split] + 1] = last[is_split]
-    # The second of a single tensor begins where nothing is any more.
+    # Where there is no second tensor, it begins behind the last element.
     borders = np.where(is_split, layout.offsets[last] // BLOCK, layout.size // BLOCK)
     table = np.stack([first, last, places, borders], 1)
     return table.astype(np.int32), layer_of_sum

@@ -9,10 +9,33 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_source
 
 from trajstore.format.layout import BLOCK
+from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.signs import Role
 from trajstore.tracking.backends import triton_kernels
-from trajstore.tracking.backends.triton_tables import FOUR_WARPS, ONE_WARP, SEGMENT
+from trajstore.tracking.backends.columns import measured_columns
+from trajstore.tracking.backends.triton_tables import (
+    FOUR_WARPS,
+    ONE_WARP,
+    SEGMENT,
+    column_constants,
+)
+
+SPEC = RunSpec.from_json(
+    {
+        "names": ("a",),
+        "shapes": ((5,),),
+        "seed": 3,
+        "sketch_bits": 1024,
+        "basis": 3,
+        "probes": 64,
+        "steps_per_epoch": None,
+        "reference_every": None,
+        "total_steps": None,
+        "exact": False,
+    }
+)
+COLUMNS = measured_columns(SPEC)
 
 TYPES = {
     "*i64": ("gradients", "parameters", "ends", "checks", "past"),
@@ -70,7 +93,8 @@ def registers_of(cubin: bytes) -> int:
 def main() -> None:
     """Compile all."""
     before: dict[str, Any] = {
-        "N_BASIS": 3,
+        "N_BASIS": SPEC.basis,
+        **column_constants(COLUMNS.before),
         "WITH_FOLDS": True,
         "SHIFT": SHIFT,
         "BLOCK": BLOCK,
@@ -84,11 +108,16 @@ def main() -> None:
     ones = ("n_layers", "n_rows", "n_rows_each")
     found = registers("measure_before", ONE_WARP, ones=ones, **before, **single)
     print("measure_before_small", found)
-    for name in ("measure_after", "subtract_reference"):
-        found = registers(name, FOUR_WARPS, HAS_PARAMETERS=7, BLOCK=BLOCK)
-        print(name, found)
+    every: dict[str, Any] = {"HAS_PARAMETERS": 7, "BLOCK": BLOCK}
+    after = every | column_constants(COLUMNS.after)
+    print("measure_after", registers("measure_after", FOUR_WARPS, **after))
+    print("subtract_anchor", registers("subtract_anchor", FOUR_WARPS, **every))
     print("fold", registers("fold", ONE_WARP, SHIFT=SHIFT, SEGMENT=SEGMENT))
-    shape: dict[str, Any] = {"N_COLUMNS": 10, "COLUMNS": 16, "ROWS": 32}
+    shape: dict[str, Any] = {
+        "N_COLUMNS": COLUMNS.before.n_columns,
+        "COLUMNS": 16,
+        "ROWS": 32,
+    }
     print("add_up", registers("add_up", FOUR_WARPS, **shape))
     doubles = {"values": "*fp64"}
     found = registers("add_up", FOUR_WARPS, types=doubles, **shape)

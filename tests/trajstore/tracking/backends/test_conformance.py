@@ -1,43 +1,263 @@
-"""The twins that measure a step: compiled loops and torch agree."""
+"""Every backend measures what NumPy computes: one suite for all of them."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.trajstore.tracking.random_walk import assert_same, follow
-from trajstore.tracking.backends import cpu as steps_cpu
-from trajstore.tracking.backends.cpu import StepsOnCPU
-from trajstore.tracking.backends.eager import StepsOnDevice
+from tests.trajstore.tracking.random_walk import (
+    SHAPES,
+    Walk,
+    expected,
+    follow,
+    one_rank,
+    spec_of,
+)
+from trajstore.format.arrays import table_columns
+from trajstore.format.layout import Layout
+from trajstore.tracking.backends import cpu
+from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.eager import EagerBackend
+from trajstore.tracking.backends.protocol import StepBackend
+from trajstore.tracking.placement import Piece, Placement
+from trajstore.tracking.tracker import Tracker
+
+HAS_GPU = torch.cuda.is_available()
 
 
-@pytest.fixture(params=[1, 3], ids="threads={}".format)
-def threads(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[int]:
-    """Work in one part, or in several."""
+class Case(NamedTuple):
+    """A backend, and where it works."""
+
+    backend: type[StepBackend]
+    device: str = "cpu"
+    threads: int = 1
+    is_sharded: bool = False
+
+
+def triton_case() -> Case:
+    """Return the Triton backend: on a GPU if there is one, else interpreted."""
+    pytest.importorskip("triton", reason="torch's builds for CUDA bring Triton")
+    from trajstore.tracking.backends import triton, triton_tables
+
+    device = "cuda" if HAS_GPU else "cpu"
+    # Old interpreters do not fit new releases of NumPy.
+    sums = triton_tables.SumsByLayer(np.zeros(3, int), 1, 2, torch.device(device))
+    try:
+        sums.write(torch.empty(1, 2, device=device))
+    except Exception as error:
+        if HAS_GPU:
+            raise
+        pytest.skip(f"Triton's interpreter fails with this NumPy: {error}")
+    return Case(triton.TritonBackend, device)
+
+
+CASES = {
+    "cpu": Case(CPUBackend),
+    "cpu in threads": Case(CPUBackend, threads=3),
+    "eager": Case(EagerBackend),
+    "eager, sharded": Case(EagerBackend, is_sharded=True),
+    "triton": None,
+}
+
+
+def case_of(name: str) -> Case:
+    return CASES[name] or triton_case()
+
+
+@pytest.fixture(params=list(CASES))
+def name(request: pytest.FixtureRequest) -> str:
+    case_of(request.param)
+    return str(request.param)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let torch have n threads, and small nets be measured in as many."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(steps_cpu, "BLOCKS_PER_THREAD", 1)
-    torch.set_num_threads(request.param)
-    yield request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "BLOCKS_PER_THREAD", 1)
+        torch.set_num_threads(n)
+        yield
+    assert torch.get_num_threads() == n
     torch.set_num_threads(before)
 
 
+def take(name: str, **options: Any) -> Walk:
+    case = case_of(name)
+    with ExitStack() as stack:
+        stack.enter_context(threads(case.threads))
+        group = stack.enter_context(one_rank()) if case.is_sharded else None
+        return follow(case.backend, device=case.device, group=group, **options)
+
+
+@cache
+def walk_of(name: str, basis: int) -> Walk:
+    return take(name, basis=basis)
+
+
+def assert_measured(walk: Walk) -> None:
+    """Compare a walk with NumPy's measurements: equal up to rounding."""
+    right = expected(walk)
+    # float32 products of up to 1024 terms of size 1, in blocks.
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-3}
+    np.testing.assert_allclose(walk.rows["tables"], right.tables, **close)
+    arrival = np.array([anchor.arrival for anchor in walk.anchors])
+    np.testing.assert_allclose(arrival, right.arrival, **close)
+    weights = np.array([anchor.weights for anchor in walk.anchors])
+    np.testing.assert_allclose(weights, right.weights, rtol=1e-5)
+    if walk.spec.exact:
+        return
+    np.testing.assert_allclose(walk.rows["probes"], right.probes, atol=1e-3)
+    np.testing.assert_allclose(walk.rows["scales"], right.scales, rtol=1e-5)
+    # Only numbers that are 0 up to rounding may have another sign.
+    assert np.unpackbits(walk.rows["signs"] ^ right.signs).mean() < 1e-3
+    probes = np.array([anchor.probes for anchor in walk.anchors])
+    np.testing.assert_allclose(probes, right.anchor_probes, atol=1e-3)
+
+
 @pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
-def test_twins_agree(basis: int, threads: int):
-    ours, theirs = (follow(steps, basis=basis) for steps in (StepsOnCPU, StepsOnDevice))
-    assert torch.get_num_threads() == threads
-    assert_same(ours, theirs)
+def test_measurements_equal_the_formulas(name: str, basis: int):
+    if name == "triton" and basis not in {0, 3} and not HAS_GPU:
+        pytest.skip("the interpreter is slow")
+    assert_measured(walk_of(name, basis))
 
 
 @pytest.mark.parametrize("basis", [0, 3])
-def test_twins_agree_in_exact_mode(threads: int, basis: int):
-    options: dict[str, Any] = {"exact": True, "basis": basis}
-    assert_same(follow(StepsOnCPU, **options), follow(StepsOnDevice, **options))
+def test_exact_mode_stores_the_vectors(name: str, basis: int):
+    if name == "triton" and basis and not HAS_GPU:
+        pytest.skip("the interpreter is slow")
+    walk = take(name, basis=basis, exact=True)
+    assert_measured(walk)
+    np.testing.assert_array_equal(walk.rows["gradient"], walk.gradients)
+    # The first two steps are measured from the first parameters.
+    displacement = walk.before[1] - walk.before[0]
+    np.testing.assert_array_equal(walk.rows["displacement"][1], displacement)
 
 
-def test_measuring_in_threads_leaves_their_number_to_torch(threads: int):
-    steps_cpu._start_threads()
-    assert torch.get_num_threads() == threads
+def turned(tensor: Any) -> Any:
+    return tensor.t().contiguous().t()
+
+
+def negative_view(tensor: Any) -> Any:
+    return torch._neg_view(-tensor)
+
+
+ARRANGEMENTS: dict[str, dict[str, Any]] = {
+    "other types": {
+        "arrange": {
+            "matrix": torch.Tensor.bfloat16,
+            "bias": torch.Tensor.half,
+            "scalar": torch.Tensor.double,
+        }
+    },
+    "other layouts": {
+        "arrange": {"matrix": turned},
+        "arrange_gradient": {
+            "matrix": torch.Tensor.to_sparse,
+            "bias": negative_view,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("arrangement", list(ARRANGEMENTS))
+def test_any_tensor_reads_as_float32(name: str, arrangement: str):
+    assert_measured(take(name, **ARRANGEMENTS[arrangement]))
+
+
+def test_the_same_steps_give_the_same_bits_with_measurements_between_them(name: str):
+    first, second = walk_of(name, 3), take(name, measures_aside=True)
+    for array, values in first.rows.items():
+        np.testing.assert_array_equal(second.rows[array], values, err_msg=array)
+
+
+def test_a_last_bit_of_a_parameter_is_noticed(name: str):
+    walk = walk_of(name, 3)
+    assert walk.unchanged
+    assert not walk.unchanged_after_change
+
+
+def test_the_gradient_to_compare_with_can_be_set_and_forgotten(name: str):
+    case = case_of(name)
+    shapes = {"a": (3, 5)}
+    spec = spec_of(shapes, sketch_bits=64, probes=8)
+    parameter = torch.zeros(3, 5, device=case.device)
+    parameter.grad = torch.full_like(parameter, 2.0)
+    layout = Layout(spec.names, spec.shapes)
+    tracker = Tracker([parameter], layout, spec, backend=case.backend)
+    tracker.start()
+    row = {name: values[0] for name, values in tracker.allocate(1).items()}
+    column = table_columns(spec)["grad_dot_previous"]
+
+    tracker.previous_gradient = torch.arange(float(layout.size), device=case.device)
+    tracker.before_step(0, row)
+    # 2 (0 + 1 + ... + 14); the gaps do not count.
+    assert row["tables"][0, column] == 210
+    tracker.forget_previous_gradient()
+    tracker.before_step(1, row)
+    assert row["tables"][0, column].isnan()
+
+
+def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
+    def public(found: type) -> set[str]:
+        return {member for member in dir(found) if not member.startswith("_")}
+
+    # CPUBackend sets its frame once.
+    assert public(case_of(name).backend) | {"frame"} == public(StepBackend)
+
+
+def test_a_parameter_of_another_shape_is_refused_by_compiled_loops(name: str):
+    case = case_of(name)
+    if case.backend is EagerBackend:
+        pytest.skip("torch refuses to copy it")
+    parameter = torch.ones(5, device=case.device)
+    spec = spec_of({"a": (5,)}, sketch_bits=64)
+    layout = Layout(spec.names, spec.shapes)
+    tracker = Tracker([parameter], layout, spec, backend=case.backend)
+    parameter.resize_(7)
+    with pytest.raises(ValueError, match=r"a has the shape \(7,\), but had \(5,\)"):
+        tracker.start()
+    assert not tracker.parameters_unchanged_since_step()
+
+
+def test_measurements_of_ranks_add_up_to_the_whole():
+    """A rank holds rows 0 to 12 of the matrix, another one the rest and the others."""
+    spec = spec_of(SHAPES)
+    layout = Layout(spec.names, spec.shapes)
+    generator = torch.Generator().manual_seed(5)
+
+    def draw() -> Any:
+        return [torch.randn(shape, generator=generator) for shape in SHAPES.values()]
+
+    parameters, gradients = draw(), draw()
+    _, _, bias, scalar = Tracker(parameters, layout, spec)._placement.pieces
+    offset = int(layout.offsets[0])
+    pieces = {
+        "first": (Piece((12, 32), (32, 1), offset), None, None, None),
+        "second": (Piece((20, 32), (32, 1), offset + 12 * 32), None, bias, scalar),
+    }
+    rows = {}
+    for rank, part in [
+        ("whole", slice(None)),
+        ("first", slice(12)),
+        ("second", slice(12, None)),
+    ]:
+        placement = Placement(layout, pieces[rank]) if rank in pieces else None
+        held = [parameters[0][part].clone(), *(p.clone() for p in parameters[1:])]
+        tracker = Tracker(held, layout, spec, placement, backend=EagerBackend)
+        tracker.start()
+        for p, g in zip(held, [gradients[0][part], *gradients[1:]], strict=True):
+            p.add_(0.1)
+            p.grad = g
+        rows[rank] = {name: v[0] for name, v in tracker.allocate(1).items()}
+        tracker.before_step(0, rows[rank])
+        tracker.after_step(rows[rank])
+    for array in ("tables", "probes"):
+        parts = rows["first"][array] + rows["second"][array]
+        # float32 products of up to 1024 terms of size 1.
+        np.testing.assert_allclose(rows["whole"][array], parts, rtol=1e-5, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The kernels for GPUs against plain torch: on a GPU if there is one, else interpreted.
+"""Division of the work, tables and signs of the Triton backend; see test_conformance too.
 
 Triton's interpreter runs the kernels on tensors in the host's memory; its compiler makes
 code for GPUs that are not there. `conftest.py` chooses the interpreter where there is no GPU.
@@ -14,104 +14,40 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip(
-    "triton", reason="Triton, which torch's builds for CUDA bring, is not there"
-)
+pytest.importorskip("triton", reason="torch's builds for CUDA bring Triton")
 
-from tests.trajstore.tracking.random_walk import Seen, assert_same, follow, spec_of
+from tests.trajstore.tracking.backends.test_conformance import (
+    assert_measured,
+    triton_case,
+)
+from tests.trajstore.tracking.random_walk import follow
 from trajstore.format.layout import Layout
 from trajstore.sketch.signs import Role, random_signs
 from trajstore.sketch_torch import uploads
-from trajstore.tracking.backends import triton as steps_triton
-from trajstore.tracking.backends import triton_tables
-from trajstore.tracking.backends.eager import StepsOnDevice
-from trajstore.tracking.backends.triton import StepsOnTriton
-from trajstore.tracking.past_anchors import PastReferences
+from trajstore.tracking.backends import triton, triton_tables
+from trajstore.tracking.backends.triton import TritonBackend
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-# The matrix fills its blocks, so that a segment has elements of two tensors.
-SHAPES = {"matrix": (64, 48), "empty": (0, 3), "bias": (70,), "scalar": ()}
-SMALL: dict[str, Any] = {
-    "shapes": SHAPES,
-    "n_steps": 4,
-    "device": DEVICE,
-    "sketch_bits": 512,
-}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def runs() -> bool:
-    """Whether a kernel with a loop runs: old interpreters do not fit new releases of NumPy."""
-    sums = triton_tables.SumsByLayer(np.zeros(3, int), 1, 2, torch.device(DEVICE))
-    try:
-        sums.write(torch.empty(1, 2, device=DEVICE))
-    except Exception:
-        if HAS_GPU:
-            raise
-        return False
-    return True
+@pytest.fixture(scope="module", autouse=True)
+def _interpreter() -> None:
+    triton_case()
 
 
-if not runs():
-    pytest.skip("Triton's interpreter fails with this NumPy", allow_module_level=True)
-
-
-def both(**options: Any) -> tuple[Seen, Seen]:
-    return follow(StepsOnTriton, **options), follow(StepsOnDevice, **options)
-
-
-@pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
-def test_twins_agree(basis: int):
-    assert_same(*both(**SMALL, basis=basis))
-
-
-def test_twins_agree_in_exact_mode():
-    assert_same(*both(**SMALL, exact=True))
-
-
-def test_twins_agree_where_rows_are_divided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(steps_triton, "PROGRAMS_PER_PROCESSOR", 2)
-    few = follow(StepsOnTriton, **SMALL)
-    monkeypatch.setattr(steps_triton, "PROGRAMS_PER_PROCESSOR", 7)
-    many = follow(StepsOnTriton, **SMALL)
-    assert_same(few, many)
+@pytest.mark.parametrize("programs", [2, 7])
+def test_rows_are_divided_among_programs(
+    programs: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(triton, "PROGRAMS_PER_PROCESSOR", programs)
+    assert_measured(follow(TritonBackend, device=DEVICE, basis=1))
 
 
 def test_elements_of_two_bytes_are_read_where_they_are():
-    halves = {"matrix": torch.Tensor.bfloat16, "bias": torch.Tensor.half}
-    ours, theirs = both(**SMALL, arrange=halves)
-    assert_same(ours, theirs)
     table = triton_tables.AddressTable(Layout(("a",), ((3,),)), torch.device(DEVICE))
     tensor = torch.ones(3, dtype=torch.bfloat16, device=DEVICE)
     table.update([tensor])
     assert table.table.tolist() == [[tensor.data_ptr()], [1]]
-
-
-def turned(tensor: Any) -> Any:
-    return tensor.t().contiguous().t()
-
-
-@pytest.mark.parametrize(
-    ("arrange", "arrange_gradient"),
-    [({"matrix": turned}, {}), ({}, {"matrix": torch.Tensor.to_sparse})],
-    ids=["strided", "sparse"],
-)
-def test_what_is_not_row_major_is_copied(
-    arrange: dict[str, Any], arrange_gradient: dict[str, Any]
-):
-    assert_same(
-        *both(**SMALL, arrange=arrange, arrange_gradient=arrange_gradient),
-    )
-
-
-def test_parameters_of_eight_bytes_are_rounded_as_in_plain_torch():
-    assert_same(*both(**SMALL, arrange={"bias": torch.Tensor.double}))
-
-
-def test_the_same_steps_give_the_same_bits():
-    ours, again = (follow(StepsOnTriton, **SMALL) for _ in range(2))
-    for name, values in ours.rows.items():
-        np.testing.assert_array_equal(values, again.rows[name])
 
 
 def test_addresses_are_uploaded_where_one_has_changed(monkeypatch: pytest.MonkeyPatch):
@@ -137,18 +73,18 @@ def test_addresses_are_uploaded_where_one_has_changed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("count", [8, 13, 64, 1000, 4096 + 37])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 @pytest.mark.parametrize("step", [0, 5, 2**33, 2**62])
-def test_signs_are_those_of_the_reference(count: int, seed: int, step: int):
+def test_signs_equal_the_reference_implementation(count: int, seed: int, step: int):
     signs = torch.empty(count, device=DEVICE)
-    steps_triton.draw_signs(signs, seed, step)
+    triton.draw_signs(signs, seed, step)
     expected = random_signs(count, seed=seed, role=Role.STEP, step=step)
     np.testing.assert_array_equal(signs.cpu().numpy(), expected)
 
 
 def test_a_trial_passes_and_can_fail(monkeypatch: pytest.MonkeyPatch):
-    steps_triton.try_out(torch.device(DEVICE))
-    monkeypatch.setattr(steps_triton, "draw_signs", lambda out, *_: out.zero_())
+    triton.try_out(torch.device(DEVICE))
+    monkeypatch.setattr(triton, "draw_signs", lambda out, *_: out.zero_())
     with pytest.raises(RuntimeError, match="random signs are not"):
-        steps_triton.try_out(torch.device(DEVICE))
+        triton.try_out(torch.device(DEVICE))
 
 
 @pytest.mark.parametrize("width", [61, 509, 64891])
@@ -175,19 +111,6 @@ def test_segments_cover_every_element_once(width: int):
     )
 
 
-def test_a_parameter_of_another_shape_is_refused():
-    parameters = [torch.ones(5, device=DEVICE)]
-    spec = spec_of({"a": (5,)}, sketch_bits=64)
-    layout = Layout(spec.names, spec.shapes)
-    rows = torch.zeros(3, layout.size, device=DEVICE)
-    past = PastReferences(spec.basis)
-    steps = StepsOnTriton(parameters, layout, spec, rows, past)
-    parameters[0].resize_(7)
-    with pytest.raises(ValueError, match=r"a has the shape \(7,\), but had \(5,\)"):
-        steps.read_displacement()
-    assert not steps.is_where_last_step_led()
-
-
 COMPILE = Path(__file__).with_name("compile_kernels.py")
 
 
@@ -208,6 +131,6 @@ def test_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_path: 
     registers = dict(line.split() for line in compiled.stdout.splitlines())
     assert len(registers) == 10
     # As many programs of one warp as are started at once have room in 65536 registers.
-    most = 65536 // 32 // steps_triton.PROGRAMS_PER_PROCESSOR
+    most = 65536 // 32 // triton.PROGRAMS_PER_PROCESSOR
     assert int(registers["measure_before"]) <= most
     assert int(registers["measure_before_halves"]) <= most
