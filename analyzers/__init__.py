@@ -9,6 +9,7 @@ which walks a run window by window in Dask tasks, and on `_execution`, which com
 stores results. This package reads runs through `trajstore` and never imports torch.
 """
 
+from analyzers._renamed import renamed
 from analyzers.conditions.aiming import aiming
 from analyzers.conditions.alpha_beta import (
     alpha_beta,
@@ -34,10 +35,9 @@ from analyzers.geometry.theory import (
     guaranteed_decrease,
     linear_rate,
     locally_optimal_lr,
-    step_bound,
     step_contraction,
 )
-from analyzers.gradients.branches import compare_branches, scales
+from analyzers.gradients.branches import compare_branches
 from analyzers.gradients.lag_curve import lag_curve
 from analyzers.gradients.lagged_gradients import lagged_gradients
 from analyzers.gradients.layers import zigzag_layers
@@ -70,11 +70,9 @@ __all__ = [
     "polyak_lojasiewicz",
     "random_walk_gamma",
     "scale_invariance",
-    "scales",
     "smallest_beta",
     "smoothness",
     "stability_threshold",
-    "step_bound",
     "step_contraction",
     "store_geometry",
     "time_of_steps",
@@ -84,3 +82,7 @@ __all__ = [
     "zigzag_segments",
     "zigzag_shares",
 ]
+
+# Deprecated names.
+scales = renamed(compare_branches, "analyzers.scales")
+step_bound = renamed(step_contraction, "analyzers.step_bound")

@@ -1,29 +1,22 @@
 """Figures of all analyses: a dataset in, axes or a figure out; nothing is computed."""
 
 from analyzers._panels import Curve, Panel, draw_panels
+from analyzers._renamed import renamed
 from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz
 from analyzers.curvature.plots import (
     convexity,
-    edge,
     edge_of_stability,
     scale_invariance,
     smoothness,
 )
-from analyzers.deep_linear.plots import (
-    linear_modes,
-    linear_overview,
-    mode_errors,
-    mode_trajectories,
-)
-from analyzers.geometry.plots import layer_image, overview, path_geometry, quantity
+from analyzers.deep_linear.plots import linear_modes, mode_errors, mode_trajectories
+from analyzers.geometry.plots import layer_image, path_geometry, quantity
 from analyzers.gradients.plots import (
     compare_branches,
     cosine_panel,
     layer_cosines,
-    scale_figure,
     share_bars,
     zigzag,
-    zigzag_overview,
 )
 
 __all__ = [
@@ -35,22 +28,24 @@ __all__ = [
     "convexity",
     "cosine_panel",
     "draw_panels",
-    "edge",
     "edge_of_stability",
     "layer_cosines",
     "layer_image",
     "linear_modes",
-    "linear_overview",
     "mode_errors",
     "mode_trajectories",
-    "overview",
     "path_geometry",
     "polyak_lojasiewicz",
     "quantity",
-    "scale_figure",
     "scale_invariance",
     "share_bars",
     "smoothness",
     "zigzag",
-    "zigzag_overview",
 ]
+
+# Deprecated names.
+edge = renamed(edge_of_stability, "analyzers.plots.edge")
+linear_overview = renamed(linear_modes, "analyzers.plots.linear_overview")
+overview = renamed(path_geometry, "analyzers.plots.overview")
+scale_figure = renamed(compare_branches, "analyzers.plots.scale_figure")
+zigzag_overview = renamed(zigzag, "analyzers.plots.zigzag_overview")

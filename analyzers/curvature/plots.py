@@ -10,7 +10,6 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from analyzers._panels import Curve, Panel
-from analyzers._renamed import renamed
 
 MAX_POINTS: Final = 400
 """Points of a line; with more steps, neighbours are averaged."""
@@ -147,6 +146,3 @@ def _averaged(label: str, values: xr.DataArray) -> Curve:
     groups, x = groups[known], x[:n].reshape(-1, size).mean(1)[known]
     low, high = (f(groups, axis=1) for f in (np.nanmin, np.nanmax))
     return Curve(label, x, np.nanmean(groups, axis=1), low=low, high=high)
-
-
-edge = renamed(edge_of_stability, "analyzers.plots.edge")

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyzers._panels import ordered_colors
-from analyzers._renamed import renamed
 
 TIME: Final = "time $t$ of the gradient flow"
 """Label of the horizontal axis of all panels."""
@@ -111,6 +110,3 @@ def linear_modes(modes: xr.Dataset) -> Figure:
     rank.plot(modes["time"], modes["effective_rank"])
     rank.set(xlabel=TIME, title="effective rank of the product", ylim=(0, None))
     return figure
-
-
-linear_overview = renamed(linear_modes, "analyzers.plots.linear_overview")

@@ -11,8 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._renamed import renamed
-
 LABELS: Final = {
     "gamma": r"$\gamma$",
     "rsi": "RSI",
@@ -197,6 +195,3 @@ def layer_image(
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
-
-
-overview = renamed(path_geometry, "analyzers.plots.overview")

@@ -9,7 +9,6 @@ follow from the definitions of RSI and EB.
 import xarray as xr
 
 from analyzers._engine.labels import describe
-from analyzers._renamed import renamed
 
 
 def step_contraction(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
@@ -181,6 +180,3 @@ def _with_stderr(
     return describe(
         xr.Dataset({name: value, f"{name}_stderr": stderr}), {name: long_name}
     )
-
-
-step_bound = renamed(step_contraction, "analyzers.step_bound")

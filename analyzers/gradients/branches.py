@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.labels import describe
-from analyzers._renamed import renamed
 from analyzers.gradients.arrays.segments import (
     border_signs,
     find_segments,
@@ -218,6 +217,3 @@ def _summary(
         variables |= decreases(losses, signs, check_smoothing(run, None))
     dataset = xr.Dataset(variables, {"cosine_bin": (EDGES[1:] + EDGES[:-1]) / 2})
     return describe(dataset, LONG_NAMES)
-
-
-scales = renamed(compare_branches, "analyzers.scales")

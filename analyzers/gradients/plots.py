@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analyzers._panels import ordered_colors
-from analyzers._renamed import renamed
 
 COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
 SHARES: Final = {
@@ -275,7 +274,3 @@ def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
     ax.set_title("gradients further apart, over the run", fontsize="medium")
-
-
-zigzag_overview = renamed(zigzag, "analyzers.plots.zigzag_overview")
-scale_figure = renamed(compare_branches, "analyzers.plots.scale_figure")

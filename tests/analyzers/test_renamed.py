@@ -1,7 +1,11 @@
 """Test ``analyzers._renamed``."""
 
+from types import ModuleType
+
 import pytest
 
+import analyzers
+from analyzers import plots
 from analyzers._renamed import renamed
 
 
@@ -15,3 +19,26 @@ def test_an_old_name_works_and_warns_of_the_new_one():
     with pytest.warns(DeprecationWarning, match=message) as caught:
         assert old(2, y=3) == 5
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "current"),
+    [
+        (analyzers, "scales", "compare_branches"),
+        (analyzers, "step_bound", "step_contraction"),
+        (plots, "edge", "edge_of_stability"),
+        (plots, "linear_overview", "linear_modes"),
+        (plots, "overview", "path_geometry"),
+        (plots, "scale_figure", "compare_branches"),
+        (plots, "zigzag_overview", "zigzag"),
+    ],
+)
+def test_old_names_warn_of_listed_ones(module: ModuleType, old: str, current: str):
+    assert old not in module.__all__
+    assert current in module.__all__
+    message = f"{module.__name__}.{old} is deprecated; use {module.__name__}.{current}."
+    with (
+        pytest.warns(DeprecationWarning, match=message.replace(".", r"\.")),
+        pytest.raises(TypeError, match=r"missing .* required positional argument"),
+    ):
+        getattr(module, old)()

@@ -30,8 +30,6 @@ def test_sharpness_is_drawn_with_the_threshold(edge: xr.Dataset):
     np.testing.assert_array_equal(found.x, edge.step)
     np.testing.assert_array_equal(threshold.y, 5)
     assert plots.edge_of_stability(edge, title="fast").title == "fast"
-    with pytest.warns(DeprecationWarning, match=r"use analyzers\.plots\.edge_of_stab"):
-        assert plots.edge(edge).title == "slow"
 
 
 def test_lines_of_many_steps_are_means_with_their_range(edge: xr.Dataset):

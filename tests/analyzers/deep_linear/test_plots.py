@@ -10,7 +10,7 @@ from analyzers import plots
 
 @pytest.fixture
 def modes() -> xr.Dataset:
-    """Made-up results of `analyzers.linear_modes`."""
+    """What `analyzers.linear_modes` returns, of made-up numbers."""
     rng = np.random.default_rng(0)
     steps = {
         name: ("step", rng.uniform(0.1, 1, 5))
@@ -39,12 +39,6 @@ def test_solid_lines_show_the_run_and_dashed_lines_the_flow(modes: xr.Dataset):
         assert (lines[i].get_linestyle(), lines[2 + i].get_linestyle()) == ("-", "--")
     _, labels = ax.get_legend_handles_labels()
     assert labels == [r"$\lambda$ = 2", r"$\lambda$ = 0.5", "gradient flow"]
-    plt.close("all")
-
-
-def test_the_old_name_of_the_overview_is_deprecated(modes: xr.Dataset):
-    with pytest.warns(DeprecationWarning, match=r"use analyzers\.plots\.linear_modes"):
-        assert len(plots.linear_overview(modes).axes) == 4
     plt.close("all")
 
 
