@@ -1,12 +1,22 @@
-"""Measures of a recorded training path: datasets in, datasets and figures out."""
+"""Analyses of recorded training runs: a run in, labelled datasets and figures out.
 
-from analyzers.conditions.aiming import aiming, polyak_lojasiewicz
+Begin with `path_geometry`, which measures every step against a target, and `plots`. Topics
+are packages: `geometry`, `gradients` (zigzag, lags, branches), `conditions` (alpha-beta,
+aiming, Polyak-Lojasiewicz), `curvature`, `deep_linear`, and `no_wrong_turns`, the figures
+and statements of one paper. In a topic, array functions lie in `arrays`, figures in
+`plots`, and sub-commands of ``traj-analyze`` in `command`. All topics rest on `_engine`,
+which walks a run window by window in Dask tasks, and on `_execution`, which computes and
+stores results. This package reads runs through `trajstore` and never imports torch.
+"""
+
+from analyzers.conditions.aiming import aiming
 from analyzers.conditions.alpha_beta import (
     alpha_beta,
     feasible_set,
     margin,
     smallest_beta,
 )
+from analyzers.conditions.polyak_lojasiewicz import polyak_lojasiewicz
 from analyzers.curvature.convexity import adjacent_convexity, chord_convexity, convexity
 from analyzers.curvature.edge_of_stability import edge_of_stability, stability_threshold
 from analyzers.curvature.scale_invariance import scale_invariance

@@ -1,4 +1,7 @@
-"""Figures of several panels, each with the curves of several runs."""
+"""Figures of several panels, each with the curves of several runs.
+
+`Curve`, `Panel` and `draw_panels` are public, as `analyzers.plots` lists them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +23,11 @@ PANEL_SIZE: Final = (4.2, 3.1)
 BAND: Final = 0.13
 """Opacity of bands."""
 
-WIDEST: Final = 1.0
-"""What of bands is shown beyond the lines, relative to the range of these."""
+MAX_BAND_EXCESS: Final = 1.0
+"""Largest part of a band shown beyond the lines, relative to their range."""
 
-
-SHORT: Final = 20
-"""Characters of labels that have room beside each other."""
+MAX_TWO_COLUMN_LABEL: Final = 20
+"""Longest label, in characters, of a legend with two columns."""
 
 
 class Curve(NamedTuple):
@@ -42,9 +44,9 @@ class Curve(NamedTuple):
     low, high : numpy.ndarray or None
         Ends of a band.
     style : str
-        Of the line, as matplotlib names them.
+        Line style, as matplotlib names it.
     width : float
-        Of the line, in points.
+        Line width in points.
     """
 
     label: str
@@ -59,24 +61,24 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """What one pair of axes shows.
+    """Content of one pair of axes.
 
     Attributes
     ----------
     title : str
         Above the axes.
     ylabel : str
-        Beside them.
+        Label of the vertical axis.
     curves : tuple of Curve
-        May be empty: the panel then says what it needs.
+        If empty, the panel states what it needs.
     needs : str
-        What there must be to draw it: "two batch sizes", for example.
+        Runs that the panel needs: "two batch sizes", for example.
     is_ordered : bool
-        Colours show an order, such as that of batch sizes.
+        Whether colours show an order, such as the one of batch sizes.
     is_robust : bool
-        The outermost 2 percent of values at either end do not set the limits.
+        Whether the outermost 2 percent of values at either end are ignored for the limits.
     xlabel : str
-        Below the axes.
+        Label of the horizontal axis.
     """
 
     title: str
@@ -94,9 +96,9 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
     Parameters
     ----------
     panels : sequence of Panel
-        What to draw.
+        At least one.
     n_columns : int
-        Panels in a row.
+        Largest number of panels in a row.
 
     Returns
     -------
@@ -114,30 +116,14 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
         squeeze=False,
     )
     for panel, ax in zip(panels, axes.flat, strict=False):
-        draw_panel(panel, ax=ax)
+        _draw_panel(panel, ax=ax)
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
     return figure
 
 
-def draw_panel(panel: Panel, *, ax: Axes) -> Axes:
-    """Draw a panel on axes.
-
-    Lines are means, bands span the smallest to the largest step, and bars are one standard
-    error of the mean.
-
-    Parameters
-    ----------
-    panel : Panel
-        What to draw.
-    ax : matplotlib.axes.Axes
-        Where to draw.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The same axes.
-    """
+def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
+    """Draw a panel on axes: lines with error bars and bands. Return the axes."""
     ax.set_title(panel.title, fontsize="medium")
     if not panel.curves:
         ax.text(0.5, 0.5, f"needs {panel.needs}", wrap=True, ha="center", va="center")
@@ -154,9 +140,9 @@ def draw_panel(panel: Panel, *, ax: Axes) -> Axes:
 
 
 def _legend_columns(panel: Panel) -> int:
-    """Return two where there are many labels, and they are short enough for it."""
+    """Return two for more than three labels that are short enough, else one."""
     longest = max(len(curve.label) for curve in panel.curves)
-    return 2 if len(panel.curves) > 3 and longest <= SHORT else 1
+    return 2 if len(panel.curves) > 3 and longest <= MAX_TWO_COLUMN_LABEL else 1
 
 
 def _colors(panel: Panel) -> list[Any]:
@@ -165,7 +151,7 @@ def _colors(panel: Panel) -> list[Any]:
 
 
 def ordered_colors(n: int) -> list[Any]:
-    """Return n colours that show an order, from dark to light."""
+    """Return n colours from dark to light."""
     return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, n)))
 
 
@@ -185,7 +171,7 @@ def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
 
 
 def _set_limits(panel: Panel, ax: Axes) -> None:
-    """Show zero, the lines, bands unless far wider, and have room for the legend."""
+    """Show zero, the lines, bands unless they are far wider, and room for the legend."""
     lines = _finite([curve.y for curve in panel.curves])
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
     bands = _finite([*ends, lines])
@@ -194,7 +180,7 @@ def _set_limits(panel: Panel, ax: Axes) -> None:
     low, high = np.percentile(lines, (2, 98) if panel.is_robust else (0, 100))
     low, high = min(low, 0.0), max(high, 0.0)
     if not panel.is_robust:
-        most = WIDEST * (high - low)
+        most = MAX_BAND_EXCESS * (high - low)
         low = max(min(bands.min(), low), low - most)
         high = min(max(bands.max(), high), high + most)
     n_rows = -(-len(panel.curves) // _legend_columns(panel)) if panel.curves else 0

@@ -84,9 +84,10 @@ def figures_directory(run: Run) -> Path:
     return directory
 
 
-def say(text: str) -> None:
+def say(text: str, *, stderr: bool = False) -> None:
     """Print text without wrapping it, so that paths in it can be copied."""
-    Console(markup=False, emoji=False, highlight=False).print(text, soft_wrap=True)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.print(text, soft_wrap=True)
 
 
 def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
@@ -110,7 +111,7 @@ def make_table(*headers: str, text: Collection[str] = ()) -> Table:
 
 
 def shown_rows(n: int, most: int = MAX_ROWS) -> range:
-    """Return the indices of at most so many evenly spaced rows out of n."""
+    """Return the indices of evenly spaced rows, at most `most` of n."""
     return range(0, n, max(1, -(-n // most)))
 
 

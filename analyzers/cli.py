@@ -1,43 +1,71 @@
-"""Command line: one sub-command for every analysis."""
+"""Command line ``traj-analyze``: one sub-command for every analysis."""
+
+import sys
+from collections.abc import Callable
+from typing import Final
 
 import matplotlib as mpl
 
-from analyzers.conditions.aiming_command import aiming, pl
-from analyzers.conditions.alpha_beta_command import alpha_beta
-from analyzers.curvature.convexity_command import convexity
-from analyzers.curvature.invariance_command import invariance
-from analyzers.curvature.sharpness_command import sharpness
-from analyzers.curvature.smoothness_command import smoothness
-from analyzers.deep_linear.command import linear
+from analyzers._reporting import say
+from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
+from analyzers.curvature.commands import (
+    convexity,
+    edge_of_stability,
+    scale_invariance,
+    smoothness,
+)
+from analyzers.deep_linear.command import linear_modes
 from analyzers.geometry.command import geometry
 from analyzers.gradients.command import compare_branches, zigzag
 from analyzers.no_wrong_turns.command import figure, paper
 from trajstore.cli.command_line import run_command_line
 
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "geometry": geometry,
+    "zigzag": zigzag,
+    "compare-branches": compare_branches,
+    "linear-modes": linear_modes,
+    "alpha-beta": alpha_beta,
+    "aiming": aiming,
+    "polyak-lojasiewicz": polyak_lojasiewicz,
+    "smoothness": smoothness,
+    "convexity": convexity,
+    "edge-of-stability": edge_of_stability,
+    "scale-invariance": scale_invariance,
+    "figure": figure,
+    "paper": paper,
+}
+
+OLD_NAMES: Final = {
+    "scales": "compare-branches",
+    "linear": "linear-modes",
+    "pl": "polyak-lojasiewicz",
+    "sharpness": "edge-of-stability",
+    "invariance": "scale-invariance",
+}
+"""Deprecated names of commands; the help does not list them."""
+
+SYNONYMS: Final = {"path-geometry": "geometry"}
+"""Names of commands that are accepted because a function has them."""
+
 
 def main() -> None:
     """Run the command line."""
     mpl.use("agg")
+    sys.argv[1:2] = [_current_name(argument) for argument in sys.argv[1:2]]
     run_command_line(
-        {
-            "geometry": geometry,
-            "zigzag": zigzag,
-            "compare-branches": compare_branches,
-            "scales": compare_branches,
-            "linear": linear,
-            "alpha-beta": alpha_beta,
-            "aiming": aiming,
-            "pl": pl,
-            "smoothness": smoothness,
-            "convexity": convexity,
-            "sharpness": sharpness,
-            "invariance": invariance,
-            "figure": figure,
-            "paper": paper,
-        },
-        prog="traj-analyze",
-        description="Measure recorded training paths.",
+        COMMANDS, prog="traj-analyze", description="Measure recorded training paths."
     )
+
+
+def _current_name(command: str) -> str:
+    """Return the name of a command, with a notice on stderr if it has been renamed."""
+    if command in OLD_NAMES:
+        say(
+            f"traj-analyze: {command!r} is deprecated; use {OLD_NAMES[command]!r}.",
+            stderr=True,
+        )
+    return (OLD_NAMES | SYNONYMS).get(command, command)
 
 
 if __name__ == "__main__":

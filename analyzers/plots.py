@@ -1,9 +1,16 @@
-"""Figures: a dataset in, axes out; nothing is computed here."""
+"""Figures of all analyses: a dataset in, axes or a figure out; nothing is computed."""
 
 from analyzers._panels import Curve, Panel, draw_panels
-from analyzers.conditions.aiming_plots import aiming, polyak_lojasiewicz
-from analyzers.curvature.plots import convexity, edge, scale_invariance, smoothness
+from analyzers.conditions.plots import aiming, alpha_beta, polyak_lojasiewicz
+from analyzers.curvature.plots import (
+    convexity,
+    edge,
+    edge_of_stability,
+    scale_invariance,
+    smoothness,
+)
 from analyzers.deep_linear.plots import (
+    linear_modes,
     linear_overview,
     mode_errors,
     mode_trajectories,
@@ -23,13 +30,16 @@ __all__ = [
     "Curve",
     "Panel",
     "aiming",
+    "alpha_beta",
     "compare_branches",
     "convexity",
     "cosine_panel",
     "draw_panels",
     "edge",
+    "edge_of_stability",
     "layer_cosines",
     "layer_image",
+    "linear_modes",
     "linear_overview",
     "mode_errors",
     "mode_trajectories",

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import analyzers
 import trajstore
-from analyzers.conditions import alpha_beta_plots as plots
+from analyzers.conditions import plots
 from train.loop import train
 from train.models.mlp import mlp
 from train.protocols.record import attrs

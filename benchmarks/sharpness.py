@@ -100,7 +100,8 @@ def edges(runs: dict[str, Run]) -> dict[str, Any]:
     """Draw sharpness beside the threshold, and say how they compare."""
     found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
     panels = [
-        plots.edge(found[name], title=title) for name, (title, _) in DESCENT.items()
+        plots.edge_of_stability(found[name], title=title)
+        for name, (title, _) in DESCENT.items()
     ]
     save(plots.draw_panels(panels, n_columns=3), "edge")
     return {

@@ -1,4 +1,4 @@
-"""Command line: train workloads, recorded or under the two-run protocol."""
+"""Command line traj-train: train workloads, recorded or under the two-run protocol."""
 
 import sys
 from functools import partial
@@ -12,15 +12,16 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from train.loop import train
-from train.protocols.branch import BRANCH, branch_path, branch_training
 from train.protocols.branch import branch as train_branch
+from train.protocols.branch import branch_path, branch_training
 from train.protocols.record import is_complete, record, record_resumably
 from train.protocols.replay import replay as replay_batches
-from train.protocols.sweep import load_sweep, names, nearest
+from train.protocols.sweep import load_sweep, nearest, sweep_names
 from train.protocols.two_run import two_run as exact_geometry
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.cli.command_line import run_command_line
+from trajstore.format.attrs import BRANCH
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.reading.results import replay_group, results_location, write_results
 from trajstore.reading.run import open_run
@@ -53,20 +54,20 @@ def run(
     Parameters
     ----------
     training : Training
-        What to train, and how.
+        Workload and settings.
     out : Path
         Store to write; must not exist.
     updates : bool, default: False
-        Record what every step changes, too.
+        Record updates, too: the change of the parameters in every step.
     exact : bool, default: False
         Store whole gradients and iterates instead of sketches.
     sketch_bits : int, default: 65536
-        Signs kept of every gradient, a power of two.
+        Bits in the sketch of every gradient, a power of two.
     basis : int, default: 3
         Directions in which gradients are known exactly; 0 for none.
     branch_at : tuple of int, default: ()
-        Epochs at whose starts branches may begin, see the command branch: each leaves a
-        snapshot in the store and a checkpoint beside it.
+        Epochs at whose starts runs can branch off, see the command branch: each leaves a
+        snapshot in the store and a checkpoint next to it.
     """
     record(
         training,
@@ -95,33 +96,33 @@ def branch(
     data_dir: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Train and record anew from an epoch of a run, with learning rates of other scales.
+    """Branch off a run at an epoch, with scaled learning rates, and record the branches.
 
-    Everything else is as it was there: parameters, buffers, the state of the optimizer,
-    and the order of the data. Each scale is one store, epoch-5-lr-0.1.zarr.
+    Everything else stays the same: parameters, buffers, the state of the optimizer, and
+    the order of the data. Each scale is recorded into one store, epoch-5-lr-0.1.zarr.
 
     Parameters
     ----------
     store : Path
-        The run to begin in, recorded by traj-train run NAME --branch-at EPOCH.
+        The run to branch off, recorded by traj-train run NAME --branch-at EPOCH.
     at_epoch : int
-        At the start of this epoch; 0 for the beginning.
+        Epoch at whose start the branches start; 0 for the beginning.
     lr_scale : tuple of float
         Factors of the learning rate.
     epochs : int, optional
-        How many to train for; a smaller learning rate needs more of them to go equally
-        far. Default: as many as the run had left.
+        Epochs to train for; a smaller learning rate needs more of them to go equally
+        far. Default: the epochs that the run had left.
     out : Path, optional
-        Directory for the stores. Default: RUN.branches, beside the run.
+        Directory for the stores. Default: RUN.branches, next to the run.
     data_dir : str, optional
-        Where the data lie, if they have moved.
+        Directory of the data, if it has moved.
     device : str, optional
-        As torch names it, if another one.
+        Device, as torch names it. Default: the device of the run.
 
     Raises
     ------
     FileExistsError
-        If there is something where a branch is to be recorded.
+        If the path of a branch exists.
     ValueError
         If no factor is given.
     """
@@ -129,7 +130,7 @@ def branch(
         raise ValueError("lr_scale: expected at least one factor, such as 0.1.")
     parent = open_run(store)
     paths = [branch_path(parent, at_epoch, scale, out) for scale in lr_scale]
-    # What is in the way of a later branch is told before the first one begins.
+    # Problems of any branch are reported before the first one is trained.
     for scale, path in zip(lr_scale, paths, strict=True):
         branch_training(parent, at_epoch, scale, epochs)
         if path.exists() or paths.count(path) > 1:
@@ -151,7 +152,7 @@ def branch(
         )
     Console().print(
         f"Recorded {len(paths)} branches, from "
-        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze scales {store} "
+        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
         f"{' '.join(map(str, paths))}",
         markup=False,
         soft_wrap=True,
@@ -166,13 +167,13 @@ def two_run(
     Parameters
     ----------
     training : Training
-        What to train, and how.
+        Workload and settings.
     out : Path
         Zarr store to write, for xarray; must not exist.
     layers : bool, default: False
-        Tell the parameter tensors apart.
+        Compute every layer (parameter tensor) on its own.
     direction : str, default: gradient
-        What is measured: gradient, update, or a measurement that the training makes.
+        The measured direction: gradient, update, or a measurement that the run makes.
 
     Raises
     ------
@@ -207,29 +208,28 @@ def sweep(
     max_steps: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Record the runs of a sweep that are not there yet.
+    """Record the missing runs of a sweep.
 
-    What is complete is left alone, and what was interrupted goes on from its last
-    checkpoint.
+    Complete runs are left alone, and interrupted runs continue from their last checkpoint.
 
     Parameters
     ----------
     name : str
-        One of those that list shows, or the path of a TOML file.
+        Name of a sweep that list shows, or the path of a TOML file.
     out : Path
         Directory for the stores.
     data : str, optional
         The data sets themselves, or embedded stand-ins.
     data_dir : str, optional
-        Where the data lie.
+        Directory of the data.
     measurements : bool, default: False
-        Record all that the paper's code measures: what steps change, the gradients of ten
-        fixed batches every 100 steps, and that of all data once an epoch. About doubles
-        the time.
+        Record everything that the paper's code measures: updates, the gradients of ten
+        fixed batches every 100 steps, and the gradient of all data once an epoch. About
+        doubles the time.
     max_steps : int, optional
-        End every run after so many steps.
+        End every run after this many steps.
     device : str, optional
-        As torch names it.
+        Device, as torch names it.
     """
     given = {
         "data": data,
@@ -243,15 +243,15 @@ def sweep(
     chosen = load_sweep(name, **changes)
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    table = Table("run", "workload", "steps", "what was done", box=None, pad_edge=False)
+    table = Table("run", "workload", "steps", "status", box=None, pad_edge=False)
     stores = [out / f"{planned.name}.zarr" for planned in chosen.runs]
-    # What is in the way of a later run is told before the first one begins.
+    # Problems of any run are reported before the first one is trained.
     complete = [
         is_complete(planned.training, store)
         for planned, store in zip(chosen.runs, stores, strict=True)
     ]
     for i, planned in enumerate(chosen.runs, 1):
-        store, done = stores[i - 1], "there already"
+        store, done = stores[i - 1], "already complete"
         if not complete[i - 1]:
             done = "resumed" if store.exists() else "recorded"
             label = f"{planned.name} ({i} of {len(chosen.runs)})"
@@ -276,22 +276,22 @@ def replay(
     device: str | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Compute what every step's batch loses at a reference point, forward only.
+    """Evaluate the recorded batches' losses at another point, forward only.
 
-    Needs the indices of examples: traj-train run NAME --record-samples. Results go to
-    RUN.analysis.zarr, beside the store.
+    Needs the indices of examples: traj-train run NAME --record-samples. Results are
+    written to RUN.analysis.zarr, next to the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The point x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
         URL of another store, for its final iterate.
     device : str, optional
-        As torch names it. Default: that of the training.
+        Device, as torch names it. Default: the device of the run.
     data_dir : str, optional
-        Where the data lie. Default: where they were.
+        Directory of the data. Default: the directory of the run.
     """
     recorded = open_run(store)
     target = read_target(reference, recorded)
@@ -318,14 +318,14 @@ def replay(
 
 
 def list_workloads() -> None:
-    """Show what can be trained, and which sweeps there are."""
+    """List workloads and sweeps."""
     console = Console()
-    table = Table("workload", "what it is", box=None, pad_edge=False)
+    table = Table("workload", "description", box=None, pad_edge=False)
     for name, workload in WORKLOADS.items():
         table.add_row(name, workload.summary)
     console.print(table)
-    table = Table("sweep", "what it is", "runs", box=None, pad_edge=False)
-    for name in names():
+    table = Table("sweep", "description", "runs", box=None, pad_edge=False)
+    for name in sweep_names():
         found = load_sweep(name)
         table.add_row(name, found.summary, str(len(found.runs)))
     console.print()
@@ -335,6 +335,9 @@ def list_workloads() -> None:
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:] == ["--list"]:
+        Console(stderr=True).print(
+            "traj-train: --list is deprecated; use traj-train list.", markup=False
+        )
         sys.argv[1:] = ["list"]
     _check_name(sys.argv[1:])
     run_command_line(
@@ -352,7 +355,7 @@ def main() -> None:
 
 
 def _check_name(arguments: list[str]) -> None:
-    """Refuse an unknown workload in one sentence, with the nearest ones."""
+    """Refuse an unknown workload in one sentence that names similar ones."""
     match arguments:
         case ["run" | "two-run", name, *_] if (
             not name.startswith("-") and name not in WORKLOADS

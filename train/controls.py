@@ -1,4 +1,4 @@
-"""Trainings that should not show what real ones show."""
+"""Null models of training: random labels and random gradients."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,18 +9,10 @@ from torch.utils.data import Dataset
 
 
 class RandomLabels(Dataset[Any]):
-    """Inputs of a data set with the targets of others, drawn once.
+    """A data set whose targets are permuted once, by a seed."""
 
-    Where examples are drawn anew whenever they are asked for, as Vaihingen's patches are,
-    so are their targets.
-
-    Parameters
-    ----------
-    data : Dataset
-        Pairs of tensors, input and target; has a length.
-    seed : int
-        Chooses the permutation.
-    """
+    # Where examples are drawn at random on every access, as Vaihingen's patches are, the
+    # targets are drawn as well.
 
     def __init__(self, data: Any, seed: int) -> None:
         self._data = data
@@ -39,27 +31,7 @@ class RandomLabels(Dataset[Any]):
 def with_label_noise(
     batches: Iterable[tuple[Tensor, Tensor]], n_classes: int, seed: int, step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw the labels of a step's batches anew, each class being as likely as another.
-
-    Parameters
-    ----------
-    batches : iterable of tuple
-        Inputs and targets.
-    n_classes : int
-        How many classes there are.
-    seed, step : int
-        Choose the labels, without a trace in torch's random streams.
-
-    Yields
-    ------
-    tuple of torch.Tensor
-        The same inputs, and targets that have nothing to do with them.
-
-    Raises
-    ------
-    ValueError
-        If the targets are no classes.
-    """
+    """Replace the labels of a step's batches by independent, uniform ones."""
     generator = _generator(seed, step)
     for inputs, targets in batches:
         if targets.is_floating_point():
@@ -67,25 +39,15 @@ def with_label_noise(
                 f"Label noise draws classes, and the targets are of {targets.dtype}; "
                 "choose control = 'random-labels', which permutes them."
             )
-        drawn = torch.randint(n_classes, targets.shape, generator=generator)
-        yield inputs, drawn.to(targets)
+        labels = torch.randint(n_classes, targets.shape, generator=generator)
+        yield inputs, labels.to(targets)
 
 
 @torch.no_grad()
 def replace_by_noise(
     parameters: Iterable[nn.Parameter], seed: int, step: int, norm: float | None = None
 ) -> None:
-    """Replace gradients by a Gaussian random direction over all of them.
-
-    Parameters
-    ----------
-    parameters : iterable of torch.nn.Parameter
-        Those without a gradient are left alone.
-    seed, step : int
-        Choose the direction, without a trace in torch's random streams.
-    norm : float, optional
-        Length over all parameters. Default: that of the gradients.
-    """
+    """Replace gradients by a Gaussian random direction of the given, or the same, norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     generator = _generator(seed, step)
     length = torch.stack([g.norm() for g in gradients]).norm() if norm is None else norm
@@ -96,4 +58,5 @@ def replace_by_noise(
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
+    """Return a generator for one step, apart from torch's own random streams."""
     return torch.Generator().manual_seed(((seed << 32) + step) % 2**63)

@@ -1,4 +1,4 @@
-"""Look at a model in the midst of its training, and leave no trace."""
+"""Evaluate a model during training, and restore its state afterwards."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from train.workloads.tasks import Task
 
 Batch = tuple[Tensor, Tensor]
 
-N_FIXED: Final = 10
-"""Batches whose gradients are measured again and again, as in the published code."""
+N_FIXED_BATCHES: Final = 10
+"""As in the published code of "No Wrong Turns", arXiv 2306.11922."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave torch's random streams, the model's mode and its buffers as they were."""
+def restored_state(model: nn.Module) -> Iterator[None]:
+    """Restore torch's random streams, the model's mode and its buffers on exit."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     is_training = model.training
     with torch.random.fork_rng():
@@ -39,86 +39,57 @@ def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """Go back to the states that `random_state` has returned."""
-    of_cpu, of_device = state
-    torch.set_rng_state(of_cpu)
-    if of_device is not None:
-        torch.get_device_module(device).set_rng_state(of_device, device)
+    """Set the random streams to a result of `random_state`."""
+    cpu_state, device_state = state
+    torch.set_rng_state(cpu_state)
+    if device_state is not None:
+        torch.get_device_module(device).set_rng_state(device_state, device)
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, task: Task, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Return loss and scores over batches, in evaluation mode.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Is left as it was.
-    task : Task
-        Loss and scores.
-    batches : iterable of tuple
-        Inputs and targets.
-
-    Returns
-    -------
-    dict from str to float
-        Means over examples, by names that begin with ``val_``.
-    """
+    """Return mean loss and scores in evaluation mode, under names that begin with ``val_``."""
     totals: dict[str, float] = {}
     n = 0
-    with undisturbed(model):
+    with restored_state(model):
         model.eval()
         for inputs, targets in on_device_of(model, batches):
             outputs = model(inputs)
             loss = task.loss(outputs, targets)
-            # A mean of perplexities would be none; it follows from the mean loss.
             values = {"loss": loss, **task.scores(outputs, targets, loss)}
             for name, value in values.items():
                 totals[name] = totals.get(name, 0) + float(value) * len(inputs)
             n += len(inputs)
     means = {f"val_{name}": total / max(n, 1) for name, total in totals.items()}
     if "val_perplexity" in means:
+        # The perplexity of the data is not the mean of the batches' perplexities.
         means["val_perplexity"] = float(torch.tensor(means["val_loss"]).exp())
     return means
 
 
 def on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Move batches to where a model is."""
+    """Move batches to the device of a model."""
     device = next(model.parameters()).device
     for inputs, targets in batches:
         yield inputs.to(device), targets.to(device)
 
 
 def fixed_batches(data: Dataset[Any], batch_size: int, seed: int) -> list[Batch]:
-    """Draw batches of a data set, with its augmentation as it falls once."""
-    # The first ones would not do: directories of images are sorted by class.
+    """Draw the fixed batches of a data set once, augmentation included."""
+    # Shuffled, because directories of images are sorted by class.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loader = DataLoader(data, batch_size, shuffle=True, drop_last=True)
-        return list(islice(loader, N_FIXED))
+        return list(islice(loader, N_FIXED_BATCHES))
 
 
 def accumulate_gradients(
     model: nn.Module, task: Task, batches: Iterable[Batch]
 ) -> float:
-    """Add the gradient of the mean loss over all examples to that of the parameters.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Its parameters' ``grad``, zeros or None before, is changed.
-    task : Task
-        The loss.
-    batches : iterable of tuple
-        Inputs and targets.
-
-    Returns
-    -------
-    float
-        The mean loss.
-    """
+    """Compute the gradient of the mean loss over all examples, and return that loss."""
+    # Gradients must be zero or None before.
     total, n = 0.0, 0
     for inputs, targets in on_device_of(model, batches):
         loss = task.loss(model(inputs), targets)

@@ -1,4 +1,4 @@
-"""The training loop of all workloads."""
+"""Training loop of all workloads."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
 from train.curvature.sharpness import Sharpness
 from train.data import Splits
-from train.data.indexed import Numbered
+from train.data.indexed import IndexedDataset
 from train.evaluation import (
     Batch,
     accumulate_gradients,
@@ -22,8 +22,8 @@ from train.evaluation import (
     fixed_batches,
     on_device_of,
     random_state,
+    restored_state,
     set_random_state,
-    undisturbed,
 )
 from train.observer import Log, Observer, Track
 from train.optim.ngn import NGN
@@ -33,13 +33,14 @@ from train.schedules import learning_rate, weight_decay
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS, check_width
 from train.workloads.tasks import Task
+from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
 
 Save = Callable[[dict[str, Any], Log], None]
-"""Takes what is needed to go on, and the observer, after every epoch."""
+"""Takes the state to continue from, and the observer, after every epoch."""
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
-    "momentum": partial(SGD, momentum=0.9),
+    "momentum": partial(SGD, momentum=MOMENTUM),
     "adam": Adam,
     "nsgd": NormalizedSGD,
     "spsmax": SPSmax,
@@ -55,37 +56,7 @@ def train(
     start: Mapping[str, Any] | None = None,
     save: Save | None = None,
 ) -> nn.Module:
-    """Train under observation.
-
-    Scores of the validation data are logged after every epoch, and so belong to the next
-    step, which begins with the parameters that they are of; those of the end belong to the
-    last step.
-
-    Parameters
-    ----------
-    training : Training
-        What to do.
-    observe : Observer
-        Is told of every step.
-    track : callable, default: iter
-        Shows the progress over epochs.
-    start : mapping, optional
-        What `save` was given, to go on from there. Of model, optimizer and random stream
-        those that are missing are as at the beginning.
-    save : callable, optional
-        Is called after every epoch but the last.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-
-    Raises
-    ------
-    ValueError
-        If the workload has no data of the kind, or less than a batch, or no width to
-        choose; or as its data set raises it.
-    """
+    """Train under observation, optionally from the state that `save` was given."""
     workload = WORKLOADS[training.workload]
     if training.data not in workload.notes:
         raise ValueError(
@@ -97,11 +68,11 @@ def train(
     splits = workload.data(training)
     model = workload.model(splits, training).to(device_of(training))
     if training.control == "random-walk":
-        # The steps of a walk depend on nothing, and so neither on steps before them.
+        # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
     # Weight decay is set before every step, as learning rates are.
     optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
-    data = learnt_from(splits, training)
+    data = training_data(splits, training)
     loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
     first = 0
     if start is not None:
@@ -112,7 +83,9 @@ def train(
             optimizer.load_state_dict(start["optimizer"])
         if "rng" in start:
             torch.set_rng_state(start["rng"])
-        loop.directions.update(start.get("directions", {}))
+        loop.sharpness_directions.update(start.get("directions", {}))
+    # Scores of an epoch's end are logged before the next step, which starts from the
+    # evaluated parameters; scores of the last epoch belong to the last step.
     with observe(
         model,
         optimizer,
@@ -135,46 +108,30 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "rng": torch.get_rng_state(),
-                    "directions": loop.directions,
+                    "directions": loop.sharpness_directions,
                 }
                 save(state, observer)
     return model
 
 
-def learnt_from(splits: Splits, training: Training) -> Dataset[Any]:
-    """Return the data that a training learns from, with the labels that it sees."""
+def training_data(splits: Splits, training: Training) -> Dataset[Any]:
+    """Return the training data, with permuted labels if the settings ask for them."""
     if training.control == "random-labels":
         return RandomLabels(splits.train, training.seed)
     return splits.train
 
 
 def device_of(training: Training) -> torch.device:
-    """Return where a training takes place."""
+    """Return the device of a training run."""
     if training.device is not None:
         return torch.device(training.device)
-    # A build for an accelerator names it also where there is none.
+    # Without the check, a build for an accelerator names one that is not there.
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 
 
 class _Loop:
-    """Goes through epochs.
-
-    Parameters
-    ----------
-    training : Training
-        What to do.
-    model : torch.nn.Module
-        The model.
-    optimizer : torch.optim.Optimizer
-        Of all of its parameters.
-    task : Task
-        The loss.
-    data : Dataset
-        What is learnt from.
-    n_classes : int
-        That there are in it.
-    """
+    """Steps and measurements of one training run, epoch by epoch."""
 
     def __init__(
         self,
@@ -187,9 +144,9 @@ class _Loop:
     ) -> None:
         self._training, self._model, self._task = training, model, task
         self._optimizer, self._data, self._n_classes = optimizer, data, n_classes
-        records = training.record_samples and not training.full_batch
+        records_samples = training.record_samples and not training.full_batch
         self._loader = DataLoader(
-            Numbered(data) if records else data,
+            IndexedDataset(data) if records_samples else data,
             training.batch_size,
             shuffle=True,
             drop_last=not training.full_batch,
@@ -204,16 +161,18 @@ class _Loop:
         planned = training.epochs * self.steps_per_epoch
         self.total_steps = min(planned, training.max_steps or planned)
         self.n_epochs = -(-self.total_steps // self.steps_per_epoch)
-        self._fixed: list[Batch] = []
+        self._fixed_batches: list[Batch] = []
         if training.measure_every:
-            self._fixed = fixed_batches(data, training.batch_size, training.seed)
+            self._fixed_batches = fixed_batches(
+                data, training.batch_size, training.seed
+            )
         self._sharpness: Sharpness | None = None
         if training.sharpness_every:
             self._sharpness = Sharpness(training, model, optimizer, task, data)
 
     @property
-    def directions(self) -> dict[str, Tensor]:
-        """What has to be kept for the next measurements of sharpness to be the same."""
+    def sharpness_directions(self) -> dict[str, Tensor]:
+        """Starting vectors of the next sharpness measurements, by name."""
         return {} if self._sharpness is None else self._sharpness.directions
 
     def epoch(self, epoch: int, observer: Log) -> None:
@@ -222,6 +181,7 @@ class _Loop:
             self._measure_all(observer)
         first = epoch * self.steps_per_epoch
         n_steps = min(self.steps_per_epoch, self.total_steps - first)
+        # Not strict: with `max_steps` the last epoch ends before its data do.
         for step, batches in zip(
             range(first, first + n_steps), self._batches(observer), strict=False
         ):
@@ -233,12 +193,12 @@ class _Loop:
                 observer.log(**self._sharpness.measure())
             every = self._training.same_batch_every
             if every and step % every == 0:
-                self._step_and_look_back(step, batches, observer)
+                self._step_and_remeasure(step, batches, observer)
             else:
-                self._step(step, self._as_labelled(batches, step), observer)
+                self._step(step, self._with_noise(batches, step), observer)
 
     def _batches(self, observer: Log) -> Iterator[Iterable[Batch]]:
-        """Give the batches of every step: one, or all of them."""
+        """Yield the batches of every step: one, or all of them."""
         if self._training.full_batch:
             yield self._loader
             return
@@ -274,46 +234,42 @@ class _Loop:
         else:
             optimizer.step()
 
-    def _step_and_look_back(
+    def _step_and_remeasure(
         self, step: int, batches: Iterable[Batch], observer: Log
     ) -> None:
-        """Take a step, and measure the gradient of its examples where it has led.
-
-        With the same dropout, if any, and with all data in the same order.
-        """
+        """Take a step, then measure the gradient of its batch at the new parameters."""
         device = next(self._model.parameters()).device
         before = random_state(device)
-        self._step(step, self._as_labelled(batches, step), observer)
-        with undisturbed(self._model):
+        self._step(step, self._with_noise(batches, step), observer)
+        with restored_state(self._model):
+            # The same dropout, if any, and all data in the same order.
             set_random_state(device, before)
-            self._measure(observer, "same_batch", self._as_labelled(batches, step))
+            self._measure(observer, SAME_BATCH, self._with_noise(batches, step))
 
-    def _as_labelled(self, batches: Iterable[Batch], step: int) -> Iterable[Batch]:
-        """Give batches the labels that a step sees."""
+    def _with_noise(self, batches: Iterable[Batch], step: int) -> Iterable[Batch]:
+        """Replace labels by noise if the settings ask for it."""
         if self._training.control != "label-noise":
             return batches
         return with_label_noise(batches, self._n_classes, self._training.seed, step)
 
     def _measure_fixed(self, observer: Log) -> None:
         """Measure the gradients of the fixed batches, in training mode."""
-        for i, batch in enumerate(self._fixed):
-            self._measure(observer, "fixed_batches", [batch], batch=float(i))
+        for i, batch in enumerate(self._fixed_batches):
+            self._measure(observer, FIXED_BATCHES, [batch], batch=float(i))
 
     def _measure_all(self, observer: Log) -> None:
-        """Measure the gradient of all training data where the parameters are.
-
-        The published code pairs it with the parameters of a step before.
-        """
+        """Measure the gradient of all training data at the current parameters."""
         training = self._training
         loader = DataLoader(
             self._data, training.batch_size, num_workers=training.num_workers
         )
-        self._measure(observer, "full_batch", loader)
+        # The published code pairs this gradient with the parameters one step before.
+        self._measure(observer, FULL_BATCH, loader)
 
     def _measure(
         self, observer: Log, name: str, batches: Any, **scalars: float
     ) -> None:
         self._optimizer.zero_grad()
-        with undisturbed(self._model):
+        with restored_state(self._model):
             loss = accumulate_gradients(self._model, self._task, batches)
         observer.measure(name, loss=loss, **scalars)

@@ -1,7 +1,8 @@
-"""What a training loop tells of itself to whoever observes it.
+"""Protocols between a training loop and its observer.
 
 A loop is written once. It runs alone (`unobserved`), into a store
-(``partial(trajstore.Recorder, path)``), or under the two-run protocol (`train.protocols.two_run`).
+(``partial(trajstore.Recorder, path)``), or under the two-run protocol
+(`train.protocols.two_run`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,20 +14,20 @@ from torch.optim import Optimizer
 
 
 class Log(Protocol):
-    """What a loop calls besides its optimizer; a `trajstore.Recorder` is one."""
+    """Calls that a loop makes in addition to its optimizer's; `trajstore.Recorder` is one."""
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Note scalars of the next optimizer step."""
+        """Log scalars of the next optimizer step."""
 
     def log_samples(self, indices: Tensor) -> None:
-        """Note which examples the next optimizer step is made of."""
+        """Log the indices of the examples in the next optimizer step."""
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:
-        """Look at the gradients that there are now, between two optimizer steps."""
+        """Measure the current gradients, between two optimizer steps."""
 
 
 class Observer(Protocol):
-    """Is entered before the first step of an optimizer and left after the last."""
+    """Context manager around all steps of an optimizer."""
 
     def __call__(
         self,
@@ -40,11 +41,11 @@ class Observer(Protocol):
 
 
 Track = Callable[[range], Iterable[int]]
-"""Passes the epochs on and shows how far they are; ``iter`` shows nothing."""
+"""Iterates over epochs and shows progress; ``iter`` shows nothing."""
 
 
-class Deaf:
-    """A `Log` that ignores what it is told."""
+class NullLog:
+    """A `Log` that ignores everything."""
 
     def log(self, **scalars: float | Tensor) -> None:
         """Ignore scalars."""
@@ -62,4 +63,4 @@ def unobserved(
 ) -> Iterator[Log]:
     """Observe nothing; an `Observer`."""
     del model, optimizer, steps_per_epoch, total_steps
-    yield Deaf()
+    yield NullLog()

@@ -1,4 +1,4 @@
-"""What a training run is, in a few numbers and words."""
+"""Settings of one training run."""
 
 from dataclasses import dataclass
 from types import NoneType
@@ -9,7 +9,7 @@ from tyro.conf import Suppress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training run: everything that is needed to repeat it.
+    """Settings of one training run: everything that is needed to repeat it.
 
     Attributes
     ----------
@@ -18,60 +18,63 @@ class Training:
     data : {"true", "embedded"}
         The data set itself, or a small stand-in that needs no download.
     data_dir : str or None
-        Where the data set lies; none for the cache of Hugging Face.
+        Directory of the data set. Default: the cache of Hugging Face.
     epochs : int
         Passes over the training data.
     batch_size : int
         Examples in a step; an incomplete last batch is dropped.
     optimizer : {"sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"}
-        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or those of `train.optim`:
-        normalised SGD with a momentum of 0.9, SPSmax, NGN.
+        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or an optimizer of
+        `train.optim`: normalised SGD with a momentum of 0.9, SPSmax, NGN.
     lr : float
-        Learning rate; the largest one where it changes. The length of a step with nsgd, the
-        largest step size with spsmax and ngn.
+        Learning rate; its largest value under a schedule. With nsgd the length of a step,
+        with spsmax and ngn the largest step size.
     weight_decay : float
-        Added to the gradient, times the parameters, by the optimizer; 0 with those of
-        `train.optim`.
+        Factor of the parameters that the optimizer adds to the gradient; must be 0 with
+        nsgd, spsmax and ngn.
     schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
-        Of the learning rate: cosine falls to 0, step by step; the third divides it, and
-        the weight decay, by ten for the last epoch; one-cycle rises from a part of it and
-        falls; the last falls with the power -3/4 of the steps.
+        Schedule of the learning rate. cosine falls to 0; last-epoch-tenth divides learning
+        rate and weight decay by ten in the last epoch; one-cycle rises and falls; decaying
+        falls with the power -3/4 of the steps.
     warmup_epochs : int
         Epochs in which the learning rate rises linearly.
     width : int or None
-        Of the layer whose width the workload leaves open; None where it leaves none open.
+        Width of the layer that the workload leaves open, if it does.
     seed : int
-        Fixes initial parameters, the order of examples, and all else that is random.
+        Seed of initial parameters, order of examples, and everything else that is random.
     control : {"none", "random-labels", "label-noise", "noise-gradients", "random-walk"}
-        Permute all labels once; or draw them anew for every step; or replace each gradient
-        by noise of the same norm; or by a random direction of norm 1, followed by plain
-        SGD without weight decay, whatever else is asked for.
+        Null model. random-labels permutes all labels once; label-noise draws new labels for
+        every step; noise-gradients replaces each gradient by noise of the same norm;
+        random-walk replaces it by a random direction of norm 1 and uses plain SGD without
+        weight decay, whatever the optimizer.
     clip : float or None
         Largest norm of the gradient; longer ones are scaled down before they are recorded.
     full_batch : bool
         Take each step with the gradient of all training data.
     measure_every : int
-        Record the gradients of ten fixed batches every so many steps; 0 for never.
+        Record the gradients of ten fixed batches every this many steps; 0 for never.
     full_gradients : bool
         Record the gradient of all training data at the start of every epoch.
     same_batch_every : int
-        Record the gradient of a step's examples once more after the step, every so many steps; 0 for never.
+        Record the gradient of a step's batch again after the step, every this many steps; 0
+        for never.
     sharpness_every : int
-        Log the largest eigenvalue of the Hessian every so many steps; 0 for never.
+        Log the largest eigenvalue of the Hessian every this many steps; 0 for never.
     sharpness_examples : int
-        Take so many of the training examples for it, the first ones.
+        Number of training examples, the first ones, whose Hessian is measured.
     n_eigenvalues : int
-        Log so many eigenvalues, from the largest down.
+        Number of eigenvalues to log, from the largest down.
     as_published : bool
-        Let the transformer attend across the batch, as the published code does, and leave the weight decay in the last epoch as it was.
+        Follow the published code: the transformer attends across the batch, and the weight
+        decay stays unchanged in the last epoch.
     record_samples : bool
-        Record which examples every step was made of, for the command replay.
+        Record the indices of the examples in every step, for the command replay.
     max_steps : int or None
-        End after so many steps.
+        End after this many steps.
     device : str or None
-        As torch names it; None for an accelerator if there is one, else the CPU.
+        Device, as torch names it. Default: an accelerator if there is one, else the CPU.
     num_workers : int
-        Processes that load data.
+        Number of processes that load data.
     """
 
     workload: Annotated[str, Suppress]
@@ -106,16 +109,10 @@ class Training:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing: files of sweeps are not checked otherwise.
-
-        Raises
-        ------
-        ValueError
-            If a field is of the wrong kind or out of range; says which.
-        """
+        """Refuse settings of the wrong kind or out of range."""
         for name, kind in get_type_hints(type(self)).items():
             _check_kind(name, getattr(self, name), kind)
-        least: dict[str, tuple[Any, float]] = {
+        minima: dict[str, tuple[Any, float]] = {
             "epochs": (self.epochs, 1),
             "batch_size": (self.batch_size, 1),
             "lr": (self.lr, 0),
@@ -130,8 +127,8 @@ class Training:
             "clip": (1 if self.clip is None else self.clip, 0),
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
-        for name, (value, bound) in least.items():
-            # Also where it is not a number.
+        for name, (value, bound) in minima.items():
+            # Written so that NaN is refused, too.
             if not value >= bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
         if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
@@ -141,21 +138,21 @@ class Training:
             )
         is_noise = self.control in {"noise-gradients", "random-walk"}
         if self.same_batch_every and (is_noise or self.clip is not None):
-            what = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
+            culprit = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
             raise ValueError(
                 "same_batch_every: the gradients before and after a step are compared, and "
-                f"{what} changes the first; leave out one of the two."
+                f"{culprit} changes the first; leave out one of the two."
             )
 
 
-WORDS: Final = {
+KIND_NAMES: Final = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text",
     NoneType: "nothing",
 }
-"""What kinds of values are called."""
+"""Names of types in error messages."""
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
@@ -166,8 +163,8 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
             raise ValueError(f"{name}: expected one of {choices}, got {value!r}.")
         return
     kinds = choices or (kind,)
-    # A whole number is a number, and Python's truth values are not.
+    # An int passes as a float, but a bool passes as neither.
     found = float if type(value) is int and float in kinds else type(value)
     if not any(issubclass(found, k) for k in kinds if (k is bool) == (found is bool)):
-        words = " or ".join(WORDS[k] for k in kinds)
+        words = " or ".join(KIND_NAMES[k] for k in kinds)
         raise ValueError(f"{name}: expected {words}, got {value!r}.")

@@ -1,53 +1,62 @@
-"""Whether the loss is convex as far as the path shows: below no tangent, above no chord."""
+"""Convexity of the loss as far as a path shows it: slack above tangents, below chords."""
 
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
+from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
+from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
-SURE: Final = 2.0
-"""Standard errors by which a slack has to be negative."""
+VIOLATION_STDERR: Final = 2.0
+"""Standard errors by which a slack must be below 0 to count as a violation."""
 
-ROUNDING: Final = 2.0**-21
-"""Of a loss, relative: what float32 means of many examples are off by."""
+LOSS_RTOL: Final = 2.0**-21
+"""Relative rounding error of a loss, a float32 mean over many examples."""
 
 FRACTION: Final = "fraction"
-"""Dimension of points between two iterates."""
+"""Dimension of the points on a chord between two iterates."""
 
 SOURCE: Final = (
     "First-order condition of convexity: S. Boyd, L. Vandenberghe, 'Convex Optimization', "
     "2004, section 3.1.3"
 )
 
+LONG_NAMES: Final = {
+    "slack": "loss less the tangent",
+    "slack_back": "loss less the tangent",
+    "is_violated": "whether the loss lies below the tangent",
+    "is_violated_back": "whether the loss lies below the tangent",
+}
+
 
 def convexity(
     run: Run, *, reference: TargetLike = "final", reference_loss: float | None = None
 ) -> xr.Dataset:
-    r"""By how much the loss at x* lies above the tangents at the iterates.
+    r"""Slack of convexity: the loss at x* less the tangents at the iterates.
 
     .. math:: s_k = f(x^*) - f(x_k) - \langle g_k, x^* - x_k \rangle
 
-    A convex function has no negative slack.
+    The slack of a convex function is never negative.
 
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, with ``loss`` logged; or the rows of a
-        measurement of all data, ``run.measured("full_batch")``.
+        As returned by `trajstore.open_run`, with ``loss`` logged; or a measurement of all
+        data, ``run.measured("full_batch")``.
     reference : str, int, Run or mapping, default: "final"
-        The point x*, as `path_geometry` takes it.
+        The target x*, as `path_geometry` takes it.
     reference_loss : float, optional
-        The whole loss at x*. Default: what the run has recorded there: the loss of a
-        measurement ``"full_batch"`` after the last step or at the start of the epoch, or
-        of a run with the full batch that of the step, or of ``"same_batch"`` after the
-        last one.
+        The loss of all data at x*. Default: the loss that the run recorded there, by a
+        measurement ``"full_batch"`` after the last step or at the start of the epoch. A
+        run with the full batch may instead have logged it at that step, or measured it as
+        ``"same_batch"`` after the last step.
 
     Returns
     -------
@@ -55,7 +64,7 @@ def convexity(
         Lazy. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``; units of
         the loss. ``slack`` and ``slack_stderr``, the standard error of the inner product;
         and ``is_violated``: whether the slack is below 0 by more than two standard errors
-        and the rounding of losses.
+        plus the rounding of the losses.
 
     Raises
     ------
@@ -66,13 +75,14 @@ def convexity(
 
     Notes
     -----
-    Exact but for the inner product where loss and gradient are those of all examples.
-    With minibatches :math:`f(x_k)` and :math:`g_k` are those of one batch and
-    :math:`f(x^*)` that of all: the slack of one step then says nothing, and the mean
-    over an epoch is that of the whole loss, as far as x* is independent of the batches.
+    With losses and gradients of all examples, only the inner product is estimated and all
+    else is exact. With minibatches, :math:`f(x_k)` and :math:`g_k` belong to one batch and
+    :math:`f(x^*)` to all data. The slack of a single step then means nothing; its mean over
+    an epoch estimates the slack of the whole loss, as far as x* is independent of the
+    batches.
 
-    No violation does not mean that the loss is convex, only that these tangents do not show
-    the contrary. The condition towards x* is that of star-convexity [2]_.
+    Without a violation the loss may still not be convex; these tangents just do not show
+    it. The condition towards x* is star-convexity [2]_.
 
     References
     ----------
@@ -85,10 +95,10 @@ def convexity(
         reference_loss = _recorded_loss(run, reference)
     geometry = path_geometry(run, reference=reference)
     square = tables(run, "grad_norm")["grad_norm"].astype(np.float64) ** 2
-    # <g, x - x*>: the distance, which is estimated, is no part of it.
+    # <g, x - x*> does not involve the distance, which is estimated.
     product, stderr = (geometry[name] * square for name in ("lolr", "lolr_stderr"))
     slack = reference_loss - loss + product
-    rounding = ROUNDING * (abs(loss) + abs(reference_loss))
+    rounding = LOSS_RTOL * (abs(loss) + abs(reference_loss))
     attributes = {
         "run": run.location,
         "reference": geometry.attrs["reference"],
@@ -100,21 +110,21 @@ def convexity(
 
 
 def adjacent_convexity(run: Run) -> xr.Dataset:
-    r"""By how much the losses of neighbouring iterates lie above each other's tangents.
+    r"""Slack of convexity between neighbouring iterates, from the tangents at both.
 
     With :math:`u_k = x_{k+1} - x_k`,
 
     .. math:: s_k = f(x_{k+1}) - f(x_k) - \langle g_k, u_k \rangle, \quad
               s'_k = f(x_k) - f(x_{k+1}) + \langle g_{k+1}, u_k \rangle .
 
-    A convex function has no negative slack. On a quadratic both are half of
+    The slack of a convex function is never negative. On a quadratic both are half of
     :math:`u_k^T H u_k`.
 
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, of a training with the full batch, with
-        ``loss`` logged.
+        As returned by `trajstore.open_run`, trained with the full batch and with ``loss``
+        logged.
 
     Returns
     -------
@@ -123,7 +133,7 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
         and ``iteration``; units of the loss. ``slack`` and ``slack_back``, with their
         standard errors in variables ending in ``_stderr``, 0 for plain descent and
         momentum; ``is_violated`` and ``is_violated_back``, see `convexity`. NaN for the
-        last step, and where `update_products` knows of no rule.
+        last step, and where `update_products` returns NaN.
 
     Raises
     ------
@@ -137,16 +147,15 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
     .. [1] S. Boyd, L. Vandenberghe, "Convex Optimization", 2004, section 3.1.3.
     """
     loss = _losses(run).compute()
-    settings: Any = run.attrs.get("training", {})
-    if not settings.get("full_batch", True):
+    if not training_settings(run.attrs).get(FULL_BATCH, True):
         raise ValueError(
-            f"Losses of neighbouring steps of {run.location} are those of different "
+            f"Losses of neighbouring steps of {run.location} are losses of different "
             "examples, and cannot be compared. Train with the full batch (--full-batch of "
             "traj-train)."
         )
     products = update_products(run)
     rise = loss.copy(data=np.append(np.diff(loss.values), np.nan))
-    later = abs(loss) + abs(loss.copy(data=np.append(loss.values[1:], np.nan)))
+    both = abs(loss) + abs(loss.copy(data=np.append(loss.values[1:], np.nan)))
     pairs = {
         "slack": (rise - products["before"], products["before_stderr"]),
         "slack_back": (products["after"] - rise, products["after_stderr"]),
@@ -156,11 +165,11 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
         "rule": products.attrs["rule"],
         "source": SOURCE,
     }
-    return _dataset(pairs, ROUNDING * later, attributes)
+    return _dataset(pairs, LOSS_RTOL * both, attributes)
 
 
 def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
-    r"""By how much chords lie above the losses between two points.
+    r"""Slack of convexity on a chord: the chord less the losses between its ends.
 
     With the loss :math:`f_t` at :math:`(1 - t) x_a + t x_b`,
 
@@ -169,19 +178,19 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
     Parameters
     ----------
     losses : xarray.DataArray
-        With the dimension and coordinate ``fraction``, t, from 0 to 1, both included: what
-        `train.protocols.chords.losses_between` returns, or of your own.
+        With the dimension and coordinate ``fraction``, t, from 0 to 1, both included:
+        computed by `train.protocols.chords.losses_between`, or by your own code.
 
     Returns
     -------
     xarray.Dataset
-        ``slack``, as `losses`, and ``is_violated``: whether it is below 0 by more than the
-        rounding of losses.
+        ``slack``, with the dimensions of `losses`, and ``is_violated``: whether the slack
+        is below 0 by more than the rounding of the losses.
 
     Raises
     ------
     ValueError
-        If fractions do not reach from 0 to 1.
+        If the fractions do not span 0 to 1.
     """
     fraction = losses[FRACTION]
     ends = (float(fraction.min()), float(fraction.max()))
@@ -191,7 +200,7 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
         )
     first, last = (losses.sel({FRACTION: end}, drop=True) for end in (0.0, 1.0))
     slack = (1 - fraction) * first + fraction * last - losses
-    rounding = ROUNDING * (abs(first) + abs(last) + abs(losses))
+    rounding = LOSS_RTOL * (abs(first) + abs(last) + abs(losses))
     return xr.Dataset({"slack": slack, "is_violated": slack < -rounding})
 
 
@@ -205,12 +214,12 @@ def _losses(run: Run) -> xr.DataArray:
 
 
 def _recorded_loss(run: Run, reference: TargetLike) -> float:
-    """Find the whole loss at a point of the path."""
+    """Return the recorded loss of all data at a point of the path."""
     whole = Run(run.stored.of_steps)
-    is_full: bool = whole.attrs.get("training", {}).get("full_batch", False)
+    is_full: bool = training_settings(whole.attrs).get(FULL_BATCH, False)
     step = _step_of(whole, reference)
     sources = [whole] if is_full else []
-    names = ("full_batch", "same_batch") if is_full else ("full_batch",)
+    names = (FULL_BATCH, SAME_BATCH) if is_full else (FULL_BATCH,)
     sources += [whole.measured(name) for name in names if name in whole.measurements]
     for source in sources:
         rows = np.flatnonzero(source.stored.step_numbers == step)
@@ -223,7 +232,7 @@ def _recorded_loss(run: Run, reference: TargetLike) -> float:
 
 
 def _step_of(run: Run, reference: TargetLike) -> int | None:
-    """Return how many steps lead to a point; None if it is not on the path."""
+    """Return the number of steps before a point, None if it is not on the path."""
     if isinstance(reference, str) and reference == "final":
         return run.n_steps
     if isinstance(reference, int):
@@ -239,18 +248,11 @@ def _dataset(
     rounding: xr.DataArray,
     attributes: dict[str, Any],
 ) -> xr.Dataset:
+    """Return slacks, their standard errors, and whether they violate convexity."""
     variables = {}
     for name, (slack, stderr) in pairs.items():
-        suffix = name.removeprefix("slack")
-        below = f"is_violated{suffix}"
-        variables[name] = slack.assign_attrs(
-            long_name="loss less the tangent", units="1"
-        )
-        variables[f"{name}_stderr"] = stderr.assign_attrs(
-            long_name=f"standard error of {name}", units="1"
-        )
-        variables[below] = (slack < -(SURE * stderr + rounding)).assign_attrs(
-            long_name="whether the loss lies below the tangent", units="1"
-        )
-    result = xr.Dataset(variables, attrs=attributes)
+        variables[name], variables[f"{name}_stderr"] = slack, stderr
+        is_violated = slack < -(VIOLATION_STDERR * stderr + rounding)
+        variables[f"is_violated{name.removeprefix('slack')}"] = is_violated
+    result = describe(xr.Dataset(variables, attrs=attributes), LONG_NAMES)
     return result if "epoch" in result.xindexes else index_epochs(result)

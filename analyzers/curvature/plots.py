@@ -1,4 +1,4 @@
-"""Figures of sharpness, smoothness, convexity and scale invariance along the path."""
+"""Figures of sharpness, smoothness, convexity and scale invariance along a path."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +10,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from analyzers._panels import Curve, Panel
+from analyzers._renamed import renamed
 
-N_POINTS: Final = 400
-"""Points of a line: of more steps neighbours are averaged."""
+MAX_POINTS: Final = 400
+"""Points of a line; with more steps, neighbours are averaged."""
 
 
-def edge(found: xr.Dataset, *, title: str | None = None) -> Panel:
-    """Describe a panel of sharpness beside the threshold.
+def edge_of_stability(found: xr.Dataset, *, title: str | None = None) -> Panel:
+    """Describe a panel of the sharpness and its stability threshold.
 
     Parameters
     ----------
@@ -46,15 +47,15 @@ def edge(found: xr.Dataset, *, title: str | None = None) -> Panel:
 
 
 def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
-    """Describe a panel of the change of the gradient over that of the parameters.
+    """Describe a panel of the change of the gradient over the change of the parameters.
 
     Parameters
     ----------
     found : mapping from str to xarray.Dataset
         By label: as returned by `analyzers.smoothness`, without ``layer``, or by
-        `analyzers.edge_of_stability`, whose sharpness is shown.
+        `analyzers.edge_of_stability`, to show its sharpness.
     title : str
-        Of the panel.
+        Title of the panel.
 
     Returns
     -------
@@ -76,14 +77,14 @@ def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
 
 
 def convexity(found: xr.Dataset, *, title: str) -> Panel:
-    """Describe a panel of by how much the loss lies above tangents.
+    """Describe a panel of the slack: the loss less the tangents.
 
     Parameters
     ----------
     found : xarray.Dataset
         As returned by `analyzers.convexity` or `analyzers.adjacent_convexity`.
     title : str
-        Of the panel.
+        Title of the panel.
 
     Returns
     -------
@@ -101,14 +102,14 @@ def convexity(found: xr.Dataset, *, title: str) -> Panel:
 
 
 def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the largest |cosine| of every tensor with its gradient.
+    """Draw the largest |cosine| between every layer and its gradient.
 
     Parameters
     ----------
     found : xarray.Dataset
         As returned by `analyzers.scale_invariance`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure, as high as there are tensors.
+        Where to draw. Default: a new figure whose height grows with the layers.
 
     Returns
     -------
@@ -129,15 +130,15 @@ def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_xscale("log")
     ax.set_yticks(rows, found["layer"].values, fontsize="small")
     ax.invert_yaxis()
-    ax.set(xlabel="|cosine| of a tensor and its gradient")
+    ax.set(xlabel="|cosine| of a layer and its gradient")
     ax.legend(fontsize="small", frameon=False, loc="upper left")
     return ax
 
 
 def _averaged(label: str, values: xr.DataArray) -> Curve:
-    """Make a line of at most `N_POINTS` points, with what they span."""
+    """Return a curve of at most `MAX_POINTS` means, with the range of each as a band."""
     y, x = values.values, values["step"].values
-    size = -(-len(y) // N_POINTS)
+    size = -(-len(y) // MAX_POINTS)
     if size <= 1:
         return Curve(label, x, y)
     n = len(y) // size * size
@@ -146,3 +147,6 @@ def _averaged(label: str, values: xr.DataArray) -> Curve:
     groups, x = groups[known], x[:n].reshape(-1, size).mean(1)[known]
     low, high = (f(groups, axis=1) for f in (np.nanmin, np.nanmax))
     return Curve(label, x, np.nanmean(groups, axis=1), low=low, high=high)
+
+
+edge = renamed(edge_of_stability, "analyzers.plots.edge")

@@ -1,27 +1,38 @@
-"""Which tensors' scale the loss does not depend on."""
+"""Scale invariance: layers whose scale does not affect the loss."""
 
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
+from analyzers._engine.labels import describe
 from analyzers._engine.tables import check_basis, tables
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import STEP
 from trajstore.reading.run import Run
 
 TOLERANCE: Final = 1e-4
-"""Largest |cosine| that is called zero: our own criterion."""
+"""Largest |cosine| that counts as zero: our own criterion."""
 
-NAMES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
+TABLES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
+
+LONG_NAMES: Final = {
+    "cosine": "cosine of a layer and its gradient",
+    "cosine_mean": "mean over the steps of the cosine of a layer and its gradient",
+    "cosine_rms": "root mean square of that cosine",
+    "cosine_max": "largest absolute value of that cosine",
+    "is_invariant": "whether the loss does not depend on the scale of the layer",
+    "growth": "squared norm of the last iterate less the first",
+    "expected_growth": "the same growth, if the layer is invariant",
+}
 
 
 def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
-    r"""Cosine of every tensor and its gradient, and how the tensor's norm grows.
+    r"""Cosine of every layer and its gradient, and the growth of the layer's norm.
 
-    If the loss does not depend on the scale of a tensor w, as where batch normalisation
-    follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's theorem, and a step of
-    plain SGD without weight decay can only make the tensor longer:
+    If the loss does not depend on the scale of a layer w, for instance because batch
+    normalisation follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's
+    theorem, and a step of plain SGD without weight decay can only lengthen the layer:
 
     .. math:: |w_{k+1}|^2 = |w_k|^2 + \eta_k^2 |g_k|^2 .
 
@@ -30,7 +41,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     tolerance : float, default: 1e-4
-        Largest |cosine| in any step that is taken for zero.
+        Largest |cosine| in any step that counts as zero.
 
     Returns
     -------
@@ -39,7 +50,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
         ``layer``, the parameter tensors; units of 1. ``cosine`` (step, layer),
         :math:`\langle w, g \rangle / (|w| |g|)`, NaN where a norm is 0. By layer:
         ``cosine_mean``; ``cosine_rms``; ``cosine_max``, the largest |cosine|;
-        ``is_invariant``, whether that is at most `tolerance`; ``growth``,
+        ``is_invariant``, whether ``cosine_max`` is at most `tolerance`; ``growth``,
         :math:`|w_{K-1}|^2 - |w_0|^2` over the K recorded iterates; and
         ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the same steps, NaN
         unless all steps are -lr times the gradient: without momentum, weight decay or
@@ -52,13 +63,13 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
 
     Notes
     -----
-    Computed from recorded products, without an estimate. They are rounded, as the gradients
-    themselves are, at some :math:`10^{-6}` of |w| |g|; and the constant that batch
-    normalisation adds to the variance lets the loss depend on the scale a little. A bias or
-    a tensor with few elements may be orthogonal to its gradient by chance in one step, but
-    not in all: a tensor is called invariant by its largest |cosine|. The expected growth
-    rests on the gradients that were recorded; a residual of :math:`10^{-7} |w|^2` in the
-    growth is rounding.
+    Computed from recorded products; nothing is estimated. The products, like the gradients
+    themselves, carry rounding errors of about :math:`10^{-6}` of |w| |g|, and the constant
+    that batch normalisation adds to the variance makes the loss depend on the scale
+    slightly. A bias or a layer with few elements may be orthogonal to its gradient by
+    chance in one step, but not in all: the largest |cosine| decides whether a layer counts
+    as invariant. The expected growth uses the recorded gradients; a deviation of
+    :math:`10^{-7} |w|^2` from it is rounding.
 
     References
     ----------
@@ -68,7 +79,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     if not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be between 0 and 1, got {tolerance}.")
     check_basis(run, "Scale invariance")
-    steps = tables(run, *NAMES).astype(np.float64)
+    steps = tables(run, *TABLES).astype(np.float64)
     length = (steps["grad_sq"] * steps["param_sq"]) ** 0.5
     cosine = steps["grad_dot_param"] / length.where(length > 0)
     largest = abs(cosine).max(STEP)
@@ -84,18 +95,5 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
         - squares.isel({STEP: 0}, drop=True),
         "expected_growth": moved.where(is_plain_descent(run)),
     }
-    for name, variable in values.items():
-        variable.attrs = {"long_name": LONG_NAMES[name], "units": "1"}
     attributes = {"run": run.location, "tolerance": tolerance}
-    return xr.Dataset(values, attrs=attributes)
-
-
-LONG_NAMES: Final = {
-    "cosine": "cosine of a tensor and its gradient",
-    "cosine_mean": "mean over the steps of the cosine of a tensor and its gradient",
-    "cosine_rms": "root mean square of that cosine",
-    "cosine_max": "largest absolute value of that cosine",
-    "is_invariant": "whether the loss does not depend on the scale of the tensor",
-    "growth": "squared norm of the last iterate less that of the first",
-    "expected_growth": "the same, if the tensor is invariant",
-}
+    return describe(xr.Dataset(values, attrs=attributes), LONG_NAMES)

@@ -1,29 +1,29 @@
-"""How fast gradients change along the path."""
+"""Smoothness: the change of the gradient over the change of the parameters."""
 
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
+from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.run import Run
 
-LOST: Final = 2.0**-19
+CHANGE_RTOL: Final = 2.0**-19
 """Share of |g_(k-1)|^2 + |g_k|^2 below which |g_k - g_(k-1)|^2 is rounding."""
 
-DESCRIPTIONS: Final = {
+LONG_NAMES: Final = {
     "smoothness": (
-        "change of the gradient over that of the parameters",
+        "change of the gradient over the change of the parameters",
         "|g_k - g_(k-1)| / |u_(k-1)|",
     ),
     "curvature": (
-        "change of the gradient along the step",
+        "change of the gradient along the update",
         "<g_k - g_(k-1), u_(k-1)> / |u_(k-1)|^2",
     ),
 }
-"""Long names and definitions."""
 
 
 def smoothness(
@@ -37,57 +37,58 @@ def smoothness(
               = \frac{\sqrt{|g_k|^2 + |g_{k-1}|^2 - 2 \langle g_k, g_{k-1} \rangle}}
                      {|u_{k-1}|}
 
-    from the recorded products, without an estimate. With `measurement` :math:`g_k` is the
-    gradient of the examples of step k - 1, once more, where that step led.
+    from recorded products; nothing is estimated. With `measurement`, :math:`g_k` is the
+    gradient of the examples of step k - 1, evaluated again after that step.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     measurement : str, optional
-        Name of the measurement of the same examples after a step: ``"same_batch"``, if
-        ``traj-train run NAME --same-batch-every 10`` or the like has made it; in a loop of
-        your own ``recorder.measure("same_batch")`` between two steps, after a backward
-        pass over the examples of the last one. Default: the gradients of the steps.
+        Name of the measurement of the same examples after a step: ``"same_batch"``, made by
+        ``traj-train run NAME --same-batch-every 10``, or in your own loop by
+        ``recorder.measure("same_batch")`` between two steps, after a backward pass over the
+        examples of the last step. Default: the gradients of the steps.
     layers : bool, default: False
-        Tell the parameter tensors apart: numerator and denominator are those of the
-        tensor, while all tensors have moved.
+        Separate the layers: numerator and denominator are restricted to one parameter
+        tensor, although all tensors have moved.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimension ``step``, that of the later of both gradients, with the coordinates
-        ``epoch`` and ``iteration``, and ``layer`` if asked for. Float64, units of loss and
-        parameters taken as 1. ``smoothness``; and ``curvature``, the same along the step,
-        :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`, a mean of the second
-        derivative of the loss over the step, NaN unless steps are -lr times the gradient.
-        NaN for the first step, where a step is 0, and where the change of the gradient is
-        below its rounding: one thousandth of the gradient.
+        Lazy. Dimension ``step``, the step of the later gradient, with the coordinates
+        ``epoch`` and ``iteration``, and ``layer`` if `layers` is true. Float64, units of
+        loss and parameters taken as 1. ``smoothness``; and ``curvature``, the change of the
+        gradient along the update,
+        :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`, the mean second
+        derivative of the loss over the update, NaN unless updates are -lr times the
+        gradient. NaN for the first step, where an update is 0, and where the change of the
+        gradient is below its rounding: one thousandth of the gradient.
 
     Raises
     ------
     KeyError
-        If there is no such measurement.
+        If the measurement does not exist.
 
     Notes
     -----
-    *Of the same examples* (`measurement`), it bounds from below the Lipschitz constant of
-    the gradient of *their* loss on the segment between the iterates. It bounds nothing of
-    the whole loss, whose Lipschitz constant may be smaller or larger, and it sees
-    the curvature in the direction of steps only: near the largest eigenvalue, if
-    steps are along its vector.
+    *For the same examples* (`measurement`), smoothness is a lower bound of the Lipschitz
+    constant of the gradient of *their* loss on the segment between the iterates. It is no
+    bound for the whole loss, whose Lipschitz constant may be smaller or larger. It shows
+    the curvature in the direction of updates only, which is near the largest eigenvalue if
+    updates point along its eigenvector.
 
-    *Of different examples* (the default) it bounds nothing, from above or below, unless the
-    run is one with the full batch. With :math:`f` the whole loss, independent batches and
+    *For different examples* (the default), it is neither an upper nor a lower bound, unless
+    the run uses the full batch. With :math:`f` the whole loss, independent batches and
     :math:`\Sigma_k` the covariance of the gradient,
 
     .. math:: E |g_k - g_{k-1}|^2 \approx |\nabla f(x_k) - \nabla f(x_{k-1})|^2
               + \mathrm{tr}\, \Sigma_k + \mathrm{tr}\, \Sigma_{k-1}
 
-    (an approximation: x_k depends on the batch of step k - 1). Noise of the gradient, which
-    does not become smaller with the step, thus dominates where steps are short.
+    (an approximation: x_k depends on the batch of step k - 1). Gradient noise does not
+    shrink with the step and thus dominates where steps are short.
 
-    Float32 sums leave a relative error of about :math:`10^{-6} (|g_k|^2 + |g_{k-1}|^2) /
+    Float32 sums cause a relative error of about :math:`10^{-6} (|g_k|^2 + |g_{k-1}|^2) /
     |g_k - g_{k-1}|^2`.
 
     References
@@ -103,33 +104,27 @@ def smoothness(
     >>> int(along.smoothness.isnull().sum())
     1
     """
-    later = _of_steps(run) if measurement is None else _measured(run, measurement)
+    later = _steps(run) if measurement is None else _measured(run, measurement)
     if not layers:
         lr = later["lr"]
         later = later.drop_vars("lr").sum(LAYER, skipna=False).assign(lr=lr)
     change_sq = later["later_sq"] + later["earlier_sq"] - 2 * later["product"]
-    is_known = change_sq > LOST * (later["later_sq"] + later["earlier_sq"])
+    is_known = change_sq > CHANGE_RTOL * (later["later_sq"] + later["earlier_sq"])
     moved_sq = later["moved_sq"].where(later["moved_sq"] > 0)
     values = {"smoothness": (change_sq.where(is_known) / moved_sq) ** 0.5}
     # u = -lr g of the earlier gradient.
     along = -later["lr"] * (later["product"] - later["earlier_sq"]) / moved_sq
     values["curvature"] = along.where(is_known & is_plain_descent(run))
-    result = xr.Dataset(values)
-    for name, (long_name, definition) in DESCRIPTIONS.items():
-        result[name].attrs = {
-            "long_name": long_name,
-            "definition": definition,
-            "units": "1",
-        }
-    of = "steps" if measurement is None else measurement
-    return result.assign_attrs({"run": run.location, "gradients": of})
+    gradients = "steps" if measurement is None else measurement
+    attributes = {"run": run.location, "gradients": gradients}
+    return describe(xr.Dataset(values, attrs=attributes), LONG_NAMES)
 
 
-def _of_steps(run: Run) -> xr.Dataset:
-    """Return what is known of the gradients of neighbouring steps, by layer."""
+def _steps(run: Run) -> xr.Dataset:
+    """Return squares, products and rates of neighbouring steps, float64 (step, layer)."""
     steps = _float64(run, "grad_sq", "grad_dot_previous", "update_sq")
     rates = _rates(run)
-    # Aligned by label the shifted values would come back to their places.
+    # `shift` moves values under fixed labels; slices would be aligned back by label.
     return xr.Dataset(
         {
             "later_sq": steps["grad_sq"],
@@ -142,7 +137,7 @@ def _of_steps(run: Run) -> xr.Dataset:
 
 
 def _measured(run: Run, name: str) -> xr.Dataset:
-    """Return the same of measured gradients and those of the last steps before them."""
+    """Return the same for measured gradients and the gradients of the steps before."""
     if name not in run.measurements:
         raise KeyError(
             f"No measurement {name!r} in {run.location}; it has "
@@ -153,7 +148,7 @@ def _measured(run: Run, name: str) -> xr.Dataset:
     steps = _float64(run, "grad_sq", "update_sq").assign(lr=_rates(run))
     previous = rows[STEP].values - 1
     is_there = xr.DataArray(previous >= 0, dims=STEP)
-    # Without labels: they are those of the rows.
+    # Labels are dropped: the result takes the labels of the measurement.
     before = steps.drop_vars(["epoch", "iteration", STEP]).isel(
         {STEP: np.maximum(previous, 0)}
     )

@@ -1,4 +1,4 @@
-"""How gradients and the steps that follow them point: what tables and probes tell."""
+"""Products of updates and gradients, from recorded tables or from probes."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,29 +8,24 @@ import xarray as xr
 
 from analyzers._engine.anchor_norms import anchor_norms
 from analyzers._engine.arrays.probed import cosine
+from analyzers._engine.labels import step_coordinates
 from analyzers._engine.tables import tables
 from trajstore.format.arrays import STEP
+from trajstore.format.attrs import MOMENTUM, UPDATE, training_settings
 from trajstore.format.rows import decode_probes
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
-MOMENTUM: Final = 0.9
-"""What `run.attrs` means by the optimizer "momentum"."""
+DESCENT_RTOL: Final = 1e-3
+"""Relative tolerance of norms, and of products over norms, for u = -lr g."""
 
-ALIKE: Final = 1e-3
-"""Relative differences of norms, and of products over norms, that rounding explains."""
+UPDATE_RTOL: Final = 2.0**-22
+"""Rounding error of an update, relative to the parameters."""
 
-ROUNDING: Final = 2.0**-22
-"""Of a parameter, relative: what a change of it is off by."""
+VARIABLES: Final = ("before", "before_stderr", "after", "after_stderr")
 
-UPDATE: Final = "update"
-"""The measurement of what steps change."""
-
-NAMES: Final = ("before", "before_stderr", "after", "after_stderr")
-"""Variables of the result."""
-
-ROWS: Final = 1024
-"""Rows of probes that are read at once."""
+ROWS_PER_READ: Final = 1024
+"""Rows of probes to read at once."""
 
 
 def update_products(run: Run) -> xr.Dataset:
@@ -47,45 +42,34 @@ def update_products(run: Run) -> xr.Dataset:
         Loaded. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``;
         float64, units of 1. ``before``, :math:`\langle g_k, u_k \rangle`, and ``after``,
         :math:`\langle g_{k+1}, u_k \rangle`, with ``before_stderr`` and ``after_stderr``:
-        0 where they are exact. The attribute ``rule`` says how they were had:
+        0 where they are exact. The attribute ``rule`` says how they were computed:
 
-        - ``"plain descent"``: the tables say :math:`u_k = -\eta_k g_k` of every tensor and
-          step, so that both follow from |g|^2 and <g, g_previous>.
-        - ``"momentum"``: the run says that it was trained by SGD with a momentum
-          :math:`\beta` of 0.9 and without weight decay. Then :math:`u_k = -\eta_k (\beta
-          m_{k-1} + g_k)` and :math:`m_{k-1} = -u_{k-1} / \eta_{k-1}`, so that the recorded
-          lengths tell :math:`\langle g_k, m_{k-1} \rangle` and all else.
+        - ``"plain descent"``: the tables show :math:`u_k = -\eta_k g_k` for every layer
+          and step, so both products follow from |g|^2 and <g, g_previous>.
+        - ``"momentum"``: according to its settings the run was trained by SGD with momentum
+          :math:`\beta` = 0.9 and without weight decay. Then :math:`u_k = -\eta_k (\beta
+          m_{k-1} + g_k)` and :math:`m_{k-1} = -u_{k-1} / \eta_{k-1}`, so the recorded norms
+          determine :math:`\langle g_k, m_{k-1} \rangle` and with it both products.
         - ``"probes"``: estimated from the fixed probes of gradients and of updates, where
-          these are recorded (``updates=True``). The error is about :math:`|g| |u|` over
-          the square root of the number of probes, and shared by neighbouring steps.
-        - ``"unknown"``: none of these; all values are NaN.
+          updates are recorded (``updates=True``). The error is about :math:`|g| |u|` over
+          the square root of the number of probes, and neighbouring steps share it.
+        - ``"unknown"``: none of the above; all values are NaN.
     """
     if bool(is_plain_descent(run).compute()):
-        return _of_plain_descent(run)
+        return _from_plain_descent(run)
     if _has_momentum(run):
-        return _of_momentum(run)
+        return _from_momentum(run)
     if UPDATE in run.measurements:
-        return _of_probes(run)
+        return _from_probes(run)
     unknown = np.full(run.n_steps, np.nan)
-    return _dataset(run, "unknown", dict.fromkeys(NAMES, unknown))
+    return _dataset(run, "unknown", dict.fromkeys(VARIABLES, unknown))
 
 
 def is_plain_descent(run: Run) -> xr.DataArray:
-    """Whether every step of a run has changed every tensor by -lr times its gradient.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        As returned by `trajstore.open_run`.
-
-    Returns
-    -------
-    xarray.DataArray
-        Lazy, bool, without dimensions. Judged by the lengths of both, which agree to 0.1
-        percent or to the rounding of the parameters, and by their products with x - r. False
-        if several learning rates, or none, were recorded. Of a run with ``basis=0`` all
-        references are decoded, for their norms.
-    """
+    """Whether every update of every layer is -lr times its gradient, lazy, bool ()."""
+    # Compares the norms of update and gradient, to 0.1 percent or to the rounding of the
+    # parameters, and their products with x - r. False if several learning rates, or none,
+    # were recorded.
     if "lr" not in run.metrics or "lr_1" in run.metrics:
         return xr.DataArray(data=False).chunk()
     names = ("grad_sq", "update_sq", "grad_dot_displacement")
@@ -93,39 +77,40 @@ def is_plain_descent(run: Run) -> xr.DataArray:
     steps = tables(run, *names, *more).astype(np.float64)
     lr = tables(run, "lr")["lr"]
     expected = lr * steps["grad_sq"] ** 0.5
-    slack = ALIKE * expected + ROUNDING * _length(run, steps)
-    is_long = abs(steps["update_sq"] ** 0.5 - expected) <= slack
+    slack = DESCENT_RTOL * expected + UPDATE_RTOL * _length(run, steps)
+    has_length = abs(steps["update_sq"] ** 0.5 - expected) <= slack
     product = steps["update_dot_displacement"] + lr * steps["grad_dot_displacement"]
-    is_along = abs(product) <= slack * steps["displacement_sq"] ** 0.5
+    has_direction = abs(product) <= slack * steps["displacement_sq"] ** 0.5
     is_known = np.isfinite(slack) & np.isfinite(steps["update_sq"])
-    agrees = (is_long & is_along) | ~is_known
+    agrees = (has_length & has_direction) | ~is_known
     return agrees.all() & is_known.any()
 
 
 def _length(run: Run, steps: xr.Dataset) -> xr.DataArray:
-    """Return |x| by step and tensor; without a basis |r| + |x - r|, hardly more."""
+    """Return |x|, or without a basis the slightly larger |r| + |x - r| (step, layer)."""
+    # Without a basis this decodes every anchor, for its norm.
     if run.spec.basis:
         return tables(run, "param_sq")["param_sq"].astype(np.float64) ** 0.5
     return anchor_norms(run) + steps["displacement_sq"] ** 0.5
 
 
-def _of_plain_descent(run: Run) -> xr.Dataset:
+def _from_plain_descent(run: Run) -> xr.Dataset:
     steps = _totals(run)
-    lr, nothing = steps["lr"], np.zeros(run.n_steps)
+    lr, exact = steps["lr"], np.zeros(run.n_steps)
     return _dataset(
         run,
         "plain descent",
         {
             "before": -lr * steps["grad_sq"],
-            "before_stderr": nothing,
+            "before_stderr": exact,
             "after": -lr * _next(steps["grad_dot_previous"]),
-            "after_stderr": nothing,
+            "after_stderr": exact,
         },
     )
 
 
 def _has_momentum(run: Run) -> bool:
-    settings: Mapping[str, Any] = run.attrs.get("training", {})
+    settings = training_settings(run.attrs)
     return (
         settings.get("optimizer") == "momentum"
         and settings.get("weight_decay") == 0
@@ -133,9 +118,9 @@ def _has_momentum(run: Run) -> bool:
     )
 
 
-def _of_momentum(run: Run) -> xr.Dataset:
+def _from_momentum(run: Run) -> xr.Dataset:
     steps = _totals(run)
-    lr, nothing = steps["lr"], np.zeros(run.n_steps)
+    lr, exact = steps["lr"], np.zeros(run.n_steps)
     buffer_sq = steps["update_sq"] / lr**2
     previous_sq = np.append(0.0, buffer_sq[:-1])
     with_buffer = buffer_sq - MOMENTUM**2 * previous_sq - steps["grad_sq"]
@@ -146,61 +131,59 @@ def _of_momentum(run: Run) -> xr.Dataset:
         "momentum",
         {
             "before": -lr * (steps["grad_sq"] + MOMENTUM * product),
-            "before_stderr": nothing,
+            "before_stderr": exact,
             "after": -lr * _next(product),
-            "after_stderr": nothing,
+            "after_stderr": exact,
         },
     )
 
 
-def _of_probes(run: Run) -> xr.Dataset:
-    """Take the cosines of probes; the lengths are known."""
+def _from_probes(run: Run) -> xr.Dataset:
+    """Estimate cosines from probes, and multiply them by the recorded norms."""
     norms = tables(run, "grad_norm", "update_norm").compute()
     gradient, update = norms["grad_norm"].values, norms["update_norm"].values
-    found = {name: np.full(run.n_steps, np.nan) for name in NAMES}
+    found = {name: np.full(run.n_steps, np.nan) for name in VARIABLES}
     updates = run.measured(UPDATE)
-    # One row for each step, if none was lost.
-    of_step = np.full(run.n_steps, -1)
-    of_step[updates.stored.step_numbers] = np.arange(updates.n_steps)
-    for start in range(0, run.n_steps, ROWS):
-        steps = np.arange(start, min(start + ROWS, run.n_steps))
-        known = steps[of_step[steps] >= 0]
+    # Every step has an update, unless its row was lost.
+    row_of_step = np.full(run.n_steps, -1)
+    row_of_step[updates.stored.step_numbers] = np.arange(updates.n_steps)
+    for start in range(0, run.n_steps, ROWS_PER_READ):
+        steps = np.arange(start, min(start + ROWS_PER_READ, run.n_steps))
+        known = steps[row_of_step[steps] >= 0]
         if not len(known):
             continue
-        of_updates = _vectors(updates, of_step[known])
+        moved = _vectors(updates, row_of_step[known])
         for name, later in (("before", 0), ("after", 1)):
-            there = known + later < run.n_steps
-            other = known[there] + later
-            estimate = cosine(_vectors(run, other), of_updates[there])
-            scale = gradient[other] * update[known[there]]
-            found[name][known[there]] = estimate.value * scale
+            has_gradient = known + later < run.n_steps
+            step = known[has_gradient]
+            estimate = cosine(_vectors(run, step + later), moved[has_gradient])
+            scale = gradient[step + later] * update[step]
+            found[name][step] = estimate.value * scale
             stderr = np.zeros_like(scale) if run.spec.exact else estimate.stderr * scale
-            found[f"{name}_stderr"][known[there]] = stderr
+            found[f"{name}_stderr"][step] = stderr
     return _dataset(run, "probes", found)
 
 
 def _vectors(run: Run, rows: Any) -> Any:
-    """Return what is kept of gradients, float64 of shape (row, probe or param)."""
-    around = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+    """Return gradients if the run is exact, else probes, float64 (row, param or probe)."""
+    span = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+    chosen = rows - span.start
     if run.spec.exact:
         whole = slice(0, run.layout.size)
-        return run.stored.large_rows("gradient", around, whole)[
-            rows - around.start
-        ].astype(np.float64)
+        gradients = run.stored.large_rows("gradient", span, whole)
+        return gradients[chosen].astype(np.float64)
     names = ("gradient_probes", "displacement_probes", "probe_scales")
-    stored = {
-        name: run.stored.rows(name, around)[rows - around.start] for name in names
-    }
+    stored = {name: run.stored.rows(name, span)[chosen] for name in names}
     return decode_probes(stored)[0]
 
 
 def _totals(run: Run) -> dict[str, Any]:
-    """Return what is recorded of all tensors together, float64 of shape (step,)."""
+    """Return the recorded products summed over all layers, float64 (step,)."""
     names = ("grad_sq", "grad_dot_previous", "update_sq")
     summed = tables(run, *names).astype(np.float64).sum("layer", skipna=False)
     steps = summed.assign(lr=tables(run, "lr")["lr"]).compute()
     totals = {name: variable.values for name, variable in steps.items()}
-    # There is no gradient before the first.
+    # The first step has no previous gradient.
     totals["grad_dot_previous"][:1] = np.nan
     return {str(name): values for name, values in totals.items()}
 
@@ -210,11 +193,6 @@ def _next(values: Any) -> Any:
 
 
 def _dataset(run: Run, rule: str, values: Mapping[str, Any]) -> xr.Dataset:
-    coordinates = {
-        STEP: run.stored.step_numbers,
-        "epoch": (STEP, run.stored.epochs),
-        "iteration": (STEP, run.stored.iterations),
-    }
-    variables = {name: (STEP, values[name]) for name in NAMES}
+    variables = {name: (STEP, values[name]) for name in VARIABLES}
     attributes = {"run": run.location, "rule": rule}
-    return index_epochs(xr.Dataset(variables, coordinates, attributes))
+    return index_epochs(xr.Dataset(variables, step_coordinates(run), attributes))

@@ -2,9 +2,9 @@ r"""Singular modes of deep linear networks under gradient flow.
 
 A network :math:`y = W_L \cdots W_1 x` on inputs with :math:`\Sigma_{xx} = I` and targets
 with :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T`, started from small balanced weights
-that are diagonal in these bases, learns every singular mode by itself. With
-:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu` and the loss half of the squared error, summed
-over outputs, mean over examples,
+that are diagonal in these bases, learns every singular mode independently. With
+:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu` and a loss of half the squared error, summed
+over outputs and averaged over examples,
 
 .. math:: \frac{da}{dt} = L a^{2 - 2/L} (\lambda - a).
 
@@ -25,10 +25,10 @@ from scipy.integrate import quad, solve_ivp
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LossConvention = Literal["half-sum", "sum", "mean"]
-"""How squared errors become a loss; all are means over examples."""
+"""Reduction of squared errors over outputs; all losses are means over examples."""
 
-TOLERANCE: Final = 1e-11
-"""Relative error of the integration for three layers and more."""
+INTEGRATION_RTOL: Final = 1e-11
+"""Relative tolerance of the numerical integration for three or more layers."""
 
 
 def time_of_steps(
@@ -38,11 +38,11 @@ def time_of_steps(
     loss: LossConvention = "half-sum",
     n_outputs: int | None = None,
 ) -> FloatArray:
-    r"""Time of the gradient flow that so many steps of gradient descent take.
+    r"""Time of the gradient flow that corresponds to a number of gradient descent steps.
 
-    The closed forms are those of the loss
-    :math:`\frac{1}{n} \sum_i \frac{1}{2} |\hat y_i - y_i|^2`. Another loss that is c times
-    as much has c times its gradient, so that :math:`t = c \eta k`:
+    The closed forms hold for the loss
+    :math:`\frac{1}{n} \sum_i \frac{1}{2} |\hat y_i - y_i|^2`. A loss that is c times as
+    large has c times the gradient, so that :math:`t = c \eta k`:
 
     ===========  ==============================================  ===================
     ``loss``     squared errors are                              c
@@ -57,11 +57,11 @@ def time_of_steps(
     lr : array_like
         Learning rate :math:`\eta`.
     steps : array_like
-        Number of steps k, of any shape that goes with that of `lr`.
+        Number of steps k, of any shape that broadcasts with `lr`.
     loss : {"half-sum", "sum", "mean"}, default: "half-sum"
-        The loss that was descended; always a mean over examples.
+        The training loss; always a mean over examples.
     n_outputs : int, optional
-        Outputs of the network; of use for ``"mean"``, which needs it.
+        Number of outputs of the network; required for ``"mean"``, unused otherwise.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def time_of_steps(
     Raises
     ------
     ValueError
-        If there is no such loss, or `n_outputs` is missing for ``"mean"``.
+        If `loss` is unknown, or `n_outputs` is missing for ``"mean"``.
 
     Examples
     --------
@@ -83,8 +83,8 @@ def time_of_steps(
     if loss == "mean":
         if n_outputs is None:
             raise ValueError(
-                "The loss 'mean' averages over outputs, so that time depends on how many "
-                "there are; got `n_outputs` = None. Pass their number."
+                "The loss 'mean' averages over outputs, so that time depends on their "
+                "number; got `n_outputs` = None. Pass the number of outputs."
             )
         factor = 2 / n_outputs
     else:
@@ -100,21 +100,21 @@ def time_of_steps(
 def mode_strength(
     time: npt.ArrayLike, *, strength: float, initial: float, depth: int = 2
 ) -> FloatArray:
-    r"""Singular value of the product of weights under gradient flow, as time goes on.
+    r"""Singular value of the product of weights under gradient flow, as a function of time.
 
     For two layers
 
     .. math:: a(t) = \frac{\lambda}{1 + (\lambda / a(0) - 1) e^{-2 \lambda t}},
 
-    for one :math:`a(t) = \lambda + (a(0) - \lambda) e^{-t}`, and for L layers the solution of
-    :math:`da/dt = L a^{2 - 2/L} (\lambda - a)`.
+    for one, :math:`a(t) = \lambda + (a(0) - \lambda) e^{-t}`, and for L layers the solution
+    of :math:`da/dt = L a^{2 - 2/L} (\lambda - a)`.
 
     Parameters
     ----------
     time : array_like
         t, not negative, of any shape; see `time_of_steps`.
     strength : float
-        :math:`\lambda`, what the mode comes to; not negative.
+        :math:`\lambda`, the limit of the mode; not negative.
     initial : float
         a(0), positive.
     depth : int, default: 2
@@ -123,9 +123,8 @@ def mode_strength(
     Returns
     -------
     numpy.ndarray
-        float64, of the shape of `time`. NaN where `initial` is not positive and there are
-        two layers or more: a mode that points the other way has to pass through 0, where
-        it would stay.
+        float64, of the shape of `time`. NaN if `initial` is not positive and `depth` is at
+        least 2: a mode of the opposite sign would have to pass through 0, where it stops.
 
     Raises
     ------
@@ -134,8 +133,8 @@ def mode_strength(
 
     Notes
     -----
-    Exact for one layer and two. Else the equation is integrated for the root of order L of
-    a by a Runge-Kutta method of order 8, with a relative error of some 1e-10.
+    Exact for one or two layers. For more, a Runge-Kutta method of order 8 integrates the
+    equation for the L-th root of a, with a relative error of about 1e-10.
 
     Examples
     --------
@@ -153,18 +152,18 @@ def mode_strength(
     if not initial > 0:
         return np.full(t.shape, np.nan)
     if depth == 2:
-        # In this form also for a strength of 0, where the mode decays.
+        # This form also covers a strength of 0, where the mode decays.
         decay = np.exp(-2 * strength * t)
         spent = -np.expm1(-2 * strength * t) / strength if strength else 2 * t
         return np.asarray(initial / (decay + initial * spent))
-    return _integrated(t, strength=strength, initial=initial, depth=depth)
+    return _integrate(t, strength=strength, initial=initial, depth=depth)
 
 
-def _integrated(
+def _integrate(
     time: FloatArray, *, strength: float, initial: float, depth: int
 ) -> FloatArray:
-    """Integrate ds/dt = s^(L-1) (strength - s^L), where a = s^L."""
-    times, place = np.unique(time, return_inverse=True)
+    """Integrate ds/dt = s^(L-1) (strength - s^L), and return a = s^L, shaped as `time`."""
+    times, inverse = np.unique(time, return_inverse=True)
     if not len(times):
         return np.zeros(time.shape)
 
@@ -178,15 +177,15 @@ def _integrated(
         [s],
         method="DOP853",
         t_eval=times,
-        rtol=TOLERANCE,
-        atol=TOLERANCE * s,
+        rtol=INTEGRATION_RTOL,
+        atol=INTEGRATION_RTOL * s,
     )
     values: FloatArray = solved.y[0] ** depth
-    return values[place].reshape(time.shape)
+    return values[inverse].reshape(time.shape)
 
 
 def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
-    r"""Time of the gradient flow until a mode has half of its strength.
+    r"""Time of the gradient flow until a mode reaches half of its strength.
 
     :math:`\ln(\lambda / a(0) - 1) / (2 \lambda)` for two layers, and for L the integral of
     :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))`.
@@ -203,7 +202,7 @@ def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
     Returns
     -------
     float
-        0 if it has half of it at the beginning.
+        0 if the mode starts with at least half of its strength.
 
     Raises
     ------
@@ -225,27 +224,19 @@ def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
     if depth == 2:
         return float(np.log(strength / initial - 1) / (2 * strength))
     ends = (initial ** (1 / depth), (strength / 2) ** (1 / depth))
-    # Over a = s^L the integrand has no large values but where it begins.
+    # As a function of s, with a = s^L, the integrand is large near the lower end only.
     time, _ = quad(
-        lambda s: s ** (1 - depth) / (strength - s**depth), *ends, epsrel=TOLERANCE
+        lambda s: s ** (1 - depth) / (strength - s**depth),
+        *ends,
+        epsrel=INTEGRATION_RTOL,
     )
     return float(time)
 
 
 def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
-    r"""Return what gradient flow conserves: :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`.
-
-    Parameters
-    ----------
-    weights : sequence of numpy.ndarray
-        Of the layers, the first one first, shapes ``(..., n_out, n_in)``.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        For every two layers that follow each other, shapes ``(..., n, n)``; zero where
-        weights are balanced.
-    """
+    """Return W_(l+1)^T W_(l+1) - W_l W_l^T of successive layers, each (..., n, n)."""
+    # Gradient flow conserves these matrices; for balanced weights they are zero. `weights`
+    # starts with the layer next to the inputs, shapes (..., n_out, n_in).
     return [
         after.swapaxes(-1, -2) @ after - before @ before.swapaxes(-1, -2)
         for before, after in pairwise(weights)
@@ -253,30 +244,9 @@ def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
 
 
 def effective_rank(singular_values: FloatArray) -> FloatArray:
-    r"""Exponential of the entropy of singular values: how many matter.
-
-    With :math:`p_i = \sigma_i / \sum_j \sigma_j`, :math:`\exp(-\sum_i p_i \ln p_i)`.
-
-    Parameters
-    ----------
-    singular_values : numpy.ndarray
-        Not negative, shape ``(..., value)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(...)``, between 1 and the number of values; NaN where all are 0.
-
-    References
-    ----------
-    .. [1] O. Roy, M. Vetterli, "The effective rank: A measure of effective
-       dimensionality", EUSIPCO 2007.
-
-    Examples
-    --------
-    >>> effective_rank(np.array([[2.0, 2.0, 0.0], [3.0, 0.0, 0.0]]))
-    array([2., 1.])
-    """
+    """Return exp(entropy) of the normalised singular values (..., value), shape (...)."""
+    # Defined by O. Roy and M. Vetterli, "The effective rank: A measure of effective
+    # dimensionality", EUSIPCO 2007. From 1 to the number of values; NaN where all are 0.
     total = singular_values.sum(-1, keepdims=True)
     share = np.divide(
         singular_values,
@@ -284,6 +254,6 @@ def effective_rank(singular_values: FloatArray) -> FloatArray:
         out=np.full_like(singular_values, np.nan),
         where=total > 0,
     )
-    # A share of 0 adds nothing; that of NaN stays.
+    # A share of 0 contributes nothing; NaN stays NaN.
     logarithm = np.log(np.where(share == 0, 1, share))
     return np.asarray(np.exp(-(share * logarithm).sum(-1)))

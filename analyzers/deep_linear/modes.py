@@ -1,13 +1,15 @@
-"""Singular modes of a recorded deep linear network, beside their closed form."""
+"""Singular modes of a recorded deep linear network, and their closed form."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyzers._engine.labels import describe, step_coordinates
 from analyzers._engine.slices import slices
 from analyzers.deep_linear.arrays import (
     LossConvention,
@@ -24,58 +26,55 @@ from trajstore.reading.run import Run
 FloatArray = npt.NDArray[np.floating[Any]]
 
 READ_BYTES: Final = 32 << 20
-"""Iterates that are read at once."""
+"""Bytes of iterates to read at once."""
 
-ROUNDING: Final = 1e-6
-"""Strengths below this, relative to the largest one, are taken as 0."""
+STRENGTH_RTOL: Final = 1e-6
+"""Strengths below this, relative to the largest, count as 0."""
 
 SOURCE: Final = (
     "A. M. Saxe, J. L. McClelland, S. Ganguli, 'Exact solutions to the nonlinear dynamics "
     "of learning in deep linear neural networks', 2014, arXiv 1312.6120"
 )
 
-OF_MODE: Final = (STEP, "mode")
-
-DESCRIPTIONS: Final = {
-    "modes": (OF_MODE, "singular mode of the product of weights", "u^T W_L ... W_1 v"),
+LONG_NAMES: Final = {
+    "modes": ("singular mode of the product of weights", "u^T W_L ... W_1 v"),
     "closed_form": (
-        OF_MODE,
-        "the same under gradient flow",
+        "the same mode under gradient flow",
         "da/dt = L a^(2 - 2/L) (strength - a)",
     ),
-    "error": (OF_MODE, "mode less closed form", "modes - closed_form"),
+    "error": ("mode less closed form", "modes - closed_form"),
     "half_time": (
-        OF_MODE[1:],
-        "time at which a mode has half of its strength",
+        "time at which a mode reaches half of its strength",
         "interpolated between steps",
     ),
     "half_time_closed_form": (
-        OF_MODE[1:],
-        "the same under gradient flow",
+        "the same time under gradient flow",
         "integral of dt = da / (L a^(2 - 2/L) (strength - a))",
     ),
     "between_modes": (
-        OF_MODE[:1],
-        "product of weights beside the modes",
+        "largest entry of the product of weights other than the modes",
         "largest |u_i^T W_L ... W_1 v_j|",
     ),
     "effective_rank": (
-        OF_MODE[:1],
         "effective rank of the product of weights",
         "exp(entropy of its singular values)",
     ),
     "imbalance": (
-        OF_MODE[:1],
         "imbalance of the layers",
         "largest entry of |W_(l+1)^T W_(l+1) - W_l W_l^T|",
     ),
     "drift": (
-        OF_MODE[:1],
-        "change of what gradient flow conserves",
-        "largest entry of the same less that of the first step",
+        "change of the matrices that gradient flow conserves",
+        "largest entry of the change since the first step",
     ),
 }
-"""Dimensions, long names and definitions."""
+"""Long names and definitions."""
+
+DIMS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("modes", "closed_form", "error"), (STEP, "mode")),
+    **dict.fromkeys(("half_time", "half_time_closed_form"), ("mode",)),
+    **dict.fromkeys(("between_modes", "effective_rank", "imbalance", "drift"), (STEP,)),
+}
 
 
 def linear_modes(
@@ -86,13 +85,13 @@ def linear_modes(
     loss: LossConvention | None = None,
     start: int = 0,
 ) -> xr.Dataset:
-    r"""Singular modes of the product of a run's weights, and what gradient flow says.
+    r"""Singular modes of the product of a run's weights, and their closed form.
 
     With :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T` the correlation of targets and
     whitened inputs and :math:`W = W_L \cdots W_1` the product of the weights,
-    :math:`a_\mu = u_\mu^T W v_\mu`. They are computed from the iterates, which an exact
-    recording holds whole: training has to log nothing, the modes may be chosen
-    afterwards, and any run whose weights can be multiplied in order will do.
+    the modes are :math:`a_\mu = u_\mu^T W v_\mu`. They are computed from the iterates,
+    which an exact recording holds in full: training need not log anything, the modes may be
+    chosen afterwards, and any run works whose weights can be multiplied in order.
 
     Parameters
     ----------
@@ -101,48 +100,48 @@ def linear_modes(
     correlation : array_like, optional
         :math:`\Sigma_{yx}`, shape ``(n_out, n_in)``. Default: the
         ``input_output_correlation`` of ``run.attrs``, which the workloads ``deep-linear-*``
-        keep there.
+        store.
     layers : sequence of str, optional
         Names of the weights, in the order in which inputs pass them. Default: all
-        parameters, which must be matrices then.
+        parameters, which must then be matrices.
     loss : {"half-sum", "sum", "mean"}, optional
-        What was descended, see `time_of_steps`. Default: the ``loss_convention`` of
+        The training loss, see `time_of_steps`. Default: the ``loss_convention`` of
         ``run.attrs``, or else ``"half-sum"``.
     start : int, default: 0
-        Step whose modes the closed form begins with. After some steps weights that began
-        at random are aligned with the modes.
+        Step at which the closed form starts, from the modes of that step. Randomly
+        initialised weights are aligned with the modes only after some steps.
 
     Returns
     -------
     xarray.Dataset
         Loaded. Dimensions ``step``, with the coordinates ``epoch``, ``iteration`` and
-        ``time``, that of the gradient flow at the step, and ``mode``, by falling
-        strength, with the coordinate ``strength``, :math:`\lambda`. Variables, float64,
-        units of 1: ``modes``, ``closed_form`` and ``error``, the difference of both, of
-        dimensions (step, mode); of every mode ``half_time``, the time at which it first has
-        half of its strength, and ``half_time_closed_form``; of every step ``between_modes``, the largest entry of
-        W in the bases U and V beside the modes, ``effective_rank`` of W, ``imbalance``, the
-        largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`, and ``drift``, of the same
-        less its value at the first step. Closed forms are NaN before `start`, and for
-        modes that are not positive there; a half time is NaN where there is none. NaN
-        where a chunk is damaged.
+        ``time`` of the gradient flow, and ``mode``, by falling strength, with the
+        coordinate ``strength``, :math:`\lambda`. Variables, float64, units of 1:
+        ``modes``, ``closed_form`` and ``error``, their difference (step, mode);
+        ``half_time``, the time at which a mode first reaches half of its strength, and
+        ``half_time_closed_form`` (mode); ``between_modes``, the largest entry of W in the
+        bases U and V other than the modes, ``effective_rank`` of W, ``imbalance``, the
+        largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`, and ``drift``, the largest
+        change of an entry since the first step (step). Closed forms are NaN before `start`
+        and for modes that are not positive at `start`; a half time is NaN if it is not
+        reached. NaN where a chunk is damaged.
 
     Raises
     ------
     ValueError
-        If the run holds no whole iterates, has no steps, or no `start`; if weights are no
-        matrices, or their shapes do not follow each other; if the correlation has
-        another shape; or if there is no such loss.
+        If the run was not recorded with ``exact=True``, or has no step `start`; if weights
+        are not matrices, or their shapes do not match; if the correlation has the wrong
+        shape; or if `loss` is unknown.
     KeyError
-        If there is no correlation, or no such layer.
+        If there is no correlation, or a layer does not exist.
 
     Notes
     -----
-    Nothing is estimated: errors are those of float32 iterates. Gradient flow is the limit of
-    small steps; gradient descent is behind it by a time in proportion to the learning
-    rate, and only balanced weights that are diagonal in U and V follow it mode by mode.
-    Nonlinear layers in between are not seen: the product is then no map of anything.
-    Modes of equal strength are any basis of theirs.
+    Nothing is estimated; the only errors are those of float32 iterates. Gradient flow is
+    the limit of small steps: gradient descent lags behind by a time proportional to the
+    learning rate, and only balanced weights that are diagonal in U and V follow it mode by
+    mode. Nonlinear layers in between go unnoticed, and then the product is not the map of
+    the network. Modes of equal strength are an arbitrary basis of their common space.
 
     References
     ----------
@@ -154,15 +153,16 @@ def linear_modes(
     names = _checked_layers(run, layers)
     if not 0 <= start < run.n_steps:
         raise ValueError(
-            f"`start` must be one of the {run.n_steps} steps of {run.location}; got {start}."
+            f"`start` must be one of the {run.n_steps} steps of {run.location}; got "
+            f"{start}."
         )
-    target = _correlation(run, correlation, names)
+    matrix = _correlation(run, correlation, names)
     convention = loss or run.attrs.get("loss_convention", "half-sum")
     lr = run.steps["lr"].values
-    times = time_of_steps(lr, 1, loss=convention, n_outputs=len(target))
+    times = time_of_steps(lr, 1, loss=convention, n_outputs=len(matrix))
     time = np.concatenate([[0.0], np.cumsum(times[:-1])])
-    left, strength, right = np.linalg.svd(target, full_matrices=False)
-    strength[strength < ROUNDING * strength[0]] = 0
+    left, strength, right = np.linalg.svd(matrix, full_matrices=False)
+    strength[strength < STRENGTH_RTOL * strength[0]] = 0
     measured = _measure(run, names, left, right)
     modes = measured["modes"]
     closed_form = np.full(modes.shape, np.nan)
@@ -184,20 +184,10 @@ def linear_modes(
         "half_time": _half_times(time, modes, strength),
         "half_time_closed_form": expected_half,
     }
-    variables = {
-        name: (
-            dims,
-            values[name],
-            {"long_name": long_name, "definition": definition, "units": "1"},
-        )
-        for name, (dims, long_name, definition) in DESCRIPTIONS.items()
-    }
-    of_time = {"long_name": "time of the gradient flow", "units": "1"}
-    coordinates = {
-        STEP: run.stored.step_numbers,
-        "epoch": (STEP, run.stored.epochs),
-        "iteration": (STEP, run.stored.iterations),
-        "time": (STEP, time, of_time),
+    variables = {name: (DIMS[name], values[name]) for name in LONG_NAMES}
+    labels = {"long_name": "time of the gradient flow", "units": "1"}
+    coordinates = step_coordinates(run) | {
+        "time": (STEP, time, labels),
         "mode": np.arange(len(strength)),
         "strength": ("mode", strength, {"long_name": "singular value", "units": "1"}),
     }
@@ -209,11 +199,12 @@ def linear_modes(
         "start": start,
         "source": SOURCE,
     }
-    return index_epochs(xr.Dataset(variables, coordinates, attributes))
+    result = xr.Dataset(variables, coordinates, attributes)
+    return index_epochs(describe(result, LONG_NAMES))
 
 
 def _checked_layers(run: Run, layers: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of weights that can be multiplied."""
+    """Return the names of the weights, checked to be matrices that can be multiplied."""
     if not run.spec.exact:
         raise ValueError(
             f"{run.location} holds sketches, and the modes need whole iterates. Record "
@@ -226,14 +217,15 @@ def _checked_layers(run: Run, layers: Sequence[str] | None) -> tuple[str, ...]:
     chosen = [shapes[name] for name in names]
     if not chosen or any(len(shape) != 2 for shape in chosen):
         raise ValueError(
-            f"Weights that are multiplied must be matrices; got the shapes {chosen} of "
+            f"Weights to multiply must be matrices; got the shapes {chosen} of "
             f"{list(names)}. Choose some by `layers`."
         )
     for i in range(1, len(chosen)):
         if chosen[i][1] != chosen[i - 1][0]:
             raise ValueError(
-                f"{names[i]!r} of shape {chosen[i]} cannot follow {names[i - 1]!r} of shape "
-                f"{chosen[i - 1]}. Give `layers` in the order in which inputs pass them."
+                f"{names[i]!r} of shape {chosen[i]} cannot follow {names[i - 1]!r} of "
+                f"shape {chosen[i - 1]}. Give `layers` in the order in which inputs "
+                "pass them."
             )
     return names
 
@@ -241,7 +233,7 @@ def _checked_layers(run: Run, layers: Sequence[str] | None) -> tuple[str, ...]:
 def _correlation(
     run: Run, given: npt.ArrayLike | None, names: Sequence[str]
 ) -> FloatArray:
-    """Return the correlation of targets and inputs, float64."""
+    """Return the correlation of targets and inputs, float64 (n_out, n_in)."""
     if given is None:
         try:
             given = run.attrs["input_output_correlation"]
@@ -264,11 +256,11 @@ def _correlation(
 def _measure(
     run: Run, names: Sequence[str], left: FloatArray, right: FloatArray
 ) -> dict[str, FloatArray]:
-    """Compute what is asked of the iterates, some steps at a time."""
+    """Return modes (step, mode) and the quantities of each step (step,)."""
     n_modes = left.shape[1]
     diagonal = np.arange(n_modes)
-    names_of_steps = ("between_modes", "effective_rank", "imbalance", "drift")
-    result = {name: np.full(run.n_steps, np.nan) for name in names_of_steps}
+    by_step = ("between_modes", "effective_rank", "imbalance", "drift")
+    result = {name: np.full(run.n_steps, np.nan) for name in by_step}
     result["modes"] = np.full((run.n_steps, n_modes), np.nan)
     first: list[FloatArray] = []
     for steps, tensors in iterates(run):
@@ -294,61 +286,36 @@ def _measure(
 def _half_times(
     time: FloatArray, modes: FloatArray, strength: FloatArray
 ) -> FloatArray:
-    """Return when modes first have half of their strength, shape ``(mode,)``."""
+    """Return the times at which modes first reach half of their strength, (mode,)."""
     result = np.full(len(strength), np.nan)
     for i, half in enumerate(strength / 2):
         above = np.flatnonzero(np.greater_equal(modes[:, i], half))
         if half > 0 and len(above):
             k = int(above[0])
-            around = slice(max(0, k - 1), k + 1)
-            result[i] = np.interp(half, modes[around, i], time[around])
+            bracket = slice(max(0, k - 1), k + 1)
+            result[i] = np.interp(half, modes[bracket, i], time[bracket])
     return result
 
 
 def _largest(matrices: Sequence[FloatArray], n_steps: int) -> FloatArray:
-    """Return the largest entry of several matrices of every step; 0 of none."""
-    return np.asarray(
-        np.max(
-            [np.zeros(n_steps), *(abs(matrix).max((1, 2)) for matrix in matrices)], 0
-        )
-    )
+    """Return the largest entry of several matrices by step (step,), 0 without matrices."""
+    entries = [abs(matrix).max((1, 2)) for matrix in matrices]
+    return np.asarray(np.max([np.zeros(n_steps), *entries], 0))
 
 
 def iterates(run: Run) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
-    """Go through the iterates of a run that was recorded exactly, some at a time.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        Recorded with ``exact=True``.
-
-    Yields
-    ------
-    steps : slice
-        Which ones: successive steps of a window.
-    tensors : mapping from str to numpy.ndarray
-        The parameters before them, float64 of shapes ``(step, *shape)``.
-    """
+    """Yield steps of an exact run and the layers before them, float64 (step, *shape)."""
     whole, layout = slice(0, run.layout.size), run.layout
     at_once = max(1, READ_BYTES // (8 * layout.size))
-    for window, start in enumerate(run.stored.starts):
-        end = (
-            run.stored.starts[window + 1] if window + 1 < run.n_windows else run.n_steps
-        )
-        around = slice(int(start), min(int(end), run.n_steps))
-        for steps in slices(around, at_once):
-            reference = run.stored.anchors.decode(window, whole).astype(np.float64)
-            x = reference + run.stored.large_rows("displacement", steps, whole)
-            yield (
-                steps,
-                {
-                    name: x[:, offset : offset + size].reshape(-1, *shape)
-                    for name, shape, offset, size in zip(
-                        layout.names,
-                        layout.shapes,
-                        layout.offsets,
-                        layout.sizes,
-                        strict=True,
-                    )
-                },
-            )
+    columns = (layout.names, layout.shapes, layout.offsets, layout.sizes)
+    ends = pairwise([*run.stored.starts, run.n_steps])
+    for window, (start, end) in enumerate(ends):
+        span = slice(int(start), min(int(end), run.n_steps))
+        for steps in slices(span, at_once):
+            anchor = run.stored.anchors.decode(window, whole).astype(np.float64)
+            x = anchor + run.stored.large_rows("displacement", steps, whole)
+            layers = {
+                name: x[:, offset : offset + size].reshape(-1, *shape)
+                for name, shape, offset, size in zip(*columns, strict=True)
+            }
+            yield steps, layers

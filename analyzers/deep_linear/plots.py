@@ -8,16 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyzers._panels import ordered_colors
+from analyzers._renamed import renamed
 
 TIME: Final = "time $t$ of the gradient flow"
-"""Label of the axis of all of them."""
+"""Label of the horizontal axis of all panels."""
 
-ROOM: Final = 1.4
-"""Top of the axes of modes, relative to the largest strength: the legend is above."""
+YLIM_FACTOR: Final = 1.4
+"""Top of the axes of modes over the largest strength; leaves room for the legend."""
 
 
 def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw every singular mode against time, and what gradient flow says of it.
+    """Draw every singular mode and its closed form under gradient flow against time.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        The axes drawn on. Lines are the run, dashes the closed form.
+        The axes drawn on. Solid lines show the run, dashed lines the closed form.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
@@ -46,13 +47,13 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         ylabel=r"$u_\mu^T W_L \cdots W_1 v_\mu$",
         title=f"singular modes, {modes.attrs['depth']} layers",
     )
-    ax.set_ylim(top=ROOM * float(modes["strength"].max()))
+    ax.set_ylim(top=YLIM_FACTOR * float(modes["strength"].max()))
     ax.legend(fontsize="small", frameon=False, ncols=3, loc="upper center")
     return ax
 
 
 def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw how far every mode is from gradient flow, relative to the largest strength.
+    """Draw every mode less its closed form, relative to the largest strength.
 
     Parameters
     ----------
@@ -80,8 +81,8 @@ def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def linear_overview(modes: xr.Dataset) -> Figure:
-    """Draw modes, their errors, what gradient flow conserves, and the effective rank.
+def linear_modes(modes: xr.Dataset) -> Figure:
+    """Draw modes, their errors, the drift of conserved matrices, and the effective rank.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def linear_overview(modes: xr.Dataset) -> Figure:
     mode_trajectories(modes, ax=axes[0, 0])
     mode_errors(modes, ax=axes[0, 1])
     balance = axes[1, 0]
-    # The first step has drifted nowhere, which has no logarithm.
+    # The drift of the first step is 0, which a logarithmic axis cannot show.
     later = modes.isel(step=slice(1, None))
     for name, label in (
         ("imbalance", "largest entry"),
@@ -110,3 +111,6 @@ def linear_overview(modes: xr.Dataset) -> Figure:
     rank.plot(modes["time"], modes["effective_rank"])
     rank.set(xlabel=TIME, title="effective rank of the product", ylim=(0, None))
     return figure
+
+
+linear_overview = renamed(linear_modes, "analyzers.plots.linear_overview")

@@ -1,7 +1,8 @@
-"""The figures of "No Wrong Turns", from recorded runs."""
+"""Figures and statements of the paper "No Wrong Turns", from recorded runs.
 
-from analyzers.no_wrong_turns.curves import Shown
-from analyzers.no_wrong_turns.figures import FIGURES, draw_figure, what_is_missing
-from analyzers.no_wrong_turns.page import write_page
-
-__all__ = ["FIGURES", "Shown", "draw_figure", "what_is_missing", "write_page"]
+`runs` finds runs in a directory and chooses those that a comparison needs. `figures` is
+the table of figures; their panels are made in `by_setting`, `single_runs`, `controls` and
+`measurements` from `curves`. `claims` tests the statements, and `page` writes both to one
+page. Begin with `command`, whose two commands use all of them. May import every other
+package of `analyzers`.
+"""

@@ -1,26 +1,28 @@
 """Figures that compare settings: one curve for each run of a sweep."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from analyzers._panels import Curve, Panel
+from analyzers._panels import Panel
 from analyzers.geometry.plots import LABELS
-from analyzers.no_wrong_turns.curves import Shown, curve, means_of
+from analyzers.no_wrong_turns.curves import (
+    NEEDS_NETWORK,
+    EpochSelection,
+    curve,
+    means_of,
+    panel,
+)
 from analyzers.no_wrong_turns.runs import (
+    TrainedRun,
     data_sets,
-    data_title,
-    label,
+    labelled_sweep,
     mlp_and_resnet,
     models,
     sweep,
-    training,
+    title_of,
 )
-from trajstore.reading.run import Run
-
-Labelled = Sequence[tuple[str, Run]]
 
 NAMES: Final = {
     "batch_size": "batch size",
@@ -34,185 +36,130 @@ ORDERED: Final = ("batch_size", "epochs")
 """Settings with an order."""
 
 
-def gamma_by_setting(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def gamma_by_setting(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
     """Figure 1: gamma by depth and width, batch size, optimizer, and data set."""
+    labelled = [(run.title, run) for run in data_sets(runs)]
     return [
-        _models(runs, shown, "gamma"),
-        _sweep(runs, shown, "gamma", "batch_size"),
-        _sweep(runs, shown, "gamma", "optimizer"),
-        _panel(
-            "data sets",
-            [(data_title(run), run) for run in data_sets(runs)],
-            shown,
-            "gamma",
-            needs="a run of a network",
-        ),
+        _of_models(runs, epochs, "gamma"),
+        _of_sweep(runs, epochs, "gamma", "batch_size"),
+        _of_sweep(runs, epochs, "gamma", "optimizer"),
+        panel("data sets", labelled, "gamma", epochs, needs=NEEDS_NETWORK),
     ]
 
 
-def gamma_by_seed_and_budget(runs: Sequence[Run], shown: Shown) -> list[Panel]:
-    """Figure 4: gamma by seed and by epoch budget, and by when x* is taken in one run."""
+def gamma_by_seed_and_budget(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
+    """Figure 4: gamma by seed, by epoch budget, and by when x* is taken in one run."""
     return [
-        _sweep(runs, shown, "gamma", "seed"),
-        _sweep(runs, shown, "gamma", "epochs"),
-        _budgets_from_one_run(runs, shown, "gamma"),
+        _of_sweep(runs, epochs, "gamma", "seed"),
+        _of_sweep(runs, epochs, "gamma", "epochs"),
+        _budgets_from_one_run(runs, epochs),
     ]
 
 
-def gamma_by_batch_size(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def gamma_by_batch_size(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
     """Figure 6: gamma by batch size, and over the square root of the batch size."""
-    chosen = sweep(runs, "batch_size")
+    labelled = labelled_sweep(runs, "batch_size")
     curves = [
         curve(
-            means_of(run, shown),
+            means_of(run.run, epochs),
             "gamma",
-            label=label(run, "batch_size", chosen),
-            scale=1 / np.sqrt(training(run)["batch_size"]),
+            label=label,
+            scale=1 / np.sqrt(run.settings["batch_size"]),
         )
-        for run in chosen
+        for label, run in labelled
     ]
     scaled = Panel(
-        title=_title(chosen, "over its square root"),
+        title=title_of((run for _, run in labelled), "over its square root"),
         ylabel=r"$\gamma / \sqrt{B}$",
         curves=tuple(curves),
         needs=_needs("batch_size"),
         is_ordered=True,
     )
-    return [_sweep(runs, shown, "gamma", "batch_size"), scaled]
+    return [_of_sweep(runs, epochs, "gamma", "batch_size"), scaled]
 
 
-def rsi_and_eb(
-    panel: Callable[[Sequence[Run], Shown, str], Panel],
-) -> Callable[[Sequence[Run], Shown], list[Panel]]:
-    """Make a figure of two panels, RSI and EB.
-
-    Parameters
-    ----------
-    panel : callable
-        Takes runs, what is shown, and a quantity, and returns a panel.
-
-    Returns
-    -------
-    callable
-        Takes runs and what is shown, and returns panels.
-    """
-
-    def both(runs: Sequence[Run], shown: Shown) -> list[Panel]:
-        return [panel(runs, shown, quantity) for quantity in ("rsi", "eb")]
-
-    return both
+def rsi_and_eb_by_model(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
+    """Figure 7: RSI and EB by model."""
+    return [_of_models(runs, epochs, quantity) for quantity in ("rsi", "eb")]
 
 
-def by(factor: str) -> Callable[[Sequence[Run], Shown, str], Panel]:
-    """Return a function that makes the panel of a sweep."""
-    return partial(_sweep, factor=factor)
+def rsi_and_eb_by(
+    runs: Sequence[TrainedRun], epochs: EpochSelection, *, factor: str
+) -> list[Panel]:
+    """Figures 8 to 11: RSI and EB by a setting."""
+    return [_of_sweep(runs, epochs, quantity, factor) for quantity in ("rsi", "eb")]
 
 
-def gamma_of_mlp_and_resnet(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def gamma_of_mlp_and_resnet(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
     """Figure 14: gamma of an MLP and of a ResNet on the same data."""
-    pair = mlp_and_resnet(runs)
-    return [
-        _panel(
-            _title(list(pair.values()), "model"),
-            _by_workload(list(pair.values())),
-            shown,
-            "gamma",
-            needs="an MLP and a ResNet on the same data",
-        )
-    ]
+    pair = list(mlp_and_resnet(runs).values())
+    needs = "an MLP and a ResNet on the same data"
+    title = title_of(pair, "model")
+    return [panel(title, _by_workload(pair), "gamma", epochs, needs=needs)]
 
 
-def _sweep(runs: Sequence[Run], shown: Shown, quantity: str, factor: str) -> Panel:
-    chosen = sweep(runs, factor)
-    return _panel(
-        _title(chosen, NAMES[factor]),
-        [(label(run, factor, chosen), run) for run in chosen],
-        shown,
+def _of_sweep(
+    runs: Sequence[TrainedRun], epochs: EpochSelection, quantity: str, factor: str
+) -> Panel:
+    labelled = labelled_sweep(runs, factor)
+    return panel(
+        title_of((run for _, run in labelled), NAMES[factor]),
+        labelled,
         quantity,
+        epochs,
         needs=_needs(factor),
         is_ordered=factor in ORDERED,
     )
 
 
-def _models(runs: Sequence[Run], shown: Shown, quantity: str) -> Panel:
+def _of_models(
+    runs: Sequence[TrainedRun], epochs: EpochSelection, quantity: str
+) -> Panel:
     chosen = models(runs)
-    return _panel(
-        _title(chosen, "model"),
-        _by_workload(chosen),
-        shown,
-        quantity,
-        needs="two models on the same data",
-    )
+    needs = "two models on the same data"
+    title = title_of(chosen, "model")
+    return panel(title, _by_workload(chosen), quantity, epochs, needs=needs)
 
 
-def _by_workload(chosen: Sequence[Run]) -> Labelled:
-    """Label runs with their workload, and the optimizer where that differs."""
-    optimizers = {training(run)["optimizer"] for run in chosen}
-    ending = ", {optimizer}" if len(optimizers) > 1 else ""
+def _by_workload(chosen: Sequence[TrainedRun]) -> list[tuple[str, TrainedRun]]:
+    """Label runs with their workload, and the optimizer if it differs."""
+    optimizers = [run.settings["optimizer"] for run in chosen]
+    endings = [f", {name}" if len({*optimizers}) > 1 else "" for name in optimizers]
     return [
-        (training(run)["workload"] + ending.format(**training(run)), run)
-        for run in chosen
+        (run.workload + ending, run)
+        for run, ending in zip(chosen, endings, strict=True)
     ]
 
 
-def _budgets_from_one_run(runs: Sequence[Run], shown: Shown, quantity: str) -> Panel:
+def _budgets_from_one_run(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
     """Take x* where the shorter runs ended, or at a half and three quarters."""
     chosen = sweep(runs, "epochs") or data_sets(runs)[:1]
     if not chosen:
-        return _panel("x* within one run", [], shown, quantity, needs="a run")
-    longest = chosen[-1]
+        return panel("x* within one run", [], "gamma", epochs, needs="a run")
+    longest = chosen[-1].run
     n = longest.n_epochs
-    ends = [run.n_epochs for run in chosen[:-1]] or [n // 2, 3 * n // 4]
+    ends = [run.run.n_epochs for run in chosen[:-1]] or [n // 2, 3 * n // 4]
     curves = [
-        _within(longest, epoch, shown, quantity)
+        curve(means_of(longest, epochs, target=epoch), "gamma", label=str(epoch))
         for epoch in sorted(set(ends) & set(longest.stored.epoch_windows) - {0})
     ]
-    whole = curve(means_of(longest, shown), quantity, label=f"{n}, the end")
+    whole = curve(means_of(longest, epochs), "gamma", label=f"{n}, the end")
     return Panel(
-        title=_title([longest], "$x^*$ at epochs of one run"),
-        ylabel=LABELS[quantity],
+        title=title_of(chosen[-1:], "$x^*$ at epochs of one run"),
+        ylabel=LABELS["gamma"],
         curves=(*curves, whole),
         needs="a run",
         is_ordered=True,
     )
 
 
-def _within(run: Run, epoch: int, shown: Shown, quantity: str) -> Curve:
-    means = means_of(run, shown, reference=epoch)
-    return curve(means, quantity, label=str(epoch))
-
-
-def _panel(
-    title: str,
-    chosen: Labelled,
-    shown: Shown,
-    quantity: str,
-    *,
-    needs: str,
-    is_ordered: bool = False,
-) -> Panel:
-    curves = [curve(means_of(run, shown), quantity, label=name) for name, run in chosen]
-    return Panel(
-        title=title,
-        ylabel=LABELS[quantity],
-        curves=tuple(curves),
-        needs=needs,
-        is_ordered=is_ordered,
-    )
-
-
-def _title(chosen: Iterable[Run], what: str) -> str:
-    """Name what differs and the data set, once."""
-    names = sorted({data_title(run) for run in chosen})
-    return f"{', '.join(names)}: {what}" if names else what
-
-
 def _needs(factor: str) -> str:
     return f"runs that differ in the {NAMES[factor]} only"
-
-
-rsi_and_eb_by_model = rsi_and_eb(_models)
-rsi_and_eb_by_batch_size = rsi_and_eb(by("batch_size"))
-rsi_and_eb_by_optimizer = rsi_and_eb(by("optimizer"))
-rsi_and_eb_by_seed = rsi_and_eb(by("seed"))
-rsi_and_eb_by_budget = rsi_and_eb(by("epochs"))

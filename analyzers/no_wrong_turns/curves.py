@@ -1,5 +1,6 @@
-"""Curves of runs: means of epochs without the final one, as the paper shows them."""
+"""Curves and panels of runs: means of epochs, without the final one as in the paper."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -7,67 +8,54 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from analyzers._panels import Curve
+from analyzers._panels import Curve, Panel
 from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.plots import LABELS
 from analyzers.geometry.stored import store_geometry
+from analyzers.no_wrong_turns.runs import TrainedRun
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
+NEEDS_NETWORK: Final = "a run of a network"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """Which epochs figures show.
+class EpochSelection:
+    """Epochs that figures show."""
 
-    Attributes
-    ----------
-    keep_final : bool
-        Show the final epoch, too, in which x* and the path are not independent.
-    until : int or None
-        Last epoch to show; the paper shows ImageNet until 155.
-    """
-
-    keep_final: bool = False
-    until: int | None = None
+    keep_final: bool = False  # also the epoch in which x* and the path are dependent
+    until: int | None = None  # last epoch; the paper shows ImageNet until 155
 
     def last(self, n_epochs: int) -> int:
-        """Return the last epoch that is shown of a path of some epochs."""
+        """Return the last epoch shown of a path of n epochs."""
         last = n_epochs - 1 if self.keep_final or n_epochs == 1 else n_epochs - 2
         return last if self.until is None else min(last, self.until)
 
+    def select(self, means: xr.Dataset, n_epochs: int) -> xr.Dataset:
+        """Return the epochs shown of a dataset with dimension epoch."""
+        return means.isel(epoch=np.flatnonzero(means["epoch"] <= self.last(n_epochs)))
 
-AS_PUBLISHED: Final = Shown()
+
+AS_PUBLISHED: Final = EpochSelection()
 """All epochs but the final one."""
 
 
-def means_of(run: Run, shown: Shown, *, reference: TargetLike = "final") -> xr.Dataset:
-    """Return the means of the epochs of a run that are shown.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The run; its geometry is kept beside it.
-    shown : Shown
-        Which epochs.
-    reference : str, int, Run or mapping, default: "final"
-        As `analyzers.path_geometry` takes it. The path ends before the epoch of that
-        number.
-
-    Returns
-    -------
-    xarray.Dataset
-        As of `analyzers.epoch_means`, loaded.
-    """
-    means = _to_the_end(run) if reference == "final" else _means(run, reference)
-    n_epochs = reference if isinstance(reference, int) else run.n_epochs
-    return means.isel(epoch=np.flatnonzero(means["epoch"] <= shown.last(n_epochs)))
+def means_of(
+    run: Run, epochs: EpochSelection, *, target: TargetLike = "final"
+) -> xr.Dataset:
+    """Return `analyzers.epoch_means` of the epochs shown, loaded."""
+    # If `target` is the number of an epoch, the path ends there.
+    means = _means_to_final(run) if target == "final" else _means(run, target)
+    n_epochs = target if isinstance(target, int) else run.n_epochs
+    return epochs.select(means, n_epochs)
 
 
-def _means(run: Run, reference: TargetLike) -> xr.Dataset:
-    return epoch_means(store_geometry(run, reference=reference).compute())
+def _means(run: Run, target: TargetLike) -> xr.Dataset:
+    return epoch_means(store_geometry(run, reference=target).compute())
 
 
 @lru_cache(maxsize=64)
-def _to_the_end(run: Run) -> xr.Dataset:
+def _means_to_final(run: Run) -> xr.Dataset:
     """Return the means that many figures show, of a run as it was when it was opened."""
     return _means(run, "final")
 
@@ -75,27 +63,31 @@ def _to_the_end(run: Run) -> xr.Dataset:
 def curve(
     means: xr.Dataset, quantity: str, *, label: str = "", scale: float = 1.0
 ) -> Curve:
-    """Return a quantity as a curve.
-
-    Parameters
-    ----------
-    means : xarray.Dataset
-        As returned by `means_of`.
-    quantity : str
-        Its name.
-    label : str, default: ""
-        For the legend.
-    scale : float, default: 1.0
-        What all values are multiplied by; positive.
-
-    Returns
-    -------
-    Curve
-        With bars for the standard error of the mean, and a band from the smallest to the
-        largest step.
-    """
+    """Return a quantity times a positive scale: means, standard errors, and extremes."""
     y, stderr, low, high = (
         scale * means[f"{quantity}{ending}"].values
         for ending in ("", "_stderr", "_min", "_max")
     )
     return Curve(label, means["epoch"].values, y, stderr, low, high)
+
+
+def panel(
+    title: str,
+    labelled: Iterable[tuple[str, TrainedRun]],
+    quantity: str,
+    epochs: EpochSelection,
+    *,
+    needs: str,
+    is_ordered: bool = False,
+) -> Panel:
+    """Return the panel of a quantity, with one curve for each run."""
+    return Panel(
+        title=title,
+        ylabel=LABELS[quantity],
+        curves=tuple(
+            curve(means_of(run.run, epochs), quantity, label=label)
+            for label, run in labelled
+        ),
+        needs=needs,
+        is_ordered=is_ordered,
+    )

@@ -1,7 +1,8 @@
-"""The paper's figures by number."""
+"""Table of the figures: the paper's by number, and ours by name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from matplotlib.figure import Figure
@@ -12,16 +13,17 @@ from analyzers.no_wrong_turns.by_setting import (
     gamma_by_seed_and_budget,
     gamma_by_setting,
     gamma_of_mlp_and_resnet,
-    rsi_and_eb_by_batch_size,
-    rsi_and_eb_by_budget,
+    rsi_and_eb_by,
     rsi_and_eb_by_model,
-    rsi_and_eb_by_optimizer,
-    rsi_and_eb_by_seed,
 )
 from analyzers.no_wrong_turns.controls import gamma_of_controls
-from analyzers.no_wrong_turns.curves import AS_PUBLISHED, Shown
+from analyzers.no_wrong_turns.curves import (
+    AS_PUBLISHED,
+    NEEDS_NETWORK,
+    EpochSelection,
+)
 from analyzers.no_wrong_turns.measurements import other_measurements, theory_and_data
-from analyzers.no_wrong_turns.runs import describe
+from analyzers.no_wrong_turns.runs import TrainedRun, describe
 from analyzers.no_wrong_turns.single_runs import (
     counter_examples,
     distance_of_single_runs,
@@ -29,32 +31,17 @@ from analyzers.no_wrong_turns.single_runs import (
     lolr_and_schedule,
     quantities_of_single_runs,
 )
-from trajstore.reading.run import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperFigure:
-    """How a figure is made.
-
-    Attributes
-    ----------
-    title : str
-        What it shows, in a few words.
-    panels : callable
-        Takes runs and what is shown, and returns panels.
-    needs : str
-        What there must be to draw any of it.
-    n_columns : int
-        Panels in a row.
-    note : str
-        What is not known of the original.
-    """
+    """How a figure is made."""
 
     title: str
-    panels: Callable[[Sequence[Run], Shown], list[Panel]]
+    panels: Callable[[Sequence[TrainedRun], EpochSelection], list[Panel]]
     needs: str
     n_columns: int = 2
-    note: str = ""
+    note: str = ""  # what is unknown about the original, or ours
 
 
 ABLATION_NOTE: Final = (
@@ -66,25 +53,25 @@ FIGURES: Final = {
     "1": PaperFigure(
         title="gamma by model, batch size, optimizer and data set",
         panels=gamma_by_setting,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
         note="What the paper's fourth panel shows is not known; its text speaks of four "
         "data sets.",
     ),
     "2": PaperFigure(
         title="gamma, RSI and EB of single runs",
         panels=quantities_of_single_runs,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
         n_columns=3,
     ),
     "3": PaperFigure(
         title="locally optimal learning rate and the rate used",
         panels=lolr_and_schedule,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
     ),
     "4": PaperFigure(
         title="gamma by seed and by epoch budget",
         panels=gamma_by_seed_and_budget,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
         n_columns=3,
         note="The last panel is ours: the budgets from one run, with x* at several epochs.",
     ),
@@ -109,25 +96,25 @@ FIGURES: Final = {
     ),
     "8": PaperFigure(
         title="RSI and EB by batch size",
-        panels=rsi_and_eb_by_batch_size,
+        panels=partial(rsi_and_eb_by, factor="batch_size"),
         needs="runs that differ in the batch size only",
         note=ABLATION_NOTE,
     ),
     "9": PaperFigure(
         title="RSI and EB by optimizer",
-        panels=rsi_and_eb_by_optimizer,
+        panels=partial(rsi_and_eb_by, factor="optimizer"),
         needs="runs that differ in the optimizer only",
         note=ABLATION_NOTE,
     ),
     "10": PaperFigure(
         title="RSI and EB by seed",
-        panels=rsi_and_eb_by_seed,
+        panels=partial(rsi_and_eb_by, factor="seed"),
         needs="runs that differ in the seed only",
         note=ABLATION_NOTE,
     ),
     "11": PaperFigure(
         title="RSI and EB by epoch budget",
-        panels=rsi_and_eb_by_budget,
+        panels=partial(rsi_and_eb_by, factor="epochs"),
         needs="runs that differ in the epoch budget only",
         note=ABLATION_NOTE,
     ),
@@ -139,7 +126,7 @@ FIGURES: Final = {
     "13": PaperFigure(
         title="distance to x* of single runs",
         panels=distance_of_single_runs,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
         n_columns=3,
     ),
     "14": PaperFigure(
@@ -151,11 +138,11 @@ FIGURES: Final = {
     "controls": PaperFigure(
         title="gamma of controls, of random walks, and relative to other points",
         panels=gamma_of_controls,
-        needs="a run of a network",
+        needs=NEEDS_NETWORK,
         note="Not in the paper: what its reviewers asked for.",
     ),
     "measurements": PaperFigure(
-        title="other gradients, changes of x, and gradients some steps apart",
+        title="other gradients, updates, and gradients some steps apart",
         panels=other_measurements,
         needs="a run that was recorded with other gradients, or with updates",
         note="Measured by the published code, and not shown in the paper. Bars are the "
@@ -163,7 +150,7 @@ FIGURES: Final = {
         "probes' errors do not average out.",
     ),
     "theory": PaperFigure(
-        title="what RSI and EB say of a step, beside what it does",
+        title="decrease of the distance in a step, by theory and measured",
         panels=theory_and_data,
         needs="a run of plain SGD without weight decay",
         n_columns=1,
@@ -174,58 +161,25 @@ FIGURES: Final = {
 """All figures, numbered as in the arXiv version."""
 
 
-def panels_of(number: str, runs: Sequence[Run], *, shown: Shown) -> list[Panel]:
-    """Choose the runs that a figure needs, and measure them.
-
-    Parameters
-    ----------
-    number : str
-        A key of `FIGURES`.
-    runs : sequence of trajstore.Run
-        As returned by `analyzers.no_wrong_turns.runs.find_runs`.
-    shown : Shown
-        Which epochs are shown.
-
-    Returns
-    -------
-    list of Panel
-        Some may be without curves; none where there is nothing to draw at all.
-    """
-    panels = FIGURES[number].panels(runs, shown)
+def panels_of(
+    number: str, runs: Sequence[TrainedRun], *, epochs: EpochSelection
+) -> list[Panel]:
+    """Return the panels of a figure; none if no panel has a curve."""
+    panels = FIGURES[number].panels(runs, epochs)
     return panels if any(panel.curves for panel in panels) else []
 
 
 def draw_figure(
-    number: str, runs: Sequence[Run], *, shown: Shown = AS_PUBLISHED
+    number: str, runs: Sequence[TrainedRun], *, epochs: EpochSelection = AS_PUBLISHED
 ) -> Figure:
-    """Draw one of the paper's figures.
-
-    Parameters
-    ----------
-    number : str
-        A key of `FIGURES`.
-    runs : sequence of trajstore.Run
-        As returned by `analyzers.no_wrong_turns.runs.find_runs`.
-    shown : Shown, default: AS_PUBLISHED
-        Which epochs are shown; the final one is not, unless asked for.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A new figure.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw; says what the figure needs.
-    """
-    panels = panels_of(number, runs, shown=shown)
+    """Draw a figure of the table; a ValueError says what it needs if it has no curves."""
+    panels = panels_of(number, runs, epochs=epochs)
     if not panels:
-        raise ValueError(what_is_missing(number, runs))
+        raise ValueError(missing_runs(number, runs))
     return draw_panels(panels, n_columns=FIGURES[number].n_columns)
 
 
-def what_is_missing(number: str, runs: Sequence[Run]) -> str:
-    """Say what a figure needs, and what there is."""
+def missing_runs(number: str, runs: Sequence[TrainedRun]) -> str:
+    """Return a sentence on the runs that a figure needs, and those found."""
     name = f"Figure {number}" if number.isdecimal() else f"The figure of {number}"
     return f"{name} needs {FIGURES[number].needs}; found {describe(runs)}."

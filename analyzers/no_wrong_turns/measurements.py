@@ -1,4 +1,4 @@
-"""Figures the paper has not: what else is measured, and what theory says of the steps."""
+"""Figures that the paper lacks: other measurements, and theory of the steps."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -12,56 +12,58 @@ from analyzers.geometry.plots import LABELS
 from analyzers.geometry.stored import store_geometry
 from analyzers.geometry.theory import guaranteed_decrease, linear_rate, step_contraction
 from analyzers.gradients.lagged_gradients import lagged_gradients
-from analyzers.no_wrong_turns.curves import Shown, curve, means_of
+from analyzers.no_wrong_turns.curves import EpochSelection, curve, means_of
 from analyzers.no_wrong_turns.runs import (
-    NO_NETWORKS,
-    data_title,
-    family,
+    NOT_NEURAL_NETWORKS,
+    TrainedRun,
     plain_runs,
-    training,
+    title_of,
 )
+from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, UPDATE
 from trajstore.reading.run import Run
 
 NEEDS: Final = "a run that was recorded with other gradients, or with updates"
-DIRECTIONS: Final = {"fixed_batches": "ten fixed batches", "full_batch": "all data"}
+NEEDS_UPDATES: Final = "a run that was recorded with updates"
+DIRECTIONS: Final = {FIXED_BATCHES: "ten fixed batches", FULL_BATCH: "all data"}
 """Measurements in words."""
 
 LAGS: Final = (1, 5, 20)
 
 
-def other_measurements(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def other_measurements(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
     """Gamma of other directions, and how gradients some steps apart relate."""
-    chosen = [run for run in plain_runs(runs) if run.measurements][:1]
-    title = f"{data_title(chosen[0])}: " if chosen else ""
-    directions = [c for run in chosen for c in _by_direction(run, shown)]
-    updates = [c for run in chosen for c in _of_updates(run, shown)]
-    apart = [_by_lag(run, shown) for run in chosen]
+    chosen = [run for run in plain_runs(runs) if run.run.measurements][:1]
+    directions = [c for run in chosen for c in _by_direction(run, epochs)]
+    updates = [c for run in chosen for c in _of_updates(run.run, epochs)]
+    apart = [_by_lag(run.run, epochs) for run in chosen]
     names = ("orthogonal_cosine", "distance")
     cosines, distances = (
         tuple(c for curves in apart for c in curves[name]) for name in names
     )
     return [
         Panel(
-            title=f"{title}gradients",
+            title=title_of(chosen, "gradients"),
             ylabel=LABELS["gamma"],
             curves=tuple(directions),
             needs=NEEDS,
         ),
         Panel(
-            title=f"{title}changes of x",
+            title=title_of(chosen, "updates"),
             ylabel=r"cosine of $x_k - x_{k+1}$ and $x_k - x^*$",
             curves=tuple(updates),
-            needs="a run that was recorded with updates",
+            needs=NEEDS_UPDATES,
         ),
         Panel(
-            title=f"{title}gradients steps apart, beside $x - x^*$",
-            ylabel="cosine",
+            title=title_of(chosen, "gradients steps apart"),
+            ylabel="cosine, orthogonal to $x - x^*$",
             curves=cosines,
             needs=NEEDS,
             is_ordered=True,
         ),
         Panel(
-            title=f"{title}iterates steps apart",
+            title=title_of(chosen, "iterates steps apart"),
             ylabel="$|x_j - x_k|$",
             curves=distances,
             needs=NEEDS,
@@ -70,12 +72,11 @@ def other_measurements(runs: Sequence[Run], shown: Shown) -> list[Panel]:
     ]
 
 
-def _by_direction(run: Run, shown: Shown) -> Iterator[Curve]:
-    yield curve(means_of(run, shown), "gamma", label="of steps")
-    decay = training(run)["weight_decay"]
-    if decay and (run.spec.basis or run.spec.exact):
-        geometry = store_geometry(run, weight_decay=decay).compute()
-        means = _shown(epoch_means(geometry), run, shown)
+def _by_direction(run: TrainedRun, epochs: EpochSelection) -> Iterator[Curve]:
+    recorded, decay = run.run, run.settings["weight_decay"]
+    yield curve(means_of(recorded, epochs), "gamma", label="of steps")
+    if decay and (recorded.spec.basis or recorded.spec.exact):
+        means = _means(store_geometry(recorded, weight_decay=decay), recorded, epochs)
         yield Curve(
             "of steps, with weight decay",
             means["epoch"].values,
@@ -83,16 +84,14 @@ def _by_direction(run: Run, shown: Shown) -> Iterator[Curve]:
             style="--",
         )
     for name, label in DIRECTIONS.items():
-        if name in run.measurements:
-            geometry = store_geometry(run.measured(name)).compute()
-            means = _shown(epoch_means(geometry), run, shown)
-            yield curve(means, "gamma", label=label)
+        if name in recorded.measurements:
+            geometry = store_geometry(recorded.measured(name))
+            yield curve(_means(geometry, recorded, epochs), "gamma", label=label)
 
 
-def _of_updates(run: Run, shown: Shown) -> Iterator[Curve]:
-    if "update" in run.measurements:
-        geometry = store_geometry(run.measured("update")).compute()
-        means = _shown(epoch_means(geometry), run, shown)
+def _of_updates(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
+    if UPDATE in run.measurements:
+        means = _means(store_geometry(run.measured(UPDATE)), run, epochs)
         yield Curve(
             "",
             means["epoch"].values,
@@ -103,10 +102,14 @@ def _of_updates(run: Run, shown: Shown) -> Iterator[Curve]:
         )
 
 
-def _by_lag(run: Run, shown: Shown) -> dict[str, list[Curve]]:
-    """Means over the pairs of an epoch; their errors are hardly less than those of one."""
+def _means(geometry: xr.Dataset, run: Run, epochs: EpochSelection) -> xr.Dataset:
+    return epochs.select(epoch_means(geometry.compute()), run.n_epochs)
+
+
+def _by_lag(run: Run, epochs: EpochSelection) -> dict[str, list[Curve]]:
+    """Return means over the pairs of an epoch; averaging hardly lowers their errors."""
     pairs = lagged_gradients(run, lags=LAGS, every=7).compute()
-    by_epoch = _shown(pairs.groupby("epoch").mean(), run, shown)
+    by_epoch = epochs.select(pairs.groupby("epoch").mean(), run.n_epochs)
     return {
         name: [
             Curve(
@@ -121,20 +124,19 @@ def _by_lag(run: Run, shown: Shown) -> dict[str, list[Curve]]:
     }
 
 
-def theory_and_data(runs: Sequence[Run], shown: Shown) -> list[Panel]:
-    """How much nearer to x* a step of plain SGD comes, by the equations and in fact."""
+def theory_and_data(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
+    """Decrease of the squared distance in a step of plain SGD, by theory and in fact."""
     chosen = [
         run
         for run in plain_runs(runs)
-        if training(run)["optimizer"] == "sgd"
-        and not training(run)["weight_decay"]
-        and family(run) not in NO_NETWORKS
+        if run.settings["optimizer"] == "sgd"
+        and not run.settings["weight_decay"]
+        and run.family not in NOT_NEURAL_NETWORKS
     ][:1]
-    names = [f"{data_title(run)}: {training(run)['workload']}" for run in chosen]
-    curves = [c for run in chosen for c in _decreases(run, shown)]
+    curves = [c for run in chosen for c in _decreases(run.run, epochs)]
     return [
         Panel(
-            title="".join(names),
+            title="".join(title_of([run], run.workload) for run in chosen),
             ylabel="decrease of $|x_k - x^*|^2$ in a step",
             curves=tuple(curves),
             needs="a run of plain SGD without weight decay",
@@ -142,30 +144,22 @@ def theory_and_data(runs: Sequence[Run], shown: Shown) -> list[Panel]:
     ]
 
 
-def _decreases(run: Run, shown: Shown) -> Iterator[Curve]:
+def _decreases(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
     geometry = store_geometry(run).compute()
     squares = geometry["distance"] ** 2
     after = squares.shift(step=-1)
+    predicted = step_contraction(geometry, lr=run.steps.lr)["ratio"]
     steps = {
         "measured": 1 - after / squares,
-        "by RSI, EB and the rate used": 1
-        - step_contraction(geometry, lr=run.steps.lr)["ratio"],
+        "by RSI, EB and the rate used": 1 - predicted,
         "at the locally optimal rate": 1 - guaranteed_decrease(geometry)["ratio"],
     }
-    means = _shown(xr.Dataset(steps).groupby("epoch").mean(), run, shown)
-    epochs = means["epoch"].values
+    means = epochs.select(xr.Dataset(steps).groupby("epoch").mean(), run.n_epochs)
+    x = means["epoch"].values
     for label, style in zip(steps, ("-", "--", "-"), strict=True):
-        yield Curve(label, epochs, means[label].values, style=style)
-    before_end = geometry.isel(
-        step=np.flatnonzero(run.stored.epochs <= shown.last(run.n_epochs))
-    )
+        yield Curve(label, x, means[label].values, style=style)
+    last = epochs.last(run.n_epochs)
+    before_end = geometry.isel(step=np.flatnonzero(run.stored.epochs <= last))
     promised = 1 - float(linear_rate(before_end)["rate"])
     if np.isfinite(promised):
-        epochs = means["epoch"].values
-        yield Curve(
-            "guaranteed by the extremes", epochs, np.full(len(epochs), promised)
-        )
-
-
-def _shown(means: xr.Dataset, run: Run, shown: Shown) -> xr.Dataset:
-    return means.isel(epoch=np.flatnonzero(means["epoch"] <= shown.last(run.n_epochs)))
+        yield Curve("guaranteed by the extremes", x, np.full(len(x), promised))

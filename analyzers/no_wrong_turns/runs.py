@@ -1,4 +1,4 @@
-"""Runs of a directory by how they were trained: which of them belong together."""
+"""Runs in a directory, chosen by how they were trained."""
 
 import json
 import math
@@ -6,21 +6,25 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from trajstore.format.attrs import (
+    BRANCH,
+    CONTROLS,
+    DATA,
+    FULL_BATCH,
+    NON_ESSENTIAL_SETTINGS,
+    OPTIMIZERS,
+    TRAINING,
+)
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import Run, open_run
 
-BRANCH: Final = "branch"
-"""Entry of ``run.attrs`` of runs that began in the midst of another."""
-
-TRAINING: Final = "training"
-"""Entry of ``run.attrs`` that says how a run was trained, by name of the setting."""
-
-FOLLOWING: Final[Mapping[str, tuple[str, ...]]] = {
+COUPLED_SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "batch_size": ("lr",),
     "optimizer": ("lr",),
     "seed": (),
@@ -28,67 +32,54 @@ FOLLOWING: Final[Mapping[str, tuple[str, ...]]] = {
     "control": ("lr",),
     "width": (),
 }
-"""Settings that are allowed to change with another: learning rates are tuned to batches
-and optimizers."""
-
-CONTROLS: Final = (
-    "none",
-    "random-labels",
-    "label-noise",
-    "noise-gradients",
-    "random-walk",
-)
-"""Controls, from what can be learnt by heart to what depends on nothing."""
+"""Settings that may change together with the one that a sweep varies: learning rates are
+tuned to batch sizes and optimizers."""
 
 RESULTS: Final = ".analysis.zarr"
-"""How the stores of results end that `analyzers.store_geometry` writes."""
-
-IMMATERIAL: Final = (
-    "data_dir",
-    "device",
-    "full_gradients",
-    "measure_every",
-    "n_eigenvalues",
-    "num_workers",
-    "record_samples",
-    "same_batch_every",
-    "sharpness_every",
-    "sharpness_examples",
-)
-"""Settings that do not change what is trained."""
+"""Ending of the stores of results."""
 
 COUNTER_EXAMPLES: Final = ("alm", "sm")
-NO_NETWORKS: Final = (*COUNTER_EXAMPLES, "halfspace")
-"""Workloads that are no training of a network."""
+NOT_NEURAL_NETWORKS: Final = (*COUNTER_EXAMPLES, "halfspace")
 
-SOLVABLE: Final = "deep-linear-"
-"""How workloads begin whose training is known in closed form; they stand for no other."""
+HAS_CLOSED_FORM_PREFIX: Final = "deep-linear-"
+"""Prefix of workloads with a closed-form solution; they stand for no other network."""
+
+WIDTH_ENDING: Final = re.compile(r"-(2|half|wide)$")
+"""Ending of workloads whose width is not the standard one."""
+
+LABEL_ORDER: Final = (*OPTIMIZERS, *CONTROLS)
 
 
-def find_runs(directory: str | os.PathLike[str]) -> list[Run]:
-    """Open the complete runs below a directory that say how they were trained.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedRun:
+    """A run and how it was trained."""
 
-    Parameters
-    ----------
-    directory : str or os.PathLike
-        Local directory; a store itself is found, too.
+    run: Run
+    settings: Mapping[str, Any]
+    workload: str
+    family: str  # the data set: first word of the workload
+    title: str  # the family, marked if its data is a stand-in
 
-    Returns
-    -------
-    list of trajstore.Run
-        By path. Stores of results, and runs that have not ended or say nothing of their
-        training are left out, and so are branches of other runs.
 
-    Raises
-    ------
-    NotADirectoryError
-        If there is no such directory.
+def trained(run: Run) -> TrainedRun:
+    """Read how a run was trained."""
+    settings: Mapping[str, Any] = run.attrs[TRAINING]
+    family = settings["workload"].partition("-")[0]
+    note = str(run.attrs.get(DATA, ""))
+    is_embedded = settings["data"] == "embedded" or "embedded" in note
+    return TrainedRun(
+        run=run,
+        settings=settings,
+        workload=settings["workload"],
+        family=family,
+        title=f"{family} (embedded data)" if is_embedded else family,
+    )
 
-    Warns
-    -----
-    UserWarning
-        If another Zarr store is found, or a run that cannot be opened; it is left out.
-    """
+
+def find_runs(directory: str | os.PathLike[str]) -> list[TrainedRun]:
+    """Open the complete runs below a directory that state their training, by path."""
+    # Branches of other runs are left out, and so are stores that cannot be opened as a
+    # run, with a UserWarning.
     if not Path(directory).is_dir():
         raise NotADirectoryError(
             f"There is no directory {os.fspath(directory)!r} to find runs in."
@@ -101,7 +92,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[Run]:
             if not path.endswith(RESULTS):
                 runs += _opened(path)
     return [
-        run
+        trained(run)
         for run in runs
         if run.has_final and TRAINING in run.attrs and BRANCH not in run.attrs
     ]
@@ -115,201 +106,167 @@ def _opened(path: str) -> list[Run]:
         return []
 
 
-def training(run: Run) -> dict[str, Any]:
-    """Return how a run was trained, by name of the setting."""
-    settings: dict[str, Any] = run.attrs[TRAINING]
-    return settings
-
-
-def family(run: Run) -> str:
-    """Name the data set: the first word of the workload."""
-    name: str = training(run)["workload"].partition("-")[0]
-    return name
-
-
-def data_title(run: Run) -> str:
-    """Name the data set as a title does, and say if it is a stand-in."""
-    note = str(run.attrs.get("data", ""))
-    is_embedded = training(run)["data"] == "embedded" or "embedded" in note
-    return f"{family(run)} (embedded data)" if is_embedded else family(run)
-
-
-def plain_runs(runs: Iterable[Run]) -> list[Run]:
-    """Choose the runs that are ordinary trainings, and no controls."""
+def plain_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
+    """Choose minibatch runs that are no controls."""
     return [
         run
         for run in runs
-        if training(run)["control"] == "none"
-        and not training(run)["full_batch"]
-        and not training(run)["workload"].startswith(SOLVABLE)
+        if run.settings["control"] == "none"
+        and not run.settings[FULL_BATCH]
+        and not run.workload.startswith(HAS_CLOSED_FORM_PREFIX)
     ]
 
 
-def full_batch(runs: Sequence[Run]) -> list[Run]:
-    """Choose one run with the full batch for every data set."""
-    chosen = {family(run): run for run in runs if training(run)["full_batch"]}
+def full_batch_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
+    """Choose one full-batch run for every data set."""
+    chosen = {run.family: run for run in runs if run.settings[FULL_BATCH]}
     return [chosen[name] for name in sorted(chosen)]
 
 
-def sweep(runs: Sequence[Run], factor: str) -> list[Run]:
-    """Choose runs that differ in one setting only.
-
-    Parameters
-    ----------
-    runs : sequence of trajstore.Run
-        As returned by `find_runs`.
-    factor : str
-        The setting: a key of `FOLLOWING`. Those that follow it may differ, too.
-
-    Returns
-    -------
-    list of trajstore.Run
-        By the setting; of groups with two values of it or more, the one with most values,
-        and most runs. Empty if there is none.
-    """
+def sweep(runs: Iterable[TrainedRun], factor: str) -> list[TrainedRun]:
+    """Choose runs that differ only in one setting, or coupled ones, in its order."""
+    # Of groups with two values or more, take the one with most values, then most runs.
     plain = runs if factor == "control" else plain_runs(runs)
-    free = {factor, *FOLLOWING[factor], *IMMATERIAL}
-    groups: defaultdict[str, list[Run]] = defaultdict(list)
+    free = {factor, *COUPLED_SETTINGS[factor], *NON_ESSENTIAL_SETTINGS}
+    groups: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in plain:
-        fixed = {k: v for k, v in training(run).items() if k not in free}
+        fixed = {k: v for k, v in run.settings.items() if k not in free}
         groups[json.dumps(fixed, sort_keys=True)].append(run)
     sweeps = [group for group in groups.values() if len(_values(group, factor)) > 1]
     if not sweeps:
         return []
     largest = max(sweeps, key=lambda group: (len(_values(group, factor)), len(group)))
-    return sorted(largest, key=lambda run: _order(training(run)[factor]))
+    return sorted(largest, key=lambda run: _order(run.settings[factor]))
 
 
-def _values(runs: Iterable[Run], factor: str) -> set[Any]:
-    return {training(run)[factor] for run in runs}
+def _values(runs: Iterable[TrainedRun], factor: str) -> set[Any]:
+    return {run.settings[factor] for run in runs}
 
 
 def _order(value: Any) -> Any:
     """Put numbers in order, and optimizers and controls as they are listed."""
-    optimizers = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
-    names = (*optimizers, *CONTROLS)
-    return names.index(value) if value in names else value
+    return LABEL_ORDER.index(value) if value in LABEL_ORDER else value
 
 
-def label(run: Run, factor: str, among: Sequence[Run]) -> str:
-    """Name a run of a sweep by its setting, and by what follows it where that differs."""
-    settings = training(run)
-    name = f"{settings[factor]}"
-    same = [other for other in among if training(other)[factor] == settings[factor]]
+def labelled_sweep(
+    runs: Iterable[TrainedRun], factor: str
+) -> list[tuple[str, TrainedRun]]:
+    """Label the runs of a sweep with the setting, and coupled ones if they differ."""
+    chosen = sweep(runs, factor)
+    return [(_label(run, factor, chosen), run) for run in chosen]
+
+
+def _label(run: TrainedRun, factor: str, among: Sequence[TrainedRun]) -> str:
+    same = [r for r in among if r.settings[factor] == run.settings[factor]]
     differing = [
-        f"{follower} {settings[follower]:g}"
-        for follower in FOLLOWING.get(factor, ())
-        if len(_values(same, follower)) > 1
+        f"{name} {run.settings[name]:g}"
+        for name in COUPLED_SETTINGS[factor]
+        if len(_values(same, name)) > 1
     ]
-    return ", ".join([name, *differing])
+    return ", ".join([f"{run.settings[factor]}", *differing])
 
 
-def base_run(runs: Sequence[Run]) -> Run:
-    """Choose the run that shares most settings with the others: what they vary."""
-    settings = [training(run) for run in runs]
-    shared = Counter(
-        (key, json.dumps(value)) for each in settings for key, value in each.items()
-    )
-    return max(
-        runs,
-        key=lambda run: sum(
-            shared[key, json.dumps(value)] for key, value in training(run).items()
-        ),
-    )
+def base_run(runs: Sequence[TrainedRun]) -> TrainedRun:
+    """Choose the run that shares most settings with the others: they vary it."""
+    items = {
+        run: [(key, json.dumps(value)) for key, value in run.settings.items()]
+        for run in runs
+    }
+    shared = Counter(item for of_run in items.values() for item in of_run)
+    return max(runs, key=lambda run: sum(shared[item] for item in items[run]))
 
 
-def base_runs(runs: Sequence[Run]) -> dict[str, Run]:
+def base_runs(runs: Iterable[TrainedRun]) -> dict[str, TrainedRun]:
     """Choose the base run of every workload, among runs that are no controls."""
-    by_workload: defaultdict[str, list[Run]] = defaultdict(list)
+    by_workload: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in plain_runs(runs):
-        by_workload[training(run)["workload"]].append(run)
+        by_workload[run.workload].append(run)
     return {name: base_run(by_workload[name]) for name in sorted(by_workload)}
 
 
-def models(runs: Sequence[Run]) -> list[Run]:
-    """Choose base runs of workloads on the same data set, of which there are most."""
-    by_family: defaultdict[str, list[Run]] = defaultdict(list)
+def models(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
+    """Choose the base runs of the data set that most workloads train on."""
+    by_family: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in base_runs(runs).values():
-        by_family[family(run)].append(run)
+        by_family[run.family].append(run)
     largest = max(by_family.values(), key=len, default=[])
     return largest if len(largest) > 1 else []
 
 
-def data_sets(runs: Sequence[Run]) -> list[Run]:
-    """Choose one base run for every data set; those of counter-examples are none."""
-    chosen: dict[str, Run] = {}
-    plain = [run for run in plain_runs(runs) if family(run) not in NO_NETWORKS]
-    counts = Counter(training(run)["workload"] for run in plain)
-    for name, run in sorted(
-        base_runs(plain).items(), key=lambda item: -counts[item[0]]
-    ):
-        del name
-        chosen.setdefault(family(run), run)
+def data_sets(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
+    """Choose one base run of a network for every data set, of its commonest workload."""
+    plain = [run for run in plain_runs(runs) if run.family not in NOT_NEURAL_NETWORKS]
+    counts = Counter(run.workload for run in plain)
+    chosen: dict[str, TrainedRun] = {}
+    for run in sorted(base_runs(plain).values(), key=lambda run: -counts[run.workload]):
+        chosen.setdefault(run.family, run)
     return [chosen[name] for name in sorted(chosen)]
 
 
-def scheduled(runs: Sequence[Run]) -> list[Run]:
+def scheduled(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
     """Choose one run for every data set whose learning rate falls to zero."""
-    falling = [run for run in runs if training(run)["schedule"] == "cosine"]
-    return data_sets(falling)
+    return data_sets(run for run in runs if run.settings["schedule"] == "cosine")
 
 
-def mlp_and_resnet(runs: Sequence[Run]) -> dict[str, Run]:
+def mlp_and_resnet(runs: Sequence[TrainedRun]) -> dict[str, TrainedRun]:
     """Choose an MLP and a ResNet on the same data, trained alike and of like size."""
-    kinds = {
-        kind: [run for run in plain_runs(runs) if kind in training(run)["workload"]]
+    kinds = [
+        [run for run in plain_runs(runs) if kind in run.workload]
         for kind in ("mlp", "resnet")
-    }
-    pairs = [pair for pair in product(*kinds.values()) if _share(family, pair)]
+    ]
+    base = set(base_runs(runs).values())
+
+    def difference(pair: tuple[TrainedRun, TrainedRun]) -> tuple[int, float, int]:
+        one, other = pair
+        n_different = sum(
+            value != other.settings.get(key) for key, value in one.settings.items()
+        )
+        size_ratio = one.run.layout.n_params / other.run.layout.n_params
+        return n_different, abs(math.log(size_ratio)), len({*pair} - base)
+
+    pairs = [(a, b) for a, b in product(*kinds) if a.family == b.family]
     if not pairs:
         return {}
-    base = list(base_runs(runs).values())
-    mlp, resnet = min(
-        pairs,
-        key=lambda pair: (
-            _n_different(*pair),
-            abs(math.log(pair[0].layout.n_params / pair[1].layout.n_params)),
-            sum(run not in base for run in pair),
-        ),
-    )
+    mlp, resnet = min(pairs, key=difference)
     return {"mlp": mlp, "resnet": resnet}
 
 
-def _share(of: Callable[[Run], str], runs: Iterable[Run]) -> bool:
-    return len({of(run) for run in runs}) == 1
-
-
-def _n_different(a: Run, b: Run) -> int:
-    one, other = training(a), training(b)
-    return sum(value != other.get(key) for key, value in one.items())
-
-
-def depths(runs: Sequence[Run]) -> list[Run]:
+def depths(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
     """Choose base runs of ResNets of standard width on one data set, shallow to deep."""
     # Names end with the number of layers, or with "-deep" for a deeper model.
-    by_family: defaultdict[str, dict[int, Run]] = defaultdict(dict)
+    by_family: defaultdict[str, dict[int, TrainedRun]] = defaultdict(dict)
     for name, run in base_runs(runs).items():
         if found := re.fullmatch(r"\w+-resnet(\d*)(-deep)?", name):
             depth = int(found[1] or 0) + bool(found[2])
-            by_family[family(run)][depth] = run
+            by_family[run.family][depth] = run
     largest = max(by_family.values(), key=len, default={})
     return [largest[depth] for depth in sorted(largest)] if len(largest) > 1 else []
 
 
-def widths(runs: Sequence[Run]) -> dict[str, tuple[Run, Run]]:
+def widths(runs: Iterable[TrainedRun]) -> dict[str, tuple[TrainedRun, TrainedRun]]:
     """Choose base runs of standard and of another width, by name of the latter."""
     base = base_runs(runs)
     return {
         name: (base[standard], run)
         for name, run in base.items()
-        if (standard := re.sub(r"-(2|half|wide)$", "", name)) != name
-        and standard in base
+        if (standard := standard_width(name)) != name and standard in base
     }
 
 
-def describe(runs: Sequence[Run]) -> str:
-    """Say in a few words which runs there are."""
-    counts = Counter(training(run)["workload"] for run in runs)
+def standard_width(workload: str) -> str:
+    """Return the name of the workload of standard width."""
+    return WIDTH_ENDING.sub("", workload)
+
+
+def title_of(runs: Iterable[TrainedRun], what: str) -> str:
+    """Return a title: the data sets, and what is shown of them."""
+    names = sorted({run.title for run in runs})
+    return f"{', '.join(names)}: {what}" if names else what
+
+
+def describe(runs: Sequence[TrainedRun]) -> str:
+    """Summarise runs by workload, in a few words."""
+    counts = Counter(run.workload for run in runs)
     if not counts:
         return "no complete run that says how it was trained"
     kinds = [f"{n} of {name}" for name, n in sorted(counts.items())]

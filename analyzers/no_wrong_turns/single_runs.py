@@ -10,21 +10,23 @@ from analyzers._panels import Curve, Panel
 from analyzers.geometry.distance_travelled import distance_travelled
 from analyzers.geometry.plots import LABELS
 from analyzers.geometry.stored import store_geometry
-from analyzers.no_wrong_turns.curves import Shown, curve, means_of
+from analyzers.no_wrong_turns.curves import (
+    NEEDS_NETWORK,
+    EpochSelection,
+    curve,
+    means_of,
+    panel,
+)
 from analyzers.no_wrong_turns.runs import (
     COUNTER_EXAMPLES,
+    TrainedRun,
     base_runs,
     data_sets,
-    data_title,
-    family,
-    label,
+    labelled_sweep,
     scheduled,
-    sweep,
-    training,
+    title_of,
 )
-from trajstore.reading.run import Run
 
-NEEDS_RUN: Final = "a run of a network"
 COUNTER_NAMES: Final = {
     "alm": "asymmetric linear model",
     "sm": "sinusoidal mixture",
@@ -32,76 +34,78 @@ COUNTER_NAMES: Final = {
 """Counter-examples in words."""
 
 
-def quantities_of_single_runs(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def quantities_of_single_runs(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
     """Figure 2: gamma, RSI and EB of one run for each data set, one row each."""
     return [
-        Panel(
-            title=_title(run),
-            ylabel=LABELS[quantity],
-            curves=(curve(means_of(run, shown), quantity),),
-            needs=NEEDS_RUN,
-        )
+        _of_run(run, quantity, epochs)
         for run in data_sets(runs)
         for quantity in ("gamma", "rsi", "eb")
     ]
 
 
-def lolr_and_schedule(runs: Sequence[Run], shown: Shown) -> list[Panel]:
-    """Figure 3: locally optimal learning rate, beside the rate used, one row each."""
-    falling = {family(run): run for run in scheduled(runs)}
-    chosen = [falling.get(family(run), run) for run in data_sets(runs)]
+def distance_of_single_runs(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
+    """Figure 13: distance to x* of one run for each data set."""
+    return [_of_run(run, "distance", epochs) for run in data_sets(runs)]
+
+
+def _of_run(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel:
+    title = title_of([run], run.workload)
+    return panel(title, [("", run)], quantity, epochs, needs=NEEDS_NETWORK)
+
+
+def lolr_and_schedule(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
+    """Figure 3: locally optimal learning rate next to the rate used, one row each."""
+    falling = {run.family: run for run in scheduled(runs)}
     panels = []
-    for run in chosen:
-        means = means_of(run, shown)
-        optimal, used = curve(means, "lolr"), _used_rate(run, means)
+    for any_run in data_sets(runs):
+        run = falling.get(any_run.family, any_run)
+        means = means_of(run.run, epochs)
         panels += [
-            Panel(title=_title(run), ylabel="loLR", curves=(optimal,), needs=NEEDS_RUN),
             Panel(
-                title=f"{training(run)['schedule']} schedule",
+                title=title_of([run], run.workload),
+                ylabel="loLR",
+                curves=(curve(means, "lolr"),),
+                needs=NEEDS_NETWORK,
+            ),
+            Panel(
+                title=f"{run.settings['schedule']} schedule",
                 ylabel="learning rate used",
-                curves=(used,),
-                needs=NEEDS_RUN,
+                curves=(_used_rate(run, means),),
+                needs=NEEDS_NETWORK,
             ),
         ]
     return panels
 
 
-def _used_rate(run: Run, means: xr.Dataset) -> Curve:
-    rate = run.steps["lr"].compute().groupby("epoch").mean()
+def _used_rate(run: TrainedRun, means: xr.Dataset) -> Curve:
+    rate = run.run.steps["lr"].compute().groupby("epoch").mean()
     rate = rate.isel(epoch=np.isin(rate["epoch"], means["epoch"]))
     return Curve("", rate["epoch"].values, rate.values)
 
 
-def distance_of_single_runs(runs: Sequence[Run], shown: Shown) -> list[Panel]:
-    """Figure 13: distance to x* of one run for each data set."""
-    return [
-        Panel(
-            title=_title(run),
-            ylabel=LABELS["distance"],
-            curves=(curve(means_of(run, shown), "distance"),),
-            needs=NEEDS_RUN,
-        )
-        for run in data_sets(runs)
-    ]
-
-
-def counter_examples(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def counter_examples(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
     """Figure 5: gamma, RSI and EB of every step of ALM and SM, one row each."""
     base = base_runs(runs)
     return [
-        _every_step(base[name], shown, quantity)
+        _every_step(base[name], quantity, epochs)
         for name in COUNTER_EXAMPLES
         if name in base
         for quantity in ("gamma", "rsi", "eb")
     ]
 
 
-def _every_step(run: Run, shown: Shown, quantity: str) -> Panel:
-    geometry = store_geometry(run)[[quantity]].compute()
-    last = shown.last(run.n_epochs)
-    values = geometry[quantity].isel(step=np.flatnonzero(run.stored.epochs <= last))
+def _every_step(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel:
+    geometry = store_geometry(run.run)[[quantity]].compute()
+    last = epochs.last(run.run.n_epochs)
+    values = geometry[quantity].isel(step=np.flatnonzero(run.run.stored.epochs <= last))
     return Panel(
-        title=f"{COUNTER_NAMES[family(run)]}, every step",
+        title=f"{COUNTER_NAMES[run.family]}, every step",
         ylabel=LABELS[quantity],
         curves=(Curve("", values["step"].values, values.values, width=0.6),),
         needs="",
@@ -110,20 +114,23 @@ def _every_step(run: Run, shown: Shown, quantity: str) -> Panel:
     )
 
 
-def distance_travelled_by_optimizer(runs: Sequence[Run], shown: Shown) -> list[Panel]:
+def distance_travelled_by_optimizer(
+    runs: Sequence[TrainedRun], epochs: EpochSelection
+) -> list[Panel]:
     """Figure 12: distance from the start, and length of the path, by optimizer."""
-    del shown  # The end is what matters here.
-    chosen = sweep(runs, "optimizer")
-    names = [label(run, "optimizer", chosen) for run in chosen]
-    travelled = [distance_travelled(run).groupby("epoch").mean() for run in chosen]
-    title = f"{data_title(chosen[0])}: " if chosen else ""
+    del epochs  # The end is what matters here.
+    labelled = labelled_sweep(runs, "optimizer")
+    travelled = [
+        (label, distance_travelled(run.run).groupby("epoch").mean())
+        for label, run in labelled
+    ]
     return [
         Panel(
-            title=f"{title}{what}",
+            title=title_of((run for _, run in labelled), what),
             ylabel=ylabel,
             curves=tuple(
-                Curve(name, means["epoch"].values, means[variable].values)
-                for name, means in zip(names, travelled, strict=True)
+                Curve(label, means["epoch"].values, means[variable].values)
+                for label, means in travelled
             ),
             needs="runs that differ in the optimizer only",
         )
@@ -132,8 +139,3 @@ def distance_travelled_by_optimizer(runs: Sequence[Run], shown: Shown) -> list[P
             ("path_length", "length of the path", r"$\sum_{j<k} |u_j|$"),
         )
     ]
-
-
-def _title(run: Run) -> str:
-    title, name = data_title(run), training(run)["workload"]
-    return f"{title}: {name}"

@@ -94,7 +94,7 @@ def record(path: Path, training: dict[str, Any], **options: Any) -> None:
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of runs that differ in one setting; results are kept beside them."""
+    """Directory of runs that differ in one setting; results are kept next to them."""
     pytest.importorskip("torch")
     directory = tmp_path_factory.mktemp("stores")
     for name, different in DIFFERENT.items():

@@ -21,7 +21,7 @@ import trajstore
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from tests.train.little import leave
+from tests.train.small_workloads import truncate
 from train.models.mlp import mlp
 from train.protocols.record import record
 from train.settings import Training
@@ -71,7 +71,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
         sharpness_examples=64,
     )
     with pytest.MonkeyPatch.context() as patch:
-        leave(patch, "digits-mlp", 16 * STEPS_PER_EPOCH)
+        truncate(patch, "digits-mlp", 16 * STEPS_PER_EPOCH)
         small = replace(
             WORKLOADS["digits-mlp"], model=lambda *_: mlp([64, 128, 64, 10])
         )

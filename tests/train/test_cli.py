@@ -12,10 +12,10 @@ pytest.importorskip("sklearn")
 
 import xarray as xr
 
-from tests.train.little import leave
+from tests.train.small_workloads import truncate
 from train import cli
 from train.loop import train
-from train.protocols.sweep import names
+from train.protocols.sweep import sweep_names
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.run import open_run
@@ -25,7 +25,7 @@ SHORT = ["--epochs", "2", "--batch-size", "20"]
 
 @pytest.fixture(autouse=True)
 def _hundred_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(monkeypatch, "digits-mlp", 100)
+    truncate(monkeypatch, "digits-mlp", 100)
 
 
 def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
@@ -35,16 +35,18 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--list"]])
-def test_list_shows_what_there_is(
+def test_list_shows_workloads_and_sweeps(
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     traj_train(monkeypatch, *arguments)
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert ("deprecated" in printed.err) == (arguments == ["--list"])
+    lines = printed.out.splitlines()
     for name, workload in WORKLOADS.items():
         assert any(line.split() == [name, *workload.summary.split()] for line in lines)
-    for name in names():
+    for name in sweep_names():
         assert any(line.startswith(f"{name} ") for line in lines)
 
 
@@ -61,7 +63,7 @@ def test_list_fits_a_terminal(
 
 
 @pytest.mark.parametrize("command", ["run", "two-run"])
-def test_an_unknown_workload_is_told_with_the_nearest(
+def test_an_unknown_workload_is_refused_with_the_nearest(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Null models of training: labels drawn anew, and steps that depend on nothing."""
+"""Null models of training: random labels and random steps."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ pytest.importorskip("sklearn")
 
 from torch.nn.functional import cosine_similarity
 
-from tests.train.little import Notes, leave
+from tests.train.small_workloads import RecordedLog, truncate
 from train.controls import replace_by_noise, with_label_noise
 from train.loop import train
 from train.observer import unobserved
@@ -28,14 +28,14 @@ def settings(name: str, **changes: Any) -> Training:
 @pytest.fixture(autouse=True)
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("digits-mlp", "digits-resnet"):
-        leave(monkeypatch, name, 50)
+        truncate(monkeypatch, name, 50)
 
 
 def parameters(model: Any) -> Any:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-class Path(Notes):
+class Path(RecordedLog):
     """Keeps the parameters before every step, too."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def test_steps_of_a_walk_have_the_length_of_the_learning_rate(optimizer: str):
     assert abs(cosines - torch.eye(6)).max() < 0.01
 
 
-def test_a_walk_does_not_depend_on_what_is_learnt():
+def test_a_walk_does_not_depend_on_the_data():
     walks = [
         train(settings("digits-mlp", control="random-walk", **change), unobserved)
         for change in ({}, {"clip": 0.01}, {"batch_size": 8, "max_steps": 6})
@@ -126,7 +126,7 @@ def test_labels_keep_their_shape():
 @pytest.mark.parametrize("full_batch", [False, True])
 def test_label_noise_reaches_the_loss(full_batch: bool):
     """At a learning rate of 0 only labels and batches change the loss."""
-    noise, plain = Notes(), Notes()
+    noise, plain = RecordedLog(), RecordedLog()
     still = {"lr": 0.0, "full_batch": full_batch, "batch_size": 50, "epochs": 3}
     train(settings("digits-mlp", control="label-noise", **still), noise)
     train(settings("digits-mlp", **still), plain)
@@ -136,13 +136,13 @@ def test_label_noise_reaches_the_loss(full_batch: bool):
 
 
 def test_noise_leaves_the_random_stream_alone():
-    """Batches are the same, and so is what the walk would have learnt from."""
-    notes = {name: Notes() for name in ("none", "label-noise", "random-walk")}
+    """All controls see the same batches."""
+    notes = {name: RecordedLog() for name in ("none", "label-noise", "random-walk")}
     for name, of in notes.items():
         train(settings("digits-mlp", lr=0.0, control=name), of)
     losses = {name: [s["loss"] for s in of.scalars] for name, of in notes.items()}
     assert losses["random-walk"] == losses["none"]
-    again = Notes()
+    again = RecordedLog()
     train(settings("digits-mlp", lr=0.0, control="label-noise"), again)
     assert [s["loss"] for s in again.scalars] == losses["label-noise"]
 

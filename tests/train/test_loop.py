@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.train.little import Notes, leave
+from tests.train.small_workloads import RecordedLog, narrow, truncate
 from train.controls import RandomLabels
 from train.data.digits import digits
 from train.data.english import english
@@ -43,10 +43,11 @@ def settings(name: str, **changes: Any) -> Training:
 
 
 @pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave 50 images and 14 sequences: three whole batches, and some over."""
+def _small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep 50 images and 14 sequences: three whole batches, and a few more examples."""
+    narrow(monkeypatch)
     for name in NAMES:
-        leave(monkeypatch, name, 14 if name == "english-transformer" else 50)
+        truncate(monkeypatch, name, 14 if name == "english-transformer" else 50)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -55,8 +56,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_observer_is_told_every_step(name: str):
-    notes = Notes()
+def test_every_step_is_logged(name: str):
+    notes = RecordedLog()
     epochs: list[int] = []
 
     def track(numbers: range) -> Iterator[int]:
@@ -78,7 +79,7 @@ def test_the_observer_is_told_every_step(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_learns(name: str):
-    notes = Notes()
+    notes = RecordedLog()
     model = train(settings(name), notes)
     assert notes.scalars[-1]["loss"] < notes.scalars[0]["loss"]
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -89,7 +90,7 @@ def test_observation_does_not_change_the_run(name: str):
     torch.manual_seed(99)
     one = train(settings(name), unobserved)
     torch.manual_seed(1)
-    assert same(one, train(settings(name), Notes()))
+    assert same(one, train(settings(name), RecordedLog()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +104,7 @@ def by_hand(name: str) -> Any:
     torch.manual_seed(0)
     model: Any
     if name == "english-transformer":
-        model = LanguageModel(128, 64, dim=128, n_layers=4, n_heads=4)
+        model = LanguageModel(128, 64, dim=16, n_layers=1, n_heads=4)
         optimizer: Any = torch.optim.Adam(model.parameters(), lr=1e-3)
         data = TensorDataset(*(t[:14] for t in english(64).tensors))
     else:
@@ -133,9 +134,9 @@ def test_equals_a_loop_written_out(name: str):
 
 
 def test_measurements_leave_no_trace():
-    plain = train(settings("digits-resnet"), Notes())
+    plain = train(settings("digits-resnet"), RecordedLog())
     looked = settings("digits-resnet", measure_every=2, full_gradients=True)
-    notes = Notes()
+    notes = RecordedLog()
     measured = train(looked, notes)
     assert same(plain, measured)
     for a, b in zip(plain.buffers(), measured.buffers(), strict=True):
@@ -146,8 +147,8 @@ def test_measurements_leave_no_trace():
     assert sorted(places) == sorted(fixed + full)
 
 
-def test_measured_gradients_are_those_of_their_batches():
-    notes = Notes()
+def test_measured_gradients_are_the_gradients_of_their_batches():
+    notes = RecordedLog()
     train(settings("digits-mlp", full_gradients=True, measure_every=10), notes)
     torch.manual_seed(0)
     model = mlp([64, 512, 512, 10])
@@ -191,7 +192,7 @@ def test_fixed_batches_are_drawn_once_and_leave_no_trace():
 
 
 def test_the_same_batches_are_measured_again():
-    notes = Notes()
+    notes = RecordedLog()
     train(settings("digits-mlp", lr=0.0, measure_every=2), notes)
     gradients = [g for name, _, _, g in notes.measured if name == "fixed_batches"]
     assert len(gradients) == 9
@@ -201,16 +202,16 @@ def test_the_same_batches_are_measured_again():
 
 
 def test_a_full_batch_is_all_data():
-    notes = Notes()
+    notes = RecordedLog()
     train(settings("digits-mlp", full_batch=True), notes)
     assert notes.told == {"steps_per_epoch": 1, "total_steps": 2}
-    other = Notes()
+    other = RecordedLog()
     train(settings("digits-mlp", full_gradients=True), other)
     torch.testing.assert_close(notes.gradients[0], other.measured[0][3])
 
 
 def test_noise_has_the_norm_of_the_gradient():
-    real, noise = Notes(), Notes()
+    real, noise = RecordedLog(), RecordedLog()
     train(settings("digits-mlp"), real)
     train(settings("digits-mlp", control="noise-gradients"), noise)
     a, b = real.gradients[0], noise.gradients[0]
@@ -236,14 +237,14 @@ def test_random_labels_are_a_permutation():
 
 
 def test_a_run_ends_after_so_many_steps():
-    notes = Notes()
+    notes = RecordedLog()
     train(settings("digits-mlp", max_steps=4), notes)
     assert notes.n_steps == 4
     assert notes.told["total_steps"] == 4
 
 
 def test_long_gradients_are_clipped():
-    plain, clipped = Notes(), Notes()
+    plain, clipped = RecordedLog(), RecordedLog()
     train(settings("digits-mlp", max_steps=1), plain)
     norm = float(plain.gradients[0].norm())
     train(settings("digits-mlp", max_steps=1, clip=norm / 2), clipped)
@@ -254,7 +255,7 @@ def test_long_gradients_are_clipped():
 
 def test_learning_rates_follow_the_schedule():
     def rates(**changes: Any) -> list[float]:
-        notes = Notes()
+        notes = RecordedLog()
         train(settings("digits-mlp", lr=0.5, epochs=4, **changes), notes)
         return notes.rates
 
@@ -267,9 +268,9 @@ def test_learning_rates_follow_the_schedule():
     assert warm == pytest.approx(rise + fall)
 
 
-def test_the_weight_decay_of_the_last_epoch_is_that_of_the_paper():
+def test_the_weight_decay_of_the_last_epoch_follows_the_paper():
     def decays(**changes: Any) -> list[float]:
-        notes = Notes()
+        notes = RecordedLog()
         changes = {"schedule": "last-epoch-tenth", "weight_decay": 0.2} | changes
         train(settings("digits-mlp", **changes), notes)
         return notes.decays
@@ -280,7 +281,7 @@ def test_the_weight_decay_of_the_last_epoch_is_that_of_the_paper():
 
 
 def test_options_reach_the_optimizer():
-    notes = Notes()
+    notes = RecordedLog()
     train(settings("digits-resnet", lr=0.3, weight_decay=0.01), notes)
     group = notes.optimizer.param_groups[0]
     options = (group["lr"], group["momentum"], group["weight_decay"])
@@ -315,7 +316,7 @@ def test_numbers_out_of_range_are_refused(change: dict[str, Any], message: str):
         settings("digits-mlp", **change)
 
 
-def test_data_that_there_are_not_are_refused():
+def test_missing_kinds_of_data_are_refused():
     with pytest.raises(ValueError, match="digits-mlp has no true data, only embedded"):
         train(settings("digits-mlp", data="true"), unobserved)
 
@@ -346,7 +347,7 @@ def test_gradients_of_counter_examples_point_away_at_times(name: str):
     assert float((gamma > 0).mean()) > 0.05
 
 
-def test_an_accelerator_that_is_not_there_is_not_taken(
+def test_a_missing_accelerator_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """As in a build of torch for CUDA on a machine without a GPU."""

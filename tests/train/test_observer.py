@@ -1,4 +1,4 @@
-"""A training loop tells its observer, and nobody needs to listen."""
+"""A training loop runs without an observer."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from train.observer import Deaf, unobserved
+from train.observer import NullLog, unobserved
 
 
-def test_nobody_observes_without_a_trace():
+def test_no_observer_leaves_no_trace():
     model = torch.nn.Linear(2, 1)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
     stream = torch.get_rng_state()
@@ -17,11 +17,11 @@ def test_nobody_observes_without_a_trace():
         log.log(loss=torch.tensor(1.0), accuracy=0.5)
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
-    assert isinstance(log, Deaf)
+    assert isinstance(log, NullLog)
     assert torch.equal(stream, torch.get_rng_state())
 
 
-def test_exceptions_pass_through_who_does_not_observe():
+def test_exceptions_pass_through_no_observer():
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (

@@ -22,7 +22,7 @@ SETTINGS = Training(
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_one_cycle_is_that_of_torch(optimizer: str, steps_per_epoch: int):
+def test_one_cycle_equals_torchs(optimizer: str, steps_per_epoch: int):
     # Its momenta, which it cycles, too, do not change its learning rates.
     theirs = getattr(torch.optim, optimizer)([torch.nn.Parameter(torch.ones(1))], lr=1)
     total = 5 * steps_per_epoch
@@ -53,7 +53,7 @@ def test_schedules_begin_after_the_warm_up(schedule: Any):
     warm = replace(SETTINGS, schedule=schedule, warmup_epochs=2)
     rise = [learning_rate(warm, step, 10) for step in range(20)]
     assert rise == pytest.approx([0.3 * (k + 1) / 20 for k in range(20)])
-    # What is left are three epochs, as if they were all.
+    # The other three epochs follow the schedule of a run of three epochs.
     cold = replace(warm, warmup_epochs=0, epochs=3)
     for step in range(30):
         expected = learning_rate(cold, step, 10)

@@ -1,8 +1,8 @@
-"""Largest eigenvalues of a loss's Hessian, by its products with vectors.
+"""Largest eigenvalues of the Hessian of a loss, by Hessian-vector products.
 
-The Hessian is never formed: a product takes two backward passes (B. A. Pearlmutter, "Fast
+The Hessian is never formed. A product takes two backward passes (B. A. Pearlmutter, "Fast
 Exact Multiplication by the Hessian", Neural Computation 6, 1994), and Lanczos' method in
-ARPACK some ten of these.
+ARPACK takes about ten products.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,50 +18,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Adam, Optimizer, RMSprop
 
 Terms = Callable[[], Iterable[Tensor]]
-"""Returns summands of a loss anew at every call, such as the shares of batches."""
+"""Computes the summands of a loss at every call, such as the shares of batches."""
 
 FloatArray = npt.NDArray[np.float64]
 
-N_LANCZOS: Final = 8
-"""Lanczos vectors for one eigenvalue: near the last eigenvector few will do."""
+MIN_LANCZOS_VECTORS: Final = 8
+"""Few are enough when the search starts near the eigenvector."""
 
-MOST_RESTARTS: Final = 200
+MAX_RESTARTS: Final = 200
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues from the largest down, with their vectors.
+    """Eigenvalues from the largest down, with their eigenvectors."""
 
-    Attributes
-    ----------
-    values : numpy.ndarray
-        float64, shape ``(eigenvalue,)``.
-    vectors : numpy.ndarray
-        float64, shape ``(eigenvalue, param)``, each of norm 1.
-    """
-
-    values: FloatArray
-    vectors: FloatArray
+    values: FloatArray  # float64, (eigenvalue,)
+    vectors: FloatArray  # float64, (eigenvalue, param), each of norm 1
 
 
 def hessian_product(
     terms: Terms, parameters: Sequence[nn.Parameter], vector: Tensor
 ) -> Tensor:
-    """Multiply the Hessian of a loss with a vector.
-
-    Parameters
-    ----------
-    terms : callable
-        Returns the summands of the loss, each with its own graph.
-    parameters : sequence of torch.nn.Parameter
-        What the loss is differentiated by; those it does not depend on have zeros.
-    vector : torch.Tensor
-        Shape ``(param,)``: the parameters' elements one after the other.
-
-    Returns
-    -------
-    torch.Tensor
-        As `vector`.
-    """
+    """Multiply the Hessian of a loss by a vector, (param,), to one like it."""
     sizes = [p.numel() for p in parameters]
     parts = [
         part.view_as(p) for part, p in zip(vector.split(sizes), parameters, strict=True)
@@ -73,16 +50,17 @@ def hessian_product(
             gradients = torch.autograd.grad(
                 term, parameters, create_graph=True, materialize_grads=True
             )
-            bent = [
+            # Gradients of linear terms are constant.
+            nonconstant = [
                 (gradient, part)
                 for gradient, part in zip(gradients, parts, strict=True)
                 if gradient.requires_grad
             ]
-            if bent:
+            if nonconstant:
                 products = torch.autograd.grad(
-                    [gradient for gradient, _ in bent],
+                    [gradient for gradient, _ in nonconstant],
                     parameters,
-                    [part for _, part in bent],
+                    [part for _, part in nonconstant],
                     materialize_grads=True,
                 )
                 product += torch.cat([p.flatten() for p in products])
@@ -100,29 +78,30 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     r"""Find the largest eigenvalues of the Hessian of a loss.
 
-    Of :math:`H`, or with a preconditioner :math:`P`, a diagonal, of
-    :math:`P^{-1/2} H P^{-1/2}`, which has the eigenvalues of :math:`P^{-1} H`.
+    With a diagonal preconditioner :math:`P`, the largest eigenvalues of
+    :math:`P^{-1/2} H P^{-1/2}`, which equal the eigenvalues of :math:`P^{-1} H`.
 
     Parameters
     ----------
     terms : callable
         Returns the summands of the loss, the same ones at every call.
     parameters : sequence of torch.nn.Parameter
-        What it is differentiated by, all on one device.
+        Parameters by which the loss is differentiated, all on one device.
     n : int, default: 1
-        How many eigenvalues.
+        Number of eigenvalues.
     preconditioner : torch.Tensor, optional
         Positive, shape ``(param,)``.
     start : numpy.ndarray, optional
-        Vector to begin with, shape ``(param,)``: a sum of eigenvectors found before saves
-        most of the work. Default: random numbers, always the same.
+        Starting vector, shape ``(param,)``: the sum of eigenvectors found at earlier
+        parameters saves most of the work. Default: fixed random numbers.
     tolerance : float, default: 1e-4
         Largest residual |H v - lambda v| over lambda.
 
     Returns
     -------
     Eigenpairs
-        NaN where the loss is not finite.
+        ``values``, float64 (eigenvalue,), from the largest down, and ``vectors``, float64
+        (eigenvalue, param), each of norm 1. NaN where the loss is not finite.
 
     Raises
     ------
@@ -132,7 +111,7 @@ def top_eigenvalues(
     Warns
     -----
     UserWarning
-        If eigenvalues are not found within many iterations; they are NaN.
+        If the iteration does not converge; eigenvalues are then NaN.
 
     Notes
     -----
@@ -162,7 +141,7 @@ def top_eigenvalues(
     if start is None:
         start = np.random.default_rng(0).standard_normal(size)
     if not np.isfinite(product(start)).all():
-        return _unknown(n, size)
+        return _all_nan(n, size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     try:
         values, vectors = eigsh(
@@ -170,50 +149,29 @@ def top_eigenvalues(
             n,
             which="LA",
             v0=start,
-            ncv=min(size, max(2 * n + 1, N_LANCZOS)),
+            ncv=min(size, max(2 * n + 1, MIN_LANCZOS_VECTORS)),
             tol=tolerance,
-            maxiter=MOST_RESTARTS,
+            maxiter=MAX_RESTARTS,
         )
     except ArpackNoConvergence as error:
         warn(f"Eigenvalues of the Hessian are left out: {error}", stacklevel=2)
-        return _unknown(n, size)
+        return _all_nan(n, size)
     order = np.argsort(values)[::-1]
     return Eigenpairs(values[order], np.ascontiguousarray(vectors.T[order]))
 
 
-def _unknown(n: int, size: int) -> Eigenpairs:
+def _all_nan(n: int, size: int) -> Eigenpairs:
     return Eigenpairs(np.full(n, np.nan), np.full((n, size), np.nan))
 
 
 def preconditioner_of(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter]
 ) -> Tensor | None:
-    r"""Return what an adaptive optimizer divides gradients by, before the learning rate.
-
-    Of Adam after t steps :math:`(1 - \beta_1^t) (\sqrt{v_t / (1 - \beta_2^t)} +
-    \epsilon)`, of RMSprop :math:`\sqrt{v_t} + \epsilon`.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Holds the parameters.
-    parameters : sequence of torch.nn.Parameter
-        Whose elements are wanted, one after the other.
-
-    Returns
-    -------
-    torch.Tensor or None
-        Shape ``(param,)``. None of other optimizers, and before the first step.
-
-    Notes
-    -----
-    The state is that before the next step, whose gradient is not part of it yet.
-
-    References
-    ----------
-    .. [1] J. Cohen et al., "Adaptive Gradient Methods at the Edge of Stability", 2022.
-       arXiv 2207.14484.
-    """
+    """Return the divisor of an adaptive optimizer's gradients, (param,), or None."""
+    # Before the learning rate: (1 - beta_1^t) (sqrt(v_t / (1 - beta_2^t)) + eps) of Adam
+    # after t steps, sqrt(v_t) + eps of RMSprop. v_t does not contain the gradient of the
+    # next step yet. J. Cohen et al., "Adaptive Gradient Methods at the Edge of Stability",
+    # 2022, arXiv 2207.14484.
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     parts = []
     for parameter in parameters:

@@ -1,8 +1,8 @@
-"""The sharpness of a training while it goes on: the Hessian's largest eigenvalues.
+"""Measure sharpness during training: the largest eigenvalues of the Hessian.
 
 The protocol of J. Cohen et al., "Gradient Descent on Neural Networks Typically Occurs at
-the Edge of Stability", ICLR 2021, arXiv 2103.00065: the Hessian is that of the loss on the
-first 5,000 training examples, before the step, in training mode.
+the Edge of Stability", ICLR 2021, arXiv 2103.00065: the Hessian of the loss of the first
+5,000 training examples, before the step, in training mode.
 """
 
 from collections.abc import Iterator
@@ -16,27 +16,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from train.curvature.hessian import Eigenpairs, preconditioner_of, top_eigenvalues
-from train.evaluation import Batch, on_device_of, undisturbed
+from train.evaluation import Batch, on_device_of, restored_state
 from train.settings import Training
 from train.workloads.tasks import Task
 
 
 class Sharpness:
-    """Measures the sharpness of a model at some steps of its training.
-
-    Parameters
-    ----------
-    training : Training
-        How many examples and eigenvalues; its batches are those that normalisation sees.
-    model : torch.nn.Module
-        Is left as it was by every measurement.
-    optimizer : torch.optim.Optimizer
-        Of the model's parameters.
-    task : Task
-        The loss.
-    data : Dataset
-        The training examples, of which the first are taken, augmented once if at all.
-    """
+    """Measures the sharpness of a model, and leaves the model as it was."""
 
     def __init__(
         self,
@@ -56,18 +42,13 @@ class Sharpness:
             loader = DataLoader(Subset(data, range(n)), training.batch_size)
             self._batches: list[Batch] = list(loader)
         self.directions: dict[str, Tensor] = {}
-        """Where the next search begins, by name of the eigenvalue: float64, (param,)."""
+        """Starting vectors of the next search, by name of the eigenvalue: float64, (param,)."""
 
     def measure(self) -> dict[str, float]:
-        """Return the eigenvalues at the model's parameters.
-
-        Returns
-        -------
-        dict from str to float
-            ``sharpness``, and ``sharpness_2`` and so on if several are asked for; of
-            adaptive optimizers after the first step ``preconditioned_sharpness``, too.
-        """
-        with undisturbed(self._model):
+        """Return the eigenvalues at the model's parameters, by their logged names."""
+        # "sharpness", "sharpness_2" and so on; "preconditioned_sharpness" of adaptive
+        # optimizers after their first step.
+        with restored_state(self._model):
             n = self._training.n_eigenvalues
             values = self._largest("sharpness", n, None)
             names = ["sharpness", *(f"sharpness_{i}" for i in range(2, n + 1))]
@@ -81,6 +62,7 @@ class Sharpness:
     def _largest(
         self, name: str, n: int, preconditioner: Tensor | None
     ) -> npt.NDArray[np.float64]:
+        """Return the n largest eigenvalues, starting from the directions found last."""
         start = self.directions.get(name)
         pairs: Eigenpairs = top_eigenvalues(
             self._terms,
@@ -94,7 +76,7 @@ class Sharpness:
         return pairs.values
 
     def _terms(self) -> Iterator[Tensor]:
-        """Give the shares of the batches in the mean loss, with the same dropout."""
+        """Yield the batches' shares of the mean loss, with the same dropout every time."""
         torch.manual_seed(self._training.seed)
         for inputs, targets in on_device_of(self._model, self._batches):
             loss = self._task.loss(self._model(inputs), targets)

@@ -1,4 +1,12 @@
-"""Data sets, one per file."""
+"""Data sets of the workloads, one per module, and their embedded stand-ins.
+
+A data set's loader, such as `cifar10.cifar10`, takes ``"true"`` or ``"embedded"`` and a
+directory, and returns `Splits`. `digits`, `english` and `shapes` need no download; `hub`,
+`images` and `words` are shared by several data sets.
+
+Imports torch and scikit-learn, and ``datasets`` and Pillow to load true data. Start reading
+with `cifar10`.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,18 +14,8 @@ from torch.utils.data import Dataset
 
 
 class Splits(NamedTuple):
-    """What a training learns from, and what it is tested on.
-
-    Attributes
-    ----------
-    train : torch.utils.data.Dataset
-        Pairs of tensors, input and target.
-    validation : torch.utils.data.Dataset or None
-        The same; None where nothing is held back.
-    n_classes : int
-        Numbers that a model is to return for each input, pixel or token.
-    """
+    """Training and validation data: pairs of tensors, input and target."""
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    n_classes: int
+    n_classes: int  # outputs of a model for each input, pixel or token

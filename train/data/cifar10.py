@@ -1,9 +1,9 @@
 """CIFAR-10: 60,000 colour images of 32 x 32 pixels in ten classes.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Split and
-augmentation of `cifar10` are those of the published code of "No Wrong Turns", arXiv
-2306.11922: four fifths of the training images are trained on, the others are for validation,
-and both are cropped at random, without flips.
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. `cifar10` splits
+and augments as the published code of "No Wrong Turns", arXiv 2306.11922: four fifths of the
+training images are for training, the others for validation, and both are cropped at random,
+without flips.
 """
 
 from functools import partial
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from train.data import Splits
-from train.data.cifar import SIZE, Cifar, as_they_are, images_and_labels
+from train.data.cifar import SIZE, Cifar, images_and_labels, without_augmentation
 from train.data.hub import Source
-from train.data.images import Images, digits_as_photographs, normalized, random_crop
+from train.data.images import Images, enlarged_digits, normalized, random_crop
 
 N_CLASSES: Final = 10
 
 MEAN: Final = torch.tensor([0.4914, 0.4822, 0.4465])
 STD: Final = torch.tensor([0.2470, 0.2435, 0.2616])
-"""Of the channels of the training images."""
+"""Mean and standard deviation of the channels of the training images."""
 
 CIFAR10: Final = Cifar(
     source=Source(
@@ -47,23 +47,10 @@ CIFAR10: Final = Cifar(
 
 
 def cifar10(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load CIFAR-10, or digits in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        See `train.data.cifar.images_and_labels`.
-
-    Returns
-    -------
-    Splits
-        Images (3, 32, 32), ten classes.
-    """
+    """Load CIFAR-10 with random crops, or digits instead; images (3, 32, 32)."""
     if data == "embedded":
         return _digits()
-    whole = Images(*images_and_labels(CIFAR10, "train", directory), _changed)
+    whole = Images(*images_and_labels(CIFAR10, "train", directory), _augmented)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))
     n_train = len(whole) * 4 // 5
     part = partial(Subset[Any], whole)
@@ -72,31 +59,18 @@ def cifar10(data: Literal["true", "embedded"], directory: str | None) -> Splits:
 
 
 def whole_cifar10(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load all training images of CIFAR-10 and its test images, without augmentation.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them: CIFAR-10, or digits in its place.
-    directory : str or None
-        See `train.data.cifar.images_and_labels`.
-
-    Returns
-    -------
-    Splits
-        Images (3, 32, 32), ten classes; the test images as validation data.
-    """
+    """Load all of CIFAR-10 without augmentation, test images for validation; or digits."""
     if data == "embedded":
         return _digits()
     train, test = (
-        as_they_are(CIFAR10, split, directory) for split in ("train", "test")
+        without_augmentation(CIFAR10, split, directory) for split in ("train", "test")
     )
     return Splits(train, test, N_CLASSES)
 
 
 def _digits() -> Splits:
-    return Splits(*digits_as_photographs(SIZE), N_CLASSES)
+    return Splits(*enlarged_digits(SIZE), N_CLASSES)
 
 
-def _changed(image: Tensor) -> Tensor:
+def _augmented(image: Tensor) -> Tensor:
     return normalized(random_crop(image, padding=4), MEAN, STD)

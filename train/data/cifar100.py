@@ -1,7 +1,7 @@
 """CIFAR-100: 60,000 colour images of 32 x 32 pixels in a hundred classes.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. There is no
-augmentation: the loss of a batch is to be computed again, elsewhere on the path.
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Without
+augmentation, so that the loss of a batch can be computed again at other points.
 """
 
 from typing import Final, Literal
@@ -9,9 +9,9 @@ from typing import Final, Literal
 import torch
 
 from train.data import Splits
-from train.data.cifar import SIZE, Cifar, as_they_are
+from train.data.cifar import SIZE, Cifar, without_augmentation
 from train.data.hub import Source
-from train.data.images import digits_as_photographs
+from train.data.images import enlarged_digits
 
 CIFAR100: Final = Cifar(
     source=Source(
@@ -33,24 +33,10 @@ CIFAR100: Final = Cifar(
 
 
 def cifar100(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load CIFAR-100, or digits in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        See `train.data.cifar.images_and_labels`.
-
-    Returns
-    -------
-    Splits
-        Images (3, 32, 32), a hundred classes, of which the digits use ten; the test images
-        as validation data.
-    """
+    """Load CIFAR-100, test images for validation, or digits of ten classes instead."""
     if data == "embedded":
-        return Splits(*digits_as_photographs(SIZE), CIFAR100.n_classes)
+        return Splits(*enlarged_digits(SIZE), CIFAR100.n_classes)
     train, test = (
-        as_they_are(CIFAR100, split, directory) for split in ("train", "test")
+        without_augmentation(CIFAR100, split, directory) for split in ("train", "test")
     )
     return Splits(train, test, CIFAR100.n_classes)

@@ -1,4 +1,4 @@
-"""The optical handwritten digits that scikit-learn carries: 1797 images of 8 x 8.
+"""Optical handwritten digits of scikit-learn: 1797 images of 8 x 8 pixels.
 
 E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998. DOI 10.24432/C50P49.
@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 N_TRAIN: Final = 1437
-"""The first images, four fifths, are for training."""
+"""The first four fifths are for training."""
 
-N_FEW: Final = 500
-"""Images that are few enough for the gradient of all of them in every step."""
+N_STANDARDIZED: Final = 500
+"""Images of `standardized_digits`: few enough for full-batch gradient descent."""
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -28,18 +28,11 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     )
 
 
-def few_standardized_digits() -> TensorDataset:
-    """Return the first `N_FEW` training images, every pixel less its mean, over its deviation.
-
-    As Cohen et al. (arXiv 2103.00065) take the first 5,000 images of CIFAR-10.
-
-    Returns
-    -------
-    TensorDataset
-        Images of shape (1, 8, 8) with their labels. Mean and standard deviation are those of
-        these images; pixels that are the same in all of them are 0.
-    """
-    images, labels = (tensor[:N_FEW] for tensor in digits()[0].tensors)
+def standardized_digits() -> TensorDataset:
+    """Return the first `N_STANDARDIZED` training images with standardized pixels."""
+    # As Cohen et al. (arXiv 2103.00065) take the first 5,000 images of CIFAR-10. Mean and
+    # deviation are computed over these images; constant pixels become 0.
+    images, labels = (tensor[:N_STANDARDIZED] for tensor in digits()[0].tensors)
     std = images.std(0, correction=0)
     std[std == 0] = 1
     return TensorDataset((images - images.mean(0)) / std, labels)

@@ -1,4 +1,4 @@
-"""English text that every Python carries: the language reference of ``help()``."""
+"""English text in every Python installation: the language reference of ``help()``."""
 
 from pydoc_data import topics
 from typing import Final
@@ -7,22 +7,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 VOCABULARY: Final = 128
-"""Tokens are ASCII codes; other characters read as a question mark."""
+"""Tokens are ASCII codes; other characters are replaced by a question mark."""
 
 
 def english(context: int) -> TensorDataset:
-    """Cut the text into sequences.
-
-    Parameters
-    ----------
-    context : int
-        Tokens in a sequence.
-
-    Returns
-    -------
-    torch.utils.data.TensorDataset
-        Inputs and targets, int64 of shape ``(context,)``; a target is the token after.
-    """
+    """Cut the text into inputs and next tokens, int64 (context,)."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     tokens = torch.tensor(list(text.encode("ascii", "replace")))
     n = (len(tokens) - 1) // context

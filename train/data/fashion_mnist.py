@@ -20,12 +20,12 @@ from train.data import Splits
 from train.data.hub import (
     Source,
     check_labels,
-    labels_of,
+    decode_image,
+    get_split,
     load_tables,
-    picture,
-    split_of,
+    read_labels,
 )
-from train.data.images import Images, digits_as_photographs, normalized
+from train.data.images import Images, enlarged_digits, normalized
 
 SOURCE: Final = Source(
     title="Fashion-MNIST",
@@ -40,64 +40,47 @@ SIZE: Final = 28
 
 MEAN: Final = torch.tensor([0.2860])
 STD: Final = torch.tensor([0.3530])
-"""Of the pixels of the training images."""
+"""Mean and standard deviation of the pixels of the training images."""
 
-UNSIGNED_BYTES: Final = b"\0\0\x08"
-"""How a file in IDX begins, by the kind of its elements."""
+IDX_UINT8_MAGIC: Final = b"\0\0\x08"
+"""First bytes of an IDX file of unsigned bytes."""
 
-PREFIXES: Final = {"train": "train", "test": "t10k"}
-KINDS: Final = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
+FILE_PREFIXES: Final = {"train": "train", "test": "t10k"}
+FILE_SUFFIXES: Final = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
 
 
 def fashion_mnist(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load Fashion-MNIST, or digits in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        Holds the four original files, compressed or not, or the ``FashionMNIST`` of
-        torchvision; or see `train.data.hub.load_tables`.
-
-    Returns
-    -------
-    Splits
-        Images (1, 28, 28), ten classes; the test images as validation data.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there; says what to download.
-    ValueError
-        If it is damaged, or something else.
-    """
+    """Load Fashion-MNIST, images (1, 28, 28), or digits instead."""
     if data == "embedded":
-        return Splits(*digits_as_photographs(SIZE, n_channels=1), N_CLASSES)
+        return Splits(*enlarged_digits(SIZE, n_channels=1), N_CLASSES)
     folder = _folder(directory)
     if folder is None:
         tables = load_tables(SOURCE, directory)
-        parts = [_from_table(tables, split) for split in PREFIXES]
+        parts = [_from_table(tables, split) for split in FILE_PREFIXES]
     else:
-        parts = [_from_files(folder, split) for split in PREFIXES]
-    change = partial(normalized, mean=MEAN, std=STD)
-    train, test = (Images(*part, change) for part in parts)
+        parts = [_from_files(folder, split) for split in FILE_PREFIXES]
+    transform = partial(normalized, mean=MEAN, std=STD)
+    train, test = (Images(*part, transform) for part in parts)
     return Splits(train, test, N_CLASSES)
 
 
 def _folder(directory: str | None) -> Path | None:
-    """Find the original files, there or where torchvision puts them."""
+    """Find the folder of the original files, also where torchvision puts it."""
     if directory is None:
         return None
     root = Path(directory)
     for folder in (root, root / "raw", root / "FashionMNIST" / "raw"):
-        if any(_paths(folder, f"{PREFIXES['train']}-{KINDS['images']}")):
+        if any(
+            _existing_files(
+                folder, f"{FILE_PREFIXES['train']}-{FILE_SUFFIXES['images']}"
+            )
+        ):
             return folder
     return None
 
 
-def _paths(folder: Path, name: str) -> list[Path]:
-    """Return the files of a name that there are: unpacked, compressed."""
+def _existing_files(folder: Path, name: str) -> list[Path]:
+    """Return the existing files of a name, the unpacked one before the compressed one."""
     paths = (folder / name, folder / f"{name}.gz")
     return [path for path in paths if path.is_file()]
 
@@ -105,7 +88,8 @@ def _paths(folder: Path, name: str) -> list[Path]:
 def _from_files(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     """Read images (example, 1, 28, 28) and labels from the original files."""
     images, labels = (
-        _read(folder, f"{PREFIXES[split]}-{name}") for name in KINDS.values()
+        _read(folder, f"{FILE_PREFIXES[split]}-{name}")
+        for name in FILE_SUFFIXES.values()
     )
     if images.shape != (len(labels), SIZE, SIZE) or labels.ndim != 1:
         raise ValueError(
@@ -118,8 +102,8 @@ def _from_files(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def _read(folder: Path, name: str) -> Any:
-    """Read an array of bytes in IDX: kind, number of dimensions, lengths, elements."""
-    found = _paths(folder, name)
+    """Read an array from an IDX file: type, number of dimensions, lengths, elements."""
+    found = _existing_files(folder, name)
     if not found:
         raise FileNotFoundError(
             f"{SOURCE.title}: {folder / name} is missing, packed as .gz or not; images "
@@ -139,16 +123,16 @@ def _read(folder: Path, name: str) -> Any:
     array = _array(content)
     if array is None:
         raise ValueError(
-            f"{path} is no array of bytes in the format IDX, or is cut off; download it "
-            "again."
+            f"{path} is not an array of bytes in the format IDX, or is truncated; download "
+            "it again."
         )
     return array
 
 
 def _array(content: bytes) -> Any:
-    """Return the array of what a file in IDX says, None if it is none of bytes."""
+    """Return the array in the bytes of an IDX file, or None if they are invalid."""
     start = 4 + 4 * content[3] if len(content) > 3 else 0
-    if content[:3] != UNSIGNED_BYTES or len(content) < start:
+    if content[:3] != IDX_UINT8_MAGIC or len(content) < start:
         return None
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != math.prod(shape):
@@ -157,17 +141,17 @@ def _array(content: bytes) -> Any:
 
 
 def _from_table(tables: Any, split: str) -> tuple[Tensor, Tensor]:
-    """Decode images (example, 1, 28, 28) and labels of the hub's tables."""
-    table = split_of(tables, split, SOURCE.title)
-    labels = labels_of(table, "label", N_CLASSES, SOURCE.title)
+    """Decode images (example, 1, 28, 28) and labels from the hub's tables."""
+    table = get_split(tables, split, SOURCE.title)
+    labels = read_labels(table, "label", N_CLASSES, SOURCE.title)
     images = np.empty((len(table), SIZE, SIZE), np.uint8)
     for i in range(len(table)):
-        image = picture(table, i, "image", SOURCE.title)
+        image = decode_image(table, i, "image", SOURCE.title)
         if image.size != (SIZE, SIZE):
             raise ValueError(
                 f"Image {i} of {SOURCE.title} has {image.size} pixels, expected "
                 f"{(SIZE, SIZE)}."
             )
-        # Three equal channels.
+        # All three channels are equal.
         images[i] = np.asarray(image)[..., 0]
     return torch.from_numpy(images)[:, None], labels

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's hub: from there, from its cache, or from local files."""
+"""Load data sets from Hugging Face's hub, its cache, or local files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,61 +10,25 @@ from torch import Tensor
 
 
 class Source(NamedTuple):
-    """Where a data set is found.
+    """Location of a data set on the hub, and its contents."""
 
-    Attributes
-    ----------
-    title : str
-        What people call it.
-    repository : str
-        Its name on the hub.
-    config : str or None
-        Which of its variants.
-    columns : tuple of str
-        Columns that are needed.
-    files : str
-        What a directory with it may hold, for messages.
-    """
-
-    title: str
+    title: str  # for messages
     repository: str
-    config: str | None
-    columns: tuple[str, ...]
-    files: str
+    config: str | None  # variant
+    columns: tuple[str, ...]  # required columns
+    files: str  # of a local directory, for messages
 
 
 def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
-    """Load a data set with Hugging Face's ``datasets``.
-
-    Parameters
-    ----------
-    source : Source
-        Which one.
-    directory : str or None
-        Where its files lie: in the layout of the hub, in one directory for each class, or
-        in a cache of ``huggingface_hub`` or ``datasets``. None for the hub, or what is in
-        the user's own cache.
-
-    Returns
-    -------
-    mapping from str to datasets.Dataset
-        By split.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there; says what to download.
-    ValueError
-        If it is damaged, or something else.
-    ModuleNotFoundError
-        If ``datasets`` is not installed.
-    """
+    """Load the tables of a data set by split, with Hugging Face's ``datasets``."""
+    # A directory holds files in the hub's layout, a folder for each class, or a cache of
+    # ``huggingface_hub`` or ``datasets``. Without one, the user's own cache or the hub.
     datasets = _hugging_face(source)
     if directory is not None and not Path(directory).is_dir():
         raise FileNotFoundError(_advice(source, f"there is no directory {directory}"))
     try:
-        # Progress of what takes seconds would only hide that of the training.
-        with _quiet(datasets):
+        # Bars that last seconds would hide the progress bar of the training.
+        with _hidden_progress_bars(datasets):
             tables = _load(datasets, source, directory)
     except (ConnectionError, FileNotFoundError) as error:
         where = directory or "the cache, and the hub cannot be reached"
@@ -87,7 +51,7 @@ def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
 
 
 def _hugging_face(source: Source) -> Any:
-    """Import ``datasets``, which takes seconds, and which embedded data do without."""
+    """Import ``datasets``, which takes seconds and which embedded data do not need."""
     try:
         import datasets  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -99,7 +63,7 @@ def _hugging_face(source: Source) -> Any:
 
 
 def _load(datasets: Any, source: Source, directory: str | None) -> Any:
-    """Load the tables from where they are."""
+    """Load the tables from the hub, a cache, or local files."""
     if directory is None:
         return datasets.load_dataset(source.repository, source.config)
     root = Path(directory)
@@ -116,30 +80,8 @@ def _load(datasets: Any, source: Source, directory: str | None) -> Any:
     return datasets.load_dataset(str(root))
 
 
-def labels_of(table: Any, column: str, n_classes: int, title: str) -> Tensor:
-    """Return the labels in a table, int64 of shape (example,).
-
-    Parameters
-    ----------
-    table : datasets.Dataset
-        One split.
-    column : str
-        Where they are.
-    n_classes : int
-        How many classes there should be.
-    title : str
-        Of the data set, for messages.
-
-    Returns
-    -------
-    torch.Tensor
-        From 0 to ``n_classes - 1``.
-
-    Raises
-    ------
-    ValueError
-        If there are labels of other classes.
-    """
+def read_labels(table: Any, column: str, n_classes: int, title: str) -> Tensor:
+    """Return the labels in a table, int64 (example,), from 0 to ``n_classes - 1``."""
     labels = torch.tensor(table[column][:], dtype=torch.int64)
     declared = getattr(table.features[column], "num_classes", n_classes)
     if declared != n_classes:
@@ -149,22 +91,7 @@ def labels_of(table: Any, column: str, n_classes: int, title: str) -> Tensor:
 
 
 def check_labels(labels: Tensor, n_classes: int, title: str) -> None:
-    """Refuse labels of other classes.
-
-    Parameters
-    ----------
-    labels : torch.Tensor
-        int64, shape (example,).
-    n_classes : int
-        How many classes there should be.
-    title : str
-        Of the data set, for messages.
-
-    Raises
-    ------
-    ValueError
-        If there are labels outside of 0 to ``n_classes - 1``.
-    """
+    """Refuse labels outside of 0 to ``n_classes - 1``."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(
@@ -172,30 +99,8 @@ def check_labels(labels: Tensor, n_classes: int, title: str) -> None:
         )
 
 
-def picture(table: Any, index: int, column: str, title: str) -> Any:
-    """Decode one image.
-
-    Parameters
-    ----------
-    table : datasets.Dataset
-        One split.
-    index : int
-        Row of the image.
-    column : str
-        Where the images are.
-    title : str
-        Of the data set, for messages.
-
-    Returns
-    -------
-    PIL.Image.Image
-        In red, green and blue.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged.
-    """
+def decode_image(table: Any, index: int, column: str, title: str) -> Any:
+    """Decode one image of a table to an RGB `PIL.Image.Image`."""
     try:
         return table[index][column].convert("RGB")
     except (OSError, SyntaxError) as error:
@@ -204,28 +109,8 @@ def picture(table: Any, index: int, column: str, title: str) -> Any:
         ) from error
 
 
-def split_of(tables: Mapping[str, Any], name: str, title: str) -> Any:
-    """Return one split.
-
-    Parameters
-    ----------
-    tables : mapping
-        As `load_tables` returned it.
-    name : str
-        Which one.
-    title : str
-        Of the data set, for messages.
-
-    Returns
-    -------
-    datasets.Dataset
-        The split.
-
-    Raises
-    ------
-    ValueError
-        If it is missing.
-    """
+def get_split(tables: Mapping[str, Any], name: str, title: str) -> Any:
+    """Return one split."""
     if name not in tables:
         raise ValueError(f"{title} has no split {name!r} there, only {sorted(tables)}.")
     return tables[name]
@@ -239,8 +124,8 @@ def _advice(source: Source, problem: str) -> str:
 
 
 @contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Hide progress bars of ``datasets``."""
+def _hidden_progress_bars(datasets: Any) -> Iterator[None]:
+    """Hide the progress bars of ``datasets``."""
     was_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

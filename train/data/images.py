@@ -1,4 +1,4 @@
-"""Images in memory, and what is done to them when they are looked at."""
+"""Images in memory, with their normalisation and augmentation."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,45 +12,22 @@ from train.data.digits import digits
 
 
 class Images(Dataset[Any]):
-    """Images as bytes, with their labels.
-
-    Parameters
-    ----------
-    images : torch.Tensor
-        uint8, (example, channel, height, width).
-    labels : torch.Tensor
-        int64, (example,).
-    change : callable
-        Takes one image, float32 in [0, 1], and returns what a model gets.
-    """
+    """Images, uint8 (example, channel, height, width), with a transform to model inputs."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, change: Callable[[Tensor], Tensor]
+        self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]
     ) -> None:
-        self._images, self._labels, self._change = images, labels, change
+        self._images, self._labels, self._transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._change(self._images[index].float() / 255), self._labels[index]
+        return self._transform(self._images[index].float() / 255), self._labels[index]
 
 
 def random_crop(image: Tensor, padding: int) -> Tensor:
-    """Cut an image of the same size out of one with a black border, anywhere.
-
-    Parameters
-    ----------
-    image : torch.Tensor
-        Shape (channel, height, width).
-    padding : int
-        Width of the border.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the same shape; torch's random stream chooses the place.
-    """
+    """Pad an image (channel, height, width) with zeros, and crop it at random."""
     height, width = image.shape[-2:]
     padded = F.pad(image, [padding] * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2,)).tolist()
@@ -62,26 +39,14 @@ def normalized(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
-RGB: Final = 3
+N_COLOURS: Final = 3
 
 
-def digits_as_photographs(
-    size: int, n_channels: int = RGB
+def enlarged_digits(
+    size: int, n_channels: int = N_COLOURS
 ) -> tuple[TensorDataset, TensorDataset]:
-    """Return digits as larger images, in colour, for what expects such: a stand-in.
-
-    Parameters
-    ----------
-    size : int
-        Height and width.
-    n_channels : int, default: 3
-        All alike.
-
-    Returns
-    -------
-    train, validation : torch.utils.data.TensorDataset
-        float32, shape (n_channels, size, size), centred, with ten classes.
-    """
+    """Return digits as images (n_channels, size, size): a stand-in for photographs."""
+    # float32, centred, ten classes, and equal channels.
     parts = []
     for part in digits():
         images, labels = part.tensors

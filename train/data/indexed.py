@@ -1,21 +1,15 @@
-"""Examples together with their indices, so that a batch says what it was made of."""
+"""Data set whose examples carry their indices."""
 
 from typing import Any
 
 from torch.utils.data import Dataset
 
 
-class Numbered(Dataset[Any]):
-    """A data set whose examples end in their indices.
+class IndexedDataset(Dataset[Any]):
+    """Appends its index to every example of a data set."""
 
-    Nothing is drawn and nothing else is asked for: batches and random streams are those of
-    the data set itself.
-
-    Parameters
-    ----------
-    data : Dataset
-        Tuples of tensors; has a length.
-    """
+    # It draws no random numbers and reads nothing else, so that batches and random streams
+    # are the same as without it.
 
     def __init__(self, data: Any) -> None:
         self._data = data

@@ -10,13 +10,13 @@ from typing import Final, Literal
 
 from train.data import Splits
 from train.data.wikitext2 import MIN_FREQUENCY
-from train.data.words import documentation, lines_of, splits_of
+from train.data.words import python_documentation, read_lines, word_splits
 
 TITLE: Final = "Penn Treebank"
 N_WORDS: Final = 10_000
-"""The end of a line is one of them."""
+"""Size of the vocabulary, with the end of a line."""
 
-ADVICE: Final = (
+DOWNLOAD_ADVICE: Final = (
     "Unpack simple-examples.tgz of T. Mikolov's page on language models, and give the "
     "directory with ptb.train.txt and ptb.valid.txt as --data-dir; or use --data embedded."
 )
@@ -25,38 +25,17 @@ ADVICE: Final = (
 def penn_treebank(
     data: Literal["true", "embedded"], directory: str | None, *, context: int
 ) -> Splits:
-    """Load Penn Treebank, or Python's own documentation in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        Holds ``ptb.train.txt`` and ``ptb.valid.txt``, or is what their archive unpacks to.
-    context : int
-        Words in a sequence.
-
-    Returns
-    -------
-    Splits
-        Inputs and targets, int64 of shape (context,); a target is the word after. As many
-        classes as words: 10,000, or those that occur five times in the documentation.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there; says what to download.
-    ValueError
-        If it is damaged, or another text.
-    """
+    """Load Penn Treebank as sequences of words, or Python's documentation instead."""
     if data == "embedded":
-        return splits_of(*documentation(), context=context, min_frequency=MIN_FREQUENCY)
+        return word_splits(
+            *python_documentation(), context=context, min_frequency=MIN_FREQUENCY
+        )
     folder = _folder(directory)
     train, validation = (
-        lines_of(folder / f"ptb.{name}.txt", TITLE, "ptb.train.txt and ptb.valid.txt")
+        read_lines(folder / f"ptb.{name}.txt", TITLE, "ptb.train.txt and ptb.valid.txt")
         for name in ("train", "valid")
     )
-    splits = splits_of(train, validation, context=context, min_frequency=1)
+    splits = word_splits(train, validation, context=context, min_frequency=1)
     if splits.n_classes != N_WORDS:
         raise ValueError(
             f"{TITLE} has {N_WORDS} words, but found {splits.n_classes} in {folder}; "
@@ -66,11 +45,11 @@ def penn_treebank(
 
 
 def _folder(directory: str | None) -> Path:
-    """Find the files, there or in a folder of the archive."""
+    """Find the folder of the files, also inside the unpacked archive."""
     if directory is None:
-        raise FileNotFoundError(f"{TITLE}: no directory was given. {ADVICE}")
+        raise FileNotFoundError(f"{TITLE}: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)
     for folder in (root, root / "data", root / "simple-examples" / "data"):
         if (folder / "ptb.train.txt").exists():
             return folder
-    raise FileNotFoundError(f"{TITLE}: it is not in {directory}. {ADVICE}")
+    raise FileNotFoundError(f"{TITLE}: it is not in {directory}. {DOWNLOAD_ADVICE}")

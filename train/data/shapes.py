@@ -1,4 +1,4 @@
-"""Generated pictures with a class for every pixel, a stand-in for segmentation."""
+"""Generated images with a class for every pixel, a stand-in for segmentation."""
 
 import torch
 from torch import Tensor
@@ -9,21 +9,9 @@ N_SHAPES = 4
 
 
 def shapes(n: int, seed: int) -> TensorDataset:
-    """Draw pictures of boxes, discs, diamonds, crosses and rings on a background.
-
-    Parameters
-    ----------
-    n : int
-        How many pictures.
-    seed : int
-        Of everything in them.
-
-    Returns
-    -------
-    torch.utils.data.TensorDataset
-        Images, float32 (3, 32, 32), noisy, and classes, int64 (32, 32): 0 for the
-        background, 1 to 5 for the shapes. Colours say little of the class.
-    """
+    """Draw noisy images, float32 (3, 32, 32), of shapes in random colours, with classes."""
+    # Classes, int64 (32, 32): 0 for the background, 1 to 5 for boxes, discs, diamonds,
+    # crosses and rings. Colours are independent of the class.
     generator = torch.Generator().manual_seed(seed)
     images = torch.empty(n, 3, SIZE, SIZE)
     classes = torch.zeros(n, SIZE, SIZE, dtype=torch.int64)
@@ -40,7 +28,7 @@ def shapes(n: int, seed: int) -> TensorDataset:
 
 
 def _inside(kind: int, place: Tensor) -> Tensor:
-    """Return which pixels a shape covers, bool of shape (32, 32)."""
+    """Return the pixels that a shape covers, bool (32, 32)."""
     size = float(4 + 6 * place[2])
     axis = torch.arange(SIZE) + 0.5
     y = axis[:, None] - SIZE * float(place[0])

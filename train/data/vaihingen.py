@@ -1,11 +1,11 @@
-"""ISPRS Vaihingen: aerial photographs of a German town, with a class for every pixel.
+"""ISPRS Vaihingen: aerial photographs of a German town with a class for every pixel.
 
 M. Cramer, "The DGPF-Test on Digital Airborne Camera Evaluation", 2010; provided by the German
 Society for Photogrammetry, Remote Sensing and Geoinformation (DGPF). As in "No Wrong Turns",
 arXiv 2306.11922, 11 tiles are for training and 5 for validation, and an epoch has 10,000
-random patches, flipped and mirrored at random. The paper does not say which tiles those are:
-the numbers here are those of its published code. Patches for validation are flipped and
-mirrored, too, as they are there.
+random patches, flipped and mirrored at random. The paper does not say which tiles it uses:
+the numbers here are from its published code. Patches for validation are flipped and mirrored,
+too, as in that code.
 """
 
 from pathlib import Path
@@ -19,15 +19,14 @@ from torch.utils.data import Dataset
 from train.data import Splits
 from train.data.shapes import shapes
 
-TRAIN: Final = (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26)
-VALIDATION: Final = (28, 30, 32, 34, 37)
-"""Numbers of tiles."""
+TRAIN_TILES: Final = (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26)
+VALIDATION_TILES: Final = (28, 30, 32, 34, 37)
 
-PATCHES_TRAIN: Final = 10_000
-PATCHES_VALIDATION: Final = 1_000
-SIZE: Final = 256
+N_TRAIN_PATCHES: Final = 10_000
+N_VALIDATION_PATCHES: Final = 1_000
+PATCH_SIZE: Final = 256
 
-COLOURS: Final = {
+CLASS_COLOURS: Final = {
     "impervious surface": (255, 255, 255),
     "building": (0, 0, 255),
     "low vegetation": (0, 255, 255),
@@ -35,58 +34,28 @@ COLOURS: Final = {
     "car": (255, 255, 0),
     "clutter": (255, 0, 0),
 }
-"""Of the classes, in their order."""
+"""In the order of the classes."""
 
-ADVICE: Final = (
+DOWNLOAD_ADVICE: Final = (
     "Ask for the data at isprs.org (2D semantic labelling, Vaihingen), and give the "
     "directory with top/ and gts_for_participants/ as --data-dir; or use --data embedded."
 )
 
 
 def vaihingen(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load Vaihingen, or generated shapes in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        Holds ``top_mosaic_09cm_area1.tif`` and so on in ``top``, the photographs, and in
-        ``gts_for_participants``, the classes as colours.
-
-    Returns
-    -------
-    Splits
-        Images (3, 256, 256) in [0, 1] and classes of their pixels; six classes. Shapes
-        have 32 x 32 pixels.
-
-    Raises
-    ------
-    FileNotFoundError
-        If tiles are missing.
-    ValueError
-        If a tile is damaged, too small, or has colours of no class.
-    """
+    """Load Vaihingen, or generated shapes of 32 x 32 pixels instead."""
     if data == "embedded":
-        return Splits(shapes(160, seed=0), shapes(40, seed=1), len(COLOURS))
+        return Splits(shapes(160, seed=0), shapes(40, seed=1), len(CLASS_COLOURS))
     root = _root(directory)
     return Splits(
-        RandomPatches([_read(root, i) for i in TRAIN], PATCHES_TRAIN),
-        RandomPatches([_read(root, i) for i in VALIDATION], PATCHES_VALIDATION),
-        len(COLOURS),
+        RandomPatches([_read(root, i) for i in TRAIN_TILES], N_TRAIN_PATCHES),
+        RandomPatches([_read(root, i) for i in VALIDATION_TILES], N_VALIDATION_PATCHES),
+        len(CLASS_COLOURS),
     )
 
 
 class RandomPatches(Dataset[Any]):
-    """Parts of tiles, drawn from torch's random stream whatever index is asked for.
-
-    Parameters
-    ----------
-    tiles : list of tuple of torch.Tensor
-        Images, uint8 (3, height, width), and classes, uint8 (height, width).
-    n : int
-        How many there are said to be.
-    """
+    """Patches of tiles, drawn from torch's random stream whatever the index."""
 
     def __init__(self, tiles: list[tuple[Tensor, Tensor]], n: int) -> None:
         self._tiles, self._n = tiles, n
@@ -99,9 +68,9 @@ class RandomPatches(Dataset[Any]):
             raise IndexError(index)
         image, classes = self._tiles[int(torch.randint(len(self._tiles), ()))]
         height, width = classes.shape
-        top = int(torch.randint(0, height - SIZE + 1, ()))
-        left = int(torch.randint(0, width - SIZE + 1, ()))
-        part = (..., slice(top, top + SIZE), slice(left, left + SIZE))
+        top = int(torch.randint(0, height - PATCH_SIZE + 1, ()))
+        left = int(torch.randint(0, width - PATCH_SIZE + 1, ()))
+        part = (..., slice(top, top + PATCH_SIZE), slice(left, left + PATCH_SIZE))
         pixels, target = image[part].float() / 255, classes[part].long()
         for axis in (-1, -2):
             if torch.rand(()) < 0.5:
@@ -110,55 +79,55 @@ class RandomPatches(Dataset[Any]):
 
 
 def _root(directory: str | None) -> Path:
-    """Check that all tiles are in a directory."""
+    """Return the directory of all tiles, and refuse a missing or incomplete one."""
     if directory is None:
-        raise FileNotFoundError(f"Vaihingen: no directory was given. {ADVICE}")
+        raise FileNotFoundError(f"Vaihingen: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)
-    numbers = (*TRAIN, *VALIDATION)
+    numbers = (*TRAIN_TILES, *VALIDATION_TILES)
     missing = [i for i in numbers if not all(path.exists() for path in _tile(root, i))]
     if missing:
         raise FileNotFoundError(
             f"Vaihingen: {directory} lacks the photographs or the classes of "
             f"{len(missing)} of {len(numbers)} tiles, first of number {missing[0]}. "
-            f"{ADVICE}"
+            f"{DOWNLOAD_ADVICE}"
         )
     return root
 
 
 def _tile(root: Path, number: int) -> tuple[Path, Path]:
-    """Return where the photograph is, and where the classes of its pixels are."""
+    """Return the paths of a tile's photograph and of its classes."""
     name = f"top_mosaic_09cm_area{number}.tif"
     return root / "top" / name, root / "gts_for_participants" / name
 
 
 def _read(root: Path, number: int) -> tuple[Tensor, Tensor]:
-    """Read one tile, uint8 of shape (3, height, width) and (height, width)."""
+    """Read a tile: pixels, uint8 (3, height, width), and classes, uint8 (height, width)."""
     photograph, classes = _tile(root, number)
     pixels, colours = _pixels(photograph), _pixels(classes)
-    if pixels.shape != colours.shape or min(pixels.shape[:2]) < SIZE:
+    if pixels.shape != colours.shape or min(pixels.shape[:2]) < PATCH_SIZE:
         raise ValueError(
-            f"{classes} has the shape {colours.shape}, expected that of the photograph, "
-            f"{pixels.shape}, with at least {SIZE} x {SIZE} pixels."
+            f"{classes} has the shape {colours.shape}, expected the shape of the photograph, "
+            f"{pixels.shape}, with at least {PATCH_SIZE} x {PATCH_SIZE} pixels."
         )
     known = np.full(colours.shape[:2], 255, np.uint8)
-    for i, colour in enumerate(COLOURS.values()):
+    for i, colour in enumerate(CLASS_COLOURS.values()):
         known[(colours == colour).all(-1)] = i
     if (known == 255).any():
         row, column = np.argwhere(known == 255)[0]
         raise ValueError(
             f"{classes} has the colour {tuple(colours[row, column].tolist())}, which is "
-            f"none of the {len(COLOURS)} classes."
+            f"none of the {len(CLASS_COLOURS)} classes."
         )
     return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(known)
 
 
 def _pixels(path: Path) -> Any:
-    """Read an image, uint8 of shape (height, width, 3)."""
+    """Read an RGB image, uint8 (height, width, 3)."""
     from PIL import Image  # noqa: PLC0415 - of an extra, and embedded data do without
 
     try:
         with Image.open(path) as image:
-            # Others would be turned into colours that nobody has drawn.
+            # Converting other modes would make colours of no class.
             if image.mode in {"RGB", "RGBA"}:
                 return np.array(image)[..., :3].copy()
             mode = image.mode

@@ -2,17 +2,17 @@
 
 S. Merity, C. Xiong, J. Bradbury, R. Socher, "Pointer Sentinel Mixture Models", ICLR 2017.
 arXiv 1609.07843. As in the published code of "No Wrong Turns", arXiv 2306.11922, words that
-occur less than five times are unknown, and sequences have 32 words, if nothing else is asked
-for. That code takes the first 32 words of each line and fills shorter lines up; here lines
-follow each other, so that every word is learnt from, and nothing is filled up.
+occur less than five times are unknown, and sequences have 32 words by default. That code
+takes the first 32 words of each line and pads shorter lines; here lines are concatenated, so
+that every word is used and nothing is padded.
 """
 
 from pathlib import Path
 from typing import Final, Literal
 
 from train.data import Splits
-from train.data.hub import Source, load_tables, split_of
-from train.data.words import documentation, lines_of, splits_of
+from train.data.hub import Source, get_split, load_tables
+from train.data.words import python_documentation, read_lines, word_splits
 
 SOURCE: Final = Source(
     title="WikiText-2",
@@ -33,30 +33,12 @@ def wikitext2(
     context: int = CONTEXT,
     min_frequency: int = MIN_FREQUENCY,
 ) -> Splits:
-    """Load WikiText-2, or Python's own documentation in its place.
-
-    Parameters
-    ----------
-    data : {"true", "embedded"}
-        Which of them.
-    directory : str or None
-        See `train.data.hub.load_tables`; the classic text files are read, too.
-    context : int, default: 32
-        Words in a sequence.
-    min_frequency : int, default: 5
-        Rarer words are unknown.
-
-    Returns
-    -------
-    Splits
-        Inputs and targets, int64 of shape (context,); a target is the word after. As many
-        classes as words.
-    """
+    """Load WikiText-2 as sequences of words, or Python's documentation instead."""
     if data == "embedded":
-        train, validation = documentation()
+        train, validation = python_documentation()
     elif (folder := _folder_of_text(directory)) is not None:
         train, validation = (
-            lines_of(
+            read_lines(
                 folder / f"wiki.{name}.tokens",
                 SOURCE.title,
                 "wiki.train.tokens and wiki.valid.tokens",
@@ -66,14 +48,14 @@ def wikitext2(
     else:
         tables = load_tables(SOURCE, directory)
         train, validation = (
-            split_of(tables, name, SOURCE.title)["text"][:]
+            get_split(tables, name, SOURCE.title)["text"][:]
             for name in ("train", "validation")
         )
-    return splits_of(train, validation, context=context, min_frequency=min_frequency)
+    return word_splits(train, validation, context=context, min_frequency=min_frequency)
 
 
 def _folder_of_text(directory: str | None) -> Path | None:
-    """Find the classic files, there or in the folder that their archive unpacks to."""
+    """Find the folder of the original text files, also inside the unpacked archive."""
     if directory is None:
         return None
     folders = (Path(directory), Path(directory) / "wikitext-2")

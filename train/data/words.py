@@ -1,4 +1,4 @@
-"""Text as numbers of words."""
+"""Turn text into sequences of word numbers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,26 +15,10 @@ UNKNOWN: Final = "<unk>"
 END: Final = "<eos>"
 
 
-def splits_of(
+def word_splits(
     train: Sequence[str], validation: Sequence[str], *, context: int, min_frequency: int
 ) -> Splits:
-    """Cut two texts into sequences, with the words of the first.
-
-    Parameters
-    ----------
-    train, validation : sequence of str
-        Lines.
-    context : int
-        Words in a sequence.
-    min_frequency : int
-        Words that occur less often in the first text are unknown.
-
-    Returns
-    -------
-    Splits
-        Inputs and targets, int64 of shape (context,); a target is the word after. As many
-        classes as words.
-    """
+    """Cut two texts into sequences, with the vocabulary of the first one."""
     numbers = vocabulary(train, min_frequency)
     return Splits(
         sequences(train, numbers, context),
@@ -44,7 +28,7 @@ def splits_of(
 
 
 def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
-    """Return the numbers of words that are frequent, and of what stands for others."""
+    """Return the numbers of words: the unknown word, the line end, then frequent words."""
     counts = Counter(word for line in lines for word in line.split())
     frequent = sorted(word for word, n in counts.items() if n >= min_frequency)
     words = [UNKNOWN, END, *(word for word in frequent if word not in {UNKNOWN, END})]
@@ -54,22 +38,7 @@ def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
 def sequences(
     lines: Iterable[str], numbers: dict[str, int], context: int
 ) -> TensorDataset:
-    """Cut text into inputs and targets.
-
-    Parameters
-    ----------
-    lines : iterable of str
-        The text; each line ends with a word of its own, empty ones are left out.
-    numbers : dict from str to int
-        The vocabulary.
-    context : int
-        Words in a sequence.
-
-    Returns
-    -------
-    torch.utils.data.TensorDataset
-        int64, shape (context,) each.
-    """
+    """Cut lines into inputs and next words, int64 (context,); empty lines are skipped."""
     unknown = numbers[UNKNOWN]
     tokens = torch.tensor(
         [
@@ -86,7 +55,7 @@ def sequences(
     return TensorDataset(inputs, targets)
 
 
-def documentation() -> tuple[list[str], list[str]]:
+def python_documentation() -> tuple[list[str], list[str]]:
     """Return lines of Python's own documentation, nine tenths and the rest: a stand-in."""
     lines = [
         line
@@ -97,30 +66,8 @@ def documentation() -> tuple[list[str], list[str]]:
     return lines[:n_train], lines[n_train:]
 
 
-def lines_of(path: Path, title: str, together: str) -> list[str]:
-    """Read a text.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A file.
-    title : str
-        Of the data set, for messages.
-    together : str
-        Which files belong together, for messages.
-
-    Returns
-    -------
-    list of str
-        Its lines.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is missing.
-    ValueError
-        If it is no text.
-    """
+def read_lines(path: Path, title: str, together: str) -> list[str]:
+    """Read the lines of a text file."""
     try:
         return path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
@@ -129,5 +76,5 @@ def lines_of(path: Path, title: str, together: str) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no text in UTF-8 ({error.reason}); download it again."
+            f"{path} is not text in UTF-8 ({error.reason}); download it again."
         ) from error

@@ -6,23 +6,19 @@ convolution and the initialisation of torchvision's networks of these names.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.models.resnet import BasicBlock
 
+STEM_CHANNELS: Final = 64
+"""Channels of the stem at width 1."""
+
 
 class Bottleneck(nn.Module):
-    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 around a shortcut.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-        Channels; a quarter of `n_out` is the width of the 3 x 3 convolution.
-    stride : int
-        Of the 3 x 3 convolution, and of the shortcut.
-    """
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, with a quarter of n_out inside."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -47,21 +43,7 @@ class Bottleneck(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """A 7 x 7 stem and a maximum, four stages, average pooling and one linear layer.
-
-    Parameters
-    ----------
-    block : type
-        `BasicBlock` or `Bottleneck`.
-    n_blocks : sequence of int
-        Blocks in each stage. Every stage but the first halves the image.
-    widths : sequence of int
-        Channels that each stage puts out.
-    n_stem : int
-        Channels of the stem.
-    n_classes : int
-        Number of outputs.
-    """
+    """A 7 x 7 stem with max pooling, four stages, average pooling and one linear layer."""
 
     def __init__(
         self,
@@ -98,71 +80,17 @@ class ImageNetResNet(nn.Module):
 
 
 def imagenet_resnet18(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """ResNet-18: 11,689,512 parameters at width 1.
-
-    Parameters
-    ----------
-    width : float, default: 1
-        Factor on the channels of the stem and of every stage, outer and inner.
-    n_classes : int, default: 1000
-        Number of outputs.
-
-    Returns
-    -------
-    ImageNetResNet
-        Maps images (N, 3, H, W) to logits (N, n_classes).
-
-    Raises
-    ------
-    ValueError
-        If the factor does not make whole numbers of channels.
-    """
+    """Return ResNet-18: 11,689,512 parameters at width 1, a factor on all channels."""
     return _imagenet_resnet(BasicBlock, (2, 2, 2, 2), width, n_classes)
 
 
 def imagenet_resnet50(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """ResNet-50: 25,557,032 parameters at width 1.
-
-    Parameters
-    ----------
-    width : float, default: 1
-        Factor on the channels of the stem and of every stage, outer and inner.
-    n_classes : int, default: 1000
-        Number of outputs.
-
-    Returns
-    -------
-    ImageNetResNet
-        Maps images (N, 3, H, W) to logits (N, n_classes).
-
-    Raises
-    ------
-    ValueError
-        If the factor does not make whole numbers of channels.
-    """
+    """Return ResNet-50: 25,557,032 parameters at width 1, a factor on all channels."""
     return _imagenet_resnet(Bottleneck, (3, 4, 6, 3), width, n_classes)
 
 
 def imagenet_resnet152(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """ResNet-152: 60,192,808 parameters at width 1.
-
-    Parameters
-    ----------
-    width : float, default: 1
-        Factor on the channels of the stem and of every stage, outer and inner.
-    n_classes : int, default: 1000
-        Number of outputs.
-
-    Returns
-    -------
-    ImageNetResNet
-        Maps images (N, 3, H, W) to logits (N, n_classes).
-
-    Raises
-    ------
-    ValueError
-        If the factor does not make whole numbers of channels.
-    """
+    """Return ResNet-152: 60,192,808 parameters at width 1, a factor on all channels."""
     return _imagenet_resnet(Bottleneck, (3, 8, 36, 3), width, n_classes)
 
 
@@ -172,12 +100,12 @@ def _imagenet_resnet(
     width: float,
     n_classes: int,
 ) -> ImageNetResNet:
-    """Build the network of the given blocks, with 64 * width channels in its stem."""
-    n_stem = round(64 * width)
-    if n_stem < 1 or n_stem != 64 * width:
+    """Return the network of the given blocks, with a factor on the channels of all layers."""
+    n_stem = round(STEM_CHANNELS * width)
+    if n_stem < 1 or n_stem != STEM_CHANNELS * width:
         raise ValueError(
-            f"The width is {width}; it must be a positive multiple of 1/64, "
-            "so that 64 times it is a number of channels."
+            f"The width is {width}; it must be a positive multiple of 1/{STEM_CHANNELS}, "
+            f"so that {STEM_CHANNELS} times it is a number of channels."
         )
     expansion = 4 if block is Bottleneck else 1
     widths = [expansion * n_stem * 2**stage for stage in range(4)]

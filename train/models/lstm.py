@@ -1,8 +1,8 @@
-"""A language model of three LSTM layers.
+"""Language model of three LSTM layers.
 
 Layers and the tied output matrix as in S. Merity, N. Keskar, R. Socher, "Regularizing and
 Optimizing LSTM Language Models", ICLR 2018, arXiv 1708.02182, without its regularisation; the
-cell is that of S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", 1997.
+cell follows S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", 1997.
 """
 
 from itertools import pairwise
@@ -10,24 +10,12 @@ from typing import Final
 
 from torch import Tensor, nn
 
-DIM: Final = 400
-"""Numbers that stand for a word, as in the published model."""
+EMBEDDING_DIM: Final = 400
+"""As in the published model."""
 
 
 class LSTMLanguageModel(nn.Module):
-    """Predicts the next token; the embedding is also the output matrix.
-
-    Every sequence begins with a state of zeros.
-
-    Parameters
-    ----------
-    n_tokens : int
-        Size of the vocabulary.
-    dim : int
-        Numbers for a token, and width of the last layer.
-    width : int
-        Of the first two layers.
-    """
+    """Predicts the next token, from a zero state; the embedding is the output matrix."""
 
     def __init__(self, n_tokens: int, *, dim: int, width: int) -> None:
         super().__init__()
@@ -51,23 +39,9 @@ class LSTMLanguageModel(nn.Module):
 
 
 def lstm_language_model(n_tokens: int, width: int) -> LSTMLanguageModel:
-    """Three layers: 35,427,116 parameters for 10,000 words at a width of 1473.
-
-    R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
-    Over-Parametrization", NeurIPS 2024, gives 35.4 million on Penn Treebank, and 44.8 on
-    WikiText-2 with 33,278 words, and no widths. The difference is that of a tied embedding
-    of 400; the width that gives both numbers, 1473, is our own.
-
-    Parameters
-    ----------
-    n_tokens : int
-        Size of the vocabulary.
-    width : int
-        Of the first two layers.
-
-    Returns
-    -------
-    LSTMLanguageModel
-        Maps tokens (N, context) to logits (N, context, n_tokens).
-    """
-    return LSTMLanguageModel(n_tokens, dim=DIM, width=width)
+    """Return three layers: 35,427,116 parameters for 10,000 words at width 1473."""
+    # R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
+    # Over-Parametrization", NeurIPS 2024, gives 35.4 million parameters on Penn Treebank and
+    # 44.8 on WikiText-2 with 33,278 words, but no widths. The difference matches a tied
+    # embedding of 400; the width of 1473, which gives both numbers, is our own.
+    return LSTMLanguageModel(n_tokens, dim=EMBEDDING_DIM, width=width)

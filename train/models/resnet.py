@@ -4,20 +4,18 @@ K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition",
 CVPR 2016. arXiv 1512.03385.
 """
 
+from typing import Final
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CIFAR_CHANNELS: Final = (64, 128, 256, 512)
+DIGITS_CHANNELS: Final = (32, 64, 128)
+"""Channels of the stages at width 1."""
+
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch normalisation around a shortcut.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-        Channels.
-    stride : int
-        Of the first convolution, and of the shortcut.
-    """
+    """Two 3 x 3 convolutions with batch normalisation, and a shortcut."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -38,21 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3 x 3 stem, stages of basic blocks, average pooling and one linear layer.
-
-    Parameters
-    ----------
-    n_in : int
-        Channels of the images.
-    widths : list of int
-        Channels of each stage.
-    strides : list of int
-        Stride of the first block of each stage.
-    n_blocks : int
-        Blocks in a stage.
-    n_classes : int
-        Number of outputs.
-    """
+    """A 3 x 3 stem, stages of basic blocks, average pooling and one linear layer."""
 
     def __init__(
         self,
@@ -83,45 +67,15 @@ class ResNet(nn.Module):
 
 
 def digits_resnet(width: int = 1, n_blocks: int = 1) -> ResNet:
-    """Blocks of 32, 64 and 128 channels for 8 x 8 digits: 308,074 parameters.
-
-    Parameters
-    ----------
-    width : int, default: 1
-        Factor of the channels.
-    n_blocks : int, default: 1
-        Blocks of each kind.
-
-    Returns
-    -------
-    ResNet
-        For images with one channel, in ten classes.
-    """
-    widths = [width * channels for channels in (32, 64, 128)]
-    # The images are so small that only the last kind halves them.
+    """Return stages of 32, 64 and 128 channels for 8 x 8 digits: 308,074 parameters."""
+    widths = [width * n for n in DIGITS_CHANNELS]
+    # The images are so small that only the last stage halves them.
     return ResNet(1, widths, [1, 1, 2], n_blocks=n_blocks, n_classes=10)
 
 
 def cifar_resnet18(width: int = 1) -> ResNet:
-    """ResNet-18 for 32 x 32 images in ten classes.
-
-    Parameters
-    ----------
-    width : int, default: 1
-        Factor on the channels of every stage and of the stem, which are 64, 128, 256
-        and 512 at 1. It is at least 1.
-
-    Returns
-    -------
-    ResNet
-        Of 11,173,962 parameters at width 1, of 44,662,922 at width 2.
-
-    Raises
-    ------
-    ValueError
-        If the width is less than 1.
-    """
+    """Return ResNet-18 for 32 x 32 images: 11,173,962 parameters at width 1."""
     if width < 1:
         raise ValueError(f"The width is {width}; it must be a whole number from 1.")
-    widths = [width * n for n in (64, 128, 256, 512)]
+    widths = [width * n for n in CIFAR_CHANNELS]
     return ResNet(3, widths, [1, 2, 2, 2], n_blocks=2, n_classes=10)

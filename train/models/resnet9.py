@@ -1,9 +1,9 @@
 """ResNet-9: eight convolutions, two shortcuts and one linear layer.
 
-D. Page, "How to Train Your ResNet", myrtle.ai, 2018, in the form in which it is taught
-widely: convolutions with biases, and maxima before the linear layer. R. Islamov et al., "Loss
+D. Page, "How to Train Your ResNet", myrtle.ai, 2018, in its widely taught form:
+convolutions with biases, and max pooling before the linear layer. R. Islamov et al., "Loss
 Landscape Characterization of Neural Networks without Over-Parametrization", NeurIPS 2024,
-trains a ResNet-9 on CIFAR-100; that it is this one is our reading.
+trains a ResNet-9 on CIFAR-100; we assume that it is this one.
 """
 
 from torch import Tensor, nn
@@ -14,13 +14,7 @@ def _convolution(n_in: int, n_out: int) -> list[nn.Module]:
 
 
 class Residual(nn.Module):
-    """Adds what two convolutions make of an input to it.
-
-    Parameters
-    ----------
-    n : int
-        Channels.
-    """
+    """Two convolutions with a shortcut around them."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -33,18 +27,7 @@ class Residual(nn.Module):
 
 
 def resnet9(n_classes: int) -> nn.Sequential:
-    """ResNet-9 for 32 x 32 colour images: 6,621,540 parameters for a hundred classes.
-
-    Parameters
-    ----------
-    n_classes : int
-        Number of outputs.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        Maps images (N, 3, 32, 32) to logits (N, n_classes).
-    """
+    """Return ResNet-9 for 32 x 32 colour images: 6,621,540 parameters for 100 classes."""
     return nn.Sequential(
         *_convolution(3, 64),
         *_convolution(64, 128),

@@ -1,4 +1,4 @@
-"""A decoder-only transformer language model.
+"""Decoder-only transformer language model.
 
 A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017. arXiv 1706.03762; with
 layer normalisation before each sub-layer.
@@ -10,15 +10,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each added to its input.
-
-    Parameters
-    ----------
-    dim : int
-        Width of the residual stream; the feed-forward layer is four times as wide.
-    n_heads : int
-        Attention heads.
-    """
+    """Causal self-attention and a feed-forward layer, each with a shortcut."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
@@ -41,19 +33,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next token; the embedding is also the output matrix.
-
-    Parameters
-    ----------
-    vocabulary : int
-        Number of tokens.
-    context : int
-        Longest sequence.
-    dim : int
-        Width of the residual stream.
-    n_layers, n_heads : int
-        Blocks, and attention heads in each.
-    """
+    """Predicts the next token; the embedding is also the output matrix."""
 
     def __init__(
         self, vocabulary: int, context: int, dim: int, n_layers: int, n_heads: int
@@ -70,7 +50,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (N, context) to logits (N, context, vocabulary)."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.blocks(self.tokens(tokens) + self.positions(places))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.blocks(self.tokens(tokens) + self.positions(positions))
         logits: Tensor = self.head(self.norm(x))
         return logits

@@ -1,4 +1,4 @@
-"""A U-shaped network that labels each pixel.
+"""U-Net: an encoder and a decoder with skip connections that classify every pixel.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation", MICCAI 2015, arXiv 1505.04597; with half of its channels, padded
@@ -7,24 +7,18 @@ convolutions and batch normalisation.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CHANNELS: Final = (32, 64, 128, 256, 512)
+"""Channels of the levels, the finest first."""
+
 
 class UNet(nn.Module):
-    """Levels that halve the image, and as many that double it beside their copies.
-
-    Parameters
-    ----------
-    n_in : int
-        Channels of the images.
-    widths : sequence of int
-        Channels of each level, the finest first.
-    n_classes : int
-        Number of outputs at each pixel.
-    """
+    """Levels that halve the image, and as many that double it, with skip connections."""
 
     def __init__(self, n_in: int, widths: Sequence[int], n_classes: int) -> None:
         super().__init__()
@@ -55,30 +49,14 @@ class UNet(nn.Module):
 
 
 def unet(n_classes: int = 6, *, n_in: int = 3) -> UNet:
-    """Levels of 32, 64, 128, 256 and 512 channels: 7,763,206 parameters by default.
-
-    The widths are those "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv
-    2306.11922) trains on the Vaihingen images. Convolutions before a normalisation have
-    no bias.
-
-    Parameters
-    ----------
-    n_classes : int, default: 6
-        Number of outputs at each pixel.
-    n_in : int, default: 3
-        Channels of the images.
-
-    Returns
-    -------
-    UNet
-        Maps images (N, n_in, H, W) to logits (N, n_classes, H, W), where H and W are
-        multiples of 16.
-    """
-    return UNet(n_in, [32, 64, 128, 256, 512], n_classes)
+    """Return levels of 32, 64, 128, 256 and 512 channels: 7,763,206 parameters."""
+    # Widths of "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv 2306.11922) on the
+    # Vaihingen images. Convolutions before a normalisation have no bias.
+    return UNet(n_in, CHANNELS, n_classes)
 
 
 def _convolve_twice(n_in: int, n_out: int) -> nn.Sequential:
-    """Return two 3 x 3 convolutions, each followed by normalisation and ReLU."""
+    """Return two 3 x 3 convolutions, each with normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, 3, 1, 1, bias=False),
         nn.BatchNorm2d(n_out),

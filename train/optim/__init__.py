@@ -1,7 +1,9 @@
-"""Optimizers of the literature that torch does not have, one per file.
+"""Optimizers of the literature that torch does not have, one per module.
 
-Each is a pure function that states the published step, and a shell that torch's hooks, and
-so a recorder, can watch. Beside its ``lr``, which is a bound or a length and is left as it
-was, every group of parameters has a ``step_size`` after a step: what the gradient, or the
-momentum, was multiplied with. A recorder keeps both.
+Each module has a pure function that states the published step and an optimizer that applies
+it, which torch's hooks, and so a recorder, can observe. After a step every parameter group
+has two numbers that a recorder stores: ``lr``, a bound or a length that stays unchanged, and
+``step_size``, the factor of the gradient or momentum in that step.
+
+Imports torch only. Start reading with `normalized_sgd`; `gradient_steps` is shared by all.
 """

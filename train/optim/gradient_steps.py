@@ -1,4 +1,4 @@
-"""What optimizers share whose step size is one number for all parameters."""
+"""Steps along gradients for optimizers with one step size for all parameters."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -7,24 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-ROUNDING: Final = 1e-6
-"""By how much a computed loss may be below a bound of the exact one."""
+LOWER_BOUND_ATOL: Final = 1e-6
+"""Rounding error by which a computed loss may fall below its lower bound."""
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the norm of tensors, taken together as one vector.
-
-    Parameters
-    ----------
-    tensors : iterable of torch.Tensor
-        Of any shapes, floating types and devices.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (), on the device of the first; float32 where they are of half precision;
-        0 if there are none.
-    """
+    """Return the norm of tensors as one vector, shape (), at least float32; 0 of none."""
     norms = [
         torch.linalg.vector_norm(
             t.detach(), dtype=torch.promote_types(t.dtype, torch.float32)
@@ -47,51 +35,22 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
     ]
 
 
-def descend(group: dict[str, Any], step_size: Tensor) -> None:
-    """Move the parameters of a group against their gradients, and note by how much.
-
-    Parameters
-    ----------
-    group : dict
-        Of an optimizer; gets ``step_size``.
-    step_size : torch.Tensor
-        Shape (); what gradients are multiplied with.
-    """
+def take_gradient_steps(group: dict[str, Any], step_size: Tensor) -> None:
+    """Take a gradient step with the parameters of a group, and store its step size."""
     for p in group["params"]:
         if p.grad is not None:
-            move(p, p.grad, step_size)
+            subtract_scaled(p, p.grad, step_size)
     group["step_size"] = step_size
 
 
-def move(parameter: Tensor, direction: Tensor, step_size: Tensor) -> None:
-    """Subtract a direction times a step size, which half precision may not hold."""
+def subtract_scaled(parameter: Tensor, direction: Tensor, step_size: Tensor) -> None:
+    """Subtract direction times step size, computed in the wider of the two types."""
     wide = torch.promote_types(parameter.dtype, step_size.dtype)
     parameter.sub_(direction.to(wide) * step_size.to(parameter.device))
 
 
-def checked_loss(loss: Tensor | float | None, name: str, least: float) -> Tensor:
-    """Return the loss of a batch, for a step size that depends on it.
-
-    Parameters
-    ----------
-    loss : torch.Tensor, float or None
-        What was given to ``step``.
-    name : str
-        Of the optimizer, for messages.
-    least : float
-        What no loss is below, but for rounding. Comparing them waits for the device of
-        the loss.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (), without its graph, at least `least`. NaN where it is not a number.
-
-    Raises
-    ------
-    ValueError
-        If there is none, if it is no single number, or if it is less than `least`.
-    """
+def checked_loss(loss: Tensor | float | None, name: str, lower_bound: float) -> Tensor:
+    """Return the loss of a batch, shape (), detached and at least its lower bound."""
     if loss is None:
         raise ValueError(
             f"{name} needs the loss of the batch: call optimizer.step(loss=loss)."
@@ -102,51 +61,25 @@ def checked_loss(loss: Tensor | float | None, name: str, least: float) -> Tensor
             f"{name} needs one number as loss, got the shape {tuple(value.shape)}; give "
             "the mean that was differentiated."
         )
-    if float(value) < least - ROUNDING:
+    # Waits for the device of the loss.
+    if float(value) < lower_bound - LOWER_BOUND_ATOL:
         raise ValueError(
-            f"{name} needs losses of at least {least}, got {float(value)}; their lower "
-            "bound is wrong."
+            f"{name} needs losses of at least {lower_bound}, got {float(value)}; their "
+            "lower bound is wrong."
         )
-    return value.reshape(()).clamp(min=least)
+    return value.reshape(()).clamp(min=lower_bound)
 
 
-def refuse_closure(closure: object, name: str) -> None:
-    """Refuse to evaluate the loss inside of a step, where no recorder sees the gradient.
-
-    Parameters
-    ----------
-    closure : object
-        What was given to ``step``.
-    name : str
-        Of the optimizer, for messages.
-
-    Raises
-    ------
-    NotImplementedError
-        If it is not None.
-    """
+def check_no_closure(closure: object, name: str) -> None:
+    """Refuse a closure: no recorder sees gradients that are computed inside a step."""
     if closure is not None:
         raise NotImplementedError(
             f"{name} takes no closure; evaluate the loss and its gradients before the step."
         )
 
 
-def refuse_below(name: str, value: float, least: float) -> None:
-    """Refuse an option of an optimizer that is too small, or not a number.
-
-    Parameters
-    ----------
-    name : str
-        Of the option.
-    value : float
-        What was given.
-    least : float
-        What it has to be at least.
-
-    Raises
-    ------
-    ValueError
-        If it is less.
-    """
-    if not value >= least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}.")
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Refuse an optimizer option that is too small, or NaN."""
+    # Written so that NaN is refused, too.
+    if not value >= minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}.")

@@ -12,38 +12,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from train.optim.gradient_steps import (
+    check_at_least,
+    check_no_closure,
     checked_loss,
-    descend,
     gradients,
     norm,
-    refuse_below,
-    refuse_closure,
+    take_gradient_steps,
 )
 
 
 def ngn_step_size(loss: Tensor, gradient_sq: Tensor, *, largest: float) -> Tensor:
-    """Return ``largest / (1 + largest |g|^2 / (2 loss))``.
-
-    Parameters
-    ----------
-    loss : torch.Tensor
-        Of the batch, shape (), not negative.
-    gradient_sq : torch.Tensor
-        Squared norm of its gradient, shape ().
-    largest : float
-        What the step size tends to where the gradient vanishes.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (); 0 where only the loss is 0, and the largest where the gradient is.
-    """
+    """Return ``largest / (1 + largest |g|^2 / (2 loss))``, shape ()."""
+    # 0 where only the loss is 0, and the largest step size where the gradient is 0.
     divisor = 1 + largest * gradient_sq / (2 * loss)
     return torch.where(gradient_sq > 0, largest / divisor, largest)
 
 
 class NGN(Optimizer):
-    r"""Steps against the gradient that are smaller where it is steep for its loss.
+    r"""SGD with step sizes that shrink where the gradient is large relative to the loss.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
     :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))` and the norm over the
@@ -54,9 +40,9 @@ class NGN(Optimizer):
     Parameters
     ----------
     params : iterable
-        As of every optimizer of torch.
+        Parameters or groups of them, as for `torch.optim.SGD`.
     lr : float
-        The largest step size, :math:`\gamma`; the authors write sigma.
+        Largest step size, :math:`\gamma`; the authors write sigma.
 
     Raises
     ------
@@ -65,7 +51,7 @@ class NGN(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
-        refuse_below("lr", lr, 0)
+        check_at_least("lr", lr, 0)
         super().__init__(params, {"lr": lr, "step_size": float("nan")})
 
     @torch.no_grad()
@@ -77,14 +63,14 @@ class NGN(Optimizer):
         Parameters
         ----------
         closure : None
-            There is none.
+            Not supported; must be None.
         loss : torch.Tensor or float
-            What the gradients are of, one number that is not negative.
+            Loss whose gradients are stored in the parameters, one nonnegative number.
         """
-        refuse_closure(closure, "NGN")
+        check_no_closure(closure, "NGN")
         value = checked_loss(loss, "NGN", 0.0)
         gradient_sq = norm(gradients(self)).square()
         value = value.to(gradient_sq)
         for group in self.param_groups:
             size = ngn_step_size(value, gradient_sq, largest=group["lr"])
-            descend(group, size)
+            take_gradient_steps(group, size)

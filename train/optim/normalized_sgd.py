@@ -10,48 +10,40 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from train.optim.gradient_steps import move, norm, refuse_below, refuse_closure
+from train.optim.gradient_steps import (
+    check_at_least,
+    check_no_closure,
+    norm,
+    subtract_scaled,
+)
 
 
-def momentum_after(gradient: Tensor, momentum: Tensor, beta: float) -> Tensor:
+def updated_momentum(gradient: Tensor, momentum: Tensor, beta: float) -> Tensor:
     """Return ``beta * momentum + (1 - beta) * gradient``."""
     return beta * momentum + (1 - beta) * gradient
 
 
 def normalized_step_size(momentum_norm: Tensor, lr: float) -> Tensor:
-    """Return what a momentum is multiplied with so that the step has the length `lr`.
-
-    Parameters
-    ----------
-    momentum_norm : torch.Tensor
-        Over all parameters, shape ().
-    lr : float
-        Length of the step.
-
-    Returns
-    -------
-    torch.Tensor
-        ``lr / |m|``, shape (); 0 where the momentum is 0, and has no direction.
-    """
+    """Return ``lr / |m|``, shape (), or 0 if the momentum is 0 and has no direction."""
     return torch.where(momentum_norm > 0, lr / momentum_norm, 0.0)
 
 
 class NormalizedSGD(Optimizer):
-    r"""Steps of a given length along an average of gradients.
+    r"""SGD with steps of a given length along an average of gradients.
 
     :math:`m_k = \beta m_{k-1} + (1 - \beta) g_k` and
     :math:`x_{k+1} = x_k - \gamma\, m_k / |m_k|`, with the norm over the parameters of all
-    groups. The average begins with the first gradient.
+    groups. The average starts from the first gradient.
 
     After a step ``group["step_size"]`` is :math:`\gamma / |m_k|`.
 
     Parameters
     ----------
     params : iterable
-        As of every optimizer of torch.
+        Parameters or groups of them, as for `torch.optim.SGD`.
     lr : float
-        The length :math:`\gamma` of a step; where groups have different ones, a step of
-        all together along the momentum, scaled group by group.
+        Length :math:`\gamma` of a step. If groups have different lengths, each scales its
+        own part of the normalised momentum.
     beta : float, default: 0.9
         Weight of earlier gradients; 0 for normalised SGD.
 
@@ -62,7 +54,7 @@ class NormalizedSGD(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float, beta: float = 0.9) -> None:
-        refuse_below("lr", lr, 0)
+        check_at_least("lr", lr, 0)
         if not 0 <= beta < 1:
             raise ValueError(f"beta: expected at least 0 and less than 1, got {beta}.")
         super().__init__(params, {"lr": lr, "beta": beta, "step_size": float("nan")})
@@ -74,9 +66,9 @@ class NormalizedSGD(Optimizer):
         Parameters
         ----------
         closure : None
-            There is none.
+            Not supported; must be None.
         """
-        refuse_closure(closure, "NormalizedSGD")
+        check_no_closure(closure, "NormalizedSGD")
         moving = [
             (group, [p for p in group["params"] if p.grad is not None])
             for group in self.param_groups
@@ -85,10 +77,10 @@ class NormalizedSGD(Optimizer):
         for group, parameters in moving:
             for p in parameters:
                 before = self.state[p].get("momentum", p.grad)
-                momenta[p] = momentum_after(p.grad, before, group["beta"])
+                momenta[p] = updated_momentum(p.grad, before, group["beta"])
                 self.state[p]["momentum"] = momenta[p]
         momentum_norm = norm(momenta.values())
         for group, parameters in moving:
             group["step_size"] = normalized_step_size(momentum_norm, group["lr"])
             for p in parameters:
-                move(p, momenta[p], group["step_size"])
+                subtract_scaled(p, momenta[p], group["step_size"])

@@ -1,9 +1,9 @@
-"""Begin anew from the midst of a recorded training, with other learning rates.
+"""Branch off a recorded run at an epoch, with other learning rates.
 
-A branch starts where an epoch of its parent did: with the same parameters and buffers, the
-same state of the optimizer, and the same random stream, so that it sees the same data in the
-same order. All that differs is a factor of the learning rate. With a factor of 1 it takes
-the steps of its parent again, bit for bit where the machine computes them alike.
+A branch starts from the state of its parent at the start of an epoch: the same parameters
+and buffers, the same optimizer state, and the same random stream, so that it sees the same
+data in the same order. Only a factor of the learning rate differs. With a factor of 1 it
+repeats the steps of its parent, bit for bit on the same machine.
 """
 
 import math
@@ -21,39 +21,31 @@ from torch.optim import Optimizer
 
 from train.loop import train
 from train.observer import Log, Track
-from train.protocols.record import attrs, branch_point, branches_directory
+from train.protocols.record import (
+    attrs,
+    branch_checkpoint_path,
+    branches_directory,
+    n_samples,
+)
 from train.settings import Training
+from trajstore.format.attrs import BRANCH, TRAINING, UPDATE, training_settings
 from trajstore.reading.run import Run
 from trajstore.reading.target import find_target
 from trajstore.recording.recorder import Recorder
 from trajstore.store.location import name_of
 
-BRANCH: Final = "branch"
-"""Entry of ``run.attrs`` that tells a branch from other runs."""
-
 WITHOUT_CHECKPOINT: Final = "a new optimizer, and the data in the order of epoch 0"
-"""What a branch begins with besides parameters, if nothing else is known."""
+"""Note on the start of a branch whose parameters are read from the store."""
 
 
-class Start(NamedTuple):
-    """What a branch begins with.
+class BranchStart(NamedTuple):
+    """Initial state of a branch."""
 
-    Attributes
-    ----------
-    state : dict
-        What `train.loop.train` takes as ``start``.
-    note : str
-        What it is.
-    pending : dict from str to float
-        Scalars that belong to the first step.
-    parameters : dict from str to numpy.ndarray, or None
-        Those that the store holds, where there is no checkpoint.
-    """
-
-    state: dict[str, Any]
-    note: str
-    pending: dict[str, float]
+    state: dict[str, Any]  # `start` of `train.loop.train`
+    note: str  # on its origin
+    pending: dict[str, float]  # scalars of the first step
     parameters: dict[str, npt.NDArray[np.float32]] | None = None
+    """Parameters from the store, if there is no checkpoint."""
 
 
 def branch(
@@ -66,52 +58,13 @@ def branch(
     epochs: int | None = None,
     **changes: Any,
 ) -> nn.Module:
-    """Train and record from the start of an epoch of a run.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The parent, recorded by `train.protocols.record.record`.
-    epoch : int
-        The epoch; one that was given to it as ``branch_at``, or 0. Without a checkpoint
-        the store's own snapshot or reference is taken if the model has no buffers, with
-        a new optimizer and the data in the order of epoch 0.
-    lr_scale : float
-        Factor of the learning rate, at every step of the schedule.
-    out : pathlib.Path
-        The store, new. ``run.attrs["branch"]`` says where it comes from; its steps and
-        epochs are counted from 0.
-    track : callable, default: iter
-        Shows the progress over epochs.
-    epochs : int, optional
-        How many to train for. Default: those that the parent had left. A smaller
-        learning rate needs more of them to go equally far.
-    **changes : object
-        Settings of the training that may differ: ``device``, ``data_dir``,
-        ``num_workers``.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-
-    Raises
-    ------
-    KeyError
-        If there is nothing of that epoch to begin with; says what there is.
-    ValueError
-        If the scale is not a positive number; if the run is a branch, or says nothing of
-        its training; if the parent's schedule ends before the branch; or if there is no
-        checkpoint and the model has buffers.
-    FileExistsError
-        If there is something at `out`.
-    """
+    """Train and record a branch from the start of an epoch of a run."""
     training = replace(branch_training(run, epoch, lr_scale, epochs), **changes)
     start = find_start(run, epoch)
     spec = run.spec
     assert spec.steps_per_epoch is not None
     first = epoch * spec.steps_per_epoch
-    from_where = {
+    origin = {
         "parent": name_of(run.location),
         "parent_created": run.stored.document.created,
         "epoch": epoch,
@@ -142,8 +95,9 @@ def branch(
             probes=spec.probes,
             exact=spec.exact,
             seed=spec.seed,
-            updates="update" in run.measurements,
-            attrs=attrs(training) | {BRANCH: from_where},
+            updates=UPDATE in run.measurements,
+            samples=n_samples(training),
+            attrs=attrs(training) | {BRANCH: origin},
         ) as recorder:
             recorder.log(**start.pending)
             yield recorder
@@ -152,7 +106,7 @@ def branch(
 
 
 def branch_path(run: Run, epoch: int, lr_scale: float, directory: Path | None) -> Path:
-    """Return where a branch is recorded: beside its parent, or in a directory."""
+    """Return the default path of a branch: next to its parent, or in a directory."""
     directory = directory or branches_directory(Path(run.location))
     return directory / f"epoch-{epoch}-lr-{lr_scale:g}.zarr"
 
@@ -160,47 +114,27 @@ def branch_path(run: Run, epoch: int, lr_scale: float, directory: Path | None) -
 def branch_training(
     run: Run, epoch: int, lr_scale: float, epochs: int | None = None
 ) -> Training:
-    """Return how a branch is trained: its settings count epochs as the parent's do.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The parent.
-    epoch, lr_scale, epochs
-        As `branch` takes them.
-
-    Returns
-    -------
-    Training
-        Ends with the branch.
-
-    Raises
-    ------
-    KeyError
-        If the parent has no such epoch.
-    ValueError
-        As `branch`.
-    """
+    """Return the settings of a branch, whose epochs count from the parent's first."""
     if not 0 < lr_scale < math.inf:
         raise ValueError(f"lr_scale: expected a positive number, got {lr_scale}.")
     if BRANCH in run.attrs:
         raise ValueError(
-            f"{run.location} is a branch itself, of {run.attrs[BRANCH]['parent']}; begin "
-            "another one there."
+            f"{run.location} is a branch itself, of {run.attrs[BRANCH]['parent']}; branch "
+            "off that run instead."
         )
-    if "training" not in run.attrs or run.spec.steps_per_epoch is None:
+    if TRAINING not in run.attrs or run.spec.steps_per_epoch is None:
         raise ValueError(
             f"{run.location} does not say how it was trained; only runs of traj-train "
-            "can be trained again from one of their epochs."
+            "can be branched off."
         )
-    parent = Training(**run.attrs["training"])
+    parent = Training(**training_settings(run.attrs))
     per_epoch = run.spec.steps_per_epoch
     planned = parent.epochs * per_epoch
     n_epochs = -(-min(planned, parent.max_steps or planned) // per_epoch)
     if not 0 <= epoch < n_epochs:
         raise KeyError(
-            f"No epoch {epoch} in {run.location}, which was to have {n_epochs}. "
-            f"{_offer(run)}"
+            f"No epoch {epoch} in {run.location}, which is planned to have {n_epochs}. "
+            f"{_available_epochs(run)}"
         )
     scaled = replace(parent, lr=parent.lr * lr_scale)
     if epochs is None:
@@ -216,30 +150,9 @@ def branch_training(
     return replace(scaled, epochs=max(parent.epochs, stop), max_steps=stop * per_epoch)
 
 
-def find_start(run: Run, epoch: int) -> Start:
-    """Find what a branch begins with.
-
-    Parameters
-    ----------
-    run : trajstore.Run
-        The parent.
-    epoch : int
-        At whose start.
-
-    Returns
-    -------
-    Start
-        From a checkpoint, the beginning, a snapshot or a stored reference, the first of
-        these that there is.
-
-    Raises
-    ------
-    KeyError
-        If there is none; says of which epochs there are.
-    ValueError
-        If the checkpoint is of another run.
-    """
-    path = branch_point(Path(run.location), epoch)
+def find_start(run: Run, epoch: int) -> BranchStart:
+    """Return the first available start: checkpoint, epoch 0, snapshot, stored anchor."""
+    path = branch_checkpoint_path(Path(run.location), epoch)
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         recorder = state.pop("recorder")
@@ -248,29 +161,30 @@ def find_start(run: Run, epoch: int) -> Start:
                 f"{path} is of another run that was at {run.location} before; delete it, "
                 f"and record the run again with --branch-at {epoch}."
             )
-        return Start(state, "a checkpoint", recorder["position"]["pending"])
+        return BranchStart(state, "a checkpoint", recorder["position"]["pending"])
     if epoch == 0:
-        return Start({"epoch": 0}, "the beginning, drawn from the same seed", {})
+        return BranchStart({"epoch": 0}, "the beginning, drawn from the same seed", {})
     name = f"epoch-{epoch}"
     if name not in run.snapshots and epoch not in run.stored.epoch_windows:
         raise KeyError(
-            f"No checkpoint of epoch {epoch} beside {run.location}. {_offer(run)}"
+            f"No checkpoint of epoch {epoch} next to {run.location}. "
+            f"{_available_epochs(run)}"
         )
     point = find_target(run, name if name in run.snapshots else epoch)
     parameters = run.layout.unflatten(point.read(slice(0, run.layout.size)))
     note = f"{point.note}; {WITHOUT_CHECKPOINT}"
-    return Start({"epoch": epoch}, note, {}, dict(parameters))
+    return BranchStart({"epoch": epoch}, note, {}, dict(parameters))
 
 
-def _offer(run: Run) -> str:
-    """Say of which epochs there is what."""
+def _available_epochs(run: Run) -> str:
+    """Return a sentence on the epochs that have checkpoints."""
     directory = branches_directory(Path(run.location))
     kept = sorted(
         int(path.stem.removeprefix("epoch-")) for path in directory.glob("epoch-*.pt")
     )
     return (
-        f"There are checkpoints of the epochs {kept}, and epoch 0 needs none; others are "
-        "kept by traj-train run NAME --branch-at EPOCH."
+        f"There are checkpoints of the epochs {kept}, and epoch 0 needs none; "
+        "traj-train run NAME --branch-at EPOCH keeps others."
     )
 
 
@@ -281,11 +195,12 @@ def _set_parameters(
     run: Run,
     epoch: int,
 ) -> None:
-    """Give a model without buffers the parameters that a store holds."""
+    """Copy parameters from a store into a model without buffers."""
     if buffers := [name for name, _ in model.named_buffers()]:
         raise ValueError(
-            f"The model has buffers, such as {buffers[0]}, which no store holds, and there "
-            f"is no checkpoint of epoch {epoch} beside {run.location}. {_offer(run)}"
+            f"The model has buffers, such as {buffers[0]}, which stores do not hold, and "
+            f"there is no checkpoint of epoch {epoch} next to {run.location}. "
+            f"{_available_epochs(run)}"
         )
     for name, parameter in model.named_parameters():
         parameter.copy_(torch.from_numpy(np.array(values[name])))

@@ -1,4 +1,4 @@
-"""Record a training so that it can be taken up again where it was interrupted."""
+"""Record a training run, and resume it after an interruption."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,14 +15,17 @@ from train.loop import train
 from train.observer import Log, Track
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
+from trajstore.format.attrs import (
+    DATA,
+    ENVIRONMENT_SETTINGS,
+    TRAINING,
+    training_settings,
+)
 from trajstore.reading.run import open_run
 from trajstore.recording.recorder import Recorder
 
-IMMATERIAL: Final = ("data_dir", "device", "num_workers")
-"""Settings that may change when a run is taken up again."""
-
-CHECKPOINT_SECONDS: Final = 10.0
-"""Epochs can be as short as a step, and a checkpoint takes longer than that."""
+MIN_CHECKPOINT_SECONDS: Final = 10.0
+"""Least time between two checkpoints: one takes longer than a short epoch."""
 
 
 def record(
@@ -33,37 +36,7 @@ def record(
     branch_at: Sequence[int] = (),
     **options: Any,
 ) -> nn.Module:
-    """Train and record.
-
-    Parameters
-    ----------
-    training : Training
-        What to do; the store keeps it, as ``run.attrs["training"]``.
-    out : pathlib.Path
-        The store, new.
-    track : callable, default: iter
-        Shows the progress over epochs.
-    branch_at : sequence of int, default: ()
-        Epochs at whose starts `train.protocols.branch` may let other runs begin: each leaves a
-        snapshot ``epoch-5`` in the store, and a checkpoint `branch_point` beside it.
-    **options : object
-        Of `trajstore.Recorder`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-
-    Raises
-    ------
-    ValueError
-        If no epoch in the midst of the training has such a number.
-
-    Warns
-    -----
-    UserWarning
-        If the training ended before such an epoch, because of ``max_steps``.
-    """
+    """Train and record; keep checkpoints for branches at the starts of given epochs."""
     check_branch_epochs(branch_at, training)
     waiting = set(branch_at)
 
@@ -73,7 +46,7 @@ def record(
             return
         assert isinstance(recorder, Recorder)
         recorder.snapshot(f"epoch-{epoch}")
-        path = branch_point(out, epoch)
+        path = branch_checkpoint_path(out, epoch)
         path.parent.mkdir(exist_ok=True)
         write_checkpoint(state | {"recorder": recorder.state_dict()}, path)
         waiting.remove(epoch)
@@ -84,7 +57,7 @@ def record(
     model = train(training, observe, track, save=save)
     if waiting:
         warn(
-            f"The training ended before the epochs {sorted(waiting)}; nothing can branch "
+            f"Training ended before the epochs {sorted(waiting)}; no run can branch off "
             "there.",
             stacklevel=2,
         )
@@ -92,20 +65,7 @@ def record(
 
 
 def check_branch_epochs(epochs: Sequence[int], training: Training) -> None:
-    """Refuse to keep a checkpoint where there is none to keep.
-
-    Parameters
-    ----------
-    epochs : sequence of int
-        At whose starts checkpoints are asked for.
-    training : Training
-        What is trained.
-
-    Raises
-    ------
-    ValueError
-        If one is not in the midst of the training.
-    """
+    """Refuse epochs at which no branch checkpoint can be kept."""
     outside = [epoch for epoch in epochs if not 0 < epoch < training.epochs]
     if outside:
         raise ValueError(
@@ -114,13 +74,13 @@ def check_branch_epochs(epochs: Sequence[int], training: Training) -> None:
         )
 
 
-def branch_point(out: Path, epoch: int) -> Path:
-    """Return where the checkpoint lies that branches of an epoch start from."""
+def branch_checkpoint_path(out: Path, epoch: int) -> Path:
+    """Return the path of the checkpoint that branches at an epoch start from."""
     return branches_directory(out) / f"epoch-{epoch}.pt"
 
 
 def branches_directory(out: Path) -> Path:
-    """Return where a run keeps its checkpoints for branches, and these by default."""
+    """Return the directory of a run's branch checkpoints and, by default, branches."""
     return out.with_suffix(".branches")
 
 
@@ -129,39 +89,10 @@ def record_resumably(
     out: Path,
     track: Track = iter,
     *,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = MIN_CHECKPOINT_SECONDS,
     **options: Any,
 ) -> nn.Module:
-    """Train and record, from the last checkpoint if there is one.
-
-    Checkpoints are written beside the store, at ends of epochs; when the training is
-    complete, the last one is removed.
-
-    Parameters
-    ----------
-    training : Training
-        What to do.
-    out : pathlib.Path
-        The store: new, or that of the same training, interrupted.
-    track : callable, default: iter
-        Shows the progress over epochs.
-    checkpoint_seconds : float, default: 10.0
-        Least time between two checkpoints; 0 for one after every epoch.
-    **options : object
-        Of `trajstore.Recorder`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-
-    Raises
-    ------
-    FileExistsError
-        If the store is complete.
-    ValueError
-        If the store is of another training.
-    """
+    """Train and record, from the last checkpoint if there is one."""
     if is_complete(training, out):
         raise FileExistsError(f"{out} is complete already; choose a new path.")
     path = checkpoint_path(out)
@@ -170,7 +101,7 @@ def record_resumably(
     if path.exists():
         start = torch.load(path, map_location="cpu", weights_only=True)
         assert start is not None
-        _check_same(start["attrs"], training, path)
+        _check_same_settings(start["attrs"], training, path)
         resume = {"resume": start["recorder"]}
     elif out.exists():
         # Interrupted before the first checkpoint.
@@ -201,67 +132,53 @@ def record_resumably(
 
 
 def is_complete(training: Training, out: Path) -> bool:
-    """Return whether a store holds all of a training.
-
-    Parameters
-    ----------
-    training : Training
-        Which one.
-    out : pathlib.Path
-        The store; may be missing.
-
-    Returns
-    -------
-    bool
-        False also if it is missing or was interrupted.
-
-    Raises
-    ------
-    ValueError
-        If the store is of another training; says what differs.
-    """
+    """Return whether a store holds a complete recording of the given training run."""
     if not (out / "zarr.json").exists():
         return False
     run = open_run(out)
-    _check_same(run.attrs, training, out)
+    _check_same_settings(run.attrs, training, out)
     return run.status == "complete"
 
 
-def _check_same(found: Mapping[str, Any], training: Training, path: Path) -> None:
-    """Refuse what belongs to a training with other settings."""
-    theirs: dict[str, Any] = found.get("training", {"workload": None})
+def _check_same_settings(
+    found: Mapping[str, Any], training: Training, path: Path
+) -> None:
+    """Refuse a store or checkpoint of a run with other settings."""
+    recorded = training_settings(found) or {"workload": None}
     differences = [
-        f"{name} {theirs[name]!r} instead of {value!r}"
+        f"{name} {recorded[name]!r} instead of {value!r}"
         for name, value in asdict(training).items()
-        if name in theirs and name not in IMMATERIAL and theirs[name] != value
+        if name in recorded
+        and name not in ENVIRONMENT_SETTINGS
+        and recorded[name] != value
     ]
     if differences:
         raise ValueError(
-            f"{path} is of another training: {', '.join(differences)}. Choose another "
-            "place, or delete it to begin anew."
+            f"{path} is of another training run: {', '.join(differences)}. Choose another "
+            "place, or delete it to start over."
         )
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint; what was there stays until all of it is written."""
+    """Write a checkpoint, and replace the previous one once it is complete."""
     partial_path = path.with_suffix(".partial")
     torch.save(dict(state), partial_path)
     partial_path.replace(path)
 
 
 def checkpoint_path(out: Path) -> Path:
-    """Return where the checkpoint of a recording lies."""
+    """Return the path of a recording's checkpoint."""
     return out.with_suffix(".checkpoint")
 
 
 def n_samples(training: Training) -> int:
-    """Return how many indices of examples belong to a step: none where all data do."""
-    is_asked = training.record_samples and not training.full_batch
-    return training.batch_size if is_asked else 0
+    """Return how many indices of examples are recorded with a step; 0 for none."""
+    records_samples = training.record_samples and not training.full_batch
+    return training.batch_size if records_samples else 0
 
 
 def attrs(training: Training) -> dict[str, Any]:
-    """Return what a store keeps: how to repeat a training, and what its data are."""
+    """Return the attrs of a store: training settings, a note on the data, further facts."""
     workload = WORKLOADS[training.workload]
     note, facts = workload.notes[training.data], workload.facts(training)
-    return {"training": asdict(training), "data": note, **facts}
+    return {TRAINING: asdict(training), DATA: note, **facts}

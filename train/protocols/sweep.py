@@ -1,4 +1,4 @@
-"""Many runs, described by a plain file."""
+"""Sweeps: runs that a TOML file describes."""
 
 import tomllib
 from collections.abc import Iterator
@@ -14,78 +14,41 @@ from train.workloads.catalogue import WORKLOADS, check_width
 DIRECTORY = files("train") / "sweeps"
 
 
-class Planned(NamedTuple):
-    """A run of a sweep.
+class PlannedRun(NamedTuple):
+    """A run of a sweep."""
 
-    Attributes
-    ----------
-    name : str
-        Of its store, without the ending.
-    training : Training
-        What to do.
-    updates : bool
-        Whether what steps change is recorded, too.
-    """
-
-    name: str
+    name: str  # of its store, without the ending
     training: Training
-    updates: bool
+    updates: bool  # whether updates are recorded, too
 
 
 class Sweep(NamedTuple):
-    """Some runs.
-
-    Attributes
-    ----------
-    summary : str
-        What they are for.
-    runs : list of Planned
-        In their order.
-    """
+    """Runs in the order in which they are recorded."""
 
     summary: str
-    runs: list[Planned]
+    runs: list[PlannedRun]
 
 
-def names() -> list[str]:
-    """Return the names of the sweeps that come with this package."""
+def sweep_names() -> list[str]:
+    """Return the names of the sweeps in this package."""
     return sorted(path.name.removesuffix(".toml") for path in DIRECTORY.iterdir())
 
 
 def load_sweep(name: str, **changes: Any) -> Sweep:
-    """Read a sweep.
-
-    Parameters
-    ----------
-    name : str
-        One of `names`, or the path of a TOML file: ``summary``, and for each of the
-        ``runs`` its ``name``, ``workload`` and any fields of `Training`, and ``updates``.
-    **changes : object
-        Fields of `Training` that all runs get.
-
-    Returns
-    -------
-    Sweep
-        What the file says.
-
-    Raises
-    ------
-    ValueError
-        If there is no such sweep, or the file names what does not exist.
-    """
-    if name in names():
+    """Read a sweep by its name or path, and change settings of all runs."""
+    if name in sweep_names():
         text = (DIRECTORY / f"{name}.toml").read_text()
     elif Path(name).is_file():
         text = Path(name).read_text()
     else:
         raise ValueError(
-            f"There is no sweep {name!r}{nearest(name, names())}; a path of a TOML file "
-            "would do, too."
+            f"There is no sweep {name!r}{nearest(name, sweep_names())}. The path of a TOML "
+            "file works, too."
         )
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is no TOML: {error}.") from error
+        raise ValueError(f"{name} is not valid TOML: {error}.") from error
     runs = list(_runs(document, name, changes))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"{name}: several runs have the same name.")
@@ -94,7 +57,8 @@ def load_sweep(name: str, **changes: Any) -> Sweep:
 
 def _runs(
     document: dict[str, Any], name: str, changes: dict[str, Any]
-) -> Iterator[Planned]:
+) -> Iterator[PlannedRun]:
+    """Yield the runs of a TOML document, with changed settings."""
     known = {field.name for field in fields(Training)} | {"updates"}
     tables = document.get("runs")
     if not isinstance(tables, list) or not tables:
@@ -110,8 +74,8 @@ def _runs(
                 f"{name}: expected the name of a file without its ending, got {label!r}."
             )
         if str(workload) not in WORKLOADS:
-            offer = nearest(str(workload), WORKLOADS)
-            raise ValueError(f"{name}: there is no workload {workload!r}{offer}.")
+            hint = nearest(str(workload), WORKLOADS)
+            raise ValueError(f"{name}: there is no workload {workload!r}{hint}.")
         if unknown := sorted(settings.keys() - known):
             raise ValueError(
                 f"{name}: {label} has no setting {unknown[0]!r}{nearest(unknown[0], known)}."
@@ -126,10 +90,10 @@ def _runs(
             check_width(training)
         except ValueError as error:
             raise ValueError(f"{name}: {label}: {error}") from error
-        yield Planned(label, training, updates)
+        yield PlannedRun(label, training, updates)
 
 
 def nearest(name: str, known: Any) -> str:
-    """Offer the names that are most like a wrong one."""
+    """Return a hint at the known names that are closest to an unknown one."""
     found = get_close_matches(name, list(known), cutoff=0.4)
     return f"; the nearest are {', '.join(found)}" if found else ""

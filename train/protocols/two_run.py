@@ -1,8 +1,8 @@
-"""The published protocol: train twice, and measure the second run against the first.
+"""Two-run protocol: train twice, and measure the second run against the first.
 
 Algorithm 1 of C. Guille-Escuret et al., "No Wrong Turns: The Simple Geometry Of Neural
-Networks Optimization Paths", 2023, arXiv 2306.11922. It costs two trainings that must be
-identical, and is exact: the ground truth for what is computed from a single recording.
+Networks Optimization Paths", 2023, arXiv 2306.11922. It needs two identical training runs
+and is exact: the ground truth for results that are computed from a single recording.
 Unlike the published code it checks that both runs end at the same point.
 """
 
@@ -17,7 +17,8 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from train.observer import Deaf, Log, Observer
+from train.observer import Log, NullLog, Observer
+from trajstore.format.attrs import UPDATE
 
 
 def two_run(
@@ -32,13 +33,13 @@ def two_run(
     Parameters
     ----------
     train : callable
-        Trains from the beginning under the observer it is given; called twice, and must
-        do the same both times.
+        Trains from the beginning under the given observer; called twice, and must do the
+        same both times.
     layers : bool, default: False
-        Tell the parameter tensors apart.
+        Compute every layer on its own.
     direction : str, default: "gradient"
-        What is measured: the gradient of every step; ``"update"``, what the step changes;
-        or the name that the training gives to ``measure``.
+        The measured direction: ``"gradient"``, ``"update"``, or a name that the loop gives
+        to ``measure``.
     weight_decay : float, default: 0.0
         Times the parameters is added to a gradient.
 
@@ -48,13 +49,13 @@ def two_run(
         Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
         ``layer`` if asked for. Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and
         ``distance``, computed in float64 from the gradients that the optimizer finds.
-        NaN where a norm is 0. ``step`` is how many optimizer steps had been taken.
+        NaN where a norm is 0. ``step`` counts the optimizer steps before the measurement.
 
     Raises
     ------
     RuntimeError
-        If the second run does not end where the first did, bit for bit, or if there was
-        no step.
+        If the second run does not end where the first did, bit for bit, or if nothing was
+        measured.
     """
     ends: list[dict[str, Tensor]] = []
     measured: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -71,10 +72,10 @@ def two_run(
         total_steps: int,
     ) -> Iterator[Log]:
         del total_steps
-        names.extend(_held(model, optimizer))
+        names.extend(_optimized(model, optimizer))
         epoch_lengths.append(steps_per_epoch)
-        yield Deaf()
-        ends.append(_copy(_held(model, optimizer)))
+        yield NullLog()
+        ends.append(_copy(_optimized(model, optimizer)))
 
     @contextmanager
     def second(
@@ -86,7 +87,7 @@ def two_run(
     ) -> Iterator[Log]:
         del steps_per_epoch, total_steps
         target = {name: end.double() for name, end in ends[0].items()}
-        parameters = _held(model, optimizer)
+        parameters = _optimized(model, optimizer)
         before: dict[str, Tensor] = {}
         n_steps = 0
 
@@ -96,33 +97,33 @@ def two_run(
                 for name, p in parameters.items()
             }
 
-        def look(x: dict[str, Tensor], vectors: dict[str, Tensor]) -> None:
+        def measure(x: dict[str, Tensor], vectors: dict[str, Tensor]) -> None:
             measured.append(_products(x, vectors, target))
             steps.append(n_steps)
 
         def before_step(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             before.update(_copy(parameters))
             if direction == "gradient":
-                look(parameters, gradients())
+                measure(parameters, gradients())
 
         def after_step(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             nonlocal n_steps
-            if direction == "update":
+            if direction == UPDATE:
                 now = {name: p.detach().double() for name, p in parameters.items()}
-                look(before, {name: now[name] - before[name].double() for name in now})
+                updates = {name: now[name] - before[name].double() for name in now}
+                measure(before, updates)
             n_steps += 1
 
-        class Looking(Deaf):
-            def measure(self, name: str, **_scalars: float | Tensor) -> None:
-                if name == direction:
-                    look(parameters, gradients())
+        def measure_now(name: str) -> None:
+            if name == direction:
+                measure(parameters, gradients())
 
         handles = (
             optimizer.register_step_pre_hook(before_step),
             optimizer.register_step_post_hook(after_step),
         )
         try:
-            yield Looking()
+            yield _MeasureLog(measure_now)
         finally:
             for handle in handles:
                 handle.remove()
@@ -132,8 +133,10 @@ def two_run(
     train(second)
     _check_same_end(*ends)
     if not measured:
-        what = "no optimizer step" if direction == "gradient" else f"no {direction!r}"
-        raise RuntimeError(f"The training made {what}; nothing was measured.")
+        missing = (
+            "no optimizer step" if direction == "gradient" else f"no {direction!r}"
+        )
+        raise RuntimeError(f"The training made {missing}; nothing was measured.")
     h, squares, gradient_sq = (
         torch.stack(column).cpu().numpy() for column in zip(*measured, strict=True)
     )
@@ -144,8 +147,25 @@ def two_run(
     return result.assign_attrs(direction=direction, weight_decay=weight_decay)
 
 
-def _held(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the model's parameters that the optimizer holds, by name."""
+class _MeasureLog:
+    """A `Log` that passes the names of measurements on and ignores the rest."""
+
+    def __init__(self, on_measure: Callable[[str], None]) -> None:
+        self._on_measure = on_measure
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Ignore scalars."""
+
+    def log_samples(self, indices: Tensor) -> None:
+        """Ignore indices of examples."""
+
+    def measure(self, name: str, **_scalars: float | Tensor) -> None:
+        """Pass the name on."""
+        self._on_measure(name)
+
+
+def _optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the model's parameters that the optimizer updates, by name."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return {name: p for name, p in model.named_parameters() if id(p) in held}
 
@@ -163,7 +183,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 def _products(
     x: dict[str, Tensor], vectors: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return <g, x - x*>, |x - x*|^2 and |g|^2 by layer, float64, for the vectors g."""
+    """Return <g, x - x*>, |x - x*|^2 and |g|^2 of vectors g, float64 (layer,) each."""
     h, squares, vector_sq = [], [], []
     for name, vector in vectors.items():
         to_target = (x[name].detach().double() - target[name]).flatten()
@@ -175,6 +195,7 @@ def _products(
 
 
 def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Refuse runs whose final parameters differ in any bit."""
     differing = [
         name
         for name in first
@@ -199,6 +220,7 @@ def _dataset(
     *,
     layers: bool,
 ) -> xr.Dataset:
+    """Compute all quantities from products by layer, (step, layer)."""
     dims: tuple[str, ...] = ("step", "layer")
     if not layers:
         h, squares, gradient_sq = (a.sum(1) for a in (h, squares, gradient_sq))
@@ -218,7 +240,7 @@ def _dataset(
         "iteration": ("step", step % steps_per_epoch),
     }
     if layers:
-        # Fixed-width strings have no place in Zarr's specification; these have.
+        # Zarr's specification has variable-length strings, but none of fixed width.
         coordinates["layer"] = np.array(names, object)
     attributes = {"reference": "final", "source": "exact two-run protocol"}
     variables = {name: (dims, value) for name, value in values.items()}

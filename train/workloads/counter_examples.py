@@ -1,8 +1,8 @@
-"""Functions whose gradients do not point to where the path ends.
+"""Counter-examples, where negative gradients do not always point to the end of the path.
 
-The paper describes two, an asymmetric linear model (ALM) and a sinusoidal mixture (SM), in
-words; its formulas (Eq. 9) and constants are not known to us. What is here follows the
-words of its section 6, with constants of our own.
+The paper describes two in words, an asymmetric linear model (ALM) and a sinusoidal mixture
+(SM); its formulas (Eq. 9) and constants are not known to us. The functions here follow the
+description in its section 6, with constants of our own.
 
 C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
 Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922.
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from train.data import Splits
+from train.workloads.definition import by_name, embedded
+from train.workloads.tasks import minimization
 
 N_EXAMPLES: Final = 512
 N_FEATURES: Final = 64
@@ -22,7 +24,7 @@ N_WAVES: Final = 256
 
 
 def alm_data(seed: int) -> Splits:
-    """Draw inputs, shape (64,), and targets of the asymmetric linear model, normal."""
+    """Draw inputs, (64,), and targets of the asymmetric linear model, normal."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(N_EXAMPLES, N_FEATURES, generator=generator)
     targets = torch.randn(N_EXAMPLES, generator=generator)
@@ -31,28 +33,21 @@ def alm_data(seed: int) -> Splits:
 
 
 def asymmetric_rmse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Root mean square of what outputs exceed their targets by: convex, and noisy."""
+    """Return the root mean square of outputs above their targets: convex, and noisy."""
     excess = (outputs[:, 0] - targets).clamp(min=0)
-    # The root has no derivative at 0, where nothing is to be done.
+    # The root has no derivative at 0, where all targets are satisfied.
     return (excess.square().mean() + 1e-12).sqrt()
 
 
 def linear_model() -> nn.Module:
-    """Return the linear model without a bias, which alone would satisfy all targets."""
+    """Return a linear model without a bias, which alone could satisfy all targets."""
     return nn.Linear(N_FEATURES, 1, bias=False)
 
 
 class SinusoidalMixture(nn.Module):
-    r"""A deterministic, non-convex function of its parameters x, shape (64,).
+    """A deterministic, non-convex function of its parameters x, shape (64,)."""
 
-    :math:`f(x) = \frac{1}{n} \sum_j a_j \sin(\langle b_j, x \rangle + c_j)` with
-    coefficients drawn from normal distributions.
-
-    Parameters
-    ----------
-    seed : int
-        Draws the coefficients.
-    """
+    # f(x) = mean of a_j sin(<b_j, x> + c_j) over j, with normal random coefficients.
 
     amplitudes: Tensor
     directions: Tensor
@@ -71,17 +66,45 @@ class SinusoidalMixture(nn.Module):
         self.x = nn.Parameter(torch.randn(N_FEATURES, generator=generator))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the function's value for every row of what is not looked at."""
+        """Return the function's value for every row of the unused inputs."""
         waves = torch.sin(self.directions @ self.x + self.phases)
         return (self.amplitudes * waves).mean().expand(len(inputs))
 
 
-def nothing_to_learn_from() -> Splits:
-    """Return one example of nothing, so that an epoch is a step."""
+def placeholder_data() -> Splits:
+    """Return one unused example, so that an epoch is a step."""
     data = TensorDataset(torch.zeros(1, 1), torch.zeros(1))
     return Splits(data, None, 1)
 
 
-def value(outputs: Tensor, _targets: Tensor) -> Tensor:
+def mean_output(outputs: Tensor, _targets: Tensor) -> Tensor:
     """Return the mean of outputs, which is the function's value."""
     return outputs.mean()
+
+
+COUNTER_EXAMPLES: Final = by_name(
+    embedded(
+        "asymmetric linear model: convex and stochastic",
+        minimization(asymmetric_rmse),
+        "normal random numbers",
+        lambda training: alm_data(training.seed),
+        lambda *_: linear_model(),
+        workload="alm",
+        epochs=20,
+        batch_size=4,
+        optimizer="sgd",
+        lr=0.05,
+    ),
+    embedded(
+        "sinusoidal mixture: deterministic, not convex",
+        minimization(mean_output),
+        "no data: a function",
+        lambda _: placeholder_data(),
+        lambda _, training: SinusoidalMixture(training.seed),
+        workload="sm",
+        epochs=1000,
+        batch_size=1,
+        optimizer="sgd",
+        lr=5.0,
+    ),
+)

@@ -1,4 +1,4 @@
-r"""Deep linear networks on whitened inputs, whose training is known in closed form.
+r"""Deep linear networks on whitened inputs, whose training has a closed form.
 
 :math:`y = W_L \cdots W_1 x`, inputs with :math:`\Sigma_{xx} = \frac{1}{n} \sum x x^T = I`,
 targets with :math:`\Sigma_{yx} = \frac{1}{n} \sum y x^T = U \mathrm{diag}(\lambda) V^T` of
@@ -12,7 +12,7 @@ is then :math:`t = \eta k` after k steps.
 
 A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
 learning in deep linear neural networks", 2014, arXiv 1312.6120. Sizes, singular values and
-initial weights are ours.
+initial weights are our own.
 """
 
 from typing import Any, Final, Literal
@@ -29,6 +29,8 @@ from train.models.deep_linear import (
     stack,
 )
 from train.settings import Training
+from train.workloads.definition import Workload, by_name, embedded
+from train.workloads.tasks import minimization
 
 N_EXAMPLES: Final = 32
 N_INPUTS: Final = 16
@@ -42,12 +44,11 @@ INITIAL: Final = 0.01
 """Singular values of the product of the initial weights."""
 
 STEPS_PER_EPOCH: Final = 100
-"""Every step is one with all of the data. Epochs as short as that would cost a reference
-point each."""
+"""Repetitions of the full batch in an epoch: every epoch costs an anchor in the store."""
 
 
 def correlation(seed: int) -> Tensor:
-    """Return the correlation of targets and inputs, float32 of shape (4, 16)."""
+    """Return the input-output correlation of the data, float32 (4, 16)."""
     generator = torch.Generator().manual_seed(seed)
     left = orthonormal(N_OUTPUTS, len(STRENGTHS), generator)
     right = orthonormal(N_INPUTS, len(STRENGTHS), generator)
@@ -56,19 +57,7 @@ def correlation(seed: int) -> Tensor:
 
 
 def linear_data(seed: int) -> Splits:
-    """Draw whitened inputs, and targets that are a linear function of them.
-
-    Parameters
-    ----------
-    seed : int
-        Chooses them.
-
-    Returns
-    -------
-    Splits
-        Every example is a batch of all data, inputs (32, 16) and targets (32, 4), so that
-        an epoch has as many steps of gradient descent as there are examples.
-    """
+    """Draw whitened inputs, (32, 16), and linear targets, (32, 4), as full batches."""
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = N_EXAMPLES**0.5 * orthonormal(N_EXAMPLES, N_INPUTS, generator)
     targets = inputs @ correlation(seed).double().T
@@ -79,29 +68,14 @@ def linear_data(seed: int) -> Splits:
 
 
 def half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Half of the squared error, summed over outputs, mean over examples."""
+    """Return half of the squared error, summed over outputs, mean over examples."""
     return (outputs - targets).square().sum(-1).mean() / 2
 
 
 def deep_linear(
     seed: int, *, depth: int, start: Literal["aligned", "random"] = "aligned"
 ) -> nn.Sequential:
-    """Return a deep linear network with small initial weights.
-
-    Parameters
-    ----------
-    seed : int
-        Of the data, to whose singular modes weights may be aligned.
-    depth : int
-        Layers.
-    start : {"aligned", "random"}, default: "aligned"
-        Balanced, and diagonal in the singular bases of the targets; or normal entries.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        Maps inputs (N, 16) to outputs (N, 4).
-    """
+    """Return a deep linear network of 16 inputs and 4 outputs, with small weights."""
     if start == "aligned":
         weights = aligned_weights(
             correlation(seed), depth=depth, width=N_HIDDEN, initial=INITIAL
@@ -113,6 +87,31 @@ def deep_linear(
 
 
 def facts(training: Training) -> dict[str, Any]:
-    """Return what `analyzers.linear_modes` asks of a run, to be kept in its store."""
+    """Return the attrs that `analyzers.linear_modes` needs."""
     matrix = correlation(training.seed).tolist()
     return {"input_output_correlation": matrix, "loss_convention": "half-sum"}
+
+
+def _workload(depth: int, start: Literal["aligned", "random"]) -> Workload:
+    ending = "" if start == "aligned" else f"-{start}"
+    return embedded(
+        f"a linear network of {depth} layers, {start} small weights",
+        minimization(half_sum),
+        "whitened random numbers",
+        lambda training: linear_data(training.seed),
+        lambda _, training: deep_linear(training.seed, depth=depth, start=start),
+        facts,
+        workload=f"deep-linear-{depth}{ending}",
+        epochs=80,
+        batch_size=1,
+        optimizer="sgd",
+        # A mode is learnt within 1 % of the gradient flow at this learning rate.
+        lr=0.005,
+    )
+
+
+_STARTS: Final[tuple[Literal["aligned", "random"], ...]] = ("aligned", "random")
+
+DEEP_LINEAR: Final = by_name(
+    *(_workload(depth, start) for start in _STARTS for depth in (2, 3, 4))
+)

@@ -1,4 +1,4 @@
-"""A model on a data set, and how it is trained."""
+"""Definition of a workload: model, data, loss and default settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,39 +17,33 @@ def _no_facts(_training: Training) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model on a data set.
+    """A model on a data set, with its loss and its default settings."""
 
-    Attributes
-    ----------
-    summary : str
-        What it is, in one line.
-    settings : Training
-        How it is trained if nothing else is asked for.
-    notes : mapping from str to str
-        What the data are, by the kinds of data that there are: true, embedded.
-    task : Task
-        The loss, and what else is logged.
-    data : callable
-        Returns the data of a training.
-    model : callable
-        Returns a new model for data and training, drawn from torch's random stream.
-    facts : callable
-        Returns what else is known of a training's data, for the store's ``attrs``.
-    """
-
-    summary: str
+    summary: str  # one line, for `traj-train list`
     settings: Training
-    notes: Mapping[str, str]
+    notes: Mapping[str, str]  # data descriptions by kind ("true", "embedded")
     task: Task
     data: Callable[[Training], Splits]
-    model: Callable[[Splits, Training], nn.Module]
+    model: Callable[[Splits, Training], nn.Module]  # draws from torch's random stream
     facts: Callable[[Training], dict[str, Any]] = _no_facts
+    """Returns further facts about the data, for the store's ``attrs``."""
+
+
+def by_name(*workloads: Workload) -> dict[str, Workload]:
+    """Return workloads by name."""
+    return {workload.settings.workload: workload for workload in workloads}
 
 
 def embedded(
-    summary: str, task: Task, note: str, data: Any, model: Any, **settings: Any
+    summary: str,
+    task: Task,
+    note: str,
+    data: Callable[[Training], Splits],
+    model: Any,
+    facts: Callable[[Training], dict[str, Any]] = _no_facts,
+    **settings: Any,
 ) -> Workload:
-    """Describe a workload whose data are always at hand."""
+    """Define a workload whose data need no download."""
     return Workload(
         summary=summary,
         settings=Training(data="embedded", **settings),
@@ -57,6 +51,7 @@ def embedded(
         task=task,
         data=data,
         model=model,
+        facts=facts,
     )
 
 
@@ -68,7 +63,7 @@ def published(
     model: Any,
     **settings: Any,
 ) -> Workload:
-    """Describe a workload of a paper."""
+    """Define a workload of a paper: its data set, and an embedded stand-in."""
     return Workload(
         summary=summary,
         settings=Training(**settings),

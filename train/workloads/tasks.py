@@ -1,4 +1,4 @@
-"""What outputs are compared with, and how well they do."""
+"""Losses and scores of workloads."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -8,25 +8,18 @@ from torch.nn import functional as F
 
 
 class Task(NamedTuple):
-    """A kind of problem.
+    """Loss and scores of a kind of problem."""
 
-    Attributes
-    ----------
-    loss : callable
-        Takes outputs and targets, returns their mean loss.
-    scores : callable
-        Takes outputs, targets and the loss, returns numbers to log.
-    """
-
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]  # mean loss of outputs and targets
     scores: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+    """Returns numbers to log, from outputs, targets and the loss."""
 
 
 def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
     return {"accuracy": (outputs.argmax(1) == targets).float().mean()}
 
 
-def _half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+def _half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     return 0.5 * (outputs - wanted).square().sum(1).mean()
 
@@ -39,21 +32,21 @@ def _perplexity(_outputs: Tensor, _targets: Tensor, loss: Tensor) -> dict[str, T
     return {"perplexity": loss.detach().exp()}
 
 
-def _nothing(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
+def _no_scores(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
     return {}
 
 
 CLASSIFICATION: Final = Task(F.cross_entropy, _accuracy)
-"""Of images, or of their pixels: outputs (N, class, ...), targets (N, ...)."""
+"""Classes of images or pixels: outputs (N, class, ...), targets (N, ...)."""
 
-SQUARES: Final = Task(_half_squares, _accuracy)
-"""Classes as vectors of zeros and a one: half the squared distance of outputs (N, class) to
-them, as Cohen et al. (arXiv 2103.00065) measure it."""
+SQUARED_ERROR: Final = Task(_half_squared_error, _accuracy)
+"""Half of the squared distance of outputs (N, class) to one-hot targets, as Cohen et al.
+(arXiv 2103.00065) measure it."""
 
 LANGUAGE: Final = Task(_token_loss, _perplexity)
-"""The next token: outputs (N, context, token), targets (N, context)."""
+"""Next token: outputs (N, context, token), targets (N, context)."""
 
 
-def descent(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:
-    """Return the task of making a loss small, without further scores."""
-    return Task(loss, _nothing)
+def minimization(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:
+    """Return the task of minimizing a loss, without scores."""
+    return Task(loss, _no_scores)

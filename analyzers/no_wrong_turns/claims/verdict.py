@@ -1,17 +1,13 @@
-"""Whether a number supports a statement, at two standard errors."""
+"""Verdicts on numbers with standard errors, at two standard errors."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
-Seen = Literal["seen", "not seen", "not decided"]
+Verdict = Literal["supported", "contradicted", "inconclusive"]
 
-SURE: Final = 2.0
-"""Standard errors that a number has to be away from what would change the verdict."""
-
-IN_WORDS: Final = {"gamma": "gamma", "rsi": "RSI", "eb": "EB", "lolr": "loLR"}
-"""Quantities as sentences name them."""
+DECISIVE_STDERRS: Final = 2.0
+"""Standard errors between a number and a limit from which the verdict holds."""
 
 
 class Measured(NamedTuple):
@@ -24,66 +20,41 @@ class Measured(NamedTuple):
         return f"{self.value:.3g} ± {self.stderr:.1g}"
 
 
+Numbers = Mapping[Any, Measured]
+"""Numbers of several runs, by label."""
+
 UNKNOWN: Final = Measured(math.nan, math.nan)
-"""Of what there is no run."""
+"""The number of a missing run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What became of a statement.
+class Outcome(NamedTuple):
+    """A verdict and the numbers that it rests on, in one sentence."""
 
-    Attributes
-    ----------
-    claim : str
-        The statement, in one sentence, with what exactly was asked.
-    figure : str
-        Number of the paper's figure it belongs to, or ``"controls"``.
-    seen : {"seen", "not seen", "not decided"}
-        Not decided: the numbers are within two standard errors of the limit, or there are
-        no runs to tell.
-    numbers : str
-        What the verdict rests on, or what is missing, in one sentence.
-    """
-
-    claim: str
-    figure: str
-    seen: Seen
+    verdict: Verdict
     numbers: str
 
 
-def inside(number: Measured, *, low: float = -math.inf, high: float = math.inf) -> Seen:
-    """Tell whether a number lies between two limits.
-
-    Parameters
-    ----------
-    number : Measured
-        The number.
-    low, high : float, default: no limit
-        The limits.
-
-    Returns
-    -------
-    {"seen", "not seen", "not decided"}
-        Seen if all of value ± 2 stderr lies between them, not seen if none of it does.
-        Not decided if the number is NaN.
-    """
-    bottom = number.value - SURE * number.stderr
-    top = number.value + SURE * number.stderr
+def inside(
+    number: Measured, *, low: float = -math.inf, high: float = math.inf
+) -> Verdict:
+    """Test whether a number lies between limits: all of its error bar, or none of it."""
+    bottom = number.value - DECISIVE_STDERRS * number.stderr
+    top = number.value + DECISIVE_STDERRS * number.stderr
     if bottom > low and top < high:
-        return "seen"
-    return "not seen" if top < low or bottom > high else "not decided"
+        return "supported"
+    return "contradicted" if top < low or bottom > high else "inconclusive"
 
 
-def all_of(verdicts: Iterable[Seen]) -> Seen:
-    """Put verdicts together: one that is not seen decides, then one not decided."""
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Combine verdicts: one contradiction decides, then one inconclusive verdict."""
     found = set(verdicts)
-    if "not seen" in found:
-        return "not seen"
-    return "seen" if found == {"seen"} else "not decided"
+    if "contradicted" in found:
+        return "contradicted"
+    return "supported" if found == {"supported"} else "inconclusive"
 
 
-def exceeds(a: Measured, b: Measured) -> Seen:
-    """Tell whether a is larger than b; their errors are independent."""
+def exceeds(a: Measured, b: Measured) -> Verdict:
+    """Test whether a is larger than b; their errors are independent."""
     return inside(difference(a, b), low=0)
 
 
@@ -93,7 +64,7 @@ def difference(a: Measured, b: Measured) -> Measured:
 
 
 def ratio(a: Measured, b: Measured) -> Measured:
-    """Divide a by b, to first order; their errors are independent."""
+    """Divide a by b, with errors to first order; these are independent."""
     if not a.value or not b.value:
         return UNKNOWN
     value = a.value / b.value
@@ -101,6 +72,9 @@ def ratio(a: Measured, b: Measured) -> Measured:
     return Measured(value, abs(value) * relative)
 
 
-def listed(numbers: Iterable[tuple[object, Measured]]) -> str:
-    """Write numbers with their names, in order."""
-    return ", ".join(f"{name}: {number}" for name, number in numbers)
+def listed(numbers: Numbers) -> str:
+    """Write numbers with their labels; a number with an empty label stands alone."""
+    return ", ".join(
+        f"{label}: {number}" if label != "" else f"{number}"
+        for label, number in numbers.items()
+    )

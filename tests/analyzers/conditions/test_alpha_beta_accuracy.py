@@ -39,7 +39,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), CASES.items(), ids=CASES)
-def test_errors_are_as_large_as_they_are_said_to_be(
+def test_errors_match_their_standard_errors(
     name: str,
     changes: dict[str, Any],
     tmp_path: Path,
@@ -62,7 +62,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(
         "cosine": (aimed, exact["gamma"]),
         "theta": (aimed, product / loss),
     }
-    # In the last steps x - x* is shorter than what the sketch is made for.
+    # In the last steps x - x* is shorter than the sketch is designed for.
     mid = slice(0, run.n_steps - 12)
     for quantity, (found, truth) in expected.items():
         z = z_scores(found, quantity, truth)[mid]
@@ -75,8 +75,8 @@ def z_scores(found: xr.Dataset, name: str, truth: xr.DataArray) -> Any:
 
 
 @pytest.mark.slow
-def test_pairs_of_a_sketched_run_are_near_the_exact_ones(tmp_path: Path):
-    """The whole chain, recorded twice: whole gradients, and one bit per number."""
+def test_pairs_of_a_sketched_run_are_near_the_exact_pairs(tmp_path: Path):
+    """From training to pairs, recorded twice: exactly, and as sketches."""
     training = replace(
         WORKLOADS["digits-mlp"].settings,
         epochs=1,

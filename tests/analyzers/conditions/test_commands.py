@@ -1,4 +1,4 @@
-"""Test ``traj-analyze alpha-beta``, ``aiming`` and ``pl``, from the training to the figure."""
+"""Test ``analyzers.conditions.commands``, from training to figure."""
 
 import shutil
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     found = [stored(path, "alpha-beta-final") for path in stores]
     for results, one in zip(found, compared, strict=True):
         for name in ("product", "product_stderr", "loss", "reference_loss"):
-            # float32 products of matrices may be added up in another order.
+            # float32 matrix products may be summed in another order.
             np.testing.assert_allclose(results[name], one[name], rtol=1e-5, atol=1e-6)
         assert results.attrs["reference_losses"] == "per-sample losses, averaged"
     pairs = analyzers.feasible_set(found)
@@ -88,7 +88,7 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     assert figure.stat().st_size > 10_000
 
 
-def test_a_set_without_pairs_is_said_and_drawn(
+def test_an_empty_set_is_reported_and_drawn(
     stores: list[Path], traj_analyze: Command, tmp_path: Path
 ):
     path = tmp_path / "run.zarr"
@@ -140,7 +140,9 @@ def test_aiming_of_all_data_and_of_minibatches(
 
 
 def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
-    output = traj_analyze("pl", stores[0], "--measurement", "full_batch")
+    output = traj_analyze(
+        "polyak-lojasiewicz", stores[0], "--measurement", "full_batch"
+    )
     run = open_run(stores[0])
     least = float(replayed(run)["full_reference_loss"])
     found = analyzers.polyak_lojasiewicz(
@@ -154,12 +156,12 @@ def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
         stored(stores[0], "pl-of-full_batch"),
         found.drop_indexes(["epoch", "iteration"]),
     )
-    output = traj_analyze("pl", stores[0], "--reference-loss", 0.5)
+    output = traj_analyze("polyak-lojasiewicz", stores[0], "--reference-loss", 0.5)
     assert "steps bound nothing" in output
     assert "f* = 0.5." in output
 
 
-def test_losses_at_other_points_are_asked_for_by_name(
+def test_missing_losses_at_another_target_are_named(
     stores: list[Path], refused: Callable[..., str]
 ):
     text = refused("alpha-beta", stores[0], "--reference", 0)
@@ -178,14 +180,14 @@ def test_losses_of_another_state_are_refused(
     assert f"compute them with traj-train replay {path}, or give an array" in text
 
 
-def test_what_is_missing_is_named_with_what_makes_it(
+def test_errors_name_the_command_that_makes_missing_results(
     example_run: Path, refused: Callable[..., str], tmp_path: Path
 ):
     path = tmp_path / "run.zarr"
     shutil.copytree(example_run, path)
     text = refused("alpha-beta", path)
     assert f"compute them with traj-train replay {path}, or give an array" in text
-    text = refused("pl", path)
+    text = refused("polyak-lojasiewicz", path)
     assert (
         f"compute them with traj-train replay {path}, or give --reference-loss." in text
     )

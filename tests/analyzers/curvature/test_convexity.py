@@ -1,4 +1,4 @@
-"""Test ``analyzers.convexity`` on quadratics, and on functions that are not convex."""
+"""Test ``analyzers.curvature.convexity`` on quadratics and on non-convex functions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,9 @@ def record(
 
 
 @pytest.mark.parametrize("at_end", ["full_batch", "same_batch"])
-def test_slack_of_a_quadratic_is_half_of_its_form(tmp_path: Path, at_end: str):
+def test_slack_on_a_quadratic_is_half_of_the_quadratic_form(
+    tmp_path: Path, at_end: str
+):
     run = record(tmp_path / "run.zarr", at_end=at_end, exact=True)
     found = analyzers.convexity(run).compute()
     x = path_of(run).iterates[:, :60]
@@ -85,7 +87,7 @@ def test_slack_of_a_quadratic_is_half_of_its_form(tmp_path: Path, at_end: str):
     np.testing.assert_allclose(found.attrs["reference_loss"], f, rtol=1e-6)
 
 
-def test_a_loss_that_is_given_shifts_the_slack(tmp_path: Path):
+def test_a_given_loss_shifts_the_slack(tmp_path: Path):
     run = record(tmp_path / "run.zarr", at_end="full_batch", exact=True)
     found = analyzers.convexity(run)
     loss = found.attrs["reference_loss"]
@@ -94,10 +96,10 @@ def test_a_loss_that_is_given_shifts_the_slack(tmp_path: Path):
     assert lower.is_violated.all()
 
 
-def test_errors_of_a_recording_are_as_large_as_they_are_said_to_be(
+def test_errors_of_estimates_match_their_standard_errors(
     example_run: Path, exact_run: Path
 ):
-    """The same training, its inner products estimated and exact."""
+    """The same training run with estimated and with exact inner products."""
     estimated, exact = (
         analyzers.convexity(open_run(path), reference_loss=0.1).compute()
         for path in (example_run, exact_run)
@@ -107,7 +109,7 @@ def test_errors_of_a_recording_are_as_large_as_they_are_said_to_be(
     assert np.abs(z).max() < 4
 
 
-def test_an_epoch_has_the_loss_that_was_measured_at_its_start(tmp_path: Path):
+def test_an_epoch_has_the_loss_measured_at_its_start(tmp_path: Path):
     run = record(tmp_path / "run.zarr", exact=True)
     found = analyzers.convexity(run, reference=5)
     loss = float(run.steps.loss[5 * STEPS_PER_EPOCH])
@@ -118,10 +120,10 @@ def test_an_epoch_has_the_loss_that_was_measured_at_its_start(tmp_path: Path):
     np.testing.assert_allclose(rows.slack, found.slack.values[at], rtol=1e-4, atol=1e-6)
 
 
-def test_waves_are_not_convex(tmp_path: Path):
+def test_waves_violate_convexity(tmp_path: Path):
     run = record(tmp_path / "run.zarr", waves, at_end="full_batch", exact=True)
     found = analyzers.convexity(run).compute()
-    # It begins near tops, and ends in valleys.
+    # The path starts near maxima and ends in minima.
     assert 5 < found.is_violated.sum() < 40
     path = path_of(run)
     f = np.cos(path.iterates[:, :60]).sum(1)
@@ -131,7 +133,7 @@ def test_waves_are_not_convex(tmp_path: Path):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_slack_of_neighbours_is_half_of_the_form_of_the_step(
+def test_slack_of_neighbours_is_half_of_the_quadratic_form_of_the_update(
     tmp_path: Path, momentum: float
 ):
     run = record(tmp_path / "run.zarr", momentum=momentum, exact=True)
@@ -146,7 +148,7 @@ def test_slack_of_neighbours_is_half_of_the_form_of_the_step(
     assert not found.is_violated_back.any()
 
 
-def test_neighbours_on_waves_show_that_these_are_not_convex(tmp_path: Path):
+def test_neighbours_on_waves_violate_convexity(tmp_path: Path):
     run = record(tmp_path / "run.zarr", waves, exact=True)
     found = analyzers.adjacent_convexity(run)
     assert 5 < found.is_violated.sum() < 40
@@ -180,7 +182,7 @@ def chord(losses: list[float], fractions: list[float]) -> xr.DataArray:
     return xr.DataArray(losses, {"fraction": fractions}, ("fraction",))
 
 
-def test_chords_lie_above_what_is_convex():
+def test_chords_lie_above_a_convex_function():
     t = np.linspace(0, 1, 5)
     found = analyzers.chord_convexity(chord([*(t**2)], [*t]))
     np.testing.assert_allclose(found.slack, t - t**2, atol=1e-15)

@@ -1,4 +1,4 @@
-"""Test ``analyzers.edge_of_stability``: thresholds by optimizers that run on them."""
+"""Test ``analyzers.curvature.edge_of_stability`` with optimizers at their thresholds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import analyzers
+from tests.analyzers.curvature.networks import record_network
 from trajstore.reading.run import open_run
 
 torch = pytest.importorskip("torch")
@@ -46,7 +47,7 @@ def test_optimizers_diverge_just_above_the_threshold_only(name: str):
     assert end(1.01 * threshold) > 1e3
 
 
-def test_adam_with_a_preconditioner_that_stands_still_diverges_above_the_threshold():
+def test_adam_with_a_constant_preconditioner_diverges_above_the_threshold():
     def end(ratio: float) -> float:
         x, m = 1.0, 0.0
         curvature = ratio * analyzers.stability_threshold(
@@ -67,7 +68,7 @@ def test_thresholds_take_a_rate_for_every_step():
     np.testing.assert_allclose(found, [6.0, 3.0])
 
 
-def test_what_is_no_momentum_or_optimizer_is_refused():
+def test_unknown_momentum_and_optimizer_are_refused():
     with pytest.raises(ValueError, match="from 0 to below 1, got 1"):
         analyzers.stability_threshold(0.1, momentum=1)
     with pytest.raises(ValueError, match="'nesterov' or 'adam', got 'lion'"):
@@ -91,7 +92,7 @@ def record(path: Path, *, log: str = "sharpness", **attrs: Any) -> None:
             optimizer.step()
 
 
-def test_ratios_are_those_of_the_steps_that_were_evaluated(tmp_path: Path):
+def test_ratios_belong_to_the_evaluated_steps(tmp_path: Path):
     record(tmp_path / "run.zarr", training={"optimizer": "sgd"})
     found = analyzers.edge_of_stability(open_run(tmp_path / "run.zarr"))
     np.testing.assert_array_equal(found.step, range(0, 12, 2))
@@ -118,7 +119,7 @@ def test_ratios_are_those_of_the_steps_that_were_evaluated(tmp_path: Path):
         ({}, {"optimizer": "nesterov", "momentum": 0.9}, 3.8 / 2.8, "sharpness"),
     ],
 )
-def test_the_threshold_is_that_of_the_optimizer(
+def test_the_threshold_matches_the_optimizer(
     tmp_path: Path,
     attrs: dict[str, str],
     options: dict[str, Any],
@@ -149,3 +150,71 @@ def test_errors_name_what_to_do(tmp_path: Path, example_run: Path):
     record(tmp_path / "run.zarr")
     with pytest.raises(ValueError, match="by which optimizer it was trained; give"):
         analyzers.edge_of_stability(open_run(tmp_path / "run.zarr"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", [0.3, 0.4])
+def test_gradient_descent_rises_to_two_over_the_learning_rate_and_stays(
+    tmp_path: Path, lr: float
+):
+    """In the median, and in nine of ten evaluations once the overshoot is over."""
+    run = record_network(
+        tmp_path / "run.zarr", "digits-tanh", lr=lr, sharpness_every=10, epochs=700
+    )
+    edge = analyzers.edge_of_stability(run)
+    np.testing.assert_allclose(edge.threshold, 2 / lr, rtol=1e-6)
+    # Progressive sharpening: from less than half, nearly monotonic.
+    assert float(edge.ratio[0]) < 0.5
+    rise = edge.ratio.sel(step=slice(20, float(edge.reached)))
+    assert (rise.diff("step") > 0).all()
+    assert abs(float(edge.ratio_median) - 1) < 0.1
+    late = edge.ratio.sel(step=slice(450, None))
+    assert len(late) == 25
+    assert float((abs(late - 1) < 0.1).mean()) >= 0.9
+
+
+@pytest.mark.slow
+def test_slow_gradient_descent_stays_at_the_threshold_once_it_reaches_it(
+    tmp_path: Path,
+):
+    """With 0.2 there is no overshoot that leaves the band."""
+    run = record_network(
+        tmp_path / "run.zarr", "digits-tanh", lr=0.2, sharpness_every=10, epochs=1800
+    )
+    edge = analyzers.edge_of_stability(run)
+    assert float(edge.ratio[0]) < 0.5
+    reached = edge.ratio.sel(step=slice(float(edge.reached), None))
+    assert len(reached) >= 60
+    np.testing.assert_allclose(reached, 1, atol=0.1)
+
+
+@pytest.mark.slow
+def test_adam_is_held_at_its_preconditioned_threshold(tmp_path: Path):
+    run = record_network(
+        tmp_path / "run.zarr",
+        "digits-tanh",
+        optimizer="adam",
+        lr=4e-3,
+        sharpness_every=10,
+        epochs=500,
+    )
+    edge = analyzers.edge_of_stability(run)
+    np.testing.assert_allclose(edge.threshold, 38 / 4e-3, rtol=1e-6)
+    assert float(edge.ratio[0]) < 0.3
+    assert abs(float(edge.ratio_median) - 1) < 0.1
+    assert float(edge.share_near) > 0.8
+
+
+@pytest.mark.slow
+def test_noise_is_not_held_at_the_threshold(tmp_path: Path):
+    run = record_network(
+        tmp_path / "run.zarr",
+        "digits-tanh",
+        control="noise-gradients",
+        sharpness_every=10,
+        epochs=340,
+    )
+    edge = analyzers.edge_of_stability(run)
+    assert float(edge.reached) < 300
+    assert not float(edge.share_near) > 0.5
+    assert float(edge.ratio[-1]) > 2

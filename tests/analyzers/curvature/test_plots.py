@@ -1,4 +1,4 @@
-"""Test ``analyzers.curvature.plots``: what is drawn is what was computed."""
+"""Test ``analyzers.curvature.plots``: figures show the numbers of the result."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,18 +21,20 @@ def edge() -> xr.Dataset:
     )
 
 
-def test_sharpness_is_beside_the_threshold(edge: xr.Dataset):
-    panel = plots.edge(edge)
+def test_sharpness_is_drawn_with_the_threshold(edge: xr.Dataset):
+    panel = plots.edge_of_stability(edge)
     assert panel.title == "slow"
     assert panel.ylabel == "preconditioned sharpness"
     found, threshold = panel.curves
     np.testing.assert_array_equal(found.y, edge.sharpness)
     np.testing.assert_array_equal(found.x, edge.step)
     np.testing.assert_array_equal(threshold.y, 5)
-    assert plots.edge(edge, title="fast").title == "fast"
+    assert plots.edge_of_stability(edge, title="fast").title == "fast"
+    with pytest.warns(DeprecationWarning, match=r"use analyzers\.plots\.edge_of_stab"):
+        assert plots.edge(edge).title == "slow"
 
 
-def test_lines_of_many_steps_are_means_with_what_they_span(edge: xr.Dataset):
+def test_lines_of_many_steps_are_means_with_their_range(edge: xr.Dataset):
     step = np.arange(1201)
     values = np.where(step % 4 == 0, np.nan, 10.0 * (step // 4) + step % 4)
     along = xr.Dataset({"smoothness": ("step", values)}, {"step": step})
@@ -58,7 +60,7 @@ def test_slack_is_drawn_through_zero():
     plt.close(figure)
 
 
-def test_every_tensor_has_its_largest_cosine():
+def test_every_layer_is_drawn_with_its_largest_cosine():
     found = xr.Dataset(
         {
             "cosine_max": ("layer", [1e-6, 0.5]),

@@ -1,4 +1,4 @@
-"""Test ``analyzers.scale_invariance`` on functions whose invariance is known."""
+"""Test ``analyzers.curvature.scale_invariance`` on functions of known invariance."""
 
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import analyzers
+from tests.analyzers.curvature.networks import record_network
 from tests.analyzers.paths import norms, path_of, products
 from trajstore.reading.run import Run, open_run
 
@@ -45,13 +46,17 @@ def record(path: Path, *, lr: float = 0.05, **options: Any) -> Run:
     return open_run(path)
 
 
-def test_tells_directions_from_scales(tmp_path: Path):
-    run = record(tmp_path / "run.zarr")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return record(tmp_path_factory.mktemp("invariance") / "run.zarr")
+
+
+def test_separates_directions_from_scales(run: Run):
     found = analyzers.scale_invariance(run).compute()
     assert found.layer.values.tolist() == ["a", "b", "c"]
     assert found.is_invariant.values.tolist() == [True, False, False]
     assert float(found.cosine_max.sel(layer="a")) < 1e-5
-    # Of its norm alone: the gradient is parallel to the tensor.
+    # The loss depends on the norm of c alone: its gradient is parallel to c.
     np.testing.assert_allclose(abs(found.cosine.sel(layer="c")), 1, rtol=1e-5)
     path = path_of(run)
     for name, offset, size in zip(
@@ -76,8 +81,8 @@ def test_tells_directions_from_scales(tmp_path: Path):
         )
 
 
-def test_the_norm_of_an_invariant_tensor_grows_by_its_steps(tmp_path: Path):
-    found = analyzers.scale_invariance(record(tmp_path / "run.zarr")).compute()
+def test_the_norm_of_an_invariant_layer_grows_by_its_updates(run: Run):
+    found = analyzers.scale_invariance(run).compute()
     ratio = (found.growth / found.expected_growth).values
     np.testing.assert_allclose(ratio[0], 1, rtol=1e-3)
     assert (np.abs(ratio[1:] - 1) > 0.1).all()
@@ -86,18 +91,16 @@ def test_the_norm_of_an_invariant_tensor_grows_by_its_steps(tmp_path: Path):
 @pytest.mark.parametrize(
     "options", [{"weight_decay": 0.01}, {"momentum": 0.9}], ids=str
 )
-def test_growth_is_expected_of_plain_descent_only(
+def test_only_plain_descent_has_an_expected_growth(
     tmp_path: Path, options: dict[str, float]
 ):
     found = analyzers.scale_invariance(record(tmp_path / "run.zarr", **options))
     assert np.isnan(found.expected_growth.values).all()
-    # The gradient is that of the loss: weight decay is no part of it.
+    # Recorded gradients do not include weight decay.
     assert found.is_invariant.values.tolist() == [True, False, False]
 
 
-def test_is_lazy(tmp_path: Path):
-    run = record(tmp_path / "run.zarr")
-
+def test_is_lazy(run: Run):
     def fails(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("computed")
 
@@ -119,6 +122,25 @@ def test_a_run_without_a_basis_is_refused(tmp_path: Path, train_small: Any):
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, -1e-3])
-def test_a_tolerance_that_means_nothing_is_refused(example_run: Path, tolerance: float):
+def test_a_tolerance_out_of_range_is_refused(example_run: Path, tolerance: float):
     with pytest.raises(ValueError, match="between 0 and 1, got"):
         analyzers.scale_invariance(open_run(example_run), tolerance=tolerance)
+
+
+@pytest.mark.slow
+def test_convolutions_before_normalisation_are_scale_invariant(tmp_path: Path):
+    run = record_network(
+        tmp_path / "run.zarr",
+        "digits-resnet",
+        optimizer="sgd",
+        lr=0.05,
+        weight_decay=0.0,
+        epochs=2,
+    )
+    found = analyzers.scale_invariance(run).compute()
+    is_convolution = np.array([len(shape) == 4 for shape in run.layout.shapes])
+    assert is_convolution.sum() == 9
+    np.testing.assert_array_equal(found.is_invariant, is_convolution)
+    assert float(found.cosine_max.sel(layer="head.weight")) > 0.1
+    growth = (found.growth / found.expected_growth).values[is_convolution]
+    np.testing.assert_allclose(growth, 1, rtol=0.05)

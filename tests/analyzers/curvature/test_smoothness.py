@@ -1,4 +1,4 @@
-"""Test ``analyzers.smoothness`` against whole gradients, and quadratics."""
+"""Test ``analyzers.curvature.smoothness`` against whole gradients, and quadratics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,9 @@ def fails(*_args: object, **_kwargs: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "base", "adam", "cosine"])
-def test_is_that_of_whole_gradients(paper_runs: dict[str, Run], name: str):
+def test_equals_the_smoothness_of_whole_gradients(
+    paper_runs: dict[str, Run], name: str
+):
     run = paper_runs[name]
     path = path_of(run)
     expected = norms(np.diff(path.gradients, axis=0)) / norms(path.updates[:-1])
@@ -39,7 +41,7 @@ def test_is_that_of_whole_gradients(paper_runs: dict[str, Run], name: str):
     change = products(np.diff(path.gradients, axis=0), path.updates[:-1])
     curvature = change / norms(path.updates[:-1]) ** 2
     if name == "sgd":
-        # Differences of products: what they are small of is |g| / |u| = 1 / lr.
+        # Differences of products: the tolerance is relative to |g| / |u| = 1 / lr.
         np.testing.assert_allclose(
             found.curvature.values[1:], curvature, rtol=1e-4, atol=1e-4
         )
@@ -47,7 +49,7 @@ def test_is_that_of_whole_gradients(paper_runs: dict[str, Run], name: str):
         assert np.isnan(found.curvature.values).all()
 
 
-def test_does_not_rest_on_a_basis(tmp_path: Path, paper_runs: dict[str, Run]):
+def test_does_not_depend_on_a_basis(tmp_path: Path, paper_runs: dict[str, Run]):
     record_training(tmp_path / "run.zarr", BASE | DIFFERENT["sgd"], basis=0)
     with dask.config.set(scheduler=fails):
         found = analyzers.smoothness(open_run(tmp_path / "run.zarr"))
@@ -57,7 +59,7 @@ def test_does_not_rest_on_a_basis(tmp_path: Path, paper_runs: dict[str, Run]):
         np.testing.assert_array_equal(values, expected[name])
 
 
-def test_tells_tensors_apart(exact_run: Path):
+def test_layers_are_separated(exact_run: Path):
     run = open_run(exact_run)
     path = path_of(run)
     found = analyzers.smoothness(run, layers=True).compute().smoothness
@@ -132,7 +134,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("device")
 def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path):
-    """What `grad_dot_previous` of a measurement means."""
+    """This defines `grad_dot_previous` of a measurement."""
     record(tmp_path / "run.zarr", exact=True)
     run = open_run(tmp_path / "run.zarr")
     gradients = path_of(run).gradients
@@ -146,7 +148,7 @@ def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path
         after.astype(np.float64), gradients[measured.stored.step_numbers - 1]
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # The steps themselves are compared with each other as if nothing had been measured.
+    # Products of successive steps ignore the measurement in between.
     of_steps = run.steps["grad_dot_previous"].sum("layer").values[1:]
     np.testing.assert_allclose(
         of_steps, products(gradients[1:], gradients[:-1]), rtol=1e-5, atol=1e-6
@@ -154,7 +156,9 @@ def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "sketched"])
-def test_of_the_same_batch_is_that_of_its_quadratic(tmp_path: Path, exact: bool):
+def test_the_same_batch_has_the_smoothness_of_its_quadratic(
+    tmp_path: Path, exact: bool
+):
     kind = {"exact": True} if exact else {"sketch_bits": 64, "probes": 16}
     problem = record(tmp_path / "run.zarr", **kind)
     run = open_run(tmp_path / "run.zarr")
@@ -171,18 +175,18 @@ def test_of_the_same_batch_is_that_of_its_quadratic(tmp_path: Path, exact: bool)
         x = x + u
     np.testing.assert_allclose(found.smoothness.values, smooth[1::2], rtol=1e-4)
     np.testing.assert_allclose(found.curvature.values, curved[1::2], rtol=1e-4)
-    # From below, as it is said.
+    # A lower bound, as documented.
     largest = np.linalg.eigvalsh(A).max(1)[np.arange(1, N_STEPS, 2) % N_BATCHES]
     assert (found.smoothness.values < largest).all()
     assert (found.curvature.values <= found.smoothness.values).all()
 
 
-def test_what_is_below_rounding_is_unknown(tmp_path: Path):
+def test_changes_below_rounding_are_nan(tmp_path: Path):
     model = torch.nn.Linear(50, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recorder(tmp_path / "run.zarr", model, optimizer, exact=True) as recorder:
         for step in range(4):
-            # The gradient is the same in the first steps, and turned round in the last.
+            # The gradient is constant in the first steps and reversed in the last.
             optimizer.zero_grad()
             (model(torch.ones(1, 50)).sum() * (-1 if step == 3 else 1)).backward()
             recorder.log(loss=0.0)
@@ -192,12 +196,12 @@ def test_what_is_below_rounding_is_unknown(tmp_path: Path):
     np.testing.assert_allclose(found.smoothness.values[3], 2 / 0.01, rtol=1e-4)
 
 
-def test_same_batch_that_is_not_there_names_the_option(example_run: Path):
+def test_a_missing_measurement_names_the_option(example_run: Path):
     with pytest.raises(KeyError, match=r"'same_batch'.*--same-batch-every"):
         analyzers.smoothness(open_run(example_run), measurement="same_batch")
 
 
-def test_noise_in_the_place_of_gradients_has_the_level_of_noise(
+def test_noise_instead_of_gradients_has_the_level_of_noise(
     paper_runs: dict[str, Run], only: Callable[..., Any]
 ):
     """Independent gradients: |g_k - g_(k-1)|^2 is twice |g|^2 in the mean."""

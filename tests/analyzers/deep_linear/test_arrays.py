@@ -45,8 +45,8 @@ def test_modes_solve_the_equation(depth: int, strength: float, initial: float):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])
-def test_inverse_of_the_time_that_a_mode_takes(depth: int):
-    """The time until a mode has a value is an integral over the values before."""
+def test_strength_inverts_the_time_to_reach_it(depth: int):
+    """The time to reach a strength is an integral over smaller strengths."""
     strength, initial = 0.8, 0.003
     for value in (0.01, 0.4, 0.79):
         time, _ = quad(
@@ -69,7 +69,7 @@ def test_two_layers_have_the_formula_of_saxe_et_al():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_half_of_the_strength_is_there_at_the_half_time(depth: int):
+def test_a_mode_has_half_of_its_strength_at_the_half_time(depth: int):
     time = half_time(strength=1.7, initial=0.05, depth=depth)
     found = mode_strength(time, strength=1.7, initial=0.05, depth=depth)
     np.testing.assert_allclose(found, 0.85, rtol=1e-8)
@@ -94,7 +94,7 @@ def test_modes_keep_the_shape_and_order_of_times():
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("initial", [0.0, -0.1])
-def test_modes_that_point_the_other_way_are_not_known(depth: int, initial: float):
+def test_modes_of_the_opposite_sign_are_nan(depth: int, initial: float):
     found = mode_strength([0.0, 1.0], strength=1.0, initial=initial, depth=depth)
     assert np.isnan(found).all()
     single = mode_strength([0.0, 1.0], strength=1.0, initial=initial, depth=1)
@@ -140,7 +140,7 @@ def descended(loss: str, depth: int, lr: float, steps: int) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("loss", ["half-sum", "sum", "mean"])
-def test_time_of_every_loss_is_that_of_its_descent(loss: Any, depth: int):
+def test_time_of_every_loss_matches_its_descent(loss: Any, depth: int):
     """Two step sizes give the limit of small ones, 50 times closer than one of them."""
     n_outputs, time = 5, 2.3
     factor = {"half-sum": 1, "sum": 2, "mean": 2 / n_outputs}[loss]
@@ -154,7 +154,7 @@ def test_time_of_every_loss_is_that_of_its_descent(loss: Any, depth: int):
         mode_strength(t, strength=v, initial=0.02, depth=depth) for v in strengths
     ]
     np.testing.assert_allclose(2 * b - a, expected, rtol=5e-4)
-    # The time of another convention would be wrong by far more.
+    # The time of another convention would be off by far more.
     wrong = mode_strength(2 * t, strength=1.0, initial=0.02, depth=depth)
     assert abs(wrong - b[0]) > 0.05
 
@@ -190,7 +190,7 @@ def test_half_times_out_of_range_are_refused(change: dict[str, Any]):
         half_time(**given)
 
 
-def test_imbalance_is_what_the_flow_conserves():
+def test_gradient_flow_conserves_the_imbalance():
     """A step of size h changes it by h^2 only: its derivative along the flow is 0."""
     rng = np.random.default_rng(3)
     shapes = [(4, 3), (5, 4), (2, 5)]

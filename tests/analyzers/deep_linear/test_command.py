@@ -1,4 +1,4 @@
-"""Test ``traj-analyze linear``."""
+"""Test ``analyzers.deep_linear.command``."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from train.workloads.catalogue import settings_of
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two layers, until half is learnt."""
+    """A run of two layers, with half of the modes learnt."""
     path = tmp_path_factory.mktemp("linear") / "run.zarr"
     training = replace(settings_of("deep-linear-2"), max_steps=60, lr=0.1)
     record(training, path, exact=True)
@@ -35,7 +35,7 @@ def rows(output: str) -> list[list[str]]:
 def test_modes_are_shown_stored_and_drawn(
     store: Path, traj_analyze: Callable[..., str]
 ):
-    output = traj_analyze("linear", store)
+    output = traj_analyze("linear-modes", store)
     modes = analyzers.linear_modes(trajstore.open_run(store))
     for i, row in enumerate(rows(output)):
         assert row[0] == str(i)
@@ -60,18 +60,18 @@ def test_modes_are_shown_stored_and_drawn(
 
 
 def test_options_are_passed_on(store: Path, traj_analyze: Callable[..., str]):
-    output = traj_analyze("linear", store, "--start", "20", "--loss", "sum")
+    output = traj_analyze("linear-modes", store, "--start", "20", "--loss", "sum")
     assert "time 11.8 (loss: sum)" in output
     modes = analyzers.linear_modes(trajstore.open_run(store), start=20, loss="sum")
     assert float(rows(output)[0][2]) == pytest.approx(
         float(modes.modes[20, 0]), abs=1e-4
     )
     chosen = ("--layers", "0.weight", "1.weight")
-    assert "2 layers" in traj_analyze("linear", store, *chosen)
+    assert "2 layers" in traj_analyze("linear-modes", store, *chosen)
 
 
 def test_sketched_runs_are_refused_in_a_sentence(
     example_run: Path, refused: Callable[..., str]
 ):
-    message = refused("linear", example_run)
+    message = refused("linear-modes", example_run)
     assert "holds sketches, and the modes need whole iterates" in message

@@ -19,7 +19,7 @@ from train.workloads.catalogue import settings_of
 
 RATES = (0.04, 0.02, 0.01)
 UNTIL = 8.0
-"""Time until which runs go on: the first mode is learnt, and the second one as well."""
+"""Time at which runs end: by then the first two modes are learnt."""
 
 Measured = Callable[..., xr.Dataset]
 
@@ -73,7 +73,7 @@ def test_halving_the_step_size_halves_the_error(measured: Measured, depth: int):
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_half_times_come_to_those_of_the_flow(measured: Measured, depth: int):
+def test_half_times_converge_to_those_of_the_flow(measured: Measured, depth: int):
     late = [
         (modes.half_time - modes.half_time_closed_form)[:2].values
         for modes in (measured(f"deep-linear-{depth}", lr) for lr in RATES)
@@ -83,8 +83,8 @@ def test_half_times_come_to_those_of_the_flow(measured: Measured, depth: int):
     np.testing.assert_allclose(np.divide(late[0], late[2]), 4, rtol=0.15)
 
 
-def test_modes_are_learnt_one_after_the_other(measured: Measured):
-    """Four equal singular values at first, then one that grows alone."""
+def test_modes_are_learnt_one_after_another(measured: Measured):
+    """Four equal singular values at first; then one grows alone."""
     modes = measured("deep-linear-4", 0.01)
     assert float(modes.effective_rank[0]) == pytest.approx(4, rel=1e-5)
     at_first = float(modes.half_time[0])
@@ -94,8 +94,8 @@ def test_modes_are_learnt_one_after_the_other(measured: Measured):
     assert np.diff(modes.half_time.values[:2]) > 2
 
 
-def test_flow_conserves_what_descent_changes_little(measured: Measured):
-    """From random weights: in proportion to the step size, and nothing to begin with."""
+def test_descent_hardly_changes_the_matrices_that_flow_conserves(measured: Measured):
+    """From random weights: proportional to the step size, and zero at the start."""
     drifts = [float(measured("deep-linear-2-random", lr).drift[-1]) for lr in RATES]
     np.testing.assert_allclose(np.divide(drifts[:-1], drifts[1:]), 2, rtol=0.1)
     modes = measured("deep-linear-2-random", 0.01)
@@ -121,7 +121,7 @@ def iterates(run: trajstore.Run) -> list[dict[str, Any]]:
     ]
 
 
-def test_all_is_computed_from_the_recorded_weights(measured: Measured):
+def test_everything_is_computed_from_the_recorded_weights(measured: Measured):
     """Against loops over steps, layers and modes, from random weights."""
     expected = measured("deep-linear-3-random", 0.04)
     run = trajstore.open_run(expected.attrs["run"])
@@ -134,8 +134,8 @@ def test_all_is_computed_from_the_recorded_weights(measured: Measured):
         in_modes = left.T @ product @ right.T
         row = expected.isel(step=k)
         np.testing.assert_allclose(row.modes, np.diag(in_modes)[:4], atol=1e-9)
-        beside = abs(in_modes[:, :4] - np.diag(np.diag(in_modes)[:4])).max()
-        np.testing.assert_allclose(row.between_modes, beside, rtol=1e-7, atol=1e-9)
+        between = abs(in_modes[:, :4] - np.diag(np.diag(in_modes)[:4])).max()
+        np.testing.assert_allclose(row.between_modes, between, rtol=1e-7, atol=1e-9)
         share = np.linalg.svd(product, compute_uv=False)
         share /= share.sum()
         rank = np.exp(-(share * np.log(share)).sum())
@@ -149,18 +149,18 @@ def test_all_is_computed_from_the_recorded_weights(measured: Measured):
         np.testing.assert_allclose(row.drift, drift, rtol=1e-5, atol=1e-12)
 
 
-def test_closed_form_may_begin_later(recorded: trajstore.Run):
+def test_closed_form_may_start_later(recorded: trajstore.Run):
     modes = analyzers.linear_modes(recorded, start=50)
     assert np.isnan(modes.closed_form[:50]).all()
     np.testing.assert_allclose(modes.error[50], 0, atol=1e-12)
     whole = analyzers.linear_modes(recorded)
     np.testing.assert_array_equal(modes.modes, whole.modes)
-    # Both are behind the flow by less, the later it begins.
+    # The later the closed form starts, the smaller the lag behind it.
     assert abs(modes.error).max() < abs(whole.error).max()
 
 
 def test_other_conventions_have_other_times(recorded: trajstore.Run):
-    """A run of the half sum, taken for one of another loss."""
+    """A run trained on the half sum, analysed as if trained on another loss."""
     time = analyzers.linear_modes(recorded).time
     factors: dict[Any, float] = {"sum": 2, "mean": 2 / 4}
     for loss, factor in factors.items():
@@ -214,7 +214,7 @@ def test_rows_are_steps(recorded: trajstore.Run):
         ({"loss": "rmse"}, ValueError, "must be one of .*; got 'rmse'"),
     ],
 )
-def test_what_cannot_be_multiplied_is_refused(
+def test_arguments_that_do_not_fit_are_refused(
     recorded: trajstore.Run, change: dict[str, Any], error: Any, message: str
 ):
     with pytest.raises(error, match=message):

@@ -10,7 +10,7 @@ from analyzers import plots
 
 @pytest.fixture
 def modes() -> xr.Dataset:
-    """What `analyzers.linear_modes` returns, of made-up numbers."""
+    """Made-up results of `analyzers.linear_modes`."""
     rng = np.random.default_rng(0)
     steps = {
         name: ("step", rng.uniform(0.1, 1, 5))
@@ -29,7 +29,7 @@ def modes() -> xr.Dataset:
     return xr.Dataset(steps | by_mode | drift, coordinates, {"depth": 3})
 
 
-def test_lines_are_the_run_and_dashes_the_flow(modes: xr.Dataset):
+def test_solid_lines_show_the_run_and_dashed_lines_the_flow(modes: xr.Dataset):
     ax = plots.mode_trajectories(modes)
     lines = ax.get_lines()
     for i in range(2):
@@ -42,6 +42,12 @@ def test_lines_are_the_run_and_dashes_the_flow(modes: xr.Dataset):
     plt.close("all")
 
 
+def test_the_old_name_of_the_overview_is_deprecated(modes: xr.Dataset):
+    with pytest.warns(DeprecationWarning, match=r"use analyzers\.plots\.linear_modes"):
+        assert len(plots.linear_overview(modes).axes) == 4
+    plt.close("all")
+
+
 def test_errors_are_relative_to_the_largest_strength(modes: xr.Dataset):
     ax = plots.mode_errors(modes)
     for line, i in zip(ax.get_lines(), range(2), strict=False):
@@ -51,7 +57,7 @@ def test_errors_are_relative_to_the_largest_strength(modes: xr.Dataset):
 
 
 def test_overview_has_four_panels(modes: xr.Dataset):
-    figure = plots.linear_overview(modes)
+    figure = plots.linear_modes(modes)
     trajectories, errors, balance, rank = figure.axes
     assert trajectories.get_title() == "singular modes, 3 layers"
     assert errors.get_ylabel() == "run less gradient flow, %"

@@ -5,11 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
+import tyro
+
+from analyzers.no_wrong_turns import command
+from analyzers.no_wrong_turns.figures import FIGURES
 
 Run = Callable[..., str]
 
 
-def test_figure_lies_beside_the_stores(stores: Path, tmp_path: Path, traj_analyze: Run):
+def test_figure_is_written_next_to_the_stores(
+    stores: Path, tmp_path: Path, traj_analyze: Run
+):
     shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
     printed = traj_analyze("figure", "5", "--stores", tmp_path / "runs")
     figure = tmp_path / "runs" / "figure-5.png"
@@ -50,3 +57,10 @@ def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):
     assert str(page) in printed
     assert "from 1 run: 1 of sm" in page.read_text()
     assert (tmp_path / "docs/images/paper/figure-5.png").exists()
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_every_figure_is_accepted(number: str, tmp_path: Path):
+    arguments = [number, "--stores", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"needs .*; found no complete run"):
+        tyro.cli(command.figure, args=arguments)

@@ -7,10 +7,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 import analyzers
-from analyzers.no_wrong_turns import FIGURES, Shown, draw_figure, what_is_missing
-from analyzers.no_wrong_turns.figures import panels_of
+from analyzers.no_wrong_turns.curves import AS_PUBLISHED, EpochSelection
+from analyzers.no_wrong_turns.figures import (
+    FIGURES,
+    draw_figure,
+    missing_runs,
+    panels_of,
+)
+from analyzers.no_wrong_turns.runs import TrainedRun
 from analyzers.plots import Curve, Panel, draw_panels
 from trajstore.reading.run import Run
 
@@ -24,19 +31,27 @@ def _close() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runs(paper_runs: dict[str, Run]) -> list[Run]:
-    return list(paper_runs.values())
+def runs(trained_runs: dict[str, TrainedRun]) -> list[TrainedRun]:
+    return list(trained_runs.values())
 
 
 @pytest.fixture(scope="module")
-def published(runs: list[Run]) -> Figures:
+def published(runs: list[TrainedRun]) -> Figures:
     """Return a function that makes the panels of a figure, once."""
-    return cache(lambda number: panels_of(number, runs, shown=Shown()))
+    return cache(lambda number: panels_of(number, runs, epochs=AS_PUBLISHED))
+
+
+@cache
+def geometry_to_final(run: Run) -> xr.Dataset:
+    return analyzers.path_geometry(run).compute()
 
 
 def epoch_values(run: Run, quantity: str, **options: Any) -> list[np.ndarray[Any, Any]]:
     """Values of every epoch, by hand."""
-    values = analyzers.path_geometry(run, **options)[quantity].values
+    geometry = (
+        analyzers.path_geometry(run, **options) if options else geometry_to_final(run)
+    )
+    values = geometry[quantity].values
     return [values[run.stored.epochs == epoch] for epoch in range(run.n_epochs)]
 
 
@@ -89,7 +104,9 @@ def test_means_are_shown_without_the_final_epoch(
     assert panel.is_ordered
 
 
-def test_figure_draws_the_curves_of_its_panels(published: Figures, runs: list[Run]):
+def test_figure_draws_the_curves_of_its_panels(
+    published: Figures, runs: list[TrainedRun]
+):
     panels = published("14")
     figure = draw_figure("14", runs)
     for panel, ax in zip(panels, figure.axes, strict=True):
@@ -98,18 +115,18 @@ def test_figure_draws_the_curves_of_its_panels(published: Figures, runs: list[Ru
 
 
 @pytest.mark.parametrize(
-    ("shown", "n"),
+    ("epochs", "n"),
     [
-        (Shown(keep_final=True), 8),
-        (Shown(until=4), 5),
-        (Shown(until=4, keep_final=True), 5),
-        (Shown(until=99), 7),
+        (EpochSelection(keep_final=True), 8),
+        (EpochSelection(until=4), 5),
+        (EpochSelection(until=4, keep_final=True), 5),
+        (EpochSelection(until=99), 7),
     ],
 )
 def test_epochs_can_be_chosen(
-    runs: list[Run], paper_runs: dict[str, Run], shown: Shown, n: int
+    runs: list[TrainedRun], paper_runs: dict[str, Run], epochs: EpochSelection, n: int
 ):
-    [panel] = panels_of("14", runs, shown=shown)
+    [panel] = panels_of("14", runs, epochs=epochs)
     assert labels(panel) == ["shapes-mlp", "shapes-resnet"]
     assert_shows(panel.curves[0], paper_runs["mlp"], "gamma", n=n)
     # Trained as the MLP was.
@@ -117,7 +134,7 @@ def test_epochs_can_be_chosen(
 
 
 def test_run_of_one_epoch_is_shown():
-    assert Shown().last(1) == 0
+    assert EpochSelection().last(1) == 0
 
 
 def test_optimizers_are_compared(published: Figures, paper_runs: dict[str, Run]):
@@ -138,7 +155,7 @@ def test_single_run_is_the_base_run(published: Figures, paper_runs: dict[str, Ru
     assert_shows(distance.curves[0], paper_runs["base"], "distance", n=7)
 
 
-def test_lolr_is_shown_beside_the_rate_used(
+def test_lolr_is_shown_next_to_the_rate_used(
     published: Figures, paper_runs: dict[str, Run]
 ):
     run = paper_runs["cosine"]
@@ -164,7 +181,7 @@ def test_counter_examples_are_shown_step_by_step(
 ):
     panels = published("5")
     assert len(panels) == 6
-    geometry = analyzers.path_geometry(paper_runs["sm"])
+    geometry = geometry_to_final(paper_runs["sm"])
     for panel, quantity in zip(panels[3:], ("gamma", "rsi", "eb"), strict=True):
         assert "sinusoidal mixture" in panel.title
         np.testing.assert_allclose(
@@ -194,7 +211,7 @@ def test_distance_travelled_is_that_of_the_iterates(
         np.testing.assert_allclose(panel.curves[2].y, expected, rtol=1e-9)
 
 
-def test_controls_are_shown_beside_training(
+def test_controls_are_shown_next_to_training(
     published: Figures, paper_runs: dict[str, Run]
 ):
     control, full, walk, reference = published("controls")
@@ -221,22 +238,22 @@ def test_controls_are_shown_beside_training(
     assert_shows(reference.curves[3], base, "gamma", n=7, reference=other)
 
 
-def test_panels_without_runs_say_what_they_need(paper_runs: dict[str, Run]):
-    figure = draw_figure("1", [paper_runs["base"]])
+def test_panels_without_runs_say_what_they_need(trained_runs: dict[str, TrainedRun]):
+    figure = draw_figure("1", [trained_runs["base"]])
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert "needs runs that differ in the batch size only" in texts
     assert len(texts) == 3
 
 
 @pytest.mark.parametrize("number", FIGURES)
-def test_figure_without_runs_is_one_sentence(number: str, paper_runs: dict[str, Run]):
+def test_figure_without_runs_is_one_sentence(number: str):
     with pytest.raises(ValueError, match=r"needs .*; found no complete run") as error:
         draw_figure(number, [])
-    assert str(error.value) == what_is_missing(number, [])
+    assert str(error.value) == missing_runs(number, [])
 
 
-def test_figure_says_what_there_is(paper_runs: dict[str, Run]):
+def test_figure_says_what_there_is(trained_runs: dict[str, TrainedRun]):
     with pytest.raises(
         ValueError, match=r"differ in the batch size only; found 1 run: 1 of shapes"
     ):
-        draw_figure("6", [paper_runs["base"]])
+        draw_figure("6", [trained_runs["base"]])

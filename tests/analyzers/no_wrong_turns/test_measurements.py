@@ -12,6 +12,7 @@ import analyzers
 from analyzers.no_wrong_turns.curves import AS_PUBLISHED
 from analyzers.no_wrong_turns.figures import FIGURES, draw_figure
 from analyzers.no_wrong_turns.measurements import other_measurements, theory_and_data
+from analyzers.no_wrong_turns.runs import trained
 from trajstore.reading.run import Run, open_run
 
 torch = pytest.importorskip("torch")
@@ -61,7 +62,7 @@ def record(path: Path, **options: Any) -> Run:
 
 def test_every_direction_has_a_curve(measured: Run):
     gradients, updates, cosines, distances = other_measurements(
-        [measured], AS_PUBLISHED
+        [trained(measured)], AS_PUBLISHED
     )
     labels = ["of steps", "of steps, with weight decay", "all data"]
     assert [curve.label for curve in gradients.curves] == labels
@@ -87,7 +88,7 @@ def test_without_a_basis_only_the_curve_that_needs_one_is_left_out(
     tmp_path: Path, exact: bool
 ):
     run = record(tmp_path / "run.zarr", basis=0, exact=exact)
-    gradients, *others = other_measurements([run], AS_PUBLISHED)
+    gradients, *others = other_measurements([trained(run)], AS_PUBLISHED)
     labels = {curve.label for curve in gradients.curves}
     needs_basis = {"of steps, with weight decay"}
     assert labels == {"of steps", "all data"} | (needs_basis if exact else set())
@@ -104,10 +105,10 @@ def test_a_run_without_measurements_says_what_is_needed(
         sketch_bits=64,
         probes=16,
     )
-    panels = other_measurements([open_run(tmp_path / "run")], AS_PUBLISHED)
+    panels = other_measurements([trained(open_run(tmp_path / "run"))], AS_PUBLISHED)
     assert all(not panel.curves for panel in panels)
     with pytest.raises(ValueError, match="The figure of measurements needs a run"):
-        draw_figure("measurements", [open_run(tmp_path / "run")])
+        draw_figure("measurements", [trained(open_run(tmp_path / "run"))])
 
 
 def test_of_plain_descent_theory_is_what_happens(tmp_path: Path):
@@ -129,7 +130,7 @@ def test_of_plain_descent_theory_is_what_happens(tmp_path: Path):
         for _ in range(24):
             model.weight.grad = scale * model.weight.detach()
             optimizer.step()
-    [panel] = theory_and_data([open_run(tmp_path / "run")], AS_PUBLISHED)
+    [panel] = theory_and_data([trained(open_run(tmp_path / "run"))], AS_PUBLISHED)
     measured, predicted, best, least = panel.curves
     np.testing.assert_allclose(measured.y, predicted.y, rtol=1e-4)
     assert (best.y >= predicted.y - 1e-6).all()

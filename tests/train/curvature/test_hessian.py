@@ -50,10 +50,17 @@ def shares(model: nn.Module, inputs: Any, targets: Any, size: int) -> Any:
     return terms
 
 
+@pytest.fixture(scope="module")
+def hessian() -> Any:
+    return dense_hessian(*example()).numpy()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [60, 25], ids=["at once", "in batches"])
-def test_largest_eigenvalues_are_those_of_the_whole_hessian(dtype: Any, size: int):
-    expected = np.linalg.eigvalsh(dense_hessian(*example()).numpy())
+def test_largest_eigenvalues_equal_the_dense_hessians(
+    hessian: Any, dtype: Any, size: int
+):
+    expected = np.linalg.eigvalsh(hessian)
     # The most negative one would be no sharpness; here there is one to be mistaken for it.
     assert expected[0] < -0.05 * expected[-1]
     model, inputs, targets = example(dtype)
@@ -61,10 +68,9 @@ def test_largest_eigenvalues_are_those_of_the_whole_hessian(dtype: Any, size: in
     assert sum(p.numel() for p in parameters) == 501
     pairs = top_eigenvalues(shares(model, inputs, targets, size), parameters, n=3)
     np.testing.assert_allclose(pairs.values, expected[:-4:-1], rtol=1e-4)
-    H = dense_hessian(*example()).numpy()
     for value, vector in zip(*pairs, strict=True):
         np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-6)
-        assert np.linalg.norm(H @ vector - value * vector) < 3e-4 * expected[-1]
+        assert np.linalg.norm(hessian @ vector - value * vector) < 3e-4 * expected[-1]
 
 
 def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
@@ -74,19 +80,19 @@ def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
     np.testing.assert_allclose(pairs.values, [2.0, 1.5], rtol=1e-5)
 
 
-def test_preconditioned_eigenvalues_are_those_of_the_scaled_hessian():
+def test_preconditioned_eigenvalues_equal_the_scaled_hessians(hessian: Any):
     model, inputs, targets = example()
     parameters = list(model.parameters())
     P = torch.rand(501, dtype=torch.float64) + 0.01
-    scaled = dense_hessian(model, inputs, targets) / torch.outer(P, P).sqrt()
+    scaled = hessian / torch.outer(P, P).sqrt().numpy()
     found = top_eigenvalues(
         shares(model, inputs, targets, 25), parameters, preconditioner=P
     )
-    expected = np.linalg.eigvalsh(scaled.numpy())[-1]
+    expected = np.linalg.eigvalsh(scaled)[-1]
     np.testing.assert_allclose(found.values, [expected], rtol=1e-4)
 
 
-def test_products_leave_out_what_the_loss_does_not_depend_on():
+def test_products_are_zero_for_unused_parameters():
     used, linear, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
     vector = torch.arange(6.0)
     found = hessian_product(
@@ -114,7 +120,7 @@ def test_a_start_near_the_eigenvector_saves_products():
     np.testing.assert_allclose(warm.values, cold.values, rtol=1e-4)
 
 
-def test_what_is_not_finite_has_no_eigenvalues():
+def test_a_loss_that_is_not_finite_has_no_eigenvalues():
     x = nn.Parameter(torch.tensor([1.0, float("nan"), 2.0]))
     pairs = top_eigenvalues(lambda: [x.pow(4).sum()], [x], n=2)
     assert np.isnan(pairs.values).tolist() == [True, True]
@@ -127,7 +133,7 @@ def test_as_many_eigenvalues_as_parameters_are_refused():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
-def test_preconditioners_are_what_gradients_are_divided_by(name: str):
+def test_preconditioners_are_the_divisors_of_gradients(name: str):
     """A step with a gradient so small that it changes no state shows the divisor."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2))]
@@ -158,3 +164,9 @@ def test_plain_descent_has_no_preconditioner():
     x.grad = torch.ones(3)
     optimizer.step()
     assert preconditioner_of(optimizer, [x]) is None
+
+
+def test_the_former_path_is_deprecated():
+    with pytest.warns(DeprecationWarning, match=r"now train\.curvature\.hessian\.top_"):
+        from train.hessian import top_eigenvalues as former
+    assert former is top_eigenvalues

@@ -1,4 +1,4 @@
-"""Sharpness and gradients of the same batch, measured in the midst of a training."""
+"""Sharpness and gradients of the same batch, measured during training."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,15 +15,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tests.train.little import Notes, leave
+from tests.train.small_workloads import RecordedLog, truncate
 from train.controls import RandomLabels
-from train.data.digits import digits, few_standardized_digits
+from train.data.digits import digits, standardized_digits
 from train.data.english import VOCABULARY
 from train.loop import train
 from train.models.transformer import LanguageModel
 from train.settings import Training
-from train.workloads.catalogue import CONTEXT, WORKLOADS
-from train.workloads.tasks import SQUARES
+from train.workloads.catalogue import WORKLOADS
+from train.workloads.english import CONTEXT
+from train.workloads.tasks import SQUARED_ERROR
 
 N = 50
 
@@ -31,8 +32,8 @@ N = 50
 @pytest.fixture(autouse=True)
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("digits-mlp", "digits-tanh"):
-        leave(monkeypatch, name, N)
-    leave(monkeypatch, "english-transformer", 8)
+        truncate(monkeypatch, name, N)
+    truncate(monkeypatch, "english-transformer", 8)
 
 
 def settings(name: str, **changes: Any) -> Training:
@@ -64,9 +65,9 @@ def test_measurements_leave_no_trace(monkeypatch: pytest.MonkeyPatch):
     looked = settings(
         "digits-mlp", same_batch_every=2, sharpness_every=1, sharpness_examples=40
     )
-    notes = Notes()
+    notes = RecordedLog()
     measured = train(looked, notes)
-    assert same(train(settings("digits-mlp"), Notes()), measured)
+    assert same(train(settings("digits-mlp"), RecordedLog()), measured)
     assert {name for name, *_ in notes.measured} == {"same_batch"}
     assert all(np.isfinite(row["sharpness"]) for row in notes.scalars)
 
@@ -112,7 +113,7 @@ def test_is_the_largest_eigenvalue_at_the_parameters_of_the_step(
     )
     states: list[Any] = []
 
-    class Copies(Notes):
+    class Copies(RecordedLog):
         def log(self, **scalars: Any) -> None:
             super().log(**scalars)
             if "sharpness" in scalars:
@@ -130,7 +131,7 @@ def test_is_the_largest_eigenvalue_at_the_parameters_of_the_step(
     assert [step for step, _ in states] == [0, 2]
     for step, state in states:
         model.load_state_dict(state)
-        H = whole_hessian(model.double(), SQUARES.loss, inputs, targets)
+        H = whole_hessian(model.double(), SQUARED_ERROR.loss, inputs, targets)
         expected = np.linalg.eigvalsh(H.numpy())[:-4:-1]
         found = [
             notes.scalars[step][name]
@@ -146,7 +147,7 @@ def test_of_adam_is_preconditioned_too(monkeypatch: pytest.MonkeyPatch):
         "digits-tanh", optimizer="adam", lr=0.01, sharpness_every=1, epochs=4
     )
 
-    class Copies(Notes):
+    class Copies(RecordedLog):
         at: Any = None
 
         def log(self, **scalars: Any) -> None:
@@ -166,7 +167,7 @@ def test_of_adam_is_preconditioned_too(monkeypatch: pytest.MonkeyPatch):
     squares, state = notes.at
     model.load_state_dict(state)
     inputs, targets = WORKLOADS["digits-tanh"].data(chosen).train.tensors  # type: ignore[attr-defined]
-    H = whole_hessian(model.double(), SQUARES.loss, inputs, targets)
+    H = whole_hessian(model.double(), SQUARED_ERROR.loss, inputs, targets)
     P = (1 - 0.9**3) * ((squares / (1 - 0.999**3)).sqrt() + 1e-8)
     expected = np.linalg.eigvalsh((H / torch.outer(P, P).sqrt()).numpy())[-1]
     row = notes.scalars[3]
@@ -181,7 +182,7 @@ def test_normalisation_sees_the_batches_of_training(monkeypatch: pytest.MonkeyPa
     layers = partial(nn.Linear, 64, 6), partial(nn.BatchNorm1d, 6), nn.Tanh
     make(monkeypatch, "digits-mlp", *layers, partial(nn.Linear, 6, 10))
     chosen = settings("digits-mlp", sharpness_every=10, sharpness_examples=32, lr=0.0)
-    notes = Notes()
+    notes = RecordedLog()
     first, normal, _, last = list(train(chosen, notes).children())[1:]
     data: Any = WORKLOADS["digits-mlp"].data(chosen).train
     images, labels = (t[:32] for t in data.tensors)
@@ -213,7 +214,7 @@ def test_attention_has_second_derivatives(monkeypatch: pytest.MonkeyPatch):
     little = partial(LanguageModel, VOCABULARY, CONTEXT, dim=8, n_layers=1, n_heads=2)
     workload = replace(WORKLOADS[name], model=lambda *_: little())
     monkeypatch.setitem(WORKLOADS, name, workload)
-    notes = Notes()
+    notes = RecordedLog()
     train(settings(name, sharpness_every=1, max_steps=1), notes)
     assert 0 < notes.scalars[0]["sharpness"] < 1e4
 
@@ -225,7 +226,7 @@ def test_the_same_batch_is_measured_where_the_step_led(full_batch: bool):
     chosen = settings(name, same_batch_every=2, full_batch=full_batch, epochs=3)
     seen: list[Any] = []
 
-    class Batches(Notes):
+    class Batches(RecordedLog):
         """Keep where the measurements were made."""
 
         def measure(self, name: str, **scalars: Any) -> None:
@@ -272,7 +273,7 @@ def orders(chosen: Training, n: int) -> list[Any]:
 
 def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.MonkeyPatch):
     make(monkeypatch, "digits-mlp", nn.Dropout, partial(nn.Linear, 64, 10))
-    notes = Notes()
+    notes = RecordedLog()
     # Nothing moves: the second gradient is the first, unless the masks differ.
     train(settings("digits-mlp", lr=0.0, same_batch_every=1), notes)
     assert len(notes.measured) == notes.n_steps == 6
@@ -288,7 +289,7 @@ def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.Monke
         ({"control": "noise-gradients"}, "control='noise-gradients' changes the first"),
     ],
 )
-def test_the_same_batch_is_not_compared_with_what_is_no_gradient(
+def test_the_same_batch_is_not_compared_with_changed_gradients(
     changes: dict[str, Any], message: str
 ):
     with pytest.raises(ValueError, match=message):
@@ -300,12 +301,12 @@ def test_the_same_batch_is_not_compared_with_what_is_no_gradient(
     "name",
     ["same_batch_every", "sharpness_every", "sharpness_examples", "n_eigenvalues"],
 )
-def test_numbers_that_mean_nothing_are_refused(name: str):
+def test_negative_numbers_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name}: expected at least"):
         settings("digits-mlp", **{name: -1})
 
 
-class Exactly(Notes):
+class Exactly(RecordedLog):
     """Keeps sharpness to the last bit."""
 
     def __init__(self) -> None:
@@ -318,7 +319,7 @@ class Exactly(Notes):
             self.sharpness.append(scalars["sharpness"])
 
 
-def test_an_interrupted_training_measures_the_same():
+def test_a_resumed_run_measures_the_same():
     chosen = settings("digits-tanh", sharpness_every=1, epochs=6)
     whole, states = Exactly(), []
     train(chosen, whole, save=lambda state, _: states.append(copied(state)))
@@ -334,9 +335,9 @@ def copied(state: Any) -> Any:
     return deepcopy(state)
 
 
-def test_standardized_digits_are_those_of_scikit_learn():
+def test_standardized_digits_equal_scikit_learns():
     raw, labels = (tensor[:500] for tensor in digits()[0].tensors)
-    found, same_labels = few_standardized_digits().tensors
+    found, same_labels = standardized_digits().tensors
     expected = StandardScaler().fit_transform(raw.flatten(1).double().numpy())
     np.testing.assert_allclose(found.flatten(1), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(labels, same_labels)
@@ -346,5 +347,5 @@ def test_squares_are_half_the_distance_to_the_class():
     outputs = torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.0, 1.0]])
     targets = torch.tensor([1, 2])
     # (1 + 1 + 0) / 2 and 0.25 / 2, in the mean.
-    assert float(SQUARES.loss(outputs, targets)) == pytest.approx(0.5625)
-    assert float(SQUARES.scores(outputs, targets, outputs)["accuracy"]) == 1
+    assert float(SQUARED_ERROR.loss(outputs, targets)) == pytest.approx(0.5625)
+    assert float(SQUARED_ERROR.scores(outputs, targets, outputs)["accuracy"]) == 1

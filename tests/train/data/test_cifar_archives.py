@@ -130,7 +130,8 @@ def test_damage_is_one_sentence(
         }[damage]
     )
     with pytest.raises(
-        ValueError, match=r"train is no file of CIFAR-100 \(.*\); download it again\.$"
+        ValueError,
+        match=r"train is not a file of CIFAR-100 \(.*\); download it again\.$",
     ) as caught:
         whole("cifar100", tmp_path)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from train.data.digits import digits
 from train.data.english import VOCABULARY, english
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_scikit_learns():
     parts = digits()
     bunch = load_digits()
     assert [len(part) for part in parts] == [1437, 360]

@@ -69,21 +69,25 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
             gzip.compress(b"x" * 99)[:20],
             "cannot be unpacked",
         ),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b""), "no array .* or is cut off"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b""),
+            "not an array .* or is truncated",
+        ),
         (
             "train-images-idx3-ubyte.gz",
             gzip.compress(b"\0\0\x08\x03\0\0"),
-            "no array .* or is cut off",
+            "not an array .* or is truncated",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros(6, np.uint8))[:-1]),
-            "no array of bytes in the format IDX, or is cut off; download it again",
+            "not an array of bytes in the format IDX, or is truncated; download it again",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(b"\0\0\x0d\x01" + bytes(10)),
-            "no array of bytes in the format IDX",
+            "not an array of bytes in the format IDX",
         ),
         (
             "train-labels-idx1-ubyte.gz",

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
-from train.data.imagenet import Photographs, _random_part
+from train.data.imagenet import Photographs, _random_crop
 
 WIDTH, HEIGHT = 250, 200
 N = 400
@@ -55,10 +55,10 @@ def statistics(boxes: Any) -> list[Any]:
     return [left, top, area, area**2, log_ratio, log_ratio**2]
 
 
-def test_random_parts_are_distributed_as_documented():
+def test_random_crops_are_distributed_as_documented():
     torch.manual_seed(0)
     photograph = ramps(WIDTH, HEIGHT)
-    found = np.array([box_of(_random_part(photograph)) for _ in range(N)])
+    found = np.array([box_of(_random_crop(photograph)) for _ in range(N)])
     expected = reference_parts(np.random.default_rng(0), 20 * N)
     left, top, width, height = found.T
     # Grey levels are whole numbers: boxes are known to part of a pixel.
@@ -78,11 +78,11 @@ def test_random_parts_are_distributed_as_documented():
     [((250, 12), (117, 0, 16, 12)), ((12, 250), (0, 117, 12, 16))],
     ids=["wide", "high"],
 )
-def test_photographs_in_which_no_part_fits_give_their_middle(
+def test_photographs_without_a_fitting_crop_are_cropped_at_the_centre(
     size: tuple[int, int], box: tuple[int, ...]
 ):
     # 8 % of the area with a ratio of 4 / 3 at most is 13 pixels high, of 12.
-    found = box_of(_random_part(ramps(*size)))
+    found = box_of(_random_crop(ramps(*size)))
     assert found == pytest.approx(box, abs=0.6)
 
 
@@ -100,7 +100,7 @@ def test_half_of_the_training_images_are_mirrored():
 
 
 class Table:
-    """What the data set needs of a table."""
+    """The part of a table that the data set uses."""
 
     features: dict[str, Any] = {"label": None}  # noqa: RUF012
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from train.data.penn_treebank import penn_treebank
-from train.data.words import documentation, sequences, splits_of, vocabulary
+from train.data.words import python_documentation, sequences, vocabulary, word_splits
 
 TRAIN = " aer banknote <unk> N \n pierre <unk> N years old \n"
 VALID = " consumers may N years \n"
@@ -61,7 +61,7 @@ def test_half_of_it_and_other_texts_are_refused(tmp_path: Path):
     ):
         penn_treebank("true", str(tmp_path), context=5)
     (tmp_path / "ptb.train.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match="no text in UTF-8"):
+    with pytest.raises(ValueError, match="not text in UTF-8"):
         penn_treebank("true", str(tmp_path), context=5)
 
 
@@ -85,6 +85,6 @@ def test_words_that_are_frequent_enough_are_known():
 
 
 def test_a_text_without_a_sequence_has_none():
-    train, _ = documentation()
-    splits = splits_of(train[:400], ["word"], context=9, min_frequency=1)
+    train, _ = python_documentation()
+    splits = word_splits(train[:400], ["word"], context=9, min_frequency=1)
     assert len(splits.validation) == 0  # type: ignore[arg-type]

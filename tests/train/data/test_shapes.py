@@ -29,7 +29,7 @@ def test_shapes_have_the_areas_of_geometry(kind: int, area: float):
         assert torch.equal(inside, inside.flip(1))
         n_pixels += int(inside.sum())
         square += float(4 + 6 * size) ** 2
-    # What edges cut of pixels averages out.
+    # Pixels that edges cut average out.
     assert n_pixels == pytest.approx(area * square, rel=0.02)
 
 

@@ -165,14 +165,14 @@ def test_imagenet_is_read_from_directories_of_classes(
     assert torch.equal(splits.validation[0][0], splits.validation[0][0])
 
 
-def test_the_middle_of_a_photograph_is_its_middle():
-    from train.data.imagenet import _middle, _random_part
+def test_the_centre_of_a_photograph_is_cropped():
+    from train.data.imagenet import _center_crop, _random_crop
 
     pixels = np.zeros((512, 768, 3), np.uint8)
     # The part of 448 x 448, and a margin that resampling looks at.
     pixels[28:484, 156:612] = 255
-    assert np.array(_middle(Image.fromarray(pixels))).min() > 250
-    assert _random_part(Image.fromarray(pixels)).size == (224, 224)
+    assert np.array(_center_crop(Image.fromarray(pixels))).min() > 250
+    assert _random_crop(Image.fromarray(pixels)).size == (224, 224)
 
 
 TEXT = "\n = Title = \n\n" + " the cat sat on the mat \n" * 30 + " rare words here \n"
@@ -198,7 +198,7 @@ def write_archive(directory: Path) -> None:
 
 
 def write_hub_cache(directory: Path) -> None:
-    """Write what ``huggingface_hub`` keeps: an old revision, and the one to be read."""
+    """Write what ``huggingface_hub`` keeps: an old revision, and the newest one."""
     repository = directory / "datasets--Salesforce--wikitext" / "snapshots"
     old = repository / "fff" / "wikitext-2-v1" / "train-00000-of-00001.parquet"
     old.parent.mkdir(parents=True)
@@ -216,7 +216,7 @@ def write_whole_repository(directory: Path) -> None:
 
 
 def write_datasets_cache(directory: Path) -> None:
-    """Write what ``datasets`` makes of the tables of the hub."""
+    """Write the cache of ``datasets`` for the hub's tables."""
     write_rows(directory.with_name("hub"))
     tables = datasets.load_dataset(str(directory.with_name("hub") / "wikitext-2-v1"))
     made = Path(tables["train"].cache_files[0]["filename"]).parent
@@ -253,7 +253,7 @@ def test_wikitext2_is_read_from_every_layout(
     # Five frequent words, the unknown and the end of a line.
     assert splits.n_classes == 7
     inputs, targets = splits.train.tensors  # type: ignore[attr-defined]
-    # 3 + 1, 30 (6 + 1), 3 + 1 words, of which the last only is a target.
+    # 3 + 1, 30 (6 + 1), 3 + 1 words; the last one is a target only.
     assert inputs.shape == ((4 + 210 + 4 - 1) // 32, 32)
     torch.testing.assert_close(inputs.flatten()[1:], targets.flatten()[:-1])
     words = ["<unk>", "<eos>", "cat", "mat", "on", "sat", "the"]
@@ -399,7 +399,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path):
         read("cifar10", str(path.parent))
 
 
-def test_what_has_to_be_installed_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ModuleNotFoundError, match=r"WikiText-2 .* pip install 'trajstore\[data\]'"
@@ -438,7 +438,7 @@ def test_half_of_a_text_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="belong together"):
         read("wikitext2", str(tmp_path))
     (tmp_path / "wiki.valid.tokens").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match="no text in UTF-8"):
+    with pytest.raises(ValueError, match="not text in UTF-8"):
         read("wikitext2", str(tmp_path))
 
 
@@ -474,7 +474,7 @@ def test_tiles_of_other_colours_or_sizes_are_refused(tmp_path: Path):
         (vaihingen, (3, 32, 32), (32, 32)),
     ],
 )
-def test_stand_ins_have_the_form_of_what_they_stand_for(
+def test_stand_ins_have_the_form_of_the_true_data(
     load: Any, shape: tuple[int, ...], target_shape: tuple[int, ...]
 ):
     splits = load("embedded", None)

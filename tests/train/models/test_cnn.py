@@ -1,4 +1,4 @@
-"""The network of two convolutions: its size, and what it computes."""
+"""The network of two convolutions: its size and outputs."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def convolved(image: Any, weight: Any, bias: Any) -> Any:
     return blocks.amax((2, 4))
 
 
-def test_it_computes_what_loops_do():
+def test_outputs_equal_loops():
     torch.manual_seed(0)
     model = cnn(2, 8, 5, width=3).double()
     images = torch.randn(2, 2, 8, 8, dtype=torch.float64)

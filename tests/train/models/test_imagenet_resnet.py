@@ -1,4 +1,4 @@
-"""ImageNet ResNets: sizes at every width, and what they compute."""
+"""ImageNet ResNets: sizes at every width, and outputs."""
 
 from itertools import product
 from typing import Any

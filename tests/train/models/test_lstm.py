@@ -1,4 +1,4 @@
-"""The LSTM language model: the paper's numbers of parameters, and what it computes."""
+"""The LSTM language model: the paper's numbers of parameters, and its outputs."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def slow_logits(model: Any, sequence: Any) -> Any:
     return torch.stack([model.tokens.weight @ x + model.head.bias for x in xs])
 
 
-def test_it_computes_what_a_loop_over_words_does():
+def test_outputs_equal_a_loop_over_words():
     model = small_model()
     tokens = torch.randint(11, (3, 5))
     expected = torch.stack([slow_logits(model, row.tolist()) for row in tokens])

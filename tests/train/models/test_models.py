@@ -1,4 +1,4 @@
-"""Model families: sizes as documented, and what they compute."""
+"""Model families: documented sizes, and outputs."""
 
 from typing import Any
 

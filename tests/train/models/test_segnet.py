@@ -1,4 +1,4 @@
-"""SegNet: its size, and what it computes."""
+"""SegNet: its size and outputs."""
 
 from typing import Any
 

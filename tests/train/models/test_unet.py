@@ -1,4 +1,4 @@
-"""UNet: its size, and what it computes."""
+"""UNet: its size and outputs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The paper's language model: its size, what it computes, and who sees whom."""
+"""The paper's language model: its size, outputs, and attention."""
 
 import math
 from itertools import product
@@ -35,7 +35,7 @@ def normalised(x: Any, norm: Any) -> Any:
 
 
 def attended(query: Any, seen: list[Any], attention: Any) -> Any:
-    """Return what one vector gets from those it sees, in two heads of four."""
+    """Return one vector's attention output over visible vectors, in two heads of four."""
     (wq, wk, wv) = attention.in_proj_weight.split(8)
     (bq, bk, bv) = attention.in_proj_bias.split(8)
     heads = []
@@ -97,7 +97,7 @@ def test_number_of_parameters(as_published: bool):
     assert n == layers + vocabulary * d + vocabulary * (d + 1)
 
 
-def test_it_computes_what_a_loop_over_vectors_does():
+def test_outputs_equal_a_loop_over_vectors():
     model = small_model(over_batch=False)
     torch.manual_seed(2)
     tokens = torch.randint(N_TOKENS, (N, CONTEXT))
@@ -137,7 +137,7 @@ def test_sinusoids():
         assert pair == pytest.approx([sin(angle), cos(angle)], abs=1e-5)
 
 
-def test_it_begins_with_nearly_even_odds():
+def test_initial_odds_are_nearly_even():
     torch.manual_seed(0)
     model = word_language_model(200)
     assert model.head.weight is not model.tokens.weight

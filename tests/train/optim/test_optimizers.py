@@ -108,7 +108,7 @@ def step(optimizer: Any, loss: Any) -> None:
     ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)]
 )
 @pytest.mark.parametrize("name", CASES)
-def test_steps_are_those_of_the_paper(name: str, dtype: str, tolerance: float):
+def test_steps_equal_the_papers(name: str, dtype: str, tolerance: float):
     expected = steps_by_hand(name)
     problem = Problem(getattr(torch, dtype))
     optimizer = CASES[name][0](problem.groups())
@@ -180,7 +180,7 @@ def test_without_a_loss_to_lose_nothing_moves(kind: Any):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_not_a_number_is_passed_on(name: str):
+def test_nan_is_passed_on(name: str):
     problem = Problem(torch.float32)
     optimizer = CASES[name][0](problem.groups())
     loss = problem.loss() * torch.nan
@@ -251,7 +251,7 @@ def test_recorded_runs_show_the_step_sizes(name: str, tmp_path: Path):
         np.testing.assert_allclose(run.steps[column], sizes, rtol=3e-4)
     bound = CASES[name][0]([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     np.testing.assert_array_equal(run.steps["lr"], np.float64(bound))
-    # What is recorded of gradients and changes fits together.
+    # Recorded gradients and updates are consistent.
     if name == "nsgd":
         np.testing.assert_allclose(run.steps["update_norm"], 0.2, rtol=1e-5)
     if "nsgd" not in name:

@@ -1,6 +1,7 @@
 """Branches take the steps of their parent again, but for the learning rate."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from analyzers.no_wrong_turns.runs import find_runs
-from tests.train.little import leave
+from tests.train.small_workloads import narrow, truncate
 from train import cli
 from train.protocols.branch import branch, branch_path, branch_training
-from train.protocols.record import branch_point, record
+from train.protocols.record import branch_checkpoint_path, record
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.run import Run, open_run
@@ -24,14 +25,22 @@ SMALL: dict[str, Any] = {"exact": True}
 PER_EPOCH = 3
 
 
-@pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("digits-mlp", "digits-resnet", "english-transformer"):
-        leave(monkeypatch, name, 14 if name == "english-transformer" else 50)
+@pytest.fixture(scope="module", autouse=True)
+def _small_workloads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        for name in ("digits-mlp", "digits-resnet", "english-transformer"):
+            truncate(patch, name, 14 if name == "english-transformer" else 50)
+        yield
 
 
 def settings(name: str, **changes: Any) -> Training:
-    short = {"epochs": 4, "batch_size": 4 if name == "english-transformer" else 16}
+    short: dict[str, Any] = {
+        "epochs": 4,
+        "batch_size": 4 if name == "english-transformer" else 16,
+    }
+    if name == "digits-mlp":
+        short["width"] = 16
     return replace(WORKLOADS[name].settings, **(short | changes))
 
 
@@ -40,6 +49,18 @@ def parent_of(
 ) -> Run:
     record(training, directory / "run.zarr", branch_at=branch_at, **SMALL)
     return open_run(directory / "run.zarr")
+
+
+@pytest.fixture(scope="module")
+def mlp_parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return parent_of(tmp_path_factory.mktemp("mlp"), settings("digits-mlp"))
+
+
+@pytest.fixture(scope="module")
+def cosine_parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Record a model with buffers and a schedule."""
+    training = settings("digits-resnet", schedule="cosine")
+    return parent_of(tmp_path_factory.mktemp("cosine"), training)
 
 
 def final(run: Run) -> Any:
@@ -83,7 +104,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     logged = [name for name in parent.metrics if name != "wall_time"]
     for name in logged:
         expected = parent.steps[name].values[first:]
-        # Distances to references, which are others, aside: all is the same.
+        # Anchors of a branch differ from its parent's, and distances by rounding with them.
         np.testing.assert_allclose(again.steps[name], expected, rtol=1e-6, err_msg=name)
     assert again.attrs["branch"] == {
         "parent": "run.zarr",
@@ -95,9 +116,10 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     }
 
 
-def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
-    training = settings("digits-resnet", schedule="cosine")
-    parent = parent_of(tmp_path, training)
+def test_a_smaller_scale_goes_less_far_with_the_same_data(
+    tmp_path: Path, cosine_parent: Run
+):
+    parent = cosine_parent
     branch(parent, 2, 0.01, tmp_path / "branch.zarr")
     small = open_run(tmp_path / "branch.zarr")
     rates = parent.steps.lr.values[2 * PER_EPOCH :]
@@ -111,21 +133,22 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(tmp_path: Path):
     )
 
 
-def test_a_run_leaves_snapshots_and_checkpoints_where_it_is_asked_to(tmp_path: Path):
+def test_a_run_keeps_snapshots_and_checkpoints_of_the_given_epochs(
+    tmp_path: Path, mlp_parent: Run
+):
     training = settings("digits-mlp")
     parent = parent_of(tmp_path, training, branch_at=(1, 3))
     assert parent.snapshots == ("epoch-1", "epoch-3")
     for epoch in (1, 3):
-        assert branch_point(tmp_path / "run.zarr", epoch).exists()
+        assert branch_checkpoint_path(tmp_path / "run.zarr", epoch).exists()
         array = parent.stored.document.snapshots[f"epoch-{epoch}"].array
         np.testing.assert_allclose(
             parent.stored.vector(array, slice(0, parent.layout.size)),
             iterates(parent)[epoch * PER_EPOCH],
             atol=1e-7,
         )
-    plain = tmp_path / "plain.zarr"
-    record(training, plain, **SMALL)
-    np.testing.assert_array_equal(final(open_run(plain)), final(parent))
+    # Neither snapshots nor checkpoints change the run.
+    np.testing.assert_array_equal(final(mlp_parent), final(parent))
 
 
 @pytest.mark.parametrize("has_snapshot", [True, False], ids=["snapshot", "reference"])
@@ -133,7 +156,7 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
     tmp_path: Path, has_snapshot: bool
 ):
     parent = parent_of(tmp_path, settings("digits-mlp"), (2,) if has_snapshot else ())
-    branch_point(tmp_path / "run.zarr", 2).unlink(missing_ok=True)
+    branch_checkpoint_path(tmp_path / "run.zarr", 2).unlink(missing_ok=True)
     branch(parent, 2, 0.5, tmp_path / "branch.zarr")
     found = open_run(tmp_path / "branch.zarr")
     start = found.attrs["branch"]["start"]
@@ -145,17 +168,15 @@ def test_without_a_checkpoint_the_store_is_enough_for_models_without_buffers(
     )
 
 
-def test_the_beginning_needs_no_checkpoint(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-resnet"), ())
-    branch(parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
+def test_epoch_zero_needs_no_checkpoint(tmp_path: Path, mlp_parent: Run):
+    branch(mlp_parent, 0, 1.0, tmp_path / "branch.zarr", epochs=2)
     again = open_run(tmp_path / "branch.zarr")
-    gradients = parent.stored.array("gradient")[: 2 * PER_EPOCH]
+    gradients = mlp_parent.stored.array("gradient")[: 2 * PER_EPOCH]
     np.testing.assert_array_equal(again.stored.array("gradient")[:], gradients)
 
 
-def test_branches_are_as_long_as_they_are_asked_to_be(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-mlp"))
-    branch(parent, 2, 0.1, tmp_path / "branch.zarr", epochs=5)
+def test_branches_have_the_given_number_of_epochs(tmp_path: Path, mlp_parent: Run):
+    branch(mlp_parent, 2, 0.1, tmp_path / "branch.zarr", epochs=5)
     found = open_run(tmp_path / "branch.zarr")
     assert (found.n_steps, found.n_epochs) == (5 * PER_EPOCH, 5)
     assert found.spec.total_steps == 5 * PER_EPOCH
@@ -163,19 +184,25 @@ def test_branches_are_as_long_as_they_are_asked_to_be(tmp_path: Path):
     assert found.attrs["training"]["lr"] == pytest.approx(0.1 * 0.05)
 
 
-def test_branches_are_not_taken_for_runs_of_their_own(tmp_path: Path):
-    parent = parent_of(tmp_path, settings("digits-mlp"))
-    path = branch_path(parent, 2, 0.1, None)
-    branch(parent, 2, 0.1, path)
-    assert path == tmp_path / "run.branches" / "epoch-2-lr-0.1.zarr"
-    assert [run.location for run in find_runs(tmp_path)] == [parent.location]
+def test_branches_record_samples_as_their_parent_does(tmp_path: Path):
+    parent = parent_of(tmp_path, settings("digits-mlp", record_samples=True))
+    branch(parent, 2, 1.0, tmp_path / "branch.zarr")
+    found = open_run(tmp_path / "branch.zarr")
+    np.testing.assert_array_equal(found.samples, parent.samples[2 * PER_EPOCH :])
 
 
-def test_what_cannot_be_branched_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    training = settings("digits-resnet", schedule="cosine")
-    parent, out = parent_of(tmp_path, training), tmp_path / "branch.zarr"
+def test_branches_are_not_listed_as_runs(mlp_parent: Run):
+    path = branch_path(mlp_parent, 2, 0.1, None)
+    branch(mlp_parent, 2, 0.1, path)
+    directory = Path(mlp_parent.location).parent
+    assert path == directory / "run.branches" / "epoch-2-lr-0.1.zarr"
+    assert [found.run.location for found in find_runs(directory)] == [
+        mlp_parent.location
+    ]
+
+
+def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
+    parent, out = cosine_parent, tmp_path / "branch.zarr"
     with pytest.raises(ValueError, match=r"lr_scale: .* positive number, got 0\.0"):
         branch(parent, 2, 0.0, out)
     with pytest.raises(KeyError, match=r"No epoch 9 in .*have 4\. .* epochs \[2\]"):
@@ -194,18 +221,17 @@ def test_what_cannot_be_branched_is_refused(
         branch(parent, 2, 0.1, out)
 
 
-def test_epochs_without_a_window_of_their_own_are_told(tmp_path: Path):
+def test_epochs_without_checkpoint_or_window_are_refused(tmp_path: Path):
     record(settings("digits-mlp"), tmp_path / "run.zarr", reference_every=7, **SMALL)
     parent = open_run(tmp_path / "run.zarr")
     with pytest.raises(KeyError, match=r"No checkpoint of epoch 1 .* the epochs \[\],"):
         branch(parent, 1, 0.1, tmp_path / "branch.zarr")
 
 
-def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
-    parent_of(tmp_path, settings("digits-mlp"))
-    import shutil
-
-    shutil.rmtree(tmp_path / "run.zarr")
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path, mlp_parent: Run):
+    path = branch_checkpoint_path(tmp_path / "run.zarr", 2)
+    path.parent.mkdir()
+    shutil.copy(branch_checkpoint_path(Path(mlp_parent.location), 2), path)
     record(settings("digits-mlp"), tmp_path / "run.zarr", **SMALL)
     with pytest.raises(ValueError, match="is of another run"):
         branch(open_run(tmp_path / "run.zarr"), 2, 0.1, tmp_path / "branch.zarr")
@@ -216,7 +242,7 @@ def test_runs_that_do_not_say_how_they_were_trained_are_refused(example_run: Pat
         branch_training(open_run(example_run), 1, 0.1)
 
 
-def test_epochs_to_branch_at_lie_in_the_midst_of_the_run(tmp_path: Path):
+def test_epochs_outside_the_run_are_refused(tmp_path: Path):
     training = settings("digits-mlp", max_steps=4)
     for epochs in ([0], [2, 4]):
         with pytest.raises(ValueError, match="branch_at: expected epochs from 1 to 3"):
@@ -237,7 +263,7 @@ def test_the_command_records_a_store_for_every_scale(
         cli.main()
 
     out = tmp_path / "run.zarr"
-    short = ["--epochs", 3, "--batch-size", 16, "--sketch-bits", 64]
+    short = ["--epochs", 3, "--batch-size", 16, "--width", 16, "--sketch-bits", 64]
     traj_train("run", "digits-mlp", *short, "--out", out, "--branch-at", 1, 2)
     given = ["--at-epoch", 1, "--lr-scale", "0.1", "0.01", "--epochs", 1]
     traj_train("branch", out, *given)
@@ -246,7 +272,7 @@ def test_the_command_records_a_store_for_every_scale(
         run = open_run(path)
         assert (run.n_steps, run.status, run.spec.sketch_bits) == (3, "complete", 64)
     printed = capsys.readouterr().out
-    assert f"traj-analyze scales {out} {stores[0]} {stores[1]}" in printed
+    assert f"traj-analyze compare-branches {out} {stores[0]} {stores[1]}" in printed
     traj_train("branch", out, *given, "--out", tmp_path / "other")
     assert (tmp_path / "other" / "epoch-1-lr-0.1.zarr").exists()
     for wrong, message in {

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 from torch.nn.functional import cross_entropy
 
 import analyzers
-from tests.train.little import leave
+from tests.train.small_workloads import truncate
 from train.controls import RandomLabels
 from train.models.mlp import mlp
 from train.protocols.chords import losses_between
@@ -22,10 +22,10 @@ from trajstore import Recorder, open_run
 
 
 @pytest.mark.parametrize("control", ["none", "random-labels"])
-def test_losses_are_those_between_the_iterates(
+def test_losses_equal_a_forward_pass_between_the_iterates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str
 ):
-    leave(monkeypatch, "digits-mlp", 50)
+    truncate(monkeypatch, "digits-mlp", 50)
     training = replace(
         WORKLOADS["digits-mlp"].settings,
         epochs=3,

@@ -14,7 +14,6 @@ import analyzers
 torch = pytest.importorskip("torch")
 
 from train.loop import train
-from train.observer import Deaf
 from train.workloads.catalogue import WORKLOADS
 from trajstore import Recorder, open_run
 
@@ -23,8 +22,8 @@ N_SEEDS, N_STEPS = 16, 16
 LAGS = [1, 2, 5, 10]
 
 
-class Late(Deaf):
-    """Calls a function when a loop logs the loss of a step."""
+class DelayedStart:
+    """A log that calls a function when a loop logs the loss of a step."""
 
     def __init__(self, step: int, begin: Callable[[], None]) -> None:
         self._left, self._begin = step, begin
@@ -46,7 +45,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(
     gradients: list[Any] = []
 
     @contextmanager
-    def observe(model: Any, optimizer: Any, **_: Any) -> Iterator[Late]:
+    def observe(model: Any, optimizer: Any, **_: Any) -> Iterator[Any]:
         def keep(*_: object) -> None:
             parts = [p.grad.flatten() for p in model.parameters()]
             gradients.append(torch.cat(parts).double().numpy())
@@ -58,7 +57,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(
             optimizer.register_step_pre_hook(keep)
 
         with ExitStack() as recorders:
-            yield Late(first, begin)
+            yield DelayedStart(first, begin)
 
     n_steps = first + N_STEPS
     train(replace(WORKLOADS[name].settings, batch_size=8, max_steps=n_steps), observe)
@@ -77,7 +76,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(
                 for pair in [found.sel(step=k, lag=lag)]
             ]
         )
-        # What is recorded of adjacent gradients is exact.
+        # Cosines of adjacent gradients are recorded exactly.
         adjacent = analyzers.zigzag(run).cosine.values[1:]
         np.testing.assert_allclose(adjacent, np.diag(exact, 1), atol=1e-5)
     z = np.array(scores)

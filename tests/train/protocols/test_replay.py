@@ -2,9 +2,13 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +22,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
-from tests.train.little import Notes, leave
+from tests.train.small_workloads import RecordedLog, narrow, truncate
 from tests.trajstore.handmade import change_root_of
 from train import cli
 from train.data import Splits
 from train.loop import train
 from train.models.word_language_model import WordLanguageModel
-from train.protocols.record import record, record_resumably
-from train.protocols.replay import BY_BATCH, DRAWN_ANEW, PER_EXAMPLE, replay
+from train.protocols.record import attrs, record, record_resumably
+from train.protocols.replay import AUGMENTATION_REDRAWN, BY_BATCH, PER_EXAMPLE, replay
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from train.workloads.tasks import LANGUAGE, Task
-from trajstore import open_run
-from trajstore.recording.recorder import Recorder
+from trajstore import Recorder, open_run
 
 N, BATCH = 50, 16
 NAMES = ("digits-mlp", "digits-resnet", "english-transformer")
@@ -38,15 +41,27 @@ METHODS = dict(zip(NAMES, (PER_EXAMPLE, BY_BATCH, PER_EXAMPLE), strict=True))
 OPTIONS: dict[str, Any] = {"sketch_bits": 64}
 
 
-@pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        leave(monkeypatch, name, 14 if name == "english-transformer" else N)
+@pytest.fixture(scope="module", autouse=True)
+def _small_workloads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        for name in NAMES:
+            truncate(patch, name, 14 if name == "english-transformer" else N)
+        yield
+
+
+@pytest.fixture(scope="module")
+def mlp_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlp") / "run.zarr"
+    record(settings("digits-mlp"), path, **OPTIONS)
+    return path
 
 
 def settings(name: str, **changes: Any) -> Training:
     batch_size = 4 if name == "english-transformer" else BATCH
     short = {"epochs": 2, "batch_size": batch_size, "record_samples": True}
+    if name == "digits-mlp":
+        short["width"] = 16
     return replace(WORKLOADS[name].settings, **(short | changes))
 
 
@@ -86,7 +101,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_are_those_of_a_forward_pass_over_what_was_seen(
+def test_losses_equal_a_forward_pass_over_the_recorded_batches(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     watched = Watched(monkeypatch, name)
@@ -127,7 +142,7 @@ def test_the_loss_at_the_first_iterate_is_the_recorded_one(name: str, tmp_path: 
     ("name", "workers"), [*((name, 0) for name in NAMES), ("digits-mlp", 1)]
 )
 def test_recording_samples_changes_no_bit(name: str, workers: int):
-    notes, plain = Notes(), Notes()
+    notes, plain = RecordedLog(), RecordedLog()
     changes = {"num_workers": workers, "epochs": 2}
     one = train(settings(name, **changes), notes)
     stream = torch.get_rng_state()
@@ -145,19 +160,14 @@ def test_recording_samples_changes_no_bit(name: str, workers: int):
         assert len({index for batch in epoch for index in batch}) == 3 * size
 
 
-def test_recorded_samples_are_those_of_the_steps(tmp_path: Path):
-    training = settings("digits-mlp")
-    notes = Notes()
-    train(training, notes)
-    record(training, tmp_path / "run.zarr", **OPTIONS)
-    np.testing.assert_array_equal(
-        open_run(tmp_path / "run.zarr").samples, notes.samples
-    )
+def test_recorded_samples_are_the_samples_of_the_steps(mlp_store: Path):
+    notes = RecordedLog()
+    train(settings("digits-mlp"), notes)
+    np.testing.assert_array_equal(open_run(mlp_store).samples, notes.samples)
 
 
-def test_resumed_trainings_keep_their_samples(tmp_path: Path):
+def test_resumed_runs_keep_their_samples(tmp_path: Path, mlp_store: Path):
     training = settings("digits-mlp")
-    record(training, tmp_path / "whole.zarr", **OPTIONS)
 
     def stop(epochs: range) -> Any:
         for epoch in epochs:
@@ -170,8 +180,7 @@ def test_resumed_trainings_keep_their_samples(tmp_path: Path):
     with pytest.raises(RuntimeError, match="stopped"):
         record_resumably(training, path, stop, **every)
     record_resumably(training, path, **every)
-    whole = open_run(tmp_path / "whole.zarr")
-    assert open_run(path).samples.identical(whole.samples)
+    assert open_run(path).samples.identical(open_run(mlp_store).samples)
 
 
 def test_a_full_batch_has_the_loss_of_all_data(tmp_path: Path):
@@ -256,7 +265,7 @@ class Shifted(Dataset[Any]):
         return inputs + 0.01 * torch.randn(()), target
 
 
-def test_augmentation_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_augmentation_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = WORKLOADS["digits-mlp"].data
 
     def shifted(training: Training) -> Splits:
@@ -269,7 +278,7 @@ def test_augmentation_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = open_run(tmp_path / "run.zarr")
     found = replay(run)
     assert torch.equal(stream, torch.get_rng_state())
-    assert found.attrs["method"] == f"{BY_BATCH}; {DRAWN_ANEW}"
+    assert found.attrs["method"] == f"{BY_BATCH}; {AUGMENTATION_REDRAWN}"
     images, labels = data(settings("digits-mlp")).train.tensors  # type: ignore[attr-defined]
     with torch.no_grad():
         near = [
@@ -281,23 +290,28 @@ def test_augmentation_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     xr.testing.assert_identical(found, replay(run))
 
 
-def test_batches_whose_indices_are_lost_have_no_loss(
+@contextmanager
+def forgetful(path: Path, model: Any, optimizer: Any, **options: Any) -> Iterator[Any]:
+    """Record no indices of step 2, and five of step 3."""
+    with Recorder(path, model, optimizer, **options) as recorder:
+        log_samples, steps = recorder.log_samples, count()
+
+        def some_samples(indices: Any) -> None:
+            step = next(steps)
+            if step != 2:
+                log_samples(indices[: 5 if step == 3 else None])
+
+        yield SimpleNamespace(log=recorder.log, log_samples=some_samples)
+
+
+def test_steps_without_indices_have_no_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     training = settings("digits-mlp")
 
-    class Forgetful(Recorder):
-        def log_samples(self, indices: Any) -> None:
-            if self._step != 2:
-                super().log_samples(indices[: 5 if self._step == 3 else None])
-
-    from functools import partial
-
-    from train.protocols.record import attrs
-
     path = tmp_path / "run.zarr"
     options = OPTIONS | {"attrs": attrs(training), "samples": BATCH}
-    model = train(training, partial(Forgetful, path, **options))
+    model = train(training, partial(forgetful, path, **options))
     run = open_run(path)
     found = replay(run)["reference_loss"].values
     assert np.isnan(found[2])
@@ -312,9 +326,7 @@ def test_batches_whose_indices_are_lost_have_no_loss(
     np.testing.assert_allclose(again, found, rtol=1e-5)
 
 
-def test_random_labels_are_those_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_random_labels_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     watched = Watched(monkeypatch, "digits-mlp")
     training = settings("digits-mlp", control="random-labels")
     model = record(training, tmp_path / "run.zarr", **OPTIONS)
@@ -348,9 +360,10 @@ def test_runs_without_indices_say_how_to_record_them(tmp_path: Path):
     ids=["nothing", "text", "workload", "setting"],
 )
 def test_runs_of_other_loops_are_refused(
-    tmp_path: Path, spoil: Callable[[dict[str, Any]], object]
+    tmp_path: Path, mlp_store: Path, spoil: Callable[[dict[str, Any]], object]
 ):
-    path = recorded(tmp_path / "run.zarr")
+    path = tmp_path / "run.zarr"
+    shutil.copytree(mlp_store, path)
     change_root_of(path, lambda attributes, _: spoil(attributes))
     with pytest.raises(
         ValueError,
@@ -359,8 +372,8 @@ def test_runs_of_other_loops_are_refused(
         replay(open_run(path))
 
 
-def test_other_data_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = open_run(recorded(tmp_path / "run.zarr"))
+def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch):
+    run = open_run(mlp_store)
     data = WORKLOADS["digits-mlp"].data
 
     def bright(training: Training) -> Splits:
@@ -370,11 +383,11 @@ def test_other_data_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     change(monkeypatch, "digits-mlp", data=bright)
     with pytest.raises(
-        ValueError, match=r"not what was trained.*recorded was.*data-dir"
+        ValueError, match=r"not the recorded ones.*recorded was.*data-dir"
     ):
         replay(run)
 
-    leave(monkeypatch, "digits-mlp", 10)
+    truncate(monkeypatch, "digits-mlp", 10)
     with pytest.raises(
         ValueError, match=r"trained on example \d+, but the data have only 10"
     ):
@@ -387,14 +400,14 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     cli.main()
 
 
-def test_the_command_writes_beside_the_run(
+def test_the_command_writes_next_to_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     path = tmp_path / "run.zarr"
     traj_train(
         monkeypatch,
         *("run", "digits-mlp", "--out", path, "--epochs", 1, "--batch-size", BATCH),
-        *("--record-samples", "--sketch-bits", 64),
+        *("--width", 16, "--record-samples", "--sketch-bits", 64),
     )
     capsys.readouterr()
     traj_train(monkeypatch, "replay", path)

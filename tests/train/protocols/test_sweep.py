@@ -1,7 +1,7 @@
-"""Sweeps: plain files of runs, of which what is done is not done again."""
+"""Sweeps: TOML files of runs; complete runs are not recorded again."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from tests.train.little import leave
+from tests.train.small_workloads import truncate
 from train import cli
-from train.loop import _Loop
-from train.protocols import record as recording
-from train.protocols.record import attrs, checkpoint_path, is_complete, record_resumably
-from train.protocols.sweep import load_sweep, names
+from train.protocols.record import record_resumably
+from train.protocols.sweep import load_sweep, sweep_names
 from train.workloads.catalogue import WORKLOADS
 from trajstore.reading.run import open_run
-from trajstore.recording.recorder import Recorder
 
 SWEEP = """
 summary = "two short runs"
@@ -29,12 +26,14 @@ name = "one"
 workload = "digits-mlp"
 epochs = 2
 batch_size = 16
+width = 16
 
 [[runs]]
 name = "two"
 workload = "digits-mlp"
 epochs = 2
 batch_size = 16
+width = 16
 seed = 7
 updates = true
 """
@@ -42,9 +41,8 @@ SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
 
 
 @pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("digits-mlp", "digits-resnet"):
-        leave(monkeypatch, name, 50)
+def _small_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncate(monkeypatch, "digits-mlp", 50)
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sweep_names())
 def test_every_sweep_can_be_read(name: str):
     sweep = load_sweep(name)
     assert len(sweep.runs) > 1
@@ -130,16 +128,19 @@ def test_settings_and_changes_reach_the_runs(file: Path):
         (("epochs = 2", 'epochs = "2"'), "one: epochs: expected a whole number"),
         (("seed = 7", 'control = "noise"'), "two: control: expected one of"),
         (("updates = true", "updates = 1"), "two: updates: expected true or false"),
-        (("seed = 7", "width = 0"), "two: width: expected at least 1, got 0"),
+        (
+            ("width = 16\nseed = 7", "width = 0"),
+            "two: width: expected at least 1, got 0",
+        ),
         (
             ("seed = 7", 'optimizer = "ngn"\nweight_decay = 0.1'),
             r"two: weight_decay: expected 0 with ngn, .* got 0\.1",
         ),
         (
-            ('"digits-mlp"\nepochs', '"digits-resnet"\nwidth = 3\nepochs'),
-            "one: width: digits-resnet leaves none open, got 3; leave it out",
+            ('"digits-mlp"\nepochs', '"digits-resnet"\nepochs'),
+            "one: width: digits-resnet has no width to choose, got 16; leave it out",
         ),
-        (("summary =", "summary"), r"mine\.toml is no TOML: .* line 2"),
+        (("summary =", "summary"), r"mine\.toml is not valid TOML: .* line 2"),
         ((SWEEP, 'summary = "none"'), r"expected tables \[\[runs\]\], got None"),
     ],
 )
@@ -149,141 +150,14 @@ def test_mistakes_are_one_sentence(file: Path, change: tuple[str, str], message:
         load_sweep(str(file))
 
 
-def test_an_unknown_sweep_is_told_with_the_nearest():
+def test_an_unknown_sweep_is_refused_with_the_nearest():
     with pytest.raises(
         ValueError, match="no sweep 'seeds-cifar'; the nearest are seed-cifar"
     ):
         load_sweep("seeds-cifar")
 
 
-class StopError(Exception):
-    """Ends a training in its midst."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__("stop")
-
-    @staticmethod
-    def stop(*_: object) -> None:
-        raise StopError
-
-
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path):
-    training = load_sweep("embedded", epochs=3, batch_size=16).runs[0].training
-    options = SMALL | {"updates": True, "checkpoint_seconds": 0}
-    record_resumably(training, tmp_path / "whole.zarr", **options)
-    step = _Loop._step
-
-    def failing(self: Any, number: int, *args: Any) -> None:
-        if number == 7:
-            raise StopError
-        step(self, number, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "_step", failing)
-        with pytest.raises(StopError, match="stop"):
-            record_resumably(training, tmp_path / "run.zarr", **options)
-    assert checkpoint_path(tmp_path / "run.zarr").exists()
-    assert open_run(tmp_path / "run.zarr").status == "failed"
-    # Data may have moved, and devices may change.
-    training = replace(training, data_dir="elsewhere", device="cpu")
-    record_resumably(training, tmp_path / "run.zarr", **options)
-    assert not checkpoint_path(tmp_path / "run.zarr").exists()
-
-    ours, theirs = open_run(tmp_path / "run.zarr"), open_run(tmp_path / "whole.zarr")
-    assert ours.status == "complete"
-    assert ours.measurements == ("full_batch", "fixed_batches", "update")
-    for name in theirs.stored.document.arrays:
-        if not name.endswith("scalars"):
-            found, expected = ours.stored.array(name)[:], theirs.stored.array(name)[:]
-            assert found.tobytes() == expected.tobytes(), name
-    for name in ("loss", "val_loss", "val_accuracy"):
-        np.testing.assert_array_equal(ours.steps[name], theirs.steps[name])
-
-
-def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tmp_path: Path):
-    training = load_sweep("embedded", epochs=2, batch_size=16).runs[0].training
-    out = tmp_path / "run.zarr"
-    interrupted(training, out)
-    assert out.exists()
-    assert not checkpoint_path(out).exists()
-    record_resumably(training, out, **SMALL)
-    assert (open_run(out).status, open_run(out).n_steps) == ("complete", 6)
-
-
-def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path):
-    training = load_sweep("embedded", epochs=2, batch_size=16).runs[0].training
-    torch.save({"attrs": {}}, checkpoint_path(tmp_path / "run.zarr"))
-    with pytest.raises(
-        ValueError, match="is of another training: workload None instead of 'digits-res"
-    ):
-        record_resumably(training, tmp_path / "run.zarr", **SMALL)
-
-
-def test_checkpoints_are_no_more_frequent_than_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    training = load_sweep("embedded", epochs=4, batch_size=16).runs[0].training
-    clock = iter([0.0, 4.0, 6.0, 6.0, 9.0])
-    saved = []
-    save = torch.save
-
-    def counted(state: dict[str, Any], path: Path) -> None:
-        saved.append(state["epoch"])
-        save(state, path)
-
-    monkeypatch.setattr(recording, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(torch, "save", counted)
-    record_resumably(training, tmp_path / "a.zarr", checkpoint_seconds=5, **SMALL)
-    # They end after 4, 6 and 9 seconds; the last of all needs none.
-    assert saved == [2]
-    assert list(clock) == []
-
-
-def interrupted(training: Any, out: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "epoch", StopError.stop)
-        with pytest.raises(StopError, match="stop"):
-            record_resumably(training, out, **SMALL)
-
-
-def test_what_is_left_of_another_training_is_refused(tmp_path: Path):
-    training = load_sweep("embedded", epochs=2, batch_size=16).runs[0].training
-    out = tmp_path / "run.zarr"
-    interrupted(training, out)
-    before = open_run(out).attrs
-    other = replace(training, lr=0.5, seed=3)
-    with pytest.raises(
-        ValueError,
-        match=r"run\.zarr is of another training: lr 0\.02 instead of 0\.5, seed 0 ins",
-    ):
-        record_resumably(other, out, **SMALL)
-    assert open_run(out).attrs == before
-
-
-def test_a_complete_store_is_not_begun_anew(tmp_path: Path):
-    training = load_sweep("embedded", epochs=1, batch_size=16).runs[0].training
-    out = tmp_path / "run.zarr"
-    assert not is_complete(training, out)
-    interrupted(training, out)
-    assert not is_complete(training, out)
-    record_resumably(training, out, **SMALL)
-    assert is_complete(replace(training, num_workers=3), out)
-    with pytest.raises(FileExistsError, match="is complete already"):
-        record_resumably(training, out, **SMALL)
-    assert open_run(out).status == "complete"
-
-
-def test_a_store_says_how_to_repeat_it(tmp_path: Path):
-    training = load_sweep("embedded", epochs=1, batch_size=25).runs[1].training
-    recording.record(training, tmp_path / "run.zarr", **SMALL)
-    found = open_run(tmp_path / "run.zarr").attrs
-    assert found == attrs(training)
-    assert found["training"]["workload"] == "digits-resnet"
-    assert found["training"]["optimizer"] == "sgd"
-    assert "embedded" in found["data"]
-
-
-def test_the_command_does_what_is_left(
+def test_the_command_records_the_missing_runs(
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,13 +165,12 @@ def test_the_command_does_what_is_left(
 ):
     monkeypatch.setenv("COLUMNS", "80")
     created = []
-    init = Recorder.__init__
 
-    def counted(self: Recorder, path: Any, *args: Any, **kwargs: Any) -> None:
-        created.append(Path(path).name)
-        init(self, path, *args, **(kwargs | SMALL))
+    def record(training: Any, out: Path, *args: Any, **options: Any) -> Any:
+        created.append(out.name)
+        return record_resumably(training, out, *args, **(options | SMALL))
 
-    monkeypatch.setattr(Recorder, "__init__", counted)
+    monkeypatch.setattr(cli, "record_resumably", record)
     for expected in (["one.zarr", "two.zarr"], []):
         created.clear()
         monkeypatch.setattr(
@@ -307,39 +180,21 @@ def test_the_command_does_what_is_left(
         cli.main()
         assert created == expected
     printed = capsys.readouterr().out
-    assert len(re.findall("there already", printed)) == 2
+    assert len(re.findall("already complete", printed)) == 2
     assert max(map(len, printed.splitlines())) <= 80 + len(str(tmp_path))
     assert open_run(tmp_path / "runs" / "two.zarr").measurements == ("update",)
 
-    # Another sweep into the same place: refused before it begins, for its second run.
+    # Another sweep into the same directory: its second run is refused before the first starts.
     file.write_text(SWEEP.replace("seed = 7", "seed = 8").replace('"one"', '"new"'))
     created.clear()
     with pytest.raises(SystemExit, match=r"^1$"):
         cli.main()
     assert created == []
     error = " ".join(capsys.readouterr().err.split())
-    assert "is of another training: seed 7 instead of 8" in error
+    assert "is of another training run: seed 7 instead of 8" in error
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_every_workload_trains_on_its_stand_in(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    leave(monkeypatch, name, 4, 2)
-    settings = WORKLOADS[name].settings
-    batch_size = min(2, settings.batch_size)
-    settings = replace(settings, data="embedded", batch_size=batch_size, max_steps=2)
-    if settings.width is not None:
-        settings = replace(settings, width=16)
-    recording.record(settings, tmp_path / "run.zarr", basis=1, **SMALL)
-    run = open_run(tmp_path / "run.zarr")
-    assert (run.n_steps, run.status) == (2, "complete")
-    assert np.isfinite(run.steps.loss).all()
-    assert run.attrs["training"]["workload"] == name
-    assert "embedded" in run.attrs["data"]
-
-
-def test_all_that_the_paper_measures_can_be_asked_for(
+def test_every_measurement_of_the_paper_can_be_recorded(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "80")

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.train.little import Notes, leave
+from tests.train.small_workloads import RecordedLog, truncate
 from train.data.digits import digits
 from train.loop import train
 from train.models.mlp import mlp
@@ -41,7 +41,7 @@ def test_settings_are_the_papers(name: str):
 
 
 def test_the_half_space_takes_four_thousand_steps():
-    notes = Notes()
+    notes = RecordedLog()
     train(replace(WORKLOADS["halfspace"].settings, max_steps=3), notes)
     assert notes.told == {"steps_per_epoch": 40, "total_steps": 3}
 
@@ -55,10 +55,10 @@ def test_the_half_space_takes_four_thousand_steps():
         ("digits-cnn", [(32, 1, 3, 3), (7, 32, 3, 3), (10, 7 * 4)]),
     ],
 )
-def test_widths_are_those_of_the_second_layer(
+def test_width_is_the_width_of_the_second_layer(
     name: str, shapes: list[Any], monkeypatch: pytest.MonkeyPatch
 ):
-    leave(monkeypatch, name, 4, 2)
+    truncate(monkeypatch, name, 4, 2)
     training = replace(
         WORKLOADS[name].settings, data="embedded", width=7, batch_size=4, max_steps=1
     )
@@ -67,7 +67,7 @@ def test_widths_are_those_of_the_second_layer(
 
 
 @pytest.mark.parametrize("name", ["ptb-lstm", "wikitext2-lstm", "english-lstm"])
-def test_widths_of_lstms_are_those_of_the_first_layers(name: str):
+def test_width_of_an_lstm_is_the_width_of_its_first_layers(name: str):
     workload = WORKLOADS[name]
     training = replace(workload.settings, data="embedded", width=5)
     splits = workload.data(training)
@@ -82,7 +82,7 @@ def test_widths_of_lstms_are_those_of_the_first_layers(name: str):
 def test_widths_are_refused_where_there_are_none():
     digits_resnet = WORKLOADS["digits-resnet"].settings
     with pytest.raises(
-        ValueError, match="width: digits-resnet leaves none open, got 8"
+        ValueError, match="width: digits-resnet has no width to choose, got 8"
     ):
         train(replace(digits_resnet, width=8), unobserved)
     digits_mlp = WORKLOADS["digits-mlp"].settings
@@ -101,7 +101,7 @@ def test_weight_decay_is_refused(optimizer: Any):
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Training:
     """Three steps in each of two epochs of fifty images."""
-    leave(monkeypatch, "digits-mlp", 50)
+    truncate(monkeypatch, "digits-mlp", 50)
     return replace(
         WORKLOADS["digits-mlp"].settings, epochs=2, batch_size=16, width=20, lr=2.0
     )
@@ -115,7 +115,7 @@ def size_by_hand(optimizer: str, lr: float, loss: float, norm: float) -> float:
 
 @pytest.mark.parametrize("optimizer", ["spsmax", "ngn"])
 @pytest.mark.parametrize("lr", [0.05, 2.0])
-def test_step_sizes_of_the_loop_are_those_of_its_losses(
+def test_step_sizes_of_the_loop_follow_from_its_losses(
     short: Training, optimizer: Any, lr: float, tmp_path: Path
 ):
     """The same training, written out with torch's own SGD."""
@@ -160,10 +160,10 @@ def test_steps_of_normalised_sgd_have_the_length_of_the_schedule(
 @pytest.mark.parametrize(
     "change", [{"full_batch": True}, {"clip": 0.1}, {"control": "noise-gradients"}]
 )
-def test_they_train_under_all_that_a_loop_does(
+def test_optimizers_train_under_every_option_of_the_loop(
     short: Training, optimizer: Any, change: Any
 ):
-    notes = Notes()
+    notes = RecordedLog()
     changes = {"optimizer": optimizer, "lr": 0.1, "epochs": 2, **change}
     model = train(replace(short, **changes), notes)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -174,8 +174,8 @@ def test_they_train_under_all_that_a_loop_does(
 @pytest.mark.parametrize("name", ["halfspace", "digits-cnn", "english-lstm"])
 def test_demonstrations_learn(name: str, monkeypatch: pytest.MonkeyPatch):
     if name == "english-lstm":
-        leave(monkeypatch, name, 64)
-    notes = Notes()
+        truncate(monkeypatch, name, 64)
+    notes = RecordedLog()
     # The LSTM sees two batches again and again.
     changes: Any = {"epochs": 20, "width": 32} if name == "english-lstm" else {}
     train(replace(WORKLOADS[name].settings, max_steps=60, **changes), notes)

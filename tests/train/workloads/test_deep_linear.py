@@ -83,7 +83,7 @@ def test_loss_is_half_of_the_sum_over_outputs():
     assert deep_linear.half_sum(outputs[None], targets[None]) == 3.5
 
 
-def test_steps_are_those_of_gradient_descent_over_all_data():
+def test_steps_are_gradient_descent_over_all_data():
     """From the gradient (W - Sigma_yx), pulled through two layers by hand."""
     training = replace(settings_of("deep-linear-2"), max_steps=3, lr=0.3)
     found = [p.detach() for p in train(training, unobserved).parameters()]

@@ -23,7 +23,7 @@ def loss_and_gradient(x: Any, points: Any, signs: Any) -> tuple[float, Any]:
 
 
 @pytest.mark.parametrize("part", [slice(3, 4), slice(None)], ids=["one", "all"])
-def test_loss_and_gradient_are_those_of_the_formula(part: slice):
+def test_loss_and_gradient_follow_the_formula(part: slice):
     torch.manual_seed(0)
     model = HalfSpace().double()
     points, signs = (t[part].double() for t in half_space_data(1).train.tensors)  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def test_the_smallest_loss_of_a_point_is_the_papers():
         method="bounded",
         options={"xatol": 1e-10},
     )
-    assert round(found.fun, 9) == half_space.SMALLEST == 0.000523853
+    assert round(found.fun, 9) == half_space.MIN_POINT_LOSS == 0.000523853
 
 
 def test_points_are_twenty_in_each_class_and_of_norm_one():

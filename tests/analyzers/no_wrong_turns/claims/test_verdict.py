@@ -7,10 +7,11 @@ import pytest
 from analyzers.no_wrong_turns.claims.verdict import (
     UNKNOWN,
     Measured,
-    Seen,
+    Verdict,
     all_of,
     difference,
     inside,
+    listed,
     ratio,
 )
 
@@ -18,39 +19,39 @@ from analyzers.no_wrong_turns.claims.verdict import (
 @pytest.mark.parametrize(
     ("value", "stderr", "expected"),
     [
-        (1.5, 0.1, "seen"),
-        (1.5, 0.3, "not decided"),
-        (1.1, 0.06, "not decided"),
-        (0.9, 0.06, "not decided"),
-        (0.9, 0.04, "not seen"),
-        (2.1, 0.04, "not seen"),
-        (2.1, 0.06, "not decided"),
-        (math.nan, 0.1, "not decided"),
-        (1.5, math.nan, "not decided"),
+        (1.5, 0.1, "supported"),
+        (1.5, 0.3, "inconclusive"),
+        (1.1, 0.06, "inconclusive"),
+        (0.9, 0.06, "inconclusive"),
+        (0.9, 0.04, "contradicted"),
+        (2.1, 0.04, "contradicted"),
+        (2.1, 0.06, "inconclusive"),
+        (math.nan, 0.1, "inconclusive"),
+        (1.5, math.nan, "inconclusive"),
     ],
 )
 def test_number_lies_between_limits_at_two_standard_errors(
-    value: float, stderr: float, expected: Seen
+    value: float, stderr: float, expected: Verdict
 ):
     assert inside(Measured(value, stderr), low=1, high=2) == expected
 
 
 def test_limits_may_be_missing():
-    assert inside(Measured(1, 0.4), low=0) == "seen"
-    assert inside(Measured(1, 0.4), high=0) == "not seen"
-    assert inside(UNKNOWN) == "not decided"
+    assert inside(Measured(1, 0.4), low=0) == "supported"
+    assert inside(Measured(1, 0.4), high=0) == "contradicted"
+    assert inside(UNKNOWN) == "inconclusive"
 
 
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        (["seen", "seen"], "seen"),
-        (["seen", "not decided"], "not decided"),
-        (["seen", "not decided", "not seen"], "not seen"),
-        ([], "not decided"),
+        (["supported", "supported"], "supported"),
+        (["supported", "inconclusive"], "inconclusive"),
+        (["supported", "inconclusive", "contradicted"], "contradicted"),
+        ([], "inconclusive"),
     ],
 )
-def test_verdicts_are_put_together(verdicts: list[Seen], expected: Seen):
+def test_verdicts_are_put_together(verdicts: list[Verdict], expected: Verdict):
     assert all_of(verdicts) == expected
 
 
@@ -64,3 +65,8 @@ def test_errors_of_differences_and_ratios():
 
 def test_numbers_are_written_with_their_errors():
     assert str(Measured(0.012345, 0.00031)) == "0.0123 ± 0.0003"
+
+
+def test_numbers_are_listed_by_label():
+    numbers = {16: Measured(1.0, 0.1), "": Measured(2.0, 0.2)}
+    assert listed(numbers) == "16: 1 ± 0.1, 2 ± 0.2"

@@ -1,4 +1,4 @@
-"""Workloads with little data, for tests that train."""
+"""Workloads with little data and narrow models, for tests that train."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,32 @@ from train.data import Splits
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 
+NARROW = {
+    "train.models.imagenet_resnet.STEM_CHANNELS": 8,
+    "train.models.mlp.MEDIUM_WIDTH": 32,
+    "train.models.resnet.CIFAR_CHANNELS": (8, 16, 32, 64),
+    "train.models.resnet.DIGITS_CHANNELS": (8, 16, 32),
+    "train.models.segnet.VGG_STAGES": ([4] * 2, [8] * 2, [16] * 3, [32] * 3, [32] * 3),
+    "train.models.unet.CHANNELS": (4, 8, 16, 32, 64),
+    "train.workloads.english.N_TRANSFORMER_LAYERS": 1,
+    "train.workloads.english.TRANSFORMER_DIM": 16,
+}
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make models of the same layers, but with few channels."""
+    for name, value in NARROW.items():
+        monkeypatch.setattr(name, value)
+
 
 def first(dataset: Any, n: int) -> Any:
     return TensorDataset(*(tensor[:n] for tensor in dataset.tensors))
 
 
-def leave(
+def truncate(
     monkeypatch: pytest.MonkeyPatch, name: str, n_train: int, n_validation: int = 20
 ) -> None:
-    """Leave only so many of a workload's examples."""
+    """Keep only the first examples of a workload."""
     workload = WORKLOADS[name]
 
     def few(training: Training) -> Splits:
@@ -34,8 +51,8 @@ def leave(
     monkeypatch.setitem(WORKLOADS, name, replace(workload, data=few))
 
 
-class Notes:
-    """Keeps what a loop tells."""
+class RecordedLog:
+    """An observer that keeps everything a loop logs and measures."""
 
     def __init__(self) -> None:
         self.scalars: list[dict[str, float]] = []
@@ -71,7 +88,7 @@ class Notes:
     @contextmanager
     def __call__(
         self, model: Any, optimizer: Any, *, steps_per_epoch: int, total_steps: int
-    ) -> Iterator["Notes"]:
+    ) -> Iterator["RecordedLog"]:
         self.told = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
         self.model, self.optimizer = model, optimizer
 

@@ -1,16 +1,24 @@
-"""Test ``analyzers.no_wrong_turns.claims.mid_run``."""
+"""Test ``analyzers.no_wrong_turns.claims.statistics``."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from analyzers.no_wrong_turns.claims.mid_run import (
+from analyzers import path_geometry
+from analyzers.no_wrong_turns.claims.statistics import (
     Epochs,
+    correlation_with_rate,
+    errors_hide_sign,
+    largest_over_smallest,
+    late_distance,
     mean_over,
     middle,
+    negative_share,
+    rank_correlation,
     relative_variance,
     share_of_negative,
     steps_of,
@@ -18,6 +26,9 @@ from analyzers.no_wrong_turns.claims.mid_run import (
 )
 
 Make = Callable[..., xr.Dataset]
+N_EPOCHS, N = 20, 60
+RUN: Any = SimpleNamespace(n_epochs=N_EPOCHS)
+MIDDLE = middle(N_EPOCHS)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_variance_is_what_estimates_do_not_explain(geometry_of: Make):
     truth = 0.5 + 0.1 * rng.normal(size=(40, 100)) + np.arange(40)[:, None]
     estimates = truth + 0.2 * rng.normal(size=truth.shape)
     geometry = geometry_of(estimates, stderr=0.2)
-    found = variance_within_epochs(geometry, Epochs(0, 40))
+    found = variance_within_epochs(geometry, None, Epochs(0, 40))
     assert found.value == pytest.approx(0.01, abs=4 * found.stderr)
     # 0.05 with normal draws: 2 / 99 / 40, its root, times 0.05.
     assert found.stderr == pytest.approx(0.05 * np.sqrt(2 / 99 / 40), rel=0.3)
@@ -94,14 +105,14 @@ def test_variance_is_what_estimates_do_not_explain(geometry_of: Make):
 def test_relative_variance_is_that_over_the_mean(geometry_of: Make):
     rng = np.random.default_rng(0)
     draws = 1 + 0.1 * rng.normal(size=(30, 50))
-    once = relative_variance(geometry_of(draws), Epochs(0, 30))
-    scaled = relative_variance(geometry_of(draws * 7), Epochs(0, 30))
+    once = relative_variance(geometry_of(draws), None, Epochs(0, 30))
+    scaled = relative_variance(geometry_of(draws * 7), None, Epochs(0, 30))
     assert once.value == pytest.approx(0.01, rel=0.1)
     assert scaled == pytest.approx(once)
 
 
 def test_variance_of_one_epoch_has_no_error(geometry_of: Make):
-    value, stderr = variance_within_epochs(geometry_of([[1, 2, 3]]), Epochs(0, 1))
+    value, stderr = variance_within_epochs(geometry_of([[1, 2, 3]]), None, Epochs(0, 1))
     assert value == pytest.approx(1.0)
     assert np.isnan(stderr)
 
@@ -117,10 +128,78 @@ def test_share_counts_what_is_surely_negative(geometry_of: Make):
 
 
 def test_the_excess_rests_on_the_distance_as_gamma_does(geometry_of: Any):
-    """Where gamma is that of a walk, the error of the distance is still there."""
+    """The error of the distance remains where gamma equals that of a walk."""
     gamma = 0.3 * np.ones((8, 5))
     geometry = geometry_of(gamma, excess=np.zeros_like(gamma))
     geometry["distance_stderr"] = 0.1 * geometry["distance"]
     found = mean_over(geometry, "excess", Epochs(2, 6))
     assert found.value == 0
     assert found.stderr == pytest.approx(0.03)
+
+
+def test_the_final_epoch_does_not_count_as_negative(geometry_of: Make):
+    gamma = np.full((N_EPOCHS, N), 0.5)
+    gamma[-1] = -1
+    assert negative_share(geometry_of(gamma, stderr=0.01), RUN, MIDDLE).value == 0
+    gamma[3, :6] = -1
+    found = negative_share(geometry_of(gamma, stderr=0.01), RUN, MIDDLE).value
+    assert found == pytest.approx(6 / (19 * 60))
+
+
+@pytest.mark.parametrize(("stderr", "expected"), [(0.2, False), (0.3, True)])
+def test_errors_above_half_of_gamma_hide_its_sign(
+    geometry_of: Make, stderr: float, expected: bool
+):
+    geometry = geometry_of(np.full((N_EPOCHS, N), 0.5), stderr=stderr)
+    assert errors_hide_sign(geometry, RUN) == expected
+
+
+@pytest.mark.parametrize("quantity", ["gamma", "lolr"])
+def test_extremes_are_those_of_the_middle_epochs(geometry_of: Make, quantity: str):
+    level = np.full(N_EPOCHS, 0.1)
+    level[10] *= 1.5
+    # Epochs outside of the middle half do not count.
+    level[:4], level[-4:] = 9, 9
+    scatter = 0.02 * np.random.default_rng(0).normal(size=(N_EPOCHS, N))
+    steps = level[:, None] * (1 + scatter - scatter.mean(1, keepdims=True))
+    geometry = geometry_of(steps, lolr=steps)
+    found = largest_over_smallest(quantity)(geometry, RUN, MIDDLE)
+    assert found.value == pytest.approx(1.5, rel=1e-9)
+    assert 0.001 < found.stderr < 0.02
+
+
+def test_extremes_of_one_epoch_are_unknown_and_of_negative_means_infinite(
+    geometry_of: Make,
+):
+    steady = largest_over_smallest("gamma")
+    assert np.isnan(steady(geometry_of(np.ones((3, N))), RUN, middle(3)).value)
+    negative = geometry_of(np.full((N_EPOCHS, N), -0.5))
+    assert steady(negative, RUN, MIDDLE).value == np.inf
+
+
+def test_late_distance_is_relative_to_the_start(geometry_of: Make):
+    distance = np.repeat(np.linspace(10, 5, N_EPOCHS), N).reshape(N_EPOCHS, N)
+    distance[17:] = 0.1
+    geometry = geometry_of(np.ones((N_EPOCHS, N)), distance=distance)
+    assert late_distance(geometry, RUN, MIDDLE).value == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rank_correlation_of_monotone_series_is_one(sign: int):
+    used = np.linspace(1, 0, 17)
+    found = rank_correlation(np.exp(4 * sign * used), used)
+    assert found == pytest.approx((sign, 0.25))
+    mixed = np.random.default_rng(3).permutation(17).astype(float)
+    assert abs(rank_correlation(mixed, used).value) < 0.5
+
+
+def test_lolr_and_rate_are_compared_without_the_final_epoch(
+    trained_runs: dict[str, Any],
+):
+    run = trained_runs["cosine"].run
+    epoch = np.repeat(np.arange(8), 6)
+    falling = np.where(epoch == 7, 99.0, 8.0 - epoch)
+    geometry = path_geometry(run).compute()
+    geometry["lolr"] = ("step", falling)
+    found = correlation_with_rate(geometry, run, middle(8))
+    assert found == pytest.approx((1, 1 / np.sqrt(6)))

@@ -1,0 +1,281 @@
+"""Commands of the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
+
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from rich.table import Table
+from tyro.conf import Positional
+
+from analyzers._execution.results import store_result
+from analyzers._reporting import make_table, report, shown_rows
+from analyzers.conditions import plots
+from analyzers.conditions.aiming import aiming as measure_aiming
+from analyzers.conditions.alpha_beta import MIN_GAP, feasible_set, margin, smallest_beta
+from analyzers.conditions.alpha_beta import alpha_beta as measure_alpha_beta
+from analyzers.conditions.polyak_lojasiewicz import polyak_lojasiewicz as measure_pl
+from analyzers.geometry.average_of_epochs import read_reference
+from analyzers.geometry.losses import replayed
+from trajstore.reading.results import target_slug
+from trajstore.reading.run import open_run
+from trajstore.store.location import name_of
+
+GRID: Final = 200
+"""Points of the figure's grid in each direction."""
+
+MAX_CORNERS: Final = 20
+"""Rows of the table of pairs; of more corners every second, third, ... is shown."""
+
+MINIBATCH_NOTE: Final = (
+    "These are gradients and losses of minibatches, but the condition is about all data: "
+    "record with traj-train run NAME --full-gradients, and pass --measurement full_batch."
+)
+
+
+def alpha_beta(
+    stores: Positional[tuple[str, ...]],
+    *,
+    reference: str = "final",
+    optimal_loss: float = 0.0,
+    min_gap: float = MIN_GAP,
+) -> None:
+    """Pairs for which the alpha-beta condition holds at every step of one or more runs.
+
+    Needs the losses at x*, from traj-train replay RUN. Prints the smallest pairs. Results
+    go to RUN.analysis.zarr and the figure to RUN.figures, next to the runs; results of all
+    runs together, next to the first one.
+
+    Parameters
+    ----------
+    stores : tuple of str
+        Paths or URLs of trajectory stores, such as those of several seeds.
+    reference : str, default: "final"
+        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        URL of another store, for its final iterate.
+    optimal_loss : float, default: 0.0
+        Lower bound of the losses of all batches.
+    min_gap : float, default: 0.1
+        Smallest allowed alpha - beta.
+    """
+    runs = [open_run(store) for store in stores]
+    datasets = []
+    slug = ""
+    for run in runs:
+        target = read_reference(reference, run)
+        found = measure_alpha_beta(run, reference=target, optimal_loss=optimal_loss)
+        slug = target_slug(found.attrs["reference"])
+        datasets.append(store_result(run, f"alpha-beta-{slug}", found))
+    stricter, pairs, looser = (
+        feasible_set(datasets, min_gap=min_gap, n_stderr=n) for n in (-1, 0, 1)
+    )
+    store_result(runs[0], f"feasible-{slug}", pairs)
+    alpha, beta = _grid(pairs, min_gap)
+    margins = margin(datasets, alpha, beta)
+    boundaries = [smallest_beta(s, alpha) for s in (stricter, pairs, looser)]
+    figure = plots.alpha_beta(datasets, margins, pairs, boundaries)
+    report(
+        runs[0],
+        *_pairs(pairs, stricter, looser),
+        _missing_steps(pairs),
+        figures={f"alpha-beta-{slug}": figure},
+        groups=[f"feasible-{slug}", f"alpha-beta-{slug}"],
+        name="pairs",
+        example="pairs.alpha.values",
+    )
+
+
+def _grid(
+    pairs: xr.Dataset, min_gap: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return a grid over the part of the plane that holds the smallest pairs."""
+    least = float(pairs["best_alpha"])
+    smallest = pairs["alpha"].values[pairs["is_smallest"].values]
+    largest = 2 * max([least, *smallest], default=1.0) if np.isfinite(least) else 2.0
+    alpha = np.linspace(0, max(largest, 5 * min_gap, 1.0), GRID + 1)[1:]
+    return alpha, np.linspace(0, alpha[-1] - min_gap, GRID)
+
+
+def _pairs(
+    pairs: xr.Dataset, stricter: xr.Dataset, looser: xr.Dataset
+) -> list[Table | str]:
+    """Return the smallest pairs and how standard errors move them, or why there are none."""
+    names = [Path(name_of(run)).name for run in pairs.attrs["runs"]]
+    runs = "1 run" if len(names) == 1 else f"{len(names)} runs"
+    steps = f"{int(pairs['n_steps']):,} steps of {runs}"
+    if pairs.sizes["vertex"] == 0:
+        step, run = int(pairs["limit_step"]), names[int(pairs["limit_run"])]
+        note = (
+            f"At {steps} no pair is feasible: at step {step} of {run} the loss at x* is "
+            "the lowest possible, and the gradient does not point far enough away from x*."
+        )
+        return [note]
+    best = make_table("products", "alpha", "beta", text=["products"])
+    for label, shifted in (
+        ("one standard error smaller", stricter),
+        ("as estimated", pairs),
+        ("one standard error larger", looser),
+    ):
+        values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
+        best.add_row(label, *values)
+    return [
+        f"The condition holds at all {steps} from these pairs on:",
+        _corners(pairs, names),
+        "Smallest alpha + beta:",
+        best,
+    ]
+
+
+def _corners(pairs: xr.Dataset, names: list[str]) -> Table:
+    """Return a table of the boundary's corners, up to the last of the smallest pairs."""
+    table = make_table("alpha", "beta")
+    table.add_column("beta is bounded by", overflow="ellipsis", no_wrap=True)
+    chosen = np.flatnonzero(pairs["is_smallest"].values)
+    rows = shown_rows(len(chosen), MAX_CORNERS)
+    for i in chosen[rows]:
+        step, run = int(pairs["step"][i]), int(pairs["run"][i])
+        bound = "0" if step < 0 else f"step {step} of {names[run]}"
+        values = [f"{float(pairs[name][i]):.4g}" for name in ("alpha", "beta")]
+        table.add_row(*values, bound)
+    if rows.step > 1:
+        table.caption = f"One corner of {rows.step} is shown."
+    return table
+
+
+def _missing_steps(pairs: xr.Dataset) -> str:
+    missing = int(pairs["n_missing"])
+    if not missing:
+        return ""
+    return f"{missing:,} steps are left out: their product or a loss is unknown."
+
+
+def aiming(
+    store: Positional[str],
+    *,
+    reference: str = "final",
+    measurement: str | None = None,
+) -> None:
+    """Angle between gradient and x - x*, and the constant theta of the aiming condition.
+
+    Prints a table by epoch. Results go to RUN.analysis.zarr and the figure to RUN.figures,
+    both next to the store.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    reference : str, default: "final"
+        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        URL of another store, for its final iterate.
+    measurement : str, optional
+        Use the gradients and losses of a measurement, such as full_batch.
+    """
+    run = open_run(store)
+    target = read_reference(reference, run)
+    lazy = measure_aiming(run, reference=target, measurement=measurement)
+    group = _group(f"aiming-{target_slug(lazy.attrs['reference'])}", measurement)
+    found = store_result(run, group, lazy)
+    report(
+        run,
+        _aiming_by_epoch(found),
+        "" if measurement else MINIBATCH_NOTE,
+        figures={group: plots.aiming(found)},
+        groups=[group],
+        name="aimed",
+        example="aimed.theta.min().item()",
+    )
+
+
+def _group(name: str, measurement: str | None) -> str:
+    # Measurements may have any name, including characters that a path cannot hold.
+    return name if measurement is None else f"{name}-of-{quote(measurement, safe='')}"
+
+
+def _aiming_by_epoch(aimed: xr.Dataset) -> Table:
+    """Return a table of the means of each epoch, at most 80 columns wide."""
+    table = make_table("epoch", "loss", "angle", "cosine", "min", "theta", "min")
+    dataset = aimed.drop_indexes(["epoch", "iteration"], errors="ignore")
+    epochs = list(dataset.groupby("epoch"))
+    rows = shown_rows(len(epochs))
+    for epoch, steps in epochs[:: rows.step]:
+        n = int(steps["theta"].notnull().sum())
+        # Errors of theta are independent from step to step.
+        stderr = float((steps["theta_stderr"] ** 2).sum() ** 0.5) / max(n, 1)
+        mean = steps.mean()
+        table.add_row(
+            str(epoch),
+            f"{float(mean['loss']):.4g}",
+            f"{float(mean['angle']):.1f}°",
+            f"{float(mean['cosine']):.4f}",
+            f"{float(steps['cosine'].min()):.3f}",
+            f"{float(mean['theta']):.4g} ±{stderr:.1g}",
+            f"{float(steps['theta'].min()):.3g}",
+        )
+    if rows.step > 1:
+        table.caption = f"One epoch of {rows.step} is shown."
+    return table
+
+
+def polyak_lojasiewicz(
+    store: Positional[str],
+    *,
+    reference: str = "final",
+    reference_loss: float | None = None,
+    measurement: str | None = None,
+) -> None:
+    """Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.
+
+    Prints the smallest mu for every order. Results go to RUN.analysis.zarr and the figure
+    to RUN.figures, both next to the store.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    reference : str, default: "final"
+        The target x*, whose loss traj-train replay computed.
+    reference_loss : float, optional
+        f(x*). Default: the loss that traj-train replay computed at x*.
+    measurement : str, optional
+        Use the gradients and losses of a measurement, such as full_batch.
+    """
+    run = open_run(store)
+    if reference_loss is None:
+        target = read_reference(reference, run)
+        losses = replayed(run, target, otherwise="give --reference-loss")
+        reference_loss = float(losses["full_reference_loss"])
+    group = _group("pl", measurement)
+    bounds = measure_pl(run, reference_loss=reference_loss, measurement=measurement)
+    found = store_result(run, group, bounds)
+    report(
+        run,
+        _smallest_mu(found),
+        f"f* = {reference_loss:.6g}.",
+        _unbounded_steps(found),
+        "" if measurement else MINIBATCH_NOTE,
+        figures={group: plots.polyak_lojasiewicz(found)},
+        groups=[group],
+        name="bounds",
+        example="bounds.smallest.values",
+    )
+
+
+def _smallest_mu(bounds: xr.Dataset) -> Table:
+    table = make_table("delta", "smallest mu", "at step")
+    for i, delta in enumerate(bounds["delta"].values):
+        mu, step = float(bounds["smallest"][i]), int(bounds["smallest_step"][i])
+        value = f"{mu:.4g}" if np.isfinite(mu) else "none"
+        table.add_row(f"{delta:g}", value, str(step) if step >= 0 else "")
+    return table
+
+
+def _unbounded_steps(bounds: xr.Dataset) -> str:
+    missing = int(bounds["n_missing"])
+    if not missing:
+        return ""
+    return (
+        f"{missing:,} of {bounds.sizes['step']:,} steps bound nothing: their loss is not "
+        "above f*, or their loss or gradient norm is unknown."
+    )

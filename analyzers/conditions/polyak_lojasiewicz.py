@@ -1,0 +1,97 @@
+"""Polyak-Lojasiewicz condition: the constants mu that the steps of a run allow."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import xarray as xr
+
+from analyzers.conditions.arrays import largest_mu
+from analyzers.geometry.losses import gradient_name, gradients_of, recorded_losses
+from trajstore.reading.run import Run
+
+DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
+"""Orders of the condition: those in the paper's figures, and 2."""
+
+
+def polyak_lojasiewicz(
+    run: Run,
+    *,
+    reference_loss: float,
+    delta: Sequence[float] = DELTAS,
+    measurement: str | None = None,
+) -> xr.Dataset:
+    r"""Constants of the Polyak-Lojasiewicz condition that the steps of a run allow.
+
+    The condition of order :math:`\delta \in [1, 2]` is [1]_
+    :math:`|\nabla f|^\delta \ge (2 \mu)^{\delta/2} (f - f^*)`. Step k satisfies it for
+    every :math:`\mu` up to
+
+    .. math:: \mu_k(\delta) = \frac{|\nabla f(x_k)|^2}{2 (f(x_k) - f^*)^{2/\delta}} ,
+
+    and the whole path for every :math:`\mu` up to the smallest :math:`\mu_k`.
+
+    Parameters
+    ----------
+    run : trajstore.Run
+        With the loss of every step: ``recorder.log(loss=loss)``.
+    reference_loss : float
+        f*, such as the loss of the last iterate: ``full_reference_loss`` in the results of
+        ``traj-train replay``.
+    delta : sequence of float, default: (1, 1.25, 1.5, 1.75, 2)
+        Orders; 2 is the usual condition.
+    measurement : str, optional
+        Use the gradients and losses of a measurement: ``"full_batch"`` for those of all
+        data, which ``traj-train run NAME --full-gradients`` records. Default: those of the
+        steps, which come from minibatches. The condition is about f. Minibatches do not
+        show the condition itself: their gradients do not vanish where the gradient of f
+        does, and their losses may be below f*.
+
+    Returns
+    -------
+    xarray.Dataset
+        Loaded, exact. Dimensions ``step``, with the coordinates ``epoch`` and
+        ``iteration``, and ``delta``. ``loss`` (step). ``mu`` (step, delta), NaN where the
+        loss is not above f*, so that the condition holds for every mu, and where the loss
+        or the gradient norm is unknown. ``smallest`` (delta), the smallest mu, and
+        ``smallest_step``, -1 where no mu is known; ``n_missing``, the number of steps
+        without a mu. ``attrs["gradient"]`` names the gradients: of minibatches or of a
+        measurement.
+
+    Raises
+    ------
+    KeyError
+        If the measurement does not exist.
+    ValueError
+        If losses are not recorded, or an order is not between 1 and 2.
+
+    References
+    ----------
+    .. [1] R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization
+       of Neural Networks without Over-Parametrization", NeurIPS 2024, figures 1 and 8.
+    """
+    orders = np.asarray(delta, np.float64)
+    if not ((orders >= 1) & (orders <= 2)).all():
+        raise ValueError(f"`delta` must be between 1 and 2, got {list(delta)}.")
+    measured = gradients_of(run, measurement)
+    loss = recorded_losses(measured)
+    grad_norm = measured.steps["grad_norm"].values
+    mu = largest_mu(grad_norm, loss.values - reference_loss, orders)
+    smallest, step = np.full(len(orders), np.nan), np.full(len(orders), -1)
+    known = np.flatnonzero(np.isfinite(mu).any(0))
+    if len(known):
+        rows = np.nanargmin(mu[:, known], axis=0)
+        smallest[known] = mu[rows, known]
+        step[known] = measured.stored.step_numbers[rows]
+    dataset = loss.to_dataset(name="loss").assign_coords(delta=orders)
+    labels = {"long_name": "largest mu of the step", "units": "1"}
+    return dataset.assign(
+        mu=(("step", "delta"), mu, labels),
+        smallest=("delta", smallest),
+        smallest_step=("delta", step),
+        n_missing=int(np.isnan(mu).any(1).sum()),
+    ).assign_attrs(
+        run=run.location,
+        reference_loss=reference_loss,
+        gradient=gradient_name(measured),
+    )

@@ -1,0 +1,317 @@
+"""Commands of edge of stability, smoothness, convexity and scale invariance."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+from tyro.conf import Positional
+
+from analyzers._execution.results import store_result
+from analyzers._panels import draw_panels
+from analyzers._reporting import make_table, report, spans
+from analyzers.curvature import plots
+from analyzers.curvature.convexity import adjacent_convexity
+from analyzers.curvature.convexity import convexity as measure_convexity
+from analyzers.curvature.edge_of_stability import edge_of_stability as measure_edge
+from analyzers.curvature.scale_invariance import TOLERANCE
+from analyzers.curvature.scale_invariance import scale_invariance as measure_invariance
+from analyzers.curvature.smoothness import smoothness as measure_smoothness
+from analyzers.geometry.average_of_epochs import read_reference
+from analyzers.geometry.stored import result_group
+from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
+from trajstore.reading.run import Run, open_run
+
+
+def edge_of_stability(
+    store: Positional[str],
+    *,
+    optimizer: Literal["sgd", "nesterov", "adam"] | None = None,
+    momentum: float | None = None,
+) -> None:
+    """Ratio of the largest Hessian eigenvalue to the stability threshold of the optimizer.
+
+    Takes runs with sharpness logged: traj-train run NAME --sharpness-every 10, or
+    recorder.log(sharpness=...). Prints a table. Results go to RUN.analysis.zarr, a figure
+    to RUN.figures.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    optimizer : str, optional
+        Optimizer of the training: sgd, nesterov or adam. Default: from the run's settings.
+    momentum : float, optional
+        Momentum; for Adam the first beta. Default: from the run's settings.
+    """
+    run = open_run(store)
+    lazy = measure_edge(run, optimizer=optimizer, momentum=momentum)
+    found = store_result(run, "sharpness", lazy)
+    report(
+        run,
+        _ratios(found),
+        _threshold_note(found),
+        figures={
+            "sharpness": draw_panels([plots.edge_of_stability(found)], n_columns=1)
+        },
+        groups=["sharpness"],
+        name="edge",
+        example="edge.ratio.values",
+    )
+
+
+def _ratios(found: xr.Dataset) -> Table:
+    """Return a table of the last evaluation of every span of evaluations."""
+    sharpness = found.attrs["recorded_as"].replace("_", " ")
+    table = make_table("step", "epoch", sharpness, "threshold", "ratio")
+    for span in spans(found.sizes["step"]):
+        row = found.isel(step=span.stop - 1)
+        table.add_row(
+            str(row["step"].item()),
+            str(row["epoch"].item()),
+            *(f"{row[name].item():.4g}" for name in ("sharpness", "threshold")),
+            f"{row['ratio'].item():.3f}",
+        )
+    return table
+
+
+def _threshold_note(found: xr.Dataset) -> str:
+    reached = float(found["reached"])
+    if not np.isfinite(reached):
+        largest = float(found["ratio"].max())
+        return f"The threshold is not reached: the largest ratio is {largest:.3f}."
+    n = int((found["step"] >= reached).sum())
+    low, middle, high = (
+        float(found[f"ratio_{name}"]) for name in ("min", "median", "max")
+    )
+    return (
+        f"The threshold is reached at step {reached:.0f}. In the {n} evaluations from "
+        f"there on, the median ratio is {middle:.3f} and the range {low:.3f} to "
+        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of them are within 10 % "
+        "of 1."
+    )
+
+
+def smoothness(
+    store: Positional[str], *, measurement: str | None = None, layers: bool = False
+) -> None:
+    """Change of the gradient over the change of the parameters, from step to step.
+
+    Also for the same examples before and after a step, if the run has them: traj-train run
+    NAME --same-batch-every 10, or recorder.measure("same_batch"). Prints medians. Results
+    go to RUN.analysis.zarr, a figure to RUN.figures.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    measurement : str, optional
+        Name of the measurement of the same examples. Default: same_batch, if recorded.
+    layers : bool, default: False
+        Also print a table by layer.
+    """
+    run = open_run(store)
+    if measurement is None and SAME_BATCH in run.measurements:
+        measurement = SAME_BATCH
+    groups = ["smoothness"]
+    found = {"next step": store_result(run, groups[0], measure_smoothness(run))}
+    if measurement is not None:
+        groups.append(f"smoothness-{measurement}")
+        same = measure_smoothness(run, measurement=measurement)
+        found["same batch"] = store_result(run, groups[-1], same)
+    by_layer: Table | str = ""
+    if layers:
+        groups.append("smoothness-layers")
+        split = measure_smoothness(run, measurement=measurement, layers=True)
+        by_layer = _medians_by_layer(store_result(run, groups[-1], split))
+    panel = plots.smoothness(found, title=Path(run.location).stem)
+    report(
+        run,
+        _medians(found, run.n_steps),
+        _examples_note(run, measurement),
+        by_layer,
+        figures={"smoothness": draw_panels([panel], n_columns=1)},
+        groups=groups,
+        name="along",
+        example="along.smoothness.median().values",
+    )
+
+
+def _medians(found: dict[str, xr.Dataset], n_steps: int) -> Table:
+    """Return a table of medians over spans of steps."""
+    quantities = ("smoothness", "curvature")
+    headers = [f"{name},\n{label}" for label in found for name in quantities]
+    table = make_table("steps", *headers, text=["steps"])
+    for span in spans(n_steps):
+        values = [
+            _median(data[name], span) for data in found.values() for name in quantities
+        ]
+        table.add_row(f"{span.start} to {span.stop - 1}", *values)
+    return table
+
+
+def _median(values: xr.DataArray, span: slice) -> str:
+    step = values["step"]
+    # A value belongs to the step of the later gradient.
+    here = values.values[((step > span.start) & (step <= span.stop)).values]
+    known = here[np.isfinite(here)]
+    return f"{np.median(known):.4g}" if len(known) else "-"
+
+
+def _medians_by_layer(found: xr.Dataset) -> Table:
+    table = make_table("tensor", "median smoothness", text=["tensor"])
+    medians = found["smoothness"].median("step")
+    for name, value in zip(found["layer"].values, medians.values, strict=True):
+        table.add_row(str(name), f"{value:.4g}")
+    return table
+
+
+def _examples_note(run: Run, measurement: str | None) -> str:
+    if measurement is not None or _is_full_batch(run):
+        return ""
+    return (
+        "These are gradients of different examples, unless the run has the full batch; for "
+        "gradients of the same examples train with --same-batch-every."
+    )
+
+
+def _is_full_batch(run: Run) -> bool:
+    return bool(training_settings(run.attrs).get(FULL_BATCH, False))
+
+
+def convexity(
+    store: Positional[str],
+    *,
+    reference: str = "final",
+    reference_loss: float | None = None,
+    measurement: str | None = None,
+) -> None:
+    """Slack of convexity: the loss at the target less the tangents at the iterates.
+
+    For runs with the full batch, neighbouring iterates are compared, too. Prints a table.
+    Results go to RUN.analysis.zarr, a figure to RUN.figures.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    reference : str, default: "final"
+        The target, as traj-analyze geometry takes it.
+    reference_loss : float, optional
+        The loss of all data at the target. Default: the loss recorded there.
+    measurement : str, optional
+        Use the losses and gradients of a measurement, such as full_batch.
+    """
+    run = open_run(store)
+    lazy = measure_convexity(
+        run if measurement is None else run.measured(measurement),
+        reference=read_reference(reference, run),
+        reference_loss=reference_loss,
+    )
+    groups = [f"convexity-{result_group(lazy)}"]
+    found = store_result(run, groups[0], lazy)
+    label, loss = found.attrs["reference"], found.attrs["reference_loss"]
+    title = f"tangents at the iterates, towards {label}"
+    panels = [plots.convexity(found, title=title)]
+    parts: list[Table | str] = [
+        f"Tangents at the iterates, towards {label} with the loss {loss:.6g}:",
+        _slacks(found, ("slack",)),
+    ]
+    if _is_full_batch(run):
+        groups.append("convexity-adjacent")
+        adjacent = store_result(run, groups[-1], adjacent_convexity(run))
+        title = "tangents at neighbouring iterates"
+        panels.append(plots.convexity(adjacent, title=title))
+        parts.append(f"Tangents at neighbouring iterates ({adjacent.attrs['rule']}):")
+        parts.append(_slacks(adjacent, ("slack", "slack_back")))
+    elif measurement is None:
+        parts.append(
+            "Losses and gradients come from minibatches: means describe the whole loss, "
+            "but single steps do not. --measurement full_batch is exact, where it was "
+            "recorded."
+        )
+    report(
+        run,
+        *parts,
+        figures={groups[0]: draw_panels(panels, n_columns=2)},
+        groups=groups,
+        name="slack",
+        example="slack.is_violated.mean().values",
+    )
+
+
+def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
+    """Return a table of mean and smallest slack, and violations, over spans of rows."""
+    headers: list[str] = []
+    for name in names:
+        headers += [f"{name.removeprefix('slack_')}, mean", "least", "below 0"]
+    table = make_table("steps", *headers, text=["steps"])
+    step = found["step"].values
+    for span in spans(len(step)):
+        cells = []
+        for name in names:
+            values = found[name].values[span]
+            below = found[f"is_violated{name.removeprefix('slack')}"].values[span]
+            known = np.isfinite(values)
+            if known.any():
+                cells += [f"{values[known].mean():.3g}", f"{values[known].min():.3g}"]
+                cells.append(f"{100 * below[known].mean():.0f} %")
+            else:
+                cells += ["-"] * 3
+        table.add_row(f"{step[span.start]} to {step[span.stop - 1]}", *cells)
+    return table
+
+
+def scale_invariance(store: Positional[str], *, tolerance: float = TOLERANCE) -> None:
+    """Cosine of every layer and its gradient, zero if the loss ignores the layer's scale.
+
+    Prints a table by layer. Results go to RUN.analysis.zarr, a figure to RUN.figures.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    tolerance : float, default: 1e-4
+        Largest |cosine| in any step that counts as zero.
+    """
+    run = open_run(store)
+    lazy = measure_invariance(run, tolerance=tolerance)
+    found = store_result(run, "invariance", lazy)
+    report(
+        run,
+        _cosines(found),
+        _invariant_layers(found),
+        figures={"invariance": plots.scale_invariance(found)},
+        groups=["invariance"],
+        name="found",
+        example="found.cosine_max.values",
+    )
+
+
+def _cosines(found: xr.Dataset) -> Table:
+    headers = ("rms", "largest", "invariant", "growth", "expected")
+    table = make_table("tensor", *headers, text=["tensor"])
+    for i, name in enumerate(found["layer"].values):
+        row = found.isel(layer=i)
+        cosines = [f"{row[f'cosine_{kind}'].item():.1e}" for kind in ("rms", "max")]
+        growths = [row[kind].item() for kind in ("growth", "expected_growth")]
+        table.add_row(
+            str(name),
+            *cosines,
+            "yes" if row["is_invariant"].item() else "no",
+            *(f"{value:.3g}" if np.isfinite(value) else "-" for value in growths),
+        )
+    return table
+
+
+def _invariant_layers(found: xr.Dataset) -> str:
+    """Return the number of invariant layers, and what their growth is compared with."""
+    n = int(found["is_invariant"].sum())
+    text = (
+        f"{n} of {found.sizes['layer']} tensors are invariant: |cosine| is at most "
+        f"{found.attrs['tolerance']:g} in every step."
+    )
+    if np.isfinite(found["expected_growth"]).any():
+        text += " Growth of |w|^2 is expected to be the sum of lr^2 |g|^2 for them."
+    return text

@@ -1,0 +1,80 @@
+"""Test ``analyzers.conditions.plots``: figures show the numbers of the result."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from analyzers import plots
+
+
+@pytest.fixture
+def datasets() -> list[xr.Dataset]:
+    """Made-up results of `analyzers.alpha_beta` for one run of three steps."""
+    values = {
+        "product": [1.0, 2.0, 0.5],
+        "product_stderr": [0.1, 0.2, 0.1],
+        "loss": [1.0, 2.0, 0.5],
+        "reference_loss": [0.5, 0.5, 0.5],
+    }
+    variables = {name: ("step", value) for name, value in values.items()}
+    return [xr.Dataset(variables, {"step": [0, 1, 2]}, {"optimal_loss": 0.0})]
+
+
+def pairs(best: tuple[float, float]) -> xr.Dataset:
+    variables = dict(zip(("best_alpha", "best_beta"), best, strict=True))
+    return xr.Dataset(variables, attrs={"min_gap": 0.1})
+
+
+def grid() -> tuple[xr.Dataset, list[xr.DataArray]]:
+    """Margins over a grid, and a boundary that is the same for all standard errors."""
+    alpha, beta = np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.5])
+    margin = alpha[:, None] - beta - 1
+    margins = xr.Dataset(
+        {"margin": (("alpha", "beta"), margin)}, {"alpha": alpha, "beta": beta}
+    )
+    return margins, [xr.DataArray([-0.5, 0.0, 0.5], {"alpha": alpha}, "alpha")] * 3
+
+
+def test_the_smallest_pair_and_its_margins_are_drawn(datasets: list[xr.Dataset]):
+    margins, boundaries = grid()
+    figure = plots.alpha_beta(datasets, margins, pairs((1.0, 0.5)), boundaries)
+    left, right, *_ = figure.axes
+    boundary, *_, star = left.get_lines()
+    np.testing.assert_array_equal(boundary.get_ydata(), [0, 0, 0.5])
+    np.testing.assert_array_equal(star.get_xydata(), [[1.0, 0.5]])
+    # T_k = a_k - alpha (l_k - r_k) + beta l_k.
+    drawn = np.asarray(right.get_lines()[0].get_ydata(), float)
+    np.testing.assert_allclose(drawn, [1.0, 1.5, 0.75])
+    plt.close(figure)
+
+
+def test_an_empty_set_is_drawn_as_such(datasets: list[xr.Dataset]):
+    margins, boundaries = grid()
+    empty = pairs((np.nan, np.nan))
+    figure = plots.alpha_beta(datasets, margins, empty, boundaries)
+    left, right, *_ = figure.axes
+    assert left.get_title() == right.texts[0].get_text() == "no pair holds"
+    plt.close(figure)
+
+
+def test_aiming_is_drawn_by_epoch():
+    values = {name: ("step", [0.0, 1.0, 4.0, 2.0]) for name in ("cosine", "theta")}
+    epochs = {"epoch": ("step", [0, 0, 1, 1])}
+    figure = plots.aiming(xr.Dataset(values, epochs, {"gradient": "minibatch"}))
+    assert figure.get_suptitle() == "gradients: minibatch"
+    for ax in figure.axes[:2]:
+        np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.5, 3.0])
+    plt.close(figure)
+
+
+def test_the_smallest_mu_of_every_epoch_is_drawn():
+    mu = (("step", "delta"), [[1.0, 2.0], [3.0, 1.0], [5.0, 7.0]])
+    coordinates = {"epoch": ("step", [0, 0, 1]), "delta": [1.0, 2.0]}
+    bounds = xr.Dataset({"mu": mu}, coordinates, {"gradient": "minibatch"})
+    figure = plots.polyak_lojasiewicz(bounds)
+    first, second = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(first.get_ydata(), [1, 5])
+    np.testing.assert_array_equal(second.get_ydata(), [1, 7])
+    assert first.get_label() == r"$\delta$ = 1"
+    plt.close(figure)
