@@ -179,7 +179,7 @@ def test_result_names_its_target(
     ("reference", "error", "message"),
     [
         ("warm", KeyError, r"No snapshot 'warm' in .*it has \['middle'\]"),
-        (7, KeyError, r"start of epoch 7 .* epochs: 0-4"),
+        (7, KeyError, r"start of epoch 7 .*start with one: 0-4"),
         (True, TypeError, "an epoch, another run or a mapping.*got bool"),
         ({}, ValueError, r"4 of 4 differ:\n0.weight: missing"),
     ],
