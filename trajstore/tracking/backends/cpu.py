@@ -244,10 +244,10 @@ class CPUBackend:
         return np.array(addresses, np.int64), copies
 
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
-        """Call one of two equivalent kernels, for one thread or for several."""
+        """Call the kernel of one part, or the one that runs all parts in threads."""
         n_parts = len(self._bounds) - 1
         if n_parts == 1:
-            alone(self._bounds, arguments)
+            alone(0, self._bounds, *arguments)
             return
         # Not every library that Numba takes its threads from can be entered twice.
         with ONE_AT_A_TIME:
