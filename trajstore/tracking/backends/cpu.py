@@ -21,7 +21,7 @@ from trajstore.sketch.sketch import Sketch
 from trajstore.tracking.backends import cpu_kernels as kernels
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.memory import huge_zeros, row_major
-from trajstore.tracking.backends.threads import number_left_to_torch
+from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
@@ -325,7 +325,7 @@ def _as_float32(tensor: Tensor) -> Tensor:
 def _start_threads() -> None:
     """Start Numba's threads ahead of the first step."""
     none = np.zeros(0, np.int64)
-    with number_left_to_torch():
+    with preserve_torch_threads():
         kernels.measure_after_in_parts(
             np.zeros(3, np.int64),
             (

@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
-from trajstore.tracking.backends.threads import number_left_to_torch
+from trajstore.tracking.backends.threads import preserve_torch_threads
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
     """Compile a function for these types on import; `in_threads` runs `prange` in threads."""
 
     def compiled(function: F) -> F:
-        with number_left_to_torch():
+        with preserve_torch_threads():
             return _jit(function, void(*signature), parallel=in_threads)
 
     return compiled
