@@ -21,7 +21,7 @@ from trajstore.sketch.sketch import Sketch
 from trajstore.tracking.backends import cpu_kernels as kernels
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.memory import huge_zeros, row_major
-from trajstore.tracking.backends.threads import number_left_to_torch
+from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
@@ -244,10 +244,10 @@ class CPUBackend:
         return np.array(addresses, np.int64), copies
 
     def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
-        """Call one of two equivalent kernels, for one thread or for several."""
+        """Call the kernel of one part, or the one that runs all parts in threads."""
         n_parts = len(self._bounds) - 1
         if n_parts == 1:
-            alone(self._bounds, arguments)
+            alone(0, self._bounds, *arguments)
             return
         # Not every library that Numba takes its threads from can be entered twice.
         with ONE_AT_A_TIME:
@@ -325,7 +325,7 @@ def _as_float32(tensor: Tensor) -> Tensor:
 def _start_threads() -> None:
     """Start Numba's threads ahead of the first step."""
     none = np.zeros(0, np.int64)
-    with number_left_to_torch():
+    with preserve_torch_threads():
         kernels.measure_after_in_parts(
             np.zeros(3, np.int64),
             (

@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
-from trajstore.tracking.backends.threads import number_left_to_torch
+from trajstore.tracking.backends.threads import preserve_torch_threads
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
     """Compile a function for these types on import; `in_threads` runs `prange` in threads."""
 
     def compiled(function: F) -> F:
-        with number_left_to_torch():
+        with preserve_torch_threads():
             return _jit(function, void(*signature), parallel=in_threads)
 
     return compiled
@@ -408,23 +408,19 @@ _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 # Offsets, sizes and layer_of_block of `trajstore.format.layout.Layout`.
 _PLACES: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
-_BEFORE: Final = types.Tuple(
-    (
-        *(_INTEGERS, _INTEGERS, *_PLACES, _ROWS, int64[:, ::1]),
-        *(_SUMS, _INTEGERS, int64[:, ::1]),
-        *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
-    )
+_BEFORE: Final = (
+    *(_INTEGERS, _INTEGERS, *_PLACES, _ROWS, int64[:, ::1]),
+    *(_SUMS, _INTEGERS, int64[:, ::1]),
+    *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
 )
-_AFTER: Final = types.Tuple(
-    (
-        *(_INTEGERS, *_PLACES, _ROWS),
-        *(_SUMS, _INTEGERS, int64[:, ::1]),
-    )
+_AFTER: Final = (
+    *(_INTEGERS, *_PLACES, _ROWS),
+    *(_SUMS, _INTEGERS, int64[:, ::1]),
 )
 
 
 @_inlined
-def _measure_before(
+def _measure_block_before(
     gradient_address: int,
     parameter_address: int,
     inside: int,
@@ -500,8 +496,8 @@ def _fold_block(
         start += n
 
 
-@_inlined
-def _measure_part_before(
+@_compiled(int64, _INTEGERS, *_BEFORE)
+def measure_before(
     part: int,
     bounds: Integers,  # (part + 1,): blocks of the vector with which parts begin and end
     gradients: Integers,  # (layer,): addresses of float32 elements; 0 for zeros
@@ -532,7 +528,7 @@ def _measure_part_before(
         start = block * BLOCK
         inside = start - offsets[layer]
         n = min(BLOCK, sizes[layer] - inside)
-        _measure_before(
+        _measure_block_before(
             gradients[layer],
             parameters[layer],
             inside,
@@ -560,22 +556,15 @@ def _measure_part_before(
             )
 
 
-@_compiled(_INTEGERS, _BEFORE)
-def measure_before(bounds: Integers, arguments: Any) -> None:
-    """Run `_measure_part_before` for all parts, in one thread."""
-    for part in range(len(bounds) - 1):
-        _measure_part_before(part, bounds, *arguments)
-
-
-@_compiled(_INTEGERS, _BEFORE, in_threads=True)
+@_compiled(_INTEGERS, types.Tuple(_BEFORE), in_threads=True)
 def measure_before_in_parts(bounds: Integers, arguments: Any) -> None:
-    """Run `_measure_part_before` for all parts, each in a thread of its own."""
+    """Run `measure_before` for all parts, each in a thread of its own."""
     for part in prange(len(bounds) - 1):
-        _measure_part_before(part, bounds, *arguments)
+        measure_before(part, bounds, *arguments)
 
 
-@_inlined
-def _measure_part_after(
+@_compiled(int64, _INTEGERS, *_AFTER)
+def measure_after(
     part: int,
     bounds: Integers,
     parameters: Integers,
@@ -587,7 +576,7 @@ def _measure_part_after(
     columns: Integers,  # of `UPDATES` in `sums`
     checks: Integers,  # (part, layer): sums of the parameters' bits are added to it
 ) -> None:
-    """Measure the update in the blocks of one part; `_measure_part_before` has run."""
+    """Measure the update in the blocks of one part; `measure_before` has run."""
     update = np.empty(BLOCK, np.float32)
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
@@ -605,18 +594,11 @@ def _measure_part_after(
         checks[part, layer] += _sum_of_bits(parameter.view(np.int32), inside)
 
 
-@_compiled(_INTEGERS, _AFTER)
-def measure_after(bounds: Integers, arguments: Any) -> None:
-    """Run `_measure_part_after` for all parts, in one thread."""
-    for part in range(len(bounds) - 1):
-        _measure_part_after(part, bounds, *arguments)
-
-
-@_compiled(_INTEGERS, _AFTER, in_threads=True)
+@_compiled(_INTEGERS, types.Tuple(_AFTER), in_threads=True)
 def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
-    """Run `_measure_part_after` for all parts, each in a thread of its own."""
+    """Run `measure_after` for all parts, each in a thread of its own."""
     for part in prange(len(bounds) - 1):
-        _measure_part_after(part, bounds, *arguments)
+        measure_after(part, bounds, *arguments)
 
 
 @_compiled(_SUMS, int64, _ROWS)
@@ -642,7 +624,7 @@ def subtract_anchor(
     layer_of_block: Integers,
     rows: Floats,
 ) -> None:
-    """Write the displacement; arguments as in `_measure_part_before`."""
+    """Write the displacement; arguments as in `measure_before`."""
     for block in range(len(layer_of_block)):
         layer = layer_of_block[block]
         start = block * BLOCK

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def number_left_to_torch() -> Iterator[None]:
+def preserve_torch_threads() -> Iterator[None]:
     """Keep the number of torch's threads while Numba may start its own."""
     # Where both use the same library they share its threads, and Numba's start sets their
     # number for torch as well.
