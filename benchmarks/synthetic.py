@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.arrays import KEYFRAME_EVERY, n_columns, table_columns
+from trajstore.format.arrays import KEYFRAME_EVERY, n_blocks, n_columns, table_columns
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.windows import Windows
 from trajstore.planning.estimate import window_starts
-from trajstore.sketch.rotation import n_blocks
 from trajstore.store.writer import Window, Writer
 
 Shapes = dict[str, tuple[int, ...]]
