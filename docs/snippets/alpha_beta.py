@@ -1,4 +1,4 @@
-"""The alpha-beta condition along the path of a training loop of your own."""
+"""The alpha-beta condition along the path of your own training loop."""
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ last = trajstore.parameters_at(run, "final")  # or another point, in a fresh mod
 state = {name: torch.from_numpy(values) for name, values in last.items()}
 model.load_state_dict(state, strict=False)
 with torch.no_grad():
-    of_examples = nn.functional.cross_entropy(model(images), labels, reduction="none")
-at_end = of_examples.numpy()[run.samples.values].mean(axis=1)
+    per_example = nn.functional.cross_entropy(model(images), labels, reduction="none")
+at_end = per_example.numpy()[run.samples.values].mean(axis=1)
 
 compared = analyzers.alpha_beta(run, reference_losses=at_end)
 pairs = analyzers.feasible_set(compared)

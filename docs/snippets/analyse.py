@@ -4,7 +4,7 @@ import analyzers
 import trajstore
 from analyzers import plots
 
-run = trajstore.open_run("run.zarr")  # while training goes on, too
+run = trajstore.open_run("run.zarr")  # also during training
 geometry = analyzers.path_geometry(run, reference="final")  # lazy
 means = analyzers.epoch_means(geometry).compute()
 
@@ -13,4 +13,4 @@ print(means[["gamma", "gamma_stderr", "distance"]].to_dataframe())
 plots.path_geometry(means).savefig("geometry.png")
 
 start = analyzers.path_geometry(run, reference=0)  # the start of epoch 0
-by_layer = analyzers.path_geometry(run, layers=True)  # tensor by tensor
+by_layer = analyzers.path_geometry(run, layers=True)  # layer by layer

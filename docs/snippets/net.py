@@ -1,8 +1,8 @@
-"""A net to plan for: `traj-store plan --model net:make_net --steps 2000`."""
+"""A network to plan for: `traj-store plan --model net:make_net --steps 2000`."""
 
 from torch import nn
 
 
 def make_net() -> nn.Module:
-    """Build it as the training will."""
+    """Build the network as training will."""
     return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))

@@ -1,4 +1,4 @@
-"""Record a training loop of your own."""
+"""Record your own training loop."""
 
 import torch
 from torch import nn

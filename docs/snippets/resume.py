@@ -1,4 +1,4 @@
-"""Resume a training and its recording from a checkpoint."""
+"""Resume a training run and its recording from a checkpoint."""
 
 from pathlib import Path
 
