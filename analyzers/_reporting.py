@@ -63,7 +63,7 @@ def report(
     several = f"Figures: {directory}{os.sep}"
     say(f"Figure: {paths[0]}" if len(paths) == 1 else several)
     say(f"Results: {results_location(run)}\nGroups: {', '.join(groups)}")
-    say_how_to_open(run, groups[0], name, example)
+    _say_how_to_open(run, groups[0], name, example)
 
 
 def save_figure(drawn: Drawn, path: Path) -> Path:
@@ -90,7 +90,7 @@ def say(text: str, *, stderr: bool = False) -> None:
     console.print(text, soft_wrap=True)
 
 
-def say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
+def _say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
     """Print the lines of Python that open a group of results."""
     call = f"{name} = xarray.open_zarr("
     say(
