@@ -57,7 +57,7 @@ def quantity(
         path are not independent and most quantities blow up: shade it and choose limits
         without it, or leave it out.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: those of a new figure.
+        Axes to draw on. Default: a new figure.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def layer_image(
     name : str, default: "gamma"
         One of the quantities.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: those of a new figure, higher for more layers.
+        Axes to draw on. Default: a new figure, higher for more layers.
 
     Returns
     -------
