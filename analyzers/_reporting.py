@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analyzers._execution.results import results_location
+from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
 from trajstore.store.location import is_remote, name_of, sibling
 

@@ -5,7 +5,7 @@ from typing import Final
 from trajstore.format.layout import BLOCK, Layout
 
 SEGMENT: Final = 1 << 15
-"""Elements processed at once, so that those of all vectors fit into a core's cache."""
+"""Elements processed at once; segments of all vectors fit into a core's cache."""
 
 
 def slices(whole: slice, length: int) -> list[slice]:

@@ -4,7 +4,6 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from analyzers._execution.progress import task_progress
-from trajstore.reading.results import results_location as results_location  # noqa: PLC0414
 from trajstore.reading.results import write_results
 from trajstore.reading.run import Run
 

@@ -59,7 +59,7 @@ def average_of_epochs(
     if absent := sorted(set(epochs) - set(run.stored.epoch_windows)):
         raise KeyError(
             f"No stored anchors at the start of epochs {as_ranges(absent)} in "
-            f"{run.location}; it has those of epochs "
+            f"{run.location}; it has anchors for epochs "
             f"{as_ranges(run.stored.epoch_windows) or 'none'}."
         )
     windows = sorted(run.stored.epoch_windows[epoch] for epoch in epochs)

@@ -17,9 +17,6 @@ from analyzers.geometry.stored import result_group, store_geometry
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run, open_run
 
-MAX_ROWS = 40
-"""Longest table; of more epochs every second, third, ... is shown."""
-
 
 def geometry(
     store: Positional[str],

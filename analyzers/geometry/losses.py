@@ -8,12 +8,11 @@ import xarray as xr
 
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
+from trajstore.format.attrs import FULL_BATCH
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike, find_target
 from trajstore.store.location import open_store
-
-FULL_BATCH = "full_batch"
 
 
 def gradients_of(run: Run, measurement: str | None) -> Run:

@@ -55,7 +55,7 @@ def quantity(
         path are not independent and most quantities blow up: shade it and choose limits
         without it, or leave it out.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: those of a new figure.
+        Axes to draw on. Default: a new figure.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def layer_image(
     name : str, default: "gamma"
         One of the quantities.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: those of a new figure, higher for more layers.
+        Axes to draw on. Default: a new figure, higher for more layers.
 
     Returns
     -------

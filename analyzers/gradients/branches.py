@@ -29,14 +29,12 @@ from analyzers.gradients.segments import (
     update_lengths,
 )
 from analyzers.gradients.zigzag import check_steps, zigzag
+from trajstore.format.attrs import BRANCH
 from trajstore.reading.run import Run
 from trajstore.store.location import name_of
 
-BRANCH: Final = "branch"
-"""Entry of ``run.attrs`` that says where a branch began; also the dimension."""
-
 N_PARTS: Final = 30
-"""Parts of each path, of equal length."""
+"""Parts of each path, with equally many steps."""
 
 EDGES: Final = np.linspace(-1, 1, 41)
 """Edges of the bins of the distribution of cosines."""
@@ -83,7 +81,7 @@ def compare_branches(
     xarray.Dataset
         Loaded. Dimension ``branch``, the names of the stores, the parent first and then
         from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``,
-        30 parts of each path of equal length: ``cosine``, the median, and its quartiles
+        30 parts of each path with equally many steps: ``cosine``, the median, and its quartiles
         ``cosine_low`` and ``cosine_high``; ``path`` and ``lr_time``, path length and sum of
         learning rates from the branching to the middle of the part. By ``cosine_bin``:
         ``histogram``, shares of the steps. By ``kind``, as in `zigzag_segments`:
@@ -168,7 +166,7 @@ def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
     if len(beginnings) > 1:
         raise ValueError(
             f"The branches begin in the epochs {sorted(e for e, _ in beginnings)}; "
-            "compare those of one epoch at a time."
+            "compare branches of one epoch at a time."
         )
     [(epoch, first)] = beginnings
     if first + 2 > parent.n_steps:

@@ -24,7 +24,7 @@ from trajstore.format.arrays import LAYER
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60
-"""Parts of the run, of equal length."""
+"""Parts of the run, with equally many steps."""
 
 LONG_NAMES: Final = {
     "cosine": "median cosine of adjacent gradients in a part of the run",
@@ -51,7 +51,7 @@ def zigzag_layers(
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``layer``. By ``part``, up to 60 parts of the run of equal length:
+        Loaded. Dimension ``layer``. By ``part``, up to 60 parts with equally many steps:
         ``cosine``, the median, and ``first``, the first step of the part. By ``kind``:
         ``step_share``, by the criterion of `zigzag_segments` for the layer alone. And
         ``mean_cosine``, over all steps. Units of 1. NaN where gradients are 0.

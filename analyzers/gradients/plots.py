@@ -128,7 +128,7 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     layers : xarray.Dataset
         As returned by `analyzers.zigzag_layers`.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: those of a new figure, as high as there are layers.
+        Axes to draw on. Default: a new figure, higher for more layers.
 
     Returns
     -------

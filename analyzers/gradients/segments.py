@@ -24,6 +24,7 @@ from analyzers.gradients.arrays.segments import (
 )
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import STEP
+from trajstore.format.attrs import FULL_BATCH, training_settings
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -307,7 +308,7 @@ def _displacement(run: Run, signs: FloatArray) -> Estimate:
 def check_smoothing(run: Run, smoothing: int | None) -> int:
     """Return the window of the running mean of a run's losses, checked."""
     if smoothing is None:
-        is_full_batch = run.attrs.get("training", {}).get("full_batch", False)
+        is_full_batch = training_settings(run.attrs).get(FULL_BATCH, False)
         return 1 if is_full_batch else WINDOW
     if smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(

@@ -18,7 +18,7 @@ from analyzers._engine.arrays.low_rank import regress
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LAYER_SPREAD: Final = 0.3
-"""Prior deviation of a layer's cosine from that of all layers: our own choice."""
+"""Prior deviation of a layer's cosine from the cosine of all layers: our own choice."""
 
 
 class ProbedVectors(NamedTuple):

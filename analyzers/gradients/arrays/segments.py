@@ -64,7 +64,7 @@ def find_segments(kinds: IntArray) -> Segments:
 def part_percentiles(
     values: FloatArray, percentile: float, *, n_parts: int
 ) -> FloatArray:
-    """Return a percentile of each of `n_parts` parts of about equal length, (part,)."""
+    """Return a percentile of each of `n_parts` parts with equally many steps, (part,)."""
     # NaN are left out. Of fewer steps than parts the last parts are empty, and NaN.
     parts = [part[np.isfinite(part)] for part in np.array_split(values, n_parts)]
     return np.array([np.percentile(p, percentile) if len(p) else np.nan for p in parts])
@@ -120,8 +120,8 @@ def loss_decrease(
     # decrease of a kind is sum_k c_k S_k = sum_j w_j L_j: linear in the losses. With s_j^2
     # the variance of a loss around the running mean, the variance of the decrease is
     # sum_j w_j^2 s_j^2, and the variance of its share q is, to first order,
-    # sum_j (w_j - q t_j)^2 s_j^2 / D^2, where t and D belong to the whole. `signs` are
-    # those of `border_signs`. NaN where no loss is known near a border.
+    # sum_j (w_j - q t_j)^2 s_j^2 / D^2, where t and D belong to the whole. `signs` come
+    # from `border_signs`. NaN where no loss is known near a border.
     smooth = running_mean(losses, window)
     is_border = signs != 0
     decrease = np.where(is_border, signs * smooth, 0.0).sum(1)

@@ -63,7 +63,7 @@ def test_parts_are_put_together(run: Run, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_epochs_without_a_reference_are_listed(run: Run):
-    with pytest.raises(KeyError, match=r"start of epochs 7-8 in .* epochs 0-4\."):
+    with pytest.raises(KeyError, match=r"start of epochs 7-8 in .* for epochs 0-4\."):
         analyzers.average_of_epochs(run, [2, 7, 8])
 
 
