@@ -61,8 +61,8 @@ def main(
             flush_rows=flush_rows,
         ) as (recorder, before, after),
     ):
-        queue = recorder._hand_over
-        queue.submit = submit.timing(queue.submit)  # type: ignore[method-assign]
+        queue: Any = recorder._session.queue
+        queue.submit = submit.timing(queue.submit)
         for _ in track(range(n_steps), "training"):
             optimizer.zero_grad()
             model(inputs).square().mean().backward()

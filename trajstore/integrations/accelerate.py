@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
-from trajstore.recording.recorder import Recorder, SilentRecorder
+from trajstore.recording.recorder import Recorder, no_op_recorder
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def record(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     inner = [inner_optimizer(o) for o in optimizers]
     if not takes_part(inner, is_main=accelerator.is_main_process):
-        yield SilentRecorder()
+        yield no_op_recorder()
         return
     with Recorder(path, accelerator.unwrap_model(model), inner, **options) as recorder:
         yield recorder

@@ -170,3 +170,29 @@ def group_names(
     names = {id(p): name for name, p in parameters.items()}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return [[names[id(p)] for p in group["params"]] for group in groups]
+
+
+class ParameterWatch:
+    """Notice writes to parameters, and parameters that optimizers are given later."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+    ) -> None:
+        self._optimizers = optimizers
+        # Tensors made in inference mode count no writes.
+        self._counted = [p for p in parameters.values() if not p.is_inference()]
+        self._versions = [p._version for p in self._counted]
+        self._n_held = self._count_held()
+
+    def have_changed(self) -> bool:
+        """Whether a parameter was written to since the watch began."""
+        return self._versions != [p._version for p in self._counted]
+
+    def count_added(self) -> int:
+        """Count the tensors that optimizers were given since the last call."""
+        n_before, self._n_held = self._n_held, max(self._n_held, self._count_held())
+        return self._n_held - n_before
+
+    def _count_held(self) -> int:
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        return sum(len(group["params"]) for group in groups)
