@@ -90,7 +90,7 @@ def serve() -> str:
 
 def redirect(directory: Path) -> None:
     """Take standard input from nowhere, and write standard output and errors to files."""
-    files = {0: "/dev/null", 1: directory / "output", 2: directory / "errors"}
+    files = {0: Path("/dev/null"), 1: directory / "output", 2: directory / "errors"}
     for descriptor, path in files.items():
         file = os.open(path, os.O_RDWR)
         os.dup2(file, descriptor)
