@@ -1,4 +1,4 @@
-"""Keep errors of the recording from a training run that does not want them."""
+"""Handle errors of a recording as the user chose, and keep out of forked processes."""
 
 import os
 from collections.abc import Callable

@@ -84,7 +84,7 @@ class StepHooks:
             self._started.discard(i)
             return None
         if i in self._started and _n_steps_inside(optimizer) > 1:
-            # The step of a class calls that of its base, which has the same hooks.
+            # The step of a class calls the step of its base class, which has the same hooks.
             self._n_inner[i] += 1
             return None
         self._n_inner[i] = 0

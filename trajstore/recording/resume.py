@@ -115,7 +115,7 @@ def check_state(state: object) -> dict[str, Any]:
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
             "`resume` must be True or the result of recorder.state_dict(), got "
-            f"{found}. Save it in the checkpoint with those of model and optimizer."
+            f"{found}. Save it in the checkpoint next to the states of model and optimizer."
         )
     return state
 
@@ -123,7 +123,7 @@ def check_state(state: object) -> dict[str, Any]:
 def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
     """Raise an error if the optimizer's groups of names differ from those in a state."""
     if problems := group_differences(state["groups"], groups):
-        raise SchemaError(["The optimizer is not that of the checkpoint:", *problems])
+        raise SchemaError(["The optimizer is not the checkpoint's:", *problems])
 
 
 def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
