@@ -8,6 +8,7 @@ thread and, in every step, the hooks of the recorder, some of which run during a
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch

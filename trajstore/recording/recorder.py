@@ -141,9 +141,10 @@ class Recorder:
 
     Examples
     --------
-    >>> from torch import nn, optim
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Linear(3, 1)
-    >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> path = tmp_path / "run.zarr"
     >>> with Recorder(path, model, optimizer, steps_per_epoch=2) as recorder:
     ...     for _ in range(4):

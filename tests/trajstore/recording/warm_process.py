@@ -4,7 +4,6 @@ To import them takes seconds. A fork behaves like a new interpreter: it takes si
 ends the way the program ends.
 """
 
-import gc
 import json
 import os
 import subprocess
@@ -105,6 +104,4 @@ if __name__ == "__main__":
     # The first optimizer imports torch's compiler.
     torch.optim.SGD([torch.zeros(1)])
     torch.set_num_threads(1)
-    # Forks end sooner if they need not look for garbage among modules.
-    gc.freeze()
     exec(serve(), {"__name__": "__main__"})
