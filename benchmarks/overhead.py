@@ -74,7 +74,7 @@ def turns(mode: str, epochs: int) -> None:
     def end() -> None:
         # Pending writes belong to this turn.
         for recorder in recorders:
-            recorder._background.wait()
+            recorder._session.background.wait()
         print(time.perf_counter() - started, flush=True)
 
     def record(*args: Any, **kwargs: Any) -> AbstractContextManager[Log]:

@@ -8,6 +8,7 @@ thread and, in every step, the hooks of the recorder, some of which run during a
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,8 @@ def main(
             flush_rows=flush_rows,
         ) as (recorder, before, after),
     ):
-        queue = recorder._hand_over
-        queue.submit = submit.timing(queue.submit)  # type: ignore[method-assign]
+        queue: Any = recorder._session.queue
+        queue.submit = submit.timing(queue.submit)
         for _ in track(range(n_steps), "training"):
             optimizer.zero_grad()
             model(inputs).square().mean().backward()

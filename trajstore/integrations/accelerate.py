@@ -1,9 +1,9 @@
-"""Record a loop that uses Accelerate."""
+"""Record a training loop that uses Accelerate."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
-from trajstore.recording.recorder import Recorder, SilentRecorder
+from trajstore.recording.options import RecorderKeywords
+from trajstore.recording.recorder import Recorder, no_op_recorder
 
 
 @contextmanager
@@ -20,31 +21,32 @@ def record(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    **options: Any,
+    **options: Unpack[RecorderKeywords],
 ) -> Iterator[Recorder]:
-    """Record every step of an optimizer while a loop runs; for a ``with`` statement.
+    """Record every step of an optimizer in a ``with`` block.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Of the store, as `trajstore.Recorder` takes it.
+        Path of the store, see `trajstore.Recorder`.
     accelerator : accelerate.Accelerator
-        Its main process records; where parameters are divided, as under FSDP2, all do.
+        Its main process records; with sharded parameters, as under FSDP2, all processes do.
     model : torch.nn.Module
-        As ``accelerator.prepare`` returned it. Parameters have the names that they have
-        in the model that was given to that.
+        The model that ``accelerator.prepare`` returned. Parameters keep the names that they
+        have in the original model.
     optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
-        As ``accelerator.prepare`` returned them. While gradients are accumulated their
-        ``step`` does nothing, and is not recorded.
+        The optimizers that ``accelerator.prepare`` returned. Calls of ``step`` that only
+        accumulate gradients do nothing, and are not recorded.
     **options : Any
-        What else `trajstore.Recorder` takes. `steps_per_epoch` counts optimizer steps:
-        where gradients are accumulated over n batches, it is
-        ``ceil(len(loader) / n)``, with the prepared loader.
+        Other options of `trajstore.Recorder`. `steps_per_epoch` counts optimizer steps:
+        ``ceil(len(loader) / n)`` if gradients are accumulated over n batches of the prepared
+        loader.
 
     Yields
     ------
     Recorder
-        In processes that do not record, one that does nothing; its `state_dict` is empty.
+        The recorder; in processes that do not record it does nothing, and its `state_dict`
+        is empty.
 
     Examples
     --------
@@ -63,25 +65,14 @@ def record(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     inner = [inner_optimizer(o) for o in optimizers]
     if not takes_part(inner, is_main=accelerator.is_main_process):
-        yield SilentRecorder()
+        yield no_op_recorder()
         return
     with Recorder(path, accelerator.unwrap_model(model), inner, **options) as recorder:
         yield recorder
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer that Accelerate has wrapped, or the same if it has not.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Perhaps an ``AcceleratedOptimizer``, whose own hooks are never called.
-
-    Returns
-    -------
-    torch.optim.Optimizer
-        The one that updates the parameters.
-    """
+    """Return the optimizer inside Accelerate's wrapper, whose own hooks are never called."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer

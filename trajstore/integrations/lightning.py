@@ -1,4 +1,4 @@
-"""Record what a ``Trainer`` of Lightning does, with a callback."""
+"""A callback that records the training of Lightning's ``Trainer``."""
 
 from lightning.pytorch import Callback
 
@@ -6,35 +6,35 @@ from trajstore.integrations.lightning_hooks import LightningHooks
 
 
 class TrajectoryCallback(LightningHooks, Callback):
-    """Records every optimizer step of ``Trainer.fit`` into a trajectory store.
+    """Record every optimizer step of ``Trainer.fit`` into a trajectory store.
 
-    Row k is the k-th optimizer step. Under automatic optimization its ``loss`` is the
-    loss that `training_step` returned, the mean over accumulated batches; in a
-    distributed training, of the first process. Gradients are recorded as the optimizer
-    finds them: accumulated, unscaled and clipped.
+    Row k is the k-th optimizer step. Under automatic optimization its ``loss`` is the loss
+    that `training_step` returned, averaged over accumulated batches; with several processes,
+    that of the first. Gradients are recorded as the optimizer finds them: accumulated,
+    unscaled and clipped.
 
-    Recording begins where training does, and ends with it: as complete, or as failed
-    where `fit` was left by an exception. Checkpoints hold what is needed to go on;
-    ``fit(ckpt_path=...)`` resumes the recording with the training.
+    Recording begins and ends with training. The store's status is complete, or failed if an
+    exception left `fit`. Checkpoints contain the state of the recording;
+    ``fit(ckpt_path=...)`` resumes it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Of the store, as `trajstore.Recorder` takes it.
+        Path of the store, see `trajstore.Recorder`.
     log : sequence of str, default: ()
-        Names of metrics that are recorded with every step, of those that
-        ``self.log(..., on_step=True)`` gave before the step.
+        Names of metrics to record with every step; ``self.log(..., on_step=True)`` must have
+        logged them before the step.
     optimizer : int or sequence of int, optional
-        Which of several optimizers is recorded, as numbered by ``configure_optimizers``.
-        Those in a sequence are recorded as one, as they step together; for one that steps
-        for itself use a callback of its own.
+        Which of several optimizers to record, as numbered by ``configure_optimizers``. A
+        sequence is for optimizers that step together, which are recorded as one. Give an
+        optimizer that steps by itself a callback of its own.
     before_clipping : bool, default: False
-        Record gradients as they are ahead of ``gradient_clip_val``; the norm of what
-        the step finds is then recorded as ``step_grad_norm``.
+        Record gradients before ``gradient_clip_val`` is applied. The norm of the gradient
+        that the step finds is then recorded as ``step_grad_norm``.
     **options : Any
-        What else `trajstore.Recorder` takes, except `resume` and `step`. The default of
-        `total_steps` is the trainer's; that of `steps_per_epoch`, too, where it is the
-        same in all epochs; elsewhere epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. The defaults of
+        `total_steps` and `steps_per_epoch` are the trainer's; if the number of steps in an
+        epoch varies, epochs begin when the trainer begins them.
 
     Raises
     ------
@@ -43,9 +43,9 @@ class TrajectoryCallback(LightningHooks, Callback):
 
     Notes
     -----
-    Nothing is recorded of a ``fast_dev_run``. A checkpoint that was saved without this
-    callback is resumed from, too, as by ``Recorder(resume=True, step=...)``.
+    A ``fast_dev_run`` is not recorded. Training may also resume from a checkpoint that was
+    saved without this callback, as with ``Recorder(resume=True, step=...)``.
 
-    Trainers of the package ``pytorch_lightning`` take the callback of
+    For trainers of the package ``pytorch_lightning`` use the callback of
     `trajstore.integrations.pytorch_lightning`.
     """

@@ -1,31 +1,21 @@
-"""What a callback does to record a Lightning ``Trainer``; of either of its packages."""
+"""Methods of the callback for Lightning's ``Trainer``, for both of its packages."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trajstore.integrations.participation import takes_part
+from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
 
 
 class LightningHooks:
-    """Beside a ``Callback`` as base, all that a ``TrajectoryCallback`` is.
-
-    Parameters
-    ----------
-    path, log, optimizer, before_clipping, **options : Any
-        As `trajstore.integrations.lightning.TrajectoryCallback` describes them.
-
-    Raises
-    ------
-    TypeError
-        If `resume` or `step` is among the options.
-    """
+    """All of a ``TrajectoryCallback`` but the library's base class."""
 
     def __init__(
         self,
@@ -34,7 +24,7 @@ class LightningHooks:
         log: Sequence[str] = (),
         optimizer: int | Sequence[int] | None = None,
         before_clipping: bool = False,
-        **options: Any,
+        **options: Unpack[RecorderKeywords],
     ) -> None:
         if taken := {"resume", "step"} & options.keys():
             raise TypeError(
@@ -45,7 +35,7 @@ class LightningHooks:
         self._log = tuple(log)
         self._numbers = [optimizer] if isinstance(optimizer, int) else optimizer
         self._before_clipping = before_clipping
-        self._options = options
+        self._options: dict[str, Any] = {**options}
         self._recorder: Recorder | None = None
         self._optimizers: Sequence[Optimizer] = []
         self._counts_epochs = True
@@ -55,16 +45,16 @@ class LightningHooks:
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder, while there is one: in training, where this process records."""
+        """The recorder during training, in processes that record; else None."""
         return self._recorder
 
     @property
     def state_key(self) -> str:
-        """Name of the state in checkpoints: that of what is recorded."""
+        """Name of the state in checkpoints, by the recorded optimizers."""
         return f"TrajectoryCallback{[*(self._numbers or [0])]}"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to record, or go on."""
+        """Open or resume the recording."""
         if trainer.fast_dev_run:
             return
         optimizers = _choose(trainer.optimizers, self._numbers)
@@ -79,7 +69,7 @@ class LightningHooks:
         )
 
     def _resumption(self, trainer: Any) -> dict[str, Any]:
-        """Find where a recording goes on, if the training does."""
+        """Return the options that resume the recording, if training is resumed."""
         if trainer.global_step == 0:
             self._epoch = None
             return {}
@@ -90,14 +80,14 @@ class LightningHooks:
             raise ValueError(
                 "The checkpoint holds no state of this recording, and with "
                 f"{len(trainer.optimizers)} optimizers the trainer's `global_step` = "
-                f"{trainer.global_step} says not which steps the store should have. "
+                f"{trainer.global_step} does not say which steps the store should have. "
                 "Resume from a checkpoint that was saved with this callback."
             )
         return {"resume": True, "step": trainer.global_step}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin an epoch, where steps do not tell."""
-        # After a resumption the epoch may be one that has begun before.
+        """Begin an epoch, unless the recorder counts them."""
+        # A resumed epoch may have begun before.
         is_new = trainer.current_epoch != self._epoch
         if self._recorder is not None and not self._counts_epochs and is_new:
             self._recorder.start_epoch()
@@ -109,7 +99,7 @@ class LightningHooks:
         pl_module: Any,
         loss: Tensor,
     ) -> None:
-        """Keep the loss of a batch for the step that it belongs to."""
+        """Keep the loss of a batch for its step."""
         if self._recorder is not None and pl_module.automatic_optimization:
             self._losses.append(loss.detach())
 
@@ -119,12 +109,12 @@ class LightningHooks:
         pl_module: Any,
         optimizer: Optimizer,
     ) -> None:
-        """Log what belongs to the step, whose gradients are there now.
+        """Log the loss and the metrics of the step, whose gradients are complete now.
 
         Raises
         ------
         KeyError
-            If one of the metrics to be recorded has not been logged.
+            If one of the metrics to record has not been logged.
         """
         if self._recorder is None or not any(o is optimizer for o in self._optimizers):
             return
@@ -144,7 +134,7 @@ class LightningHooks:
             self._recorder.take_gradient()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the recording."""
+        """Close the recording."""
         if self._recorder is not None:
             # For checkpoints that are saved after training.
             self._state = self.state_dict()
@@ -157,31 +147,31 @@ class LightningHooks:
         pl_module: Any,
         exception: BaseException,
     ) -> None:
-        """End the recording as failed."""
+        """Close the recording as failed."""
         self._state = {}
         if self._recorder is not None:
             recorder, self._recorder = self._recorder, None
             recorder.__exit__(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs for the recording to go on.
+        """Return the recording's part of a checkpoint.
 
         Returns
         -------
         dict
-            Empty where nothing is recorded.
+            Empty if nothing is recorded.
         """
         if self._recorder is None:
             return self._state
         return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the state from a checkpoint that training is to go on from.
+        """Take the recording's part of a checkpoint from which training resumes.
 
         Parameters
         ----------
         state_dict : mapping
-            As `state_dict` returned it.
+            The result of `state_dict`.
         """
         self._state = dict(state_dict)
 
@@ -189,7 +179,7 @@ class LightningHooks:
 def _choose(
     optimizers: Sequence[Optimizer], numbers: Sequence[int] | None
 ) -> list[Optimizer]:
-    """Return the optimizers that are to be recorded."""
+    """Return the optimizers to record."""
     if numbers is None and len(optimizers) == 1:
         numbers = [0]
     if not numbers or not all(0 <= i < len(optimizers) for i in numbers):
@@ -201,14 +191,14 @@ def _choose(
 
 
 def _schedule(trainer: Any, pl_module: Any) -> dict[str, int]:
-    """Count the steps of an epoch and of the training, as far as they are known."""
+    """Return the numbers of steps in an epoch and in the run, if known."""
     if not pl_module.automatic_optimization:
-        # Who steps by hand may do so at any time.
+        # With manual optimization steps may come at any time.
         return {}
     schedule, total = {}, trainer.estimated_stepping_batches
     if isfinite(total) and total > 0:
         schedule["total_steps"] = int(total)
-    # A scaler leaves steps out, and this callback changes their number.
+    # A scaler skips steps, and this callback changes their number.
     varies = _scaler(trainer) is not None or any(
         hasattr(callback, "going_to_accumulate_grad_batches")
         for callback in trainer.callbacks
@@ -224,10 +214,10 @@ def _scaler(trainer: Any) -> Any:
 
 
 def _mean_loss(losses: Sequence[Tensor], trainer: Any) -> Tensor:
-    """Average the losses of one step, without what they were multiplied by."""
+    """Average the losses of one step, without the factors that they were multiplied by."""
     n_batches: int = trainer.accumulate_grad_batches
     loss = torch.stack(list(losses)).mean() * n_batches
     scaler = _scaler(trainer)
-    # Waits for the device, as the scaler itself will do in this step.
+    # This waits for the device, as the scaler itself will do in this step.
     scale: float = 1.0 if scaler is None else scaler.get_scale()
     return loss / scale

@@ -1,4 +1,4 @@
-"""Which processes of a distributed training record."""
+"""Decide which processes of a distributed training run record."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,8 @@ from trajstore.tracking.placement import is_divided
 
 
 def takes_part(optimizers: Sequence[Optimizer], *, is_main: bool) -> bool:
-    """Tell whether this process records.
-
-    Where every process holds the same parameters, one is enough. Of parameters that
-    are divided, DTensors as under FSDP2, each holds a part.
-
-    Parameters
-    ----------
-    optimizers : sequence of torch.optim.Optimizer
-        Those that are recorded.
-    is_main : bool
-        Whether this is the first of the processes.
-
-    Returns
-    -------
-    bool
-        True in the main process; in others, if parameters are divided.
-    """
+    """Whether this process records: the first, or all of those that share parameters."""
+    # Copies of the parameters need one recorder; of DTensors, as under FSDP2, each process
+    # holds a part.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return is_main or any(is_divided(p) for group in groups for p in group["params"])

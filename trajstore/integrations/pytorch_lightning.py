@@ -1,4 +1,4 @@
-"""Record what a ``Trainer`` of the package ``pytorch_lightning`` does."""
+"""A callback that records the training of a ``pytorch_lightning`` ``Trainer``."""
 
 from pytorch_lightning import Callback
 
@@ -6,4 +6,4 @@ from trajstore.integrations.lightning_hooks import LightningHooks
 
 
 class TrajectoryCallback(LightningHooks, Callback):
-    """As that of `trajstore.integrations.lightning`, for trainers of this package."""
+    """The callback of `trajstore.integrations.lightning`, for trainers of this package."""

@@ -1,10 +1,10 @@
-"""Record what the ``Trainer`` of Hugging Face transformers does, with a callback."""
+"""A callback that records the training of Hugging Face's ``Trainer``."""
 
 from collections.abc import Callable, Mapping
 from math import ceil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +17,34 @@ from transformers import (
 
 from trajstore.integrations.accelerate import inner_optimizer
 from trajstore.integrations.participation import takes_part
+from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
 
 STATE_FILE: Final = "trajstore.pt"
-"""In the folder of a checkpoint: what is needed to go on from there."""
+"""File in the folder of a checkpoint with the state of the recording."""
 
 
 class TrajectoryCallback(TrainerCallback):
-    """Records every optimizer step of ``Trainer.train`` into a trajectory store.
+    """Record every optimizer step of ``Trainer.train`` into a trajectory store.
 
-    Row k is the k-th optimizer step. Its ``loss`` is that of the model's outputs, over
-    all batches that were accumulated for the step, weighted as the trainer weights them;
-    in a distributed training, of the first process. Gradients are recorded as the
-    optimizer finds them: accumulated, unscaled and clipped.
+    Row k is the k-th optimizer step. Its ``loss`` is the one in the model's outputs, over all
+    batches that were accumulated for the step, with the trainer's weights; with several
+    processes, that of the first. Gradients are recorded as the optimizer finds them:
+    accumulated, unscaled and clipped.
 
-    Recording begins where training does, and ends with it. Trainers do not tell
-    callbacks of exceptions: used as a context manager around ``trainer.train()``, it
-    closes the store as failed where an exception passes; else this happens when
-    the program ends. Checkpoints of the trainer hold what is needed to go on;
-    ``train(resume_from_checkpoint=...)`` resumes the recording with the training.
+    Recording begins and ends with training. Trainers do not tell callbacks of exceptions: use
+    the callback as a context manager around ``trainer.train()`` to close the store as failed
+    after one; otherwise this happens when the program ends. Checkpoints of the trainer contain
+    the state of the recording; ``train(resume_from_checkpoint=...)`` resumes it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Of the store, as `trajstore.Recorder` takes it.
+        Path of the store, see `trajstore.Recorder`.
     **options : Any
-        What else `trajstore.Recorder` takes, except `resume` and `step`. The default of
-        `total_steps` is the trainer's; that of `steps_per_epoch`, too, where it is the
-        same in all epochs; elsewhere epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. The defaults of
+        `total_steps` and `steps_per_epoch` are the trainer's; if the number of steps in an
+        epoch varies, epochs begin when the trainer begins them.
 
     Raises
     ------
@@ -53,25 +53,24 @@ class TrajectoryCallback(TrainerCallback):
 
     Notes
     -----
-    Callbacks are not told the loss of a step: what ``on_log`` gets comes after the step,
-    and is a mean over ``logging_steps``. It is taken from what the model returns, by a
-    forward hook. No ``loss`` is recorded where the model returns none, as with label
-    smoothing or a ``compute_loss_func``; nor under ``torch_compile`` and
-    ``DataParallel``, where there is no place for the hook. A trainer whose
-    ``compute_loss`` is overridden may call ``callback.log(my_loss=loss)``.
+    A forward hook takes the loss from the model's outputs, because trainers do not give it to
+    callbacks: ``on_log`` gets a mean over ``logging_steps``, after the step. No ``loss`` is
+    recorded if the model returns none, as with label smoothing or a ``compute_loss_func``; nor
+    under ``torch_compile`` and ``DataParallel``, which leave no place for the hook. A trainer
+    that overrides ``compute_loss`` may call ``callback.log(my_loss=loss)``.
 
-    With ``load_best_model_at_end`` the final iterate is the best model, and the recorder
-    warns of parameters that have changed since the last step.
+    With ``load_best_model_at_end`` the final iterate is the best model, and the recorder warns
+    that the parameters have changed since the last step.
     """
 
-    def __init__(self, path: str | Path, **options: Any) -> None:
+    def __init__(self, path: str | Path, **options: Unpack[RecorderKeywords]) -> None:
         if taken := {"resume", "step"} & options.keys():
             raise TypeError(
                 f"{sorted(taken)} are not for this callback, which resumes by itself: "
                 "call trainer.train(resume_from_checkpoint=...)."
             )
         self._path = path
-        self._options = options
+        self._options: dict[str, Any] = {**options}
         self._recorder: Recorder | None = None
         self._unhook: Callable[[], None] = _nothing
         self._counts_epochs = True
@@ -81,16 +80,16 @@ class TrajectoryCallback(TrainerCallback):
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder, while there is one: in training, where this process records."""
+        """The recorder during training, in processes that record; else None."""
         return self._recorder
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Add scalars to the row of the next optimizer step, where one is recorded.
+        """Add scalars to the row of the next optimizer step, in processes that record.
 
         Parameters
         ----------
         **scalars : float or torch.Tensor
-            As `trajstore.Recorder.log` takes them.
+            Numbers by name, see `trajstore.Recorder.log`.
         """
         if self._recorder is not None:
             self._recorder.log(**scalars)
@@ -102,7 +101,7 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Begin to record, or go on."""
+        """Open or resume the recording."""
         self._close_as_failed(None)
         model, optimizer = kwargs["model"], inner_optimizer(kwargs["optimizer"])
         if not takes_part([optimizer], is_main=state.is_world_process_zero):
@@ -110,7 +109,7 @@ class TrajectoryCallback(TrainerCallback):
         steps_per_epoch = _steps_per_epoch(args, kwargs.get("train_dataloader"))
         options = {"total_steps": state.max_steps} | self._options
         if not args.fp16:
-            # A scaler leaves steps out.
+            # A scaler skips steps.
             options = {"steps_per_epoch": steps_per_epoch} | options
         self._counts_epochs = options.get("steps_per_epoch") is not None
         self._is_within_epoch = (
@@ -131,8 +130,8 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Begin an epoch, where steps do not tell."""
-        # What is resumed may be in the midst of one.
+        """Begin an epoch, unless the recorder counts them."""
+        # Training may be resumed within an epoch.
         is_new, self._is_within_epoch = not self._is_within_epoch, False
         if self._recorder is not None and not self._counts_epochs and is_new:
             self._recorder.start_epoch()
@@ -140,7 +139,7 @@ class TrajectoryCallback(TrainerCallback):
     def _take_loss(
         self, module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Keep the loss of a batch for the step that it belongs to."""
+        """Keep the loss of a batch for its step."""
         if not (module.training and torch.is_grad_enabled()):
             return
         loss = output.get("loss") if isinstance(output, Mapping) else output[0]
@@ -156,10 +155,10 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Log the loss of the step, whose gradients are there now."""
+        """Log the loss of the step, whose gradients are complete now."""
         if self._recorder is not None and self._losses:
             losses = torch.stack(self._losses)
-            # Models that were told of the items of all batches have divided by them.
+            # Models that know the number of items in all batches have divided by it.
             self._recorder.log(loss=losses.sum() if self._is_share else losses.mean())
         self._losses = []
 
@@ -170,7 +169,7 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Put what is needed to go on beside the trainer's checkpoint."""
+        """Save the state of the recording in the trainer's checkpoint."""
         if self._recorder is None:
             return
         # Processes that record together also make the state together.
@@ -187,7 +186,7 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """End the recording."""
+        """Close the recording."""
         if (recorder := self._release()) is not None:
             recorder.close()
 
@@ -203,7 +202,7 @@ class TrajectoryCallback(TrainerCallback):
         self._close_as_failed(exception)
 
     def _close_as_failed(self, exception: BaseException | None) -> None:
-        """End what a training has left behind that did not come to its end."""
+        """Close a recording that an unfinished training run has left open."""
         if (recorder := self._release()) is not None:
             exception = exception or RuntimeError("Training did not come to its end.")
             recorder.__exit__(type(exception), exception, exception.__traceback__)
@@ -228,12 +227,12 @@ def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return the folder that the trainer calls after the current step."""
+    """Return the folder of the checkpoint of the current step."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _resumption(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-    """Find where a recording goes on, if the training does."""
+    """Return the options that resume the recording, if training is resumed."""
     if state.global_step == 0:
         return {}
     named = args.resume_from_checkpoint
@@ -242,5 +241,5 @@ def _resumption(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         if (folder / STATE_FILE).exists():
             saved = torch.load(folder / STATE_FILE, weights_only=True)
             return {"resume": saved}
-    # The steps are in the store; only the last gradient is not known.
+    # The steps are in the store; only the last gradient is unknown.
     return {"resume": True, "step": state.global_step}

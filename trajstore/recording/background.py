@@ -1,4 +1,4 @@
-"""Run jobs one after the other in a thread, and show their errors to the caller."""
+"""Run jobs one after the other in a thread, and raise their errors in the caller."""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,12 +12,8 @@ T = TypeVar("T")
 class Background:
     """One thread that runs jobs in the order in which they were submitted.
 
-    After a job that fails no other runs, and every method raises.
-
-    Parameters
-    ----------
-    n_waiting : int
-        How many unfinished jobs `submit` accepts before it waits for the oldest.
+    After a job that fails no other runs, and every method raises. With `n_waiting`
+    unfinished jobs `submit` waits for the oldest.
     """
 
     def __init__(self, n_waiting: int) -> None:
@@ -38,31 +34,12 @@ class Background:
         return self._last
 
     def call(self, job: Callable[[], T]) -> T:
-        """Return what a job returns, run after those that were submitted.
-
-        Its errors are raised here and do not keep others from running.
-
-        Parameters
-        ----------
-        job : callable
-            Takes nothing.
-
-        Returns
-        -------
-        object
-            Its result.
-        """
+        """Run a job after those submitted, return its result; its errors stop no others."""
         self.wait()
         return self._submit(job).result()
 
     def check(self) -> None:
-        """Raise an error if a job has failed; does not wait.
-
-        Raises
-        ------
-        RuntimeError
-            If a job has failed; its error is the cause.
-        """
+        """Raise an error if a job has failed; does not wait."""
         while self._jobs and self._jobs[0].done():
             self._finish_oldest()
         if self._error is not None:
@@ -89,7 +66,7 @@ class Background:
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._is_closed:
-            raise RuntimeError("The thread has ended; it takes no jobs any more.")
+            raise RuntimeError("The thread has ended; it takes no more jobs.")
         try:
             return self._executor.submit(job)
         except RuntimeError:
@@ -106,7 +83,7 @@ class Background:
 
 
 def _run_after(previous: Future[None] | None, job: Callable[[], None]) -> None:
-    """Run a job unless the one before it failed; pass its error on if it did."""
+    """Run a job unless the previous job failed; raise its error if it did."""
     if previous is not None:
         previous.result()
     job()

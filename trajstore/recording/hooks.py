@@ -1,4 +1,4 @@
-"""When a step of one or several optimizers begins and ends."""
+"""Hooks that tell when a step of one or several optimizers begins and ends."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,10 +6,10 @@ from inspect import currentframe
 from traceback import walk_stack
 from typing import Any, Final
 
+import torch
 from torch.compiler import disable
 from torch.optim import Optimizer
 
-from trajstore.recording.capture import is_capturing
 from trajstore.tracking.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
@@ -19,48 +19,44 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StepHooks:
-    """Tells of the steps of optimizers.
+    """Calls back when a step of optimizers begins and ends.
 
-    A step of several optimizers begins when the first of them is about to step, and ends
+    A step of several optimizers begins when the first of them is about to step. It ends
     when all of them have stepped, or when one that has is about to step again: a
-    `torch.amp.GradScaler` leaves out those whose gradients are not finite.
-
-    Parameters
-    ----------
-    optimizers : sequence of torch.optim.Optimizer
-        Whose steps.
-    begin : callable
-        Is called where the gradients of a step are known, with what they still contain:
-        before the step, or after each evaluation of the closure that it was given. May be
-        called again before `end`.
-    later : callable
-        Is called with each optimizer but the first, before it steps.
-    note : callable
-        Is called after the step of each of them.
-    end : callable
-        Is called after the step.
+    `torch.amp.GradScaler` skips optimizers whose gradients are not finite.
     """
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
+        *,
         begin: Callable[[Scaling | None], None],
-        later: Callable[[Optimizer], None],
-        note: Callable[[], None],
+        begin_later: Callable[[Optimizer], None],
+        after: Callable[[bool], None],
         end: Callable[[], None],
     ) -> None:
-        self._begin, self._later, self._note, self._end = begin, later, note, end
+        # `begin` is called where the gradients of a step are known: before the step, or
+        # after each evaluation of its closure, so perhaps several times.
+        self._begin = begin
+        # `begin_later` is called before the steps of all optimizers but the first.
+        self._begin_later = begin_later
+        # `after` is called after the step of each, and told whether it was the last.
+        self._after_step = after
+        # `end` is called for a step that not all of them have taken.
+        self._end = end
         self._optimizers = optimizers
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
+        self.n_ended = 0
+        """How many steps have ended."""
         self._handles = []
         for i, optimizer in enumerate(optimizers):
             # A compiled step would otherwise have the hooks compiled, again and again.
-            before = disable(partial(self._before, i))
-            after = disable(partial(self._after, i))
-            self._handles.append(optimizer.register_step_pre_hook(before))
-            self._handles.append(optimizer.register_step_post_hook(after))
+            pre_hook = disable(partial(self._before, i))
+            post_hook = disable(partial(self._after, i))
+            self._handles.append(optimizer.register_step_pre_hook(pre_hook))
+            self._handles.append(optimizer.register_step_post_hook(post_hook))
 
     def finish(self) -> None:
         """End a step that not all optimizers have taken."""
@@ -68,10 +64,11 @@ class StepHooks:
         self._started.clear()
         self._stepped.clear()
         if has_stepped:
+            self.n_ended += 1
             self._end()
 
     def settle(self) -> None:
-        """End a step that not all have taken, unless one of them is at it."""
+        """End a step that not all have taken, unless one of them is taking it now."""
         if self._started == self._stepped:
             self.finish()
 
@@ -87,17 +84,17 @@ class StepHooks:
             self._started.discard(i)
             return None
         if i in self._started and _n_steps_inside(optimizer) > 1:
-            # The step of a class calls that of its base, which has the same hooks.
+            # The step of a class calls the step of its base class, which has the same hooks.
             self._n_inner[i] += 1
             return None
         self._n_inner[i] = 0
         if i in self._started:
-            # The others were left out, or this one failed halfway through its last step.
+            # The others were skipped, or this one failed halfway through its last step.
             self.finish()
         is_first = not self._started
         self._started.add(i)
         if not is_first:
-            self._later(optimizer)
+            self._begin_later(optimizer)
             return None
         scaling = scaling_at_step(optimizer, self._optimizers)
         # The first of the positional arguments is the optimizer itself.
@@ -122,13 +119,16 @@ class StepHooks:
             self._n_inner[i] -= 1
             return
         self._stepped.add(i)
-        self._note()
-        if len(self._stepped) == len(self._optimizers):
-            self.finish()
+        is_last = len(self._stepped) == len(self._optimizers)
+        if is_last:
+            self._started.clear()
+            self._stepped.clear()
+            self.n_ended += 1
+        self._after_step(is_last)
 
 
 def _n_steps_inside(optimizer: Optimizer) -> int:
-    """Count the calls of `optimizer.step` that are under way."""
+    """Count the calls of `optimizer.step` in progress."""
     frames = [
         frame for frame, _ in walk_stack(currentframe()) if frame.f_code is HOOKED_STEP
     ]
@@ -137,9 +137,24 @@ def _n_steps_inside(optimizer: Optimizer) -> int:
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer finds that gradients under a GradScaler overflowed."""
-    # Other optimizers are not called then, and the host has waited for the device to know;
-    # so it does here.
+    # A scaler does not call other optimizers then, after the host has waited for the device.
+    # Here the host waits, too.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None or is_capturing(found_inf.device):
         return False
     return bool(found_inf.item())
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise an error while a CUDA graph is captured, whose replays run no hooks."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "The recorder is called while a CUDA graph is captured: replays of the graph run "
+            "no hooks, and no step would be recorded. Capture forward and backward passes "
+            "only, and call optimizer.step() after each replay."
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether operations on a device are captured instead of being run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

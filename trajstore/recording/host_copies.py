@@ -1,9 +1,8 @@
-"""Bring results from a device to the host, in the thread that needs them there.
+"""Copy results from a device to the host without making training wait.
 
-A copy that training waits for would stop it until the device has done all that it was given.
-On a CUDA device the writer's thread therefore works on a stream of its own, behind an event
-that training leaves, and copies through pinned memory; neither the training thread nor its
-stream waits.
+On a CUDA device the writer's thread works on a stream of its own, behind an event that the
+training thread records, and copies through pinned memory. Neither the training thread nor
+its stream waits. A copy in the training thread would wait for all work given to the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,17 +21,11 @@ Arrays = list[npt.NDArray[Any]]
 T = TypeVar("T")
 
 ALIGNMENT: Final = 16
-"""Bytes; copies begin at multiples of it."""
+"""Copies begin at multiples of this many bytes."""
 
 
 class HostCopies:
-    """Copies results of one device.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where they are.
-    """
+    """Copies results of one device."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
@@ -45,18 +38,7 @@ class HostCopies:
             self._staging = Staging(FLUSH_BYTES, self._wait, pin=True)
 
     def as_here(self, job: Callable[[], T]) -> Callable[[], T]:
-        """Return a job for another thread that goes on with the current stream of this one.
-
-        Parameters
-        ----------
-        job : callable
-            Takes nothing.
-
-        Returns
-        -------
-        callable
-            The same, on the stream.
-        """
+        """Return a job for another thread, on the current stream of this one."""
         if self._stream is None:
             return job
         stream = torch.cuda.current_stream(self._device)
@@ -68,13 +50,13 @@ class HostCopies:
         return on_stream
 
     def mark(self) -> None:
-        """Note that results are complete with what the current stream has been given."""
+        """Mark results as complete once the current stream has done its present work."""
         if self._stream is not None:
             self._event.record(torch.cuda.current_stream(self._device))
 
     @contextmanager
     def after_mark(self) -> Iterator[None]:
-        """Work on results, in another thread than the one that has marked them."""
+        """Work on marked results, in the writer's thread."""
         if self._stream is None:
             yield
             return
@@ -83,62 +65,31 @@ class HostCopies:
             yield
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrays:
-        """Return the values of tensors; inside `after_mark`.
-
-        Parameters
-        ----------
-        tensors : sequence of torch.Tensor
-            On the device, or on the CPU.
-
-        Returns
-        -------
-        list of numpy.ndarray
-            Of tensors on the CPU, the tensors' own memory.
-        """
+        """Return the values of tensors, for CPU tensors their own memory; in `after_mark`."""
         if self._stream is None or all(tensor.is_cpu for tensor in tensors):
             return to_numpy(tensors)
         return self._staging.fetch(tensors)
 
     def _wait(self) -> None:
-        # Unlike a stream's, an event's end may be waited for while the user has torch
-        # complain of all that waits.
+        # torch's warnings about synchronisation, if the user has set them, concern streams
+        # but not events.
         self._copied.record(self._stream)
         self._copied.synchronize()
 
 
 class Staging:
-    """A piece of the host's memory that values pass through, many tensors at once.
-
-    Parameters
-    ----------
-    n_bytes : int
-        Its size, a multiple of `ALIGNMENT`.
-    wait : callable
-        Returns when all copies to it are done.
-    pin : bool
-        Whether the device may write to it while the host goes on.
-    """
+    """Host memory of a fixed size, through which many tensors are copied at once."""
 
     def __init__(self, n_bytes: int, wait: Callable[[], None], *, pin: bool) -> None:
+        # `n_bytes` is a multiple of ALIGNMENT; `wait` returns when all copies are done.
         self._memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pin)
         self._wait = wait
-        # Where bytes go that are on their way, and the part of the memory they pass.
-        self._on_the_way: list[tuple[npt.NDArray[np.uint8], slice]] = []
+        # Targets of the bytes in transit, and their places in the memory.
+        self._in_transit: list[tuple[npt.NDArray[np.uint8], slice]] = []
         self._n_used = 0
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrays:
-        """Return the values of tensors, in arrays of their own.
-
-        Parameters
-        ----------
-        tensors : sequence of torch.Tensor
-            Of any sizes; of types that NumPy has.
-
-        Returns
-        -------
-        list of numpy.ndarray
-            Of the same shapes.
-        """
+        """Return the values of tensors of any sizes, in new arrays of the same shapes."""
         arrays = []
         for tensor in tensors:
             source = tensor.detach().contiguous().view(-1)
@@ -151,7 +102,7 @@ class Staging:
         return arrays
 
     def _send(self, source: Tensor, target: npt.NDArray[np.uint8]) -> None:
-        """Have bytes copied, in parts where they do not fit."""
+        """Start copying bytes, in parts if they do not fit."""
         start = 0
         while start < len(target):
             if self._n_used == len(self._memory):
@@ -159,21 +110,21 @@ class Staging:
             n = min(len(target) - start, len(self._memory) - self._n_used)
             part = slice(self._n_used, self._n_used + n)
             self._memory[part].copy_(source[start : start + n], non_blocking=True)
-            self._on_the_way.append((target[start : start + n], part))
+            self._in_transit.append((target[start : start + n], part))
             self._n_used = -(-part.stop // ALIGNMENT) * ALIGNMENT
             start += n
 
     def _receive(self) -> None:
-        """Wait for the bytes on the way, and take them out of the memory."""
-        if self._on_the_way:
+        """Wait for the bytes in transit, and move them to their targets."""
+        if self._in_transit:
             self._wait()
         memory = self._memory.numpy()
-        for target, part in self._on_the_way:
+        for target, part in self._in_transit:
             target[:] = memory[part]
-        self._on_the_way.clear()
+        self._in_transit.clear()
         self._n_used = 0
 
 
 def to_numpy(tensors: Sequence[Tensor]) -> Arrays:
-    """Return the values of tensors on any device; waits for them."""
+    """Return the values of tensors on any device; waits for the device."""
     return [tensor.detach().cpu().numpy() for tensor in tensors]

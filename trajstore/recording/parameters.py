@@ -1,4 +1,4 @@
-"""Which parameters of a model are recorded."""
+"""Choose and check the parameters of a model that are recorded."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,27 +14,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from trajstore.tracking.placement import is_divided
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
-"""What wrappers of modules add to names: `torch.compile`, and activation checkpoints."""
+"""Parts of names that come from wrappers: `torch.compile` and activation checkpoints."""
 
 
 def as_optimizers(optimizer: object) -> list[Optimizer]:
-    """Return optimizers that can be followed, as a list.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
-        As a user gave it.
-
-    Returns
-    -------
-    list of torch.optim.Optimizer
-        At least one.
-
-    Raises
-    ------
-    TypeError
-        If it is something else, or an optimizer has no hooks.
-    """
+    """Return one or several optimizers as a list; raise an error if one has no hooks."""
     optimizers: list[Any] = [optimizer]
     if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
         optimizers = [*optimizer]
@@ -59,30 +43,9 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
 def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
-    """Return the model's parameters that optimizers hold, by name.
-
-    Parameters
-    ----------
-    model : torch.nn.Module or mapping from str to torch.Tensor
-        The model, or its parameters by name. What `torch.compile`,
-        DistributedDataParallel and activation checkpoints add to names is left out.
-    optimizers : sequence of torch.optim.Optimizer
-        Its optimizers.
-
-    Returns
-    -------
-    dict from str to torch.Tensor
-        In the order of ``named_parameters()``.
-
-    Raises
-    ------
-    TypeError
-        If `model` is something else.
-    ValueError
-        If there are none, if an optimizer holds others, or if they have no elements yet.
-    NotImplementedError
-        If they are of a kind that is not recorded, or an optimizer cannot be followed.
-    """
+    """Return the model's parameters that optimizers hold, in the model's order."""
+    # Names are those of the model inside torch.compile, DistributedDataParallel and
+    # activation checkpoints.
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise NotImplementedError(
             "LBFGS takes many steps, with gradients of its own, within one call of step(): "
@@ -100,8 +63,8 @@ def trained_parameters(
             f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
             "parameters of the model. Give the recorder the model that contains all of "
             "them, and make the optimizer after the model has its final form; where it "
-            "holds copies, as in mixed precision, give a mapping from name to copy in the "
-            "place of the model."
+            "holds copies, as in mixed precision, give a mapping from name to copy instead of "
+            "the model."
         )
     parameters = {name: p for name, p in named.items() if id(p) in held}
     is_wrapper: Any = is_traceable_wrapper_subclass
@@ -146,7 +109,7 @@ def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel, and inside of what is around."""
+    """Return the module inside DistributedDataParallel and torch.compile."""
     compiled: Any = getattr(model, "_orig_mod", None)
     if compiled is not None:
         return _unwrapped(compiled)
@@ -156,7 +119,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_copy(model: object) -> bool:
-    """Whether another rank has the same model, under DistributedDataParallel, and records."""
+    """Whether another rank records the same model, under DistributedDataParallel."""
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, DistributedDataParallel):
         return False
@@ -166,7 +129,33 @@ def is_copy(model: object) -> bool:
 def group_names(
     parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> list[list[str]]:
-    """Return the names of the parameters in each of the optimizers' groups."""
+    """Return the names of the parameters in each group of the optimizers."""
     names = {id(p): name for name, p in parameters.items()}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return [[names[id(p)] for p in group["params"]] for group in groups]
+
+
+class ParameterWatch:
+    """Notice writes to parameters, and parameters that optimizers are given later."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+    ) -> None:
+        self._optimizers = optimizers
+        # Tensors made in inference mode count no writes.
+        self._counted = [p for p in parameters.values() if not p.is_inference()]
+        self._versions = [p._version for p in self._counted]
+        self._n_held = self._count_held()
+
+    def have_changed(self) -> bool:
+        """Whether a parameter was written to since the watch began."""
+        return self._versions != [p._version for p in self._counted]
+
+    def count_added(self) -> int:
+        """Count the tensors that optimizers were given since the last call."""
+        n_before, self._n_held = self._n_held, max(self._n_held, self._count_held())
+        return self._n_held - n_before
+
+    def _count_held(self) -> int:
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        return sum(len(group["params"]) for group in groups)

@@ -1,24 +1,39 @@
-"""End a training that is told to end the way an exception ends it."""
+"""Close a recording in order when the program ends, or is told to end by SIGTERM."""
 
+import atexit
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from warnings import warn
 
 
-def exit_on_sigterm() -> Callable[[], None]:
-    """Turn SIGTERM into `SystemExit`, which leaves ``with`` blocks in order.
+def close_at_exit(close: Callable[[str], None]) -> Callable[[], None]:
+    """Call `close` with a status when the program ends, unless undone by the result."""
+    at_exit = partial(_close, close)
+    atexit.register(at_exit)
+    undo_sigterm = _exit_on_sigterm()
 
-    A handler of the user's is left alone; so are threads other than the main one, in
-    which Python takes no signals.
+    def undo() -> None:
+        atexit.unregister(at_exit)
+        undo_sigterm()
 
-    Returns
-    -------
-    callable
-        Takes the change back.
-    """
+    return undo
+
+
+def _close(close: Callable[[str], None]) -> None:
+    try:
+        close("failed" if hasattr(sys, "last_value") else "complete")
+    except RuntimeError as error:
+        warn(str(error), stacklevel=1)
+
+
+def _exit_on_sigterm() -> Callable[[], None]:
+    """Turn SIGTERM into `SystemExit`, which leaves ``with`` blocks in order; return the undo."""
+    # A handler of the user's is left alone. Python takes signals in the main thread only.
     is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         return lambda: None
@@ -35,7 +50,7 @@ def exit_on_sigterm() -> Callable[[], None]:
 
 def _exit(owner: int, signum: int, _frame: FrameType | None) -> None:
     if os.getpid() != owner:
-        # A forked process, such as a worker of a DataLoader: as if nothing was changed.
+        # A forked process, such as a worker of a DataLoader, ends as if nothing was changed.
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
     raise SystemExit(128 + signum)

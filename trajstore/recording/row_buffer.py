@@ -1,4 +1,4 @@
-"""Rows of measurements on their way from the training thread to the writer's."""
+"""Hold rows on their way from the training thread to the writer's thread."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,71 +15,48 @@ from trajstore.format.arrays import SAMPLES
 from trajstore.format.rows import complete_rows
 from trajstore.format.run_spec import RunSpec
 from trajstore.recording.host_copies import Arrays, to_numpy
-from trajstore.recording.scalars import Scalar
+from trajstore.recording.logged import Scalar
 
 Fetch = Callable[[Sequence[Tensor]], Arrays]
 
+Rows = tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]
+"""Arguments of `trajstore.store.row_table.RowTable.append`: arrays, scalars of each row."""
+
 
 class Entry(NamedTuple):
-    """What is kept of a row besides its tensors.
-
-    Attributes
-    ----------
-    place : tuple of int
-        Epoch, iteration and window.
-    reference_sq : torch.Tensor
-        |r|^2 of its window by layer, float64.
-    scalars : dict from str to float or torch.Tensor
-        What was logged with it.
-    samples : numpy.ndarray or None
-        Indices of the examples in the batch, as a row of the store: of all entries of a
-        buffer, or of none.
-    """
+    """The part of a row that is not in tensors of the tracker."""
 
     place: tuple[int, int, int]
-    reference_sq: Tensor
+    """Epoch, iteration and window."""
+    anchor_sq: Tensor
+    """Squared norm of the window's anchor by layer, float64."""
     scalars: dict[str, Scalar]
     samples: npt.NDArray[np.int64] | None = None
+    """Indices of examples as a row of the store: in all entries of a buffer, or in none."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RowBuffer:
-    """Some steps, as a list of small things and tensors of large ones.
-
-    Attributes
-    ----------
-    measured : mapping from str to torch.Tensor
-        As `trajstore.tracking.tracker.Tracker.allocate` returned it.
-    first : int
-        Optimizer step of the first row.
-    entries : list of Entry
-        One for every row; tensors in it are converted by `arrays`.
-    written : concurrent.futures.Future or None
-        Set while the buffer belongs to the writer's thread.
-    """
+    """Consecutive steps: one tensor per quantity for all of them, one entry for each."""
 
     measured: Mapping[str, Tensor]
+    """As `trajstore.tracking.tracker.Tracker.allocate` returned it."""
     first: int = 0
+    """Optimizer step of the first row."""
     entries: list[Entry] = field(default_factory=list)
+    """Grows with the rows that are filled; tensors in it are converted by `arrays`."""
     written: Future[None] | None = None
-    _rows: list[dict[str, Tensor]] = field(init=False, repr=False)
+    """Set while the buffer belongs to the writer's thread."""
+    rows: list[dict[str, Tensor]] = field(init=False, repr=False)
+    """Views of every row, filled or free."""
 
     def __post_init__(self) -> None:
-        # To cut out a row takes a microsecond for every tensor, too long for each step.
+        # A view takes a microsecond for every tensor, too long for each step.
         rows = zip(*(tensor.unbind() for tensor in self.measured.values()), strict=True)
-        self._rows = [dict(zip(self.measured, row, strict=True)) for row in rows]
+        self.rows = [dict(zip(self.measured, row, strict=True)) for row in rows]
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no further row fits."""
-        return len(self.entries) == len(self._rows)
-
-    def row(self) -> dict[str, Tensor]:
-        """Return views of the next free row."""
-        return self._rows[len(self.entries)]
 
     def clear(self, first: int) -> None:
         """Make all rows free again, for the steps from `first` on."""
@@ -87,25 +64,8 @@ class RowBuffer:
         self.entries.clear()
         self.written = None
 
-    def arrays(
-        self, spec: RunSpec, fetch: Fetch = to_numpy
-    ) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
-        """Convert to what `trajstore.store.row_table.RowTable.append` takes.
-
-        Parameters
-        ----------
-        spec : RunSpec
-            What is recorded.
-        fetch : callable
-            Returns the values of tensors, of all at once.
-
-        Returns
-        -------
-        rows : dict from str to numpy.ndarray
-            By name of the array in the store.
-        scalars : list of dict
-            Of each row.
-        """
+    def arrays(self, spec: RunSpec, fetch: Fetch = to_numpy) -> Rows:
+        """Return the filled rows for the writer; `fetch` copies many tensors at once."""
         entries = self.entries.copy()
         filled = {name: rows[: len(entries)] for name, rows in self.measured.items()}
         return to_arrays(filled, entries, spec, fetch)
@@ -116,53 +76,28 @@ def to_arrays(
     entries: Sequence[Entry],
     spec: RunSpec,
     fetch: Fetch = to_numpy,
-) -> tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]:
-    """Convert rows to what `trajstore.store.row_table.RowTable.append` takes.
-
-    Parameters
-    ----------
-    measured : mapping from str to torch.Tensor
-        As `trajstore.tracking.tracker.Tracker.allocate` describes it.
-    entries : sequence of Entry
-        One for every row.
-    spec : RunSpec
-        What is recorded.
-    fetch : callable
-        Returns the values of tensors, of all at once.
-
-    Returns
-    -------
-    rows : dict from str to numpy.ndarray
-        By name of the array in the store.
-    scalars : list of dict
-        What was logged with every row, and norms.
-    """
+) -> Rows:
+    """Return rows for the writer, from tensors (row, ...) and an entry for every row."""
     # Rows of one window share a tensor.
-    windows = list({id(e.reference_sq): e.reference_sq for e in entries}.values())
+    windows = list({id(e.anchor_sq): e.anchor_sq for e in entries}.values())
     scalars = _Scalars([entry.scalars for entry in entries])
     arrays = iter(fetch([*measured.values(), *windows, *scalars.stacks]))
     rows = {name: next(arrays) for name in measured}
-    reference_sq = {id(tensor): next(arrays) for tensor in windows}
+    anchor_sq = {id(tensor): next(arrays) for tensor in windows}
     samples = [entry.samples for entry in entries if entry.samples is not None]
     if samples:
         rows[SAMPLES] = np.stack(samples)
     return complete_rows(
         rows,
         [entry.place for entry in entries],
-        np.stack([reference_sq[id(entry.reference_sq)] for entry in entries]),
+        np.stack([anchor_sq[id(entry.anchor_sq)] for entry in entries]),
         scalars.filled([next(arrays) for _ in scalars.stacks]),
         spec,
     )
 
 
 class _Scalars:
-    """What was logged with some rows; tensors are brought together, to be copied at once.
-
-    Attributes
-    ----------
-    stacks : list of torch.Tensor
-        float64, 1-d.
-    """
+    """Scalars of some rows, whose tensors are stacked so that they are copied at once."""
 
     def __init__(self, rows: Sequence[Mapping[str, Scalar]]) -> None:
         self._rows = rows

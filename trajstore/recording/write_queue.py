@@ -1,4 +1,4 @@
-"""Hand what was recorded to the thread that writes it, without making training wait."""
+"""Write rows, windows and measurements to the store from a background thread."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,58 +12,36 @@ from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
+from trajstore.recording.logged import to_floats
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
-from trajstore.recording.scalars import to_floats
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
 from trajstore.tracking.tracker import CodedAnchor
 
 HEAD_START: Final = 0.002
-"""Seconds that the training thread goes on before the writer asks for Python's lock; it
+"""Seconds that the training thread continues before the writer asks for Python's lock; it
 would otherwise wait for as long as the lock may be kept, which is 5 ms."""
 
 
 class NewWindow(NamedTuple):
-    """A window on its way to the store.
-
-    Attributes
-    ----------
-    number : int
-        Which window.
-    start : int
-        Its first step.
-    reference : CodedAnchor
-        Its reference, coded.
-    keyframe : torch.Tensor or None
-        The tracker's own reference, where it is to be stored in full; is read later.
-    """
+    """A window on its way to the store."""
 
     number: int
     start: int
-    reference: CodedAnchor
+    """Its first step."""
+    anchor: CodedAnchor
     keyframe: Tensor | None
+    """The tracker's own anchor, where it is stored in full; it is read later."""
 
 
 class NewMeasurement(NamedTuple):
-    """A row of a measurement on its way to the store.
-
-    Attributes
-    ----------
-    name : str
-        Of the measurement.
-    number : int
-        Which row of it.
-    step : int
-        How many optimizer steps had been taken.
-    entry : Entry
-        What is kept besides tensors.
-    row : mapping from str to torch.Tensor
-        As `HandOver.row` returns it for a step.
-    """
+    """A row of a measurement on its way to the store."""
 
     name: str
     number: int
+    """Index among the rows of the measurement."""
     step: int
+    """How many optimizer steps had been taken."""
     entry: Entry
     row: Mapping[str, Tensor]
 
@@ -73,32 +51,11 @@ class NewMeasurement(NamedTuple):
         return sum(tensor.nbytes for tensor in self.row.values())
 
 
-class HandOver:
+class WriteQueue:
     """Collects rows and windows, and has them written in another thread.
 
-    Two buffers take turns: one is filled while the other is written. What a device has
-    computed is brought to the host there, too.
-
-    Parameters
-    ----------
-    writer : Writer
-        Of the store.
-    background : Background
-        The thread that it lives in.
-    spec : RunSpec
-        What is recorded.
-    allocate : callable
-        Returns room for a number of rows, see `trajstore.tracking.tracker.Tracker.allocate`.
-    first : int
-        The next optimizer step.
-    flush_rows : int
-        Rows are written when there are so many, or when they take `FLUSH_BYTES`.
-    flush_seconds : float
-        Rows are written at the latest after this time.
-    journal : Journal or None
-        Keeps every row at once.
-    copies : HostCopies
-        From the device that results are on.
+    Two buffers take turns: training fills one while the thread writes the other. The thread
+    also copies results from the device to the host.
     """
 
     def __init__(
@@ -131,50 +88,50 @@ class HandOver:
         if journal is not None:
             journal.begin(first)
 
+    def check(self) -> None:
+        """Raise an error if writing has failed."""
+        written = self._spare.written
+        if written is not None and written.done():
+            self._background.check()
+            self._spare.written = None
+
     def row(self) -> dict[str, Tensor]:
         """Return views of the next free row."""
-        return self._buffer.row()
+        buffer = self._buffer
+        return buffer.rows[len(buffer.entries)]
 
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
-        """Take a row that has been filled; `submit_if_due` makes room for the next.
-
-        Parameters
-        ----------
-        step : int
-            Which step.
-        entry : Entry
-            The rest of the row.
-        row : mapping from str to torch.Tensor
-            As `row` returned it.
-        """
+        """Append a row that has been filled; `submit_if_due` makes room for the next."""
         if self._journal is not None:
             self._journal.append(_record(step, entry, row))
-        place = self._buffer.row()
-        if row is not place:
-            # The buffers have changed places since the row was begun.
-            for name, tensor in place.items():
+        buffer = self._buffer
+        free = buffer.rows[len(buffer.entries)]
+        if row is not free:
+            # A flush has exchanged the buffers since the row was begun.
+            for name, tensor in free.items():
                 tensor.copy_(row[name])
-        self._buffer.entries.append(entry)
+        buffer.entries.append(entry)
         self._copies.mark()
 
     def submit_if_due(self) -> None:
-        """Have rows written if there is no room for more, or they have waited enough."""
-        waited = time.monotonic() - self._last_flush
-        if self._buffer.is_full or waited >= self._flush_seconds:
+        """Submit rows if the buffer is full, or if they have waited long enough."""
+        buffer, waited = self._buffer, time.monotonic() - self._last_flush
+        is_full = len(buffer.entries) == len(buffer.rows)
+        if is_full or waited >= self._flush_seconds:
             self.submit()
 
     def wait_for_keyframe(self) -> None:
-        """Return when the tracker's reference may move: nobody reads it any more."""
+        """Return when the tracker's anchor may move, since nothing reads it any more."""
         if self._keyframe_is_pending:
             self._background.wait()
             self._keyframe_is_pending = False
 
     def append_window(self, window: NewWindow) -> None:
-        """Take a window, before the first of its rows."""
+        """Append a window, before the first of its rows."""
         self._windows.append(window)
         self._copies.mark()
         self._keyframe_is_pending = window.keyframe is not None
-        code_bytes = sum(new.reference.codes.nbytes for new in self._windows)
+        code_bytes = sum(new.anchor.codes.nbytes for new in self._windows)
         if self._journal is not None:
             # The journal holds steps of windows that are in the store.
             self.flush()
@@ -182,7 +139,7 @@ class HandOver:
             self.submit()
 
     def append_measurement(self, measurement: NewMeasurement) -> None:
-        """Take a row of a measurement, after all windows that have begun."""
+        """Append a row of a measurement, after all windows that have begun."""
         self._measurements.append(measurement)
         self._copies.mark()
         self._measured_bytes += measurement.nbytes
@@ -195,11 +152,9 @@ class HandOver:
         self._background.wait()
 
     def submit(self) -> None:
-        """Hand what is new to the writer's thread and go on with the other buffer.
-
-        An interruption at any point, as by Ctrl-C, may have it called again: the writer
-        knows what it has written already.
-        """
+        """Give what is new to the writer's thread, and continue with the other buffer."""
+        # An interruption at any point, as by Ctrl-C, may have this called again: the writer
+        # knows which rows and windows it has written.
         self._last_flush = time.monotonic()
         full, windows, measured = self._buffer, self._windows, self._measurements
         if len(full) == 0 and not windows and not measured:
@@ -220,7 +175,7 @@ class HandOver:
         self._buffer, self._spare = self._spare, full
 
     def forget_journal(self) -> None:
-        """Delete the journal: all of it is committed."""
+        """Delete the journal once all of it is committed."""
         if self._journal is not None:
             self._journal.remove()
 
@@ -257,54 +212,16 @@ class HandOver:
         table.append(arrays, scalars, first=measured[0].number)
 
 
-class Spectator:
-    """Takes the place of a `HandOver` in a process that measures and does not write.
-
-    Parameters
-    ----------
-    allocate : callable
-        As `HandOver` takes it.
-    """
-
-    def __init__(self, allocate: Callable[[int], dict[str, Tensor]]) -> None:
-        self._row = {name: rows[0] for name, rows in allocate(1).items()}
-
-    def row(self) -> dict[str, Tensor]:
-        """Return room for a row, the same every time."""
-        return self._row
-
-    def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
-        """Do nothing."""
-
-    def submit_if_due(self) -> None:
-        """Do nothing."""
-
-    def wait_for_keyframe(self) -> None:
-        """Do nothing."""
-
-    def append_window(self, window: NewWindow) -> None:
-        """Do nothing."""
-
-    def append_measurement(self, measurement: NewMeasurement) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def forget_journal(self) -> None:
-        """Do nothing."""
-
-
 def _to_store(window: NewWindow, fetch: Fetch) -> Window:
     """Convert a window for the writer; waits for the device."""
-    codes, scales, weights, arrival, probes = fetch(window.reference)
+    codes, scales, weights, arrival, probes = fetch(window.anchor)
     keyframe = None if window.keyframe is None else fetch([window.keyframe])[0]
     return Window(window.start, codes, scales, weights, arrival, probes, keyframe)
 
 
 def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
     """Convert a row for the journal; waits for the device."""
-    names, tensors = [*row, "reference_sq"], [*row.values(), entry.reference_sq]
+    names, tensors = [*row, "reference_sq"], [*row.values(), entry.anchor_sq]
     arrays = dict(zip(names, to_numpy(tensors), strict=True))
     if entry.samples is not None:
         arrays[SAMPLES] = entry.samples

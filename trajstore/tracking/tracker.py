@@ -249,8 +249,7 @@ class Tracker:
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure the update; `row` is the one that `before_step` took."""
-        self._backend.after_step(row)
-        self._backend.add_gradient_energy(row, self._gradient_energy)
+        self._backend.after_step(row, self._gradient_energy)
         self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:

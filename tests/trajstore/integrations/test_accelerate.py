@@ -25,7 +25,7 @@ from tests.trajstore.integrations.by_hand import (
 from trajstore.integrations.accelerate import inner_optimizer, record
 from trajstore.integrations.participation import takes_part
 from trajstore.reading.run import open_run
-from trajstore.recording.recorder import SilentRecorder
+from trajstore.recording.recorder import no_op_recorder
 
 
 def make_accelerator(**options: Any) -> Any:
@@ -65,7 +65,7 @@ def train(
                     optimizer.zero_grad()
 
     if path is None:
-        loop(SilentRecorder())
+        loop(no_op_recorder())
     else:
         with record(path, accelerator, net, optimizer, **options) as recorder:
             loop(recorder)

@@ -354,7 +354,9 @@ def test_steps_of_several_optimizers_are_not_guessed(tmp_path: Path):
     trainer.fit(Pair(), make_loader())
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     callback = TrajectoryCallback(tmp_path / "run", optimizer=0)
-    with pytest.raises(ValueError, match=r"2 optimizers .*`global_step` = 22 says not"):
+    with pytest.raises(
+        ValueError, match=r"2 optimizers .*`global_step` = 22 does not say"
+    ):
         make_trainer(callback).fit(
             Pair(), make_loader(), ckpt_path=tmp_path / "plain.ckpt"
         )

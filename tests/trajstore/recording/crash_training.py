@@ -1,15 +1,16 @@
-"""A recorded training that may be killed at any moment, and goes on where it was saved.
+"""A recorded training run that may be killed at any moment, and resumes where it was saved.
 
 What it acknowledges is written to a file, which outlives the process: a line ``resumed N``
 for where it began, and ``committed N`` when it may rely on N steps being kept.
 """
 
-import json
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
+
+from trajstore.recording.recorder import Recorder
 
 N_STEPS, STEPS_PER_EPOCH = 30, 10
 OPTIONS: dict[str, Any] = {
@@ -26,11 +27,6 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
 
     The checkpoint and the acknowledgements lie beside the store.
     """
-    import torch
-    from torch import nn
-
-    from trajstore.recording.recorder import Recorder
-
     torch.set_num_threads(1)
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
@@ -75,37 +71,3 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
         log.write(b"committed %d\n" % N_STEPS)
     with path.with_suffix(".log").open("ab", buffering=0) as log:
         log.write(b"complete %d\n" % N_STEPS)
-
-
-def serve() -> None:
-    """Train in a forked process for every line of JSON, which has the arguments.
-
-    Answers with the process's number, and when it has ended with its wait status. What
-    takes long to import is imported once; the first optimizer imports torch's compiler.
-    """
-
-    import torch
-
-    import trajstore.recording.recorder  # noqa: F401
-
-    torch.optim.SGD([torch.zeros(1)])
-
-    for line in sys.stdin:
-        request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                train(Path(request.pop("path")), **request)
-                code = 0
-            except SystemExit as exit_:
-                code = int(exit_.code or 0)
-            except BaseException:  # noqa: BLE001 - the process ends here
-                traceback.print_exc()
-            os._exit(code)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)
-
-
-if __name__ == "__main__":
-    serve()

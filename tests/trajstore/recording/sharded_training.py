@@ -1,14 +1,17 @@
-"""Trains a little net in one process, or in several that share it; started by torchrun.
+"""Trains a little net in one process, or in several that share it.
 
-    sharded_training.py DIRECTORY N_STEPS KIND ...
-
-A KIND is whole, ddp, fsdp, tensor, both or pipeline. Every rank sees the same batches, or
-under ddp its part of them.
+A KIND is whole, ddp, fsdp, tensor, both or pipeline; or, under fsdp with two ranks, one of
+resumed-at-STEP, refused and dying. Every rank sees the same batches, or under ddp its part
+of them. Files next to the stores hold the exit codes and the errors of the ranks.
 """
 
+import json
 import os
 import sys
+import traceback
 from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +36,19 @@ OPTIONS: dict[str, Any] = {
 }
 FEATURES = 37
 
-if "WITH_WHAT_IS_REFUSED" in os.environ:
-    OPTIONS |= {"exact": True, "offload": True}
+JOBS: dict[str, tuple[int, list[str]]] = {
+    "one": (1, ["whole"]),
+    "two": (
+        2,
+        [
+            *("ddp", "fsdp", "tensor", "pipeline"),
+            *("resumed-at-9", "resumed-at-12", "refused"),
+        ],
+    ),
+    "four": (4, ["fsdp", "both"]),
+    "dying": (2, ["dying"]),
+}
+"""Numbers of ranks, and kinds that they train one after the other."""
 
 
 def net() -> nn.Sequential:
@@ -60,7 +74,7 @@ def divided(kind: str, model: nn.Sequential) -> Any:
     n = dist.get_world_size()
     if kind == "ddp":
         return DistributedDataParallel(model)
-    if kind == "fsdp":
+    if kind not in {"tensor", "both"}:
         fully_shard(model[2])
         return fully_shard(model)
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
@@ -71,33 +85,76 @@ def divided(kind: str, model: nn.Sequential) -> Any:
     return fully_shard(parallel, mesh=mesh["data"])
 
 
-def main(directory: str, n_steps: int, kinds: list[str]) -> None:
-    """Train and record, one kind after the other."""
+def main(directory: Path, n_steps: int) -> None:
+    """Do all jobs, each in processes of its own that share what has been imported."""
+    codes = {}
+    for name, (n_ranks, kinds) in JOBS.items():
+        (directory / name).mkdir()
+        children = [
+            start(directory / name, r, n_ranks, kinds, n_steps) for r in range(n_ranks)
+        ]
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        codes[name] = [os.waitstatus_to_exitcode(end) for end in ends]
+    (directory / "codes.json").write_text(json.dumps(codes))
+
+
+def start(
+    directory: Path, rank: int, n_ranks: int, kinds: list[str], n_steps: int
+) -> int:
+    """Fork a rank; return its process number."""
+    if child := os.fork():
+        return child
+    errors = os.open(directory / f"errors-{rank}", os.O_CREAT | os.O_WRONLY)
+    os.dup2(errors, 2)
+    code = 1
+    try:
+        if n_ranks > 1:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{directory}/meeting",
+                rank=rank,
+                world_size=n_ranks,
+                timeout=timedelta(seconds=60),
+            )
+        for kind in kinds:
+            train(directory / f"{kind}.zarr", kind, n_steps)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the process ends here
+        traceback.print_exc()
+    # A thread of gloo that frees the last tensor while the interpreter ends aborts the
+    # process.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def train(path: Path, kind: str, n_steps: int) -> None:
+    """Train and record one kind."""
     torch.set_num_threads(1)
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    for kind in kinds:
-        path, model = f"{directory}/{kind}.zarr", net()
-        if kind == "pipeline":
-            train_pipeline(path, model, n_steps)
-            continue
-        trained = model if kind == "whole" else divided(kind, model)
-        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
-        first, resume = 0, {}
-        if "INTERRUPT_AT" in os.environ:
-            first = int(os.environ["INTERRUPT_AT"])
-            resume = interrupted(path, kind, trained, optimizer, first)
-        with Recorder(path, trained, optimizer, **resume, **OPTIONS) as recorder:
-            for step in range(first, n_steps):
-                train_step(kind, trained, optimizer, recorder, step)
-    if "RANK" in os.environ:
-        dist.destroy_process_group()
+    model = net()
+    if kind == "pipeline":
+        train_pipeline(path, model, n_steps)
+        return
+    trained = model if kind == "whole" else divided(kind, model)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
+    if kind == "refused":
+        try:
+            Recorder(path, trained, optimizer, exact=True, offload=True, **OPTIONS)
+        except NotImplementedError as error:
+            path.with_suffix(".txt").write_text(str(error))
+        return
+    first, resume = 0, {}
+    if kind.startswith("resumed"):
+        first = int(kind.rsplit("-", 1)[-1])
+        resume = interrupted(path, kind, trained, optimizer, first)
+    with Recorder(path, trained, optimizer, **resume, **OPTIONS) as recorder:
+        for step in range(first, n_steps):
+            train_step(kind, trained, optimizer, recorder, step)
 
 
 def interrupted(
-    path: str, kind: str, model: Any, optimizer: Any, n_steps: int
+    path: Path, kind: str, model: Any, optimizer: Any, n_steps: int
 ) -> dict[str, Any]:
-    """Record some steps, fail, and return how to go on."""
+    """Record some steps, fail, and return the options that resume the recording."""
     recorder = Recorder(path, model, optimizer, **OPTIONS)
     with suppress(KeyboardInterrupt), recorder:
         for step in range(n_steps):
@@ -119,12 +176,12 @@ def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) 
     if step == 4:
         recorder.snapshot("four")
         recorder.measure("again")
-    if os.environ.get("DIE_AT") == f"{step} {os.environ.get('RANK')}":
+    if kind == "dying" and step == 13 and dist.get_rank() == 1:
         os._exit(9)
     optimizer.step()
 
 
-def train_pipeline(path: str, model: nn.Sequential, n_steps: int) -> None:
+def train_pipeline(path: Path, model: nn.Sequential, n_steps: int) -> None:
     """Show each rank some layers only; gradients are computed on the whole, everywhere."""
     mine = ("0", "2", "4")[dist.get_rank() :: dist.get_world_size()]
     shown, others = {}, []
@@ -141,11 +198,3 @@ def train_pipeline(path: str, model: nn.Sequential, n_steps: int) -> None:
             train_step("pipeline", model, optimizer, recorder, step)
             rest.step()
             rest.zero_grad()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
-    # A thread of gloo that lets go of the last tensor while the interpreter ends aborts
-    # the process.
-    sys.stderr.flush()
-    os._exit(0)

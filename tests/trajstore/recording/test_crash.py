@@ -1,11 +1,8 @@
 """Kill recordings at random moments: what was acknowledged is there, and right."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,48 +19,20 @@ from trajstore.store.journal import recover
 
 pytest.importorskip("torch")
 
+from tests.trajstore.recording.warm_process import WarmProcess
+
 Array = npt.NDArray[Any]
 
-CHILD = Path(__file__).with_name("crash_training.py")
 IN_CI, IN_THE_LONG_RUN = 30, 200
 
 
-class Trainings:
-    """Starts recorded trainings in processes of their own, from one that is warm."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, path: Path, **options: Any) -> int:
-        """Begin a training, or go on with it; return the number of its process."""
-        assert self._server.stdin is not None
-        request = {"path": str(path), **options}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._answer())
-
-    def result(self) -> int:
-        """Wait for the end; return the exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(int(self._answer()))
-
-    def close(self) -> None:
-        self._server.communicate()
-
-    def _answer(self) -> str:
-        assert self._server.stdout is not None
-        return self._server.stdout.readline()
-
-
-@pytest.fixture(scope="module")
-def trainings() -> Iterator[Trainings]:
-    trainings = Trainings()
-    yield trainings
-    trainings.close()
+def program(path: Path, **options: Any) -> str:
+    """Return a program that trains to the end, from the last checkpoint if there is one."""
+    return (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path; from crash_training import train\n"
+        f"train(Path({str(path)!r}), **{options!r})\n"
+    )
 
 
 @pytest.fixture
@@ -79,12 +48,11 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    trainings: Trainings, tmp_path_factory: pytest.TempPathFactory
+    warm_process: WarmProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Array]:
-    """What a run holds that nobody killed."""
+    """Contents of a run that nobody killed."""
     path = tmp_path_factory.mktemp("whole") / "run.zarr"
-    trainings.start(path)
-    assert trainings.result() == 0
+    assert warm_process.run(program(path)).code == 0
     return contents(path)
 
 
@@ -132,17 +100,17 @@ def check(path: Path, expected: dict[str, Array]) -> None:
 
 
 def kill_again_and_again(
-    trainings: Trainings,
+    warm_process: WarmProcess,
     directory: Path,
     uninterrupted: dict[str, Array],
     n_kills: int,
     *,
     journal: bool,
 ) -> None:
-    """Kill trainings until `n_kills` were killed, each after some random time."""
+    """Kill `n_kills` training runs, each after some random time."""
     start = time.monotonic()
-    trainings.start(directory / "whole.zarr", journal=journal)
-    assert trainings.result() == 0
+    whole = program(directory / "whole.zarr", journal=journal)
+    assert warm_process.run(whole).code == 0
     seconds = time.monotonic() - start
     rng = random.Random(n_kills + journal)
     kills = runs = 0
@@ -150,13 +118,13 @@ def kill_again_and_again(
         path, code = directory / f"{runs}.zarr", 1
         runs += 1
         while code != 0:
-            child = trainings.start(path, journal=journal)
+            child = warm_process.start(program(path, journal=journal))
             # After a few kills a training may come to its end.
             if kills < runs * 6:
                 time.sleep(rng.uniform(0, seconds))
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-            code = trainings.result()
+            code = warm_process.finish().code
             assert code in {0, -signal.SIGKILL}
             kills += code != 0
             has_journal = (path / ".journal").exists()
@@ -172,24 +140,24 @@ def kill_again_and_again(
 
 @pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
 def test_kills_lose_nothing_that_was_acknowledged(
-    trainings: Trainings,
+    warm_process: WarmProcess,
     uninterrupted: dict[str, Array],
     journal: bool,
     directory: Path,
 ):
     kill_again_and_again(
-        trainings, directory, uninterrupted, IN_CI // 2, journal=journal
+        warm_process, directory, uninterrupted, IN_CI // 2, journal=journal
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
 def test_many_kills_lose_nothing_that_was_acknowledged(
-    trainings: Trainings,
+    warm_process: WarmProcess,
     uninterrupted: dict[str, Array],
     journal: bool,
     directory: Path,
 ):
     kill_again_and_again(
-        trainings, directory, uninterrupted, IN_THE_LONG_RUN, journal=journal
+        warm_process, directory, uninterrupted, IN_THE_LONG_RUN, journal=journal
     )

@@ -15,7 +15,7 @@ from torch import nn
 
 from trajstore import Recorder, open_run
 from trajstore.format.arrays import table_columns
-from trajstore.recording import capture, recorder
+from trajstore.recording import hooks, session
 from trajstore.recording.host_copies import HostCopies
 from trajstore.tracking.backends import choose
 from trajstore.tracking.backends.choose import SWITCH, choose_backend
@@ -83,12 +83,12 @@ class WatchedCopies(HostCopies):
 def test_results_are_fetched_in_the_writers_thread_behind_a_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(recorder, "HostCopies", WatchedCopies)
+    monkeypatch.setattr(session, "HostCopies", WatchedCopies)
     training = Training("cpu")
     with training.record(
         tmp_path / "run", steps_per_epoch=3, flush_rows=2, updates=True
     ) as made:
-        copies: Any = made._copies
+        copies: Any = made._session.copies
         for step in range(9):
             made.log(loss=training.backward())
             training.optimizer.step()
@@ -117,7 +117,7 @@ def test_a_captured_call_is_refused(
         }
         training.backward()
         with monkeypatch.context() as patch:
-            patch.setattr(capture, "is_capturing", lambda _device: True)
+            patch.setattr(hooks, "is_capturing", lambda _device: True)
             with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
                 calls[call]()
         training.optimizer.step()
@@ -131,7 +131,7 @@ def test_a_captured_step_ends_the_recording_where_only_a_warning_is_wanted(
     with training.record(tmp_path / "run", on_error="warn"):
         training.backward()
         training.optimizer.step()
-        monkeypatch.setattr(capture, "is_capturing", lambda _device: True)
+        monkeypatch.setattr(hooks, "is_capturing", lambda _device: True)
         with pytest.warns(UserWarning, match=r"ended before step 1.*CUDA graph"):
             training.optimizer.step()
         training.optimizer.step()
@@ -358,7 +358,7 @@ class TestOnDevice:
             for tensor in tensors.values():
                 tensor.grad = torch.randn_like(tensor)
             optimizer.step()
-            spec = made._spec
+            spec = made._session.spec
         run = open_run(tmp_path / "run")
         column = table_columns(spec)["grad_sq"]
         found = run.stored.rows("tables", slice(0, 1))[0][:, column].reshape(-1)

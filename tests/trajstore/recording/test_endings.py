@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,6 +23,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.trajstore.recording.warm_process import WarmProcess
 from trajstore.recording.recorder import Recorder
 from trajstore.tracking.tracker import Tracker
 
@@ -50,20 +50,9 @@ def wait():
 """
 
 
-def start(path: Path, program: str, **options: Any) -> "subprocess.Popen[str]":
-    """Run a training in a process of its own, up to where it is ready."""
-    text = (
-        TRAINING.format(options=OPTIONS | options) + f"path = {str(path)!r}\n" + program
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", text],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+def text(path: Path, program: str) -> str:
+    """Return a whole program that records to a path."""
+    return TRAINING.format(options=OPTIONS) + f"path = {str(path)!r}\n" + program
 
 
 WITH = """
@@ -84,12 +73,11 @@ wait()
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
 )
 def test_a_signal_closes_the_recording(
-    program: str, number: int, code: int, tmp_path: Path
+    program: str, number: int, code: int, warm_process: WarmProcess, tmp_path: Path
 ):
-    process = start(tmp_path / "run.zarr", program)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == code
+    path = tmp_path / "run.zarr"
+    os.kill(warm_process.start(text(path, program), is_ready=True), number)
+    assert warm_process.finish().code == code
     run = open_run(tmp_path / "run.zarr")
     assert (run.n_steps, run.has_final) == (23, True)
     assert run.status in {"failed", "complete"}
@@ -127,16 +115,18 @@ def test_an_interruption_of_a_flush_writes_no_row_twice(
     np.testing.assert_array_equal(run.stored.epochs, np.arange(run.n_steps) // 10)
 
 
-def test_a_handler_of_the_users_is_left_alone(tmp_path: Path):
+def test_a_handler_of_the_users_is_left_alone(
+    warm_process: WarmProcess, tmp_path: Path
+):
     program = """
 signal.signal(signal.SIGTERM, lambda *_: print("mine", flush=True) or os._exit(3))
 with Recorder(path, model, optimizer, **options):
     wait()
 """
-    process = start(tmp_path / "run.zarr", program)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert (process.returncode, output) == (3, "mine\n")
+    process = warm_process.start(text(tmp_path / "run.zarr", program), is_ready=True)
+    os.kill(process, signal.SIGTERM)
+    code, output, _ = warm_process.finish()
+    assert (code, output) == (3, "ready\nmine\n")
 
 
 def test_the_default_of_sigterm_is_put_back(tmp_path: Path):
@@ -149,44 +139,45 @@ def test_the_default_of_sigterm_is_put_back(tmp_path: Path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_program_that_ends_closes_the_recording(tmp_path: Path):
+def test_a_program_that_ends_closes_the_recording(
+    warm_process: WarmProcess, tmp_path: Path
+):
     program = """
 recorder = Recorder(path, model, optimizer, **options)
 steps(23)
-print("ready", flush=True)
 """
-    process = start(tmp_path / "run.zarr", program)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
+    code, _, errors = warm_process.run(text(tmp_path / "run.zarr", program))
+    assert (code, errors) == (0, "")
     run = open_run(tmp_path / "run.zarr")
     assert (run.n_steps, run.status, run.has_final) == (23, "complete", True)
 
 
-def test_a_program_that_fails_says_so_in_the_store(tmp_path: Path):
+def test_a_program_that_fails_says_so_in_the_store(
+    warm_process: WarmProcess, tmp_path: Path
+):
     program = """
 recorder = Recorder(path, model, optimizer, **options)
 steps(23)
-print("ready", flush=True)
 raise ValueError("diverged")
 """
-    process = start(tmp_path / "run.zarr", program)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    code, _, errors = warm_process.run(text(tmp_path / "run.zarr", program))
+    assert code == 1
     assert "diverged" in errors
     assert (open_run(tmp_path / "run.zarr").status) == "failed"
 
 
-def test_the_holder_of_a_store_is_named(tmp_path: Path):
-    process = start(tmp_path / "run.zarr", LEFT_OPEN)
+def test_the_holder_of_a_store_is_named(warm_process: WarmProcess, tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    process = warm_process.start(text(path, LEFT_OPEN), is_ready=True)
     model = nn.Linear(30, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    message = rf"being written by host .*, pid {process.pid} since 20.*End that process"
+    message = rf"being written by host .*, pid {process} since 20.*End that process"
     with pytest.raises(StoreLockedError, match=message):
         Recorder(
             tmp_path / "run.zarr", model, optimizer, resume=True, step=0, **OPTIONS
         )
-    process.kill()
-    process.communicate()
+    os.kill(process, signal.SIGKILL)
+    warm_process.finish()
     # The system has released the lock with the process.
     Recorder(
         tmp_path / "run.zarr", model, optimizer, resume=True, step=0, **OPTIONS
@@ -267,7 +258,7 @@ def test_a_forked_process_cannot_write(training: Training, tmp_path: Path):
         assert in_a_fork(training.step) == "None"
         assert in_a_fork(recorder.close) == "None"
         assert in_a_fork(lambda: recorder.__exit__(None, None, None)) == "None"
-        assert in_a_fork(recorder._close_at_exit) == "None"
+        assert in_a_fork(lambda: recorder._close_if_live("complete")) == "None"
         assert (tmp_path / "run.zarr" / "zarr.json").read_bytes() == before
         training.step()
     assert open_run(tmp_path / "run.zarr").n_steps == 2

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn, optim
 
-from tests.trajstore.recording.test_loops import Seen, loss_of, net
+from tests.trajstore.recording.observed import Observed, loss_of, net
 from trajstore.reading.run import open_run
 from trajstore.recording.recorder import Recorder
 
@@ -44,7 +44,7 @@ FUSED = {
 def test_what_a_scaler_has_left_in_gradients_is_taken_out(
     unscaled: list[int], fused: tuple[bool, bool], tmp_path: Path
 ):
-    model, seen = net(), Seen()
+    model, seen = net(), Observed()
     optimizers = halves(model, fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with Recorder(tmp_path / "run", model, optimizers, exact=True):
@@ -117,7 +117,7 @@ def test_the_gradient_of_the_last_evaluation_of_a_closure_counts(tmp_path: Path)
             closure()
             return super().step(closure)
 
-    model, seen = net(), Seen()
+    model, seen = net(), Observed()
     optimizers = [
         Twice(model[0].parameters(), lr=0.05),  # type: ignore[index]
         optim.SGD(model[2].parameters(), lr=0.05),  # type: ignore[index]

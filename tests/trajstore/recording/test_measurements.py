@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from tests.trajstore.recording.regression import leave
 from trajstore import Recorder
 from trajstore.tracking.backends.choose import CHOICE
 
@@ -224,8 +225,7 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(
     }
     training.run(first, range(checkpoint, checkpoint + 3), every=1)
     first.flush()
-    first._background.close(first._writer.close)
-    first._is_open = False
+    leave(first)
 
     resumed = Training()
     resumed.model.load_state_dict(state["model"])
@@ -338,7 +338,7 @@ def test_attributes_come_back(tmp_path: Path):
 @pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}])
 def test_attributes_that_json_cannot_hold_are_refused(tmp_path: Path, value: Any):
     training = Training()
-    with pytest.raises(TypeError, match="`attrs` must be a mapping of what JSON"):
+    with pytest.raises(TypeError, match="`attrs` must be a mapping that JSON"):
         Recorder(
             tmp_path / "run", training.model, training.optimizer, attrs={"x": value}
         )

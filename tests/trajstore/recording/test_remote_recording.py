@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from tests.trajstore.recording.warm_process import WarmProcess
 from trajstore.recording.recorder import Recorder
 
 OPTIONS: dict[str, Any] = {
@@ -185,11 +184,13 @@ def test_of_two_rivals_for_an_old_lease_one_wins(
 
 
 def test_a_killed_writer_leaves_what_it_committed(
-    bucket: str, tmp_path: Path, request: pytest.FixtureRequest
+    bucket: str, warm_process: WarmProcess, request: pytest.FixtureRequest
 ):
     remote = f"{bucket}/{request.node.name}/run.zarr"
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS")}
     program = f"""
-import sys, time
+import os, sys, time
+os.environ |= {aws!r}
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from test_remote_recording import Training
 training = Training()
@@ -200,13 +201,10 @@ training.run(range(13, 16))
 print("ready", flush=True)
 time.sleep(60)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = warm_process.start(program, is_ready=True)
+    os.kill(process, signal.SIGKILL)
+    finished = warm_process.finish()
+    assert finished.output == "ready\n", finished.errors
     run = open_run(remote)
     assert run.n_steps >= 13
     assert list(problems(run, track=iter)) == []

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from tests.trajstore.recording.regression import leave
 from trajstore.recording.recorder import Recorder
 from trajstore.tracking.backends.choose import CHOICE
 
@@ -90,8 +91,7 @@ def record(
     # What comes after the checkpoint is lost to it.
     training.run(recorder, range(steps.stop, steps.stop + 5), each)
     recorder.flush()
-    recorder._background.close(recorder._writer.close)
-    recorder._is_open = False
+    leave(recorder)
 
 
 def contents(run: Run) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Models that ranks hold together, against the same training in one process."""
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +12,41 @@ from trajstore.reading.verify import problems
 
 pytest.importorskip("torch")
 
-SCRIPT = Path(__file__).with_name("sharded_training.py")
+from tests.trajstore.recording.warm_process import WarmProcess
+
 N_STEPS = 20
 
 
-def launch(
-    n_ranks: int, directory: Path, *kinds: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), str(directory), str(N_STEPS), *kinds]
-    if n_ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        command[1:1] = [*launcher, f"--nproc-per-node={n_ranks}"]
-    path = os.pathsep.join([str(SCRIPT.parents[3]), os.environ.get("PYTHONPATH", "")])
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.run(
-        command,
-        env=variables | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+@pytest.fixture(scope="module")
+def trained(
+    warm_process: WarmProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Directory of everything that `sharded_training` does, with the ranks' exit codes."""
+    directory = tmp_path_factory.mktemp("sharded")
+    finished = warm_process.run(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path; from sharded_training import main\n"
+        f"main(Path({str(directory)!r}), {N_STEPS})\n"
     )
+    assert finished.code == 0, finished.errors
+    return directory
+
+
+def errors(directory: Path) -> str:
+    return "".join(path.read_text() for path in directory.glob("errors-*"))
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+def stores(trained: Path) -> dict[tuple[str, int], Path]:
     """Stores by kind of division and number of ranks."""
-    found: dict[tuple[str, int], Path] = {}
-    for n_ranks, kinds in {
-        1: ["whole"],
-        2: ["ddp", "fsdp", "tensor", "pipeline"],
-        4: ["fsdp", "both"],
-    }.items():
-        directory = tmp_path_factory.mktemp(f"ranks-{n_ranks}")
-        done = launch(n_ranks, directory, *kinds)
-        assert done.returncode == 0, done.stderr
-        found |= {(kind, n_ranks): directory / f"{kind}.zarr" for kind in kinds}
-    return found
+    codes = json.loads((trained / "codes.json").read_text())
+    for name in ("one", "two", "four"):
+        assert not any(codes[name]), errors(trained / name)
+    names = {1: "one", 2: "two", 4: "four"}
+    found = {("whole", 1): trained / "one" / "whole.zarr"}
+    return found | {
+        (kind, n): trained / names[n] / f"{kind}.zarr" for kind, n in DIVIDED
+    }
 
 
 DIVIDED = [
@@ -131,23 +127,22 @@ def test_iterates_are_the_same(division: tuple[str, int], name: str, stores: Sto
         np.testing.assert_allclose(run[layer], values, rtol=1e-5, atol=1e-6)
 
 
-def test_a_rank_that_dies_leaves_a_sound_store(tmp_path: Path):
-    done = launch(2, tmp_path, "fsdp", DIE_AT="13 1")
-    assert done.returncode != 0
-    run = open_run(tmp_path / "fsdp.zarr")
+def test_a_rank_that_dies_leaves_a_sound_store(trained: Path):
+    codes = json.loads((trained / "codes.json").read_text())["dying"]
+    assert codes[1] == 9
+    assert codes[0] != 0
+    run = open_run(trained / "dying" / "dying.zarr")
     assert run.status in {"failed", "interrupted"}
     assert not run.has_final
     assert run.n_steps <= 13
     assert not list(problems(run))
 
 
-@pytest.mark.parametrize("step", [9, 12])
-def test_resumed_equals_uninterrupted(step: int, stores: Stores, tmp_path: Path):
-    """In the midst of a window, and where one begins."""
-    done = launch(2, tmp_path, "fsdp", INTERRUPT_AT=str(step))
-    assert done.returncode == 0, done.stderr
-    assert "have changed since the last optimizer step" not in done.stderr
-    expected, run = open_run(stores["fsdp", 2]), open_run(tmp_path / "fsdp.zarr")
+@pytest.mark.parametrize("step", [9, 12], ids=["within-a-window", "at-a-window"])
+def test_resumed_equals_uninterrupted(step: int, stores: Stores, trained: Path):
+    assert "have changed since the last optimizer step" not in errors(trained / "two")
+    path = trained / "two" / f"resumed-at-{step}.zarr"
+    expected, run = open_run(stores["fsdp", 2]), open_run(path)
     for name in ("signs", "scales", "tables", "references/codes", "probe_scales"):
         np.testing.assert_array_equal(
             run.stored.array(name)[:], expected.stored.array(name)[:]
@@ -162,8 +157,6 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, tmp_path: Path)
     )
 
 
-def test_options_that_divided_models_lack(tmp_path: Path):
-    done = launch(2, tmp_path, "fsdp", WITH_WHAT_IS_REFUSED="1")
-    assert done.returncode != 0
-    expected = "not recorded with exact=True and offload=True; leave that out"
-    assert expected in done.stderr
+def test_options_that_divided_models_lack(stores: Stores, trained: Path):
+    message = (trained / "two" / "refused.txt").read_text()
+    assert "not recorded with exact=True and offload=True; leave that out" in message

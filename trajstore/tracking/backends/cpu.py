@@ -1,8 +1,9 @@
 """Backend of compiled loops, for parameters in a CPU's memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -68,6 +69,7 @@ class _Folding:
     step_signs: Floats  # drawn in every step
     row_signs: Floats  # the part of them for the rows of the fold
     folds: Floats  # (part, 3, bucket)
+    block: int  # bits of the sketch that share a scale
 
 
 class CPUBackend:
@@ -100,6 +102,12 @@ class CPUBackend:
         self._sketch_columns = self._folding.probe_columns
         self._weights = np.ones(len(layout.names), np.float32)
         self._checks = np.zeros((0, 0), np.int64)
+        self._measure_before = _on_threads(
+            n_parts, kernels.measure_before, kernels.measure_before_in_parts
+        )
+        self._measure_update = _on_threads(
+            n_parts, kernels.measure_after, kernels.measure_after_in_parts
+        )
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of a window, and weights, float32 (layer,)."""
@@ -118,9 +126,7 @@ class CPUBackend:
         if folding.sketch is not None:
             kernels.draw_signs(self._spec.seed, STEP_SIGNS, number, folding.step_signs)
         sums = np.zeros((len(folding.folds), len(parameters), columns.n_before))
-        self._run(
-            kernels.measure_before,
-            kernels.measure_before_in_parts,
+        arguments = (
             gradients,
             parameters,
             *self._places,
@@ -137,22 +143,30 @@ class CPUBackend:
             self._weights,
             folding.folds,
         )
+        self._measure_before(self._bounds, *arguments)
         kernels.add_up(sums, columns.before, row["tables"].numpy())
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
                 row[name].numpy()[:] = vector
-        else:
-            self._write_sketch(folding.sketch, row)
+            return
+        probes = row["probes"].numpy()
+        kernels.probe(folding.folds, folding.filled, folding.probe_signs, probes)
+        kernels.sketch(
+            folding.folds,
+            folding.filled,
+            folding.step_signs[: folding.sketch.bits],
+            folding.block,
+            row["signs"].numpy(),
+            row["scales"].numpy(),
+        )
 
-    def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """Measure the update."""
+    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
+        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
         sums, self._checks = self._measure_after()
-        kernels.add_up(sums, self._columns.after, row["tables"].numpy())
-
-    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
-        kernels.add_column(row["tables"].numpy(), self._columns.grad_sq, total.numpy())
+        tables, columns = row["tables"].numpy(), self._columns
+        kernels.add_up(sums, columns.after, tables)
+        kernels.add_column(tables, columns.grad_sq, gradient_energy.numpy())
 
     def parameters_unchanged_since_step(self) -> bool:
         """Whether the parameters have the bits that `after_step` saw."""
@@ -201,9 +215,7 @@ class CPUBackend:
         n_parts = len(self._folding.folds)
         sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
-        self._run(
-            kernels.measure_after,
-            kernels.measure_after_in_parts,
+        arguments = (
             parameters,
             *self._places,
             self._rows,
@@ -211,6 +223,7 @@ class CPUBackend:
             self._columns.updates,
             checks,
         )
+        self._measure_update(self._bounds, *arguments)
         return sums, checks
 
     def _addresses(
@@ -243,33 +256,6 @@ class CPUBackend:
             torch.cuda.current_stream(device).synchronize()
         return np.array(addresses, np.int64), copies
 
-    def _run(self, alone: Any, in_parts: Any, *arguments: Any) -> None:
-        """Call the kernel of one part, or the one that runs all parts in threads."""
-        n_parts = len(self._bounds) - 1
-        if n_parts == 1:
-            alone(0, self._bounds, *arguments)
-            return
-        # Not every library that Numba takes its threads from can be entered twice.
-        with ONE_AT_A_TIME:
-            n_threads = numba.get_num_threads()
-            numba.set_num_threads(min(n_parts, n_threads))
-            try:
-                in_parts(self._bounds, arguments)
-            finally:
-                numba.set_num_threads(n_threads)
-
-    def _write_sketch(self, sketch: Sketch, row: Mapping[str, Tensor]) -> None:
-        folding, probes = self._folding, row["probes"].numpy()
-        kernels.probe(folding.folds, folding.filled, folding.probe_signs, probes)
-        kernels.sketch(
-            folding.folds,
-            folding.filled,
-            folding.step_signs[: sketch.bits],
-            sketch.bits // n_blocks(sketch.bits),
-            row["signs"].numpy(),
-            row["scales"].numpy(),
-        )
-
 
 def _columns(spec: RunSpec) -> _Columns:
     before, after, grad_sq = measured_columns(spec)
@@ -289,7 +275,7 @@ def _columns(spec: RunSpec) -> _Columns:
 def _no_folding(n_parts: int) -> _Folding:
     none = np.zeros(0, np.float32)
     folds = np.zeros((n_parts, 3, 0), np.float32)
-    return _Folding(None, 0, 0, none, none, none, none, none, folds)
+    return _Folding(None, 0, 0, none, none, none, none, none, folds, 0)
 
 
 def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
@@ -307,7 +293,26 @@ def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
         step_signs=signs,
         row_signs=signs[sketch.bits : n_signs],
         folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
+        block=sketch.bits // n_blocks(sketch.bits),
     )
+
+
+def _on_threads(n_threads: int, alone: Any, in_parts: Any) -> Callable[..., None]:
+    """Return a function that runs the kernel of one part, or of all parts in threads."""
+    if n_threads == 1:
+        return partial(alone, 0)
+
+    def run(bounds: Integers, *arguments: Any) -> None:
+        # Not every library that Numba takes its threads from can be entered twice.
+        with ONE_AT_A_TIME:
+            n_before = numba.get_num_threads()
+            numba.set_num_threads(min(n_threads, n_before))
+            try:
+                in_parts(bounds, arguments)
+            finally:
+                numba.set_num_threads(n_before)
+
+    return run
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

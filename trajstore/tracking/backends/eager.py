@@ -134,12 +134,9 @@ class EagerBackend:
         self._placement.all_reduce(tables, buckets, row["probes"])
         self._sketch.encode(signs=row["signs"], scales=row["scales"])
 
-    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
-        total += row["tables"][:, self._columns.grad_sq]
-
-    def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """Measure the update."""
+    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
+        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
+        gradient_energy += row["tables"][:, self._columns.grad_sq]
         turn = self._turns[self._row_of_gradient]
         with quiet(self._rows.device):
             self._subtract_displacement(turn.update, turn.update_views)

@@ -52,11 +52,8 @@ class StepBackend(Protocol):
         sketch and the probes, or the vectors themselves. Reads the displacement.
         """
 
-    def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """Measure the update: fill the columns of `columns.columns_after`."""
-
-    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
+    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
+        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
 
     def parameters_unchanged_since_step(self) -> bool:
         """Whether the parameters have the bits that `after_step` saw."""

@@ -226,12 +226,9 @@ class TritonBackend:
             **ONE_WARP,
         )
 
-    def add_gradient_energy(self, row: Mapping[str, Tensor], total: Tensor) -> None:
-        """Add |g|^2 of a measured row to a total, float64 (layer,)."""
-        total += row["tables"][:, self._columns.grad_sq]
-
-    def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """Measure the update."""
+    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
+        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
+        gradient_energy += row["tables"][:, self._columns.grad_sq]
         with quiet(self._device), _on(self._device):
             self._measure_after(self._checks[0])
             self._tables.after.write(row["tables"][:, self._columns.after.place])

@@ -1,0 +1,87 @@
+"""Options of a recorder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trajstore.reading.run import open_run
+
+torch = pytest.importorskip("torch")
+
+
+from tests.trajstore.recording.regression import SMALL, count_hooks, record, regression
+from trajstore.recording.recorder import Recorder
+
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    ("sketch_bits", 1000, r"sketch_bits: expected a power of two .*, got 1000"),
+    ("sketch_bits", 4, r"sketch_bits: expected a power of two from 8 .*, got 4"),
+    ("sketch_bits", 64.0, r"sketch_bits: expected a power of two .*, got 64.0"),
+    ("probes", 100, r"probes: expected a power of two .*, got 100"),
+    ("basis", -1, r"basis: expected an integer of at least 0, got -1"),
+    ("basis", 2.5, r"basis: expected an integer of at least 0, got 2.5"),
+    ("seed", -1, r"seed: expected an integer from 0 .*, got -1"),
+    ("seed", 1 << 64, r"seed: expected an integer from 0 .*, got 18446744073709551616"),
+    ("exact", 1, r"exact: expected true or false, got 1"),
+    ("steps_per_epoch", 0, r"steps_per_epoch: expected an integer of at least 1"),
+    ("reference_every", 0, r"reference_every: expected an integer of at least 1"),
+    ("total_steps", -3, r"total_steps: expected an integer of at least 1.*got -3"),
+    ("flush_rows", 0, r"`flush_rows` must be at least 1 and .*, got 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    OUT_OF_RANGE,
+    ids=[f"{option}={value}" for option, value, _ in OUT_OF_RANGE],
+)
+def test_options_out_of_range(option: str, value: Any, message: str, tmp_path: Path):
+    training = regression()
+    with pytest.raises(ValueError, match=message):
+        Recorder(
+            tmp_path / "run",
+            training.model,
+            training.optimizer,
+            **{option: value},
+        )
+    assert not (tmp_path / "run").exists()
+    assert count_hooks(training.optimizer) == 0
+
+
+def test_all_options_out_of_range_are_listed(tmp_path: Path):
+    training = regression()
+    with pytest.raises(ValueError, match=r"(?s)seed: .*basis: "):
+        Recorder(
+            tmp_path / "run", training.model, training.optimizer, seed=-1, basis=-1
+        )
+
+
+def test_numbers_of_steps_may_be_numpy_integers(tmp_path: Path):
+    record(tmp_path / "run", regression(), 2, steps_per_epoch=np.int64(2), **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_an_existing_path_is_never_overwritten(kind: str, tmp_path: Path):
+    path = tmp_path / "run"
+    path.mkdir() if kind == "directory" else path.write_text("precious")
+    training = regression()
+    with pytest.raises(FileExistsError, match=r"run exists already.* choose a new"):
+        Recorder(path, training.model, training.optimizer, **SMALL)
+    assert count_hooks(training.optimizer) == 0
+    assert path.is_dir() or path.read_text() == "precious"
+
+
+def test_directories_above_the_store_are_made(tmp_path: Path):
+    path = tmp_path / "some" / "where" / "run"
+    training = regression()
+    Recorder(str(path), training.model, training.optimizer, **SMALL).close()
+    assert open_run(path).status == "complete"
+
+
+@pytest.mark.parametrize("name", ["steps_per_epoch", "total_steps", "step"])
+def test_numbers_of_steps_are_integers(name: str, tmp_path: Path):
+    training = regression()
+    options: dict[str, Any] = {name: 28.0}
+    with pytest.raises(TypeError, match=f"`{name}` must be an integer, got 28.0"):
+        Recorder(tmp_path / "run", training.model, training.optimizer, **options)

@@ -1,0 +1,107 @@
+"""Run programs in forks of a process that has imported torch and the recorder already.
+
+To import them takes seconds. A fork behaves like a new interpreter: it takes signals, and
+ends the way the program ends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Finished(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    """Exit code, negative for a signal."""
+    output: str
+    errors: str
+
+
+class WarmProcess:
+    """Starts programs, one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def start(self, program: str, *, is_ready: bool = False) -> int:
+        """Start a program; return its process number, once it has printed if it `is_ready`."""
+        for name in ("output", "errors"):
+            (self._directory / name).write_bytes(b"")
+        request = {"program": program, "directory": str(self._directory)}
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        process = int(self._answer())
+        output = self._directory / "output"
+        for _ in range(6000 if is_ready else 0):
+            if output.stat().st_size or (self._directory / "errors").stat().st_size:
+                break
+            time.sleep(0.01)
+        return process
+
+    def finish(self) -> Finished:
+        """Wait for the program's end."""
+        code = os.waitstatus_to_exitcode(int(self._answer()))
+        output, errors = (
+            (self._directory / name).read_text() for name in ("output", "errors")
+        )
+        return Finished(code, output, errors)
+
+    def run(self, program: str) -> Finished:
+        """Run a program to its end."""
+        self.start(program)
+        return self.finish()
+
+    def close(self) -> None:
+        """End the process that programs are forked from."""
+        self._server.communicate()
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline()
+
+
+def serve() -> str:
+    """Fork for every request and tell how the fork ends; return the program in the fork."""
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            redirect(Path(request["directory"]))
+            program: str = request["program"]
+            return program
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+    sys.exit()
+
+
+def redirect(directory: Path) -> None:
+    """Take standard input from nowhere, and write standard output and errors to files."""
+    files = {0: Path("/dev/null"), 1: directory / "output", 2: directory / "errors"}
+    for descriptor, path in files.items():
+        file = os.open(path, os.O_RDWR)
+        os.dup2(file, descriptor)
+        os.close(file)
+
+
+if __name__ == "__main__":
+    import torch
+
+    import trajstore.recording.recorder  # noqa: F401
+
+    # The first optimizer imports torch's compiler.
+    torch.optim.SGD([torch.zeros(1)])
+    torch.set_num_threads(1)
+    exec(serve(), {"__name__": "__main__"})

@@ -1,0 +1,158 @@
+"""Options of a recorder, checked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from operator import index
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypedDict
+
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import RunSpec
+from trajstore.format.windows import Windows
+from trajstore.store.location import is_remote
+
+OnError = Literal["raise", "warn"]
+
+INTEGERS: Final = ("steps_per_epoch", "total_steps", "reference_every", "step")
+"""Options that may be NumPy integers, and become ordinary ones."""
+
+
+class RecorderKeywords(TypedDict, total=False):
+    """Keyword arguments of `trajstore.Recorder`, for functions that pass them on."""
+
+    steps_per_epoch: int | None
+    total_steps: int | None
+    reference_every: int | None
+    sketch_bits: int
+    basis: int
+    probes: int
+    exact: bool
+    seed: int
+    flush_rows: int
+    flush_seconds: float
+    resume: Mapping[str, Any] | bool
+    step: int | None
+    on_error: OnError
+    journal: bool
+    fsync: bool
+    attrs: Mapping[str, Any]
+    updates: bool
+    group: Any
+    samples: int
+    offload: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecorderOptions:
+    """Options of `trajstore.Recorder`; its signature holds their defaults."""
+
+    steps_per_epoch: int | None
+    total_steps: int | None
+    reference_every: int | None
+    sketch_bits: int
+    basis: int
+    probes: int
+    exact: bool
+    seed: int
+    flush_rows: int
+    flush_seconds: float
+    resume: Mapping[str, Any] | bool
+    step: int | None
+    on_error: OnError
+    journal: bool
+    fsync: bool
+    attrs: Mapping[str, Any]
+    updates: bool
+    group: Any
+    samples: int
+    offload: bool
+
+    @classmethod
+    def pick(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the options among the arguments of a function, which may have others."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    def __post_init__(self) -> None:
+        for name in INTEGERS:
+            object.__setattr__(self, name, _as_int(name, getattr(self, name)))
+        object.__setattr__(self, "samples", index(self.samples))
+        object.__setattr__(self, "attrs", _as_json(self.attrs))
+        if self.flush_rows < 1 or self.flush_seconds <= 0:
+            raise ValueError(
+                "`flush_rows` must be at least 1 and `flush_seconds` positive, got "
+                f"{self.flush_rows} and {self.flush_seconds}."
+            )
+        if self.on_error not in {"raise", "warn"}:
+            raise ValueError(
+                f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
+            )
+
+    def run_spec(self, layout: Layout) -> RunSpec:
+        """Return the description of a run with these options; check what it contains."""
+        spec = RunSpec.from_json(
+            {
+                "names": layout.names,
+                "shapes": layout.shapes,
+                "seed": self.seed,
+                "sketch_bits": self.sketch_bits,
+                "basis": self.basis,
+                "probes": self.probes,
+                "steps_per_epoch": self.steps_per_epoch,
+                "reference_every": self.reference_every,
+                "total_steps": self.total_steps,
+                "exact": self.exact,
+                "samples": self.samples,
+            }
+        )
+        if layout.size == 0:
+            raise ValueError("The model's parameters have no elements to record.")
+        return spec
+
+    def windows(self) -> Windows:
+        """Return the schedule of windows."""
+        return Windows(
+            steps_per_epoch=self.steps_per_epoch,
+            reference_every=self.reference_every,
+            total_steps=self.total_steps,
+        )
+
+    def check_path(self, path: str | Path) -> None:
+        """Raise an error if a store at `path` cannot have a journal."""
+        if self.journal and is_remote(str(path)):
+            raise ValueError(
+                f"A journal is a local file, and {path} is not. Record to a directory, "
+                "or set flush_rows=1."
+            )
+
+    def check_sharded(self) -> None:
+        """Raise an error for options that sharded parameters do not support."""
+        unsupported = {
+            "exact=True": self.exact,
+            "on_error='warn'": self.on_error == "warn",
+            "offload=True": self.offload,
+        }
+        if given := [name for name, is_given in unsupported.items() if is_given]:
+            raise NotImplementedError(
+                f"Parameters that are divided among ranks are not recorded with "
+                f"{' and '.join(given)}; leave that out."
+            )
+
+
+def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as the store will return them."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(attrs), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`attrs` must be a mapping that JSON can hold: {error}. Give strings, "
+            "finite numbers, booleans, None, lists and mappings."
+        ) from error
+    return copied
+
+
+def _as_int(name: str, number: Any) -> int | None:
+    try:
+        return None if number is None else index(number)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be an integer, got {number!r}.") from error

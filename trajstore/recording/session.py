@@ -1,0 +1,259 @@
+"""Open, resume and close what one recording holds: store, thread, queue and tracker."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from trajstore.recording.background import Background
+from trajstore.recording.host_copies import HostCopies
+from trajstore.recording.logged import Scalar, to_floats
+from trajstore.recording.options import RecorderOptions
+from trajstore.recording.parameters import (
+    ParameterWatch,
+    as_optimizers,
+    group_names,
+    trained_parameters,
+)
+from trajstore.recording.resume import (
+    Position,
+    Resumption,
+    check_groups,
+    check_state,
+    first_step,
+    make_state,
+    restore,
+    rewind,
+)
+from trajstore.recording.write_queue import WriteQueue
+from trajstore.store.journal import Journal, replay
+from trajstore.store.location import is_remote
+from trajstore.store.writer import Writer
+from trajstore.tracking.backends.threads import leave_threads_to_training
+from trajstore.tracking.placement import is_divided, place
+from trajstore.tracking.tracker import Tracker
+
+N_WAITING: Final = 2
+"""Batches of rows and anchors that may wait for the disk."""
+
+
+class Session:
+    """Everything that one recording holds, from opening the store to closing it.
+
+    Of the ranks that share sharded parameters the first has a writer and a write queue;
+    both are None on the others, which measure their part.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: nn.Module | Mapping[str, Tensor],
+        optimizer: Optimizer | Sequence[Optimizer],
+        options: RecorderOptions,
+    ) -> None:
+        options.check_path(path)
+        # The state to resume holds a vector, which is not needed for long.
+        self.options = replace(options, resume=bool(options.resume))
+        self.optimizers = as_optimizers(optimizer)
+        parameters = trained_parameters(model, self.optimizers)
+        group = options.group
+        if group is None and any(is_divided(p) for p in parameters.values()):
+            group = dist.group.WORLD
+        if group is not None:
+            options.check_sharded()
+        tensors, self._placement = place(parameters, group)
+        layout = self._placement.layout
+        self.spec = options.run_spec(layout)
+        self.groups = group_names(parameters, self.optimizers)
+        self.watch = ParameterWatch(parameters, self.optimizers)
+        self.device = next(t.device for t in tensors if t is not None)
+        measures_on = torch.device("cpu") if options.offload else self.device
+        state = self._checked_state(options.resume)
+        begins = self._placement.is_first and first_step(
+            options.resume, options.step, state
+        )
+        step: int = self._placement.broadcast(begins)
+        self.tracker = Tracker(tensors, layout, self.spec, self._placement, measures_on)
+        self.copies = HostCopies(self.device)
+        self.writer: Writer | None = None
+        self.queue: WriteQueue | None = None
+        # The writer lives in its thread: there it meets no event loop, as in a notebook.
+        self.background = Background(N_WAITING)
+        leave_threads_to_training(self.background.call)
+        try:
+            found = self._open_together(path, step, state)
+            self.start, self.doubt = self._start_from(found)
+        except BaseException:
+            self.background.close()
+            raise
+        self._snapshots = set(self.start.snapshots)
+
+    def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
+        if not isinstance(resume, Mapping) or not self._placement.is_first:
+            return None
+        state = check_state(resume)
+        check_groups(state, self.groups)
+        return state
+
+    def _open_together(
+        self, path: str | Path, step: int, state: dict[str, Any] | None
+    ) -> Resumption:
+        """Open the store on the first rank; raise an error on all ranks if that fails."""
+        found, error = Resumption(Position()), None
+
+        def opening() -> Resumption:
+            return self._open(path, step, state)
+
+        try:
+            if self._placement.is_first:
+                found = self.background.call(self.copies.as_here(opening))
+        except BaseException as raised:  # noqa: BLE001 - is raised again below
+            error = raised
+        if not self._placement.all_agree(here=error is None):
+            raise error or RuntimeError(
+                "The first rank could not open the store, and says why; nothing is "
+                "recorded."
+            )
+        return found
+
+    def _start_from(self, found: Resumption) -> tuple[Resumption, str | None]:
+        """Bring the tracker to the start; return it without vectors, and a warning."""
+        known = self._placement.broadcast(found.without_vectors())
+        doubt = restore(self.tracker, found if self._placement.is_first else known)
+        return known._replace(restoration=None, previous_gradient=None), doubt
+
+    def _open(
+        self, path: str | Path, step: int, state: dict[str, Any] | None
+    ) -> Resumption:
+        """Open the store, and read where the recording starts; in the writer's thread."""
+        options = self.options
+        created = state["created"] if state is not None and step > 0 else None
+        self.writer = writer = Writer(
+            path,
+            self.spec,
+            resume=bool(options.resume),
+            created=created,
+            fsync=options.fsync,
+            attrs=options.attrs,
+        )
+        try:
+            found = self._find_start(writer, step, state)
+            writer.commit()
+            self.queue = WriteQueue(
+                writer,
+                self.background,
+                self.spec,
+                self.tracker.allocate,
+                first=step,
+                flush_rows=options.flush_rows,
+                flush_seconds=options.flush_seconds,
+                journal=Journal(Path(writer.location)) if options.journal else None,
+                copies=self.copies,
+            )
+        except BaseException:
+            writer.close()
+            raise
+        return found
+
+    def _find_start(
+        self, writer: Writer, step: int, state: Mapping[str, Any] | None
+    ) -> Resumption:
+        """Find where the recording starts in a store that has been opened."""
+        found = Resumption(Position())
+        if self.options.resume:
+            self._recover(writer)
+            windows = self.options.windows()
+            found = rewind(
+                writer, spec=self.spec, windows=windows, step=step, state=state
+            )
+        # A snapshot that was taken at the checkpoint may be taken again.
+        taken = writer.snapshots
+        return found._replace(
+            snapshots=frozenset(name for name in taken if taken[name] < step),
+            n_measured={name: t.n_rows for name, t in writer.measurements.items()},
+        )
+
+    def _recover(self, writer: Writer) -> None:
+        """Commit the rows that a journal holds beyond the store, and delete it."""
+        if not is_remote(writer.location):
+            directory = Path(writer.location)
+            if replay(writer, directory, self.spec, self.tracker.size):
+                writer.commit()
+            Journal(directory).remove()
+
+    def flush(self) -> None:
+        """Return when every row so far is committed."""
+        if self.queue is not None:
+            self.queue.flush()
+
+    def check_snapshot(self, name: str) -> None:
+        """Raise an error if a snapshot cannot have a name."""
+        if not name or name == "final" or name in self._snapshots:
+            raise ValueError(
+                f"A snapshot cannot be called {name!r}: names are not empty, not 'final' "
+                f"and not used twice. Used so far: {sorted(self._snapshots)}."
+            )
+
+    def snapshot(self, name: str, step: int) -> None:
+        """Write the parameters to the store, and return when they are committed."""
+        self._snapshots.add(name)
+        read = self._parameters_reader()
+        self.copies.mark()
+        if (writer := self.writer) is None:
+            return
+
+        def write() -> None:
+            with self.copies.after_mark():
+                writer.write_snapshot(name, step, read)
+                writer.commit()
+
+        self.background.submit(write)
+        # The thread reads the parameters themselves, which must not change meanwhile.
+        self.background.wait()
+
+    def state(self, position: Position) -> dict[str, Any]:
+        """Return the recording's part of a checkpoint; empty but on the first rank."""
+        # All ranks take part in gathering it.
+        previous_gradient = self.tracker.previous_gradient
+        if self.writer is None:
+            return {}
+        return make_state(position, self.writer, previous_gradient, self.groups)
+
+    def close(
+        self, status: str, amendment: Mapping[str, Scalar], *, with_final: bool
+    ) -> None:
+        """Write what is left, scalars for the last row and the final iterate; close."""
+        # After a failure other ranks may not come to gather the parameters.
+        is_known = status == "complete" or self._placement.group is None
+        read = self._parameters_reader() if is_known else None
+        self.copies.mark()
+        writer, queue = self.writer, self.queue
+        if writer is None or queue is None:
+            self.background.close()
+            return
+
+        def write() -> None:
+            with self.copies.after_mark():
+                if amendment:
+                    writer.steps.amend_last(to_floats(amendment))
+                writer.write_final(read, status=status)
+                # The commit reads the iterate.
+                writer.commit()
+            queue.forget_journal()
+
+        try:
+            queue.flush()
+            if with_final:
+                self.background.submit(write)
+        finally:
+            self.background.close(writer.close)
+
+    def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
+        read = self.tracker.gathered_parameters()
+        return lambda elements: self.copies.fetch([read(elements)])[0]
