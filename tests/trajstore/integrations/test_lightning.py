@@ -155,7 +155,7 @@ def save_every(n_steps: int, folder: Path) -> Any:
 def fit_with_checkpoints(
     path: Path, data: Any, *, every: int, resume: bool = False, **options: Any
 ) -> Any:
-    """Train under observation, from the first checkpoint or anew."""
+    """Train under observation, from the first checkpoint or from the start."""
     folder, module = path.with_suffix(".checkpoints"), Module()
     make_trainer(
         TrajectoryCallback(path, **SMALL),
@@ -188,7 +188,7 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
         check_same_recording(tmp_path / "whole", path)
 
 
-def test_training_goes_on_after_its_end(tmp_path: Path):
+def test_training_continues_after_its_end(tmp_path: Path):
     """A checkpoint that is saved when all is over holds the state, too."""
     trainer = make_trainer(TrajectoryCallback(tmp_path / "run", **SMALL), max_epochs=1)
     trainer.fit(Module(), make_loader())
@@ -354,7 +354,9 @@ def test_steps_of_several_optimizers_are_not_guessed(tmp_path: Path):
     trainer.fit(Pair(), make_loader())
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     callback = TrajectoryCallback(tmp_path / "run", optimizer=0)
-    with pytest.raises(ValueError, match=r"2 optimizers .*`global_step` = 22 does not say"):
+    with pytest.raises(
+        ValueError, match=r"2 optimizers .*`global_step` = 22 does not say"
+    ):
         make_trainer(callback).fit(
             Pair(), make_loader(), ckpt_path=tmp_path / "plain.ckpt"
         )
