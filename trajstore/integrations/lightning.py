@@ -10,7 +10,7 @@ class TrajectoryCallback(LightningHooks, Callback):
 
     Row k is the k-th optimizer step. Under automatic optimization its ``loss`` is the loss
     that `training_step` returned, averaged over accumulated batches; with several processes,
-    that of the first. Gradients are recorded as the optimizer finds them: accumulated,
+    the first one's. Gradients are recorded as the optimizer finds them: accumulated,
     unscaled and clipped.
 
     Recording begins and ends with training. The store's status is complete, or failed if an

@@ -29,7 +29,7 @@ class TrajectoryCallback(TrainerCallback):
 
     Row k is the k-th optimizer step. Its ``loss`` is the one in the model's outputs, over all
     batches that were accumulated for the step, with the trainer's weights; with several
-    processes, that of the first. Gradients are recorded as the optimizer finds them:
+    processes, the first one's. Gradients are recorded as the optimizer finds them:
     accumulated, unscaled and clipped.
 
     Recording begins and ends with training. Trainers do not tell callbacks of exceptions: use

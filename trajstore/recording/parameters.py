@@ -44,7 +44,7 @@ def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
     """Return the model's parameters that optimizers hold, in the model's order."""
-    # Names are those of the model inside torch.compile, DistributedDataParallel and
+    # Names come from the model inside torch.compile, DistributedDataParallel and
     # activation checkpoints.
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise NotImplementedError(

@@ -127,7 +127,7 @@ def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
 
 
 def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
-    """List how the groups of an optimizer differ from those of a checkpoint."""
+    """List how the groups of an optimizer differ from a checkpoint's."""
     problems = []
     if len(before) != len(now):
         problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")

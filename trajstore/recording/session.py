@@ -228,7 +228,7 @@ class Session:
     def close(
         self, status: str, amendment: Mapping[str, Scalar], *, with_final: bool
     ) -> None:
-        """Write what is left, scalars for the last row and the final iterate; close."""
+        """Write remaining rows, scalars for the last row and the final iterate; close."""
         # After a failure other ranks may not come to gather the parameters.
         is_known = status == "complete" or self._placement.group is None
         read = self._parameters_reader() if is_known else None

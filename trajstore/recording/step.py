@@ -218,7 +218,7 @@ class StepRecorder:
         if position.step == position.next_window:
             self._start_window()
         if self._row is not None:
-            # What was measured for this row before was not stepped with.
+            # The gradient measured for this row before was not stepped with.
             self._session.tracker.forget_previous_gradient()
         self._row = row = self._own_row if queue is None else queue.row()
         self._session.tracker.before_step(position.step, row, scaling)

@@ -107,7 +107,7 @@ class WriteQueue:
         buffer = self._buffer
         free = buffer.rows[len(buffer.entries)]
         if row is not free:
-            # A flush has exchanged the buffers since the row was begun.
+            # A flush has exchanged the buffers since the row began.
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
@@ -152,7 +152,7 @@ class WriteQueue:
         self._background.wait()
 
     def submit(self) -> None:
-        """Give what is new to the writer's thread, and continue with the other buffer."""
+        """Give new rows to the writer's thread, and continue with the other buffer."""
         # An interruption at any point, as by Ctrl-C, may have this called again: the writer
         # knows which rows and windows it has written.
         self._last_flush = time.monotonic()

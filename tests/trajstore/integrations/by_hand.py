@@ -115,7 +115,7 @@ def iterates(run: Run) -> npt.NDArray[np.float32]:
 
 
 def check_rows(path: Path, steps: Sequence[Step], *, steps_per_epoch: int) -> Run:
-    """Compare an exact recording with what was seen by hand."""
+    """Compare an exact recording with gradients and iterates kept by hand."""
     run = open_run(path)
     assert (run.n_steps, run.status) == (len(steps), "complete")
     close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}

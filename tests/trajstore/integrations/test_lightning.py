@@ -155,7 +155,7 @@ def save_every(n_steps: int, folder: Path) -> Any:
 def fit_with_checkpoints(
     path: Path, data: Any, *, every: int, resume: bool = False, **options: Any
 ) -> Any:
-    """Train under observation, from the first checkpoint or anew."""
+    """Train under observation, from the first checkpoint or from the start."""
     folder, module = path.with_suffix(".checkpoints"), Module()
     make_trainer(
         TrajectoryCallback(path, **SMALL),
@@ -188,7 +188,7 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
         check_same_recording(tmp_path / "whole", path)
 
 
-def test_training_goes_on_after_its_end(tmp_path: Path):
+def test_training_continues_after_its_end(tmp_path: Path):
     """A checkpoint that is saved when all is over holds the state, too."""
     trainer = make_trainer(TrajectoryCallback(tmp_path / "run", **SMALL), max_epochs=1)
     trainer.fit(Module(), make_loader())

@@ -1,5 +1,6 @@
 """Recording by a callback of transformers' trainer, against plain loops."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,14 @@ from tests.trajstore.integrations.by_hand import (
 )
 from trajstore.integrations.transformers import STATE_FILE, TrajectoryCallback
 from trajstore.reading.run import open_run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_are_kept_out_of_garbage_collection() -> Iterator[None]:
+    """The trainer collects garbage after every training, for 0.4 s among all modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Regression(nn.Module):
@@ -270,7 +279,7 @@ def test_an_exception_leaves_a_failed_store(tmp_path: Path):
     assert not model._forward_hooks
 
 
-def test_what_an_exception_has_left_is_closed_by_the_next_training(tmp_path: Path):
+def test_a_recording_left_open_by_an_exception_is_closed_by_the_next(tmp_path: Path):
     callback = TrajectoryCallback(tmp_path / "run", **SMALL)
     trainer = make_trainer(tmp_path, Regression(), callback, Failing())
     with pytest.raises(ZeroDivisionError, match=r"No more\."):

@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
 def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
-    The checkpoint and the acknowledgements lie beside the store.
+    The checkpoint and the acknowledgements lie next to the store.
     """
     torch.set_num_threads(1)
     torch.manual_seed(2)

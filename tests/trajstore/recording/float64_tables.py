@@ -44,7 +44,7 @@ def by_layer(run: Run, a: Array, b: Array) -> Array:
 
 
 def columns_of(products: list[Array], names: Sequence[str]) -> Array:
-    """Lay products by layer beside each other; there may be none."""
+    """Return products as columns, (layer, product); there may be none."""
     return np.array(products).reshape(len(products), len(names)).T
 
 

@@ -1,4 +1,4 @@
-"""Kill recordings at random moments: what was acknowledged is there, and right."""
+"""Kill recordings at random moments: acknowledged steps are kept, and right."""
 
 import os
 import random
@@ -23,7 +23,7 @@ from tests.trajstore.recording.warm_process import WarmProcess
 
 Array = npt.NDArray[Any]
 
-IN_CI, IN_THE_LONG_RUN = 30, 200
+IN_CI, IN_THE_LONG_RUN = 20, 200
 
 
 def program(path: Path, **options: Any) -> str:
@@ -75,11 +75,11 @@ def contents(path: Path) -> dict[str, Array]:
 
 
 def acknowledged(path: Path) -> int:
-    """Return how many steps the store must hold by what was written to the log."""
+    """Return how many steps the store must hold according to the log."""
     log = path.with_suffix(".log")
     kept = 0
     for line in log.read_text().splitlines() if log.exists() else ():
-        # Whoever goes on from a checkpoint forgets what came after it.
+        # A run that resumes from a checkpoint drops later steps.
         kept = int(line.split()[1])
     return kept
 
@@ -119,7 +119,7 @@ def kill_again_and_again(
         runs += 1
         while code != 0:
             child = warm_process.start(program(path, journal=journal))
-            # After a few kills a training may come to its end.
+            # After a few kills a run may finish.
             if kills < runs * 6:
                 time.sleep(rng.uniform(0, seconds))
                 with suppress(ProcessLookupError):

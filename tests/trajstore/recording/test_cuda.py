@@ -124,7 +124,7 @@ def test_a_captured_call_is_refused(
     assert open_run(tmp_path / "run").n_steps == 1
 
 
-def test_a_captured_step_ends_the_recording_where_only_a_warning_is_wanted(
+def test_a_captured_step_ends_the_recording_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     training = Training("cpu")

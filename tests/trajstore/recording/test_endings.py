@@ -1,4 +1,4 @@
-"""However a recording ends or fails, what was recorded is kept."""
+"""However a recording ends or fails, its rows are kept."""
 
 import errno
 import os
@@ -327,14 +327,14 @@ def test_a_full_disk_stops_the_training(
 
 
 @DISKS
-def test_training_goes_on_where_only_a_warning_is_wanted(
+def test_training_continues_after_a_warning(
     disk: str, training: Training, request: pytest.FixtureRequest
 ):
     path = request.getfixturevalue(disk) / "run.zarr"
     with training.record(path, on_error="warn", **LARGE) as recorder:
         with pytest.warns(UserWarning, match=r"ended before.*No space left"):
             train(training, 300)
-        # Nothing that a training loop calls raises an error from now on.
+        # From now on no call of a training loop raises an error.
         recorder.log(loss=1.0)
         recorder.flush()
         recorder.snapshot("late")
@@ -359,16 +359,16 @@ def test_errors_of_measuring_are_no_end_of_training_either(
     assert (run.n_steps, run.status, run.has_final) == (1, "interrupted", False)
 
 
-@pytest.mark.parametrize("anew", [False, True], ids=["gone", "replaced"])
-def test_a_store_deleted_under_the_writer_is_not_made_anew(
-    anew: bool, training: Training, tmp_path: Path
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "replaced"])
+def test_a_store_deleted_during_recording_is_not_recreated(
+    is_replaced: bool, training: Training, tmp_path: Path
 ):
     path = tmp_path / "run.zarr"
     recorder = training.record(path)
     training.step()
     recorder.flush()
     shutil.rmtree(path)
-    if anew:
+    if is_replaced:
         Training().record(path).close()
         before = (path / "zarr.json").read_bytes()
     training.step()
@@ -376,7 +376,7 @@ def test_a_store_deleted_under_the_writer_is_not_made_anew(
         recorder.flush()
     with suppress(RuntimeError):
         recorder.close()
-    if anew:
+    if is_replaced:
         assert (path / "zarr.json").read_bytes() == before
     else:
         assert not (path / "zarr.json").exists()

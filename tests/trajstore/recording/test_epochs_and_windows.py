@@ -31,7 +31,7 @@ def test_without_steps_per_epoch_there_is_one_epoch(tmp_path: Path):
     assert run.steps.iteration.values.tolist() == [0, 1, 2, 3]
 
 
-def test_epochs_are_begun_by_hand(tmp_path: Path):
+def test_start_epoch_begins_epochs(tmp_path: Path):
     training = regression()
     with Recorder(
         tmp_path / "run", training.model, training.optimizer, **SMALL
@@ -49,7 +49,7 @@ def test_epochs_are_begun_by_hand(tmp_path: Path):
     assert_tables_match(run, trace)
 
 
-def test_epochs_are_begun_by_the_count_or_by_hand(tmp_path: Path):
+def test_epochs_begin_by_count_or_by_hand(tmp_path: Path):
     training = regression()
     with (
         Recorder(

@@ -23,7 +23,7 @@ from tests.trajstore.recording.regression import leave
 from trajstore.recording.recorder import Recorder
 from trajstore.tracking.backends.choose import CHOICE
 
-SPE, N_STEPS = 6, 48
+SPE, N_STEPS = 6, 36
 SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
 
 
@@ -134,20 +134,18 @@ def assert_same_analysis(found: Run, expected: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "interruptions"),
     [
-        ({}, [7]),
-        ({}, [0]),
-        ({}, [1, 2, 3, 20, 21, 47]),
+        ({}, [0, 1, 2, 3, 7, 20, 35]),
         ({"basis": 5}, [29]),
         ({"basis": 1}, [SPE * 3]),
         ({"basis": 0}, [7, SPE * 3]),
         ({"basis": 0, "exact": True}, [20]),
         ({"reference_every": 4, "total_steps": N_STEPS}, [SPE * 3 + 1, N_STEPS - 1]),
-        ({"reference_every": 1}, [31, 32, 33, 34]),  # around a keyframe
+        ({"reference_every": 1}, [32, 33, 34]),  # around a keyframe
         ({"exact": True, "flush_rows": 7}, [20]),
     ],
     ids=str,
 )
-def test_a_resumed_recording_equals_one_that_went_on(
+def test_a_resumed_recording_equals_an_uninterrupted_one(
     device: str,
     options: dict[str, Any],
     interruptions: list[int],
@@ -207,14 +205,14 @@ def test_a_gradient_that_was_not_stepped_with_is_no_previous_one(tmp_path: Path)
     assert_same_bits(open_run(tmp_path / "run"), open_run(tmp_path / "whole"))
 
 
-def test_epochs_begun_by_hand_are_resumed(tmp_path: Path):
+def test_epochs_started_by_hand_are_resumed(tmp_path: Path):
     def begin(step: int, recorder: Recorder) -> None:
         if step in {9, 20, 31}:
             recorder.start_epoch()
 
     options: dict[str, Any] = {"steps_per_epoch": None, "reference_every": 8}
     record(tmp_path / "whole.zarr", range(60), each=begin, **options)
-    # The epoch is begun before the checkpoint in one case, and after it in the other.
+    # The epoch starts before the checkpoint in one case, and after it in the other.
     for stop in (20, 25):
         path, saved = tmp_path / f"{stop}.zarr", tmp_path / f"{stop}.pt"
         record(path, range(stop), save=saved, each=begin, **options)
@@ -277,7 +275,7 @@ def test_a_recording_may_begin_late(tmp_path: Path):
     np.testing.assert_array_equal(np.isnan(geometry.gamma), np.arange(50) < 20)
 
 
-def test_a_complete_recording_goes_on(tmp_path: Path):
+def test_a_complete_recording_continues(tmp_path: Path):
     """More epochs than were planned: also the schedule's end may move."""
     path, saved = tmp_path / "run.zarr", tmp_path / "saved.pt"
     record(path, range(24), save=saved, total_steps=24)
@@ -312,9 +310,7 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path):
 @pytest.mark.parametrize(
     "name", ["references/start/zarr.1234.partial", "zarr.1234.partial"]
 )
-def test_leftovers_of_a_recording_that_had_hardly_begun_are_swept(
-    name: str, tmp_path: Path
-):
+def test_leftovers_of_a_recording_without_steps_are_swept(name: str, tmp_path: Path):
     leftover = tmp_path / "run.zarr" / name
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half a document")

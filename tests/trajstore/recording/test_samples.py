@@ -252,7 +252,7 @@ def test_numbers_that_are_no_indices_are_found(tmp_path: Path):
     writer.close()
     [problem] = problems(open_run(tmp_path / "run.zarr"))
     assert problem.place == "samples/c/0/0"
-    assert problem.text == "holds -7, which is no index of an example"
+    assert problem.text == "holds -7, which is not the index of an example"
 
 
 def test_hostile_numbers_of_samples_are_refused(tmp_path: Path):

@@ -44,7 +44,7 @@ def test_several_optimizers_make_one_row(tmp_path: Path):
     )
 
 
-def test_several_optimizers_of_which_one_is_left_out(tmp_path: Path):
+def test_a_step_without_one_of_several_optimizers(tmp_path: Path):
     """As a GradScaler does where the gradients of one are not finite."""
     model, seen = net(), Observed()
     optimizers = [
@@ -61,7 +61,7 @@ def test_several_optimizers_of_which_one_is_left_out(tmp_path: Path):
     seen.agrees(open_run(tmp_path / "run"), model)
 
 
-def test_several_optimizers_of_which_one_is_left_out_keep_what_was_logged(
+def test_a_step_without_one_of_several_optimizers_keeps_its_scalars(
     tmp_path: Path,
 ):
     model, seen, n = net(), Observed(), 6
@@ -96,7 +96,7 @@ def test_several_optimizers_of_which_one_is_left_out_keep_what_was_logged(
     np.testing.assert_array_equal(run.samples[:, 0], range(n))
 
 
-def test_a_step_that_one_was_left_out_of_belongs_to_its_epoch(tmp_path: Path):
+def test_a_step_without_one_of_several_optimizers_belongs_to_its_epoch(tmp_path: Path):
     model, seen, states = net(), Observed(), []
     optimizers = [
         optim.SGD(model[0].parameters(), lr=0.05),  # type: ignore[index]

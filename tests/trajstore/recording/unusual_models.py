@@ -61,7 +61,7 @@ def tied() -> Training:
 
 def groups() -> Training:
     m = Module(a=vector(5), b=vector(1030), c=vector(3))
-    # The groups' order is not that of the model.
+    # The order of the groups is not the model's.
     optimizer = torch.optim.SGD(
         [{"params": [m.c, m.a], "lr": 0.1}, {"params": [m.b], "lr": 0.01}]
     )
