@@ -50,7 +50,8 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (steps_cpu.CPUBackend, "_addresses"),
     "random signs": (kernels, "draw_signs"),
-    "inner products, folds, update": (steps_cpu.CPUBackend, "_run"),
+    "inner products and folds": (kernels, "measure_before"),
+    "inner products and folds, in threads": (kernels, "measure_before_in_parts"),
     "probes": (kernels, "probe"),
     "rotation and 1-bit code": (kernels, "sketch"),
     "new anchor": (tracker.Tracker, "move"),

@@ -27,5 +27,6 @@ def run_command_line(
         # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
         console = Console(stderr=True, emoji=False)
-        console.print(f"{prog}: {text}", markup=False, style="red")
+        # Without line breaks, paths and commands in the text can be copied.
+        console.print(f"{prog}: {text}", markup=False, soft_wrap=True, style="red")
         sys.exit(1)
