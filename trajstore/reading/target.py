@@ -123,6 +123,18 @@ def read_target(text: str, run: Run) -> TargetLike:
     return open_run(text) if is_remote(text) or Path(text).is_dir() else text
 
 
+# Tasks on other processes read targets. These functions travel with the run, which can be
+# pickled; bound methods of `run.stored` would carry its caches, which cannot.
+
+
+def _read_vector(run: Run, name: str, elements: slice) -> FloatArray:
+    return run.stored.vector(name, elements)
+
+
+def _read_anchor(run: Run, window: int, elements: slice) -> FloatArray:
+    return run.stored.anchors.decode(window, elements)
+
+
 def _final(run: Run) -> Target:
     if not run.has_final:
         raise ValueError(
@@ -133,7 +145,7 @@ def _final(run: Run) -> Target:
         label="final",
         note="the last iterate, in float32",
         identity="final",
-        read=partial(run.stored.vector, "final"),
+        read=partial(_read_vector, run, "final"),
     )
 
 
@@ -158,7 +170,7 @@ def _snapshot(run: Run, name: str) -> Target:
         label=f"snapshot {name}",
         note=f"snapshot {name!r} before step {stored.step}, in float32",
         identity=f"snapshot {stored.array} of step {stored.step}",
-        read=partial(run.stored.vector, stored.array),
+        read=partial(_read_vector, run, stored.array),
     )
 
 
@@ -174,7 +186,7 @@ def _epoch(run: Run, epoch: int) -> Target:
         note=f"the anchor at the start of epoch {epoch}: a lossy code of the iterate "
         "there, in 8-bit steps",
         identity=f"epoch {epoch}",
-        read=partial(run.stored.anchors.decode, run.stored.epoch_windows[epoch]),
+        read=partial(_read_anchor, run, run.stored.epoch_windows[epoch]),
     )
 
 

@@ -1,6 +1,5 @@
 """Test ``analyzers.path_geometry`` against the exact two-run protocol."""
 
-import pickle
 import subprocess
 import sys
 from functools import partial
@@ -286,13 +285,6 @@ def test_result_does_not_depend_on_chunks(
         # Where the basis explains nearly everything, the residual is a difference of large
         # numbers, and so is its standard error.
         np.testing.assert_allclose(result[name], variable, rtol=1e-4, atol=1e-6)
-
-
-def test_tasks_can_be_sent_to_other_processes(sketched: Run, geometry: xr.Dataset):
-    mapping = sketched.layout.unflatten(sketched.stored.array("final")[:])
-    lazy = analyzers.path_geometry(sketched, reference=mapping)
-    result = pickle.loads(pickle.dumps(lazy)).compute()
-    xr.testing.assert_equal(result, geometry)
 
 
 def test_analysis_needs_no_torch(example_run: Path):

@@ -1,5 +1,6 @@
 """Test ``analyzers.path_geometry`` relative to targets of every kind."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,16 @@ def test_nothing_is_estimated_where_the_target_lies_in_the_basis(
     np.testing.assert_allclose(
         result.distance[steps][1:], expected.distance[steps][1:], rtol=2e-5
     )
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_tasks_can_be_sent_to_other_processes(sketched: Run, other: Run, kind: str):
+    reference, _ = choose(kind, sketched, other)
+    lazy = analyzers.path_geometry(sketched, reference=reference)
+    # Computed first: a run has caches then, which cannot be pickled.
+    expected = lazy.compute()
+    result = pickle.loads(pickle.dumps(lazy)).compute()
+    xr.testing.assert_equal(result, expected)
 
 
 @pytest.mark.parametrize(
