@@ -455,7 +455,8 @@ def main() -> None:
     """Record everything; or, as the process that is to be killed, one store."""
     if sys.argv[1:2] == ["killed"]:
         record_until_killed(Path(sys.argv[3]), sys.argv[2])
-    from tests.golden.cases import CASES, RESULTS, STORES, Stores, keep
+    from tests.golden.cases import CASES, STORES, Stores
+    from tests.golden.kept import RESULTS, keep
 
     if RESULTS.exists():
         raise FileExistsError(f"{RESULTS} exists, and is not overwritten.")

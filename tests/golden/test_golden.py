@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.golden.cases import (
-    CASES,
+from tests.golden.cases import CASES, Stores
+from tests.golden.kept import (
     Kept,
-    Stores,
     description,
     is_same_arithmetic,
     kept_results,
