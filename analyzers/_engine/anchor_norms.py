@@ -20,20 +20,20 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 def anchor_norms(run: Run) -> xr.DataArray:
     """Return the norm of each step's anchor by layer, lazy float64 (step, layer)."""
-    # NaN where an anchor is damaged. All anchors are decoded, a part of the parameters
-    # at a time.
+    # NaN where an anchor is damaged. Each task decodes all anchors over one part of the
+    # parameters.
     n_layers = len(run.layout.names)
     parts = [
         task(partial(squares, run, elements))
         for elements in slices(slice(0, run.layout.size), PART)
     ]
     by_window = task(norms, parts)
-    window = (
+    window_of_step = (
         np.searchsorted(run.stored.starts, np.arange(run.n_steps), side="right") - 1
     )
     arrays = [
         da.from_delayed(  # type: ignore[no-untyped-call]
-            task(partial(take_windows, window[steps]), by_window),
+            task(partial(take_windows, window_of_step[steps]), by_window),
             shape=(steps.stop - steps.start, n_layers),
             dtype=np.float64,
         )
@@ -44,7 +44,7 @@ def anchor_norms(run: Run) -> xr.DataArray:
 
 
 def squares(run: Run, elements: slice) -> FloatArray:
-    """Sum the squares of anchors over some elements, float64 (window, layer)."""
+    """Sum the squares of anchors over `elements` by layer, float64 (window, layer)."""
     pieces = segments(run.layout, elements)
     total = np.zeros((run.n_windows, len(run.layout.names)))
     buffers = np.empty((2, elements.stop - elements.start), np.float32)
@@ -61,11 +61,13 @@ def squares(run: Run, elements: slice) -> FloatArray:
 
 
 def norms(parts: Sequence[FloatArray]) -> FloatArray:
-    """Return norms, given the sums of squares over all parts of the parameters."""
-    lengths: FloatArray = np.sqrt(np.sum(parts, axis=0))
-    return lengths
+    """Return norms from the sums of squares over every part of the parameters."""
+    result: FloatArray = np.sqrt(np.sum(parts, axis=0))
+    return result
 
 
-def take_windows(window: npt.NDArray[np.int64], by_window: FloatArray) -> FloatArray:
-    """Return the row of a window table for each step."""
-    return by_window[window]
+def take_windows(
+    window_of_step: npt.NDArray[np.int64], by_window: FloatArray
+) -> FloatArray:
+    """Return for each step the values of its window."""
+    return by_window[window_of_step]

@@ -17,9 +17,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Fit(NamedTuple):
-    """Inner products of a window's vectors, and v = target - anchor on the basis."""
+    """Inner products of a window's vectors, and the regression of v on the basis."""
 
-    # The vectors, in this order: the basis, v, and the displacement to the window's end.
+    # Vectors, in this order: the basis, v = target - anchor, and end of window - anchor.
     products: FloatArray  # float64 (layer, rank + 2, rank + 2)
     coefficients: FloatArray  # float64 (layer, rank)
 
@@ -27,7 +27,8 @@ class Fit(NamedTuple):
 def inner_products(
     run: Run, target: Target, windows: range, elements: slice
 ) -> FloatArray:
-    """Return products over `elements`, whole blocks, (window, layer, rank + 2, rank + 2)."""
+    """Return the inner products of each window's vectors over `elements`."""
+    # `elements` are whole blocks; the result is float64 (window, layer, rank + 2, rank + 2).
     pieces = segments(run.layout, elements)
     with one_blas_thread():
         return np.stack(
@@ -44,21 +45,22 @@ def window_products(
     """Return inner products in one window, float64 (layer, rank + 2, rank + 2)."""
     n = run.spec.basis + 2
     total = np.zeros((len(run.layout.names), n, n))
-    scratch, doubles = np.empty((n, SEGMENT), np.float32), np.empty((n, SEGMENT))
+    singles = np.empty((n, SEGMENT), np.float32)
+    doubles = np.empty((n, SEGMENT), np.float64)
     for layer, part in pieces:
         size = part.stop - part.start
-        vectors.write(part, out=scratch[:, :size])
+        vectors.write(part, out=singles[:, :size])
         segment = doubles[:, :size]
-        segment[:] = scratch[:, :size]
+        segment[:] = singles[:, :size]
         for i, vector in enumerate(segment):
             total[layer, i, : i + 1] += segment[: i + 1] @ vector
     return total + np.tril(total, -1).swapaxes(-1, -2)
 
 
 def fit(windows: range, parts: Sequence[FloatArray]) -> dict[int, Fit]:
-    """Fit windows, given the parts of their inner products."""
+    """Fit every window; `parts` are its inner products over parts of the vectors."""
     products = np.sum(parts, axis=0)
-    return {c: fit_window(one) for c, one in zip(windows, products, strict=True)}
+    return {c: fit_window(products[i]) for i, c in enumerate(windows)}
 
 
 def fit_window(products: FloatArray) -> Fit:

@@ -1,4 +1,4 @@
-"""Small runs written without a training, for tests of what reads them."""
+"""Small runs written without any training, for tests of code that reads runs."""
 
 import json
 from collections.abc import Callable, Mapping

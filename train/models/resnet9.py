@@ -1,9 +1,9 @@
 """ResNet-9: eight convolutions, two shortcuts and one linear layer.
 
-D. Page, "How to Train Your ResNet", myrtle.ai, 2018, in its widely taught form:
+D. Page, "How to Train Your ResNet", myrtle.ai, 2018, in the form that most tutorials use:
 convolutions with biases, and max pooling before the linear layer. R. Islamov et al., "Loss
 Landscape Characterization of Neural Networks without Over-Parametrization", NeurIPS 2024,
-trains a ResNet-9 on CIFAR-100; we assume that it is this one.
+train a ResNet-9 on CIFAR-100; we assume that they mean this one.
 """
 
 from torch import Tensor, nn

@@ -40,7 +40,7 @@ def losses_between(
     -------
     xarray.DataArray
         Mean losses, float64, (fraction); input of `analyzers.chord_convexity`. The model is
-        in training mode, with batches of the training's size: normalisation sees batches,
+        in training mode, with the batch size of the training run: normalisation sees batches,
         as in training, and dropout is the same at every point.
 
     Raises

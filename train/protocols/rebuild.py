@@ -79,7 +79,7 @@ class RebuiltTraining:
         return float(self.task.loss(self.model(inputs), targets))
 
     def mean_loss(self) -> float:
-        """Return the mean loss of all data, in batches of the training's size."""
+        """Return the mean loss of all data, in batches of the same size as in training."""
         total, n = 0.0, 0
         for batch in self.batches():
             total += self.loss(batch) * len(batch[0])

@@ -1,8 +1,8 @@
-"""Evaluate the recorded batches' losses at another point.
+"""Evaluate the losses of the recorded batches at another point.
 
 The alpha-beta condition (R. Islamov et al., 2024) compares the loss of step k's batch at
-x_k with the loss of the same batch at x*. A recording of the examples' indices needs no
-second training run for that, and no backward pass.
+x_k with the loss of the same batch at x*. If the indices of the examples were recorded, the
+latter needs no second training run and no backward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,15 +32,15 @@ Losses = npt.NDArray[np.float64]
 
 PER_EXAMPLE: Final = "per-sample losses, averaged"
 BY_BATCH: Final = "batches replayed forward-only in training mode, without dropout"
-ALL_DATA: Final = "all data, of which every step is made"
-AUGMENTATION_REDRAWN: Final = "augmentation drawn anew"
+ALL_DATA: Final = "all data, which every step uses"
+AUGMENTATION_REDRAWN: Final = "augmentation drawn again"
 """Parts of ``attrs["method"]``: how losses were computed."""
 
 STEPS_PER_READ: Final = 4096
 """Steps whose indices are read at once."""
 
 ROUNDING_RTOL: Final = 1e-4
-"""Relative tolerance of losses that differ by the order of summation only."""
+"""Relative tolerance of losses that differ only in the order of summation."""
 
 DEVICE_RTOL: Final = 1e-3
 """Relative tolerance of losses that another device may have computed."""
@@ -77,24 +77,25 @@ def replay(
     Returns
     -------
     xarray.Dataset
-        Loaded. ``reference_loss`` (step), float64, in the units of the training's loss: r_k,
+        Loaded. ``reference_loss`` (step), float64, in the units of the training loss: r_k,
         the loss of the batch of step k at x*; NaN where its indices are missing.
         ``full_reference_loss``, f(x*), the loss of all training data, in batches of the
-        training's size. ``attrs["method"]`` says how they were computed.
+        same size as in training. ``attrs["method"]`` says how they were computed.
 
     Raises
     ------
     ValueError
         If the run does not say how it was trained, if the indices of examples were not
-        recorded, or if the rebuilt model and data have another loss than the recorded one.
+        recorded, or if the loss of the rebuilt model and data differs from the recorded
+        loss.
     KeyError, TypeError
-        As `trajstore.parameters_at`.
+        As `trajstore.parameters_at` raises them.
 
     Notes
     -----
-    As in training, batches are normalised by themselves, and buffers are left alone.
-    Dropout is switched off, because its masks would differ. Augmentation is drawn again, so
-    that r_k is then not the loss of exactly the images of step k.
+    As in training, batch normalisation uses the statistics of each batch; buffers end up
+    unchanged. Dropout is switched off, because its masks would differ. Random augmentation is
+    drawn again: r_k is then not the loss of exactly the images that step k used.
 
     References
     ----------
@@ -149,9 +150,10 @@ def _training_of(run: Run, device: str | None, data_dir: str | None) -> Training
     is_ours = isinstance(found, Mapping) and found.get("workload") in WORKLOADS
     if not is_ours or not found.keys() <= known:
         raise ValueError(
-            f"{run.location} does not say how it was trained in a way that traj-train "
-            "knows, so that its model and data cannot be rebuilt; compute the losses "
-            "yourself and give them to analyzers.alpha_beta(run, reference_losses=...)."
+            f"{run.location} does not say how it was trained, or was not trained by this "
+            "version of traj-train, so its model and data cannot be rebuilt; compute the "
+            "losses yourself and pass them to "
+            "analyzers.alpha_beta(run, reference_losses=...)."
         )
     training = Training(**found)
     given: dict[str, Any] = {"device": device, "data_dir": data_dir}
@@ -160,8 +162,8 @@ def _training_of(run: Run, device: str | None, data_dir: str | None) -> Training
 
 def _check_rebuilt(run: Run, rebuilt: RebuiltTraining) -> None:
     """Compare the first recorded loss with the loss of the rebuilt model and data."""
-    # The first parameters are unknown if a recording began late, and losses differ with
-    # dropout and augmentation.
+    # There is nothing to compare if the recording began late, because the first parameters
+    # are then unknown, or if dropout or augmentation make losses random.
     if rebuilt.training.full_batch or run.stored.document.resumes or run.n_steps == 0:
         return
     first = _indices(run, slice(0, 1))[0]
@@ -176,8 +178,8 @@ def _check_rebuilt(run: Run, rebuilt: RebuiltTraining) -> None:
     if not np.isclose(found, recorded, rtol=DEVICE_RTOL, atol=1e-6):
         raise ValueError(
             f"The rebuilt model and data of {run.location} are not the recorded ones: the "
-            f"loss of the first step is {found:.6g}, recorded was {recorded:.6g}. Are the "
-            "data the same (--data-dir), and the version of traj-train?"
+            f"loss of the first step is {found:.6g}, but {recorded:.6g} was recorded. Are "
+            "the data (--data-dir) and the version of traj-train the same?"
         )
 
 
@@ -227,7 +229,7 @@ def _indices(run: Run, steps: slice) -> Indices:
     return indices
 
 
-def _blocks(run: Run) -> Iterator[slice]:
+def _step_ranges(run: Run) -> Iterator[slice]:
     for start in range(0, run.n_steps, STEPS_PER_READ):
         yield slice(start, min(start + STEPS_PER_READ, run.n_steps))
 
@@ -235,7 +237,7 @@ def _blocks(run: Run) -> Iterator[slice]:
 def _count_examples(run: Run, rebuilt: RebuiltTraining) -> npt.NDArray[np.int64]:
     """Count the known examples of every step, int64 (step,)."""
     counts = np.zeros(run.n_steps, np.int64)
-    for steps in _blocks(run):
+    for steps in _step_ranges(run):
         indices = _indices(run, steps)
         _check_examples(run, rebuilt, int(indices.max(initial=NO_SAMPLE)))
         counts[steps] = (indices != NO_SAMPLE).sum(1)
@@ -258,7 +260,7 @@ class _BatchIndices:
 
 
 def _is_random(rebuilt: RebuiltTraining, examples: Indices) -> bool:
-    """Whether examples differ, or draw random numbers, when they are read again."""
+    """Whether two reads of the same examples differ, or draw random numbers."""
     before = torch.get_rng_state()
     batches = [rebuilt.batch(examples) for _ in range(2)]
     draws = not torch.equal(before, torch.get_rng_state())
@@ -301,9 +303,9 @@ def _all_example_losses(rebuilt: RebuiltTraining, track: Track) -> Losses:
 
 
 def _average_over_steps(run: Run, example_losses: Losses) -> Losses:
-    """Average the losses of examples over the batches of steps, float64 (step,)."""
+    """Average the losses of examples over the batch of each step, float64 (step,)."""
     losses = np.empty(run.n_steps)
-    for steps in _blocks(run):
+    for steps in _step_ranges(run):
         indices = _indices(run, steps)
         is_known = indices != NO_SAMPLE
         sums = np.where(is_known, example_losses[indices], 0).sum(1)

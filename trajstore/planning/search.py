@@ -1,4 +1,4 @@
-"""Search signs and window lengths for the smallest or the most precise plan."""
+"""Find the number of signs and the window length of the smallest or most precise plan."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -25,15 +25,15 @@ def best_plan(
     stderr: float | None = None,
     disk: float | None = None,
 ) -> Plan:
-    """Return the smallest plan within a `stderr`, or the most precise within `disk` bytes."""
+    """Return the smallest plan for a `stderr`, or the most precise in `disk` bytes."""
     # `stderr` bounds the typical standard error of gamma in one step, mid-run.
     assert (stderr is None) != (disk is None)
     scored = [
         ((plan.disk, plan.stderr().typical), plan)
         for plan in _candidates(layout, n_steps, steps_per_epoch, basis)
     ]
-    by_disk = sorted(scored, key=lambda one: one[0])
-    by_error = sorted(scored, key=lambda one: one[0][::-1])
+    by_disk = sorted(scored, key=lambda item: item[0])
+    by_error = sorted(scored, key=lambda item: item[0][::-1])
     if stderr is not None:
         for (_, error), plan in by_disk:
             if error <= stderr:
@@ -41,30 +41,31 @@ def best_plan(
         exact = plan_recording(layout, n_steps=n_steps, exact=True)
         (size, error), _ = by_error[0]
         raise ValueError(
-            f"A standard error of {stderr:.3g} is out of reach: {max(SIGNS)} signs a step "
-            f"reach {error:.2g}, in {decimal(round(size))}. Ask for that or more, or record "
-            f"with exact=True, which has no error and takes {decimal(round(exact.disk))}."
+            f"A standard error of {stderr:.3g} is out of reach: even {max(SIGNS)} signs per "
+            f"step give {error:.2g}, and take {decimal(round(size))}. Allow that or more, or "
+            "record with exact=True, which has no error and takes "
+            f"{decimal(round(exact.disk))}."
         )
     assert disk is not None
     for (size, _), plan in by_error:
         if size <= disk:
             return plan
-    (size, _), least = by_disk[0]
+    (size, _), smallest = by_disk[0]
     raise ValueError(
-        f"{decimal(round(disk))} are too little: the smallest store of this run takes about "
-        f"{decimal(round(size))}, with {least.spec.sketch_bits} signs a step."
+        f"{decimal(round(disk))} is too little: the smallest store of this run takes about "
+        f"{decimal(round(size))}, with {smallest.spec.sketch_bits} signs per step."
     )
 
 
 def _candidates(
     layout: Layout, n_steps: int, steps_per_epoch: int | None, basis: int
 ) -> Iterator[Plan]:
-    """Yield the plans of all numbers of signs and all lengths of windows."""
+    """Yield a plan for every number of signs and every window length."""
     # Raises SchemaError for values out of range, before anything is divided by them.
     plan_recording(
         layout, n_steps=n_steps, steps_per_epoch=steps_per_epoch, basis=basis
     )
-    lengths = {_whole_epochs(n_steps * share, steps_per_epoch) for share in SHARES}
+    lengths = {_fit_to_epochs(n_steps * share, steps_per_epoch) for share in SHARES}
     for reference_every in sorted(lengths):
         for sketch_bits in SIGNS:
             yield plan_recording(
@@ -77,8 +78,8 @@ def _candidates(
             )
 
 
-def _whole_epochs(length: float, steps_per_epoch: int | None) -> int:
-    """Round to epochs or equal parts of one, so that every epoch starts a window."""
+def _fit_to_epochs(length: float, steps_per_epoch: int | None) -> int:
+    """Round to whole epochs or to a fraction 1/n of one: every epoch then starts a window."""
     if steps_per_epoch is None:
         return max(1, round(length))
     if length >= steps_per_epoch:

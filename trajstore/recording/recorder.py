@@ -94,7 +94,7 @@ class Recorder:
     fsync : bool, default: False
         Let commits survive a loss of power, too.
     attrs : mapping, default: {}
-        JSON-serialisable metadata to keep with the run, such as the training's settings.
+        JSON-serialisable metadata to keep with the run, such as the training settings.
     updates : bool, default: False
         Record the updates ``x_(k+1) - x_k`` as the measurement ``"update"``. It takes as many
         bytes as the gradients, more time, and three more float32 vectors. A journal does not

@@ -1,8 +1,8 @@
 """One bit per number and one scale per block, unbiased after a random rotation.
 
-With the scale ``|y|^2 / |y|_1`` the decoded vector has ``<decoded, y> = |y|^2``, so that the
-code is unbiased after the inverse rotation; this is the scale of DRIVE [1]_ and EDEN [2]_. For
-a rotated vector of n entries the squared error is about ``(pi / 2 - 1) |y|^2``.
+A rotated vector y is coded as its signs and the scale ``|y|^2 / |y|_1``, as in DRIVE [1]_ and
+EDEN [2]_. The decoded vector then satisfies ``<decoded, y> = |y|^2``, which makes the code
+unbiased after the inverse rotation. The squared error is about ``(pi / 2 - 1) |y|^2``.
 
 References
 ----------
@@ -23,8 +23,8 @@ FloatArray = npt.NDArray[np.float32]
 
 def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     """Return packed signs, uint8 (..., size / 8), and scales, float32 (..., block)."""
-    # Bit 1 where an entry is not negative, the first entry in the highest bit. A scale is 0
-    # for a zero block, NaN for one that is not finite.
+    # Bit 1 where an entry is not negative, the first entry in the highest bit. The scale
+    # is 0 for a block of zeros, and NaN for a block that is not finite.
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -1,11 +1,11 @@
 """The 1-bit sketch of a gradient: weight, fold, rotate, keep the signs.
 
-``encode`` and ``decode`` are inverse on average: for any v,
-``E <tau_k @ decode(code_k)..., v> = <g_k, v>``. The gradient of step k is multiplied by a
-positive weight per tensor, folded with fresh row signs (`trajstore.sketch.fold`), rotated
-(`trajstore.sketch.rotation`) and coded with one bit per number (`trajstore.sketch.onebit`). In
-the analysis v, which is known exactly, is divided by the same weights and enters in full
-precision. Training runs `trajstore.sketch_torch.sketch` or compiled loops.
+The gradient of step k is multiplied by a positive weight per tensor, folded with fresh row signs
+(`trajstore.sketch.fold`), rotated (`trajstore.sketch.rotation`) and coded with one bit per number
+(`trajstore.sketch.onebit`). For any vector v, the product of the decoded sketch with v
+(`Decoded`) is ``<g_k, v>`` on average. The analysis knows v exactly: it divides v by the same
+weights, and uses it in full precision. During training, `trajstore.sketch_torch.sketch` or
+compiled loops make the sketch.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,12 @@ from trajstore.sketch.signs import Role, random_signs
 FloatArray = npt.NDArray[np.float32]
 
 FOLD_VARIANCE: Final = 1.0
-"""Variance of a full-precision fold, times m, for vectors of norm 1 in many rows."""
+"""Variance of products from full-precision folds into m buckets, times m.
+
+For vectors of norm 1 that cover many rows."""
 
 CODE_VARIANCE: Final = np.pi / 2 - 1
-"""Variance that one bit per number adds, times m, for vectors of norm 1."""
+"""Variance that coding with one bit per number adds to it, likewise times m."""
 
 
 @dataclass(frozen=True, slots=False, kw_only=True)
@@ -57,13 +59,13 @@ class Sketch:
 
     @property
     def sign_counts(self) -> tuple[int, int]:
-        """Numbers of fresh random signs in a step: for the rotation, for the rows."""
+        """Numbers of fresh random signs in a step, for the rotation and for the rows."""
         return self.bits, self.fold.n_rows
 
     def step_signs(
         self, step: int, out: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Return signs of one step: of the rotation (bits,), of the rows (n_rows,)."""
+        """Return the signs of one step: for the rotation (bits,) and the rows (n_rows,)."""
         signs = random_signs(
             sum(self.sign_counts), seed=self.seed, role=Role.STEP, step=step, out=out
         )
@@ -72,7 +74,7 @@ class Sketch:
     def encode(
         self, gradient: FloatArray, step: int
     ) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-        """Sketch a weighted gradient: packed signs, uint8 (bits / 8,), scales (n_blocks,)."""
+        """Sketch a weighted gradient as packed signs (bits / 8,) and scales (n_blocks,)."""
         rotation, rows = self.step_signs(step)
         return onebit.encode(rotate(self.fold(gradient, rows), rotation))
 
@@ -83,7 +85,7 @@ class Sketch:
         steps: npt.NDArray[np.int64],  # (step,): the optimizer steps of the rows
         out: FloatArray | None = None,  # (step, width), for the folded gradients
     ) -> "Decoded":
-        """Estimate the folded gradients of some steps, without bias; NaN where a scale is."""
+        """Estimate folded gradients without bias; NaN where a scale is NaN."""
         shape = (len(steps), self.fold.width)
         buckets = np.empty(shape, np.float32) if out is None else out
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)

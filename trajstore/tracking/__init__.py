@@ -1,4 +1,4 @@
-"""Measure steps of a training run on the device that trains. Needs torch.
+"""Measure steps of a training run on the training device. Needs torch.
 
 `tracker.Tracker` follows the parameters: begin there. It keeps the anchor of the window and
 the codes of past ones (`past_anchors`), and has a backend measure each step (`backends`, where

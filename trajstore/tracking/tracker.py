@@ -1,8 +1,8 @@
-"""Follow the parameters from anchor to anchor, on the device that trains.
+"""Follow the parameters from anchor to anchor, on the training device.
 
 Nothing here waits for the device: results go to tensors that another thread converts later.
-The buffers are three float32 vectors of the length of the parameters, four with
-`trajstore.tracking.backends.eager`, and codes of past anchors, of a byte per element each.
+The buffers are three float32 vectors as long as the parameters, or four with
+`trajstore.tracking.backends.eager`, and the codes of past anchors, one byte per element each.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.protocol import StepBackend
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
-from trajstore.tracking.precision import quiet
+from trajstore.tracking.precision import no_grad_float32
 from trajstore.tracking.scaling import Scaling
 
 # Rows of `StepBackend.frame`.
@@ -31,11 +31,11 @@ DISPLACEMENT, ANCHOR = 0, 1
 class CodedAnchor(NamedTuple):
     """The coded anchor of a new window, with measurements at the window's start."""
 
-    codes: Tensor  # difference to the last anchor, see `trajstore.sketch.deltas`
+    codes: Tensor  # difference from the previous anchor, see `trajstore.sketch.deltas`
     scales: Tensor
     weights: Tensor  # float32 (layer,): weights of the sketch in this window
-    # float32 (layer, 1 + basis): products of the window's first displacement from the last
-    # anchor with itself and with the last basis
+    # float32 (layer, 1 + basis): products of a displacement with itself and with the basis
+    # of the previous window; it leads from the previous anchor to the window's first iterate
     arrival: Tensor
     probes: Tensor  # float64 (probe,): probes of the anchor; empty in exact mode
 
@@ -50,7 +50,7 @@ class Tracker:
         ],  # one for each layer; None if not on this rank
         layout: Layout,
         spec: RunSpec,
-        placement: Placement | None = None,  # default: all is here
+        placement: Placement | None = None,  # default: not sharded
         device: torch.device | None = None,  # default: where the parameters are
         backend: type[StepBackend] | None = None,  # default: the fastest for the device
     ) -> None:
@@ -89,16 +89,16 @@ class Tracker:
 
     @property
     def anchor(self) -> Tensor:
-        """Decoded anchor, as far as this rank holds it, float32; changes with `move`."""
+        """The part of the decoded anchor on this rank, float32; `move` changes it."""
         return self._frame[ANCHOR]
 
     def keyframe(self) -> Tensor:
-        """Return the decoded anchor; if all is here, the tracker's own vector."""
+        """Return the whole decoded anchor: without sharding, the tracker's own vector."""
         return self._placement.gather(self.anchor)
 
     def allocate(self, n_rows: int) -> dict[str, Tensor]:
-        """Return buffers for some steps: `rows.measured_arrays`, with a leading (step,)."""
-        # The second fold leaves the last few probes unwritten.
+        """Return buffers for `n_rows` steps: `measured_arrays` with a leading axis step."""
+        # Zeros, because the second fold leaves the last few probes unwritten.
         return {
             name: torch.zeros(
                 (n_rows, *shape), dtype=getattr(torch, dtype), device=self.device
@@ -110,7 +110,7 @@ class Tracker:
 
     def start(self) -> CodedAnchor:
         """Make the parameters the first anchor, without a code."""
-        with quiet(self.device):
+        with no_grad_float32(self.device):
             return self._start()
 
     def _start(self) -> CodedAnchor:
@@ -130,9 +130,9 @@ class Tracker:
         )
 
     def move(self) -> CodedAnchor:
-        """Begin a window: move the anchor to the decoded code of the parameters."""
-        # The tensors returned are new; later calls leave them alone.
-        with quiet(self.device):
+        """Begin a window: code the displacement, and move the anchor by the decoded code."""
+        # The returned tensors are new, and later calls do not change them.
+        with no_grad_float32(self.device):
             return self._move()
 
     def _move(self) -> CodedAnchor:
@@ -162,14 +162,14 @@ class Tracker:
     def restore(
         self,
         window: int,
-        keyframe: Tensor,  # float32 (size,): the last before the window's anchor
+        keyframe: Tensor,  # float32 (size,): the last one before the window
         codes: Callable[[int], tuple[Tensor, Tensor]],  # codes and scales of a window
         weights: Tensor,  # float32 (layer,): weights of the sketch in the window
         probes: Tensor,  # float64 (probe,): probes of the anchor; empty in exact mode
         gradient_energies: Tensor,  # float32 (step, layer): |g|^2 in the window so far
     ) -> None:
         """Continue a window of an earlier recording."""
-        with quiet(self.device):
+        with no_grad_float32(self.device):
             self._placement.scatter(keyframe, self.anchor)
             first = max(window - 1, 0) // KEYFRAME_EVERY * KEYFRAME_EVERY
             for earlier in range(first + 1, window + 1):
@@ -202,21 +202,21 @@ class Tracker:
         self._placement.scatter(gradient, self._backend.last_gradient)
 
     def forget_previous_gradient(self) -> None:
-        """Set the gradient that the next one is compared with to NaN."""
+        """Compare the next gradient with NaN instead of the last one measured."""
         for view in self._placement.views(self._backend.last_gradient):
             view.fill_(torch.nan)
 
     def displacement_sq(self) -> Tensor:
         """Return squared distances to the anchor by layer, float64 (layer,)."""
-        with quiet(self.device):
+        with no_grad_float32(self.device):
             self._backend.read_displacement()
             return self._by_layer(self._products("displacement"))[:, 0]
 
     def before_step(
         self, step: int, row: Mapping[str, Tensor], scaling: Scaling | None = None
     ) -> None:
-        """Measure gradients and parameters before a step, which selects random signs."""
-        # `row` is one step of `allocate`, overwritten; `scaling` is divided out.
+        """Measure gradients and parameters before a step; `step` selects random signs."""
+        # Overwrites `row`, one step of `allocate`; divides gradients by the factor in `scaling`.
         self._backend.measure(self._gradients(scaling), step, row)
 
     def _gradients(self, scaling: Scaling | None) -> list[Tensor | None]:
@@ -237,7 +237,7 @@ class Tracker:
         return gradients
 
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
-        """Return the norm of the present gradients, float32 on the device."""
+        """Return the norm of the current gradients, float32 on the device."""
         with torch.no_grad():
             squares = self._zeros(1)
             for gradient in self._placement.local(self._gradients(scaling)):
@@ -253,7 +253,7 @@ class Tracker:
         self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
-        """Measure the present gradients apart from steps; `number` selects random signs."""
+        """Measure the current gradients outside a step; `number` selects random signs."""
         with self._backend.preserve_state():
             self._backend.measure(self._gradients(None), number, row)
 
@@ -263,12 +263,12 @@ class Tracker:
         """Measure the update of a measured step as if it were a gradient."""
         with torch.no_grad(), self._backend.preserve_state():
             self._backend.measure(self._updates(), number, row)
-        # The update belongs to the parameters that the step began with.
+        # An update starts from the parameters before the step: copy what was measured there.
         columns = table_columns(self._spec)
-        tables, of_step = row["tables"], step["tables"]
+        tables, step_tables = row["tables"], step["tables"]
         for name in ("displacement_sq", "displacement_dot_basis"):
-            tables[:, columns[name]] = of_step[:, columns[name]]
-        product = of_step[:, columns["update_dot_displacement"]]
+            tables[:, columns[name]] = step_tables[:, columns[name]]
+        product = step_tables[:, columns["update_dot_displacement"]]
         tables[:, columns["grad_dot_displacement"]] = product
         if self._spec.exact:
             row["displacement"].copy_(step["displacement"])
@@ -300,14 +300,15 @@ class Tracker:
 
     def anchor_sq(self) -> Tensor:
         """Return squared norms of the anchor by layer, float64 (layer,)."""
-        with quiet(self.device):
+        with no_grad_float32(self.device):
             return self._by_layer(self._products("anchor"))[:, 0]
 
     @torch.no_grad()
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
         """Return a function that returns a part of the parameters, float32 (part,)."""
-        # If all of them are here they are read in place, and must not change until then;
-        # otherwise the first rank has a copy in the host's memory, others an empty one.
+        # Without sharding, the function reads the parameters in place, so they must not change
+        # before it is called. Otherwise the first rank has a copy in host memory, and the
+        # other ranks have an empty tensor.
         if self._placement.group is None:
             return self._read_parameters
         flat = self._zeros(self._placement.size)
@@ -332,13 +333,13 @@ class Tracker:
 
     def _arrival(self) -> Tensor:
         """Return products of the displacement with itself and the basis, (layer, 1 + basis)."""
-        of_past = self._past.products(self._frame[: DISPLACEMENT + 1])
-        products = torch.cat([self._products("displacement"), of_past[:, 0]], 1)
+        past_products = self._past.products(self._frame[: DISPLACEMENT + 1])
+        products = torch.cat([self._products("displacement"), past_products[:, 0]], 1)
         return self._by_layer(products[:, : 1 + self._spec.basis])
 
     def _code_displacement(self) -> tuple[Tensor, Tensor, Tensor]:
         """Replace the displacement by its decoded code; return codes and scales."""
-        # A chunk at a time. The last tensor returned has the scales of all ranks' blocks.
+        # Works in chunks. Returns the scales twice: of this rank's blocks, and of all blocks.
         vector = self._frame[DISPLACEMENT]
         codes = torch.empty_like(vector, dtype=torch.int8)
         scales = self._empty(len(vector) // BLOCK)
@@ -362,11 +363,11 @@ class Tracker:
             self._anchor_probes += self._backend.probe_displacement()
 
     def _products(self, name: str) -> Tensor:
-        """Return inner products of rows of the frame, (block, other row)."""
+        """Return inner products of one row of the frame with others, (block, other)."""
         return torch.bmm(*self._factors[name])[:, 0]
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
-        """Add blocks layer by layer, float64 (layer, column)."""
+        """Sum over the blocks of each layer, float64 (layer, column)."""
         sums = self._sizes.new_zeros(len(self._sizes), block_sums.shape[1])
         sums.index_add_(0, self._layer_of_block, block_sums.double())
         self._placement.all_reduce(sums)
@@ -383,6 +384,6 @@ class Tracker:
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Prepare inner products of blocks, (block, element), with blocks of other rows."""
-    # A product of a row with a matrix is several times as fast as one with a column.
+    """Arrange the blocks of a vector and of the vectors to multiply it with, for `bmm`."""
+    # A row times a matrix is several times as fast as a matrix times a column.
     return vector[:, None, :], others.permute(1, 2, 0)

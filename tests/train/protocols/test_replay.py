@@ -383,7 +383,7 @@ def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch
 
     change(monkeypatch, "digits-mlp", data=bright)
     with pytest.raises(
-        ValueError, match=r"not the recorded ones.*recorded was.*data-dir"
+        ValueError, match=r"not the recorded ones.*was recorded.*data-dir"
     ):
         replay(run)
 

@@ -178,7 +178,7 @@ PROBLEMS = {
         "Expected a size such as 800MB or 5GB, got 'much'.",
     ),
     "too precise": ("--params 1e6 --stderr 1e-9", "of 1e-09 is out of reach"),
-    "too small": ("--params 1e6 --disk 1kB", "1.0 kB are too little"),
+    "too small": ("--params 1e6 --disk 1kB", "1.0 kB is too little"),
     "no colon": ("--model net", "--model is written module:factory, got 'net'."),
     "no module": (
         "--model no_such_net:make",

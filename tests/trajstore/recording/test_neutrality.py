@@ -27,7 +27,7 @@ from tests.trajstore.recording.regression import (
 )
 from trajstore.recording.recorder import Recorder
 from trajstore.tracking.backends.choose import CHOICE
-from trajstore.tracking.precision import quiet
+from trajstore.tracking.precision import no_grad_float32
 
 
 def adam() -> Training:
@@ -139,7 +139,7 @@ def test_a_choice_of_precision_for_all_stays_one_for_all():
     try:
         backends.cuda.matmul.fp32_precision = "none"  # as the choice for all
         backends.fp32_precision = "tf32"
-        with quiet(torch.device("cpu")):
+        with no_grad_float32(torch.device("cpu")):
             assert backends.cuda.matmul.fp32_precision == "ieee"
         assert backends.cuda.matmul.fp32_precision == "tf32"
         backends.fp32_precision = "ieee"

@@ -60,7 +60,7 @@ class Operations(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def _meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tracker, eager):
-        monkeypatch.setattr(module, "quiet", lambda _device: torch.no_grad())
+        monkeypatch.setattr(module, "no_grad_float32", lambda _device: torch.no_grad())
 
 
 def tracked(n_layers: int, *, divided: bool = False, **options: Any) -> Tracker:

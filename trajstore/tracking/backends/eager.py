@@ -21,7 +21,7 @@ from trajstore.tracking.backends.columns import Columns, measured_columns
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part
-from trajstore.tracking.precision import quiet
+from trajstore.tracking.precision import no_grad_float32
 
 # Rows of the buffer. The first two take turns: one holds the gradient, the other the last
 # gradient, and once that is used the update.
@@ -97,7 +97,7 @@ class EagerBackend:
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs."""
-        with quiet(self._rows.device):
+        with no_grad_float32(self._rows.device):
             self._measure(vectors, number, row)
 
     def _measure(
@@ -138,7 +138,7 @@ class EagerBackend:
         """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
         gradient_energy += row["tables"][:, self._columns.grad_sq]
         turn = self._turns[self._row_of_gradient]
-        with quiet(self._rows.device):
+        with no_grad_float32(self._rows.device):
             self._subtract_displacement(turn.update, turn.update_views)
             sums = self._by_layer(_products(turn.update_factors))
             tables = row["tables"][:, _two_columns(self._columns.after)]

@@ -69,7 +69,7 @@ from trajstore.tracking.backends.triton_tables import (
 )
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
-from trajstore.tracking.precision import quiet
+from trajstore.tracking.precision import no_grad_float32
 
 PROGRAMS_PER_PROCESSOR: Final = 10
 """Programs that run at once on a multiprocessor, which has 65,536 registers: compiled for
@@ -176,7 +176,7 @@ class TritonBackend:
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs."""
-        with quiet(self._device), _on(self._device):
+        with no_grad_float32(self._device), _on(self._device):
             if self._folding is not None:
                 draw_signs(self._folding.step_signs, self._spec.seed, number)
             self._measure_before(vectors)
@@ -229,14 +229,14 @@ class TritonBackend:
     def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
         """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
         gradient_energy += row["tables"][:, self._columns.grad_sq]
-        with quiet(self._device), _on(self._device):
+        with no_grad_float32(self._device), _on(self._device):
             self._measure_after(self._checks[0])
             self._tables.after.write(row["tables"][:, self._columns.after.place])
 
     def parameters_unchanged_since_step(self) -> bool:
         """Whether the parameters have the bits that `after_step` saw."""
         try:
-            with quiet(self._device), _on(self._device):
+            with no_grad_float32(self._device), _on(self._device):
                 self._measure_after(self._checks[1])
         except ValueError:
             # Even their shapes have changed.
