@@ -1,12 +1,12 @@
 """Measure the speed of an analysis relative to the machine's own matrix product.
 
-A synthetic run of the size of a ResNet-18, with one epoch a window, is analysed several
-times, in turn with float32 matrix products on as many threads, so that both meet the same
-load of the machine. The analysis runs on worker processes of one thread, as ``traj-analyze
---workers`` starts them, and on the threads of one process, which wait for Python's lock.
-The time includes everything: reading, decoding anchors and sketches, the regression and the
-contraction. The unavoidable operations are two per parameter and step for the contraction,
-and the rotation of each sketch.
+The benchmark analyses a synthetic run of the size of a ResNet-18, with one window per epoch,
+several times. Analyses alternate with float32 matrix products on the same number of threads,
+so that other load on the machine affects both. The analysis runs on single-threaded worker
+processes, as ``traj-analyze --workers`` starts them, and on the threads of one process, which
+compete for Python's global lock. The time includes everything: reading, decoding anchors and
+sketches, the regression and the contraction. The operations that no implementation can avoid
+are two per parameter and step for the contraction, and the rotation of each sketch.
 """
 
 import os
@@ -32,7 +32,7 @@ from analyzers._execution.cluster import connected
 from trajstore.format.arrays import MAX_BLOCK
 from trajstore.sketch.rotation import factors
 
-SIDE = 3072  # of the matrices
+SIDE = 3072  # rows and columns of the matrices
 
 
 def product_rate(threads: int, seconds: float) -> float:
@@ -48,7 +48,7 @@ def product_rate(threads: int, seconds: float) -> float:
 
 
 def step_operations(run: trajstore.Run) -> tuple[float, float]:
-    """Return operations of the contraction and of the rotation in one step."""
+    """Return the numbers of operations of one step: contraction, rotation."""
     bits = run.spec.sketch_bits
     rotation = 2 * 2 * bits * sum(factors(min(bits, MAX_BLOCK)))
     return 2 * run.layout.n_params, rotation
@@ -62,7 +62,7 @@ def analysis_rate(geometry: xr.Dataset) -> float:
 
 
 def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
-    """Analyse and multiply matrices in turn."""
+    """Alternate between analyses and matrix products."""
     geometry = analyzers.path_geometry(run)
     rates: dict[str, list[float]] = {"workers": [], "threads": []}
     products = [product_rate(threads, seconds=2)]
@@ -70,20 +70,23 @@ def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
         client.wait_for_workers(threads)
         # The first import is not part of an analysis.
         client.run(import_module, "analyzers")
-        for _ in track(range(rounds), "by workers"):
+        for _ in track(range(rounds), "on workers"):
             rates["workers"].append(analysis_rate(geometry))
             products.append(product_rate(threads, seconds=2))
     on_threads = dask.config.set(scheduler="threads", num_workers=threads)
     with threadpool_limits(1, user_api="blas"), on_threads:
-        for _ in track(range(rounds), "by threads"):
+        for _ in track(range(rounds), "on threads"):
             rates["threads"].append(analysis_rate(geometry))
             products.append(product_rate(threads, seconds=2))
     contraction, rotation = step_operations(run)
     product = np.array(products)
-    neighbours = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
+    # The mean of the product rates before and after each analysis.
+    product_rates = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
     ratios = {
-        name: np.array(of_steps) * (contraction + rotation) / of_product
-        for (name, of_steps), of_product in zip(rates.items(), neighbours, strict=True)
+        name: np.array(steps) * (contraction + rotation) / products_nearby
+        for (name, steps), products_nearby in zip(
+            rates.items(), product_rates, strict=True
+        )
     }
     return {
         "cores": threads,
@@ -125,7 +128,7 @@ def main(
     threads : int
         Workers or threads of Dask, and threads of the matrix product.
     directory : Path, optional
-        Directory for the run; an existing run is used again.
+        Directory for the run; an existing run is reused.
     """
     with tempfile.TemporaryDirectory() as temporary:
         path = (directory or Path(temporary)) / "analysis.zarr"

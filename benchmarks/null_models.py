@@ -1,6 +1,6 @@
 """Record a training run and its null models, and compare three analyses of them.
 
-The runs are those of the sweep "controls": a fully connected net on digits with plain SGD,
+The runs come from the sweep "controls": a fully connected net on digits with plain SGD,
 with random labels, with label noise, with noise as gradients, and a random walk. Takes
 about two minutes on 2 cores. The figure goes to docs/images/null-models.png, numbers to
 results/null_models.json; benchmarks/readme.py writes them into the page.

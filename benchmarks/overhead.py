@@ -1,9 +1,9 @@
 """Measure the cost of recording in time and memory.
 
 Three processes, for plain training, recorded training and the two-run protocol, take turns
-epoch by epoch, so that all meet the same load of the machine. The benchmark then measures
+epoch by epoch, so that other load on the machine affects all of them. The benchmark then measures
 the hooks of a ResNet-18, the parts of the recorder and its peak memory. Takes about 20
-minutes on 2 cores; leave the machine alone meanwhile.
+minutes on 2 cores; leave the machine otherwise idle.
 """
 
 import random

@@ -43,7 +43,7 @@ def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
     n_steps = max(1, min(MAX_STEPS, TURN_PARAMETERS // n_params))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
-        # Only the first window starts, and the flush writes it at once.
+        # Only the first window starts, and the flush writes it immediately.
         with timed_recorder(path, model, optimizer, steps_per_epoch=10**9) as timed:
             recorder, before, after = timed
             optimizer.step()

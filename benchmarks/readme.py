@@ -142,7 +142,7 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
 
 
 def planning_table(results: dict[str, Any]) -> str:
-    """One line for each training, with all window lengths."""
+    """One line for each training run, with all window lengths."""
     titles = (
         "training",
         "length of windows, % of the run",
@@ -312,7 +312,7 @@ def null_models_table(results: dict[str, Any]) -> str:
 
 
 def sharpness_table(results: dict[str, Any]) -> str:
-    """One line for each training, and for each other finding."""
+    """One line for each training run, and for each other finding."""
     lines = [
         "| training, learning rate | threshold | reached at step | ratio then, median | smallest to largest | within 10 % |",
         "|---|---|---|---|---|---|",

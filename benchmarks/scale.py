@@ -2,8 +2,8 @@
 
 The synthetic runs have the real format, three lengths and three sizes. The benchmark
 measures files, bytes per step, the time to open the store, the speed of the analysis with
-one and with two worker processes of one thread, and the peak memory of a worker. One and
-two workers take turns, so that other load hits both alike. The full size needs about 15 GB
+one and with two single-threaded worker processes, and the peak memory of a worker. One and
+two workers take turns, so that other load affects both. The full size needs about 15 GB
 of disk and hours; options make it smaller, for example
 
     python benchmarks/scale.py --n-steps 32768 --n-params 25600000 --steps-per-epoch 1000

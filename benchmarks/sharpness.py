@@ -1,7 +1,7 @@
 """Measure sharpness, smoothness, convexity and scale invariance of small networks on digits.
 
 The benchmark draws the figures of docs/sharpness.md and saves its numbers. Takes about four
-minutes on one core; complete runs in the directory are used again.
+minutes on one core; complete runs in the directory are reused.
 """
 
 from dataclasses import replace
@@ -185,7 +185,7 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def invariance(runs: dict[str, Run]) -> dict[str, Any]:
-    """Compare the scale invariance of convolutions with that of other layers."""
+    """Compare the scale invariance of convolutions and of other layers."""
     found = analyzers.scale_invariance(runs[RESNET]).compute()
     plots.scale_invariance(found)
     save_figure(plt.gcf(), "sharpness/invariance")

@@ -44,8 +44,8 @@ class Training:
         Seed of initial parameters, order of examples, and everything else that is random.
     control : {"none", "random-labels", "label-noise", "noise-gradients", "random-walk"}
         Null model. random-labels permutes all labels once; label-noise draws new labels for
-        every step; noise-gradients replaces each gradient by noise of the same norm;
-        random-walk replaces it by a random direction of norm 1 and uses plain SGD without
+        every step; noise-gradients replaces each gradient with noise of the same norm;
+        random-walk replaces it with a random direction of norm 1 and uses plain SGD without
         weight decay, whatever the optimizer.
     clip : float or None
         Largest norm of the gradient; longer ones are scaled down before they are recorded.
@@ -63,7 +63,7 @@ class Training:
     sharpness_examples : int
         Number of training examples, the first ones, whose Hessian is measured.
     n_eigenvalues : int
-        Number of eigenvalues to log, from the largest down.
+        Number of eigenvalues to log, in descending order.
     as_published : bool
         Follow the published code: the transformer attends across the batch, and the weight
         decay stays unchanged in the last epoch.

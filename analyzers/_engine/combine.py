@@ -37,7 +37,7 @@ def combine(
     layers: bool,
     weight_decay: float,
 ) -> dict[str, FloatArray]:
-    """Return what `arrays.geometry` does for some steps, each (step,) or (step, layer)."""
+    """Return the geometry of some steps, each quantity (step,) or (step, layer)."""
     # `parts` are the results of `project` for all rows of the fold.
     by_window = [
         _combine_window(

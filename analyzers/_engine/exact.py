@@ -1,4 +1,4 @@
-"""Quantities of exact recordings, which hold whole gradients and displacements."""
+"""Geometry of exact recordings, which hold whole gradients and displacements."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,7 +15,7 @@ from trajstore.reading.target import Target
 FloatArray = npt.NDArray[np.floating[Any]]
 
 READ_BYTES: Final = 32 << 20
-"""Gradients that are read at once."""
+"""Bytes of gradients to read at once."""
 
 
 def exact_sums(
@@ -26,7 +26,8 @@ def exact_sums(
     *,
     weight_decay: float,
 ) -> FloatArray:
-    """Sum <g, d>, |d|^2 and |g|^2 with d = x - x* over whole blocks, (3, step, layer)."""
+    """Return sums of <g, d>, |d|^2 and |g|^2, with d = x - x*, (3, step, layer)."""
+    # `elements` are whole blocks.
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
     by_window = window_steps(run, steps)
@@ -53,10 +54,11 @@ def exact_sums(
 def combine_exact(
     parts: Sequence[FloatArray], *, layers: bool
 ) -> dict[str, FloatArray]:
-    """Return what `arrays.geometry` does for some steps, with standard errors of 0."""
-    h, squares, gradient_sq = np.sum(parts, axis=0)
+    """Add the sums over parts; return the geometry of the steps, with standard errors of 0."""
+    products, distance_sq, gradient_sq = np.sum(parts, axis=0)
     if not layers:
-        h, squares, gradient_sq = h.sum(1), squares.sum(1), gradient_sq.sum(1)
-    zeros = np.zeros_like(h)
-    sampled = Sampled(Estimate(h, zeros), gradient_sq, zeros)
-    return geometry(sampled, Estimate(np.sqrt(squares), zeros))
+        products, distance_sq = products.sum(1), distance_sq.sum(1)
+        gradient_sq = gradient_sq.sum(1)
+    zeros = np.zeros_like(products)
+    sampled = Sampled(Estimate(products, zeros), gradient_sq, zeros)
+    return geometry(sampled, Estimate(np.sqrt(distance_sq), zeros))

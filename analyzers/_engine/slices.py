@@ -18,7 +18,7 @@ def slices(whole: slice, length: int) -> list[slice]:
 
 def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
     """Cut `elements` into segments of one layer each; return (layer, place in the part)."""
-    # The gap behind a layer counts as part of it.
+    # The gap after a layer counts as part of it.
     ends = layout.offsets + BLOCK * layout.blocks
     pieces = []
     for layer, (offset, end) in enumerate(zip(layout.offsets, ends, strict=True)):

@@ -18,7 +18,7 @@ from trajstore.reading.target import Target
 Float32Array = npt.NDArray[np.float32]
 
 READ_ELEMENTS: Final = 1 << 22
-"""Elements of a vector that are read at once: whole chunks of the store."""
+"""Elements of a vector to read at once: whole chunks of the store."""
 
 
 class WindowVectors(NamedTuple):

@@ -38,7 +38,7 @@ def aiming(
     Parameters
     ----------
     run : trajstore.Run
-        With the loss of every step: ``recorder.log(loss=loss)``.
+        A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference : str, int, Run or mapping, default: "final"
         The target x*, as `path_geometry` takes it.
     measurement : str, optional
@@ -61,9 +61,9 @@ def aiming(
     KeyError
         If the measurement, snapshot or epoch does not exist.
     ValueError
-        If losses are not recorded, and as `path_geometry`.
+        If losses are not recorded, and as for `path_geometry`.
     TypeError
-        As `path_geometry`.
+        As for `path_geometry`.
 
     Notes
     -----

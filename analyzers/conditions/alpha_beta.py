@@ -58,7 +58,7 @@ def alpha_beta(
     Parameters
     ----------
     run : trajstore.Run
-        With the loss of every step: ``recorder.log(loss=loss)``.
+        A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference : str, int, Run or mapping, default: "final"
         The target x*, as `path_geometry` takes it. The paper uses the last iterate as the
         projection onto the set of minimisers.
@@ -79,15 +79,15 @@ def alpha_beta(
     Raises
     ------
     ValueError
-        If losses are not recorded, if the r_k are missing or their number differs from the
-        number of steps, or if a loss is below `optimal_loss`.
+        If losses are not recorded, if the r_k are missing, if there is not one r_k per
+        step, or if a loss is below `optimal_loss`.
     KeyError, TypeError
-        As `path_geometry`.
+        As for `path_geometry`.
 
     Notes
     -----
-    a_k is unbiased. Its error is the error of the sketch: independent from step to step,
-    and without a contribution from the estimated distance. For a run recorded with
+    a_k is unbiased. Its error comes from the sketch alone, is independent from step to step,
+    and does not depend on the estimated distance. For a run recorded with
     ``exact=True``, a_k is exact.
 
     References
@@ -148,25 +148,25 @@ def margin(datasets: Datasets, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> xr.
     datasets : xarray.Dataset or iterable of xarray.Dataset
         As returned by `alpha_beta`, for one run or several.
     alpha, beta : array_like of float
-        The grid, each one-dimensional. Pairs with alpha below beta are evaluated, too.
+        The axes of the grid, one-dimensional. Pairs with alpha below beta are included.
 
     Returns
     -------
     xarray.Dataset
         Loaded. Dimensions ``alpha`` and ``beta``. ``margin``, float64, in units of the
-        loss: :math:`\min_k T_k`; the condition holds along the paths where it is not
-        negative. ``step`` and ``run``, int64: the step that has this T, and the index of
-        its run in `datasets` (``attrs["runs"]``). ``n_steps`` and ``n_missing``: the number
-        of steps compared, and of steps left out because a value is NaN.
+        loss: :math:`\min_k T_k`; the condition holds along all paths where this is not
+        negative. ``step`` and ``run``, int64: the step with the smallest T, and the index of
+        its run in `datasets` (``attrs["runs"]``). ``n_steps`` and ``n_missing``: the numbers
+        of steps that were compared, and that were left out because a value is NaN.
 
     Raises
     ------
     ValueError
-        If no step is known, or alpha or beta are not one-dimensional.
+        If no step has all values, or `alpha` or `beta` is not one-dimensional.
 
     Notes
     -----
-    The margin of sketched runs is biased downwards: the smallest of many estimates tends to
+    The margin of a sketched run is biased downwards: the smallest of many estimates tends to
     be below the smallest of the true values.
     """
     known = _complete_steps(datasets, 0.0)
@@ -199,7 +199,7 @@ def feasible_set(
 
     :math:`T_k` is linear in :math:`(\alpha, \beta)`, so the feasible pairs form an
     intersection of half-planes: :math:`\beta_{\min}(\alpha) \le \beta \le \alpha -`
-    `min_gap`, with :math:`\alpha` at least the alpha of the first corner.
+    `min_gap`, for every :math:`\alpha` from the first corner upwards.
     :math:`\beta_{\min}` is convex and piecewise linear; no grid is involved.
 
     Parameters
@@ -215,28 +215,27 @@ def feasible_set(
     Returns
     -------
     xarray.Dataset
-        Loaded. ``alpha`` and ``beta`` (vertex): corners of :math:`\beta_{\min}`, from the
-        smallest alpha on; ``slope`` (vertex), of the boundary to the right of the corner;
-        ``step`` and ``run`` (vertex), the half-plane that bounds beta there, -1 for
-        beta >= 0. ``is_smallest`` (vertex): up to the last of these corners, the boundary
-        holds the pairs that no other feasible pair undercuts in both numbers.
-        ``best_alpha`` and ``best_beta``: the pair of smallest sum, NaN if there is none.
-        ``limit_step`` and ``limit_run``: the half-plane that keeps alpha from being
-        smaller, -1 for beta >= 0. ``n_steps`` and ``n_missing`` as in `margin`. If no pair
-        is feasible there are no corners, and ``attrs["note"]`` names the step that rules
-        all pairs out.
+        Loaded. ``alpha`` and ``beta`` (vertex): corners of :math:`\beta_{\min}`, in order of
+        alpha; ``slope`` (vertex), the slope of the boundary to the right of the corner;
+        ``step`` and ``run`` (vertex), the step whose half-plane bounds beta there, both -1
+        where the bound is beta >= 0. ``is_smallest`` (vertex) is true for the first corners:
+        up to the last of them the boundary is the Pareto front, whose pairs cannot be made
+        smaller in one number without growing in the other. ``best_alpha`` and ``best_beta``: the pair with the smallest sum, NaN
+        if there is none. ``limit_step`` and ``limit_run``: the step whose half-plane bounds
+        alpha from below, -1 if that is beta >= 0. ``n_steps`` and ``n_missing`` as in
+        `margin`. If no pair is feasible, there are no corners, and ``attrs["note"]`` names a
+        step that rules out all pairs.
 
     Raises
     ------
     ValueError
-        If no step is known, or `min_gap` is negative.
+        If no step has all values, or `min_gap` is negative.
 
     Notes
     -----
-    If a pair is feasible, so is every pair that exceeds it by the same amount in both
-    numbers.
+    If a pair is feasible, it remains feasible when both numbers grow by the same amount.
 
-    The set of a sketched run is biased, too small rather than too large: every step has to
+    The set of a sketched run tends to be too small rather than too large: every step has to
     satisfy the condition, and among many steps some have large errors. The sets for -1 and
     1 standard errors show how large the effect can be.
     """
@@ -247,12 +246,12 @@ def feasible_set(
     limit_step, limit_run = known.locate(found.limit)
     attributes = known.attrs | {"min_gap": min_gap, "n_stderr": n_stderr}
     if len(found.alpha):
-        # The boundary is convex: alpha + beta is smallest where the slope passes -1, and
-        # beta where it passes 0.
+        # The boundary is convex: alpha + beta is smallest where the slope passes -1,
+        # and beta is smallest where the slope passes 0.
         best = np.flatnonzero(found.slope >= -1)[0]
         pair = found.alpha[best], found.beta[best]
         n_smallest = np.flatnonzero(found.slope >= 0)[0] + 1
-        attributes["note"] = "feasible pairs have no upper end"
+        attributes["note"] = "the feasible pairs are unbounded above"
     else:
         pair, n_smallest = (np.nan, np.nan), 0
         attributes["note"] = (
@@ -308,7 +307,7 @@ def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:
 
 
 class CompleteSteps(NamedTuple):
-    """Steps of several runs without an unknown value, concatenated."""
+    """The steps of several runs that have all values, concatenated."""
 
     terms: Steps
     step: npt.NDArray[np.int64]  # number within its run (step,)

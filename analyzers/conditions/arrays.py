@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.intp]
 
 MAX_VALUES: Final = 1 << 22
-"""Values of T in memory at once."""
+"""Number of values of T to keep in memory at once."""
 
 NO_STEP: Final = -1
 """Index of the half-plane beta >= 0, which belongs to no step."""
@@ -29,7 +29,7 @@ class Steps(NamedTuple):
 
 
 class Boundary(NamedTuple):
-    """Lower boundary of a set of pairs by corner (vertex,), from the smallest alpha on."""
+    """Lower boundary of a set of pairs by corner (vertex,), in order of alpha."""
 
     alpha: FloatArray  # ascending; no corner if the set is empty
     beta: FloatArray

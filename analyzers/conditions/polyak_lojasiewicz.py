@@ -34,7 +34,7 @@ def polyak_lojasiewicz(
     Parameters
     ----------
     run : trajstore.Run
-        With the loss of every step: ``recorder.log(loss=loss)``.
+        A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference_loss : float
         f*, such as the loss of the last iterate: ``full_reference_loss`` in the results of
         ``traj-train replay``.

@@ -69,9 +69,9 @@ def convexity(
     Raises
     ------
     KeyError
-        If no loss was logged; or as `path_geometry`.
+        If no loss was logged; or as for `path_geometry`.
     ValueError
-        If the loss at x* was not recorded and is not given; or as `path_geometry`.
+        If the loss at x* was not recorded and is not given; or as for `path_geometry`.
 
     Notes
     -----

@@ -131,7 +131,7 @@ def edge_of_stability(
         coordinates ``epoch`` and ``iteration``. ``sharpness``, preconditioned for Adam;
         ``threshold``, for the learning rate of the step; and ``ratio``, sharpness over
         threshold. Without a dimension: ``reached``, the first step whose ratio is at least
-        1, NaN if there is none; and, over the evaluations from that step on,
+        1, NaN if there is none; and, over the evaluations since that step,
         ``ratio_median``, ``ratio_min``, ``ratio_max`` and ``share_near``, the share within
         10 percent of the threshold.
 

@@ -14,7 +14,7 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 PART: Final = 1 << 22
-"""Elements that are averaged at once."""
+"""Elements to average at once."""
 
 
 def average_of_epochs(

@@ -33,7 +33,7 @@ def store_geometry(
     """Compute `path_geometry`, and store it next to the run.
 
     Results are written chunk by chunk. After an interruption the next call computes the
-    missing chunks; if all are stored, it returns at once. A result lists in
+    missing chunks; if all are stored, it returns immediately. A result lists in
     ``attrs["computed_from"]`` everything it depends on, and is computed again when the run
     has grown, or the target or the estimator has changed.
 
@@ -42,7 +42,7 @@ def store_geometry(
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     reference, layers, weight_decay
-        As `path_geometry` takes them.
+        As in `path_geometry`.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def store_geometry(
     Raises
     ------
     KeyError, ValueError, TypeError
-        As `path_geometry`.
+        As for `path_geometry`.
 
     Notes
     -----

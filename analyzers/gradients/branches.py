@@ -67,11 +67,11 @@ def compare_branches(
     Parameters
     ----------
     parent : trajstore.Run
-        The run that the branches began in; its steps count from there on.
+        The run that the branches began in; only its steps after that point count.
     branches : sequence of trajstore.Run
         Recorded by ``traj-train branch``, from the same epoch.
     window, threshold, loss
-        As `zigzag_segments` takes them.
+        As in `zigzag_segments`.
     length : float, optional
         Stop after this path length, to compare paths of equal length. The last step may
         lead beyond it.
@@ -80,7 +80,7 @@ def compare_branches(
     -------
     xarray.Dataset
         Loaded. Dimension ``branch``, the names of the stores, the parent first and then
-        from the largest learning rate down, with the coordinate ``lr_scale``. By ``part``,
+        in descending order of learning rate, with the coordinate ``lr_scale``. By ``part``,
         30 parts of each path with equally many steps: ``cosine``, the median, and its quartiles
         ``cosine_low`` and ``cosine_high``; ``path`` and ``lr_time``, path length and sum of
         learning rates from the branching to the middle of the part. By ``cosine_bin``:
@@ -186,7 +186,7 @@ def _summary(
     loss: str | None,
     length: float | None,
 ) -> xr.Dataset:
-    """Summarise the steps of a run from `first` on."""
+    """Summarise the steps of a run, starting with `first`."""
     lengths = np.nan_to_num(update_lengths(run)[first:])
     before = np.cumsum(lengths) - lengths
     n = len(before) if length is None else int(np.searchsorted(before, length))

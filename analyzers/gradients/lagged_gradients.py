@@ -32,7 +32,7 @@ BASES: Final = 64
 """Compared steps in a task."""
 
 ROWS: Final = 16
-"""Rows of the fold of the target that are probed at once."""
+"""Rows of the fold of the target to probe at once."""
 
 DESCRIPTIONS: Final = {
     "cosine": ("cosine of two gradients", "<g_j, g_k> / (|g_j| |g_k|)"),
@@ -80,9 +80,9 @@ def lagged_gradients(
     Raises
     ------
     ValueError
-        If a lag or `every` is below 1; or as `path_geometry`.
+        If a lag or `every` is below 1; or as for `path_geometry`.
     KeyError, TypeError
-        As `path_geometry`.
+        As for `path_geometry`.
 
     Notes
     -----

@@ -46,7 +46,7 @@ def zigzag_layers(
     window : int, default: 11
         Steps of the running median, odd.
     threshold : float, default: 0.5
-        As `zigzag_segments` takes it.
+        As in `zigzag_segments`.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def zigzag_layers(
     Raises
     ------
     ValueError
-        As `zigzag_segments`.
+        As for `zigzag_segments`.
     """
     check_criterion(window, threshold)
     cosines = zigzag(run, layers=True)["cosine"].compute()

@@ -115,7 +115,7 @@ def zigzag_segments(
     Raises
     ------
     KeyError
-        If there is no such scalar; lists the scalars of the run.
+        If there is no such scalar; the message lists the scalars of the run.
     ValueError
         If the run has fewer than two steps or is a measurement, or if a number is out of
         range.
@@ -215,7 +215,7 @@ def zigzag_shares(
     thresholds : sequence of float
         From 0 to 1.
     loss, smoothing
-        As `zigzag_segments` takes them.
+        As in `zigzag_segments`.
 
     Returns
     -------

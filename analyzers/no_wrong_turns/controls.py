@@ -27,7 +27,7 @@ from analyzers.no_wrong_turns.runs import (
 from trajstore.reading.run import Run
 
 NO_CONTROL: Final = "training"
-"""Label of the run that is no control."""
+"""Label of the run that is not a control."""
 
 
 def gamma_of_controls(

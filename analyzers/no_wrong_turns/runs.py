@@ -107,7 +107,7 @@ def _opened(path: str) -> list[Run]:
 
 
 def plain_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose minibatch runs that are no controls."""
+    """Choose minibatch runs that are not controls."""
     return [
         run
         for run in runs
@@ -125,7 +125,7 @@ def full_batch_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 def sweep(runs: Iterable[TrainedRun], factor: str) -> list[TrainedRun]:
     """Choose runs that differ only in one setting, or coupled ones, in its order."""
-    # Of groups with two values or more, take the one with most values, then most runs.
+    # Among groups with at least two values, take the one with most values, then most runs.
     plain = runs if factor == "control" else plain_runs(runs)
     free = {factor, *COUPLED_SETTINGS[factor], *NON_ESSENTIAL_SETTINGS}
     groups: defaultdict[str, list[TrainedRun]] = defaultdict(list)
@@ -177,7 +177,7 @@ def base_run(runs: Sequence[TrainedRun]) -> TrainedRun:
 
 
 def base_runs(runs: Iterable[TrainedRun]) -> dict[str, TrainedRun]:
-    """Choose the base run of every workload, among runs that are no controls."""
+    """Choose the base run of every workload, among runs that are not controls."""
     by_workload: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in plain_runs(runs):
         by_workload[run.workload].append(run)
@@ -209,7 +209,7 @@ def scheduled(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def mlp_and_resnet(runs: Sequence[TrainedRun]) -> dict[str, TrainedRun]:
-    """Choose an MLP and a ResNet on the same data, trained alike and of like size."""
+    """Choose an MLP and a ResNet on the same data, with similar training and size."""
     kinds = [
         [run for run in plain_runs(runs) if kind in run.workload]
         for kind in ("mlp", "resnet")
@@ -259,7 +259,7 @@ def standard_width(workload: str) -> str:
 
 
 def title_of(runs: Iterable[TrainedRun], what: str) -> str:
-    """Return a title: the data sets, and what is shown of them."""
+    """Return a title: the data sets, and the quantity shown."""
     names = sorted({run.title for run in runs})
     return f"{', '.join(names)}: {what}" if names else what
 

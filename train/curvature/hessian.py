@@ -29,7 +29,7 @@ MAX_RESTARTS: Final = 200
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues from the largest down, with their eigenvectors."""
+    """Eigenvalues in descending order, with their eigenvectors."""
 
     values: FloatArray  # float64, (eigenvalue,)
     vectors: FloatArray  # float64, (eigenvalue, param), each of norm 1
@@ -100,7 +100,7 @@ def top_eigenvalues(
     Returns
     -------
     Eigenpairs
-        ``values``, float64 (eigenvalue,), from the largest down, and ``vectors``, float64
+        ``values``, float64 (eigenvalue,), in descending order, and ``vectors``, float64
         (eigenvalue, param), each of norm 1. NaN where the loss is not finite.
 
     Raises

@@ -63,7 +63,7 @@ ALPHA_BETA: Final = by_name(
     published(
         "a perceptron of three layers on Fashion-MNIST",
         CLASSIFICATION,
-        ("Fashion-MNIST", "digits of 28 x 28 in the place of Fashion-MNIST"),
+        ("Fashion-MNIST", "digits of 28 x 28 instead of Fashion-MNIST"),
         fashion_mnist,
         lambda _, training: mlp([784, training.width, training.width, 10]),
         workload="fmnist-mlp",
@@ -76,7 +76,7 @@ ALPHA_BETA: Final = by_name(
     published(
         "two convolutions and a linear layer on CIFAR-10",
         CLASSIFICATION,
-        ("CIFAR-10", "digits of 32 x 32 in the place of CIFAR-10"),
+        ("CIFAR-10", "digits of 32 x 32 instead of CIFAR-10"),
         whole_cifar10,
         lambda _, training: cnn(3, 32, 10, width=training.width),
         workload="cifar-cnn",
@@ -90,7 +90,7 @@ ALPHA_BETA: Final = by_name(
     published(
         "ResNet-9 on CIFAR-100",
         CLASSIFICATION,
-        ("CIFAR-100", "digits of 32 x 32 in the place of CIFAR-100"),
+        ("CIFAR-100", "digits of 32 x 32 instead of CIFAR-100"),
         cifar100,
         lambda splits, _: resnet9(splits.n_classes),
         workload="cifar100-resnet9",
@@ -103,14 +103,14 @@ ALPHA_BETA: Final = by_name(
     _lstm(
         "three LSTM layers on Penn Treebank",
         "ptb-lstm",
-        ("Penn Treebank", "Python's documentation in the place of Penn Treebank"),
+        ("Penn Treebank", "Python's documentation instead of Penn Treebank"),
         partial(penn_treebank, context=CONTEXT),
         lr=158.0,
     ),
     _lstm(
         "three LSTM layers on WikiText-2",
         "wikitext2-lstm",
-        ("WikiText-2", "Python's documentation in the place of WikiText-2"),
+        ("WikiText-2", "Python's documentation instead of WikiText-2"),
         lambda data, directory: wikitext2(
             data,
             directory,

@@ -33,7 +33,7 @@ def _cifar(summary: str, workload: str, model: Any) -> Workload:
     return published(
         summary,
         CLASSIFICATION,
-        ("CIFAR-10", "digits of 32 x 32 in the place of CIFAR-10"),
+        ("CIFAR-10", "digits of 32 x 32 instead of CIFAR-10"),
         cifar10,
         lambda *_: model(),
         workload=workload,
@@ -50,7 +50,7 @@ def _imagenet(summary: str, workload: str, model: Any, width: float = 1) -> Work
     return published(
         summary,
         CLASSIFICATION,
-        ("ImageNet-1K", "digits of 32 x 32 in the place of ImageNet-1K"),
+        ("ImageNet-1K", "digits of 32 x 32 instead of ImageNet-1K"),
         imagenet,
         lambda *_: model(width),
         workload=workload,
@@ -69,7 +69,7 @@ def _vaihingen(summary: str, workload: str, model: Any) -> Workload:
     return published(
         summary,
         CLASSIFICATION,
-        ("ISPRS Vaihingen", "generated shapes in the place of Vaihingen"),
+        ("ISPRS Vaihingen", "generated shapes instead of Vaihingen"),
         vaihingen,
         lambda *_: model(),
         workload=workload,
@@ -115,7 +115,7 @@ NO_WRONG_TURNS: Final = by_name(
     published(
         "a transformer of 12 layers on WikiText-2",
         LANGUAGE,
-        ("WikiText-2", "Python's documentation in the place of WikiText-2"),
+        ("WikiText-2", "Python's documentation instead of WikiText-2"),
         wikitext2,
         lambda splits, training: word_language_model(
             splits.n_classes, as_published=training.as_published

@@ -22,7 +22,7 @@ from trajstore.store.journal import has_journal
 from trajstore.store.journal import recover as recover_steps
 
 MAX_LISTINGS: Final = 10
-"""Attempts at listing a store that changes meanwhile."""
+"""Attempts to list a store that changes during the listing."""
 
 
 def info(store: Positional[str]) -> None:

@@ -50,7 +50,7 @@ def plan(
 
     Give --stderr for the smallest such store, or --disk for the most precise one.
 
-    With neither, the plan has the default options of a recorder.
+    With neither, the plan uses the recorder's default options.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ BLOCK: Final = 1024
 class Layout:
     """Names, shapes and offsets of the tensors in the flat vector."""
 
-    names: tuple[str, ...]  # of the parameters, the labels of the dimension layer
+    names: tuple[str, ...]  # parameter names, which label the dimension layer
     shapes: tuple[tuple[int, ...], ...]
 
     @cached_property
@@ -57,7 +57,7 @@ class Layout:
 
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
         """Return named arrays as one flat vector, float32 ``(size,)``."""
-        # Other keys are ignored; missing arrays and wrong shapes are listed, all of them.
+        # Other keys are ignored. The error lists all missing arrays and wrong shapes.
         arrays = {
             name: np.asarray(tensors[name]) for name in self.names if name in tensors
         }
@@ -91,7 +91,7 @@ class Layout:
 
 
 def _misfit(array: npt.NDArray[Any] | None, shape: tuple[int, ...]) -> str | None:
-    """Return why an array does not hold real numbers in a shape, None if it does."""
+    """Describe what is wrong with an array of a parameter; None if nothing is."""
     if array is None:
         return "missing"
     if array.shape != shape:

@@ -65,7 +65,7 @@ END_ERROR_RATIOS: Final = (0.7, 2.7)
 class MeasuredErrors:
     """Errors of gamma that were measured in one run, between its first and last epoch."""
 
-    shares: tuple[float, ...]  # lengths of windows over that of the run, ascending
+    shares: tuple[float, ...]  # window lengths as shares of the run, ascending
     # By size of the basis: rms standard error of gamma with windows of these lengths, over
     # that of a sketch without weights and basis.
     ratios: Mapping[int, tuple[float, ...]]
@@ -200,7 +200,7 @@ class Plan:
 
     @property
     def window_share(self) -> float:
-        """Length of a full window over that of the run."""
+        """Length of a full window as a share of the run."""
         return min(1.0, self.windows.length / self.n_steps)
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:

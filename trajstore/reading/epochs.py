@@ -63,7 +63,7 @@ def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
     xarray.Dataset
         Lazy where `dataset` is: Dask arrays stay Dask arrays, and stored values are read
         where they are used. Dimensions ``epoch`` and ``iteration`` instead of ``step``.
-        NaN where an epoch has no such iteration; integers become float64 then. Steps
+        NaN where an epoch has no such iteration; integers then become float64. Steps
         whose epoch is lost (-1) are left out.
 
     Raises

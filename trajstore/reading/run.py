@@ -29,7 +29,7 @@ from trajstore.store.lock import is_written
 from trajstore.store.opening import OpenedStore, open_checked
 
 REOPENED: Final = 4
-"""Runs received from other processes that a process keeps open."""
+"""How many runs a process keeps open that it received from other processes."""
 
 
 @dataclass(frozen=True, slots=False, eq=False)
@@ -58,7 +58,7 @@ class Run:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Workers open the store themselves: what travels is a few hundred bytes.
+        # Workers open the store themselves: only a few hundred bytes are pickled.
         version = version_of(self.stored.document, is_written=self.stored.is_written)
         name = self.group.name if self.group.is_measurement else None
         return _reopen, (self.location, version, name)
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def group(self) -> RowGroup:
-        """Stored rows that `steps` holds: the optimizer steps, or a measurement.
+        """The stored rows in `steps`: optimizer steps, or the rows of a measurement.
 
         ``group.name`` is the name of the measurement, empty for the steps.
         """
@@ -91,7 +91,7 @@ class Run:
         """How the run ended: ``running``, ``complete``, ``failed`` or ``interrupted``.
 
         A run has failed if it was closed after an exception. It was interrupted if no
-        process writes the store any more, and none has closed it.
+        process is writing to the store although the run was not closed.
         """
         status = self.stored.document.status
         is_running = status == "running"
@@ -144,18 +144,18 @@ class Run:
         ----------
         name : str
             As given to `trajstore.Recorder.measure`, or ``"update"`` for the updates
-            x_(k+1) - x_k, which replace the gradients then.
+            x_(k+1) - x_k, which then take the place of the gradients.
 
         Returns
         -------
         Run
-            Its steps are the rows; analyses take it like any run. Rows of the same
+            Its steps are the rows; analyses accept it like any run. Rows of the same
             optimizer step have the same ``step``, ``epoch`` and ``iteration``.
 
         Raises
         ------
         KeyError
-            If there is no such measurement; says which there are.
+            If there is no such measurement; the message lists the existing ones.
         """
         if name not in self.measurements:
             raise KeyError(
@@ -176,7 +176,7 @@ class Run:
             coordinates ``step``, ``epoch``, ``iteration`` and ``window``, selectable by
             the first three (`trajstore.index_epochs`); one float64
             variable per scalar, NaN where it was not logged, and float32 tables with
-            the further dimension ``layer``, whose labels are the parameter names, and
+            the additional dimension ``layer``, whose labels are the parameter names, and
             ``basis``. NaN where a chunk is damaged, with one warning for each chunk. A run
             that was recorded with ``basis=0`` has no ``param_norm``, ``param_sq``,
             ``grad_dot_param``, ``grad_dot_basis`` and ``displacement_dot_basis``; a
@@ -226,14 +226,14 @@ class Run:
         Returns
         -------
         xarray.DataArray
-            Lazy: values are read where they are used. int64, dimensions ``step`` and
-            ``sample``, the coordinates epoch, iteration and step; -1 where a batch has fewer
+            Lazy: values are read where they are used. int64, with dimensions ``step``
+            and ``sample``, and coordinates epoch, iteration and step; -1 where a batch has fewer
             examples, where none were logged, and where a chunk is damaged.
 
         Raises
         ------
         ValueError
-            If they were not recorded, and for a measurement.
+            If they were not recorded, or if this run is a measurement.
         """
         if self.group.is_measurement:
             raise ValueError(
@@ -265,13 +265,13 @@ class Run:
         xarray.Dataset
             Loaded. ``start``, the first optimizer step, and ``stop``, the one after the
             last; ``weights`` (window, layer), the weights of the sketch; ``probes``
-            (window, probe), the probes of the anchor. NaN where a chunk is damaged. Of a
-            measurement, ``start`` and ``stop`` count its rows.
+            (window, probe), the probes of the anchor. NaN where a chunk is damaged. For
+            a measurement, ``start`` and ``stop`` count its rows.
 
         Raises
         ------
         SchemaError
-            If the first steps are no such numbers, or are lost.
+            If the first steps of windows are lost, or are not valid step numbers.
         """
         start, every = self.stored.starts, slice(0, self.n_windows)
         stop = np.minimum(np.append(start[1:], self.n_steps), self.n_steps)
@@ -289,12 +289,12 @@ class Run:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a trajectory store for reading, also while it is being written.
+    """Open a trajectory store for reading, even while it is being written.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Directory of the store, or its URL: ``s3://bucket/run.zarr`` and the like.
+        Directory of the store, or its URL: for example ``s3://bucket/run.zarr``.
 
     Returns
     -------
@@ -310,7 +310,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         of it are missing; all problems are listed.
     """
     location = locate(path)
-    # Asked in this order, a run that is closed meanwhile does not look interrupted.
+    # In this order, because a run that is closed between the two must not look interrupted.
     written = is_written(location, open_store(location, read_only=True))
     return _run(location, open_checked(location), is_written=written)
 
@@ -324,7 +324,7 @@ _reopening = Lock()
 
 
 def _reopen(location: str, version: StoreVersion, measurement: str | None) -> Run:
-    """Open a run of another process, once for everything sent to this one."""
+    """Open a run that was pickled in another process; equal runs are opened only once."""
     with _reopening:
         run = _reopened(location, version)
     return run if measurement is None else run.measured(measurement)

@@ -21,7 +21,7 @@ TargetLike = str | int | Run | Mapping[str, Any]
 """Values that users may pass as ``reference=``, see `find_target`."""
 
 PART: Final = 1 << 22
-"""Elements of a vector that are read at once."""
+"""Elements of a vector to read at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Target:
     """A point x* in the layout of a run."""
 
     label: str  # "final", "epoch 12", "snapshot warm" or the like
-    note: str  # one sentence on what it is
+    note: str  # one sentence that describes the target
     identity: str  # differs between any two targets, also of the same label
     read: Callable[[slice], FloatArray]  # part of the flat vector
     values: FloatArray | None = None  # whole vector, unless it is read from a store
@@ -82,10 +82,10 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     Raises
     ------
     KeyError
-        If there is no such snapshot or epoch; says which there are.
+        If there is no such snapshot or epoch; the message lists the existing ones.
     ValueError
         If the run has no last iterate, or if tensors of a mapping or of the other run
-        are missing or have other shapes; all of them are listed.
+        are missing or have other shapes; the message lists them all.
     TypeError
         If `reference` is of another kind.
 

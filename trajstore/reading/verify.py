@@ -118,7 +118,7 @@ def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
 
 
 def _cost(run: Run, name: str, chunk: Part) -> str:
-    """Return what is lost with a chunk."""
+    """Describe the data that is lost with a chunk."""
     rows = chunk[0]
     if run.stored.document.arrays[name].spec.dims[0] == STEP:
         numbers = as_ranges(range(rows.start, rows.stop))

@@ -78,7 +78,7 @@ def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
 
 
 def _replaced(document: Document, version: StoreVersion) -> str | None:
-    """Return why a store is not a continuation of a version, None if it is."""
+    """Give the reason if a store does not continue a version, else None."""
     if document.created != version.created:
         return f"it was created {document.created}, not {version.created}"
     now = version_of(document, is_written=False)

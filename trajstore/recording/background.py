@@ -66,11 +66,11 @@ class Background:
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._is_closed:
-            raise RuntimeError("The thread has ended; it takes no more jobs.")
+            raise RuntimeError("The thread has ended; it accepts no more jobs.")
         try:
             return self._executor.submit(job)
         except RuntimeError:
-            # The interpreter is ending: there are no threads any more, but still time.
+            # The interpreter is shutting down: no thread can start, but this one can still work.
             future = Future[T]()
             try:
                 future.set_result(job())

@@ -1,4 +1,4 @@
-"""Hooks that tell when a step of one or several optimizers begins and ends."""
+"""Hooks that report when a step of one or several optimizers begins and ends."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,10 +19,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StepHooks:
-    """Calls back when a step of optimizers begins and ends.
+    """Runs callbacks when a step of one or several optimizers begins and ends.
 
     A step of several optimizers begins when the first of them is about to step. It ends
-    when all of them have stepped, or when one that has is about to step again: a
+    when all of them have stepped, or when one of them is about to step a second time: a
     `torch.amp.GradScaler` skips optimizers whose gradients are not finite.
     """
 
@@ -35,14 +35,14 @@ class StepHooks:
         after: Callable[[bool], None],
         end: Callable[[], None],
     ) -> None:
-        # `begin` is called where the gradients of a step are known: before the step, or
-        # after each evaluation of its closure, so perhaps several times.
+        # `begin` is called as soon as the gradients of a step are known: before the step,
+        # or, if it has a closure, after each evaluation of it, perhaps several times.
         self._begin = begin
-        # `begin_later` is called before the steps of all optimizers but the first.
+        # `begin_later` is called before the step of every optimizer except the first.
         self._begin_later = begin_later
-        # `after` is called after the step of each, and told whether it was the last.
+        # `after` is called after every optimizer's step; its argument: was it the last one?
         self._after_step = after
-        # `end` is called for a step that not all of them have taken.
+        # `end` is called instead when a step ends that some optimizers have skipped.
         self._end = end
         self._optimizers = optimizers
         self._started: set[int] = set()
@@ -52,14 +52,14 @@ class StepHooks:
         """How many steps have ended."""
         self._handles = []
         for i, optimizer in enumerate(optimizers):
-            # A compiled step would otherwise have the hooks compiled, again and again.
+            # Otherwise a compiled step would compile the hooks too, again and again.
             pre_hook = disable(partial(self._before, i))
             post_hook = disable(partial(self._after, i))
             self._handles.append(optimizer.register_step_pre_hook(pre_hook))
             self._handles.append(optimizer.register_step_post_hook(post_hook))
 
     def finish(self) -> None:
-        """End a step that not all optimizers have taken."""
+        """End the current step, although some optimizers have not stepped."""
         has_stepped = bool(self._stepped)
         self._started.clear()
         self._stepped.clear()
@@ -68,7 +68,7 @@ class StepHooks:
             self._end()
 
     def settle(self) -> None:
-        """End a step that not all have taken, unless one of them is taking it now."""
+        """End the current step, unless an optimizer is in the middle of it."""
         if self._started == self._stepped:
             self.finish()
 
@@ -84,7 +84,7 @@ class StepHooks:
             self._started.discard(i)
             return None
         if i in self._started and _n_steps_inside(optimizer) > 1:
-            # The step of a class calls the step of its base class, which has the same hooks.
+            # A subclass's `step` calls the `step` of its base class, which runs the hooks again.
             self._n_inner[i] += 1
             return None
         self._n_inner[i] = 0
@@ -128,7 +128,7 @@ class StepHooks:
 
 
 def _n_steps_inside(optimizer: Optimizer) -> int:
-    """Count the calls of `optimizer.step` in progress."""
+    """Count the calls of `optimizer.step` on the stack."""
     frames = [
         frame for frame, _ in walk_stack(currentframe()) if frame.f_code is HOOKED_STEP
     ]
@@ -136,9 +136,9 @@ def _n_steps_inside(optimizer: Optimizer) -> int:
 
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer finds that gradients under a GradScaler overflowed."""
-    # A scaler does not call other optimizers then, after the host has waited for the device.
-    # Here the host waits, too.
+    """Whether a fused optimizer will skip its step, because scaled gradients overflowed."""
+    # A GradScaler checks this on the host for other optimizers, and does not call their step.
+    # A fused optimizer checks it on the device, so the host has to wait for the answer here.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None or is_capturing(found_inf.device):
         return False
@@ -149,8 +149,8 @@ def refuse_capture(device: torch.device) -> None:
     """Raise an error while a CUDA graph is captured, whose replays run no hooks."""
     if is_capturing(device):
         raise RuntimeError(
-            "The recorder is called while a CUDA graph is captured: replays of the graph run "
-            "no hooks, and no step would be recorded. Capture forward and backward passes "
+            "The recorder was called while a CUDA graph is captured: replays of the graph run "
+            "no hooks, so no step would be recorded. Capture forward and backward passes "
             "only, and call optimizer.step() after each replay."
         )
 

@@ -1,6 +1,6 @@
 """Copy results from a device to the host without making training wait.
 
-On a CUDA device the writer's thread works on a stream of its own, behind an event that the
+On a CUDA device the writer's thread works on a stream of its own, after an event that the
 training thread records, and copies through pinned memory. Neither the training thread nor
 its stream waits. A copy in the training thread would wait for all work given to the device.
 """

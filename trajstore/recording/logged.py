@@ -12,7 +12,7 @@ from trajstore.format.arrays import DESCRIPTIONS, NO_SAMPLE
 Scalar = float | Tensor
 
 SampleRow = npt.NDArray[np.int64]
-"""Indices of examples as the store keeps them: (samples,), -1 behind them."""
+"""Indices of examples as the store keeps them: (samples,), then -1."""
 
 RESERVED: Final = frozenset(DESCRIPTIONS) | {
     *("step", "epoch", "iteration", "window", "layer", "basis")
@@ -25,9 +25,9 @@ def to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
     for name in values:
         if name in RESERVED or name.startswith(("lr_", "step_size_")):
             raise ValueError(
-                f"The name {name!r} is taken: the recorder records it by itself. "
-                "Choose another; taken are those that begin with 'lr_' or "
-                f"'step_size_' and {sorted(RESERVED)}."
+                f"The name {name!r} is taken: the recorder records it itself. "
+                "Choose another: not one that begins with 'lr_' or "
+                f"'step_size_', and none of {sorted(RESERVED)}."
             )
     return {name: to_scalar(name, value) for name, value in values.items()}
 
@@ -55,7 +55,7 @@ def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
 
 
 def row_of_samples(indices: Tensor | npt.ArrayLike, most: int) -> SampleRow:
-    """Return indices, one-dimensional, as a new row: int64 (most,), -1 behind them."""
+    """Return indices, one-dimensional, as a new row: int64 (most,), then -1."""
     if most == 0:
         raise ValueError(
             "This recorder keeps no indices of examples; make it with Recorder(..., "

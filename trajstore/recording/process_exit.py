@@ -1,4 +1,4 @@
-"""Close a recording in order when the program ends, or is told to end by SIGTERM."""
+"""Close a recording properly when the program ends or receives SIGTERM."""
 
 import atexit
 import os
@@ -12,7 +12,7 @@ from warnings import warn
 
 
 def close_at_exit(close: Callable[[str], None]) -> Callable[[], None]:
-    """Call `close` with a status when the program ends, unless undone by the result."""
+    """Call `close` with a status when the program ends; return a function that cancels this."""
     at_exit = partial(_close, close)
     atexit.register(at_exit)
     undo_sigterm = _exit_on_sigterm()
@@ -32,10 +32,10 @@ def _close(close: Callable[[str], None]) -> None:
 
 
 def _exit_on_sigterm() -> Callable[[], None]:
-    """Turn SIGTERM into `SystemExit`, which leaves ``with`` blocks in order; return the undo."""
-    # A handler of the user's is left alone. Python takes signals in the main thread only.
-    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not is_free or threading.current_thread() is not threading.main_thread():
+    """Turn SIGTERM into `SystemExit`, so that ``with`` blocks exit; return an undo function."""
+    # The user's own handler is left alone. Python sets handlers in the main thread only.
+    is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not is_default or threading.current_thread() is not threading.main_thread():
         return lambda: None
     handler = partial(_exit, os.getpid())
     signal.signal(signal.SIGTERM, handler)
@@ -50,7 +50,7 @@ def _exit_on_sigterm() -> Callable[[], None]:
 
 def _exit(owner: int, signum: int, _frame: FrameType | None) -> None:
     if os.getpid() != owner:
-        # A forked process, such as a worker of a DataLoader, ends as if nothing was changed.
+        # A forked process, such as a DataLoader worker, ends as it would without this handler.
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
     raise SystemExit(128 + signum)

@@ -89,7 +89,7 @@ class Recorder:
         error from the optimizer's step; or give a warning and let training continue
         unrecorded.
     journal : bool, default: False
-        Write every step to a file at once, so that not even the steps since the last flush are
+        Write every step to a file immediately, so that not even the steps since the last flush are
         lost when the process is killed. On an accelerator every step waits for the device.
     fsync : bool, default: False
         Let commits survive a loss of power, too.
@@ -102,7 +102,7 @@ class Recorder:
     group : torch.distributed.ProcessGroup, optional
         The ranks that hold the parameters together; each makes a recorder, and the first
         writes. Default: all ranks if there are DTensors, as under FSDP2 and with tensor
-        parallelism. Of copies of an ordinary tensor the first counts. Not needed under
+        parallelism. If ranks hold copies of an ordinary tensor, the first copy counts. Not needed under
         DistributedDataParallel: give the wrapped model.
     samples : int, default: 0
         Largest number of examples in a batch whose indices are kept, see `log_samples`; each
@@ -117,7 +117,7 @@ class Recorder:
     TypeError, ValueError
         For an argument of another kind, an optimizer without hooks, values out of range, no
         parameters, or parameters of another model; or if the recording to resume has another
-        model, another optimizer or other options, whose differences are listed.
+        model, another optimizer or other options; the message lists the differences.
     NotImplementedError
         For complex parameters, parameters on several devices, the optimizer LBFGS, and options
         that sharded models do not support.
@@ -246,7 +246,7 @@ class Recorder:
         ----------
         indices : torch.Tensor or array_like of int
             Indices of the examples in the data set, from 0, in the order of the batch, at most
-            as many as the recorder's ``samples``. They are read at once: give them as the
+            as many as the recorder's ``samples``. They are read immediately: give them as the
             loader returns them, to avoid waiting for a device. The last call before a step
             wins.
 

@@ -40,7 +40,7 @@ class RowBuffer:
     """Consecutive steps: one tensor per quantity for all of them, one entry for each."""
 
     measured: Mapping[str, Tensor]
-    """As `trajstore.tracking.tracker.Tracker.allocate` returned it."""
+    """The result of `trajstore.tracking.tracker.Tracker.allocate`."""
     first: int = 0
     """Optimizer step of the first row."""
     entries: list[Entry] = field(default_factory=list)
@@ -59,7 +59,7 @@ class RowBuffer:
         return len(self.entries)
 
     def clear(self, first: int) -> None:
-        """Make all rows free again, for the steps from `first` on."""
+        """Make all rows free again, for the steps starting with `first`."""
         self.first = first
         self.entries.clear()
         self.written = None

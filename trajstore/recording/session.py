@@ -46,8 +46,8 @@ N_WAITING: Final = 2
 class Session:
     """Everything that one recording holds, from opening the store to closing it.
 
-    Of the ranks that share sharded parameters the first has a writer and a write queue;
-    both are None on the others, which measure their part.
+    If ranks share sharded parameters, only the first rank has a writer and a write queue.
+    Both are None on the other ranks, which measure their parts.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Session:
                 writer.commit()
 
         self.background.submit(write)
-        # The thread reads the parameters themselves, which must not change meanwhile.
+        # The thread reads the parameters in place, so they must not change until it is done.
         self.background.wait()
 
     def state(self, position: Position) -> dict[str, Any]:

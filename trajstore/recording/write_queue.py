@@ -121,7 +121,7 @@ class WriteQueue:
             self.submit()
 
     def wait_for_keyframe(self) -> None:
-        """Return when the tracker's anchor may move, since nothing reads it any more."""
+        """Wait until nothing reads the tracker's anchor, so that it may move."""
         if self._keyframe_is_pending:
             self._background.wait()
             self._keyframe_is_pending = False

@@ -19,7 +19,7 @@ LEVELS: Final = 127
 """Codes run from -LEVELS to LEVELS."""
 
 PIECE: Final = 64 * BLOCK
-"""Elements that are decoded at once; they fit a core's cache."""
+"""Elements to decode at once; they fit a core's cache."""
 
 
 def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
@@ -37,9 +37,9 @@ def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
 
 
 def n_codes(basis: int) -> int:
-    """Return how many codes the displacements in a basis are sums of."""
-    # Its vectors are the anchor, and the displacements from the anchors 1, 2, 4, ... windows
-    # before: 1, 2, 4, ... codes from two vectors on.
+    """Return the number of codes whose sums are the displacements in a basis."""
+    # The basis is the anchor, and the displacements from the anchors 1, 2, 4, ... windows
+    # earlier, which are sums of the last 1, 2, 4, ... codes.
     return 1 << (basis - 2) if basis > 1 else 0
 
 

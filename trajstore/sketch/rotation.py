@@ -105,5 +105,5 @@ def rotate_back(
 
 
 def second_round(signs: FloatArray) -> FloatArray:
-    """Return the signs of the second round: those of the first with halves swapped."""
+    """Return the signs of the second round: the first round's signs with halves swapped."""
     return np.roll(signs, signs.shape[-1] // 2, axis=-1)

@@ -10,7 +10,7 @@ from trajstore.format.layout import BLOCK
 from trajstore.sketch.deltas import LEVELS
 
 CHUNK: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Elements that are coded or decoded at once: few enough for a CPU's cache, many enough to keep
+"""Elements to code or decode at once: few enough for a CPU's cache, many enough to keep
 the number of kernels low on an accelerator."""
 
 

@@ -17,7 +17,7 @@ from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch_torch.uploads import upload
 
 CHUNK: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Elements that are folded at once: few enough for a CPU's cache, many enough to keep the
+"""Elements to fold at once: few enough for a CPU's cache, many enough to keep the
 number of kernels low on an accelerator."""
 
 

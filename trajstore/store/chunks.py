@@ -115,7 +115,7 @@ def _check_path(root: Path, key: str) -> None:
 
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
-    """Return why a stored chunk cannot decode to its size, None if it can."""
+    """Give the reason if a stored chunk cannot decode to its size, else None."""
     if not size.is_packed:
         if len(value) == size.stored:
             return None

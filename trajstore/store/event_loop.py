@@ -12,7 +12,7 @@ class EventLoop:
     """A private event loop; not thread-safe."""
 
     # Zarr's own loop does not work while the interpreter shuts down, when no thread can
-    # be started any more.
+    # be started.
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
@@ -33,7 +33,7 @@ class _ThisThread(ThreadPoolExecutor):
     # The calling thread is the writer's own. Further threads cost time for switching, and
     # the allocator keeps an arena for each.
     def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call at once."""
+        """Run a call immediately."""
         future = Future[Any]()
         try:
             future.set_result(call(*args, **kwargs))

@@ -37,7 +37,7 @@ class Record(NamedTuple):
     step: int
     place: tuple[int, int, int]  # epoch, iteration, window
     scalars: dict[str, float]
-    # Those of `measured_arrays`; `reference_sq`, float64 (layer,); `samples`, int64 (sample,),
+    # The arrays of `measured_arrays`; `reference_sq`, float64 (layer,); `samples`, int64 (sample,),
     # if the run records them.
     arrays: Mapping[str, Array]
 

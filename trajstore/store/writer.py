@@ -55,7 +55,7 @@ class Writer:
 
     # `resume` continues an existing store; `created` tells which recording that must be.
     # With `fsync`, commits survive a power loss. `attrs` are the user's metadata: on
-    # resuming, new values replace those of the same name.
+    # resuming, new values replace old values of the same name.
     def __init__(
         self,
         location: str | os.PathLike[str],
@@ -323,7 +323,9 @@ def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:
     """List the differences that prevent resuming; ``total_steps`` may differ."""
     before = dict(zip(stored.names, stored.shapes, strict=True))
     now = dict(zip(given.names, given.shapes, strict=True))
-    problems = [f"parameter {name}: not there any more" for name in before.keys() - now]
+    problems = [
+        f"parameter {name}: no longer in the model" for name in before.keys() - now
+    ]
     problems += [f"parameter {name}: new" for name in now.keys() - before]
     problems += [
         f"parameter {name}: shape {now[name]}, recorded with {before[name]}"

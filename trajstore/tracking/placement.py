@@ -22,7 +22,7 @@ from trajstore.format.layout import BLOCK, Layout
 from trajstore.sketch_torch.fold import Span
 
 GATHER_CHUNK: Final = 1 << 24
-"""Elements that are gathered at once."""
+"""Elements to gather at once."""
 
 
 class Piece(NamedTuple):
@@ -249,7 +249,7 @@ def place(
     layout = Layout(tuple(shapes), tuple(shapes.values()))
     tensors = [parameters.get(name) for name in layout.names]
     pieces = [_piece(tensor, layout, i) for i, tensor in enumerate(tensors)]
-    # Of copies of a piece, the one on the lowest rank counts.
+    # If a piece has copies, the one on the lowest rank counts.
     lower = _from_all(pieces, group)[: dist.get_rank(group)]
     own = [
         None if any(of_rank[i] == piece for of_rank in lower) else piece

@@ -116,7 +116,7 @@ def crowding(
     energies = np.add.reduceat(squares, columns, axis=1).astype(np.float64)
     first = (first_row + np.arange(n_rows))[:, None] * width + columns
     layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
-    # The gap behind the last layer belongs to no layer: its sums are dropped.
+    # The gap after the last layer belongs to no layer: its sums are dropped.
     owner = np.append(np.flatnonzero(sizes > 0), n_layers)[layers]
     by_column = np.zeros((n_layers + 1, len(columns)))
     np.add.at(by_column, (owner, np.arange(len(columns))[None]), energies)

@@ -1,4 +1,4 @@
-"""Find the segments of a path that zigzag, and their shares of its length and loss."""
+"""Find where a path zigzags, and how much of its length and loss decrease lies there."""
 
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
 ROWS: Final = 1 << 16
-"""Windows of the running median that are sorted at once."""
+"""Windows of the running median to sort at once."""
 
 ZIGZAG, NEITHER, SMOOTH = -1, 0, 1
 KINDS: Final = {ZIGZAG: "zigzag", NEITHER: "neither", SMOOTH: "smooth"}
@@ -28,7 +28,7 @@ class Segments(NamedTuple):
 
 def running_median(values: FloatArray, window: int) -> FloatArray:
     """Return medians over an odd `window`, shorter at the ends, float64 (step,)."""
-    # NaN are left out; the median is NaN where a window holds nothing else.
+    # NaN values are ignored; the median is NaN where a window holds nothing else.
     padded = np.pad(values.astype(np.float64), window // 2, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, window)
     parts = [_medians(windows[k : k + ROWS]) for k in range(0, len(windows), ROWS)]
@@ -36,11 +36,12 @@ def running_median(values: FloatArray, window: int) -> FloatArray:
 
 
 def _medians(windows: FloatArray) -> FloatArray:
-    """Return medians of rows, whose NaN sort to their ends."""
+    """Return the median of each row, ignoring NaN."""
+    # NaN sorts to the end of a row.
     ordered = np.sort(windows, axis=1)
     n = np.isfinite(ordered).sum(1)
     row = np.arange(len(ordered))
-    # Both are the middle of an odd number of values; without any value they are NaN.
+    # For an odd number of values `low` equals `high`; without any, both point to a NaN.
     low, high = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, ordered.shape[1] - 1)
     medians: FloatArray = (ordered[row, low] + ordered[row, high]) / 2
     return medians
@@ -54,7 +55,7 @@ def step_kinds(running: FloatArray, threshold: float) -> IntArray:
 
 
 def find_segments(kinds: IntArray) -> Segments:
-    """Join neighbouring steps of the same kind; takes one step or more."""
+    """Join neighbouring steps of the same kind; `kinds` must not be empty."""
     borders = np.flatnonzero(np.diff(kinds)) + 1
     start = np.concatenate([[0], borders])
     stop = np.concatenate([borders, [len(kinds)]])
@@ -64,15 +65,15 @@ def find_segments(kinds: IntArray) -> Segments:
 def part_percentiles(
     values: FloatArray, percentile: float, *, n_parts: int
 ) -> FloatArray:
-    """Return a percentile of each of `n_parts` parts with equally many steps, (part,)."""
-    # NaN are left out. Of fewer steps than parts the last parts are empty, and NaN.
+    """Return a percentile of each of `n_parts` parts of equal length, (part,)."""
+    # NaN values are ignored. With fewer steps than parts the last parts are empty: NaN.
     parts = [part[np.isfinite(part)] for part in np.array_split(values, n_parts)]
     return np.array([np.percentile(p, percentile) if len(p) else np.nan for p in parts])
 
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:
     """Return means over an odd `window`, shorter at the ends, float64 (..., step)."""
-    # NaN are left out; the mean is NaN where a window holds nothing else.
+    # NaN values are ignored; the mean is NaN where a window holds nothing else.
     is_known = np.isfinite(values)
     n = _running_sum(is_known.astype(np.float64), window)
     sums = _running_sum(np.where(is_known, values, 0.0), window)
@@ -94,12 +95,13 @@ def _running_sum(values: FloatArray, window: int) -> FloatArray:
 
 
 def sums_by_kind(values: FloatArray, kinds: IntArray) -> FloatArray:
-    """Sum the known values of the steps of each kind, in the order of `KINDS`, (kind,)."""
+    """Sum the values of each kind of steps without NaN, in the order of `KINDS`, (kind,)."""
     return np.array([np.nansum(values[kinds == kind]) for kind in KINDS])
 
 
 def border_signs(segments: Segments) -> FloatArray:
-    """Return the weights of a quantity's decrease within segments of a kind, (kind, step)."""
+    """Return signs that turn values at steps into their decrease by kind, (kind, step)."""
+    # The sum of signs times values is the decrease within the segments of a kind. Signs are
     # 1 at the first step of a segment, -1 at the first step after it, or at the last step
     # of the path. Kinds are in the order of `KINDS`.
     n = int(segments.stop[-1])
@@ -115,13 +117,13 @@ def border_signs(segments: Segments) -> FloatArray:
 def loss_decrease(
     losses: FloatArray, signs: FloatArray, window: int
 ) -> tuple[Estimate, Estimate]:
-    """Return the decrease of a smoothed loss by kind and its share of the whole, (kind,)."""
-    # With S the running mean over an odd `window` (1 for losses without noise), the
-    # decrease of a kind is sum_k c_k S_k = sum_j w_j L_j: linear in the losses. With s_j^2
-    # the variance of a loss around the running mean, the variance of the decrease is
-    # sum_j w_j^2 s_j^2, and the variance of its share q is, to first order,
-    # sum_j (w_j - q t_j)^2 s_j^2 / D^2, where t and D belong to the whole. `signs` come
-    # from `border_signs`. NaN where no loss is known near a border.
+    """Return the decrease of a smoothed loss by kind, and shares of the total, (kind,)."""
+    # `signs`, c, come from `border_signs`. Let S be the running mean of the losses L over an
+    # odd `window` (1 for losses without noise). The decrease of a kind is
+    # sum_k c_k S_k = sum_j w_j L_j, linear in the losses. If a loss has the variance s_j^2
+    # around the running mean, the decrease has the variance sum_j w_j^2 s_j^2. Its share q of
+    # the total decrease D, which has the weights t_j, has to first order the variance
+    # sum_j (w_j - q t_j)^2 s_j^2 / D^2. NaN where no loss is known near a border.
     smooth = running_mean(losses, window)
     is_border = signs != 0
     decrease = np.where(is_border, signs * smooth, 0.0).sum(1)
@@ -129,7 +131,7 @@ def loss_decrease(
     n = _running_sum(is_known.astype(np.float64), window)
     per_loss = np.divide(signs, n, out=np.zeros_like(signs), where=n > 0.5)
     weights = _running_sum(per_loss, window) * is_known
-    # The mean takes one degree of freedom.
+    # The mean uses up one degree of freedom.
     squares = running_mean((losses - smooth) ** 2, window)
     variance = np.where(n > 1.5, squares * n / np.maximum(n - 1, 1), 0.0)
     variance = np.where(is_known, variance, 0.0)
@@ -147,8 +149,8 @@ def displacement_share(by_kind: FloatArray) -> Estimate:
     """Return the share of each kind in the squared net displacement, (kind,)."""
     # `by_kind` holds displacements or their probes, (kind, probe). They add up to D, the
     # displacement from the first to the last iterate, so the shares <D_kind, D> / |D|^2 add
-    # up to 1. With probes both products are sums over probes; the error is that of a ratio
-    # of such sums. NaN if the path ends where it began.
+    # up to 1. With probes both products are sums over probes; the error is the error of
+    # their ratio. NaN if the path ends where it began.
     whole = by_kind.sum(0)
     products, squares = by_kind * whole, whole**2
     n = len(whole)

@@ -82,7 +82,7 @@ def mid_run(quantity: str) -> Statistic:
 
 
 def excess_over_walk(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the mean of gamma less that of a random walk with the same step lengths."""
+    """Return the mean of gamma minus the gamma of a random walk with the same step lengths."""
     return mean_over(geometry.assign(excess_gamma(geometry, run)), "excess", epochs)
 
 

@@ -89,14 +89,14 @@ _int8_at: Final = _pointer_to(int8)
 
 @_inlined
 def _elements(address: int, first: int, n: int) -> Floats:
-    """Return n elements of the tensor at an address, from the first on."""
+    """Return n elements, starting with `first`, of the tensor at an address."""
     whole: Floats = numba.carray(_float32_at(address), (first + n,))
     return whole[first:]
 
 
 @_inlined
 def _codes(address: int, first: int, n: int) -> npt.NDArray[np.int8]:
-    """Return n of the codes at an address, from the first on."""
+    """Return n codes, starting with `first`, of the codes at an address."""
     whole: npt.NDArray[np.int8] = numba.carray(_int8_at(address), (first + n,))
     return whole[first:]
 
@@ -433,7 +433,7 @@ def _measure_block_before(
     columns: Integers,
     basis_columns: Integers,
 ) -> None:
-    """Measure n elements from `start` on; the first is element `inside` of its tensor."""
+    """Measure n elements starting at `start`; the first is element `inside` of its tensor."""
     stop = start + n
     previous, displacement = rows[0, start:stop], rows[1, start:stop]
     anchor = rows[2, start:stop]

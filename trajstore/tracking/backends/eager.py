@@ -148,7 +148,7 @@ class EagerBackend:
     @torch.no_grad()
     def parameters_unchanged_since_step(self) -> bool:
         """Whether the parameters have the bits that `after_step` saw."""
-        # The same arithmetic gives the same bits; the gradient is not needed any more.
+        # The same arithmetic gives the same bits; the gradient is no longer needed.
         turn = self._turns[self._row_of_gradient]
         self._subtract_displacement(turn.gradient, turn.gradient_views)
         bits = turn.gradient.view(torch.int32), turn.update.view(torch.int32)

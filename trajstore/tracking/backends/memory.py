@@ -10,7 +10,7 @@ from torch import Tensor
 
 PAGE: Final = 4096
 """Bytes. Tensors begin with a page: a CPU that compares addresses of loads and stores only
-within pages mistakes a read a few bytes behind a write for a read of the written value."""
+within pages mistakes a read a few bytes after a written address for a read of the written value."""
 
 
 def huge_zeros(*shape: int, device: torch.device) -> Tensor:

@@ -24,8 +24,8 @@ cache; random signs of a step are drawn on the device.
 **Division of the work.** A program owns `SEGMENT` neighbouring columns of the fold, and walks
 down the rows: its three folds stay in registers, and no two programs add to the same place.
 With one warp to a program a sum needs no barrier. To fill a device where columns are few, the
-rows are divided among as many programs as run at once; their folds, 12 bytes a bucket and
-division, are added in a fixed order. The width is prime, so that a segment may reach into two
+rows are divided among as many programs as can run at the same time; their folds, 12 bytes per
+bucket and division, are added in a fixed order. The width is prime, so that a segment may reach into two
 tensors, never into three: products are summed within a segment, separately for two tensors,
 and then in float64 layer by layer in a fixed order. There are no atomic operations: on one
 kind of device the same step gives the same bits.
@@ -72,7 +72,7 @@ from trajstore.tracking.placement import Placement
 from trajstore.tracking.precision import no_grad_float32
 
 PROGRAMS_PER_PROCESSOR: Final = 10
-"""Programs that run at once on a multiprocessor, which has 65,536 registers: compiled for
+"""Programs that run simultaneously on a multiprocessor, which has 65,536 registers: compiled for
 compute capability 9.0 and a basis of 3 a thread needs up to 168, for 8.0 up to 146."""
 
 EXACT_WIDTH: Final = 1 << 16
@@ -93,7 +93,7 @@ class _Tables(NamedTuple):
 
     gradients: AddressTable
     parameters: AddressTable
-    ends: Tensor  # int64 (layer,): places behind the last elements of tensors
+    ends: Tensor  # int64 (layer,): one past the last element of each tensor
     layer_of_block: Tensor  # int32 (block,)
     segments: Tensor  # int32 (segment, 4)
     before: SumsByLayer  # one row for each segment and tensor

@@ -84,7 +84,7 @@ def measure_before(
     gradients,  # int64 (2, layer): table of addresses and kinds
     parameters,  # int64 (2, layer)
     n_layers,
-    ends,  # int64 (layer,): places behind the last elements of tensors
+    ends,  # int64 (layer,): one past the last element of each tensor
     segments,  # int32 (row, tile, 4): first and last tensor, row of sums, border block
     rows,  # float32 (3, size): last gradient, overwritten; displacement, written; anchor
     size,  # length of a row

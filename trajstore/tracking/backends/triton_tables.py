@@ -19,8 +19,8 @@ from trajstore.tracking.backends.triton_kernels import ABSENT, KINDS
 SEGMENT: Final = 256
 """Elements that a program works on at once: eight for each thread of a warp."""
 
-RUN: Final = 256
-"""Sums that one program adds up."""
+ROWS_PER_PROGRAM: Final = 256
+"""Rows of a table that one program adds up."""
 
 ONE_WARP: Final = {"num_warps": 1, "enable_fp_fusion": True}
 FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
@@ -33,14 +33,15 @@ class AddressTable:
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._offsets, self._device = layout.offsets, device
         self._known = np.zeros((2, len(layout.names)), np.int64)
-        # For each tensor the address at which the flat vector would begin if it lay where
-        # the tensor does, and the kind of the tensor's elements.
+        # One column per tensor. The first row holds the tensor's address minus its offset in
+        # the flat vector, in bytes: a kernel adds the index of an element in the flat vector.
+        # The second row holds the kind of the elements.
         self.table = upload(self._known.copy(), device)
-        # Copies of tensors that cannot be read where they are, for as long as they may be.
+        # Keeps the tensors, some of them copies, alive while kernels may read them.
         self._kept: list[Tensor | None] = []
 
     def update(self, tensors: Sequence[Tensor | None]) -> int:
-        """Enter these tensors in the table; return a bit for each kind among them."""
+        """Enter these tensors in the table; return a bit mask of the kinds found."""
         tensors = self._kept = [
             None if t is None else row_major(t, name, shape, self._as_row_major)
             for t, (name, shape) in zip(tensors, self._shapes.items(), strict=True)
@@ -53,7 +54,7 @@ class AddressTable:
             np.int64,
         ).T
         kinds = found[1]
-        # Where the flat vector would begin; elements of other kinds have two bytes.
+        # Subtract the offset in bytes; kind 0 is float32, the other kinds have two bytes.
         found[0] -= self._offsets * np.where(kinds == 0, 4, 2)
         if not np.array_equal(found, self._known):
             self._known = found
@@ -89,19 +90,21 @@ class SumsByLayer:
         # float32 (row, column): the table, for kernels to fill.
         self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
         bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
-        runs = [np.arange(first, stop, RUN) for first, stop in pairwise(bounds)]
+        runs = [
+            np.arange(first, stop, ROWS_PER_PROGRAM) for first, stop in pairwise(bounds)
+        ]
         run_bounds = np.append(np.concatenate(runs), len(layer_of_row))
         layer_bounds = np.cumsum([0, *map(len, runs)])
         self._run_bounds = upload(run_bounds.astype(np.int32), device)
         self._layer_bounds = upload(layer_bounds.astype(np.int32), device)
-        self._of_runs = torch.zeros(
+        self._run_sums = torch.zeros(
             (len(run_bounds) - 1, n_columns), dtype=torch.float64, device=device
         )
 
     def write(self, out: Tensor) -> None:
-        """Write sums to the first columns of `out`, float32 (layer, at least column)."""
-        self._add_up(self.values, self._run_bounds, self._of_runs)
-        self._add_up(self._of_runs, self._layer_bounds, out)
+        """Write sums to the first columns of `out`, float32 (layer, `n_columns` or more)."""
+        self._add_up(self.values, self._run_bounds, self._run_sums)
+        self._add_up(self._run_sums, self._layer_bounds, out)
 
     def _add_up(self, values: Tensor, bounds: Tensor, out: Tensor) -> None:
         n_columns = self.values.shape[1]
@@ -118,7 +121,7 @@ class SumsByLayer:
 
 
 def column_constants(columns: Columns) -> dict[str, int]:
-    """Return the constants of kernels that name columns: N_COLUMNS, GRAD_SQ, ..."""
+    """Return the column numbers that kernels take as constants: N_COLUMNS, GRAD_SQ, ..."""
     constants = {name.upper(): start for name, start in columns.starts.items()}
     return constants | {"N_COLUMNS": columns.n_columns}
 
@@ -126,8 +129,8 @@ def column_constants(columns: Columns) -> dict[str, int]:
 def segments_of(
     layout: Layout, width: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Return segments of the rows of a fold, (segment, 4), and the layer of each sum."""
-    # See `triton_kernels.measure_before`; layers of sums ascend.
+    """Cut the rows of a fold into segments, (segment, 4); also return the layer of each sum."""
+    # `triton_kernels.measure_before` explains the four columns. The layers ascend.
     last_element = layout.size - 1
     row_starts = width * np.arange(-(-layout.size // width))[:, None]
     starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
@@ -138,11 +141,11 @@ def segments_of(
         for elements in (starts, ends)
     )
     is_split = first != last
-    places = np.arange(len(starts)) + np.cumsum(is_split) - is_split
+    first_sum = np.arange(len(starts)) + np.cumsum(is_split) - is_split
     layer_of_sum = np.empty(len(starts) + np.count_nonzero(is_split), np.int64)
-    layer_of_sum[places] = first
-    layer_of_sum[places[is_split] + 1] = last[is_split]
-    # Where there is no second tensor, it begins behind the last element.
+    layer_of_sum[first_sum] = first
+    layer_of_sum[first_sum[is_split] + 1] = last[is_split]
+    # If a segment has only one tensor, its border lies after the last element.
     borders = np.where(is_split, layout.offsets[last] // BLOCK, layout.size // BLOCK)
-    table = np.stack([first, last, places, borders], 1)
+    table = np.stack([first, last, first_sum, borders], 1)
     return table.astype(np.int32), layer_of_sum
