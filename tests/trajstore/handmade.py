@@ -1,4 +1,4 @@
-"""Small runs written without a training, for tests of what reads them."""
+"""Small runs written without training, for tests of the code that reads them."""
 
 import json
 from collections.abc import Callable, Mapping

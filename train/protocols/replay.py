@@ -33,7 +33,7 @@ Losses = npt.NDArray[np.float64]
 PER_EXAMPLE: Final = "per-sample losses, averaged"
 BY_BATCH: Final = "batches replayed forward-only in training mode, without dropout"
 ALL_DATA: Final = "all data, of which every step is made"
-AUGMENTATION_REDRAWN: Final = "augmentation drawn anew"
+AUGMENTATION_REDRAWN: Final = "augmentation drawn again"
 """Parts of ``attrs["method"]``: how losses were computed."""
 
 STEPS_PER_READ: Final = 4096
