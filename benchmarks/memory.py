@@ -1,6 +1,6 @@
-"""Compute the memory and the disk space of recordings of nets up to 7 billion parameters.
+"""Predict memory and disk space of recordings, for up to 7 billion parameters.
 
-`trajstore.planning.estimate` predicts the numbers; tests compare it with recordings.
+The numbers come from `trajstore.planning.estimate`, which tests compare with recordings.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from saving import save_results
 
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 
-NETS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)
+PARAMETER_COUNTS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)
 BASES = (1, 2, 3)
 
 
@@ -27,7 +27,7 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
         Optimizer steps in an epoch, and in a window.
     """
     rows = []
-    for n_params in NETS:
+    for n_params in PARAMETER_COUNTS:
         default = plan_recording(
             guess_layout(n_params), n_steps=steps, steps_per_epoch=steps_per_epoch
         )

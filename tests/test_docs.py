@@ -49,7 +49,7 @@ def test_the_snippet_on_the_alpha_beta_condition_runs(
     assert names["grid"]["margin"].shape == (3, 3)
 
 
-def test_what_is_promised_names_tests_that_exist():
+def test_every_guarantee_names_a_test_that_exists():
     page = (ROOT / "docs/guarantees.md").read_text()
     named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", page)
     assert len(named) >= 25

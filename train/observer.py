@@ -1,6 +1,6 @@
 """Protocols between a training loop and its observer.
 
-A loop is written once. It runs alone (`unobserved`), into a store
+The same loop runs without recording (`unobserved`), with recording
 (``partial(trajstore.Recorder, path)``), or under the two-run protocol
 (`train.protocols.two_run`).
 """
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 
 class Log(Protocol):
-    """Calls that a loop makes in addition to its optimizer's; `trajstore.Recorder` is one."""
+    """What a loop calls besides its optimizer; `trajstore.Recorder` implements it."""
 
     def log(self, **scalars: float | Tensor) -> None:
         """Log scalars of the next optimizer step."""
@@ -27,7 +27,7 @@ class Log(Protocol):
 
 
 class Observer(Protocol):
-    """Context manager around all steps of an optimizer."""
+    """Makes a context manager for a loop to enter around all its optimizer steps."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 Track = Callable[[range], Iterable[int]]
-"""Iterates over epochs and shows progress; ``iter`` shows nothing."""
+"""Wraps the epochs to show progress; ``iter`` shows nothing."""
 
 
 class NullLog:
@@ -61,6 +61,6 @@ class NullLog:
 def unobserved(
     model: nn.Module, optimizer: Optimizer, *, steps_per_epoch: int, total_steps: int
 ) -> Iterator[Log]:
-    """Observe nothing; an `Observer`."""
+    """Observe nothing: the `Observer` of a run without recording."""
     del model, optimizer, steps_per_epoch, total_steps
     yield NullLog()

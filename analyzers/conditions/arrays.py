@@ -24,7 +24,7 @@ class Steps(NamedTuple):
     """Terms of the half-plane of every step, each (step,)."""
 
     product: FloatArray  # a_k = <g_k, x_k - x*>
-    excess: FloatArray  # c_k = l_k - r_k, the loss less the loss of the batch at x*
+    excess: FloatArray  # c_k = l_k - r_k, the loss minus the loss of the batch at x*
     gap: FloatArray  # d_k = l_k - f*, at least `excess` and 0
 
 

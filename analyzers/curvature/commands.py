@@ -187,7 +187,7 @@ def convexity(
     reference_loss: float | None = None,
     measurement: str | None = None,
 ) -> None:
-    """Slack of convexity: the loss at the target less the tangents at the iterates.
+    """Slack of convexity: the loss at the target minus the tangents at the iterates.
 
     For runs with the full batch, neighbouring iterates are compared, too. Prints a table.
     Results go to RUN.analysis.zarr, a figure to RUN.figures.

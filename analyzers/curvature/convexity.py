@@ -1,4 +1,4 @@
-"""Convexity of the loss as far as a path shows it: slack above tangents, below chords."""
+"""Test of convexity along a path: the loss above tangents and below chords."""
 
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 VIOLATION_STDERR: Final = 2.0
-"""Standard errors by which a slack must be below 0 to count as a violation."""
+"""A slack is a violation if it is below 0 by more than this many standard errors."""
 
 LOSS_RTOL: Final = 2.0**-21
 """Relative rounding error of a loss, a float32 mean over many examples."""
@@ -29,8 +29,8 @@ SOURCE: Final = (
 )
 
 LONG_NAMES: Final = {
-    "slack": "loss less the tangent",
-    "slack_back": "loss less the tangent",
+    "slack": "loss minus the tangent",
+    "slack_back": "loss minus the tangent",
     "is_violated": "whether the loss lies below the tangent",
     "is_violated_back": "whether the loss lies below the tangent",
 }
@@ -39,7 +39,7 @@ LONG_NAMES: Final = {
 def convexity(
     run: Run, *, reference: TargetLike = "final", reference_loss: float | None = None
 ) -> xr.Dataset:
-    r"""Slack of convexity: the loss at x* less the tangents at the iterates.
+    r"""Slack of convexity: the loss at x* minus the tangents at the iterates.
 
     .. math:: s_k = f(x^*) - f(x_k) - \langle g_k, x^* - x_k \rangle
 
@@ -51,38 +51,38 @@ def convexity(
         As returned by `trajstore.open_run`, with ``loss`` logged; or a measurement of all
         data, ``run.measured("full_batch")``.
     reference : str, int, Run or mapping, default: "final"
-        The target x*, as `path_geometry` takes it.
+        The target x*, see `path_geometry`.
     reference_loss : float, optional
-        The loss of all data at x*. Default: the loss that the run recorded there, by a
-        measurement ``"full_batch"`` after the last step or at the start of the epoch. A
-        run with the full batch may instead have logged it at that step, or measured it as
-        ``"same_batch"`` after the last step.
+        The loss over all data at x*. Default: the loss that the run recorded there, in a
+        measurement ``"full_batch"`` after the last step or at the start of the epoch. If
+        the run trained with the full batch, the loss logged at that step serves as well,
+        and so does a measurement ``"same_batch"`` after the last step.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``; units of
-        the loss. ``slack`` and ``slack_stderr``, the standard error of the inner product;
-        and ``is_violated``: whether the slack is below 0 by more than two standard errors
-        plus the rounding of the losses.
+        Lazy, with the dimension ``step`` and the coordinates ``epoch`` and ``iteration``.
+        ``slack``, in units of the loss; ``slack_stderr``, the standard error of the inner
+        product; and ``is_violated``: whether the slack is below 0 by more than two standard
+        errors plus the rounding of the losses.
 
     Raises
     ------
     KeyError
-        If no loss was logged; or as for `path_geometry`.
+        If no loss was logged, or where `path_geometry` raises it.
     ValueError
-        If the loss at x* was not recorded and is not given; or as for `path_geometry`.
+        If the loss at x* was neither recorded nor given, or where `path_geometry` raises it.
 
     Notes
     -----
-    With losses and gradients of all examples, only the inner product is estimated and all
-    else is exact. With minibatches, :math:`f(x_k)` and :math:`g_k` belong to one batch and
+    With losses and gradients of all examples, everything except the inner product is
+    exact. With minibatches, :math:`f(x_k)` and :math:`g_k` belong to one batch and
     :math:`f(x^*)` to all data. The slack of a single step then means nothing; its mean over
-    an epoch estimates the slack of the whole loss, as far as x* is independent of the
-    batches.
+    an epoch estimates the slack of the whole loss, to the extent that x* is independent of
+    the batches.
 
-    Without a violation the loss may still not be convex; these tangents just do not show
-    it. The condition towards x* is star-convexity [2]_.
+    A loss without a violation may still not be convex: only the tangents at the iterates
+    are tested. Convexity towards the single point x* is called star-convexity [2]_.
 
     References
     ----------
@@ -95,7 +95,7 @@ def convexity(
         reference_loss = _recorded_loss(run, reference)
     geometry = path_geometry(run, reference=reference)
     square = tables(run, "grad_norm")["grad_norm"].astype(np.float64) ** 2
-    # <g, x - x*> does not involve the distance, which is estimated.
+    # lolr is <g, x - x*> / |g|^2, without the estimated distance to x*.
     product, stderr = (geometry[name] * square for name in ("lolr", "lolr_stderr"))
     slack = reference_loss - loss + product
     rounding = LOSS_RTOL * (abs(loss) + abs(reference_loss))
@@ -129,11 +129,11 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``step``, of the earlier iterate, with the coordinates ``epoch``
-        and ``iteration``; units of the loss. ``slack`` and ``slack_back``, with their
-        standard errors in variables ending in ``_stderr``, 0 for plain descent and
-        momentum; ``is_violated`` and ``is_violated_back``, see `convexity`. NaN for the
-        last step, and where `update_products` returns NaN.
+        Loaded, with the dimension ``step``, which counts the earlier iterates, and the
+        coordinates ``epoch`` and ``iteration``. ``slack`` and ``slack_back``, in units of
+        the loss, are s and s'. Their standard errors end in ``_stderr``, and are 0 for
+        plain descent and momentum. ``is_violated`` and ``is_violated_back`` as in
+        `convexity`. NaN for the last step, and where `update_products` returns NaN.
 
     Raises
     ------
@@ -149,13 +149,13 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
     loss = _losses(run).compute()
     if not training_settings(run.attrs).get(FULL_BATCH, True):
         raise ValueError(
-            f"Losses of neighbouring steps of {run.location} are losses of different "
-            "examples, and cannot be compared. Train with the full batch (--full-batch of "
+            f"Neighbouring steps of {run.location} have losses of different examples, "
+            "which cannot be compared. Train with the full batch (--full-batch of "
             "traj-train)."
         )
     products = update_products(run)
     rise = loss.copy(data=np.append(np.diff(loss.values), np.nan))
-    both = abs(loss) + abs(loss.copy(data=np.append(loss.values[1:], np.nan)))
+    magnitude = abs(loss) + abs(loss.copy(data=np.append(loss.values[1:], np.nan)))
     pairs = {
         "slack": (rise - products["before"], products["before_stderr"]),
         "slack_back": (products["after"] - rise, products["after_stderr"]),
@@ -165,11 +165,11 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
         "rule": products.attrs["rule"],
         "source": SOURCE,
     }
-    return _dataset(pairs, LOSS_RTOL * both, attributes)
+    return _dataset(pairs, LOSS_RTOL * magnitude, attributes)
 
 
 def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
-    r"""Slack of convexity on a chord: the chord less the losses between its ends.
+    r"""Slack of convexity on a chord: the chord minus the losses below it.
 
     With the loss :math:`f_t` at :math:`(1 - t) x_a + t x_b`,
 
@@ -178,8 +178,8 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
     Parameters
     ----------
     losses : xarray.DataArray
-        With the dimension and coordinate ``fraction``, t, from 0 to 1, both included:
-        computed by `train.protocols.chords.losses_between`, or by your own code.
+        With the dimension and coordinate ``fraction``, t, from 0 to 1 inclusive. Computed
+        by `train.protocols.chords.losses_between`, or by your own code.
 
     Returns
     -------
@@ -207,27 +207,29 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
 def _losses(run: Run) -> xr.DataArray:
     if "loss" not in run.metrics:
         raise KeyError(
-            f"No losses in {run.location}; it has {run.metrics}. Log them by "
+            f"No losses in {run.location}; its scalars are {run.metrics}. Log them with "
             "recorder.log(loss=loss), or recorder.measure(name, loss=loss)."
         )
     return tables(run, "loss")["loss"]
 
 
 def _recorded_loss(run: Run, reference: TargetLike) -> float:
-    """Return the recorded loss of all data at a point of the path."""
-    whole = Run(run.stored.of_steps)
-    is_full: bool = training_settings(whole.attrs).get(FULL_BATCH, False)
-    step = _step_of(whole, reference)
-    sources = [whole] if is_full else []
+    """Return the loss over all data that was recorded at a point of the path."""
+    step_run = Run(run.stored.step_rows)
+    is_full: bool = training_settings(step_run.attrs).get(FULL_BATCH, False)
+    step = _step_of(step_run, reference)
+    sources = [step_run] if is_full else []
     names = (FULL_BATCH, SAME_BATCH) if is_full else (FULL_BATCH,)
-    sources += [whole.measured(name) for name in names if name in whole.measurements]
+    sources += [
+        step_run.measured(name) for name in names if name in step_run.measurements
+    ]
     for source in sources:
         rows = np.flatnonzero(source.stored.step_numbers == step)
         if len(rows) and "loss" in source.metrics:
             return float(source.steps["loss"].values[rows[0]])
     raise ValueError(
-        f"The loss of all data at {reference!r} was not recorded in {whole.location}; give "
-        "`reference_loss`, or record it there by recorder.measure('full_batch', loss=...)."
+        f"The loss over all data at {reference!r} was not recorded in {run.location}; pass "
+        "`reference_loss`, or record it there with recorder.measure('full_batch', loss=...)."
     )
 
 

@@ -76,7 +76,7 @@ def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
 
 
 def convexity(found: xr.Dataset, *, title: str) -> Panel:
-    """Describe a panel of the slack: the loss less the tangents.
+    """Describe a panel of the slack: the loss minus the tangents.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def convexity(found: xr.Dataset, *, title: str) -> Panel:
     """
     return Panel(
         title=title,
-        ylabel="loss less the tangent",
+        ylabel="loss minus the tangent",
         curves=(_averaged("", found["slack"]),),
         needs="losses",
         xlabel="step",

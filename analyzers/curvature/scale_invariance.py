@@ -22,7 +22,7 @@ LONG_NAMES: Final = {
     "cosine_rms": "root mean square of that cosine",
     "cosine_max": "largest absolute value of that cosine",
     "is_invariant": "whether the loss does not depend on the scale of the layer",
-    "growth": "squared norm of the last iterate less the first",
+    "growth": "squared norm of the last iterate minus that of the first",
     "expected_growth": "the same growth, if the layer is invariant",
 }
 

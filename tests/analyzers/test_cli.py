@@ -12,7 +12,7 @@ from analyzers.cli import COMMANDS, OLD_NAMES, SYNONYMS
 Run = Callable[..., str]
 
 
-def test_missing_store_is_one_sentence(tmp_path: Path, refused: Run):
+def test_a_missing_store_is_reported_in_one_sentence(tmp_path: Path, refused: Run):
     printed = refused("geometry", tmp_path / "none.zarr")
     assert printed.startswith("traj-analyze: There is no trajectory store at")
     assert list(tmp_path.iterdir()) == []

@@ -84,7 +84,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
 
 Result = xr.Dataset | xr.DataArray
 Check = Callable[[Any, Model], None]
-"""Looks at a result, and fails if it is not what it has to be."""
+"""Checks a result, and fails if it is wrong."""
 
 
 def z_is_normal(z: Any) -> None:
@@ -246,9 +246,9 @@ def walk_contraction(bound: xr.Dataset, model: Model) -> None:
 
 
 def walk_decrease(decrease: xr.Dataset, model: Model) -> None:
-    """The same: the locally optimal learning rate is that of the walk."""
+    """As above: the walk's learning rate is the locally optimal one."""
     deviation = decrease.ratio_stderr + 2 * model.left**-0.5 * model.spread
-    # A square is above that of its mean by the variance.
+    # The mean of a square exceeds the square of the mean by the variance.
     bias = model.geometry.gamma_stderr**2 + model.spread**2
     near(decrease.ratio, 1 - 1 / model.left, deviation + bias)
 
@@ -258,7 +258,7 @@ def walk_lolr(lolr: xr.Dataset, model: Model) -> None:
 
 
 def walk_rate(rate: xr.Dataset, model: Model) -> None:
-    """The largest EB is that of the last step, and the smallest RSI below the first's."""
+    """The last step has the largest EB, and the smallest RSI is below the first one."""
     near(rate["L"], 1 / LR, rate["L_stderr"] + model.spread / LR)
     assert float(rate["mu"]) < 1 / (LR * N_STEPS)
 
@@ -278,7 +278,7 @@ def guarantees_nothing(model: Model) -> Any:
 
 
 def beyond_end(model: Model) -> Any:
-    """Pairs that are not there; and the last gradient has no part beside x - x*."""
+    """Pairs past the end; and the last gradient is parallel to x - x*."""
     step, lag = np.arange(0, N_STEPS, 3)[:, None], np.array([1, 2, 5])
     return step + lag >= N_STEPS - 1
 

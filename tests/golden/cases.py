@@ -1,4 +1,4 @@
-"""The golden stores, and what is read from them and computed on them.
+"""The golden stores, and the values read from them and computed on them.
 
 A case is a function from the stores to a dataset. `record.py` keeps what the cases
 returned when the stores were recorded; `test_golden.py` computes them again.
@@ -78,7 +78,7 @@ WITHOUT_FINAL: Final = ("failed", "killed", *JOURNALS, *RECOVERED)
 EVERY: Final = (*COMPLETE, *WITHOUT_FINAL)
 
 WITH_LAYERS: Final = ("sketched", "basis_0", "adamw", "exact", "lost")
-"""Stores whose analyses by layer are kept, too."""
+"""Stores for which results by layer are kept as well."""
 
 MEASUREMENTS: Final = {
     "sketched": ("full_batch", "same_batch", "update"),

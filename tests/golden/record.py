@@ -406,7 +406,7 @@ def record_failed(path: Path) -> None:
 
 
 def record_deep_linear(path: Path) -> None:
-    """A run of ``traj-train``, with the losses of its batches at x* beside it."""
+    """A run of ``traj-train``, with the losses of its batches at x* stored next to it."""
     program = Path(sys.executable).with_name("traj-train")
     words = (
         "--exact --record-samples --full-gradients --same-batch-every 4 "

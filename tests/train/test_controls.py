@@ -36,7 +36,7 @@ def parameters(model: Any) -> Any:
 
 
 class Path(RecordedLog):
-    """Keeps the parameters before every step, too."""
+    """Also keeps the parameters before every step."""
 
     def __init__(self) -> None:
         super().__init__()

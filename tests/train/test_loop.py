@@ -236,7 +236,7 @@ def test_random_labels_are_a_permutation():
     )
 
 
-def test_a_run_ends_after_so_many_steps():
+def test_a_run_ends_after_the_given_number_of_steps():
     notes = RecordedLog()
     train(settings("digits-mlp", max_steps=4), notes)
     assert notes.n_steps == 4

@@ -23,7 +23,7 @@ SETTINGS = Training(
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_one_cycle_equals_torchs(optimizer: str, steps_per_epoch: int):
-    # Its momenta, which it cycles, too, do not change its learning rates.
+    # It cycles momenta as well, which does not change its learning rates.
     theirs = getattr(torch.optim, optimizer)([torch.nn.Parameter(torch.ones(1))], lr=1)
     total = 5 * steps_per_epoch
     scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.3, total_steps=total)

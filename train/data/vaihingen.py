@@ -2,10 +2,10 @@
 
 M. Cramer, "The DGPF-Test on Digital Airborne Camera Evaluation", 2010; provided by the German
 Society for Photogrammetry, Remote Sensing and Geoinformation (DGPF). As in "No Wrong Turns",
-arXiv 2306.11922, 11 tiles are for training and 5 for validation, and an epoch has 10,000
-random patches, flipped and mirrored at random. The paper does not say which tiles it uses:
-the numbers here are from its published code. Patches for validation are flipped and mirrored,
-too, as in that code.
+arXiv 2306.11922, there are 11 tiles for training and 5 for validation, and an epoch has 10,000
+random patches, flipped along either axis at random. The paper does not say which tiles it
+uses: the numbers here are from its published code. As in that code, patches for validation
+are flipped as well.
 """
 
 from pathlib import Path
@@ -34,10 +34,10 @@ CLASS_COLOURS: Final = {
     "car": (255, 255, 0),
     "clutter": (255, 0, 0),
 }
-"""In the order of the classes."""
+"""Colours of the classes in the images of labels, in the order of the class numbers."""
 
 DOWNLOAD_ADVICE: Final = (
-    "Ask for the data at isprs.org (2D semantic labelling, Vaihingen), and give the "
+    "Ask for the data at isprs.org (2D semantic labelling, Vaihingen), and pass the "
     "directory with top/ and gts_for_participants/ as --data-dir; or use --data embedded."
 )
 
@@ -55,7 +55,7 @@ def vaihingen(data: Literal["true", "embedded"], directory: str | None) -> Split
 
 
 class RandomPatches(Dataset[Any]):
-    """Patches of tiles, drawn from torch's random stream whatever the index."""
+    """Random patches of tiles. Every access draws a new one, whatever the index."""
 
     def __init__(self, tiles: list[tuple[Tensor, Tensor]], n: int) -> None:
         self._tiles, self._n = tiles, n
@@ -79,7 +79,7 @@ class RandomPatches(Dataset[Any]):
 
 
 def _root(directory: str | None) -> Path:
-    """Return the directory of all tiles, and refuse a missing or incomplete one."""
+    """Return the directory of tiles; raise an error if any tile is missing."""
     if directory is None:
         raise FileNotFoundError(f"Vaihingen: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)
@@ -87,8 +87,8 @@ def _root(directory: str | None) -> Path:
     missing = [i for i in numbers if not all(path.exists() for path in _tile(root, i))]
     if missing:
         raise FileNotFoundError(
-            f"Vaihingen: {directory} lacks the photographs or the classes of "
-            f"{len(missing)} of {len(numbers)} tiles, first of number {missing[0]}. "
+            f"Vaihingen: {directory} lacks the photograph or the classes of "
+            f"{len(missing)} of {len(numbers)} tiles, starting with tile {missing[0]}. "
             f"{DOWNLOAD_ADVICE}"
         )
     return root
@@ -106,31 +106,31 @@ def _read(root: Path, number: int) -> tuple[Tensor, Tensor]:
     pixels, colours = _pixels(photograph), _pixels(classes)
     if pixels.shape != colours.shape or min(pixels.shape[:2]) < PATCH_SIZE:
         raise ValueError(
-            f"{classes} has the shape {colours.shape}, expected the shape of the photograph, "
-            f"{pixels.shape}, with at least {PATCH_SIZE} x {PATCH_SIZE} pixels."
+            f"{classes} has the shape {colours.shape}, and its photograph {pixels.shape}. "
+            f"Expected equal shapes of at least {PATCH_SIZE} x {PATCH_SIZE} pixels."
         )
-    known = np.full(colours.shape[:2], 255, np.uint8)
+    labels = np.full(colours.shape[:2], 255, np.uint8)
     for i, colour in enumerate(CLASS_COLOURS.values()):
-        known[(colours == colour).all(-1)] = i
-    if (known == 255).any():
-        row, column = np.argwhere(known == 255)[0]
+        labels[(colours == colour).all(-1)] = i
+    if (labels == 255).any():
+        row, column = np.argwhere(labels == 255)[0]
         raise ValueError(
-            f"{classes} has the colour {tuple(colours[row, column].tolist())}, which is "
-            f"none of the {len(CLASS_COLOURS)} classes."
+            f"{classes} has the colour {tuple(colours[row, column].tolist())}, which belongs "
+            f"to none of the {len(CLASS_COLOURS)} classes."
         )
-    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(known)
+    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
 
 
 def _pixels(path: Path) -> Any:
     """Read an RGB image, uint8 (height, width, 3)."""
-    from PIL import Image  # noqa: PLC0415 - of an extra, and embedded data do without
+    from PIL import Image  # noqa: PLC0415 - optional; not needed for embedded data
 
     try:
         with Image.open(path) as image:
-            # Converting other modes would make colours of no class.
+            # Converted from other modes, colours might match no class.
             if image.mode in {"RGB", "RGBA"}:
                 return np.array(image)[..., :3].copy()
             mode = image.mode
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); copy it again.") from error
-    raise ValueError(f"{path} has pixels of the kind {mode}, expected RGB in 8 bits.")
+    raise ValueError(f"{path} has the image mode {mode}, expected 8-bit RGB.")

@@ -1,8 +1,9 @@
 """Residual networks for 224 x 224 images in a thousand classes.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition",
-CVPR 2016. arXiv 1512.03385, table 1; with the stride of a bottleneck in its 3 x 3
-convolution and the initialisation of torchvision's networks of these names.
+CVPR 2016. arXiv 1512.03385, table 1. As in torchvision's networks of the same names, the
+3 x 3 convolution of a bottleneck has the stride, and convolutions start from Kaiming's
+normal distribution.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ STEM_CHANNELS: Final = 64
 
 
 class Bottleneck(nn.Module):
-    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, with a quarter of n_out inside."""
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, with n_out / 4 channels between them."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -80,17 +81,17 @@ class ImageNetResNet(nn.Module):
 
 
 def imagenet_resnet18(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """Return ResNet-18: 11,689,512 parameters at width 1, a factor on all channels."""
+    """Return ResNet-18: 11,689,512 parameters at width 1. `width` scales all channels."""
     return _imagenet_resnet(BasicBlock, (2, 2, 2, 2), width, n_classes)
 
 
 def imagenet_resnet50(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """Return ResNet-50: 25,557,032 parameters at width 1, a factor on all channels."""
+    """Return ResNet-50: 25,557,032 parameters at width 1. `width` scales all channels."""
     return _imagenet_resnet(Bottleneck, (3, 4, 6, 3), width, n_classes)
 
 
 def imagenet_resnet152(width: float = 1, *, n_classes: int = 1000) -> ImageNetResNet:
-    """Return ResNet-152: 60,192,808 parameters at width 1, a factor on all channels."""
+    """Return ResNet-152: 60,192,808 parameters at width 1. `width` scales all channels."""
     return _imagenet_resnet(Bottleneck, (3, 8, 36, 3), width, n_classes)
 
 
@@ -100,12 +101,12 @@ def _imagenet_resnet(
     width: float,
     n_classes: int,
 ) -> ImageNetResNet:
-    """Return the network of the given blocks, with a factor on the channels of all layers."""
+    """Return a network of the given blocks, with all channels multiplied by `width`."""
     n_stem = round(STEM_CHANNELS * width)
     if n_stem < 1 or n_stem != STEM_CHANNELS * width:
         raise ValueError(
             f"The width is {width}; it must be a positive multiple of 1/{STEM_CHANNELS}, "
-            f"so that {STEM_CHANNELS} times it is a number of channels."
+            "so that the stem has a whole number of channels."
         )
     expansion = 4 if block is Bottleneck else 1
     widths = [expansion * n_stem * 2**stage for stage in range(4)]

@@ -67,15 +67,15 @@ class ResNet(nn.Module):
 
 
 def digits_resnet(width: int = 1, n_blocks: int = 1) -> ResNet:
-    """Return stages of 32, 64 and 128 channels for 8 x 8 digits: 308,074 parameters."""
+    """Return a ResNet for 8 x 8 digits, with 308,074 parameters by default."""
     widths = [width * n for n in DIGITS_CHANNELS]
-    # The images are so small that only the last stage halves them.
+    # The images are so small that only the last stage halves their size.
     return ResNet(1, widths, [1, 1, 2], n_blocks=n_blocks, n_classes=10)
 
 
 def cifar_resnet18(width: int = 1) -> ResNet:
     """Return ResNet-18 for 32 x 32 images: 11,173,962 parameters at width 1."""
     if width < 1:
-        raise ValueError(f"The width is {width}; it must be a whole number from 1.")
+        raise ValueError(f"The width is {width}; it must be at least 1.")
     widths = [width * n for n in CIFAR_CHANNELS]
     return ResNet(3, widths, [1, 2, 2, 2], n_blocks=2, n_classes=10)

@@ -23,7 +23,7 @@ from train.optim.gradient_steps import (
 
 def ngn_step_size(loss: Tensor, gradient_sq: Tensor, *, largest: float) -> Tensor:
     """Return ``largest / (1 + largest |g|^2 / (2 loss))``, shape ()."""
-    # 0 where only the loss is 0, and the largest step size where the gradient is 0.
+    # Where the gradient is 0, the step size is the largest; else it is 0 if the loss is.
     divisor = 1 + largest * gradient_sq / (2 * loss)
     return torch.where(gradient_sq > 0, largest / divisor, largest)
 
@@ -32,10 +32,10 @@ class NGN(Optimizer):
     r"""SGD with step sizes that shrink where the gradient is large relative to the loss.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
-    :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))` and the norm over the
-    parameters of all groups.
+    :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))`. The norm is over
+    the gradients of all groups.
 
-    After a step ``group["step_size"]`` is :math:`\gamma_k`.
+    After a step, ``group["step_size"]`` holds :math:`\gamma_k`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class NGN(Optimizer):
         closure : None
             Not supported; must be None.
         loss : torch.Tensor or float
-            Loss whose gradients are stored in the parameters, one nonnegative number.
+            The loss whose gradients the parameters hold: one number, not negative.
         """
         check_no_closure(closure, "NGN")
         value = checked_loss(loss, "NGN", 0.0)

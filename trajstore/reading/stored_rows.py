@@ -33,7 +33,7 @@ CACHED_VECTOR_PARTS: Final = 4
 """Parts of stored parameter vectors kept in memory; 16 MB each in the analyses."""
 
 BOTH_LOST: Final = (
-    "chunks of both 'references/start' and 'window' are damaged, so that nothing tells "
+    "chunks of both 'references/start' and 'window' are damaged, so it is unknown "
     "which steps belong to which window"
 )
 
@@ -51,7 +51,7 @@ class StoredRows:
     _reported: set[str] = field(default_factory=set, repr=False)
 
     @cached_property
-    def of_steps(self) -> "StoredRows":
+    def step_rows(self) -> "StoredRows":
         """Rows of the optimizer steps of the same run."""
         if not self.group.is_measurement:
             return self
@@ -86,38 +86,40 @@ class StoredRows:
 
     @cached_property
     def iterations(self) -> npt.NDArray[np.int32]:
-        """Steps of the epoch before every row, int32 (row,); -1 where it is lost."""
+        """Number of steps since the start of the epoch, int32 (row,); -1 where it is lost."""
         return self._read_rows("iteration", slice(0, self.n_rows)).values
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
         """First row of every window, int64 (window,)."""
-        every = np.arange(self.n_windows)
+        windows = np.arange(self.n_windows)
         if self.group.is_measurement:
             window = self.read("window", slice(0, self.n_rows))
             if window.missing is not None or (np.diff(window.values) < 0).any():
                 problem = (
-                    f"{self.path('window')}: damaged, so that nothing tells which rows "
+                    f"{self.path('window')}: damaged, so it is unknown which rows "
                     "belong to which window"
                 )
                 raise SchemaError([self._problem(problem)])
-            return np.searchsorted(window.values, every)
+            return np.searchsorted(window.values, windows)
         start = self.read("references/start", slice(0, self.n_windows))
         values = start.values
         if start.missing is not None:
             window = self.read("window", slice(0, self.n_rows))
             if window.missing is not None:
                 raise SchemaError([self._problem(BOTH_LOST)])
-            values = np.searchsorted(window.values, every)
+            values = np.searchsorted(window.values, windows)
         if len(values) and (values[0] != 0 or (np.diff(values) < 0).any()):
-            problem = f"references/start: expected steps from 0 upwards, got {values}"
+            problem = (
+                f"references/start: expected steps that ascend from 0, got {values}"
+            )
             raise SchemaError([self._problem(problem)])
         return values
 
     @cached_property
     def epoch_windows(self) -> dict[int, int]:
-        """Windows of the run that start with an epoch, by epoch."""
-        steps = self.of_steps
+        """Mapping from an epoch to the window that starts with it."""
+        steps = self.step_rows
         start = steps.starts[steps.starts < steps.n_rows]
         epochs, is_first = steps.epochs[start], steps.iterations[start] == 0
         return {int(epochs[c]): int(c) for c in np.flatnonzero(is_first)}
@@ -143,12 +145,12 @@ class StoredRows:
         return Anchors(self)
 
     def path(self, name: str) -> str:
-        """Return the path of an array of the group; other arrays go by their path."""
+        """Return the path of one of the group's arrays; other names are paths already."""
         path = self.group.path_of(name)
         return path if path in self.document.arrays else name
 
     def array(self, name: str) -> Any:
-        """Return a `zarr.Array`; reading damage raises `ChunkError` or `ValueError`."""
+        """Return a `zarr.Array`. Damaged parts raise `ChunkError` or `ValueError` when read."""
         path = self.path(name)
         if path not in self._arrays:
             array = self.document.arrays[path]
@@ -156,9 +158,9 @@ class StoredRows:
         return self._arrays[path]
 
     def rows(self, name: str, rows: slice) -> Array:
-        """Read rows, read-only; the last chunks are cached."""
-        # Damaged chunks read as NaN, as 0 in an array of integers and as -1 in samples;
-        # is_missing tells damage from such values.
+        """Read rows of an array. The result is read-only; recent chunks are cached."""
+        # Where chunks are damaged, floats read as NaN, integers as 0 and samples as -1;
+        # is_missing distinguishes these from stored values.
         return self._from_chunks(name, rows, _values)
 
     def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:
@@ -175,7 +177,7 @@ class StoredRows:
         return self._vector_part(path, elements.start, elements.stop)
 
     def read(self, name: str, *part: slice) -> ReadResult:
-        """Read a part of an array, whole in the other dimensions; warn of damage."""
+        """Read slices of the first dimensions and all of the others; warn of damage."""
         array = self.array(name)
         others = [slice(0, n) for n in array.shape[len(part) :]]
         read = read_part(array, (*part, *others))
@@ -192,15 +194,15 @@ class StoredRows:
         return values
 
     def _from_chunks(
-        self, name: str, rows: slice, of: Callable[[ReadResult], Array]
+        self, name: str, rows: slice, convert: Callable[[ReadResult], Array]
     ) -> Array:
-        """Concatenate a function of the chunks that hold some rows; keep these rows."""
+        """Convert the chunks that hold some rows, join the results, and cut out the rows."""
         n = self.array(name).chunks[0]
         chunks = range(rows.start // n, max(rows.start // n + 1, -(-rows.stop // n)))
-        parts = [of(self._chunk(name, c)) for c in chunks]
-        around = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [convert(self._chunk(name, c)) for c in chunks]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         first = chunks.start * n
-        return around[rows.start - first : rows.stop - first]
+        return joined[rows.start - first : rows.stop - first]
 
     @cached_property
     def _chunk(self) -> Callable[[str, int], ReadResult]:
@@ -213,7 +215,7 @@ class StoredRows:
         return self._read_rows(name, rows)
 
     def _read_rows(self, name: str, rows: slice) -> ReadResult:
-        """Read whole rows; fill in lost rows that follow from other arrays."""
+        """Read whole rows, and recompute lost ones from other arrays where possible."""
         read = self.read(name, rows)
         if read.missing is not None and name in {"epoch", "iteration", "window"}:
             steps = np.arange(rows.start, rows.stop)[read.missing]
@@ -224,7 +226,7 @@ class StoredRows:
         return read
 
     def _derived(self, name: str, steps: Array) -> Array | int:
-        """Compute epochs, iterations or windows of steps; -1 where nothing tells."""
+        """Compute epochs, iterations or windows of steps; -1 if that is impossible."""
         if self.group.is_measurement:
             return -1
         if name == "window":
@@ -241,7 +243,7 @@ class StoredRows:
         for error in errors:
             if error.key not in self._reported:
                 self._reported.add(error.key)
-                text = self._problem(f"{error}; what it held reads as NaN")
+                text = self._problem(f"{error}; its values read as NaN")
                 warnings.warn(text, UserWarning, stacklevel=2)
 
     def _problem(self, problem: str) -> str:

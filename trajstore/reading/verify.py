@@ -189,7 +189,7 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
 def _measurement_problems(run: Run) -> Iterator[Problem]:
     """Check that rows are in the order of steps and windows, and that both exist."""
     for name, stop in (
-        ("step", run.stored.of_steps.n_rows + 1),
+        ("step", run.stored.step_rows.n_rows + 1),
         ("window", run.n_windows),
     ):
         values = _intact(run, name)

@@ -1,7 +1,7 @@
 """Displacements from past anchors: vectors of the basis, held as int8 codes.
 
 The anchor of a window is the anchor of the window before plus a decoded code of one byte per
-element, `trajstore.sketch.deltas`. The anchor less the one 2^j windows earlier is thus the sum
+element, `trajstore.sketch.deltas`. The anchor minus the one 2^j windows earlier is thus the sum
 of the last 2^j codes. It is summed a chunk at a time where it is needed, so that no float32
 vector is held for it.
 """

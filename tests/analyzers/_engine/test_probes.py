@@ -39,7 +39,7 @@ def test_heavy_neighbours_err_less(tmp_path: Path):
     assert (ratios < 0.5).all()
 
 
-def test_of_measurements_nothing_is_known(tmp_path: Path):
+def test_error_ratios_of_measurements_are_one(tmp_path: Path):
     record(tmp_path / "run", heavy=100.0)
     same = open_run(tmp_path / "run").measured("same")
     assert error_ratios(same, np.array([0, 5])).tolist() == [1.0, 1.0]

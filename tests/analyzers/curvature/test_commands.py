@@ -185,7 +185,7 @@ def test_layers_are_shown_separately(store: Path, traj_analyze: Callable[..., st
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_errors_are_one_sentence_on_what_to_do(
+def test_errors_say_in_one_sentence_what_to_do(
     example_run: Path,
     refused: Callable[..., str],
     arguments: list[str],

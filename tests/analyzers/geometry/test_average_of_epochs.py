@@ -67,6 +67,6 @@ def test_epochs_without_a_reference_are_listed(run: Run):
         analyzers.average_of_epochs(run, [2, 7, 8])
 
 
-def test_no_epoch_is_refused(run: Run):
+def test_an_empty_list_of_epochs_is_refused(run: Run):
     with pytest.raises(ValueError, match="names no epoch to average"):
         analyzers.average_of_epochs(run, [])

@@ -25,7 +25,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def store(example_run: Path, tmp_path: Path) -> Path:
-    """A copy, for results are written beside the store."""
+    """A copy, because results are written next to the store."""
     return Path(shutil.copytree(example_run, tmp_path / "digits.zarr"))
 
 
@@ -101,7 +101,7 @@ def test_long_table_shows_every_nth_epoch():
     assert table.caption == "One epoch of 3 is shown."
 
 
-def test_results_and_figures_lie_beside_the_store(
+def test_results_and_figures_lie_next_to_the_store(
     analysed: tuple[Path, str], example_run: Path
 ):
     store, _ = analysed
@@ -201,7 +201,7 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     ],
     ids=["name", "epoch", "directory"],
 )
-def test_unknown_reference_is_one_sentence(
+def test_an_unknown_reference_is_reported_in_one_sentence(
     store: Path, refused: Run, arguments: list[str], message: str
 ):
     printed = refused("geometry", store, *arguments)
@@ -219,7 +219,9 @@ def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
 
 
 @pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])
-def test_mean_of_no_epochs_is_one_sentence(store: Path, refused: Run, text: str):
+def test_a_mean_of_no_epochs_is_reported_in_one_sentence(
+    store: Path, refused: Run, text: str
+):
     printed = refused("geometry", store, "--reference", text)
     assert printed.startswith(f"traj-analyze: The reference '{text}' is not a mean")
 

@@ -61,7 +61,7 @@ def computed(path: Path, reference: Any = "final", *, layers: bool) -> xr.Datase
 
 
 def everything(path: Path) -> xr.Dataset:
-    """Compute the analysis, and load what it does not read."""
+    """Compute the analysis, and load the variables it does not read."""
     open_run(path).steps[["loss", "window"]].load()
     return computed(path, layers=False)
 
@@ -173,7 +173,7 @@ def test_a_warning_names_each_damaged_chunk_once(sketched: Path, tmp_path: Path)
     assert all(f"See traj-store verify {path}" in text for text in texts)
 
 
-def test_means_count_what_is_missing(sketched: Path, tmp_path: Path):
+def test_means_count_missing_steps(sketched: Path, tmp_path: Path):
     path = tmp_path / "run.zarr"
     shutil.copytree(sketched, path)
     remove(path / "tables/c/3/0/0")

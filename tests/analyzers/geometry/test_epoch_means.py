@@ -67,7 +67,7 @@ def test_means_and_extremes_are_those_of_the_steps(name: str, layers: bool):
 
 
 @pytest.mark.parametrize("name", POWER)
-def test_standard_error_is_that_of_the_formula(name: str):
+def test_standard_error_follows_the_formula(name: str):
     geometry = synthetic()
     geometry["gamma"][4] = np.nan
     geometry["gamma_stderr"][4] = np.nan
@@ -83,7 +83,7 @@ def test_standard_error_is_that_of_the_formula(name: str):
 
 
 @pytest.mark.parametrize("name", POWER)
-def test_standard_error_of_a_layer_is_that_of_the_layer_alone(name: str):
+def test_standard_error_of_a_layer_depends_on_that_layer_only(name: str):
     geometry = synthetic(layers=True)
     means = analyzers.epoch_means(geometry)
     for layer in "abc":
@@ -195,7 +195,7 @@ def test_means_of_a_run_are_those_of_its_groups(example_run: Path, layers: bool)
         xr.testing.assert_allclose(
             means[name], geometry[name].groupby("epoch").mean("step")
         )
-    # Errors of steps average out; no less than those of independent ones.
+    # Errors of steps average out, but not better than independent errors would.
     independent = (geometry.gamma_stderr**2).groupby("epoch").sum("step") ** 0.5 / 12
     assert (means.gamma_stderr > 0.3 * independent).all()
     assert (means.gamma_stderr < 12**0.5 * independent).all()

@@ -63,7 +63,7 @@ def test_guaranteed_rate_holds_for_every_step_of_its_learning_rate():
     after = x * (1 - float(result.lr) * EIGENVALUES)
     ratio = (after**2).sum(1) / (x**2).sum(1)
     assert (ratio <= float(result.rate) + 1e-12).all()
-    # The largest eigenvalue is that of the direction that dies out first.
+    # The direction that dies out first has the largest eigenvalue.
     np.testing.assert_allclose(result.L, quadratic().eb[0], rtol=1e-12)
     np.testing.assert_allclose(result.mu, quadratic().rsi[-1], rtol=1e-12)
 
@@ -76,7 +76,7 @@ def test_rate_of_a_sphere_is_known():
     )
 
 
-def test_what_supposes_a_positive_rsi_is_nan_without():
+def test_quantities_that_need_a_positive_rsi_are_nan_without_one():
     x = descent(2)
     geometry = measured(x, np.stack([x[0], -x[1]]))
     lolr = analyzers.locally_optimal_lr(geometry)["lolr"]
@@ -88,7 +88,7 @@ def test_what_supposes_a_positive_rsi_is_nan_without():
         [rate.mu, rate.L], [geometry.rsi.min(), geometry.eb.max()], rtol=1e-12
     )
     assert rate.mu < 0
-    # Going away is what the identity says, too.
+    # The identity says so as well: the step leads away.
     assert float(analyzers.step_contraction(geometry, lr=0.1)["ratio"][1]) > 1
 
 

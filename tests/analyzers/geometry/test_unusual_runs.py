@@ -203,6 +203,6 @@ def test_errors_are_known_where_a_few_columns_have_most_of_the_energy(tmp_path: 
     for name in ("gamma", "lolr"):
         z = z_scores(result, truth, name)
         # 200 steps: the deviation is known to 0.05. The bounds are six times that, because
-        # the bucket energies that the sketches give are estimates, too.
+        # the bucket energies from the sketches are estimates as well.
         assert 0.7 < float(z.std()) < 1.3
         assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)

@@ -98,7 +98,7 @@ def test_losses_are_not_needed(parent: Run, branches: list[Run]):
         analyzers.compare_branches(parent, branches, loss="entropy")
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_runs_that_cannot_be_compared_are_refused(
     parent: Run, branches: list[Run], tmp_path: Path
 ):
     with pytest.raises(ValueError, match=r"No branches of .* traj-train branch"):

@@ -105,7 +105,7 @@ def test_branches_are_compared_with_their_parent(tmp_path: Path, traj_analyze: R
         (["compare-branches"], "No branches of"),
     ],
 )
-def test_errors_are_one_sentence(
+def test_errors_are_reported_in_one_sentence(
     arguments: list[str],
     message: str,
     tmp_path: Path,

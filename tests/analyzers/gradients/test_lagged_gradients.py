@@ -86,7 +86,7 @@ def test_errors_agree_with_standard_errors(
 
 
 def test_probes_of_a_known_vector():
-    """A probe of independent numbers: mean and spread are those of the formulas."""
+    """For a probe of independent numbers, mean and spread follow the formulas."""
     rng = np.random.default_rng(0)
     a, noise = rng.normal(size=(2, 2000, 256))
     estimate = cosine(a, 0.6 * a + 0.8 * noise)

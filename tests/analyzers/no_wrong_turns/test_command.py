@@ -37,7 +37,7 @@ def test_figure_is_written_where_it_is_wanted(
     assert len(drawn) == 3
 
 
-def test_figure_without_runs_is_one_sentence(
+def test_a_figure_without_runs_is_reported_in_one_sentence(
     example_run: Path, tmp_path: Path, refused: Run
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")

@@ -246,7 +246,7 @@ def test_panels_without_runs_say_what_they_need(trained_runs: dict[str, TrainedR
 
 
 @pytest.mark.parametrize("number", FIGURES)
-def test_figure_without_runs_is_one_sentence(number: str):
+def test_a_figure_without_runs_is_reported_in_one_sentence(number: str):
     with pytest.raises(ValueError, match=r"needs .*; found no complete run") as error:
         draw_figure(number, [])
     assert str(error.value) == missing_runs(number, [])

@@ -111,7 +111,7 @@ def test_a_run_without_measurements_says_what_is_needed(
         draw_figure("measurements", [trained(open_run(tmp_path / "run"))])
 
 
-def test_of_plain_descent_theory_is_what_happens(tmp_path: Path):
+def test_plain_descent_follows_the_theory(tmp_path: Path):
     """On a quadratic with exact recording equation (4) is an identity."""
     from trajstore import Recorder
 

@@ -67,7 +67,7 @@ def test_settings_that_do_not_matter_may_differ():
     assert choose.sweep(runs, "epochs") == runs
 
 
-def test_one_value_is_no_sweep():
+def test_one_value_is_not_a_sweep():
     assert choose.sweep([run(), run()], "seed") == []
     assert choose.sweep([], "seed") == []
 
@@ -90,7 +90,7 @@ def test_optimizers_and_controls_have_an_order():
     ]
 
 
-def test_networks_that_are_solved_stand_for_no_others():
+def test_deep_linear_networks_do_not_represent_other_models():
     solved = [run(workload=f"deep-linear-{depth}", seed=depth) for depth in (2, 3, 4)]
     assert choose.plain_runs(solved) == []
     assert choose.models(solved) == []
@@ -106,7 +106,7 @@ def test_learning_rate_is_named_where_it_tells_runs_apart():
     assert labels == ["sgd", "adam, lr 0.0001", "adam, lr 0.001"]
 
 
-def test_base_run_is_what_the_others_vary():
+def test_base_run_is_the_run_that_the_others_vary():
     base = run()
     runs = [run(seed=1), run(batch_size=64, lr=0.005), base, run(optimizer="adam")]
     assert choose.base_run(runs) is base
@@ -206,6 +206,6 @@ def test_other_zarr_stores_are_left_out_with_a_warning(stores: Path, tmp_path: P
     assert [Path(one.run.location).name for one in found] == ["sm.zarr"]
 
 
-def test_missing_directory_is_one_sentence(tmp_path: Path):
+def test_a_missing_directory_is_reported_in_one_sentence(tmp_path: Path):
     with pytest.raises(NotADirectoryError, match=r"no directory '.*none' to find runs"):
         choose.find_runs(tmp_path / "none")

@@ -73,7 +73,7 @@ def test_largest_eigenvalues_equal_the_dense_hessians(
         assert np.linalg.norm(hessian @ vector - value * vector) < 3e-4 * expected[-1]
 
 
-def test_the_largest_is_meant_also_where_a_negative_one_is_larger_in_size():
+def test_largest_eigenvalues_are_found_even_if_negative_ones_are_larger_in_magnitude():
     diagonal = torch.tensor([-9.0, 2.0, 1.0, 0.5, -3.0, 0.0, 0.1, 0.2, 0.3, 1.5])
     x = nn.Parameter(torch.ones(10))
     pairs = top_eigenvalues(lambda: [0.5 * (diagonal * x.square()).sum()], [x], n=2)

@@ -141,7 +141,7 @@ def test_is_the_largest_eigenvalue_at_the_parameters_of_the_step(
     assert "sharpness" not in notes.scalars[1]
 
 
-def test_of_adam_is_preconditioned_too(monkeypatch: pytest.MonkeyPatch):
+def test_the_sharpness_of_adam_is_preconditioned(monkeypatch: pytest.MonkeyPatch):
     small(monkeypatch)
     chosen = settings(
         "digits-tanh", optimizer="adam", lr=0.01, sharpness_every=1, epochs=4

@@ -114,7 +114,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "labels", "harmful"])
-def test_damage_is_one_sentence(
+def test_damage_is_reported_in_one_sentence(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ):
     write(tmp_path, "cifar100")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST is read from its original files, where torchvision puts them, too."""
+"""Fashion-MNIST is read from its original files, also where torchvision puts them."""
 
 import gzip
 import struct
@@ -117,7 +117,7 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
         "classes",
     ],
 )
-def test_damage_is_one_sentence(
+def test_damage_is_reported_in_one_sentence(
     tmp_path: Path, name: str, content: bytes, message: str
 ):
     write(tmp_path)

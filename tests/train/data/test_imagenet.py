@@ -28,7 +28,7 @@ def box_of(part: Any) -> tuple[float, float, float, float]:
     pixels = np.asarray(part).astype(float)
     sides = []
     for profile in (pixels[..., 0].mean(0), pixels[..., 1].mean(1)):
-        # At its edges the part was mixed with nothing.
+        # Edges are left out: resampling had no pixels beyond them to mix in.
         inner = np.arange(24, 200)
         slope, start = np.polyfit(inner + 0.5, profile[inner] + 0.5, 1)
         sides.append((start, slope * 224))

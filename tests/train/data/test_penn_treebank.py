@@ -51,7 +51,7 @@ def test_missing_data_say_what_to_do(tmp_path: Path, place: str | None):
         penn_treebank("true", directory, context=5)
 
 
-def test_half_of_it_and_other_texts_are_refused(tmp_path: Path):
+def test_truncated_or_different_texts_are_refused(tmp_path: Path):
     write(tmp_path)
     with pytest.raises(ValueError, match=r"has 10000 words, but found 8 in .*download"):
         penn_treebank("true", str(tmp_path), context=5)

@@ -49,7 +49,7 @@ def test_pictures_come_from_their_seed():
     assert classes.unique().tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_pictures_do_not_touch_the_random_stream_of_a_training():
+def test_pictures_do_not_touch_the_random_stream_of_the_training_run():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)

@@ -344,7 +344,7 @@ def test_missing_data_say_what_to_do(tmp_path: Path, name: str, place: str | Non
         read(name, directory)
 
 
-def test_a_corrupt_archive_is_one_sentence(tmp_path: Path):
+def test_a_corrupt_archive_is_reported_in_one_sentence(tmp_path: Path):
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1" + bytes(100))
@@ -352,7 +352,7 @@ def test_a_corrupt_archive_is_one_sentence(tmp_path: Path):
         read("cifar10", str(path.parent))
 
 
-def test_a_corrupt_part_of_an_archive_is_one_sentence(tmp_path: Path):
+def test_a_corrupt_part_of_an_archive_is_reported_in_one_sentence(tmp_path: Path):
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
     write_table(path, "img", [0, 1, 2], 10)
     whole = bytearray(path.read_bytes())
@@ -448,7 +448,7 @@ def test_tiles_of_other_colours_or_sizes_are_refused(tmp_path: Path):
     for pixels, problem in (
         (np.full((260, 300, 3), 7, np.uint8), r"the colour \(7, 7, 7\)"),
         (np.zeros((100, 300, 3), np.uint8), r"the shape \(100, 300, 3\)"),
-        (np.zeros((260, 300), np.uint8), "pixels of the kind L, expected RGB"),
+        (np.zeros((260, 300), np.uint8), "the image mode L, expected 8-bit RGB"),
     ):
         write(pixels)
         with pytest.raises(ValueError, match=rf"area3\.tif has {problem}"):
@@ -458,7 +458,7 @@ def test_tiles_of_other_colours_or_sizes_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"area3\.tif cannot be read"):
         read("vaihingen", str(tmp_path))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 16 tiles, first of number 3"):
+    with pytest.raises(FileNotFoundError, match="1 of 16 tiles, starting with tile 3"):
         read("vaihingen", str(tmp_path))
 
 

@@ -32,8 +32,8 @@ def test_numbers_of_parameters_of_the_large_models():
 
 
 @pytest.mark.parametrize("width", [0, -2])
-def test_a_cifar_resnet_has_a_positive_width(width: int):
-    with pytest.raises(ValueError, match=f"width is {width}; .* from 1"):
+def test_a_cifar_resnet_needs_a_positive_width(width: int):
+    with pytest.raises(ValueError, match=f"width is {width}; .* at least 1"):
         cifar_resnet18(width)
 
 

@@ -18,7 +18,7 @@ def test_number_of_parameters():
     assert found == n + 513 * 100 == 6_621_540
 
 
-def test_it_maps_images_to_logits_by_maxima_of_halved_maps():
+def test_resnet9_maps_images_to_logits_with_max_pooling():
     torch.manual_seed(0)
     model: Any = resnet9(7)
     shapes = []

@@ -287,7 +287,7 @@ X = torch.zeros(2)
     ],
     ids=range(10),
 )
-def test_mistakes_are_one_sentence(make: Any, message: str):
+def test_mistakes_are_reported_in_one_sentence(make: Any, message: str):
     with pytest.raises(ValueError, match=message):
         make()
 

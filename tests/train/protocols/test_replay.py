@@ -197,7 +197,7 @@ def test_a_full_batch_has_the_loss_of_all_data(tmp_path: Path):
     assert open_run(tmp_path / "asked.zarr").spec.samples == 0
 
 
-def test_losses_that_are_no_means_are_replayed_by_batch(
+def test_losses_that_are_not_means_are_replayed_by_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     watched = Watched(monkeypatch, "alm")
@@ -320,7 +320,7 @@ def test_steps_without_indices_have_no_loss(
     some = run.samples.values[3, :5]
     expected = cross_entropy(model(images[some]), labels[some]).item()
     assert found[3] == pytest.approx(expected, rel=1e-5)
-    # By batch, too.
+    # The same losses, replayed by batch.
     monkeypatch.setattr("train.protocols.replay._is_mean", lambda *_: False)
     again = replay(run)["reference_loss"].values
     np.testing.assert_allclose(again, found, rtol=1e-5)
@@ -426,7 +426,7 @@ def test_the_command_writes_next_to_the_run(
         assert stored.attrs == expected.attrs
 
 
-def test_errors_of_the_command_are_one_sentence(
+def test_errors_of_the_command_are_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     path = recorded(tmp_path / "run.zarr", record_samples=False)

@@ -144,7 +144,9 @@ def test_settings_and_changes_reach_the_runs(file: Path):
         ((SWEEP, 'summary = "none"'), r"expected tables \[\[runs\]\], got None"),
     ],
 )
-def test_mistakes_are_one_sentence(file: Path, change: tuple[str, str], message: str):
+def test_mistakes_are_reported_in_one_sentence(
+    file: Path, change: tuple[str, str], message: str
+):
     file.write_text(SWEEP.replace(*change))
     with pytest.raises(ValueError, match=message):
         load_sweep(str(file))

@@ -155,7 +155,9 @@ def drifting(train_small: Callable[..., Any]) -> Callable[..., Any]:
     return train
 
 
-def test_refuses_runs_that_end_apart(train_small: Callable[..., Any]):
+def test_runs_that_end_at_different_parameters_are_refused(
+    train_small: Callable[..., Any],
+):
     with pytest.raises(
         RuntimeError, match=r"1 of 4 tensors differ, \['2\.bias'\] among them"
     ):

@@ -56,7 +56,7 @@ def test_points_are_twenty_in_each_class_and_of_norm_one():
     assert not torch.equal(points, other)
 
 
-def test_it_is_not_convex():
+def test_the_loss_of_the_half_space_is_not_convex():
     point, sign = torch.eye(half_space.N_FEATURES)[:1], torch.ones(1)
     model = HalfSpace()
     losses = []

@@ -142,7 +142,7 @@ def test_probes_of_nothing_are_zero():
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_the_scale_of_a_step_that_is_not_finite_is_not(broken: float):
+def test_a_step_that_is_not_finite_has_a_scale_that_is_not_finite(broken: float):
     probes = np.ones((2, 2, 8), np.float32)
     probes[1, 0, 3] = broken
     encoded = encode_probes(probes)

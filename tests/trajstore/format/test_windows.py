@@ -136,7 +136,7 @@ def test_epochs_started_by_hand_start_windows(
     assert starts(windows, n_steps, epochs) == expected
 
 
-def test_length_is_what_is_known():
+def test_length_follows_from_the_known_options():
     def length(steps_per_epoch: int | None, reference_every: int | None) -> int:
         return Windows(
             steps_per_epoch=steps_per_epoch,

@@ -175,7 +175,7 @@ def test_other_processes_do_not_record(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "run").exists()
 
 
-def test_all_processes_record_what_is_divided(tmp_path: Path):
+def test_all_processes_record_divided_parameters(tmp_path: Path):
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import distribute_tensor
 

@@ -189,7 +189,7 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
 
 
 def test_training_continues_after_its_end(tmp_path: Path):
-    """A checkpoint that is saved when all is over holds the state, too."""
+    """A checkpoint saved after training holds the state as well."""
     trainer = make_trainer(TrajectoryCallback(tmp_path / "run", **SMALL), max_epochs=1)
     trainer.fit(Module(), make_loader())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -257,7 +257,7 @@ def test_epochs_of_varying_length_are_the_trainers(tmp_path: Path):
     np.testing.assert_array_equal(run.steps.epoch, [0] * 11 + [1] * 6 + [2] * 6)
 
 
-def test_epochs_go_on_where_a_checkpoint_was_taken_within_one(tmp_path: Path):
+def test_a_checkpoint_within_an_epoch_resumes_in_that_epoch(tmp_path: Path):
     data, stop = DataLoader(Stream(), batch_size=2), N_BATCHES + 4
     fit_with_checkpoints(tmp_path / "run", data, every=stop, max_steps=stop)
     fit_with_checkpoints(tmp_path / "run", data, every=stop, resume=True)

@@ -290,7 +290,7 @@ def test_a_recording_left_open_by_an_exception_is_closed_by_the_next(tmp_path: P
     assert open_run(tmp_path / "run").status == "failed"
 
 
-def test_what_users_log_belongs_to_the_next_step(tmp_path: Path):
+def test_scalars_logged_by_users_belong_to_the_next_step(tmp_path: Path):
     class Custom(InOrder):
         def compute_loss(self, model: Any, inputs: Any, **_kwargs: Any) -> Any:
             loss = 2 * loss_of(model.net, (inputs["inputs"], inputs["targets"]))

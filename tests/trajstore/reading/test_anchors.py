@@ -51,7 +51,7 @@ def test_damage_reads_as_nan_up_to_the_next_keyframe(path: Path):
     write_run(path, n_steps=40)
     (path / "references/codes/c/30/0").unlink()
     anchors, whole = open_run(path).stored.anchors, slice(0, SIZE)
-    with pytest.warns(UserWarning, match=r"codes/c/30/0 is missing.*reads as NaN"):
+    with pytest.warns(UserWarning, match=r"codes/c/30/0 is missing.*read as NaN"):
         lost = [np.isnan(anchors.decode(window, whole)).all() for window in range(34)]
     assert np.flatnonzero(lost).tolist() == [30, 31]
 

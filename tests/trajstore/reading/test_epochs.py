@@ -241,7 +241,7 @@ def test_a_grid_of_dask_arrays_computes_nothing():
     assert np.nansum(grid["loss"]) == make()["loss"].sum()
 
 
-def test_a_grid_of_a_run_reads_what_is_used(tmp_path: Path):
+def test_a_grid_of_a_run_reads_only_the_values_used(tmp_path: Path):
     write_run(tmp_path / "run.zarr", n_steps=10)
     run = open_run(tmp_path / "run.zarr")
     grid = epoch_grid(run.steps)
@@ -294,7 +294,7 @@ def test_many_steps_are_opened_and_selected_without_reading_all(tmp_path: Path):
     assert run.stored._chunk.cache_info().currsize == 1  # type: ignore[attr-defined]
 
 
-def test_results_are_combined_with_the_steps_they_are_of(example_run: Path):
+def test_results_are_aligned_with_their_steps(example_run: Path):
     pytest.importorskip("dask")
     import analyzers
 

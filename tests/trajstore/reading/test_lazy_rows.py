@@ -21,7 +21,7 @@ class Stored(NamedTuple):
 
 
 class Table:
-    """A table in chunks of a few rows, which notes what is read of it."""
+    """A table in chunks of a few rows, which notes the rows read from it."""
 
     def __init__(self, values: Array, chunk: int) -> None:
         self.values = values

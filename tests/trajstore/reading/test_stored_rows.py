@@ -10,7 +10,7 @@ from tests.trajstore.handmade import EXACT, SIZE, random_rows, write_run
 from trajstore import SchemaError, open_run
 from trajstore.format.arrays import first_sign_number
 
-damage_is_reported = pytest.warns(UserWarning, match=r"is missing; what it held reads")
+damage_is_reported = pytest.warns(UserWarning, match=r"is missing; its values read")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_names_are_of_the_group_and_paths_of_the_run(path: Path):
     for stored, n in ((run.stored, 10), (measured.stored, 4)):
         found = stored.rows("tables", slice(1, 3))
         np.testing.assert_array_equal(found, random_rows(0, n)["tables"][1:3])
-    assert measured.stored.of_steps.path("tables") == "tables"
+    assert measured.stored.step_rows.path("tables") == "tables"
     assert measured.stored.epoch_windows == run.stored.epoch_windows
 
 
@@ -78,7 +78,7 @@ def test_lost_places_of_measured_rows_are_unknown(path: Path):
     measured = open_run(path).measured("other").stored
     with damage_is_reported:
         assert measured.epochs.tolist() == [-1] * 4
-        with pytest.raises(SchemaError, match="nothing tells which rows belong to whi"):
+        with pytest.raises(SchemaError, match="unknown which rows belong to which"):
             _ = measured.starts
 
 

@@ -289,7 +289,7 @@ def test_the_command_lists_problems_and_fails(
     ]
 
 
-def test_the_command_fails_on_what_is_no_store(
+def test_the_command_fails_on_anything_but_a_store(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (path / "zarr.json").write_text("{")

@@ -86,7 +86,7 @@ def divided(kind: str, model: nn.Sequential) -> Any:
 
 
 def main(directory: Path, n_steps: int) -> None:
-    """Do all jobs, each in processes of its own that share what has been imported."""
+    """Run every job in new processes, which share the modules imported here."""
     codes = {}
     for name, (n_ranks, kinds) in JOBS.items():
         (directory / name).mkdir()

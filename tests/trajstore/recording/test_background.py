@@ -120,7 +120,7 @@ def test_closing_runs_the_jobs_that_wait_and_ends_the_thread():
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_error_of_a_job_is_raised_by(
+def test_the_error_of_a_job_is_raised_by_every_method(
     background: Background, method: Callable[[Background], object]
 ):
     failed = background.submit(fail)
@@ -163,7 +163,7 @@ def test_no_job_runs_after_one_has_failed(background: Background):
     assert ran == []
 
 
-def test_the_first_error_is_the_one_that_is_told(background: Background):
+def test_only_the_first_error_is_reported(background: Background):
     gate = Gate()
 
     def fail_later() -> None:

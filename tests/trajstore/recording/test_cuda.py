@@ -188,7 +188,7 @@ def test_offloading_changes_nothing_on_a_cpu(tmp_path: Path):
 class TestOnDevice:
     pytestmark = on_gpu
 
-    def test_what_is_offloaded_takes_no_memory_of_the_device(self, tmp_path: Path):
+    def test_offloaded_vectors_take_no_device_memory(self, tmp_path: Path):
         stores = {}
         for offload in (False, True):
             training = Training("cuda")
@@ -221,7 +221,9 @@ class TestOnDevice:
         pairs = zip(plain.model.parameters(), recorded.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
-    def test_what_is_recorded_is_what_was_there(self, tmp_path: Path):
+    def test_recorded_norms_and_losses_are_those_of_the_training_run(
+        self, tmp_path: Path
+    ):
         training = Training("cuda")
         norms, losses = [], []
         with training.record(tmp_path / "run", steps_per_epoch=4, flush_rows=3) as made:

@@ -344,7 +344,7 @@ def test_training_continues_after_a_warning(
     assert 0 < n < 300
 
 
-def test_errors_of_measuring_are_no_end_of_training_either(
+def test_training_continues_after_an_error_of_measuring(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*_: object) -> None:

@@ -41,7 +41,7 @@ FUSED = {
 
 @pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED.keys())
 @pytest.mark.parametrize("unscaled", [[], [0], [1], [0, 1]], ids="unscaled={}".format)
-def test_what_a_scaler_has_left_in_gradients_is_taken_out(
+def test_the_scale_that_a_scaler_left_in_gradients_is_removed(
     unscaled: list[int], fused: tuple[bool, bool], tmp_path: Path
 ):
     model, seen = net(), Observed()

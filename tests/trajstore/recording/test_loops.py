@@ -222,7 +222,7 @@ def test_compiled_models_have_the_names_of_their_modules(tmp_path: Path):
     seen.agrees(run, model)
 
 
-def test_only_what_is_trained_is_recorded(tmp_path: Path):
+def test_only_trained_parameters_are_recorded(tmp_path: Path):
     """As with adapters (LoRA): frozen weights take no place."""
     model = net()
     model[0].requires_grad_(False)  # type: ignore[index]
@@ -274,7 +274,7 @@ def test_a_flush_between_a_gradient_and_its_step(tmp_path: Path):
     seen.agrees(open_run(tmp_path / "run"), model)
 
 
-def test_the_loss_of_a_step_that_is_skipped_is_not_that_of_the_last(tmp_path: Path):
+def test_the_loss_of_a_skipped_step_is_not_given_to_the_last_step(tmp_path: Path):
     model, losses = net(), [1.0, 2.0, float("nan")]
     optimizer = optim.SGD(model.parameters(), lr=0.05)
     with Recorder(tmp_path / "run", model, optimizer) as recorder:

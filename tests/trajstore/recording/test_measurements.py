@@ -91,7 +91,7 @@ def pad(run: Any, flat: Any) -> Any:
     return run.layout.flatten(dict(zip(run.spec.names, shaped, strict=True)))
 
 
-def test_rows_hold_what_was_there(tmp_path: Path, device: str):
+def test_rows_hold_the_measured_gradients(tmp_path: Path, device: str):
     training = record(tmp_path / "run", exact=True)
     run = open_run(tmp_path / "run")
     assert run.measurements == ("fixed", "full")
@@ -116,7 +116,7 @@ def test_rows_hold_what_was_there(tmp_path: Path, device: str):
         assert float(measured.steps.grad_norm[i]) == pytest.approx(norm, rel=1e-6)
 
 
-def test_steps_are_recorded_as_without(tmp_path: Path, device: str):
+def test_steps_are_recorded_as_without_measurements(tmp_path: Path, device: str):
     """Measurements between steps change neither training nor its rows."""
     training = record(tmp_path / "measured", updates=True)
     plain = Training()
@@ -279,7 +279,7 @@ def test_a_measured_run_travels(tmp_path: Path):
     assert "'fixed'" in repr(again)
 
 
-def test_a_reader_sees_the_rows_of_its_moment(tmp_path: Path):
+def test_a_reader_sees_only_rows_written_before_it_opened(tmp_path: Path):
     training = Training()
     with Recorder(
         tmp_path / "run", training.model, training.optimizer, **SMALL
@@ -351,7 +351,7 @@ def test_attributes_that_json_cannot_hold_are_refused(tmp_path: Path, value: Any
     assert not (tmp_path / "run").exists()
 
 
-def test_a_lost_window_number_is_told(tmp_path: Path):
+def test_a_lost_window_number_is_reported(tmp_path: Path):
     record(tmp_path / "run")
     for chunk in (tmp_path / "run" / "measurements/0/window/c").rglob("*"):
         if chunk.is_file():
@@ -360,14 +360,14 @@ def test_a_lost_window_number_is_told(tmp_path: Path):
     assert [p.place for p in problems(run)] == ["measurements/0/window/c/0"]
     with (
         pytest.warns(UserWarning, match="measurements/0/window/c/0 is missing"),
-        pytest.raises(SchemaError, match="nothing tells which rows"),
+        pytest.raises(SchemaError, match="unknown which rows"),
     ):
         analyzers.path_geometry(run.measured("fixed"))
     # Other rows are as good as before.
     assert np.isfinite(analyzers.path_geometry(run.measured("full")).gamma).all()
 
 
-def test_the_geometry_of_a_measurement_is_that_of_its_vectors(tmp_path: Path):
+def test_the_geometry_of_a_measurement_follows_from_its_vectors(tmp_path: Path):
     training = record(tmp_path / "run", exact=True)
     run = open_run(tmp_path / "run")
     geometry = analyzers.path_geometry(run.measured("fixed")).compute()

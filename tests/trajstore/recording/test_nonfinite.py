@@ -105,7 +105,7 @@ def test_a_run_that_diverged_closes_without_a_warning(tmp_path: Path):
     record(tmp_path / "run", training, 2, **SMALL)
 
 
-def test_an_infinite_gradient_is_no_reason_to_warn(tmp_path: Path):
+def test_an_infinite_gradient_causes_no_warning(tmp_path: Path):
     x = nn.Parameter(torch.tensor([-1.0]))
     m = Module(x=x)
     optimizer = torch.optim.SGD(m.parameters(), lr=0.0)

@@ -71,7 +71,9 @@ def test_an_optimizer_of_another_model(tmp_path: Path):
     ],
     ids=["nothing", "none", "model", "text", "parameters"],
 )
-def test_what_is_no_optimizer(optimizer: Any, found: str, tmp_path: Path):
+def test_objects_other_than_optimizers_are_refused(
+    optimizer: Any, found: str, tmp_path: Path
+):
     with pytest.raises(TypeError, match=f"must be a torch.optim.Optimizer .* {found}"):
         Recorder(tmp_path / "run", regression().model, optimizer)
     assert not (tmp_path / "run").exists()
@@ -88,7 +90,7 @@ def test_an_optimizer_without_hooks(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_no_model(tmp_path: Path):
+def test_objects_other_than_models_are_refused(tmp_path: Path):
     training = regression()
     parameters: Any = training.model.named_parameters()
     with pytest.raises(TypeError, match=r"`model` must be .*, got generator"):

@@ -126,7 +126,7 @@ def test_a_change_after_the_last_step_is_warned_about(tmp_path: Path):
     assert np.array_equal(run.stored.array("final")[:], flat(run, iterate(training)))
 
 
-def test_a_step_that_failed_is_no_change_of_the_parameters(tmp_path: Path):
+def test_a_failed_step_does_not_count_as_a_change_of_the_parameters(tmp_path: Path):
     training = regression()
     with Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL):
         take_step(training, 0)

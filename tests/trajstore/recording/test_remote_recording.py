@@ -137,7 +137,7 @@ def test_the_command_line_analyses_a_remote_recording(
     xr.testing.assert_identical(stored.compute(), expected)
 
 
-def test_what_is_there_is_not_overwritten(remote: str, training: Training):
+def test_an_existing_remote_store_is_not_overwritten(remote: str, training: Training):
     training.record(remote).close()
     with pytest.raises(FileExistsError, match=r"run\.zarr exists already"):
         training.record(remote)
@@ -157,7 +157,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
     Training().record(remote, resume=True, step=0).close()
 
 
-def test_of_two_rivals_for_an_old_lease_one_wins(
+def test_only_one_of_two_rivals_takes_over_an_expired_lease(
     remote: str, training: Training, monkeypatch: pytest.MonkeyPatch
 ):
     class Later(datetime):

@@ -181,8 +181,8 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(
     assert {r["n_missing"] for r in found.stored.document.resumes} == {0}
 
 
-def test_a_gradient_that_was_not_stepped_with_is_no_previous_one(tmp_path: Path):
-    """As where a step is left out for a loss that is not finite."""
+def test_a_gradient_without_a_step_does_not_count_as_the_previous_one(tmp_path: Path):
+    """As in loops that skip a step if its loss is not finite."""
 
     def run(recorder: Recorder, steps: range) -> None:
         for step in steps:
@@ -318,7 +318,7 @@ def test_leftovers_of_a_recording_without_steps_are_swept(name: str, tmp_path: P
     assert not leftover.exists()
 
 
-def test_nothing_is_removed_from_what_is_no_recording(tmp_path: Path):
+def test_nothing_is_removed_from_directories_that_hold_no_recording(tmp_path: Path):
     theirs = tmp_path / "downloads" / "set.partial"
     theirs.parent.mkdir()
     theirs.write_bytes(b"half a data set")
@@ -403,7 +403,7 @@ def test_parameters_of_another_step_are_warned_of(tmp_path: Path):
         ({"resume": {"model": 1}}, r"got \['model'\]"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused(
+def test_runs_that_cannot_be_resumed_are_refused(
     options: dict[str, Any], problem: str, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=problem):

@@ -73,7 +73,7 @@ def record(path: Path, logged: list[Any] = LOGGED, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"flush_rows": 1}, {"exact": True}], ids=str)
-def test_what_was_logged_is_read_back(tmp_path: Path, options: dict[str, Any]):
+def test_logged_samples_are_read_back(tmp_path: Path, options: dict[str, Any]):
     record(tmp_path / "run.zarr", **options)
     run = open_run(tmp_path / "run.zarr")
     assert run.samples.dims == ("step", "sample")
@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[int, Any, type[Exception], str]] = {
 @pytest.mark.parametrize(
     ("most", "indices", "error", "text"), WRONG.values(), ids=WRONG
 )
-def test_what_is_no_list_of_indices_is_refused(
+def test_anything_but_a_list_of_indices_is_refused(
     tmp_path: Path, most: int, indices: Any, error: type[Exception], text: str
 ):
     recorder, _ = new_recorder(tmp_path / "run.zarr", samples=most)
@@ -147,7 +147,7 @@ def test_a_run_without_samples_says_how_to_record_them(tmp_path: Path):
         _ = run.samples
 
 
-def test_stores_of_before_there_were_samples_open(tmp_path: Path):
+def test_stores_older_than_samples_can_be_opened(tmp_path: Path):
     record(tmp_path / "run.zarr", [None] * 3, samples=0)
     change_root_of(tmp_path / "run.zarr", lambda a, _: a["spec"].pop("samples"))
     run = open_run(tmp_path / "run.zarr")
@@ -240,7 +240,7 @@ def test_samples_of_a_damaged_chunk_are_not_known(
     assert (problem.place, problem.cost) == ("samples/c/0/0", "samples of steps 0-6")
 
 
-def test_numbers_that_are_no_indices_are_found(tmp_path: Path):
+def test_numbers_that_are_not_indices_are_found(tmp_path: Path):
     spec = replace(SPEC, samples=2)
     writer = Writer(tmp_path / "run.zarr", spec)
     for c in range(3):

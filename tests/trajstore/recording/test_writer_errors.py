@@ -117,7 +117,7 @@ def test_a_run_whose_writer_failed_is_interrupted(
     assert open_run(path).status == "interrupted"
 
 
-def test_an_error_of_the_writer_is_told_once(
+def test_an_error_of_the_writer_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     training = regression()

@@ -104,9 +104,7 @@ def test_zero_blocks_decode_to_zeros(on_device):
 
 @pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_no_difference_and_leaves_its_block_alone(
-    value, on_device
-):
+def test_nonfinite_values_are_not_coded_and_leave_their_block_alone(value, on_device):
     difference = random_difference(4)
     difference[17] = 0
     difference[BLOCK : 2 * BLOCK] = 0

@@ -168,7 +168,7 @@ def test_variance_over_row_signs_is_the_sum_over_pairs_of_rows(size):
     assert estimates.var() == pytest.approx(np.square(pairs).sum(), rel=1e-12)
 
 
-def test_mean_variance_is_that_of_independent_signs():
+def test_mean_variance_equals_the_variance_with_independent_signs():
     """The formula of `trajstore.sketch.fold`, averaged over runs.
 
     For +-1 vectors of R rows of p, independent signs give each of R (R - 1) / 2 pairs

@@ -40,14 +40,14 @@ def hadamard_slowly(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
-def test_matrix_is_that_of_scipy(n):
+def test_matrix_equals_scipys(n):
     linalg = pytest.importorskip("scipy.linalg")
     expected = linalg.hadamard(n) / np.sqrt(n)
     np.testing.assert_allclose(hadamard_matrix(n), expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("n", [1, 8, 16, 32, 128, 512, 2048])
-def test_transform_is_that_of_scipy(n):
+def test_transform_equals_scipys(n):
     linalg = pytest.importorskip("scipy.linalg")
     vectors, _ = random_vectors(n, n_vectors=3)
     expected = vectors.astype(np.float64) @ linalg.hadamard(n) / np.sqrt(n)

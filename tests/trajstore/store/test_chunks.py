@@ -203,7 +203,7 @@ def write_unknown_epochs(path: Path) -> None:
 
 
 def expect(path: Path, key: str) -> Any:
-    message = rf"^{path}: chunk {key} is missing; what it held reads as NaN\. See traj"
+    message = rf"^{path}: chunk {key} is missing; its values read as NaN\. See traj"
     return pytest.warns(UserWarning, match=message)
 
 
@@ -235,7 +235,7 @@ def test_starts_of_windows_follow_from_the_steps(path: Path):
     np.testing.assert_array_equal(windows["stop"], whole["stop"])
 
 
-@pytest.mark.filterwarnings("ignore:.*reads as NaN")
+@pytest.mark.filterwarnings("ignore:.*read as NaN")
 def test_windows_that_follow_from_nothing_are_an_error(path: Path):
     remove(path / "references/start/c/0")
     remove(path / "window/c/0")
@@ -252,7 +252,9 @@ def test_windows_that_go_backwards_are_an_error(tmp_path: Path, starts: list[int
         writer.append_window(random_window(c)._replace(start=start))
     writer.commit()
     writer.close()
-    with pytest.raises(ValueError, match="start: expected steps from 0 upwards, got"):
+    with pytest.raises(
+        ValueError, match="start: expected steps that ascend from 0, got"
+    ):
         _ = open_run(tmp_path / "other.zarr").windows
 
 

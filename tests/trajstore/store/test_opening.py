@@ -30,7 +30,7 @@ from trajstore.store.opening import MAX_UNCHECKED_BYTES
 MEMORY: Final = 32 << 20
 """Bytes that suffice to read the small run, damaged or not."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reads as NaN")
+pytestmark = pytest.mark.filterwarnings("ignore:.*read as NaN")
 
 
 @pytest.fixture(scope="module")

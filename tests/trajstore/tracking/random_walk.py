@@ -57,7 +57,7 @@ class Walk(NamedTuple):
 
 @contextmanager
 def one_rank() -> Iterator[Any]:
-    """Make a process group of this process alone."""
+    """Make a process group that holds only this process."""
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

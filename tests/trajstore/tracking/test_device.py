@@ -152,6 +152,6 @@ def operations_of_a_step(n_layers: int, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_the_number_of_operations_does_not_grow_with_that_of_tensors(exact: bool):
+def test_the_number_of_operations_does_not_grow_with_the_number_of_tensors(exact: bool):
     few, many = (operations_of_a_step(n, exact=exact) for n in (2, 30))
     assert few == many < 160

@@ -121,7 +121,7 @@ def test_the_basis_is_the_displacements_from_past_anchors(basis: int):
             )
 
 
-def test_what_move_returns_is_left_alone_by_later_moves():
+def test_later_moves_leave_the_returned_anchor_alone():
     parameters = random_parameters()
     tracker, _ = make_tracker(parameters)
     tracker.start()

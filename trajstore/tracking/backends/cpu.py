@@ -190,7 +190,7 @@ class CPUBackend:
         return torch.from_numpy(self._rows[0])
 
     def read_displacement(self) -> None:
-        """Set the displacement to the parameters less the anchor."""
+        """Set the displacement to the parameters minus the anchor."""
         parameters, _kept = self._addresses(self._parameters)
         kernels.subtract_anchor(parameters, *self._places, self._rows)
 

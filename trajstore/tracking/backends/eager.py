@@ -168,7 +168,7 @@ class EagerBackend:
         return self._rows[self._row_of_gradient]
 
     def read_displacement(self) -> None:
-        """Set the displacement to the parameters less the anchor."""
+        """Set the displacement to the parameters minus the anchor."""
         self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement_views)
 
     def probe_displacement(self) -> Tensor:
@@ -207,7 +207,7 @@ class EagerBackend:
         row.sub_(self._rows[DISPLACEMENT])
 
     def _subtract_anchor(self, row: Tensor, views: list[Tensor]) -> None:
-        """Set a row, of which `views` are parts, to the parameters less the anchor."""
+        """Set a row, of which `views` are parts, to the parameters minus the anchor."""
         parameters = self._placement.local(self._parameters)
         _read([local_part(parameter) for parameter in parameters], views)
         # All at once: the number of operations does not grow with the number of tensors.

@@ -62,7 +62,7 @@ class StepBackend(Protocol):
         """Restore the last gradient and the displacement on exit."""
 
     def read_displacement(self) -> None:
-        """Set the displacement to the parameters less the anchor."""
+        """Set the displacement to the parameters minus the anchor."""
 
     def probe_displacement(self) -> Tensor:
         """Return probes of the displacement, float32 (probe,); not in exact mode."""

@@ -256,7 +256,7 @@ class TritonBackend:
         return self._rows[0]
 
     def read_displacement(self) -> None:
-        """Set the displacement to the parameters less the anchor."""
+        """Set the displacement to the parameters minus the anchor."""
         tables = self._tables
         with torch.no_grad(), _on(self._device):
             parameters = tables.parameters.update(self._parameters)

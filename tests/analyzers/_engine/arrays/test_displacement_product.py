@@ -16,7 +16,7 @@ SIZE, PROBES, RANK, STEPS = 300, 64, 2, 8
 
 
 class Path(NamedTuple):
-    """Displacements of a window's steps, its end, a basis, and a vector beside it."""
+    """Displacements of a window's steps, its end, a basis, and another vector."""
 
     a: np.ndarray
     f: np.ndarray
@@ -57,7 +57,7 @@ def test_probes_that_lose_nothing_give_the_exact_products():
     path = random_path()
     result = estimated(path, np.eye(SIZE))
     np.testing.assert_allclose(result.estimate.value, path.a @ path.v, rtol=1e-8)
-    # The parts: coefficients on the basis, along f beside it, and what is left.
+    # Subtract the part on the basis, and the part along the rest of f.
     f = path.f - result.f_on_basis @ path.basis
     a = path.a - result.a_on_basis @ path.basis - result.advance[:, None] * f
     # The ridge of the regression is 1e-8.

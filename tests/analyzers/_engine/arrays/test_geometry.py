@@ -98,7 +98,7 @@ def test_values_are_finite_at_the_edges_of_float32():
     np.testing.assert_allclose(result["gamma"], [1.0], rtol=1e-12)
 
 
-def test_distance_is_that_of_two_vectors():
+def test_distance_equals_the_distance_between_two_vectors():
     rng = np.random.default_rng(0)
     a, v = rng.normal(size=(5, 30)), rng.normal(size=30)
     result = distance(
@@ -206,7 +206,7 @@ def test_the_error_of_the_distance_enters_weight_decay_once(name: str):
     np.testing.assert_allclose(found[f"{name}_stderr"], expected, rtol=1e-4)
 
 
-def test_of_weight_decay_alone_the_cosine_is_known():
+def test_the_cosine_of_pure_weight_decay_is_known():
     """With g = 0 and x* = 0 the direction is x itself."""
     to_target, nothing = estimate(3.0, 0.2), np.zeros(1)
     sampled = decayed(

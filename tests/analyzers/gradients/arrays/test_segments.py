@@ -35,7 +35,7 @@ TREND = 3 * np.exp(-STEP / 60) + 0.1 * np.sin(STEP / 9)
 
 
 @given(VALUES, st.sampled_from([1, 3, 5, 11, 61]))
-def test_running_medians_are_medians_of_what_is_around(values, window: int):
+def test_running_medians_are_medians_of_the_values_around(values, window: int):
     half = window // 2
     for k, found in enumerate(running_median(values, window)):
         around = values[max(0, k - half) : k + half + 1]
@@ -53,7 +53,7 @@ def test_medians_do_not_depend_on_how_many_are_taken_at_once(
     np.testing.assert_array_equal(running_median(values, 7), whole)
 
 
-def test_thresholds_are_not_reached_by_what_equals_them():
+def test_values_equal_to_the_threshold_do_not_reach_it():
     running = np.array([-1, -0.5, -0.49, 0, np.nan, 0.5, 0.51])
     assert step_kinds(running, 0.5).tolist() == [-1, 0, 0, 0, 0, 0, 1]
     assert step_kinds(running, 0.0).tolist() == [-1, -1, -1, 0, 0, 1, 1]
@@ -80,7 +80,7 @@ def test_parts_have_equally_many_steps():
 
 
 @pytest.mark.parametrize("window", [1, 5, 11])
-def test_running_means_are_means_of_what_is_around(window: int):
+def test_running_means_are_means_of_the_values_around(window: int):
     values = np.random.default_rng(0).normal(size=30)
     values[[3, 4, 5, 6, 7, 8, 9, 29]] = np.nan
     half = window // 2
@@ -127,7 +127,7 @@ def test_errors_of_decreases_are_as_large_as_they_are_said_to_be():
     assert true[1].value.sum() == pytest.approx(1)
 
 
-def test_sums_by_kind_leave_out_what_is_unknown():
+def test_sums_by_kind_leave_out_unknown_values():
     values = np.array([1.0, np.nan, 2.0, 4.0])
     kinds = np.array([-1, -1, 0, 1], np.int8)
     np.testing.assert_array_equal(sums_by_kind(values, kinds), [1, 2, 4])

@@ -42,7 +42,7 @@ def test_numbers_are_the_mid_run_means(
     assert numbers.startswith("shapes-resnet: ")
 
 
-def test_distance_from_the_start_is_that_of_the_first_step(
+def test_distance_from_the_start_equals_the_distance_of_the_first_step(
     found: list[Finding], paper_runs: dict[str, Run]
 ):
     numbers = of(found, "Adam ends further").numbers

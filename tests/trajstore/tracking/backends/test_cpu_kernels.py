@@ -94,7 +94,7 @@ def test_a_sketch_is_the_same_where_zeros_are_known(filled: int):
 @pytest.mark.parametrize(
     ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
 )
-def test_scale_of_what_is_zero_or_not_finite(bad: float, scale: float):
+def test_scale_of_zero_or_nonfinite_blocks(bad: float, scale: float):
     vector = np.zeros(256, np.float32)
     vector[7] = bad
     scales = np.ones(1, np.float32)
