@@ -32,6 +32,8 @@ def program(path: Path, **options: Any) -> str:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path; from crash_training import train\n"
         f"train(Path({str(path)!r}), **{options!r})\n"
+        # To end an interpreter in order takes longer than the training.
+        "import os; os._exit(0)\n"
     )
 
 

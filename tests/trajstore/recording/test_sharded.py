@@ -27,6 +27,7 @@ def trained(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path; from sharded_training import main\n"
         f"main(Path({str(directory)!r}), {N_STEPS})\n"
+        "import os; os._exit(0)\n"
     )
     assert finished.code == 0, finished.errors
     return directory
