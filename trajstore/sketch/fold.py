@@ -3,17 +3,17 @@
 The vector is laid out in rows of a prime width p, multiplied by random column signs, and its
 rows are summed with further random signs: ``y = sum_b tau_b (sigma_b * g_b)``. Inner products
 are kept on average, ``E <fold(g), fold(v)> = <g, v>``, and with fresh row signs tau the errors
-of different steps are independent for any sigma. Their size depends on sigma: the sketch draws
-new column signs in every window, so that no tensor has bad luck for a whole run.
+of different steps are independent for any sigma. The size of the errors depends on sigma: the
+sketch draws new column signs in every window, so that no tensor has bad luck for a whole run.
 
-A prime width keeps the columns of weight matrices, whose widths are highly composite, from
-falling on the same few buckets.
+The widths of weight matrices are highly composite. A prime width p keeps the columns of such a
+matrix from falling on the same few buckets.
 
 The column signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random signs, so
-they cost no memory. The variance over tau is a sum over pairs of rows of
-``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2``, and within a pair the
-products of signs at different columns are uncorrelated: the mean over c is the same as with
-independent signs.
+they need little memory. The variance over tau is the sum of
+``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2`` over pairs of rows. Within a
+pair, the products of signs at different columns are uncorrelated. The mean of the variance over
+c is therefore the same as with independent signs.
 """
 
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ from trajstore.sketch.signs import Role, random_signs
 FloatArray = npt.NDArray[np.float32]
 
 GOLDEN: Final = 633
-"""A block times the golden section: width of large folds modulo a block.
+"""Approximate width of large folds modulo `BLOCK`: `BLOCK` times the golden ratio 0.618.
 
-Tensors begin with a block, and zeros follow small ones. With this remainder the beginnings in
-different rows fall on buckets far from each other."""
+Each tensor begins at the start of a block, and a small tensor is followed by zeros. With this
+remainder, tensors that begin in different rows begin in buckets far from each other."""
 
 SHIFT: Final = 2
-"""Shift of the sequence of column signs from row to row."""
+"""Number of places by which the sequence of column signs moves from row to row."""
 
 
 @cache
 def largest_prime_below(n: int) -> int:
-    """Return the largest prime below n > 2; cached, since every window makes a fold."""
+    """Return the largest prime below n > 2; cached, because every window creates a fold."""
     return next(
         p for p in range(n - 1, 1, -1) if all(p % q for q in range(2, int(p**0.5) + 1))
     )
@@ -48,23 +48,23 @@ def largest_prime_below(n: int) -> int:
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Fold:
-    """Fold of vectors of one length."""
+    """Folds vectors of a fixed length."""
 
     size: int  # length of the vectors
     buckets: int  # a power of two, at least 4; `width` of them are filled
-    seed: int  # of the run
-    column_role: Role  # stream of the column signs
-    window: int = 0  # window of the column signs
+    seed: int  # seed of the run
+    column_role: Role  # random stream of the column signs
+    window: int = 0  # window whose column signs are used
 
     @cached_property
     def width(self) -> int:
-        """Length of a row, a prime; the number of buckets that are filled."""
+        """The prime length of a row, which is also the number of filled buckets."""
         spare = BLOCK - GOLDEN if self.buckets >= 8 * BLOCK else 0
         return largest_prime_below(self.buckets - spare)
 
     @property
     def n_rows(self) -> int:
-        """Number of rows, the last one padded with zeros."""
+        """Number of rows, counting the last row, which is padded with zeros."""
         return -(-self.size // self.width)
 
     @cached_property
@@ -76,7 +76,7 @@ class Fold:
 
     @cached_property
     def column_sequence(self) -> FloatArray:
-        """The sequence c; rows of column signs are parts of it, float32 (sign,)."""
+        """The sequence c that every row of column signs is a part of, float32 (sign,)."""
         return random_signs(
             self.width + SHIFT * (self.n_rows - 1),
             seed=self.seed,
@@ -85,7 +85,7 @@ class Fold:
         )
 
     def signed_rows(self, vector: FloatArray, first: int = 0) -> FloatArray:
-        """Lay out the entries from row `first` on and apply column signs, (row, width)."""
+        """Return entries that begin with row `first`, times column signs, (row, width)."""
         # The last row is padded with zeros.
         rows = -(-len(vector) // self.width)
         padded = np.zeros(rows * self.width, np.float32)
@@ -95,7 +95,7 @@ class Fold:
         return matrix
 
     def __call__(self, vector: FloatArray, row_signs: FloatArray) -> FloatArray:
-        """Fold one vector with row signs (..., n_rows), to float32 (..., buckets)."""
+        """Return the folds of a vector with row signs (..., n_rows), float32 (..., buckets)."""
         folded = row_signs @ self.signed_rows(vector)
         empty = [(0, 0)] * (folded.ndim - 1) + [(0, self.buckets - self.width)]
         return np.pad(folded, empty)

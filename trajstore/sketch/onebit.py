@@ -1,4 +1,4 @@
-"""One bit per number and one scale per block, unbiased after a random rotation.
+"""Code a rotated vector as one bit per number and one scale per block, without bias.
 
 A rotated vector y is coded as its signs and the scale ``|y|^2 / |y|_1``, as in DRIVE [1]_ and
 EDEN [2]_. The decoded vector then satisfies ``<decoded, y> = |y|^2``, which makes the code
@@ -22,8 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-    """Return packed signs, uint8 (..., size / 8), and scales, float32 (..., block)."""
-    # Bit 1 where an entry is not negative, the first entry in the highest bit. The scale
+    """Return the packed signs, uint8 (..., size / 8), and scales, float32 (..., block)."""
+    # A bit is 1 if its entry is not negative; the first entry has the highest bit. The scale
     # is 0 for a block of zeros, and NaN for a block that is not finite.
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
@@ -39,7 +39,7 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
 def decode(
     signs: npt.NDArray[np.uint8], scales: FloatArray, out: FloatArray | None = None
 ) -> FloatArray:
-    """Return scale times sign, float32 (..., size), in `out` if given."""
+    """Return the signs times their scales, float32 (..., size); written to `out` if given."""
     vectors = unpack_signs(signs, out)
     blocks = vectors.reshape(*scales.shape, -1)
     blocks *= scales[..., None]

@@ -1,9 +1,9 @@
-"""Fixed random probes: short vectors that keep inner products between any two steps.
+"""Fixed random probes: short vectors that estimate inner products between any two steps.
 
 A probe is a fold of a fold (`trajstore.sketch.fold`) with signs that stay the same for the whole
-run. ``E <P(g), P(v)> = <g, v>`` over the draw of the signs, with variance
-``(|g|^2 |v|^2 + <g, v>^2) / n`` for vectors spread over many elements. Because the signs
-are fixed, the errors of different steps are *not* independent.
+run. Over the draw of the signs, ``E <P(g), P(v)> = <g, v>``. With n numbers in a probe, the
+variance is ``(|g|^2 |v|^2 + <g, v>^2) / n`` for vectors spread over many elements. Because the
+signs are fixed, the errors of different steps are *not* independent.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Probes:
-    """Probes of the vectors of a run."""
+    """Makes the probes of the vectors of a run."""
 
-    fold: Fold  # the first, with the column signs of the sketch
-    count: int  # numbers in a probe, a power of two; the largest prime below is filled
+    fold: Fold  # the first fold, which shares its column signs with the sketch
+    # Size of a probe, a power of two. Only the largest prime number below it is filled.
+    count: int
 
     @cached_property
     def row_signs(self) -> FloatArray:
-        """Row signs of the first fold, float32 (n_rows,)."""
+        """The row signs of the first fold, float32 (n_rows,)."""
         return random_signs(self.fold.n_rows, seed=self.fold.seed, role=Role.PROBE_ROWS)
 
     @cached_property
@@ -41,10 +42,10 @@ class Probes:
         )
 
     def __call__(self, vector: FloatArray) -> FloatArray:
-        """Return the probe, float32 (count,), of a vector (size,)."""
+        """Return the probe of a vector (size,), float32 (count,)."""
         return self.of_folded(self.row_signs @ self.fold.signed_rows(vector))
 
     def of_folded(self, folded: FloatArray) -> FloatArray:
-        """Return the probe, float32 (count,), of a first fold (width,)."""
-        # Row signs would change nothing here: the column signs of the rows differ.
+        """Return the probe of a vector from its first fold (width,), float32 (count,)."""
+        # Random row signs would add nothing: the column signs differ from row to row.
         return self.bucket_fold(folded, np.ones(self.bucket_fold.n_rows, np.float32))

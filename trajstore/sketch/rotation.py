@@ -1,4 +1,4 @@
-"""A random rotation by two rounds of signs and Hadamard transforms.
+"""Rotate vectors randomly, by two rounds of signs and Hadamard transforms.
 
 Each round multiplies by random signs and applies the normalised Hadamard transform in
 blocks of at most `MAX_BLOCK`: ``z = H rho' H rho y``. After one round a vector with few
@@ -7,8 +7,9 @@ suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
 ``y = rho H rho' H z``.
 
 The signs are fresh in every step, which makes the errors of different steps independent.
-The second round uses the signs of the first with their halves swapped: a vector with few large
-entries depends on few signs of the first round, and so hardly on the second.
+The second round uses the signs of the first with their halves swapped. In the first round, a
+vector with few large entries depends on few signs, so the signs of the second round are almost
+independent of its result.
 """
 
 from functools import cache
@@ -22,11 +23,11 @@ from trajstore.format.arrays import n_blocks
 FloatArray = npt.NDArray[np.float32]
 
 COLUMNS: Final = 256
-"""Columns of a small matrix product, which stay in the fastest cache."""
+"""Number of columns in a small matrix product; they stay in the fastest cache."""
 
 
 def factors(block: int) -> tuple[int, ...]:
-    """Split a power of two into factors of at most 16, one small transform each."""
+    """Split a power of two into factors of at most 16, the sizes of small transforms."""
     split = []
     while block > 16:
         split.append(16)
@@ -36,7 +37,7 @@ def factors(block: int) -> tuple[int, ...]:
 
 @cache
 def hadamard_matrix(n: int) -> FloatArray:
-    """Return the normalised Sylvester-Hadamard matrix, `n` a power of two."""
+    """Return the normalised Sylvester-Hadamard matrix (n, n); n is a power of two."""
     matrix: FloatArray = np.ones((1, 1), np.float32)
     while len(matrix) < n:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -49,27 +50,27 @@ def hadamard(
 ) -> FloatArray:
     """Apply the normalised Hadamard transform to each block of the last axis."""
     # A transform of size n1 n2 ... is the Kronecker product of transforms of sizes n1, n2,
-    # ...: each factor is one small matrix product over one digit of the index. The result
-    # lies in one of the buffers, if given; `vectors` may be the second.
+    # ...: each factor is one small matrix product over one digit of the index. If buffers are
+    # given, the result lies in one of them; `vectors` may be the second buffer.
     size = vectors.shape[-1]
     block = size // n_blocks(size)
-    out, other = buffers or (np.empty_like(vectors), np.empty_like(vectors))
+    out, spare = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     z, rest = vectors, block
     for factor in factors(block):
         rest //= factor
         _transform_digit(z, factor, rest, out)
-        z, out, other = out, other, out
+        z, out, spare = out, spare, out
     return z
 
 
 def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> None:
-    """Transform over the digit that has `factor` values and changes every `rest`."""
+    """Transform over the index digit that has `factor` values and the place value `rest`."""
     matrix = hadamard_matrix(factor)
     if rest == 1:
-        # A product from the right over the last digit is one large matrix product.
+        # Over the last digit, a multiplication from the right is one large matrix product.
         np.matmul(z.reshape(-1, factor), matrix, out=out.reshape(-1, factor))
         return
-    # BLAS would copy long rows before it multiplies so few of them.
+    # Splitting long rows avoids a copy that BLAS makes before it multiplies a few long rows.
     shape = (-1, factor, max(1, rest // COLUMNS), min(rest, COLUMNS))
     np.matmul(
         matrix,
@@ -79,7 +80,7 @@ def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> 
 
 
 def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
-    """Rotate the last axis, float32 (..., size), with random signs of the same shape."""
+    """Return vectors, float32 (..., size), rotated with random signs of the same shape."""
     return hadamard(second_round(signs) * hadamard(signs * vectors))
 
 
@@ -89,21 +90,21 @@ def rotate_back(
     buffers: tuple[FloatArray, FloatArray] | None = None,
     out: FloatArray | None = None,
 ) -> FloatArray:
-    """Return the inverse of `rotate` for the same signs, float32 (..., size)."""
-    # Buffers are as in `hadamard`. If `out` is given it takes the first entries.
+    """Undo `rotate` with the same signs; return the vectors, float32 (..., size)."""
+    # `hadamard` explains the buffers. A shorter `out` receives only the first entries.
     buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     rotated = hadamard(vectors, buffers)
-    # `second_round`, in place and without a copy: decoding spends most of its time here.
+    # Apply `second_round` in place and without a copy: decoding spends most time in this function.
     half = rotated.shape[-1] // 2
     rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
     rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
-    other = buffers[0] if rotated is buffers[1] else buffers[1]
-    rotated = hadamard(rotated, (other, rotated))
+    spare = buffers[0] if rotated is buffers[1] else buffers[1]
+    rotated = hadamard(rotated, (spare, rotated))
     out = rotated if out is None else out
     n = out.shape[-1]
     return np.multiply(rotated[..., :n], signs[..., :n], out=out)
 
 
 def second_round(signs: FloatArray) -> FloatArray:
-    """Return the signs of the second round: the first round's signs with halves swapped."""
+    """Return the signs of the second round: the signs of the first with halves swapped."""
     return np.roll(signs, signs.shape[-1] // 2, axis=-1)

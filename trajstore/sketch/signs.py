@@ -1,7 +1,7 @@
-"""Random signs that training and analysis regenerate alike; none is stored.
+"""Draw random signs that training and analysis both regenerate instead of storing them.
 
-Philox is counter-based: a key and a counter determine the bits, so the signs of any step are
-drawn without drawing the signs of earlier steps [1]_.
+The generator Philox is counter-based [1]_: a key and a counter determine the bits, so the signs
+of any step can be drawn without drawing the signs of earlier steps.
 
 References
 ----------
@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 
 class Role(IntEnum):
-    """Purpose of random signs; each role has a stream of its own."""
+    """Purpose of random signs; each role has its own random stream."""
 
     FOLD = 0
-    """Column signs of the sketch's fold, fresh in every window, whose number is the step; the
-    probes use the signs of window 0 for the whole run."""
+    """Column signs of the sketch's fold, fresh in every window; the window number serves as the
+    step. The probes use the signs of window 0 for the whole run."""
     STEP = 1
-    """Signs of the sketch that are fresh in every step: of the rotation, then rows."""
+    """Signs of the sketch, fresh in every step: first for the rotation, then for the rows."""
     PROBE_ROWS = 2
     """Row signs of the probes' fold, fixed for a run."""
     PROBE_FOLD = 3
@@ -33,8 +33,9 @@ class Role(IntEnum):
 def random_bytes(
     n_bytes: int, *, seed: int, role: Role, step: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """Return random bytes of one role in one step, uint8 (n_bytes,), on any platform."""
-    # 0 <= seed < 2**64; the step is 0 for roles whose signs are fixed for a run.
+    """Return the random bytes of a role in a step, uint8 (n_bytes,)."""
+    # Every platform gets the same bytes. 0 <= seed < 2**64; the step is 0 for roles whose signs
+    # are fixed for a run.
     generator = np.random.Philox(
         key=np.array([seed, role], np.uint64),
         counter=np.array([0, 0, 0, step], np.uint64),
@@ -51,8 +52,8 @@ def random_signs(
     step: int = 0,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return random signs of one role in one step, float32 (n,): bits of `random_bytes`."""
-    # `out` is as long as n rounded up to whole bytes of bits.
+    """Return the bits of `random_bytes` as signs, float32 (n,)."""
+    # The length of `out` is n, rounded up to a multiple of 8.
     packed = random_bytes(-(-n // 8), seed=seed, role=role, step=step)
     return unpack_signs(packed, out)[:n]
 
@@ -60,10 +61,10 @@ def random_signs(
 def unpack_signs(
     packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Return -1 for a bit 0 and 1 for a bit 1, the highest bit first, (..., 8 byte)."""
+    """Return -1 for each bit 0 and 1 for each bit 1, highest bit first, (..., 8 * byte)."""
     if out is None:
         out = np.empty((*packed.shape[:-1], 8 * packed.shape[-1]), np.float32)
-    # Every byte is a valid index; with "clip" NumPy writes to `out` without a copy.
+    # Every byte is a valid index, and mode "clip" lets NumPy write to `out` without a copy.
     rows = out.reshape(*packed.shape, 8)
     np.take(_SIGNS_OF_BYTE, packed, axis=0, out=rows, mode="clip")
     return out
@@ -74,4 +75,4 @@ _SIGNS_OF_BYTE: Final = np.subtract(
     1,
     dtype=np.float32,
 )
-"""Eight signs for each byte; a lookup is twice as fast as computing them."""
+"""The eight signs of each byte; looking them up is twice as fast as computing them."""

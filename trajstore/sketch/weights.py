@@ -1,9 +1,10 @@
-"""Weights of the parameter tensors before they are folded together.
+"""Weight the tensors of a gradient before they are folded together.
 
-The variance of the sketch is ``|w g|^2 |v / w|^2``, summed over tensors within each
-norm. It is smallest for ``w_l^2`` in proportion to ``|v_l| / |g_l|``: tensors that move far for
-their gradients count more. The last window serves as a forecast of the path. Any positive
-weights leave the estimate unbiased.
+Let w_l be the weight of tensor l. The variance of a product of the sketch with v is proportional
+to ``|w g|^2 |v / w|^2``, where each norm is over all tensors. It is smallest if ``w_l^2`` is
+proportional to ``|v_l| / |g_l|``: a tensor that moves far for the size of its gradient gets more
+weight. The movement in the previous window serves as a forecast of v. The estimate is unbiased
+for any positive weights.
 """
 
 from typing import Final
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 FLOOR: Final = 0.03
-"""Share of the overall rms added to that of each tensor, so that frozen or newly
-awakened tensors get a finite weight."""
+"""Fraction of the overall rms that is added to the rms of each tensor, so that tensors that
+are frozen, or have just begun to move, get finite weights."""
 
 
 def tensor_weights(
@@ -21,9 +22,10 @@ def tensor_weights(
     gradient_rms: npt.NDArray[np.float64],
     sizes: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float32]:
-    """Return weights, float32 (layer,), from the rms of a past window, (layer,)."""
-    # w_l^2 = (u_l + FLOOR U) / (q_l + FLOOR Q) with U and Q the rms over all tensors; 1
-    # everywhere if U or Q is 0 or not finite.
+    """Return the weights, float32 (layer,), from rms values of the previous window, (layer,)."""
+    # w_l^2 = (u_l + FLOOR U) / (q_l + FLOOR Q): u_l and q_l are the rms of the displacement and
+    # the gradient of tensor l, U and Q the rms over all tensors. If U or Q is 0 or not finite,
+    # all weights are 1.
     share = sizes / sizes.sum()
     U = np.sqrt(share @ np.square(displacement_rms))
     Q = np.sqrt(share @ np.square(gradient_rms))

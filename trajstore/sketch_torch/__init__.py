@@ -1,6 +1,6 @@
-"""The estimator in torch, on the training device: what `trajstore.tracking` runs in every step.
+"""The estimator in torch, which `trajstore.tracking` runs on the training device.
 
-Every module but `uploads` computes the same as its namesake in `trajstore.sketch`, up to
-rounding, and is tested against it; begin with `sketch`. May import `trajstore.format` and
-`trajstore.sketch`; needs torch, and no store.
+Every module except `uploads` computes the same numbers as its namesake in `trajstore.sketch`, up
+to rounding, and is tested against that module. Begin with `sketch`. May import
+`trajstore.format` and `trajstore.sketch`; needs torch, but no store.
 """

@@ -1,4 +1,4 @@
-"""Probes of first folds in torch, as in `trajstore.sketch.probes`."""
+"""Compute probes from first folds in torch, as in `trajstore.sketch.probes`."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from trajstore.sketch.probes import Probes
 
 
 class ProbesOnDevice:
-    """Folds first folds again."""
+    """Computes the probes of vectors from their first folds."""
 
     def __init__(self, probes: Probes, n_vectors: int, device: torch.device) -> None:
         second = probes.bucket_fold
-        # Row signs of the first fold, float32 (row,).
+        # The row signs of the first fold, float32 (row,).
         self.row_signs = torch.from_numpy(probes.row_signs).to(device)
         self._signs = torch.from_numpy(second.column_signs.copy()).to(device)
-        # First folds, float32 (vector, bucket), for callers to fill. The last row of the second
-        # fold is padded with zeros.
+        # The first folds, float32 (vector, bucket), which callers fill in. The last row of the
+        # second fold is padded with zeros.
         self.folds = torch.zeros(
             (n_vectors, second.n_rows * second.width),
             dtype=torch.float32,

@@ -1,4 +1,4 @@
-"""Random rotation in torch, in place, as in `trajstore.sketch.rotation`."""
+"""Rotate vectors in place in torch, as in `trajstore.sketch.rotation`."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from trajstore.sketch import rotation
 
 
 class Rotation:
-    """Rotates vectors of one size on one device."""
+    """Rotates vectors of a fixed size on one device."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         block = size // n_blocks(size)
@@ -16,7 +16,7 @@ class Rotation:
             torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
             for n in rotation.factors(block)
         ]
-        # Kept, because allocating it in every step costs more than the arithmetic.
+        # Allocating this buffer in every step would cost more than the arithmetic.
         self._spare = torch.empty(size, dtype=torch.float32, device=device)
         self._block = block
 

@@ -1,4 +1,4 @@
-"""Random signs as tensors on any device, the same bits as in `trajstore.sketch.signs`."""
+"""Draw the random signs of `trajstore.sketch.signs` as tensors on any device."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from trajstore.sketch_torch.uploads import upload
 
 
 class SignsOnDevice:
-    """Draws the signs of optimizer steps, a fixed number for each."""
+    """Draws a fixed number of signs for each optimizer step."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         byte = torch.arange(256, device=device)[:, None]
@@ -18,7 +18,7 @@ class SignsOnDevice:
         self._signs = self._table.new_empty(-(-count // 8), 8)
 
     def __call__(self, step: int, seed: int) -> Tensor:
-        """Return the signs of a step, float32 (count,); the next call overwrites them."""
+        """Return the signs of a step, float32 (count,), which the next call overwrites."""
         packed = random_bytes(len(self._signs), seed=seed, role=Role.STEP, step=step)
         index = upload(packed, self._table.device).int()
         torch.index_select(self._table, 0, index, out=self._signs)

@@ -1,4 +1,4 @@
-"""Sketch of a gradient in torch, as in `trajstore.sketch.sketch`."""
+"""Sketch gradients in torch, as `trajstore.sketch.sketch` does in NumPy."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,13 @@ from trajstore.sketch_torch.signs import SignsOnDevice
 
 
 class SketchOnDevice:
-    """Sketches and folds the rows of one of several buffers."""
+    """Sketches and folds the vectors in one of several buffers."""
 
     def __init__(
         self,
         sketch: Sketch,
-        buffers: Sequence[
-            Tensor
-        ],  # float32 (vector, size); the first vector is sketched
-        spans: Sequence[Span],  # elements of the vectors in the buffers
+        buffers: Sequence[Tensor],  # each float32 (vector, size); sketches vector 0
+        spans: Sequence[Span],  # places of the elements in the buffers
     ) -> None:
         device = buffers[0].device
         self._sketch = sketch
@@ -31,32 +29,33 @@ class SketchOnDevice:
         self._rotation_signs = self._buckets
 
     def start_window(self, window: int) -> None:
-        """Use the column signs of a window."""
+        """Use the column signs of this window from now on."""
         self._fold.start_window(window)
 
-    def fold(self, which: int, row_signs: Tensor, out: Tensor) -> None:
-        """Add folds of all vectors of a buffer to `out`, float32 (vector, bucket)."""
-        self._fold(which, row_signs, out)
+    def fold(self, buffer_index: int, row_signs: Tensor, out: Tensor) -> None:
+        """Add the folds of all vectors in a buffer to `out`, float32 (vector, bucket)."""
+        self._fold(buffer_index, row_signs, out)
 
     def __call__(
         self,
-        which: int,  # index of the buffer
-        step: int,  # selects the random signs
-        block_weights: Tensor,  # float32 (block,): weights of the sketched vector
+        buffer_index: int,  # index of the buffer
+        step: int,  # optimizer step, buffer_index determines the random signs
+        block_weights: Tensor,  # float32 (block,): weights for the sketched vector
         *,
-        fold_signs: Tensor,  # float32 (row,): row signs of the folds
-        folds: Tensor,  # float32 (vector, bucket): folds are added to it
+        fold_signs: Tensor,  # float32 (row,): row signs of the unweighted folds
+        folds: Tensor,  # float32 (vector, bucket): the unweighted folds are added to it
     ) -> Tensor:
-        """Fold all vectors; return the weighted fold of the first, float32 (bucket,)."""
-        # `encode` codes the fold that is returned, which holds this rank's elements only.
+        """Fold all vectors; return the weighted fold of the first vector, float32 (bucket,)."""
+        # The returned fold covers only the elements on this rank; `encode` codes it after the
+        # caller has summed it over the ranks.
         step_signs = self._signs(step, self._sketch.seed)
         self._rotation_signs, rows = step_signs.split(self._sketch.sign_counts)
         self._buckets.zero_()
         weighted = Weighted(block_weights, rows, self._buckets)
-        self._fold(which, fold_signs, folds, weighted)
+        self._fold(buffer_index, fold_signs, folds, weighted)
         return self._buckets
 
     def encode(self, *, signs: Tensor, scales: Tensor) -> None:
-        """Write signs, uint8 (bits / 8,), and scales, float32 (block,), of the last fold."""
+        """Write signs, uint8 (bits / 8,), and scales, float32 (block,), of the weighted fold."""
         self._rotation(self._buckets, self._rotation_signs)
         onebit_torch.encode(self._buckets, signs=signs, scales=scales)

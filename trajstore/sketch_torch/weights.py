@@ -1,4 +1,4 @@
-"""Weights of the sketch in torch, as in `trajstore.sketch.weights`."""
+"""Compute the weights of the sketch in torch, as in `trajstore.sketch.weights`."""
 
 from torch import Tensor
 
@@ -8,7 +8,8 @@ from trajstore.sketch.weights import FLOOR
 def tensor_weights(
     displacement_rms: Tensor, gradient_rms: Tensor, sizes: Tensor
 ) -> Tensor:
-    """Return weights, float32 (layer,), from the float64 rms of a past window, (layer,)."""
+    """Return the weights, float32 (layer,), from rms values of the previous window."""
+    # The rms values are float64 (layer,).
     share = sizes / sizes.sum()
     U = (share @ displacement_rms.square()).sqrt()
     Q = (share @ gradient_rms.square()).sqrt()

@@ -1,9 +1,9 @@
-"""Measure steps of a training run on the training device. Needs torch.
+"""Measure the steps of a training run on the training device. Needs torch.
 
-`tracker.Tracker` follows the parameters: begin there. It keeps the anchor of the window and
-the codes of past ones (`past_anchors`), and has a backend measure each step (`backends`, where
-`protocol` says what a backend does). `placement` knows which rank holds which elements,
-`scaling` the factor of a GradScaler, `precision` keeps float32 products exact. May import
-`trajstore.format`, `trajstore.sketch` and `trajstore.sketch_torch`; nothing here touches a
-store.
+Begin with `tracker.Tracker`, which follows the parameters. It keeps the anchor of the current
+window and the codes of past anchors (`past_anchors`), and lets a backend measure each step
+(`backends`; its module `protocol` describes the methods of a backend). `placement` records which
+rank holds which elements, `scaling` finds the factor of a GradScaler, and `precision` keeps
+float32 products at full precision. May import `trajstore.format`, `trajstore.sketch` and
+`trajstore.sketch_torch`. No module of this package accesses a store.
 """

@@ -1,4 +1,4 @@
-"""Full float32 precision for measurements, whatever training has chosen."""
+"""Measure in full float32 precision, regardless of the precision own_settings for training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,15 +10,15 @@ MATMUL_BACKENDS: Final[Sequence[Any]] = (
     torch.backends.cuda.matmul,
     torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
 )
-"""Parts of torch whose float32 matrix products may be rounded to a lower precision."""
+"""Parts of torch that may round float32 matrix products to a lower precision."""
 
 FULL: Final = {"none", "ieee"}
-"""torch's names for full precision."""
+"""Values of `fp32_precision` that mean full precision."""
 
 
 def no_grad_float32(device: torch.device) -> AbstractContextManager[None]:
-    """Compute without gradients and in full float32, whatever training has chosen."""
-    # `no_grad` alone is cheaper than all three contexts, which matters in steps of small nets.
+    """Return a context for computing without gradients and in full float32 precision."""
+    # `no_grad` alone costs less than all three contexts; this matters for small nets.
     general = torch.backends.fp32_precision  # type: ignore[attr-defined]
     is_rounded = general not in FULL or any(
         backend.fp32_precision not in FULL for backend in MATMUL_BACKENDS
@@ -30,20 +30,20 @@ def no_grad_float32(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    torch_wide: Any = torch.backends
-    general = torch_wide.fp32_precision
-    torch_wide.fp32_precision = "ieee"
-    # Backends that follow the general setting are at full precision now. Others have a
-    # setting of their own, which is changed here and restored below.
-    chosen = {
+    torch_backends: Any = torch.backends
+    general = torch_backends.fp32_precision
+    torch_backends.fp32_precision = "ieee"
+    # Backends that follow the general setting now use full precision. The other backends have
+    # their own settings, which are changed here and restored below.
+    own_settings = {
         b: b.fp32_precision for b in MATMUL_BACKENDS if b.fp32_precision != "ieee"
     }
-    for backend in chosen:
+    for backend in own_settings:
         backend.fp32_precision = "ieee"
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in chosen.items():
+        for backend, precision in own_settings.items():
             backend.fp32_precision = precision
-        torch_wide.fp32_precision = general
+        torch_backends.fp32_precision = general

@@ -1,4 +1,4 @@
-"""Find the factor of a GradScaler that gradients still contain when a step begins."""
+"""Find the GradScaler factor that gradients still contain when a step begins."""
 
 from collections.abc import Sequence
 from inspect import currentframe
@@ -11,18 +11,18 @@ from torch.optim import Optimizer
 
 
 class Scaling(NamedTuple):
-    """A factor, and the parameters whose gradients contain it."""
+    """A scaling factor, and the parameters whose gradients contain it."""
 
-    factor: Tensor  # one element
-    parameters: frozenset[int]  # the ``id`` of each parameter
+    factor: Tensor  # a tensor of one element
+    parameters: frozenset[int]  # ``id`` of every parameter
 
 
 def scaling_at_step(
     optimizer: Optimizer, optimizers: Sequence[Optimizer]
 ) -> Scaling | None:
-    """Return the factor in gradients when one of the optimizers is about to step, if any."""
-    # Before most optimizers step the scaler takes its factor out of their gradients; fused
-    # ones do so themselves, and know it.
+    """Return the factor that gradients contain just before an optimizer steps, if any."""
+    # Before most optimizers step, the scaler divides their gradients by its factor. Fused
+    # optimizers divide by the factor themselves, so the scaler has set it as `grad_scale`.
     factor: Tensor | None = getattr(optimizer, "grad_scale", None)
     scaled = [] if factor is None else [optimizer]
     if len(optimizers) > 1 and (scaler := _stepping_scaler()) is not None:

@@ -1,8 +1,8 @@
 """Follow the parameters from anchor to anchor, on the training device.
 
-Nothing here waits for the device: results go to tensors that another thread converts later.
-The buffers are three float32 vectors as long as the parameters, or four with
-`trajstore.tracking.backends.eager`, and the codes of past anchors, one byte per element each.
+Measuring a step does not wait for the device: the results go to tensors that another thread
+converts later. The buffers are three float32 vectors as long as the parameters (four with
+`trajstore.tracking.backends.eager`) and the codes of past anchors, each one byte per element.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +31,13 @@ DISPLACEMENT, ANCHOR = 0, 1
 class CodedAnchor(NamedTuple):
     """The coded anchor of a new window, with measurements at the window's start."""
 
-    codes: Tensor  # difference from the previous anchor, see `trajstore.sketch.deltas`
+    # Codes, int8 (size,), and scales, float32 (block,), of the difference from the previous
+    # anchor; see `trajstore.sketch.deltas`.
+    codes: Tensor
     scales: Tensor
     weights: Tensor  # float32 (layer,): weights of the sketch in this window
-    # float32 (layer, 1 + basis): products of a displacement with itself and with the basis
-    # of the previous window; it leads from the previous anchor to the window's first iterate
+    # float32 (layer, 1 + basis): products of the displacement from the previous anchor to the
+    # first iterate of this window, with itself and with the basis of the previous window.
     arrival: Tensor
     probes: Tensor  # float64 (probe,): probes of the anchor; empty in exact mode
 
@@ -47,12 +49,12 @@ class Tracker:
         self,
         parameters: Sequence[
             Tensor | None
-        ],  # one for each layer; None if not on this rank
+        ],  # one per layer; None if it is not on this rank
         layout: Layout,
         spec: RunSpec,
-        placement: Placement | None = None,  # default: not sharded
-        device: torch.device | None = None,  # default: where the parameters are
-        backend: type[StepBackend] | None = None,  # default: the fastest for the device
+        placement: Placement | None = None,  # default: no sharding
+        device: torch.device | None = None,  # default: the device of the parameters
+        backend: type[StepBackend] | None = None,  # default: the fastest on the device
     ) -> None:
         self._parameters = list(parameters)
         self._layout, self._spec = layout, spec
@@ -74,7 +76,7 @@ class Tracker:
         }
         layers = self._placement.layer_of_block
         self._layer_of_block = torch.from_numpy(layers).to(self.device)
-        # The rms of tensors without elements is 0, not 0 / 0.
+        # The clamp makes the rms of an empty tensor 0 instead of 0 / 0.
         sizes = torch.from_numpy(layout.sizes).clamp(min=1)
         self._sizes = sizes.to(self.device, torch.float64)
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
@@ -89,16 +91,16 @@ class Tracker:
 
     @property
     def anchor(self) -> Tensor:
-        """The part of the decoded anchor on this rank, float32; `move` changes it."""
+        """The part of the decoded anchor on this rank, float32, which `move` changes."""
         return self._frame[ANCHOR]
 
     def keyframe(self) -> Tensor:
-        """Return the whole decoded anchor: without sharding, the tracker's own vector."""
+        """Return the whole decoded anchor; without sharding, this is the tracker's own vector."""
         return self._placement.gather(self.anchor)
 
     def allocate(self, n_rows: int) -> dict[str, Tensor]:
-        """Return buffers for `n_rows` steps: `measured_arrays` with a leading axis step."""
-        # Zeros, because the second fold leaves the last few probes unwritten.
+        """Return buffers for `n_rows` steps: `measured_arrays` with a leading step axis."""
+        # The buffers begin as zeros because the second fold does not write the last few probes.
         return {
             name: torch.zeros(
                 (n_rows, *shape), dtype=getattr(torch, dtype), device=self.device
@@ -109,12 +111,12 @@ class Tracker:
         }
 
     def start(self) -> CodedAnchor:
-        """Make the parameters the first anchor, without a code."""
+        """Make the parameters the first anchor, whose codes are zero."""
         with no_grad_float32(self.device):
             return self._start()
 
     def _start(self) -> CodedAnchor:
-        # Before the first window the anchor is 0.
+        # The anchor is 0 before the first window, so the displacement equals the parameters.
         self._backend.read_displacement()
         self.anchor.copy_(self._frame[DISPLACEMENT])
         self._add_anchor_probes()
@@ -162,13 +164,15 @@ class Tracker:
     def restore(
         self,
         window: int,
-        keyframe: Tensor,  # float32 (size,): the last one before the window
-        codes: Callable[[int], tuple[Tensor, Tensor]],  # codes and scales of a window
+        keyframe: Tensor,  # float32 (size,): the last keyframe before the window
+        codes: Callable[
+            [int], tuple[Tensor, Tensor]
+        ],  # returns a window's codes and scales
         weights: Tensor,  # float32 (layer,): weights of the sketch in the window
         probes: Tensor,  # float64 (probe,): probes of the anchor; empty in exact mode
         gradient_energies: Tensor,  # float32 (step, layer): |g|^2 in the window so far
     ) -> None:
-        """Continue a window of an earlier recording."""
+        """Continue in the middle of a window of an earlier recording."""
         with no_grad_float32(self.device):
             self._placement.scatter(keyframe, self.anchor)
             first = max(window - 1, 0) // KEYFRAME_EVERY * KEYFRAME_EVERY
@@ -180,7 +184,7 @@ class Tracker:
                 self._backend.start_window(window, weights.to(self.device))
             self._window = window
             self._anchor_probes.copy_(probes)
-            # One by one, as in the recording: sums of floats depend on the order.
+            # Add step by step, as the recording did: sums of floats depend on the order.
             for energies in gradient_energies.to(self.device):
                 self._gradient_energy += energies
             self._n_gradients = len(gradient_energies)
@@ -194,7 +198,7 @@ class Tracker:
 
     @property
     def previous_gradient(self) -> Tensor:
-        """The gradient of the last step, float32 (size,); may be set."""
+        """The gradient of the last step, float32 (size,), which callers may set."""
         return self._placement.gather(self._backend.last_gradient)
 
     @previous_gradient.setter
@@ -202,12 +206,12 @@ class Tracker:
         self._placement.scatter(gradient, self._backend.last_gradient)
 
     def forget_previous_gradient(self) -> None:
-        """Compare the next gradient with NaN instead of the last one measured."""
+        """Let the next gradient be multiplied with NaN instead of the last gradient."""
         for view in self._placement.views(self._backend.last_gradient):
             view.fill_(torch.nan)
 
     def displacement_sq(self) -> Tensor:
-        """Return squared distances to the anchor by layer, float64 (layer,)."""
+        """Return the squared distance from the anchor in each layer, float64 (layer,)."""
         with no_grad_float32(self.device):
             self._backend.read_displacement()
             return self._by_layer(self._products("displacement"))[:, 0]
@@ -215,8 +219,9 @@ class Tracker:
     def before_step(
         self, step: int, row: Mapping[str, Tensor], scaling: Scaling | None = None
     ) -> None:
-        """Measure gradients and parameters before a step; `step` selects random signs."""
-        # Overwrites `row`, one step of `allocate`; divides gradients by the factor in `scaling`.
+        """Measure gradients and parameters before a step, whose number selects random signs."""
+        # Overwrites `row`, which is one step of the buffers from `allocate`. The gradients are
+        # divided by the factor in `scaling`.
         self._backend.measure(self._gradients(scaling), step, row)
 
     def _gradients(self, scaling: Scaling | None) -> list[Tensor | None]:
@@ -237,7 +242,7 @@ class Tracker:
         return gradients
 
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
-        """Return the norm of the current gradients, float32 on the device."""
+        """Return the norm of the current gradients, a float32 scalar on the device."""
         with torch.no_grad():
             squares = self._zeros(1)
             for gradient in self._placement.local(self._gradients(scaling)):
@@ -248,12 +253,12 @@ class Tracker:
             return squares.sqrt()[0]
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
-        """Measure the update; `row` is the one that `before_step` took."""
+        """Measure the update; `row` is the row that `before_step` overwrote."""
         self._backend.after_step(row, self._gradient_energy)
         self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
-        """Measure the current gradients outside a step; `number` selects random signs."""
+        """Measure the current gradients outside a step; `number` selects the random signs."""
         with self._backend.preserve_state():
             self._backend.measure(self._gradients(None), number, row)
 
@@ -263,7 +268,7 @@ class Tracker:
         """Measure the update of a measured step as if it were a gradient."""
         with torch.no_grad(), self._backend.preserve_state():
             self._backend.measure(self._updates(), number, row)
-        # An update starts from the parameters before the step: copy what was measured there.
+        # An update begins at the parameters before the step: copy the measurements made there.
         columns = table_columns(self._spec)
         tables, step_tables = row["tables"], step["tables"]
         for name in ("displacement_sq", "displacement_dot_basis"):
@@ -276,12 +281,12 @@ class Tracker:
             row["probes"][1].copy_(step["probes"][1])
 
     def _updates(self) -> list[Tensor | None]:
-        """Return the change of every parameter since `before_step`."""
+        """Return the change of each parameter since `before_step`; None if not on this rank."""
         anchor, displacement = (
             self._placement.views(self._frame[row]) for row in (ANCHOR, DISPLACEMENT)
         )
         updates = iter(
-            # As in `after_step`: near the anchor both differences are exact.
+            # Subtract in this order, as `after_step` does: near the anchor both results are exact.
             (local_part(parameter).to(self.device, torch.float32) - r) - a
             for parameter, r, a in zip(
                 self._placement.local(self._parameters),
@@ -295,20 +300,20 @@ class Tracker:
         ]
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Whether the parameters have the bits that `after_step` saw."""
+        """Return whether the parameters have not changed by a bit since `after_step`."""
         return self._backend.parameters_unchanged_since_step()
 
     def anchor_sq(self) -> Tensor:
-        """Return squared norms of the anchor by layer, float64 (layer,)."""
+        """Return the squared norm of the anchor in each layer, float64 (layer,)."""
         with no_grad_float32(self.device):
             return self._by_layer(self._products("anchor"))[:, 0]
 
     @torch.no_grad()
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
-        """Return a function that returns a part of the parameters, float32 (part,)."""
+        """Return a function that returns a range of the parameters, float32 (element,)."""
         # Without sharding, the function reads the parameters in place, so they must not change
-        # before it is called. Otherwise the first rank has a copy in host memory, and the
-        # other ranks have an empty tensor.
+        # before it is called. With sharding, the function of the first rank reads a copy in host
+        # memory, and the functions of the other ranks read an empty tensor.
         if self._placement.group is None:
             return self._read_parameters
         flat = self._zeros(self._placement.size)
@@ -338,8 +343,9 @@ class Tracker:
         return self._by_layer(products[:, : 1 + self._spec.basis])
 
     def _code_displacement(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace the displacement by its decoded code; return codes and scales."""
-        # Works in chunks. Returns the scales twice: of this rank's blocks, and of all blocks.
+        """Replace the displacement by its decoded code; return the codes and scales."""
+        # Works in chunks. Returns two vectors of scales: for the blocks on this rank, and for all
+        # blocks.
         vector = self._frame[DISPLACEMENT]
         codes = torch.empty_like(vector, dtype=torch.int8)
         scales = self._empty(len(vector) // BLOCK)
@@ -363,11 +369,11 @@ class Tracker:
             self._anchor_probes += self._backend.probe_displacement()
 
     def _products(self, name: str) -> Tensor:
-        """Return inner products of one row of the frame with others, (block, other)."""
+        """Return the inner products of two of `_factors`, block by block, (block, vector)."""
         return torch.bmm(*self._factors[name])[:, 0]
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
-        """Sum over the blocks of each layer, float64 (layer, column)."""
+        """Return sums over the blocks of each layer and over ranks, float64 (layer, column)."""
         sums = self._sizes.new_zeros(len(self._sizes), block_sums.shape[1])
         sums.index_add_(0, self._layer_of_block, block_sums.double())
         self._placement.all_reduce(sums)
@@ -384,6 +390,6 @@ class Tracker:
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Arrange the blocks of a vector and of the vectors to multiply it with, for `bmm`."""
-    # A row times a matrix is several times as fast as a matrix times a column.
+    """Return views of blocks of a vector and of other vectors that `bmm` can multiply."""
+    # Multiplying a row by a matrix is several times as fast as a matrix by a column.
     return vector[:, None, :], others.permute(1, 2, 0)
