@@ -48,9 +48,7 @@ class Placement:
     layout: Layout  # layout of the whole tensors
     # One piece per layer; None if this rank has no piece, or another rank counts its copy.
     pieces: tuple[Piece | None, ...]
-    group: Any = (
-        None  # ranks that share the tensors; None if this process has all of them
-    )
+    group: Any = None  # process group that shares the tensors; None without sharding
 
     @property
     def is_first(self) -> bool:

@@ -369,7 +369,7 @@ class Tracker:
             self._anchor_probes += self._backend.probe_displacement()
 
     def _products(self, name: str) -> Tensor:
-        """Return the inner products of two of `_factors`, block by block, (block, vector)."""
+        """Return the inner products of a pair of `_factors`, block by block, (block, vector)."""
         return torch.bmm(*self._factors[name])[:, 0]
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Backends that measure steps, one for each kind of device.
+"""Backends that measure steps, for different kinds of devices.
 
-`protocol` says what a backend does, and `choose` picks one; begin there. `cpu` runs compiled
-loops (`cpu_kernels`, Numba), `eager` plain torch operations on any device and on shards, and
-`triton` compiled loops on CUDA (`triton_kernels`, `triton_tables`). All give the same numbers
-up to rounding; `columns` says where in `tables` they go. May import `trajstore.format`,
+Begin with `protocol`, which describes the methods of a backend, and `choose`, which picks a
+backend. `cpu` runs compiled loops (`cpu_kernels`, Numba), `eager` runs plain torch operations on
+any device and on shards, and `triton` runs compiled loops on CUDA (`triton_kernels`,
+`triton_tables`). All backends measure the same numbers up to rounding; `columns` lists the
+columns of `tables` for these numbers. May import `trajstore.format`,
 `trajstore.sketch`, `trajstore.sketch_torch`, and `past_anchors`, `placement` and `precision` of
 `trajstore.tracking`.
 """

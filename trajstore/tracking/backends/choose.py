@@ -12,21 +12,21 @@ from trajstore.tracking.backends.eager import EagerBackend
 from trajstore.tracking.backends.protocol import StepBackend
 
 SWITCH: Final = "TRAJSTORE_TRITON"
-"""Environment variable; 0 turns Triton off."""
+"""Environment variable; the value 0 turns Triton off."""
 
 CHOICE: Final = "TRAJSTORE_BACKEND"
-"""Environment variable; "eager" selects plain torch on every device."""
+"""Environment variable; the value "eager" selects plain torch on every device."""
 
 MIN_CAPABILITY: Final = (7, 0)
-"""Lowest compute capability that Triton compiles for."""
+"""Lowest compute capability that Triton supports."""
 
 
 def choose_backend(device: torch.device, *, is_whole: bool) -> type[StepBackend]:
-    """Return the fastest backend for a device; `is_whole` if no parameter is sharded."""
+    """Return the fastest backend; `is_whole` says that no parameter is sharded."""
     choice = os.environ.get(CHOICE, "")
     if choice not in {"", "eager"}:
         raise ValueError(f"{CHOICE}: expected 'eager' or nothing, got {choice!r}")
-    # Compiled loops read whole tensors.
+    # Compiled loops can only read whole tensors.
     if choice or not is_whole:
         return EagerBackend
     if device.type == "cpu":
@@ -36,18 +36,18 @@ def choose_backend(device: torch.device, *, is_whole: bool) -> type[StepBackend]
     if find_spec("triton") is None or _is_too_old(device):
         return EagerBackend
     try:
-        # The import takes seconds, and only torch's builds for CUDA bring Triton.
+        # The import takes seconds, and only the CUDA builds of torch include Triton.
         from trajstore.tracking.backends.triton import (  # noqa: PLC0415
             TritonBackend,
             try_out,
         )
 
         try_out(device)
-    except Exception as error:  # noqa: BLE001 - of a compiler, its tools or a driver
+    except Exception as error:  # noqa: BLE001 - from a compiler, its tools or a driver
         warn(
-            f"Triton fails on {device} ({error!r}): steps are measured by plain torch "
-            f"operations, which takes several times as long. {SWITCH}=0 in the environment "
-            "says that this is known.",
+            f"Triton fails on {device} ({error!r}): plain torch operations measure the "
+            f"steps, which takes several times as long. Set {SWITCH}=0 in the environment "
+            "to turn Triton off and silence this warning.",
             stacklevel=2,
         )
         return EagerBackend

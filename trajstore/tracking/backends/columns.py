@@ -1,4 +1,4 @@
-"""Columns of `tables` that a backend fills before and after a step."""
+"""Find the columns of `tables` that a backend fills before and after a step."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -8,33 +8,34 @@ from trajstore.format.run_spec import RunSpec
 
 
 class Columns(NamedTuple):
-    """Neighbouring columns of `tables`, filled together."""
+    """Neighbouring columns of `tables` that are filled together."""
 
-    place: slice  # in the table
-    starts: dict[
-        str, int
-    ]  # first column of each quantity, from the start of `place` on
+    table_slice: slice  # range of the columns in a table
+    # First column of each quantity, relative to the start of `table_slice`.
+    starts: dict[str, int]
 
     @property
     def n_columns(self) -> int:
         """Number of columns."""
-        return int(self.place.stop - self.place.start)
+        return int(self.table_slice.stop - self.table_slice.start)
 
 
 class MeasuredColumns(NamedTuple):
     """The columns of `tables` that backends fill."""
 
-    before: Columns  # the step
-    after: Columns
-    grad_sq: int  # column of |g|^2 in the table
+    before: Columns  # columns that are filled before the step
+    after: Columns  # columns that are filled after the step
+    grad_sq: int  # column of |g|^2 in a table
 
 
 def measured_columns(spec: RunSpec) -> MeasuredColumns:
-    """Return the columns that backends fill, from `table_columns`."""
+    """Select the columns of `table_columns` that backends fill."""
     columns = table_columns(spec)
-    others = (*UPDATE_TABLE, *DERIVED_TABLE)
+    other_names = (*UPDATE_TABLE, *DERIVED_TABLE)
     return MeasuredColumns(
-        before=_neighbours(columns, [name for name in columns if name not in others]),
+        before=_neighbours(
+            columns, [name for name in columns if name not in other_names]
+        ),
         after=_neighbours(columns, UPDATE_TABLE),
         grad_sq=columns["grad_sq"].start,
     )

@@ -1,4 +1,4 @@
-"""Backend of compiled loops, for parameters in a CPU's memory."""
+"""Backend that runs compiled loops, for parameters in the memory of a CPU."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,46 +30,48 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 BLOCKS_PER_THREAD: Final = 128
-"""With fewer blocks of the vector to work on, a thread is not worth its start."""
+"""Least number of blocks per thread; for fewer blocks, starting a thread costs too much."""
 
 WORD: Final = 64
-"""Bits in a word of random signs."""
+"""Number of bits in a word of random signs."""
 
 STEP_SIGNS: Final = int(Role.STEP)
-"""Numba takes 25 microseconds to find out that the member of an enumeration is a number."""
+"""`Role.STEP` as an int, because Numba needs 25 microseconds to convert an enumeration member."""
 
-ONE_AT_A_TIME: Final = Lock()
+NUMBA_LOCK: Final = Lock()
+"""Held while kernels run in Numba's threads; not all threading layers allow two callers."""
 
 CPU: Final = torch.device("cpu")
 
 
 class _Columns(NamedTuple):
-    """Columns of `tables`, as kernels take them."""
+    """Columns of `tables`, in the form that the kernels expect."""
 
-    before: int  # the first column that is measured before the step
+    before: int  # first column that is measured before the step
     n_before: int
-    products: Integers  # (product,), columns of `kernels.PRODUCTS`, from `before` on
-    basis: Integers  # (2, basis), products of gradient and displacement with the basis
-    after: int  # the first column that is measured after it
+    # Columns of `kernels.PRODUCTS` and of `kernels.BASIS_PRODUCTS`, relative to `before`.
+    products: Integers  # (product,)
+    basis: Integers  # (2, basis)
+    after: int  # first column that is measured after the step
     n_after: int
-    updates: Integers  # (product,), columns of `kernels.UPDATES`, from `after` on
-    grad_sq: int
+    updates: Integers  # (product,): columns of `kernels.UPDATES`, relative to `after`
+    grad_sq: int  # column of |g|^2 in a table
 
 
 @dataclass(frozen=True)
 class _Folding:
-    """Fixed signs and buffers of sketch and probes; all of them empty in exact mode."""
+    """Signs and buffers of the sketch and the probes; the arrays are empty in exact mode."""
 
     sketch: Sketch | None
-    width: int  # of the fold; 0 for none
-    filled: int  # buckets that may differ from 0
-    probe_columns: Floats
-    probe_rows: Floats
-    probe_signs: Floats  # of the second fold, (row, probe)
-    step_signs: Floats  # drawn in every step
-    row_signs: Floats  # the part of them for the rows of the fold
-    folds: Floats  # (part, 3, bucket)
-    block: int  # bits of the sketch that share a scale
+    width: int  # width of the fold; 0 in exact mode
+    filled: int  # number of buckets that may differ from 0
+    probe_columns: Floats  # sequence of the column signs of the probes
+    probe_rows: Floats  # row signs of the probes
+    probe_signs: Floats  # (row, probe): signs of the second fold
+    step_signs: Floats  # signs drawn in every step
+    row_signs: Floats  # the part of `step_signs` for the rows of the fold
+    folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
+    block: int  # number of bits of the sketch that share a scale
 
 
 class CPUBackend:
@@ -87,10 +89,10 @@ class CPUBackend:
         self._parameters, self._layout = list(parameters), layout
         self._spec, self._past = spec, past
         self._columns = _columns(spec)
-        # The last gradient, the displacement, the anchor.
+        # Rows: the last gradient, the displacement and the anchor.
         rows = huge_zeros(3, placement.size, device=device)
         self._rows, self.frame = rows.numpy(), rows[1:]
-        self._places = layout.offsets, layout.sizes, layout.layer_of_block
+        self._layout_arrays = layout.offsets, layout.sizes, layout.layer_of_block
         blocks = len(layout.layer_of_block)
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
         self._bounds = np.linspace(0, blocks, n_parts + 1).astype(np.int64)
@@ -110,7 +112,7 @@ class CPUBackend:
         )
 
     def start_window(self, window: int, weights: Tensor) -> None:
-        """Use the column signs of a window, and weights, float32 (layer,)."""
+        """Use the column signs of this window, and these weights, float32 (layer,)."""
         if self._folding.sketch is not None:
             fold = replace(self._folding.sketch.fold, window=window)
             self._sketch_columns = fold.column_sequence
@@ -129,7 +131,7 @@ class CPUBackend:
         arguments = (
             gradients,
             parameters,
-            *self._places,
+            *self._layout_arrays,
             self._rows,
             self._past.addresses,
             sums,
@@ -162,18 +164,18 @@ class CPUBackend:
         )
 
     def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
+        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
         sums, self._checks = self._measure_after()
         tables, columns = row["tables"].numpy(), self._columns
         kernels.add_up(sums, columns.after, tables)
         kernels.add_column(tables, columns.grad_sq, gradient_energy.numpy())
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Whether the parameters have the bits that `after_step` saw."""
+        """Return whether the parameters have not changed by a bit since `after_step`."""
         try:
             _, checks = self._measure_after()
         except ValueError:
-            # Even their shapes have changed.
+            # The shapes have changed.
             return False
         return bool(np.array_equal(checks, self._checks))
 
@@ -186,16 +188,16 @@ class CPUBackend:
 
     @property
     def last_gradient(self) -> Tensor:
-        """Last measured gradient, a writable float32 view (size,)."""
+        """The last measured gradient, a writable float32 view (size,)."""
         return torch.from_numpy(self._rows[0])
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _kept = self._addresses(self._parameters)
-        kernels.subtract_anchor(parameters, *self._places, self._rows)
+        parameters, _copies = self._addresses(self._parameters)
+        kernels.subtract_anchor(parameters, *self._layout_arrays, self._rows)
 
     def probe_displacement(self) -> Tensor:
-        """Return probes of the displacement, float32 (probe,)."""
+        """Return the probes of the displacement, float32 (probe,)."""
         folding = self._folding
         folds = np.zeros((1, 1, folding.folds.shape[2]), np.float32)
         kernels.fold(
@@ -210,14 +212,14 @@ class CPUBackend:
         return torch.from_numpy(out[0])
 
     def _measure_after(self) -> tuple[npt.NDArray[np.float64], Integers]:
-        """Return products of the update, (part, layer, 2), and checks, (part, layer)."""
-        parameters, _kept = self._addresses(self._parameters)
+        """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
+        parameters, _copies = self._addresses(self._parameters)
         n_parts = len(self._folding.folds)
         sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
         arguments = (
             parameters,
-            *self._places,
+            *self._layout_arrays,
             self._rows,
             sums,
             self._columns.updates,
@@ -229,8 +231,8 @@ class CPUBackend:
     def _addresses(
         self, tensors: Sequence[Tensor | None]
     ) -> tuple[Integers, list[Tensor]]:
-        """Return addresses of elements, 0 for None, and the copies that were needed."""
-        # Addresses are valid while the tensors, and the copies, are kept.
+        """Return the addresses of tensors, 0 for None, and the copies that were necessary."""
+        # The addresses are valid as long as the caller keeps the tensors and the copies.
         addresses, copies, devices = [], [], set()
         float32, strided = torch.float32, torch.strided
         for tensor, shape in zip(tensors, self._layout.shapes, strict=True):
@@ -259,13 +261,13 @@ class CPUBackend:
 
 def _columns(spec: RunSpec) -> _Columns:
     before, after, grad_sq = measured_columns(spec)
-    of_basis = [before.starts[name] for name in kernels.BASIS_PRODUCTS]
+    basis_starts = [before.starts[name] for name in kernels.BASIS_PRODUCTS]
     return _Columns(
-        before=before.place.start,
+        before=before.table_slice.start,
         n_before=before.n_columns,
         products=np.array([before.starts[name] for name in kernels.PRODUCTS]),
-        basis=np.add.outer(of_basis, np.arange(spec.basis)),
-        after=after.place.start,
+        basis=np.add.outer(basis_starts, np.arange(spec.basis)),
+        after=after.table_slice.start,
         n_after=after.n_columns,
         updates=np.array([after.starts[name] for name in kernels.UPDATES]),
         grad_sq=grad_sq,
@@ -273,9 +275,9 @@ def _columns(spec: RunSpec) -> _Columns:
 
 
 def _no_folding(n_parts: int) -> _Folding:
-    none = np.zeros(0, np.float32)
+    empty = np.zeros(0, np.float32)
     folds = np.zeros((n_parts, 3, 0), np.float32)
-    return _Folding(None, 0, 0, none, none, none, none, none, folds, 0)
+    return _Folding(None, 0, 0, empty, empty, empty, empty, empty, folds, 0)
 
 
 def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
@@ -297,18 +299,17 @@ def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
     )
 
 
-def _on_threads(n_threads: int, alone: Any, in_parts: Any) -> Callable[..., None]:
-    """Return a function that runs the kernel of one part, or of all parts in threads."""
+def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:
+    """Return a function that runs `for_part` on the only part, or `for_parts` in threads."""
     if n_threads == 1:
-        return partial(alone, 0)
+        return partial(for_part, 0)
 
     def run(bounds: Integers, *arguments: Any) -> None:
-        # Not every library that Numba takes its threads from can be entered twice.
-        with ONE_AT_A_TIME:
+        with NUMBA_LOCK:
             n_before = numba.get_num_threads()
             numba.set_num_threads(min(n_threads, n_before))
             try:
-                in_parts(bounds, arguments)
+                for_parts(bounds, arguments)
             finally:
                 numba.set_num_threads(n_before)
 
@@ -316,25 +317,25 @@ def _on_threads(n_threads: int, alone: Any, in_parts: Any) -> Callable[..., None
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor's elements in a CPU's memory; the copy may still be under way."""
+    """Return a float32 copy in the memory of the CPU; the copy may still be in progress."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     tensor = tensor.detach().resolve_neg()
     if not tensor.is_cuda:
         return tensor.to("cpu", torch.float32).contiguous()
-    # One wait for all tensors instead of one for each.
+    # The caller waits once for the copies of all tensors.
     pinned = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
 
 
 def _start_threads() -> None:
-    """Start Numba's threads ahead of the first step."""
-    none = np.zeros(0, np.int64)
+    """Start Numba's threads before the first step."""
+    empty = np.zeros(0, np.int64)
     with preserve_torch_threads():
         kernels.measure_after_in_parts(
             np.zeros(3, np.int64),
             (
-                *(none, none, none, none),
+                *(empty, empty, empty, empty),
                 np.zeros((3, 0), np.float32),
                 np.zeros((2, 0, 2)),
                 np.zeros(2, np.int64),

@@ -1,14 +1,14 @@
-"""Compiled loops for CPUs that read gradients and parameters once.
+"""Compiled loops for CPUs that read gradients and parameters only once.
 
-torch would pass over the same vectors some twenty times, and spend more time of a small
-net's step on starting operations than on arithmetic. Here a block of `layout.BLOCK` elements
-is read once and used for all products and folds. The results equal those of `eager` up to
-rounding.
+Plain torch operations would read the same vectors about twenty times. For a small net, starting
+these operations would also take longer than the arithmetic. The loops in this module read a block
+of `trajstore.format.layout.BLOCK` elements once, and use it for all products and folds. The
+results equal the results of `eager` up to rounding.
 
-Numba compiles these functions at their first import, which takes some seconds, and keeps the
-result on disk until this file changes. All of them are in one file because Numba would not
-notice a change elsewhere. The first half are short loops over few arrays, which the compiler
-can tell apart and vectorise.
+Numba compiles these functions when they are first imported, which takes several seconds, and
+keeps the result on disk until this file changes. All the functions are in one file because Numba
+would not notice a change in another file. The first half of the file consists of short loops over
+few arrays, for which the compiler can rule out overlap, so that it vectorises the loops.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,10 @@ Integers = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
-"""Permission to reorder sums; infinities and NaN keep their meaning."""
+"""LLVM flags that permit reordering sums, but leave infinities and NaN valid."""
 
 _LANES: Final = 16
-"""Elements in a vector, where loops are written in vectors."""
+"""Number of elements in a vector register, for loops that are written with LLVM vectors."""
 
 _OPTIONS: Final = {"nogil": True, "fastmath": set(_REORDER)}
 
@@ -45,13 +45,14 @@ def _jit(function: F, *signature: Any, **options: Any) -> F:
     try:
         compiled = numba.njit(*signature, cache=True, **options)(function)
     except RuntimeError:
-        # There is no directory to keep it in; it has to be compiled in every process.
+        # Numba has no cache directory, so every process has to compile the function.
         compiled = numba.njit(*signature, **options)(function)
     return cast("F", compiled)
 
 
 def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
-    """Compile a function for these types on import; `in_threads` runs `prange` in threads."""
+    """Compile a function on import for arguments of these types."""
+    # If `in_threads` is true, loops over `prange` run in threads.
 
     def compiled(function: F) -> F:
         with preserve_torch_threads():
@@ -61,26 +62,28 @@ def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
 
 
 def _inlined(function: F) -> F:
-    """Compile a function together with those that call it."""
+    """Compile a function as part of the functions that call it."""
     return _jit(function)
 
 
 def _loop(function: F) -> F:
-    """Compile a loop over few arrays apart from its caller, so that it is vectorised."""
+    """Compile a loop over few arrays separately from its callers, to have it vectorised."""
     return _jit(function, inline="never")
 
 
-def _pointer_to(kind: Any) -> Callable[..., Any]:
-    """Make a function that takes an integer for the address of a number of this type."""
-    pointer = types.CPointer(kind)
+def _pointer_to(element_type: Any) -> Callable[..., Any]:
+    """Return a function that turns an integer into a pointer to a number of this type."""
+    pointer = types.CPointer(element_type)
 
-    def take(_context: Any, address: Any) -> Any:
-        return pointer(address), generate
+    def infer_type(_context: Any, address: Any) -> Any:
+        return pointer(address), generate_code
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
-    return cast("Callable[..., Any]", intrinsic(take))
+    return cast("Callable[..., Any]", intrinsic(infer_type))
 
 
 _float32_at: Final = _pointer_to(float32)
@@ -89,14 +92,14 @@ _int8_at: Final = _pointer_to(int8)
 
 @_inlined
 def _elements(address: int, first: int, n: int) -> Floats:
-    """Return n elements, starting with `first`, of the tensor at an address."""
+    """Return n elements of the tensor at an address, starting with the element `first`."""
     whole: Floats = numba.carray(_float32_at(address), (first + n,))
     return whole[first:]
 
 
 @_inlined
 def _codes(address: int, first: int, n: int) -> npt.NDArray[np.int8]:
-    """Return n codes, starting with `first`, of the codes at an address."""
+    """Return n of the codes at an address, starting with the code `first`."""
     whole: npt.NDArray[np.int8] = numba.carray(_int8_at(address), (first + n,))
     return whole[first:]
 
@@ -131,14 +134,14 @@ def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
 def _add_decoded(
     codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats
 ) -> None:
-    """Add the decoded codes of one block, see `trajstore.sketch.deltas.decode`."""
+    """Decode the codes of one block, as `trajstore.sketch.deltas` does, and add the result."""
     for i in range(len(codes)):
         vector[i] += np.float32(codes[i]) * scale
 
 
 @_loop
 def _sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
-    """Return a sum that changes with the bits, and with their places in a tensor."""
+    """Return a checksum that depends on the words and on their places in a tensor."""
     total = np.int64(0)
     for i in range(len(words)):
         total += np.int64(words[i]) * (2 * (place + i) + 1)
@@ -153,22 +156,22 @@ def _fold(
     probe_signs: Floats,
     probe_sign: np.float32,
     weighted_sign: np.float32,
-    of_gradient: Floats,
-    of_displacement: Floats,
-    of_weighted: Floats,
+    gradient_fold: Floats,
+    displacement_fold: Floats,
+    weighted_fold: Floats,
 ) -> None:
-    """Add signed vectors to three folds, see `_fold_block`."""
+    """Add signed vectors to the three folds, as described in `measure_before`."""
     for i in range(len(signs)):
-        of_weighted[i] += weighted_sign * signs[i] * gradient[i]
+        weighted_fold[i] += weighted_sign * signs[i] * gradient[i]
     for i in range(len(signs)):
         sign = probe_sign * probe_signs[i]
-        of_gradient[i] += sign * gradient[i]
-        of_displacement[i] += sign * displacement[i]
+        gradient_fold[i] += sign * gradient[i]
+        displacement_fold[i] += sign * displacement[i]
 
 
 @_loop
-def _fold_one(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
-    """Add a signed vector to a fold."""
+def _fold_vector(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
+    """Add a vector times column signs and a row sign to a fold."""
     for i in range(len(vector)):
         out[i] += sign * signs[i] * vector[i]
 
@@ -182,17 +185,17 @@ def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
 
 @_loop
 def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
-    """Multiply a by signs and a scale."""
+    """Multiply a by signs and a scale in place."""
     for i in range(len(a)):
         a[i] *= signs[i] * scale
 
 
 def _hadamard_within(builder: Any, a: Any) -> Any:
-    """Emit the transform of the elements of one vector."""
-    # The order of levels determines the bits of recordings: sums of floats depend on it.
-    for h in (8, 4, 2, 1):
-        partners = [k ^ h for k in range(_LANES)]
-        signs = [-1.0 if k & h else 1.0 for k in range(_LANES)]
+    """Emit the Hadamard transform of the elements of one vector."""
+    # Sums of floats depend on the order of the levels, and so do the bits of recordings.
+    for stride in (8, 4, 2, 1):
+        partners = [k ^ stride for k in range(_LANES)]
+        signs = [-1.0 if k & stride else 1.0 for k in range(_LANES)]
         places = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), partners)
         partner = builder.shuffle_vector(a, a, places)
         a = builder.fadd(partner, builder.fmul(a, ir.Constant(a.type, signs)))
@@ -200,19 +203,21 @@ def _hadamard_within(builder: Any, a: Any) -> Any:
 
 
 def _hadamard_across(builder: Any, vectors: list[Any]) -> None:
-    """Emit the transform over `_LANES` vectors of elements in the same places."""
-    for h in (2, 1, 8, 4):
+    """Emit the Hadamard transform over elements at the same place in `_LANES` vectors."""
+    for stride in (2, 1, 8, 4):
         for i in range(_LANES):
-            if not i & h:
-                a, b = vectors[i], vectors[i + h]
-                vectors[i], vectors[i + h] = builder.fadd(a, b), builder.fsub(a, b)
+            if not i & stride:
+                a, b = vectors[i], vectors[i + stride]
+                vectors[i], vectors[i + stride] = builder.fadd(a, b), builder.fsub(a, b)
 
 
 def _transform(builder: Any, address: Any, n_vectors: int) -> None:
-    """Emit the transform of the elements of one vector, or of `_LANES` vectors."""
-    kind = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
+    """Emit the Hadamard transform of one vector, or of `_LANES` vectors, at an address."""
+    pointer_type = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
     offsets = [ir.Constant(address.type, 4 * _LANES * i) for i in range(n_vectors)]
-    pointers = [builder.inttoptr(builder.add(address, o), kind) for o in offsets]
+    pointers = [
+        builder.inttoptr(builder.add(address, o), pointer_type) for o in offsets
+    ]
     vectors = [
         _hadamard_within(builder, builder.load(pointer, align=4))
         for pointer in pointers
@@ -224,62 +229,66 @@ def _transform(builder: Any, address: Any, n_vectors: int) -> None:
 
 
 def _transform_vector(_context: Any, _address: Any) -> Any:
-    """Transform the `_LANES` elements at an address."""
+    """Apply the Hadamard transform to the `_LANES` elements at an address."""
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
         _transform(builder, arguments[0], 1)
         return context.get_dummy_value()
 
-    return void(int64), generate
+    return void(int64), generate_code
 
 
-def _transform_square(_context: Any, _address: Any) -> Any:
-    """Transform the `_LANES` squared elements at an address."""
+def _transform_block(_context: Any, _address: Any) -> Any:
+    """Apply the Hadamard transform to the `_LANES`^2 elements at an address."""
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
         _transform(builder, arguments[0], _LANES)
         return context.get_dummy_value()
 
-    return void(int64), generate
+    return void(int64), generate_code
 
 
 _hadamard_of_vector: Final = intrinsic(_transform_vector)
-_hadamard_of_square: Final = intrinsic(_transform_square)
+_hadamard_of_block: Final = intrinsic(_transform_block)
 
 
 @_inlined
 def _hadamard(a: Floats, filled: int) -> None:
-    """Apply the Hadamard transform without its normalisation, in place.
+    """Apply the Hadamard transform, not normalised, in place.
 
-    Elements from `filled` on are zero; sums of zeros alone are skipped.
+    All elements after the first `filled` elements are zero; sums of only zeros are skipped.
     """
-    n, h, address = len(a), 1, a.ctypes.data
+    n, stride, address = len(a), 1, a.ctypes.data
     if n >= _LANES * _LANES:
-        h = _LANES * _LANES
-        for i in range(0, filled, h):
-            _hadamard_of_square(address + 4 * i)
+        stride = _LANES * _LANES
+        for i in range(0, filled, stride):
+            _hadamard_of_block(address + 4 * i)
     elif n >= _LANES:
-        h = _LANES
-        for i in range(0, filled, h):
+        stride = _LANES
+        for i in range(0, filled, stride):
             _hadamard_of_vector(address + 4 * i)
-    while 4 * h <= n:
-        for i in range(0, filled, 4 * h):
+    while 4 * stride <= n:
+        for i in range(0, filled, 4 * stride):
             _hadamard_of_4(
-                a[i : i + h],
-                a[i + h : i + 2 * h],
-                a[i + 2 * h : i + 3 * h],
-                a[i + 3 * h : i + 4 * h],
+                a[i : i + stride],
+                a[i + stride : i + 2 * stride],
+                a[i + 2 * stride : i + 3 * stride],
+                a[i + 3 * stride : i + 4 * stride],
             )
-        h *= 4
-    while h < n:
-        for i in range(0, filled, 2 * h):
-            _hadamard_of_2(a[i : i + h], a[i + h : i + 2 * h])
-        h *= 2
+        stride *= 4
+    while stride < n:
+        for i in range(0, filled, 2 * stride):
+            _hadamard_of_2(a[i : i + stride], a[i + stride : i + 2 * stride])
+        stride *= 2
 
 
 @_loop
 def _hadamard_of_2(a: Floats, b: Floats) -> None:
-    """One level of butterflies between two parts."""
+    """Apply one level of butterflies between two parts."""
     for i in range(len(a)):
         total, difference = a[i] + b[i], a[i] - b[i]
         a[i] = total
@@ -288,7 +297,7 @@ def _hadamard_of_2(a: Floats, b: Floats) -> None:
 
 @_loop
 def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
-    """Two levels of butterflies between four parts."""
+    """Apply two levels of butterflies between four parts."""
     for i in range(len(a)):
         ac, bd = a[i] + c[i], b[i] + d[i]
         a_c, b_d = a[i] - c[i], b[i] - d[i]
@@ -300,7 +309,7 @@ def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
 
 @_loop
 def _norms(a: Floats) -> tuple[np.float32, np.float32]:
-    """Return |a|^2 and the sum of magnitudes."""
+    """Return |a|^2 and the sum of the absolute values of a."""
     energy = magnitude = np.float32(0)
     for i in range(len(a)):
         energy += a[i] * a[i]
@@ -312,7 +321,7 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
 def _philox(
     block: np.uint64, step: int, seed: int, role: int, words: npt.NDArray[np.uint64]
 ) -> None:
-    """Write four words of Philox4x64-10, see `trajstore.sketch.signs`."""
+    """Write a block of four random words of Philox4x64-10; see `trajstore.sketch.signs`."""
     a, b, c, d = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(step)
     first, second = np.uint64(seed), np.uint64(role)
     for _ in range(10):
@@ -331,7 +340,7 @@ def _philox(
 
 @_inlined
 def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
-    """Return the upper 64 of the 128 bits of a product."""
+    """Return the upper 64 bits of the 128-bit product."""
     half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
     x_low, x_high, y_low, y_high = x & mask, x >> half, y & mask, y >> half
     middle = x_high * y_low + ((x_low * y_low) >> half)
@@ -341,37 +350,42 @@ def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
 
 
 def _spread_bits(_context: Any, _word: Any, _address: Any) -> Any:
-    """Write 64 bits as signs: bytes in little-endian order, in each the highest first."""
+    """Write 64 bits as signs, in little-endian byte order, and highest bit first in a byte."""
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
         word, address = arguments
         signs, bits = (ir.VectorType(t, 64) for t in (ir.FloatType(), ir.IntType(1)))
-        is_plus = builder.bitcast(_in_other_order(builder, word), bits)
+        is_plus = builder.bitcast(_reverse_bits_in_bytes(builder, word), bits)
         plus, minus = (ir.Constant(signs, [sign] * 64) for sign in (1.0, -1.0))
         pointer = builder.inttoptr(address, signs.as_pointer())
         builder.store(builder.select(is_plus, plus, minus), pointer, align=4)
         return context.get_dummy_value()
 
-    return void(uint64, int64), generate
+    return void(uint64, int64), generate_code
 
 
 def _gather_bits(_context: Any, _address: Any) -> Any:
-    """Return 64 signs as bits, in the same order; 1 for 0 and above."""
+    """Return 64 signs as bits in the order of `_spread_bits`: 1 for numbers >= 0, else 0."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.VectorType(ir.FloatType(), 64)
-        pointer = builder.inttoptr(arguments[0], kind.as_pointer())
-        values, zeros = builder.load(pointer, align=4), ir.Constant(kind, [0.0] * 64)
+    def generate_code(
+        _context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        vector_type = ir.VectorType(ir.FloatType(), 64)
+        pointer = builder.inttoptr(arguments[0], vector_type.as_pointer())
+        values = builder.load(pointer, align=4)
+        zeros = ir.Constant(vector_type, [0.0] * 64)
         bits = builder.bitcast(
             builder.fcmp_ordered(">=", values, zeros), ir.IntType(64)
         )
-        return _in_other_order(builder, bits)
+        return _reverse_bits_in_bytes(builder, bits)
 
-    return uint64(int64), generate
+    return uint64(int64), generate_code
 
 
-def _in_other_order(builder: Any, word: Any) -> Any:
-    """Emit the reversal of the bits of every byte: vectors have the lowest first."""
+def _reverse_bits_in_bytes(builder: Any, word: Any) -> Any:
+    """Emit the reversal of the bits in each byte, because vectors begin with the lowest bit."""
     return builder.bswap(builder.bitreverse(word))
 
 
@@ -381,7 +395,7 @@ _read_signs: Final = intrinsic(_gather_bits)
 
 @_inlined
 def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
-    """Write the signs of a as bits, the first in the highest; 1 for 0 and above."""
+    """Write the signs of a as bits, 1 for numbers >= 0; the first number has the highest bit."""
     n_words, address = len(code) // 8, a.ctypes.data
     words = code[: 8 * n_words].view(np.uint64)
     for i in range(n_words):
@@ -393,8 +407,8 @@ def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
         code[i] = byte
 
 
-# `measure_before` and `measure_after` take the column of each sum as arguments, in the order
-# of these names; see `trajstore.format.arrays.table_columns`.
+# `measure_before` and `measure_after` receive the columns of the sums in the order of these names;
+# see `trajstore.format.arrays.table_columns`.
 PRODUCTS: Final = (
     "grad_dot_previous",
     "grad_sq",
@@ -406,15 +420,15 @@ UPDATES: Final = ("update_sq", "update_dot_displacement")
 
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
-# Offsets, sizes and layer_of_block of `trajstore.format.layout.Layout`.
-_PLACES: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
+# `offsets`, `sizes` and `layer_of_block` of `trajstore.format.layout.Layout`.
+_LAYOUT: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
 _BEFORE: Final = (
-    *(_INTEGERS, _INTEGERS, *_PLACES, _ROWS, int64[:, ::1]),
+    *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
     *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
 )
 _AFTER: Final = (
-    *(_INTEGERS, *_PLACES, _ROWS),
+    *(_INTEGERS, *_LAYOUT, _ROWS),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
 )
 
@@ -423,7 +437,7 @@ _AFTER: Final = (
 def _measure_block_before(
     gradient_address: int,
     parameter_address: int,
-    inside: int,
+    index_in_tensor: int,
     start: int,
     n: int,
     rows: Floats,
@@ -433,16 +447,17 @@ def _measure_block_before(
     columns: Integers,
     basis_columns: Integers,
 ) -> None:
-    """Measure n elements starting at `start`; the first is element `inside` of its tensor."""
+    """Measure n elements, beginning with element `start` of the flat vector."""
+    # That element is element `index_in_tensor` of its tensor.
     stop = start + n
     previous, displacement = rows[0, start:stop], rows[1, start:stop]
     anchor = rows[2, start:stop]
-    parameter = _elements(parameter_address, inside, n)
+    parameter = _elements(parameter_address, index_in_tensor, n)
     _subtract(parameter, anchor, displacement)
     if gradient_address == 0:
         previous[:] = 0
     else:
-        gradient = _elements(gradient_address, inside, n)
+        gradient = _elements(gradient_address, index_in_tensor, n)
         sums[columns[0]] += _product(gradient, previous)
         previous[:] = gradient
         square, product = _products(gradient, displacement, gradient)
@@ -452,15 +467,19 @@ def _measure_block_before(
     vector[:] = 0
     for i in range(basis_columns.shape[1]):
         if i == 0:
-            of_gradient, of_displacement = _products(previous, displacement, anchor)
+            gradient_product, displacement_product = _products(
+                previous, displacement, anchor
+            )
         else:
-            # The anchor less an earlier one is the sum of the codes between.
+            # The anchor minus an earlier anchor is the sum of the codes between them.
             for k in range((1 << i) >> 2, min((1 << i) >> 1, past.shape[1])):
                 scale = _elements(past[1, k], start // BLOCK, 1)[0]
                 _add_decoded(_codes(past[0, k], start, n), scale, vector)
-            of_gradient, of_displacement = _products(previous, displacement, vector[:n])
-        sums[basis_columns[0, i]] += of_gradient
-        sums[basis_columns[1, i]] += of_displacement
+            gradient_product, displacement_product = _products(
+                previous, displacement, vector[:n]
+            )
+        sums[basis_columns[0, i]] += gradient_product
+        sums[basis_columns[1, i]] += displacement_product
 
 
 @_inlined
@@ -476,7 +495,7 @@ def _fold_block(
     weight: np.float32,
     folds: Floats,
 ) -> None:
-    """Fold some elements of one tensor, which may lie in several rows of the fold."""
+    """Fold neighbouring elements of a tensor, which may be in several rows of the fold."""
     while start < stop:
         row = start // width
         column = start - row * width
@@ -499,39 +518,43 @@ def _fold_block(
 @_compiled(int64, _INTEGERS, *_BEFORE)
 def measure_before(
     part: int,
-    bounds: Integers,  # (part + 1,): blocks of the vector with which parts begin and end
-    gradients: Integers,  # (layer,): addresses of float32 elements; 0 for zeros
-    parameters: Integers,  # (layer,): addresses of float32 elements
+    bounds: Integers,  # (part + 1,): first block of each part, and the number of blocks
+    gradients: Integers,  # (layer,): addresses of float32 tensors; 0 stands for zeros
+    parameters: Integers,  # (layer,): addresses of float32 tensors
     offsets: Integers,
     sizes: Integers,
     layer_of_block: Integers,
-    rows: Floats,  # (3, size): last gradient, overwritten; displacement, written; anchor
+    # (3, size): the last gradient, replaced by the gradient; the displacement, overwritten; the
+    # anchor, only read.
+    rows: Floats,
     past: Integers,  # (2, code): addresses of codes and scales, see `past_anchors`
-    sums: Doubles,  # (part, layer, column): products are added to it
-    columns: Integers,  # of `PRODUCTS` in `sums`
-    basis_columns: Integers,  # (2, basis): of `BASIS_PRODUCTS` in `sums`
-    width: int,  # length of a row of the fold; 0 for no folds
-    sketch_columns: Floats,  # column sequences, see `Fold.column_sequence`
-    probe_columns: Floats,
+    sums: Doubles,  # (part, layer, column): the products are added to it
+    columns: Integers,  # (product,): columns of `PRODUCTS` in `sums`
+    basis_columns: Integers,  # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
+    width: int,  # length of a row of the fold; 0 if nothing is folded
+    sketch_columns: Floats,  # (sign,): `Fold.column_sequence` of the sketch
+    probe_columns: Floats,  # (sign,): `Fold.column_sequence` of the probes
     probe_signs: Floats,  # (row,): row signs of the probes
     row_signs: Floats,  # (row,): row signs of the sketch
-    weights: Floats,  # (layer,): of the sketch
-    folds: Floats,  # (part, 3, bucket): of gradient and displacement, and for the sketch
+    weights: Floats,  # (layer,): weights of the sketch
+    # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
+    # probes, and of the weighted gradient for the sketch.
+    folds: Floats,
 ) -> None:
     """Measure gradients and parameters in the blocks of one part."""
     vector = np.empty(BLOCK, np.float32)
     folds[part, :2, : min(width, BLOCK * len(layer_of_block))] = 0
-    # The last is rotated later, and then full.
+    # The third fold is rotated later, which fills all its buckets, so clear all of them.
     folds[part, 2] = 0
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
         start = block * BLOCK
-        inside = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - inside)
+        index_in_tensor = start - offsets[layer]
+        n = min(BLOCK, sizes[layer] - index_in_tensor)
         _measure_block_before(
             gradients[layer],
             parameters[layer],
-            inside,
+            index_in_tensor,
             start,
             n,
             rows,
@@ -573,25 +596,26 @@ def measure_after(
     layer_of_block: Integers,
     rows: Floats,
     sums: Doubles,
-    columns: Integers,  # of `UPDATES` in `sums`
-    checks: Integers,  # (part, layer): sums of the parameters' bits are added to it
+    columns: Integers,  # (product,): columns of `UPDATES` in `sums`
+    checks: Integers,  # (part, layer): checksums of the parameters are added to it
 ) -> None:
-    """Measure the update in the blocks of one part; `measure_before` has run."""
+    """Measure the update in the blocks of one part, after `measure_before` has run."""
+    # Arguments without a comment are as in `measure_before`.
     update = np.empty(BLOCK, np.float32)
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
         start = block * BLOCK
-        inside = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - inside)
-        parameter = _elements(parameters[layer], inside, n)
+        index_in_tensor = start - offsets[layer]
+        n = min(BLOCK, sizes[layer] - index_in_tensor)
+        parameter = _elements(parameters[layer], index_in_tensor, n)
         displacement = rows[1, start : start + n]
-        # Near the anchor x - r is exact, and so is the difference of two of them.
+        # Near the anchor r, x - r is exact, and so is the difference of two displacements.
         _subtract(parameter, rows[2, start : start + n], update)
         _subtract(update[:n], displacement, update)
         square, product = _products(update, displacement, update[:n])
         sums[part, layer, columns[0]] += square
         sums[part, layer, columns[1]] += product
-        checks[part, layer] += _sum_of_bits(parameter.view(np.int32), inside)
+        checks[part, layer] += _sum_of_bits(parameter.view(np.int32), index_in_tensor)
 
 
 @_compiled(_INTEGERS, types.Tuple(_AFTER), in_threads=True)
@@ -603,7 +627,8 @@ def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
 
 @_compiled(_SUMS, int64, _ROWS)
 def add_up(sums: Doubles, first: int, table: Floats) -> None:
-    """Add sums (part, layer, column) to the first part; write them to columns of a table."""
+    """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
+    # The first column is `first`. The totals overwrite part 0 of `sums`.
     for part in range(1, len(sums)):
         sums[0] += sums[part]
     table[:, first : first + sums.shape[2]] = sums[0]
@@ -611,12 +636,12 @@ def add_up(sums: Doubles, first: int, table: Floats) -> None:
 
 @_compiled(_ROWS, int64, float64[::1])
 def add_column(table: Floats, column: int, total: Doubles) -> None:
-    """Add a column of a table, (layer, quantity), to a total, (layer,)."""
+    """Add a column of a table, (layer, column), to `total`, (layer,)."""
     for layer in range(len(total)):
         total[layer] += table[layer, column]
 
 
-@_compiled(_INTEGERS, *_PLACES, _ROWS)
+@_compiled(_INTEGERS, *_LAYOUT, _ROWS)
 def subtract_anchor(
     parameters: Integers,
     offsets: Integers,
@@ -624,14 +649,14 @@ def subtract_anchor(
     layer_of_block: Integers,
     rows: Floats,
 ) -> None:
-    """Write the displacement; arguments as in `measure_before`."""
+    """Write the displacement to `rows`; the arguments are as in `measure_before`."""
     for block in range(len(layer_of_block)):
         layer = layer_of_block[block]
         start = block * BLOCK
-        inside = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - inside)
+        index_in_tensor = start - offsets[layer]
+        n = min(BLOCK, sizes[layer] - index_in_tensor)
         _subtract(
-            _elements(parameters[layer], inside, n),
+            _elements(parameters[layer], index_in_tensor, n),
             rows[2, start : start + n],
             rows[1, start : start + n],
         )
@@ -641,16 +666,16 @@ def subtract_anchor(
 def fold(
     vector: Floats, width: int, columns: Floats, row_signs: Floats, out: Floats
 ) -> None:
-    """Add the fold of a vector, (size,), to `out`, (bucket,); see `sketch.fold`."""
+    """Add the fold of a vector, (size,), to `out`, (bucket,); see `trajstore.sketch.fold`."""
     for row in range(len(row_signs)):
         part = vector[row * width : (row + 1) * width]
         signs = columns[SHIFT * row :]
-        _fold_one(part, signs, row_signs[row], out)
+        _fold_vector(part, signs, row_signs[row], out)
 
 
 @_compiled(uint64, uint64, uint64, _FLOATS)
 def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
-    """Draw the `sketch.signs.random_signs` of a step; their number is a multiple of 64."""
+    """Write the random signs of a step, a multiple of 64; see `trajstore.sketch.signs`."""
     words, address = np.empty(4, np.uint64), signs.ctypes.data
     for i in range(0, len(signs), 256):
         _philox(np.uint64(i // 256 + 1), step, seed, role, words)
@@ -660,12 +685,12 @@ def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
 
 @_compiled(_FOLDS, int64, _ROWS, _ROWS)
 def probe(
-    folds: Floats,  # (part, at least vector, bucket): parts are added up
-    filled: int,  # buckets of the first fold that may differ from 0
+    folds: Floats,  # (part, fold, bucket): first folds; the parts are added up
+    filled: int,  # number of buckets of the first fold that may differ from 0
     signs: Floats,  # (row, probe): fixed signs of the second fold
-    out: Floats,  # (vector, at least probe): overwritten
+    out: Floats,  # (vector, probe or more): overwritten; vector i is fold i of `folds`
 ) -> None:
-    """Fold first folds again, see `trajstore.sketch.probes`."""
+    """Compute probes from first folds, as described in `trajstore.sketch.probes`."""
     length = signs.shape[1]
     out[:] = 0
     for part in range(len(folds)):
@@ -682,14 +707,14 @@ def probe(
 
 @_compiled(_FOLDS, int64, _FLOATS, int64, uint8[::1], _FLOATS)
 def sketch(
-    folds: Floats,  # (part, fold, bits): the last fold of every part; part 0 is overwritten
-    filled: int,  # buckets of a fold that may differ from 0
+    folds: Floats,  # (part, fold, bits): reads the last fold, and overwrites it in part 0
+    filled: int,  # number of buckets of a fold that may differ from 0
     signs: Floats,  # (bits,): random signs of the rotation
-    block: int,  # length of a Hadamard block
+    block: int,  # length of a block of the Hadamard transform
     code: npt.NDArray[np.uint8],  # (bits / 8,): overwritten
     scales: Floats,  # (block,): overwritten
 ) -> None:
-    """Rotate a fold and keep its signs; see `sketch.rotation` and `sketch.onebit`."""
+    """Rotate and code a fold, as `trajstore.sketch.rotation` and `onebit` do."""
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
         buckets[:filled] += folds[part, -1, :filled]

@@ -1,6 +1,6 @@
-"""Backend of plain torch operations, for any device and for sharded parameters.
+"""Backend that runs plain torch operations, for any device and for sharded parameters.
 
-On an accelerator no operation waits for the device. On a CPU
+On an accelerator, measuring a step does not wait for the device. On a CPU,
 `trajstore.tracking.backends.cpu` is several times as fast.
 """
 
@@ -23,28 +23,28 @@ from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part
 from trajstore.tracking.precision import no_grad_float32
 
-# Rows of the buffer. The first two take turns: one holds the gradient, the other the last
-# gradient, and once that is used the update.
+# Rows of the buffer. Rows 0 and 1 swap their roles in every step: one row receives the gradient,
+# while the other row holds the last gradient and, after the step, the update.
 TURNS: Final = (0, 1)
 DISPLACEMENT, ANCHOR = 2, 3
 N_ROWS: Final = 4
 
 
 class _Turn(NamedTuple):
-    """Views of the buffer, prepared for one of the two turns."""
+    """Views of the buffer for the steps in which a certain row receives the gradient."""
 
     gradient: Tensor  # float32 (size,)
     update: Tensor  # float32 (size,)
-    gradient_views: list[Tensor]  # the same in the shapes of the parameters
-    update_views: list[Tensor]
-    gradient_factors: tuple[Tensor, Tensor]  # gradient with all rows, see `_factors`
-    update_factors: tuple[Tensor, Tensor]  # update with itself and the displacement
+    gradient_views: list[Tensor]  # parts of `gradient` in the shapes of the parameters
+    update_views: list[Tensor]  # parts of `update` in the shapes of the parameters
+    gradient_factors: tuple[Tensor, Tensor]  # `_factors` of the gradient and all rows
+    update_factors: tuple[Tensor, Tensor]  # for the update with itself and displacement
     with_displacement: Tensor  # float32 (2, size): gradient and displacement
-    products: Tensor  # int64 (column,): the product that each column of the table takes
+    products: Tensor  # int64 (column,): index of the product for each table column
 
 
 class EagerBackend:
-    """Measures steps with torch operations; their number does not grow with the layers."""
+    """Measures steps with a number of torch operations that does not depend on the layers."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class EagerBackend:
 
     @property
     def frame(self) -> Tensor:
-        """Displacement and anchor, float32 (2, size)."""
+        """The displacement and the anchor, float32 (2, size)."""
         return self._rows[DISPLACEMENT:]
 
     def start_window(self, window: int, weights: Tensor) -> None:
-        """Use the column signs of a window, and weights, float32 (layer,)."""
+        """Use the column signs of this window, and these weights, float32 (layer,)."""
         if self._sketch is not None:
             self._sketch.start_window(window)
         torch.index_select(
@@ -109,14 +109,14 @@ class EagerBackend:
         pairs = zip(local(vectors), local(self._parameters), strict=True)
         _read([local_part(vector, like) for vector, like in pairs], turn.gradient_views)
         self.read_displacement()
-        of_past = self._past.products(turn.with_displacement)
+        past_products = self._past.products(turn.with_displacement)
         products = (
             _products(turn.gradient_factors),
             _products(self._displacement_factors),
-            of_past.flatten(1),
+            past_products.flatten(1),
         )
         sums = self._by_layer(torch.cat(products, 1))[:, turn.products]
-        tables = row["tables"][:, self._columns.before.place]
+        tables = row["tables"][:, self._columns.before.table_slice]
         if self._sketch is None:
             tables.copy_(sums)
             row["gradient"].copy_(turn.gradient)
@@ -135,7 +135,7 @@ class EagerBackend:
         self._sketch.encode(signs=row["signs"], scales=row["scales"])
 
     def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
+        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
         gradient_energy += row["tables"][:, self._columns.grad_sq]
         turn = self._turns[self._row_of_gradient]
         with no_grad_float32(self._rows.device):
@@ -147,8 +147,9 @@ class EagerBackend:
 
     @torch.no_grad()
     def parameters_unchanged_since_step(self) -> bool:
-        """Whether the parameters have the bits that `after_step` saw."""
-        # The same arithmetic gives the same bits; the gradient is no longer needed.
+        """Return whether the parameters have not changed by a bit since `after_step`."""
+        # The same arithmetic gives the same bits. The result overwrites the gradient, which is no
+        # longer needed.
         turn = self._turns[self._row_of_gradient]
         self._subtract_displacement(turn.gradient, turn.gradient_views)
         bits = turn.gradient.view(torch.int32), turn.update.view(torch.int32)
@@ -164,7 +165,7 @@ class EagerBackend:
 
     @property
     def last_gradient(self) -> Tensor:
-        """Last measured gradient, a writable float32 view (size,)."""
+        """The last measured gradient, a writable float32 view (size,)."""
         return self._rows[self._row_of_gradient]
 
     def read_displacement(self) -> None:
@@ -172,16 +173,16 @@ class EagerBackend:
         self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement_views)
 
     def probe_displacement(self) -> Tensor:
-        """Return probes of the displacement, float32 (probe,)."""
+        """Return the probes of the displacement, float32 (probe,)."""
         assert self._sketch is not None
         self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
-        both = torch.zeros(2, self._spec.probes, device=self._rows.device)
-        self._probes.write(both)
-        self._placement.all_reduce(both)
-        return both[1]
+        probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
+        self._probes.write(probes)
+        self._placement.all_reduce(probes)
+        return probes[1]
 
     def _turn(self, row: int) -> _Turn:
-        """Prepare the turn in which this row holds the gradient."""
+        """Prepare the views for steps in which this row receives the gradient."""
         gradient, update = self._rows[row], self._rows[1 - row]
         blocks = self._rows.unflatten(1, (-1, BLOCK))
         return _Turn(
@@ -201,20 +202,20 @@ class EagerBackend:
         )
 
     def _subtract_displacement(self, row: Tensor, views: list[Tensor]) -> None:
-        """Set a row to the update: the parameters less those before the step."""
-        # Near the anchor x - r is exact, and so is the difference of two of them.
+        """Set a row to the update: the parameters minus the parameters before the step."""
+        # Near the anchor r, x - r is exact, and so is the difference of two displacements.
         self._subtract_anchor(row, views)
         row.sub_(self._rows[DISPLACEMENT])
 
     def _subtract_anchor(self, row: Tensor, views: list[Tensor]) -> None:
-        """Set a row, of which `views` are parts, to the parameters minus the anchor."""
+        """Set a row, whose parts are `views`, to the parameters minus the anchor."""
         parameters = self._placement.local(self._parameters)
         _read([local_part(parameter) for parameter in parameters], views)
-        # All at once: the number of operations does not grow with the number of tensors.
+        # One operation for all tensors, so that more tensors do not mean more operations.
         row.sub_(self._rows[ANCHOR])
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
-        """Add blocks layer by layer, float64 (layer, column)."""
+        """Return the sums over the blocks of each layer, float64 (layer, column)."""
         sums = torch.zeros(
             len(self._placement.layout.names),
             block_sums.shape[1],
@@ -225,25 +226,26 @@ class EagerBackend:
 
 
 def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:
-    """Copy vectors into views; None as zeros."""
-    found, targets, absent = [], [], []
+    """Copy vectors into views; a view is set to zero if its vector is None."""
+    sources, targets, absent = [], [], []
     for view, vector in zip(views, vectors, strict=True):
         if vector is None:
             absent.append(view)
         else:
             dense = vector.layout is torch.strided
-            found.append(vector if dense else vector.to_dense())
+            sources.append(vector if dense else vector.to_dense())
             targets.append(view)
     if absent:
         torch._foreach_zero_(absent)
-    if found:
-        torch._foreach_copy_(targets, found)
+    if sources:
+        torch._foreach_copy_(targets, sources)
 
 
 def _product_of_columns(row: int, basis: int, columns: Columns) -> list[int]:
-    """Return the product that each column takes, where this row holds the gradient."""
-    # The gradient with all rows, the displacement with itself and the anchor, and both with
-    # the past: this is the order in which `_measure` joins the products.
+    """Return the index of the product for each column if this row holds the gradient."""
+    # `_measure` concatenates products in this order: of the gradient with all rows, of the
+    # displacement with itself and the anchor, of the gradient with displacements from past
+    # anchors, and of the displacement with displacements from past anchors.
     n_past = max(0, basis - 1)
     displacement_sq = N_ROWS
     past = displacement_sq + 2
@@ -260,30 +262,30 @@ def _product_of_columns(row: int, basis: int, columns: Columns) -> list[int]:
     }
     product_of_column = {
         columns.starts[name] + i: product
-        for name, found in products.items()
-        for i, product in enumerate(found)
+        for name, indexes in products.items()
+        for i, product in enumerate(indexes)
     }
     return [product_of_column[column] for column in range(columns.n_columns)]
 
 
 def _two_columns(columns: Columns) -> slice:
-    """Return the columns of a table for the products with `_Turn.update_factors`."""
-    first = columns.place.start + columns.starts["update_sq"]
-    second = columns.place.start + columns.starts["update_dot_displacement"]
+    """Return the table columns for the products of `_Turn.update_factors`."""
+    first = columns.table_slice.start + columns.starts["update_sq"]
+    second = columns.table_slice.start + columns.starts["update_dot_displacement"]
     return slice(first, second + 1, second - first)
 
 
 def _with_displacement(rows: Tensor, row: int) -> Tensor:
-    """Return one of the first two rows together with the displacement."""
+    """Return a view of row 0 or 1 together with the displacement."""
     return rows[row : ANCHOR : DISPLACEMENT - row]
 
 
 def _products(factors: tuple[Tensor, Tensor]) -> Tensor:
-    """Return inner products of a row with other rows block by block, (block, other)."""
+    """Return the inner products of a row with other rows, block by block, (block, other)."""
     return torch.bmm(*factors)[:, 0]
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Prepare inner products of blocks, (block, element), with blocks of other rows."""
-    # A product of a row with a matrix is several times as fast as one with a column.
+    """Return views of blocks of a vector and of other vectors that `bmm` can multiply."""
+    # Multiplying a row by a matrix is several times as fast as a matrix by a column.
     return vector[:, None, :], others.permute(1, 2, 0)

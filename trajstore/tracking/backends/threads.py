@@ -1,4 +1,4 @@
-"""Threads of torch and of Numba, which may be the same."""
+"""Control the threads of torch and Numba, which may share one pool of threads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def preserve_torch_threads() -> Iterator[None]:
-    """Keep the number of torch's threads while Numba may start its own."""
-    # Where both use the same library they share its threads, and Numba's start sets their
-    # number for torch as well.
+    """Keep torch's number of threads while Numba may start threads."""
+    # If both use the same threading library, they share its threads. When Numba starts them, it
+    # sets their number for torch as well.
     n_threads = torch.get_num_threads()
     yield
     if torch.get_num_threads() != n_threads:
@@ -20,12 +20,12 @@ def preserve_torch_threads() -> Iterator[None]:
 
 
 def leave_threads_to_training(run: Callable[[Callable[[], Any]], object]) -> None:
-    """Make torch use one thread in the writer thread, where `run` calls a function."""
-    # A second team of OpenMP threads, once started, slows down every parallel loop of the
-    # first: together they are more than the processors.
+    """Make torch use only one thread in the writer thread, which runs the calls of `run`."""
+    # A second team of OpenMP threads would slow down every parallel loop of the first team,
+    # because both teams together have more threads than there are processors.
     n_threads = torch.get_num_threads()
-    # A thread takes the number that is set for all when it first asks, then its own.
+    # On its first query, a thread copies the global number; later it uses its own number.
     run(torch.get_num_threads)
     run(partial(torch.set_num_threads, 1))
-    # The call above has also set the number for threads to come: set it back.
+    # The call above has also changed the number for future threads: restore it.
     torch.set_num_threads(n_threads)

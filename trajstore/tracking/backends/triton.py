@@ -1,39 +1,39 @@
-"""Backend of compiled loops for CUDA devices that read every element once.
+"""Backend that runs compiled loops on CUDA devices, and reads every element only once.
 
-torch alone passes over vectors of the length d of the parameters more than a dozen times,
-some 160 bytes per element and step (`trajstore.tracking.backends.eager`). Here every element
-is read once before the step and once after it. With float32 parameters and a basis of r
-vectors, in bytes per element:
+Plain torch operations (`trajstore.tracking.backends.eager`) read or write vectors of the length d
+of the parameters more than a dozen times, which moves about 160 bytes per element and step. This
+backend reads every element once before the step and once after it. The traffic for float32
+parameters and a basis of r vectors, in bytes per element:
 
 =====================================================  ============  =====
 traffic                                                bytes         r = 3
 =====================================================  ============  =====
 before: gradient, parameter, last gradient             12
-before: anchor, and codes of past ones                 4 + 2^(r - 2)
-before: new last gradient, displacement, written       8
+before: anchor, and codes of past anchors              4 + 2^(r - 2)
+before: gradient and displacement, written             8
 after: parameter, anchor, displacement                 12
-together                                               36 + 2^(r - 2)  38
+total                                                  36 + 2^(r - 2)  38
 sums of products, written and read                     (4 + 2r) / 32  0.3
 tables of segments and blocks                          0.1           0.1
 =====================================================  ============  =====
 
-less 6 where gradients and parameters have two bytes. Column signs are parts of one sequence
-of p + 2 B bytes, with p the width of the fold and B = d / p its rows, which stays in the
-cache; random signs of a step are drawn on the device.
+The total is 6 bytes less if gradients and parameters have two bytes per element. The column signs
+are parts of one sequence of p + 2 B bytes, where p is the width of the fold and B = d / p is its
+number of rows; the sequence stays in the cache. The random signs of a step are drawn on the device.
 
-**Division of the work.** A program owns `SEGMENT` neighbouring columns of the fold, and walks
-down the rows: its three folds stay in registers, and no two programs add to the same place.
-With one warp to a program a sum needs no barrier. To fill a device where columns are few, the
-rows are divided among as many programs as can run at the same time; their folds, 12 bytes per
-bucket and division, are added in a fixed order. The width is prime, so that a segment may reach into two
-tensors, never into three: products are summed within a segment, separately for two tensors,
-and then in float64 layer by layer in a fixed order. There are no atomic operations: on one
-kind of device the same step gives the same bits.
+**Division of the work.** A program owns `SEGMENT` neighbouring columns of the fold, and processes
+them row by row: its three folds stay in registers, and no two programs add to the same place. A
+program has only one warp, so a sum needs no barrier. If there are too few columns to fill the
+device, the rows are divided among as many programs as can run simultaneously. The folds of these
+parts, 12 bytes per bucket and part, are then added in a fixed order. Because the width is prime, a
+segment can contain elements of two tensors, but never of three. Products are summed within a
+segment, separately for the two tensors, and then in float64 layer by layer in a fixed order. There
+are no atomic operations: on one kind of device, the same step gives the same bits.
 
-**Work of the host.** The number of operations it starts does not grow with the number of
-tensors. It looks at their addresses in every step, and uploads them, from pinned memory,
-where one has changed. Only tensors that are not row-major, of another type or not dense cost
-a copy each.
+**Work of the host.** The number of operations that the host starts does not grow with the number
+of tensors. In every step the host reads the addresses of the tensors, and uploads them from pinned
+memory if an address has changed. Tensors that are not dense, not row-major, or of a type that
+the kernels cannot read are copied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,36 +72,38 @@ from trajstore.tracking.placement import Placement
 from trajstore.tracking.precision import no_grad_float32
 
 PROGRAMS_PER_PROCESSOR: Final = 10
-"""Programs that run simultaneously on a multiprocessor, which has 65,536 registers: compiled for
-compute capability 9.0 and a basis of 3 a thread needs up to 168, for 8.0 up to 146."""
+"""Programs that run simultaneously on a multiprocessor, which has 65,536 registers. With a basis of
+3, a thread needs up to 168 registers on compute capability 9.0, and up to 146 on 8.0."""
 
 EXACT_WIDTH: Final = 1 << 16
-"""Width of rows where nothing is folded."""
+"""Width of rows in exact mode, which folds nothing."""
 
 
 class _Grid(NamedTuple):
-    """Division of the rows of the fold among programs."""
+    """Division of the rows and columns of the fold among programs."""
 
-    width: int  # of a row
+    width: int  # length of a row
     n_rows: int
-    rows_each: int  # rows of one program
-    programs: tuple[int, int]  # (tile, part)
+    rows_each: int  # maximum number of rows per program
+    programs: tuple[
+        int, int
+    ]  # numbers of tiles (groups of columns) and parts (of rows)
 
 
 class _Tables(NamedTuple):
-    """Tables next to the vectors, see `trajstore.tracking.backends.triton_tables`."""
+    """Tables that kernels need; see `trajstore.tracking.backends.triton_tables`."""
 
     gradients: AddressTable
     parameters: AddressTable
-    ends: Tensor  # int64 (layer,): one past the last element of each tensor
+    ends: Tensor  # int64 (layer,): index after the last element of each tensor
     layer_of_block: Tensor  # int32 (block,)
-    segments: Tensor  # int32 (segment, 4)
-    before: SumsByLayer  # one row for each segment and tensor
-    after: SumsByLayer  # one row for each block
+    segments: Tensor  # int32 (segment, 4): see `measure_before` in `triton_kernels`
+    before: SumsByLayer  # one row per segment and tensor
+    after: SumsByLayer  # one row per block
 
 
 class _Folding:
-    """Folds of a step on the device; encodes them as sketch and probes."""
+    """Holds the folds of a step on the device, and encodes them as sketch and probes."""
 
     def __init__(
         self, layout: Layout, spec: RunSpec, grid: _Grid, device: torch.device
@@ -119,7 +121,7 @@ class _Folding:
         self._buckets = torch.zeros(self.sketch.bits, device=device)
 
     def write(self, row: Mapping[str, Tensor]) -> None:
-        """Write sketch and probes of the folds to a row."""
+        """Write the sketch and the probes that belong to the folds to a row."""
         width = self.sketch.fold.width
         torch.sum(self.folds[:, :2, :width], 0, out=self.probes.folds[:, :width])
         self.probes.write(row["probes"])
@@ -144,14 +146,14 @@ class TritonBackend:
         self._parameters, self._spec, self._past = list(parameters), spec, past
         self._columns = measured_columns(spec)
         self._device = device
-        # The last gradient, the displacement, the anchor.
+        # Rows: the last gradient, the displacement and the anchor.
         self._rows = huge_zeros(3, placement.size, device=device)
         self._grid = _grid(layout, spec, device)
         self._tables = _tables(layout, self._grid.width, self._columns, device)
         n_blocks = len(layout.layer_of_block)
         self._checks = torch.zeros((2, n_blocks), dtype=torch.int64, device=device)
         self._folding: _Folding | None = None
-        # Kernels take a tensor for signs and folds even where they do not read it.
+        # Kernels need some tensor as an argument for signs and folds, even if they do not read it.
         self._sketch_columns = self._tables.ends
         if not spec.exact:
             self._folding = _Folding(layout, spec, self._grid, device)
@@ -161,11 +163,11 @@ class TritonBackend:
 
     @property
     def frame(self) -> Tensor:
-        """Displacement and anchor, float32 (2, size)."""
+        """The displacement and the anchor, float32 (2, size)."""
         return self._rows[1:]
 
     def start_window(self, window: int, weights: Tensor) -> None:
-        """Use the column signs of a window, and weights, float32 (layer,)."""
+        """Use the column signs of this window, and these weights, float32 (layer,)."""
         if self._folding is not None:
             sequence = replace(self._folding.sketch.fold, window=window).column_sequence
             self._sketch_columns = upload(sequence.astype(np.int8), self._device)
@@ -180,7 +182,9 @@ class TritonBackend:
             if self._folding is not None:
                 draw_signs(self._folding.step_signs, self._spec.seed, number)
             self._measure_before(vectors)
-            self._tables.before.write(row["tables"][:, self._columns.before.place])
+            self._tables.before.write(
+                row["tables"][:, self._columns.before.table_slice]
+            )
             if self._folding is None:
                 row["gradient"].copy_(self._rows[0])
                 row["displacement"].copy_(self._rows[1])
@@ -227,19 +231,19 @@ class TritonBackend:
         )
 
     def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to a total, float64 (layer,)."""
+        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
         gradient_energy += row["tables"][:, self._columns.grad_sq]
         with no_grad_float32(self._device), _on(self._device):
             self._measure_after(self._checks[0])
-            self._tables.after.write(row["tables"][:, self._columns.after.place])
+            self._tables.after.write(row["tables"][:, self._columns.after.table_slice])
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Whether the parameters have the bits that `after_step` saw."""
+        """Return whether the parameters have not changed by a bit since `after_step`."""
         try:
             with no_grad_float32(self._device), _on(self._device):
                 self._measure_after(self._checks[1])
         except ValueError:
-            # Even their shapes have changed.
+            # The shapes have changed.
             return False
         return torch.equal(self._checks[0], self._checks[1])
 
@@ -252,7 +256,7 @@ class TritonBackend:
 
     @property
     def last_gradient(self) -> Tensor:
-        """Last measured gradient, a writable float32 view (size,)."""
+        """The last measured gradient, a writable float32 view (size,)."""
         return self._rows[0]
 
     def read_displacement(self) -> None:
@@ -273,7 +277,7 @@ class TritonBackend:
             )
 
     def probe_displacement(self) -> Tensor:
-        """Return probes of the displacement, float32 (probe,)."""
+        """Return the probes of the displacement, float32 (probe,)."""
         folding, grid = self._folding, self._grid
         assert folding is not None
         n_tiles, n_parts = grid.programs
@@ -294,9 +298,9 @@ class TritonBackend:
             )
             width = grid.width
             torch.sum(folds[:, :width], 0, out=folding.probes.folds[1, :width])
-            both = torch.zeros(2, self._spec.probes, device=self._device)
-            folding.probes.write(both)
-        return both[1]
+            probes = torch.zeros(2, self._spec.probes, device=self._device)
+            folding.probes.write(probes)
+        return probes[1]
 
     def _measure_after(self, checks: Tensor) -> None:
         tables = self._tables
@@ -323,7 +327,7 @@ def _grid(layout: Layout, spec: RunSpec, device: torch.device) -> _Grid:
         sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
         width = sketch.fold.width
     n_rows, n_tiles = -(-layout.size // width), -(-width // SEGMENT)
-    n_parts = max(1, min(n_rows, _programs_at_once(device) // n_tiles))
+    n_parts = max(1, min(n_rows, _max_programs(device) // n_tiles))
     rows_each = -(-n_rows // n_parts)
     return _Grid(width, n_rows, rows_each, (n_tiles, -(-n_rows // rows_each)))
 
@@ -345,24 +349,24 @@ def _tables(
 
 
 def try_out(device: torch.device) -> None:
-    """Compile and run the smallest kernel; raise an error of any type if that fails."""
+    """Compile and run the smallest kernel; raise an error, of any type, if that fails."""
     n, seed, step = 2 * BLOCK, (1 << 63) + 1, 1 << 40
     signs = torch.empty(n, device=device)
     with _on(device):
         draw_signs(signs, seed, step)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
     if not np.array_equal(signs.cpu().numpy(), expected):
-        raise RuntimeError("random signs are not those of trajstore.sketch.signs")
+        raise RuntimeError("random signs are not the signs of trajstore.sketch.signs")
 
 
 def draw_signs(out: Tensor, seed: int, step: int) -> None:
-    """Draw the `trajstore.sketch.signs.random_signs` of a step, float32 (sign,)."""
+    """Write the random signs of a step, float32 (sign,); see `trajstore.sketch.signs`."""
     triton_kernels.draw_signs[(-(-len(out) // BLOCK),)](
         out, len(out), seed, step, ROLE=int(Role.STEP), BLOCK=BLOCK, **FOUR_WARPS
     )
 
 
-def _programs_at_once(device: torch.device) -> int:
+def _max_programs(device: torch.device) -> int:
     if device.type != "cuda":
         return PROGRAMS_PER_PROCESSOR
     properties = torch.cuda.get_device_properties(device)
@@ -370,5 +374,5 @@ def _programs_at_once(device: torch.device) -> int:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a CUDA device current, for kernels that start inside."""
+    """Return a context in which kernels start on this device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,11 +1,11 @@
-"""Compiled loops for GPUs that read gradients and parameters once, in Triton.
+"""Compiled loops for GPUs, in Triton, that read gradients and parameters only once.
 
-They compute the same as `trajstore.tracking.backends.cpu_kernels`.
-`trajstore.tracking.backends.triton` says how the work is divided, and calls these functions.
+They compute the same numbers as `trajstore.tracking.backends.cpu_kernels`. The module
+`trajstore.tracking.backends.triton` explains how the work is divided, and calls these functions.
 
-Tensors are reached by their addresses: a table has, for every tensor, the address that the
-first element of the flat vector would have if the vector lay where the tensor does, and the
-kind of its elements. Nothing is copied into one flat buffer.
+Kernels read tensors through a table of addresses, without copying them into a flat buffer. For
+every tensor, the table has the kind of its elements and an address: the tensor's address minus its
+offset in the flat vector, so that indexes into the flat vector apply to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ import triton.language as tl
 F = TypeVar("F", bound=Callable[..., Any])
 
 KINDS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Types of elements that kernels read, and their numbers in tables of addresses."""
+"""Types of elements that kernels can read, with their numbers in tables of addresses."""
 
 ABSENT: Final = -1
-"""Kind of a tensor that reads as zeros."""
+"""Kind of a missing tensor, which kernels read as zeros."""
 
 
 def _jit(*, varying: Sequence[str] = ()) -> Callable[[F], Any]:
-    """Compile a function for a GPU, once for all values of the varying arguments."""
+    """Compile a function for a GPU; it is not specialised to values of varying arguments."""
     return lambda function: triton.jit(function, do_not_specialize=list(varying))
 
 
@@ -40,7 +40,7 @@ def _read(
     mask,
     HAS: tl.constexpr,
 ):
-    """Read elements of two neighbouring tensors, as float32; zeros outside the mask."""
+    """Return elements of two neighbouring tensors as float32, or zeros outside the mask."""
     base = tl.where(is_second, tl.load(table + second), tl.load(table + first))
     table += n_layers
     kind = tl.where(is_second, tl.load(table + second), tl.load(table + first))
@@ -62,7 +62,7 @@ def _read(
 
 @_jit()
 def _decode(past, n_codes, element, mask, BLOCK: tl.constexpr):
-    """Decode elements of a code; zeros outside the mask."""
+    """Return decoded elements of a coded anchor, or zeros outside the mask."""
     codes = tl.load(past).to(tl.pointer_type(tl.int8))
     scales = tl.load(past + n_codes).to(tl.pointer_type(tl.float32))
     code = tl.load(codes + element, mask=mask, other=0).to(tl.float32)
@@ -70,8 +70,8 @@ def _decode(past, n_codes, element, mask, BLOCK: tl.constexpr):
 
 
 @_jit()
-def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
-    """Store the sum of products, separately for two tensors."""
+def _store_sum(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
+    """Store the sum of products, separately for the two tensors of a split segment."""
     if is_split:
         tl.store(target, tl.sum(tl.where(is_second, 0.0, product), 0))
         tl.store(target + N_COLUMNS, tl.sum(tl.where(is_second, product, 0.0), 0))
@@ -82,23 +82,29 @@ def _keep(product, is_second, is_split, target, N_COLUMNS: tl.constexpr):
 @_jit(varying=("n_codes",))
 def measure_before(
     gradients,  # int64 (2, layer): table of addresses and kinds
-    parameters,  # int64 (2, layer)
+    parameters,  # int64 (2, layer): table of addresses and kinds
     n_layers,
-    ends,  # int64 (layer,): one past the last element of each tensor
-    segments,  # int32 (row, tile, 4): first and last tensor, row of sums, border block
-    rows,  # float32 (3, size): last gradient, overwritten; displacement, written; anchor
-    size,  # length of a row
+    ends,  # int64 (layer,): index after the last element of each tensor
+    # int32 (row, tile, 4): for each segment, its first and last tensor, its (first) row in
+    # `sums`, and the first block of the last tensor.
+    segments,
+    # float32 (3, size): the last gradient, replaced by the gradient; the displacement,
+    # overwritten; the anchor, only read.
+    rows,
+    size,  # length of each of `rows`
     past,  # int64 (2, code): addresses of codes and scales, see `past_anchors`
     n_codes,
-    sums,  # float32 (sum, N_COLUMNS): overwritten; two rows for a segment of two tensors
-    weights,  # float32 (layer,): of the sketch
+    sums,  # float32 (sum, N_COLUMNS): overwritten; a segment of two tensors has two rows
+    weights,  # float32 (layer,): weights of the sketch
     columns,  # int8: column sequence of the sketch
     probe_columns,  # int8: column sequence of the probes
-    row_signs,  # float32 (row,): of the sketch's fold
-    probe_row_signs,  # float32 (row,): of the folds of gradient and displacement
-    folds,  # float32 (part, 3, bucket): of gradient and displacement, and for the sketch
-    n_rows,  # of the fold
-    n_rows_each,  # rows of one program at most
+    row_signs,  # float32 (row,): row signs of the sketch
+    probe_row_signs,  # float32 (row,): row signs of the probes
+    # float32 (part, 3, bucket): overwritten with folds of the gradient and the displacement for
+    # the probes, and of the weighted gradient for the sketch.
+    folds,
+    n_rows,  # number of rows of the fold
+    n_rows_each,  # maximum number of rows per program
     width,  # length of a row of the fold
     N_BASIS: tl.constexpr,
     N_COLUMNS: tl.constexpr,
@@ -108,25 +114,25 @@ def measure_before(
     GRAD_DOT_BASIS: tl.constexpr,
     DISPLACEMENT_SQ: tl.constexpr,
     DISPLACEMENT_DOT_BASIS: tl.constexpr,
-    HAS_GRADIENTS: tl.constexpr,  # a bit for each of `KINDS` among the tensors
-    HAS_PARAMETERS: tl.constexpr,
+    HAS_GRADIENTS: tl.constexpr,  # bit mask of the `KINDS` among the gradients
+    HAS_PARAMETERS: tl.constexpr,  # bit mask of the `KINDS` among the parameters
     WITH_FOLDS: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Measure gradients and parameters; program (i, j) some rows of some columns."""
+    """Measure gradients and parameters; program (i, j) handles tile i of the rows in part j."""
     tile, part = tl.program_id(0), tl.program_id(1)
     column = tile * SEGMENT + tl.arange(0, SEGMENT)
     is_inside = column < width
-    of_gradient = tl.zeros([SEGMENT], tl.float32)
-    of_displacement = tl.zeros([SEGMENT], tl.float32)
-    of_weighted = tl.zeros([SEGMENT], tl.float32)
+    gradient_fold = tl.zeros([SEGMENT], tl.float32)
+    displacement_fold = tl.zeros([SEGMENT], tl.float32)
+    weighted_fold = tl.zeros([SEGMENT], tl.float32)
     first_row = part * n_rows_each
     for row in range(first_row, tl.minimum(first_row + n_rows_each, n_rows)):
         segment = segments + 4 * (row * tl.num_programs(0) + tile)
         first, second = tl.load(segment), tl.load(segment + 1)
-        place, border = tl.load(segment + 2), tl.load(segment + 3)
+        sums_row, border = tl.load(segment + 2), tl.load(segment + 3)
         element = tl.cast(row, tl.int64) * width + column
         is_second = element >= border.to(tl.int64) * BLOCK
         is_split = first != second
@@ -155,69 +161,72 @@ def measure_before(
         tl.store(previous_pointer, gradient, mask=mask)
         tl.store(displacement_pointer, displacement, mask=mask)
 
-        target = sums + place.to(tl.int64) * N_COLUMNS
-        at = target + GRAD_DOT_PREVIOUS
-        _keep(gradient * previous, is_second, is_split, at, N_COLUMNS)
-        at = target + GRAD_SQ
-        _keep(gradient * gradient, is_second, is_split, at, N_COLUMNS)
-        at = target + GRAD_DOT_DISPLACEMENT
-        _keep(gradient * displacement, is_second, is_split, at, N_COLUMNS)
-        at = target + DISPLACEMENT_SQ
-        _keep(displacement * displacement, is_second, is_split, at, N_COLUMNS)
+        target = sums + sums_row.to(tl.int64) * N_COLUMNS
+        sum_pointer = target + GRAD_DOT_PREVIOUS
+        _store_sum(gradient * previous, is_second, is_split, sum_pointer, N_COLUMNS)
+        sum_pointer = target + GRAD_SQ
+        _store_sum(gradient * gradient, is_second, is_split, sum_pointer, N_COLUMNS)
+        sum_pointer = target + GRAD_DOT_DISPLACEMENT
+        _store_sum(gradient * displacement, is_second, is_split, sum_pointer, N_COLUMNS)
+        sum_pointer = target + DISPLACEMENT_SQ
+        _store_sum(
+            displacement * displacement, is_second, is_split, sum_pointer, N_COLUMNS
+        )
         vector = anchor
         for i in tl.static_range(N_BASIS):
             if i == 1:
                 vector = tl.zeros([SEGMENT], tl.float32)
             if i > 0:
-                # The anchor less an earlier one is the sum of the codes between.
+                # The anchor minus an earlier anchor is the sum of the codes between them.
                 for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
                     vector += _decode(past + k, n_codes, element, mask, BLOCK)
-            at = target + GRAD_DOT_BASIS + i
-            _keep(gradient * vector, is_second, is_split, at, N_COLUMNS)
-            at = target + DISPLACEMENT_DOT_BASIS + i
-            _keep(displacement * vector, is_second, is_split, at, N_COLUMNS)
+            sum_pointer = target + GRAD_DOT_BASIS + i
+            _store_sum(gradient * vector, is_second, is_split, sum_pointer, N_COLUMNS)
+            sum_pointer = target + DISPLACEMENT_DOT_BASIS + i
+            _store_sum(
+                displacement * vector, is_second, is_split, sum_pointer, N_COLUMNS
+            )
 
         if WITH_FOLDS:
             weight = tl.where(
                 is_second, tl.load(weights + second), tl.load(weights + first)
             )
-            place_of_sign = SHIFT * row + column
-            sign = tl.load(columns + place_of_sign, mask=is_inside, other=0).to(
-                tl.float32
-            )
-            of_weighted += tl.load(row_signs + row) * sign * (weight * gradient)
-            sign = tl.load(probe_columns + place_of_sign, mask=is_inside, other=0).to(
+            sign_index = SHIFT * row + column
+            sign = tl.load(columns + sign_index, mask=is_inside, other=0).to(tl.float32)
+            weighted_fold += tl.load(row_signs + row) * sign * (weight * gradient)
+            sign = tl.load(probe_columns + sign_index, mask=is_inside, other=0).to(
                 tl.float32
             )
             sign *= tl.load(probe_row_signs + row)
-            of_gradient += sign * gradient
-            of_displacement += sign * displacement
+            gradient_fold += sign * gradient
+            displacement_fold += sign * displacement
 
     if WITH_FOLDS:
         n_buckets = tl.num_programs(0) * SEGMENT
         out = folds + part * 3 * n_buckets + column
-        tl.store(out, of_gradient)
-        tl.store(out + n_buckets, of_displacement)
-        tl.store(out + 2 * n_buckets, of_weighted)
+        tl.store(out, gradient_fold)
+        tl.store(out + n_buckets, displacement_fold)
+        tl.store(out + 2 * n_buckets, weighted_fold)
 
 
 @_jit()
 def measure_after(
-    parameters,  # as in `measure_before`, which has written the displacement
+    # Arguments without a comment are as in `measure_before`, which must have run.
+    parameters,
     n_layers,
     ends,
-    layer_of_block,  # int32 (block,)
+    layer_of_block,  # int32 (block,): index of the layer of each block
     rows,
     size,
     sums,  # float32 (block, N_COLUMNS): overwritten
-    checks,  # int64 (block,): overwritten with sums that change with the parameters' bits
+    checks,  # int64 (block,): overwritten with checksums of the parameters
     N_COLUMNS: tl.constexpr,
     UPDATE_SQ: tl.constexpr,
     UPDATE_DOT_DISPLACEMENT: tl.constexpr,
     HAS_PARAMETERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Measure the update; program i one block."""
+    """Measure the update; program i handles block i."""
     block = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     element = block.to(tl.int64) * BLOCK + lane
@@ -228,7 +237,7 @@ def measure_after(
     )
     displacement = tl.load(rows + size + element, mask=mask, other=0.0)
     anchor = tl.load(rows + size + size + element, mask=mask, other=0.0)
-    # Near the anchor x - r is exact, and so is the difference of two of them.
+    # Near the anchor r, x - r is exact, and so is the difference of two displacements.
     update = (parameter - anchor) - displacement
     target = sums + N_COLUMNS * block
     tl.store(target + UPDATE_SQ, tl.sum(update * update, 0))
@@ -248,7 +257,7 @@ def subtract_anchor(
     HAS_PARAMETERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the displacement; arguments as in `measure_after`."""
+    """Write the displacement to `rows`; the arguments are as in `measure_after`."""
     block = tl.program_id(0)
     element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     layer = tl.load(layer_of_block + block)
@@ -264,8 +273,8 @@ def subtract_anchor(
 def fold(
     vector,  # float32 (size,)
     size,
-    columns,  # signs, as in `measure_before`
-    row_signs,
+    columns,  # int8: sequence of column signs
+    row_signs,  # float32 (row,)
     folds,  # float32 (part, bucket): overwritten
     n_rows,
     n_rows_each,
@@ -273,7 +282,7 @@ def fold(
     SHIFT: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Fold one vector; program (i, j) some rows of some columns."""
+    """Fold one vector; program (i, j) handles tile i of the rows in part j."""
     tile, part = tl.program_id(0), tl.program_id(1)
     column = tile * SEGMENT + tl.arange(0, SEGMENT)
     is_inside = column < width
@@ -291,32 +300,32 @@ def fold(
 @_jit()
 def add_up(
     values,  # float32 or float64 (row, column)
-    bounds,  # int32 (run + 1,): rows that runs begin with, and the end of the last
-    out,  # float32 or float64 (run, at least column): overwritten
-    out_stride,
+    bounds,  # int32 (group + 1,): first row of each group of rows, and the number of rows
+    out,  # float32 or float64 (group, column or more): overwritten
+    out_stride,  # distance of the rows of `out`
     N_COLUMNS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # the next power of two
-    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # the power of two that is not below N_COLUMNS
+    ROWS: tl.constexpr,  # number of rows to add in one batch
 ):
-    """Add rows of a table in float64 in a fixed order; program i one run."""
-    run = tl.program_id(0)
-    first, stop = tl.load(bounds + run), tl.load(bounds + run + 1)
+    """Add the rows of each group in float64 in a fixed order; program i handles group i."""
+    group = tl.program_id(0)
+    first, stop = tl.load(bounds + group), tl.load(bounds + group + 1)
     column = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
     for start in range(first, stop, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         mask = (row < stop) & (column < N_COLUMNS)
-        place = row.to(tl.int64) * N_COLUMNS + column
-        total += tl.load(values + place, mask=mask, other=0.0).to(tl.float64)
+        index = row.to(tl.int64) * N_COLUMNS + column
+        total += tl.load(values + index, mask=mask, other=0.0).to(tl.float64)
     column = tl.arange(0, COLUMNS)
-    target = out + run * out_stride + column
+    target = out + group * out_stride + column
     tl.store(target, tl.sum(total, 0), mask=column < N_COLUMNS)
 
 
 @_jit(varying=("seed", "step"))
 def draw_signs(out, n, seed, step, ROLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Draw the `sketch.signs.random_signs` of a step, (n,); program i one block."""
-    # Each sign is computed by itself, by ten rounds of Philox4x64.
+    """Write the random signs of a step to `out`, float32 (n,); program i handles block i."""
+    # Ten rounds of Philox4x64 per sign give the bits of `trajstore.sketch.signs`.
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     a = (index // 256 + 1).to(tl.uint64)
     b = tl.zeros([BLOCK], tl.uint64)
@@ -332,9 +341,10 @@ def draw_signs(out, n, seed, step, ROLE: tl.constexpr, BLOCK: tl.constexpr):
         a, b, c, d = high_c ^ b ^ key, low_c, high_a ^ d ^ other_key, low_a
         key += 0x9E3779B97F4A7C15
         other_key += 0xBB67AE8584CAA73B
-    which = (index // 64) % 4
-    word = tl.where(which < 2, tl.where(which == 0, a, b), tl.where(which == 2, c, d))
-    # Bytes in little-endian order, in each the highest bit first.
-    place = 8 * ((index % 64) // 8) + 7 - index % 8
-    bit = ((word >> place.to(tl.uint64)) & 1).to(tl.float32)
+    i_word = (index // 64) % 4
+    first_words, last_words = tl.where(i_word == 0, a, b), tl.where(i_word == 2, c, d)
+    word = tl.where(i_word < 2, first_words, last_words)
+    # The bytes are in little-endian order, and each byte begins with its highest bit.
+    bit_index = 8 * ((index % 64) // 8) + 7 - index % 8
+    bit = ((word >> bit_index.to(tl.uint64)) & 1).to(tl.float32)
     tl.store(out + index, 2.0 * bit - 1.0, mask=index < n)

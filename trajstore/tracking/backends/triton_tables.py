@@ -1,4 +1,4 @@
-"""Tables of addresses, segments and sums for the kernels of `triton_kernels`."""
+"""Make the tables of addresses, segments and sums for the kernels of `triton_kernels`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,48 +17,48 @@ from trajstore.tracking.backends.memory import row_major
 from trajstore.tracking.backends.triton_kernels import ABSENT, KINDS
 
 SEGMENT: Final = 256
-"""Elements that a program works on at once: eight for each thread of a warp."""
+"""Number of elements that a program processes in one batch: eight per thread of a warp."""
 
 ROWS_PER_PROGRAM: Final = 256
-"""Rows of a table that one program adds up."""
+"""Maximum number of rows of a table that one program adds up."""
 
 ONE_WARP: Final = {"num_warps": 1, "enable_fp_fusion": True}
 FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 class AddressTable:
-    """Addresses of tensors on their device, in the order of a layout."""
+    """Keeps a table of the addresses of tensors on the device, in the order of a layout."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._offsets, self._device = layout.offsets, device
-        self._known = np.zeros((2, len(layout.names)), np.int64)
-        # One column per tensor. The first row holds the tensor's address minus its offset in
-        # the flat vector, in bytes: a kernel adds the index of an element in the flat vector.
-        # The second row holds the kind of the elements.
-        self.table = upload(self._known.copy(), device)
-        # Keeps the tensors, some of them copies, alive while kernels may read them.
+        self._uploaded = np.zeros((2, len(layout.names)), np.int64)
+        # int64 (2, layer). The first row holds each tensor's address minus its offset in the flat
+        # vector, in bytes; a kernel adds the offset of an element in the flat vector. The
+        # second row holds the kinds of the elements.
+        self.table = upload(self._uploaded.copy(), device)
+        # Keeps the tensors, or copies of them, alive while kernels may read them.
         self._kept: list[Tensor | None] = []
 
     def update(self, tensors: Sequence[Tensor | None]) -> int:
-        """Enter these tensors in the table; return a bit mask of the kinds found."""
+        """Enter these tensors in the table; return a bit mask of their kinds."""
         tensors = self._kept = [
             None if t is None else row_major(t, name, shape, self._as_row_major)
             for t, (name, shape) in zip(tensors, self._shapes.items(), strict=True)
         ]
-        found = np.array(
+        entries = np.array(
             [
                 (0, ABSENT) if t is None else (t.data_ptr(), KINDS[t.dtype])
                 for t in tensors
             ],
             np.int64,
         ).T
-        kinds = found[1]
-        # Subtract the offset in bytes; kind 0 is float32, the other kinds have two bytes.
-        found[0] -= self._offsets * np.where(kinds == 0, 4, 2)
-        if not np.array_equal(found, self._known):
-            self._known = found
-            self.table.copy_(upload(np.ascontiguousarray(found), self._device))
+        kinds = entries[1]
+        # Subtract the offset in bytes. Kind 0 is float32; the other kinds have two bytes.
+        entries[0] -= self._offsets * np.where(kinds == 0, 4, 2)
+        if not np.array_equal(entries, self._uploaded):
+            self._uploaded = entries
+            self.table.copy_(upload(np.ascontiguousarray(entries), self._device))
         return sum(1 << kind for kind in KINDS.values() if kind in kinds)
 
     def _as_row_major(self, tensor: Tensor) -> Tensor:
@@ -78,33 +78,33 @@ class AddressTable:
 
 
 class SumsByLayer:
-    """Adds rows of a table layer by layer, in float64 and in a fixed order."""
+    """Adds the rows of a table layer by layer, in float64 and in a fixed order."""
 
     def __init__(
         self,
-        layer_of_row: npt.NDArray[Any],  # (row,), ascending
+        layer_of_row: npt.NDArray[Any],  # (row,): layer of each row, ascending
         n_layers: int,
         n_columns: int,
         device: torch.device,
     ) -> None:
-        # float32 (row, column): the table, for kernels to fill.
+        # float32 (row, column): the table, which kernels fill.
         self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
         bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
-        runs = [
+        groups = [
             np.arange(first, stop, ROWS_PER_PROGRAM) for first, stop in pairwise(bounds)
         ]
-        run_bounds = np.append(np.concatenate(runs), len(layer_of_row))
-        layer_bounds = np.cumsum([0, *map(len, runs)])
-        self._run_bounds = upload(run_bounds.astype(np.int32), device)
+        group_bounds = np.append(np.concatenate(groups), len(layer_of_row))
+        layer_bounds = np.cumsum([0, *map(len, groups)])
+        self._group_bounds = upload(group_bounds.astype(np.int32), device)
         self._layer_bounds = upload(layer_bounds.astype(np.int32), device)
-        self._run_sums = torch.zeros(
-            (len(run_bounds) - 1, n_columns), dtype=torch.float64, device=device
+        self._group_sums = torch.zeros(
+            (len(group_bounds) - 1, n_columns), dtype=torch.float64, device=device
         )
 
     def write(self, out: Tensor) -> None:
-        """Write sums to the first columns of `out`, float32 (layer, `n_columns` or more)."""
-        self._add_up(self.values, self._run_bounds, self._run_sums)
-        self._add_up(self._run_sums, self._layer_bounds, out)
+        """Write the sums to the first columns of `out`, float32 (layer, column or more)."""
+        self._add_up(self.values, self._group_bounds, self._group_sums)
+        self._add_up(self._group_sums, self._layer_bounds, out)
 
     def _add_up(self, values: Tensor, bounds: Tensor, out: Tensor) -> None:
         n_columns = self.values.shape[1]
@@ -121,7 +121,7 @@ class SumsByLayer:
 
 
 def column_constants(columns: Columns) -> dict[str, int]:
-    """Return the column numbers that kernels take as constants: N_COLUMNS, GRAD_SQ, ..."""
+    """Return the column numbers that kernels need as constants: N_COLUMNS, GRAD_SQ, ..."""
     constants = {name.upper(): start for name, start in columns.starts.items()}
     return constants | {"N_COLUMNS": columns.n_columns}
 
@@ -129,8 +129,8 @@ def column_constants(columns: Columns) -> dict[str, int]:
 def segments_of(
     layout: Layout, width: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Cut the rows of a fold into segments, (segment, 4); also return the layer of each sum."""
-    # `triton_kernels.measure_before` explains the four columns. The layers ascend.
+    """Return a table of the segments of a fold, (segment, 4), and the layer of each sum."""
+    # `triton_kernels.measure_before` explains the four columns. The layers are ascending.
     last_element = layout.size - 1
     row_starts = width * np.arange(-(-layout.size // width))[:, None]
     starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
@@ -145,7 +145,7 @@ def segments_of(
     layer_of_sum = np.empty(len(starts) + np.count_nonzero(is_split), np.int64)
     layer_of_sum[first_sum] = first
     layer_of_sum[first_sum[is_split] + 1] = last[is_split]
-    # If a segment has only one tensor, its border lies after the last element.
+    # The border of a segment with only one tensor lies after the last element of the vector.
     borders = np.where(is_split, layout.offsets[last] // BLOCK, layout.size // BLOCK)
     table = np.stack([first, last, first_sum, borders], 1)
     return table.astype(np.int32), layer_of_sum
