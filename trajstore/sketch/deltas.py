@@ -37,7 +37,7 @@ def encode(difference: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
 
 
 def n_codes(basis: int) -> int:
-    """Return the number of past codes that the displacements in a basis are sums of."""
+    """Return the number of past codes that the displacements in a basis require."""
     # The basis consists of the anchor and its displacements from the anchors 1, 2, 4, ...
     # windows earlier. These displacements are sums of the last 1, 2, 4, ... codes.
     return 1 << (basis - 2) if basis > 1 else 0

@@ -23,7 +23,8 @@ class Probes:
     """Makes the probes of the vectors of a run."""
 
     fold: Fold  # the first fold, which shares its column signs with the sketch
-    # Size of a probe, a power of two. Only the largest prime number below it is filled.
+    # Length of a probe, a power of two. The largest prime below it is the number of filled
+    # entries.
     count: int
 
     @cached_property

@@ -85,7 +85,7 @@ class FoldOnDevice:
 
     def __call__(
         self,
-        buffer_index: int,  # index of the buffer
+        buffer_index: int,  # which buffer to fold
         row_signs: Tensor,  # float32 (row,)
         out: Tensor,  # float32 (vector, bucket): the folds are added to it
         weighted: Weighted | None = None,

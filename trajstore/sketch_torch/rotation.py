@@ -21,7 +21,7 @@ class Rotation:
         self._block = block
 
     def __call__(self, vector: Tensor, signs: Tensor) -> None:
-        """Rotate a vector in place, float32 (size,), with random signs (size,)."""
+        """Rotate a vector, float32 (size,), in place with random signs (size,)."""
         half = len(vector) // 2
         vector.mul_(signs)
         self._hadamard(vector)

@@ -38,8 +38,8 @@ class SketchOnDevice:
 
     def __call__(
         self,
-        buffer_index: int,  # index of the buffer
-        step: int,  # optimizer step, buffer_index determines the random signs
+        buffer_index: int,  # which buffer to fold
+        step: int,  # optimizer step, which determines the random signs
         block_weights: Tensor,  # float32 (block,): weights for the sketched vector
         *,
         fold_signs: Tensor,  # float32 (row,): row signs of the unweighted folds

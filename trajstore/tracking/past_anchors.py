@@ -53,7 +53,7 @@ class PastAnchors:
         return products
 
     def displacements(self, elements: slice, blocks: slice, like: Tensor) -> Tensor:
-        """Return a chunk of each displacement, (displacement, element), like the tensor `like`."""
+        """Return a chunk of each displacement, (displacement, element), on the device of `like`."""
         # A displacement goes back to the first anchor if there are too few earlier anchors.
         vectors = like.new_zeros(self.n_vectors, elements.stop - elements.start)
         for j in range(self.n_vectors):

@@ -227,7 +227,7 @@ def _strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_divided(tensor: Tensor) -> bool:
-    """Whether a tensor is a `torch.distributed.tensor.DTensor`."""
+    """Return whether a tensor is a `torch.distributed.tensor.DTensor`."""
     # Importing that class for an isinstance test would take half a second.
     is_wrapper: Any = is_traceable_wrapper_subclass
     return bool(is_wrapper(tensor)) and type(tensor).__name__ == "DTensor"

@@ -1,4 +1,4 @@
-"""Measure in full float32 precision, regardless of the precision own_settings for training."""
+"""Measure in full float32 precision, regardless of the precision chosen for training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

@@ -165,9 +165,7 @@ class Tracker:
         self,
         window: int,
         keyframe: Tensor,  # float32 (size,): the last keyframe before the window
-        codes: Callable[
-            [int], tuple[Tensor, Tensor]
-        ],  # returns a window's codes and scales
+        codes: Callable[[int], tuple[Tensor, Tensor]],  # codes and scales by window
         weights: Tensor,  # float32 (layer,): weights of the sketch in the window
         probes: Tensor,  # float64 (probe,): probes of the anchor; empty in exact mode
         gradient_energies: Tensor,  # float32 (step, layer): |g|^2 in the window so far
@@ -206,7 +204,7 @@ class Tracker:
         self._placement.scatter(gradient, self._backend.last_gradient)
 
     def forget_previous_gradient(self) -> None:
-        """Let the next gradient be multiplied with NaN instead of the last gradient."""
+        """Replace the last gradient by NaN, so that the next product with it is NaN."""
         for view in self._placement.views(self._backend.last_gradient):
             view.fill_(torch.nan)
 

@@ -79,7 +79,7 @@ def test_error_is_at_most_half_a_level(magnitude, on_device):
     error = np.abs(decode_with(codes, scales, on_device).reshape(-1, BLOCK) - exact)
     # The scale, the quotient and the product are rounded, at up to 127 levels.
     assert (error.max(1) <= (0.5 + 4 * LEVELS * EPS) * levels).all()
-    # A code that rounded to every second level would not pass, nor would this.
+    # The bound is tight, so the test above would notice a code with half as many levels.
     assert (error.max(1) > 0.45 * levels).all()
 
 
@@ -157,7 +157,7 @@ def test_numpy_and_torch_encode_alike():
 def test_decoding_gives_the_same_bits_everywhere(seed, special):
     pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
-    # Any bit pattern of a finite scale, denormal ones included.
+    # Any bit pattern of a finite scale, including denormal scales.
     scales = rng.integers(0, 0x7F800000, 16, dtype=np.uint32).view(np.float32)
     scales[:4] = rng.integers(0, 0x00800000, 4, dtype=np.uint32).view(np.float32)
     scales[8 : 8 + len(special)] = special
@@ -167,7 +167,7 @@ def test_decoding_gives_the_same_bits_everywhere(seed, special):
         exact = codes.reshape(-1, BLOCK) * scales.astype(np.float64)[:, None]
         expected = exact.astype(np.float32)
     on_device = decode_with(codes, scales, on_device=True)
-    # Code times scale is exact in float64, so this is the product rounded once.
+    # Code times scale is exact in float64, so `expected` is the product rounded once.
     np.testing.assert_array_equal(decoded, expected.reshape(-1))
     np.testing.assert_array_equal(on_device.view(np.uint32), decoded.view(np.uint32))
 
@@ -184,7 +184,7 @@ def test_repeated_codes_follow_a_moving_vector_without_drift():
         error = np.abs(point.astype(np.float64) - anchor).reshape(-1, BLOCK).max(1)
         # Half a level of the last difference, and the rounding of two sums near 4.
         assert (error <= 0.5 * scales + 8 * EPS).all()
-        # The level itself does not grow: a 127th of a step of 0.1 and 5 sigma.
+        # The scale does not grow: it is at most the largest step, 0.1 times 5.5 sigma, over 127.
         assert (scales < 0.1 * 5.5 / LEVELS).all()
     # NumPy and torch decode to the same bits.
     assert by_device.tobytes() == anchor.tobytes()

@@ -19,7 +19,7 @@ WIDTHS = [
     pytest.param(65536, 65141, id="65536"),
 ]
 
-# Width 61.
+# Sizes of vectors for a fold of width 61.
 SIZES = [
     pytest.param(1, id="one element"),
     pytest.param(40, id="shorter than a row"),
@@ -35,14 +35,14 @@ def make_fold(size: int, buckets: int = 64, seed: int = 11) -> Fold:
 
 
 def integers(rng: np.random.Generator, shape: Any) -> npt.NDArray[Any]:
-    """Small integers: their float32 sums are exact in any order."""
+    """Return small integers, whose float32 sums are exact in any order."""
     return np.asarray(rng.integers(-8, 9, shape), np.float32)
 
 
 def fold_slowly(
     fold: Fold, vector: npt.NDArray[Any], row_signs: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """One element after the other, in float64."""
+    """Fold one element after another, in float64."""
     sequence = random_signs(10**5, seed=fold.seed, role=fold.column_role)
     folded = [0.0] * fold.buckets
     for i, value in enumerate(vector):
@@ -70,7 +70,7 @@ def test_blocks_in_different_rows_begin_in_different_buckets(buckets):
     assert np.diff(np.append(starts, starts[0] + BLOCK)).min() > 40
 
 
-def test_no_prime_is_passed_over():
+def test_no_prime_is_skipped():
     for n in range(3, 300):
         expected = max(k for k in range(n) if is_prime(k))
         assert largest_prime_below(n) == expected
@@ -146,7 +146,7 @@ def test_a_part_is_laid_out_like_the_whole():
 
 @pytest.mark.parametrize("size", [5, 7, 14, 30, 49])
 def test_inner_products_are_kept_on_average_over_all_row_signs(size):
-    # At most 7 rows of 7: all sign vectors, sums of small integers, hence exactly equal.
+    # With at most 7 rows, all sign vectors can be tried. Sums of small integers are exact.
     rng = np.random.default_rng(size)
     fold = make_fold(size, buckets=8)
     g, v = integers(rng, size), integers(rng, size)
@@ -169,12 +169,12 @@ def test_variance_over_row_signs_is_the_sum_over_pairs_of_rows(size):
 
 
 def test_mean_variance_equals_the_variance_with_independent_signs():
-    """The formula of `trajstore.sketch.fold`, averaged over runs.
+    """Average the variance formula of `trajstore.sketch.fold` over runs.
 
-    For +-1 vectors of R rows of p, independent signs give each of R (R - 1) / 2 pairs
-    the variance sum_j (g_bj v_b'j + g_b'j v_bj)^2.
+    For independent signs and vectors of +-1, the variance of each pair of rows b, b' is
+    sum_j (g_bj v_b'j + g_b'j v_bj)^2.
     """
-    fold_of = [make_fold(70, buckets=8, seed=seed) for seed in range(1000)]
+    folds = [make_fold(70, buckets=8, seed=seed) for seed in range(1000)]
     rng = np.random.default_rng(5)
     g, v = (rng.choice(np.array([-1, 1], np.float32), 70) for _ in range(2))
     G, V = g.reshape(10, 7), v.reshape(10, 7)
@@ -182,25 +182,25 @@ def test_mean_variance_equals_the_variance_with_independent_signs():
     first, second = np.triu_indices(10, 1)
     expected = np.square(crossed[first, second]).sum()
     variances = []
-    for fold in fold_of:
+    for fold in folds:
         products = fold.signed_rows(g) @ fold.signed_rows(v).T
         pairs = np.triu(products + products.T, 1)
         variances.append(np.square(pairs).sum())
     standard_error = np.std(variances) / np.sqrt(len(variances))
     assert abs(np.mean(variances) - expected) < 4 * standard_error
-    # Four standard errors are tight enough to tell.
+    # The standard error is small enough for a meaningful test.
     assert standard_error < 0.01 * expected
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64, 128, 512])
 def test_columns_of_weight_matrices_spread_over_the_buckets(width):
-    # One heavy column of a matrix: in rows of 64 it would fall on 64 / width buckets.
+    # In rows of 64, the one heavy column of the matrix would fall on 64 / width buckets.
     rows = 61
     column = np.zeros((rows, width), np.float32)
     column[:, 3] = 1
     fold = make_fold(rows * width)
     energies = np.square(fold.signed_rows(column.reshape(-1))).sum(0)
-    # The width of the matrix is prime to 61, so each of 61 rows meets another bucket.
+    # The width of the matrix is coprime to 61, so each of the 61 rows falls on another bucket.
     np.testing.assert_array_equal(energies[:61], np.ones(61))
 
 
@@ -225,7 +225,7 @@ def test_torch_folds_alike(size, chunk, n_spans, monkeypatch):
     spans = [Span(a, a, b - a) for a, b in pairwise(borders.tolist())]
     buffers = [torch.zeros_like(buffer), buffer]
     on_device = fold_torch.FoldOnDevice(fold, buffers, spans)
-    # Filled afterwards: calls fold what the buffer holds then.
+    # The buffer is filled afterwards, because each call must fold its current contents.
     buffer[:, :size] = torch.from_numpy(vectors)
     before = buffer.clone()
     weights = rng.choice(np.array([0.25, 0.5, 1, 2], np.float32), n_blocks)

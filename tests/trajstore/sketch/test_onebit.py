@@ -9,7 +9,7 @@ from trajstore.sketch.onebit import decode, encode
 SIZES = [
     pytest.param(8, id="one byte"),
     pytest.param(64, id="one word"),
-    pytest.param(4096, id="some words"),
+    pytest.param(4096, id="several words"),
     pytest.param(65536, id="one block"),
     pytest.param(1 << 18, id="four blocks"),
 ]
@@ -58,7 +58,7 @@ def test_decoded_vector_is_scale_times_sign(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_decoded_vector_has_the_product_with_the_original_that_it_should(size):
+def test_product_of_decoded_vector_and_vector_is_its_squared_norm(size):
     (vector,) = random_vectors(size).astype(np.float64)
     decoded = decode(*encode(vector.astype(np.float32))).astype(np.float64)
     assert decoded @ vector == pytest.approx(vector @ vector, rel=1e-6)
@@ -129,7 +129,7 @@ def test_torch_encodes_alike(size):
     signs, scales = encode(vector)
     packed, on_device = encode_on_device(vector, len(scales))
     np.testing.assert_array_equal(packed, signs)
-    # Sums in another order: float32 rounding.
+    # The sums are added in another order, so they differ by float32 rounding.
     np.testing.assert_allclose(on_device, scales, rtol=1e-6)
 
 

@@ -24,7 +24,7 @@ def make_probes(size: int, buckets: int, count: int, seed: int = 3) -> Probes:
 
 
 def integers(seed: int, shape: Any) -> npt.NDArray[Any]:
-    """Small integers: their float32 sums are exact in any order."""
+    """Return small integers, whose float32 sums are exact in any order."""
     rng = np.random.default_rng(seed)
     return np.asarray(rng.integers(-8, 9, shape), np.float32)
 
@@ -32,7 +32,7 @@ def integers(seed: int, shape: Any) -> npt.NDArray[Any]:
 def probe_slowly(
     vector: npt.NDArray[Any], seed: int, count: int, width: int, second_width: int
 ) -> npt.NDArray[Any]:
-    """One element after the other, in float64."""
+    """Compute the probe of a vector one element after another, in float64."""
     column_signs = random_signs(10**5, seed=seed, role=Role.FOLD).astype(float)
     row_signs = random_signs(10**4, seed=seed, role=Role.PROBE_ROWS).astype(float)
     second_signs = random_signs(10**5, seed=seed, role=Role.PROBE_FOLD).astype(float)
@@ -87,7 +87,7 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
     for seed in range(n_runs):
         probes = make_probes(size, buckets, count, seed)
         estimates[seed] = probes(g).astype(float) @ probes(v) / lengths
-    # sqrt(2 / 64) = 0.18 in a run at most.
+    # The standard deviation in a run is at most sqrt(2 / 64) = 0.18.
     assert abs(estimates.mean() - cosine) < 4 * estimates.std() / np.sqrt(n_runs)
     # Both folds of 1021 and 61 columns, 4 and 17 rows, add their variances; the stated
     # (1 + cos^2) / 64 leaves out 5 %. Four standard errors of a variance are 13 %.

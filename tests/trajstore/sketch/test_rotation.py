@@ -27,7 +27,7 @@ def random_vectors(
 
 
 def hadamard_slowly(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The textbook butterfly in float64, block by block."""
+    """Apply textbook butterflies in float64, block by block."""
     blocks = vector.astype(np.float64).reshape(-1, min(len(vector), MAX_BLOCK)).copy()
     half = 1
     while half < blocks.shape[1]:
@@ -138,7 +138,7 @@ def test_torch_rotates_alike(size):
 
     vectors, signs = random_vectors(size)
     on_device = Rotation(size, torch.device("cpu"))
-    # Twice: the temporaries are used again.
+    # The second rotation uses the temporaries again.
     for sign in (1, -1):
         vector = torch.from_numpy(sign * vectors[0])
         on_device(vector, torch.from_numpy(signs))

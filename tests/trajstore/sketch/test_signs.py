@@ -5,7 +5,7 @@ import pytest
 
 from trajstore.sketch.signs import Role, random_bytes, random_signs
 
-# Written once from the first release: stored sketches are decoded with these bytes.
+# Bytes of the first release. They must not change, because stored sketches need them.
 KNOWN_BYTES = [
     pytest.param(
         0,
@@ -18,7 +18,7 @@ KNOWN_BYTES = [
         12345, Role.STEP, 678, "4a3f7d3c47ca8e59183e3edea97d780a", id="step of a run"
     ),
     pytest.param(
-        2**64 - 1, Role.STEP, 2**62, "495025", id="largest seed, some of a word"
+        2**64 - 1, Role.STEP, 2**62, "495025", id="largest seed, part of a word"
     ),
 ]
 
@@ -39,7 +39,7 @@ def test_bytes_never_change(seed, role, step, expected):
 
 
 def test_roles_keep_their_numbers():
-    # The number of a role is half of the key: another number is another format.
+    # The role is one of two words of the key, so another number would change the format.
     assert {role.name: int(role) for role in Role} == {
         "FOLD": 0,
         "STEP": 1,

@@ -19,7 +19,7 @@ def sparse(size: int, *values: float) -> Array:
 
 
 def heavy_columns(size: int, width: int) -> Array:
-    """A matrix in which 4 columns carry all but a thousandth of the energy."""
+    """Return a matrix in which 4 columns have all but about a thousandth of the energy."""
     matrix = np.random.default_rng(2).standard_normal((-(-size // width), width))
     matrix[:, 4:] *= np.sqrt(1e-3 * 4 / (width - 4))
     return np.ravel(matrix)[:size]
@@ -43,7 +43,7 @@ def student(size: int) -> Array:
     return np.random.default_rng(6).standard_t(2, size)
 
 
-# Sketches of 1024 bits: rows of 1021.
+# For sketches of 1024 bits, whose folds have rows of 1021.
 CONCENTRATED = [
     pytest.param(sparse(800, 1), id="one entry"),
     pytest.param(sparse(800, 1, 0.5), id="two entries"),
@@ -64,7 +64,7 @@ SPREAD = [
     pytest.param(heavy_columns(9000, 512), id="heavy columns of 512"),
     pytest.param(heavy_columns(9000, 1024), id="heavy columns of 1024"),
 ]
-# Sketches of 65536 bits.
+# For sketches of 65536 bits.
 LARGE = [
     pytest.param(sparse(50000, 1, 0.5), id="two entries"),
     pytest.param(sparse(150001, 1, -0.7, 0.3), id="three entries"),
@@ -88,7 +88,7 @@ SHAPES = [
 
 
 class Estimates(NamedTuple):
-    """Estimates of <g, v> for some v, in units of |g| |v|; (step, v)."""
+    """Estimates of <g, v> for several vectors v, in units of |g| |v|, (step, v)."""
 
     values: Array
     exact: Array
@@ -103,10 +103,10 @@ class Estimates(NamedTuple):
 
 
 def directions(g: Array) -> Array:
-    """Return factors of products with a gradient: itself, with noise, and its parts.
+    """Return unit vectors to multiply a gradient with: g, g with noise, and parts of g.
 
-    The product with the gradient itself cannot be biased where there is one row, because
-    of the scale; the product with a single entry can.
+    If there is only one row, the scale makes the product with g itself unbiased; only a product
+    with a single entry could be biased.
     """
     rng = np.random.default_rng(7)
     noise = rng.standard_normal(len(g))
@@ -125,7 +125,7 @@ def directions(g: Array) -> Array:
 def estimate(
     sketches_and_steps: Iterable[tuple[Sketch, int]], g: Array, vectors: Array
 ) -> Estimates:
-    """Encode in single steps, decode, multiply."""
+    """Encode and decode one step at a time, and multiply with the vectors."""
     g = (g / np.linalg.norm(g)).astype(np.float32)
     values = []
     for sketch, step in sketches_and_steps:
@@ -139,7 +139,7 @@ def estimate(
 def within_one_run(
     bits: int, g: Array, vectors: Array, n_steps: int, seed: int = 0
 ) -> Estimates:
-    """Like `estimate`, for all steps of a run at once."""
+    """Like `estimate`, but decode all steps of a run in one batch."""
     sketch = Sketch(size=len(g), bits=bits, seed=seed)
     g = (g / np.linalg.norm(g)).astype(np.float32)
     codes = [sketch.encode(g, step) for step in range(n_steps)]
@@ -157,8 +157,8 @@ def test_estimates_are_unbiased_over_runs(g):
     # Runs of one step each: all signs are fresh.
     runs = [(Sketch(size=len(g), bits=1024, seed=seed), 5) for seed in range(300)]
     estimates = estimate(runs, g, directions(g))
-    # What two rounds leave for two entries is 0.3 % at 1024 bits and falls as
-    # 1 / sqrt(bits).
+    # The bias that remains after two rounds is 0.3 % for two entries and 1024 bits, and is
+    # proportional to 1 / sqrt(bits).
     tolerance = 0.003 + 4 * estimates.standard_error
     assert (estimates.bias < tolerance).all()
 
@@ -175,19 +175,19 @@ def test_full_sketches_are_within_half_a_percent(g):
     estimates = within_one_run(65536, g, directions(g), n_steps=10)
     tolerance = np.maximum(0.005, 4 * estimates.standard_error)
     assert (estimates.bias < tolerance).all()
-    # The test is as sharp as it looks.
+    # The standard errors are small enough for a meaningful test.
     assert (estimates.standard_error[1:] < 0.003).all()
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 5, 30])
 def test_variance_is_as_predicted(n_rows):
-    """(1 - 1 / B + 0.571) / m for vectors of norm 1 that fill B rows."""
+    """The variance is (1 - 1 / B + 0.571) / m for vectors of norm 1 that fill B rows."""
     bits, n = 256, 2000
     sketch = Sketch(size=251 * n_rows, bits=bits, seed=8)
     rng = np.random.default_rng(n_rows)
     squares = np.empty(n)
     for step in range(n):
-        # Fresh vectors too: with few rows the variance depends on them.
+        # The vectors are also fresh, because with few rows the variance depends on them.
         g, v = rng.standard_normal((2, sketch.size)).astype(np.float32)
         lengths = np.linalg.norm(g) * np.linalg.norm(v)
         signs, scales = sketch.encode(g, step)
@@ -196,7 +196,7 @@ def test_variance_is_as_predicted(n_rows):
         squares[step] = ((result - float(g.astype(float) @ v)) / lengths) ** 2
     predicted = (FOLD_VARIANCE * (1 - 1 / n_rows) + CODE_VARIANCE) / bits
     standard_error = squares.std() / np.sqrt(n)
-    # 251 of 256 buckets are filled: the fold's part is 2 % larger.
+    # Only 251 of 256 buckets are filled, so the variance of the fold is 2 % larger.
     assert abs(squares.mean() - predicted) < 4 * standard_error + 0.02 * predicted
     assert standard_error < 0.05 * predicted
     assert pytest.approx(0.571, abs=5e-4) == CODE_VARIANCE
@@ -247,7 +247,7 @@ def test_sketch_is_the_composition_of_the_formulas(size):
 
 
 def test_tensors_add_up():
-    # Estimates of the parts of v add up to the estimate of v: only g is coarse.
+    # Estimates for parts of v add up to the estimate for v, because only g is coded.
     sketch = Sketch(size=3000, bits=1024, seed=11)
     g, v = np.random.default_rng(12).standard_normal((2, 3000)).astype(np.float32)
     signs, scales = sketch.encode(g, 4)

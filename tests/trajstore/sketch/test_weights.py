@@ -12,7 +12,7 @@ IMPLEMENTATIONS = [pytest.param(False, id="numpy"), pytest.param(True, id="torch
 ALL_ONES = [
     pytest.param([0, 0], [1, 2], id="nothing moved"),
     pytest.param([1, 2], [0, 0], id="no gradients"),
-    pytest.param([0, 0], [0, 0], id="nothing at all"),
+    pytest.param([0, 0], [0, 0], id="nothing moved, no gradients"),
     pytest.param([1, np.nan], [1, 2], id="a displacement is NaN"),
     pytest.param([1, 2], [np.nan, 1], id="a gradient is NaN"),
     pytest.param([1, np.inf], [1, 2], id="a displacement is infinite"),
@@ -42,7 +42,7 @@ def weights(
 
 
 @pytest.mark.parametrize("on_device", IMPLEMENTATIONS)
-def test_weights_are_the_formula(on_device):
+def test_weights_follow_the_formula(on_device):
     # U^2 = (30 * 9 + 10 * 25) / 40 = 13, Q^2 = (30 * 1 + 10 * 81) / 40 = 21.
     U, Q = sqrt(13), sqrt(21)
     expected = [
@@ -86,7 +86,7 @@ def test_equal_tensors_get_equal_weights_for_any_sizes(on_device):
 
 
 def test_weights_are_near_the_best_where_tensors_differ():
-    """The variance |w g|^2 |v / w|^2 is at least (sum_l |v_l| |g_l|)^2."""
+    """The smallest possible variance |w g|^2 |v / w|^2 is (sum_l |v_l| |g_l|)^2."""
     rng = np.random.default_rng(0)
     u, q = np.exp(rng.standard_normal((2, 20)))
     sizes = rng.integers(10, 10**6, 20)
@@ -102,7 +102,7 @@ def test_numpy_and_torch_agree_on_many_tensors():
     rng = np.random.default_rng(1)
     u, q = 10.0 ** rng.uniform(-12, 3, (2, 200))
     sizes = rng.integers(1, 10**7, 200)
-    # Both in float64; rounded to float32 at the end.
+    # Both compute in float64 and round the result to float32.
     np.testing.assert_allclose(
         weights(u, q, sizes, on_device=True),
         weights(u, q, sizes, on_device=False),

@@ -1,4 +1,4 @@
-"""A random walk that a tracker follows, and its measurements in float64 and NumPy."""
+"""Let a tracker follow a random walk, and measure the walk in float64 with NumPy."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from trajstore.tracking.placement import Placement, unsharded
 from trajstore.tracking.tracker import CodedAnchor, Tracker
 
 SHAPES = {"matrix": (32, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
-"""The matrix fills its blocks, so that a row of the fold has elements of two tensors."""
+"""The matrix fills its blocks, so that some row of the fold has elements of two tensors."""
 
 N_STEPS = 5
 """Every step but the first two begins a window."""
@@ -42,22 +42,22 @@ def spec_of(shapes: Mapping[str, Any], **options: Any) -> RunSpec:
 
 
 class Walk(NamedTuple):
-    """What happened in a walk, and what a tracker measured; vectors are float32 (size,)."""
+    """A walk and its measurements by a tracker; vectors are float32 (size,)."""
 
     spec: RunSpec
-    rows: dict[str, Any]  # measured, with a leading (step,)
+    rows: dict[str, Any]  # measurements, with a leading step axis
     gradients: list[Any]
-    before: list[Any]  # parameters that each step begins with
-    after: list[Any]
-    window: list[int]  # of each step
-    anchors: list[Any]  # of each window, as `CodedAnchor` with NumPy arrays
-    unchanged: bool  # answer of the tracker where nothing has changed
-    unchanged_after_change: bool
+    before: list[Any]  # parameters before each step
+    after: list[Any]  # parameters after each step
+    window: list[int]  # window of each step
+    anchors: list[Any]  # `CodedAnchor` of each window, with NumPy arrays
+    unchanged: bool  # answer of the tracker before a parameter was changed
+    unchanged_after_change: bool  # answer of the tracker after a parameter was changed
 
 
 @contextmanager
 def one_rank() -> Iterator[Any]:
-    """Make a process group that holds only this process."""
+    """Make a process group that contains only this process."""
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -66,7 +66,7 @@ def one_rank() -> Iterator[Any]:
         dist.destroy_process_group()
 
 
-def keep(tensor: Any) -> Any:
+def unchanged_tensor(tensor: Any) -> Any:
     return tensor
 
 
@@ -88,7 +88,8 @@ def follow(
         return torch.randn(shape, generator=generator).to(device)
 
     parameters = {
-        name: arrange.get(name, keep)(draw(shape)) for name, shape in SHAPES.items()
+        name: arrange.get(name, unchanged_tensor)(draw(shape))
+        for name, shape in SHAPES.items()
     }
     spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
     layout = Layout(spec.names, spec.shapes)
@@ -117,9 +118,9 @@ def follow(
         if step > 1:
             anchors.append(tracker.move())
         for i, (name, parameter) in enumerate(parameters.items()):
-            gradient = arrange.get(name, keep)(draw(parameter.shape))
-            gradient = arrange_gradient.get(name, keep)(gradient)
-            # One without a gradient, now and then.
+            gradient = arrange.get(name, unchanged_tensor)(draw(parameter.shape))
+            gradient = arrange_gradient.get(name, unchanged_tensor)(gradient)
+            # Some parameters have no gradient in some steps.
             parameter.grad = None if (step + i) % 5 == 4 else gradient
         walk.gradients.append(flat({n: p.grad for n, p in parameters.items()}))
         walk.before.append(flat(parameters))
@@ -136,7 +137,7 @@ def follow(
         walk.after.append(flat(parameters))
     unchanged = tracker.parameters_unchanged_since_step()
     changed = parameters["bias"]
-    # More precise numbers are rounded to float32.
+    # The tracker rounds float64 to float32, so change the last bit of the float32 number.
     before = changed[3].float() if changed.dtype is torch.float64 else changed[3]
     changed[3] = torch.nextafter(before, torch.full_like(before, 9.0))
     return walk._replace(
@@ -148,7 +149,7 @@ def follow(
 
 
 class Expected(NamedTuple):
-    """Measurements of a walk by NumPy; float64 unless a code."""
+    """Measurements of a walk by NumPy, float64 except the codes."""
 
     tables: Any  # (step, layer, column)
     signs: Any
@@ -196,9 +197,9 @@ def expected(walk: Walk) -> Expected:
             "update_sq": [by_layer(update, update)],
             "update_dot_displacement": [by_layer(update, displacement)],
         }
-        for name, found in products.items():
-            if found:
-                tables[k][:, columns[name]] = np.stack(found, 1)
+        for name, values in products.items():
+            if values:
+                tables[k][:, columns[name]] = np.stack(values, 1)
         previous = g
 
     n_windows, n_layers = len(anchors), len(spec.names)
@@ -208,15 +209,15 @@ def expected(walk: Walk) -> Expected:
     for window in range(1, n_windows):
         [first, *_] = [k for k, w in enumerate(walk.window) if w == window]
         x = walk.before[first] - anchors[window - 1]
-        others = [x, *basis_of(window - 1)]
-        arrival[window] = np.stack([by_layer(x, other) for other in others], 1)
+        factors = [x, *basis_of(window - 1)]
+        arrival[window] = np.stack([by_layer(x, factor) for factor in factors], 1)
         move = np.float64(anchors[window]) - anchors[window - 1]
-        of_window = [
+        gradients = [
             g
             for g, w in zip(walk.gradients, walk.window, strict=True)
             if w == window - 1
         ]
-        energy = np.mean([by_layer(g, g) for g in of_window], 0)
+        energy = np.mean([by_layer(g, g) for g in gradients], 0)
         weights[window] = tensor_weights(
             np.sqrt(by_layer(move, move) / sizes), np.sqrt(energy / sizes), sizes
         )

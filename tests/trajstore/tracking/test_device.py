@@ -1,7 +1,7 @@
-"""A step on a device neither waits for it nor starts more operations for more tensors.
+"""Test that a step does not wait for the device or start more operations for more tensors.
 
-The device is torch's "meta": tensors there have no elements, so bringing a value to
-the host fails, and copies from the host are seen.
+The tests use torch's "meta" device, whose tensors have no elements: copying a value to the host
+fails, and copies from the host can be detected.
 """
 
 from collections import Counter
@@ -28,10 +28,10 @@ META = torch.device("meta")
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and keeps those that the host waits for.
+    """Counts operations, and records the operations that the host waits for.
 
-    A copy between devices is waited for unless it is said not to be; one from memory that
-    is not pinned is on a CUDA device as well, which `upload` sees to.
+    The host waits for a copy between devices unless the copy is non-blocking. On a CUDA device, the
+    host would also wait for a copy from memory that is not pinned; `upload` pins the memory.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,13 @@ class Operations(TorchDispatchMode):
         is_asynchronous = kwargs.get("non_blocking") or any(a is True for a in args)
         if len(devices) > 1 and "copy" in name and not is_asynchronous:
             self.waits.append(name)
-        waiting = ("_local_scalar_dense", "nonzero", "aten.equal", "aten.masked_select")
-        if any(word in name for word in waiting):
+        waiting_operations = (
+            "_local_scalar_dense",
+            "nonzero",
+            "aten.equal",
+            "aten.masked_select",
+        )
+        if any(word in name for word in waiting_operations):
             self.waits.append(name)
         return out
 
@@ -64,7 +69,7 @@ def _meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tracked(n_layers: int, *, divided: bool = False, **options: Any) -> Tracker:
-    """Follow some tensors on the device that has no memory."""
+    """Return a tracker of several tensors on the meta device."""
     shapes = {str(i): (40, 50) for i in range(n_layers)}
     parameters = [torch.empty(shape, device=META) for shape in shapes.values()]
     for parameter in parameters:
@@ -73,7 +78,7 @@ def tracked(n_layers: int, *, divided: bool = False, **options: Any) -> Tracker:
     layout = Layout(spec.names, spec.shapes)
     placement = None
     if divided:
-        # As one rank of several would see it; sums over ranks are left out.
+        # The placement of one of several ranks, but without a group, so nothing is summed.
         pieces = [Piece((20, 50), (50, 1), int(offset)) for offset in layout.offsets]
         placement = Placement(layout, tuple(pieces))
         parameters = [torch.empty(20, 50, device=META) for _ in parameters]
@@ -140,7 +145,7 @@ def test_an_upload_does_not_wait():
 
 
 def operations_of_a_step(n_layers: int, **options: Any) -> int:
-    """Count the operations that a step starts, views among them."""
+    """Count the operations that a step starts, including views."""
     followed = tracked(n_layers, sketch_bits=2**17, **options)
     followed.start()
     with Operations() as operations:

@@ -1,4 +1,4 @@
-"""Displacements from past anchors against the anchors themselves."""
+"""Compare displacements from past anchors with differences of the anchors themselves."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ SIZE = 5 * BLOCK
 
 @pytest.fixture(params=[BLOCK, 2 * BLOCK, 8 * BLOCK], autouse=True)
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work on one block at once, on two, on more than there are."""
+    """Use chunks of one block, of two blocks, and of more blocks than there are."""
     monkeypatch.setitem(deltas_torch.CHUNK, "cpu", request.param)
 
 
 def walk(n_windows: int) -> tuple[list[Any], list[Any]]:
-    """Anchors in float64, and the codes between them."""
+    """Return anchors in float64, and the codes of the differences between them."""
     generator = np.random.default_rng(n_windows)
     anchors, codes = [np.zeros(SIZE)], []
     for _ in range(n_windows):
@@ -40,7 +40,7 @@ def test_displacements_are_differences_of_anchors(basis: int, n_windows: int):
     past = PastAnchors(basis)
     for code in codes:
         past.append(*map(torch.from_numpy, code))
-    # As far back as there are anchors.
+    # The basis goes back no further than the first anchor.
     earlier = [anchors[max(0, n_windows - 2**j)] for j in range(basis - 1)]
     expected = np.array([anchors[-1] - e for e in earlier])
 
@@ -61,7 +61,7 @@ def test_displacements_are_differences_of_anchors(basis: int, n_windows: int):
 
 
 @pytest.mark.parametrize(("basis", "n_codes"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8)])
-def test_no_more_codes_are_held_than_add_up(basis: int, n_codes: int):
+def test_only_codes_that_the_basis_needs_are_kept(basis: int, n_codes: int):
     past = PastAnchors(basis)
     for _, code in zip(range(9), walk(9)[1], strict=True):
         past.append(*map(torch.from_numpy, code))

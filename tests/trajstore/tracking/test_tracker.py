@@ -1,4 +1,4 @@
-"""The tracker alone, driven by hand, against float64 arithmetic."""
+"""Test the tracker without a recorder, against float64 arithmetic."""
 
 import itertools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.tracker import Tracker
 
 SHAPES = {"matrix": (40, 60), "bias": (60,), "scalar": ()}
-"""More than one block, less than one, and no dimension at all."""
+"""A tensor of more than one block, a tensor of less than one block, and a scalar."""
 
 
 def make_tracker(parameters: dict[str, Any], **options: Any) -> tuple[Tracker, Layout]:
@@ -53,7 +53,7 @@ def disturb(parameters: dict[str, Any], size: float, seed: int) -> None:
 
 
 def flat64(parameters: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Lay the tensors out without the gaps."""
+    """Concatenate the tensors in float64, without gaps."""
     return np.concatenate([p.double().numpy().ravel() for p in parameters.values()])
 
 
@@ -179,7 +179,7 @@ def change_one_entry(parameters: dict[str, Any]) -> None:
     [(change_nothing, True), (change_one_entry, False)],
     ids=["unchanged", "changed"],
 )
-def test_whether_parameters_are_unchanged_since_the_step(
+def test_changes_of_parameters_since_the_step_are_noticed(
     change: Callable[..., None], unchanged: bool
 ):
     parameters = random_parameters()
@@ -227,7 +227,7 @@ def test_anchor_sq_is_the_squared_norm_of_every_layer():
 
 
 def test_rounding_does_not_pile_up_in_the_basis_after_an_excursion():
-    """Displacements are sums of codes; a window far away must leave no trace."""
+    """Displacements are sums of codes, so a window far away must not leave an error."""
     parameters = random_parameters()
     tracker, layout = make_tracker(parameters)
     tracker.start()

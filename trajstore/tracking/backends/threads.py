@@ -20,7 +20,7 @@ def preserve_torch_threads() -> Iterator[None]:
 
 
 def leave_threads_to_training(run: Callable[[Callable[[], Any]], object]) -> None:
-    """Make torch use only one thread in the writer thread, which runs the calls of `run`."""
+    """Make torch use a single thread in the writer thread, in which `run` calls functions."""
     # A second team of OpenMP threads would slow down every parallel loop of the first team,
     # because both teams together have more threads than there are processors.
     n_threads = torch.get_num_threads()

@@ -85,9 +85,7 @@ class _Grid(NamedTuple):
     width: int  # length of a row
     n_rows: int
     rows_each: int  # maximum number of rows per program
-    programs: tuple[
-        int, int
-    ]  # numbers of tiles (groups of columns) and parts (of rows)
+    programs: tuple[int, int]  # numbers of tiles (of columns) and parts (of rows)
 
 
 class _Tables(NamedTuple):

@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU that need not be there; print the registers of a thread."""
+"""Compile the kernels for a GPU, which need not exist; print their registers per thread."""
 
 import re
 import sys
@@ -54,7 +54,7 @@ TYPES = {
         *("n", "seed", "step"),
     ),
 }
-"""Of arguments; the others are float32 arrays."""
+"""Names of arguments by type; all other arguments are float32 arrays."""
 
 
 def registers(
@@ -65,11 +65,16 @@ def registers(
     types: dict[str, str] | None = None,
     **known: Any,
 ) -> int:
-    """Compile a kernel; arguments that are 1 become constants, as where Triton starts it."""
+    """Compile a kernel and return its registers per thread.
+
+    Arguments in `ones` are constants 1, as Triton makes them when it starts a kernel.
+    """
     kernel = getattr(triton_kernels, name)
     known |= dict.fromkeys(ones, 1)
-    usual = {argument: kind for kind, names in TYPES.items() for argument in names}
-    types = usual | (types or {})
+    default_types = {
+        argument: kind for kind, names in TYPES.items() for argument in names
+    }
+    types = default_types | (types or {})
     signature = {
         argument: "constexpr" if argument in known else types.get(argument, "*fp32")
         for argument in kernel.arg_names
@@ -82,16 +87,18 @@ def registers(
 
 
 def registers_of(cubin: bytes) -> int:
-    """Read how many registers a thread has from the attribute that says so."""
-    # Format 4, attribute 0x2f, 8 bytes: the index of the kernel, and the number.
+    """Read the number of registers per thread from an attribute of the compiled code."""
+    # Format 4, attribute 0x2f, 8 bytes: the index of the kernel, and the number of registers.
     found = re.search(rb"\x04\x2f\x08\x00.{4}(.{4})", cubin, re.DOTALL)
     if found is None:
-        raise ValueError("The code does not say how many registers it needs.")
+        raise ValueError(
+            "The compiled code has no attribute with a number of registers."
+        )
     return int.from_bytes(found[1], "little")
 
 
 def main() -> None:
-    """Compile all."""
+    """Compile all kernels."""
     before: dict[str, Any] = {
         "N_BASIS": SPEC.basis,
         **column_constants(COLUMNS.before),

@@ -1,4 +1,4 @@
-"""Which backend measures steps; see also tests/trajstore/recording/test_cuda.py."""
+"""Test the choice of a backend; see also tests/trajstore/recording/test_cuda.py."""
 
 import pytest
 

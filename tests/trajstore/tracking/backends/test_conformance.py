@@ -1,4 +1,4 @@
-"""Every backend measures what NumPy computes: one suite for all of them."""
+"""Test that every backend measures the numbers that NumPy computes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ HAS_GPU = torch.cuda.is_available()
 
 
 class Case(NamedTuple):
-    """A backend, and where it works."""
+    """A backend, and the setting that it is tested in."""
 
     backend: type[StepBackend]
     device: str = "cpu"
@@ -40,12 +40,12 @@ class Case(NamedTuple):
 
 
 def triton_case() -> Case:
-    """Return the Triton backend: on a GPU if there is one, else interpreted."""
-    pytest.importorskip("triton", reason="torch's builds for CUDA bring Triton")
+    """Return the Triton backend on a GPU if there is one, else in Triton's interpreter."""
+    pytest.importorskip("triton", reason="only the CUDA builds of torch include Triton")
     from trajstore.tracking.backends import triton, triton_tables
 
     device = "cuda" if HAS_GPU else "cpu"
-    # Old interpreters do not fit new releases of NumPy.
+    # Old versions of the interpreter fail with new releases of NumPy.
     sums = triton_tables.SumsByLayer(np.zeros(3, int), 1, 2, torch.device(device))
     try:
         sums.write(torch.empty(1, 2, device=device))
@@ -77,7 +77,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Let torch have n threads, and small nets be measured in as many."""
+    """Let torch use n threads, and also measure small nets with n threads."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "BLOCKS_PER_THREAD", 1)
@@ -101,23 +101,23 @@ def walk_of(name: str, basis: int) -> Walk:
 
 
 def assert_measured(walk: Walk) -> None:
-    """Compare a walk with NumPy's measurements: equal up to rounding."""
-    right = expected(walk)
+    """Check that a walk equals the measurements by NumPy up to rounding."""
+    reference = expected(walk)
     # float32 products of up to 1024 terms of size 1, in blocks.
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-3}
-    np.testing.assert_allclose(walk.rows["tables"], right.tables, **close)
+    np.testing.assert_allclose(walk.rows["tables"], reference.tables, **close)
     arrival = np.array([anchor.arrival for anchor in walk.anchors])
-    np.testing.assert_allclose(arrival, right.arrival, **close)
+    np.testing.assert_allclose(arrival, reference.arrival, **close)
     weights = np.array([anchor.weights for anchor in walk.anchors])
-    np.testing.assert_allclose(weights, right.weights, rtol=1e-5)
+    np.testing.assert_allclose(weights, reference.weights, rtol=1e-5)
     if walk.spec.exact:
         return
-    np.testing.assert_allclose(walk.rows["probes"], right.probes, atol=1e-3)
-    np.testing.assert_allclose(walk.rows["scales"], right.scales, rtol=1e-5)
+    np.testing.assert_allclose(walk.rows["probes"], reference.probes, atol=1e-3)
+    np.testing.assert_allclose(walk.rows["scales"], reference.scales, rtol=1e-5)
     # Only numbers that are 0 up to rounding may have another sign.
-    assert np.unpackbits(walk.rows["signs"] ^ right.signs).mean() < 1e-3
+    assert np.unpackbits(walk.rows["signs"] ^ reference.signs).mean() < 1e-3
     probes = np.array([anchor.probes for anchor in walk.anchors])
-    np.testing.assert_allclose(probes, right.anchor_probes, atol=1e-3)
+    np.testing.assert_allclose(probes, reference.anchor_probes, atol=1e-3)
 
 
 @pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
@@ -134,12 +134,12 @@ def test_exact_mode_stores_the_vectors(name: str, basis: int):
     walk = take(name, basis=basis, exact=True)
     assert_measured(walk)
     np.testing.assert_array_equal(walk.rows["gradient"], walk.gradients)
-    # The first two steps are measured from the first parameters.
+    # The first two steps share an anchor: the first parameters.
     displacement = walk.before[1] - walk.before[0]
     np.testing.assert_array_equal(walk.rows["displacement"][1], displacement)
 
 
-def turned(tensor: Any) -> Any:
+def transposed_copy(tensor: Any) -> Any:
     return tensor.t().contiguous().t()
 
 
@@ -156,7 +156,7 @@ ARRANGEMENTS: dict[str, dict[str, Any]] = {
         }
     },
     "other layouts": {
-        "arrange": {"matrix": turned},
+        "arrange": {"matrix": transposed_copy},
         "arrange_gradient": {
             "matrix": torch.Tensor.to_sparse,
             "bias": negative_view,
@@ -196,7 +196,7 @@ def test_the_gradient_to_compare_with_can_be_set_and_forgotten(name: str):
 
     tracker.previous_gradient = torch.arange(float(layout.size), device=case.device)
     tracker.before_step(0, row)
-    # 2 (0 + 1 + ... + 14); the gaps do not count.
+    # 2 (0 + 1 + ... + 14); the elements in the gaps are not counted.
     assert row["tables"][0, column] == 210
     tracker.forget_previous_gradient()
     tracker.before_step(1, row)
@@ -207,7 +207,7 @@ def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
     def public(found: type) -> set[str]:
         return {member for member in dir(found) if not member.startswith("_")}
 
-    # CPUBackend sets its frame once.
+    # CPUBackend sets `frame` as an instance attribute.
     assert public(case_of(name).backend) | {"frame"} == public(StepBackend)
 
 
@@ -226,7 +226,7 @@ def test_a_parameter_of_another_shape_is_refused_by_compiled_loops(name: str):
 
 
 def test_measurements_of_ranks_add_up_to_the_whole():
-    """A rank holds rows 0 to 12 of the matrix, another one the rest and the others."""
+    """One rank holds 12 rows of the matrix, a second rank all other elements."""
     spec = spec_of(SHAPES)
     layout = Layout(spec.names, spec.shapes)
     generator = torch.Generator().manual_seed(5)

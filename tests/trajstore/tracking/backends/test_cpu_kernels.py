@@ -1,4 +1,4 @@
-"""The compiled kernels against the NumPy formulas that analysis uses."""
+"""Compare the compiled kernels with the NumPy formulas that analysis uses."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from trajstore.tracking.backends import cpu_kernels as kernels
 from trajstore.tracking.backends.cpu_kernels import _hadamard, _sum_of_bits
 
 SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
-"""Less than 16; powers of four and others; two blocks."""
+"""Sizes below 16, powers of 4 and of 2 only, and the size of two blocks."""
 
 
 def normal(*shape: int) -> Any:
@@ -35,7 +35,7 @@ def test_hadamard_is_the_matrix_of_scipy(n: int):
 
 
 def butterflies(vector: Any) -> Any:
-    """Transform level by level, in the order in which the kernel has always added."""
+    """Apply the Hadamard transform with the kernel's fixed order of levels."""
     n = len(vector)
     levels = [8, 4, 2, 1] if n >= 16 else []
     while (h := 2 ** len(levels)) < n:
@@ -51,7 +51,7 @@ def test_hadamard_adds_in_a_fixed_order(n: int):
     vector = normal(n)
     expected = butterflies(vector.copy())
     _hadamard(vector, n)
-    # Recordings stay the same, bit for bit.
+    # With the same order, recordings stay the same bit for bit.
     np.testing.assert_array_equal(vector, expected)
 
 
@@ -63,7 +63,7 @@ def test_sketch_is_rotation_and_code(size: int):
     rotated = rotate(vector, signs)
     expected_code, expected_scales = onebit.encode(rotated)
 
-    # The other folds are not looked at; parts are added up.
+    # Only the last fold is read, and its parts are added up.
     folds = np.full((2, 3, size), np.nan, np.float32)
     folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
     kernels.sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
@@ -76,15 +76,15 @@ def test_sketch_is_rotation_and_code(size: int):
 
 
 @pytest.mark.parametrize("filled", [1, 16, 255, 1000, 10_000, 70_000, 2**17])
-def test_a_sketch_is_the_same_where_zeros_are_known(filled: int):
+def test_skipping_zero_buckets_does_not_change_the_sketch(filled: int):
     size, block = 2**17, MAX_BLOCK
     signs = random_signs(size, seed=2, role=Role.STEP)
     sketches = []
-    for known in (filled, size):
+    for filled_argument in (filled, size):
         folds = np.zeros((2, 1, size), np.float32)
         folds[:, 0, :filled] = normal(2, filled)
         code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
-        kernels.sketch(folds, known, signs, block, code, scales)
+        kernels.sketch(folds, filled_argument, signs, block, code, scales)
         sketches.append((code, scales))
     (code, scales), (expected_code, expected_scales) = sketches
     np.testing.assert_array_equal(code, expected_code)
@@ -118,7 +118,7 @@ def test_zero_counts_as_positive():
 
 
 @pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
-def test_packed_signs_are_those_of_numpy(n_bytes: int):
+def test_packed_signs_equal_numpys(n_bytes: int):
     vector = normal(8 * n_bytes)
     vector[::3] = np.resize(
         np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
@@ -131,7 +131,7 @@ def test_packed_signs_are_those_of_numpy(n_bytes: int):
 @pytest.mark.parametrize("n", [64, 192, 65536 + 64])
 @pytest.mark.parametrize("step", [0, 4, 2**40])
 @pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
-def test_signs_are_those_of_numpy(n: int, step: int, seed: int):
+def test_signs_equal_numpys(n: int, step: int, seed: int):
     signs = np.zeros(n, np.float32)
     kernels.draw_signs(seed, Role.STEP, step, signs)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
@@ -139,7 +139,7 @@ def test_signs_are_those_of_numpy(n: int, step: int, seed: int):
 
 
 @pytest.mark.parametrize("size", [40, 61, 1000, 5000])
-def test_fold_and_probe_are_those_of_numpy(size: int):
+def test_fold_and_probe_equal_numpys(size: int):
     fold = Fold(size=size, buckets=64, seed=5, column_role=Role.FOLD)
     probes = Probes(fold=fold, count=16)
     vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
@@ -153,12 +153,12 @@ def test_fold_and_probe_are_those_of_numpy(size: int):
     kernels.probe(folded, fold.width, probes.bucket_fold.column_signs.copy(), out)
 
     np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
-    # Two parts, the same.
+    # Both parts hold the same fold.
     np.testing.assert_array_equal(out[0], 2 * probes(vector))
 
 
 @pytest.mark.parametrize("filled", [1, 16, 17, 40, 61])
-def test_probes_end_where_the_fold_does(filled: int):
+def test_skipping_zero_buckets_does_not_change_probes(filled: int):
     fold = Fold(size=5000, buckets=64, seed=5, column_role=Role.FOLD)
     signs = Probes(fold=fold, count=16).bucket_fold.column_signs.copy()
     folded = np.zeros((1, 1, 64), np.float32)
@@ -181,7 +181,7 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
     np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))
 
 
-def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
+def test_the_checksum_changes_with_a_last_bit_and_with_an_exchange():
     words = normal(1024).view(np.int32)
     before = _sum_of_bits(words, 0)
     words[77] ^= 1
@@ -194,7 +194,7 @@ def test_the_sum_of_bits_sees_a_last_bit_and_an_exchange():
     assert _sum_of_bits(words, 1024) != before
 
 
-def test_without_a_place_to_keep_it_a_function_is_compiled(
+def test_a_function_is_compiled_without_a_cache_directory(
     monkeypatch: pytest.MonkeyPatch,
 ):
     from numba.core import caching

@@ -1,7 +1,8 @@
-"""Division of the work, tables and signs of the Triton backend; see test_conformance too.
+"""Test the division of work, the tables and the signs of the Triton backend.
 
-Triton's interpreter runs the kernels on tensors in the host's memory; its compiler makes
-code for GPUs that are not there. `conftest.py` chooses the interpreter where there is no GPU.
+test_conformance.py tests the measurements. Triton's interpreter runs the kernels on tensors in host
+memory; its compiler can compile for GPUs that the machine does not have. `conftest.py` selects the
+interpreter if there is no GPU.
 """
 
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("triton", reason="torch's builds for CUDA bring Triton")
+pytest.importorskip("triton", reason="only the CUDA builds of torch include Triton")
 
 from tests.trajstore.tracking.backends.test_conformance import (
     assert_measured,
@@ -43,14 +44,16 @@ def test_rows_are_divided_among_programs(
     assert_measured(follow(TritonBackend, device=DEVICE, basis=1))
 
 
-def test_elements_of_two_bytes_are_read_where_they_are():
+def test_elements_of_two_bytes_are_read_in_place():
     table = triton_tables.AddressTable(Layout(("a",), ((3,),)), torch.device(DEVICE))
     tensor = torch.ones(3, dtype=torch.bfloat16, device=DEVICE)
     table.update([tensor])
     assert table.table.tolist() == [[tensor.data_ptr()], [1]]
 
 
-def test_addresses_are_uploaded_where_one_has_changed(monkeypatch: pytest.MonkeyPatch):
+def test_addresses_are_uploaded_only_if_one_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+):
     uploaded = []
     upload = uploads.upload
 
@@ -97,7 +100,7 @@ def test_segments_cover_every_element_once(width: int):
     n_tiles = -(-width // triton_tables.SEGMENT)
     layer_of_element = np.repeat(layout.layer_of_block, 1024)
     counts = np.zeros(len(layer_of_sum), int)
-    for i, (first, second, place, border) in enumerate(segments.tolist()):
+    for i, (first, second, first_sum, border) in enumerate(segments.tolist()):
         row, tile = divmod(i, n_tiles)
         column = tile * triton_tables.SEGMENT
         start = row * width + column
@@ -105,7 +108,7 @@ def test_segments_cover_every_element_once(width: int):
         for element in range(start, start + n):
             is_second = element >= 1024 * border
             assert layer_of_element[element] == (second if is_second else first)
-            counts[place + is_second] += 1
+            counts[first_sum + is_second] += 1
     np.testing.assert_array_equal(
         np.bincount(layer_of_sum, counts, len(shapes)), 1024 * layout.blocks
     )
@@ -116,10 +119,10 @@ COMPILE = Path(__file__).with_name("compile_kernels.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_path: Path):
+def test_kernels_compile_for_absent_gpus(capability: int, tmp_path: Path):
     if sys.platform != "linux":
-        pytest.skip("Triton's compiler is there for Linux only")
-    # Not interpreted, as they are in this process.
+        pytest.skip("Triton's compiler is available only on Linux")
+    # The interpreter is turned off, because this process may use it.
     compiled = subprocess.run(
         [sys.executable, COMPILE, str(capability)],
         env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
@@ -130,7 +133,7 @@ def test_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_path: 
     assert compiled.returncode == 0, compiled.stderr
     registers = dict(line.split() for line in compiled.stdout.splitlines())
     assert len(registers) == 10
-    # As many programs of one warp as are started at once have room in 65536 registers.
-    most = 65536 // 32 // triton.PROGRAMS_PER_PROCESSOR
-    assert int(registers["measure_before"]) <= most
-    assert int(registers["measure_before_halves"]) <= most
+    # The programs of one warp that run simultaneously must fit into 65536 registers.
+    max_registers = 65536 // 32 // triton.PROGRAMS_PER_PROCESSOR
+    assert int(registers["measure_before"]) <= max_registers
+    assert int(registers["measure_before_halves"]) <= max_registers
