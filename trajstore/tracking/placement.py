@@ -239,12 +239,14 @@ def place(
     """Return this rank's tensors, one per layer, and their placement."""
     # A collective call over `group`. The parameters are ordinary tensors or DTensors.
     if group is None:
-        shapes_here = tuple(tuple(p.shape) for p in parameters.values())
-        return [*parameters.values()], unsharded(Layout(tuple(parameters), shapes_here))
+        whole_shapes = tuple(tuple(p.shape) for p in parameters.values())
+        return [*parameters.values()], unsharded(
+            Layout(tuple(parameters), whole_shapes)
+        )
     shapes: dict[str, tuple[int, ...]] = {}
-    here = {name: tuple(p.shape) for name, p in parameters.items()}
-    for rank_values in _gather_objects(here, group):
-        for name, shape in rank_values.items():
+    own_shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    for rank_shapes in _gather_objects(own_shapes, group):
+        for name, shape in rank_shapes.items():
             if shapes.setdefault(name, shape) != shape:
                 raise ValueError(
                     f"Ranks disagree on the shape of {name!r}: {shapes[name]} and {shape}. "
@@ -256,7 +258,7 @@ def place(
     # If several ranks have copies of a piece, the copy on the lowest rank counts.
     lower_ranks = _gather_objects(pieces, group)[: dist.get_rank(group)]
     own = [
-        None if any(rank_values[i] == piece for rank_values in lower_ranks) else piece
+        None if any(rank_pieces[i] == piece for rank_pieces in lower_ranks) else piece
         for i, piece in enumerate(pieces)
     ]
     return tensors, Placement(layout, tuple(own), group)

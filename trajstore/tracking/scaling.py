@@ -28,10 +28,10 @@ def scaling_at_step(
     if len(optimizers) > 1 and (scaler := _stepping_scaler()) is not None:
         factor = scaler._get_scale_async() if factor is None else factor
         states = scaler._per_optimizer_states
-        others = [o for o in optimizers if o is not optimizer]
+        other_optimizers = [o for o in optimizers if o is not optimizer]
         scaled += [
             o
-            for o in others
+            for o in other_optimizers
             if id(o) not in states or states[id(o)]["stage"] is OptState.READY
         ]
     if factor is None or not scaled:

@@ -140,7 +140,7 @@ def test_denormal_differences_keep_their_sign(multiple, on_device):
     assert codes[0] > 0
 
 
-def test_numpy_and_torch_encode_alike():
+def test_torch_encodes_like_numpy():
     difference = random_difference(5, blocks=50)
     codes, scales = encode_with(difference, on_device=True)
     expected_codes, expected_scales = encode(difference)
@@ -182,7 +182,7 @@ def test_repeated_codes_follow_a_moving_vector_without_drift():
         anchor += decode(codes, scales)
         by_device += decode_with(codes, scales, on_device=move % 2 == 0)
         error = np.abs(point.astype(np.float64) - anchor).reshape(-1, BLOCK).max(1)
-        # Half a level of the last difference, and the rounding of two sums near 4.
+        # At most half a level of the last difference, plus the rounding of two sums near 4.
         assert (error <= 0.5 * scales + 8 * EPS).all()
         # The scale does not grow: it is at most the largest step, 0.1 times 5.5 sigma, over 127.
         assert (scales < 0.1 * 5.5 / LEVELS).all()

@@ -207,7 +207,7 @@ def test_columns_of_weight_matrices_spread_over_the_buckets(width):
 @pytest.mark.parametrize("size", [*SIZES, pytest.param(9000, id="many rows")])
 @pytest.mark.parametrize("chunk", [1, 61 * 3, 5000, 1 << 20])
 @pytest.mark.parametrize("n_spans", [1, 3])
-def test_torch_folds_alike(size, chunk, n_spans, monkeypatch):
+def test_torch_folds_like_numpy(size, chunk, n_spans, monkeypatch):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch import fold as fold_torch
     from trajstore.sketch_torch.fold import Span

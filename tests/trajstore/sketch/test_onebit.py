@@ -41,7 +41,7 @@ def test_scale_is_energy_over_magnitude_of_each_block(size):
     exact = vectors.astype(np.float64).reshape(2, -1, min(size, 65536))
     expected = np.square(exact).sum(-1) / np.abs(exact).sum(-1)
     assert scales.dtype == np.float32
-    # Pairwise float32 sums of positive numbers.
+    # Pairwise float32 sums of positive numbers have small errors.
     np.testing.assert_allclose(scales, expected, rtol=1e-6)
 
 
@@ -124,7 +124,7 @@ def test_torch_gives_a_block_with_an_infinity_no_finite_scale():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_torch_encodes_alike(size):
+def test_torch_encodes_like_numpy(size):
     (vector,) = random_vectors(size)
     signs, scales = encode(vector)
     packed, on_device = encode_on_device(vector, len(scales))
@@ -133,7 +133,7 @@ def test_torch_encodes_alike(size):
     np.testing.assert_allclose(on_device, scales, rtol=1e-6)
 
 
-def test_torch_scales_tiny_blocks_alike():
-    # Squares down to 1e-36: the clamp of the magnitude must not touch them.
+def test_torch_scales_tiny_blocks_like_numpy():
+    # The squares are as small as 1e-36; the clamp of the magnitude must not change the scale.
     vector = random_vectors(64)[0] * np.float32(1e-18)
     np.testing.assert_allclose(encode_on_device(vector, 1)[1], encode(vector)[1], 1e-5)

@@ -8,7 +8,7 @@ from trajstore.sketch.fold import Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.signs import Role, random_signs
 
-# size, buckets, count
+# Size, buckets and count.
 SHAPES = [
     pytest.param(3000, 256, 32, id="many rows in both folds"),
     pytest.param(200, 256, 32, id="one row in the first fold"),
@@ -89,8 +89,8 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
         estimates[seed] = probes(g).astype(float) @ probes(v) / lengths
     # The standard deviation in a run is at most sqrt(2 / 64) = 0.18.
     assert abs(estimates.mean() - cosine) < 4 * estimates.std() / np.sqrt(n_runs)
-    # Both folds of 1021 and 61 columns, 4 and 17 rows, add their variances; the stated
-    # (1 + cos^2) / 64 leaves out 5 %. Four standard errors of a variance are 13 %.
+    # The variances of the two folds, with 4 rows of 1021 and 17 rows of 61, add up. The stated
+    # (1 + cos^2) / 64 is within 5 % of the sum. Four standard errors of a variance are 13 %.
     variance = np.square(estimates - cosine).mean()
     exact = (3 / 4 / 1021 + 16 / 17 / 61) * (1 + cosine**2)
     assert variance == pytest.approx(exact, rel=4 * np.sqrt(2 / n_runs))
@@ -98,7 +98,7 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
 
 
 @pytest.mark.parametrize(("size", "buckets", "count"), SHAPES)
-def test_torch_probes_alike(size, buckets, count):
+def test_torch_probes_like_numpy(size, buckets, count):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.fold import FoldOnDevice, Span
     from trajstore.sketch_torch.probes import ProbesOnDevice

@@ -51,7 +51,7 @@ def test_transform_equals_scipys(n):
     linalg = pytest.importorskip("scipy.linalg")
     vectors, _ = random_vectors(n, n_vectors=3)
     expected = vectors.astype(np.float64) @ linalg.hadamard(n) / np.sqrt(n)
-    # A few roundings of numbers of size 1 per factor.
+    # Each factor rounds numbers of size 1 a few times.
     np.testing.assert_allclose(hadamard(vectors), expected, atol=3e-6)
 
 
@@ -105,10 +105,12 @@ def test_rotating_back_is_the_inverse(size):
 
 def test_each_vector_has_signs_of_its_own():
     vectors, signs = random_vectors(64, n_vectors=2)
-    both = np.stack([signs, signs[::-1]])
-    rotated = rotate(vectors, both)
+    signs_by_vector = np.stack([signs, signs[::-1]])
+    rotated = rotate(vectors, signs_by_vector)
     for i in range(2):
-        np.testing.assert_allclose(rotated[i], rotate(vectors[i], both[i]), atol=1e-6)
+        np.testing.assert_allclose(
+            rotated[i], rotate(vectors[i], signs_by_vector[i]), atol=1e-6
+        )
 
 
 def test_rotation_does_not_change_its_argument():
@@ -120,7 +122,7 @@ def test_rotation_does_not_change_its_argument():
 
 
 def test_two_rounds_spread_a_single_entry():
-    # After one round all entries have one magnitude; after two they look Gaussian.
+    # After one round all entries have the same magnitude; after two rounds they look Gaussian.
     _, signs = random_vectors(65536)
     vector = np.zeros(65536, np.float32)
     vector[123] = 256
@@ -132,7 +134,7 @@ def test_two_rounds_spread_a_single_entry():
 
 
 @pytest.mark.parametrize("size", [*SIZES[1:]])
-def test_torch_rotates_alike(size):
+def test_torch_rotates_like_numpy(size):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.rotation import Rotation
 
@@ -148,7 +150,7 @@ def test_torch_rotates_alike(size):
 
 @pytest.mark.parametrize("size", [16, 256, 4096])
 def test_torch_rotates_exactly_where_sums_are_exact(size):
-    # Powers of four as sizes make the factors' entries powers of two.
+    # If the size is a power of four, the entries of the factors are powers of two.
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.rotation import Rotation
 

@@ -56,12 +56,12 @@ def test_highest_bit_comes_first_and_one_is_plus():
     assert signs.tolist() == expected
 
 
-@pytest.mark.parametrize("other", STREAMS)
-def test_streams_are_independent(other):
+@pytest.mark.parametrize("change", STREAMS)
+def test_streams_are_independent(change):
     n = 1 << 16
     stream: dict[str, Any] = {"seed": 7, "role": Role.STEP, "step": 3}
     a = random_signs(n, **stream)
-    b = random_signs(n, **stream | other)
+    b = random_signs(n, **stream | change)
     # Five standard errors of a mean of n independent products, at every small shift.
     for shift in range(9):
         assert abs(np.mean(a[shift:] * b[: n - shift])) < 5 / np.sqrt(n - shift)

@@ -75,7 +75,7 @@ LARGE = [
     pytest.param(heavy_columns(150001, 1024), id="heavy columns of 1024"),
 ]
 
-# size, bits; powers of four are transformed without rounding.
+# Size and bits. Transforms of a power of four numbers do not round small integers.
 SHAPES = [
     pytest.param(500, 1024, id="one short row"),
     pytest.param(2000, 1024, id="two rows"),
@@ -283,7 +283,7 @@ def test_a_zero_gradient_decodes_to_zeros():
 
 
 @pytest.mark.parametrize(("size", "bits"), SHAPES)
-def test_torch_sketches_alike(size, bits):
+def test_torch_sketches_like_numpy(size, bits):
     torch = pytest.importorskip("torch")
     from trajstore.format.layout import BLOCK, Layout
     from trajstore.sketch_torch.sketch import SketchOnDevice
@@ -321,7 +321,7 @@ def test_torch_sketches_alike(size, bits):
         if bits in {256, 1024, 65536}:
             assert not different.any()
         else:
-            # Only numbers that are 0 up to rounding may have another sign.
+            # Signs may differ only for numbers that are 0 up to rounding.
             first, rows = sketch.step_signs(step)
             folded = sketch.fold(weighted, rows)
             rotated = np.abs(rotate(folded, first))

@@ -45,11 +45,11 @@ def test_displacements_are_differences_of_anchors(basis: int, n_windows: int):
     expected = np.array([anchors[-1] - e for e in earlier])
 
     vectors = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(1))
-    found = [
+    chunks = [
         past.displacements(elements, blocks, like=vectors)
         for elements, blocks in deltas_torch.chunks(SIZE, vectors.device)
     ]
-    np.testing.assert_allclose(torch.cat(found, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(torch.cat(chunks, 1), expected, atol=1e-6)
 
     # float32 sums of 1024 products of size 1.
     products = np.einsum(

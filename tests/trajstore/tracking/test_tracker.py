@@ -115,7 +115,7 @@ def test_the_basis_is_the_displacements_from_past_anchors(basis: int):
         for i, vector in enumerate(vectors):
             by_layer = layout.unflatten(np.float64(gradient) * vector)
             expected = [product.sum() for product in by_layer.values()]
-            # float32 products of up to 2400 terms of size about 1.
+            # float32 sums of up to 2400 products of size about 1.
             np.testing.assert_allclose(
                 row["tables"][:, columns][:, i], expected, rtol=1e-5, atol=1e-4
             )

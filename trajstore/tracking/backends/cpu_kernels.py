@@ -343,9 +343,9 @@ def _high_product(x: np.uint64, y: np.uint64) -> np.uint64:
     """Return the upper 64 bits of the 128-bit product."""
     half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
     x_low, x_high, y_low, y_high = x & mask, x >> half, y & mask, y >> half
-    middle = x_high * y_low + ((x_low * y_low) >> half)
-    other = x_low * y_high + (middle & mask)
-    high: np.uint64 = x_high * y_high + (middle >> half) + (other >> half)
+    first_cross = x_high * y_low + ((x_low * y_low) >> half)
+    second_cross = x_low * y_high + (first_cross & mask)
+    high: np.uint64 = x_high * y_high + (first_cross >> half) + (second_cross >> half)
     return high
 
 

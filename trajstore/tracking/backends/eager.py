@@ -44,7 +44,7 @@ class _Turn(NamedTuple):
 
 
 class EagerBackend:
-    """Measures steps with a number of torch operations that does not depend on the layers."""
+    """Measures steps with torch operations, whose number does not grow with the layers."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class EagerBackend:
         with no_grad_float32(self._rows.device):
             self._subtract_displacement(turn.update, turn.update_views)
             sums = self._by_layer(_products(turn.update_factors))
-            tables = row["tables"][:, _two_columns(self._columns.after)]
+            tables = row["tables"][:, _update_columns(self._columns.after)]
             tables.copy_(sums)
             self._placement.all_reduce(tables)
 
@@ -268,7 +268,7 @@ def _product_of_columns(row: int, basis: int, columns: Columns) -> list[int]:
     return [product_of_column[column] for column in range(columns.n_columns)]
 
 
-def _two_columns(columns: Columns) -> slice:
+def _update_columns(columns: Columns) -> slice:
     """Return the table columns for the products of `_Turn.update_factors`."""
     first = columns.table_slice.start + columns.starts["update_sq"]
     second = columns.table_slice.start + columns.starts["update_dot_displacement"]

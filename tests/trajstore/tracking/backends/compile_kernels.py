@@ -63,23 +63,27 @@ def registers(
     *,
     ones: tuple[str, ...] = (),
     types: dict[str, str] | None = None,
-    **known: Any,
+    **constant_arguments: Any,
 ) -> int:
     """Compile a kernel and return its registers per thread.
 
     Arguments in `ones` are constants 1, as Triton makes them when it starts a kernel.
     """
     kernel = getattr(triton_kernels, name)
-    known |= dict.fromkeys(ones, 1)
+    constant_arguments |= dict.fromkeys(ones, 1)
     default_types = {
         argument: kind for kind, names in TYPES.items() for argument in names
     }
     types = default_types | (types or {})
     signature = {
-        argument: "constexpr" if argument in known else types.get(argument, "*fp32")
+        argument: "constexpr"
+        if argument in constant_arguments
+        else types.get(argument, "*fp32")
         for argument in kernel.arg_names
     }
-    constants = {(kernel.arg_names.index(n),): value for n, value in known.items()}
+    constants = {
+        (kernel.arg_names.index(n),): value for n, value in constant_arguments.items()
+    }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     compiled = compile_source(source, target=target, options=options)
@@ -89,12 +93,12 @@ def registers(
 def registers_of(cubin: bytes) -> int:
     """Read the number of registers per thread from an attribute of the compiled code."""
     # Format 4, attribute 0x2f, 8 bytes: the index of the kernel, and the number of registers.
-    found = re.search(rb"\x04\x2f\x08\x00.{4}(.{4})", cubin, re.DOTALL)
-    if found is None:
+    match = re.search(rb"\x04\x2f\x08\x00.{4}(.{4})", cubin, re.DOTALL)
+    if match is None:
         raise ValueError(
             "The compiled code has no attribute with a number of registers."
         )
-    return int.from_bytes(found[1], "little")
+    return int.from_bytes(match[1], "little")
 
 
 def main() -> None:
@@ -107,18 +111,21 @@ def main() -> None:
         "BLOCK": BLOCK,
         "SEGMENT": SEGMENT,
     }
-    single: dict[str, Any] = {"HAS_GRADIENTS": 1, "HAS_PARAMETERS": 1}
-    print("measure_before", registers("measure_before", ONE_WARP, **before, **single))
+    float32_only: dict[str, Any] = {"HAS_GRADIENTS": 1, "HAS_PARAMETERS": 1}
+    print(
+        "measure_before",
+        registers("measure_before", ONE_WARP, **before, **float32_only),
+    )
     halves: dict[str, Any] = {"HAS_GRADIENTS": 6, "HAS_PARAMETERS": 2}
-    found = registers("measure_before", ONE_WARP, **before, **halves)
-    print("measure_before_halves", found)
+    count = registers("measure_before", ONE_WARP, **before, **halves)
+    print("measure_before_halves", count)
     ones = ("n_layers", "n_rows", "n_rows_each")
-    found = registers("measure_before", ONE_WARP, ones=ones, **before, **single)
-    print("measure_before_small", found)
-    every: dict[str, Any] = {"HAS_PARAMETERS": 7, "BLOCK": BLOCK}
-    after = every | column_constants(COLUMNS.after)
+    count = registers("measure_before", ONE_WARP, ones=ones, **before, **float32_only)
+    print("measure_before_small", count)
+    all_kinds: dict[str, Any] = {"HAS_PARAMETERS": 7, "BLOCK": BLOCK}
+    after = all_kinds | column_constants(COLUMNS.after)
     print("measure_after", registers("measure_after", FOUR_WARPS, **after))
-    print("subtract_anchor", registers("subtract_anchor", FOUR_WARPS, **every))
+    print("subtract_anchor", registers("subtract_anchor", FOUR_WARPS, **all_kinds))
     print("fold", registers("fold", ONE_WARP, SHIFT=SHIFT, SEGMENT=SEGMENT))
     shape: dict[str, Any] = {
         "N_COLUMNS": COLUMNS.before.n_columns,
@@ -126,13 +133,16 @@ def main() -> None:
         "ROWS": 32,
     }
     print("add_up", registers("add_up", FOUR_WARPS, **shape))
-    doubles = {"values": "*fp64"}
-    found = registers("add_up", FOUR_WARPS, types=doubles, **shape)
-    print("add_up_doubles", found)
+    float64_values = {"values": "*fp64"}
+    count = registers("add_up", FOUR_WARPS, types=float64_values, **shape)
+    print("add_up_doubles", count)
     signs: dict[str, Any] = {"ROLE": int(Role.STEP), "BLOCK": BLOCK}
     print("draw_signs", registers("draw_signs", FOUR_WARPS, **signs))
-    large = {"seed": "u64", "step": "i64"}
-    print("draw_signs_large", registers("draw_signs", FOUR_WARPS, types=large, **signs))
+    wide_integers = {"seed": "u64", "step": "i64"}
+    print(
+        "draw_signs_large",
+        registers("draw_signs", FOUR_WARPS, types=wide_integers, **signs),
+    )
 
 
 if __name__ == "__main__":

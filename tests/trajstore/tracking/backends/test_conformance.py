@@ -103,7 +103,7 @@ def walk_of(name: str, basis: int) -> Walk:
 def assert_measured(walk: Walk) -> None:
     """Check that a walk equals the measurements by NumPy up to rounding."""
     reference = expected(walk)
-    # float32 products of up to 1024 terms of size 1, in blocks.
+    # float32 sums of up to 1024 products of size 1, in blocks.
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-3}
     np.testing.assert_allclose(walk.rows["tables"], reference.tables, **close)
     arrival = np.array([anchor.arrival for anchor in walk.anchors])
@@ -114,7 +114,7 @@ def assert_measured(walk: Walk) -> None:
         return
     np.testing.assert_allclose(walk.rows["probes"], reference.probes, atol=1e-3)
     np.testing.assert_allclose(walk.rows["scales"], reference.scales, rtol=1e-5)
-    # Only numbers that are 0 up to rounding may have another sign.
+    # Signs may differ only for numbers that are 0 up to rounding.
     assert np.unpackbits(walk.rows["signs"] ^ reference.signs).mean() < 1e-3
     probes = np.array([anchor.probes for anchor in walk.anchors])
     np.testing.assert_allclose(probes, reference.anchor_probes, atol=1e-3)
@@ -182,7 +182,7 @@ def test_a_last_bit_of_a_parameter_is_noticed(name: str):
     assert not walk.unchanged_after_change
 
 
-def test_the_gradient_to_compare_with_can_be_set_and_forgotten(name: str):
+def test_the_previous_gradient_can_be_set_and_forgotten(name: str):
     case = case_of(name)
     shapes = {"a": (3, 5)}
     spec = spec_of(shapes, sketch_bits=64, probes=8)
@@ -204,8 +204,8 @@ def test_the_gradient_to_compare_with_can_be_set_and_forgotten(name: str):
 
 
 def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
-    def public(found: type) -> set[str]:
-        return {member for member in dir(found) if not member.startswith("_")}
+    def public(cls: type) -> set[str]:
+        return {member for member in dir(cls) if not member.startswith("_")}
 
     # CPUBackend sets `frame` as an instance attribute.
     assert public(case_of(name).backend) | {"frame"} == public(StepBackend)
@@ -259,5 +259,5 @@ def test_measurements_of_ranks_add_up_to_the_whole():
         tracker.after_step(rows[rank])
     for array in ("tables", "probes"):
         parts = rows["first"][array] + rows["second"][array]
-        # float32 products of up to 1024 terms of size 1.
+        # float32 sums of up to 1024 products of size 1.
         np.testing.assert_allclose(rows["whole"][array], parts, rtol=1e-5, atol=1e-3)

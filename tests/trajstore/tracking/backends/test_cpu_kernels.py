@@ -17,7 +17,7 @@ from trajstore.tracking.backends import cpu_kernels as kernels
 from trajstore.tracking.backends.cpu_kernels import _hadamard, _sum_of_bits
 
 SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
-"""Sizes below 16, powers of 4 and of 2 only, and the size of two blocks."""
+"""Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
 
 
 def normal(*shape: int) -> Any:
@@ -25,7 +25,7 @@ def normal(*shape: int) -> Any:
 
 
 @pytest.mark.parametrize("n", [2**k for k in range(12)])
-def test_hadamard_is_the_matrix_of_scipy(n: int):
+def test_hadamard_equals_scipys_matrix(n: int):
     linalg = pytest.importorskip("scipy.linalg")
     vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
     expected = linalg.hadamard(n) @ vector.astype(np.float64)
@@ -56,7 +56,7 @@ def test_hadamard_adds_in_a_fixed_order(n: int):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sketch_is_rotation_and_code(size: int):
+def test_sketch_equals_rotation_and_code(size: int):
     vector = normal(size)
     signs = random_signs(size, seed=2, role=Role.STEP)
     code, scales = np.zeros(size // 8, np.uint8), np.zeros(n_blocks(size), np.float32)
@@ -70,7 +70,7 @@ def test_sketch_is_rotation_and_code(size: int):
 
     np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
     different = np.unpackbits(code ^ expected_code).astype(bool)
-    # Only numbers that are 0 up to rounding may have another sign.
+    # Signs may differ only for numbers that are 0 up to rounding.
     assert (np.abs(rotated[different]) < 1e-5).all()
     assert different.mean() < 1e-3
 

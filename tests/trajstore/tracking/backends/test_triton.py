@@ -83,7 +83,7 @@ def test_signs_equal_the_reference_implementation(count: int, seed: int, step: i
     np.testing.assert_array_equal(signs.cpu().numpy(), expected)
 
 
-def test_a_trial_passes_and_can_fail(monkeypatch: pytest.MonkeyPatch):
+def test_try_out_passes_and_can_fail(monkeypatch: pytest.MonkeyPatch):
     triton.try_out(torch.device(DEVICE))
     monkeypatch.setattr(triton, "draw_signs", lambda out, *_: out.zero_())
     with pytest.raises(RuntimeError, match="random signs are not"):
