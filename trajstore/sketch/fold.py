@@ -1,11 +1,10 @@
 """Fold a long vector into a few thousand buckets with random signs.
 
-The vector is laid out in rows of a prime width p, multiplied by random column signs, and its
-rows are summed with further random signs: ``y = sum_b tau_b (sigma_b * g_b)``. Inner products
-are kept on average, ``E <fold(g), fold(v)> = <g, v>``, and with fresh row signs tau the errors
-of different steps are independent for any sigma. The size of the errors depends on
-sigma, so the sketch draws new column signs in every window: no tensor has bad luck for a whole
-run.
+The vector is laid out in rows of a prime width p, multiplied by random column signs, and its rows
+are summed with further random signs: ``y = sum_b tau_b (sigma_b * g_b)``. Inner products are kept
+on average, ``E <fold(g), fold(v)> = <g, v>``, and with fresh row signs tau the errors of different
+steps are independent for any sigma. The size of the errors depends on sigma, so the sketch draws
+new column signs in every window: no tensor has bad luck for a whole run.
 
 The widths of weight matrices are highly composite. A prime width p keeps the columns of such a
 matrix from falling on the same few buckets.

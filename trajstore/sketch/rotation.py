@@ -94,7 +94,7 @@ def rotate_back(
     # `hadamard` explains the buffers. A shorter `out` receives only the first entries.
     buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     rotated = hadamard(vectors, buffers)
-    # Apply `second_round` without a copy, because decoding spends most of its time in this function.
+    # Apply `second_round` without a copy: decoding spends most of its time in this function.
     half = rotated.shape[-1] // 2
     rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
     rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
