@@ -3,7 +3,8 @@
 Each network is trained twice: once under recorders with several window lengths and several
 numbers of signs, and once under recorders with several bases. Recorders do not change the
 training. The MLP is also trained for fewer epochs, to distinguish the effect of window
-lengths in epochs from that of lengths relative to the run. Takes about twenty minutes on 2 cores.
+lengths in epochs from that of lengths relative to the run. Takes about twenty minutes on
+2 cores.
 """
 
 import json
