@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-# A module's tests share fixtures, so one worker runs all of them.
+# The tests of a module share fixtures, so one worker runs all tests of a module.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
@@ -22,7 +22,7 @@ demo: .venv/installed
 	$(BIN)/traj-train run digits-resnet --out demo/run.zarr
 	$(BIN)/traj-analyze geometry demo/run.zarr --layers
 
-# Ten minutes: the runs that are not in runs/ yet, and docs/paper.md.
+# Records the runs that runs/ lacks, and writes docs/paper.md; takes ten minutes.
 paper: .venv/installed
 	$(BIN)/traj-train sweep embedded --out runs
 	$(BIN)/traj-analyze paper --stores runs --out docs
@@ -44,11 +44,11 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/deep_linear.py
 	$(BIN)/python benchmarks/null_models.py
 
-# Hours, and some 30 GB of disk; see its options.
+# Takes hours and about 30 GB of disk; scale.py has options for smaller sizes.
 scale: .venv/installed
 	$(BIN)/python benchmarks/scale.py
 
-# torch first and alone: resolved together with others, its CUDA build is fetched.
+# Install torch first and alone: together with other packages, pip fetches its CUDA build.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch

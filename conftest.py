@@ -1,4 +1,4 @@
-"""What tests and doctests share: a small recorded training."""
+"""Fixtures and settings that tests and doctests share, such as a small recorded run."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ TORCH_PACKAGES = ("sketch_torch", "tracking", "recording", "integrations")
 """Packages of trajstore that need torch."""
 STEPS_PER_EPOCH, EPOCHS = 12, 5
 
-# Libraries of Hugging Face neither look for their hub nor tell it of themselves.
+# Hugging Face libraries must neither access their hub nor send it telemetry.
 os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
@@ -28,7 +28,7 @@ collect_ignore = [
     if find_spec(name) is None
 ]
 if not HAS_TORCH:
-    # `make no-torch` tests what analysis rests on; these packages record and train.
+    # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
         *(f"trajstore/{name}/*" for name in TORCH_PACKAGES),
         *("trajstore/tracking/backends/*", "train/*", "tests/train/*"),
@@ -41,7 +41,7 @@ if not HAS_TORCH:
     ]
 
 if not HAS_TORCH or find_spec("triton") is None:
-    # It comes with torch's builds for CUDA.
+    # Triton comes only with torch's CUDA builds.
     collect_ignore += [
         "tests/trajstore/tracking/backends/compile_kernels.py",
         "trajstore/tracking/backends/triton.py",
@@ -56,15 +56,15 @@ mpl.use("agg")
 if HAS_TORCH:
     import torch
 
-    # Threads that spin for each other cost more than they bring where nets are small.
+    # For small nets, synchronising threads takes longer than several threads save.
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
-        # Triton decides for its interpreter where a kernel is first named.
+        # Triton reads this variable when a kernel is defined.
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _train(observe: Callable[..., Any], **options: Any) -> Any:
-    """Train a small net with momentum on noisy data under observation."""
+    """Train a small net with momentum on noisy data under an observer."""
     from torch import nn
 
     torch.manual_seed(1)
@@ -90,7 +90,7 @@ def _train(observe: Callable[..., Any], **options: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def train_small() -> Callable[..., Any]:
-    """Return a function that trains a small net; takes an observer and its options."""
+    """Return a function that trains a small net under an observer with given options."""
     pytest.importorskip("torch")
     return _train
 
@@ -99,7 +99,7 @@ def train_small() -> Callable[..., Any]:
 def example_run(
     tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
 ) -> Path:
-    """Path of a recorded run of 5 epochs of 12 steps; not to be changed."""
+    """Return the path of a recorded run of 5 epochs of 12 steps; tests must not change it."""
     from functools import partial
 
     from trajstore import Recorder
@@ -113,7 +113,7 @@ def example_run(
 def exact_run(
     tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Any]
 ) -> Path:
-    """Path of the same run, recorded in exact mode."""
+    """Return the path of the same run, recorded in exact mode."""
     from functools import partial
 
     from trajstore import Recorder
@@ -128,7 +128,7 @@ def _doctest_names(
     doctest_namespace: dict[str, Any],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Give doctests a directory to write to, and the path of a recorded run."""
+    """Provide doctests with a directory to write to and the path of a recorded run."""
     if isinstance(request.node, pytest.DoctestItem):
         doctest_namespace["tmp_path"] = request.getfixturevalue("tmp_path")
         needs_run = any("example_run" in e.source for e in request.node.dtest.examples)

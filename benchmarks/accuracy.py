@@ -1,9 +1,9 @@
 """Measure the errors of gamma and distance against the exact two-run protocol.
 
 Each workload is trained four times: recorded, twice under the two-run protocol, and briefly
-in exact mode. During the second run of the protocol, the schemes that the recorder combines
-are tried one by one on the same gradients, with 8 KB a step each. Takes about half an hour
-on 2 cores; ``--quick`` shortens the runs.
+in exact mode. During the second run of the protocol, each scheme that the recorder combines
+is also tried alone on the same gradients, with 8 KB per step. Takes about half an hour on
+2 cores; ``--quick`` shortens the runs.
 """
 
 import json
@@ -50,14 +50,14 @@ WHITE_LIMIT = 1 / np.sqrt(2 * np.log(2) * BITS)
 
 
 class Schemes:
-    """Estimates <g, x - x*> by each scheme, given x* and the stored anchors."""
+    """Estimates <g, x - x*> by each scheme, from x* and the stored anchors."""
 
     def __init__(self, run: trajstore.Run) -> None:
         self._run, self._layout = run, run.layout
         everything = slice(0, run.layout.size)
         self._everything = everything
         self._final = run.stored.array("final")[everything]
-        # Independent signs: a scheme must not share the recorder's.
+        # The schemes must not share the random signs of the recorder.
         self._sketch = Sketch(size=run.layout.size, bits=BITS, seed=987_654_321)
         self._window = -1
         self.errors: list[list[float]] = []
@@ -71,7 +71,7 @@ class Schemes:
         steps_per_epoch: int,
         total_steps: int,
     ) -> Iterator[None]:
-        """Estimate in each step; an observer."""
+        """Estimate the product in each step; usable as an observer of the training."""
         del steps_per_epoch, total_steps
         handle = optimizer.register_step_pre_hook(lambda *_: self._step(model))
         yield
@@ -96,7 +96,7 @@ class Schemes:
         self.errors.append([(centred - p - exact) / norm for p in products])
 
     def _products(self, g: Array, step: int) -> list[float]:
-        """Return estimates of <g, v> by each scheme."""
+        """Return the estimate of <g, v> by each scheme."""
         sketch, v = self._sketch, self._v
         floats = BITS // 32
         signs, rows = sketch.step_signs(step)
@@ -145,7 +145,7 @@ class Schemes:
         self._weights = self._by_element(stored.astype(np.float32))
 
     def _on_basis(self, vector: Array) -> Array:
-        """Return products with the basis, (layer, basis)."""
+        """Return the products with the basis by layer, (layer, basis)."""
         products = [vector.astype(np.float64) * s for s in self._basis]
         sums = np.stack(products, -1).reshape(-1, 1024, len(self._basis)).sum(1)
         return np.add.reduceat(sums, self._layout.offsets // 1024)
@@ -163,14 +163,14 @@ def _both(first: Observer, second: Any, *args: Any, **kwargs: Any) -> Iterator[L
 
 
 def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
-    """Train one workload in all ways, and compare."""
+    """Train one workload by every protocol, and compare the results."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
-        shown = partial(track, console=console)
+        progress = partial(track, console=console)
         train_workload(
             experiment,
             partial(trajstore.Recorder, path),
-            partial(shown, description=f"{name}: recorded"),
+            partial(progress, description=f"{name}: recorded"),
         )
         run = trajstore.open_run(path)
         schemes = Schemes(run)
@@ -180,8 +180,8 @@ def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
             title = next(passes)
             if title.startswith("second"):
                 observe = partial(_both, observe, schemes.observe)
-            shown_so = partial(shown, description=f"{name}: {title}")
-            train_workload(experiment, observe, shown_so)
+            titled = partial(progress, description=f"{name}: {title}")
+            train_workload(experiment, observe, titled)
 
         exact = two_run(train, layers=True)
         result = compare(run, exact, np.array(schemes.errors))
@@ -190,7 +190,7 @@ def measure(name: str, experiment: Any, console: Console) -> dict[str, Any]:
 
 
 def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, Any]:
-    """Compare an analysed recording with exact values."""
+    """Return the errors of a recorded run relative to exact values."""
     geometry = analyzers.path_geometry(run).compute()
     by_layer = analyzers.path_geometry(run, layers=True).compute()
     truth = over_all_layers(exact)
@@ -198,7 +198,7 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     epochs = run.stored.array("epoch")[:]
     last = epochs.max()
     step = np.arange(run.n_steps)
-    # Middle: windows 2 to last but one. The last epoch lacks its last two steps.
+    # The middle is windows 2 to the last but one. The last part excludes the last two steps.
     windows = run.stored.array("window")[:]
     whole = np.flatnonzero(start < np.flatnonzero(epochs == last)[0])
     parts = {
@@ -244,24 +244,24 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
 
 
 def rms(errors: Array) -> float:
-    """Return the root mean square."""
+    """Return the root mean square of errors."""
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def over_all_layers(exact: xr.Dataset) -> dict[str, Array]:
-    """Return exact gamma and distance of all layers together."""
+    """Return the exact gamma and distance of the whole network."""
     distance_sq = (exact["distance"] ** 2).values
     gradient = (exact["eb"] * exact["distance"]).values
-    h = np.nansum(exact["rsi"].values * distance_sq, 1)
+    product = np.nansum(exact["rsi"].values * distance_sq, 1)
     distance = np.sqrt(distance_sq.sum(1))
     norm = np.sqrt(np.nansum(gradient**2, 1))
-    return {"gamma": h / (norm * distance), "distance": distance}
+    return {"gamma": product / (norm * distance), "distance": distance}
 
 
 def epoch_errors(
     geometry: xr.Dataset, truth: dict[str, Array], middle: Array
 ) -> dict[str, float]:
-    """Return errors of epoch means, mid-run."""
+    """Return the errors of epoch means in the middle of the run."""
     means = analyzers.epoch_means(geometry)
     exact = geometry["gamma"].copy(data=truth["gamma"]).groupby("epoch").mean()
     error = means["gamma"] - exact
@@ -279,7 +279,7 @@ def epoch_errors(
 
 
 def exact_mode(experiment: Any, directory: str) -> float:
-    """Return the largest difference of gamma between a short exact recording and two runs."""
+    """Return the largest difference of gamma between an exact recording and two runs."""
     short = replace(experiment, epochs=1)
     path = Path(directory) / "exact.zarr"
     train_workload(short, partial(trajstore.Recorder, path, exact=True))
@@ -289,7 +289,7 @@ def exact_mode(experiment: Any, directory: str) -> float:
 
 
 def heavy_columns() -> dict[str, float]:
-    """Return the std of z if a few columns of a matrix carry most of the gradient."""
+    """Return the std of z for a gradient that is concentrated in a few columns."""
     torch.manual_seed(0)
     model = nn.Linear(1024, 1200, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -319,8 +319,8 @@ def heavy_columns() -> dict[str, float]:
 
 
 def tables(results: dict[str, Any], console: Console) -> None:
-    """Print the results."""
-    table = Table(title="rms error of gamma, 8 KB a step, mid-run", box=None)
+    """Print the results as a table and as JSON."""
+    table = Table(title="rms error of gamma, 8 KB per step, mid-run", box=None)
     table.add_column("scheme")
     workloads = results["workloads"]
     for name in workloads:

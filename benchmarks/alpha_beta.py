@@ -1,8 +1,8 @@
 """Draw the figure of docs/alpha-beta.md: pairs of digits MLPs of several widths.
 
-Record four seeds of each width once, compute the losses at their targets, and intersect the
-constraints of the condition from all their steps. Further recordings of whole gradients
-show the boundary without estimation error. Takes about four minutes on 2 cores.
+The benchmark records one run for each of four seeds at each width, computes the losses at
+the end of each run, and intersects the constraints from all steps. Exact recordings show
+the boundary without estimation errors. Takes about four minutes on 2 cores.
 """
 
 import tempfile
@@ -34,14 +34,14 @@ from train.workloads.catalogue import WORKLOADS, settings_of
 
 WIDTHS = (16, 64, 256)
 DRAWN = 64
-"""Width in the panel of margins."""
+"""The width that the panel of margins shows."""
 
 BITS = 16384
-"""Signs per gradient; the nets are small."""
+"""Signs per gradient: few, because the nets are small."""
 
 
 def record(training: Training, path: Path, **options: Any) -> xr.Dataset:
-    """Record a training run; return its gradients and losses relative to its target."""
+    """Record a training run; return the products and losses that the condition compares."""
     observe = partial(
         trajstore.Recorder,
         path,
@@ -56,8 +56,8 @@ def record(training: Training, path: Path, **options: Any) -> xr.Dataset:
     return analyzers.alpha_beta(run, reference_losses=losses).compute()
 
 
-def of_width(training: Training, width: int, seeds: int, directory: Path) -> Any:
-    """Record all seeds of one width."""
+def record_width(training: Training, width: int, seeds: int, directory: Path) -> Any:
+    """Record a run of this width for each seed."""
     name = training.workload
     WORKLOADS[name] = replace(
         WORKLOADS[name], model=lambda *_: mlp([64, width, width, 10])
@@ -69,14 +69,14 @@ def of_width(training: Training, width: int, seeds: int, directory: Path) -> Any
 
 
 def pair(feasible: xr.Dataset) -> list[float]:
-    """Return the pair with the smallest sum."""
+    """Return the feasible pair with the smallest sum."""
     return [float(feasible[name]) for name in ("best_alpha", "best_beta")]
 
 
 def draw(
     recorded: dict[int, list[xr.Dataset]], sets: dict[int, list[xr.Dataset]]
 ) -> None:
-    """Draw the margins of one width, and the boundaries of all."""
+    """Draw the margins of one width, and the boundaries of all widths."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     alpha = np.linspace(0, 2 * pair(sets[DRAWN][1])[0], 251)[1:]
     beta = np.linspace(0, alpha[-1] - 0.1, 250)
@@ -86,12 +86,14 @@ def draw(
     left.set_title(f"width {DRAWN}, {len(recorded[DRAWN])} seeds", fontsize="medium")
     alpha = np.geomspace(0.1, 20, 400)
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(sets)))
-    for (width, of), color in zip(sets.items(), colors, strict=True):
-        low, middle, high = (alpha - analyzers.smallest_beta(s, alpha) for s in of)
+    for (width, feasible), color in zip(sets.items(), colors, strict=True):
+        low, middle, high = (
+            alpha - analyzers.smallest_beta(s, alpha) for s in feasible
+        )
         right.semilogx(alpha, middle, color=color, label=f"width {width}")
         low, high = low.fillna(0.1), high.fillna(0.1)
         right.fill_between(alpha, low, high, color=color, alpha=0.25, linewidth=0)
-        best = pair(of[1])
+        best = pair(feasible[1])
         right.plot(best[0], best[0] - best[1], "*", color=color, markersize=9)
     right.axhline(0.1, color="0.6", linestyle="--", linewidth=0.8)
     right.set(xlim=(alpha[0], alpha[-1]), ylim=(0, None))
@@ -104,14 +106,14 @@ def draw(
 def main(
     *, epochs: int = 3, batch_size: int = 16, lr: float = 0.3, seeds: int = 4
 ) -> None:
-    """Record, draw and save the results.
+    """Record the runs, draw the figure and save the results.
 
     Parameters
     ----------
     epochs, batch_size, lr
         Settings of every training run.
     seeds : int
-        Runs of each width.
+        Number of runs at each width.
     """
     mpl.use("agg")
     training = replace(
@@ -125,11 +127,12 @@ def main(
     recorded, sets = {}, {}
     with tempfile.TemporaryDirectory() as directory:
         for width in WIDTHS:
-            recorded[width] = of_width(training, width, seeds, Path(directory))
+            recorded[width] = record_width(training, width, seeds, Path(directory))
             sets[width] = [
                 analyzers.feasible_set(recorded[width], n_stderr=n) for n in (-1, 0, 1)
             ]
-        of_width(training, DRAWN, 0, Path(directory))
+        # Without seeds, the call only sets the width of the workload again.
+        record_width(training, DRAWN, 0, Path(directory))
         whole = [
             record(
                 replace(training, seed=seed),
@@ -141,11 +144,11 @@ def main(
     draw(recorded, sets)
     table = Table("width", "steps", "stricter", "smallest pair", "looser")
     results["widths"] = {}
-    for width, of in sets.items():
-        pairs = [pair(s) for s in of]
+    for width, feasible in sets.items():
+        pairs = [pair(s) for s in feasible]
         results["widths"][width] = pairs
         shown = [f"{a:.3f}, {b:.3f}" for a, b in pairs]
-        table.add_row(str(width), str(int(of[1]["n_steps"])), *shown)
+        table.add_row(str(width), str(int(feasible[1]["n_steps"])), *shown)
     exact = pair(analyzers.feasible_set(whole))
     results["exact"] = {"width": DRAWN, "pair": exact}
     table.add_row(f"{DRAWN}, exact", "", "", f"{exact[0]:.3f}, {exact[1]:.3f}", "")

@@ -4,9 +4,9 @@ The benchmark analyses a synthetic run of the size of a ResNet-18, with one wind
 several times. Analyses alternate with float32 matrix products on the same number of threads,
 so that other load on the machine affects both. The analysis runs on single-threaded worker
 processes, as ``traj-analyze --workers`` starts them, and on the threads of one process, which
-compete for Python's global lock. The time includes everything: reading, decoding anchors and
-sketches, the regression and the contraction. The operations that no implementation can avoid
-are two per parameter and step for the contraction, and the rotation of each sketch.
+compete for Python's global lock. The time includes reading, decoding anchors and sketches,
+the regression, and the contraction of sketches with the target. No implementation can avoid
+two operations per parameter and step for the contraction, and the rotation of each sketch.
 """
 
 import os
@@ -36,7 +36,7 @@ SIDE = 3072  # rows and columns of the matrices
 
 
 def product_rate(threads: int, seconds: float) -> float:
-    """Return operations per second of float32 matrix products."""
+    """Return the operations per second of float32 matrix products."""
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
     out = np.empty_like(a)
     n, started = 0, time.perf_counter()
@@ -48,27 +48,27 @@ def product_rate(threads: int, seconds: float) -> float:
 
 
 def step_operations(run: trajstore.Run) -> tuple[float, float]:
-    """Return the numbers of operations of one step: contraction, rotation."""
+    """Return the operations per step in the contraction and in the rotation."""
     bits = run.spec.sketch_bits
     rotation = 2 * 2 * bits * sum(factors(min(bits, MAX_BLOCK)))
     return 2 * run.layout.n_params, rotation
 
 
 def analysis_rate(geometry: xr.Dataset) -> float:
-    """Analyse once; return steps per second."""
+    """Run the analysis once, and return the steps per second."""
     started = time.perf_counter()
     geometry.compute()
     return geometry.sizes["step"] / (time.perf_counter() - started)
 
 
 def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
-    """Alternate between analyses and matrix products."""
+    """Alternate between analyses and matrix products, and return rates and ratios."""
     geometry = analyzers.path_geometry(run)
     rates: dict[str, list[float]] = {"workers": [], "threads": []}
     products = [product_rate(threads, seconds=2)]
     with connected(workers=threads) as client:
         client.wait_for_workers(threads)
-        # The first import is not part of an analysis.
+        # Workers import the package before the time is taken.
         client.run(import_module, "analyzers")
         for _ in track(range(rounds), "on workers"):
             rates["workers"].append(analysis_rate(geometry))
@@ -80,7 +80,7 @@ def measure(run: trajstore.Run, *, rounds: int, threads: int) -> dict[str, Any]:
             products.append(product_rate(threads, seconds=2))
     contraction, rotation = step_operations(run)
     product = np.array(products)
-    # The mean of the product rates before and after each analysis.
+    # Each analysis is compared with the mean of the product rates before and after it.
     product_rates = np.reshape((product[1:] + product[:-1]) / 2, (2, rounds))
     ratios = {
         name: np.array(steps) * (contraction + rotation) / products_nearby

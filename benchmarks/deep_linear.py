@@ -1,8 +1,8 @@
 """Record deep linear networks, compare them with their closed form, and draw.
 
 The figures show singular modes next to gradient flow, errors and the drift of conserved
-quantities against the step size, effective ranks, and the same for networks with tanh or
-ReLU between the layers. Takes about two minutes on 2 cores. Figures go to
+quantities against the step size, and effective ranks; modes and ranks are also shown for
+networks with tanh or ReLU between the layers. Takes about two minutes on 2 cores. Figures go to
 docs/images/deep-linear, numbers to results/deep_linear.json; benchmarks/readme.py writes
 them into the page.
 """
@@ -37,10 +37,10 @@ from train.workloads.catalogue import settings_of
 
 DEPTHS = (2, 3, 4)
 LR, UNTIL = 0.01, 30.0
-"""Step size and time span of the figures over time."""
+"""Step size and time span of the figures with a time axis."""
 
 RATES, SHORT = (0.08, 0.04, 0.02, 0.01, 0.005), 8.0
-"""Step sizes and time span of the figures over step sizes."""
+"""Step sizes and time span of the figures with a step-size axis."""
 
 WIDTH, NONLINEAR_LR = 32, 0.02
 """Width and step size of networks with activations."""
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
 
 @contextmanager
 def recorded(name: str, lr: float, time: float) -> Iterator[trajstore.Run]:
-    """Train a workload for a time span, recorded exactly."""
+    """Train a workload for a time span, and yield its exact recording."""
     steps = round(time / lr)
     training = replace(settings_of(name), lr=lr, max_steps=steps, epochs=steps)
     with tempfile.TemporaryDirectory() as directory:
@@ -64,15 +64,15 @@ def recorded(name: str, lr: float, time: float) -> Iterator[trajstore.Run]:
 
 
 def modes_of(name: str, lr: float, time: float) -> xr.Dataset:
-    """Return the singular modes of a workload."""
+    """Return the singular modes of a workload over a time span."""
     with recorded(name, lr, time) as run:
         return analyzers.linear_modes(run)
 
 
 def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, Any]:
     """Train three layers with an activation; return the modes of mean f(x) x^T."""
-    # The mean over all data replaces the product of the weights: without an activation, the
-    # two are equal.
+    # This mean over all data replaces the product of the weights. Without an activation,
+    # they are equal.
     torch.manual_seed(0)
     data: Any = deep_linear.linear_data(0).train
     inputs, targets = data[0]
@@ -93,17 +93,17 @@ def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, An
                 optimizer.step()
         run = trajstore.open_run(path)
         between = {
-            None: lambda h: h,
+            None: lambda hidden: hidden,
             nn.Tanh: np.tanh,
             nn.ReLU: partial(np.maximum, 0),
         }[activation]
         x = inputs.double().numpy()
         correlations = []
         for _, tensors in iterates(run):
-            h = x
+            hidden = x
             for i, weight in enumerate(tensors.values()):
-                h = (between(h) if i else h) @ weight.swapaxes(1, 2)
-            correlations.append(h.swapaxes(1, 2) @ x / len(x))
+                hidden = (between(hidden) if i else hidden) @ weight.swapaxes(1, 2)
+            correlations.append(hidden.swapaxes(1, 2) @ x / len(x))
         loss = run.steps["loss"].values
     correlation = np.concatenate(correlations)
     left, _, right = np.linalg.svd(
@@ -188,17 +188,19 @@ def draw_conserved(
 
 
 def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
-    """Draw modes and effective ranks of mean f(x) x^T."""
+    """Draw the modes and effective ranks of mean f(x) x^T by activation."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, deep_linear.N_OUTPUTS))
-    for ax, (name, one) in zip(axes, found.items(), strict=False):
+    for ax, (name, result) in zip(axes, found.items(), strict=False):
         for mode, color, strength in zip(
-            one["modes"].T, colors, deep_linear.STRENGTHS, strict=True
+            result["modes"].T, colors, deep_linear.STRENGTHS, strict=True
         ):
-            ax.plot(one["time"], mode, color=color, label=rf"$\lambda$ = {strength:g}")
+            ax.plot(
+                result["time"], mode, color=color, label=rf"$\lambda$ = {strength:g}"
+            )
             ax.axhline(strength, color=color, linewidth=0.6, linestyle=":")
         ax.set(title=f"{name}, 3 layers", ylim=(-0.05, 1.1))
-        axes[3].plot(one["time"], one["effective_rank"], label=name)
+        axes[3].plot(result["time"], result["effective_rank"], label=name)
     axes[0].set_ylabel(r"$u_\mu^T\, \overline{f(x)\, x^T}\, v_\mu$")
     axes[0].legend(fontsize="small", frameon=False, loc=(0.62, 0.6))
     axes[3].set(title=r"effective rank of $\overline{f(x)\, x^T}$", ylim=(0, 4.3))
@@ -209,22 +211,22 @@ def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
 
 
 def slope(values: list[float]) -> float:
-    """Return the exponent by which values grow with the step size."""
+    """Return the exponent with which values grow with the step size."""
     return float(np.polyfit(np.log(RATES), np.log(values), 1)[0])
 
 
-def nonlinear_facts(one: dict[str, Any]) -> dict[str, Any]:
-    """Return the half times of the modes, and the end of the run."""
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the half times of the modes, and their values at the end of the run."""
     halves = []
-    for mode, strength in zip(one["modes"].T, deep_linear.STRENGTHS, strict=True):
+    for mode, strength in zip(result["modes"].T, deep_linear.STRENGTHS, strict=True):
         above = np.flatnonzero(mode >= strength / 2)
-        halves.append(float(one["time"][above[0]]) if len(above) else None)
+        halves.append(float(result["time"][above[0]]) if len(above) else None)
     return {
         "half times": halves,
-        "last modes": one["modes"][-1].tolist(),
-        "smallest effective rank": float(one["effective_rank"].min()),
-        "last effective rank": float(one["effective_rank"][-1]),
-        "last loss over first": float(one["loss"][-1] / one["loss"][0]),
+        "last modes": result["modes"][-1].tolist(),
+        "smallest effective rank": float(result["effective_rank"].min()),
+        "last effective rank": float(result["effective_rank"][-1]),
+        "last loss over first": float(result["loss"][-1] / result["loss"][0]),
     }
 
 
@@ -240,7 +242,7 @@ def main() -> None:
         drifts[depth] = [float(modes.drift[-1]) for modes in short[1]]
     found = {
         name: outputs_in_modes(activation)
-        for name, activation in track(ACTIVATIONS.items(), description="others")
+        for name, activation in track(ACTIVATIONS.items(), description="activations")
     }
     draw_trajectories(aligned)
     draw_step_sizes(errors, drifts)
@@ -264,7 +266,7 @@ def main() -> None:
             }
             for depth in DEPTHS
         },
-        "between layers": {name: nonlinear_facts(one) for name, one in found.items()},
+        "between layers": {name: summary(result) for name, result in found.items()},
     }
     save_results(results, "deep_linear")
 

@@ -17,7 +17,7 @@ from train.workloads.catalogue import settings_of
 
 
 def main() -> None:
-    """Train three times, and draw."""
+    """Train three times, and draw gamma."""
     mpl.use("agg")
     experiment = settings_of("digits-resnet")
     train = partial(train_workload, experiment, track=track)

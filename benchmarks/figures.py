@@ -1,4 +1,4 @@
-"""Save figures where the pages of the documentation show them."""
+"""Save figures in the folder from which the documentation shows them."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
 """Compare all measurements of one recording with the exact two-run protocol.
 
-The gradient with weight decay, the update, the gradients of fixed batches and of all data,
-cosines of gradients some steps apart, and distances of parameters: each against exact
-values, as errors over standard errors. A run uses the same signs for all probes, so cosines
-and distances come from several recordings with different signs. Takes about 15 minutes on
-2 cores.
+The benchmark compares gamma of the gradient with weight decay, of the update, and of the
+gradients of fixed batches and of all data, cosines of gradients several steps apart, and
+distances between parameters. It reports errors over standard errors. All probes of a run use
+the same signs, so cosines and distances come from several recordings with different signs.
+Takes about 15 minutes on 2 cores.
 """
 
 import tempfile
@@ -39,16 +39,16 @@ DIRECTIONS: dict[str, tuple[str, float]] = {
 }
 LAGGED = {
     "cosine": "cosine of gradients 1 to 50 steps apart",
-    "orthogonal_cosine": "the same, orthogonal to x - x*",
-    "distance": "distance of their parameters",
+    "orthogonal_cosine": "the same cosine, orthogonal to x - x*",
+    "distance": "distance between the parameters at these steps",
 }
 
 
 def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]:
-    """Return errors of gamma of every direction: one recording against two exact runs."""
+    """Return the errors of gamma by direction, of one recording against two exact runs."""
     path = directory / "run.zarr"
-    shown = partial(track, description="recorded")
-    train(training, partial(trajstore.Recorder, path, updates=True), shown)
+    progress = partial(track, description="recorded")
+    train(training, partial(trajstore.Recorder, path, updates=True), progress)
     run = trajstore.open_run(path)
     results = {}
     for title, (direction, decay) in DIRECTIONS.items():
@@ -59,38 +59,41 @@ def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]
             direction=direction,
             weight_decay=decay,
         )
-        of = run if direction == "gradient" else run.measured(direction)
-        found = analyzers.path_geometry(of, weight_decay=decay).compute()
+        rows = run if direction == "gradient" else run.measured(direction)
+        estimated = analyzers.path_geometry(rows, weight_decay=decay).compute()
         # In the last steps, x - x* is as short as an update.
         is_before_end = exact.step.values < run.n_steps - run.spec.steps_per_epoch // 2
-        results[title] = scores([found], exact, "gamma", is_before_end)
+        results[title] = scores([estimated], exact, "gamma", is_before_end)
     return results
 
 
 def lagged(training: Training, directory: Path, seeds: int) -> dict[str, Any]:
-    """Return errors of cosines and distances, from recordings with different signs."""
+    """Return the errors of cosines and distances in recordings with different signs."""
     record = partial(trajstore.Recorder, probes=1024)
     exact_path = directory / "exact.zarr"
     train(training, partial(record, exact_path, exact=True))
     compare = partial(analyzers.lagged_gradients, every=5)
     exact = compare(trajstore.open_run(exact_path)).compute()
-    found = []
+    estimated = []
     for seed in track(range(seeds), description="random signs"):
         path = directory / f"{seed}.zarr"
         train(training, partial(record, path, seed=seed))
-        found.append(compare(trajstore.open_run(path)).compute())
-    is_there = np.isfinite(exact.cosine.values)
+        estimated.append(compare(trajstore.open_run(path)).compute())
+    is_known = np.isfinite(exact.cosine.values)
     return {
-        title: scores(found, exact, name, is_there) for name, title in LAGGED.items()
+        title: scores(estimated, exact, name, is_known)
+        for name, title in LAGGED.items()
     }
 
 
 def scores(
-    found: Sequence[xr.Dataset], exact: xr.Dataset, name: str, chosen: Any
+    estimated: Sequence[xr.Dataset], exact: xr.Dataset, name: str, chosen: Any
 ) -> dict[str, Any]:
-    """Compare estimates of a quantity with exact values."""
-    errors = np.array([(f[name].values - exact[name].values)[chosen] for f in found])
-    z = errors / np.array([f[f"{name}_stderr"].values[chosen] for f in found])
+    """Return statistics of the errors of a quantity, over the chosen elements."""
+    errors = np.array(
+        [(e[name].values - exact[name].values)[chosen] for e in estimated]
+    )
+    z = errors / np.array([e[f"{name}_stderr"].values[chosen] for e in estimated])
     return {
         "mean": float(exact[name].values[chosen].mean()),
         "rms error": float(np.sqrt((errors**2).mean())),
@@ -106,11 +109,11 @@ def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
     Parameters
     ----------
     epochs : int
-        Epochs of the digits ResNet; half of them for the cosines.
+        Epochs of the digits ResNet; recordings for cosines have half as many.
     measure_every : int
         Steps between measurements of the fixed batches.
     seeds : int
-        Recordings with different random signs.
+        Number of recordings with different random signs.
     """
     training = replace(
         settings_of("digits-resnet"),

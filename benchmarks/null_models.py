@@ -1,9 +1,9 @@
 """Record a training run and its null models, and compare three analyses of them.
 
-The runs come from the sweep "controls": a fully connected net on digits with plain SGD,
-with random labels, with label noise, with noise as gradients, and a random walk. Takes
-about two minutes on 2 cores. The figure goes to docs/images/null-models.png, numbers to
-results/null_models.json; benchmarks/readme.py writes them into the page.
+The sweep "controls" trains a fully connected net on digits with plain SGD, with random
+labels, with label noise and with noise as gradients, and takes a random walk. Takes about
+two minutes on 2 cores. The figure goes to docs/images/null-models.png, and numbers to
+results/null_models.json, from which benchmarks/readme.py writes them into the page.
 """
 
 import tempfile
@@ -26,11 +26,11 @@ from train.protocols.sweep import load_sweep
 
 LAGS = (1, 2, 5, 10, 20, 50)
 PROBES = 1 << 14
-"""Probes for lagged cosines; their common error is 0.008."""
+"""Number of probes. The error that all lagged cosines of a run share is 0.008."""
 
 
 def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:
-    """Return the exact cosine of each gradient and the previous one."""
+    """Return the exact cosine between each gradient and the previous gradient."""
     steps = run.steps[["grad_dot_previous", "grad_norm"]].compute()
     norms = steps.grad_norm * steps.grad_norm.shift(step=1)
     cosine: xr.DataArray = steps.grad_dot_previous.sum("layer") / norms
@@ -38,14 +38,14 @@ def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:
 
 
 def mean_and_error(values: Any) -> list[float]:
-    """Return the mean of finite values, and its standard error."""
+    """Return the mean of the finite values and its standard error."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
     return [float(values.mean()), float(values.std() / len(values) ** 0.5)]
 
 
 def measure(run: trajstore.Run) -> dict[str, Any]:
-    """Return gamma, adjacent and lagged cosines, by epoch and mid-run."""
+    """Return gamma and the adjacent and lagged cosines, by epoch and mid-run."""
     geometry = analyzers.path_geometry(run).compute()
     excess = analyzers.excess_gamma(geometry, run)
     cosine = adjacent_cosine(run)
@@ -69,7 +69,8 @@ def measure(run: trajstore.Run) -> dict[str, Any]:
 
 
 def errors_of_equation_8(run: trajstore.Run) -> dict[str, float]:
-    """Return statistics of gamma - 1 / sqrt(T - k) of a recorded walk, in standard errors."""
+    """Return statistics of the errors of a walk's gamma, in standard errors."""
+    # Theory predicts 1 / sqrt(T - k) in step k of T: equation (8) of docs/null-models.md.
     geometry = analyzers.path_geometry(run).compute()
     expected = (run.n_steps - np.arange(run.n_steps)) ** -0.5
     spread = run.layout.n_params**-0.5
@@ -83,12 +84,12 @@ def errors_of_equation_8(run: trajstore.Run) -> dict[str, float]:
     }
 
 
-def draw(found: dict[str, dict[str, Any]]) -> None:
+def draw(results: dict[str, dict[str, Any]]) -> None:
     """Draw one panel for each analysis."""
     gamma, cosine, lags = [], [], []
-    for name, of in found.items():
-        means, (mean, stderr) = of["means"], of["cosine"]
-        # The curve of the walk covers this one.
+    for name, result in results.items():
+        means, (mean, stderr) = result["means"], result["cosine"]
+        # The curve of the random walk covers that of noise gradients.
         width = 3.5 if name == "noise-gradients" else 1.2
         gamma.append(
             Curve(
@@ -102,9 +103,9 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
         cosine.append(
             Curve(name, mean.epoch.values, mean.values, stderr.values, width=width)
         )
-        y, error = np.array(of["lags"]).T
+        y, error = np.array(result["lags"]).T
         lags.append(Curve(name, np.arange(len(LAGS)), y, error, width=width))
-    walk = found["random-walk"]["walk"]
+    walk = results["random-walk"]["walk"]
     gamma.append(
         Curve(r"$1/\sqrt{T-k}$", walk.epoch.values, walk.values, style="--", width=1.6)
     )
@@ -112,8 +113,8 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
         Panel(title=title, ylabel=ylabel, curves=tuple(curves), needs="", xlabel=xlabel)
         for title, ylabel, xlabel, curves in (
             ("cosine of gradient and $x - x^*$", r"$\gamma$", "epoch", gamma),
-            ("of adjacent gradients", "cosine", "epoch", cosine),
-            ("of gradients some steps apart", "cosine", "steps apart", lags),
+            ("cosine of adjacent gradients", "cosine", "epoch", cosine),
+            ("cosine of gradients several steps apart", "cosine", "steps apart", lags),
         )
     ]
     figure = draw_panels(panels, n_columns=3)
@@ -125,7 +126,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
 
 
 def main(*, epochs: int = 15) -> None:
-    """Record, measure, draw and save the results.
+    """Record and measure all runs, draw the figure and save the results.
 
     Parameters
     ----------
@@ -133,18 +134,18 @@ def main(*, epochs: int = 15) -> None:
         Epochs of every run.
     """
     mpl.use("agg")
-    found, numbers = {}, {}
+    measured, numbers = {}, {}
     with tempfile.TemporaryDirectory() as directory:
         planned = load_sweep("controls", epochs=epochs).runs
-        for one in track(planned, description="null models"):
-            path = Path(directory) / f"{one.name}.zarr"
-            record(one.training, path, probes=PROBES)
+        for entry in track(planned, description="null models"):
+            path = Path(directory) / f"{entry.name}.zarr"
+            record(entry.training, path, probes=PROBES)
             run = trajstore.open_run(path)
-            found[one.name] = measure(run)
-            numbers[one.name] = found[one.name]["numbers"]
-            if one.name == "random-walk":
+            measured[entry.name] = measure(run)
+            numbers[entry.name] = measured[entry.name]["numbers"]
+            if entry.name == "random-walk":
                 eighth = errors_of_equation_8(run)
-    draw(found)
+    draw(measured)
     results = {"runs": numbers, "equation 8": eighth}
     save_results(results, "null_models")
 

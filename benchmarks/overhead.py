@@ -58,11 +58,11 @@ PARTS: dict[str, tuple[Any, str]] = {
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),
 }
-"""Timed functions; the time of functions that a new anchor calls counts twice."""
+"""Timed functions. Functions called during a new anchor are timed again within it."""
 
 
 def turns(mode: str, epochs: int) -> None:
-    """Train in one mode, one epoch per line of standard input; a child process."""
+    """Train in one mode, one epoch per line on standard input, as a child process."""
     path = Path(tempfile.mkdtemp()) / "run.zarr"
     recorders: list[trajstore.Recorder] = []
     started = 0.0
@@ -105,12 +105,12 @@ def turns(mode: str, epochs: int) -> None:
         begin()
         analyzers.path_geometry(trajstore.open_run(path)).compute()
         end()
-    # The end of a process takes a while; it must not disturb the turns of others.
+    # The exit of a process takes a while, and must not disturb the turns of the others.
     sys.stdin.readline()
 
 
 def warm_up() -> None:
-    """Take one step; torch imports modules at the first optimizer and the first step."""
+    """Take one step, because the first optimizer and step make torch import modules."""
     model = digits_resnet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     F.cross_entropy(model(torch.rand(64, 1, 8, 8)), torch.zeros(64).long()).backward()
@@ -118,7 +118,7 @@ def warm_up() -> None:
 
 
 def compete(epochs: int) -> dict[str, float]:
-    """Let the modes take turns in one training; return seconds by mode."""
+    """Train in all modes, which take turns epoch by epoch; return the seconds by mode."""
     children = {
         mode: subprocess.Popen(
             [sys.executable, __file__, "--turns-of", mode, "--epochs", str(epochs)],
@@ -151,7 +151,7 @@ def compete(epochs: int) -> dict[str, float]:
 
 
 def ratios(repetitions: int, epochs: int, console: Console) -> dict[str, Any]:
-    """Repeat `compete`, and return ratios of times."""
+    """Repeat `compete`, and return the ratios of times."""
     rows = [
         compete(epochs)
         for _ in track(range(repetitions), "digits ResNet", console=console)
@@ -172,7 +172,7 @@ def ratios(repetitions: int, epochs: int, console: Console) -> dict[str, Any]:
 
 
 def median_and_interval(values: Any) -> dict[str, float]:
-    """Return the median and its 95 % bootstrap interval."""
+    """Return the median of values and its 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(values, (10_000, len(values))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
@@ -180,7 +180,7 @@ def median_and_interval(values: Any) -> dict[str, float]:
 
 
 def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:
-    """Time the steps of a ResNet-18, and the hooks of the recorder within them."""
+    """Time the steps of a ResNet-18 and the hooks of the recorder in these steps."""
     torch.manual_seed(0)
     model = cifar_resnet18()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -214,7 +214,7 @@ def hooks(batch_size: int, steps: int, console: Console) -> dict[str, float]:
 
 
 def parts(epochs: int, console: Console) -> dict[str, float]:
-    """Return microseconds per step in each part of the recorder, digits ResNet."""
+    """Return the microseconds per step in each part of the recorder, digits ResNet."""
     watches = {name: Stopwatch() for name in PARTS}
     originals = {
         name: getattr(owner, attribute) for name, (owner, attribute) in PARTS.items()
@@ -235,7 +235,7 @@ def parts(epochs: int, console: Console) -> dict[str, float]:
 
 
 def peak_memory() -> None:
-    """Print the peak memory of a recorder in float32 vectors; a child process."""
+    """Print the peak memory of a recorder in float32 vectors, as a child process."""
     torch.manual_seed(0)
     model = cifar_resnet18()
     n_params = sum(p.numel() for p in model.parameters())
@@ -244,14 +244,14 @@ def peak_memory() -> None:
         p.grad = torch.randn_like(p)
     optimizer.step()
     with tempfile.TemporaryDirectory() as directory:
-        # Memory for imports and for small writes is not counted.
+        # A small recording first, so that memory for imports and small writes is not counted.
         small = nn.Linear(4, 4)
         other = torch.optim.SGD(small.parameters(), lr=0.1)
         with trajstore.Recorder(Path(directory) / "small.zarr", small, other):
             small(torch.ones(1, 4)).sum().backward()
             other.step()
         before = resident()
-        # This resets the system's peak to the present value.
+        # This resets the peak that the system reports to the current value.
         Path("/proc/self/clear_refs").write_text("5")
         path = Path(directory) / "run.zarr"
         with trajstore.Recorder(
@@ -271,13 +271,13 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Return the peak resident memory since the last reset in bytes."""
+    """Return the peak resident memory in bytes since the last reset."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def child_value(*arguments: str) -> float:
-    """Run this file with arguments, and return the number that it prints."""
+    """Run this file in a child process, and return the number that it prints."""
     run = subprocess.run(
         [sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE,
@@ -288,7 +288,7 @@ def child_value(*arguments: str) -> float:
 
 
 def rows(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield titles and values of the results."""
+    """Yield the title and the text of each result."""
     digits = results["digits ResNet"]
     for name in ("recorded over plain", "recorded and analysed over two-run"):
         value = digits[name]
@@ -316,19 +316,20 @@ def main(
     Parameters
     ----------
     repetitions : int, default: 7
-        Number of compared runs.
+        Number of times that the modes are compared.
     epochs : int, default: 25
-        Epochs of each.
+        Epochs of each run.
     out : Path, optional
         JSON file to write; default: ``overhead.json`` or ``overhead-cuda.json`` below
         ``results``.
     turns_of : str, optional
         Act as a child process: ``plain``, ``recorded``, ``two-run`` or ``memory``.
     device : {"cpu", "cuda"}, default: "cpu"
-        Device of the training. A CUDA device has other measurements, see
-        ``overhead_cuda.py``; they take a few minutes.
+        Device of the training. On a CUDA device ``overhead_cuda.py`` measures, which
+        takes a few minutes.
     tiny : bool, default: False
-        Try the benchmark for CUDA devices with tiny, meaningless sizes, even on a CPU.
+        Try the benchmark for CUDA devices with tiny sizes, even on a CPU; the times
+        are meaningless.
     """
     if turns_of == "memory":
         peak_memory()

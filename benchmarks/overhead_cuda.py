@@ -1,8 +1,9 @@
 """Measure the cost of recording on a CUDA device; `overhead.py --device cuda` runs this.
 
-A plain and a recorded training of the same net take turns of a few steps each, timed by
-events of the device. The recorder alone is then timed on vectors of 10^8 elements, relative
-to the time to read and write the necessary bytes once, at the rate of a copy on the device.
+Plain and recorded training of the same net take turns of a few steps each, timed by events
+on the device. The benchmark then times the recorder alone on vectors of 10^8 elements. It
+compares this time with the time to read and write the necessary bytes once, at the rate of a
+copy on the device.
 """
 
 import os
@@ -42,7 +43,7 @@ is float32."""
 
 
 class Sizes(NamedTuple):
-    """Sizes of the nets and of the measurement."""
+    """Sizes of the nets, and lengths of the measurement."""
 
     batch: int
     image: int
@@ -67,7 +68,7 @@ class Clock:
         self._is_cuda = device.type == "cuda"
 
     def seconds(self, work: Callable[[], None]) -> float:
-        """Return the seconds that some work takes on the device."""
+        """Return the seconds that the device needs for some work."""
         if not self._is_cuda:
             started = time.perf_counter()
             work()
@@ -96,7 +97,7 @@ def resnet(
 def gpt(
     sizes: Sizes, device: torch.device
 ) -> tuple[nn.Module, Callable[[Any], Tensor]]:
-    """Return a language model of 124 million parameters, and its loss on a batch."""
+    """Return a GPT, of 124 million parameters at full size, and its loss on a batch."""
     model = LanguageModel(
         sizes.vocabulary,
         sizes.context,
@@ -117,7 +118,7 @@ def gpt(
 def compete(
     make: Callable[..., Any], sizes: Sizes, device: torch.device, console: Console
 ) -> dict[str, Any]:
-    """Let a plain and a recorded training take turns; return medians over turns."""
+    """Let plain and recorded training take turns; return the medians over turns."""
     clock = Clock(device)
     seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
@@ -172,7 +173,7 @@ def compete(
 def floor(
     sizes: Sizes, device: torch.device, *, with_triton: bool, console: Console
 ) -> dict[str, float]:
-    """Compare the recorder alone with the time to move the necessary bytes."""
+    """Compare the time of the recorder alone with the time to move the necessary bytes."""
     shapes = {str(i): (sizes.elements // 10,) for i in range(10)}
     parameters = [torch.randn(shape, device=device) for shape in shapes.values()]
     for parameter in parameters:
@@ -231,7 +232,7 @@ def floor(
 
 @contextmanager
 def without_triton() -> Iterator[None]:
-    """Measure steps with plain torch."""
+    """Select plain torch instead of Triton within the context."""
     before = os.environ.get(SWITCH)
     os.environ[SWITCH] = "0"
     yield
@@ -241,15 +242,15 @@ def without_triton() -> Iterator[None]:
 
 
 def overhead(*, tiny: bool, console: Console) -> dict[str, Any]:
-    """Measure everything; tiny sizes work without a device too, to try the benchmark."""
-    is_there = torch.cuda.is_available()
-    if not is_there and not tiny:
+    """Measure everything; tiny sizes also work without a device, to try the benchmark."""
+    has_cuda = torch.cuda.is_available()
+    if not has_cuda and not tiny:
         raise SystemExit(
-            "This benchmark needs a CUDA device, and torch finds none; --tiny tries it "
-            "on the CPU, with meaningless sizes."
+            "This benchmark needs a CUDA device, and torch finds none. Use --tiny to "
+            "try it on the CPU, with meaningless sizes."
         )
-    device, sizes = torch.device("cuda" if is_there else "cpu"), TINY if tiny else WHOLE
-    name = torch.cuda.get_device_name() if is_there else "CPU, tiny and meaningless"
+    device, sizes = torch.device("cuda" if has_cuda else "cpu"), TINY if tiny else WHOLE
+    name = torch.cuda.get_device_name() if has_cuda else "CPU, tiny and meaningless"
     return {
         "device": f"{name}, torch {torch.__version__}",
         "sizes": sizes._asdict(),
@@ -264,7 +265,7 @@ def overhead(*, tiny: bool, console: Console) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """Return a table of the results."""
+    """Return the results as a table."""
     shown = Table("what", "measured", box=None, title="Recording on a device")
     shown.add_row("device", results["device"])
     for name, values in results.items():

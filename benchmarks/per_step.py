@@ -1,9 +1,10 @@
-"""Measure the time of a recorder's hooks in each step, next to a read of the same bytes.
+"""Compare the time of a recorder's hooks in each step with one read of the same bytes.
 
-The training is plain SGD with constant gradients: only steps and hooks remain. The floor is
-one sum over as many float32 numbers as must be read: gradient, parameters and basis. Steps
-and sums take turns in one process with the same number of threads; the table shows medians.
-Takes about five minutes, and 6 GB of memory for the largest net.
+The training is plain SGD with constant gradients, so a process only takes steps and runs
+hooks. The floor is the time of one sum over as many float32 numbers as must be read:
+gradient, parameters and basis. Steps and sums take turns in one process with the same number
+of threads, and the table shows medians. Takes about five minutes; the largest net needs 6 GB
+of memory.
 """
 
 import tempfile
@@ -22,17 +23,17 @@ from torch import nn
 from trajstore.format.run_spec import BASIS
 
 NETS = ((10**4, 10), (10**5, 10), (10**6, 10), (10**6, 300), (10**7, 10), (10**8, 10))
-"""Numbers of parameters and of parameter tensors."""
+"""Each net as its number of parameters and its number of parameter tensors."""
 
 MAX_STEPS = 50
-"""Most steps in a turn."""
+"""Maximum number of steps in a turn."""
 
 TURN_PARAMETERS = 4 * 10**7
-"""Parameters of a net times steps in a turn, unless one step has more."""
+"""Maximum of parameters times steps in a turn; a turn has at least one step."""
 
 
 def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
-    """Time hooks and sums of one net, in microseconds."""
+    """Return the times of hooks and sums for one net, in microseconds."""
     sizes = [n_params // n_tensors] * n_tensors
     model = nn.ParameterList([nn.Parameter(torch.randn(size)) for size in sizes])
     for parameter in model.parameters():
@@ -43,7 +44,7 @@ def measure(n_params: int, n_tensors: int, n_turns: int) -> dict[str, float]:
     n_steps = max(1, min(MAX_STEPS, TURN_PARAMETERS // n_params))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
-        # Only the first window starts, and the flush writes it immediately.
+        # The run has a single window, which the flush below writes before the timed steps.
         with timed_recorder(path, model, optimizer, steps_per_epoch=10**9) as timed:
             recorder, before, after = timed
             optimizer.step()
@@ -79,11 +80,11 @@ def main(
     Parameters
     ----------
     largest : int, default: 100000000
-        Larger nets are left out.
+        Parameters of the largest net to measure.
     turns : int, default: 20
-        Turns of each net.
+        Number of turns of each net.
     threads : tuple of int, default: (1, 2)
-        Numbers of threads.
+        Numbers of threads to measure with.
     out : Path
         JSON file to write.
     """

@@ -1,9 +1,10 @@
 """Measure the constants of `trajstore.planning.estimate`.
 
-Each training runs twice: once under recorders with several window lengths and several
-numbers of signs, once under recorders with several bases. Recorders do not change the
-training. The MLP is also trained for fewer epochs, to separate lengths in epochs from
-shares of the run. Takes about twenty minutes on 2 cores.
+Each network is trained twice: once under recorders with several window lengths and several
+numbers of signs, and once under recorders with several bases. Recorders do not change the
+training. The MLP is also trained for fewer epochs, to distinguish the effect of window
+lengths in epochs from that of lengths relative to the run. Takes about twenty minutes on
+2 cores.
 """
 
 import json
@@ -41,7 +42,7 @@ BASES = (0, 1)
 
 @dataclass(frozen=True, slots=True)
 class LogToAll:
-    """Log to several recorders."""
+    """A log that passes every call on to several recorders."""
 
     recorders: Sequence[Log]
 
@@ -77,7 +78,7 @@ def record(
 
 
 def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
-    """Return the mid-run rms standard error of gamma, and its two parts."""
+    """Return the rms standard error of gamma in the middle of the run, and its two parts."""
     geometry = analyzers.path_geometry(run).compute()
     is_middle = (geometry.epoch > 0) & (geometry.epoch < run.n_epochs - 1)
     squares = geometry.gamma_stderr**2
@@ -93,7 +94,7 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
 
 
 def compression(run: trajstore.Run) -> dict[str, float]:
-    """Return bytes on disk over bytes in memory, by array."""
+    """Return the ratio of bytes on disk to bytes in memory, by array."""
     ratios = {}
     for name in run.stored.document.arrays:
         array = run.stored.array(name)
@@ -103,6 +104,7 @@ def compression(run: trajstore.Run) -> dict[str, float]:
 
 
 def bytes_of_chunks(path: Path) -> int:
+    """Return the size of all chunks of an array on disk."""
     return sum(f.stat().st_size for f in (path / "c").rglob("*") if f.is_file())
 
 
@@ -144,17 +146,17 @@ def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(experiment: Any) -> int:
-    """Return the length of an epoch, found by training one step."""
-    found: list[int] = []
+    """Return the steps in an epoch, which an observer of one step receives."""
+    lengths: list[int] = []
 
     @contextmanager
     def observe(*_: Any, steps_per_epoch: int, total_steps: int) -> Iterator[Log]:
         del total_steps
-        found.append(steps_per_epoch)
+        lengths.append(steps_per_epoch)
         yield LogToAll([])
 
     train_workload(replace(experiment, max_steps=1), observe)
-    return found[0]
+    return lengths[0]
 
 
 def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> None:
@@ -163,7 +165,7 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
     Parameters
     ----------
     only : str, optional
-        Name of one training; results of the others stay.
+        Name of the only training to measure; other results in the file are kept.
     out : Path
         JSON file to write.
     """

@@ -1,4 +1,4 @@
-"""Write tables of results into README.md and docs, between their markers."""
+"""Write the tables of results into README.md and docs, between the markers there."""
 
 import json
 import math
@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
-    """One column for each workload."""
+    """Return the table of errors, with one column per workload."""
     workloads = results["workloads"]
     lines = ["| rms error of gamma in one step | " + " | ".join(workloads) + " |"]
     lines.append("|---|" + "---|" * len(workloads))
@@ -38,22 +38,26 @@ def accuracy_table(results: dict[str, Any]) -> str:
     add("**recorded**, first epoch", "first", rms)
     add("**recorded**, last epoch", "last", rms)
     add("**recorded**, mean of an epoch", "epoch means", rms, digits=5)
-    add("error over standard error, std", "middle", "std of z", digits=2)
+    add("std of error / standard error", "middle", "std of z", digits=2)
     ratio = "bytes of a float32 projection over signs and scales"
-    add("float32 projection of equal error, bytes over signs' bytes", ratio, digits=0)
+    add(
+        "bytes of an equally precise float32 projection / bytes of signs",
+        ratio,
+        digits=0,
+    )
     whole = "bytes of a float32 projection over the whole store"
-    add("the same, over all bytes of the store", whole, digits=0)
+    add("the same bytes / bytes of the whole store", whole, digits=0)
     limit = results["white limit"]
     lines.append("")
     lines.append(
         f"No code of 65,536 bits can do better than {limit:.4f} on unstructured "
-        "gradients; weights and low rank use structure, and do better."
+        "gradients; the rows with weights and low rank exploit structure, and can do better."
     )
     return "\n".join(lines)
 
 
 def overhead_table(results: dict[str, Any]) -> str:
-    """Cost in time and memory."""
+    """Return the table of costs in time and memory."""
     digits = results["digits ResNet"]
     lines = ["| cost, 2 CPU cores | |", "|---|---|"]
 
@@ -61,9 +65,9 @@ def overhead_table(results: dict[str, Any]) -> str:
         lines.append(f"| {title} | {value} |")
 
     for title, name in (
-        ("digits ResNet, recorded over plain training", "recorded over plain"),
+        ("digits ResNet: time of recorded / plain training", "recorded over plain"),
         (
-            "digits ResNet, recorded and analysed over the two-run protocol",
+            "digits ResNet: time of recording and analysis / two-run protocol",
             "recorded and analysed over two-run",
         ),
     ):
@@ -71,15 +75,17 @@ def overhead_table(results: dict[str, Any]) -> str:
         interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"
         add(title, f"{ratio['median']:.2f} ({interval})")
     for name, hooks in results["ResNet-18"].items():
-        title = f"ResNet-18, 11.2 M parameters, {name}: time in hooks over step"
+        title = (
+            f"ResNet-18, 11.2 M parameters, {name}: time of hooks / rest of the step"
+        )
         add(title, f"{hooks['hooks over step']:.3f}")
     peak = results["peak memory, float32 vectors"]
-    add("peak extra memory, in float32 vectors of all parameters", f"{peak:.1f}")
+    add("peak additional memory, in float32 vectors of all parameters", f"{peak:.1f}")
     return "\n".join(lines)
 
 
 def scale_table(results: list[dict[str, Any]]) -> str:
-    """Cost of large stores, from several results."""
+    """Return the table of costs of large stores, from several files of results."""
     analysis, stalls, [full] = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("analysis", "stalls", "full_size")
@@ -97,11 +103,11 @@ def scale_table(results: list[dict[str, Any]]) -> str:
     rows = {
         "flush on the training thread, 99.5th percentile": f"{flush:.1f} ms",
         "analysis, 11.2 M parameters, 2 worker processes": f"{rate:,.0f} steps/s",
-        "the same, operations relative to float32 matrix products": f"{share:.2f}",
-        "analysis with 2 workers over 1, 25.7 M parameters": f"{largest['2 workers over 1']:.2f}",
-        "largest memory of a worker, up to 25.7 M parameters": f"{peak:.2f} GiB",
-        f"{shape}: files": f"{full['files']:,}",
-        "the same: time to open, to select an epoch": f"{full['seconds to open']:.2f} s, "
+        "the same analysis: operations/s relative to float32 matrix products": f"{share:.2f}",
+        "speed of analysis, 2 workers / 1 worker, 25.7 M parameters": f"{largest['2 workers over 1']:.2f}",
+        "peak memory of a worker, up to 25.7 M parameters": f"{peak:.2f} GiB",
+        f"{shape}: number of files": f"{full['files']:,}",
+        "the same store: time to open it, time to select an epoch": f"{full['seconds to open']:.2f} s, "
         f"{full['seconds to select an epoch']:.2f} s",
     }
     lines = ["| cost of large runs, 2 CPU cores | |", "|---|---|"]
@@ -111,9 +117,9 @@ def scale_table(results: list[dict[str, Any]]) -> str:
 
 
 def measurements_table(results: dict[str, Any]) -> str:
-    """One line for each measured direction."""
+    """Return the table of other measurements, with one line per direction."""
     lines = [
-        "| measured on the digits ResNet | mean | rms error | error over standard error, std |",
+        "| measured on the digits ResNet | mean | rms error | std of error / standard error |",
         "|---|---|---|---|",
     ]
     for title, row in results.items():
@@ -123,9 +129,9 @@ def measurements_table(results: dict[str, Any]) -> str:
 
 
 def alpha_beta_table(results: dict[str, Any]) -> str:
-    """One line for each width."""
+    """Return the table of feasible pairs, with one line per width."""
     lines = [
-        "| width | smallest alpha, beta | products one stderr smaller | larger |",
+        "| width | smallest alpha, beta | all a_k one stderr smaller | all a_k one stderr larger |",
         "|---|---|---|---|",
     ]
 
@@ -142,11 +148,11 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
 
 
 def planning_table(results: dict[str, Any]) -> str:
-    """One line for each training run, with all window lengths."""
+    """Return the table of errors by window length, with one line per training run."""
     titles = (
         "training",
         "length of windows, % of the run",
-        "error over that of a plain sketch",
+        "error / error of a plain sketch, `basis=3`",
     )
     lines = [
         f"| {' | '.join(titles)} | `basis=1` | `basis=0` |",
@@ -165,9 +171,9 @@ def planning_table(results: dict[str, Any]) -> str:
 
 
 def per_step_table(results: list[dict[str, Any]]) -> str:
-    """One line for each net, with one thread and two."""
+    """Return the table of hook times, with one line per net."""
     lines = [
-        "| parameters | tensors | hooks, us | one read, us | 2 threads | one read |",
+        "| parameters | tensors | hooks | one sum | hooks, 2 threads | one sum, 2 threads |",
         "|---|---|---|---|---|---|",
     ]
     cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
@@ -180,14 +186,14 @@ def per_step_table(results: list[dict[str, Any]]) -> str:
 
 
 def memory_table(results: list[dict[str, Any]]) -> str:
-    """One line for each net."""
+    """Return the table of memory and disk space, with one line per net."""
     nets: dict[int, list[dict[str, Any]]] = {}
     for row in results:
         nets.setdefault(row["parameters"], []).append(row)
     bases = [row["basis"] for row in next(iter(nets.values()))]
     titles = [f"memory, `basis={basis}`" for basis in bases]
     lines = [
-        f"| parameters | {' | '.join(titles)} | disk per step | per window |",
+        f"| parameters | {' | '.join(titles)} | disk per step | disk per window |",
         "|---" * (3 + len(bases)) + "|",
     ]
     for n_params, rows in nets.items():
@@ -199,9 +205,10 @@ def memory_table(results: list[dict[str, Any]]) -> str:
 
 
 def zigzag_table(results: dict[str, Any]) -> str:
-    """One line for each run, and for each branch of a run."""
+    """Return the table of zigzags, with one line per run and per branch of a run."""
     header = (
-        "steps | cosine, mean | zigzag | smooth | path, zigzag | decrease | in zigzag"
+        "steps | mean cosine | steps in zigzag | smooth steps | path in zigzag | decrease "
+        "| decrease in zigzag"
     )
     lines = [f"| run | {header} |", "|---|" + "---|" * 7]
 
@@ -234,54 +241,54 @@ def zigzag_table(results: dict[str, Any]) -> str:
 
 
 def deep_linear_table(results: dict[str, Any]) -> str:
-    """One line for each depth."""
+    """Return the table of deep linear networks, with one line per depth."""
     error = "largest error over largest strength, %"
     depths = results["depths"]
     rates = [rate for rate in depths["2"][error] if float(rate) in {0.02, 0.01, 0.005}]
     columns = [
         "layers",
-        *(f"error at {rate}, % of the largest strength" for rate in rates),
+        *(f"error at step size {rate}, % of the largest strength" for rate in rates),
         "exponent of the error",
-        "of the drift",
-        "first half time: run, flow",
+        "exponent of the drift",
+        "first half time: run, gradient flow",
     ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for depth, of in depths.items():
+    for depth, row in depths.items():
         cells = [
             depth,
-            *(f"{of[error][rate]:.2f}" for rate in rates),
-            f"{of['exponent of the error']:.3f}",
-            f"{of['exponent of the drift']:.3f}",
-            f"{of['half times'][0]:.2f}, {of['half times of the flow'][0]:.2f}",
+            *(f"{row[error][rate]:.2f}" for rate in rates),
+            f"{row['exponent of the error']:.3f}",
+            f"{row['exponent of the drift']:.3f}",
+            f"{row['half times'][0]:.2f}, {row['half times of the flow'][0]:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def between_layers_table(results: dict[str, Any]) -> str:
-    """One line for each activation."""
+    """Return the table of activations, with one line per activation."""
     lines = [
-        "| between layers | half times of modes | last values | smallest rank | loss |",
+        "| between layers | half times of modes | last values | smallest rank | last loss / first loss |",
         "|---|---|---|---|---|",
     ]
-    for name, of in results["between layers"].items():
-        halves = ", ".join(f"{t:.1f}" if t else "-" for t in of["half times"])
-        last = ", ".join(f"{mode:.2f}" for mode in of["last modes"])
+    for name, row in results["between layers"].items():
+        halves = ", ".join(f"{t:.1f}" if t else "-" for t in row["half times"])
+        last = ", ".join(f"{mode:.2f}" for mode in row["last modes"])
         lines.append(
-            f"| {name} | {halves} | {last} | {of['smallest effective rank']:.2f} | "
-            f"{of['last loss over first']:.1g} |"
+            f"| {name} | {halves} | {last} | {row['smallest effective rank']:.2f} | "
+            f"{row['last loss over first']:.1g} |"
         )
     return "\n".join(lines)
 
 
 def null_models_table(results: dict[str, Any]) -> str:
-    """One line for each control."""
+    """Return the table of null models, with one line per run."""
     columns = [
         "run",
         "gamma, mid-run",
         "excess over a walk of the same updates",
         "adjacent cosine",
-        "its std",
+        "std of adjacent cosine",
         "cosine 5 steps apart",
     ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -291,30 +298,30 @@ def null_models_table(results: dict[str, Any]) -> str:
         digits = 1 - math.floor(math.log10(error))
         return f"{value:.{digits}f} ± {error:.{digits}f}"
 
-    for name, of in results["runs"].items():
+    for name, row in results["runs"].items():
         cells = [
             name,
-            f"{of['gamma'][0]:.3f}",
-            with_error(of["excess"]),
-            with_error(of["adjacent cosine"]),
-            f"{of['adjacent cosine, std']:.2g}",
-            with_error(of["cosine 5 steps apart"]),
+            f"{row['gamma'][0]:.3f}",
+            with_error(row["excess"]),
+            with_error(row["adjacent cosine"]),
+            f"{row['adjacent cosine, std']:.2g}",
+            with_error(row["cosine 5 steps apart"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     eighth = results["equation 8"]
     errors = (
-        f"The recorded walk, of {eighth['steps']} steps in {eighth['parameters']:,} "
-        f"dimensions, against 1/sqrt(T - k): errors over standard errors have a mean of "
-        f"{eighth['mean of z']:.2f}, a standard deviation of {eighth['std of z']:.2f}, and "
-        f"are at most {eighth['largest |z|']:.1f}."
+        f"The recorded walk has {eighth['steps']} steps in {eighth['parameters']:,} "
+        f"dimensions. Its errors from 1/sqrt(T - k), in standard errors, have a mean of "
+        f"{eighth['mean of z']:.2f}, a standard deviation of {eighth['std of z']:.2f} and "
+        f"absolute values of at most {eighth['largest |z|']:.1f}."
     )
     return "\n".join([*lines, "", errors])
 
 
 def sharpness_table(results: dict[str, Any]) -> str:
-    """One line for each training run, and for each other finding."""
+    """Return a table of edges of stability by training run, and one of other findings."""
     lines = [
-        "| training, learning rate | threshold | reached at step | ratio then, median | smallest to largest | within 10 % |",
+        "| training, learning rate | threshold | reached at step | median ratio | smallest to largest ratio | ratios within 10 % of 1 |",
         "|---|---|---|---|---|---|",
     ]
     for title, row in results["edge"].items():
@@ -338,9 +345,9 @@ def sharpness_table(results: dict[str, Any]) -> str:
     low, high = invariance["growth over expected, convolutions"]
     rows = {
         "layers found invariant": f"{len(invariance['called invariant'])}",
-        f"largest cosine of the {n} convolutions": f"{invariance[largest]:.1e}",
-        "smallest largest cosine of the other layers": f"{invariance[other]:.1e}",
-        "growth of convolutions over the expected growth": f"{low:.3f} to {high:.3f}",
+        f"largest cosine among the {n} convolutions": f"{invariance[largest]:.1e}",
+        "largest cosine of a layer, smallest among the other layers": f"{invariance[other]:.1e}",
+        "growth of squared norms / expected growth, convolutions": f"{low:.3f} to {high:.3f}",
     }
     lines += [f"| digits ResNet: {title} | {value} |" for title, value in rows.items()]
     return "\n".join(lines)
@@ -366,11 +373,11 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
 }
 
 FILES = {"between_layers": "deep_linear"}
-"""Results whose file has another name than the table."""
+"""Names of results files that differ from the names of their tables."""
 
 
 def filled(page: str) -> str:
-    """Return the text of a page with current tables."""
+    """Return the text of a page, with its tables filled from the current results."""
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
         results = RESULTS / f"{FILES.get(name, name)}.json"

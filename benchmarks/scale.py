@@ -1,10 +1,10 @@
-"""Measure how the cost of a store and its analysis grows with steps T and parameters d.
+"""Measure how the cost of a store and its analysis grows with steps and parameters.
 
-The synthetic runs have the real format, three lengths and three sizes. The benchmark
+The synthetic runs have the real format, with three lengths and three sizes. The benchmark
 measures files, bytes per step, the time to open the store, the speed of the analysis with
-one and with two single-threaded worker processes, and the peak memory of a worker. One and
-two workers take turns, so that other load affects both. The full size needs about 15 GB
-of disk and hours; options make it smaller, for example
+one and with two single-threaded worker processes, and the peak memory of a worker. Analyses
+with one and with two workers alternate, so that other load affects both. The full size takes
+hours and about 15 GB of disk; options make it smaller, for example
 
     python benchmarks/scale.py --n-steps 32768 --n-params 25600000 --steps-per-epoch 1000
 """
@@ -29,7 +29,7 @@ from analyzers._execution.cluster import connected
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Count files and bytes, and open the store."""
+    """Return the number of files, the bytes per step, and the times to open the store."""
     files = [file for file in path.rglob("*") if file.is_file()]
     times = []
     for _ in range(5):
@@ -56,12 +56,12 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def analyse(path: Path, n_workers: int) -> tuple[float, float]:
-    """Analyse with worker processes; return steps per second and GiB of a worker."""
+    """Analyse with worker processes; return steps per second and the peak GiB of a worker."""
     run = trajstore.open_run(path)
     shutil.rmtree(path.with_suffix(".analysis.zarr"), ignore_errors=True)
     with connected(workers=n_workers) as client:
         client.wait_for_workers(n_workers)
-        # The first import is not part of an analysis.
+        # Workers import the package before the time is taken.
         client.run(import_module, "analyzers")
         started = time.perf_counter()
         analyzers.store_geometry(run)
@@ -75,7 +75,7 @@ def _peak_memory() -> int:
 
 
 def measure(path: Path, *, rounds: int) -> dict[str, Any]:
-    """Measure one store."""
+    """Return the measurements of one store."""
     if rounds == 0:
         return describe(path)
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -113,7 +113,8 @@ def main(
     steps_per_epoch : int
         Steps in a window.
     rounds : int
-        Number of analyses of each; 0 to measure only the largest store itself.
+        Number of analyses of each store; with 0, only the largest store is measured,
+        without an analysis.
     directory : Path, optional
         Directory for the stores, one at a time.
     """

@@ -1,7 +1,7 @@
 """Measure sharpness, smoothness, convexity and scale invariance of small networks on digits.
 
-The benchmark draws the figures of docs/sharpness.md and saves its numbers. Takes about four
-minutes on one core; complete runs in the directory are reused.
+The benchmark draws the figures of docs/sharpness.md and saves the numbers for its tables.
+Takes about four minutes on one core; complete runs in the directory are reused.
 """
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ DESCENT: dict[str, tuple[str, dict[str, Any]]] = {
         {"lr": 0.4, "epochs": 340, "control": "noise-gradients"},
     ),
 }
-"""Titles of runs, and their changes to the settings of the workload."""
+"""The title of each run, and its changes to the settings of the workload."""
 
 SMALL = {"sketch_bits": 4096, "probes": 1024, "reference_every": 50}
 MINIBATCH = "minibatch"
@@ -52,6 +52,7 @@ RESNET = "resnet"
 
 
 def settings() -> dict[str, Training]:
+    """Return the settings of every run, by name."""
     tanh = replace(settings_of("digits-tanh"), sharpness_every=10)
     chosen = {name: replace(tanh, **changes) for name, (_, changes) in DESCENT.items()}
     chosen[MINIBATCH] = replace(
@@ -74,20 +75,20 @@ def settings() -> dict[str, Training]:
 
 
 def recorded(directory: Path) -> dict[str, Run]:
-    """Record the missing runs, and open all."""
+    """Record the missing runs, and open all runs."""
     runs = {}
     for name, training in settings().items():
         store = directory / f"{name}.zarr"
         if not is_complete(training, store):
             options = {} if name == RESNET else SMALL
-            shown = partial(track, description=name)
-            record_resumably(training, store, shown, **options)
+            progress = partial(track, description=name)
+            record_resumably(training, store, progress, **options)
         runs[name] = open_run(store)
     return runs
 
 
 def edges(runs: dict[str, Run]) -> dict[str, Any]:
-    """Draw sharpness and the stability threshold, and compare them."""
+    """Draw sharpness and the stability threshold; return their ratios by run."""
     found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
     panels = [
         plots.edge_of_stability(found[name], title=title)
@@ -116,7 +117,7 @@ def edges(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
-    """Draw smoothness next to sharpness, and compare them."""
+    """Draw smoothness next to sharpness; return their ratios."""
     full, mini = runs["gd-0.3"], runs[MINIBATCH]
     along = analyzers.smoothness(full).compute()
     same = analyzers.smoothness(mini, measurement="same_batch").compute()
@@ -152,13 +153,13 @@ def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def over(found: xr.Dataset, edge: xr.Dataset) -> float:
-    """Return median smoothness over median sharpness in the same steps."""
+    """Return the ratio of median smoothness to median sharpness in the same steps."""
     sharpness = edge.sharpness.sel(step=slice(found.step[0], found.step[-1]))
     return float(found.smoothness.median() / sharpness.median())
 
 
 def convexity(runs: dict[str, Run]) -> dict[str, Any]:
-    """Return shares of gradient descent steps that violate convexity."""
+    """Draw the slack of convexity; return the shares of steps that violate convexity."""
     run = runs["gd-0.4"]
     chord = losses_between(run, 0, "final")
     towards = analyzers.convexity(
@@ -172,11 +173,13 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
     save_figure(plots.draw_panels(panels, n_columns=2), "sharpness/convexity")
     known = near.slack.notnull()
     return {
-        "tangents towards the end above the loss": float(towards.is_violated.mean()),
-        "tangents at neighbours above the loss": float(
+        "tangents that lie above the loss at the end": float(
+            towards.is_violated.mean()
+        ),
+        "tangents that lie above the loss at a neighbour": float(
             (near.is_violated | near.is_violated_back).where(known).mean()
         ),
-        "points of the chord from start to end above it": float(
+        "points where the loss lies above the chord from start to end": float(
             analyzers.chord_convexity(chord)
             .is_violated.sel(fraction=slice(0.05, 0.95))
             .mean()
@@ -185,7 +188,7 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def invariance(runs: dict[str, Run]) -> dict[str, Any]:
-    """Compare the scale invariance of convolutions and of other layers."""
+    """Draw the scale invariance of layers; compare convolutions with other layers."""
     found = analyzers.scale_invariance(runs[RESNET]).compute()
     plots.scale_invariance(found)
     save_figure(plt.gcf(), "sharpness/invariance")
@@ -220,7 +223,7 @@ def main(*, runs: Path = Path("runs/sharpness")) -> None:
         Directory for the stores.
     """
     mpl.use("agg")
-    # For small nets, the synchronisation of threads costs more than it gains.
+    # For small nets, synchronising threads takes longer than several threads save.
     torch.set_num_threads(1)
     runs.mkdir(parents=True, exist_ok=True)
     opened = recorded(runs)

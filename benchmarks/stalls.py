@@ -1,8 +1,8 @@
 """Measure how long a flush holds up the training thread.
 
 A small net is trained with the default sketch, on as many threads as there are cores, so
-the writer thread has no core of its own. Rows are flushed far more often than by default,
-to see many flushes. The benchmark times the submission of a full buffer to the writer
+the writer thread has no core to itself. Rows are flushed far more often than by default, so
+that many flushes are timed. The benchmark times the submission of a full buffer to the writer
 thread and, in every step, the hooks of the recorder, some of which run during a write.
 """
 
@@ -23,7 +23,7 @@ PERCENTILE = 99.5
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float]:
-    """Return the median, the percentile and the maximum."""
+    """Return the median, a high percentile, the maximum and the number of times."""
     values = 1000 * np.array(seconds)
     return {
         "median": float(np.median(values)),
@@ -43,7 +43,7 @@ def main(
     n_steps : int
         Optimizer steps.
     flush_rows : int
-        Rows in a flush.
+        Rows per flush.
     directory : Path, optional
         Directory for the store.
     """

@@ -1,4 +1,4 @@
-"""Time functions, and the hooks of a recorder."""
+"""Stopwatches for functions and for the hooks of a recorder."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from trajstore import Recorder
 
 
 class Stopwatch:
-    """Collects the seconds between two hooks of an optimizer, or in a function."""
+    """Collects the seconds between two hooks of an optimizer, or within a function."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -28,7 +28,7 @@ class Stopwatch:
         self.seconds.append(time.perf_counter() - self._started)
 
     def timing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function whose calls are timed; calls may nest in other stopwatches'."""
+        """Return a function that times its calls; calls timed by other stopwatches may nest."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -51,7 +51,7 @@ class TimedRecorder(NamedTuple):
 def timed_recorder(
     path: Path, model: nn.Module, optimizer: Optimizer, **options: Any
 ) -> Iterator[TimedRecorder]:
-    """Record, and time the hooks of the recorder in every step."""
+    """Yield a recorder whose hooks are timed in every step."""
     before, after = Stopwatch(), Stopwatch()
     # Hooks run in the order of their registration.
     optimizer.register_step_pre_hook(before.start)

@@ -1,4 +1,4 @@
-"""Write stores of the real format with random contents, of any length and size."""
+"""Write stores in the real format, with random contents of any length and size."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ RESNET18 = 11_173_962
 
 
 def resnet18_shapes(n_params: int = RESNET18) -> Shapes:
-    """Return shapes of the 62 tensors of a ResNet-18, widened to `n_params` parameters."""
+    """Return the shapes of the 62 tensors of a ResNet-18 with about `n_params` parameters."""
     base = round(64 * np.sqrt(n_params / RESNET18))
     shapes: Shapes = {"conv1": (base, 3, 3, 3), **_norm("bn1", base)}
     before = base
@@ -45,8 +45,8 @@ def write_run(
     path: Path, *, n_params: int, n_steps: int, steps_per_epoch: int, bits: int = 65536
 ) -> int:
     """Write a run, and return its number of windows."""
-    # Parameters are a random walk in steps of the int8 code; tables are small random
-    # numbers. Values are inconsistent, but have the types and sizes of a real run.
+    # Parameters follow a random walk whose steps the int8 code represents exactly; tables
+    # are random. Values are inconsistent, but have the types and sizes of a real run.
     shapes = resnet18_shapes(n_params)
     spec = RunSpec(
         names=tuple(shapes),
@@ -82,7 +82,7 @@ def write_run(
 
 
 class _Walk:
-    """The parameters of the synthetic run; updates from window to window are random."""
+    """The parameters of the synthetic run, which change at random from window to window."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng

@@ -1,9 +1,9 @@
 """Measure where small nets on digits zigzag, and how that depends on the learning rate.
 
-The runs are full batches with a large and a small learning rate, mini-batches, two runs
-without a valley to zigzag in (random labels, noise as gradients), and branches of the first
-with smaller learning rates. The benchmark draws the figures of docs/zigzag.md, and saves
-the numbers of its tables. Takes about three minutes on a CPU.
+The runs use full batches and mini-batches, each with a large and a small learning rate. Two
+runs have no valley to zigzag in (random labels, noise as gradients). Branches repeat parts of
+two runs with smaller learning rates. The benchmark draws the figures of docs/zigzag.md, and
+saves the numbers of its tables. Takes about three minutes on a CPU.
 """
 
 import tempfile
@@ -45,9 +45,10 @@ BRANCHES: Final[dict[str, tuple[int, dict[float, int]]]] = {
     LARGE: (95, {0.7: 40, 0.5: 56, 0.2: 140, 0.1: 280}),
     MINI: (2, {0.5: 4, 0.2: 10, 0.1: 20, 0.05: 40}),
 }
-"""By parent: the epoch at which branches start, and their number of epochs by learning-rate
-scale. All branches of a parent have the same sum of learning rates; the parent is cut to
-it."""
+"""The epoch at which branches of a parent start, and their epochs by learning-rate scale.
+
+All branches of a parent have the same sum of learning rates. The parent is compared up to
+that sum."""
 
 THRESHOLDS: Final = tuple(np.linspace(0, 0.95, 20))
 
@@ -70,7 +71,7 @@ def main() -> None:
         segments = {name: analyzers.zigzag_segments(run) for name, run in runs.items()}
         scales = {name: with_branches(runs[name], *BRANCHES[name]) for name in BRANCHES}
         draw(runs, segments, scales)
-    found = {name: numbers(of_run) for name, of_run in segments.items()}
+    found = {name: numbers(run_segments) for name, run_segments in segments.items()}
     results = {"runs": found, "scales": {n: by_scale(s) for n, s in scales.items()}}
     save_results(results, "zigzag")
 
@@ -82,18 +83,18 @@ def with_branches(
     branches = []
     for scale, epochs in lengths.items():
         path = branch_path(parent, epoch, scale, None)
-        shown = partial(track, description=f"learning rate x {scale:g}")
-        branch(parent, epoch, scale, path, shown, epochs=epochs)
+        progress = partial(track, description=f"learning rate x {scale:g}")
+        branch(parent, epoch, scale, path, progress, epochs=epochs)
         branches.append(trajstore.open_run(path))
     rates = branches[0].steps["lr"].values.sum()
     first = branches[0].attrs["branch"]["step"]
-    there = np.cumsum(parent.steps["lr"].values[first:]) < rates * (1 + 1e-9)
-    length = parent.steps["update_norm"].values[first:][there].sum()
+    is_compared = np.cumsum(parent.steps["lr"].values[first:]) < rates * (1 + 1e-9)
+    length = parent.steps["update_norm"].values[first:][is_compared].sum()
     return analyzers.compare_branches(parent, branches, length=float(length))
 
 
 def by_scale(scales: xr.Dataset) -> dict[str, Any]:
-    """Return the numbers in the tables of a run and its branches."""
+    """Return the numbers that the tables show of a parent and of its branches."""
     labels = ["parent", *(f"x {s:g}" for s in scales["lr_scale"].values[1:])]
     return {label: numbers(scales.isel(branch=i)) for i, label in enumerate(labels)}
 
@@ -107,8 +108,8 @@ def draw(
     figure, axes = plt.subplots(
         2, 3, figsize=(12, 5.6), layout="constrained", sharey=True
     )
-    for (name, of_run), ax in zip(segments.items(), axes.flat, strict=True):
-        plots.cosine_panel(of_run, ax=ax, title=name)
+    for (name, run_segments), ax in zip(segments.items(), axes.flat, strict=True):
+        plots.cosine_panel(run_segments, ax=ax, title=name)
     axes[0, 0].legend(
         fontsize="small", frameon=False, loc="center right", markerscale=3
     )
@@ -146,23 +147,23 @@ def draw(
         save_figure(drawn, f"zigzag/scales-{file}", dpi=80)
 
 
-def numbers(of_run: xr.Dataset) -> dict[str, Any]:
-    """Return the numbers in the tables of one run."""
-    zigzag, smooth = of_run.sel(kind="zigzag"), of_run.sel(kind="smooth")
-    found = {
+def numbers(segments: xr.Dataset) -> dict[str, Any]:
+    """Return the numbers of one run or branch that the tables show."""
+    zigzag, smooth = segments.sel(kind="zigzag"), segments.sel(kind="smooth")
+    shares = {
         name: float(zigzag[name])
         for name in (
             *("step_share", "path_share", "decrease"),
             *("decrease_stderr", "decrease_share", "decrease_share_stderr"),
         )
     }
-    cosine = of_run["cosine"]
-    return found | {
+    cosine = segments["cosine"]
+    return shares | {
         "smooth_share": float(smooth["step_share"]),
-        "total_decrease": float(of_run["decrease"].sum()),
+        "total_decrease": float(segments["decrease"].sum()),
         "mean_cosine": float(cosine.mean()),
         "std_of_cosine": float(cosine.std()),
-        "n_steps": int(of_run["n_steps"]) if "n_steps" in of_run else len(cosine),
+        "n_steps": int(segments["n_steps"]) if "n_steps" in segments else len(cosine),
     }
 
 

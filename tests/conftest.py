@@ -1,4 +1,4 @@
-"""Storage that tests share."""
+"""Object storage that tests share."""
 
 from collections.abc import Iterator
 from urllib.request import Request, urlopen
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
-    """URL of a bucket in an emulation of S3."""
+    """Yield the URL of a bucket in an emulation of S3."""
     pytest.importorskip("obstore")
     server = pytest.importorskip("moto.server")
     emulation = server.ThreadedMotoServer(port=0, verbose=False)

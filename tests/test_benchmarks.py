@@ -1,4 +1,4 @@
-"""Benchmarks can be imported, and the one for CUDA devices runs with tiny sizes."""
+"""Benchmarks can be imported, and the benchmark for CUDA devices runs with tiny sizes."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 
 @pytest.fixture
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put the benchmarks on the path, as Python does for a script, and forget them."""
+    """Put the benchmarks on the import path, and remove their modules after the test."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield
     for name in NAMES:
@@ -30,12 +30,12 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_can_be_imported(name: str):
     module = import_module(name)
-    # Functions that are timed by name exist.
+    # Benchmarks time these functions by name.
     for owner, attribute in getattr(module, "PARTS", {}).values():
         assert hasattr(owner, attribute)
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_cuda_benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, BENCHMARKS / "overhead.py", "--device", "cuda", *arguments],
         capture_output=True,
@@ -45,8 +45,8 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-def test_the_benchmark_for_devices_runs_with_tiny_sizes(tmp_path: Path):
-    done = run("--tiny", "--out", str(tmp_path / "found.json"))
+def test_the_cuda_benchmark_runs_with_tiny_sizes(tmp_path: Path):
+    done = run_cuda_benchmark("--tiny", "--out", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ResNet-18"]["recorded over plain"] > 0
@@ -58,8 +58,8 @@ def test_the_benchmark_for_devices_runs_with_tiny_sizes(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_benchmark_for_devices_says_that_it_needs_one(tmp_path: Path):
-    done = run("--out", str(tmp_path / "found.json"))
+def test_the_cuda_benchmark_without_a_device_says_what_it_needs(tmp_path: Path):
+    done = run_cuda_benchmark("--out", str(tmp_path / "found.json"))
     assert done.returncode == 1
     assert done.stderr.startswith("This benchmark needs a CUDA device")
     assert not (tmp_path / "found.json").exists()

@@ -1,4 +1,4 @@
-"""What README and docs show is what runs and what was measured."""
+"""Examples in README and docs run, and figures there are the measured figures."""
 
 import re
 import runpy
@@ -26,7 +26,7 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert results["by_layer"].sizes == {"step": 80, "layer": 4}
 
 
-def test_the_snippet_on_resuming_runs_twice(
+def test_the_snippet_that_resumes_runs_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("torch")
@@ -92,7 +92,7 @@ MEASURED = {
     "docs/sharpness.md": "| gradient descent, 0.4 |",
     "docs/zigzag.md": "| mini-batches, lr 0.3 |",
 }
-"""Pages with measured figures, and what stands in them."""
+"""Pages with measured figures, and part of a line that each page must contain."""
 
 
 @pytest.mark.parametrize("page", MEASURED)
@@ -143,7 +143,7 @@ def test_commands_of_the_page_on_planning_run(
     assert "\nsketch_bits=" in printed.out
 
 
-def test_examples_of_planning_are_there():
+def test_the_page_on_planning_has_all_its_commands():
     assert len(plan_commands()) == 5
 
 
@@ -151,7 +151,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path):
+def test_linked_files_exist(page: Path):
     text = page.read_text()
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
     missing = [

@@ -1,4 +1,4 @@
-"""The loops that docs/integrations.md shows are recorded as it says."""
+"""The loops in docs/integrations.md are recorded as the page describes."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from trajstore import open_run
 torch = pytest.importorskip("torch")
 
 PAGE = (Path(__file__).parent.parent / "docs/integrations.md").read_text()
-BEGINNING, *SECTIONS = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)
+INTRODUCTION, *SECTIONS = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)
 LOOPS = dict(zip(SECTIONS[::2], SECTIONS[1::2], strict=True))
 WITHOUT_CODE = {"What is not recorded"}
 NEEDS = {
@@ -33,7 +33,7 @@ def code(text: str) -> str:
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
-    """Be the only process of a distributed training."""
+    """Make this process the only member of a process group."""
     store = torch.distributed.FileStore(str(folder / "group"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -42,8 +42,8 @@ def process_group(folder: Path) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def forget_accelerator() -> None:
-    """Let an Accelerator be made with other settings than the last one."""
+def reset_accelerator() -> None:
+    """Allow a new Accelerator with settings that differ from those of the previous one."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -62,7 +62,7 @@ def test_loops_are_recorded(
 ):
     pytest.importorskip(NEEDS.get(section, "torch"))
     if section == "Accelerate":
-        forget_accelerator()
+        reset_accelerator()
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
     names: dict[str, Any] = {"__name__": section}
@@ -71,7 +71,7 @@ def test_loops_are_recorded(
         "FSDP2 and tensor parallelism",
     }
     with process_group(tmp_path) if is_distributed else nullcontext():
-        exec(compile(code(BEGINNING) + code(LOOPS[section]), section, "exec"), names)
+        exec(compile(code(INTRODUCTION) + code(LOOPS[section]), section, "exec"), names)
     run = open_run("run.zarr")
     assert (run.status, run.n_steps) == ("complete", N_STEPS.get(section, 24))
     assert run.n_epochs == 3
@@ -87,9 +87,9 @@ def test_loops_are_recorded(
         assert np.isfinite(names["geometry"].gamma).all()
 
 
-def test_all_loops_are_there():
+def test_the_page_has_all_loops():
     assert len(LOOPS) == 14
-    table = re.findall(r"\(#(\S+)\)", BEGINNING)
+    table = re.findall(r"\(#(\S+)\)", INTRODUCTION)
     assert len(table) >= 8
     anchors = {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in LOOPS}
     assert set(table) <= anchors

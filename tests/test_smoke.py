@@ -1,4 +1,4 @@
-"""Imports of the packages, and of the tests without torch."""
+"""Packages import only what they need, and tests are collected without torch."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def test_importing_trajstore_imports_neither_torch_nor_dask():
     assert run(code).stdout.strip() == "[]"
 
 
-def test_importing_the_recorder_leaves_torch_its_threads():
+def test_importing_the_recorder_does_not_change_the_threads_of_torch():
     pytest.importorskip("torch")
     code = (
         "import torch; n = torch.get_num_threads(); import trajstore.recording.recorder; "
@@ -34,7 +34,7 @@ def test_importing_the_recorder_leaves_torch_its_threads():
 
 
 def test_tests_are_collected_without_torch():
-    # `make no-torch` needs this. Rewriting assertions would take half of the time.
+    # `make no-torch` needs this. Plain assertions halve the time of the collection.
     collected = run(
         "import sys; sys.modules['torch'] = None; import pytest; "
         "sys.exit(pytest.main(['--collect-only', '-qq', '--assert=plain']))"

@@ -1,4 +1,4 @@
-"""The alpha-beta condition along the path of your own training loop."""
+"""Test the alpha-beta condition along the path of your own training loop."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ with trajstore.Recorder("pairs.zarr", model, optimizer, samples=batch_size) as r
             optimizer.step()
 
 run = trajstore.open_run("pairs.zarr")
-last = trajstore.parameters_at(run, "final")  # or another point, in a fresh model
+last = trajstore.parameters_at(run, "final")  # or the parameters at another point
 state = {name: torch.from_numpy(values) for name, values in last.items()}
 model.load_state_dict(state, strict=False)
 with torch.no_grad():
@@ -34,6 +34,6 @@ at_end = per_example.numpy()[run.samples.values].mean(axis=1)
 compared = analyzers.alpha_beta(run, reference_losses=at_end)
 pairs = analyzers.feasible_set(compared)
 print(f"alpha {float(pairs.best_alpha):.3g}, beta {float(pairs.best_beta):.3g}")
-blurred = [analyzers.feasible_set(compared, n_stderr=n) for n in (-1, 1)]
+bounds = [analyzers.feasible_set(compared, n_stderr=n) for n in (-1, 1)]
 lower = analyzers.smallest_beta(pairs, np.linspace(0.1, 2, 20))
 grid = analyzers.margin(compared, alpha=[0.5, 1, 2], beta=[0, 0.2, 0.4])

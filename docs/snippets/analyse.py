@@ -13,4 +13,4 @@ print(means[["gamma", "gamma_stderr", "distance"]].to_dataframe())
 plots.path_geometry(means).savefig("geometry.png")
 
 start = analyzers.path_geometry(run, reference=0)  # the start of epoch 0
-by_layer = analyzers.path_geometry(run, layers=True)  # layer by layer
+by_layer = analyzers.path_geometry(run, layers=True)  # results by layer

@@ -4,5 +4,5 @@ from torch import nn
 
 
 def make_net() -> nn.Module:
-    """Build the network as training will."""
+    """Build the network that will be trained."""
     return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))

@@ -17,7 +17,7 @@ with trajstore.Recorder(
     model,
     optimizer,
     steps_per_epoch=len(loader),
-    total_steps=5 * len(loader),  # optional: the last steps become more precise
+    total_steps=5 * len(loader),  # optional: makes the last steps more precise
 ) as recorder:
     for _ in range(5):
         for inputs, targets in loader:

@@ -1,7 +1,7 @@
 """The golden stores, and the values read from them and computed on them.
 
 A case is a function from the stores to a dataset. `record.py` keeps what the cases
-returned when the stores were recorded; `test_golden.py` computes them again.
+returned when the stores were recorded; `test_golden.py` computes the results again.
 """
 
 import json
@@ -22,9 +22,9 @@ import trajstore
 HERE: Final = Path(__file__).resolve().parent
 
 STORES: Final = HERE / "stores"
-"""An archive of each store: chunks of small runs are mostly padding.
+"""Directory with an archive of each store; chunks of small runs are mostly padding.
 
-The archive of ``deep_linear`` also has the results of ``traj-train replay``.
+The archive of ``deep_linear`` also contains the results of ``traj-train replay``.
 """
 
 
@@ -52,7 +52,7 @@ class Stores:
         return self._directory / f"{name}.zarr"
 
     def __getitem__(self, name: str) -> trajstore.Run:
-        """Open a store, once."""
+        """Open a store, or return the run if it is open already."""
         if name not in self._runs:
             self._runs[name] = trajstore.open_run(self._path(name))
         return self._runs[name]
@@ -73,7 +73,7 @@ COMPLETE: Final = (
 """Stores that hold the last iterate."""
 
 WITHOUT_FINAL: Final = ("failed", "killed", *JOURNALS, *RECOVERED)
-"""Stores that do not; their reference is the start of an epoch."""
+"""Stores without the last iterate; their reference is the start of an epoch."""
 
 EVERY: Final = (*COMPLETE, *WITHOUT_FINAL)
 
@@ -100,8 +100,8 @@ LAGS: Final = (1, 2, 5)
 
 
 def facts(run: trajstore.Run) -> xr.Dataset:
-    """Return what a run says of itself."""
-    found = {
+    """Return the status, the sizes and the metadata of a run."""
+    values = {
         "status": run.status,
         "n_steps": run.n_steps,
         "n_epochs": run.n_epochs,
@@ -112,7 +112,7 @@ def facts(run: trajstore.Run) -> xr.Dataset:
         "metrics": json.dumps(run.metrics),
         "attrs": json.dumps(run.attrs, sort_keys=True),
     }
-    return xr.Dataset({name: ((), value) for name, value in found.items()})
+    return xr.Dataset({name: ((), value) for name, value in values.items()})
 
 
 def tensors(values: Mapping[str, npt.ArrayLike]) -> xr.Dataset:
@@ -125,14 +125,14 @@ def tensors(values: Mapping[str, npt.ArrayLike]) -> xr.Dataset:
 
 
 def geometry(run: trajstore.Run, reference: Any = None, **options: Any) -> xr.Dataset:
-    """Return the path geometry towards the last iterate, or else the first epoch."""
+    """Return the geometry relative to the last iterate or, without one, to the start."""
     if reference is None:
         reference = "final" if run.has_final else 0
     return analyzers.path_geometry(run, reference=reference, **options)
 
 
-def compared(run: trajstore.Run) -> xr.Dataset:
-    """Return what the alpha-beta condition compares, with made-up losses at x*."""
+def alpha_beta_terms(run: trajstore.Run) -> xr.Dataset:
+    """Return the terms of the alpha-beta condition, with made-up losses at x*."""
     loss = run.steps["loss"].values
     return analyzers.alpha_beta(
         run, reference_losses=loss * (0.7 + 0.2 * np.cos(np.arange(len(loss))))
@@ -140,7 +140,7 @@ def compared(run: trajstore.Run) -> xr.Dataset:
 
 
 def smallest_beta(run: trajstore.Run) -> xr.Dataset:
-    pairs = analyzers.feasible_set(compared(run))
+    pairs = analyzers.feasible_set(alpha_beta_terms(run))
     alpha = float(pairs["best_alpha"]) + np.array([-10.0, 0.0, 0.5, 20.0])
     return analyzers.smallest_beta(pairs, alpha).to_dataset(name="beta")
 
@@ -150,8 +150,8 @@ def lagged(run: trajstore.Run) -> xr.Dataset:
     return analyzers.lagged_gradients(run, reference=reference, lags=LAGS, every=3)
 
 
-def scaled(run: trajstore.Run) -> dict[str, Any]:
-    """Return a reference that is a mapping; other keys of it are ignored."""
+def scaled_final(run: trajstore.Run) -> dict[str, Any]:
+    """Return a mapping that serves as a reference; its additional key is ignored."""
     final = trajstore.parameters_at(run)
     return {name: 0.9 * x for name, x in final.items()} | {"other": np.zeros(2)}
 
@@ -162,7 +162,7 @@ READINGS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "windows": lambda run: run.windows,
     "iterate-epoch-0": lambda run: tensors(trajstore.parameters_at(run, 0)),
 }
-"""What every store is read for."""
+"""Reads of every store."""
 
 ANALYSES: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "path_geometry": geometry,
@@ -179,23 +179,25 @@ ANALYSES: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
         run, reference_loss=0.05
     ),
 }
-"""What every store is analysed for."""
+"""Analyses of every store."""
 
 TOWARDS_FINAL: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "iterate-final": lambda run: tensors(trajstore.parameters_at(run)),
     "path_geometry-epoch-0": lambda run: geometry(run, 0),
-    "path_geometry-mapping": lambda run: geometry(run, scaled(run)),
+    "path_geometry-mapping": lambda run: geometry(run, scaled_final(run)),
     "excess_gamma": lambda run: analyzers.excess_gamma(geometry(run), run),
     "distance_travelled": analyzers.distance_travelled,
     "aiming": analyzers.aiming,
     "convexity": lambda run: analyzers.convexity(run, reference_loss=0.05),
-    "alpha_beta": compared,
-    "feasible_set": lambda run: analyzers.feasible_set(compared(run), n_stderr=0.5),
+    "alpha_beta": alpha_beta_terms,
+    "feasible_set": lambda run: analyzers.feasible_set(
+        alpha_beta_terms(run), n_stderr=0.5
+    ),
     "zigzag_shares": lambda run: analyzers.zigzag_shares(
         run, windows=(1, 5), thresholds=(0.1, 0.5)
     ),
 }
-"""What stores with the last iterate are analysed for."""
+"""Analyses of the stores that hold the last iterate."""
 
 BY_LAYER: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "path_geometry-layers": lambda run: geometry(run, layers=True),
@@ -208,7 +210,7 @@ WITH_BASIS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "scale_invariance": analyzers.scale_invariance,
     "path_geometry-weight-decay": lambda run: geometry(run, weight_decay=0.01),
 }
-"""What needs products with the parameters."""
+"""Analyses that need products with the parameters."""
 
 OF_MEASUREMENTS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "steps": lambda rows: rows.steps,
@@ -218,10 +220,12 @@ OF_MEASUREMENTS: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
 
 OF_GEOMETRY: Final[Mapping[str, Callable[[xr.Dataset], xr.Dataset]]] = {
     "epoch_means": analyzers.epoch_means,
-    "step_bound": lambda found: analyzers.step_contraction(found, lr=0.05),
+    "step_bound": lambda geometry: analyzers.step_contraction(geometry, lr=0.05),
     "locally_optimal_lr": analyzers.locally_optimal_lr,
     "guaranteed_decrease": analyzers.guaranteed_decrease,
-    "linear_rate": lambda found: analyzers.linear_rate(found.isel(step=slice(0, 16))),
+    "linear_rate": lambda geometry: analyzers.linear_rate(
+        geometry.isel(step=slice(0, 16))
+    ),
 }
 
 
@@ -250,7 +254,7 @@ class OnMeasurement:
 
 @dataclass(frozen=True)
 class OnSnapshot:
-    """What is known of a snapshot, as a case."""
+    """A snapshot, or the path geometry relative to it, as a case."""
 
     store: str
     snapshot: str
@@ -275,7 +279,7 @@ class OnGeometry:
 
 
 def closed_forms(_stores: Stores) -> xr.Dataset:
-    """Closed forms of deep linear networks, by depth."""
+    """Return the closed forms of deep linear networks by depth."""
     time, depths = np.linspace(0, 8, 9), (1, 2, 3, 4)
     flow: dict[str, float] = {"strength": 1.7, "initial": 0.02}
     strength = [analyzers.mode_strength(time, depth=depth, **flow) for depth in depths]
@@ -321,14 +325,16 @@ def thresholds(stores: Stores) -> xr.Dataset:
 
 
 def margins(stores: Stores) -> xr.Dataset:
-    """The margin over two runs."""
-    datasets = [compared(stores[name]) for name in ("sketched", "exact")]
+    """Return the margin of two runs."""
+    datasets = [alpha_beta_terms(stores[name]) for name in ("sketched", "exact")]
     return analyzers.margin(datasets, alpha=[0.5, 1, 5], beta=[0.1, 0.4])
 
 
 def branches(stores: Stores, **options: Any) -> xr.Dataset:
-    found = [stores["branch_tenth"], stores["branch_half"]]
-    return analyzers.compare_branches(stores["full_batch"], found, window=3, **options)
+    children = [stores["branch_tenth"], stores["branch_half"]]
+    return analyzers.compare_branches(
+        stores["full_batch"], children, window=3, **options
+    )
 
 
 def mean_of_epochs(run: trajstore.Run) -> dict[str, npt.NDArray[np.float32]]:
@@ -336,7 +342,7 @@ def mean_of_epochs(run: trajstore.Run) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def linear_modes_of_mlp(run: trajstore.Run) -> xr.Dataset:
-    """Modes of two weights of a net that is not linear, for a given correlation."""
+    """Return the modes of two weights of a nonlinear net, for a given correlation."""
     correlation = np.arange(18.0).reshape(3, 6) % 5
     return analyzers.linear_modes(
         run,
@@ -402,7 +408,7 @@ SINGLE: Final[Mapping[str, Case]] = {
     "exact/linear_modes": On("exact", linear_modes_of_mlp),
     "full_batch/scales": branches,
     "full_batch/scales-length": lambda stores: branches(stores, length=0.5),
-    # The losses at x* are those that were measured there.
+    # The losses at x* are taken from measurements at x*.
     "sketched/measured-convexity": OnMeasurement(
         "sketched", "full_batch", analyzers.convexity
     ),
@@ -423,11 +429,11 @@ WITH_FULL_BATCH: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     ),
     "smoothness": lambda run: analyzers.smoothness(run, measurement="same_batch"),
 }
-"""What rests on measurements."""
+"""Analyses that use measurements."""
 
 
 def all_cases() -> dict[str, Case]:
-    """Return every case, by the name of the store and of the analysis."""
+    """Return every case by name: the store, a slash and the analysis."""
     cases: dict[str, Case] = {}
     tables = (
         (EVERY, {**READINGS, **ANALYSES}),
@@ -450,8 +456,8 @@ def all_cases() -> dict[str, Case]:
     for store, snapshots in SNAPSHOTS.items():
         for snapshot in snapshots:
             cases[f"{store}/iterate-{snapshot}"] = OnSnapshot(store, snapshot, False)
-            at = OnSnapshot(store, snapshot, True)
-            cases[f"{store}/path_geometry-{snapshot}"] = at
+            relative = OnSnapshot(store, snapshot, True)
+            cases[f"{store}/path_geometry-{snapshot}"] = relative
     for store in ("sketched", "basis_0", "exact"):
         for name, of_geometry in OF_GEOMETRY.items():
             cases[f"{store}/{name}"] = OnGeometry(store, of_geometry)

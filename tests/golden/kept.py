@@ -1,4 +1,4 @@
-"""Results of the golden cases as arrays in one file."""
+"""Keep the results of the golden cases as arrays in one file."""
 
 import json
 from collections import defaultdict
@@ -14,16 +14,16 @@ import xarray as xr
 Array = npt.NDArray[Any]
 
 RESULTS: Final = Path(__file__).with_name("results.npz")
-"""What the cases returned.
+"""The file of the results.
 
-``description`` is JSON as bytes: the variables of every case. For each dtype there is one
-array: the values of these variables, one after the other. ``arithmetic`` is what the
-function of that name returned.
+Its array ``description`` is JSON as bytes, and describes the variables of every case. For
+each dtype, one array holds the values of these variables, one variable after another.
+``arithmetic`` is the digest that the function of that name returned.
 """
 
 
 def description(result: xr.Dataset) -> dict[str, Any]:
-    """Return everything of a result but its numbers, as JSON has it."""
+    """Return everything in a result except its numbers, as a JSON object."""
     return {
         str(name): _describe(result, str(name))
         for name in sorted(map(str, result.variables))
@@ -32,36 +32,36 @@ def description(result: xr.Dataset) -> dict[str, Any]:
 
 def _describe(result: xr.Dataset, name: str) -> dict[str, Any]:
     variable = result.variables[name]
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "kind": "coordinate" if name in result.coords else "variable",
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": "text" if variable.dtype.kind in "OUT" else variable.dtype.name,
         "units": variable.attrs.get("units"),
     }
-    if found["dtype"] == "text":
-        found["text"] = variable.values.tolist()
-    return found
+    if described["dtype"] == "text":
+        described["text"] = variable.values.tolist()
+    return described
 
 
 def numbers(result: xr.Dataset) -> dict[str, Array]:
-    """Return the numbers of a result, by variable."""
+    """Return the numbers in a result by variable."""
     return {
         name: result.variables[name].values
-        for name, found in description(result).items()
-        if found["dtype"] != "text"
+        for name, described in description(result).items()
+        if described["dtype"] != "text"
     }
 
 
 def arithmetic() -> str:
-    """Return a digest of how this processor rounds.
+    """Return a digest of results that depend on the rounding of this processor.
 
-    BLAS and NumPy choose their kernels by the processor; sums differ in their order, and
-    functions in the last digit.
+    BLAS and NumPy choose kernels for the processor, so the order of sums and the last digit
+    of functions differ between processors.
     """
     matrix = np.random.default_rng(0).standard_normal((65, 4096)).astype(np.float32)
     angles = np.linspace(-3, 3, 1000)
-    # No product of two matrices: its rounding depends on the number of threads.
+    # Products of two matrices are left out: their rounding depends on the number of threads.
     results = [
         *(matrix @ matrix[0], matrix[0] @ matrix[1], matrix.sum(1)),
         *(np.exp(angles), np.log(angles + 4), np.cos(angles)),
@@ -71,7 +71,7 @@ def arithmetic() -> str:
 
 
 def keep(results: Mapping[str, xr.Dataset]) -> None:
-    """Write what the cases have returned."""
+    """Write the results of the cases to the file."""
     descriptions, pieces = {}, defaultdict[str, list[Array]](list)
     for case, result in results.items():
         descriptions[case] = description(result)
@@ -88,20 +88,20 @@ def keep(results: Mapping[str, xr.Dataset]) -> None:
 
 
 def is_same_arithmetic() -> bool:
-    """Whether this processor rounds like the one that recorded."""
+    """Return whether this processor rounds like the processor that recorded the results."""
     with np.load(RESULTS) as stored:
         return str(stored["arithmetic"]) == arithmetic()
 
 
 class Kept(NamedTuple):
-    """What a case had returned.
+    """The kept result of a case.
 
     Attributes
     ----------
     description : dict
-        As `description` returns it.
+        The description of the result, from `description`.
     numbers : dict from str to numpy.ndarray
-        As `numbers` returns them.
+        The numbers in the result by variable, from `numbers`.
     """
 
     description: dict[str, Any]
@@ -109,19 +109,19 @@ class Kept(NamedTuple):
 
 
 def kept_results() -> dict[str, Kept]:
-    """Read what the cases had returned."""
+    """Read the results of all cases from the file."""
     with np.load(RESULTS) as stored:
-        left = dict(stored)
-    text = left.pop("description").tobytes()
-    left.pop("arithmetic")
+        remaining = dict(stored)
+    text = remaining.pop("description").tobytes()
+    remaining.pop("arithmetic")
     results = {}
     for case, variables in json.loads(text).items():
         values = {}
-        for name, found in variables.items():
-            if found["dtype"] != "text":
-                n = int(np.prod(found["shape"]))
-                flat = left[found["dtype"]]
-                values[name] = flat[:n].reshape(found["shape"])
-                left[found["dtype"]] = flat[n:]
+        for name, described in variables.items():
+            dtype, shape = described["dtype"], described["shape"]
+            if dtype != "text":
+                n = int(np.prod(shape))
+                values[name] = remaining[dtype][:n].reshape(shape)
+                remaining[dtype] = remaining[dtype][n:]
         results[case] = Kept(variables, values)
     return results

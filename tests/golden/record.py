@@ -1,11 +1,11 @@
-"""Record the golden stores, and the results of every analysis on them.
+"""Record the golden stores and the results of every analysis of them.
 
 Run it from the root of the repository, with its packages installed:
 
     python tests/golden/record.py
 
-The script refuses to overwrite. Later versions must read the same numbers from the same
-stores, so the stores stay as they are. To add a case, delete the results only: the script
+The script refuses to overwrite results. Later versions must read the same numbers from the
+same stores, so the stores never change. To add a case, delete the results only: the script
 then computes all results from the archived stores. Check with `git diff` and the tests
 that earlier cases have not changed.
 """
@@ -58,7 +58,7 @@ TRAINING: Final[dict[str, Any]] = {
     "device": "cpu",
     "num_workers": 0,
 }
-"""What ``traj-train`` writes into `attrs`; the stores below change some of it."""
+"""The settings that ``traj-train`` writes into `attrs`; stores below change some of them."""
 
 
 def attrs(**changes: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def attrs(**changes: Any) -> dict[str, Any]:
 
 
 class Problem:
-    """A small net and its data; every random number is fixed."""
+    """A small net and its data; all random seeds are fixed."""
 
     def __init__(self, *, n_inputs: int = 6, n_hidden: int = 8) -> None:
         import torch
@@ -98,12 +98,12 @@ class Problem:
 
 
 def record_sketched(path: Path) -> None:
-    """The default basis, momentum with weight decay, and all that can be added."""
+    """Record with the default basis, momentum, weight decay and every optional array."""
     import torch
 
     from trajstore import Recorder
 
-    # The first tensor has more elements than the 1024 that are sketched together.
+    # The first tensor has more elements than a block, 1024.
     problem = Problem(n_inputs=20, n_hidden=60)
     optimizer = torch.optim.SGD(
         problem.model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01
@@ -136,7 +136,7 @@ def record_sketched(path: Path) -> None:
 
 
 def record_basis_0(path: Path) -> None:
-    """No basis; plain SGD whose learning rate falls, and a tensor that rests at times."""
+    """Record plain SGD without a basis; the rate falls, and a bias often has no gradient."""
     import torch
 
     from trajstore import Recorder
@@ -163,7 +163,7 @@ def record_basis_0(path: Path) -> None:
 
 
 def record_adamw(path: Path) -> None:
-    """AdamW of two groups: clipped gradients, epochs begun by hand, a window a step."""
+    """Record AdamW with two groups, clipping, epochs begun by hand and one-step windows."""
     import torch
 
     from trajstore import Recorder
@@ -191,7 +191,7 @@ def record_adamw(path: Path) -> None:
         flush_rows=16,
         attrs=attrs(optimizer="adam", lr=0.01, weight_decay=0.1, sharpness_every=3),
     ) as recorder:
-        # More windows than lie between two keyframes.
+        # The run has more windows than lie between two keyframes.
         for step in range(36):
             if step in {10, 24}:
                 recorder.start_epoch()
@@ -204,7 +204,7 @@ def record_adamw(path: Path) -> None:
 
 
 def record_full_batch(path: Path) -> None:
-    """Plain gradient descent on all data near the edge of stability; has branches."""
+    """Record gradient descent on all data near the edge of stability; it has branches."""
     import torch
 
     from trajstore import Recorder
@@ -230,7 +230,7 @@ def record_full_batch(path: Path) -> None:
 
 
 def record_branch(path: Path, parent: Path, lr_scale: float) -> None:
-    """A branch of the run above from epoch 1 on."""
+    """Record a branch that starts at epoch 1 of the full-batch run."""
     import torch
 
     from trajstore import Recorder, open_run, parameters_at
@@ -262,7 +262,7 @@ def record_branch(path: Path, parent: Path, lr_scale: float) -> None:
 
 
 def record_exact(path: Path) -> None:
-    """Whole gradients and iterates, of momentum without weight decay."""
+    """Record whole gradients and iterates; momentum without weight decay."""
     import torch
 
     from trajstore import Recorder
@@ -292,7 +292,7 @@ def record_exact(path: Path) -> None:
 
 
 def record_resumed(path: Path) -> None:
-    """A run that failed, and was resumed from a checkpoint that lies before its end."""
+    """Record a run that fails and is resumed from a checkpoint before its failure."""
     import torch
 
     from trajstore import Recorder
@@ -302,7 +302,7 @@ def record_resumed(path: Path) -> None:
     model_state: dict[str, Any] = {}
     state: dict[str, Any] = {}
 
-    def go_on(recorder: Recorder, steps: range) -> None:
+    def take_steps(recorder: Recorder, steps: range) -> None:
         for step in steps:
             if step == 10 and not state:
                 parameters = problem.model.state_dict()
@@ -319,17 +319,17 @@ def record_resumed(path: Path) -> None:
         suppress(ZeroDivisionError),
         Recorder(path, problem.model, optimizer, **options) as recorder,
     ):
-        go_on(recorder, range(14))
+        take_steps(recorder, range(14))
         raise ZeroDivisionError
     problem.model.load_state_dict(model_state)
     with Recorder(
         path, problem.model, optimizer, resume=state["recorder"], **options
     ) as recorder:
-        go_on(recorder, range(10, N_STEPS))
+        take_steps(recorder, range(10, N_STEPS))
 
 
 def record_until_killed(path: Path, kind: str) -> None:
-    """Record, and end this process without a trace."""
+    """Record, and kill this process before the recorder can close."""
     import torch
 
     from trajstore import Recorder
@@ -350,7 +350,7 @@ def record_until_killed(path: Path, kind: str) -> None:
             optimizer.step()
             if step == 9:
                 recorder.flush()
-        # The last four steps are not in the store: a journal has them, or nothing.
+        # The last four steps are not in the store, only in the journal if there is one.
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -362,7 +362,7 @@ def record_killed(path: Path, kind: str) -> None:
 
 
 def record_lost(path: Path) -> None:
-    """A run that was killed, and resumed by hand at a step behind what was committed."""
+    """Record a run that is killed and resumed at a step after the last committed step."""
     import torch
 
     from trajstore import Recorder
@@ -388,7 +388,7 @@ def record_lost(path: Path) -> None:
 
 
 def record_failed(path: Path) -> None:
-    """A run that ended with an exception within its first epoch."""
+    """Record a run that ends with an exception in its first epoch."""
     import torch
 
     from trajstore import Recorder
@@ -406,7 +406,7 @@ def record_failed(path: Path) -> None:
 
 
 def record_deep_linear(path: Path) -> None:
-    """A run of ``traj-train``, with the losses of its batches at x* stored next to it."""
+    """Record a run of ``traj-train``, and store the losses of its batches at x*."""
     program = Path(sys.executable).with_name("traj-train")
     words = (
         "--exact --record-samples --full-gradients --same-batch-every 4 "
@@ -435,7 +435,7 @@ def record_stores(directory: Path) -> None:
 
 
 def archive(directory: Path, stores: Path) -> None:
-    """Pack each store, and the results that lie with it."""
+    """Pack each store together with its results."""
     for path in sorted(directory.glob("*.zarr")):
         name, is_result = path.name.split(".", 1)[0], "analysis" in path.name
         if not is_result:
@@ -445,21 +445,23 @@ def archive(directory: Path, stores: Path) -> None:
 
 
 def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Leave out of an archive who has made it."""
+    """Remove the owner of a file from its entry in an archive."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
 
 
 def main() -> None:
-    """Record everything; or, as the process that is to be killed, one store."""
+    """Record everything or, in the process that will be killed, one store."""
     if sys.argv[1:2] == ["killed"]:
         record_until_killed(Path(sys.argv[3]), sys.argv[2])
     from tests.golden.cases import CASES, STORES, Stores
     from tests.golden.kept import RESULTS, keep
 
     if RESULTS.exists():
-        raise FileExistsError(f"{RESULTS} exists, and is not overwritten.")
+        raise FileExistsError(
+            f"{RESULTS} exists; delete it to compute the results again."
+        )
     if not STORES.exists():
         with TemporaryDirectory() as directory:
             record_stores(Path(directory))

@@ -1,4 +1,4 @@
-"""Later versions read and compute what the first one did."""
+"""Later versions read and compute the same numbers as the first version."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from tests.golden.kept import (
 )
 
 RTOL = 1e-12
-"""Tolerance relative to the largest number of a variable.
+"""Tolerance relative to the largest number in a variable.
 
-Single numbers near 0, such as the cosine of orthogonal gradients, are differences of larger
-ones, and their last digits depend on the order of sums. The largest number of the variable
-gives the scale of the rounding. Text, integers and truth values must be equal.
+Numbers near 0, such as the cosine of orthogonal gradients, are differences of larger numbers,
+and their last digits depend on the order of sums. The largest number in the variable sets the
+scale of rounding errors. Text, integers and booleans must be equal.
 """
 
 RTOL_ELSEWHERE = 1e-3
-"""The same on a processor that rounds otherwise than the one that recorded.
+"""Tolerance on a processor that rounds differently from the processor that recorded.
 
-Sketches and distances rest on float32 sums, whose order BLAS chooses for the processor.
-Kernels for other processors changed results by at most 7e-5; the largest changes are those
-of standard errors and of RSI close to x*.
+Sketches and distances are computed from float32 sums, whose order BLAS chooses for the
+processor. Kernels for other processors changed results by at most 7e-5; standard errors, and
+RSI close to x*, changed most.
 """
 
 
@@ -64,10 +64,12 @@ def test_results_stay_the_same(
         )
 
 
-def test_tolerance_is_the_tight_one():
-    """Say in the summary of the tests if it is not."""
+def test_the_tight_tolerance_applies():
+    """Show in the summary of the tests if the wide tolerance applied."""
     if not is_same_arithmetic():
-        pytest.skip(f"this processor rounds otherwise; {RTOL_ELSEWHERE:g} was allowed")
+        pytest.skip(
+            f"this processor rounds differently; the tolerance was {RTOL_ELSEWHERE:g}"
+        )
 
 
 def test_every_kept_result_has_a_case(kept: dict[str, Kept]):
