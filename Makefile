@@ -44,7 +44,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/deep_linear.py
 	$(BIN)/python benchmarks/null_models.py
 
-# Takes hours and about 30 GB of disk; scale.py has options for smaller sizes.
+# Takes hours and about 15 GB of disk; scale.py has options for smaller sizes.
 scale: .venv/installed
 	$(BIN)/python benchmarks/scale.py
 
