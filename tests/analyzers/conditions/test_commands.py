@@ -157,7 +157,7 @@ def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
         found.drop_indexes(["epoch", "iteration"]),
     )
     output = traj_analyze("polyak-lojasiewicz", stores[0], "--reference-loss", 0.5)
-    assert "steps bound nothing" in output
+    assert "steps do not bound mu" in output
     assert "f* = 0.5." in output
 
 

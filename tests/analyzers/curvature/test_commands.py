@@ -74,7 +74,7 @@ def test_sharpness_is_compared_with_the_threshold(
     assert rows[-1] == ["55", "55", "21", "20", "1.050"]
     assert len(rows) == 12
     words = " ".join(output.split())
-    assert "is reached at step 30. In the 6 evaluations from there on" in words
+    assert "is reached at step 30. Over the 6 evaluations from that step on" in words
     assert "the median ratio is 1.050 and the range 1.050 to 1.050; 100 %" in words
     np.testing.assert_allclose(stored(store, "sharpness").ratio[0], 0.95)
     assert (store.parent / "run.figures" / "sharpness.png").stat().st_size > 10_000
@@ -121,7 +121,7 @@ def test_smoothness_of_minibatches_is_explained(
 ):
     copy = shutil.copytree(example_run, tmp_path / "run.zarr")
     output = traj_analyze("smoothness", copy)
-    note = "gradients of the same examples train with --same-batch-every"
+    note = "gradients of the same examples, train with --same-batch-every"
     assert note in " ".join(output.split())
 
 
