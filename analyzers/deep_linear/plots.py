@@ -38,9 +38,11 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         label = rf"$\lambda$ = {float(mode['strength']):.3g}"
         ax.plot(modes["time"], mode["modes"], color=color, linewidth=2.2, label=label)
     for i in range(modes.sizes["mode"]):
-        label = "gradient flow" if i == 0 else None
+        flow_label = "gradient flow" if i == 0 else None
         flow = modes["closed_form"].isel(mode=i)
-        ax.plot(modes["time"], flow, "--", color="black", linewidth=0.9, label=label)
+        ax.plot(
+            modes["time"], flow, "--", color="black", linewidth=0.9, label=flow_label
+        )
     ax.set(
         xlabel=TIME,
         ylabel=r"$u_\mu^T W_L \cdots W_1 v_\mu$",
