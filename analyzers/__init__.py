@@ -1,12 +1,14 @@
-"""Analyses of recorded training runs: a run in, labelled datasets and figures out.
+"""Analyses of recorded training runs.
 
-Begin with `path_geometry`, which measures every step against a target, and `plots`. Topics
-are packages: `geometry`, `gradients` (zigzag, lags, branches), `conditions` (alpha-beta,
-aiming, Polyak-Lojasiewicz), `curvature`, `deep_linear`, and `no_wrong_turns`, the figures
-and statements of one paper. In a topic, array functions lie in `arrays`, figures in
-`plots`, and sub-commands of ``traj-analyze`` in `command`. All topics rest on `_engine`,
-which walks a run window by window in Dask tasks, and on `_execution`, which computes and
-stores results. This package reads runs through `trajstore` and never imports torch.
+Each analysis takes a run and returns a labelled dataset, which `plots` can draw. Begin with
+`path_geometry`, which measures every step against a target. Each topic is a package:
+`geometry`, `gradients` (zigzag, lags, branches), `conditions` (alpha-beta, aiming,
+Polyak-Lojasiewicz), `curvature`, `deep_linear`, and `no_wrong_turns`, which reproduces the
+figures and tests the statements of one paper. In a topic, `arrays` holds functions of
+arrays, `plots` draws figures, and `command` or `commands` defines sub-commands of
+``traj-analyze``. All topics build on `_engine`, which walks a run window by window in Dask
+tasks, and on `_execution`, which computes and stores results. This package reads runs
+through `trajstore` and never imports torch.
 """
 
 from analyzers._renamed import renamed

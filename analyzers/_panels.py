@@ -1,6 +1,6 @@
 """Figures of several panels, each with the curves of several runs.
 
-`Curve`, `Panel` and `draw_panels` are public, as `analyzers.plots` lists them.
+`Curve`, `Panel` and `draw_panels` are public members of `analyzers.plots`.
 """
 
 from collections.abc import Sequence
@@ -20,31 +20,30 @@ Values = npt.NDArray[Any]
 PANEL_SIZE: Final = (4.2, 3.1)
 """Width and height of a panel in inches."""
 
-BAND: Final = 0.13
-"""Opacity of bands."""
+BAND_OPACITY: Final = 0.13
 
 MAX_BAND_EXCESS: Final = 1.0
-"""Largest part of a band shown beyond the lines, relative to their range."""
+"""Largest visible part of a band beyond the lines, relative to the range of the lines."""
 
 MAX_TWO_COLUMN_LABEL: Final = 20
-"""Longest label, in characters, of a legend with two columns."""
+"""Longest label, in characters, that fits a legend with two columns."""
 
 
 class Curve(NamedTuple):
-    """A quantity of one run.
+    """One line of a panel: a quantity of one run.
 
     Attributes
     ----------
     label : str
-        For the legend.
+        Text in the legend; without a text, the curve is not listed there.
     x, y : numpy.ndarray
-        The line, shape ``(point,)``.
+        Coordinates of the points on the line, shape ``(point,)``.
     stderr : numpy.ndarray or None
-        Standard error of y, drawn as bars.
+        Standard errors of y, drawn as error bars.
     low, high : numpy.ndarray or None
-        Ends of a band.
+        Lower and upper edge of a band around the line.
     style : str
-        Line style, as matplotlib names it.
+        Line style in the notation of matplotlib.
     width : float
         Line width in points.
     """
@@ -61,22 +60,24 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Content of one pair of axes.
+    """Contents of one pair of axes.
 
     Attributes
     ----------
     title : str
-        Above the axes.
+        Text above the axes.
     ylabel : str
         Label of the vertical axis.
     curves : tuple of Curve
-        If empty, the panel states what it needs.
+        Curves to draw. Without curves, the panel states which runs it needs.
     needs : str
-        Runs that the panel needs: "two batch sizes", for example.
+        Description of the runs that the panel needs, such as "two batch sizes".
     is_ordered : bool
-        Whether colours show an order, such as the one of batch sizes.
+        Whether the curves have an order, such as increasing batch size. If so, their
+        colours run from dark to light.
     is_robust : bool
-        Whether the outermost 2 percent of values at either end are ignored for the limits.
+        Whether the limits of the vertical axis ignore the lowest and the highest 2 percent
+        of the values.
     xlabel : str
         Label of the horizontal axis.
     """
@@ -91,12 +92,12 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
-    """Draw panels row by row.
+    """Draw panels in a grid, row by row.
 
     Parameters
     ----------
     panels : sequence of Panel
-        At least one.
+        Panels to draw, at least one.
     n_columns : int
         Largest number of panels in a row.
 
@@ -123,7 +124,7 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
 
 
 def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
-    """Draw a panel on axes: lines with error bars and bands. Return the axes."""
+    """Draw the lines, error bars and bands of a panel, and return the axes."""
     ax.set_title(panel.title, fontsize="medium")
     if not panel.curves:
         ax.text(0.5, 0.5, f"needs {panel.needs}", wrap=True, ha="center", va="center")
@@ -140,7 +141,7 @@ def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
 
 
 def _legend_columns(panel: Panel) -> int:
-    """Return two for more than three labels that are short enough, else one."""
+    """Return the number of legend columns: two for more than three short labels, else one."""
     longest = max(len(curve.label) for curve in panel.curves)
     return 2 if len(panel.curves) > 3 and longest <= MAX_TWO_COLUMN_LABEL else 1
 
@@ -157,7 +158,9 @@ def ordered_colors(n: int) -> list[Any]:
 
 def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
     if curve.low is not None and curve.high is not None:
-        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=BAND, lw=0)
+        ax.fill_between(
+            curve.x, curve.low, curve.high, color=color, alpha=BAND_OPACITY, lw=0
+        )
     ax.errorbar(
         curve.x,
         curve.y,
@@ -171,7 +174,7 @@ def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
 
 
 def _set_limits(panel: Panel, ax: Axes) -> None:
-    """Show zero, the lines, bands unless they are far wider, and room for the legend."""
+    """Set limits that show zero, the lines, bands up to a limit, and the legend."""
     lines = _finite([curve.y for curve in panel.curves])
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
     bands = _finite([*ends, lines])
@@ -180,9 +183,9 @@ def _set_limits(panel: Panel, ax: Axes) -> None:
     low, high = np.percentile(lines, (2, 98) if panel.is_robust else (0, 100))
     low, high = min(low, 0.0), max(high, 0.0)
     if not panel.is_robust:
-        most = MAX_BAND_EXCESS * (high - low)
-        low = max(min(bands.min(), low), low - most)
-        high = min(max(bands.max(), high), high + most)
+        max_excess = MAX_BAND_EXCESS * (high - low)
+        low = max(min(bands.min(), low), low - max_excess)
+        high = min(max(bands.max(), high), high + max_excess)
     n_rows = -(-len(panel.curves) // _legend_columns(panel)) if panel.curves else 0
     room = (0.05 + 0.08 * n_rows) * any(curve.label for curve in panel.curves)
     size = (high - low) or 1.0

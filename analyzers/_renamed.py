@@ -9,9 +9,9 @@ R = TypeVar("R")
 
 
 def renamed(function: Callable[P, R], old_name: str) -> Callable[P, R]:
-    """Return a function that warns that `old_name`, a dotted name, has a new name."""
-    place, _, _ = old_name.rpartition(".")
-    new_name = f"{place}.{function.__name__}"
+    """Return an alias that warns that its dotted name `old_name` is deprecated."""
+    module, _, _ = old_name.rpartition(".")
+    new_name = f"{module}.{function.__name__}"
 
     def alias(*args: P.args, **kwargs: P.kwargs) -> R:
         message = f"{old_name} is deprecated; use {new_name}."

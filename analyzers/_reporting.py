@@ -1,4 +1,4 @@
-"""Report of a command: tables and notes, saved figures, and how to open the results."""
+"""Print the report of a command and save its figures."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -16,10 +16,10 @@ from trajstore.reading.run import Run
 from trajstore.store.location import is_remote, name_of, sibling
 
 MAX_ROWS: Final = 40
-"""Longest table; of more rows every second, third, ... is shown."""
+"""Largest number of table rows; a longer table shows every second, third, ... row."""
 
 MAX_TEXT: Final = 40
-"""Characters of a cell of text; longer ones are folded."""
+"""Largest width of a text column, in characters; longer cells are folded."""
 
 DPI: Final = 150
 
@@ -39,14 +39,14 @@ def report(
     Parameters
     ----------
     run : Run
-        The results lie next to it.
+        The analysed run; its results lie next to it.
     *parts : Table or str
-        Printed in this order with empty lines between them; empty text is left out. Text
-        is wrapped, so it should hold no paths.
+        Tables and notes, printed in this order and separated by empty lines; empty notes
+        are left out. Notes are wrapped, so they should not contain paths.
     figures : mapping of str to Figure or Axes
-        By file name, without the ending. They are closed.
+        Figures to save and close, by file name without the extension.
     groups : sequence of str
-        Groups of the results. The printed code opens the first.
+        Groups that hold the results. The printed code opens the first group.
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
     """
@@ -67,7 +67,7 @@ def report(
 
 
 def save_figure(drawn: Drawn, path: Path) -> Path:
-    """Save and close a figure, given itself or its axes."""
+    """Save a figure, or the figure of the given axes, close it, and return the path."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)
     figure.savefig(path, dpi=DPI)
@@ -76,7 +76,8 @@ def save_figure(drawn: Drawn, path: Path) -> Path:
 
 
 def figures_directory(run: Run) -> Path:
-    """Make the directory for figures: next to the run, or here if the run is remote."""
+    """Create the directory for the figures of a run, and return its path."""
+    # Figures of a remote run go to the working directory.
     directory = Path(sibling(run.location, ".figures"))
     if is_remote(run.location):
         directory = Path(name_of(sibling(run.location, ".figures")))
@@ -91,16 +92,16 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 
 def _say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
-    """Print the lines of Python that open a group of results."""
+    """Print Python code that opens a group of results."""
     call = f"{name} = xarray.open_zarr("
     say(
-        f"Open them with\n\nimport xarray\n{call}{results_location(run)!r}, group={group!r},"
+        f"Open the first group with\n\nimport xarray\n{call}{results_location(run)!r}, group={group!r},"
     )
     say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
 
 
 def make_table(*headers: str, text: Collection[str] = ()) -> Table:
-    """Return a table without rows: columns of numbers, and of text where named."""
+    """Return an empty table whose columns hold numbers, or text if named in `text`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         if header in text:
@@ -110,12 +111,12 @@ def make_table(*headers: str, text: Collection[str] = ()) -> Table:
     return table
 
 
-def shown_rows(n: int, most: int = MAX_ROWS) -> range:
-    """Return the indices of evenly spaced rows, at most `most` of n."""
-    return range(0, n, max(1, -(-n // most)))
+def shown_rows(n: int, limit: int = MAX_ROWS) -> range:
+    """Return the indices of evenly spaced rows out of n, at most `limit` of them."""
+    return range(0, n, max(1, -(-n // limit)))
 
 
-def spans(n_steps: int, most: int = 20) -> list[slice]:
-    """Cut steps into spans of equal length, the last one shorter: one for each row."""
-    rows = shown_rows(n_steps, most)
+def spans(n_steps: int, limit: int = 20) -> list[slice]:
+    """Divide steps into at most `limit` spans of equal length; the last may be shorter."""
+    rows = shown_rows(n_steps, limit)
     return [slice(i, min(i + rows.step, n_steps)) for i in rows]

@@ -1,4 +1,4 @@
-"""Command line ``traj-analyze``: one sub-command for every analysis."""
+"""Command line ``traj-analyze``: one sub-command for each analysis."""
 
 import sys
 from collections.abc import Callable
@@ -43,10 +43,10 @@ OLD_NAMES: Final = {
     "sharpness": "edge-of-stability",
     "invariance": "scale-invariance",
 }
-"""Deprecated names of commands; the help does not list them."""
+"""Current names of commands by deprecated name; the help omits deprecated names."""
 
 SYNONYMS: Final = {"path-geometry": "geometry"}
-"""Names of commands that are accepted because a function has them."""
+"""Names of commands by the name of the public function, where the names differ."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _current_name(command: str) -> str:
-    """Return the name of a command, with a notice on stderr if it has been renamed."""
+    """Return the current name of a command, with a notice on stderr for a deprecated name."""
     if command in OLD_NAMES:
         say(
             f"traj-analyze: {command!r} is deprecated; use {OLD_NAMES[command]!r}.",

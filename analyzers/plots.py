@@ -1,4 +1,4 @@
-"""Figures of all analyses: a dataset in, axes or a figure out; nothing is computed."""
+"""Figures of all analyses, drawn from their results without further analysis."""
 
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers._renamed import renamed

@@ -26,14 +26,15 @@ LONG_NAMES: Final = {
 def aiming(
     run: Run, *, reference: TargetLike = "final", measurement: str | None = None
 ) -> xr.Dataset:
-    r"""Angle between gradient and x - x*, and the constant of the aiming condition.
+    r"""Angle between the gradient and x - x*, and the constant of the aiming condition.
 
     The condition is :math:`\langle \nabla f(x_k), x_k - x^* \rangle \ge \theta f(x_k)` with
     a constant :math:`\theta > 0`. Step k satisfies it for every :math:`\theta` up to
 
-    .. math:: \theta_k = \frac{\langle \nabla f(x_k), x_k - x^* \rangle}{f(x_k)} ,
+    .. math:: \theta_k = \frac{\langle \nabla f(x_k), x_k - x^* \rangle}{f(x_k)} .
 
-    shown in figures 1 and 2 of [1]_ together with the cosine, which [1]_ calls "Angle".
+    Figures 1 and 2 of [1]_ show this constant and the cosine of the angle, which [1]_ calls
+    "Angle".
 
     Parameters
     ----------
@@ -42,33 +43,35 @@ def aiming(
     reference : str, int, Run or mapping, default: "final"
         The target x*, as `path_geometry` takes it.
     measurement : str, optional
-        Use the gradients and losses of a measurement: ``"full_batch"`` for those of all
-        data, which ``traj-train run NAME --full-gradients`` records. Default: those of the
-        steps, which come from minibatches. The condition is about f, and the paper's
-        figures show full gradients; minibatches do not show the condition itself.
+        Name of the measurement whose gradients and losses are used, such as
+        ``"full_batch"``: ``traj-train run NAME --full-gradients`` records gradients and
+        losses of all data under this name. Default: the gradients and losses of the steps,
+        which come from minibatches. The condition is about f, and figures in [1]_ show
+        full gradients; minibatches do not test the condition itself.
 
     Returns
     -------
     xarray.Dataset
         Dimension ``step`` with the coordinates ``epoch`` and ``iteration``; float64.
-        ``cosine``, units of 1; ``angle``, degrees; ``theta``, units of 1; each with its
-        standard error in a variable ending in ``_stderr``, lazy; and ``loss``. NaN as in
-        `path_geometry`, and theta also where the loss is 0. ``attrs["gradient"]`` names
-        the gradients: of minibatches or of a measurement.
+        ``cosine``, without units; ``angle``, in degrees; and ``theta``, without units, are
+        lazy, and so are their standard errors, whose names end in ``_stderr``. ``loss`` is
+        the loss of the step or measurement. Values are NaN as in `path_geometry`; theta is
+        also NaN where the loss is 0. ``attrs["gradient"]`` says whether the gradients come
+        from minibatches or from a measurement.
 
     Raises
     ------
     KeyError
         If the measurement, snapshot or epoch does not exist.
     ValueError
-        If losses are not recorded, and as for `path_geometry`.
+        If losses are not recorded, or where `path_geometry` raises it.
     TypeError
-        As for `path_geometry`.
+        Where `path_geometry` raises it.
 
     Notes
     -----
-    theta is unbiased. Standard errors are to first order; the error of the angle is large
-    where gradient and x - x* are nearly parallel.
+    theta is unbiased. Standard errors are first-order approximations. The error of the
+    angle is large where the gradient and x - x* are nearly parallel.
 
     References
     ----------

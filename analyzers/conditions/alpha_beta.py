@@ -1,4 +1,4 @@
-"""Alpha-beta condition along a path, and the pairs for which it holds.
+"""Alpha-beta condition along a path, and the pairs of constants for which it holds.
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
 Networks without Over-Parametrization", NeurIPS 2024, definition 1.
@@ -26,7 +26,7 @@ SOURCE: Final = (
     "R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, 'Loss Landscape Characterization of "
     "Neural Networks without Over-Parametrization', NeurIPS 2024"
 )
-"""Paper that states the condition, for the attributes of results."""
+"""Citation of the condition, stored in the attributes of results."""
 
 LONG_NAMES: Final = {
     "loss": "loss of the batch",
@@ -43,51 +43,52 @@ def alpha_beta(
 ) -> xr.Dataset:
     r"""Terms of the alpha-beta condition at every step.
 
-    With :math:`f_{i_k}` the loss of the batch of step k, :math:`g_k` its gradient at
-    :math:`x_k`, and :math:`a_k = \langle g_k, x_k - x^* \rangle`,
-    :math:`l_k = f_{i_k}(x_k)`, :math:`r_k = f_{i_k}(x^*)`, the condition with constants
-    :math:`\alpha > \beta > 0` is (definition 1 of [1]_)
+    Let :math:`f_{i_k}` be the loss of the batch of step k, and :math:`g_k` its gradient at
+    :math:`x_k`. With :math:`a_k = \langle g_k, x_k - x^* \rangle`,
+    :math:`l_k = f_{i_k}(x_k)` and :math:`r_k = f_{i_k}(x^*)`, definition 1 of [1]_ states
+    the condition for constants :math:`\alpha > \beta > 0` as
 
     .. math:: T_k(\alpha, \beta) = a_k - \alpha (l_k - r_k) + \beta (l_k - f^*) \ge 0 .
 
-    The captions of the paper's figures print the last term with a minus, which must be a
-    misprint: the definition reads
+    The figure captions of [1]_ give the last term a minus sign, which must be a misprint:
+    the definition reads
     :math:`a_k \ge \alpha (l_k - r_k) - \beta (l_k - f^*)`, where a larger :math:`\beta`
-    weakens the condition, and a minus does not reproduce the magnitudes in the paper.
+    weakens the condition, and a minus sign does not reproduce the magnitudes in [1]_.
 
     Parameters
     ----------
     run : trajstore.Run
         A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference : str, int, Run or mapping, default: "final"
-        The target x*, as `path_geometry` takes it. The paper uses the last iterate as the
+        The target x*, as `path_geometry` takes it. In [1]_ the last iterate serves as the
         projection onto the set of minimisers.
     reference_losses : array_like of float, optional
-        r_k, the loss of every step's batch at x*, shape ``(step,)``; NaN where it is
-        unknown. Default: the losses that ``traj-train replay`` stored next to the run for
-        this x*.
+        Losses r_k of the batches of all steps at x*, shape ``(step,)``; NaN where a loss
+        is unknown. Default: the losses that ``traj-train replay`` stored next to the run
+        for this x*.
     optimal_loss : float, default: 0.0
-        f*, a lower bound of the losses of all batches; the paper uses 0.
+        f*, a lower bound of the losses of all batches; [1]_ uses 0.
 
     Returns
     -------
     xarray.Dataset
         Dimension ``step`` with the coordinates ``epoch`` and ``iteration``; float64, in
-        units of the loss. ``product``, a_k, and ``product_stderr``, lazy; ``loss``, l_k,
-        and ``reference_loss``, r_k, which are exact. NaN where a value is unknown.
+        units of the loss. ``product`` is a_k and ``product_stderr`` its standard error;
+        both are lazy. ``loss`` is l_k and ``reference_loss`` is r_k; both are exact. Unknown
+        values are NaN.
 
     Raises
     ------
     ValueError
-        If losses are not recorded, if the r_k are missing, if there is not one r_k per
-        step, or if a loss is below `optimal_loss`.
+        If losses are not recorded, if the r_k are missing or do not match the steps, or if
+        a loss is below `optimal_loss`.
     KeyError, TypeError
-        As for `path_geometry`.
+        Where `path_geometry` raises them.
 
     Notes
     -----
     a_k is unbiased. Its error comes from the sketch alone, is independent from step to step,
-    and does not depend on the estimated distance. For a run recorded with
+    and does not depend on the estimated distance. If the run was recorded with
     ``exact=True``, a_k is exact.
 
     References
@@ -128,41 +129,42 @@ def alpha_beta(
 
 
 def _check_bound(
-    losses: npt.NDArray[np.float64], optimal_loss: float, place: str
+    losses: npt.NDArray[np.float64], optimal_loss: float, location: str
 ) -> None:
     """Raise a ValueError if a loss is below `optimal_loss`."""
     if (losses < optimal_loss).any():
         step = int(np.nanargmin(losses))
         raise ValueError(
-            f"The loss of step {step}{place} is {losses[step]:.6g}, below optimal_loss = "
+            f"The loss of step {step}{location} is {losses[step]:.6g}, below optimal_loss = "
             f"{optimal_loss:g}, which must be a lower bound of all losses; give a smaller "
-            "one."
+            "bound."
         )
 
 
 def margin(datasets: Datasets, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> xr.Dataset:
-    r"""Smallest T over all steps and runs on a grid of pairs, as in the paper's figures.
+    r"""Smallest T over all steps and runs, on a grid of pairs (alpha, beta).
 
     Parameters
     ----------
     datasets : xarray.Dataset or iterable of xarray.Dataset
-        As returned by `alpha_beta`, for one run or several.
+        Results of `alpha_beta` for one run or several.
     alpha, beta : array_like of float
-        The axes of the grid, one-dimensional. Pairs with alpha below beta are included.
+        Axes of the grid, one-dimensional. Pairs with alpha below beta are included.
 
     Returns
     -------
     xarray.Dataset
         Loaded. Dimensions ``alpha`` and ``beta``. ``margin``, float64, in units of the
-        loss: :math:`\min_k T_k`; the condition holds along all paths where this is not
-        negative. ``step`` and ``run``, int64: the step with the smallest T, and the index of
-        its run in `datasets` (``attrs["runs"]``). ``n_steps`` and ``n_missing``: the numbers
-        of steps that were compared, and that were left out because a value is NaN.
+        loss, is :math:`\min_k T_k`; the condition holds along all paths for pairs whose
+        margin is not negative. ``step`` and ``run``, int64, are the step with the smallest
+        T and the index of its run in `datasets` and ``attrs["runs"]``. ``n_steps`` is the
+        number of steps compared, and ``n_missing`` the number of steps left out because a
+        value is NaN.
 
     Raises
     ------
     ValueError
-        If no step has all values, or `alpha` or `beta` is not one-dimensional.
+        If every step lacks a value, or `alpha` or `beta` is not one-dimensional.
 
     Notes
     -----
@@ -195,49 +197,51 @@ def margin(datasets: Datasets, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> xr.
 def feasible_set(
     datasets: Datasets, *, min_gap: float = MIN_GAP, n_stderr: float = 0.0
 ) -> xr.Dataset:
-    r"""All pairs for which the condition holds at every step of one or more runs, exactly.
+    r"""Pairs for which the alpha-beta condition holds at every step of one or more runs.
 
     :math:`T_k` is linear in :math:`(\alpha, \beta)`, so the feasible pairs form an
-    intersection of half-planes: :math:`\beta_{\min}(\alpha) \le \beta \le \alpha -`
-    `min_gap`, for every :math:`\alpha` from the first corner upwards.
-    :math:`\beta_{\min}` is convex and piecewise linear; no grid is involved.
+    intersection of half-planes: for every :math:`\alpha` from the first corner upwards,
+    :math:`\beta_{\min}(\alpha) \le \beta \le \alpha -` `min_gap`. The boundary
+    :math:`\beta_{\min}` is convex and piecewise linear. It is computed exactly, without a
+    grid.
 
     Parameters
     ----------
     datasets : xarray.Dataset or iterable of xarray.Dataset
-        As returned by `alpha_beta`, for one run or several.
+        Results of `alpha_beta` for one run or several.
     min_gap : float, default: 0.1
         Smallest allowed alpha - beta.
     n_stderr : float, default: 0
-        Number of standard errors added to every a_k. With -1 and 1 the boundary moves as
-        far as it would if all products were off by one standard error.
+        Number of standard errors to add to every a_k. The values -1 and 1 move the boundary
+        as far as if all products were off by one standard error.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. ``alpha`` and ``beta`` (vertex): corners of :math:`\beta_{\min}`, in order of
-        alpha; ``slope`` (vertex), the slope of the boundary to the right of the corner;
-        ``step`` and ``run`` (vertex), the step whose half-plane bounds beta there, both -1
-        where the bound is beta >= 0. ``is_smallest`` (vertex) is true for the first corners:
-        up to the last of them the boundary is the Pareto front, whose pairs cannot be made
-        smaller in one number without growing in the other. ``best_alpha`` and ``best_beta``: the pair with the smallest sum, NaN
-        if there is none. ``limit_step`` and ``limit_run``: the step whose half-plane bounds
-        alpha from below, -1 if that is beta >= 0. ``n_steps`` and ``n_missing`` as in
-        `margin`. If no pair is feasible, there are no corners, and ``attrs["note"]`` names a
-        step that rules out all pairs.
+        Loaded. Dimension ``vertex``, the corners of :math:`\beta_{\min}`. By corner:
+        ``alpha``, ascending, and ``beta``; ``slope``, the slope of the boundary to the right
+        of the corner; ``step`` and ``run``, the step whose half-plane bounds beta to the
+        right of the corner, both -1 if beta >= 0 is the bound; and ``is_smallest``, true
+        for the corners of the Pareto front, along which neither alpha nor beta can decrease
+        unless the other increases. Without a dimension: ``best_alpha`` and
+        ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
+        ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
+        both -1 if beta >= 0 is the bound; ``n_steps`` and ``n_missing`` as in `margin`. If
+        no pair is feasible, there are no corners, and ``attrs["note"]`` names a step that
+        rules out all pairs.
 
     Raises
     ------
     ValueError
-        If no step has all values, or `min_gap` is negative.
+        If every step lacks a value, or `min_gap` is negative.
 
     Notes
     -----
     If a pair is feasible, it remains feasible when both numbers grow by the same amount.
 
-    The set of a sketched run tends to be too small rather than too large: every step has to
-    satisfy the condition, and among many steps some have large errors. The sets for -1 and
-    1 standard errors show how large the effect can be.
+    For a sketched run, the set tends to be too small rather than too large: the condition
+    must hold at every step, and among many steps a few have large errors. The sets for -1
+    and 1 standard errors show how large the effect can be.
     """
     if not min_gap >= 0:
         raise ValueError(f"`min_gap` must be at least 0, got {min_gap}.")
@@ -246,8 +250,8 @@ def feasible_set(
     limit_step, limit_run = known.locate(found.limit)
     attributes = known.attrs | {"min_gap": min_gap, "n_stderr": n_stderr}
     if len(found.alpha):
-        # The boundary is convex: alpha + beta is smallest where the slope passes -1,
-        # and beta is smallest where the slope passes 0.
+        # The boundary is convex: alpha + beta is smallest where the slope first reaches
+        # -1, and beta is smallest where the slope first reaches 0.
         best = np.flatnonzero(found.slope >= -1)[0]
         pair = found.alpha[best], found.beta[best]
         n_smallest = np.flatnonzero(found.slope >= 0)[0] + 1
@@ -259,8 +263,8 @@ def feasible_set(
             "has the lowest possible loss at x*, and its gradient does not point far "
             "enough away from x*"
         )
-    places = [known.locate(plane) for plane in found.plane.tolist()]
-    steps, runs = np.array(places, np.int64).reshape(-1, 2).T
+    located = [known.locate(plane) for plane in found.plane.tolist()]
+    steps, runs = np.array(located, np.int64).reshape(-1, 2).T
     return xr.Dataset(
         {
             "alpha": ("vertex", found.alpha),
@@ -288,7 +292,7 @@ def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:
     pairs : xarray.Dataset
         As returned by `feasible_set`.
     alpha : array_like of float
-        One-dimensional.
+        Values of alpha, one-dimensional.
 
     Returns
     -------
@@ -307,23 +311,23 @@ def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:
 
 
 class CompleteSteps(NamedTuple):
-    """The steps of several runs that have all values, concatenated."""
+    """Concatenated steps of several runs, without steps that lack a value."""
 
     terms: Steps
-    step: npt.NDArray[np.int64]  # number within its run (step,)
-    run: npt.NDArray[np.int64]  # index of the run (step,)
+    step: npt.NDArray[np.int64]  # number of the step within its run (step,)
+    run: npt.NDArray[np.int64]  # index of the run of the step (step,)
     n_missing: int
     attrs: dict[str, Any]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return step and run of a half-plane, -1 and -1 for beta >= 0."""
+        """Return the step and run of a half-plane, (-1, -1) for beta >= 0."""
         if index == NO_STEP:
             return -1, -1
         return int(self.step[index]), int(self.run[index])
 
 
 def _complete_steps(datasets: Datasets, n_stderr: float) -> CompleteSteps:
-    """Return the complete steps, with `n_stderr` standard errors added to the products."""
+    """Return the complete steps, with `n_stderr` standard errors added to their products."""
     given = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     if not given:
         raise ValueError(
@@ -350,7 +354,7 @@ def _complete_steps(datasets: Datasets, n_stderr: float) -> CompleteSteps:
 
 
 def _terms(dataset: xr.Dataset, n_stderr: float) -> npt.NDArray[np.float64]:
-    """Return a_k, l_k - r_k and l_k - f* (3, step)."""
+    """Return the terms a_k, l_k - r_k and l_k - f* as rows, float64 (3, step)."""
     product, loss = dataset["product"].values, dataset["loss"].values
     if n_stderr:
         product = product + n_stderr * dataset["product_stderr"].values

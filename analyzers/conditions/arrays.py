@@ -1,8 +1,9 @@
-"""Constants that the alpha-beta and the Polyak-Lojasiewicz condition allow, as arrays.
+"""Array functions for the alpha-beta and the Polyak-Lojasiewicz condition.
 
-For the alpha-beta condition every step bounds the pairs (alpha, beta) by a half-plane,
-T_k = a_k - alpha c_k + beta d_k >= 0. With d_k > 0 it bounds beta from below by a line in
-alpha. The upper envelope of these lines is convex and piecewise linear, and found exactly.
+The alpha-beta condition restricts the pairs (alpha, beta) at every step k to a half-plane,
+T_k = a_k - alpha c_k + beta d_k >= 0, with the terms of `Steps`. If d_k > 0, a line in
+alpha bounds beta from below. The upper envelope of these lines is convex and piecewise
+linear, and is computed exactly.
 """
 
 from typing import Any, Final, NamedTuple
@@ -14,14 +15,14 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.intp]
 
 MAX_VALUES: Final = 1 << 22
-"""Number of values of T to keep in memory at once."""
+"""Largest number of values of T to keep in memory at a time."""
 
 NO_STEP: Final = -1
 """Index of the half-plane beta >= 0, which belongs to no step."""
 
 
 class Steps(NamedTuple):
-    """Terms of the half-plane of every step, each (step,)."""
+    """Terms that define the half-plane of every step, each (step,)."""
 
     product: FloatArray  # a_k = <g_k, x_k - x*>
     excess: FloatArray  # c_k = l_k - r_k, the loss minus the loss of the batch at x*
@@ -29,27 +30,27 @@ class Steps(NamedTuple):
 
 
 class Boundary(NamedTuple):
-    """Lower boundary of a set of pairs by corner (vertex,), in order of alpha."""
+    """Lower boundary of the feasible pairs, given by its corners; arrays are (vertex,)."""
 
-    alpha: FloatArray  # ascending; no corner if the set is empty
+    alpha: FloatArray  # ascending; empty if no pair is feasible
     beta: FloatArray
-    slope: FloatArray  # of the boundary to the right of the corner
-    plane: IntArray  # step that bounds beta there, or NO_STEP
-    limit: int  # step that bounds alpha; for an empty set one that no pair satisfies
+    slope: FloatArray  # slope of the boundary to the right of the corner
+    plane: IntArray  # step that bounds beta to the right, or NO_STEP
+    limit: int  # step that bounds alpha, or that excludes all pairs if none is feasible
 
 
 def smallest_margin(
     steps: Steps, alpha: FloatArray, beta: FloatArray
 ) -> tuple[FloatArray, IntArray]:
-    """Return the minimum of T_k over k, and that k, each (alpha, beta)."""
+    """Return the minimum of T_k over k and the minimising k, each (alpha, beta)."""
     margin = np.full((len(alpha), len(beta)), np.inf)
     step = np.zeros(margin.shape, np.intp)
     size = max(1, MAX_VALUES // max(1, len(beta)))
     for start in range(0, len(steps.product), size):
         a, c, d = (values[start : start + size] for values in steps)
         along_beta = beta[:, None] * d + a
-        for i, one in enumerate(alpha):
-            T = along_beta - one * c
+        for i, alpha_i in enumerate(alpha):
+            T = along_beta - alpha_i * c
             least = T.argmin(1)
             values = np.take_along_axis(T, least[:, None], 1)[:, 0]
             is_less = values < margin[i]
@@ -59,9 +60,9 @@ def smallest_margin(
 
 
 def feasible(steps: Steps, min_gap: float) -> Boundary:
-    """Intersect all half-planes with beta >= 0 and alpha >= beta + `min_gap`."""
-    # Feasible pairs lie between the boundary and beta = alpha - min_gap, without an upper
-    # end, because gap >= max(excess, 0). `min_gap` must be at least 0.
+    """Intersect the half-planes of all steps, beta >= 0, and alpha >= beta + `min_gap`."""
+    # Feasible pairs lie between the boundary and the line beta = alpha - min_gap. Alpha has
+    # no upper limit because gap >= max(excess, 0). `min_gap` must be at least 0.
     smallest, limit = _smallest_alpha(steps, min_gap)
     if not np.isfinite(smallest):
         empty = np.empty(0)
@@ -75,13 +76,13 @@ def feasible(steps: Steps, min_gap: float) -> Boundary:
     first = int(np.searchsorted(kinks, smallest, side="right"))
     lines, alpha = lines[first:], np.append(smallest, kinks[first:])
     beta = slopes[lines] * alpha + intercepts[lines]
-    # If the first corner lies on beta = alpha - min_gap, it does so exactly.
+    # Rounding must not move the first corner above the line beta = alpha - min_gap.
     beta[0] = min(beta[0], smallest - min_gap)
     return Boundary(alpha, np.maximum(beta, 0), slopes[lines], planes[lines], limit)
 
 
 def _smallest_alpha(steps: Steps, min_gap: float) -> tuple[float, int]:
-    """Return the smallest alpha for which a beta is feasible, and the step bounding it."""
+    """Return the smallest alpha with a feasible beta, and the step that bounds alpha."""
     # On beta = alpha - min_gap, T = a + alpha (d - c) - min_gap d, and d - c = r - f*.
     needed = min_gap * steps.gap - steps.product
     growth = steps.gap - steps.excess
@@ -97,8 +98,8 @@ def _smallest_alpha(steps: Steps, min_gap: float) -> tuple[float, int]:
 def upper_envelope(
     slopes: FloatArray, intercepts: FloatArray
 ) -> tuple[IntArray, FloatArray]:
-    """Return the lines that are the largest somewhere, left to right, and their kinks."""
-    # Takes at least one line; the kinks are ascending and one fewer than the lines.
+    """Return the lines of the upper envelope from left to right, and its kinks."""
+    # Expects at least one line. The kinks are ascending, one fewer than the lines returned.
     order = np.lexsort((intercepts, slopes))
     order = order[np.append(np.diff(slopes[order]) > 0, True)]
     kept: list[int] = []
@@ -114,7 +115,7 @@ def upper_envelope(
 def _is_below(
     slopes: FloatArray, intercepts: FloatArray, left: int, middle: int, right: int
 ) -> bool:
-    """Whether a line is nowhere above one of smaller slope and one of larger slope."""
+    """Whether the middle line is nowhere above both the left and the right line."""
     to_right = (intercepts[left] - intercepts[right]) * (slopes[middle] - slopes[left])
     to_middle = (intercepts[left] - intercepts[middle]) * (slopes[right] - slopes[left])
     return bool(to_right <= to_middle)
@@ -123,8 +124,8 @@ def _is_below(
 def largest_mu(
     grad_norm: FloatArray, excess: FloatArray, delta: FloatArray
 ) -> FloatArray:
-    """Return the largest mu of each step by order (step, delta), NaN without a bound."""
-    # Where the loss does not exceed f*, nothing is bounded.
+    """Return the largest mu that each step allows (step, delta), NaN where unbounded."""
+    # A step bounds mu only if its loss exceeds f*.
     excess = np.where(excess > 0, excess, np.nan)[:, None]
     with np.errstate(divide="ignore", over="ignore"):
         mu = grad_norm[:, None] ** 2 / (2 * excess ** (2 / delta))

@@ -1,4 +1,4 @@
-"""Commands of the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
+"""Commands for the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
 
 from pathlib import Path
 from typing import Final
@@ -24,13 +24,13 @@ from trajstore.reading.run import open_run
 from trajstore.store.location import name_of
 
 GRID: Final = 200
-"""Points of the figure's grid in each direction."""
+"""Number of grid points in each direction of the figure."""
 
 MAX_CORNERS: Final = 20
-"""Rows of the table of pairs; of more corners every second, third, ... is shown."""
+"""Largest number of corners shown; of more, every second, third, ... is shown."""
 
 MINIBATCH_NOTE: Final = (
-    "These are gradients and losses of minibatches, but the condition is about all data: "
+    "These gradients and losses come from minibatches, but the condition is about all data: "
     "record with traj-train run NAME --full-gradients, and pass --measurement full_batch."
 )
 
@@ -42,11 +42,11 @@ def alpha_beta(
     optimal_loss: float = 0.0,
     min_gap: float = MIN_GAP,
 ) -> None:
-    """Pairs for which the alpha-beta condition holds at every step of one or more runs.
+    """Pairs (alpha, beta) for which the alpha-beta condition holds at every step.
 
-    Needs the losses at x*, from traj-train replay RUN. Prints the smallest pairs. Results
-    go to RUN.analysis.zarr and the figure to RUN.figures, next to the runs; results of all
-    runs together, next to the first one.
+    Needs the losses at x*, which traj-train replay RUN computes. Prints the smallest pairs.
+    Writes results of each run to RUN.analysis.zarr, next to that run. The pairs for all
+    runs and the figure, in RUN.figures, go next to the first run.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def alpha_beta(
         Paths or URLs of trajectory stores, such as those of several seeds.
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
-        URL of another store, for its final iterate.
+        URL of another store, whose final iterate is the target.
     optimal_loss : float, default: 0.0
         Lower bound of the losses of all batches.
     min_gap : float, default: 0.1
@@ -90,10 +90,10 @@ def alpha_beta(
 def _grid(
     pairs: xr.Dataset, min_gap: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return a grid over the part of the plane that holds the smallest pairs."""
-    least = float(pairs["best_alpha"])
+    """Return axes of alpha and beta for a grid around the smallest pairs."""
+    best = float(pairs["best_alpha"])
     smallest = pairs["alpha"].values[pairs["is_smallest"].values]
-    largest = 2 * max([least, *smallest], default=1.0) if np.isfinite(least) else 2.0
+    largest = 2 * max([best, *smallest], default=1.0) if np.isfinite(best) else 2.0
     alpha = np.linspace(0, max(largest, 5 * min_gap, 1.0), GRID + 1)[1:]
     return alpha, np.linspace(0, alpha[-1] - min_gap, GRID)
 
@@ -101,7 +101,7 @@ def _grid(
 def _pairs(
     pairs: xr.Dataset, stricter: xr.Dataset, looser: xr.Dataset
 ) -> list[Table | str]:
-    """Return the smallest pairs and how standard errors move them, or why there are none."""
+    """Report the smallest pairs and their errors, or the step that rules out all pairs."""
     names = [Path(name_of(run)).name for run in pairs.attrs["runs"]]
     runs = "1 run" if len(names) == 1 else f"{len(names)} runs"
     steps = f"{int(pairs['n_steps']):,} steps of {runs}"
@@ -121,7 +121,7 @@ def _pairs(
         values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
         best.add_row(label, *values)
     return [
-        f"The condition holds at all {steps} from these pairs on:",
+        f"The condition holds at all {steps} from these pairs upwards:",
         _corners(pairs, names),
         "Smallest alpha + beta:",
         best,
@@ -129,7 +129,7 @@ def _pairs(
 
 
 def _corners(pairs: xr.Dataset, names: list[str]) -> Table:
-    """Return a table of the boundary's corners, up to the last of the smallest pairs."""
+    """Return a table of the corners of the Pareto front of feasible pairs."""
     table = make_table("alpha", "beta")
     table.add_column("beta is bounded by", overflow="ellipsis", no_wrap=True)
     chosen = np.flatnonzero(pairs["is_smallest"].values)
@@ -140,7 +140,7 @@ def _corners(pairs: xr.Dataset, names: list[str]) -> Table:
         values = [f"{float(pairs[name][i]):.4g}" for name in ("alpha", "beta")]
         table.add_row(*values, bound)
     if rows.step > 1:
-        table.caption = f"One corner of {rows.step} is shown."
+        table.caption = f"One of every {rows.step} corners is shown."
     return table
 
 
@@ -157,10 +157,10 @@ def aiming(
     reference: str = "final",
     measurement: str | None = None,
 ) -> None:
-    """Angle between gradient and x - x*, and the constant theta of the aiming condition.
+    """Angle between the gradient and x - x*, and theta of the aiming condition.
 
-    Prints a table by epoch. Results go to RUN.analysis.zarr and the figure to RUN.figures,
-    both next to the store.
+    Prints a table by epoch. Writes results to RUN.analysis.zarr and a figure to
+    RUN.figures, both next to the store.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def aiming(
         Path or URL of the trajectory store.
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
-        URL of another store, for its final iterate.
+        URL of another store, whose final iterate is the target.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
     """
@@ -194,7 +194,7 @@ def _group(name: str, measurement: str | None) -> str:
 
 
 def _aiming_by_epoch(aimed: xr.Dataset) -> Table:
-    """Return a table of the means of each epoch, at most 80 columns wide."""
+    """Return a table of means and minima by epoch, at most 80 columns wide."""
     table = make_table("epoch", "loss", "angle", "cosine", "min", "theta", "min")
     dataset = aimed.drop_indexes(["epoch", "iteration"], errors="ignore")
     epochs = list(dataset.groupby("epoch"))
@@ -214,7 +214,7 @@ def _aiming_by_epoch(aimed: xr.Dataset) -> Table:
             f"{float(steps['theta'].min()):.3g}",
         )
     if rows.step > 1:
-        table.caption = f"One epoch of {rows.step} is shown."
+        table.caption = f"One of every {rows.step} epochs is shown."
     return table
 
 
@@ -227,17 +227,18 @@ def polyak_lojasiewicz(
 ) -> None:
     """Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
-    Prints the smallest mu for every order. Results go to RUN.analysis.zarr and the figure
-    to RUN.figures, both next to the store.
+    Prints the smallest mu for every order of the condition. Writes results to
+    RUN.analysis.zarr and a figure to RUN.figures, both next to the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target x*, whose loss traj-train replay computed.
+        The target x*, at which traj-train replay computed the loss. Unused if
+        reference_loss is given.
     reference_loss : float, optional
-        f(x*). Default: the loss that traj-train replay computed at x*.
+        Loss at x*. Default: the loss that traj-train replay computed.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
     """
@@ -276,6 +277,6 @@ def _unbounded_steps(bounds: xr.Dataset) -> str:
     if not missing:
         return ""
     return (
-        f"{missing:,} of {bounds.sizes['step']:,} steps bound nothing: their loss is not "
+        f"{missing:,} of {bounds.sizes['step']:,} steps do not bound mu: their loss is not "
         "above f*, or their loss or gradient norm is unknown."
     )

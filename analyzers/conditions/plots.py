@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from analyzers._panels import Curve, Panel, draw_panels, ordered_colors
 
 EXCLUDED_COLOR: Final = "0.85"
-"""Colour of points with alpha < beta + min_gap, which are not pairs."""
+"""Colour of the region alpha < beta + min_gap, whose points are not pairs."""
 
 STDERR_COLOR: Final = "tab:orange"
 
@@ -31,19 +31,19 @@ def alpha_beta(
     feasible: xr.Dataset,
     boundaries: Sequence[xr.DataArray],
 ) -> Figure:
-    """Draw the feasible pairs, and T of every step for the smallest of them.
+    """Draw the feasible pairs, and T of every step for the pair with the smallest sum.
 
     Parameters
     ----------
     datasets : sequence of xarray.Dataset
-        As returned by `analyzers.alpha_beta`, loaded.
+        Results of `analyzers.alpha_beta`, loaded.
     margins : xarray.Dataset
         As returned by `analyzers.margin`.
     feasible : xarray.Dataset
         As returned by `analyzers.feasible_set`.
     boundaries : sequence of xarray.DataArray
-        As returned by `analyzers.smallest_beta` for products one standard error smaller, as
-        estimated, and one standard error larger.
+        Three results of `analyzers.smallest_beta`: for products one standard error smaller,
+        for the estimated products, and for products one standard error larger.
 
     Returns
     -------
@@ -63,15 +63,15 @@ def pairs(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the smallest T over a grid, and the boundary of the feasible pairs."""
+    """Draw the smallest T on a grid, and the boundary of the feasible pairs."""
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
     alpha, beta = margins["alpha"].values, margins["beta"].values
     top = alpha - feasible.attrs["min_gap"]
     values = margins["margin"].values.T
     shown = values[beta[:, None] <= top]
-    # Positive margins are mostly much nearer to 0 than negative ones: each sign has its
-    # own scale.
+    # Each sign has its own colour scale, since positive margins are mostly much nearer to 0
+    # than negative margins.
     largest, smallest = max(shown.max(), 1e-12), min(shown.min(), -1e-12)
     norm = TwoSlopeNorm(0, smallest, largest)
     image = ax.pcolormesh(alpha, beta, values, norm=norm, cmap="RdBu", rasterized=True)
@@ -106,7 +106,7 @@ def _best(feasible: xr.Dataset) -> tuple[float, float]:
 def condition_of_steps(
     datasets: Sequence[xr.Dataset], feasible: xr.Dataset, *, ax: Axes | None = None
 ) -> Axes:
-    """Draw T of every step for the feasible pair of smallest sum."""
+    """Draw T of every step for the feasible pair with the smallest sum."""
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
     alpha, beta = _best(feasible)
@@ -137,7 +137,7 @@ def condition_of_steps(
 
 
 def aiming(aimed: xr.Dataset) -> Figure:
-    """Draw cosine and theta: the mean of every epoch, and the range of its steps.
+    """Draw the cosine and theta: their means over epochs, and the range within each epoch.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def aiming(aimed: xr.Dataset) -> Figure:
 
 
 def polyak_lojasiewicz(bounds: xr.Dataset) -> Figure:
-    """Draw the smallest mu of every epoch, for every order.
+    """Draw the smallest mu of every epoch for every order of the condition.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from analyzers.geometry.losses import gradient_name, gradients_of, recorded_loss
 from trajstore.reading.run import Run
 
 DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
-"""Orders of the condition: those in the paper's figures, and 2."""
+"""Orders of the condition: the orders shown in the paper, and 2."""
 
 
 def polyak_lojasiewicz(
@@ -23,7 +23,7 @@ def polyak_lojasiewicz(
 ) -> xr.Dataset:
     r"""Constants of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
-    The condition of order :math:`\delta \in [1, 2]` is [1]_
+    The condition of order :math:`\delta \in [1, 2]` [1]_ is
     :math:`|\nabla f|^\delta \ge (2 \mu)^{\delta/2} (f - f^*)`. Step k satisfies it for
     every :math:`\mu` up to
 
@@ -36,34 +36,36 @@ def polyak_lojasiewicz(
     run : trajstore.Run
         A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference_loss : float
-        f*, such as the loss of the last iterate: ``full_reference_loss`` in the results of
-        ``traj-train replay``.
+        f*, such as the loss of the last iterate, which ``traj-train replay`` stores as
+        ``full_reference_loss`` in its results.
     delta : sequence of float, default: (1, 1.25, 1.5, 1.75, 2)
-        Orders; 2 is the usual condition.
+        Orders of the condition; order 2 is the usual condition.
     measurement : str, optional
-        Use the gradients and losses of a measurement: ``"full_batch"`` for those of all
-        data, which ``traj-train run NAME --full-gradients`` records. Default: those of the
-        steps, which come from minibatches. The condition is about f. Minibatches do not
-        show the condition itself: their gradients do not vanish where the gradient of f
-        does, and their losses may be below f*.
+        Name of the measurement whose gradients and losses are used, such as
+        ``"full_batch"``: ``traj-train run NAME --full-gradients`` records gradients and
+        losses of all data under this name. Default: the gradients and losses of the steps,
+        which come from minibatches. The condition is about f, and minibatches do not test
+        it: their gradients do not vanish where the gradient of f vanishes, and their
+        losses may be below f*.
 
     Returns
     -------
     xarray.Dataset
-        Loaded, exact. Dimensions ``step``, with the coordinates ``epoch`` and
-        ``iteration``, and ``delta``. ``loss`` (step). ``mu`` (step, delta), NaN where the
-        loss is not above f*, so that the condition holds for every mu, and where the loss
-        or the gradient norm is unknown. ``smallest`` (delta), the smallest mu, and
-        ``smallest_step``, -1 where no mu is known; ``n_missing``, the number of steps
-        without a mu. ``attrs["gradient"]`` names the gradients: of minibatches or of a
-        measurement.
+        Loaded and exact. Dimensions ``step``, with the coordinates ``epoch`` and
+        ``iteration``, and ``delta``. ``loss`` (step) is the loss. ``mu`` (step, delta) is
+        :math:`\mu_k(\delta)`; it is NaN where the loss is not above f*, so that the
+        condition holds for every mu, and where the loss or the gradient norm is unknown.
+        ``smallest`` (delta) is the smallest mu, and ``smallest_step`` (delta) the step that
+        attains it: NaN and -1 if no mu is known. ``n_missing`` is the number of steps
+        without a mu. ``attrs["gradient"]`` says whether the gradients come from minibatches
+        or from a measurement.
 
     Raises
     ------
     KeyError
         If the measurement does not exist.
     ValueError
-        If losses are not recorded, or an order is not between 1 and 2.
+        If losses are not recorded, or if an order is not between 1 and 2.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Commands of edge of stability, smoothness, convexity and scale invariance."""
+"""Commands for the edge of stability, smoothness, convexity and scale invariance."""
 
 from pathlib import Path
 from typing import Literal
@@ -32,18 +32,18 @@ def edge_of_stability(
 ) -> None:
     """Ratio of the largest Hessian eigenvalue to the stability threshold of the optimizer.
 
-    Takes runs with sharpness logged: traj-train run NAME --sharpness-every 10, or
-    recorder.log(sharpness=...). Prints a table. Results go to RUN.analysis.zarr, a figure
-    to RUN.figures.
+    Needs a run with logged sharpness: train with traj-train run NAME --sharpness-every 10,
+    or call recorder.log(sharpness=...) in your own loop. Prints a table by step. Writes
+    results to RUN.analysis.zarr and a figure to RUN.figures, both next to the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     optimizer : str, optional
-        Optimizer of the training: sgd, nesterov or adam. Default: from the run's settings.
+        Optimizer of the run: sgd, nesterov or adam. Default: from the settings of the run.
     momentum : float, optional
-        Momentum; for Adam the first beta. Default: from the run's settings.
+        Momentum; for Adam, the first beta. Default: from the settings of the run.
     """
     run = open_run(store)
     lazy = measure_edge(run, optimizer=optimizer, momentum=momentum)
@@ -62,7 +62,7 @@ def edge_of_stability(
 
 
 def _ratios(found: xr.Dataset) -> Table:
-    """Return a table of the last evaluation of every span of evaluations."""
+    """Return a table of evaluations of the sharpness, the last of each span of steps."""
     sharpness = found.attrs["recorded_as"].replace("_", " ")
     table = make_table("step", "epoch", sharpness, "threshold", "ratio")
     for span in spans(found.sizes["step"]):
@@ -86,30 +86,32 @@ def _threshold_note(found: xr.Dataset) -> str:
         float(found[f"ratio_{name}"]) for name in ("min", "median", "max")
     )
     return (
-        f"The threshold is reached at step {reached:.0f}. In the {n} evaluations from "
-        f"there on, the median ratio is {middle:.3f} and the range {low:.3f} to "
-        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of them are within 10 % "
-        "of 1."
+        f"The threshold is reached at step {reached:.0f}. Over the {n} evaluations from "
+        f"that step on, the median ratio is {middle:.3f} and the range {low:.3f} to "
+        f"{high:.3f}; {100 * float(found['share_near']):.0f} % of the ratios are within "
+        "10 % of 1."
     )
 
 
 def smoothness(
     store: Positional[str], *, measurement: str | None = None, layers: bool = False
 ) -> None:
-    """Change of the gradient over the change of the parameters, from step to step.
+    """Change of the gradient divided by the change of the parameters, by step.
 
-    Also for the same examples before and after a step, if the run has them: traj-train run
-    NAME --same-batch-every 10, or recorder.measure("same_batch"). Prints medians. Results
-    go to RUN.analysis.zarr, a figure to RUN.figures.
+    Also compares gradients of the same examples before and after a step if the run has
+    them: train with traj-train run NAME --same-batch-every 10, or call
+    recorder.measure("same_batch") in your own loop. Prints medians over spans of steps.
+    Writes results to RUN.analysis.zarr and a figure to RUN.figures, both next to the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     measurement : str, optional
-        Name of the measurement of the same examples. Default: same_batch, if recorded.
+        Name of the measurement that repeats the examples of a step. Default: same_batch, if
+        recorded.
     layers : bool, default: False
-        Also print a table by layer.
+        Also print the median of every layer.
     """
     run = open_run(store)
     if measurement is None and SAME_BATCH in run.measurements:
@@ -154,8 +156,8 @@ def _medians(found: dict[str, xr.Dataset], n_steps: int) -> Table:
 def _median(values: xr.DataArray, span: slice) -> str:
     step = values["step"]
     # A value belongs to the step of the later gradient.
-    here = values.values[((step > span.start) & (step <= span.stop)).values]
-    known = here[np.isfinite(here)]
+    in_span = values.values[((step > span.start) & (step <= span.stop)).values]
+    known = in_span[np.isfinite(in_span)]
     return f"{np.median(known):.4g}" if len(known) else "-"
 
 
@@ -171,8 +173,8 @@ def _examples_note(run: Run, measurement: str | None) -> str:
     if measurement is not None or _is_full_batch(run):
         return ""
     return (
-        "These are gradients of different examples, unless the run has the full batch; for "
-        "gradients of the same examples train with --same-batch-every."
+        "Unless the run trained with the full batch, these gradients come from different "
+        "examples; for gradients of the same examples, train with --same-batch-every."
     )
 
 
@@ -189,17 +191,19 @@ def convexity(
 ) -> None:
     """Slack of convexity: the loss at the target minus the tangents at the iterates.
 
-    For runs with the full batch, neighbouring iterates are compared, too. Prints a table.
-    Results go to RUN.analysis.zarr, a figure to RUN.figures.
+    If the run trained with the full batch, also compares neighbouring iterates. Prints a
+    table by step. Writes results to RUN.analysis.zarr and a figure to RUN.figures, both
+    next to the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target, as traj-analyze geometry takes it.
+        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        URL of another store, whose final iterate is the target.
     reference_loss : float, optional
-        The loss of all data at the target. Default: the loss recorded there.
+        Loss of all data at the target. Default: the loss that the run recorded there.
     measurement : str, optional
         Use the losses and gradients of a measurement, such as full_batch.
     """
@@ -228,8 +232,8 @@ def convexity(
     elif measurement is None:
         parts.append(
             "Losses and gradients come from minibatches: means describe the whole loss, "
-            "but single steps do not. --measurement full_batch is exact, where it was "
-            "recorded."
+            "but single steps do not. If the run recorded full_batch, pass --measurement "
+            "full_batch for exact slacks."
         )
     report(
         run,
@@ -242,7 +246,7 @@ def convexity(
 
 
 def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
-    """Return a table of mean and smallest slack, and violations, over spans of rows."""
+    """Return a table of mean slacks, smallest slacks and violations over spans of rows."""
     headers: list[str] = []
     for name in names:
         headers += [f"{name.removeprefix('slack_')}, mean", "least", "below 0"]
@@ -264,16 +268,18 @@ def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
 
 
 def scale_invariance(store: Positional[str], *, tolerance: float = TOLERANCE) -> None:
-    """Cosine of every layer and its gradient, zero if the loss ignores the layer's scale.
+    """Cosine of every layer and its gradient, to find layers whose scale has no effect.
 
-    Prints a table by layer. Results go to RUN.analysis.zarr, a figure to RUN.figures.
+    The cosine is zero if the loss does not depend on the scale of the layer. Prints a table
+    by layer. Writes results to RUN.analysis.zarr and a figure to RUN.figures, both next to
+    the store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
     tolerance : float, default: 1e-4
-        Largest |cosine| in any step that counts as zero.
+        A layer counts as invariant if its |cosine| is at most this in every step.
     """
     run = open_run(store)
     lazy = measure_invariance(run, tolerance=tolerance)
@@ -306,12 +312,12 @@ def _cosines(found: xr.Dataset) -> Table:
 
 
 def _invariant_layers(found: xr.Dataset) -> str:
-    """Return the number of invariant layers, and what their growth is compared with."""
+    """Return a note on the number of invariant layers and their expected growth."""
     n = int(found["is_invariant"].sum())
     text = (
         f"{n} of {found.sizes['layer']} tensors are invariant: |cosine| is at most "
         f"{found.attrs['tolerance']:g} in every step."
     )
     if np.isfinite(found["expected_growth"]).any():
-        text += " Growth of |w|^2 is expected to be the sum of lr^2 |g|^2 for them."
+        text += " For these, |w|^2 is expected to grow by the sum of lr^2 |g|^2."
     return text

@@ -1,4 +1,4 @@
-"""Test of convexity along a path: the loss above tangents and below chords."""
+"""Test of convexity along a path: whether the loss is above tangents and below chords."""
 
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 VIOLATION_STDERR: Final = 2.0
-"""A slack is a violation if it is below 0 by more than this many standard errors."""
+"""Number of standard errors below 0 beyond which a slack violates convexity."""
 
 LOSS_RTOL: Final = 2.0**-21
 """Relative rounding error of a loss, a float32 mean over many examples."""
@@ -43,28 +43,28 @@ def convexity(
 
     .. math:: s_k = f(x^*) - f(x_k) - \langle g_k, x^* - x_k \rangle
 
-    The slack of a convex function is never negative.
+    If f is convex, its slack is never negative.
 
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, with ``loss`` logged; or a measurement of all
-        data, ``run.measured("full_batch")``.
+        Run with ``loss`` logged, or a measurement of all data with a loss,
+        ``run.measured("full_batch")``.
     reference : str, int, Run or mapping, default: "final"
-        The target x*, see `path_geometry`.
+        The target x*, as `path_geometry` takes it.
     reference_loss : float, optional
-        The loss over all data at x*. Default: the loss that the run recorded there, in a
-        measurement ``"full_batch"`` after the last step or at the start of the epoch. If
-        the run trained with the full batch, the loss logged at that step serves as well,
-        and so does a measurement ``"same_batch"`` after the last step.
+        Loss over all data at x*. Default: the loss that the run recorded at x* in a
+        measurement ``"full_batch"``, after the last step or at the start of the epoch. If
+        the run trained with the full batch, the loss logged at that step or in a
+        measurement ``"same_batch"`` after the last step also serves.
 
     Returns
     -------
     xarray.Dataset
-        Lazy, with the dimension ``step`` and the coordinates ``epoch`` and ``iteration``.
-        ``slack``, in units of the loss; ``slack_stderr``, the standard error of the inner
-        product; and ``is_violated``: whether the slack is below 0 by more than two standard
-        errors plus the rounding of the losses.
+        Lazy. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``. ``slack``
+        is in units of the loss, and ``slack_stderr`` is its standard error, that of the
+        inner product. ``is_violated`` says whether the slack is below 0 by more than two
+        standard errors plus the rounding of the losses.
 
     Raises
     ------
@@ -76,13 +76,13 @@ def convexity(
     Notes
     -----
     With losses and gradients of all examples, everything except the inner product is
-    exact. With minibatches, :math:`f(x_k)` and :math:`g_k` belong to one batch and
-    :math:`f(x^*)` to all data. The slack of a single step then means nothing; its mean over
-    an epoch estimates the slack of the whole loss, to the extent that x* is independent of
-    the batches.
+    exact. With minibatches, :math:`f(x_k)` and :math:`g_k` belong to one batch, and
+    :math:`f(x^*)` belongs to all data. In this case the slack of a single step is
+    meaningless, but its mean over an epoch estimates the slack of the whole loss, to the
+    extent that x* is independent of the batches.
 
-    A loss without a violation may still not be convex: only the tangents at the iterates
-    are tested. Convexity towards the single point x* is called star-convexity [2]_.
+    A loss without violations need not be convex: only the tangents at the iterates are
+    tested [1]_. Convexity towards the single point x* is called star-convexity [2]_.
 
     References
     ----------
@@ -117,30 +117,30 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
     .. math:: s_k = f(x_{k+1}) - f(x_k) - \langle g_k, u_k \rangle, \quad
               s'_k = f(x_k) - f(x_{k+1}) + \langle g_{k+1}, u_k \rangle .
 
-    The slack of a convex function is never negative. On a quadratic both are half of
-    :math:`u_k^T H u_k`.
+    If f is convex [1]_, neither slack is ever negative. On a quadratic with the Hessian H,
+    both are half of :math:`u_k^T H u_k`.
 
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, trained with the full batch and with ``loss``
-        logged.
+        Run that was trained with the full batch, with ``loss`` logged.
 
     Returns
     -------
     xarray.Dataset
-        Loaded, with the dimension ``step``, which counts the earlier iterates, and the
-        coordinates ``epoch`` and ``iteration``. ``slack`` and ``slack_back``, in units of
-        the loss, are s and s'. Their standard errors end in ``_stderr``, and are 0 for
-        plain descent and momentum. ``is_violated`` and ``is_violated_back`` as in
-        `convexity`. NaN for the last step, and where `update_products` returns NaN.
+        Loaded. Dimension ``step``, the step between the two iterates, with the coordinates
+        ``epoch`` and ``iteration``. ``slack`` and ``slack_back``, in units of the loss, are
+        s and s'. The names of their standard errors end in ``_stderr``; these are 0 for
+        plain descent and momentum. ``is_violated`` and ``is_violated_back`` are defined as
+        in `convexity`. Slacks are NaN at the last step and where `update_products` returns
+        NaN.
 
     Raises
     ------
     KeyError
         If no loss was logged.
     ValueError
-        If the run says that its steps were taken with minibatches.
+        If the settings of the run say that it trained with minibatches.
 
     References
     ----------
@@ -169,7 +169,7 @@ def adjacent_convexity(run: Run) -> xr.Dataset:
 
 
 def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
-    r"""Slack of convexity on a chord: the chord minus the losses below it.
+    r"""Slack of convexity on chords: the height of the chord minus the loss.
 
     With the loss :math:`f_t` at :math:`(1 - t) x_a + t x_b`,
 
@@ -178,14 +178,14 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
     Parameters
     ----------
     losses : xarray.DataArray
-        With the dimension and coordinate ``fraction``, t, from 0 to 1 inclusive. Computed
-        by `train.protocols.chords.losses_between`, or by your own code.
+        Losses with the dimension and coordinate ``fraction``, t, from 0 to 1 inclusive, as
+        computed by `train.protocols.chords.losses_between` or by your own code.
 
     Returns
     -------
     xarray.Dataset
-        ``slack``, with the dimensions of `losses`, and ``is_violated``: whether the slack
-        is below 0 by more than the rounding of the losses.
+        ``slack`` and ``is_violated``, with the dimensions of `losses`. ``is_violated`` says
+        whether the slack is below 0 by more than the rounding of the losses.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def _losses(run: Run) -> xr.DataArray:
 
 
 def _recorded_loss(run: Run, reference: TargetLike) -> float:
-    """Return the loss over all data that was recorded at a point of the path."""
+    """Return the loss over all data that was recorded at the target."""
     step_run = Run(run.stored.step_rows)
     is_full: bool = training_settings(step_run.attrs).get(FULL_BATCH, False)
     step = _step_of(step_run, reference)
@@ -234,7 +234,7 @@ def _recorded_loss(run: Run, reference: TargetLike) -> float:
 
 
 def _step_of(run: Run, reference: TargetLike) -> int | None:
-    """Return the number of steps before a point, None if it is not on the path."""
+    """Return the number of steps before the target, None if it is not on the path."""
     if isinstance(reference, str) and reference == "final":
         return run.n_steps
     if isinstance(reference, int):
@@ -250,7 +250,7 @@ def _dataset(
     rounding: xr.DataArray,
     attributes: dict[str, Any],
 ) -> xr.Dataset:
-    """Return slacks, their standard errors, and whether they violate convexity."""
+    """Return a dataset of slacks, their standard errors, and their violations."""
     variables = {}
     for name, (slack, stderr) in pairs.items():
         variables[name], variables[f"{name}_stderr"] = slack, stderr

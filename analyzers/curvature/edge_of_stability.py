@@ -1,4 +1,4 @@
-"""Edge of stability: sharpness relative to the largest at which steps are stable."""
+"""Edge of stability: the sharpness relative to the largest sharpness of stable steps."""
 
 from typing import Final, Literal, TypeVar
 
@@ -23,7 +23,7 @@ RULES: Final[dict[str, tuple[Rule, float]]] = {
 """Rule and momentum by the optimizer's name in the training settings of a run."""
 
 THRESHOLD_RTOL: Final = 0.1
-"""Distance from the threshold, relative to it, that counts as near: our own criterion."""
+"""Largest relative distance from the threshold that counts as near: our own criterion."""
 
 SOURCE: Final = (
     "J. Cohen, S. Kaur, Y. Li, J. Z. Kolter, A. Talwalkar, 'Gradient Descent on Neural "
@@ -39,7 +39,7 @@ LONG_NAMES: Final = {
 }
 
 SUMMARY: Final = ("reached", "ratio_median", "ratio_min", "ratio_max", "share_near")
-"""Variables of the result without a dimension."""
+"""Variables of the result that have no dimension."""
 
 
 def stability_threshold(
@@ -47,31 +47,34 @@ def stability_threshold(
 ) -> Rate:
     r"""Largest Hessian eigenvalue at which an optimizer is stable on a quadratic.
 
-    With :math:`\eta` the learning rate and :math:`\beta` the momentum,
+    With the learning rate :math:`\eta`, the gradient g and the momentum :math:`\beta`, the
+    thresholds are [1]_ [2]_:
 
     - gradient descent: :math:`2 / \eta`;
-    - with heavy-ball (Polyak) momentum, :math:`m \leftarrow \beta m + g`,
+    - heavy-ball (Polyak) momentum, :math:`m \leftarrow \beta m + g`,
       :math:`x \leftarrow x - \eta m`: :math:`2 (1 + \beta) / \eta`;
-    - with Nesterov momentum, :math:`x \leftarrow x - \eta (g + \beta m)`:
+    - Nesterov momentum, with the same m, :math:`x \leftarrow x - \eta (g + \beta m)`:
       :math:`(2 + 2 \beta) / ((1 + 2 \beta) \eta)`;
-    - Adam, for the *preconditioned* Hessian :math:`P^{-1} H` with P taken as constant:
-      :math:`(2 + 2 \beta_1) / ((1 - \beta_1) \eta)`, which is :math:`38 / \eta` at
-      :math:`\beta_1 = 0.9`. This is the threshold of heavy-ball momentum with the learning
-      rate :math:`(1 - \beta_1) \eta`, since Adam averages gradients instead of summing.
+    - Adam, for the *preconditioned* Hessian :math:`P^{-1} H`, with the preconditioner P
+      taken as constant: :math:`(2 + 2 \beta_1) / ((1 - \beta_1) \eta)`, which is
+      :math:`38 / \eta` at :math:`\beta_1 = 0.9`. This is the threshold of heavy-ball
+      momentum with the learning rate :math:`(1 - \beta_1) \eta`, since Adam averages
+      gradients instead of summing them.
 
     Parameters
     ----------
     lr : float or xarray.DataArray
-        Learning rate, or one for every step, such as ``run.steps.lr``.
+        Learning rate, or the learning rates of several steps, such as ``run.steps.lr``.
     momentum : float, default: 0.0
-        From 0 to below 1; for Adam the first beta.
+        Momentum, from 0 to below 1; for Adam, the first beta.
     optimizer : {"sgd", "nesterov", "adam"}, default: "sgd"
-        ``"sgd"``: plain, or with heavy-ball momentum, as ``torch.optim.SGD``.
+        Optimizer. ``"sgd"`` covers plain gradient descent and heavy-ball momentum, as
+        ``torch.optim.SGD`` does.
 
     Returns
     -------
     float or xarray.DataArray
-        Same type and shape as `lr`; its units are the inverse of the units of `lr`.
+        Threshold, of the type and shape of `lr`, in the inverse of its units.
 
     Raises
     ------
@@ -115,41 +118,42 @@ def edge_of_stability(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, with sharpness logged at some steps:
-        ``traj-train run NAME --sharpness-every 10`` logs it, or in your own loop
-        ``recorder.log(sharpness=...)``; for Adam ``preconditioned_sharpness``.
+        Run with the sharpness logged at some of its steps: by ``traj-train run NAME
+        --sharpness-every 10``, or by ``recorder.log(sharpness=...)`` in your own loop. For
+        Adam, the logged scalar must be ``preconditioned_sharpness``.
     optimizer : {"sgd", "nesterov", "adam"}, optional
-        See `stability_threshold`. Default: from the training settings in ``run.attrs``.
+        Optimizer, as `stability_threshold` takes it. Default: from the training settings in
+        ``run.attrs``.
     momentum : float, optional
-        See `stability_threshold`. Default: from the training settings, or else 0, and 0.9
-        for Adam.
+        Momentum, as `stability_threshold` takes it. Default: from the training settings; if
+        `optimizer` is given, 0.9 for Adam and 0 otherwise.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``step``, the steps at which sharpness was logged, with the
-        coordinates ``epoch`` and ``iteration``. ``sharpness``, preconditioned for Adam;
-        ``threshold``, for the learning rate of the step; and ``ratio``, sharpness over
-        threshold. Without a dimension: ``reached``, the first step whose ratio is at least
-        1, NaN if there is none; and, over the evaluations since that step,
-        ``ratio_median``, ``ratio_min``, ``ratio_max`` and ``share_near``, the share within
-        10 percent of the threshold.
+        Loaded. Dimension ``step``, the steps at which the sharpness was logged, with the
+        coordinates ``epoch`` and ``iteration``. By step: ``sharpness``, preconditioned for
+        Adam; ``threshold``, at the learning rate of the step; and ``ratio``, the sharpness
+        divided by the threshold. Without a dimension: ``reached``, the first step whose
+        ratio is at least 1; and, over the evaluations from that step on, ``ratio_median``,
+        ``ratio_min``, ``ratio_max``, and ``share_near``, the share of evaluations within 10
+        percent of the threshold. These are NaN if no ratio reaches 1.
 
     Raises
     ------
     KeyError
-        If no sharpness or no learning rate was recorded.
+        If the sharpness or the learning rate was not recorded.
     ValueError
-        If the run does not say how it was trained and `optimizer` is not given; or as
-        `stability_threshold`.
+        If neither the run nor `optimizer` names the optimizer, or where
+        `stability_threshold` raises it.
 
     Notes
     -----
-    The threshold holds for full-batch steps; with minibatches sharpness mostly stays below
-    it [1]_. The sharpness does not include an L2 penalty of the optimizer, which would add
-    to it: the ratio is too low by weight decay over threshold. That training hovers at
-    ratios near 1, the edge of stability, was observed in [1]_ and [2]_; the 10 percent are
-    our own criterion.
+    The threshold holds for full-batch steps; with minibatches, the sharpness mostly stays
+    below it [1]_. The sharpness does not include an L2 penalty of the optimizer, which would
+    add to it: the ratio is too low by the weight decay divided by the threshold. Training
+    was observed to hover at ratios near 1, the edge of stability, in [1]_ and [2]_; the
+    limit of 10 percent is our own criterion.
 
     References
     ----------
@@ -168,9 +172,9 @@ def edge_of_stability(
             "loop."
         )
     values = run.steps[name].values
-    at = np.flatnonzero(np.isfinite(values))
-    lr = run.steps["lr"].values[at]
-    sharpness = xr.DataArray(values[at], step_coordinates(run, at), (STEP,))
+    known = np.flatnonzero(np.isfinite(values))
+    lr = run.steps["lr"].values[known]
+    sharpness = xr.DataArray(values[known], step_coordinates(run, known), (STEP,))
     with np.errstate(divide="ignore"):
         threshold = stability_threshold(
             sharpness.copy(data=lr), momentum=beta, optimizer=rule
@@ -192,7 +196,7 @@ def edge_of_stability(
 def _rule_and_momentum(
     run: Run, optimizer: Rule | None, momentum: float | None
 ) -> tuple[Rule, float]:
-    """Return rule and momentum, as given or from the training settings."""
+    """Return the rule and momentum, as given or from the training settings."""
     recorded = training_settings(run.attrs).get("optimizer")
     if optimizer is None and recorded not in RULES:
         raise ValueError(
@@ -207,16 +211,16 @@ def _rule_and_momentum(
 
 
 def _summary(ratio: xr.DataArray) -> dict[str, float]:
-    """Return the first step at the threshold, and statistics of the ratio from there."""
+    """Return the first step above the threshold, and statistics of later ratios."""
     values = ratio.values
     above = np.flatnonzero(values >= 1)
     if not len(above):
         return dict.fromkeys(SUMMARY, np.nan)
-    reached = values[above[0] :]
+    ratios = values[above[0] :]
     return {
         "reached": float(ratio[STEP].values[above[0]]),
-        "ratio_median": float(np.median(reached)),
-        "ratio_min": float(reached.min()),
-        "ratio_max": float(reached.max()),
-        "share_near": float((np.abs(reached - 1) <= THRESHOLD_RTOL).mean()),
+        "ratio_median": float(np.median(ratios)),
+        "ratio_min": float(ratios.min()),
+        "ratio_max": float(ratios.max()),
+        "share_near": float((np.abs(ratios - 1) <= THRESHOLD_RTOL).mean()),
     }

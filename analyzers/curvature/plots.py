@@ -1,4 +1,4 @@
-"""Figures of sharpness, smoothness, convexity and scale invariance along a path."""
+"""Figures of the sharpness, smoothness, convexity and scale invariance along a path."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,23 +12,23 @@ from matplotlib.axes import Axes
 from analyzers._panels import Curve, Panel
 
 MAX_POINTS: Final = 400
-"""Points of a line; with more steps, neighbours are averaged."""
+"""Largest number of points on a line; longer lines show means of neighbours."""
 
 
 def edge_of_stability(found: xr.Dataset, *, title: str | None = None) -> Panel:
-    """Describe a panel of the sharpness and its stability threshold.
+    """Make a panel of the sharpness and the stability threshold.
 
     Parameters
     ----------
     found : xarray.Dataset
         As returned by `analyzers.edge_of_stability`.
     title : str, optional
-        Default: the name of the run.
+        Title of the panel. Default: the name of the run.
 
     Returns
     -------
     Panel
-        For `analyzers.plots.draw_panels`.
+        A panel for `analyzers.plots.draw_panels`.
     """
     kind = "" if found.attrs["recorded_as"] == "sharpness" else "preconditioned "
     step = found["step"].values
@@ -46,20 +46,20 @@ def edge_of_stability(found: xr.Dataset, *, title: str | None = None) -> Panel:
 
 
 def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
-    """Describe a panel of the change of the gradient over the change of the parameters.
+    """Make a panel of the change of the gradient over the change of the parameters.
 
     Parameters
     ----------
     found : mapping from str to xarray.Dataset
-        By label: as returned by `analyzers.smoothness`, without ``layer``, or by
-        `analyzers.edge_of_stability`, to show its sharpness.
+        Results to draw, by label: of `analyzers.smoothness` without layers, or of
+        `analyzers.edge_of_stability`, whose sharpness is drawn.
     title : str
         Title of the panel.
 
     Returns
     -------
     Panel
-        For `analyzers.plots.draw_panels`.
+        A panel for `analyzers.plots.draw_panels`.
     """
     curves = tuple(
         _averaged(label, data["smoothness" if "smoothness" in data else "sharpness"])
@@ -76,7 +76,7 @@ def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
 
 
 def convexity(found: xr.Dataset, *, title: str) -> Panel:
-    """Describe a panel of the slack: the loss minus the tangents.
+    """Make a panel of the slack of convexity: the loss minus the tangents.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def convexity(found: xr.Dataset, *, title: str) -> Panel:
     Returns
     -------
     Panel
-        For `analyzers.plots.draw_panels`. Below 0 the loss is not convex.
+        A panel for `analyzers.plots.draw_panels`. A slack below 0 violates convexity.
     """
     return Panel(
         title=title,
@@ -101,14 +101,15 @@ def convexity(found: xr.Dataset, *, title: str) -> Panel:
 
 
 def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the largest |cosine| between every layer and its gradient.
+    """Draw the largest and the root mean square cosine of every layer and its gradient.
 
     Parameters
     ----------
     found : xarray.Dataset
         As returned by `analyzers.scale_invariance`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure whose height grows with the layers.
+        Axes to draw on. Default: axes of a new figure, whose height grows with the number
+        of layers.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def _averaged(label: str, values: xr.DataArray) -> Curve:
-    """Return a curve of at most `MAX_POINTS` means, with the range of each as a band."""
+    """Return a curve of at most `MAX_POINTS` means, with a band of the averaged values."""
     y, x = values.values, values["step"].values
     size = -(-len(y) // MAX_POINTS)
     if size <= 1:
@@ -144,5 +145,5 @@ def _averaged(label: str, values: xr.DataArray) -> Curve:
     groups = y[:n].reshape(-1, size)
     known = np.isfinite(groups).any(1)
     groups, x = groups[known], x[:n].reshape(-1, size).mean(1)[known]
-    low, high = (f(groups, axis=1) for f in (np.nanmin, np.nanmax))
+    low, high = np.nanmin(groups, axis=1), np.nanmax(groups, axis=1)
     return Curve(label, x, np.nanmean(groups, axis=1), low=low, high=high)

@@ -30,9 +30,10 @@ LONG_NAMES: Final = {
 def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     r"""Cosine of every layer and its gradient, and the growth of the layer's norm.
 
-    If the loss does not depend on the scale of a layer w, for instance because batch
+    If the loss L does not depend on the scale of a layer w, for instance because batch
     normalisation follows, then :math:`\langle w, \nabla_w L \rangle = 0` by Euler's
-    theorem, and a step of plain SGD without weight decay can only lengthen the layer:
+    theorem. A step of plain SGD without weight decay, with the learning rate
+    :math:`\eta_k`, can then only lengthen the layer [1]_:
 
     .. math:: |w_{k+1}|^2 = |w_k|^2 + \eta_k^2 |g_k|^2 .
 
@@ -41,20 +42,20 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     tolerance : float, default: 1e-4
-        Largest |cosine| in any step that counts as zero.
+        A layer counts as invariant if its |cosine| is at most this in every step.
 
     Returns
     -------
     xarray.Dataset
         Lazy. Dimensions ``step``, with the coordinates ``epoch`` and ``iteration``, and
-        ``layer``, the parameter tensors; units of 1. ``cosine`` (step, layer),
+        ``layer``, the parameter tensors. No variable has units. ``cosine`` (step, layer) is
         :math:`\langle w, g \rangle / (|w| |g|)`, NaN where a norm is 0. By layer:
-        ``cosine_mean``; ``cosine_rms``; ``cosine_max``, the largest |cosine|;
-        ``is_invariant``, whether ``cosine_max`` is at most `tolerance`; ``growth``,
-        :math:`|w_{K-1}|^2 - |w_0|^2` over the K recorded iterates; and
-        ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the same steps, NaN
-        unless all steps are -lr times the gradient: without momentum, weight decay or
-        adaptive scaling.
+        ``cosine_mean``, the mean; ``cosine_rms``, the root mean square; ``cosine_max``, the
+        largest |cosine|; ``is_invariant``, whether ``cosine_max`` is at most `tolerance`;
+        ``growth``, :math:`|w_{K-1}|^2 - |w_0|^2` for K recorded iterates; and
+        ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the steps between
+        them. ``expected_growth`` is NaN unless every update is -lr times the gradient, that
+        is, without momentum, weight decay or adaptive scaling.
 
     Raises
     ------
@@ -63,13 +64,13 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
 
     Notes
     -----
-    Computed from recorded products; nothing is estimated. The products, like the gradients
-    themselves, carry rounding errors of about :math:`10^{-6}` of |w| |g|, and the constant
-    that batch normalisation adds to the variance makes the loss depend on the scale
-    slightly. A bias or a layer with few elements may be orthogonal to its gradient by
-    chance in one step, but not in all: the largest |cosine| decides whether a layer counts
-    as invariant. The expected growth uses the recorded gradients; a deviation of
-    :math:`10^{-7} |w|^2` from it is rounding.
+    The cosines are computed from recorded products; nothing is estimated. The products,
+    like the gradients themselves, carry rounding errors of about :math:`10^{-6} |w| |g|`,
+    and the constant that batch normalisation adds to the variance makes the loss depend
+    slightly on the scale. A bias or a layer with few elements may be orthogonal to its
+    gradient by chance in one step, but not in all steps. For this reason, the largest
+    |cosine| decides whether a layer counts as invariant. A deviation of about
+    :math:`10^{-7} |w|^2` from the expected growth is rounding.
 
     References
     ----------

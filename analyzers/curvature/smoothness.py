@@ -12,7 +12,7 @@ from trajstore.format.arrays import LAYER, STEP
 from trajstore.reading.run import Run
 
 CHANGE_RTOL: Final = 2.0**-19
-"""Share of |g_(k-1)|^2 + |g_k|^2 below which |g_k - g_(k-1)|^2 is rounding."""
+"""Fraction of |g_(k-1)|^2 + |g_k|^2 below which |g_k - g_(k-1)|^2 is rounding."""
 
 LONG_NAMES: Final = {
     "smoothness": (
@@ -29,41 +29,43 @@ LONG_NAMES: Final = {
 def smoothness(
     run: Run, *, measurement: str | None = None, layers: bool = False
 ) -> xr.Dataset:
-    r"""Change of the gradient over the change of the parameters, from step to step.
+    r"""Change of the gradient divided by the change of the parameters, by step.
 
-    With :math:`u_k = x_{k+1} - x_k`,
+    With the update :math:`u_k = x_{k+1} - x_k`, smoothness is
 
     .. math:: \frac{|g_k - g_{k-1}|}{|x_k - x_{k-1}|}
               = \frac{\sqrt{|g_k|^2 + |g_{k-1}|^2 - 2 \langle g_k, g_{k-1} \rangle}}
-                     {|u_{k-1}|}
+                     {|u_{k-1}|} .
 
-    from recorded products; nothing is estimated. With `measurement`, :math:`g_k` is the
-    gradient of the examples of step k - 1, evaluated again after that step.
+    It is computed from recorded products; nothing is estimated. With `measurement`,
+    :math:`g_k` is the gradient of the examples of step k - 1, evaluated again after that
+    step. The Lipschitz constant of a gradient bounds this ratio from above [1]_.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     measurement : str, optional
-        Name of the measurement of the same examples after a step: ``"same_batch"``, made by
-        ``traj-train run NAME --same-batch-every 10``, or in your own loop by
-        ``recorder.measure("same_batch")`` between two steps, after a backward pass over the
-        examples of the last step. Default: the gradients of the steps.
+        Name of the measurement that repeats the examples of a step after it, such as
+        ``"same_batch"``. Record it by ``traj-train run NAME --same-batch-every 10``, or in
+        your own loop by ``recorder.measure("same_batch")`` between two steps, after a
+        backward pass over the examples of the previous step. Default: compare the gradients
+        of neighbouring steps.
     layers : bool, default: False
-        Separate the layers: numerator and denominator are restricted to one parameter
-        tensor, although all tensors have moved.
+        Separate the layers: restrict numerator and denominator to each parameter tensor,
+        although all tensors have moved.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimension ``step``, the step of the later gradient, with the coordinates
-        ``epoch`` and ``iteration``, and ``layer`` if `layers` is true. Float64, units of
-        loss and parameters taken as 1. ``smoothness``; and ``curvature``, the change of the
-        gradient along the update,
-        :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`, the mean second
-        derivative of the loss over the update, NaN unless updates are -lr times the
-        gradient. NaN for the first step, where an update is 0, and where the change of the
-        gradient is below its rounding: one thousandth of the gradient.
+        Lazy, float64. Dimensions ``step``, the step of the later gradient, with the
+        coordinates ``epoch`` and ``iteration``, and ``layer`` if `layers` is true.
+        ``smoothness`` is the ratio above. ``curvature`` is the change of the gradient along
+        the update, :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`: the mean
+        second derivative of the loss over the update. It is NaN unless every update is -lr
+        times the gradient. Both are NaN at the first step, where an update is 0, and where
+        the change of the gradient is below its rounding error, about one thousandth of the
+        gradient.
 
     Raises
     ------
@@ -73,20 +75,20 @@ def smoothness(
     Notes
     -----
     *For the same examples* (`measurement`), smoothness is a lower bound of the Lipschitz
-    constant of the gradient of *their* loss on the segment between the iterates. It is no
-    bound for the whole loss, whose Lipschitz constant may be smaller or larger. It shows
-    the curvature in the direction of updates only, which is near the largest eigenvalue if
-    updates point along its eigenvector.
+    constant of the gradient of *their* loss on the segment between the iterates. It does
+    not bound the Lipschitz constant of the whole loss, which may be smaller or larger. It
+    shows only the curvature in the direction of the update, which is close to the largest
+    eigenvalue if the update points along its eigenvector.
 
-    *For different examples* (the default), it is neither an upper nor a lower bound, unless
-    the run uses the full batch. With :math:`f` the whole loss, independent batches and
-    :math:`\Sigma_k` the covariance of the gradient,
+    *For different examples* (the default), smoothness is neither an upper nor a lower bound
+    unless the run uses the full batch. For the whole loss f, independent batches, and the
+    covariance :math:`\Sigma_k` of the gradient,
 
     .. math:: E |g_k - g_{k-1}|^2 \approx |\nabla f(x_k) - \nabla f(x_{k-1})|^2
               + \mathrm{tr}\, \Sigma_k + \mathrm{tr}\, \Sigma_{k-1}
 
-    (an approximation: x_k depends on the batch of step k - 1). Gradient noise does not
-    shrink with the step and thus dominates where steps are short.
+    approximately, since x_k depends on the batch of step k - 1. Gradient noise does not
+    shrink with the step, so it dominates when steps are short.
 
     Float32 sums cause a relative error of about :math:`10^{-6} (|g_k|^2 + |g_{k-1}|^2) /
     |g_k - g_{k-1}|^2`.
@@ -112,7 +114,7 @@ def smoothness(
     is_known = change_sq > CHANGE_RTOL * (later["later_sq"] + later["earlier_sq"])
     moved_sq = later["moved_sq"].where(later["moved_sq"] > 0)
     values = {"smoothness": (change_sq.where(is_known) / moved_sq) ** 0.5}
-    # u = -lr g of the earlier gradient.
+    # The update is -lr times the earlier gradient.
     along = -later["lr"] * (later["product"] - later["earlier_sq"]) / moved_sq
     values["curvature"] = along.where(is_known & is_plain_descent(run))
     gradients = "steps" if measurement is None else measurement
@@ -121,7 +123,7 @@ def smoothness(
 
 
 def _steps(run: Run) -> xr.Dataset:
-    """Return squares, products and rates of neighbouring steps, float64 (step, layer)."""
+    """Return squares and products of neighbouring steps, float64 (step, layer), and rates."""
     steps = _float64(run, "grad_sq", "grad_dot_previous", "update_sq")
     rates = _rates(run)
     # `shift` moves values under fixed labels; slices would be aligned back by label.
@@ -137,7 +139,7 @@ def _steps(run: Run) -> xr.Dataset:
 
 
 def _measured(run: Run, name: str) -> xr.Dataset:
-    """Return the same for measured gradients and the gradients of the steps before."""
+    """Return the terms of `_steps` for measured gradients and those of the steps before."""
     if name not in run.measurements:
         raise KeyError(
             f"No measurement {name!r} in {run.location}; it has "
@@ -147,12 +149,12 @@ def _measured(run: Run, name: str) -> xr.Dataset:
     rows = _float64(run.measured(name), "grad_sq", "grad_dot_previous")
     steps = _float64(run, "grad_sq", "update_sq").assign(lr=_rates(run))
     previous = rows[STEP].values - 1
-    is_there = xr.DataArray(previous >= 0, dims=STEP)
+    has_previous = xr.DataArray(previous >= 0, dims=STEP)
     # Labels are dropped: the result takes the labels of the measurement.
     before = steps.drop_vars(["epoch", "iteration", STEP]).isel(
         {STEP: np.maximum(previous, 0)}
     )
-    before = before.where(is_there)
+    before = before.where(has_previous)
     return xr.Dataset(
         {
             "later_sq": rows["grad_sq"],

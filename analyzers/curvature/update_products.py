@@ -17,19 +17,27 @@ from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
 DESCENT_RTOL: Final = 1e-3
-"""Relative tolerance of norms, and of products over norms, for u = -lr g."""
+"""Relative tolerance of norms and cosines when testing whether u = -lr g."""
 
 UPDATE_RTOL: Final = 2.0**-22
 """Rounding error of an update, relative to the parameters."""
 
+DESCENT_TABLES: Final = (
+    "grad_sq",
+    "update_sq",
+    "grad_dot_displacement",
+    "update_dot_displacement",
+    "displacement_sq",
+)
+
 VARIABLES: Final = ("before", "before_stderr", "after", "after_stderr")
 
 ROWS_PER_READ: Final = 1024
-"""Rows of probes to read at once."""
+"""Number of rows of probes to read at a time."""
 
 
 def update_products(run: Run) -> xr.Dataset:
-    r"""Products of the update u_k with the gradients before and after it.
+    r"""Inner products of every update with the gradients before and after it.
 
     Parameters
     ----------
@@ -40,20 +48,24 @@ def update_products(run: Run) -> xr.Dataset:
     -------
     xarray.Dataset
         Loaded. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``;
-        float64, units of 1. ``before``, :math:`\langle g_k, u_k \rangle`, and ``after``,
-        :math:`\langle g_{k+1}, u_k \rangle`, with ``before_stderr`` and ``after_stderr``:
-        0 where they are exact. The attribute ``rule`` says how they were computed:
+        float64, without units. ``before`` is :math:`\langle g_k, u_k \rangle` and ``after``
+        is :math:`\langle g_{k+1}, u_k \rangle`. Their standard errors ``before_stderr`` and
+        ``after_stderr`` are 0 where the products are exact. ``attrs["rule"]`` names the
+        method:
 
-        - ``"plain descent"``: the tables show :math:`u_k = -\eta_k g_k` for every layer
-          and step, so both products follow from |g|^2 and <g, g_previous>.
-        - ``"momentum"``: according to its settings the run was trained by SGD with momentum
-          :math:`\beta` = 0.9 and without weight decay. Then :math:`u_k = -\eta_k (\beta
-          m_{k-1} + g_k)` and :math:`m_{k-1} = -u_{k-1} / \eta_{k-1}`, so the recorded norms
-          determine :math:`\langle g_k, m_{k-1} \rangle` and with it both products.
-        - ``"probes"``: estimated from the fixed probes of gradients and of updates, where
-          updates are recorded (``updates=True``). The error is about :math:`|g| |u|` over
-          the square root of the number of probes, and neighbouring steps share it.
-        - ``"unknown"``: none of the above; all values are NaN.
+        - ``"plain descent"``: the tables show :math:`u_k = -\eta_k g_k`, with the learning
+          rate :math:`\eta_k`, for every layer and step, so :math:`|g_k|^2` and
+          :math:`\langle g_{k+1}, g_k \rangle` determine both products.
+        - ``"momentum"``: according to its settings, the run was trained by SGD with momentum
+          :math:`\beta` = 0.9 and without weight decay. The updates are :math:`u_k = -\eta_k
+          (\beta m_{k-1} + g_k)` with the buffer :math:`m_{k-1} = -u_{k-1} / \eta_{k-1}`, so
+          the recorded norms determine :math:`\langle g_k, m_{k-1} \rangle` and thereby
+          both products.
+        - ``"probes"``: the run recorded updates (``updates=True``), and the products are
+          estimated from the fixed probes of gradients and updates. The error is about
+          :math:`|g| |u|` divided by the square root of the number of probes; errors of
+          neighbouring steps are correlated.
+        - ``"unknown"``: no other rule applies, and all values are NaN.
     """
     if bool(is_plain_descent(run).compute()):
         return _from_plain_descent(run)
@@ -67,14 +79,12 @@ def update_products(run: Run) -> xr.Dataset:
 
 def is_plain_descent(run: Run) -> xr.DataArray:
     """Whether every update of every layer is -lr times its gradient, lazy, bool ()."""
-    # Compares the norms of update and gradient, to 0.1 percent or to the rounding of the
-    # parameters, and their products with x - r. False if several learning rates, or none,
-    # were recorded.
+    # Compares update and gradient by their norms, to 0.1 percent or the rounding of the
+    # parameters, and by their products with the displacement x - r. Returns False unless
+    # exactly one learning rate was recorded.
     if "lr" not in run.metrics or "lr_1" in run.metrics:
         return xr.DataArray(data=False).chunk()
-    names = ("grad_sq", "update_sq", "grad_dot_displacement")
-    more = ("update_dot_displacement", "displacement_sq")
-    steps = tables(run, *names, *more).astype(np.float64)
+    steps = tables(run, *DESCENT_TABLES).astype(np.float64)
     lr = tables(run, "lr")["lr"]
     expected = lr * steps["grad_sq"] ** 0.5
     slack = DESCENT_RTOL * expected + UPDATE_RTOL * _length(run, steps)
@@ -87,8 +97,8 @@ def is_plain_descent(run: Run) -> xr.DataArray:
 
 
 def _length(run: Run, steps: xr.Dataset) -> xr.DataArray:
-    """Return |x|, or without a basis the slightly larger |r| + |x - r| (step, layer)."""
-    # Without a basis this decodes every anchor, for its norm.
+    """Return |x|, or its bound |r| + |x - r| if there is no basis, float64 (step, layer)."""
+    # Without a basis, this decodes every anchor to compute its norm.
     if run.spec.basis:
         return tables(run, "param_sq")["param_sq"].astype(np.float64) ** 0.5
     return anchor_norms(run) + steps["displacement_sq"] ** 0.5
@@ -123,9 +133,9 @@ def _from_momentum(run: Run) -> xr.Dataset:
     lr, exact = steps["lr"], np.zeros(run.n_steps)
     buffer_sq = steps["update_sq"] / lr**2
     previous_sq = np.append(0.0, buffer_sq[:-1])
-    with_buffer = buffer_sq - MOMENTUM**2 * previous_sq - steps["grad_sq"]
-    # <g_k, m_(k-1)>
-    product = with_buffer / (2 * MOMENTUM)
+    mixed_term = buffer_sq - MOMENTUM**2 * previous_sq - steps["grad_sq"]
+    # The product <g_k, m_(k-1)> of the gradient and the buffer.
+    product = mixed_term / (2 * MOMENTUM)
     return _dataset(
         run,
         "momentum",
@@ -165,7 +175,7 @@ def _from_probes(run: Run) -> xr.Dataset:
 
 
 def _vectors(run: Run, rows: Any) -> Any:
-    """Return gradients if the run is exact, else probes, float64 (row, param or probe)."""
+    """Return gradients of an exact run, or probes of a sketched run, as float64 rows."""
     span = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
     chosen = rows - span.start
     if run.spec.exact:

@@ -1,12 +1,14 @@
 r"""Singular modes of deep linear networks under gradient flow.
 
-A network :math:`y = W_L \cdots W_1 x` on inputs with :math:`\Sigma_{xx} = I` and targets
-with :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T`, started from small balanced weights
-that are diagonal in these bases, learns every singular mode independently. With
-:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu` and a loss of half the squared error, summed
-over outputs and averaged over examples,
+Let a network of L layers :math:`y = W_L \cdots W_1 x` learn from inputs with the covariance
+:math:`\Sigma_{xx} = I` and targets with the correlation :math:`\Sigma_{yx} = U
+\mathrm{diag}(\lambda) V^T`. If it starts from small balanced weights that are diagonal in
+the bases U and V, it learns every singular mode independently. The strength of a mode,
+:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu`, follows
 
-.. math:: \frac{da}{dt} = L a^{2 - 2/L} (\lambda - a).
+.. math:: \frac{da}{dt} = L a^{2 - 2/L} (\lambda - a)
+
+if the loss is half the squared error, summed over outputs and averaged over examples.
 
 A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
 learning in deep linear neural networks", 2014, arXiv 1312.6120; for depth L also S. Arora,
@@ -25,7 +27,7 @@ from scipy.integrate import quad, solve_ivp
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LossConvention = Literal["half-sum", "sum", "mean"]
-"""Reduction of squared errors over outputs; all losses are means over examples."""
+"""How squared errors are reduced over outputs; every loss is a mean over examples."""
 
 INTEGRATION_RTOL: Final = 1e-11
 """Relative tolerance of the numerical integration for three or more layers."""
@@ -41,8 +43,9 @@ def time_of_steps(
     r"""Time of the gradient flow that corresponds to a number of gradient descent steps.
 
     The closed forms hold for the loss
-    :math:`\frac{1}{n} \sum_i \frac{1}{2} |\hat y_i - y_i|^2`. A loss that is c times as
-    large has c times the gradient, so that :math:`t = c \eta k`:
+    :math:`\frac{1}{n} \sum_i \frac{1}{2} |\hat y_i - y_i|^2` over n examples. A loss that
+    is c times this loss has c times the gradient, and k steps with the learning rate
+    :math:`\eta` take the time :math:`t = c \eta k`:
 
     ===========  ==============================================  ===================
     ``loss``     squared errors are                              c
@@ -57,16 +60,16 @@ def time_of_steps(
     lr : array_like
         Learning rate :math:`\eta`.
     steps : array_like
-        Number of steps k, of any shape that broadcasts with `lr`.
+        Number of steps k, of a shape that broadcasts with `lr`.
     loss : {"half-sum", "sum", "mean"}, default: "half-sum"
-        The training loss; always a mean over examples.
+        Convention of the training loss, which is always a mean over examples.
     n_outputs : int, optional
         Number of outputs of the network; required for ``"mean"``, unused otherwise.
 
     Returns
     -------
     numpy.ndarray
-        float64.
+        Time t, float64, of the shape to which `lr` and `steps` broadcast.
 
     Raises
     ------
@@ -83,8 +86,8 @@ def time_of_steps(
     if loss == "mean":
         if n_outputs is None:
             raise ValueError(
-                "The loss 'mean' averages over outputs, so that time depends on their "
-                "number; got `n_outputs` = None. Pass the number of outputs."
+                "The loss 'mean' averages over outputs, so time depends on the number of "
+                "outputs; got `n_outputs` = None. Pass the number of outputs."
             )
         factor = 2 / n_outputs
     else:
@@ -100,31 +103,32 @@ def time_of_steps(
 def mode_strength(
     time: npt.ArrayLike, *, strength: float, initial: float, depth: int = 2
 ) -> FloatArray:
-    r"""Singular value of the product of weights under gradient flow, as a function of time.
+    r"""Strength of a singular mode under gradient flow, as a function of time.
 
-    For two layers
+    For two layers, the strength is
 
     .. math:: a(t) = \frac{\lambda}{1 + (\lambda / a(0) - 1) e^{-2 \lambda t}},
 
-    for one, :math:`a(t) = \lambda + (a(0) - \lambda) e^{-t}`, and for L layers the solution
-    of :math:`da/dt = L a^{2 - 2/L} (\lambda - a)`.
+    for one layer, :math:`a(t) = \lambda + (a(0) - \lambda) e^{-t}`, and for L layers, the
+    solution of :math:`da/dt = L a^{2 - 2/L} (\lambda - a)`.
 
     Parameters
     ----------
     time : array_like
-        t, not negative, of any shape; see `time_of_steps`.
+        Time t, not negative, of any shape; `time_of_steps` computes it.
     strength : float
-        :math:`\lambda`, the limit of the mode; not negative.
+        Limit :math:`\lambda` of the mode, not negative.
     initial : float
-        a(0), positive.
+        Initial strength a(0), positive.
     depth : int, default: 2
-        Layers L, at least 1.
+        Number of layers L, at least 1.
 
     Returns
     -------
     numpy.ndarray
-        float64, of the shape of `time`. NaN if `initial` is not positive and `depth` is at
-        least 2: a mode of the opposite sign would have to pass through 0, where it stops.
+        Strength a(t), float64, of the shape of `time`. NaN if `initial` is not positive and
+        `depth` is at least 2: a mode of the opposite sign would have to pass through 0,
+        where it stops.
 
     Raises
     ------
@@ -133,8 +137,8 @@ def mode_strength(
 
     Notes
     -----
-    Exact for one or two layers. For more, a Runge-Kutta method of order 8 integrates the
-    equation for the L-th root of a, with a relative error of about 1e-10.
+    The result is exact for one or two layers. For more layers, a Runge-Kutta method of order
+    8 integrates the equation for the L-th root of a, with a relative error of about 1e-10.
 
     Examples
     --------
@@ -154,15 +158,15 @@ def mode_strength(
     if depth == 2:
         # This form also covers a strength of 0, where the mode decays.
         decay = np.exp(-2 * strength * t)
-        spent = -np.expm1(-2 * strength * t) / strength if strength else 2 * t
-        return np.asarray(initial / (decay + initial * spent))
+        growth = -np.expm1(-2 * strength * t) / strength if strength else 2 * t
+        return np.asarray(initial / (decay + initial * growth))
     return _integrate(t, strength=strength, initial=initial, depth=depth)
 
 
 def _integrate(
     time: FloatArray, *, strength: float, initial: float, depth: int
 ) -> FloatArray:
-    """Integrate ds/dt = s^(L-1) (strength - s^L), and return a = s^L, shaped as `time`."""
+    """Integrate ds/dt = s^(L-1) (strength - s^L) for L = `depth`, and return s^L by time."""
     times, inverse = np.unique(time, return_inverse=True)
     if not len(times):
         return np.zeros(time.shape)
@@ -185,24 +189,24 @@ def _integrate(
 
 
 def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
-    r"""Time of the gradient flow until a mode reaches half of its strength.
+    r"""Time that a mode takes under gradient flow to reach half of its limit.
 
-    :math:`\ln(\lambda / a(0) - 1) / (2 \lambda)` for two layers, and for L the integral of
-    :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))`.
+    For two layers, the time is :math:`\ln(\lambda / a(0) - 1) / (2 \lambda)`; for L layers,
+    it is the integral of :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))`.
 
     Parameters
     ----------
     strength : float
-        :math:`\lambda`, positive.
+        Limit :math:`\lambda` of the mode, positive.
     initial : float
-        a(0), positive.
+        Initial strength a(0), positive.
     depth : int, default: 2
-        Layers L, at least 1.
+        Number of layers L, at least 1.
 
     Returns
     -------
     float
-        0 if the mode starts with at least half of its strength.
+        Time t, 0 if the mode starts with at least half of its limit.
 
     Raises
     ------
@@ -223,20 +227,20 @@ def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
         return 0.0
     if depth == 2:
         return float(np.log(strength / initial - 1) / (2 * strength))
-    ends = (initial ** (1 / depth), (strength / 2) ** (1 / depth))
-    # As a function of s, with a = s^L, the integrand is large near the lower end only.
+    limits = (initial ** (1 / depth), (strength / 2) ** (1 / depth))
+    # As a function of s, with a = s^L, the integrand is large only near the lower limit.
     time, _ = quad(
         lambda s: s ** (1 - depth) / (strength - s**depth),
-        *ends,
+        *limits,
         epsrel=INTEGRATION_RTOL,
     )
     return float(time)
 
 
 def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return W_(l+1)^T W_(l+1) - W_l W_l^T of successive layers, each (..., n, n)."""
-    # Gradient flow conserves these matrices; for balanced weights they are zero. `weights`
-    # starts with the layer next to the inputs, shapes (..., n_out, n_in).
+    """Return W_(l+1)^T W_(l+1) - W_l W_l^T for successive layers, each (..., n, n)."""
+    # Gradient flow conserves these matrices, which are zero for balanced weights. `weights`
+    # (..., n_out, n_in) starts with the layer next to the inputs.
     return [
         after.swapaxes(-1, -2) @ after - before @ before.swapaxes(-1, -2)
         for before, after in pairwise(weights)
@@ -246,7 +250,7 @@ def imbalance(weights: Sequence[FloatArray]) -> list[FloatArray]:
 def effective_rank(singular_values: FloatArray) -> FloatArray:
     """Return exp(entropy) of the normalised singular values (..., value), shape (...)."""
     # Defined by O. Roy and M. Vetterli, "The effective rank: A measure of effective
-    # dimensionality", EUSIPCO 2007. From 1 to the number of values; NaN where all are 0.
+    # dimensionality", EUSIPCO 2007. Ranges from 1 to the number of values; NaN if all are 0.
     total = singular_values.sum(-1, keepdims=True)
     share = np.divide(
         singular_values,

@@ -1,4 +1,4 @@
-"""Command of the singular modes of a deep linear network."""
+"""Command for the singular modes of a deep linear network."""
 
 from typing import Annotated, Final
 
@@ -25,23 +25,23 @@ def linear_modes(
     loss: LossConvention | None = None,
     start: Annotated[int, tyro.conf.arg(metavar="STEP")] = 0,
 ) -> None:
-    """Singular modes of a deep linear network, and their closed form.
+    """Singular modes of a deep linear network, compared with their closed form.
 
-    Prints a table of the modes. Results go to RUN.analysis.zarr and a figure to
-    RUN.figures, both next to the store; figures of a remote store go to the working
+    Prints a table of the modes. Writes results to RUN.analysis.zarr and a figure to
+    RUN.figures, both next to the store; the figure of a remote store goes to the working
     directory.
 
     Parameters
     ----------
     store : str
-        Path or URL of the trajectory store, recorded with --exact.
+        Path or URL of the trajectory store of a run recorded with --exact.
     layers : tuple of str, optional
-        Names of the weights, in the order in which inputs pass them. Default: all.
+        Names of the weight matrices, from inputs to outputs. Default: all parameters.
     loss : str, optional
         Training loss: half-sum, sum or mean of squared errors over outputs; always a mean
-        over examples. Default: from the attrs of the store, or else half-sum.
+        over examples. Default: as the attrs of the store say, otherwise half-sum.
     start : int, default: 0
-        Step at which the closed form starts, from the modes of that step.
+        Step whose modes are the initial values of the closed form.
     """
     run = open_run(store)
     lazy = measure_modes(run, layers=layers, loss=loss, start=start)
@@ -82,7 +82,7 @@ def _modes(modes: xr.Dataset) -> Table:
             *(f"{float(t):.2f}" if np.isfinite(t) else "-" for t in half_times),
             f"{float(largest[i]):.4f}",
         )
-    table.caption = "flow: by gradient flow; error: the largest distance from it"
+    table.caption = "flow: under gradient flow; error: largest deviation from the flow"
     return table
 
 

@@ -1,4 +1,4 @@
-"""Singular modes of a recorded deep linear network, and their closed form."""
+"""Singular modes of a recorded deep linear network, compared with their closed form."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -26,10 +26,10 @@ from trajstore.reading.run import Run
 FloatArray = npt.NDArray[np.floating[Any]]
 
 READ_BYTES: Final = 32 << 20
-"""Bytes of iterates to read at once."""
+"""Number of bytes of iterates to read at a time."""
 
 STRENGTH_RTOL: Final = 1e-6
-"""Strengths below this, relative to the largest, count as 0."""
+"""Strength, relative to the largest strength, below which a mode counts as absent."""
 
 SOURCE: Final = (
     "A. M. Saxe, J. L. McClelland, S. Ganguli, 'Exact solutions to the nonlinear dynamics "
@@ -68,7 +68,7 @@ LONG_NAMES: Final = {
         "largest entry of the change since the first step",
     ),
 }
-"""Long names and definitions."""
+"""Long names and definitions of the variables of the result."""
 
 DIMS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("modes", "closed_form", "error"), (STEP, "mode")),
@@ -85,63 +85,67 @@ def linear_modes(
     loss: LossConvention | None = None,
     start: int = 0,
 ) -> xr.Dataset:
-    r"""Singular modes of the product of a run's weights, and their closed form.
+    r"""Singular modes of the product of recorded weights, and their closed form.
 
-    With :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T` the correlation of targets and
-    whitened inputs and :math:`W = W_L \cdots W_1` the product of the weights,
-    the modes are :math:`a_\mu = u_\mu^T W v_\mu`. They are computed from the iterates,
-    which an exact recording holds in full: training need not log anything, the modes may be
-    chosen afterwards, and any run works whose weights can be multiplied in order.
+    Let :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T` be the correlation of targets and
+    whitened inputs, and :math:`W = W_L \cdots W_1` the product of the weights. The modes
+    are :math:`a_\mu = u_\mu^T W v_\mu`; the closed form describes them under gradient
+    flow [1]_ [2]_. They are computed from the iterates, which an exact recording holds in
+    full. Training need not log anything, the correlation can be chosen afterwards, and the
+    weights need only have shapes that can be multiplied.
 
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`; recorded with ``exact=True``.
+        Run that was recorded with ``exact=True``.
     correlation : array_like, optional
-        :math:`\Sigma_{yx}`, shape ``(n_out, n_in)``. Default: the
-        ``input_output_correlation`` of ``run.attrs``, which the workloads ``deep-linear-*``
+        Correlation :math:`\Sigma_{yx}`, shape ``(n_out, n_in)``. Default:
+        ``run.attrs["input_output_correlation"]``, which the workloads ``deep-linear-*``
         store.
     layers : sequence of str, optional
-        Names of the weights, in the order in which inputs pass them. Default: all
-        parameters, which must then be matrices.
+        Names of the weight matrices, from inputs to outputs. Default: all parameters.
     loss : {"half-sum", "sum", "mean"}, optional
-        The training loss, see `time_of_steps`. Default: the ``loss_convention`` of
-        ``run.attrs``, or else ``"half-sum"``.
+        Convention of the training loss, as `time_of_steps` takes it. Default:
+        ``run.attrs["loss_convention"]``, or ``"half-sum"`` if the run has no such attribute.
     start : int, default: 0
-        Step at which the closed form starts, from the modes of that step. Randomly
-        initialised weights are aligned with the modes only after some steps.
+        Step whose modes are the initial values of the closed form. Randomly initialised
+        weights align with the modes only after a number of steps.
 
     Returns
     -------
     xarray.Dataset
         Loaded. Dimensions ``step``, with the coordinates ``epoch``, ``iteration`` and
-        ``time`` of the gradient flow, and ``mode``, by falling strength, with the
-        coordinate ``strength``, :math:`\lambda`. Variables, float64, units of 1:
-        ``modes``, ``closed_form`` and ``error``, their difference (step, mode);
-        ``half_time``, the time at which a mode first reaches half of its strength, and
-        ``half_time_closed_form`` (mode); ``between_modes``, the largest entry of W in the
-        bases U and V other than the modes, ``effective_rank`` of W, ``imbalance``, the
-        largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`, and ``drift``, the largest
-        change of an entry since the first step (step). Closed forms are NaN before `start`
-        and for modes that are not positive at `start`; a half time is NaN if it is not
-        reached. NaN where a chunk is damaged.
+        ``time`` of the gradient flow, and ``mode``, in order of decreasing strength, with
+        the coordinate ``strength``, :math:`\lambda`. Variables are float64, without units:
+
+        - ``modes``, ``closed_form``, and their difference ``error`` (step, mode). Closed
+          forms are NaN before `start` and for modes that are not positive at `start`.
+        - ``half_time``, the time at which a mode first reaches half of its strength, and
+          ``half_time_closed_form`` (mode). NaN if the mode does not reach it.
+        - ``between_modes`` (step), the largest entry of W in the bases U and V that is not
+          a mode; and ``effective_rank`` (step) of W.
+        - ``imbalance`` (step), the largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`;
+          and ``drift`` (step), the largest change of such an entry since the first step.
+
+        Values at steps in a damaged chunk are NaN.
 
     Raises
     ------
     ValueError
-        If the run was not recorded with ``exact=True``, or has no step `start`; if weights
-        are not matrices, or their shapes do not match; if the correlation has the wrong
+        If the run was not recorded with ``exact=True`` or has no step `start`; if weights
+        are not matrices or their shapes do not match; if the correlation has the wrong
         shape; or if `loss` is unknown.
     KeyError
-        If there is no correlation, or a layer does not exist.
+        If there is no correlation, or if a layer does not exist.
 
     Notes
     -----
-    Nothing is estimated; the only errors are those of float32 iterates. Gradient flow is
-    the limit of small steps: gradient descent lags behind by a time proportional to the
-    learning rate, and only balanced weights that are diagonal in U and V follow it mode by
-    mode. Nonlinear layers in between go unnoticed, and then the product is not the map of
-    the network. Modes of equal strength are an arbitrary basis of their common space.
+    Nothing is estimated; the only errors are the rounding errors of float32 iterates.
+    Gradient flow is the limit of small steps: gradient descent lags behind it by a time
+    proportional to the learning rate, and only balanced weights that are diagonal in U and
+    V follow it mode by mode. Nonlinear layers between the weights cannot be detected; with
+    them, the product is not the map of the network. Modes of equal strength are an
+    arbitrary basis of the space that they span.
 
     References
     ----------
@@ -204,7 +208,7 @@ def linear_modes(
 
 
 def _checked_layers(run: Run, layers: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of the weights, checked to be matrices that can be multiplied."""
+    """Return the names of the weights; raise unless they can be multiplied."""
     if not run.spec.exact:
         raise ValueError(
             f"{run.location} holds sketches, and the modes need whole iterates. Record "
@@ -224,8 +228,7 @@ def _checked_layers(run: Run, layers: Sequence[str] | None) -> tuple[str, ...]:
         if chosen[i][1] != chosen[i - 1][0]:
             raise ValueError(
                 f"{names[i]!r} of shape {chosen[i]} cannot follow {names[i - 1]!r} of "
-                f"shape {chosen[i - 1]}. Give `layers` in the order in which inputs "
-                "pass them."
+                f"shape {chosen[i - 1]}. Give `layers` in order from inputs to outputs."
             )
     return names
 
@@ -247,7 +250,7 @@ def _correlation(
     expected = (shapes[names[-1]][0], shapes[names[0]][1])
     if matrix.shape != expected:
         raise ValueError(
-            f"The correlation has the shape {matrix.shape}, and the network maps "
+            f"The correlation has the shape {matrix.shape}, but the network maps "
             f"{expected[1]} inputs to {expected[0]} outputs; expected {expected}."
         )
     return matrix
@@ -256,7 +259,7 @@ def _correlation(
 def _measure(
     run: Run, names: Sequence[str], left: FloatArray, right: FloatArray
 ) -> dict[str, FloatArray]:
-    """Return modes (step, mode) and the quantities of each step (step,)."""
+    """Return the modes (step, mode) and the variables without a closed form (step,)."""
     n_modes = left.shape[1]
     diagonal = np.arange(n_modes)
     by_step = ("between_modes", "effective_rank", "imbalance", "drift")
@@ -278,7 +281,9 @@ def _measure(
             is_known, effective_rank(spectra), np.nan
         )
         result["imbalance"][steps] = _largest(conserved, len(product))
-        change = [now - then for now, then in zip(conserved, first, strict=True)]
+        change = [
+            matrix - start for matrix, start in zip(conserved, first, strict=True)
+        ]
         result["drift"][steps] = _largest(change, len(product))
     return result
 
@@ -286,7 +291,7 @@ def _measure(
 def _half_times(
     time: FloatArray, modes: FloatArray, strength: FloatArray
 ) -> FloatArray:
-    """Return the times at which modes first reach half of their strength, (mode,)."""
+    """Return the time at which each mode first reaches half of its strength (mode,)."""
     result = np.full(len(strength), np.nan)
     for i, half in enumerate(strength / 2):
         above = np.flatnonzero(np.greater_equal(modes[:, i], half))
@@ -298,20 +303,21 @@ def _half_times(
 
 
 def _largest(matrices: Sequence[FloatArray], n_steps: int) -> FloatArray:
-    """Return the largest entry of several matrices by step (step,), 0 without matrices."""
+    """Return the largest absolute entry of the matrices (step,), 0 without matrices."""
     entries = [abs(matrix).max((1, 2)) for matrix in matrices]
     return np.asarray(np.max([np.zeros(n_steps), *entries], 0))
 
 
 def iterates(run: Run) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
-    """Yield steps of an exact run and the layers before them, float64 (step, *shape)."""
+    """Yield spans of steps of an exact run, and their layers by name (step, *shape)."""
+    # The layers are float64, as they are before each step.
     whole, layout = slice(0, run.layout.size), run.layout
-    at_once = max(1, READ_BYTES // (8 * layout.size))
+    n_per_read = max(1, READ_BYTES // (8 * layout.size))
     columns = (layout.names, layout.shapes, layout.offsets, layout.sizes)
     ends = pairwise([*run.stored.starts, run.n_steps])
     for window, (start, end) in enumerate(ends):
         span = slice(int(start), min(int(end), run.n_steps))
-        for steps in slices(span, at_once):
+        for steps in slices(span, n_per_read):
             anchor = run.stored.anchors.decode(window, whole).astype(np.float64)
             x = anchor + run.stored.large_rows("displacement", steps, whole)
             layers = {

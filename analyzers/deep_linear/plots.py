@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from analyzers._panels import ordered_colors
 
 TIME: Final = "time $t$ of the gradient flow"
-"""Label of the horizontal axis of all panels."""
+"""Label of the horizontal axis of every panel."""
 
 YLIM_FACTOR: Final = 1.4
-"""Top of the axes of modes over the largest strength; leaves room for the legend."""
+"""Upper limit of the modes, relative to the largest strength; fits the legend."""
 
 
 def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -24,7 +24,7 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     modes : xarray.Dataset
         As returned by `analyzers.linear_modes`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure.
+        Axes to draw on. Default: axes of a new figure.
 
     Returns
     -------
@@ -34,13 +34,15 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     if ax is None:
         _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     for i, color in enumerate(ordered_colors(modes.sizes["mode"])):
-        one = modes.isel(mode=i)
-        label = rf"$\lambda$ = {float(one['strength']):.3g}"
-        ax.plot(modes["time"], one["modes"], color=color, linewidth=2.2, label=label)
+        mode = modes.isel(mode=i)
+        label = rf"$\lambda$ = {float(mode['strength']):.3g}"
+        ax.plot(modes["time"], mode["modes"], color=color, linewidth=2.2, label=label)
     for i in range(modes.sizes["mode"]):
-        note = "gradient flow" if i == 0 else None
+        flow_label = "gradient flow" if i == 0 else None
         flow = modes["closed_form"].isel(mode=i)
-        ax.plot(modes["time"], flow, "--", color="black", linewidth=0.9, label=note)
+        ax.plot(
+            modes["time"], flow, "--", color="black", linewidth=0.9, label=flow_label
+        )
     ax.set(
         xlabel=TIME,
         ylabel=r"$u_\mu^T W_L \cdots W_1 v_\mu$",
@@ -52,14 +54,14 @@ def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw every mode less its closed form, relative to the largest strength.
+    """Draw every mode minus its closed form, relative to the largest strength.
 
     Parameters
     ----------
     modes : xarray.Dataset
         As returned by `analyzers.linear_modes`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Default: a new figure.
+        Axes to draw on. Default: axes of a new figure.
 
     Returns
     -------
@@ -81,7 +83,7 @@ def mode_errors(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def linear_modes(modes: xr.Dataset) -> Figure:
-    """Draw modes, their errors, the drift of conserved matrices, and the effective rank.
+    """Draw the modes, their errors, the conserved matrices, and the effective rank.
 
     Parameters
     ----------

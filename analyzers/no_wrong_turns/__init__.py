@@ -1,8 +1,8 @@
-"""Figures and statements of the paper "No Wrong Turns", from recorded runs.
+"""Figures of the paper "No Wrong Turns" and tests of its statements, from recorded runs.
 
-`runs` finds runs in a directory and chooses those that a comparison needs. `figures` is
-the table of figures; their panels are made in `by_setting`, `single_runs`, `controls` and
-`measurements` from `curves`. `claims` tests the statements, and `page` writes both to one
-page. Begin with `command`, whose two commands use all of them. May import every other
-package of `analyzers`.
+`runs` finds runs in a directory and chooses the runs that a comparison needs. `figures`
+holds the table of figures; `by_setting`, `single_runs`, `controls` and `measurements` make
+their panels from `curves`. `claims` tests the statements, and `page` writes figures and
+verdicts to one page. Begin with `command`, whose two commands use all of these modules.
+The package may import every other package of `analyzers`.
 """

@@ -1,4 +1,4 @@
-"""Figures that compare settings: one curve for each run of a sweep."""
+"""Figures that compare settings, with one curve for each run of a sweep."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -24,16 +24,16 @@ from analyzers.no_wrong_turns.runs import (
     title_of,
 )
 
-NAMES: Final = {
+SETTING_NAMES: Final = {
     "batch_size": "batch size",
     "optimizer": "optimizer",
     "seed": "seed",
     "epochs": "epoch budget",
 }
-"""Settings in words."""
+"""Names of settings as figures show them."""
 
-ORDERED: Final = ("batch_size", "epochs")
-"""Settings with an order."""
+ORDERED_SETTINGS: Final = ("batch_size", "epochs")
+"""Settings whose values have an order."""
 
 
 def gamma_by_setting(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
@@ -50,7 +50,7 @@ def gamma_by_setting(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list
 def gamma_by_seed_and_budget(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 4: gamma by seed, by epoch budget, and by when x* is taken in one run."""
+    """Figure 4: gamma by seed, by epoch budget, and by the epoch of x* in one run."""
     return [
         _of_sweep(runs, epochs, "gamma", "seed"),
         _of_sweep(runs, epochs, "gamma", "epochs"),
@@ -61,7 +61,7 @@ def gamma_by_seed_and_budget(
 def gamma_by_batch_size(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 6: gamma by batch size, and over the square root of the batch size."""
+    """Figure 6: gamma by batch size, and divided by the square root of the batch size."""
     labelled = labelled_sweep(runs, "batch_size")
     curves = [
         curve(
@@ -92,7 +92,7 @@ def rsi_and_eb_by_model(
 def rsi_and_eb_by(
     runs: Sequence[TrainedRun], epochs: EpochSelection, *, factor: str
 ) -> list[Panel]:
-    """Figures 8 to 11: RSI and EB by a setting."""
+    """Figures 8 to 11: RSI and EB by the setting `factor`."""
     return [_of_sweep(runs, epochs, quantity, factor) for quantity in ("rsi", "eb")]
 
 
@@ -111,12 +111,12 @@ def _of_sweep(
 ) -> Panel:
     labelled = labelled_sweep(runs, factor)
     return panel(
-        title_of((run for _, run in labelled), NAMES[factor]),
+        title_of((run for _, run in labelled), SETTING_NAMES[factor]),
         labelled,
         quantity,
         epochs,
         needs=_needs(factor),
-        is_ordered=factor in ORDERED,
+        is_ordered=factor in ORDERED_SETTINGS,
     )
 
 
@@ -130,17 +130,18 @@ def _of_models(
 
 
 def _by_workload(chosen: Sequence[TrainedRun]) -> list[tuple[str, TrainedRun]]:
-    """Label runs with their workload, and the optimizer if it differs."""
+    """Label runs with their workload, and with the optimizer if it differs."""
     optimizers = [run.settings["optimizer"] for run in chosen]
-    endings = [f", {name}" if len({*optimizers}) > 1 else "" for name in optimizers]
+    suffixes = [f", {name}" if len({*optimizers}) > 1 else "" for name in optimizers]
     return [
-        (run.workload + ending, run)
-        for run, ending in zip(chosen, endings, strict=True)
+        (run.workload + suffix, run)
+        for run, suffix in zip(chosen, suffixes, strict=True)
     ]
 
 
 def _budgets_from_one_run(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
-    """Take x* where the shorter runs ended, or at a half and three quarters."""
+    """Show gamma of the longest run, with x* at several epochs."""
+    # These are the epochs at which shorter runs ended, or a half and three quarters.
     chosen = sweep(runs, "epochs") or data_sets(runs)[:1]
     if not chosen:
         return panel("x* within one run", [], "gamma", epochs, needs="a run")
@@ -162,4 +163,4 @@ def _budgets_from_one_run(runs: Sequence[TrainedRun], epochs: EpochSelection) ->
 
 
 def _needs(factor: str) -> str:
-    return f"runs that differ in the {NAMES[factor]} only"
+    return f"runs that differ in the {SETTING_NAMES[factor]} only"

@@ -1,4 +1,4 @@
-"""Sub-commands that draw the paper's figures from a directory of runs."""
+"""Sub-commands that draw the paper's figures and test its statements on recorded runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ from analyzers.no_wrong_turns.figures import FIGURES, draw_figure
 from analyzers.no_wrong_turns.page import write_page
 from analyzers.no_wrong_turns.runs import describe, find_runs
 
-# A type checker knows no literal of computed strings.
+# A type checker does not accept a Literal of computed strings.
 if TYPE_CHECKING:
     FigureName = str
 else:
@@ -28,22 +28,22 @@ def figure(
 ) -> None:
     """Draw a figure of "No Wrong Turns" from recorded runs.
 
-    Chooses the runs that the figure needs by how they were trained, analyses those without
-    results, and writes figure-NUMBER.png.
+    Chooses the runs that the figure needs by their training settings, analyses the chosen
+    runs that have no results yet, and writes figure-NUMBER.png.
 
     Parameters
     ----------
     number : str
-        Number of the figure in the arXiv version; controls, measurements and theory are
-        not in the paper.
+        Number of the figure in the arXiv version, or controls, measurements or theory,
+        which are not in the paper.
     stores : Path
-        Directory with the runs, at any depth.
+        Directory that contains the runs, at any depth.
     out : Path, optional
-        Directory to write to. Default: the directory of the runs.
+        Directory for the figure. Default: the directory of the runs.
     keep_final : bool, default: False
         Also show the final epoch, in which x* and the path are not independent.
     until : int, optional
-        Last epoch to show; the paper shows ImageNet until 155.
+        Last epoch to show. The paper shows ImageNet up to epoch 155.
     """
     runs = find_runs(stores)
     epochs = EpochSelection(keep_final=keep_final, until=until)
@@ -62,21 +62,22 @@ def paper(
     keep_final: bool = False,
     until: int | None = None,
 ) -> None:
-    """Draw the figures of "No Wrong Turns" for which there are runs; test its statements.
+    """Draw the figures of "No Wrong Turns" from recorded runs, and test its statements.
 
-    Writes paper.md, with every figure followed by the paper's statements and whether these
-    runs support them.
+    Draws every figure for which there are runs. Writes paper.md, where each figure is
+    followed by the paper's statements on it and a verdict: supported, contradicted or
+    inconclusive.
 
     Parameters
     ----------
     stores : Path
-        Directory with the runs, at any depth.
+        Directory that contains the runs, at any depth.
     out : Path
-        Directory to write to, such as docs.
+        Directory for the page and its figures, such as docs.
     keep_final : bool, default: False
         Also show the final epoch, in which x* and the path are not independent.
     until : int, optional
-        Last epoch to show; the paper shows ImageNet until 155.
+        Last epoch to show. The paper shows ImageNet up to epoch 155.
     """
     runs = find_runs(stores)
     epochs = EpochSelection(keep_final=keep_final, until=until)

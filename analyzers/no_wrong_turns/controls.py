@@ -1,4 +1,4 @@
-"""Figure of controls, which the paper lacks: gamma where there is nothing to find."""
+"""Figure of gamma in controls, which is not in the paper."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -27,13 +27,13 @@ from analyzers.no_wrong_turns.runs import (
 from trajstore.reading.run import Run
 
 NO_CONTROL: Final = "training"
-"""Label of the run that is not a control."""
+"""Label of runs that are not controls."""
 
 
 def gamma_of_controls(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Gamma of controls and of random walks, and of one run relative to other targets."""
+    """Show gamma of controls, of random walks, and of one run relative to other targets."""
     controls = [
         (label.replace("none", NO_CONTROL), run)
         for label, run in labelled_sweep(runs, "control")
@@ -77,27 +77,28 @@ def _by_walk(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
 def _by_target(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
     seeds = sweep(runs, "seed")
     chosen = (seeds or data_sets(runs))[:1]
-    others = [run.run for run in seeds[1:2]]
-    curves = [c for run in chosen for c in _of_targets(run.run, others, epochs)]
+    other_seeds = [run.run for run in seeds[1:2]]
+    curves = [c for run in chosen for c in _of_targets(run.run, other_seeds, epochs)]
     return _gamma_panel(title_of(chosen, "other points $x^*$"), curves)
 
 
 def _of_targets(
-    run: Run, others: Sequence[Run], epochs: EpochSelection
+    run: Run, other_seeds: Sequence[Run], epochs: EpochSelection
 ) -> Iterator[Curve]:
     yield curve(means_of(run, epochs), "gamma", label="own end")
     half = run.n_epochs // 2
     if half in run.stored.epoch_windows and half > 0:
         means = means_of(run, epochs, target=half)
         yield curve(means, "gamma", label=f"epoch {half}")
-    last = [
+    late_epochs = [
         epoch for epoch in run.stored.epoch_windows if epoch >= 3 * run.n_epochs // 4
     ]
-    if last:
-        means = means_of(run, epochs, target=average_of_epochs(run, last))
-        yield curve(means, "gamma", label=f"mean of {min(last)}-{max(last)}")
-    for other in others:
-        means = means_of(run, epochs, target=other)
+    if late_epochs:
+        means = means_of(run, epochs, target=average_of_epochs(run, late_epochs))
+        label = f"mean of {min(late_epochs)}-{max(late_epochs)}"
+        yield curve(means, "gamma", label=label)
+    for other_run in other_seeds:
+        means = means_of(run, epochs, target=other_run)
         yield curve(means, "gamma", label="end of another seed")
 
 

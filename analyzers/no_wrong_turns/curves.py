@@ -1,4 +1,4 @@
-"""Curves and panels of runs: means of epochs, without the final one as in the paper."""
+"""Curves of epoch means, without the final epoch as in the paper, and their panels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ NEEDS_NETWORK: Final = "a run of a network"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSelection:
-    """Epochs that figures show."""
+    """Range of epochs that figures show."""
 
-    keep_final: bool = False  # also the epoch in which x* and the path are dependent
-    until: int | None = None  # last epoch; the paper shows ImageNet until 155
+    keep_final: bool = False  # whether to show the epoch that depends on x*
+    until: int | None = None  # last epoch to show; 155 in the paper for ImageNet
 
     def last(self, n_epochs: int) -> int:
-        """Return the last epoch shown of a path of n epochs."""
+        """Return the last shown epoch of a path of `n_epochs` epochs."""
         last = n_epochs - 1 if self.keep_final or n_epochs == 1 else n_epochs - 2
         return last if self.until is None else min(last, self.until)
 
     def select(self, means: xr.Dataset, n_epochs: int) -> xr.Dataset:
-        """Return the epochs shown of a dataset with dimension epoch."""
+        """Return the part of `means` that belongs to shown epochs."""
         return means.isel(epoch=np.flatnonzero(means["epoch"] <= self.last(n_epochs)))
 
 
 AS_PUBLISHED: Final = EpochSelection()
-"""All epochs but the final one."""
+"""All epochs except the final epoch."""
 
 
 def means_of(
     run: Run, epochs: EpochSelection, *, target: TargetLike = "final"
 ) -> xr.Dataset:
-    """Return `analyzers.epoch_means` of the epochs shown, loaded."""
-    # If `target` is the number of an epoch, the path ends there.
+    """Return the loaded result of `analyzers.epoch_means` for the shown epochs."""
+    # If `target` is the number of an epoch, the path ends at that epoch.
     means = _means_to_final(run) if target == "final" else _means(run, target)
     n_epochs = target if isinstance(target, int) else run.n_epochs
     return epochs.select(means, n_epochs)
@@ -56,14 +56,14 @@ def _means(run: Run, target: TargetLike) -> xr.Dataset:
 
 @lru_cache(maxsize=64)
 def _means_to_final(run: Run) -> xr.Dataset:
-    """Return the means that many figures show, of a run as it was when it was opened."""
+    """Return the epoch means relative to the final iterate, which many figures share."""
     return _means(run, "final")
 
 
 def curve(
     means: xr.Dataset, quantity: str, *, label: str = "", scale: float = 1.0
 ) -> Curve:
-    """Return a quantity times a positive scale: means, standard errors, and extremes."""
+    """Return a curve of means, standard errors and extremes, times a positive scale."""
     y, stderr, low, high = (
         scale * means[f"{quantity}{ending}"].values
         for ending in ("", "_stderr", "_min", "_max")

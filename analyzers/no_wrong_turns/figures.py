@@ -1,4 +1,4 @@
-"""Table of the figures: the paper's by number, and ours by name."""
+"""Table of figures: the paper's figures by number, and our own by name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,18 +35,18 @@ from analyzers.no_wrong_turns.single_runs import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperFigure:
-    """How a figure is made."""
+    """Definition of a figure."""
 
     title: str
     panels: Callable[[Sequence[TrainedRun], EpochSelection], list[Panel]]
     needs: str
     n_columns: int = 2
-    note: str = ""  # what is unknown about the original, or ours
+    note: str = ""  # differences from the paper's figure, for the page
 
 
 ABLATION_NOTE: Final = (
-    "The paper's figures 7 to 11 show RSI and EB of its comparisons; which of them shows "
-    "which is not known, and the order here is ours."
+    "The paper's figures 7 to 11 show RSI and EB of its comparisons. We do not know which "
+    "figure shows which comparison; the order here is ours."
 )
 
 FIGURES: Final = {
@@ -54,8 +54,8 @@ FIGURES: Final = {
         title="gamma by model, batch size, optimizer and data set",
         panels=gamma_by_setting,
         needs=NEEDS_NETWORK,
-        note="What the paper's fourth panel shows is not known; its text speaks of four "
-        "data sets.",
+        note="We do not know the content of the paper's fourth panel; its text mentions "
+        "four data sets.",
     ),
     "2": PaperFigure(
         title="gamma, RSI and EB of single runs",
@@ -73,20 +73,22 @@ FIGURES: Final = {
         panels=gamma_by_seed_and_budget,
         needs=NEEDS_NETWORK,
         n_columns=3,
-        note="The last panel is ours: the budgets from one run, with x* at several epochs.",
+        note="The last panel is ours: it replaces the budgets by one run with x* taken at "
+        "several epochs.",
     ),
     "5": PaperFigure(
         title="counter-examples: asymmetric linear model and sinusoidal mixture",
         panels=counter_examples,
         needs="a run of alm or sm",
         n_columns=3,
-        note="The constants of both functions are not known; ours follow the paper's prose.",
+        note="We do not know the constants of the two functions; ours follow the paper's "
+        "description.",
     ),
     "6": PaperFigure(
         title="gamma by batch size",
         panels=gamma_by_batch_size,
         needs="runs that differ in the batch size only",
-        note="The scaled panel is ours.",
+        note="The panel of scaled gamma is ours.",
     ),
     "7": PaperFigure(
         title="RSI and EB by model",
@@ -139,23 +141,23 @@ FIGURES: Final = {
         title="gamma of controls, of random walks, and relative to other points",
         panels=gamma_of_controls,
         needs=NEEDS_NETWORK,
-        note="Not in the paper: what its reviewers asked for.",
+        note="These controls are not in the paper; its reviewers asked for them.",
     ),
     "measurements": PaperFigure(
         title="other gradients, updates, and gradients some steps apart",
         panels=other_measurements,
         needs="a run that was recorded with other gradients, or with updates",
-        note="Measured by the published code, and not shown in the paper. Bars are the "
-        "errors of single pairs where gradients or iterates are compared: the fixed "
-        "probes' errors do not average out.",
+        note="The published code measures these quantities, but the paper does not show "
+        "them. Where pairs of gradients or iterates are compared, bars show the error of a "
+        "single pair, because the errors of fixed probes do not average out.",
     ),
     "theory": PaperFigure(
         title="decrease of the distance in a step, by theory and measured",
         panels=theory_and_data,
         needs="a run of plain SGD without weight decay",
         n_columns=1,
-        note="Equations (4), (6) and (7) of the paper, for one run. The last is 0 where "
-        "the smallest RSI is not positive, and nothing is guaranteed.",
+        note="Equations (4), (6) and (7) of the paper, for one run. If the smallest RSI is "
+        "not positive, equation (7) is 0 and guarantees nothing.",
     ),
 }
 """All figures, numbered as in the arXiv version."""
@@ -164,7 +166,7 @@ FIGURES: Final = {
 def panels_of(
     number: str, runs: Sequence[TrainedRun], *, epochs: EpochSelection
 ) -> list[Panel]:
-    """Return the panels of a figure; none if no panel has a curve."""
+    """Return the panels of a figure, or an empty list if no panel has a curve."""
     panels = FIGURES[number].panels(runs, epochs)
     return panels if any(panel.curves for panel in panels) else []
 
@@ -172,7 +174,7 @@ def panels_of(
 def draw_figure(
     number: str, runs: Sequence[TrainedRun], *, epochs: EpochSelection = AS_PUBLISHED
 ) -> Figure:
-    """Draw a figure of the table; a ValueError says what it needs if it has no curves."""
+    """Draw a figure of the table; raise a ValueError if runs for it are missing."""
     panels = panels_of(number, runs, epochs=epochs)
     if not panels:
         raise ValueError(missing_runs(number, runs))
@@ -180,6 +182,6 @@ def draw_figure(
 
 
 def missing_runs(number: str, runs: Sequence[TrainedRun]) -> str:
-    """Return a sentence on the runs that a figure needs, and those found."""
+    """Return a sentence on the runs that a figure needs and the runs found."""
     name = f"Figure {number}" if number.isdecimal() else f"The figure of {number}"
     return f"{name} needs {FIGURES[number].needs}; found {describe(runs)}."

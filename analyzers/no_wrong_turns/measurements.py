@@ -1,4 +1,4 @@
-"""Figures that the paper lacks: other measurements, and theory of the steps."""
+"""Figures of other measurements and of the theory of steps, which are not in the paper."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -22,10 +22,12 @@ from analyzers.no_wrong_turns.runs import (
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, UPDATE
 from trajstore.reading.run import Run
 
-NEEDS: Final = "a run that was recorded with other gradients, or with updates"
+NEEDS_MEASUREMENTS: Final = (
+    "a run that was recorded with other gradients, or with updates"
+)
 NEEDS_UPDATES: Final = "a run that was recorded with updates"
-DIRECTIONS: Final = {FIXED_BATCHES: "ten fixed batches", FULL_BATCH: "all data"}
-"""Measurements in words."""
+DIRECTION_NAMES: Final = {FIXED_BATCHES: "ten fixed batches", FULL_BATCH: "all data"}
+"""Names of measurements as figures show them."""
 
 LAGS: Final = (1, 5, 20)
 
@@ -33,7 +35,7 @@ LAGS: Final = (1, 5, 20)
 def other_measurements(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Gamma of other directions, and how gradients some steps apart relate."""
+    """Show gamma of other directions, and compare gradients and iterates by lag."""
     chosen = [run for run in plain_runs(runs) if run.run.measurements][:1]
     directions = [c for run in chosen for c in _by_direction(run, epochs)]
     updates = [c for run in chosen for c in _of_updates(run.run, epochs)]
@@ -47,7 +49,7 @@ def other_measurements(
             title=title_of(chosen, "gradients"),
             ylabel=LABELS["gamma"],
             curves=tuple(directions),
-            needs=NEEDS,
+            needs=NEEDS_MEASUREMENTS,
         ),
         Panel(
             title=title_of(chosen, "updates"),
@@ -59,14 +61,14 @@ def other_measurements(
             title=title_of(chosen, "gradients steps apart"),
             ylabel="cosine, orthogonal to $x - x^*$",
             curves=cosines,
-            needs=NEEDS,
+            needs=NEEDS_MEASUREMENTS,
             is_ordered=True,
         ),
         Panel(
             title=title_of(chosen, "iterates steps apart"),
             ylabel="$|x_j - x_k|$",
             curves=distances,
-            needs=NEEDS,
+            needs=NEEDS_MEASUREMENTS,
             is_ordered=True,
         ),
     ]
@@ -83,7 +85,7 @@ def _by_direction(run: TrainedRun, epochs: EpochSelection) -> Iterator[Curve]:
             means["gamma"].values,
             style="--",
         )
-    for name, label in DIRECTIONS.items():
+    for name, label in DIRECTION_NAMES.items():
         if name in recorded.measurements:
             geometry = store_geometry(recorded.measured(name))
             yield curve(_means(geometry, recorded, epochs), "gamma", label=label)
@@ -107,7 +109,8 @@ def _means(geometry: xr.Dataset, run: Run, epochs: EpochSelection) -> xr.Dataset
 
 
 def _by_lag(run: Run, epochs: EpochSelection) -> dict[str, list[Curve]]:
-    """Return means over the pairs of an epoch; averaging hardly lowers their errors."""
+    """Return curves of means over the pairs of an epoch, by quantity."""
+    # Bars are errors of single pairs: errors of fixed probes hardly average out.
     pairs = lagged_gradients(run, lags=LAGS, every=7).compute()
     by_epoch = epochs.select(pairs.groupby("epoch").mean(), run.n_epochs)
     return {
@@ -125,7 +128,7 @@ def _by_lag(run: Run, epochs: EpochSelection) -> dict[str, list[Curve]]:
 
 
 def theory_and_data(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
-    """Decrease of the squared distance in a step of plain SGD, by theory and in fact."""
+    """Show the decrease of the squared distance in a step of SGD, in theory and measured."""
     chosen = [
         run
         for run in plain_runs(runs)
@@ -160,6 +163,6 @@ def _decreases(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
         yield Curve(label, x, means[label].values, style=style)
     last = epochs.last(run.n_epochs)
     before_end = geometry.isel(step=np.flatnonzero(run.stored.epochs <= last))
-    promised = 1 - float(linear_rate(before_end)["rate"])
-    if np.isfinite(promised):
-        yield Curve("guaranteed by the extremes", x, np.full(len(x), promised))
+    guaranteed = 1 - float(linear_rate(before_end)["rate"])
+    if np.isfinite(guaranteed):
+        yield Curve("guaranteed by the extremes", x, np.full(len(x), guaranteed))

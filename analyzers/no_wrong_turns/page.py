@@ -1,4 +1,4 @@
-"""Page of all figures that can be drawn, with the verdicts on the paper's statements."""
+"""Page of figures drawn from recorded runs, with verdicts on the paper's statements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,34 +17,35 @@ from analyzers.no_wrong_turns.runs import TrainedRun, describe
 DPI: Final = 110
 
 COLORS: Final = 128
-"""Colours of a figure, which bound the size of its file."""
+"""Number of colours in a figure, which limits the size of its file."""
 
 PREAMBLE: Final = """\
 # The paper's figures, from our runs
 
-Made by `traj-analyze paper`, numbers and verdicts included, from {runs}. Data: {data}.
+This page, including its numbers and verdicts, was made by `traj-analyze paper` from {runs}. Data: {data}.
 
 The paper is C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The
 Simple Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922. Its
-statements are given in our words, its figures by their numbers. Verdicts are about these
-runs; they prove nothing about the paper's data and models.
+statements are given in our words, and its figures are cited by number. Verdicts apply to
+these runs only; they prove nothing about the paper's data and models.
 
-Lines are means over the steps of an epoch, with bars of one standard error of the mean.
-Bands span the smallest and the largest step, errors of single estimates included, and are
-cut where they reach far beyond the lines. The final epoch is left out, except from the
-distance travelled. Verdicts hold at two standard errors: **supported** if all of the number
-± 2 standard errors satisfies the statement, **contradicted** if none of it does,
-**inconclusive** otherwise. "Mid-run" is the middle half of the epochs. Errors are those of
-the mean, as `analyzers.no_wrong_turns.claims.statistics.mean_over` defines them; where
-settings are compared, they include the standard deviation over seeds, of the same workload
-if there are any, else of another.
+Lines show means over the steps of an epoch, and bars show one standard error of the mean.
+Bands span the smallest and the largest value in the epoch, including the errors of single
+estimates, and are cut off far beyond the lines. The final epoch is left out, except in
+figures of the distance travelled. A statement is **supported** if the whole interval of ± 2
+standard errors around the number satisfies it, **contradicted** if no part of the interval
+does, and **inconclusive** otherwise. "Mid-run" means the middle half of the epochs. Errors
+are standard errors of the mean, as
+`analyzers.no_wrong_turns.claims.statistics.mean_over` defines them. Where settings are
+compared, they include the standard deviation over seeds of the same workload, or of another
+workload if there are none.
 """
 
 
 def write_page(
     runs: Sequence[TrainedRun], out: Path, *, epochs: EpochSelection
 ) -> Path:
-    """Write ``paper.md`` to a directory, and figures to ``images/paper`` in it."""
+    """Write ``paper.md`` to `out` and figures to ``images/paper`` below; return the page."""
     if not runs:
         raise ValueError(
             f"The page needs runs of networks; found {describe(runs)}. Record some with "
@@ -61,15 +62,15 @@ def write_page(
             figure = draw_panels(panels, n_columns=FIGURES[number].n_columns)
             save_small(figure, images / f"figure-{number}.png")
             plt.close(figure)
-        of_figure = [finding for finding in found if finding.figure == number]
-        parts.append(_section(number, of_figure, runs, is_drawn=bool(panels)))
+        on_figure = [finding for finding in found if finding.figure == number]
+        parts.append(_section(number, on_figure, runs, is_drawn=bool(panels)))
     page = out / "paper.md"
     page.write_text("\n".join(parts))
     return page
 
 
 def save_small(figure: Figure, path: Path) -> None:
-    """Save a figure with few colours."""
+    """Save a figure with few colours, to keep its file small."""
     figure.savefig(path, dpi=DPI)
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Runs in a directory, chosen by how they were trained."""
+"""Find runs in a directory, and choose runs by their training settings."""
 
 import json
 import math
@@ -32,37 +32,37 @@ COUPLED_SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "control": ("lr",),
     "width": (),
 }
-"""Settings that may change together with the one that a sweep varies: learning rates are
-tuned to batch sizes and optimizers."""
+"""Settings that may vary together with the setting of a sweep: learning rates are tuned to
+batch sizes and optimizers."""
 
-RESULTS: Final = ".analysis.zarr"
-"""Ending of the stores of results."""
+RESULTS_SUFFIX: Final = ".analysis.zarr"
+"""Suffix of stores that hold results."""
 
 COUNTER_EXAMPLES: Final = ("alm", "sm")
 NOT_NEURAL_NETWORKS: Final = (*COUNTER_EXAMPLES, "halfspace")
 
-HAS_CLOSED_FORM_PREFIX: Final = "deep-linear-"
-"""Prefix of workloads with a closed-form solution; they stand for no other network."""
+CLOSED_FORM_PREFIX: Final = "deep-linear-"
+"""Prefix of workloads with a closed-form solution, which do not represent other networks."""
 
-WIDTH_ENDING: Final = re.compile(r"-(2|half|wide)$")
-"""Ending of workloads whose width is not the standard one."""
+WIDTH_SUFFIX: Final = re.compile(r"-(2|half|wide)$")
+"""Suffix of workloads that differ from the standard width."""
 
 LABEL_ORDER: Final = (*OPTIMIZERS, *CONTROLS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedRun:
-    """A run and how it was trained."""
+    """A run and its training settings."""
 
     run: Run
     settings: Mapping[str, Any]
     workload: str
-    family: str  # the data set: first word of the workload
-    title: str  # the family, marked if its data is a stand-in
+    family: str  # data set: the first word of the workload
+    title: str  # family, with a note if its data is a stand-in
 
 
 def trained(run: Run) -> TrainedRun:
-    """Read how a run was trained."""
+    """Read the training settings of a run."""
     settings: Mapping[str, Any] = run.attrs[TRAINING]
     family = settings["workload"].partition("-")[0]
     note = str(run.attrs.get(DATA, ""))
@@ -77,9 +77,9 @@ def trained(run: Run) -> TrainedRun:
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[TrainedRun]:
-    """Open the complete runs below a directory that state their training, by path."""
-    # Branches of other runs are left out, and so are stores that cannot be opened as a
-    # run, with a UserWarning.
+    """Open all complete runs below a directory that have training settings, by path."""
+    # Branches of other runs are left out. Stores that cannot be opened as a run are left
+    # out with a UserWarning.
     if not Path(directory).is_dir():
         raise NotADirectoryError(
             f"There is no directory {os.fspath(directory)!r} to find runs in."
@@ -89,7 +89,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[TrainedRun]:
         directories.sort()
         if "zarr.json" in files:
             directories.clear()
-            if not path.endswith(RESULTS):
+            if not path.endswith(RESULTS_SUFFIX):
                 runs += _opened(path)
     return [
         trained(run)
@@ -113,19 +113,19 @@ def plain_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
         for run in runs
         if run.settings["control"] == "none"
         and not run.settings[FULL_BATCH]
-        and not run.workload.startswith(HAS_CLOSED_FORM_PREFIX)
+        and not run.workload.startswith(CLOSED_FORM_PREFIX)
     ]
 
 
 def full_batch_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose one full-batch run for every data set."""
+    """Choose one full-batch run per data set."""
     chosen = {run.family: run for run in runs if run.settings[FULL_BATCH]}
     return [chosen[name] for name in sorted(chosen)]
 
 
 def sweep(runs: Iterable[TrainedRun], factor: str) -> list[TrainedRun]:
-    """Choose runs that differ only in one setting, or coupled ones, in its order."""
-    # Among groups with at least two values, take the one with most values, then most runs.
+    """Choose runs that differ in one setting and its coupled settings only, in order."""
+    # Chooses the group of runs with the most values of the setting, then with the most runs.
     plain = runs if factor == "control" else plain_runs(runs)
     free = {factor, *COUPLED_SETTINGS[factor], *NON_ESSENTIAL_SETTINGS}
     groups: defaultdict[str, list[TrainedRun]] = defaultdict(list)
@@ -144,30 +144,30 @@ def _values(runs: Iterable[TrainedRun], factor: str) -> set[Any]:
 
 
 def _order(value: Any) -> Any:
-    """Put numbers in order, and optimizers and controls as they are listed."""
+    """Return a sort key: numbers by value, optimizers and controls in their listed order."""
     return LABEL_ORDER.index(value) if value in LABEL_ORDER else value
 
 
 def labelled_sweep(
     runs: Iterable[TrainedRun], factor: str
 ) -> list[tuple[str, TrainedRun]]:
-    """Label the runs of a sweep with the setting, and coupled ones if they differ."""
+    """Label the runs of a sweep with the setting, and with coupled settings that differ."""
     chosen = sweep(runs, factor)
     return [(_label(run, factor, chosen), run) for run in chosen]
 
 
 def _label(run: TrainedRun, factor: str, among: Sequence[TrainedRun]) -> str:
-    same = [r for r in among if r.settings[factor] == run.settings[factor]]
+    alike = [r for r in among if r.settings[factor] == run.settings[factor]]
     differing = [
         f"{name} {run.settings[name]:g}"
         for name in COUPLED_SETTINGS[factor]
-        if len(_values(same, name)) > 1
+        if len(_values(alike, name)) > 1
     ]
     return ", ".join([f"{run.settings[factor]}", *differing])
 
 
 def base_run(runs: Sequence[TrainedRun]) -> TrainedRun:
-    """Choose the run that shares most settings with the others: they vary it."""
+    """Choose the run that shares the most settings with the other runs."""
     items = {
         run: [(key, json.dumps(value)) for key, value in run.settings.items()]
         for run in runs
@@ -177,7 +177,7 @@ def base_run(runs: Sequence[TrainedRun]) -> TrainedRun:
 
 
 def base_runs(runs: Iterable[TrainedRun]) -> dict[str, TrainedRun]:
-    """Choose the base run of every workload, among runs that are not controls."""
+    """Choose the base run of every workload among minibatch runs that are not controls."""
     by_workload: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in plain_runs(runs):
         by_workload[run.workload].append(run)
@@ -185,7 +185,7 @@ def base_runs(runs: Iterable[TrainedRun]) -> dict[str, TrainedRun]:
 
 
 def models(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose the base runs of the data set that most workloads train on."""
+    """Choose the base runs of the data set with the most workloads."""
     by_family: defaultdict[str, list[TrainedRun]] = defaultdict(list)
     for run in base_runs(runs).values():
         by_family[run.family].append(run)
@@ -194,7 +194,7 @@ def models(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def data_sets(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose one base run of a network for every data set, of its commonest workload."""
+    """Choose one network run per data set: the base run of its most frequent workload."""
     plain = [run for run in plain_runs(runs) if run.family not in NOT_NEURAL_NETWORKS]
     counts = Counter(run.workload for run in plain)
     chosen: dict[str, TrainedRun] = {}
@@ -204,12 +204,12 @@ def data_sets(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def scheduled(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose one run for every data set whose learning rate falls to zero."""
+    """Choose one run per data set among runs whose learning rate falls to zero."""
     return data_sets(run for run in runs if run.settings["schedule"] == "cosine")
 
 
 def mlp_and_resnet(runs: Sequence[TrainedRun]) -> dict[str, TrainedRun]:
-    """Choose an MLP and a ResNet on the same data, with similar training and size."""
+    """Choose an MLP and a ResNet on the same data, similar in training and size."""
     kinds = [
         [run for run in plain_runs(runs) if kind in run.workload]
         for kind in ("mlp", "resnet")
@@ -217,11 +217,11 @@ def mlp_and_resnet(runs: Sequence[TrainedRun]) -> dict[str, TrainedRun]:
     base = set(base_runs(runs).values())
 
     def difference(pair: tuple[TrainedRun, TrainedRun]) -> tuple[int, float, int]:
-        one, other = pair
+        mlp, resnet = pair
         n_different = sum(
-            value != other.settings.get(key) for key, value in one.settings.items()
+            value != resnet.settings.get(key) for key, value in mlp.settings.items()
         )
-        size_ratio = one.run.layout.n_params / other.run.layout.n_params
+        size_ratio = mlp.run.layout.n_params / resnet.run.layout.n_params
         return n_different, abs(math.log(size_ratio)), len({*pair} - base)
 
     pairs = [(a, b) for a, b in product(*kinds) if a.family == b.family]
@@ -232,19 +232,19 @@ def mlp_and_resnet(runs: Sequence[TrainedRun]) -> dict[str, TrainedRun]:
 
 
 def depths(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
-    """Choose base runs of ResNets of standard width on one data set, shallow to deep."""
+    """Choose base runs of ResNets of standard width on one data set, by depth."""
     # Names end with the number of layers, or with "-deep" for a deeper model.
     by_family: defaultdict[str, dict[int, TrainedRun]] = defaultdict(dict)
     for name, run in base_runs(runs).items():
-        if found := re.fullmatch(r"\w+-resnet(\d*)(-deep)?", name):
-            depth = int(found[1] or 0) + bool(found[2])
+        if match := re.fullmatch(r"\w+-resnet(\d*)(-deep)?", name):
+            depth = int(match[1] or 0) + bool(match[2])
             by_family[run.family][depth] = run
     largest = max(by_family.values(), key=len, default={})
     return [largest[depth] for depth in sorted(largest)] if len(largest) > 1 else []
 
 
 def widths(runs: Iterable[TrainedRun]) -> dict[str, tuple[TrainedRun, TrainedRun]]:
-    """Choose base runs of standard and of another width, by name of the latter."""
+    """Choose pairs of base runs of standard and of another width, by the latter's name."""
     base = base_runs(runs)
     return {
         name: (base[standard], run)
@@ -254,18 +254,18 @@ def widths(runs: Iterable[TrainedRun]) -> dict[str, tuple[TrainedRun, TrainedRun
 
 
 def standard_width(workload: str) -> str:
-    """Return the name of the workload of standard width."""
-    return WIDTH_ENDING.sub("", workload)
+    """Return the name of the same workload with the standard width."""
+    return WIDTH_SUFFIX.sub("", workload)
 
 
 def title_of(runs: Iterable[TrainedRun], what: str) -> str:
-    """Return a title: the data sets, and the quantity shown."""
+    """Return a title that names the data sets of runs and what is shown."""
     names = sorted({run.title for run in runs})
     return f"{', '.join(names)}: {what}" if names else what
 
 
 def describe(runs: Sequence[TrainedRun]) -> str:
-    """Summarise runs by workload, in a few words."""
+    """Describe the number of runs of every workload."""
     counts = Counter(run.workload for run in runs)
     if not counts:
         return "no complete run that says how it was trained"

@@ -1,4 +1,4 @@
-"""Figures of single runs, one for each data set."""
+"""Figures of single runs, one run per data set."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -27,17 +27,17 @@ from analyzers.no_wrong_turns.runs import (
     title_of,
 )
 
-COUNTER_NAMES: Final = {
+COUNTER_EXAMPLE_NAMES: Final = {
     "alm": "asymmetric linear model",
     "sm": "sinusoidal mixture",
 }
-"""Counter-examples in words."""
+"""Names of counter-examples as figures show them."""
 
 
 def quantities_of_single_runs(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 2: gamma, RSI and EB of one run for each data set, one row each."""
+    """Figure 2: gamma, RSI and EB of one run per data set, one row per run."""
     return [
         _of_run(run, quantity, epochs)
         for run in data_sets(runs)
@@ -48,7 +48,7 @@ def quantities_of_single_runs(
 def distance_of_single_runs(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 13: distance to x* of one run for each data set."""
+    """Figure 13: distance to x* of one run per data set."""
     return [_of_run(run, "distance", epochs) for run in data_sets(runs)]
 
 
@@ -60,7 +60,7 @@ def _of_run(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel:
 def lolr_and_schedule(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 3: locally optimal learning rate next to the rate used, one row each."""
+    """Figure 3: locally optimal and used learning rate of one run per data set."""
     falling = {run.family: run for run in scheduled(runs)}
     panels = []
     for any_run in data_sets(runs):
@@ -90,7 +90,7 @@ def _used_rate(run: TrainedRun, means: xr.Dataset) -> Curve:
 
 
 def counter_examples(runs: Sequence[TrainedRun], epochs: EpochSelection) -> list[Panel]:
-    """Figure 5: gamma, RSI and EB of every step of ALM and SM, one row each."""
+    """Figure 5: gamma, RSI and EB at every step of the counter-examples, one row per run."""
     base = base_runs(runs)
     return [
         _every_step(base[name], quantity, epochs)
@@ -105,7 +105,7 @@ def _every_step(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel
     last = epochs.last(run.run.n_epochs)
     values = geometry[quantity].isel(step=np.flatnonzero(run.run.stored.epochs <= last))
     return Panel(
-        title=f"{COUNTER_NAMES[run.family]}, every step",
+        title=f"{COUNTER_EXAMPLE_NAMES[run.family]}, every step",
         ylabel=LABELS[quantity],
         curves=(Curve("", values["step"].values, values.values, width=0.6),),
         needs="",
@@ -117,8 +117,8 @@ def _every_step(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel
 def distance_travelled_by_optimizer(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 12: distance from the start, and length of the path, by optimizer."""
-    del epochs  # The end is what matters here.
+    """Figure 12: distance from the start and length of the path, by optimizer."""
+    del epochs  # The final epoch is shown as well.
     labelled = labelled_sweep(runs, "optimizer")
     travelled = [
         (label, distance_travelled(run.run).groupby("epoch").mean())

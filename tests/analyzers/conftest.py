@@ -1,4 +1,4 @@
-"""Runs that say how they were trained, of a net of 23 parameters; ``traj-analyze``."""
+"""Small recorded runs with training settings, and functions that run ``traj-analyze``."""
 
 import sys
 from collections.abc import Callable
@@ -47,13 +47,13 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "alm": {"workload": "alm", "data": "true"},
     "sm": {"workload": "sm", "data": "true"},
 }
-"""What the runs of `paper_runs` have different from `BASE`."""
+"""Settings of each run of `paper_runs` that differ from `BASE`."""
 
 STEPS_PER_EPOCH = 6
 
 
 def record(path: Path, training: dict[str, Any], **options: Any) -> None:
-    """Record noisy gradients of a least-squares problem under given settings."""
+    """Train on a noisy least-squares problem with the given settings, and record the run."""
     import torch
 
     from trajstore import Recorder
@@ -94,7 +94,7 @@ def record(path: Path, training: dict[str, Any], **options: Any) -> None:
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of runs that differ in one setting; results are kept next to them."""
+    """Return a directory of runs that differ in a setting; results are stored next to them."""
     pytest.importorskip("torch")
     directory = tmp_path_factory.mktemp("stores")
     for name, different in DIFFERENT.items():
@@ -105,7 +105,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def paper_runs(stores: Path) -> dict[str, Run]:
-    """The runs of `stores` by name."""
+    """Return the runs of `stores` by name."""
     return {
         name: trajstore.open_run(stores / "sweep" / f"{name}.zarr")
         for name in DIFFERENT
@@ -143,7 +143,7 @@ def geometry_of() -> Callable[..., xr.Dataset]:
 def traj_analyze(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Return a function that runs the command, and returns what it prints."""
+    """Return a function that runs ``traj-analyze`` and returns the printed text."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
 
@@ -161,7 +161,7 @@ def traj_analyze(
 def refused(
     traj_analyze: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Return a function that runs a command that fails, and returns its one sentence."""
+    """Return a function that runs a failing command and returns its error message."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit, match=r"^1$"):

@@ -4,5 +4,5 @@ import pytest
 
 
 def fail_if_computed(*_args: object, **_kwargs: object) -> None:
-    """A Dask scheduler that fails the test."""
+    """Fail the test; serves as a Dask scheduler."""
     pytest.fail("computed while building the graph")

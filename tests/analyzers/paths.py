@@ -1,4 +1,4 @@
-"""Whole paths in float64, to compare with recorded products."""
+"""Whole paths in float64, for comparison with recorded products."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Path(NamedTuple):
-    """Gradients (step, param), and iterates (step + 1, param)."""
+    """Gradients (step, param) and iterates (step + 1, param) of a run."""
 
     gradients: Array
     iterates: Array
@@ -36,12 +36,12 @@ def path_of(run: Run) -> Path:
 
 
 def products(a: Array, b: Array) -> Array:
-    """Inner products of rows."""
+    """Return the inner products of corresponding rows."""
     result: Array = (a * b).sum(-1)
     return result
 
 
 def norms(a: Array) -> Array:
-    """Norms of rows."""
+    """Return the norms of rows."""
     result: Array = np.linalg.norm(a, axis=-1)
     return result

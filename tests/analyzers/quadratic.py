@@ -1,4 +1,4 @@
-"""Gradient descent on quadratics, known in closed form."""
+"""Gradient descent on quadratics, whose iterates have a closed form."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def descend(
     exact: bool = True,
     attrs: dict[str, Any] | None = None,
 ) -> Run:
-    """Record steps with the gradient ``eigenvalues * x + noise``, one for each rate."""
+    """Record one step for each rate, with the gradient ``eigenvalues * x + noise``."""
     import torch
 
     from trajstore import Recorder
@@ -50,7 +50,7 @@ def descend(
 
 
 def iterates(eigenvalues: Any, rates: Sequence[float], start: Any = 1.0) -> Any:
-    """Return the iterates before every step without noise, float64 of (step, param)."""
+    """Return the noise-free iterates before every step, float64 (step, param)."""
     curvature = np.asarray(eigenvalues, float)
     x = np.broadcast_to(start, curvature.shape).astype(float)
     path = []

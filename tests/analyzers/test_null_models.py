@@ -1,9 +1,9 @@
-"""What every analysis says of runs in which there is nothing to find.
+"""Test every analysis on null models: runs in which there is nothing to find.
 
-`TABLE` has a line for every public analysis of runs: how it is called, where its result
-may be NaN, as its documentation says, and what it has to be on a recorded random walk and
-on a run whose labels are noise. A new analysis gets a line there; the last test fails
-until it has one.
+`TABLE` has an entry for every public analysis of runs. The entry states how to call the
+analysis, where its documentation allows NaN, and which values are expected for a recorded
+random walk and for a run with noise as labels. The last test fails until a new analysis has
+an entry.
 """
 
 import inspect
@@ -39,12 +39,12 @@ class Model(NamedTuple):
 
     @property
     def left(self) -> Any:
-        """Steps from every step to the end, shape (step,)."""
+        """Return the number of remaining steps before every step, shape (step,)."""
         return self.run.n_steps - np.arange(self.run.n_steps)
 
     @property
     def spread(self) -> float:
-        """Deviation of the cosine of two random directions."""
+        """Return the standard deviation of the cosine of two random directions."""
         return float(self.run.layout.n_params**-0.5)
 
 
@@ -54,7 +54,7 @@ class Model(NamedTuple):
     ids=["random-walk", "random-walk without a basis", "label-noise"],
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
-    """A net of 17,226 parameters, recorded as users do."""
+    """Record a net of 17,226 parameters as users would."""
     control, basis = request.param
     path = tmp_path_factory.mktemp("null") / f"{control}.zarr"
     training = Training(
@@ -84,11 +84,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Model:
 
 Result = xr.Dataset | xr.DataArray
 Check = Callable[[Any, Model], None]
-"""Checks a result, and fails if it is wrong."""
+"""Function that asserts that a result has the expected values."""
 
 
 def z_is_normal(z: Any) -> None:
-    """Errors in standard errors: none beyond 5, and on the whole neither more nor less."""
+    """Check that errors match their standard errors, with no z-score above 5."""
     z = np.asarray(z).ravel()
     assert len(z) > 20
     assert abs(z).max() < 5
@@ -96,7 +96,7 @@ def z_is_normal(z: Any) -> None:
 
 
 def averages_to_zero(values: Any) -> None:
-    """Within five standard errors of the mean of values that scatter."""
+    """Check that the mean is within five of its standard errors of zero."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
     assert len(values) > 20
@@ -104,20 +104,20 @@ def averages_to_zero(values: Any) -> None:
 
 
 def near(value: Any, expected: Any, deviation: Any) -> None:
-    """Within five deviations."""
+    """Check that values are within five deviations of their expectation."""
     assert (abs(np.asarray(value) - expected) < 5 * np.asarray(deviation)).all()
 
 
 def nothing_known(result: Any, model: Model) -> None:
-    """No value is known beforehand: finite is all that it has to be."""
+    """Accept any value, since none is known beforehand."""
 
 
 def walk_geometry(geometry: xr.Dataset, model: Model) -> None:
-    """Equation (8): gamma is 1 / sqrt(T - k), RSI its square and EB itself, over lr."""
+    """Equation (8): gamma is 1 / sqrt(T - k), RSI is gamma^2 / lr, and EB is gamma / lr."""
     left, spread = model.left, model.spread
     deviation = np.hypot(geometry.gamma_stderr, spread)
     z_is_normal((geometry.gamma - left**-0.5) / deviation)
-    # As far as all of the walk is from its expected length.
+    # The whole walk also deviates from its expected length.
     near(
         geometry.distance,
         LR * left**0.5,
@@ -143,7 +143,7 @@ def walk_excess(excess: xr.Dataset, model: Model) -> None:
 
 
 def noise_excess(excess: xr.Dataset, model: Model) -> None:
-    """Steps along noise go where a walk of their lengths goes, on the average."""
+    """Gradients of label noise have the gamma of a random walk on average."""
     averages_to_zero(excess.excess[STEPS_PER_EPOCH:-STEPS_PER_EPOCH])
 
 
@@ -152,9 +152,9 @@ def walk_lags(lagged: xr.Dataset, model: Model) -> None:
         stderr = np.hypot(lagged[f"{name}_stderr"], model.spread)
         z_is_normal((lagged[name] / stderr).values[np.isfinite(lagged[name].values)])
     expected = LR * np.sqrt(lagged.lag)
-    is_there = np.isfinite(lagged.distance)
+    is_known = np.isfinite(lagged.distance)
     deviation = lagged.distance_stderr + expected * model.spread
-    near((lagged.distance - expected).where(is_there, 0), 0, deviation.fillna(1))
+    near((lagged.distance - expected).where(is_known, 0), 0, deviation.fillna(1))
 
 
 def noise_lags(lagged: xr.Dataset, model: Model) -> None:
@@ -179,7 +179,7 @@ def noise_zigzag(cosine: xr.Dataset, model: Model) -> None:
 
 
 def neither(segments: xr.Dataset, model: Model) -> None:
-    """No step is one of a zigzag, or of a smooth part."""
+    """No step belongs to a zigzag or to a smooth segment."""
     assert segments.sizes["segment"] == 1
     assert not segments.label.any()
 
@@ -189,12 +189,12 @@ def neither_in_any_layer(layers: xr.Dataset, model: Model) -> None:
 
 
 def walk_lag_curve(curve: xr.Dataset, model: Model) -> None:
-    # One set of probes sees all pairs: the errors of lags are not independent.
+    # All pairs share one set of probes, so errors of different lags are correlated.
     near(curve.cosine, 0, np.hypot(curve.cosine_stderr, model.spread))
 
 
 def walk_smoothness(smooth: xr.Dataset, model: Model) -> None:
-    """Gradients of norm 1 that are orthogonal, and steps of the length of the rate."""
+    """Gradients are orthogonal with norm 1, and steps have the length lr."""
     near(smooth.smoothness[1:], 2**0.5 / LR, 2**-0.5 * model.spread / LR)
     near(smooth.curvature[1:], 1 / LR, model.spread / LR)
 
@@ -208,24 +208,24 @@ def walk_aiming(aiming: xr.Dataset, model: Model) -> None:
 
 
 def walk_aiming_full(aiming: xr.Dataset, model: Model) -> None:
-    """The gradient of all data does not know where a walk will go."""
+    """The gradient of all data is unrelated to the later steps of the walk."""
     near(aiming.cosine, 0, np.hypot(aiming.cosine_stderr, model.spread))
 
 
 def walk_alpha_beta(triples: xr.Dataset, model: Model) -> None:
-    """<g_k, x_k - x*> is the learning rate: of all later steps only one counts."""
+    """<g_k, x_k - x*> is lr: only step k of all remaining steps contributes."""
     deviation = triples.product_stderr + LR * model.left**0.5 * model.spread
     near(triples["product"], LR, deviation)
 
 
 def walk_pl(pl: xr.Dataset, model: Model) -> None:
-    """The gradient has norm 1, whatever the loss is."""
-    of_two = pl.mu.sel(delta=2.0) * 2 * pl.loss
-    np.testing.assert_allclose(of_two, 1, rtol=1e-3)
+    """The gradient has norm 1 for every loss."""
+    grad_sq = pl.mu.sel(delta=2.0) * 2 * pl.loss
+    np.testing.assert_allclose(grad_sq, 1, rtol=1e-3)
 
 
 def walk_products(products: xr.Dataset, model: Model) -> None:
-    """Of a step with the gradient before it, and with the one after."""
+    """Products are -lr with the gradient before the step, and about 0 with the next."""
     np.testing.assert_allclose(products.before, -LR, rtol=1e-4)
     near(products.after[:-1], 0, LR * model.spread)
 
@@ -240,13 +240,13 @@ def nothing_invariant(layers: xr.Dataset, model: Model) -> None:
 
 
 def walk_contraction(bound: xr.Dataset, model: Model) -> None:
-    """A step of the walk undoes its part of the squared distance."""
+    """Each step removes its own part of the squared distance to the end."""
     deviation = bound.ratio_stderr + 2 * model.left**-0.5 * model.spread
     near(bound.ratio, 1 - 1 / model.left, deviation + 1e-6)
 
 
 def walk_decrease(decrease: xr.Dataset, model: Model) -> None:
-    """As above: the walk's learning rate is the locally optimal one."""
+    """The learning rate of the walk is locally optimal."""
     deviation = decrease.ratio_stderr + 2 * model.left**-0.5 * model.spread
     # The mean of a square exceeds the square of the mean by the variance.
     bias = model.geometry.gamma_stderr**2 + model.spread**2
@@ -258,7 +258,7 @@ def walk_lolr(lolr: xr.Dataset, model: Model) -> None:
 
 
 def walk_rate(rate: xr.Dataset, model: Model) -> None:
-    """The last step has the largest EB, and the smallest RSI is below the first one."""
+    """The last step has the largest EB, and the smallest RSI is at most that of step 0."""
     near(rate["L"], 1 / LR, rate["L_stderr"] + model.spread / LR)
     assert float(rate["mu"]) < 1 / (LR * N_STEPS)
 
@@ -269,7 +269,7 @@ def to_average(run: trajstore.Run) -> xr.Dataset:
 
 
 def no_way_nearer(model: Model) -> Any:
-    """Steps whose RSI is not positive: no step along the negative gradient helps."""
+    """Return the steps with RSI <= 0, at which no step along -g reduces the distance."""
     return model.geometry.rsi <= 0
 
 
@@ -278,7 +278,7 @@ def guarantees_nothing(model: Model) -> Any:
 
 
 def beyond_end(model: Model) -> Any:
-    """Pairs past the end; and the last gradient is parallel to x - x*."""
+    """Return the pairs that reach the last step, whose gradient is parallel to x - x*."""
     step, lag = np.arange(0, N_STEPS, 3)[:, None], np.array([1, 2, 5])
     return step + lag >= N_STEPS - 1
 
@@ -302,18 +302,19 @@ def with_reference_losses(run: trajstore.Run) -> xr.Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """A line of the table.
+    """An entry of the table.
 
     Attributes
     ----------
     of : callable
         Computes the result of a `Model`.
     walk, noise : callable
-        Checks it on a random walk, and on a run with label noise.
+        Checks the result on a random walk, or on a run with label noise.
     nan : mapping
-        By name of a variable, "" for all others: tells where it may be NaN.
+        Functions that return where a variable may be NaN, by name of the variable; the
+        name "" stands for all other variables.
     needs_basis : bool
-        Whether it refuses a run that was recorded without.
+        Whether the analysis refuses a run that was recorded without a basis.
     """
 
     of: Callable[[Model], Result]
@@ -399,7 +400,7 @@ TABLE = {
     "aiming": Analysis(
         of=lambda m: analyzers.aiming(m.run),
         walk=walk_aiming,
-        # The cosine is estimated, and may be beyond 1.
+        # The cosine is estimated and may exceed 1.
         nan={"angle_stderr": last_step},
     ),
     "aiming, full gradients": Analysis(
@@ -423,7 +424,7 @@ TABLE = {
         of=lambda m: analyzers.edge_of_stability(m.run),
         walk=far_below_the_edge,
         noise=far_below_the_edge,
-        # It is never reached.
+        # The threshold is never reached.
         nan=dict.fromkeys(
             ("reached", "ratio_median", "ratio_min", "ratio_max", "share_near"),
             anywhere,
@@ -437,40 +438,40 @@ TABLE = {
     ),
 }
 
-ELSEWHERE = {"adjacent_convexity", "linear_modes"}
-"""Analyses of runs that these are not: of full batches, and of deep linear networks."""
+TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes"}
+"""Analyses that need other runs: full-batch runs, or runs of deep linear networks."""
 
 
 def computed(name: str, model: Model) -> Any:
     if TABLE[name].needs_basis and not model.run.spec.basis:
         with pytest.raises(ValueError, match=r"basis=0; record with basis=1 or more"):
             TABLE[name].of(model)
-        pytest.skip("needs a basis, and says so")
+        pytest.skip("the analysis needs a basis")
     return TABLE[name].of(model).compute()
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_nothing_is_nan_but_what_is_documented(name: str, model: Model):
+def test_values_are_finite_except_where_documented(name: str, model: Model):
     result = computed(name, model)
     parts = result.data_vars if isinstance(result, xr.Dataset) else {name: result}
     may_be = TABLE[name].nan
     for part, values in parts.items():
         where = may_be.get(str(part), may_be.get("", lambda _: False))(model)
-        is_strange = ~np.isfinite(values) & ~np.asarray(where)
-        assert not is_strange.any(), part
+        is_unexpected = ~np.isfinite(values) & ~np.asarray(where)
+        assert not is_unexpected.any(), part
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_null_models_have_the_values_that_are_known(name: str, model: Model):
+def test_null_models_have_the_expected_values(name: str, model: Model):
     control = model.run.attrs["training"]["control"]
     TABLE[name].check(control)(computed(name, model), model)
 
 
-def test_every_analysis_of_runs_has_a_line():
+def test_every_analysis_of_runs_has_an_entry():
     of_runs = {
         name
         for name in analyzers.__all__
         if {"run", "geometry"}
         & set(inspect.signature(getattr(analyzers, name)).parameters)
     }
-    assert of_runs - ELSEWHERE <= set(TABLE)
+    assert of_runs - TESTED_ELSEWHERE <= set(TABLE)

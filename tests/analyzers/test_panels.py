@@ -29,12 +29,12 @@ def panel(*curves: Curve, **fields: Any) -> Panel:
     return Panel(curves=curves, **given)
 
 
-def drawn(one: Panel) -> Axes:
-    [ax] = draw_panels([one], n_columns=1).axes
+def drawn(content: Panel) -> Axes:
+    [ax] = draw_panels([content], n_columns=1).axes
     return ax
 
 
-def test_line_band_and_bars_are_those_of_the_curve():
+def test_line_band_and_bars_show_the_curve():
     ax = drawn(panel(curve()))
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), curve().y)
     [band] = [c for c in ax.collections if isinstance(c, PolyCollection)]
@@ -47,7 +47,7 @@ def test_line_band_and_bars_are_those_of_the_curve():
     )
 
 
-def test_labels_are_there():
+def test_titles_and_labels_are_drawn():
     ax = drawn(panel(curve("a"), curve("b"), title="title", xlabel="step"))
     assert (ax.get_title(), ax.get_ylabel(), ax.get_xlabel()) == ("title", "y", "step")
     legend = ax.get_legend()
@@ -65,7 +65,7 @@ def test_order_is_shown_by_colours():
     assert not set(map(str, colors(is_ordered=True))) & {"C0", "C1", "C2"}
 
 
-def test_everything_is_inside_the_limits_with_room_for_the_legend():
+def test_limits_hold_bands_and_the_legend():
     ax = drawn(panel(*(curve(c) for c in "abcd")))
     low, high = ax.get_ylim()
     assert low == 0
@@ -106,7 +106,7 @@ def test_panel_without_curves_says_what_it_needs():
     ax.figure.canvas.draw()
 
 
-def test_places_that_are_left_over_are_empty():
+def test_unused_axes_are_hidden():
     figure = draw_panels([panel(curve())] * 3, n_columns=2)
     assert len(figure.axes) == 4
     assert [ax.axison for ax in figure.axes] == [True, True, True, False]

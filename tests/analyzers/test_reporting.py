@@ -16,11 +16,11 @@ from trajstore.reading.run import Run, open_run
 
 @pytest.fixture
 def run(example_run: Path, tmp_path: Path) -> Run:
-    """A copy, for results are written next to the store."""
+    """Return a copy of a run, because results are written next to the store."""
     return open_run(shutil.copytree(example_run, tmp_path / "digits.zarr"))
 
 
-def test_report_shows_the_parts_and_where_the_results_lie(
+def test_report_shows_parts_and_locations_of_results(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = make_table("a")
@@ -78,7 +78,7 @@ def test_long_texts_in_a_table_are_folded(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("n", [0, 1, 39, 40, 41, 100, 1001])
-def test_shown_rows_are_evenly_spaced_and_few(n: int):
+def test_shown_rows_are_evenly_spaced_and_limited(n: int):
     rows = shown_rows(n)
     assert len(rows) <= 40
     assert list(rows) == list(range(n))[:: rows.step]

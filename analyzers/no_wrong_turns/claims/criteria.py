@@ -1,4 +1,4 @@
-"""Criteria: functions from the numbers of several runs to an outcome."""
+"""Criteria: functions that turn the numbers of several runs into an outcome."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,11 +23,11 @@ from analyzers.no_wrong_turns.runs import standard_width
 Criterion = Callable[[Numbers], Outcome]
 
 RATIO_TOLERANCE: Final = 0.25
-"""Largest distance from 1 of the ratio of numbers that are called alike."""
+"""Largest distance from 1 of a ratio of numbers that count as alike."""
 
 SEED: Final = "seed"
 SETTING: Final = "setting"
-"""First part of the labels of `seeds_vary_less`."""
+"""First part of each label that `seeds_vary_less` takes."""
 
 
 def increasing(numbers: Numbers) -> Outcome:
@@ -38,7 +38,7 @@ def increasing(numbers: Numbers) -> Outcome:
 
 
 def below(name: str, others: Iterable[str]) -> Criterion:
-    """Return the criterion that a number is smaller than others, given by label."""
+    """Return the criterion that one number is smaller than the numbers labelled `others`."""
 
     def criterion(numbers: Numbers) -> Outcome:
         own = numbers.get(name, UNKNOWN)
@@ -49,7 +49,7 @@ def below(name: str, others: Iterable[str]) -> Criterion:
 
 
 def smallest(name: str, template: str = "{}.") -> Criterion:
-    """Return the criterion that a number is the smallest."""
+    """Return the criterion that the number labelled `name` is the smallest."""
 
     def criterion(numbers: Numbers) -> Outcome:
         own = numbers.get(name, UNKNOWN)
@@ -61,7 +61,7 @@ def smallest(name: str, template: str = "{}.") -> Criterion:
 
 
 def largest(name: str, template: str = "{}.") -> Criterion:
-    """Return the criterion that a number is the largest."""
+    """Return the criterion that the number labelled `name` is the largest."""
 
     def criterion(numbers: Numbers) -> Outcome:
         own = numbers.get(name, UNKNOWN)
@@ -97,7 +97,8 @@ def alike(template: str, *, of: Callable[[Numbers], Numbers]) -> Criterion:
 
 
 def positive(name: str, template: str) -> Criterion:
-    """Return the criterion that one number is positive; the others only inform."""
+    """Return the criterion that the number labelled `name` is positive."""
+    # The outcome lists the other numbers for information.
 
     def criterion(numbers: Numbers) -> Outcome:
         verdict = inside(numbers.get(name, UNKNOWN), low=0)
@@ -107,14 +108,14 @@ def positive(name: str, template: str) -> Criterion:
 
 
 def ratio_of(name: str, other: str) -> Callable[[Numbers], Numbers]:
-    """Return a function that divides one number by another, given by label."""
+    """Return a function that divides the number labelled `name` by that of `other`."""
     return lambda numbers: {
         "": ratio(numbers.get(name, UNKNOWN), numbers.get(other, UNKNOWN))
     }
 
 
 def relative_to_standard_width(numbers: Numbers) -> Numbers:
-    """Divide numbers of workloads of other widths by those of standard width."""
+    """Divide the numbers of non-standard widths by the numbers of standard width."""
     return {
         name: ratio(number, numbers[standard])
         for name, number in numbers.items()
@@ -123,7 +124,8 @@ def relative_to_standard_width(numbers: Numbers) -> Numbers:
 
 
 def exponent(numbers: Numbers) -> Numbers:
-    """Fit a power law to numbers by a quantity; deviations from it widen the error."""
+    """Return the exponent of a power law fitted to numbers; labels are the argument."""
+    # Deviations from the law increase the error.
     values = np.array([number.value for number in numbers.values()])
     stderrs = np.array([number.stderr for number in numbers.values()])
     if len(values) < 2 or not (values > 0).all() or not (stderrs > 0).all():
@@ -140,7 +142,7 @@ def exponent(numbers: Numbers) -> Numbers:
 
 
 def near_longest(numbers: Numbers) -> Outcome:
-    """Test whether numbers by epoch budget are like the one of the longest budget."""
+    """Test whether numbers by epoch budget are near the number of the longest budget."""
     longest = max(numbers)
     shorter = {n: number for n, number in numbers.items() if n != longest}
     return alike(
@@ -150,24 +152,24 @@ def near_longest(numbers: Numbers) -> Outcome:
 
 
 def seeds_vary_less(numbers: Numbers) -> Outcome:
-    """Test whether numbers vary half as much over seeds as over settings, or less."""
+    """Test whether numbers vary at most half as much over seeds as over settings."""
     by_seed, by_setting = (
         [number.value for (kind, _), number in numbers.items() if kind == group]
         for group in (SEED, SETTING)
     )
-    of_seeds, of_settings = _deviation(by_seed), _deviation(by_setting)
-    # The settings are no sample of others: their deviation has no error.
-    compared = ratio(of_seeds, Measured(of_settings.value, 0.0))
+    over_seeds, over_settings = _deviation(by_seed), _deviation(by_setting)
+    # The settings are not a random sample, so their deviation has no error.
+    compared = ratio(over_seeds, Measured(over_settings.value, 0.0))
     return Outcome(
         inside(compared, high=0.5),
         f"Over {len(by_seed)} seeds the mean is {np.mean(by_seed):.3g} and the standard "
-        f"deviation {of_seeds}; over {len(by_setting)} settings it is "
-        f"{of_settings.value:.2g}.",
+        f"deviation {over_seeds}; over {len(by_setting)} settings the standard deviation is "
+        f"{over_settings.value:.2g}.",
     )
 
 
 def _deviation(values: list[float]) -> Measured:
-    """Return the standard deviation, with the error for normally distributed values."""
+    """Return the standard deviation and its error for normally distributed values."""
     if len(values) < 2:
         return UNKNOWN
     deviation = float(np.std(values, ddof=1))

@@ -1,4 +1,4 @@
-"""Evaluate the table of statements on the runs of a directory."""
+"""Evaluate the table of statements on recorded runs."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,7 +17,7 @@ Geometry = Callable[[TrainedRun], xr.Dataset]
 
 
 class Finding(NamedTuple):
-    """A statement, its verdict, and the numbers behind it or the runs it needs."""
+    """A statement, its verdict, and the numbers or missing runs that explain the verdict."""
 
     claim: str
     figure: str  # number of the paper's figure, or "controls"
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def findings(runs: Sequence[TrainedRun]) -> list[Finding]:
-    """Test all statements; those without the runs they need are inconclusive."""
+    """Test all statements; a statement whose runs are missing is inconclusive."""
 
     @cache
     def geometry(run: TrainedRun) -> xr.Dataset:
@@ -48,7 +48,7 @@ def _finding(claim: Claim, runs: Sequence[TrainedRun], geometry: Geometry) -> Fi
     ):
         verdict = "inconclusive"
     names = sorted({run.workload for run in chosen.values()})
-    # Numbers of several workloads are labelled with them.
+    # Numbers of several workloads already name their workloads.
     if not all(name in text for name in names):
         text = f"{', '.join(names)}: {text}"
     return Finding(claim.text, claim.figure, verdict, text)
@@ -60,24 +60,24 @@ def _measurement(
     chosen: Sequence[TrainedRun],
     geometry: Geometry,
 ) -> Callable[[TrainedRun], Measured]:
-    """Return the statistic as a function of the run, with errors over seeds if wanted."""
+    """Return a function that measures a run, including errors over seeds if requested."""
     shortest = min(run.run.n_epochs for run in chosen)
 
-    def own(run: TrainedRun) -> Measured:
+    def without_seeds(run: TrainedRun) -> Measured:
         n_epochs = shortest if claim.runs.is_until_shortest else run.run.n_epochs
         return claim.statistic(geometry(run), run.run, middle(n_epochs))
 
-    # Seeds of the same workloads, or else of any others.
+    # Prefer seeds of the same workloads to seeds of other workloads.
     workloads = {run.workload for run in chosen}
-    alike = [run for run in runs if run.workload in workloads]
-    seeds = sweep(alike, "seed") or sweep(runs, "seed")
+    same_workload = [run for run in runs if run.workload in workloads]
+    seeds = sweep(same_workload, "seed") or sweep(runs, "seed")
     if not (claim.runs.has_seed_errors and seeds):
-        return own
-    values = np.array([own(run).value for run in seeds])
+        return without_seeds
+    values = np.array([without_seeds(run).value for run in seeds])
     relative = float(values.std(ddof=1) / abs(values.mean()))
 
     def with_seeds(run: TrainedRun) -> Measured:
-        value, stderr = own(run)
+        value, stderr = without_seeds(run)
         return Measured(value, float(np.hypot(stderr, relative * value)))
 
     return with_seeds

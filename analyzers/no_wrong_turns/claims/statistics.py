@@ -1,4 +1,4 @@
-"""Statistics: one number for a run, with its standard error, from its geometry."""
+"""Statistics: functions that reduce the geometry of a run to a number and its error."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,85 +16,86 @@ from trajstore.reading.run import Run
 POWER_OF_DISTANCE: Final = {
     "gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1, "excess": -1,
 }  # fmt: skip
-"""Exponents of the distance in quantities; all steps share its error."""
+"""Exponent of the distance in each quantity; all steps share the error of the distance."""
 
 LATE_START: Final = 155 / 180
-"""Fraction of the epochs after which a run is late; on ImageNet the paper stops there."""
+"""Fraction of the epochs at which the late part of a run begins."""
+# The paper's figures of ImageNet stop at this point.
 
 
 class Epochs(NamedTuple):
-    """Epochs from the first to before the stop."""
+    """Range of epochs from `first` to before `stop`."""
 
     first: int
     stop: int
 
 
 Statistic = Callable[[xr.Dataset, Run, Epochs], Measured]
-"""Takes the geometry of a run, loaded, the run, and its middle epochs."""
+"""Function of the loaded geometry of a run, the run, and its middle epochs."""
 
 
 def middle(n_epochs: int) -> Epochs:
-    """Return the middle half of the epochs, at least one."""
+    """Return the middle half of the epochs, but at least one epoch."""
     first = round(n_epochs / 4)
     return Epochs(first, max(first + 1, 3 * n_epochs // 4))
 
 
 def before_final(n_epochs: int) -> Epochs:
-    """Return all epochs but the final one, at least one."""
+    """Return all epochs except the final epoch, but at least one epoch."""
     return Epochs(0, max(1, n_epochs - 1))
 
 
 def steps_of(geometry: xr.Dataset, epochs: Epochs) -> xr.Dataset:
-    """Choose the steps of some epochs that have a value of gamma."""
+    """Return the steps in a range of epochs at which gamma is known."""
     epoch = geometry["epoch"].values
     inside = (epoch >= epochs.first) & (epoch < epochs.stop)
     return geometry.isel(step=np.flatnonzero(inside & geometry["gamma"].notnull()))
 
 
 def mean_over(geometry: xr.Dataset, name: str, epochs: Epochs) -> Measured:
-    """Return the mean over steps; NaN without steps, stderr NaN for fewer than three."""
-    # n steps in m epochs; s is the standard deviation of the steps about a straight line
-    # through them, t that of the means of epochs, d the mean error from the distance,
-    # which all steps share: stderr^2 = max(s^2 / n, t^2 / m) + d^2. s holds how steps
-    # differ and the error of the sketch; t also that neighbouring steps are alike. A trend
-    # is no error of the mean, and other seeds are not part of it.
+    """Return the mean over steps and its standard error, NaN for fewer than three steps."""
+    # For n steps in m epochs, stderr^2 = max(s^2 / n, t^2 / m) + d^2. After a linear trend is
+    # subtracted, s is the standard deviation of the steps and t that of the epoch means; d is
+    # the mean error due to the distance, which all steps share. s covers differences between
+    # steps and the error of the sketch; t also covers the correlation of neighbouring steps.
+    # The error covers neither the trend nor the difference between seeds.
     steps = steps_of(geometry, epochs)
     values, epoch = steps[name].values, steps["epoch"].values
     if len(values) < 3:
         return Measured(float(values.mean()) if len(values) else math.nan, math.nan)
-    n, places = len(values), np.arange(len(values))
-    left = values - np.polynomial.Polynomial.fit(places, values, 1)(places)
-    of_steps = np.sum(left**2) / (n - 2) / n
-    means = np.array([left[epoch == e].mean() for e in np.unique(epoch)])
+    n, index = len(values), np.arange(len(values))
+    residuals = values - np.polynomial.Polynomial.fit(index, values, 1)(index)
+    step_variance = np.sum(residuals**2) / (n - 2) / n
+    means = np.array([residuals[epoch == e].mean() for e in np.unique(epoch)])
     m = len(means)
-    of_epochs = np.sum(means**2) / (m - 2) / m if m > 2 else 0.0
+    epoch_variance = np.sum(means**2) / (m - 2) / m if m > 2 else 0.0
     relative = steps["distance_stderr"].values / steps["distance"].values
-    # In the excess of gamma over a random walk, only gamma rests on the distance.
-    of_distance = steps["gamma" if name == "excess" else name].values
-    shared = float(np.mean(POWER_OF_DISTANCE[name] * of_distance * relative))
-    stderr = math.sqrt(max(of_steps, of_epochs) + shared**2)
+    # In the excess of gamma over a random walk, only gamma depends on the distance.
+    dependent = steps["gamma" if name == "excess" else name].values
+    shared = float(np.mean(POWER_OF_DISTANCE[name] * dependent * relative))
+    stderr = math.sqrt(max(step_variance, epoch_variance) + shared**2)
     return Measured(float(values.mean()), stderr)
 
 
 def mid_run(quantity: str) -> Statistic:
-    """Return the mean of a quantity over the middle epochs."""
+    """Return the statistic that averages a quantity over the middle epochs."""
     return lambda geometry, _, epochs: mean_over(geometry, quantity, epochs)
 
 
 def excess_over_walk(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the mean of gamma minus the gamma of a random walk with the same step lengths."""
+    """Return the mean excess of gamma over a random walk with the same step lengths."""
     return mean_over(geometry.assign(excess_gamma(geometry, run)), "excess", epochs)
 
 
 def distance_from_start(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the distance from start to end: the distance to x* at the first step."""
+    """Return the distance from the start to x*, the end of the path."""
     del run, epochs
     first = geometry.isel(step=0)
     return Measured(float(first["distance"]), float(first["distance_stderr"]))
 
 
 def late_distance(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the mean distance to x* late in the run, relative to the first step."""
+    """Return the mean distance to x* late in the run, relative to the start."""
     del epochs
     late = Epochs(int(LATE_START * run.n_epochs), run.n_epochs)
     mean, start = mean_over(geometry, "distance", late), geometry["distance"].values[0]
@@ -104,7 +105,7 @@ def late_distance(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
 def variance_within_epochs(
     geometry: xr.Dataset, run: Run | None, epochs: Epochs
 ) -> Measured:
-    """Return the variance of gamma over the steps of an epoch, less its error's."""
+    """Return the variance of gamma within epochs, minus the variance due to its error."""
     del run
     return _over_epochs([own for own, _ in _own_variances(geometry, epochs)])
 
@@ -112,7 +113,7 @@ def variance_within_epochs(
 def relative_variance(
     geometry: xr.Dataset, run: Run | None, epochs: Epochs
 ) -> Measured:
-    """Return `variance_within_epochs` over the squared mean of gamma in the epoch."""
+    """Return `variance_within_epochs` relative to the squared mean of gamma by epoch."""
     del run
     return _over_epochs(
         [own / mean**2 for own, mean in _own_variances(geometry, epochs)]
@@ -122,7 +123,7 @@ def relative_variance(
 def _own_variances(
     geometry: xr.Dataset, epochs: Epochs
 ) -> Iterator[tuple[float, float]]:
-    """Yield variance and mean of gamma in every epoch with two values or more."""
+    """Yield the variance and mean of gamma in every epoch with at least two values."""
     for epoch in range(epochs.first, epochs.stop):
         steps = steps_of(geometry, Epochs(epoch, epoch + 1))
         values, stderr = steps["gamma"].values, steps["gamma_stderr"].values
@@ -138,7 +139,8 @@ def _over_epochs(values: list[float]) -> Measured:
 
 
 def largest_over_smallest(quantity: str) -> Statistic:
-    """Return the ratio of the extreme means of epochs; infinity if one is not positive."""
+    """Return the statistic that divides the largest epoch mean by the smallest."""
+    # The ratio is infinite if a mean is not positive.
 
     def statistic(geometry: xr.Dataset, run: Run | None, epochs: Epochs) -> Measured:
         del run
@@ -161,40 +163,40 @@ def negative_share(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
 
 
 def share_of_negative(geometry: xr.Dataset, epochs: Epochs) -> Measured:
-    """Return the share of steps whose gamma is negative by two standard errors."""
+    """Return the share of steps with gamma below zero by more than two standard errors."""
     steps = steps_of(geometry, epochs)
     n = steps.sizes["step"]
     if not n:
         return UNKNOWN
     negative = int((steps["gamma"] < -2 * steps["gamma_stderr"]).sum())
-    # The error is never 0: as if half a step more were negative, and half were not.
-    likely = (negative + 0.5) / (n + 1)
-    return Measured(negative / n, math.sqrt(likely * (1 - likely) / n))
+    # Half a negative step and half a positive step are added to avoid an error of 0.
+    smoothed = (negative + 0.5) / (n + 1)
+    return Measured(negative / n, math.sqrt(smoothed * (1 - smoothed) / n))
 
 
 def errors_hide_sign(geometry: xr.Dataset, run: Run) -> bool:
-    """Whether the standard error of most steps is above half of the mean of gamma."""
+    """Whether the median standard error of gamma exceeds half of the mean of gamma."""
     steps = steps_of(geometry, before_final(run.n_epochs))
-    typical = float(steps["gamma_stderr"].median())
-    return 2 * typical > float(steps["gamma"].mean())
+    median_stderr = float(steps["gamma_stderr"].median())
+    return 2 * median_stderr > float(steps["gamma"].mean())
 
 
 def correlation_with_rate(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the rank correlation over epochs of loLR and the rate, without the last."""
+    """Return the rank correlation of loLR and the learning rate before the final epoch."""
     del epochs
-    before = slice(None, -1)
+    before_last = slice(None, -1)
     rate = run.steps["lr"].compute().groupby("epoch").mean()
     optimal = epoch_means(geometry)["lolr"]
     return rank_correlation(
-        optimal.isel(epoch=before).values, rate.isel(epoch=before).values
+        optimal.isel(epoch=before_last).values, rate.isel(epoch=before_last).values
     )
 
 
 def rank_correlation(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]
 ) -> Measured:
-    """Return Spearman's correlation, with the error of uncorrelated ranks."""
-    # Neighbouring epochs are alike: two unrelated trends are told apart badly.
+    """Return Spearman's rank correlation, with its error for independent ranks."""
+    # Neighbouring epochs are alike, so unrelated trends may appear correlated.
     ranks = [_ranks(values) for values in (a, b)]
     n = len(a)
     stderr = 1 / math.sqrt(n - 1) if n > 1 else math.nan
@@ -202,5 +204,5 @@ def rank_correlation(
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> list[float]:
-    """Return the rank of every value; equal values share the mean of theirs."""
+    """Return the rank of every value; equal values share the mean of their ranks."""
     return [float(np.mean(np.flatnonzero(np.sort(values) == v))) for v in values]

@@ -1,4 +1,4 @@
-"""Table of the paper's statements: text, figure, runs, statistic, criterion."""
+"""Table of the paper's statements, and of the runs and criteria that decide them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,45 +56,45 @@ NOISE: Final = "noise-gradients"
 RANDOM_LABELS: Final = "random-labels"
 
 EXPONENT_RANGE: Final = (0.25, 0.75)
-"""Exponents of the batch size that are roughly a half."""
+"""Range of exponents of the batch size that count as roughly one half."""
 
 MAX_NEGATIVE_SHARE: Final = 0.01
-"""Share of steps below which almost none is negative."""
+"""Share of negative steps below which almost no step counts as negative."""
 
 NEGATIVE_BY_CHANCE: Final = 0.023
-"""Share of steps that errors alone make negative at two standard errors if gamma is 0."""
+"""Share of steps that errors alone put below zero by two standard errors if gamma is 0."""
 
 MAX_STEADY_RATIO: Final = 2.0
-"""Ratio of means of epochs below which a quantity is steady."""
+"""Ratio of the largest to the smallest epoch mean below which a quantity is steady."""
 
 MAX_LATE_DISTANCE: Final = 0.05
-"""Distance to x*, relative to the start, below which it is negligible."""
+"""Distance to x*, relative to its initial value, that counts as negligible."""
 
 
 class Selection(NamedTuple):
-    """Runs that a statement is about."""
+    """Choice of the runs that decide a statement."""
 
     choose: Callable[[Sequence[TrainedRun]], Labelled]
-    needs: str  # the runs that are missing if none is chosen
-    has_seed_errors: bool = True  # errors include the spread over seeds
-    is_until_shortest: bool = False  # the middle epochs of the shortest run, for all
+    needs: str  # description of the runs, shown if they are missing
+    has_seed_errors: bool = True  # whether errors include the spread over seeds
+    is_until_shortest: bool = False  # whether to use the middle of the shortest run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A statement and how it is decided."""
+    """A statement, and the runs, statistic and criterion that decide it."""
 
     text: str
     figure: str
     runs: Selection
     statistic: Statistic
     criterion: Criterion
-    # Whether errors of a run are too large for support, given its geometry.
+    # Whether the errors of a run are too large to support the statement.
     is_hidden: Callable[[xr.Dataset, Run], bool] | None = None
 
 
-def _by(factor: str) -> Callable[[Sequence[TrainedRun]], Labelled]:
-    """Return a function that chooses a sweep; of runs with one setting, the best."""
+def _best_by(factor: str) -> Callable[[Sequence[TrainedRun]], Labelled]:
+    """Return a function that chooses the best run for each value of a setting."""
 
     def choose(runs: Sequence[TrainedRun]) -> Labelled:
         chosen = sorted(sweep(runs, factor), key=_score)
@@ -105,7 +105,7 @@ def _by(factor: str) -> Callable[[Sequence[TrainedRun]], Labelled]:
 
 
 def _score(run: TrainedRun) -> float:
-    """Return how well a run did in the end: the larger, the better."""
+    """Return a score of the final model of a run: the larger, the better."""
     steps, last = run.run.steps, {"step": -1}
     for name, sign in (("val_accuracy", 1), ("val_loss", -1), ("loss", -1)):
         if name in steps and np.isfinite(value := float(steps[name].isel(last))):
@@ -118,7 +118,7 @@ def _by_workload(runs: Sequence[TrainedRun]) -> Labelled:
 
 
 def _seeds_and_settings(runs: Sequence[TrainedRun]) -> Labelled:
-    """Choose runs that differ in the seed, and other sweeps of the workload."""
+    """Choose runs that differ in the seed, and sweeps of other settings of their workload."""
     seeds = sweep(runs, "seed")
     workloads = {run.workload for run in seeds}
     settings = [
@@ -137,19 +137,22 @@ def _of_widths(runs: Sequence[TrainedRun]) -> Labelled:
 
 
 def _noise_and_training(runs: Sequence[TrainedRun]) -> Labelled:
-    controls = _by("control")(runs)
+    controls = _best_by("control")(runs)
     names = ("none", NOISE)
     return {n: controls[n] for n in names} if {*names} <= {*controls} else {}
 
 
 def _random_labels(runs: Sequence[TrainedRun]) -> Labelled:
-    controls = _by("control")(runs)
+    controls = _best_by("control")(runs)
     return {"": controls[RANDOM_LABELS]} if RANDOM_LABELS in controls else {}
 
 
-BATCH_SIZES: Final = Selection(_by("batch_size"), "runs that differ in the batch size")
+BATCH_SIZES: Final = Selection(
+    _best_by("batch_size"), "runs that differ in the batch size"
+)
 OPTIMIZERS: Final = Selection(
-    _by("optimizer"), "runs that differ in the optimizer, with SGD, momentum and Adam"
+    _best_by("optimizer"),
+    "runs that differ in the optimizer, with SGD, momentum and Adam",
 )
 SEEDS: Final = Selection(
     _seeds_and_settings,
@@ -157,7 +160,9 @@ SEEDS: Final = Selection(
     has_seed_errors=False,
 )
 BUDGETS: Final = Selection(
-    _by("epochs"), "runs that differ in the number of epochs", is_until_shortest=True
+    _best_by("epochs"),
+    "runs that differ in the number of epochs",
+    is_until_shortest=True,
 )
 NETWORKS: Final = Selection(
     lambda runs: _by_workload(data_sets(runs)),
@@ -181,12 +186,13 @@ GAMMA: Final = mid_run("gamma")
 RSI: Final = mid_run("rsi")
 
 SEED_TEXT: Final = (
-    "{} depends little on the seed: seeds differ by less than half of what batch sizes or "
-    "optimizers do."
+    "{} depends little on the seed: it varies less than half as much over seeds as over "
+    "batch sizes and optimizers."
 )
 BUDGET_TEXT: Final = (
     "{} depends little on the epoch budget before the end: in the middle epochs of the "
-    "shortest run, other budgets differ by less than a quarter."
+    "shortest run, its means for shorter budgets differ by less than a quarter from its "
+    "mean for the longest budget."
 )
 STEADY_TEXT: Final = (
     "{} is steady{}: the means of the middle epochs differ by less than a factor of "
@@ -196,21 +202,21 @@ STEADY: Final = each_inside("Largest over smallest: {}.", high=MAX_STEADY_RATIO)
 
 CLAIMS: Final = (
     Claim(
-        text="gamma of Adam is smaller than that of SGD, with momentum or without.",
+        text="gamma is smaller for Adam than for SGD, with or without momentum.",
         figure="1",
         runs=OPTIMIZERS,
         statistic=GAMMA,
         criterion=below("adam", ("sgd", "momentum")),
     ),
     Claim(
-        text="gamma of Adam varies less from step to step.",
+        text="gamma varies less from step to step for Adam than for other optimizers.",
         figure="1",
         runs=OPTIMIZERS,
         statistic=variance_within_epochs,
         criterion=smallest("adam", "Variance within epochs: {}."),
     ),
     Claim(
-        text="Momentum changes gamma little: by less than a quarter of that of SGD.",
+        text="Momentum changes gamma little: by less than a quarter of its value for SGD.",
         figure="1",
         runs=OPTIMIZERS,
         statistic=GAMMA,
@@ -226,7 +232,7 @@ CLAIMS: Final = (
         criterion=increasing,
     ),
     Claim(
-        text="Width matters little: another width changes gamma by less than a quarter.",
+        text="Width matters little: a different width changes gamma by less than a quarter.",
         figure="1",
         runs=Selection(_of_widths, "a ResNet of standard width and one of another"),
         statistic=GAMMA,
@@ -235,8 +241,8 @@ CLAIMS: Final = (
         ),
     ),
     Claim(
-        text="Before the final epoch almost no step has a negative gamma: less than 1 in "
-        "100 is below zero by two standard errors.",
+        text="Before the final epoch, almost no step has a negative gamma: fewer than 1 "
+        "step in 100 is below zero by more than two standard errors.",
         figure="2",
         runs=NETWORKS,
         statistic=negative_share,
@@ -254,15 +260,15 @@ CLAIMS: Final = (
         criterion=STEADY,
     ),
     Claim(
-        text=STEADY_TEXT.format("loLR", " where the learning rate is constant"),
+        text=STEADY_TEXT.format("loLR", " if the learning rate is constant"),
         figure="3",
         runs=CONSTANT_RATE,
         statistic=largest_over_smallest("lolr"),
         criterion=STEADY,
     ),
     Claim(
-        text="Under a schedule the locally optimal learning rate is high where the rate "
-        "used is: their rank correlation over epochs is positive.",
+        text="Under a schedule, the locally optimal learning rate is high when the rate "
+        "used is high: their rank correlation over epochs is positive.",
         figure="3",
         runs=FALLING_RATE,
         statistic=correlation_with_rate,
@@ -283,8 +289,8 @@ CLAIMS: Final = (
         criterion=near_longest,
     ),
     Claim(
-        text="The asymmetric linear model and the sinusoidal mixture have negative gamma "
-        "at times: at more steps than errors explain.",
+        text="The asymmetric linear model and the sinusoidal mixture sometimes have "
+        "a negative gamma: at more steps than errors can explain.",
         figure="5",
         runs=Selection(
             lambda runs: _by_workload(
@@ -331,22 +337,22 @@ CLAIMS: Final = (
         criterion=near_longest,
     ),
     Claim(
-        text="Adam ends further from its start than SGD, with momentum or without.",
+        text="Adam ends further from its start than SGD, with or without momentum.",
         figure="12",
         runs=OPTIMIZERS,
         statistic=distance_from_start,
         criterion=largest("adam", "Distance from the start: {}."),
     ),
     Claim(
-        text="Where the learning rate falls to zero, the distance to x* is negligible in "
-        "the last seventh of the epochs: less than a twentieth of that at the start.",
+        text="When the learning rate falls to zero, the distance to x* is negligible in "
+        "the last seventh of the epochs: less than a twentieth of the initial distance.",
         figure="13",
         runs=FALLING_RATE,
         statistic=late_distance,
         criterion=each_inside("Relative to the start: {}.", high=MAX_LATE_DISTANCE),
     ),
     Claim(
-        text="gamma of an MLP is more regular than that of a ResNet: it varies less from "
+        text="gamma is more regular for an MLP than for a ResNet: it varies less from "
         "step to step, relative to its mean.",
         figure="14",
         runs=Selection(mlp_and_resnet, "an MLP and a ResNet on the same data"),
@@ -354,16 +360,16 @@ CLAIMS: Final = (
         criterion=smallest("mlp", "Relative variance: {}."),
     ),
     Claim(
-        text="Mid-run, gamma of SGD without momentum is more than the choice of x* as the "
-        "end of the path gives a random walk with the same step lengths.",
+        text="Mid-run, gamma of SGD without momentum exceeds gamma of a random walk with "
+        "the same step lengths, which is positive only because x* is the end of the walk.",
         figure="controls",
         runs=OPTIMIZERS._replace(needs="a run of SGD, and of other optimizers"),
         statistic=excess_over_walk,
-        criterion=positive("sgd", "gamma less that of the walk: {}."),
+        criterion=positive("sgd", "gamma minus gamma of the walk: {}."),
     ),
     Claim(
-        text="Gradients replaced by noise of the same norm have a smaller gamma than "
-        "those of training.",
+        text="gamma is smaller for gradients replaced by noise of the same norm than for "
+        "the gradients of training.",
         figure="controls",
         runs=Selection(
             _noise_and_training,
@@ -373,11 +379,11 @@ CLAIMS: Final = (
         criterion=smallest(NOISE),
     ),
     Claim(
-        text="gamma is positive with random labels, too.",
+        text="gamma is also positive with random labels.",
         figure="controls",
         runs=Selection(_random_labels, "a run with random labels, and one like it"),
         statistic=GAMMA,
         criterion=positive("", "The mid-run mean is {}."),
     ),
 )
-"""All statements, in the order of the figures."""
+"""All statements in the order of their figures."""

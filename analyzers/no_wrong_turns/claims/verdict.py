@@ -1,4 +1,4 @@
-"""Verdicts on numbers with standard errors, at two standard errors."""
+"""Numbers with standard errors, and verdicts on them at two standard errors."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 
 DECISIVE_STDERRS: Final = 2.0
-"""Standard errors between a number and a limit from which the verdict holds."""
+"""Number of standard errors from a limit at which a verdict is decisive."""
 
 
 class Measured(NamedTuple):
@@ -28,7 +28,7 @@ UNKNOWN: Final = Measured(math.nan, math.nan)
 
 
 class Outcome(NamedTuple):
-    """A verdict and the numbers that it rests on, in one sentence."""
+    """A verdict, and a sentence with the numbers that it is based on."""
 
     verdict: Verdict
     numbers: str
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 def inside(
     number: Measured, *, low: float = -math.inf, high: float = math.inf
 ) -> Verdict:
-    """Test whether a number lies between limits: all of its error bar, or none of it."""
+    """Test whether the whole error bar of a number, or no part of it, is between limits."""
     bottom = number.value - DECISIVE_STDERRS * number.stderr
     top = number.value + DECISIVE_STDERRS * number.stderr
     if bottom > low and top < high:
@@ -46,7 +46,7 @@ def inside(
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Combine verdicts: one contradiction decides, then one inconclusive verdict."""
+    """Combine verdicts: contradicted if any is, supported if all are, else inconclusive."""
     found = set(verdicts)
     if "contradicted" in found:
         return "contradicted"
@@ -54,17 +54,17 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def exceeds(a: Measured, b: Measured) -> Verdict:
-    """Test whether a is larger than b; their errors are independent."""
+    """Test whether a is larger than b, assuming independent errors."""
     return inside(difference(a, b), low=0)
 
 
 def difference(a: Measured, b: Measured) -> Measured:
-    """Subtract b from a; their errors are independent."""
+    """Subtract b from a, assuming independent errors."""
     return Measured(a.value - b.value, math.hypot(a.stderr, b.stderr))
 
 
 def ratio(a: Measured, b: Measured) -> Measured:
-    """Divide a by b, with errors to first order; these are independent."""
+    """Divide a by b, assuming independent errors, to first order."""
     if not a.value or not b.value:
         return UNKNOWN
     value = a.value / b.value
@@ -73,7 +73,7 @@ def ratio(a: Measured, b: Measured) -> Measured:
 
 
 def listed(numbers: Numbers) -> str:
-    """Write numbers with their labels; a number with an empty label stands alone."""
+    """Write numbers with their labels; an empty label is left out."""
     return ", ".join(
         f"{label}: {number}" if label != "" else f"{number}"
         for label, number in numbers.items()

@@ -1,4 +1,4 @@
-"""Recordings that tests of conditions share; not to be changed."""
+"""Recordings that tests of conditions share; tests must not change them."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def known(directory: Path) -> KnownRun:
 
 @pytest.fixture(scope="session")
 def other(directory: Path) -> KnownRun:
-    """The same as `known` from another seed."""
+    """Return a run like `known` with another seed."""
     return train(directory / "other.zarr", seed=1)
 
 

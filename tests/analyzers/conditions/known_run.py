@@ -1,4 +1,4 @@
-"""A small recorded training run whose conditions are known from its own gradients."""
+"""Small recorded runs with conditions computed from the true gradients."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ N_STEPS = EPOCHS * PER_EPOCH
 
 
 class KnownRun(NamedTuple):
-    """A recorded run, and a_k, l_k, r_k and more, computed in float64 during training."""
+    """A recorded run, with the terms of its conditions computed during training."""
 
     run: Run
     product: Any
@@ -31,13 +31,13 @@ class KnownRun(NamedTuple):
         ).compute()
 
     def margins(self, alpha: float, beta: float) -> Any:
-        """Return T_k (step,), in float64."""
+        """Return T_k of every step, float64 (step,)."""
         excess = self.loss - self.reference_loss
         return self.product - alpha * excess + beta * self.loss
 
 
 def train(path: Path, *, seed: int = 0, **options: Any) -> KnownRun:
-    """Train a small net on a few noisy examples."""
+    """Train a small net on noisy examples, and record it."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Test ``analyzers.conditions.aiming`` against the gradients of the training itself."""
+"""Test ``analyzers.conditions.aiming`` against the true gradients of training."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.analyzers.conditions.known_run import EPOCHS, KnownRun
 from trajstore import open_run
 
 
-def test_theta_and_cosine_equal_those_of_the_training(known: KnownRun):
+def test_theta_and_cosine_agree_with_true_gradients(known: KnownRun):
     found = analyzers.aiming(known.run).compute()
     theta = known.product / known.loss
     np.testing.assert_allclose(found["theta"], theta, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Test ``analyzers.conditions.alpha_beta`` against the gradients of the training itself."""
+"""Test ``analyzers.conditions.alpha_beta`` against the true gradients of training."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from trajstore import Recorder
 # Terms of the condition
 
 
-def test_an_exact_run_has_the_products_and_losses_of_the_training(known: KnownRun):
+def test_an_exact_run_has_the_true_products_and_losses(known: KnownRun):
     result = known.compared()
     np.testing.assert_allclose(result["product"], known.product, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(result["product_stderr"], 0)
@@ -48,7 +48,7 @@ def test_products_are_lazy(known: KnownRun):
 
 
 def test_errors_of_products_do_not_depend_on_the_distance(tmp_path: Path):
-    """They come from the signs; the distance is computed from the probes."""
+    """Errors of products come from the signs; the distance comes from the probes."""
     few, more = (
         train(tmp_path / f"{n}.zarr", exact=False, sketch_bits=512, probes=n)
         for n in (8, 1024)
@@ -77,7 +77,7 @@ def test_the_product_with_a_gradient_of_zeros_is_zero(tmp_path: Path):
     assert float(result["product"][1]) > 0
 
 
-def test_measurements_are_compared_too(known: KnownRun):
+def test_measurements_can_be_compared(known: KnownRun):
     measured = known.run.measured("full_batch")
     full = np.full(EPOCHS, known.full["at_end"])
     result = analyzers.alpha_beta(measured, reference_losses=full).compute()
@@ -121,10 +121,10 @@ def layout_of(run: Run) -> Any:
     return run.layout.names, run.layout.shapes
 
 
-def test_losses_below_the_optimal_one_are_refused(known: KnownRun):
-    least = int(known.loss.argmin())
+def test_losses_below_the_optimal_loss_are_refused(known: KnownRun):
+    lowest = int(known.loss.argmin())
     with pytest.raises(
-        ValueError, match=rf"step {least} is .* below optimal_loss = 0.7, .* smaller"
+        ValueError, match=rf"step {lowest} is .* below optimal_loss = 0.7, .* smaller"
     ):
         known.compared(optimal_loss=0.7)
     losses = known.reference_loss.copy()
@@ -149,7 +149,7 @@ def grid() -> Any:
 def test_feasible_pairs_hold_at_every_step(
     known: KnownRun, other: KnownRun, min_gap: float
 ):
-    """Point for point, from the gradients and losses of the training itself."""
+    """Compare the set with the condition at every point of a grid."""
     knowns = [known, other]
     pairs = analyzers.feasible_set([k.compared() for k in knowns], min_gap=min_gap)
     alpha, beta = grid()
@@ -171,7 +171,7 @@ def test_no_pair_undercuts_the_smallest(known: KnownRun, other: KnownRun):
     pairs = analyzers.feasible_set([known.compared(), other.compared()])
     corners = np.stack([pairs["alpha"], pairs["beta"]], 1)
     smallest = corners[pairs["is_smallest"].values]
-    # Along the smallest pairs alpha grows and beta falls; after them beta does not.
+    # Along the Pareto front alpha increases and beta decreases; then beta increases.
     assert (np.diff(smallest[:, 0]) > 0).all()
     assert (np.diff(smallest[:, 1]) < 0).all()
     assert len(smallest) > 1
@@ -188,7 +188,7 @@ def test_no_pair_undercuts_the_smallest(known: KnownRun, other: KnownRun):
     assert T.min() == pytest.approx(0, abs=1e-4)
 
 
-def test_bounds_are_named_by_run_and_step(known: KnownRun, other: KnownRun):
+def test_every_bound_names_its_run_and_step(known: KnownRun, other: KnownRun):
     knowns = [known, other]
     pairs = analyzers.feasible_set([k.compared() for k in knowns])
     assert pairs.attrs["runs"] == [k.run.location for k in knowns]
@@ -207,7 +207,7 @@ def test_bounds_are_named_by_run_and_step(known: KnownRun, other: KnownRun):
     assert every_margin([knowns[run]], a, b)[step] == pytest.approx(0, abs=1e-4)
 
 
-def test_margins_are_the_smallest_of_all(known: KnownRun, other: KnownRun):
+def test_margins_are_minima_over_steps_and_runs(known: KnownRun, other: KnownRun):
     alpha, beta = [0.5, 2.0, 7.0], [0.0, 1.5]
     found = analyzers.margin([known.compared(), other.compared()], alpha, beta)
     assert dict(found.sizes) == {"alpha": 3, "beta": 2}
@@ -228,34 +228,34 @@ def test_the_optimal_loss_shifts_beta_only(known: KnownRun):
 
 
 def test_standard_errors_move_the_boundary(sketched: KnownRun):
-    one = sketched.compared()
+    compared = sketched.compared()
     alpha = np.linspace(0, 4, 50)
     stricter, plain, looser = (
-        analyzers.smallest_beta(analyzers.feasible_set(one, n_stderr=n), alpha)
+        analyzers.smallest_beta(analyzers.feasible_set(compared, n_stderr=n), alpha)
         for n in (-1, 0, 1)
     )
     highest, middle, lowest = (b.fillna(np.inf) for b in (stricter, plain, looser))
     assert (lowest <= middle).all()
     assert (middle <= highest).all()
     assert float(lowest[-1]) < float(highest[-1])
-    by_hand = one.assign(product=one["product"] - one["product_stderr"])
+    by_hand = compared.assign(product=compared["product"] - compared["product_stderr"])
     xr.testing.assert_equal(
-        analyzers.feasible_set(by_hand), analyzers.feasible_set(one, n_stderr=-1)
+        analyzers.feasible_set(by_hand), analyzers.feasible_set(compared, n_stderr=-1)
     )
 
 
 def test_incomplete_steps_are_left_out_and_counted(known: KnownRun):
-    one = known.compared()
-    worst = analyzers.margin(one, 1.0, 0.0)["step"].item()
+    compared = known.compared()
+    worst = analyzers.margin(compared, 1.0, 0.0)["step"].item()
     for name, value in {
         "product": np.nan,
         "loss": np.inf,
         "reference_loss": np.nan,
     }.items():
-        spoilt = one.copy(deep=True)
+        spoilt = compared.copy(deep=True)
         spoilt[name][worst] = value
         pairs = analyzers.feasible_set(spoilt)
-        left = one.drop_isel(step=worst)
+        left = compared.drop_isel(step=worst)
         without = analyzers.feasible_set(left)
         assert (int(pairs["n_missing"]), int(pairs["n_steps"])) == (1, N_STEPS - 1)
         xr.testing.assert_equal(
@@ -264,15 +264,15 @@ def test_incomplete_steps_are_left_out_and_counted(known: KnownRun):
         margins = analyzers.margin(spoilt, 1.0, 0.0)
         assert int(margins["n_missing"]) == 1
         assert margins["step"].item() != worst
-    nothing = one.assign(product=one["product"] * np.nan)
+    nothing = compared.assign(product=compared["product"] * np.nan)
     for function in (analyzers.feasible_set, lambda d: analyzers.margin(d, 1.0, 0.0)):
         with pytest.raises(ValueError, match="None of the 80 steps has a product"):
             function(nothing)
 
 
-def test_an_empty_set_says_why(known: KnownRun):
-    one = known.compared()
-    spoilt = one.copy(deep=True)
+def test_an_empty_set_names_the_step_that_excludes_all_pairs(known: KnownRun):
+    compared = known.compared()
+    spoilt = compared.copy(deep=True)
     spoilt["reference_loss"][3] = 0
     spoilt["product"][3] = -1
     pairs = analyzers.feasible_set(spoilt)
@@ -285,10 +285,10 @@ def test_an_empty_set_says_why(known: KnownRun):
 
 
 def test_arguments_out_of_range_are_refused(known: KnownRun):
-    one = known.compared()
+    compared = known.compared()
     with pytest.raises(ValueError, match="`min_gap` must be at least 0, got -1"):
-        analyzers.feasible_set(one, min_gap=-1)
+        analyzers.feasible_set(compared, min_gap=-1)
     with pytest.raises(ValueError, match="at least one dataset of"):
         analyzers.feasible_set([])
     with pytest.raises(ValueError, match=r"must be one-dimensional, got .*\(1, 2\)"):
-        analyzers.margin(one, [[1, 2]], 0.5)
+        analyzers.margin(compared, [[1, 2]], 0.5)

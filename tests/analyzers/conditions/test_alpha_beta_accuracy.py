@@ -62,7 +62,7 @@ def test_errors_match_their_standard_errors(
         "cosine": (aimed, exact["gamma"]),
         "theta": (aimed, product / loss),
     }
-    # In the last steps x - x* is shorter than the sketch is designed for.
+    # In the last steps, x - x* is shorter than the sketch is designed for.
     mid = slice(0, run.n_steps - 12)
     for quantity, (found, truth) in expected.items():
         z = z_scores(found, quantity, truth)[mid]
@@ -76,7 +76,7 @@ def z_scores(found: xr.Dataset, name: str, truth: xr.DataArray) -> Any:
 
 @pytest.mark.slow
 def test_pairs_of_a_sketched_run_are_near_the_exact_pairs(tmp_path: Path):
-    """From training to pairs, recorded twice: exactly, and as sketches."""
+    """Compare the pairs of one training run recorded exactly and as sketches."""
     training = replace(
         WORKLOADS["digits-mlp"].settings,
         epochs=1,

@@ -1,4 +1,4 @@
-"""Test ``analyzers.conditions.arrays`` by enumeration, and with a linear program."""
+"""Test ``analyzers.conditions.arrays`` by enumeration and with a linear program."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def random_steps(seed: int, n: int) -> Steps:
-    """Losses of 0 to 2 at x and at x*, and products of either sign."""
+    """Return steps with losses from 0 to 2 at x and x*, and products of either sign."""
     rng = np.random.default_rng(seed)
     loss, at_target = 2 * rng.random((2, n))
     loss[rng.random(n) < 0.1] = 0
@@ -35,7 +35,7 @@ def holds(steps: Steps, alpha: float, beta: float) -> bool:
 
 
 def lowest(found: Boundary, alpha: float) -> float:
-    """Read the boundary at a point, infinity where there is none."""
+    """Return beta of the boundary at alpha, infinity left of the first corner."""
     right = [i for i in range(len(found.alpha)) if found.alpha[i] <= alpha]
     if not right:
         return float("inf")
@@ -62,7 +62,7 @@ def test_the_set_satisfies_every_inequality(seed: int, n: int):
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60))
 def test_corners_solve_a_linear_program(seed: int, n: int):
-    """For the sum of both numbers, and nearly for either number alone."""
+    """Minimise alpha + beta, and sums that give almost all weight to alpha or beta."""
     steps = random_steps(seed, n)
     found = feasible(steps, 0.1)
     inequalities = np.stack([steps.excess, -steps.gap], 1)
@@ -103,7 +103,7 @@ def test_a_set_known_by_hand():
     assert found.limit == 0
 
 
-def test_steps_without_a_loss_bound_alpha_alone():
+def test_steps_without_a_loss_bound_only_alpha():
     # T = -3 + 2 alpha for every beta.
     steps = Steps(np.array([-3.0]), np.array([-2.0]), np.array([0.0]))
     found = feasible(steps, 0.1)
@@ -112,29 +112,29 @@ def test_steps_without_a_loss_bound_alpha_alone():
 
 
 @pytest.mark.parametrize("gap", [1.0, 0.0])
-def test_a_set_is_empty_where_a_minimiser_is_pointed_away_from(gap: float):
+def test_no_pair_satisfies_a_minimiser_at_x_star_with_a_negative_product(gap: float):
     # r = f*, and the product is negative: T = -1 - (alpha - beta) gap.
-    other = [0.5, 0.5, 1.0]
-    one = [-1.0, gap, gap]
-    steps = Steps(*np.array([other, one, other]).T)
+    harmless = [0.5, 0.5, 1.0]
+    excluding = [-1.0, gap, gap]
+    steps = Steps(*np.array([harmless, excluding, harmless]).T)
     found = feasible(steps, 0.1)
     assert (len(found.alpha), found.limit) == (0, 1)
-    # With just the product needed for the smallest gap, the set is not empty.
-    one = [0.1 * gap, gap, gap]
-    assert len(feasible(Steps(*np.array([other, one]).T), 0.1).alpha) > 0
+    # With the product that the smallest gap requires, the set is not empty.
+    sufficient = [0.1 * gap, gap, gap]
+    assert len(feasible(Steps(*np.array([harmless, sufficient]).T), 0.1).alpha) > 0
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 30))
 def test_the_envelope_is_the_largest_line(seed: int, n: int):
     rng = np.random.default_rng(seed)
-    # Whole numbers make for lines of the same slope, or through the same point.
+    # Integers produce lines with equal slopes and lines that meet in one point.
     slopes, intercepts = rng.integers(-4, 5, (2, n)).astype(float)
     lines, kinks = upper_envelope(slopes, intercepts)
     assert len(kinks) == len(lines) - 1
     x = np.linspace(-20, 20, 401)
     expected = (slopes[:, None] * x + intercepts[:, None]).max(0)
-    here = lines[np.searchsorted(kinks, x)]
-    np.testing.assert_allclose(slopes[here] * x + intercepts[here], expected)
+    largest = lines[np.searchsorted(kinks, x)]
+    np.testing.assert_allclose(slopes[largest] * x + intercepts[largest], expected)
     assert (np.diff(kinks) > 0).all()
 
 

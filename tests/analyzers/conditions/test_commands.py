@@ -1,4 +1,4 @@
-"""Test ``analyzers.conditions.commands``, from training to figure."""
+"""Test ``analyzers.conditions.commands`` from training to figures."""
 
 import shutil
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def train(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two seeds, with the losses at their ends; not to be changed."""
+    """Return runs of two seeds, replayed at their final iterates; tests must not change them."""
     directory = tmp_path_factory.mktemp("conditions")
     paths = [train(directory / f"seed-{s}.zarr", seed=s) for s in (0, 1)]
     for path in paths:
@@ -53,7 +53,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def rows(output: str, header: str, n: int) -> list[list[str]]:
-    """Return the cells of the n rows of a table below its header."""
+    """Return the cells of the first n rows below the header of a table."""
     lines = output.splitlines()
     first = next(i for i, line in enumerate(lines) if line.split()[:1] == [header])
     table = lines[first : first + 1 + n]
@@ -157,7 +157,7 @@ def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
         found.drop_indexes(["epoch", "iteration"]),
     )
     output = traj_analyze("polyak-lojasiewicz", stores[0], "--reference-loss", 0.5)
-    assert "steps bound nothing" in output
+    assert "steps do not bound mu" in output
     assert "f* = 0.5." in output
 
 

@@ -10,7 +10,7 @@ from analyzers import plots
 
 @pytest.fixture
 def datasets() -> list[xr.Dataset]:
-    """Made-up results of `analyzers.alpha_beta` for one run of three steps."""
+    """Return made-up results of `analyzers.alpha_beta` for one run of three steps."""
     values = {
         "product": [1.0, 2.0, 0.5],
         "product_stderr": [0.1, 0.2, 0.1],
@@ -27,7 +27,7 @@ def pairs(best: tuple[float, float]) -> xr.Dataset:
 
 
 def grid() -> tuple[xr.Dataset, list[xr.DataArray]]:
-    """Margins over a grid, and a boundary that is the same for all standard errors."""
+    """Return margins on a grid, and three equal boundaries."""
     alpha, beta = np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.5])
     margin = alpha[:, None] - beta - 1
     margins = xr.Dataset(

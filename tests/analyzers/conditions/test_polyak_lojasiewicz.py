@@ -1,4 +1,4 @@
-"""Test ``analyzers.conditions.polyak_lojasiewicz`` at given constants."""
+"""Test ``analyzers.conditions.polyak_lojasiewicz`` with the constants it returns."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_pl_constants_are_the_largest_that_hold(known: KnownRun):
             assert step == int(found["step"][row])
 
 
-def test_pl_bounds_nothing_where_no_loss_is_above(known: KnownRun):
+def test_steps_whose_loss_is_not_above_the_target_do_not_bound_mu(known: KnownRun):
     found = analyzers.polyak_lojasiewicz(known.run, reference_loss=1e6)
     assert np.isnan(found["smallest"]).all()
     assert (found["smallest_step"] == -1).all()

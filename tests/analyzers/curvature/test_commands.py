@@ -24,7 +24,7 @@ TRAINING = {"optimizer": "sgd", "weight_decay": 0.0, "full_batch": True}
 
 
 def record(path: Path, **training: Any) -> Path:
-    """Descend along a quadratic, whose sharpness is 19; the threshold is 20."""
+    """Record gradient descent on a quadratic of sharpness 19, with the threshold 20."""
     torch.manual_seed(0)
     model = nn.ParameterDict({"first": torch.randn(12), "second": torch.randn(30)})
     diagonal = torch.linspace(0.1, 19, 42)
@@ -74,7 +74,7 @@ def test_sharpness_is_compared_with_the_threshold(
     assert rows[-1] == ["55", "55", "21", "20", "1.050"]
     assert len(rows) == 12
     words = " ".join(output.split())
-    assert "is reached at step 30. In the 6 evaluations from there on" in words
+    assert "is reached at step 30. Over the 6 evaluations from that step on" in words
     assert "the median ratio is 1.050 and the range 1.050 to 1.050; 100 %" in words
     np.testing.assert_allclose(stored(store, "sharpness").ratio[0], 0.95)
     assert (store.parent / "run.figures" / "sharpness.png").stat().st_size > 10_000
@@ -95,7 +95,7 @@ def test_medians_of_smoothness_are_shown(store: Path, traj_analyze: Callable[...
     assert len(rows) == 20
     for i, row in enumerate(rows):
         assert row[:3] == [str(3 * i), "to", str(3 * i + 2)]
-        # Of steps 3 i to 3 i + 2, each with the gradient after it.
+        # Each of the steps 3 i to 3 i + 2 is compared with the gradient after it.
         later = slice(3 * i + 1, 3 * i + 3)
         expected = [
             np.nanmedian(data[name].sel(step=later))
@@ -121,7 +121,7 @@ def test_smoothness_of_minibatches_is_explained(
 ):
     copy = shutil.copytree(example_run, tmp_path / "run.zarr")
     output = traj_analyze("smoothness", copy)
-    note = "gradients of the same examples train with --same-batch-every"
+    note = "gradients of the same examples, train with --same-batch-every"
     assert note in " ".join(output.split())
 
 
@@ -180,7 +180,7 @@ def test_layers_are_shown_separately(store: Path, traj_analyze: Callable[..., st
         (["edge-of-stability", "--optimizer", "sgd"], "--sharpness-every"),
         (["edge-of-stability"], "does not say by which optimizer"),
         (["smoothness", "--measurement", "same_batch"], "--same-batch-every"),
-        (["convexity"], "give `reference_loss`"),
+        (["convexity"], "pass `reference_loss`"),
         (["scale-invariance", "--tolerance", "2"], "between 0 and 1, got 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

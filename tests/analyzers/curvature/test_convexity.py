@@ -99,7 +99,7 @@ def test_a_given_loss_shifts_the_slack(tmp_path: Path):
 def test_errors_of_estimates_match_their_standard_errors(
     example_run: Path, exact_run: Path
 ):
-    """The same training run with estimated and with exact inner products."""
+    """Compare estimated with exact inner products of the same training run."""
     estimated, exact = (
         analyzers.convexity(open_run(path), reference_loss=0.1).compute()
         for path in (example_run, exact_run)
@@ -166,7 +166,7 @@ def test_losses_of_different_examples_are_not_compared(tmp_path: Path):
         analyzers.adjacent_convexity(run)
 
 
-def test_errors_name_what_to_do(tmp_path: Path, paper_runs: dict[str, Run]):
+def test_errors_say_what_to_do(tmp_path: Path, paper_runs: dict[str, Run]):
     run = record(tmp_path / "run.zarr")
     with pytest.raises(
         ValueError, match=r"at 'final' was not recorded.*reference_loss"

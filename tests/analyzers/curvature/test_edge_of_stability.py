@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_diverge_just_above_the_threshold_only(name: str):
+def test_optimizers_diverge_only_above_the_threshold(name: str):
     options, make = OPTIMIZERS[name]
     threshold = analyzers.stability_threshold(LR, **options)
     momentum = {k: v for k, v in options.items() if k == "momentum"}
@@ -79,7 +79,7 @@ SHARPNESS = [5.0, 15.0, 21.0, 17.0, 19.0, 23.0]
 
 
 def record(path: Path, *, log: str = "sharpness", **attrs: Any) -> None:
-    """Record sharpness at every other step, at learning rates 0.1 and then 0.2."""
+    """Record the sharpness at every other step, with the learning rate 0.1, later 0.2."""
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(path, model, optimizer, steps_per_epoch=4, attrs=attrs) as recorder:
@@ -101,7 +101,7 @@ def test_ratios_belong_to_the_evaluated_steps(tmp_path: Path):
         found.ratio, [0.25, 0.75, 1.05, 0.85, 0.95, 2.3], rtol=1e-6
     )
     assert found.sel(epoch=1).sizes["step"] == 2
-    # From step 4 on 1.05, 0.85, 0.95 and 2.3.
+    # From step 4 on, the ratios are 1.05, 0.85, 0.95 and 2.3.
     assert float(found.reached) == 4
     np.testing.assert_allclose(float(found.ratio_median), 1.0, rtol=1e-6)
     np.testing.assert_allclose(float(found.ratio_min), 0.85, rtol=1e-6)
@@ -142,7 +142,7 @@ def test_a_threshold_that_is_never_reached_has_no_summary(tmp_path: Path):
         assert np.isnan(float(found[name])), name
 
 
-def test_errors_name_what_to_do(tmp_path: Path, example_run: Path):
+def test_errors_say_what_to_do(tmp_path: Path, example_run: Path):
     with pytest.raises(KeyError, match=r"No sharpness.*--sharpness-every"):
         analyzers.edge_of_stability(open_run(example_run), optimizer="sgd")
     with pytest.raises(KeyError, match=r"recorder.log\(preconditioned_sharpness"):
@@ -157,13 +157,13 @@ def test_errors_name_what_to_do(tmp_path: Path, example_run: Path):
 def test_gradient_descent_rises_to_two_over_the_learning_rate_and_stays(
     tmp_path: Path, lr: float
 ):
-    """In the median, and in nine of ten evaluations once the overshoot is over."""
+    """Check the median, and nine of ten evaluations after the overshoot."""
     run = record_network(
         tmp_path / "run.zarr", "digits-tanh", lr=lr, sharpness_every=10, epochs=700
     )
     edge = analyzers.edge_of_stability(run)
     np.testing.assert_allclose(edge.threshold, 2 / lr, rtol=1e-6)
-    # Progressive sharpening: from less than half, nearly monotonic.
+    # Progressive sharpening: the ratio rises from below one half, almost monotonically.
     assert float(edge.ratio[0]) < 0.5
     rise = edge.ratio.sel(step=slice(20, float(edge.reached)))
     assert (rise.diff("step") > 0).all()
@@ -177,7 +177,7 @@ def test_gradient_descent_rises_to_two_over_the_learning_rate_and_stays(
 def test_slow_gradient_descent_stays_at_the_threshold_once_it_reaches_it(
     tmp_path: Path,
 ):
-    """With 0.2 there is no overshoot that leaves the band."""
+    """With a learning rate of 0.2, the ratio does not overshoot beyond the band."""
     run = record_network(
         tmp_path / "run.zarr", "digits-tanh", lr=0.2, sharpness_every=10, epochs=1800
     )

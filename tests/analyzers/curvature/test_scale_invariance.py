@@ -1,4 +1,4 @@
-"""Test ``analyzers.curvature.scale_invariance`` on functions of known invariance."""
+"""Test ``analyzers.curvature.scale_invariance`` on functions with known invariance."""
 
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from torch import nn
 from trajstore import Recorder
 
 
-class OfDirection(nn.Module):
-    """Depends on the direction of `a`, on all of `b`, and on the scale of `c` alone."""
+class KnownInvariance(nn.Module):
+    """Depends on the direction of `a`, on `b`, and on the norm of `c`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class OfDirection(nn.Module):
 
 def record(path: Path, *, lr: float = 0.05, **options: Any) -> Run:
     torch.manual_seed(0)
-    model = OfDirection()
+    model = KnownInvariance()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
     with Recorder(path, model, optimizer, exact=True, steps_per_epoch=10):
         for _ in range(40):
@@ -56,7 +56,7 @@ def test_separates_directions_from_scales(run: Run):
     assert found.layer.values.tolist() == ["a", "b", "c"]
     assert found.is_invariant.values.tolist() == [True, False, False]
     assert float(found.cosine_max.sel(layer="a")) < 1e-5
-    # The loss depends on the norm of c alone: its gradient is parallel to c.
+    # The loss depends only on the norm of c, so its gradient is parallel to c.
     np.testing.assert_allclose(abs(found.cosine.sel(layer="c")), 1, rtol=1e-5)
     path = path_of(run)
     for name, offset, size in zip(

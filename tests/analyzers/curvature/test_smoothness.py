@@ -1,4 +1,4 @@
-"""Test ``analyzers.curvature.smoothness`` against whole gradients, and quadratics."""
+"""Test ``analyzers.curvature.smoothness`` against whole gradients and on quadratics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_equals_the_smoothness_of_whole_gradients(
     change = products(np.diff(path.gradients, axis=0), path.updates[:-1])
     curvature = change / norms(path.updates[:-1]) ** 2
     if name == "sgd":
-        # Differences of products: the tolerance is relative to |g| / |u| = 1 / lr.
+        # Products cancel, so the tolerance is relative to |g| / |u| = 1 / lr.
         np.testing.assert_allclose(
             found.curvature.values[1:], curvature, rtol=1e-4, atol=1e-4
         )
@@ -89,7 +89,7 @@ def test_is_lazy_and_does_not_depend_on_chunks(
 
 
 class Quadratics:
-    """Batches with losses (x - c)^T A (x - c) / 2 of two tensors together."""
+    """Losses (x - c)^T A (x - c) / 2, one for each batch, where x joins two tensors."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -126,14 +126,16 @@ def record(path: Path, **options: Any) -> Quadratics:
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure by compiled loops, or as on an accelerator."""
+    """Measure by compiled loops, or by the backend of accelerators."""
     if request.param == "accelerator":
         monkeypatch.setenv(CHOICE, "eager")
 
 
 @pytest.mark.usefixtures("device")
-def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path):
-    """This defines `grad_dot_previous` of a measurement."""
+def test_a_measurement_has_products_with_the_gradient_of_the_previous_step(
+    tmp_path: Path,
+):
+    """Test the definition of `grad_dot_previous` in a measurement."""
     record(tmp_path / "run.zarr", exact=True)
     run = open_run(tmp_path / "run.zarr")
     gradients = path_of(run).gradients
@@ -148,9 +150,9 @@ def test_measured_products_are_with_the_gradient_of_the_last_step(tmp_path: Path
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # Products of successive steps ignore the measurement in between.
-    of_steps = run.steps["grad_dot_previous"].sum("layer").values[1:]
+    step_products = run.steps["grad_dot_previous"].sum("layer").values[1:]
     np.testing.assert_allclose(
-        of_steps, products(gradients[1:], gradients[:-1]), rtol=1e-5, atol=1e-6
+        step_products, products(gradients[1:], gradients[:-1]), rtol=1e-5, atol=1e-6
     )
 
 
@@ -174,7 +176,7 @@ def test_the_same_batch_has_the_smoothness_of_its_quadratic(
         x = x + u
     np.testing.assert_allclose(found.smoothness.values, smooth[1::2], rtol=1e-4)
     np.testing.assert_allclose(found.curvature.values, curved[1::2], rtol=1e-4)
-    # A lower bound, as documented.
+    # Smoothness is a lower bound of the largest eigenvalue, as documented.
     largest = np.linalg.eigvalsh(A).max(1)[np.arange(1, N_STEPS, 2) % N_BATCHES]
     assert (found.smoothness.values < largest).all()
     assert (found.curvature.values <= found.smoothness.values).all()
@@ -185,7 +187,7 @@ def test_changes_below_rounding_are_nan(tmp_path: Path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recorder(tmp_path / "run.zarr", model, optimizer, exact=True) as recorder:
         for step in range(4):
-            # The gradient is constant in the first steps and reversed in the last.
+            # The gradient is constant at first and reversed in the last step.
             optimizer.zero_grad()
             (model(torch.ones(1, 50)).sum() * (-1 if step == 3 else 1)).backward()
             recorder.log(loss=0.0)
@@ -203,10 +205,10 @@ def test_a_missing_measurement_names_the_option(example_run: Path):
 def test_noise_instead_of_gradients_has_the_level_of_noise(
     paper_runs: dict[str, Run], only: Callable[..., Any]
 ):
-    """Independent gradients: |g_k - g_(k-1)|^2 is twice |g|^2 in the mean."""
+    """For independent gradients, |g_k - g_(k-1)|^2 is twice |g|^2 on average."""
     [run] = only(paper_runs, "noise")
     path = path_of(run)
     found = analyzers.smoothness(run).compute().smoothness.values[1:]
     ratio = found * norms(path.updates[:-1]) / norms(path.gradients[1:])
-    # Norms of 21 numbers, and 47 pairs: the mean is off by some 5 percent.
+    # With 21 parameters and 47 pairs, the mean has an error of about 5 percent.
     assert abs(np.mean(ratio**2) - 2) < 0.5

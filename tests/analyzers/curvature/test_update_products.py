@@ -44,7 +44,7 @@ def check_against_the_path(run: Run, found: xr.Dataset, rtol: float) -> None:
     difference = found.after.values[:-1] - after
     np.testing.assert_allclose(difference / scale[:-1], 0, atol=rtol)
     assert np.isnan(found.after.values[-1])
-    # Equal cosines would prove little.
+    # If the cosines did not vary, the comparison would prove little.
     assert np.std(before / scale) > 0.01 or np.std(after / scale[:-1]) > 0.01
 
 
@@ -83,7 +83,7 @@ def test_whole_updates_are_exact(tmp_path: Path):
 def test_errors_of_probes_match_their_standard_errors(
     tmp_path: Path, train_small: Callable[..., Any]
 ):
-    """Neighbouring steps have similar errors, so the test compares several recordings."""
+    """Use several recordings, because errors of neighbouring steps are correlated."""
     train_small(partial(Recorder, tmp_path / "exact.zarr"), exact=True, updates=True)
     exact = analyzers.update_products(open_run(tmp_path / "exact.zarr"))
     assert exact.attrs["rule"] == "probes"
@@ -96,7 +96,7 @@ def test_errors_of_probes_match_their_standard_errors(
         for name in ("before", "after"):
             error = (found[name] - exact[name]) / found[f"{name}_stderr"]
             z.append(error.values[[4, 24, 44]])
-    # 48 values, not all independent: with 27 the deviation is off by 0.14.
+    # The 48 values are partly dependent; the deviation of 27 values has an error of 0.14.
     values = np.concatenate(z)
     assert abs(values.mean()) < 0.4
     assert 0.7 < values.std() < 1.3
@@ -104,7 +104,7 @@ def test_errors_of_probes_match_their_standard_errors(
 
 @pytest.mark.parametrize("basis", [0, 3])
 def test_updates_as_short_as_rounding_may_be_plain_descent(tmp_path: Path, basis: int):
-    """Of parameters of size 0.1 a change of 1e-7 is some ten units in the last place."""
+    """For parameters of about 0.1, a change of 1e-7 is about ten units in the last place."""
     torch.manual_seed(0)
     model = torch.nn.Linear(20, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
@@ -117,7 +117,7 @@ def test_updates_as_short_as_rounding_may_be_plain_descent(tmp_path: Path, basis
             optimizer.step()
     run = open_run(path)
     steps = run.steps[["update_sq", "grad_sq"]].astype(np.float64)
-    # Beyond the tolerance of one in a thousand that ignores the size of the parameters.
+    # The error exceeds the tolerance of 0.1 percent, which ignores the parameters.
     assert (abs(steps.update_sq / steps.grad_sq * 1e14 - 1) > 4e-3).any()
     assert analyzers.update_products(run).attrs["rule"] == "plain descent"
 

@@ -1,4 +1,4 @@
-"""Closed forms of deep linear networks, against integrations that share no code."""
+"""Test closed forms of deep linear networks against independent integrations."""
 
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from analyzers.deep_linear.arrays import (
 
 
 def runge_kutta(strength: float, initial: float, depth: int, time: float) -> float:
-    """Integrate the equation for a itself, in 20,000 steps of order 4."""
+    """Integrate the equation for a, rather than its root, in 20,000 steps of order 4."""
     n = 20_000
     h, a = time / n, initial
 
@@ -46,7 +46,7 @@ def test_modes_solve_the_equation(depth: int, strength: float, initial: float):
 
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_strength_inverts_the_time_to_reach_it(depth: int):
-    """The time to reach a strength is an integral over smaller strengths."""
+    """The time to reach a strength is the integral of dt/da up to the strength."""
     strength, initial = 0.8, 0.003
     for value in (0.01, 0.4, 0.79):
         time, _ = quad(
@@ -102,7 +102,7 @@ def test_modes_of_the_opposite_sign_are_nan(depth: int, initial: float):
 
 
 def descended(loss: str, depth: int, lr: float, steps: int) -> tuple[Any, Any]:
-    """Descend the literal loss in float64, from weights along two modes, by autograd."""
+    """Minimise the given loss in float64 by autograd, from weights along two modes."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(2)
     n, n_in, n_out = 12, 6, 5
@@ -141,7 +141,7 @@ def descended(loss: str, depth: int, lr: float, steps: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("loss", ["half-sum", "sum", "mean"])
 def test_time_of_every_loss_matches_its_descent(loss: Any, depth: int):
-    """Two step sizes give the limit of small ones, 50 times closer than one of them."""
+    """Extrapolation from two step sizes is 50 times closer to the flow than either."""
     n_outputs, time = 5, 2.3
     factor = {"half-sum": 1, "sum": 2, "mean": 2 / n_outputs}[loss]
     coarse, fine = 150, 300
@@ -154,12 +154,12 @@ def test_time_of_every_loss_matches_its_descent(loss: Any, depth: int):
         mode_strength(t, strength=v, initial=0.02, depth=depth) for v in strengths
     ]
     np.testing.assert_allclose(2 * b - a, expected, rtol=5e-4)
-    # The time of another convention would be off by far more.
+    # A wrong convention would cause a far larger error in time.
     wrong = mode_strength(2 * t, strength=1.0, initial=0.02, depth=depth)
     assert abs(wrong - b[0]) > 0.05
 
 
-def test_time_takes_rates_that_change():
+def test_time_takes_changing_rates():
     rates = np.array([0.1, 0.1, 0.05])
     np.testing.assert_allclose(time_of_steps(rates, 1, loss="sum").sum(), 0.5)
     times = time_of_steps(0.1, [0, 10], loss="mean", n_outputs=5)
@@ -191,7 +191,7 @@ def test_half_times_out_of_range_are_refused(change: dict[str, Any]):
 
 
 def test_gradient_flow_conserves_the_imbalance():
-    """A step of size h changes it by h^2 only: its derivative along the flow is 0."""
+    """A step of size h changes the imbalance by only h^2: it is constant along the flow."""
     rng = np.random.default_rng(3)
     shapes = [(4, 3), (5, 4), (2, 5)]
     weights = [rng.normal(size=shape) for shape in shapes]

@@ -19,7 +19,7 @@ from train.workloads.catalogue import settings_of
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two layers, with half of the modes learnt."""
+    """Record a run of two layers in which half of the modes are learnt."""
     path = tmp_path_factory.mktemp("linear") / "run.zarr"
     training = replace(settings_of("deep-linear-2"), max_steps=60, lr=0.1)
     record(training, path, exact=True)

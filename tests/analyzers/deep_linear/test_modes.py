@@ -1,4 +1,4 @@
-"""Test ``analyzers.deep_linear.modes``: recorded networks follow the closed form."""
+"""Test that modes of recorded networks follow the closed form."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,14 +19,14 @@ from train.workloads.catalogue import settings_of
 
 RATES = (0.04, 0.02, 0.01)
 UNTIL = 8.0
-"""Time at which runs end: by then the first two modes are learnt."""
+"""Time at which runs end, when the first two modes are learnt."""
 
 Measured = Callable[..., xr.Dataset]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """Return a function that trains, records and measures a workload, once."""
+    """Return a cached function that trains, records and measures a workload."""
     directory, done = tmp_path_factory.mktemp("linear"), {}
 
     def measure(name: str, lr: float) -> xr.Dataset:
@@ -45,7 +45,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 def recorded(
     measured: Measured, tmp_path_factory: pytest.TempPathFactory
 ) -> trajstore.Run:
-    """A run of three layers."""
+    """Return a run of three layers."""
     return trajstore.open_run(measured("deep-linear-3", 0.04).attrs["run"])
 
 
@@ -66,36 +66,36 @@ def test_halving_the_step_size_halves_the_error(measured: Measured, depth: int):
     errors = [
         float(abs(measured(f"deep-linear-{depth}", lr).error).max()) for lr in RATES
     ]
-    # 1e-4 would be the float32 of the weights.
+    # Rounding of the float32 weights would cause errors of 1e-4.
     assert errors[-1] > 1e-3
     ratios = np.divide(errors[:-1], errors[1:])
     np.testing.assert_allclose(ratios, 2, rtol=0.1)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_half_times_converge_to_those_of_the_flow(measured: Measured, depth: int):
-    late = [
+def test_half_times_converge_to_the_flow(measured: Measured, depth: int):
+    delays = [
         (modes.half_time - modes.half_time_closed_form)[:2].values
         for modes in (measured(f"deep-linear-{depth}", lr) for lr in RATES)
     ]
-    assert (late[-1] > 0).all()
-    assert (late[-1] < 0.05).all()
-    np.testing.assert_allclose(np.divide(late[0], late[2]), 4, rtol=0.15)
+    assert (delays[-1] > 0).all()
+    assert (delays[-1] < 0.05).all()
+    np.testing.assert_allclose(np.divide(delays[0], delays[2]), 4, rtol=0.15)
 
 
 def test_modes_are_learnt_one_after_another(measured: Measured):
-    """Four equal singular values at first; then one grows alone."""
+    """Four singular values are equal at first, and the largest mode grows before others."""
     modes = measured("deep-linear-4", 0.01)
     assert float(modes.effective_rank[0]) == pytest.approx(4, rel=1e-5)
-    at_first = float(modes.half_time[0])
-    then = modes.isel(step=int(np.searchsorted(modes.time.values, at_first)))
-    assert float(then.effective_rank) < 2.1
-    assert (then.modes[1:] < 0.05).all()
+    half_time = float(modes.half_time[0])
+    halfway = modes.isel(step=int(np.searchsorted(modes.time.values, half_time)))
+    assert float(halfway.effective_rank) < 2.1
+    assert (halfway.modes[1:] < 0.05).all()
     assert np.diff(modes.half_time.values[:2]) > 2
 
 
 def test_descent_hardly_changes_the_matrices_that_flow_conserves(measured: Measured):
-    """From random weights: proportional to the step size, and zero at the start."""
+    """The drift from random weights starts at zero and is proportional to the step size."""
     drifts = [float(measured("deep-linear-2-random", lr).drift[-1]) for lr in RATES]
     np.testing.assert_allclose(np.divide(drifts[:-1], drifts[1:]), 2, rtol=0.1)
     modes = measured("deep-linear-2-random", 0.01)
@@ -106,7 +106,7 @@ def test_descent_hardly_changes_the_matrices_that_flow_conserves(measured: Measu
 
 
 def iterates(run: trajstore.Run) -> list[dict[str, Any]]:
-    """Every iterate of an exact run, read row by row."""
+    """Return every iterate of an exact run, read row by row."""
     whole = slice(0, run.layout.size)
     window, displacement = (
         run.stored.array("window")[:],
@@ -122,7 +122,7 @@ def iterates(run: trajstore.Run) -> list[dict[str, Any]]:
 
 
 def test_everything_is_computed_from_the_recorded_weights(measured: Measured):
-    """Against loops over steps, layers and modes, from random weights."""
+    """Compare a run from random weights with loops over steps, layers and modes."""
     expected = measured("deep-linear-3-random", 0.04)
     run = trajstore.open_run(expected.attrs["run"])
     target = np.array(run.attrs["input_output_correlation"])
@@ -155,12 +155,12 @@ def test_closed_form_may_start_later(recorded: trajstore.Run):
     np.testing.assert_allclose(modes.error[50], 0, atol=1e-12)
     whole = analyzers.linear_modes(recorded)
     np.testing.assert_array_equal(modes.modes, whole.modes)
-    # The later the closed form starts, the smaller the lag behind it.
+    # A closed form that starts later is less far ahead of the run.
     assert abs(modes.error).max() < abs(whole.error).max()
 
 
 def test_other_conventions_have_other_times(recorded: trajstore.Run):
-    """A run trained on the half sum, analysed as if trained on another loss."""
+    """Analyse a run trained on the half sum as if it had been trained on another loss."""
     time = analyzers.linear_modes(recorded).time
     factors: dict[Any, float] = {"sum": 2, "mean": 2 / 4}
     for loss, factor in factors.items():
@@ -221,7 +221,7 @@ def test_arguments_that_do_not_fit_are_refused(
         analyzers.linear_modes(recorded, **change)
 
 
-def test_runs_of_other_kinds_are_refused(example_run: Path, exact_run: Path):
+def test_unsuitable_runs_are_refused(example_run: Path, exact_run: Path):
     with pytest.raises(ValueError, match=r"holds sketches.*--exact"):
         analyzers.linear_modes(trajstore.open_run(example_run))
     exact = trajstore.open_run(exact_run)

@@ -10,7 +10,7 @@ from analyzers import plots
 
 @pytest.fixture
 def modes() -> xr.Dataset:
-    """What `analyzers.linear_modes` returns, of made-up numbers."""
+    """Return a made-up result of `analyzers.linear_modes`."""
     rng = np.random.default_rng(0)
     steps = {
         name: ("step", rng.uniform(0.1, 1, 5))

@@ -8,5 +8,5 @@ from trajstore.reading.run import Run
 
 @pytest.fixture(scope="session")
 def trained_runs(paper_runs: dict[str, Run]) -> dict[str, TrainedRun]:
-    """The runs of `paper_runs` with their settings, by name."""
+    """Return the runs of `paper_runs` with their settings, by name."""
     return {name: trained(run) for name, run in paper_runs.items()}

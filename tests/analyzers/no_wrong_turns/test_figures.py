@@ -1,4 +1,4 @@
-"""Test ``analyzers.no_wrong_turns.figures``: that figures show the runs they should."""
+"""Test that the figures of ``analyzers.no_wrong_turns.figures`` show the right runs."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -37,7 +37,7 @@ def runs(trained_runs: dict[str, TrainedRun]) -> list[TrainedRun]:
 
 @pytest.fixture(scope="module")
 def published(runs: list[TrainedRun]) -> Figures:
-    """Return a function that makes the panels of a figure, once."""
+    """Return a cached function that makes the panels of a figure."""
     return cache(lambda number: panels_of(number, runs, epochs=AS_PUBLISHED))
 
 
@@ -47,7 +47,7 @@ def geometry_to_final(run: Run) -> xr.Dataset:
 
 
 def epoch_values(run: Run, quantity: str, **options: Any) -> list[np.ndarray[Any, Any]]:
-    """Values of every epoch, by hand."""
+    """Return the values of every epoch, computed independently."""
     geometry = (
         analyzers.path_geometry(run, **options) if options else geometry_to_final(run)
     )
@@ -129,7 +129,7 @@ def test_epochs_can_be_chosen(
     [panel] = panels_of("14", runs, epochs=epochs)
     assert labels(panel) == ["shapes-mlp", "shapes-resnet"]
     assert_shows(panel.curves[0], paper_runs["mlp"], "gamma", n=n)
-    # Trained as the MLP was.
+    # The run "sgd" was trained like the MLP.
     assert_shows(panel.curves[1], paper_runs["sgd"], "gamma", n=n)
 
 
@@ -252,7 +252,9 @@ def test_a_figure_without_runs_is_reported_in_one_sentence(number: str):
     assert str(error.value) == missing_runs(number, [])
 
 
-def test_figure_says_what_there_is(trained_runs: dict[str, TrainedRun]):
+def test_missing_runs_are_reported_with_the_runs_found(
+    trained_runs: dict[str, TrainedRun],
+):
     with pytest.raises(
         ValueError, match=r"differ in the batch size only; found 1 run: 1 of shapes"
     ):

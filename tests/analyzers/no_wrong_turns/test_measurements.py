@@ -34,7 +34,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with updates and, once an epoch, other gradients."""
+    """Record a run with updates, and with other gradients once per epoch."""
     return record(tmp_path_factory.mktemp("measured") / "run.zarr")
 
 
@@ -66,7 +66,7 @@ def test_every_direction_has_a_curve(measured: Run):
     )
     labels = ["of steps", "of steps, with weight decay", "all data"]
     assert [curve.label for curve in gradients.curves] == labels
-    # The final of five epochs is left out.
+    # The final epoch of five is left out.
     assert all(curve.x.tolist() == [0, 1, 2, 3] for curve in gradients.curves)
     geometry = analyzers.path_geometry(measured.measured("update")).gamma.compute()
     expected = -geometry.groupby("epoch").mean()[:4]
@@ -112,7 +112,7 @@ def test_a_run_without_measurements_says_what_is_needed(
 
 
 def test_plain_descent_follows_the_theory(tmp_path: Path):
-    """On a quadratic with exact recording equation (4) is an identity."""
+    """On an exactly recorded quadratic, equation (4) is an identity."""
     from trajstore import Recorder
 
     model = torch.nn.Linear(10, 1, bias=False)

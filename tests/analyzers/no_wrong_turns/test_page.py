@@ -17,7 +17,7 @@ from analyzers.no_wrong_turns.runs import TrainedRun
 def written(
     trained_runs: dict[str, TrainedRun], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[TrainedRun]]:
-    """A page from runs that lack some figures."""
+    """Write a page from runs that do not suffice for all figures."""
     names = ("base", "batch-4", "noise", "sm")
     runs = [trained_runs[name] for name in names]
     out = tmp_path_factory.mktemp("docs")
@@ -50,7 +50,7 @@ def test_statements_follow_their_figures(written: tuple[Path, list[TrainedRun]])
         assert page.read_text().count(f.claim) == 1
 
 
-def test_pictures_are_there_and_small(written: tuple[Path, list[TrainedRun]]):
+def test_images_exist_and_are_small(written: tuple[Path, list[TrainedRun]]):
     page, _ = written
     linked = re.findall(r"!\[.*\]\((.*)\)", page.read_text())
     files = sorted(str(p.relative_to(page.parent)) for p in page.parent.rglob("*.png"))

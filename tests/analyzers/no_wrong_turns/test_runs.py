@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
 
 
 def run(n_params: int = 1, note: str = "", **different: Any) -> TrainedRun:
-    """Return a run with the attributes that choosing reads."""
+    """Return a stub of a run with the attributes that the selections read."""
     stub: Any = SimpleNamespace(
         attrs={"training": BASE | different, "data": note},
         layout=SimpleNamespace(n_params=n_params),
@@ -40,7 +40,7 @@ def values(runs: list[TrainedRun], factor: str) -> list[Any]:
     return [run.settings[factor] for run in runs]
 
 
-def test_sweep_is_of_runs_that_differ_in_one_setting():
+def test_runs_of_a_sweep_differ_in_one_setting():
     batch_sizes = [run(batch_size=b, lr=b / 1000) for b in (512, 64, 256)]
     others = [
         run(batch_size=128, seed=1),
@@ -112,7 +112,7 @@ def test_base_run_is_the_run_that_the_others_vary():
     assert choose.base_run(runs) is base
 
 
-def test_models_are_those_of_the_data_set_with_most():
+def test_models_belong_to_the_data_set_with_most_workloads():
     names = ("digits-mlp", "cifar-mlp", "cifar-resnet18", "digits-resnet", "cifar-x")
     chosen = choose.models([run(workload=name) for name in names])
     assert values(chosen, "workload") == ["cifar-mlp", "cifar-resnet18", "cifar-x"]
@@ -125,7 +125,7 @@ def test_data_sets_have_one_run_each_and_no_counter_examples():
     assert values(chosen, "workload") == ["cifar-mlp", "digits-resnet"]
 
 
-def test_mlp_and_resnet_are_trained_alike_and_of_like_size():
+def test_mlp_and_resnet_are_similar_in_training_and_size():
     mlp = run(workload="cifar-mlp", n_params=46, optimizer="sgd", seed=3)
     wide = run(workload="cifar-resnet18-2", n_params=44, optimizer="sgd", seed=3)
     others = [
@@ -188,9 +188,7 @@ def test_runs_are_found_in_directories_below(
     assert one.run.location == paper_runs["base"].location
 
 
-def test_runs_that_say_nothing_of_their_training_are_left_out(
-    example_run: Path, tmp_path: Path
-):
+def test_runs_without_training_settings_are_left_out(example_run: Path, tmp_path: Path):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     assert choose.find_runs(tmp_path) == []
 

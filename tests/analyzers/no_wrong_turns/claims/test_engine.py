@@ -25,9 +25,9 @@ def of(found: list[Finding], words: str) -> Finding:
 
 
 def middle_gamma(run: Run) -> float:
-    """Mean of gamma over the middle half of the epochs, by hand."""
+    """Return the mean of gamma over the middle half of the epochs."""
     gamma = path_geometry(run).gamma.compute()
-    first, stop = run.n_epochs // 4, 3 * run.n_epochs // 4  # of 4 or 8
+    first, stop = run.n_epochs // 4, 3 * run.n_epochs // 4
     return float(
         gamma[(run.stored.epochs >= first) & (run.stored.epochs < stop)].mean()
     )
@@ -58,7 +58,7 @@ def test_errors_of_comparisons_hold_the_spread_over_seeds(
 ):
     seeds = [middle_gamma(paper_runs[name]) for name in ("base", "seed-1", "seed-2")]
     spread = np.std(seeds, ddof=1) / np.mean(seeds) * seeds[0]
-    # Written with one digit.
+    # The standard error is written with one digit.
     assert stderr_of(found) >= 0.9 * spread
     agree = of(found, "gamma depends little on the seed").numbers
     assert f"standard deviation {np.std(seeds, ddof=1):.3g} ± " in agree

@@ -45,7 +45,7 @@ def test_steps_without_a_value_are_left_out(geometry_of: Make):
     assert chosen.gamma.values.tolist() == [3, 5, 6]
 
 
-def test_error_of_the_mean_is_that_of_many_draws(geometry_of: Make):
+def test_error_of_the_mean_agrees_with_many_draws(geometry_of: Make):
     rng = np.random.default_rng(0)
     trend = np.linspace(0.5, 0.2, 48).reshape(8, 6)
     found = [
@@ -56,7 +56,7 @@ def test_error_of_the_mean_is_that_of_many_draws(geometry_of: Make):
     ]
     values, stderrs = np.array(found).T
     assert values.mean() == pytest.approx(0.35, abs=0.003)
-    # The larger of two estimates: too large by some ten percent.
+    # The larger of two estimates is about ten percent too large.
     assert 1.0 < np.mean(stderrs) / values.std() < 1.3
 
 
@@ -91,18 +91,18 @@ def test_few_steps_have_no_error(geometry_of: Make):
     assert np.isnan(mean_over(geometry, "gamma", Epochs(5, 6))).all()
 
 
-def test_variance_is_what_estimates_do_not_explain(geometry_of: Make):
+def test_variance_excludes_errors_of_estimates(geometry_of: Make):
     rng = np.random.default_rng(0)
     truth = 0.5 + 0.1 * rng.normal(size=(40, 100)) + np.arange(40)[:, None]
     estimates = truth + 0.2 * rng.normal(size=truth.shape)
     geometry = geometry_of(estimates, stderr=0.2)
     found = variance_within_epochs(geometry, None, Epochs(0, 40))
     assert found.value == pytest.approx(0.01, abs=4 * found.stderr)
-    # 0.05 with normal draws: 2 / 99 / 40, its root, times 0.05.
+    # For normal draws, the relative error is sqrt(2 / 99 / 40).
     assert found.stderr == pytest.approx(0.05 * np.sqrt(2 / 99 / 40), rel=0.3)
 
 
-def test_relative_variance_is_that_over_the_mean(geometry_of: Make):
+def test_relative_variance_is_relative_to_the_squared_mean(geometry_of: Make):
     rng = np.random.default_rng(0)
     draws = 1 + 0.1 * rng.normal(size=(30, 50))
     once = relative_variance(geometry_of(draws), None, Epochs(0, 30))
@@ -117,7 +117,7 @@ def test_variance_of_one_epoch_has_no_error(geometry_of: Make):
     assert np.isnan(stderr)
 
 
-def test_share_counts_what_is_surely_negative(geometry_of: Make):
+def test_share_counts_steps_that_are_surely_negative(geometry_of: Make):
     geometry = geometry_of([[-0.3, -0.1, 0.1, 0.3], [-0.3, 0.2, 0.2, 0.2]], stderr=0.1)
     assert share_of_negative(geometry, Epochs(0, 1)).value == 0.25
     assert share_of_negative(geometry, Epochs(0, 2)).value == 0.25
@@ -127,8 +127,8 @@ def test_share_counts_what_is_surely_negative(geometry_of: Make):
     assert np.isnan(share_of_negative(geometry, Epochs(7, 8)).value)
 
 
-def test_the_excess_rests_on_the_distance_as_gamma_does(geometry_of: Any):
-    """The error of the distance remains where gamma equals that of a walk."""
+def test_the_excess_depends_on_the_distance_like_gamma(geometry_of: Any):
+    """The error of the distance remains when gamma equals gamma of the walk."""
     gamma = 0.3 * np.ones((8, 5))
     geometry = geometry_of(gamma, excess=np.zeros_like(gamma))
     geometry["distance_stderr"] = 0.1 * geometry["distance"]
@@ -155,10 +155,10 @@ def test_errors_above_half_of_gamma_hide_its_sign(
 
 
 @pytest.mark.parametrize("quantity", ["gamma", "lolr"])
-def test_extremes_are_those_of_the_middle_epochs(geometry_of: Make, quantity: str):
+def test_extremes_are_taken_over_the_middle_epochs(geometry_of: Make, quantity: str):
     level = np.full(N_EPOCHS, 0.1)
     level[10] *= 1.5
-    # Epochs outside of the middle half do not count.
+    # Epochs outside the middle half are ignored.
     level[:4], level[-4:] = 9, 9
     scatter = 0.02 * np.random.default_rng(0).normal(size=(N_EPOCHS, N))
     steps = level[:, None] * (1 + scatter - scatter.mean(1, keepdims=True))

@@ -31,9 +31,9 @@ FLAT = dict.fromkeys(SIZES, 0.01)
 DIP = {16: 0.05, 32: 0.04, 64: 0.06, 128: 0.1}
 DOWN = {size: 1 / size for size in SIZES}
 GROWS, SCALES = "gamma grows with the batch size", "square root of the batch size"
-BELOW, VARIES = "gamma of Adam is smaller", "gamma of Adam varies less"
+BELOW, VARIES = "gamma is smaller for Adam", "varies less from step to step for Adam"
 MOMENTUM, FURTHER = "Momentum changes gamma little", "Adam ends further"
-REGULAR, DEPTH, WIDTH = "MLP is more regular", "grows slightly with depth", "Width"
+REGULAR, DEPTH, WIDTH = "more regular for an MLP", "grows slightly with depth", "Width"
 NEGATIVE, STEADY, RANKS = "almost no step", "gamma is steady", "rank correlation"
 LATE, COUNTER = "distance to x* is negligible", "asymmetric linear model"
 WALK, NOISE, LABELS = "random walk", "replaced by noise", "random labels"
@@ -137,7 +137,7 @@ def test_without_runs_nothing_is_chosen(claim: Claim):
     assert not claim.runs.choose([])
 
 
-def test_exponent_is_that_of_the_law():
+def test_exponent_agrees_with_the_power_law():
     rng = np.random.default_rng(0)
     z = []
     for _ in range(300):
@@ -150,7 +150,7 @@ def test_exponent_is_that_of_the_law():
     assert 0.7 < np.std(z) < 1.2
 
 
-def test_exponent_of_numbers_off_the_law_is_less_precise():
+def test_deviations_from_the_power_law_increase_the_error_of_the_exponent():
     [on_the_law] = exponent({b: precise(v) for b, v in ROOT.items()}).values()
     [off] = exponent({b: precise(v) for b, v in DIP.items()}).values()
     assert on_the_law == pytest.approx((0.5, on_the_law.stderr))
@@ -198,7 +198,7 @@ def test_seeds_without_settings_are_inconclusive(by_setting: list[float]):
     assert found.verdict == "inconclusive"
 
 
-def test_sgd_decides_on_the_random_walk():
+def test_only_sgd_decides_the_statement_on_the_random_walk():
     excesses = {"sgd": Measured(0.01, 0.01), "momentum": Measured(-1, 0.01)}
     found = outcome(WALK, dict(excesses))
     assert found.verdict == "inconclusive"

@@ -51,7 +51,7 @@ def test_limits_may_be_missing():
         ([], "inconclusive"),
     ],
 )
-def test_verdicts_are_put_together(verdicts: list[Verdict], expected: Verdict):
+def test_verdicts_are_combined(verdicts: list[Verdict], expected: Verdict):
     assert all_of(verdicts) == expected
 
 
