@@ -152,7 +152,7 @@ def test_label_noise_needs_classes():
         WORKLOADS["alm"].settings, control="label-noise", epochs=1, max_steps=1
     )
     with pytest.raises(
-        ValueError, match=r"targets are of torch.float32; choose control"
+        ValueError, match=r"targets are of type torch.float32; choose control"
     ):
         train(training, unobserved)
 

@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_has_no_eigenvalues():
 
 def test_as_many_eigenvalues_as_parameters_are_refused():
     x = nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match="3 eigenvalues were asked for, of 3 param"):
+    with pytest.raises(ValueError, match="3 eigenvalues were requested for 3 param"):
         top_eigenvalues(lambda: [x.pow(4).sum()], [x], n=3)
 
 

@@ -285,7 +285,7 @@ def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip": 0.5}, r"clip=0\.5 changes the first"),
+        ({"clip": 0.5}, r"clip=0\.5 changes the first gradient"),
         ({"control": "noise-gradients"}, "control='noise-gradients' changes the first"),
     ],
 )

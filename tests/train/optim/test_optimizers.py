@@ -282,7 +282,7 @@ X = torch.zeros(2)
         ),
         (
             lambda: NGN([X], lr=1).step(loss=X),
-            r"one number as loss, got the shape \(2,\)",
+            r"one number as the loss, got the shape \(2,\)",
         ),
     ],
     ids=range(10),

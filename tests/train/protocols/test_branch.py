@@ -277,7 +277,7 @@ def test_the_command_records_a_store_for_every_scale(
     assert (tmp_path / "other" / "epoch-1-lr-0.1.zarr").exists()
     for wrong, message in {
         ("--lr-scale", "0.1"): "exists already",
-        ("--lr-scale", "0.5", "0.5"): "asked for twice",
+        ("--lr-scale", "0.5", "0.5"): "requested twice",
         ("--lr-scale", "0.5", "0"): "expected a positive number, got 0.0",
     }.items():
         with pytest.raises(SystemExit, match=r"^1$"):

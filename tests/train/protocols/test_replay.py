@@ -413,7 +413,7 @@ def test_the_command_writes_next_to_the_run(
     traj_train(monkeypatch, "replay", path)
     traj_train(monkeypatch, "replay", path, "--reference", "0")
     printed = capsys.readouterr().out
-    assert "Losses at final of 3 of 3 batches: per-sample losses, averaged." in printed
+    assert "losses of 3 of 3 batches at final: per-sample losses, averaged." in printed
     assert "Next: traj-analyze alpha-beta" in printed
     for group, reference in (("replay-final", "final"), ("replay-epoch-0", 0)):
         stored = xr.open_zarr(
