@@ -166,7 +166,7 @@ def two_run(
     layers: bool = False,
     direction: str = "gradient",
 ) -> None:
-    """Train a workload twice and measure the geometry exactly, as in the published protocol.
+    """Train twice and measure the geometry exactly, as in the published protocol.
 
     Parameters
     ----------

@@ -196,7 +196,7 @@ class _Loop:
                 self._step(step, self._with_noise(batches, step), observer)
 
     def _batches(self, observer: Log) -> Iterator[Iterable[Batch]]:
-        """Yield a list with the batch of each step, or all batches for a full-batch step."""
+        """Yield the batches of each step: one batch, or all batches of a full-batch step."""
         if self._training.full_batch:
             yield self._loader
             return

@@ -82,22 +82,22 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros(6, np.uint8))[:-1]),
-            "not an array of bytes in the format IDX, or is truncated; download it again",
+            "not an array of bytes in IDX format, or is truncated; download it again",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(b"\0\0\x0d\x01" + bytes(10)),
-            "not an array of bytes in the format IDX",
+            "not an array of bytes in IDX format",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros(5, np.uint8))),
-            r"has train images of the shape \(6, 28, 28\) and labels of \(5,\)",
+            r"has train images of the shape \(6, 28, 28\) and labels of the shape \(5,\)",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros((6, 1), np.uint8))),
-            r"images of the shape \(6, 28, 28\) and labels of \(6, 1\)",
+            r"images of the shape \(6, 28, 28\) and labels of the shape \(6, 1\)",
         ),
         (
             "t10k-labels-idx1-ubyte.gz",
@@ -130,7 +130,7 @@ def test_damage_is_reported_in_one_sentence(
 def test_images_of_another_size_are_refused(tmp_path: Path):
     write(tmp_path, side=27)
     with pytest.raises(
-        ValueError, match=r"\(6, 27, 27\).*expected \(28, 28\) for each"
+        ValueError, match=r"\(6, 27, 27\).*expected 28 x 28 pixels for each"
     ):
         fashion_mnist("true", str(tmp_path))
 

@@ -429,7 +429,7 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path: Path):
 def test_a_missing_split_is_named(tmp_path: Path):
     path = tmp_path / "data" / "test-00000-of-00001.parquet"
     write_table(path, "img", [0, 1], 10)
-    with pytest.raises(ValueError, match=r"no split 'train' there, only \['test'\]"):
+    with pytest.raises(ValueError, match=r"no split 'train', only \['test'\]"):
         read("cifar10", str(path.parent))
 
 

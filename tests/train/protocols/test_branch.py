@@ -205,17 +205,19 @@ def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
     parent, out = cosine_parent, tmp_path / "branch.zarr"
     with pytest.raises(ValueError, match=r"lr_scale: .* positive number, got 0\.0"):
         branch(parent, 2, 0.0, out)
-    with pytest.raises(KeyError, match=r"No epoch 9 in .*have 4\. .* epochs \[2\]"):
+    with pytest.raises(
+        KeyError, match=r"no epoch 9 in .*have 4 epochs\. .* epochs \[2\]"
+    ):
         branch(parent, 9, 0.1, out)
     with pytest.raises(ValueError, match=r"buffers, such as .* --branch-at EPOCH"):
         branch(parent, 3, 0.1, out)
-    with pytest.raises(ValueError, match=r"'cosine' schedule .* ask for at most 2"):
+    with pytest.raises(ValueError, match=r"'cosine' schedule .* choose at most 2"):
         branch(parent, 2, 0.1, out, epochs=3)
     with pytest.raises(ValueError, match="epochs: expected at least 1, got 0"):
         branch(parent, 2, 0.1, out, epochs=0)
     assert not out.exists()
     branch(parent, 2, 0.1, out)
-    with pytest.raises(ValueError, match=r"is a branch itself, of run\.zarr"):
+    with pytest.raises(ValueError, match=r"is itself a branch of run\.zarr"):
         branch_training(open_run(out), 1, 0.1)
     with pytest.raises(FileExistsError, match="exists already"):
         branch(parent, 2, 0.1, out)
@@ -224,7 +226,7 @@ def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
 def test_epochs_without_checkpoint_or_window_are_refused(tmp_path: Path):
     record(settings("digits-mlp"), tmp_path / "run.zarr", reference_every=7, **SMALL)
     parent = open_run(tmp_path / "run.zarr")
-    with pytest.raises(KeyError, match=r"No checkpoint of epoch 1 .* the epochs \[\],"):
+    with pytest.raises(KeyError, match=r"no checkpoint of epoch 1 .* the epochs \[\],"):
         branch(parent, 1, 0.1, tmp_path / "branch.zarr")
 
 
@@ -233,7 +235,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path, mlp_parent: Run)
     path.parent.mkdir()
     shutil.copy(branch_checkpoint_path(Path(mlp_parent.location), 2), path)
     record(settings("digits-mlp"), tmp_path / "run.zarr", **SMALL)
-    with pytest.raises(ValueError, match="is of another run"):
+    with pytest.raises(ValueError, match="belongs to another run"):
         branch(open_run(tmp_path / "run.zarr"), 2, 0.1, tmp_path / "branch.zarr")
 
 

@@ -383,7 +383,7 @@ def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch
 
     change(monkeypatch, "digits-mlp", data=bright)
     with pytest.raises(
-        ValueError, match=r"not the recorded ones.*was recorded.*data-dir"
+        ValueError, match=r"rebuilt model and data differ.*was recorded.*data-dir"
     ):
         replay(run)
 

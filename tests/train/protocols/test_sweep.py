@@ -193,7 +193,7 @@ def test_the_command_records_the_missing_runs(
         cli.main()
     assert created == []
     error = " ".join(capsys.readouterr().err.split())
-    assert "is of another training run: seed 7 instead of 8" in error
+    assert "belongs to another training run: seed 7 instead of 8" in error
 
 
 def test_every_measurement_of_the_paper_can_be_recorded(

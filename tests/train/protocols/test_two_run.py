@@ -122,7 +122,9 @@ def test_other_gradients_are_measured_where_they_are_taken():
     np.testing.assert_allclose(exact.gamma, away[0] / np.linalg.norm(away), rtol=1e-12)
     expected = np.array([1 / 2 - 1 / 16, 1 / 8 - 1 / 16]) * np.linalg.norm(away)
     np.testing.assert_allclose(exact.distance, expected, rtol=1e-12)
-    with pytest.raises(RuntimeError, match="made no 'unheard'; nothing was measured"):
+    with pytest.raises(
+        RuntimeError, match="made no measurement 'unheard'; nothing was measured"
+    ):
         two_run(train, direction="unheard")
 
 
@@ -159,7 +161,7 @@ def test_runs_that_end_at_different_parameters_are_refused(
     train_small: Callable[..., Any],
 ):
     with pytest.raises(
-        RuntimeError, match=r"1 of 4 tensors differ, \['2\.bias'\] among them"
+        RuntimeError, match=r"1 of 4 tensors differ, including \['2\.bias'\]"
     ):
         two_run(drifting(train_small))
 
