@@ -1,4 +1,4 @@
-"""Fashion-MNIST is read from its original files, also where torchvision puts them."""
+"""Fashion-MNIST is read from its original files, wherever they are usually kept."""
 
 import gzip
 import struct
@@ -15,7 +15,7 @@ from train.data.fashion_mnist import MEAN, STD, fashion_mnist
 
 
 def idx(array: Any) -> bytes:
-    """Write bytes in the format IDX: kind, dimensions and lengths before them."""
+    """Return an array in IDX format: the type, the number of dimensions, lengths, elements."""
     lengths = struct.pack(f">{array.ndim}I", *array.shape)
     return b"".join([bytes([0, 0, 8, array.ndim]), lengths, array.tobytes()])
 

@@ -1,4 +1,4 @@
-"""Branches take the steps of their parent again, but for the learning rate."""
+"""Branches repeat the steps of their parent with a scaled learning rate."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -104,7 +104,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     logged = [name for name in parent.metrics if name != "wall_time"]
     for name in logged:
         expected = parent.steps[name].values[first:]
-        # Anchors of a branch differ from its parent's, and distances by rounding with them.
+        # The anchors of a branch differ from its parent's, so distances differ by rounding.
         np.testing.assert_allclose(again.steps[name], expected, rtol=1e-6, err_msg=name)
     assert again.attrs["branch"] == {
         "parent": "run.zarr",
@@ -124,7 +124,7 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(
     small = open_run(tmp_path / "branch.zarr")
     rates = parent.steps.lr.values[2 * PER_EPOCH :]
     np.testing.assert_allclose(small.steps.lr, 0.01 * rates, rtol=1e-12)
-    # The first gradient is the same, and so is the second but for a step a 100th as long.
+    # The first gradient is the same; the second differs, because the step is a 100th as long.
     gradients = parent.stored.array("gradient")[2 * PER_EPOCH :]
     np.testing.assert_array_equal(small.stored.array("gradient")[0], gradients[0])
     steps = small.steps.update_norm.values

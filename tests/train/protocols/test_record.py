@@ -110,7 +110,7 @@ def test_checkpoints_are_no_more_frequent_than_asked_for(
     monkeypatch.setattr(recording, "monotonic", lambda: next(clock))
     monkeypatch.setattr(torch, "save", counted)
     record_resumably(training, tmp_path / "a.zarr", checkpoint_seconds=5, **SMALL)
-    # They end after 4, 6 and 9 seconds; the last of all needs none.
+    # The first three epochs end after 4, 6 and 9 seconds; the last epoch needs no checkpoint.
     assert saved == [2]
     assert list(clock) == []
 
