@@ -1,9 +1,10 @@
 """Training runs: models, data sets, optimizers, and ways to record them.
 
-`loop` trains a workload under an observer (`observer`), which records it, or measures it under
-the two-run protocol. `settings` holds everything that repeats a run; `cli` is the command line
-traj-train. Packages: `workloads` (a model on a data set, by name), `protocols` (record, resume,
-sweep, branch, replay, two runs), `curvature` (Hessian, sharpness), `data`, `models`, `optim`.
+`loop` trains a workload under an observer (`observer`), which records the run or measures it
+with the two-run protocol. `settings` holds everything that is needed to repeat a run; `cli` is
+the traj-train command line. The packages are `workloads` (models on data sets, by name),
+`protocols` (record, resume, sweep, branch, replay, run twice), `curvature` (Hessian,
+sharpness), `data`, `models` and `optim`.
 
 Imports `trajstore`, torch and scikit-learn, never `analyzers`. Start reading with `loop`.
 """

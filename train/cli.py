@@ -1,4 +1,4 @@
-"""Command line traj-train: train workloads, recorded or under the two-run protocol."""
+"""The traj-train command line: train workloads, and record or measure the runs."""
 
 import sys
 from functools import partial
@@ -27,7 +27,7 @@ from trajstore.reading.results import replay_group, results_location, write_resu
 from trajstore.reading.run import open_run
 from trajstore.reading.target import find_target, read_target
 
-Chosen = Annotated[
+ChosenTraining = Annotated[
     Training,
     tyro.conf.arg(
         constructor=tyro.extras.subcommand_type_from_defaults(
@@ -40,7 +40,7 @@ Chosen = Annotated[
 
 
 def run(
-    training: Chosen,
+    training: ChosenTraining,
     *,
     out: Path,
     updates: bool = False,
@@ -49,25 +49,25 @@ def run(
     basis: int = BASIS,
     branch_at: tuple[int, ...] = (),
 ) -> None:
-    """Train once and record.
+    """Train a workload once and record the run.
 
     Parameters
     ----------
     training : Training
-        Workload and settings.
+        Workload and its settings.
     out : Path
-        Store to write; must not exist.
+        Path of the new store; must not exist yet.
     updates : bool, default: False
-        Record updates, too: the change of the parameters in every step.
+        Also record updates: the change in the parameters at every step.
     exact : bool, default: False
         Store whole gradients and iterates instead of sketches.
     sketch_bits : int, default: 65536
-        Bits in the sketch of every gradient, a power of two.
+        Number of bits in the sketch of each gradient; a power of two.
     basis : int, default: 3
-        Directions in which gradients are known exactly; 0 for none.
+        Number of directions along which gradients are known exactly; 0 for none.
     branch_at : tuple of int, default: ()
-        Epochs at whose starts runs can branch off, see the command branch: each leaves a
-        snapshot in the store and a checkpoint next to it.
+        Epochs at the start of which other runs can branch off (see the branch command).
+        Each epoch leaves a snapshot in the store and a checkpoint next to the store.
     """
     record(
         training,
@@ -96,33 +96,33 @@ def branch(
     data_dir: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Branch off a run at an epoch, with scaled learning rates, and record the branches.
+    """Branch off a run at an epoch with scaled learning rates, and record the branches.
 
-    Everything else stays the same: parameters, buffers, the state of the optimizer, and
-    the order of the data. Each scale is recorded into one store, epoch-5-lr-0.1.zarr.
+    Everything else stays the same: the parameters, the buffers, the optimizer state and the
+    order of the data. Every branch has its own store, such as epoch-5-lr-0.1.zarr.
 
     Parameters
     ----------
     store : Path
-        The run to branch off, recorded by traj-train run NAME --branch-at EPOCH.
+        Store of the run to branch off, recorded by traj-train run NAME --branch-at EPOCH.
     at_epoch : int
-        Epoch at whose start the branches start; 0 for the beginning.
+        Epoch at the start of which to branch off; 0 for the beginning of the run.
     lr_scale : tuple of float
-        Factors of the learning rate.
+        Factors by which to multiply the learning rate, one for each branch.
     epochs : int, optional
-        Epochs to train for; a smaller learning rate needs more of them to go equally
-        far. Default: the epochs that the run had left.
+        Number of epochs to train; a smaller learning rate needs more epochs to go as far.
+        Default: the remaining epochs of the run.
     out : Path, optional
         Directory for the stores. Default: RUN.branches, next to the run.
     data_dir : str, optional
-        Directory of the data, if it has moved.
+        Directory of the data, if the data have moved.
     device : str, optional
         Device, as torch names it. Default: the device of the run.
 
     Raises
     ------
     FileExistsError
-        If the path of a branch exists.
+        If the store of a branch exists already.
     ValueError
         If no factor is given.
     """
@@ -130,15 +130,15 @@ def branch(
         raise ValueError("lr_scale: expected at least one factor, such as 0.1.")
     parent = open_run(store)
     paths = [branch_path(parent, at_epoch, scale, out) for scale in lr_scale]
-    # Problems of any branch are reported before the first one is trained.
+    # Report the problems of all branches before training the first branch.
     for scale, path in zip(lr_scale, paths, strict=True):
         branch_training(parent, at_epoch, scale, epochs)
         if path.exists() or paths.count(path) > 1:
             raise FileExistsError(
-                f"{path} exists already, or is asked for twice; choose another --out, or "
+                f"{path} exists already, or was requested twice; choose another --out or "
                 "other scales."
             )
-    given = {"data_dir": data_dir, "device": device}
+    overrides = {"data_dir": data_dir, "device": device}
     for scale, path in zip(lr_scale, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         train_branch(
@@ -148,10 +148,10 @@ def branch(
             path,
             partial(track, description=f"learning rate times {scale:g}"),
             epochs=epochs,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in overrides.items() if value is not None},
         )
     Console().print(
-        f"Recorded {len(paths)} branches, from "
+        f"Recorded {len(paths)} branches, starting from "
         f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
         f"{' '.join(map(str, paths))}",
         markup=False,
@@ -160,20 +160,24 @@ def branch(
 
 
 def two_run(
-    training: Chosen, *, out: Path, layers: bool = False, direction: str = "gradient"
+    training: ChosenTraining,
+    *,
+    out: Path,
+    layers: bool = False,
+    direction: str = "gradient",
 ) -> None:
-    """Train twice and measure the geometry exactly, as the published protocol does.
+    """Train twice and measure the geometry exactly, as in the published protocol.
 
     Parameters
     ----------
     training : Training
-        Workload and settings.
+        Workload and its settings.
     out : Path
-        Zarr store to write, for xarray; must not exist.
+        Path of the new Zarr store, which xarray can open; must not exist yet.
     layers : bool, default: False
-        Compute every layer (parameter tensor) on its own.
+        Compute the geometry of each layer (parameter tensor) separately.
     direction : str, default: gradient
-        The measured direction: gradient, update, or a measurement that the run makes.
+        Direction to measure: gradient, update, or the name of one of the run's measurements.
 
     Raises
     ------
@@ -215,46 +219,46 @@ def sweep(
     Parameters
     ----------
     name : str
-        Name of a sweep that list shows, or the path of a TOML file.
+        Name of a sweep (see the list command), or the path of a TOML file.
     out : Path
         Directory for the stores.
     data : str, optional
-        The data sets themselves, or embedded stand-ins.
+        Train on the data sets themselves (true), or on embedded stand-ins.
     data_dir : str, optional
         Directory of the data.
     measurements : bool, default: False
         Record everything that the paper's code measures: updates, the gradients of ten
-        fixed batches every 100 steps, and the gradient of all data once an epoch. About
-        doubles the time.
+        fixed batches every 100 steps, and the gradient of all data once per epoch. This
+        about doubles the training time.
     max_steps : int, optional
-        End every run after this many steps.
+        Number of steps after which every run ends.
     device : str, optional
         Device, as torch names it.
     """
-    given = {
+    overrides = {
         "data": data,
         "data_dir": data_dir,
         "max_steps": max_steps,
         "device": device,
     }
-    changes = {k: v for k, v in given.items() if v is not None}
+    changes = {k: v for k, v in overrides.items() if v is not None}
     if measurements:
         changes |= {"measure_every": 100, "full_gradients": True}
-    chosen = load_sweep(name, **changes)
+    plan = load_sweep(name, **changes)
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     table = Table("run", "workload", "steps", "status", box=None, pad_edge=False)
-    stores = [out / f"{planned.name}.zarr" for planned in chosen.runs]
-    # Problems of any run are reported before the first one is trained.
-    complete = [
+    stores = [out / f"{planned.name}.zarr" for planned in plan.runs]
+    # Report the problems of all runs before training the first run.
+    are_complete = [
         is_complete(planned.training, store)
-        for planned, store in zip(chosen.runs, stores, strict=True)
+        for planned, store in zip(plan.runs, stores, strict=True)
     ]
-    for i, planned in enumerate(chosen.runs, 1):
-        store, done = stores[i - 1], "already complete"
-        if not complete[i - 1]:
-            done = "resumed" if store.exists() else "recorded"
-            label = f"{planned.name} ({i} of {len(chosen.runs)})"
+    for i, planned in enumerate(plan.runs, 1):
+        store, status = stores[i - 1], "already complete"
+        if not are_complete[i - 1]:
+            status = "resumed" if store.exists() else "recorded"
+            label = f"{planned.name} ({i} of {len(plan.runs)})"
             record_resumably(
                 planned.training,
                 store,
@@ -262,7 +266,7 @@ def sweep(
                 updates=planned.updates or measurements,
             )
         steps = f"{open_run(store).n_steps:,}"
-        table.add_row(planned.name, planned.training.workload, steps, done)
+        table.add_row(planned.name, planned.training.workload, steps, status)
     console.print(table)
     console.print(
         f"Next: traj-analyze paper --stores {out}", markup=False, soft_wrap=True
@@ -276,10 +280,10 @@ def replay(
     device: str | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Evaluate the recorded batches' losses at another point, forward only.
+    """Evaluate the losses of the recorded batches at another point.
 
-    Needs the indices of examples: traj-train run NAME --record-samples. Results are
-    written to RUN.analysis.zarr, next to the store.
+    The run must contain the indices of its examples: traj-train run NAME --record-samples.
+    No backward pass is needed. Results are written to RUN.analysis.zarr, next to the store.
 
     Parameters
     ----------
@@ -287,7 +291,7 @@ def replay(
         Path or URL of the trajectory store.
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
-        URL of another store, for its final iterate.
+        URL of another store, whose final iterate is used.
     device : str, optional
         Device, as torch names it. Default: the device of the run.
     data_dir : str, optional
@@ -306,9 +310,10 @@ def replay(
     write_results(recorded, group, result)
     n_known = int(result["reference_loss"].notnull().sum())
     Console().print(
-        f"Losses at {result.attrs['reference']} of {n_known:,} of {recorded.n_steps:,} "
-        f"batches: {result.attrs['method']}.\n"
-        f"Loss of all training data there: {float(result['full_reference_loss']):.6g}\n"
+        f"Computed the losses of {n_known:,} of {recorded.n_steps:,} batches at "
+        f"{result.attrs['reference']}: {result.attrs['method']}.\n"
+        "Loss of all training data at that point: "
+        f"{float(result['full_reference_loss']):.6g}\n"
         f"Results: {results_location(recorded)}, group {group}\n"
         f"Next: traj-analyze alpha-beta {store}",
         markup=False,
@@ -326,8 +331,8 @@ def list_workloads() -> None:
     console.print(table)
     table = Table("sweep", "description", "runs", box=None, pad_edge=False)
     for name in sweep_names():
-        found = load_sweep(name)
-        table.add_row(name, found.summary, str(len(found.runs)))
+        plan = load_sweep(name)
+        table.add_row(name, plan.summary, str(len(plan.runs)))
     console.print()
     console.print(table)
 
@@ -350,12 +355,12 @@ def main() -> None:
             "list": list_workloads,
         },
         prog="traj-train",
-        description="Train workloads, recorded or under the two-run protocol.",
+        description="Train workloads, and record or measure the runs.",
     )
 
 
 def _check_name(arguments: list[str]) -> None:
-    """Refuse an unknown workload in one sentence that names similar ones."""
+    """Exit with one sentence that names similar workloads if the workload is unknown."""
     match arguments:
         case ["run" | "two-run", name, *_] if (
             not name.startswith("-") and name not in WORKLOADS

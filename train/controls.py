@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 
 class RandomLabels(Dataset[Any]):
-    """A data set whose targets are permuted once, by a seed."""
+    """A data set whose targets are permuted once; a seed chooses the permutation."""
 
-    # Where examples are drawn at random on every access, as Vaihingen's patches are, the
-    # targets are drawn as well.
+    # If every access draws a random example, as with Vaihingen's patches, the target is
+    # drawn at random as well.
 
     def __init__(self, data: Any, seed: int) -> None:
         self._data = data
@@ -31,13 +31,13 @@ class RandomLabels(Dataset[Any]):
 def with_label_noise(
     batches: Iterable[tuple[Tensor, Tensor]], n_classes: int, seed: int, step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Replace the labels of a step's batches by independent, uniform ones."""
+    """Replace the labels in a step's batches with independent, uniformly random labels."""
     generator = _generator(seed, step)
     for inputs, targets in batches:
         if targets.is_floating_point():
             raise ValueError(
-                f"Label noise draws classes, and the targets are of {targets.dtype}; "
-                "choose control = 'random-labels', which permutes them."
+                f"Label noise draws classes, but the targets are of type {targets.dtype}; "
+                "choose control = 'random-labels', which permutes the targets."
             )
         labels = torch.randint(n_classes, targets.shape, generator=generator)
         yield inputs, labels.to(targets)
@@ -47,7 +47,7 @@ def with_label_noise(
 def replace_by_noise(
     parameters: Iterable[nn.Parameter], seed: int, step: int, norm: float | None = None
 ) -> None:
-    """Replace gradients by a Gaussian random direction of the given, or the same, norm."""
+    """Replace the gradients with a Gaussian random direction of their or a given norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     generator = _generator(seed, step)
     length = torch.stack([g.norm() for g in gradients]).norm() if norm is None else norm
@@ -58,5 +58,5 @@ def replace_by_noise(
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
-    """Return a generator for one step, apart from torch's own random streams."""
+    """Return a generator for one step, independent of torch's own random streams."""
     return torch.Generator().manual_seed(((seed << 32) + step) % 2**63)

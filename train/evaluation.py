@@ -14,7 +14,7 @@ from train.workloads.tasks import Task
 Batch = tuple[Tensor, Tensor]
 
 N_FIXED_BATCHES: Final = 10
-"""As in the published code of "No Wrong Turns", arXiv 2306.11922."""
+"""Number of fixed batches, as in the published code of "No Wrong Turns", arXiv 2306.11922."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def restored_state(model: nn.Module) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the states of the random streams that a model on a device draws from."""
+    """Return the random states of the CPU and of the device, or None if it is the CPU."""
     if device.type == "cpu":
         return torch.get_rng_state(), None
     module = torch.get_device_module(device)
@@ -39,7 +39,7 @@ def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """Set the random streams to a result of `random_state`."""
+    """Restore random states that `random_state` has returned."""
     cpu_state, device_state = state
     torch.set_rng_state(cpu_state)
     if device_state is not None:
@@ -50,7 +50,7 @@ def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) 
 def evaluate(
     model: nn.Module, task: Task, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Return mean loss and scores in evaluation mode, under names that begin with ``val_``."""
+    """Return the mean loss and scores in evaluation mode; names begin with ``val_``."""
     totals: dict[str, float] = {}
     n = 0
     with restored_state(model):
@@ -70,15 +70,15 @@ def evaluate(
 
 
 def on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Move batches to the device of a model."""
+    """Yield the batches on the device of a model."""
     device = next(model.parameters()).device
     for inputs, targets in batches:
         yield inputs.to(device), targets.to(device)
 
 
 def fixed_batches(data: Dataset[Any], batch_size: int, seed: int) -> list[Batch]:
-    """Draw the fixed batches of a data set once, augmentation included."""
-    # Shuffled, because directories of images are sorted by class.
+    """Draw a fixed list of batches from a data set, with their augmentation."""
+    # The examples are shuffled, because directories of images are sorted by class.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loader = DataLoader(data, batch_size, shuffle=True, drop_last=True)
@@ -89,7 +89,7 @@ def accumulate_gradients(
     model: nn.Module, task: Task, batches: Iterable[Batch]
 ) -> float:
     """Compute the gradient of the mean loss over all examples, and return that loss."""
-    # Gradients must be zero or None before.
+    # All gradients must be zero or None at the start.
     total, n = 0.0, 0
     for inputs, targets in on_device_of(model, batches):
         loss = task.loss(model(inputs), targets)

@@ -1,4 +1,4 @@
-"""Training loop of all workloads."""
+"""The training loop that all workloads share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -36,7 +36,7 @@ from train.workloads.tasks import Task
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
 
 Save = Callable[[dict[str, Any], Log], None]
-"""Takes the state to continue from, and the observer, after every epoch."""
+"""A function called after every epoch with the state to resume from and the observer."""
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -56,7 +56,7 @@ def train(
     start: Mapping[str, Any] | None = None,
     save: Save | None = None,
 ) -> nn.Module:
-    """Train under observation, optionally from the state that `save` was given."""
+    """Train a workload under an observer, optionally from a state that `save` received."""
     workload = WORKLOADS[training.workload]
     if training.data not in workload.notes:
         raise ValueError(
@@ -70,7 +70,7 @@ def train(
     if training.control == "random-walk":
         # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
-    # Weight decay is set before every step, as learning rates are.
+    # The weight decay, like the learning rate, is set before every step.
     optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
     data = training_data(splits, training)
     loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
@@ -84,8 +84,8 @@ def train(
         if "rng" in start:
             torch.set_rng_state(start["rng"])
         loop.sharpness_directions.update(start.get("directions", {}))
-    # Scores of an epoch's end are logged before the next step, which starts from the
-    # evaluated parameters; scores of the last epoch belong to the last step.
+    # The scores at the end of an epoch are logged with the next step, which starts from the
+    # evaluated parameters; the scores of the last epoch belong to the last step.
     with observe(
         model,
         optimizer,
@@ -125,13 +125,13 @@ def device_of(training: Training) -> torch.device:
     """Return the device of a training run."""
     if training.device is not None:
         return torch.device(training.device)
-    # Without the check, a build for an accelerator names one that is not there.
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
+    # Without the check, a torch build for an accelerator returns it even if none is present.
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
 
 
 class _Loop:
-    """Steps and measurements of one training run, epoch by epoch."""
+    """Takes the steps and measurements of one training run, epoch by epoch."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Loop:
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"There are fewer examples than batch_size = {training.batch_size}; "
-                "choose a smaller one."
+                "choose a smaller batch size."
             )
         planned = training.epochs * self.steps_per_epoch
         self.total_steps = min(planned, training.max_steps or planned)
@@ -172,33 +172,31 @@ class _Loop:
 
     @property
     def sharpness_directions(self) -> dict[str, Tensor]:
-        """Starting vectors of the next sharpness measurements, by name."""
+        """Starting vectors for the next sharpness measurements, by name."""
         return {} if self._sharpness is None else self._sharpness.directions
 
     def epoch(self, epoch: int, observer: Log) -> None:
-        """Take the steps of an epoch."""
-        if self._training.full_gradients:
-            self._measure_all(observer)
+        """Take the steps and measurements of an epoch."""
+        training = self._training
+        if training.full_gradients:
+            self._measure_all_data(observer)
         first = epoch * self.steps_per_epoch
         n_steps = min(self.steps_per_epoch, self.total_steps - first)
-        # Not strict: with `max_steps` the last epoch ends before its data do.
+        # Not strict, because `max_steps` can end the last epoch before its data end.
         for step, batches in zip(
             range(first, first + n_steps), self._batches(observer), strict=False
         ):
-            every = self._training.measure_every
-            if every and step % every == 0:
-                self._measure_fixed(observer)
-            every = self._training.sharpness_every
-            if self._sharpness is not None and step % every == 0:
+            if training.measure_every and step % training.measure_every == 0:
+                self._measure_fixed_batches(observer)
+            if self._sharpness is not None and step % training.sharpness_every == 0:
                 observer.log(**self._sharpness.measure())
-            every = self._training.same_batch_every
-            if every and step % every == 0:
+            if training.same_batch_every and step % training.same_batch_every == 0:
                 self._step_and_remeasure(step, batches, observer)
             else:
                 self._step(step, self._with_noise(batches, step), observer)
 
     def _batches(self, observer: Log) -> Iterator[Iterable[Batch]]:
-        """Yield the batches of every step: one, or all of them."""
+        """Yield the batches of each step: one batch, or all batches of a full-batch step."""
         if self._training.full_batch:
             yield self._loader
             return
@@ -242,7 +240,7 @@ class _Loop:
         before = random_state(device)
         self._step(step, self._with_noise(batches, step), observer)
         with restored_state(self._model):
-            # The same dropout, if any, and all data in the same order.
+            # Repeat the step's dropout masks, and the order of all data in a full batch.
             set_random_state(device, before)
             self._measure(observer, SAME_BATCH, self._with_noise(batches, step))
 
@@ -252,18 +250,18 @@ class _Loop:
             return batches
         return with_label_noise(batches, self._n_classes, self._training.seed, step)
 
-    def _measure_fixed(self, observer: Log) -> None:
+    def _measure_fixed_batches(self, observer: Log) -> None:
         """Measure the gradients of the fixed batches, in training mode."""
         for i, batch in enumerate(self._fixed_batches):
             self._measure(observer, FIXED_BATCHES, [batch], batch=float(i))
 
-    def _measure_all(self, observer: Log) -> None:
+    def _measure_all_data(self, observer: Log) -> None:
         """Measure the gradient of all training data at the current parameters."""
         training = self._training
         loader = DataLoader(
             self._data, training.batch_size, num_workers=training.num_workers
         )
-        # The published code pairs this gradient with the parameters one step before.
+        # The published code pairs this gradient with the parameters from one step earlier.
         self._measure(observer, FULL_BATCH, loader)
 
     def _measure(

@@ -14,20 +14,20 @@ from torch.optim import Optimizer
 
 
 class Log(Protocol):
-    """What a loop calls besides its optimizer; `trajstore.Recorder` implements it."""
+    """The methods that a training loop calls; `trajstore.Recorder` implements them."""
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Log scalars of the next optimizer step."""
+        """Log scalars with the next optimizer step."""
 
     def log_samples(self, indices: Tensor) -> None:
         """Log the indices of the examples in the next optimizer step."""
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:
-        """Measure the current gradients, between two optimizer steps."""
+        """Measure the current gradients under a name, between two optimizer steps."""
 
 
 class Observer(Protocol):
-    """Makes a context manager for a loop to enter around all its optimizer steps."""
+    """Makes the context manager in which a loop takes all its optimizer steps."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 Track = Callable[[range], Iterable[int]]
-"""Wraps the epochs to show progress; ``iter`` shows nothing."""
+"""A function that iterates over the epochs and shows progress; ``iter`` shows nothing."""
 
 
 class NullLog:

@@ -1,4 +1,4 @@
-"""Schedules of learning rate and weight decay."""
+"""Schedules of the learning rate and the weight decay."""
 
 import math
 from typing import Final
@@ -6,11 +6,11 @@ from typing import Final
 from train.settings import Training
 
 RISE_FRACTION: Final = 0.3
-"""Fraction of the steps of one cycle in which the learning rate rises."""
+"""Fraction of the steps of a cycle during which the learning rate rises."""
 
 INITIAL_FRACTION: Final = 1 / 25
 FINAL_FRACTION: Final = 1 / 25 / 1e4
-"""First and last learning rate of one cycle, relative to the largest."""
+"""First and last learning rates of a cycle, relative to the largest learning rate."""
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
@@ -27,15 +27,15 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
         # For normalised SGD with momentum: F. Hübler et al., "Parameter-Agnostic
         # Optimization under Relaxed Smoothness", AISTATS 2024, arXiv 2311.03252.
         return training.lr / float((1 + done) ** 0.75)
-    if _is_tenth(training, step, steps_per_epoch):
+    if _is_divided_by_ten(training, step, steps_per_epoch):
         return training.lr / 10
     return training.lr
 
 
 def _one_cycle(done: int, total: int) -> float:
-    """Return the learning rate of torch's ``OneCycleLR``, relative to the largest."""
+    """Return the learning rate of torch's ``OneCycleLR`` relative to the largest."""
     # L. Smith, N. Topin, "Super-Convergence", 2017, arXiv 1708.07120: two halves of a
-    # cosine, with the defaults of ``OneCycleLR``. Momenta are left alone.
+    # cosine, with the defaults of ``OneCycleLR``, but without a cycle of the momentum.
     peak = RISE_FRACTION * total - 1
     if done <= peak:
         return _anneal(INITIAL_FRACTION, 1, done / peak)
@@ -49,13 +49,15 @@ def _anneal(start: float, end: float, fraction: float) -> float:
 
 def weight_decay(training: Training, step: int, steps_per_epoch: int) -> float:
     """Return the weight decay of an optimizer step, counted from 0."""
-    # "No Wrong Turns" (arXiv 2306.11922) divides it by ten for the last epoch of
-    # segmentation (appendix A.4); its published code does not.
-    if not training.as_published and _is_tenth(training, step, steps_per_epoch):
+    # "No Wrong Turns" (arXiv 2306.11922, appendix A.4) divides the weight decay by ten in
+    # the last epoch of segmentation runs; its published code does not.
+    if not training.as_published and _is_divided_by_ten(
+        training, step, steps_per_epoch
+    ):
         return training.weight_decay / 10
     return training.weight_decay
 
 
-def _is_tenth(training: Training, step: int, steps_per_epoch: int) -> bool:
+def _is_divided_by_ten(training: Training, step: int, steps_per_epoch: int) -> bool:
     is_last_epoch = step >= (training.epochs - 1) * steps_per_epoch
     return training.schedule == "last-epoch-tenth" and is_last_epoch

@@ -14,65 +14,67 @@ class Training:
     Attributes
     ----------
     workload : str
-        Name of model, data and loss in `train.workloads.catalogue.WORKLOADS`.
+        Name of a workload in `train.workloads.catalogue.WORKLOADS`.
     data : {"true", "embedded"}
         The data set itself, or a small stand-in that needs no download.
     data_dir : str or None
-        Directory of the data set. Default: the cache of Hugging Face.
+        Directory of the data set. Default: Hugging Face's cache.
     epochs : int
-        Passes over the training data.
+        Number of passes over the training data.
     batch_size : int
-        Examples in a step; an incomplete last batch is dropped.
+        Number of examples in a batch; an incomplete last batch is dropped.
     optimizer : {"sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"}
         Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or an optimizer of
         `train.optim`: normalised SGD with a momentum of 0.9, SPSmax, NGN.
     lr : float
-        Learning rate; its largest value under a schedule. With nsgd the length of a step,
-        with spsmax and ngn the largest step size.
+        Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
+        for spsmax and ngn, the largest step size.
     weight_decay : float
-        Factor of the parameters that the optimizer adds to the gradient; must be 0 with
+        Multiple of the parameters that the optimizer adds to the gradient; must be 0 for
         nsgd, spsmax and ngn.
     schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
-        Schedule of the learning rate. cosine falls to 0; last-epoch-tenth divides learning
-        rate and weight decay by ten in the last epoch; one-cycle rises and falls; decaying
-        falls with the power -3/4 of the steps.
+        Schedule of the learning rate. cosine falls to 0; last-epoch-tenth divides the
+        learning rate and the weight decay by ten in the last epoch; one-cycle rises and
+        falls; decaying is proportional to the number of steps to the power of -3/4.
     warmup_epochs : int
-        Epochs in which the learning rate rises linearly.
+        Number of epochs during which the learning rate rises linearly.
     width : int or None
-        Width of the layer that the workload leaves open, if it does.
+        Width of the model, for workloads whose width can be chosen.
     seed : int
-        Seed of initial parameters, order of examples, and everything else that is random.
+        Seed of the initial parameters, the order of examples and all other random numbers.
     control : {"none", "random-labels", "label-noise", "noise-gradients", "random-walk"}
         Null model. random-labels permutes all labels once; label-noise draws new labels for
         every step; noise-gradients replaces each gradient with noise of the same norm;
-        random-walk replaces it with a random direction of norm 1 and uses plain SGD without
-        weight decay, whatever the optimizer.
+        random-walk replaces each gradient with a random direction of norm 1, and always uses
+        plain SGD without weight decay.
     clip : float or None
-        Largest norm of the gradient; longer ones are scaled down before they are recorded.
+        Largest norm of a gradient; longer gradients are scaled down before recording.
     full_batch : bool
         Take each step with the gradient of all training data.
     measure_every : int
-        Record the gradients of ten fixed batches every this many steps; 0 for never.
+        Number of steps between records of the gradients of ten fixed batches; 0 for never.
     full_gradients : bool
         Record the gradient of all training data at the start of every epoch.
     same_batch_every : int
-        Record the gradient of a step's batch again after the step, every this many steps; 0
-        for never.
+        Number of steps between measurements that repeat the gradient of a step's batch after
+        the step; 0 for never.
     sharpness_every : int
-        Log the largest eigenvalue of the Hessian every this many steps; 0 for never.
+        Number of steps between measurements of the largest eigenvalue of the Hessian; 0 for
+        never.
     sharpness_examples : int
-        Number of training examples, the first ones, whose Hessian is measured.
+        Number of training examples in the loss whose Hessian is measured; the first ones are
+        used.
     n_eigenvalues : int
-        Number of eigenvalues to log, in descending order.
+        Number of eigenvalues of the Hessian to log, in descending order.
     as_published : bool
         Follow the published code: the transformer attends across the batch, and the weight
         decay stays unchanged in the last epoch.
     record_samples : bool
-        Record the indices of the examples in every step, for the command replay.
+        Record the indices of the examples in every step, for the replay command.
     max_steps : int or None
-        End after this many steps.
+        Number of steps after which the run ends.
     device : str or None
-        Device, as torch names it. Default: an accelerator if there is one, else the CPU.
+        Device, as torch names it. Default: an accelerator if available, otherwise the CPU.
     num_workers : int
         Number of processes that load data.
     """
@@ -128,20 +130,20 @@ class Training:
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
         for name, (value, bound) in minima.items():
-            # Written so that NaN is refused, too.
+            # This form of the comparison also refuses NaN.
             if not value >= bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
         if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
             raise ValueError(
-                f"weight_decay: expected 0 with {self.optimizer}, which has none, got "
-                f"{self.weight_decay}."
+                f"weight_decay: expected 0 with {self.optimizer}, which does not support "
+                f"weight decay, got {self.weight_decay}."
             )
         is_noise = self.control in {"noise-gradients", "random-walk"}
         if self.same_batch_every and (is_noise or self.clip is not None):
-            culprit = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
+            conflict = f"control={self.control!r}" if is_noise else f"clip={self.clip}"
             raise ValueError(
-                "same_batch_every: the gradients before and after a step are compared, and "
-                f"{culprit} changes the first; leave out one of the two."
+                "same_batch_every compares the gradients before and after a step, but "
+                f"{conflict} changes the first gradient; leave out one of the two settings."
             )
 
 
@@ -156,7 +158,7 @@ KIND_NAMES: Final = {
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
-    """Refuse a value that the annotation of its field does not allow."""
+    """Refuse a value that the field's annotation does not allow."""
     choices = get_args(kind)
     if get_origin(kind) is Literal:
         if value not in choices:
@@ -164,7 +166,7 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
         return
     kinds = choices or (kind,)
     # An int passes as a float, but a bool passes as neither.
-    found = float if type(value) is int and float in kinds else type(value)
-    if not any(issubclass(found, k) for k in kinds if (k is bool) == (found is bool)):
-        words = " or ".join(KIND_NAMES[k] for k in kinds)
-        raise ValueError(f"{name}: expected {words}, got {value!r}.")
+    actual = float if type(value) is int and float in kinds else type(value)
+    if not any(issubclass(actual, k) for k in kinds if (k is bool) == (actual is bool)):
+        expected = " or ".join(KIND_NAMES[k] for k in kinds)
+        raise ValueError(f"{name}: expected {expected}, got {value!r}.")

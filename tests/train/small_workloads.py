@@ -26,7 +26,7 @@ NARROW = {
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make models of the same layers, but with few channels."""
+    """Reduce the channels of all models, but keep their layers."""
     for name, value in NARROW.items():
         monkeypatch.setattr(name, value)
 
@@ -41,14 +41,14 @@ def truncate(
     """Keep only the first examples of a workload."""
     workload = WORKLOADS[name]
 
-    def few(training: Training) -> Splits:
+    def truncated(training: Training) -> Splits:
         splits = workload.data(training)
         validation = splits.validation and first(splits.validation, n_validation)
         return splits._replace(
             train=first(splits.train, n_train), validation=validation
         )
 
-    monkeypatch.setitem(WORKLOADS, name, replace(workload, data=few))
+    monkeypatch.setitem(WORKLOADS, name, replace(workload, data=truncated))
 
 
 class RecordedLog:
@@ -62,7 +62,7 @@ class RecordedLog:
         self.samples: list[list[int]] = []
         self.rates: list[float] = []
         self.decays: list[float] = []
-        self.told: dict[str, int] = {}
+        self.lengths: dict[str, int] = {}
         self.model: Any = None
         self.optimizer: Any = None
 
@@ -89,16 +89,16 @@ class RecordedLog:
     def __call__(
         self, model: Any, optimizer: Any, *, steps_per_epoch: int, total_steps: int
     ) -> Iterator["RecordedLog"]:
-        self.told = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+        self.lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
         self.model, self.optimizer = model, optimizer
 
-        def look(*_: object) -> None:
+        def keep_step(*_: object) -> None:
             self.gradients.append(self.gradient())
             self.rates.append(optimizer.param_groups[0]["lr"])
             self.decays.append(optimizer.param_groups[0]["weight_decay"])
             self.scalars.append(self.pending)
             self.pending = {}
 
-        handle = optimizer.register_step_pre_hook(look)
+        handle = optimizer.register_step_pre_hook(keep_step)
         yield self
         handle.remove()

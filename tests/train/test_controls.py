@@ -20,7 +20,7 @@ from train.workloads.catalogue import WORKLOADS
 
 
 def settings(name: str, **changes: Any) -> Training:
-    """Three steps in each of two epochs of little data."""
+    """Return settings for two epochs of three steps each."""
     short = {"epochs": 2, "batch_size": 16}
     return replace(WORKLOADS[name].settings, **(short | changes))
 
@@ -35,8 +35,8 @@ def parameters(model: Any) -> Any:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-class Path(RecordedLog):
-    """Also keeps the parameters before every step."""
+class ParameterLog(RecordedLog):
+    """A log that also keeps the parameters before every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class Path(RecordedLog):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_steps_of_a_walk_have_the_length_of_the_learning_rate(optimizer: str):
-    """Whatever the optimizer, and without weight decay."""
-    notes = Path()
+    """Check that the length depends neither on the optimizer nor on the weight decay."""
+    notes = ParameterLog()
     training = settings(
         "digits-mlp",
         control="random-walk",
@@ -64,7 +64,7 @@ def test_steps_of_a_walk_have_the_length_of_the_learning_rate(optimizer: str):
     torch.testing.assert_close(norms, torch.full_like(norms, 0.3), rtol=1e-4, atol=0)
     for gradient, step in zip(notes.gradients, steps, strict=True):
         torch.testing.assert_close(step, -0.3 * gradient, rtol=0, atol=1e-6)
-    # Directions of 300,000 dimensions: cosines of 0.002.
+    # Random directions in 300,000 dimensions have cosines of about 0.002.
     cosines = cosine_similarity(steps[:, None], steps[None], dim=2)
     assert abs(cosines - torch.eye(6)).max() < 0.01
 
@@ -89,7 +89,7 @@ def test_a_walk_of_many_tensors_has_one_length():
     assert left_alone.grad is None
     flat = torch.cat([t.grad.flatten() for t in tensors if t.grad is not None])
     assert float(flat.norm()) == pytest.approx(2.0, rel=1e-5)
-    # Each tensor has its share of the energy: deviations of sqrt(2 / 6000) = 2 %.
+    # Each tensor has its share of the squared norm, with a deviation of sqrt(2 / 6000) = 2 %.
     shares = torch.stack([t.grad.square().sum() for t in tensors if t.grad is not None])
     expected = 4 * torch.tensor([60_000, 7, 6_000]) / 66_007
     torch.testing.assert_close(shares[::2], expected[::2], rtol=0.1, atol=0)
@@ -100,21 +100,21 @@ def batches(n: int, shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
 
 
 def test_labels_are_uniform_and_new_in_every_step():
-    of_step = [
+    labels_of = [
         torch.cat([t for _, t in with_label_noise(batches(3, (1000,)), 5, 7, step)])
         for step in (0, 1, 0)
     ]
-    for labels in of_step[:2]:
+    for labels in labels_of[:2]:
         assert labels.dtype == torch.int64
         counts = torch.bincount(labels, minlength=5)
         assert len(counts) == 5
-        # 600 of each, with a deviation of 22.
+        # Each label is expected 600 times, with a standard deviation of 22.
         assert (abs(counts - 600) < 5 * 22).all()
-    agree = (of_step[0] == of_step[1]).float().mean()
+    agree = (labels_of[0] == labels_of[1]).float().mean()
     assert abs(float(agree) - 0.2) < 5 * (0.2 * 0.8 / 3000) ** 0.5
-    assert torch.equal(of_step[0], of_step[2])
-    # The batches of a step differ as well.
-    assert not torch.equal(of_step[0][:1000], of_step[0][1000:2000])
+    assert torch.equal(labels_of[0], labels_of[2])
+    # The batches within a step also have different labels.
+    assert not torch.equal(labels_of[0][:1000], labels_of[0][1000:2000])
 
 
 def test_labels_keep_their_shape():
@@ -125,7 +125,7 @@ def test_labels_keep_their_shape():
 
 @pytest.mark.parametrize("full_batch", [False, True])
 def test_label_noise_reaches_the_loss(full_batch: bool):
-    """At a learning rate of 0 only labels and batches change the loss."""
+    """Use a learning rate of 0, at which only labels and batches change the loss."""
     noise, plain = RecordedLog(), RecordedLog()
     still = {"lr": 0.0, "full_batch": full_batch, "batch_size": 50, "epochs": 3}
     train(settings("digits-mlp", control="label-noise", **still), noise)
@@ -136,11 +136,11 @@ def test_label_noise_reaches_the_loss(full_batch: bool):
 
 
 def test_noise_leaves_the_random_stream_alone():
-    """All controls see the same batches."""
+    """Check that all controls see the same batches."""
     notes = {name: RecordedLog() for name in ("none", "label-noise", "random-walk")}
-    for name, of in notes.items():
-        train(settings("digits-mlp", lr=0.0, control=name), of)
-    losses = {name: [s["loss"] for s in of.scalars] for name, of in notes.items()}
+    for name, log in notes.items():
+        train(settings("digits-mlp", lr=0.0, control=name), log)
+    losses = {name: [s["loss"] for s in log.scalars] for name, log in notes.items()}
     assert losses["random-walk"] == losses["none"]
     again = RecordedLog()
     train(settings("digits-mlp", lr=0.0, control="label-noise"), again)
@@ -152,7 +152,7 @@ def test_label_noise_needs_classes():
         WORKLOADS["alm"].settings, control="label-noise", epochs=1, max_steps=1
     )
     with pytest.raises(
-        ValueError, match=r"targets are of torch.float32; choose control"
+        ValueError, match=r"targets are of type torch.float32; choose control"
     ):
         train(training, unobserved)
 

@@ -1,4 +1,4 @@
-"""Workloads train, are reproducible, and tell their observer everything."""
+"""Workloads train reproducibly, and report every step to their observer."""
 
 import math
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ SCALARS = {
 
 
 def settings(name: str, **changes: Any) -> Training:
-    """Three steps in each of two epochs of little data."""
+    """Return settings for two epochs of three steps each."""
     batch_size = 4 if name == "english-transformer" else 16
     short = {"epochs": 2, "batch_size": batch_size}
     return replace(WORKLOADS[name].settings, **(short | changes))
@@ -50,8 +50,8 @@ def _small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
         truncate(monkeypatch, name, 14 if name == "english-transformer" else 50)
 
 
-def same(one: Any, other: Any) -> bool:
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+def same(first: Any, second: Any) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -67,10 +67,10 @@ def test_every_step_is_logged(name: str):
 
     train(settings(name), notes, track)
 
-    assert notes.told == {"steps_per_epoch": 3, "total_steps": 6}
+    assert notes.lengths == {"steps_per_epoch": 3, "total_steps": 6}
     assert notes.n_steps == 6
     assert epochs == [0, 1]
-    # Scores of the end of an epoch belong to the next step.
+    # The scores at the end of an epoch are logged with the next step.
     scores = {f"val_{s}" for s in SCALARS[name]} if name != NAMES[2] else set()
     for step, row in enumerate(notes.scalars):
         assert row.keys() == SCALARS[name] | (scores if step == 3 else set())
@@ -100,7 +100,7 @@ def test_the_seed_fixes_the_run(name: str):
 
 
 def by_hand(name: str) -> Any:
-    """The same trainings, written out."""
+    """Return the model after the same training run in a loop that is written out."""
     torch.manual_seed(0)
     model: Any
     if name == "english-transformer":
@@ -135,16 +135,16 @@ def test_equals_a_loop_written_out(name: str):
 
 def test_measurements_leave_no_trace():
     plain = train(settings("digits-resnet"), RecordedLog())
-    looked = settings("digits-resnet", measure_every=2, full_gradients=True)
+    measuring = settings("digits-resnet", measure_every=2, full_gradients=True)
     notes = RecordedLog()
-    measured = train(looked, notes)
+    measured = train(measuring, notes)
     assert same(plain, measured)
     for a, b in zip(plain.buffers(), measured.buffers(), strict=True):
         assert torch.equal(a, b)
-    places = [(name, step) for name, step, _, _ in notes.measured]
+    measurements = [(name, step) for name, step, _, _ in notes.measured]
     fixed = [("fixed_batches", step) for step in (0, 2, 4) for _ in range(3)]
     full = [("full_batch", 0), ("full_batch", 3)]
-    assert sorted(places) == sorted(fixed + full)
+    assert sorted(measurements) == sorted(fixed + full)
 
 
 def test_measured_gradients_are_the_gradients_of_their_batches():
@@ -164,14 +164,16 @@ def test_measured_gradients_are_the_gradients_of_their_batches():
     }
     assert len(measured) == 4
     torch.testing.assert_close(measured["full_batch", None], gradient(slice(0, 50)))
-    for i, (inputs, targets) in enumerate(fixed_batches(few("digits-mlp"), 16, seed=0)):
+    for i, (inputs, targets) in enumerate(
+        fixed_batches(training_data("digits-mlp"), 16, seed=0)
+    ):
         model.zero_grad()
         cross_entropy(model(inputs), targets).backward()
         expected = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
         torch.testing.assert_close(measured["fixed_batches", i], expected)
 
 
-def few(name: str) -> Any:
+def training_data(name: str) -> Any:
     return WORKLOADS[name].data(settings(name)).train
 
 
@@ -181,12 +183,12 @@ def test_fixed_batches_are_drawn_once_and_leave_no_trace():
     batches, again, other = (fixed_batches(sorted_by_class, 50, s) for s in (3, 3, 4))
     assert torch.equal(stream, torch.get_rng_state())
     assert [len(x) for x, _ in batches] == [50] * 10
-    examples, same_ones, others = (
-        torch.cat([x for x, _ in some]) for some in (batches, again, other)
+    examples, same_examples, other_examples = (
+        torch.cat([x for x, _ in drawn]) for drawn in (batches, again, other)
     )
     assert len(examples.unique()) == 500
-    assert torch.equal(examples, same_ones)
-    assert not torch.equal(examples, others)
+    assert torch.equal(examples, same_examples)
+    assert not torch.equal(examples, other_examples)
     assert all(len(classes.unique()) > 5 for _, classes in batches)
     assert all(torch.equal(x.long() // 100, y) for x, y in batches)
 
@@ -204,7 +206,7 @@ def test_the_same_batches_are_measured_again():
 def test_a_full_batch_is_all_data():
     notes = RecordedLog()
     train(settings("digits-mlp", full_batch=True), notes)
-    assert notes.told == {"steps_per_epoch": 1, "total_steps": 2}
+    assert notes.lengths == {"steps_per_epoch": 1, "total_steps": 2}
     other = RecordedLog()
     train(settings("digits-mlp", full_gradients=True), other)
     torch.testing.assert_close(notes.gradients[0], other.measured[0][3])
@@ -216,7 +218,7 @@ def test_noise_has_the_norm_of_the_gradient():
     train(settings("digits-mlp", control="noise-gradients"), noise)
     a, b = real.gradients[0], noise.gradients[0]
     torch.testing.assert_close(a.norm(), b.norm())
-    # Directions of 300,000 dimensions: cosines of 0.002.
+    # Random directions in 300,000 dimensions have cosines of about 0.002.
     assert abs(cosine_similarity(a, b, dim=0)) < 0.01
     assert abs(cosine_similarity(b, noise.gradients[1], dim=0)) < 0.01
 
@@ -240,7 +242,7 @@ def test_a_run_ends_after_the_given_number_of_steps():
     notes = RecordedLog()
     train(settings("digits-mlp", max_steps=4), notes)
     assert notes.n_steps == 4
-    assert notes.told["total_steps"] == 4
+    assert notes.lengths["total_steps"] == 4
 
 
 def test_long_gradients_are_clipped():
@@ -340,7 +342,7 @@ def test_the_seed_chooses_the_counter_example(name: str):
 
 @pytest.mark.parametrize("name", ["alm", "sm"])
 def test_gradients_of_counter_examples_point_away_at_times(name: str):
-    """As the paper says of both; exactly, by the two-run protocol."""
+    """Check the paper's statement on both examples with the exact two-run protocol."""
     training = replace(WORKLOADS[name].settings, max_steps=600)
     gamma = two_run(lambda observe: train(training, observe)).gamma[:540]
     assert float((gamma < 0).mean()) > 0.05
@@ -350,7 +352,7 @@ def test_gradients_of_counter_examples_point_away_at_times(name: str):
 def test_a_missing_accelerator_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """As in a build of torch for CUDA on a machine without a GPU."""
+    """Imitate a CUDA build of torch on a machine without a GPU."""
 
     def accelerator(*, check_available: bool = False) -> Any:
         return None if check_available else torch.device("cuda")

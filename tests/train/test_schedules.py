@@ -1,4 +1,4 @@
-"""Learning rates: torch's, where it has them, and closed forms."""
+"""Learning rates equal those of torch's schedulers, or closed forms."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,23 +23,29 @@ SETTINGS = Training(
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_one_cycle_equals_torchs(optimizer: str, steps_per_epoch: int):
-    # It cycles momenta as well, which does not change its learning rates.
-    theirs = getattr(torch.optim, optimizer)([torch.nn.Parameter(torch.ones(1))], lr=1)
+    # Torch's scheduler also changes the momentum, but this does not affect learning rates.
+    optimizer_of_torch = getattr(torch.optim, optimizer)(
+        [torch.nn.Parameter(torch.ones(1))], lr=1
+    )
     total = 5 * steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.3, total_steps=total)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer_of_torch, 0.3, total_steps=total
+    )
     rates = []
     for step in range(total):
         rates.append(learning_rate(SETTINGS, step, steps_per_epoch))
-        assert rates[-1] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
-        theirs.step()
+        assert rates[-1] == pytest.approx(
+            optimizer_of_torch.param_groups[0]["lr"], rel=1e-12
+        )
+        optimizer_of_torch.step()
         if step + 1 < total:
             scheduler.step()
     assert rates[-1] == pytest.approx(0.3 / 25 / 1e4)
 
 
-def test_one_cycle_of_one_step_ends_at_once():
-    one = replace(SETTINGS, epochs=1)
-    assert learning_rate(one, 0, 1) == pytest.approx(0.3 / 25 / 1e4)
+def test_one_cycle_of_one_step_has_the_final_rate():
+    single_step = replace(SETTINGS, epochs=1)
+    assert learning_rate(single_step, 0, 1) == pytest.approx(0.3 / 25 / 1e4)
 
 
 def test_decaying_rates_fall_with_the_power_of_three_quarters():

@@ -1,8 +1,8 @@
 """Largest eigenvalues of the Hessian of a loss, by Hessian-vector products.
 
-The Hessian is never formed. A product takes two backward passes (B. A. Pearlmutter, "Fast
-Exact Multiplication by the Hessian", Neural Computation 6, 1994), and Lanczos' method in
-ARPACK takes about ten products.
+The Hessian is never formed. Each product needs two backward passes (B. A. Pearlmutter, "Fast
+Exact Multiplication by the Hessian", Neural Computation 6, 1994), and ARPACK's Lanczos method
+needs about ten products.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Adam, Optimizer, RMSprop
 
 Terms = Callable[[], Iterable[Tensor]]
-"""Computes the summands of a loss at every call, such as the shares of batches."""
+"""A function that computes the summands of a loss, such as the contributions of batches."""
 
 FloatArray = npt.NDArray[np.float64]
 
 MIN_LANCZOS_VECTORS: Final = 8
-"""Few are enough when the search starts near the eigenvector."""
+"""Smallest number of Lanczos vectors; few suffice if the search starts near the solution."""
 
 MAX_RESTARTS: Final = 200
 
@@ -38,13 +38,13 @@ class Eigenpairs(NamedTuple):
 def hessian_product(
     terms: Terms, parameters: Sequence[nn.Parameter], vector: Tensor
 ) -> Tensor:
-    """Multiply the Hessian of a loss by a vector, (param,), to one like it."""
+    """Return the product of a loss's Hessian with a vector, (param,)."""
     sizes = [p.numel() for p in parameters]
     parts = [
         part.view_as(p) for part, p in zip(vector.split(sizes), parameters, strict=True)
     ]
     product = torch.zeros_like(vector)
-    # The fused kernels of attention have no second derivatives.
+    # Fused attention kernels have no second derivatives.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for term in terms():
             gradients = torch.autograd.grad(
@@ -78,47 +78,48 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     r"""Find the largest eigenvalues of the Hessian of a loss.
 
-    With a diagonal preconditioner :math:`P`, the largest eigenvalues of
-    :math:`P^{-1/2} H P^{-1/2}`, which equal the eigenvalues of :math:`P^{-1} H`.
+    With a diagonal preconditioner :math:`P`, find the largest eigenvalues of
+    :math:`P^{-1/2} H P^{-1/2}`, which are also the eigenvalues of :math:`P^{-1} H`.
 
     Parameters
     ----------
     terms : callable
-        Returns the summands of the loss, the same ones at every call.
+        Returns the summands of the loss; every call must return the same summands.
     parameters : sequence of torch.nn.Parameter
-        Parameters by which the loss is differentiated, all on one device.
+        Parameters with respect to which the loss is differentiated, all on one device.
     n : int, default: 1
         Number of eigenvalues.
     preconditioner : torch.Tensor, optional
-        Positive, shape ``(param,)``.
+        Positive diagonal of :math:`P`, shape ``(param,)``.
     start : numpy.ndarray, optional
-        Starting vector, shape ``(param,)``: the sum of eigenvectors found at earlier
+        Starting vector, shape ``(param,)``. The sum of eigenvectors found at earlier
         parameters saves most of the work. Default: fixed random numbers.
     tolerance : float, default: 1e-4
-        Largest residual |H v - lambda v| over lambda.
+        Largest residual |H v - lambda v| of an eigenvector v, relative to its eigenvalue
+        lambda.
 
     Returns
     -------
     Eigenpairs
         ``values``, float64 (eigenvalue,), in descending order, and ``vectors``, float64
-        (eigenvalue, param), each of norm 1. NaN where the loss is not finite.
+        (eigenvalue, param), each of norm 1. All are NaN if the loss is not finite.
 
     Raises
     ------
     ValueError
-        If there are not more parameters than `n`.
+        If there are `n` parameters or fewer.
 
     Warns
     -----
     UserWarning
-        If the iteration does not converge; eigenvalues are then NaN.
+        If the iteration does not converge; all results are NaN in that case.
 
     Notes
     -----
-    Products are computed in the type of the parameters, mostly float32, and the rest in
-    float64. An eigenvalue is off by at most `tolerance` times itself, and mostly by far
-    less: the error falls with the square of the residual. Memory: the graph of one summand,
-    and ``max(2 n + 1, 8)`` float64 vectors of the length of the parameters.
+    Products are computed in the type of the parameters, usually float32, and everything else
+    in float64. The relative error of an eigenvalue is at most `tolerance` and usually far
+    smaller, because it falls with the square of the residual. Memory holds the graph of one
+    summand and ``max(2 n + 1, 8)`` float64 vectors, each as long as all parameters together.
 
     References
     ----------
@@ -128,15 +129,16 @@ def top_eigenvalues(
     size = sum(p.numel() for p in parameters)
     if size <= n:
         raise ValueError(
-            f"{n} eigenvalues were asked for, of {size} parameters; ask for fewer."
+            f"{n} eigenvalues were requested for {size} parameters; expected fewer "
+            "eigenvalues than parameters."
         )
     like = torch.cat([p.detach().flatten() for p in parameters])
     root = torch.ones_like(like) if preconditioner is None else preconditioner.sqrt()
 
     def product(vector: npt.NDArray[Any]) -> FloatArray:
         scaled = torch.from_numpy(vector.ravel()).to(like) / root
-        found = hessian_product(terms, parameters, scaled) / root
-        return found.double().cpu().numpy()
+        result = hessian_product(terms, parameters, scaled) / root
+        return result.double().cpu().numpy()
 
     if start is None:
         start = np.random.default_rng(0).standard_normal(size)
@@ -154,7 +156,7 @@ def top_eigenvalues(
             maxiter=MAX_RESTARTS,
         )
     except ArpackNoConvergence as error:
-        warn(f"Eigenvalues of the Hessian are left out: {error}", stacklevel=2)
+        warn(f"The eigenvalues of the Hessian are NaN: {error}", stacklevel=2)
         return _all_nan(n, size)
     order = np.argsort(values)[::-1]
     return Eigenpairs(values[order], np.ascontiguousarray(vectors.T[order]))
@@ -167,11 +169,11 @@ def _all_nan(n: int, size: int) -> Eigenpairs:
 def preconditioner_of(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter]
 ) -> Tensor | None:
-    """Return the divisor of an adaptive optimizer's gradients, (param,), or None."""
-    # Before the learning rate: (1 - beta_1^t) (sqrt(v_t / (1 - beta_2^t)) + eps) of Adam
-    # after t steps, sqrt(v_t) + eps of RMSprop. v_t does not contain the gradient of the
-    # next step yet. J. Cohen et al., "Adaptive Gradient Methods at the Edge of Stability",
-    # 2022, arXiv 2207.14484.
+    """Return the divisors of an adaptive optimizer's gradients, (param,), or None."""
+    # The divisors, without the learning rate, are (1 - beta_1^t) (sqrt(v_t / (1 - beta_2^t))
+    # + eps) for Adam after t steps, and sqrt(v_t) + eps for RMSprop, where v_t is the average
+    # of squared gradients. v_t does not include the gradient of the next step yet. J. Cohen
+    # et al., "Adaptive Gradient Methods at the Edge of Stability", 2022, arXiv 2207.14484.
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     parts = []
     for parameter in parameters:

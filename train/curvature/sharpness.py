@@ -1,8 +1,8 @@
 """Measure sharpness during training: the largest eigenvalues of the Hessian.
 
-The protocol of J. Cohen et al., "Gradient Descent on Neural Networks Typically Occurs at
-the Edge of Stability", ICLR 2021, arXiv 2103.00065: the Hessian of the loss of the first
-5,000 training examples, before the step, in training mode.
+The protocol is that of J. Cohen et al., "Gradient Descent on Neural Networks Typically Occurs
+at the Edge of Stability", ICLR 2021, arXiv 2103.00065: the Hessian belongs to the loss of the
+first 5,000 training examples, and is measured before the step, in training mode.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from train.workloads.tasks import Task
 
 
 class Sharpness:
-    """Measures the sharpness of a model, and leaves the model as it was."""
+    """Measures the sharpness of a model, and leaves the model unchanged."""
 
     def __init__(
         self,
@@ -42,27 +42,27 @@ class Sharpness:
             loader = DataLoader(Subset(data, range(n)), training.batch_size)
             self._batches: list[Batch] = list(loader)
         self.directions: dict[str, Tensor] = {}
-        """Starting vectors of the next search, by name of the eigenvalue: float64, (param,)."""
+        """Starting vectors for the next search, by name of eigenvalue, float64 (param,)."""
 
     def measure(self) -> dict[str, float]:
         """Return the eigenvalues at the model's parameters, by their logged names."""
-        # "sharpness", "sharpness_2" and so on; "preconditioned_sharpness" of adaptive
-        # optimizers after their first step.
+        # The names are "sharpness", "sharpness_2" and so on. Adaptive optimizers also have
+        # "preconditioned_sharpness" after their first step.
         with restored_state(self._model):
             n = self._training.n_eigenvalues
             values = self._largest("sharpness", n, None)
             names = ["sharpness", *(f"sharpness_{i}" for i in range(2, n + 1))]
-            found = dict(zip(names, values.tolist(), strict=True))
+            eigenvalues = dict(zip(names, values.tolist(), strict=True))
             preconditioner = preconditioner_of(self._optimizer, self._parameters)
             if preconditioner is not None:
                 name = "preconditioned_sharpness"
-                [found[name]] = self._largest(name, 1, preconditioner).tolist()
-        return found
+                [eigenvalues[name]] = self._largest(name, 1, preconditioner).tolist()
+        return eigenvalues
 
     def _largest(
         self, name: str, n: int, preconditioner: Tensor | None
     ) -> npt.NDArray[np.float64]:
-        """Return the n largest eigenvalues, starting from the directions found last."""
+        """Return the n largest eigenvalues, searching from the eigenvectors found before."""
         start = self.directions.get(name)
         pairs: Eigenpairs = top_eigenvalues(
             self._terms,
@@ -76,7 +76,7 @@ class Sharpness:
         return pairs.values
 
     def _terms(self) -> Iterator[Tensor]:
-        """Yield the batches' shares of the mean loss, with the same dropout every time."""
+        """Yield each batch's share of the mean loss, with the same dropout every time."""
         torch.manual_seed(self._training.seed)
         for inputs, targets in on_device_of(self._model, self._batches):
             loss = self._task.loss(self._model(inputs), targets)

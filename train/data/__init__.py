@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 
 class Splits(NamedTuple):
-    """Training and validation data: pairs of tensors, input and target."""
+    """Training and validation data; every example is a pair of tensors, input and target."""
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    n_classes: int  # outputs of a model for each input, pixel or token
+    n_classes: int  # number of model outputs for each input, pixel or token

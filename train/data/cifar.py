@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read from their author's archives or from the hub's tables.
+"""CIFAR-10 and CIFAR-100, read from their author's archives or from Hugging Face's tables.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -29,20 +29,20 @@ class Cifar(NamedTuple):
     """Names and constants of one of the two data sets."""
 
     source: Source
-    image: str  # columns of the hub's tables
-    label: str
+    image: str  # column of images in the hub's tables
+    label: str  # column of labels in the hub's tables
     n_classes: int
-    folder: str  # of the unpacked archive in Python's format
-    files: dict[str, tuple[str, ...]]  # in that folder, by split
-    labels: bytes  # key of the labels in a file
-    mean: Tensor  # of the channels of the training images
-    std: Tensor
+    folder: str  # folder of the unpacked archive in Python's format
+    files: dict[str, tuple[str, ...]]  # names of the files in `folder`, by split
+    labels: bytes  # key of the labels in each of `files`
+    mean: Tensor  # mean of each channel of the training images, float32 (3,)
+    std: Tensor  # standard deviation of each channel, float32 (3,)
 
 
 def images_and_labels(
     cifar: Cifar, split: str, directory: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Load a split: images, uint8 (example, 3, 32, 32), and labels, int64 (example,)."""
+    """Load a split's images, uint8 (example, 3, 32, 32), and labels, int64 (example,)."""
     if (folder := _folder(cifar, directory)) is None:
         title = cifar.source.title
         table = get_split(load_tables(cifar.source, directory), split, title)
@@ -54,7 +54,7 @@ def images_and_labels(
 
 
 def without_augmentation(cifar: Cifar, split: str, directory: str | None) -> Images:
-    """Load the images of a split, normalised only."""
+    """Load the images of a split, which are normalised but not augmented."""
     images, labels = images_and_labels(cifar, split, directory)
     return Images(images, labels, partial(normalized, mean=cifar.mean, std=cifar.std))
 
@@ -73,7 +73,7 @@ def _stacked(table: Any, column: str, title: str) -> Tensor:
 
 
 def _folder(cifar: Cifar, directory: str | None) -> Path | None:
-    """Find the folder of the archive's files, if there is one."""
+    """Return the folder of the archive's files, or None if there is none."""
     if directory is None:
         return None
     folders = (Path(directory), Path(directory) / cifar.folder)
@@ -92,13 +92,13 @@ def _folder(cifar: Cifar, directory: str | None) -> Path | None:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads lists, numbers and arrays; other objects in a file could run any code."""
+    """Reads only lists, numbers and arrays; other objects in a file could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a constructor of arrays, and refuse all others."""
+        """Return a constructor of arrays, and refuse any other object."""
         if (module, name) in ARRAY_CONSTRUCTORS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}")
 
 
 ARRAY_CONSTRUCTORS: Final = {
@@ -137,5 +137,5 @@ def _batch(path: Path, cifar: Cifar) -> tuple[Tensor, Tensor]:
 
 
 def _unpickled(file: IO[bytes]) -> Any:
-    # Written by Python 2, whose text was bytes.
+    # The file was written by Python 2, whose strings were bytes.
     return _ArrayUnpickler(file, encoding="bytes").load()

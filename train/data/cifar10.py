@@ -1,9 +1,9 @@
 """CIFAR-10: 60,000 colour images of 32 x 32 pixels in ten classes.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. `cifar10` splits
-and augments as the published code of "No Wrong Turns", arXiv 2306.11922: four fifths of the
-training images are for training, the others for validation, and both are cropped at random,
-without flips.
+and augments the images as in the published code of "No Wrong Turns", arXiv 2306.11922: four
+fifths of the training images are used for training and one fifth for validation; all images
+are cropped at random, but not flipped.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ CIFAR10: Final = Cifar(
         repository="uoft-cs/cifar10",
         config=None,
         columns=("img", "label"),
-        files="its train-*.parquet, or cifar-10-batches-py",
+        files="its train-*.parquet files or cifar-10-batches-py",
     ),
     image="img",
     label="label",
@@ -47,21 +47,22 @@ CIFAR10: Final = Cifar(
 
 
 def cifar10(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load CIFAR-10 with random crops, or digits instead; images (3, 32, 32)."""
+    """Load randomly cropped CIFAR-10 images (3, 32, 32), or digits as a stand-in."""
     if data == "embedded":
         return _digits()
-    whole = Images(*images_and_labels(CIFAR10, "train", directory), _augmented)
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))
-    n_train = len(whole) * 4 // 5
-    part = partial(Subset[Any], whole)
-    train: Dataset[Any] = part(order[:n_train].tolist())
-    return Splits(train, part(order[n_train:].tolist()), N_CLASSES)
+    images = Images(*images_and_labels(CIFAR10, "train", directory), _augmented)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    n_train = len(images) * 4 // 5
+    subset = partial(Subset[Any], images)
+    train: Dataset[Any] = subset(order[:n_train].tolist())
+    return Splits(train, subset(order[n_train:].tolist()), N_CLASSES)
 
 
 def whole_cifar10(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load all of CIFAR-10 without augmentation, test images for validation; or digits."""
+    """Load all of CIFAR-10 without augmentation, or digits as a stand-in."""
     if data == "embedded":
         return _digits()
+    # The test images are the validation data.
     train, test = (
         without_augmentation(CIFAR10, split, directory) for split in ("train", "test")
     )

@@ -1,7 +1,7 @@
 """CIFAR-100: 60,000 colour images of 32 x 32 pixels in a hundred classes.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Without
-augmentation, so that the loss of a batch can be computed again at other points.
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The images are
+not augmented, so that the loss of a batch can be computed again at other points.
 """
 
 from typing import Final, Literal
@@ -19,7 +19,7 @@ CIFAR100: Final = Cifar(
         repository="uoft-cs/cifar100",
         config=None,
         columns=("img", "fine_label"),
-        files="its train-*.parquet and test-*.parquet, or cifar-100-python",
+        files="its train-*.parquet and test-*.parquet files or cifar-100-python",
     ),
     image="img",
     label="fine_label",
@@ -33,9 +33,10 @@ CIFAR100: Final = Cifar(
 
 
 def cifar100(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load CIFAR-100, test images for validation, or digits of ten classes instead."""
+    """Load CIFAR-100, or digits of only ten classes as a stand-in."""
     if data == "embedded":
         return Splits(*enlarged_digits(SIZE), CIFAR100.n_classes)
+    # The test images are the validation data.
     train, test = (
         without_augmentation(CIFAR100, split, directory) for split in ("train", "test")
     )

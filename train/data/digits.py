@@ -1,4 +1,4 @@
-"""Optical handwritten digits of scikit-learn: 1797 images of 8 x 8 pixels.
+"""The handwritten digits in scikit-learn: 1,797 images of 8 x 8 pixels.
 
 E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998. DOI 10.24432/C50P49.
@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 N_TRAIN: Final = 1437
-"""The first four fifths are for training."""
+"""Number of training images, the first four fifths."""
 
 N_STANDARDIZED: Final = 500
-"""Images of `standardized_digits`: few enough for full-batch gradient descent."""
+"""Number of images in `standardized_digits`, few enough for full-batch gradient descent."""
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -30,8 +30,8 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 def standardized_digits() -> TensorDataset:
     """Return the first `N_STANDARDIZED` training images with standardized pixels."""
-    # As Cohen et al. (arXiv 2103.00065) take the first 5,000 images of CIFAR-10. Mean and
-    # deviation are computed over these images; constant pixels become 0.
+    # Similarly, Cohen et al. (arXiv 2103.00065) take the first 5,000 images of CIFAR-10. Mean
+    # and deviation are those of each pixel over the returned images; constant pixels become 0.
     images, labels = (tensor[:N_STANDARDIZED] for tensor in digits()[0].tensors)
     std = images.std(0, correction=0)
     std[std == 0] = 1

@@ -1,4 +1,4 @@
-"""English text in every Python installation: the language reference of ``help()``."""
+"""English text that every Python installation has: the language reference of ``help()``."""
 
 from pydoc_data import topics
 from typing import Final
@@ -11,7 +11,7 @@ VOCABULARY: Final = 128
 
 
 def english(context: int) -> TensorDataset:
-    """Cut the text into inputs and next tokens, int64 (context,)."""
+    """Cut the text into inputs and the tokens that follow them, each int64 (context,)."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     tokens = torch.tensor(list(text.encode("ascii", "replace")))
     n = (len(tokens) - 1) // context

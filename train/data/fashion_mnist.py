@@ -33,7 +33,7 @@ SOURCE: Final = Source(
     config=None,
     columns=("image", "label"),
     files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
-    "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, or its *.parquet",
+    "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, or its *.parquet files",
 )
 N_CLASSES: Final = 10
 SIZE: Final = 28
@@ -50,7 +50,7 @@ FILE_SUFFIXES: Final = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ub
 
 
 def fashion_mnist(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load Fashion-MNIST, images (1, 28, 28), or digits instead."""
+    """Load Fashion-MNIST images (1, 28, 28), or digits as a stand-in."""
     if data == "embedded":
         return Splits(*enlarged_digits(SIZE, n_channels=1), N_CLASSES)
     folder = _folder(directory)
@@ -65,7 +65,8 @@ def fashion_mnist(data: Literal["true", "embedded"], directory: str | None) -> S
 
 
 def _folder(directory: str | None) -> Path | None:
-    """Find the folder of the original files, also where torchvision puts it."""
+    """Return the folder of the original files, or None if there is none."""
+    # The files may be in the directory itself, or where torchvision puts them.
     if directory is None:
         return None
     root = Path(directory)
@@ -80,7 +81,7 @@ def _folder(directory: str | None) -> Path | None:
 
 
 def _existing_files(folder: Path, name: str) -> list[Path]:
-    """Return the existing files of a name, the unpacked one before the compressed one."""
+    """Return the existing files with a name, the unpacked file before the compressed file."""
     paths = (folder / name, folder / f"{name}.gz")
     return [path for path in paths if path.is_file()]
 
@@ -93,8 +94,8 @@ def _from_files(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     )
     if images.shape != (len(labels), SIZE, SIZE) or labels.ndim != 1:
         raise ValueError(
-            f"{folder} has {split} images of the shape {images.shape} and labels of "
-            f"{labels.shape}, expected ({SIZE}, {SIZE}) for each label."
+            f"{folder} has {split} images of the shape {images.shape} and labels of the "
+            f"shape {labels.shape}, expected {SIZE} x {SIZE} pixels for each label."
         )
     classes = torch.from_numpy(labels).long()
     check_labels(classes, N_CLASSES, SOURCE.title)
@@ -102,14 +103,14 @@ def _from_files(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def _read(folder: Path, name: str) -> Any:
-    """Read an array from an IDX file: type, number of dimensions, lengths, elements."""
-    found = _existing_files(folder, name)
-    if not found:
+    """Read an array from an IDX file, which may be compressed."""
+    paths = _existing_files(folder, name)
+    if not paths:
         raise FileNotFoundError(
-            f"{SOURCE.title}: {folder / name} is missing, packed as .gz or not; images "
-            "and labels, for training and test, belong together."
+            f"{SOURCE.title}: {folder / name} is missing, and so is its .gz file; the "
+            "images and labels for training and test belong together."
         )
-    path = found[0]
+    path = paths[0]
     try:
         content = (
             gzip.decompress(path.read_bytes())
@@ -123,14 +124,15 @@ def _read(folder: Path, name: str) -> Any:
     array = _array(content)
     if array is None:
         raise ValueError(
-            f"{path} is not an array of bytes in the format IDX, or is truncated; download "
+            f"{path} is not an array of bytes in IDX format, or is truncated; download "
             "it again."
         )
     return array
 
 
 def _array(content: bytes) -> Any:
-    """Return the array in the bytes of an IDX file, or None if they are invalid."""
+    """Return the array in the content of an IDX file, or None if the content is invalid."""
+    # The content is a type, a number of dimensions, their lengths and the elements.
     start = 4 + 4 * content[3] if len(content) > 3 else 0
     if content[:3] != IDX_UINT8_MAGIC or len(content) < start:
         return None
@@ -152,6 +154,6 @@ def _from_table(tables: Any, split: str) -> tuple[Tensor, Tensor]:
                 f"Image {i} of {SOURCE.title} has {image.size} pixels, expected "
                 f"{(SIZE, SIZE)}."
             )
-        # All three channels are equal.
+        # All three channels of a grey image are equal.
         images[i] = np.asarray(image)[..., 0]
     return torch.from_numpy(images)[:, None], labels

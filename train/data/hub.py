@@ -12,22 +12,23 @@ from torch import Tensor
 class Source(NamedTuple):
     """Location of a data set on the hub, and its contents."""
 
-    title: str  # for messages
-    repository: str
-    config: str | None  # variant
-    columns: tuple[str, ...]  # required columns
-    files: str  # of a local directory, for messages
+    title: str  # name of the data set in messages
+    repository: str  # owner and name on the hub
+    config: str | None  # variant of the data set, if the repository has several
+    columns: tuple[str, ...]  # names of the columns that every table must have
+    files: str  # description of the files in a local directory, for messages
 
 
 def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
     """Load the tables of a data set by split, with Hugging Face's ``datasets``."""
     # A directory holds files in the hub's layout, a folder for each class, or a cache of
-    # ``huggingface_hub`` or ``datasets``. Without one, the user's own cache or the hub.
+    # ``huggingface_hub`` or ``datasets``. Without a directory, the tables come from the
+    # user's own cache or from the hub.
     datasets = _hugging_face(source)
     if directory is not None and not Path(directory).is_dir():
         raise FileNotFoundError(_advice(source, f"there is no directory {directory}"))
     try:
-        # Bars that last seconds would hide the progress bar of the training.
+        # Progress bars that last seconds would hide the progress bar of the training run.
         with _hidden_progress_bars(datasets):
             tables = _load(datasets, source, directory)
     except (ConnectionError, FileNotFoundError) as error:
@@ -51,7 +52,7 @@ def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
 
 
 def _hugging_face(source: Source) -> Any:
-    """Import ``datasets``, which takes seconds and which embedded data do not need."""
+    """Import ``datasets`` late: this takes seconds, and embedded data do not need it."""
     try:
         import datasets  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -75,7 +76,7 @@ def _load(datasets: Any, source: Source, directory: str | None) -> Any:
     snapshots = (root / f"datasets--{owner}--{name}" / "snapshots").glob("*")
     root = max(snapshots, key=lambda path: path.stat().st_mtime, default=root)
     if source.config is not None and (root / source.config).is_dir():
-        # The repository holds several data sets, a directory for each.
+        # The repository holds several data sets, each in its own directory.
         root /= source.config
     return datasets.load_dataset(str(root))
 
@@ -91,7 +92,7 @@ def read_labels(table: Any, column: str, n_classes: int, title: str) -> Tensor:
 
 
 def check_labels(labels: Tensor, n_classes: int, title: str) -> None:
-    """Refuse labels outside of 0 to ``n_classes - 1``."""
+    """Refuse labels that are not between 0 and ``n_classes - 1``."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(
@@ -100,7 +101,7 @@ def check_labels(labels: Tensor, n_classes: int, title: str) -> None:
 
 
 def decode_image(table: Any, index: int, column: str, title: str) -> Any:
-    """Decode one image of a table to an RGB `PIL.Image.Image`."""
+    """Decode one image of a table as an RGB `PIL.Image.Image`."""
     try:
         return table[index][column].convert("RGB")
     except (OSError, SyntaxError) as error:
@@ -110,16 +111,18 @@ def decode_image(table: Any, index: int, column: str, title: str) -> Any:
 
 
 def get_split(tables: Mapping[str, Any], name: str, title: str) -> Any:
-    """Return one split."""
+    """Return the table of one split."""
     if name not in tables:
-        raise ValueError(f"{title} has no split {name!r} there, only {sorted(tables)}.")
+        raise ValueError(
+            f"{title} has no split {name!r}, only {sorted(tables)}; download it again."
+        )
     return tables[name]
 
 
 def _advice(source: Source, problem: str) -> str:
     return (
         f"{source.title}: {problem}. Download {source.repository} from huggingface.co, and "
-        f"give the directory with {source.files} as --data-dir; or use --data embedded."
+        f"pass the directory with {source.files} as --data-dir; or use --data embedded."
     )
 
 

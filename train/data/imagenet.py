@@ -1,8 +1,9 @@
 """ImageNet-1K: 1.28 million photographs in a thousand classes.
 
 J. Deng et al., "ImageNet: A Large-Scale Hierarchical Image Database", CVPR 2009. Training
-images are cropped at random as by torchvision's RandomResizedCrop, scaled to 224 x 224 pixels
-and flipped at random; validation images are scaled to 256 and cropped at the centre.
+images are cropped at random as in torchvision's RandomResizedCrop, scaled to 224 x 224 pixels
+and flipped at random. The shorter side of validation images is scaled to 256 pixels, and the
+images are cropped at the centre.
 """
 
 import math
@@ -35,16 +36,16 @@ STD: Final = torch.tensor([0.229, 0.224, 0.225])
 
 CROP_AREA_RANGE: Final = (0.08, 1.0)
 CROP_RATIO_RANGE: Final = (3 / 4, 4 / 3)
-"""Area of a random crop, relative to its image, and its width over height."""
+"""Ranges of a random crop's area relative to its image, and of its width over its height."""
 
 MAX_CROP_ATTEMPTS: Final = 10
 
 PILLOW_BILINEAR: Final = 2
-"""Pillow's number of bilinear resampling; Pillow itself is an extra."""
+"""Pillow's code for bilinear resampling, repeated because Pillow is an optional dependency."""
 
 
 def imagenet(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load ImageNet-1K, images (3, 224, 224), or digits of 32 x 32 pixels instead."""
+    """Load ImageNet-1K images (3, 224, 224), or digits of 32 x 32 pixels as a stand-in."""
     if data == "embedded":
         return Splits(*enlarged_digits(EMBEDDED_SIZE), N_CLASSES)
     tables = load_tables(SOURCE, directory)
@@ -59,7 +60,7 @@ def imagenet(data: Literal["true", "embedded"], directory: str | None) -> Splits
 
 
 class Photographs(Dataset[Any]):
-    """Photographs that are decoded on access, cropped at random for training."""
+    """Photographs that are decoded on access, and cropped at random for training."""
 
     def __init__(self, table: Any, *, is_training: bool) -> None:
         self._table, self._is_training = table, is_training
@@ -78,7 +79,7 @@ class Photographs(Dataset[Any]):
 
 
 def _random_crop(image: Any) -> Any:
-    """Crop a random part with uniform area and log-uniform ratio, and resize it."""
+    """Crop a random part with a uniform area and a log-uniform ratio, and resize it."""
     width, height = image.size
     for _ in range(MAX_CROP_ATTEMPTS):
         area = width * height * float(torch.empty(()).uniform_(*CROP_AREA_RANGE))
@@ -89,7 +90,7 @@ def _random_crop(image: Any) -> Any:
             left = int(torch.randint(0, width - w + 1, ()))
             top = int(torch.randint(0, height - h + 1, ()))
             return _crop_and_resize(image, left, top, w, h)
-    # Too long or too high: the largest centred crop within the range of ratios.
+    # The image is too wide or too tall: take the largest centred crop with an allowed ratio.
     low, high = CROP_RATIO_RANGE
     w, h = min(width, round(height * high)), min(height, round(width / low))
     return _crop_and_resize(image, (width - w) // 2, (height - h) // 2, w, h)

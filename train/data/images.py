@@ -12,7 +12,7 @@ from train.data.digits import digits
 
 
 class Images(Dataset[Any]):
-    """Images, uint8 (example, channel, height, width), with a transform to model inputs."""
+    """Images, uint8 (example, channel, height, width), transformed into model inputs."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ def random_crop(image: Tensor, padding: int) -> Tensor:
 
 
 def normalized(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Subtract the mean of each channel, (channel,), and divide by its deviation."""
+    """Subtract the mean of each channel, (channel,), and divide by the deviation."""
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
@@ -45,8 +45,8 @@ N_COLOURS: Final = 3
 def enlarged_digits(
     size: int, n_channels: int = N_COLOURS
 ) -> tuple[TensorDataset, TensorDataset]:
-    """Return digits as images (n_channels, size, size): a stand-in for photographs."""
-    # float32, centred, ten classes, and equal channels.
+    """Return digits as images (n_channels, size, size), a stand-in for photographs."""
+    # The images are float32 and centred, in ten classes; their channels are equal.
     parts = []
     for part in digits():
         images, labels = part.tensors

@@ -1,4 +1,4 @@
-"""Data set whose examples carry their indices."""
+"""A data set whose examples include their indices."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch.utils.data import Dataset
 
 
 class IndexedDataset(Dataset[Any]):
-    """Appends its index to every example of a data set."""
+    """A data set with the index of every example appended to the example."""
 
-    # It draws no random numbers and reads nothing else, so that batches and random streams
+    # It draws no random numbers and reads no other examples, so batches and random streams
     # are the same as without it.
 
     def __init__(self, data: Any) -> None:

@@ -14,10 +14,10 @@ from train.data.words import python_documentation, read_lines, word_splits
 
 TITLE: Final = "Penn Treebank"
 N_WORDS: Final = 10_000
-"""Size of the vocabulary, with the end of a line."""
+"""Size of the vocabulary, including the end of a line."""
 
 DOWNLOAD_ADVICE: Final = (
-    "Unpack simple-examples.tgz of T. Mikolov's page on language models, and give the "
+    "Unpack simple-examples.tgz from T. Mikolov's page on language models, and pass the "
     "directory with ptb.train.txt and ptb.valid.txt as --data-dir; or use --data embedded."
 )
 
@@ -25,7 +25,7 @@ DOWNLOAD_ADVICE: Final = (
 def penn_treebank(
     data: Literal["true", "embedded"], directory: str | None, *, context: int
 ) -> Splits:
-    """Load Penn Treebank as sequences of words, or Python's documentation instead."""
+    """Load sequences of words from Penn Treebank, or Python's documentation as a stand-in."""
     if data == "embedded":
         return word_splits(
             *python_documentation(), context=context, min_frequency=MIN_FREQUENCY
@@ -45,7 +45,7 @@ def penn_treebank(
 
 
 def _folder(directory: str | None) -> Path:
-    """Find the folder of the files, also inside the unpacked archive."""
+    """Return the folder of the files, which may be inside the unpacked archive."""
     if directory is None:
         raise FileNotFoundError(f"{TITLE}: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)

@@ -1,4 +1,4 @@
-"""Generated images with a class for every pixel, a stand-in for segmentation."""
+"""Generated images with a class for every pixel, a stand-in for segmentation data."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ N_SHAPES = 4
 
 
 def shapes(n: int, seed: int) -> TensorDataset:
-    """Draw noisy images, float32 (3, 32, 32), of shapes in random colours, with classes."""
-    # Classes, int64 (32, 32): 0 for the background, 1 to 5 for boxes, discs, diamonds,
-    # crosses and rings. Colours are independent of the class.
+    """Draw n noisy images of coloured shapes, float32 (3, 32, 32), and classes of pixels."""
+    # The classes, int64 (32, 32), are 0 for the background, and 1 to 5 for boxes, discs,
+    # diamonds, crosses and rings. Colours are independent of the class.
     generator = torch.Generator().manual_seed(seed)
     images = torch.empty(n, 3, SIZE, SIZE)
     classes = torch.zeros(n, SIZE, SIZE, dtype=torch.int64)
@@ -27,12 +27,13 @@ def shapes(n: int, seed: int) -> TensorDataset:
     return TensorDataset(images, classes)
 
 
-def _inside(kind: int, place: Tensor) -> Tensor:
-    """Return the pixels that a shape covers, bool (32, 32)."""
-    size = float(4 + 6 * place[2])
+def _inside(kind: int, position: Tensor) -> Tensor:
+    """Return the mask of the pixels that a shape covers, bool (32, 32)."""
+    # `position` is y, x and the size, each from 0 to 1.
+    size = float(4 + 6 * position[2])
     axis = torch.arange(SIZE) + 0.5
-    y = axis[:, None] - SIZE * float(place[0])
-    x = axis[None, :] - SIZE * float(place[1])
+    y = axis[:, None] - SIZE * float(position[0])
+    x = axis[None, :] - SIZE * float(position[1])
     largest, radius = torch.maximum(x.abs(), y.abs()), (x**2 + y**2).sqrt()
     smallest = torch.minimum(x.abs(), y.abs())
     return [

@@ -4,8 +4,8 @@ M. Cramer, "The DGPF-Test on Digital Airborne Camera Evaluation", 2010; provided
 Society for Photogrammetry, Remote Sensing and Geoinformation (DGPF). As in "No Wrong Turns",
 arXiv 2306.11922, there are 11 tiles for training and 5 for validation, and an epoch has 10,000
 random patches, flipped along either axis at random. The paper does not say which tiles it
-uses: the numbers here are from its published code. As in that code, patches for validation
-are flipped as well.
+uses, so our tile numbers are those of its published code. As in that code, validation patches
+are also flipped.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ DOWNLOAD_ADVICE: Final = (
 
 
 def vaihingen(data: Literal["true", "embedded"], directory: str | None) -> Splits:
-    """Load Vaihingen, or generated shapes of 32 x 32 pixels instead."""
+    """Load Vaihingen, or generated images of 32 x 32 pixels as a stand-in."""
     if data == "embedded":
         return Splits(shapes(160, seed=0), shapes(40, seed=1), len(CLASS_COLOURS))
     root = _root(directory)
@@ -55,7 +55,7 @@ def vaihingen(data: Literal["true", "embedded"], directory: str | None) -> Split
 
 
 class RandomPatches(Dataset[Any]):
-    """Random patches of tiles. Every access draws a new one, whatever the index."""
+    """Random patches of tiles; every access draws a new patch and ignores the index."""
 
     def __init__(self, tiles: list[tuple[Tensor, Tensor]], n: int) -> None:
         self._tiles, self._n = tiles, n
@@ -79,7 +79,7 @@ class RandomPatches(Dataset[Any]):
 
 
 def _root(directory: str | None) -> Path:
-    """Return the directory of tiles; raise an error if any tile is missing."""
+    """Return the directory of the tiles, and refuse a directory that lacks any tile."""
     if directory is None:
         raise FileNotFoundError(f"Vaihingen: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)
@@ -95,7 +95,7 @@ def _root(directory: str | None) -> Path:
 
 
 def _tile(root: Path, number: int) -> tuple[Path, Path]:
-    """Return the paths of a tile's photograph and of its classes."""
+    """Return the paths of a tile's photograph and of its image of classes."""
     name = f"top_mosaic_09cm_area{number}.tif"
     return root / "top" / name, root / "gts_for_participants" / name
 
@@ -106,8 +106,9 @@ def _read(root: Path, number: int) -> tuple[Tensor, Tensor]:
     pixels, colours = _pixels(photograph), _pixels(classes)
     if pixels.shape != colours.shape or min(pixels.shape[:2]) < PATCH_SIZE:
         raise ValueError(
-            f"{classes} has the shape {colours.shape}, and its photograph {pixels.shape}. "
-            f"Expected equal shapes of at least {PATCH_SIZE} x {PATCH_SIZE} pixels."
+            f"{classes} has the shape {colours.shape}, and its photograph has the shape "
+            f"{pixels.shape}; expected equal shapes of at least {PATCH_SIZE} x {PATCH_SIZE} "
+            "pixels."
         )
     labels = np.full(colours.shape[:2], 255, np.uint8)
     for i, colour in enumerate(CLASS_COLOURS.values()):
@@ -127,7 +128,7 @@ def _pixels(path: Path) -> Any:
 
     try:
         with Image.open(path) as image:
-            # Converted from other modes, colours might match no class.
+            # After a conversion from another mode, colours might not match any class.
             if image.mode in {"RGB", "RGBA"}:
                 return np.array(image)[..., :3].copy()
             mode = image.mode

@@ -2,9 +2,9 @@
 
 S. Merity, C. Xiong, J. Bradbury, R. Socher, "Pointer Sentinel Mixture Models", ICLR 2017.
 arXiv 1609.07843. As in the published code of "No Wrong Turns", arXiv 2306.11922, words that
-occur less than five times are unknown, and sequences have 32 words by default. That code
-takes the first 32 words of each line and pads shorter lines; here lines are concatenated, so
-that every word is used and nothing is padded.
+occur fewer than five times become the unknown word, and sequences have 32 words by default.
+That code takes the first 32 words of each line and pads shorter lines. This module concatenates
+lines, so every word is used and nothing is padded.
 """
 
 from pathlib import Path
@@ -19,8 +19,8 @@ SOURCE: Final = Source(
     repository="Salesforce/wikitext",
     config="wikitext-2-v1",
     columns=("text",),
-    files="wiki.train.tokens and wiki.valid.tokens, or train-*.parquet and "
-    "validation-*.parquet",
+    files="wiki.train.tokens and wiki.valid.tokens, or with train-*.parquet and "
+    "validation-*.parquet,",
 )
 CONTEXT: Final = 32
 MIN_FREQUENCY: Final = 5
@@ -33,7 +33,7 @@ def wikitext2(
     context: int = CONTEXT,
     min_frequency: int = MIN_FREQUENCY,
 ) -> Splits:
-    """Load WikiText-2 as sequences of words, or Python's documentation instead."""
+    """Load sequences of words from WikiText-2, or Python's documentation as a stand-in."""
     if data == "embedded":
         train, validation = python_documentation()
     elif (folder := _folder_of_text(directory)) is not None:
@@ -55,7 +55,8 @@ def wikitext2(
 
 
 def _folder_of_text(directory: str | None) -> Path | None:
-    """Find the folder of the original text files, also inside the unpacked archive."""
+    """Return the folder of the original text files, or None if there is none."""
+    # The folder may be inside the unpacked archive.
     if directory is None:
         return None
     folders = (Path(directory), Path(directory) / "wikitext-2")

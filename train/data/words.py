@@ -18,7 +18,7 @@ END: Final = "<eos>"
 def word_splits(
     train: Sequence[str], validation: Sequence[str], *, context: int, min_frequency: int
 ) -> Splits:
-    """Cut two texts into sequences, with the vocabulary of the first one."""
+    """Cut two texts into sequences, with the vocabulary of the training text."""
     numbers = vocabulary(train, min_frequency)
     return Splits(
         sequences(train, numbers, context),
@@ -28,7 +28,7 @@ def word_splits(
 
 
 def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
-    """Return the numbers of words: the unknown word, the line end, then frequent words."""
+    """Return the number of each word: 0 if unknown, 1 for a line end, then frequent words."""
     counts = Counter(word for line in lines for word in line.split())
     frequent = sorted(word for word, n in counts.items() if n >= min_frequency)
     words = [UNKNOWN, END, *(word for word in frequent if word not in {UNKNOWN, END})]
@@ -38,7 +38,8 @@ def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
 def sequences(
     lines: Iterable[str], numbers: dict[str, int], context: int
 ) -> TensorDataset:
-    """Cut lines into inputs and next words, int64 (context,); empty lines are skipped."""
+    """Cut lines into inputs and the words that follow them, each int64 (context,)."""
+    # Empty lines are skipped.
     unknown = numbers[UNKNOWN]
     tokens = torch.tensor(
         [
@@ -56,7 +57,7 @@ def sequences(
 
 
 def python_documentation() -> tuple[list[str], list[str]]:
-    """Return lines of Python's own documentation, nine tenths and the rest: a stand-in."""
+    """Return the first nine tenths and the rest of the lines of Python's documentation."""
     lines = [
         line
         for name in sorted(topics.topics)
@@ -66,13 +67,13 @@ def python_documentation() -> tuple[list[str], list[str]]:
     return lines[:n_train], lines[n_train:]
 
 
-def read_lines(path: Path, title: str, together: str) -> list[str]:
-    """Read the lines of a text file."""
+def read_lines(path: Path, title: str, file_names: str) -> list[str]:
+    """Read the lines of a text file, one of the files that a data set consists of."""
     try:
         return path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{title}: {path} is missing; {together} belong together."
+            f"{title}: {path} is missing; {file_names} belong together."
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(

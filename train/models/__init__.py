@@ -1,4 +1,4 @@
-"""Models of the workloads, one family per module, after the paper in its first lines.
+"""Models of the workloads, one family per module, which cites its paper in the first lines.
 
 Imports torch only. Start reading with `mlp`, then `resnet`.
 """

@@ -1,8 +1,8 @@
 """Network of two convolutions and one linear layer.
 
-As in R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
-Over-Parametrization", NeurIPS 2024, which varies the channels of the second layer from 32 to
-2048. The 32 channels of the first layer, the kernel sizes and max pooling are our own.
+The network is that of R. Islamov et al., "Loss Landscape Characterization of Neural Networks
+without Over-Parametrization", NeurIPS 2024, who vary the channels of the second layer from 32
+to 2048. The 32 channels of the first layer, kernel sizes and max pooling are our own choices.
 """
 
 from typing import Final
@@ -13,7 +13,8 @@ FIRST_LAYER_CHANNELS: Final = 32
 
 
 def cnn(n_in: int, size: int, n_classes: int, *, width: int) -> nn.Sequential:
-    """Map images (N, n_in, size, size), size a multiple of 4, to logits (N, n_classes)."""
+    """Return a network that maps images (N, n_in, size, size) to logits (N, n_classes)."""
+    # `size` must be a multiple of 4, because each max pooling halves it.
     return nn.Sequential(
         nn.Conv2d(n_in, FIRST_LAYER_CHANNELS, 3, padding=1),
         nn.ReLU(),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def stack(
     weights: Sequence[Tensor], activation: Callable[[], nn.Module] | None = None
 ) -> nn.Sequential:
-    """Return y = W_L ... W_1 x without biases, with activations in between if given."""
+    """Return layers with the given weights, without biases, and activations between them."""
     layers: list[nn.Module] = []
     for weight in weights:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -24,7 +24,7 @@ def stack(
 def aligned_weights(
     correlation: Tensor, *, depth: int, width: int, initial: float
 ) -> list[Tensor]:
-    """Return balanced weights, float32, diagonal in the matrix's singular bases."""
+    """Return balanced float32 weights, diagonal in the singular bases of a correlation."""
     left, _, right = torch.linalg.svd(correlation.double(), full_matrices=False)
     n_modes = left.shape[1]
     if width < n_modes:
@@ -32,18 +32,18 @@ def aligned_weights(
             f"A width of {width} cannot hold {n_modes} singular modes; expected at least "
             f"{n_modes}."
         )
-    between = [orthonormal(width, n_modes) for _ in range(depth - 1)]
-    # With R_1, ..., R_(L-1) the orthonormal matrices and s^L = initial:
-    # W_1 = s R_1 V^T, W_l = s R_l R_(l-1)^T, W_L = s U R_(L-1)^T, so that
-    # W_(l+1)^T W_(l+1) = W_l W_l^T and the product of all layers is s^L U V^T.
-    bases = [right.T, *between, left]
+    inner = [orthonormal(width, n_modes) for _ in range(depth - 1)]
+    # Let U and V be the singular vectors, R_1, ..., R_(L-1) the orthonormal matrices, and
+    # s^L = initial. Then W_1 = s R_1 V^T, W_l = s R_l R_(l-1)^T and W_L = s U R_(L-1)^T.
+    # Therefore W_(l+1)^T W_(l+1) = W_l W_l^T, and the product of all layers is s^L U V^T.
+    bases = [right.T, *inner, left]
     s = initial ** (1 / depth)
     return [(s * out @ into.T).float() for into, out in pairwise(bases)]
 
 
 def random_weights(widths: Sequence[int], *, initial: float) -> list[Tensor]:
-    """Return weights with independent normal entries, float32, first layer first."""
-    # If all widths are equal, the product changes lengths by `initial` on average.
+    """Return float32 weights with independent normal entries, starting at the first layer."""
+    # If all widths are equal, the product multiplies lengths by `initial` on average.
     scale = initial ** (1 / (len(widths) - 1))
     return [
         scale * torch.randn(n_out, n_in) / n_in**0.5 for n_in, n_out in pairwise(widths)

@@ -2,8 +2,8 @@
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition",
 CVPR 2016. arXiv 1512.03385, table 1. As in torchvision's networks of the same names, the
-3 x 3 convolution of a bottleneck has the stride, and convolutions start from Kaiming's
-normal distribution.
+3 x 3 convolution of a bottleneck has the stride, and the initial weights of convolutions
+follow Kaiming's normal distribution.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Language model of three LSTM layers.
 
-Layers and the tied output matrix as in S. Merity, N. Keskar, R. Socher, "Regularizing and
-Optimizing LSTM Language Models", ICLR 2018, arXiv 1708.02182, without its regularisation; the
+The layers and the tied output matrix follow S. Merity, N. Keskar, R. Socher, "Regularizing and
+Optimizing LSTM Language Models", ICLR 2018, arXiv 1708.02182, without its regularisation. The
 cell follows S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", 1997.
 """
 
@@ -11,11 +11,11 @@ from typing import Final
 from torch import Tensor, nn
 
 EMBEDDING_DIM: Final = 400
-"""As in the published model."""
+"""Length of the embedding of a word, as in the published model."""
 
 
 class LSTMLanguageModel(nn.Module):
-    """Predicts the next token, from a zero state; the embedding is the output matrix."""
+    """Predicts the next token, starting from a zero state, with a tied output matrix."""
 
     def __init__(self, n_tokens: int, *, dim: int, width: int) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class LSTMLanguageModel(nn.Module):
 
 
 def lstm_language_model(n_tokens: int, width: int) -> LSTMLanguageModel:
-    """Return three layers: 35,427,116 parameters for 10,000 words at width 1473."""
+    """Return a model of three layers: 35,427,116 parameters for 10,000 words at width 1473."""
     # R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
     # Over-Parametrization", NeurIPS 2024, gives 35.4 million parameters on Penn Treebank and
     # 44.8 on WikiText-2 with 33,278 words, but no widths. The difference matches a tied
-    # embedding of 400; the width of 1473, which gives both numbers, is our own.
+    # embedding of 400; the width of 1473, which gives both numbers, is our own choice.
     return LSTMLanguageModel(n_tokens, dim=EMBEDDING_DIM, width=width)

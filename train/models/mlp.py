@@ -20,9 +20,9 @@ def mlp(
 
 
 def medium_mlp() -> nn.Sequential:
-    """Return an MLP of three hidden layers of 4096: 46,190,602 parameters."""
+    """Return an MLP with three hidden layers of width 4096: 46,190,602 parameters."""
     # The network that "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv 2306.11922)
     # trains on CIFAR-10. The published code applies log_softmax to the outputs, and cross
-    # entropy applies it again. The second one changes nothing, so that these logits have
+    # entropy applies it again. The second log_softmax changes nothing, so these logits have
     # the same loss and gradients.
     return mlp([3072, MEDIUM_WIDTH, MEDIUM_WIDTH, MEDIUM_WIDTH, 10])

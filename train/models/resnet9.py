@@ -3,7 +3,7 @@
 D. Page, "How to Train Your ResNet", myrtle.ai, 2018, in the form that most tutorials use:
 convolutions with biases, and max pooling before the linear layer. R. Islamov et al., "Loss
 Landscape Characterization of Neural Networks without Over-Parametrization", NeurIPS 2024,
-train a ResNet-9 on CIFAR-100; we assume that they mean this one.
+train a ResNet-9 on CIFAR-100; we assume that they mean this network.
 """
 
 from torch import Tensor, nn

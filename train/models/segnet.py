@@ -16,7 +16,7 @@ VGG_STAGES: Final = ([64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3)
 
 
 class SegNet(nn.Module):
-    """Stages that halve the image, and their mirror image that doubles it again."""
+    """An encoder whose stages halve the image, and a mirrored decoder that doubles it."""
 
     def __init__(
         self, n_in: int, stages: Sequence[Sequence[int]], n_classes: int
@@ -52,15 +52,15 @@ class SegNet(nn.Module):
 
 
 def segnet(n_classes: int = 6, *, n_in: int = 3) -> SegNet:
-    """Return VGG16's 13 convolutions and their mirror image: 29,446,470 parameters."""
+    """Return a SegNet of VGG16's convolutions and their mirror: 29,446,470 parameters."""
     # In the network that "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv 2306.11922)
-    # trains on the Vaihingen images, normalisation comes after ReLU, where Badrinarayanan
-    # et al. have it before.
+    # trains on the Vaihingen images, normalisation comes after ReLU, whereas it comes before
+    # ReLU in Badrinarayanan et al.
     return SegNet(n_in, VGG_STAGES, n_classes)
 
 
 def _convolve(widths: Sequence[int]) -> nn.Sequential:
-    """Return 3 x 3 convolutions of these widths, each with ReLU and normalisation."""
+    """Return 3 x 3 convolutions of the given widths, each with ReLU and normalisation."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
         layers += [nn.Conv2d(n_in, n_out, 3, 1, 1), nn.ReLU(), nn.BatchNorm2d(n_out)]

@@ -1,7 +1,7 @@
 """Decoder-only transformer language model.
 
-A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017. arXiv 1706.03762; with
-layer normalisation before each sub-layer.
+A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017. arXiv 1706.03762. Unlike in the
+paper, layer normalisation comes before each sub-layer.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """U-Net: an encoder and a decoder with skip connections that classify every pixel.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation", MICCAI 2015, arXiv 1505.04597; with half of its channels, padded
+Segmentation", MICCAI 2015, arXiv 1505.04597. This network has half as many channels, padded
 convolutions and batch normalisation.
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS: Final = (32, 64, 128, 256, 512)
-"""Channels of the levels, the finest first."""
+"""Channels of each level, starting with the finest."""
 
 
 class UNet(nn.Module):
-    """Levels that halve the image, and as many that double it, with skip connections."""
+    """An encoder that halves the image at each level, and a decoder that doubles it again."""
 
     def __init__(self, n_in: int, widths: Sequence[int], n_classes: int) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class UNet(nn.Module):
 
 
 def unet(n_classes: int = 6, *, n_in: int = 3) -> UNet:
-    """Return levels of 32, 64, 128, 256 and 512 channels: 7,763,206 parameters."""
-    # Widths of "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv 2306.11922) on the
-    # Vaihingen images. Convolutions before a normalisation have no bias.
+    """Return a U-Net with 32, 64, 128, 256 and 512 channels: 7,763,206 parameters."""
+    # "No Wrong Turns" (Guille-Escuret et al., 2023, arXiv 2306.11922) uses these widths for
+    # the Vaihingen images. Convolutions before a normalisation have no bias.
     return UNet(n_in, CHANNELS, n_classes)
 
 

@@ -1,9 +1,9 @@
 """Transformer language model of PyTorch's example `word_language_model`.
 
 C. Guille-Escuret et al., "No Wrong Turns: The Simple Geometry Of Neural Networks
-Optimization Paths", 2023, arXiv 2306.11922, trains it on WikiText-2, after A. Vaswani
-et al., "Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762: layer normalisation
-after each sub-layer, sinusoidal positions.
+Optimization Paths", 2023, arXiv 2306.11922, train it on WikiText-2. As in A. Vaswani et al.,
+"Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762, layer normalisation comes after
+each sub-layer, and positions have sinusoidal codes.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class WordLanguageModel(nn.Module):
-    """Predicts the next token from those before; its output matrix is not tied."""
+    """Predicts the next token from earlier tokens; the output matrix is not tied."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class WordLanguageModel(nn.Module):
         super().__init__()
         self.over_batch = over_batch
         self.tokens = nn.Embedding(n_tokens, dim)
-        # `torch.nn.TransformerEncoder` copies one layer: all start from equal weights.
+        # `torch.nn.TransformerEncoder` copies one layer, so all start from equal weights.
         layer = nn.TransformerEncoderLayer(
             dim, n_heads, n_hidden, dropout=0, batch_first=True
         )
@@ -56,8 +56,9 @@ class WordLanguageModel(nn.Module):
 
 
 def sinusoids(n: int, dim: int) -> Tensor:
-    """Return codes of positions (Vaswani et al., section 3.5), float32 (n, dim)."""
-    # Position p: sin(p / 10000^(2i / dim)) at 2i, and its cosine at 2i + 1.
+    """Return the codes of positions (Vaswani et al., section 3.5), float32 (n, dim)."""
+    # The code of position p is sin(p / 10000^(2i / dim)) at index 2i, and the cosine of the
+    # same angle at index 2i + 1.
     rates = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
     angles = torch.arange(n)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
@@ -66,12 +67,12 @@ def sinusoids(n: int, dim: int) -> Tensor:
 def word_language_model(
     n_tokens: int, *, as_published: bool = False
 ) -> WordLanguageModel:
-    """Return twelve layers of width 128: 1,195,008 + 257 n_tokens parameters."""
+    """Return a model of twelve layers of width 128: 1,195,008 + 257 n_tokens parameters."""
     # `as_published` follows our reading of the published code of "No Wrong Turns": batches
-    # of shape (N, context) enter an encoder that takes the sequence first. Positions, the
-    # causal mask and attention then run over the N samples of the batch, separately at each
-    # position, and a sample's loss depends on the samples before it. The published model
-    # returns log_softmax of these logits, which has the same loss.
+    # of shape (N, context) enter an encoder that expects the sequence first. Position codes,
+    # the causal mask and attention therefore run over the N samples of the batch, separately
+    # at each position, and a sample's loss depends on the samples before it. The published
+    # model returns log_softmax of these logits, which gives the same loss.
     return WordLanguageModel(
         n_tokens, dim=128, n_hidden=128, n_layers=12, n_heads=4, over_batch=as_published
     )

@@ -1,9 +1,9 @@
-"""Optimizers of the literature that torch does not have, one per module.
+"""Optimizers from the literature that torch does not have, one per module.
 
-Each module has a pure function that states the published step and an optimizer that applies
-it, which torch's hooks, and so a recorder, can observe. After a step every parameter group
-has two numbers that a recorder stores: ``lr``, a bound or a length that stays unchanged, and
-``step_size``, the factor of the gradient or momentum in that step.
+Each module has a pure function that states the published step, and an optimizer that applies
+it. Torch's hooks, and therefore a recorder, can observe the optimizer. After a step, every
+parameter group holds two numbers that a recorder stores: ``lr``, a bound or a length that the
+step does not change, and ``step_size``, which multiplied the gradient or momentum in the step.
 
-Imports torch only. Start reading with `normalized_sgd`; `gradient_steps` is shared by all.
+Imports torch only. Start reading with `normalized_sgd`; all optimizers use `gradient_steps`.
 """

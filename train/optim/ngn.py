@@ -22,14 +22,14 @@ from train.optim.gradient_steps import (
 
 
 def ngn_step_size(loss: Tensor, gradient_sq: Tensor, *, largest: float) -> Tensor:
-    """Return ``largest / (1 + largest |g|^2 / (2 loss))``, shape ()."""
-    # Where the gradient is 0, the step size is the largest; else it is 0 if the loss is.
+    """Return ``largest / (1 + largest * gradient_sq / (2 * loss))``, shape ()."""
+    # A gradient of 0 gives the largest step size; otherwise a loss of 0 gives 0.
     divisor = 1 + largest * gradient_sq / (2 * loss)
     return torch.where(gradient_sq > 0, largest / divisor, largest)
 
 
 class NGN(Optimizer):
-    r"""SGD with step sizes that shrink where the gradient is large relative to the loss.
+    r"""SGD with step sizes that shrink if the gradient is large relative to the loss.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
     :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))`. The norm is over
@@ -40,7 +40,7 @@ class NGN(Optimizer):
     Parameters
     ----------
     params : iterable
-        Parameters or groups of them, as for `torch.optim.SGD`.
+        Parameters or parameter groups, as for `torch.optim.SGD`.
     lr : float
         Largest step size, :math:`\gamma`; the authors write sigma.
 
@@ -65,7 +65,7 @@ class NGN(Optimizer):
         closure : None
             Not supported; must be None.
         loss : torch.Tensor or float
-            The loss whose gradients the parameters hold: one number, not negative.
+            The loss whose gradients the parameters hold: one non-negative number.
         """
         check_no_closure(closure, "NGN")
         value = checked_loss(loss, "NGN", 0.0)

@@ -24,7 +24,7 @@ def updated_momentum(gradient: Tensor, momentum: Tensor, beta: float) -> Tensor:
 
 
 def normalized_step_size(momentum_norm: Tensor, lr: float) -> Tensor:
-    """Return ``lr / |m|``, shape (), or 0 if the momentum is 0 and has no direction."""
+    """Return ``lr / momentum_norm``, shape (), or 0 if the norm is 0."""
     return torch.where(momentum_norm > 0, lr / momentum_norm, 0.0)
 
 
@@ -32,20 +32,20 @@ class NormalizedSGD(Optimizer):
     r"""SGD with steps of a given length along an average of gradients.
 
     :math:`m_k = \beta m_{k-1} + (1 - \beta) g_k` and
-    :math:`x_{k+1} = x_k - \gamma\, m_k / |m_k|`, with the norm over the parameters of all
-    groups. The average starts from the first gradient.
+    :math:`x_{k+1} = x_k - \gamma\, m_k / |m_k|`. The average starts from the first gradient,
+    and its norm is over the parameters of all groups.
 
-    After a step ``group["step_size"]`` is :math:`\gamma / |m_k|`.
+    After a step, ``group["step_size"]`` holds :math:`\gamma / |m_k|`.
 
     Parameters
     ----------
     params : iterable
-        Parameters or groups of them, as for `torch.optim.SGD`.
+        Parameters or parameter groups, as for `torch.optim.SGD`.
     lr : float
         Length :math:`\gamma` of a step. If groups have different lengths, each scales its
         own part of the normalised momentum.
     beta : float, default: 0.9
-        Weight of earlier gradients; 0 for normalised SGD.
+        Weight of the previous average; 0 for normalised SGD without momentum.
 
     Raises
     ------
@@ -69,18 +69,18 @@ class NormalizedSGD(Optimizer):
             Not supported; must be None.
         """
         check_no_closure(closure, "NormalizedSGD")
-        moving = [
+        groups = [
             (group, [p for p in group["params"] if p.grad is not None])
             for group in self.param_groups
         ]
         momenta: dict[Tensor, Tensor] = {}
-        for group, parameters in moving:
+        for group, parameters in groups:
             for p in parameters:
                 before = self.state[p].get("momentum", p.grad)
                 momenta[p] = updated_momentum(p.grad, before, group["beta"])
                 self.state[p]["momentum"] = momenta[p]
         momentum_norm = norm(momenta.values())
-        for group, parameters in moving:
+        for group, parameters in groups:
             group["step_size"] = normalized_step_size(momentum_norm, group["lr"])
             for p in parameters:
                 subtract_scaled(p, momenta[p], group["step_size"])

@@ -24,8 +24,8 @@ from train.optim.gradient_steps import (
 def sps_max_step_size(
     loss: Tensor, gradient_sq: Tensor, *, largest: float, c: float, f_star: float
 ) -> Tensor:
-    """Return ``min((loss - f_star) / (c |g|^2), largest)``, shape ()."""
-    # The largest step size where the gradient is 0.
+    """Return ``min((loss - f_star) / (c * gradient_sq), largest)``, shape ()."""
+    # A gradient of 0 gives the largest step size.
     polyak = (loss - f_star) / (c * gradient_sq)
     return torch.where(gradient_sq > 0, polyak.clamp(max=largest), largest)
 
@@ -34,21 +34,21 @@ class SPSmax(Optimizer):
     r"""SGD with Polyak's step size, bounded from above.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
-    :math:`\gamma_k = \min\{(f_i(x_k) - f_i^*) / (c |g_k|^2), \gamma_b\}` and the norm over
-    the parameters of all groups.
+    :math:`\gamma_k = \min\{(f_i(x_k) - f_i^*) / (c |g_k|^2), \gamma_b\}`. The norm is over
+    the gradients of all groups.
 
-    After a step ``group["step_size"]`` is :math:`\gamma_k`.
+    After a step, ``group["step_size"]`` holds :math:`\gamma_k`.
 
     Parameters
     ----------
     params : iterable
-        Parameters or groups of them, as for `torch.optim.SGD`.
+        Parameters or parameter groups, as for `torch.optim.SGD`.
     lr : float
         Largest step size :math:`\gamma_b`.
     c : float, default: 0.5
         Positive divisor; 0.5 is the authors' choice for convex losses.
     f_star : float, default: 0.0
-        Smallest loss :math:`f_i^*` of any batch, or a lower bound of it.
+        Smallest loss :math:`f_i^*` of any batch, or a lower bound on it.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class SPSmax(Optimizer):
         closure : None
             Not supported; must be None.
         loss : torch.Tensor or float
-            Loss whose gradients are stored in the parameters, one number.
+            The loss whose gradients the parameters hold: one number.
         """
         check_no_closure(closure, "SPSmax")
         value = checked_loss(loss, "SPSmax", self._f_star)

@@ -1,8 +1,8 @@
-"""Ways to run a workload: record, resume, sweep, branch, replay, and two runs.
+"""Ways to run a workload: record, resume, sweep, branch, replay, and run twice.
 
-Each module is one protocol, which a command of traj-train calls: `record` (also resumes),
-`sweep`, `branch`, `replay`, `two_run`. `rebuild` rebuilds model and data from a store, for
-`replay` and `chords`.
+`record` (which also resumes), `sweep`, `branch`, `replay` and `two_run` are protocols, each
+with a traj-train command. `chords` evaluates losses between two iterates. `rebuild` rebuilds
+the model and data of a recorded run for `replay` and `chords`.
 
-Imports the rest of `train`, and `trajstore` to record and to read. Start with `record`.
+Imports the rest of `train`, and `trajstore` to record and read. Start reading with `record`.
 """

@@ -1,8 +1,8 @@
-"""Branch off a recorded run at an epoch, with other learning rates.
+"""Branch off a recorded run at an epoch with a different learning rate.
 
-A branch starts from the state of its parent at the start of an epoch: the same parameters
-and buffers, the same optimizer state, and the same random stream, so that it sees the same
-data in the same order. Only a factor of the learning rate differs. With a factor of 1 it
+A branch starts from its parent's state at the start of an epoch: the same parameters,
+buffers, optimizer state and random stream. It therefore sees the same data in the same
+order. Only the learning rate differs, by a constant factor. With a factor of 1, the branch
 repeats the steps of its parent, bit for bit on the same machine.
 """
 
@@ -35,17 +35,17 @@ from trajstore.recording.recorder import Recorder
 from trajstore.store.location import name_of
 
 WITHOUT_CHECKPOINT: Final = "a new optimizer, and the data in the order of epoch 0"
-"""Note on the start of a branch whose parameters are read from the store."""
+"""Part of the note on a branch whose parameters are read from the store."""
 
 
 class BranchStart(NamedTuple):
     """Initial state of a branch."""
 
-    state: dict[str, Any]  # `start` of `train.loop.train`
-    note: str  # on its origin
-    pending: dict[str, float]  # scalars of the first step
+    state: dict[str, Any]  # the `start` argument of `train.loop.train`
+    note: str  # origin of the state, as the branch's store describes it
+    pending: dict[str, float]  # scalars to log with the first step
     parameters: dict[str, npt.NDArray[np.float32]] | None = None
-    """Parameters from the store, if there is no checkpoint."""
+    """Parameters from the store by name, or None if the state has them."""
 
 
 def branch(
@@ -63,12 +63,12 @@ def branch(
     start = find_start(run, epoch)
     spec = run.spec
     assert spec.steps_per_epoch is not None
-    first = epoch * spec.steps_per_epoch
+    first_step = epoch * spec.steps_per_epoch
     origin = {
         "parent": name_of(run.location),
         "parent_created": run.stored.document.created,
         "epoch": epoch,
-        "step": first,
+        "step": first_step,
         "lr_scale": lr_scale,
         "start": start.note,
     }
@@ -88,7 +88,7 @@ def branch(
             model,
             optimizer,
             steps_per_epoch=steps_per_epoch,
-            total_steps=total_steps - first,
+            total_steps=total_steps - first_step,
             reference_every=spec.reference_every,
             sketch_bits=spec.sketch_bits,
             basis=spec.basis,
@@ -106,7 +106,7 @@ def branch(
 
 
 def branch_path(run: Run, epoch: int, lr_scale: float, directory: Path | None) -> Path:
-    """Return the default path of a branch: next to its parent, or in a directory."""
+    """Return the path of a branch in a directory, by default next to its parent."""
     directory = directory or branches_directory(Path(run.location))
     return directory / f"epoch-{epoch}-lr-{lr_scale:g}.zarr"
 
@@ -114,12 +114,12 @@ def branch_path(run: Run, epoch: int, lr_scale: float, directory: Path | None) -
 def branch_training(
     run: Run, epoch: int, lr_scale: float, epochs: int | None = None
 ) -> Training:
-    """Return the settings of a branch, whose epochs count from the parent's first."""
+    """Return the settings of a branch; its epochs count from the start of the parent."""
     if not 0 < lr_scale < math.inf:
         raise ValueError(f"lr_scale: expected a positive number, got {lr_scale}.")
     if BRANCH in run.attrs:
         raise ValueError(
-            f"{run.location} is a branch itself, of {run.attrs[BRANCH]['parent']}; branch "
+            f"{run.location} is itself a branch of {run.attrs[BRANCH]['parent']}; branch "
             "off that run instead."
         )
     if TRAINING not in run.attrs or run.spec.steps_per_epoch is None:
@@ -133,8 +133,8 @@ def branch_training(
     n_epochs = -(-min(planned, parent.max_steps or planned) // per_epoch)
     if not 0 <= epoch < n_epochs:
         raise KeyError(
-            f"No epoch {epoch} in {run.location}, which is planned to have {n_epochs}. "
-            f"{_available_epochs(run)}"
+            f"There is no epoch {epoch} in {run.location}, which was planned to have "
+            f"{n_epochs} epochs. {_available_epochs(run)}"
         )
     scaled = replace(parent, lr=parent.lr * lr_scale)
     if epochs is None:
@@ -145,21 +145,21 @@ def branch_training(
     if stop > parent.epochs and parent.schedule != "constant":
         raise ValueError(
             f"The {parent.schedule!r} schedule of {run.location} ends after "
-            f"{parent.epochs} epochs; ask for at most {parent.epochs - epoch} of them."
+            f"{parent.epochs} epochs; choose at most {parent.epochs - epoch} epochs."
         )
     return replace(scaled, epochs=max(parent.epochs, stop), max_steps=stop * per_epoch)
 
 
 def find_start(run: Run, epoch: int) -> BranchStart:
-    """Return the first available start: checkpoint, epoch 0, snapshot, stored anchor."""
+    """Return the first start that exists: a checkpoint, epoch 0, a snapshot, an anchor."""
     path = branch_checkpoint_path(Path(run.location), epoch)
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         recorder = state.pop("recorder")
         if recorder["created"] != run.stored.document.created:
             raise ValueError(
-                f"{path} is of another run that was at {run.location} before; delete it, "
-                f"and record the run again with --branch-at {epoch}."
+                f"{path} belongs to another run that was at {run.location} before; delete "
+                f"it, and record the run again with --branch-at {epoch}."
             )
         return BranchStart(state, "a checkpoint", recorder["position"]["pending"])
     if epoch == 0:
@@ -167,7 +167,7 @@ def find_start(run: Run, epoch: int) -> BranchStart:
     name = f"epoch-{epoch}"
     if name not in run.snapshots and epoch not in run.stored.epoch_windows:
         raise KeyError(
-            f"No checkpoint of epoch {epoch} next to {run.location}. "
+            f"There is no checkpoint of epoch {epoch} next to {run.location}. "
             f"{_available_epochs(run)}"
         )
     point = find_target(run, name if name in run.snapshots else epoch)
@@ -177,14 +177,14 @@ def find_start(run: Run, epoch: int) -> BranchStart:
 
 
 def _available_epochs(run: Run) -> str:
-    """Return a sentence on the epochs that have checkpoints."""
+    """Return a sentence that names the epochs with checkpoints."""
     directory = branches_directory(Path(run.location))
     kept = sorted(
         int(path.stem.removeprefix("epoch-")) for path in directory.glob("epoch-*.pt")
     )
     return (
-        f"There are checkpoints of the epochs {kept}, and epoch 0 needs none; "
-        "traj-train run NAME --branch-at EPOCH keeps others."
+        f"There are checkpoints of the epochs {kept}, and epoch 0 needs no checkpoint; "
+        "record others with traj-train run NAME --branch-at EPOCH."
     )
 
 

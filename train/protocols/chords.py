@@ -1,4 +1,4 @@
-"""Losses on the straight line between two iterates of a recorded run, forward only."""
+"""Losses on the straight line between two iterates of a recorded run."""
 
 from collections.abc import Sequence
 
@@ -28,20 +28,20 @@ def losses_between(
     Parameters
     ----------
     run : trajstore.Run
-        Recorded by ``traj-train``, so that its settings are known.
+        A run recorded by ``traj-train``, whose settings are known.
     start, end : str, int, Run or mapping
-        The points, as the `reference` of `analyzers.path_geometry`: ``"final"``, an epoch,
-        the name of a snapshot and so on. Epochs mean stored anchors, which are close to
-        the iterates, but not equal to them.
+        The two points, given like `reference` in `analyzers.path_geometry`: ``"final"``, an
+        epoch, the name of a snapshot and so on. An epoch stands for its stored anchor, which
+        is close to the iterate but not equal to it.
     fractions : sequence of float, default: eleven from 0 to 1
         Positions on the chord: 0 is `start`, 1 is `end`.
 
     Returns
     -------
     xarray.DataArray
-        Mean losses, float64, (fraction); input of `analyzers.chord_convexity`. The model is
-        in training mode, with the batch size of the training run: normalisation sees batches,
-        as in training, and dropout is the same at every point.
+        Mean losses, float64 (fraction), which `analyzers.chord_convexity` takes. The model is
+        in training mode, and batches have the size of the training run: as in training, batch
+        normalisation uses statistics of batches. Dropout is the same at every point.
 
     Raises
     ------
@@ -50,8 +50,8 @@ def losses_between(
     """
     if TRAINING not in run.attrs:
         raise KeyError(
-            f"{run.location} does not say how it was trained, so that its model and data "
-            "cannot be rebuilt. Runs of traj-train do."
+            f"{run.location} does not say how it was trained, so its model and data cannot "
+            "be rebuilt; record the run with traj-train."
         )
     rebuilt = rebuild(Training(**training_settings(run.attrs)))
     whole = slice(0, run.layout.size)

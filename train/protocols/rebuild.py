@@ -1,4 +1,4 @@
-"""Rebuild model and data of a training run from its settings."""
+"""Rebuild the model and data of a training run from its settings."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,23 +34,23 @@ class RebuiltTraining:
         """Set the model to training mode without dropout."""
         self.model.train()
         for module in self.model.modules():
-            # Attention and recurrent layers have dropout of their own.
+            # Attention and recurrent layers have their own dropout.
             if isinstance(module, (_DropoutNd, nn.MultiheadAttention, nn.RNNBase)):
                 module.eval()
 
     def has_dropout(self) -> bool:
-        """Whether a dropout layer of the model drops anything in training mode."""
+        """Whether the model has a dropout layer that is active in training mode."""
         return any(
             isinstance(module, _DropoutNd) and module.p > 0
             for module in self.model.modules()
         )
 
     def has_batch_norm(self) -> bool:
-        """Whether a layer of the model normalises over the batch."""
+        """Whether the model has a layer that normalises over the batch."""
         return any(isinstance(module, _BatchNorm) for module in self.model.modules())
 
     def load(self, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Set the parameters of the model, and leave its buffers alone."""
+        """Set the parameters of the model without changing its buffers."""
         state = {
             name: torch.from_numpy(np.ascontiguousarray(values))
             for name, values in parameters.items()
@@ -58,13 +58,13 @@ class RebuiltTraining:
         self.model.load_state_dict(state, strict=False)
 
     def batch(self, indices: Indices) -> Batch:
-        """Return the batch of some examples, on the model's device."""
+        """Return the examples with the given indices as one batch, on the model's device."""
         examples = [self.data[i] for i in indices.tolist()]
         [batch] = on_device_of(self.model, [default_collate(examples)])
         return batch
 
     def batches(self, indices: Iterable[list[int]] | None = None) -> Iterator[Batch]:
-        """Yield the batches of the given examples, or all data in batches of usual size."""
+        """Yield a batch for each list of indices, or all data in batches of training size."""
         loader = DataLoader(
             self.data,
             self.training.batch_size if indices is None else 1,
@@ -79,7 +79,7 @@ class RebuiltTraining:
         return float(self.task.loss(self.model(inputs), targets))
 
     def mean_loss(self) -> float:
-        """Return the mean loss of all data, in batches of the same size as in training."""
+        """Return the mean loss of all data, computed in batches of training size."""
         total, n = 0.0, 0
         for batch in self.batches():
             total += self.loss(batch) * len(batch[0])
@@ -88,7 +88,7 @@ class RebuiltTraining:
 
 
 def rebuild(training: Training) -> RebuiltTraining:
-    """Rebuild model and data of a training run, and restore torch's random streams."""
+    """Rebuild the model and data of a training run; torch's random streams stay the same."""
     workload = WORKLOADS[training.workload]
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)

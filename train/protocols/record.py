@@ -25,7 +25,7 @@ from trajstore.reading.run import open_run
 from trajstore.recording.recorder import Recorder
 
 MIN_CHECKPOINT_SECONDS: Final = 10.0
-"""Least time between two checkpoints: one takes longer than a short epoch."""
+"""Shortest time between two checkpoints; writing one can take longer than an epoch."""
 
 
 def record(
@@ -36,29 +36,29 @@ def record(
     branch_at: Sequence[int] = (),
     **options: Any,
 ) -> nn.Module:
-    """Train and record; keep checkpoints for branches at the starts of given epochs."""
+    """Train and record, and keep checkpoints for branches at the starts of given epochs."""
     check_branch_epochs(branch_at, training)
-    waiting = set(branch_at)
+    remaining = set(branch_at)
 
     def save(state: dict[str, Any], recorder: Log) -> None:
         epoch = state["epoch"]
-        if epoch not in waiting:
+        if epoch not in remaining:
             return
         assert isinstance(recorder, Recorder)
         recorder.snapshot(f"epoch-{epoch}")
         path = branch_checkpoint_path(out, epoch)
         path.parent.mkdir(exist_ok=True)
         write_checkpoint(state | {"recorder": recorder.state_dict()}, path)
-        waiting.remove(epoch)
+        remaining.remove(epoch)
 
     observe = partial(
         Recorder, out, attrs=attrs(training), samples=n_samples(training), **options
     )
     model = train(training, observe, track, save=save)
-    if waiting:
+    if remaining:
         warn(
-            f"Training ended before the epochs {sorted(waiting)}; no run can branch off "
-            "there.",
+            f"Training ended before the epochs {sorted(remaining)}; no run can branch off "
+            "at these epochs.",
             stacklevel=2,
         )
     return model
@@ -75,12 +75,12 @@ def check_branch_epochs(epochs: Sequence[int], training: Training) -> None:
 
 
 def branch_checkpoint_path(out: Path, epoch: int) -> Path:
-    """Return the path of the checkpoint that branches at an epoch start from."""
+    """Return the path of the checkpoint from which branches at an epoch start."""
     return branches_directory(out) / f"epoch-{epoch}.pt"
 
 
 def branches_directory(out: Path) -> Path:
-    """Return the directory of a run's branch checkpoints and, by default, branches."""
+    """Return the directory of a run's branch checkpoints and, by default, its branches."""
     return out.with_suffix(".branches")
 
 
@@ -92,7 +92,7 @@ def record_resumably(
     checkpoint_seconds: float = MIN_CHECKPOINT_SECONDS,
     **options: Any,
 ) -> nn.Module:
-    """Train and record, from the last checkpoint if there is one."""
+    """Train and record, resuming from the last checkpoint if there is one."""
     if is_complete(training, out):
         raise FileExistsError(f"{out} is complete already; choose a new path.")
     path = checkpoint_path(out)
@@ -104,19 +104,19 @@ def record_resumably(
         _check_same_settings(start["attrs"], training, path)
         resume = {"resume": start["recorder"]}
     elif out.exists():
-        # Interrupted before the first checkpoint.
+        # The run was interrupted before its first checkpoint.
         resume = {"resume": True, "step": 0}
-    last = monotonic()
+    last_checkpoint = monotonic()
 
     def save(state: dict[str, Any], recorder: Log) -> None:
-        nonlocal last
+        nonlocal last_checkpoint
         assert isinstance(recorder, Recorder)
-        if monotonic() - last < checkpoint_seconds:
+        if monotonic() - last_checkpoint < checkpoint_seconds:
             return
         write_checkpoint(
             state | {"recorder": recorder.state_dict(), "attrs": attrs(training)}, path
         )
-        last = monotonic()
+        last_checkpoint = monotonic()
 
     observe = partial(
         Recorder,
@@ -141,10 +141,10 @@ def is_complete(training: Training, out: Path) -> bool:
 
 
 def _check_same_settings(
-    found: Mapping[str, Any], training: Training, path: Path
+    stored_attrs: Mapping[str, Any], training: Training, path: Path
 ) -> None:
     """Refuse a store or checkpoint of a run with other settings."""
-    recorded = training_settings(found) or {"workload": None}
+    recorded = training_settings(stored_attrs) or {"workload": None}
     differences = [
         f"{name} {recorded[name]!r} instead of {value!r}"
         for name, value in asdict(training).items()
@@ -154,13 +154,13 @@ def _check_same_settings(
     ]
     if differences:
         raise ValueError(
-            f"{path} is of another training run: {', '.join(differences)}. Choose another "
-            "place, or delete it to start over."
+            f"{path} belongs to another training run: {', '.join(differences)}. Choose "
+            "another path, or delete this one to start over."
         )
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, and replace the previous one once it is complete."""
+    """Write a checkpoint, then replace the previous checkpoint with it."""
     partial_path = path.with_suffix(".partial")
     torch.save(dict(state), partial_path)
     partial_path.replace(path)
@@ -172,13 +172,13 @@ def checkpoint_path(out: Path) -> Path:
 
 
 def n_samples(training: Training) -> int:
-    """Return how many indices of examples are recorded with a step; 0 for none."""
+    """Return the number of example indices recorded with each step; 0 for none."""
     records_samples = training.record_samples and not training.full_batch
     return training.batch_size if records_samples else 0
 
 
 def attrs(training: Training) -> dict[str, Any]:
-    """Return the attrs of a store: training settings, a note on the data, further facts."""
+    """Return a store's attrs: training settings, a note on the data, and other facts."""
     workload = WORKLOADS[training.workload]
     note, facts = workload.notes[training.data], workload.facts(training)
     return {TRAINING: asdict(training), DATA: note, **facts}

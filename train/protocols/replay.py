@@ -2,7 +2,7 @@
 
 The alpha-beta condition (R. Islamov et al., 2024) compares the loss of step k's batch at
 x_k with the loss of the same batch at x*. If the indices of the examples were recorded, the
-latter needs no second training run and no backward pass.
+loss at x* needs neither a second training run nor a backward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,10 +34,10 @@ PER_EXAMPLE: Final = "per-sample losses, averaged"
 BY_BATCH: Final = "batches replayed forward-only in training mode, without dropout"
 ALL_DATA: Final = "all data, which every step uses"
 AUGMENTATION_REDRAWN: Final = "augmentation drawn again"
-"""Parts of ``attrs["method"]``: how losses were computed."""
+"""Parts of ``attrs["method"]``, which says how the losses were computed."""
 
 STEPS_PER_READ: Final = 4096
-"""Steps whose indices are read at once."""
+"""Number of steps whose indices are read together."""
 
 ROUNDING_RTOL: Final = 1e-4
 """Relative tolerance of losses that differ only in the order of summation."""
@@ -56,19 +56,19 @@ def replay(
 ) -> xr.Dataset:
     """Compute the loss of every step's batch at a target.
 
-    Model and data are rebuilt from ``run.attrs["training"]``. One pass over the data is
-    enough if the examples of a batch are independent (no batch normalisation, a loss that
-    is a mean over examples) and nothing is random, which is tested on the first batch.
-    Otherwise every batch is replayed, forward only.
+    The model and data are rebuilt from ``run.attrs["training"]``. One pass over the data is
+    enough if the examples of a batch are independent (no batch normalisation, and a loss that
+    is a mean over examples) and nothing is random; both are tested on the first batch.
+    Otherwise every batch is replayed with a forward pass.
 
     Parameters
     ----------
     run : trajstore.Run
-        Recorded by ``traj-train run NAME --record-samples``, or with full batches.
+        A run recorded by ``traj-train run NAME --record-samples``, or with full batches.
     reference : str, int, Run or mapping, default: "final"
-        The target x*, as `analyzers.path_geometry` takes it.
+        The target x*, given as in `analyzers.path_geometry`.
     track : callable, default: iter
-        Shows the progress over batches.
+        Iterates over the batches and shows progress.
     device : str, optional
         Device, as torch names it. Default: as in the training run.
     data_dir : str, optional
@@ -77,10 +77,11 @@ def replay(
     Returns
     -------
     xarray.Dataset
-        Loaded. ``reference_loss`` (step), float64, in the units of the training loss: r_k,
-        the loss of the batch of step k at x*; NaN where its indices are missing.
-        ``full_reference_loss``, f(x*), the loss of all training data, in batches of the
-        same size as in training. ``attrs["method"]`` says how they were computed.
+        Loaded, with two variables in the units of the training loss. ``reference_loss``
+        (step), float64, is r_k, the loss of step k's batch at x*, or NaN if the indices of
+        the batch are missing. ``full_reference_loss`` is f(x*), the loss of all training
+        data, computed in batches of the same size as in training. ``attrs["method"]`` says
+        how the losses were computed.
 
     Raises
     ------
@@ -89,13 +90,14 @@ def replay(
         recorded, or if the loss of the rebuilt model and data differs from the recorded
         loss.
     KeyError, TypeError
-        As `trajstore.parameters_at` raises them.
+        As raised by `trajstore.parameters_at`.
 
     Notes
     -----
-    As in training, batch normalisation uses the statistics of each batch; buffers end up
-    unchanged. Dropout is switched off, because its masks would differ. Random augmentation is
-    drawn again: r_k is then not the loss of exactly the images that step k used.
+    As in training, batch normalisation uses the statistics of each batch; buffers are
+    restored afterwards. Dropout is switched off, because its masks would differ from those
+    in training. Random augmentation is drawn again, so r_k is not the loss of exactly the
+    images that step k used.
 
     References
     ----------
@@ -144,42 +146,42 @@ def replay(
 
 
 def _training_of(run: Run, device: str | None, data_dir: str | None) -> Training:
-    """Read the settings of a recorded run, with the given device and directory."""
-    found: Any = run.attrs.get(TRAINING, {})
+    """Return the settings of a recorded run; replace the device and directory if given."""
+    settings: Any = run.attrs.get(TRAINING, {})
     known = {field.name for field in fields(Training)}
-    is_ours = isinstance(found, Mapping) and found.get("workload") in WORKLOADS
-    if not is_ours or not found.keys() <= known:
+    is_ours = isinstance(settings, Mapping) and settings.get("workload") in WORKLOADS
+    if not is_ours or not settings.keys() <= known:
         raise ValueError(
             f"{run.location} does not say how it was trained, or was not trained by this "
             "version of traj-train, so its model and data cannot be rebuilt; compute the "
             "losses yourself and pass them to "
             "analyzers.alpha_beta(run, reference_losses=...)."
         )
-    training = Training(**found)
-    given: dict[str, Any] = {"device": device, "data_dir": data_dir}
-    return replace(training, **{k: v for k, v in given.items() if v is not None})
+    training = Training(**settings)
+    overrides: dict[str, Any] = {"device": device, "data_dir": data_dir}
+    return replace(training, **{k: v for k, v in overrides.items() if v is not None})
 
 
 def _check_rebuilt(run: Run, rebuilt: RebuiltTraining) -> None:
-    """Compare the first recorded loss with the loss of the rebuilt model and data."""
-    # There is nothing to compare if the recording began late, because the first parameters
-    # are then unknown, or if dropout or augmentation make losses random.
+    """Refuse a rebuilt model whose loss in the first step is not the recorded loss."""
+    # The losses cannot be compared if the recording began late, because the first parameters
+    # are unknown, or if dropout or augmentation makes losses random.
     if rebuilt.training.full_batch or run.stored.document.resumes or run.n_steps == 0:
         return
-    first = _indices(run, slice(0, 1))[0]
+    indices = _indices(run, slice(0, 1))[0]
     recorded = float(run.steps["loss"][0]) if "loss" in run.metrics else np.nan
-    if (first == NO_SAMPLE).all() or not np.isfinite(recorded):
+    if (indices == NO_SAMPLE).all() or not np.isfinite(recorded):
         return
-    examples = first[first != NO_SAMPLE]
+    examples = indices[indices != NO_SAMPLE]
     _check_examples(run, rebuilt, int(examples.max()))
     if rebuilt.has_dropout() or _is_random(rebuilt, examples):
         return
-    found = rebuilt.loss(rebuilt.batch(examples))
-    if not np.isclose(found, recorded, rtol=DEVICE_RTOL, atol=1e-6):
+    replayed = rebuilt.loss(rebuilt.batch(examples))
+    if not np.isclose(replayed, recorded, rtol=DEVICE_RTOL, atol=1e-6):
         raise ValueError(
-            f"The rebuilt model and data of {run.location} are not the recorded ones: the "
-            f"loss of the first step is {found:.6g}, but {recorded:.6g} was recorded. Are "
-            "the data (--data-dir) and the version of traj-train the same?"
+            f"The rebuilt model and data differ from those of {run.location}: the loss of "
+            f"the first step is {replayed:.6g}, but {recorded:.6g} was recorded. Use the "
+            "data (--data-dir) and the version of traj-train that the run was trained with."
         )
 
 
@@ -187,18 +189,18 @@ def _check_examples(run: Run, rebuilt: RebuiltTraining, largest: int) -> None:
     if largest >= (n := len(rebuilt.data)):
         raise ValueError(
             f"{run.location} was trained on example {largest}, but the data have only {n} "
-            "now. Are they the same (--data-dir)?"
+            "examples; use the data that the run was trained on (--data-dir)."
         )
 
 
 def _losses(
     run: Run, rebuilt: RebuiltTraining, track: Track
 ) -> tuple[Losses, float, str]:
-    """Return the losses of steps (step,), the loss of all data, and the method."""
+    """Return the loss of each step, (step,), the loss of all data, and the method."""
     if rebuilt.training.full_batch:
         full = rebuilt.mean_loss()
-        some = np.arange(min(len(rebuilt.data), rebuilt.training.batch_size))
-        method = _method(ALL_DATA, is_random=_is_random(rebuilt, some))
+        examples = np.arange(min(len(rebuilt.data), rebuilt.training.batch_size))
+        method = _method(ALL_DATA, is_random=_is_random(rebuilt, examples))
         return np.full(run.n_steps, full), full, method
     counts = _count_examples(run, rebuilt)
     known_steps = np.flatnonzero(counts)
@@ -235,7 +237,7 @@ def _step_ranges(run: Run) -> Iterator[slice]:
 
 
 def _count_examples(run: Run, rebuilt: RebuiltTraining) -> npt.NDArray[np.int64]:
-    """Count the known examples of every step, int64 (step,)."""
+    """Return the number of known examples in each step, int64 (step,)."""
     counts = np.zeros(run.n_steps, np.int64)
     for steps in _step_ranges(run):
         indices = _indices(run, steps)
@@ -245,7 +247,7 @@ def _count_examples(run: Run, rebuilt: RebuiltTraining) -> npt.NDArray[np.int64]
 
 
 class _BatchIndices:
-    """Batch sampler over the recorded indices of some steps."""
+    """A batch sampler that yields the recorded indices of the given steps."""
 
     def __init__(self, run: Run, steps: npt.NDArray[np.int64]) -> None:
         self._run, self._steps = run, steps
@@ -260,7 +262,7 @@ class _BatchIndices:
 
 
 def _is_random(rebuilt: RebuiltTraining, examples: Indices) -> bool:
-    """Whether two reads of the same examples differ, or draw random numbers."""
+    """Whether reading the same examples twice gives different data or uses randomness."""
     before = torch.get_rng_state()
     batches = [rebuilt.batch(examples) for _ in range(2)]
     draws = not torch.equal(before, torch.get_rng_state())
@@ -268,8 +270,8 @@ def _is_random(rebuilt: RebuiltTraining, examples: Indices) -> bool:
 
 
 def _is_mean(rebuilt: RebuiltTraining, batch: Batch) -> bool:
-    """Whether the loss of a batch is the mean of its examples' own losses."""
-    # Batch normalisation refuses a single example.
+    """Whether the loss of a batch is the mean of the losses of its single examples."""
+    # Batch normalisation does not accept a single example.
     if rebuilt.has_batch_norm():
         return False
     inputs, targets = batch
@@ -282,7 +284,7 @@ def _is_mean(rebuilt: RebuiltTraining, batch: Batch) -> bool:
 
 
 def _example_losses(task: Task, outputs: Tensor, targets: Tensor) -> Losses:
-    """Return the loss of every example of a batch, float64 (example,)."""
+    """Return the loss of every example in a batch, float64 (example,)."""
     losses = [
         task.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))
     ]
@@ -291,7 +293,7 @@ def _example_losses(task: Task, outputs: Tensor, targets: Tensor) -> Losses:
 
 
 def _all_example_losses(rebuilt: RebuiltTraining, track: Track) -> Losses:
-    """Return the loss of every example of the data, float64 (example,)."""
+    """Return the loss of every example in the data, float64 (example,)."""
     n_batches = -(-len(rebuilt.data) // rebuilt.training.batch_size)
     losses = [
         _example_losses(rebuilt.task, rebuilt.model(inputs), targets)
@@ -303,7 +305,7 @@ def _all_example_losses(rebuilt: RebuiltTraining, track: Track) -> Losses:
 
 
 def _average_over_steps(run: Run, example_losses: Losses) -> Losses:
-    """Average the losses of examples over the batch of each step, float64 (step,)."""
+    """Return the mean loss of the examples in each step's batch, float64 (step,)."""
     losses = np.empty(run.n_steps)
     for steps in _step_ranges(run):
         indices = _indices(run, steps)

@@ -1,4 +1,4 @@
-"""Sweeps: runs that a TOML file describes."""
+"""Sweeps: lists of runs that TOML files describe."""
 
 import tomllib
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ DIRECTORY = files("train") / "sweeps"
 class PlannedRun(NamedTuple):
     """A run of a sweep."""
 
-    name: str  # of its store, without the ending
+    name: str  # file name of the store, without its ending
     training: Training
-    updates: bool  # whether updates are recorded, too
+    updates: bool  # whether updates are also recorded
 
 
 class Sweep(NamedTuple):
-    """Runs in the order in which they are recorded."""
+    """A list of runs to record."""
 
-    summary: str
-    runs: list[PlannedRun]
+    summary: str  # one line, for `traj-train list`
+    runs: list[PlannedRun]  # in the order of recording
 
 
 def sweep_names() -> list[str]:
@@ -35,15 +35,15 @@ def sweep_names() -> list[str]:
 
 
 def load_sweep(name: str, **changes: Any) -> Sweep:
-    """Read a sweep by its name or path, and change settings of all runs."""
+    """Read a sweep by its name or path, and apply changed settings to all its runs."""
     if name in sweep_names():
         text = (DIRECTORY / f"{name}.toml").read_text()
     elif Path(name).is_file():
         text = Path(name).read_text()
     else:
         raise ValueError(
-            f"There is no sweep {name!r}{nearest(name, sweep_names())}. The path of a TOML "
-            "file works, too."
+            f"There is no sweep {name!r}{nearest(name, sweep_names())}. You can also pass "
+            "the path of a TOML file."
         )
     try:
         document = tomllib.loads(text)
@@ -58,7 +58,7 @@ def load_sweep(name: str, **changes: Any) -> Sweep:
 def _runs(
     document: dict[str, Any], name: str, changes: dict[str, Any]
 ) -> Iterator[PlannedRun]:
-    """Yield the runs of a TOML document, with changed settings."""
+    """Yield the runs that a TOML document describes, with changed settings."""
     known = {field.name for field in fields(Training)} | {"updates"}
     tables = document.get("runs")
     if not isinstance(tables, list) or not tables:
@@ -94,6 +94,6 @@ def _runs(
 
 
 def nearest(name: str, known: Any) -> str:
-    """Return a hint at the known names that are closest to an unknown one."""
-    found = get_close_matches(name, list(known), cutoff=0.4)
-    return f"; the nearest are {', '.join(found)}" if found else ""
+    """Return a hint that lists the known names nearest to an unknown name."""
+    matches = get_close_matches(name, list(known), cutoff=0.4)
+    return f"; the nearest are {', '.join(matches)}" if matches else ""

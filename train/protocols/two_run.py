@@ -1,9 +1,9 @@
-"""Two-run protocol: train twice, and measure the second run against the first.
+"""Two-run protocol: train twice, and measure the second run against the end of the first.
 
-Algorithm 1 of C. Guille-Escuret et al., "No Wrong Turns: The Simple Geometry Of Neural
-Networks Optimization Paths", 2023, arXiv 2306.11922. It needs two identical training runs
-and is exact: the ground truth for results that are computed from a single recording.
-Unlike the published code it checks that both runs end at the same point.
+This is algorithm 1 of C. Guille-Escuret et al., "No Wrong Turns: The Simple Geometry Of Neural
+Networks Optimization Paths", 2023, arXiv 2306.11922. It needs two identical training runs and
+is exact, so it gives the ground truth for results that are computed from a single recording.
+Unlike the published code, it checks that both runs end at the same point.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,23 +33,24 @@ def two_run(
     Parameters
     ----------
     train : callable
-        Trains from the beginning under the given observer; called twice, and must do the
-        same both times.
+        Trains from the beginning under the given observer. It is called twice, and must take
+        the same steps both times.
     layers : bool, default: False
-        Compute every layer on its own.
+        Compute the geometry of each layer separately.
     direction : str, default: "gradient"
-        The measured direction: ``"gradient"``, ``"update"``, or a name that the loop gives
+        The direction to measure: ``"gradient"``, ``"update"``, or a name that the loop passes
         to ``measure``.
     weight_decay : float, default: 0.0
-        Times the parameters is added to a gradient.
+        Multiple of the parameters that is added to every gradient.
 
     Returns
     -------
     xarray.Dataset
-        Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
-        ``layer`` if asked for. Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and
-        ``distance``, computed in float64 from the gradients that the optimizer finds.
-        NaN where a norm is 0. ``step`` counts the optimizer steps before the measurement.
+        Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and ``distance``, computed in float64
+        from the gradients that the optimizer finds; quotients are NaN if their divisor is 0.
+        The dimensions are ``step``, with the coordinates ``epoch`` and ``iteration``, and
+        ``layer`` if `layers` is true. ``step`` is the number of optimizer steps before the
+        measurement.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def two_run(
     epoch_lengths: list[int] = []
 
     @contextmanager
-    def first(
+    def observe_first(
         model: nn.Module,
         optimizer: Optimizer,
         *,
@@ -78,7 +79,7 @@ def two_run(
         ends.append(_copy(_optimized(model, optimizer)))
 
     @contextmanager
-    def second(
+    def observe_second(
         model: nn.Module,
         optimizer: Optimizer,
         *,
@@ -129,20 +130,22 @@ def two_run(
                 handle.remove()
         ends.append(_copy(parameters))
 
-    train(first)
-    train(second)
+    train(observe_first)
+    train(observe_second)
     _check_same_end(*ends)
     if not measured:
         missing = (
-            "no optimizer step" if direction == "gradient" else f"no {direction!r}"
+            "no optimizer step"
+            if direction == "gradient"
+            else f"no measurement {direction!r}"
         )
-        raise RuntimeError(f"The training made {missing}; nothing was measured.")
-    h, squares, gradient_sq = (
+        raise RuntimeError(f"The run made {missing}; nothing was measured.")
+    products, distance_sq, vector_sq = (
         torch.stack(column).cpu().numpy() for column in zip(*measured, strict=True)
     )
     step = np.array(steps)
     result = _dataset(
-        h, squares, gradient_sq, names, step, epoch_lengths[0], layers=layers
+        products, distance_sq, vector_sq, names, step, epoch_lengths[0], layers=layers
     )
     return result.assign_attrs(direction=direction, weight_decay=weight_decay)
 
@@ -160,14 +163,14 @@ class _MeasureLog:
         """Ignore indices of examples."""
 
     def measure(self, name: str, **_scalars: float | Tensor) -> None:
-        """Pass the name on."""
+        """Pass the name to the callback."""
         self._on_measure(name)
 
 
 def _optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the model's parameters that the optimizer updates, by name."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in model.named_parameters() if id(p) in held}
+    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in model.named_parameters() if id(p) in ids}
 
 
 def _copy(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,15 +186,15 @@ def _gradient(parameter: Tensor) -> Tensor:
 def _products(
     x: dict[str, Tensor], vectors: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return <g, x - x*>, |x - x*|^2 and |g|^2 of vectors g, float64 (layer,) each."""
-    h, squares, vector_sq = [], [], []
+    """Return <g, x - x*>, |x - x*|^2 and |g|^2 for the vectors g, each float64 (layer,)."""
+    products, distance_sq, vector_sq = [], [], []
     for name, vector in vectors.items():
-        to_target = (x[name].detach().double() - target[name]).flatten()
+        difference = (x[name].detach().double() - target[name]).flatten()
         flat = vector.flatten()
-        h.append(flat @ to_target)
-        squares.append(to_target @ to_target)
+        products.append(flat @ difference)
+        distance_sq.append(difference @ difference)
         vector_sq.append(flat @ flat)
-    return torch.stack(h), torch.stack(squares), torch.stack(vector_sq)
+    return torch.stack(products), torch.stack(distance_sq), torch.stack(vector_sq)
 
 
 def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -204,34 +207,35 @@ def _check_same_end(first: dict[str, Tensor], second: dict[str, Tensor]) -> None
     if differing:
         raise RuntimeError(
             f"The second run did not end where the first did: {len(differing)} of "
-            f"{len(first)} tensors differ, {differing[:3]} among them. Nothing is "
-            "reported. The protocol needs identical runs: fix all seeds, and choose "
-            "deterministic kernels."
+            f"{len(first)} tensors differ, including {differing[:3]}. The protocol needs "
+            "identical runs: fix all seeds, and choose deterministic kernels."
         )
 
 
 def _dataset(
-    h: Any,
-    squares: Any,
-    gradient_sq: Any,
+    products: Any,
+    distance_sq: Any,
+    vector_sq: Any,
     names: list[str],
     step: npt.NDArray[np.int64],
     steps_per_epoch: int,
     *,
     layers: bool,
 ) -> xr.Dataset:
-    """Compute all quantities from products by layer, (step, layer)."""
+    """Compute all quantities from the results of `_products`, each (step, layer)."""
     dims: tuple[str, ...] = ("step", "layer")
     if not layers:
-        h, squares, gradient_sq = (a.sum(1) for a in (h, squares, gradient_sq))
+        products, distance_sq, vector_sq = (
+            values.sum(1) for values in (products, distance_sq, vector_sq)
+        )
         dims = dims[:1]
-    distance, norm = np.sqrt(squares), np.sqrt(gradient_sq)
+    distance, norm = np.sqrt(distance_sq), np.sqrt(vector_sq)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = {
-            "gamma": h / (norm * distance),
-            "rsi": h / squares,
+        quantities = {
+            "gamma": products / (norm * distance),
+            "rsi": products / distance_sq,
             "eb": norm / np.where(distance > 0, distance, np.nan),
-            "lolr": h / gradient_sq,
+            "lolr": products / vector_sq,
             "distance": distance,
         }
     coordinates: dict[str, Any] = {
@@ -240,8 +244,8 @@ def _dataset(
         "iteration": ("step", step % steps_per_epoch),
     }
     if layers:
-        # Zarr's specification has variable-length strings, but none of fixed width.
+        # Zarr's specification has strings of variable length, but not of fixed length.
         coordinates["layer"] = np.array(names, object)
     attributes = {"reference": "final", "source": "exact two-run protocol"}
-    variables = {name: (dims, value) for name, value in values.items()}
+    variables = {name: (dims, values) for name, values in quantities.items()}
     return xr.Dataset(variables, coordinates, attributes)

@@ -1,15 +1,15 @@
 """Workloads of the paper on the alpha-beta condition.
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
-Networks without Over-Parametrization", NeurIPS 2024, arXiv 2410.12455. The paper gives data,
-kinds of models, optimizers, step sizes, batch sizes of images, epochs, and the widths and
-batch sizes that it varies. Our own choices are: plain SGD where it names no optimizer, widths
-that it does not vary, the first layer of the CNN, sequences of 35 words and their batch size
-of 20, the momentum and step decay of normalised SGD, seeds, no augmentation, and the test
-images as validation data. Its runs on Criteo, FastMRI, OGBG, WMT and SlimPajama are missing.
+Networks without Over-Parametrization", NeurIPS 2024, arXiv 2410.12455. The paper gives the
+data, kinds of models, optimizers, step sizes, epochs and image batch sizes, and the widths and
+batch sizes that it varies. Our own choices are: plain SGD if the paper names no optimizer, the
+widths that it does not vary, the first layer of the CNN, sequences of 35 words in batches of
+20, the momentum and step decay of normalised SGD, seeds, no augmentation, and the test images
+as validation data. The runs on Criteo, FastMRI, OGBG, WMT and SlimPajama are not included.
 
-The initial step sizes of 158 and 900 were not tested on their data at full size. With a small
-LSTM on the stand-in, 158 increases the loss in the first 64 steps; 10 trains.
+We have not tested the initial step sizes of 158 and 900 on the full data. With a small LSTM on
+the stand-in data, 158 increases the loss in the first 64 steps, whereas training works with 10.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ from train.workloads.definition import Workload, by_name, embedded, published
 from train.workloads.tasks import CLASSIFICATION, LANGUAGE, minimization
 
 CONTEXT: Final = 35
-"""Words in a sequence."""
+"""Number of words in a sequence."""
 
 
 def _lstm(
@@ -120,7 +120,7 @@ ALPHA_BETA: Final = by_name(
         lr=900.0,
     ),
     embedded(
-        "a half-space of ten dimensions, sigmoid as loss",
+        "a half-space in ten dimensions, with the sigmoid loss",
         minimization(half_space.half_space_loss),
         "normal random numbers",
         lambda training: half_space.half_space_data(training.seed),

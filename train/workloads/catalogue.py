@@ -27,7 +27,7 @@ def settings_of(name: str) -> Training:
 
 
 def check_width(training: Training) -> None:
-    """Refuse a width where the workload has none to choose, and a missing width elsewhere."""
+    """Refuse a width that the workload cannot use, and a missing width that it needs."""
     name, width = training.workload, training.width
     if width is not None and WORKLOADS[name].settings.width is None:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Counter-examples, where negative gradients do not always point to the end of the path.
+"""Counter-examples, in which negative gradients do not always point to the end of the path.
 
-The paper describes two in words, an asymmetric linear model (ALM) and a sinusoidal mixture
-(SM); its formulas (Eq. 9) and constants are not known to us. The functions here follow the
-description in its section 6, with constants of our own.
+The paper describes two of them in words, an asymmetric linear model (ALM) and a sinusoidal
+mixture (SM); we do not know its formulas (Eq. 9) and constants. The functions in this module
+follow the description in section 6, with our own constants.
 
 C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
 Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922.
@@ -24,7 +24,7 @@ N_WAVES: Final = 256
 
 
 def alm_data(seed: int) -> Splits:
-    """Draw inputs, (64,), and targets of the asymmetric linear model, normal."""
+    """Draw normal random inputs, (64,), and targets of the asymmetric linear model."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(N_EXAMPLES, N_FEATURES, generator=generator)
     targets = torch.randn(N_EXAMPLES, generator=generator)
@@ -33,14 +33,15 @@ def alm_data(seed: int) -> Splits:
 
 
 def asymmetric_rmse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the root mean square of outputs above their targets: convex, and noisy."""
+    """Return the root mean square of the excess of outputs over targets, a convex loss."""
     excess = (outputs[:, 0] - targets).clamp(min=0)
-    # The root has no derivative at 0, where all targets are satisfied.
+    # The root has no derivative at 0, where all outputs are below their targets.
     return (excess.square().mean() + 1e-12).sqrt()
 
 
 def linear_model() -> nn.Module:
-    """Return a linear model without a bias, which alone could satisfy all targets."""
+    """Return a linear model without a bias."""
+    # A bias alone could move all outputs below their targets.
     return nn.Linear(N_FEATURES, 1, bias=False)
 
 
@@ -66,19 +67,19 @@ class SinusoidalMixture(nn.Module):
         self.x = nn.Parameter(torch.randn(N_FEATURES, generator=generator))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the function's value for every row of the unused inputs."""
+        """Return the value of the function once for every row of the unused inputs."""
         waves = torch.sin(self.directions @ self.x + self.phases)
         return (self.amplitudes * waves).mean().expand(len(inputs))
 
 
 def placeholder_data() -> Splits:
-    """Return one unused example, so that an epoch is a step."""
+    """Return one unused example, so that an epoch has one step."""
     data = TensorDataset(torch.zeros(1, 1), torch.zeros(1))
     return Splits(data, None, 1)
 
 
 def mean_output(outputs: Tensor, _targets: Tensor) -> Tensor:
-    """Return the mean of outputs, which is the function's value."""
+    """Return the mean of the outputs, which is the value of the function."""
     return outputs.mean()
 
 

@@ -1,14 +1,15 @@
 r"""Deep linear networks on whitened inputs, whose training has a closed form.
 
-:math:`y = W_L \cdots W_1 x`, inputs with :math:`\Sigma_{xx} = \frac{1}{n} \sum x x^T = I`,
-targets with :math:`\Sigma_{yx} = \frac{1}{n} \sum y x^T = U \mathrm{diag}(\lambda) V^T` of
-given singular values, and gradient descent over all data on
+The network is :math:`\hat y = W_L \cdots W_1 x`. Its inputs have the covariance
+:math:`\Sigma_{xx} = \frac{1}{n} \sum x x^T = I`, and its targets have the correlation
+:math:`\Sigma_{yx} = \frac{1}{n} \sum y x^T = U \mathrm{diag}(\lambda) V^T` with given singular
+values. Gradient descent over all data minimizes
 
-.. math:: \frac{1}{n} \sum_i \tfrac{1}{2} |\hat y_i - y_i|^2,
+.. math:: \frac{1}{n} \sum_i \tfrac{1}{2} |\hat y_i - y_i|^2.
 
-half of the *sum* over outputs and the *mean* over examples: the time of the gradient flow
-is then :math:`t = \eta k` after k steps.
-`analyzers.time_of_steps` has the factors of other losses.
+This loss is half of the *sum* over outputs and the *mean* over examples. The time of the
+gradient flow after k steps with the learning rate :math:`\eta` is therefore
+:math:`t = \eta k`. `analyzers.time_of_steps` has the factors of other losses.
 
 A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
 learning in deep linear neural networks", 2014, arXiv 1312.6120. Sizes, singular values and
@@ -36,7 +37,7 @@ N_EXAMPLES: Final = 32
 N_INPUTS: Final = 16
 N_HIDDEN: Final = 12
 STRENGTHS: Final = (1.0, 0.6, 0.35, 0.2)
-"""Singular values of the correlation of targets and inputs, one for each output."""
+"""Singular values of the correlation between targets and inputs, one for each output."""
 
 N_OUTPUTS: Final = len(STRENGTHS)
 
@@ -44,7 +45,7 @@ INITIAL: Final = 0.01
 """Singular values of the product of the initial weights."""
 
 STEPS_PER_EPOCH: Final = 100
-"""Repetitions of the full batch in an epoch: every epoch costs an anchor in the store."""
+"""Repetitions of the full batch in an epoch; longer epochs need fewer anchors in a store."""
 
 
 def correlation(seed: int) -> Tensor:
@@ -68,14 +69,14 @@ def linear_data(seed: int) -> Splits:
 
 
 def half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return half of the squared error, summed over outputs, mean over examples."""
+    """Return half of the squared error, summed over outputs and averaged over examples."""
     return (outputs - targets).square().sum(-1).mean() / 2
 
 
 def deep_linear(
     seed: int, *, depth: int, start: Literal["aligned", "random"] = "aligned"
 ) -> nn.Sequential:
-    """Return a deep linear network of 16 inputs and 4 outputs, with small weights."""
+    """Return a deep linear network with 16 inputs, 4 outputs and small weights."""
     if start == "aligned":
         weights = aligned_weights(
             correlation(seed), depth=depth, width=N_HIDDEN, initial=INITIAL
@@ -105,7 +106,7 @@ def _workload(depth: int, start: Literal["aligned", "random"]) -> Workload:
         epochs=80,
         batch_size=1,
         optimizer="sgd",
-        # A mode is learnt within 1 % of the gradient flow at this learning rate.
+        # At this learning rate, modes are learnt within 1 % of the gradient flow.
         lr=0.005,
     )
 

@@ -21,16 +21,16 @@ class Workload:
 
     summary: str  # one line, for `traj-train list`
     settings: Training
-    notes: Mapping[str, str]  # data descriptions by kind ("true", "embedded")
+    notes: Mapping[str, str]  # descriptions of the data by kind ("true", "embedded")
     task: Task
     data: Callable[[Training], Splits]
     model: Callable[[Splits, Training], nn.Module]  # draws from torch's random stream
     facts: Callable[[Training], dict[str, Any]] = _no_facts
-    """Returns further facts about the data, for the store's ``attrs``."""
+    """Returns other facts about the data, for the ``attrs`` of the store."""
 
 
 def by_name(*workloads: Workload) -> dict[str, Workload]:
-    """Return workloads by name."""
+    """Return a mapping from names to workloads."""
     return {workload.settings.workload: workload for workload in workloads}
 
 
@@ -63,7 +63,7 @@ def published(
     model: Any,
     **settings: Any,
 ) -> Workload:
-    """Define a workload of a paper: its data set, and an embedded stand-in."""
+    """Define a workload from a paper, with its data set and an embedded stand-in."""
     return Workload(
         summary=summary,
         settings=Training(**settings),

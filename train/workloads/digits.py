@@ -40,13 +40,13 @@ DIGITS: Final = by_name(
         **_RESNET,
     ),
     _digits(
-        "the same with twice the channels",
+        "the same ResNet with twice the channels",
         "digits-resnet-wide",
         partial(digits_resnet, width=2),
         **_RESNET,
     ),
     _digits(
-        "the same with twice the blocks",
+        "the same ResNet with twice the blocks",
         "digits-resnet-deep",
         partial(digits_resnet, n_blocks=2),
         **_RESNET,

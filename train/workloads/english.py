@@ -10,7 +10,7 @@ from train.workloads.definition import by_name, embedded
 from train.workloads.tasks import LANGUAGE
 
 CONTEXT: Final = 64
-"""Characters in a sequence."""
+"""Number of characters in a sequence."""
 
 TRANSFORMER_DIM: Final = 128
 N_TRANSFORMER_LAYERS: Final = 4
@@ -35,7 +35,7 @@ ENGLISH: Final = by_name(
         lr=1e-3,
     ),
     embedded(
-        "three LSTM layers, for characters of English text",
+        "three LSTM layers on characters of English text",
         LANGUAGE,
         "Python's own English documentation",
         lambda _: Splits(english(CONTEXT), None, VOCABULARY),

@@ -1,13 +1,13 @@
-"""Learning a half-space with the sigmoid loss: few parameters, and not convex.
+"""Learning a half-space with the sigmoid loss, a non-convex problem with few parameters.
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
-Networks without Over-Parametrization", NeurIPS 2024, trains it with 20 points in each of two
-classes and a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
+Networks without Over-Parametrization", NeurIPS 2024, learn it from 20 points in each of two
+classes with a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
 S. Shalev-Shwartz, "Beyond Convexity: Stochastic Quasi-Convex Optimization", NeurIPS 2015, arXiv
 1507.02030, and H. Daneshmand et al., "Escaping Saddles with Stochastic Gradients", ICML
 2018, arXiv 1803.05999. The text that we read does not give the formula. It does give the
-smallest loss of a point, 0.000523853, and this formula reproduces all of its digits for
-points of norm 1. The distribution and dimension of points are our own.
+smallest loss of a point, 0.000523853, and our formula reproduces all digits of this number for
+points of norm 1. The distribution and the dimension of the points are our own choices.
 """
 
 from typing import Final
@@ -20,11 +20,11 @@ from torch.utils.data import TensorDataset
 from train.data import Splits
 
 N_POINTS: Final = 20
-"""Points in a class."""
+"""Number of points in each class."""
 
 N_FEATURES: Final = 10
 CLASS_DISTANCE: Final = 4.0
-"""Distance of the classes' means, at a deviation of 1, before points are normalised."""
+"""Distance between the class means in standard deviations, before points are normalised."""
 
 REGULARISATION: Final = 1e-5
 
@@ -33,7 +33,7 @@ MIN_POINT_LOSS: Final = 0.000523853
 
 
 class HalfSpace(nn.Module):
-    """The normal vector x of a plane through 0, which starts from normal random numbers."""
+    """A plane through 0 with the normal vector x, which starts from normal random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class HalfSpace(nn.Module):
 
 
 def half_space_loss(outputs: Tensor, signs: Tensor) -> Tensor:
-    """Return the mean of sigmoid(-b <a, x>) + lambda |x|^2 / 2, with signs b, (N,)."""
+    """Return the mean of sigmoid(-b <a, x>) + lambda |x|^2 / 2 over points a with signs b."""
+    # `outputs` has the products <a, x> and |x|^2 / 2; lambda is the regularisation.
     products, half = outputs.unbind(1)
     return (F.sigmoid(-signs * products) + REGULARISATION * half).mean()
 

@@ -1,11 +1,11 @@
 """Workloads of "No Wrong Turns": CIFAR-10, ImageNet, WikiText-2 and Vaihingen.
 
 C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
-Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922. Settings are the
-paper's (tables 1 to 5) where it states them. Seeds, apart from its seed experiment, and the
-clipping of the language model are taken from the published code. That code measures
-gradients before clipping, and ours are recorded after it: gamma is the same, RSI and EB are
-smaller by the clipping factor.
+Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922. Settings are those of
+the paper (tables 1 to 5) where it states them. The clipping of the language model, and all
+seeds except those of the seed experiment, are taken from the published code. That code
+measures gradients before clipping, whereas we record them after clipping: gamma is the same,
+but RSI and EB are smaller by the clipping factor.
 """
 
 from functools import partial

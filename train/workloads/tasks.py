@@ -10,9 +10,9 @@ from torch.nn import functional as F
 class Task(NamedTuple):
     """Loss and scores of a kind of problem."""
 
-    loss: Callable[[Tensor, Tensor], Tensor]  # mean loss of outputs and targets
+    loss: Callable[[Tensor, Tensor], Tensor]  # mean loss, from outputs and targets
     scores: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-    """Returns numbers to log, from outputs, targets and the loss."""
+    """Returns scores to log, computed from outputs, targets and the loss."""
 
 
 def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tensor]:
@@ -20,8 +20,8 @@ def _accuracy(outputs: Tensor, targets: Tensor, _loss: Tensor) -> dict[str, Tens
 
 
 def _half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-    return 0.5 * (outputs - wanted).square().sum(1).mean()
+    expected = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    return 0.5 * (outputs - expected).square().sum(1).mean()
 
 
 def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -37,14 +37,14 @@ def _no_scores(_outputs: Tensor, _targets: Tensor, _loss: Tensor) -> dict[str, T
 
 
 CLASSIFICATION: Final = Task(F.cross_entropy, _accuracy)
-"""Classes of images or pixels: outputs (N, class, ...), targets (N, ...)."""
+"""Predict classes of images or pixels: outputs (N, class, ...), targets (N, ...)."""
 
 SQUARED_ERROR: Final = Task(_half_squared_error, _accuracy)
-"""Half of the squared distance of outputs (N, class) to one-hot targets, as Cohen et al.
-(arXiv 2103.00065) measure it."""
+"""Minimize half of the squared distance between outputs (N, class) and one-hot targets, as in
+Cohen et al. (arXiv 2103.00065)."""
 
 LANGUAGE: Final = Task(_token_loss, _perplexity)
-"""Next token: outputs (N, context, token), targets (N, context)."""
+"""Predict the next token: outputs (N, context, token), targets (N, context)."""
 
 
 def minimization(loss: Callable[[Tensor, Tensor], Tensor]) -> Task:

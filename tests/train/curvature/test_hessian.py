@@ -1,4 +1,4 @@
-"""Test ``train.curvature.hessian`` against eigenvalues of Hessians that are formed whole."""
+"""The largest eigenvalues agree with those of Hessians that are formed as matrices."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ def example(dtype: Any = torch.float64) -> tuple[nn.Module, Any, Any]:
 
 
 def dense_hessian(model: nn.Module, inputs: Any, targets: Any) -> Any:
-    """The Hessian, all of its rows at once."""
+    """Return the Hessian, with all rows computed together."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
 
@@ -61,7 +61,7 @@ def test_largest_eigenvalues_equal_the_dense_hessians(
     hessian: Any, dtype: Any, size: int
 ):
     expected = np.linalg.eigvalsh(hessian)
-    # The most negative one would be no sharpness; here there is one to be mistaken for it.
+    # A large negative eigenvalue exists, which must not be mistaken for the sharpness.
     assert expected[0] < -0.05 * expected[-1]
     model, inputs, targets = example(dtype)
     parameters = list(model.parameters())
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_has_no_eigenvalues():
 
 def test_as_many_eigenvalues_as_parameters_are_refused():
     x = nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match="3 eigenvalues were asked for, of 3 param"):
+    with pytest.raises(ValueError, match="3 eigenvalues were requested for 3 param"):
         top_eigenvalues(lambda: [x.pow(4).sum()], [x], n=3)
 
 

@@ -42,15 +42,15 @@ def settings(name: str, **changes: Any) -> Training:
     return replace(WORKLOADS[name].settings, **(short | changes))
 
 
-def same(one: Any, other: Any) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+def same(first: Any, second: Any) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
 def make(
     monkeypatch: pytest.MonkeyPatch, name: str, *layers: Callable[[], Any]
 ) -> None:
-    """Give a workload a model of these layers on flat images."""
+    """Replace the model of a workload by the given layers on flat images."""
     workload = WORKLOADS[name]
 
     def model(*_: Any) -> nn.Module:
@@ -73,17 +73,17 @@ def test_measurements_leave_no_trace(monkeypatch: pytest.MonkeyPatch):
 
 
 def whole_hessian(model: nn.Module, loss_of: Any, inputs: Any, targets: Any) -> Any:
-    """In float64, all rows at once."""
+    """Return the Hessian in float64, with all rows computed together."""
     model = model.double()
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
     def loss(flat: Any) -> Any:
         parts = flat.split([shape.numel() for shape in shapes.values()])
-        given = {
+        values = {
             name: part.view(shape)
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
-        outputs = torch.func.functional_call(model, given, (inputs.double(),))
+        outputs = torch.func.functional_call(model, values, (inputs.double(),))
         return loss_of(outputs, targets)
 
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -91,7 +91,7 @@ def whole_hessian(model: nn.Module, loss_of: Any, inputs: Any, targets: Any) -> 
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the network so small that its Hessian can be formed: 760 parameters."""
+    """Reduce the network to 760 parameters, so that its Hessian can be formed."""
     layers = partial(nn.Linear, 64, 10), nn.Tanh, partial(nn.Linear, 10, 10)
     make(monkeypatch, "digits-tanh", *layers)
 
@@ -190,7 +190,7 @@ def test_normalisation_sees_the_batches_of_training(monkeypatch: pytest.MonkeyPa
     shapes = [p.shape for p in parameters]
 
     def loss(flat: Any) -> Any:
-        """The mean of two batches of 16, written out."""
+        """Return the mean loss of two batches of 16, written out."""
         parts = flat.split([shape.numel() for shape in shapes])
         W, b, scale, shift, V, c = (
             part.view(shape) for part, shape in zip(parts, shapes, strict=True)
@@ -211,8 +211,10 @@ def test_normalisation_sees_the_batches_of_training(monkeypatch: pytest.MonkeyPa
 
 def test_attention_has_second_derivatives(monkeypatch: pytest.MonkeyPatch):
     name = "english-transformer"
-    little = partial(LanguageModel, VOCABULARY, CONTEXT, dim=8, n_layers=1, n_heads=2)
-    workload = replace(WORKLOADS[name], model=lambda *_: little())
+    small_model = partial(
+        LanguageModel, VOCABULARY, CONTEXT, dim=8, n_layers=1, n_heads=2
+    )
+    workload = replace(WORKLOADS[name], model=lambda *_: small_model())
     monkeypatch.setitem(WORKLOADS, name, workload)
     notes = RecordedLog()
     train(settings(name, sharpness_every=1, max_steps=1), notes)
@@ -221,13 +223,13 @@ def test_attention_has_second_derivatives(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("full_batch", [False, True], ids=["minibatch", "full batch"])
 def test_the_same_batch_is_measured_where_the_step_led(full_batch: bool):
-    # 16 and 16 and so on, and 2 left over in the full batch.
+    # Batches have 16 examples; a full batch also contains the 2 examples left over.
     name = "digits-mlp"
     chosen = settings(name, same_batch_every=2, full_batch=full_batch, epochs=3)
     seen: list[Any] = []
 
     class Batches(RecordedLog):
-        """Keep where the measurements were made."""
+        """A log that also keeps the parameters at which measurements were made."""
 
         def measure(self, name: str, **scalars: Any) -> None:
             super().measure(name, **scalars)
@@ -253,13 +255,13 @@ def test_the_same_batch_is_measured_where_the_step_led(full_batch: bool):
 
 
 def orders(chosen: Training, n: int) -> list[Any]:
-    """Indices of every minibatch, as the training has drawn them."""
+    """Return the indices of every minibatch in the order of the training run."""
     from torch.utils.data import DataLoader, TensorDataset
 
     torch.manual_seed(chosen.seed)
     workload = WORKLOADS[chosen.workload]
     workload.model(workload.data(chosen), chosen)
-    found = []
+    batches = []
     for _ in range(chosen.epochs):
         loader = DataLoader(
             TensorDataset(torch.arange(n)),
@@ -267,14 +269,14 @@ def orders(chosen: Training, n: int) -> list[Any]:
             shuffle=True,
             drop_last=True,
         )
-        found += [batch for (batch,) in loader]
-    return found
+        batches += [batch for (batch,) in loader]
+    return batches
 
 
 def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.MonkeyPatch):
     make(monkeypatch, "digits-mlp", nn.Dropout, partial(nn.Linear, 64, 10))
     notes = RecordedLog()
-    # Nothing moves: the second gradient is the first, unless the masks differ.
+    # The parameters do not move, so the two gradients are equal unless the masks differ.
     train(settings("digits-mlp", lr=0.0, same_batch_every=1), notes)
     assert len(notes.measured) == notes.n_steps == 6
     for gradient, (_, _, _, again) in zip(notes.gradients, notes.measured, strict=True):
@@ -285,7 +287,7 @@ def test_dropout_is_the_same_before_and_after_the_step(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip": 0.5}, r"clip=0\.5 changes the first"),
+        ({"clip": 0.5}, r"clip=0\.5 changes the first gradient"),
         ({"control": "noise-gradients"}, "control='noise-gradients' changes the first"),
     ],
 )
@@ -306,8 +308,8 @@ def test_negative_numbers_are_refused(name: str):
         settings("digits-mlp", **{name: -1})
 
 
-class Exactly(RecordedLog):
-    """Keeps sharpness to the last bit."""
+class SharpnessLog(RecordedLog):
+    """A log that also keeps the sharpness without rounding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,9 +323,9 @@ class Exactly(RecordedLog):
 
 def test_a_resumed_run_measures_the_same():
     chosen = settings("digits-tanh", sharpness_every=1, epochs=6)
-    whole, states = Exactly(), []
+    whole, states = SharpnessLog(), []
     train(chosen, whole, save=lambda state, _: states.append(copied(state)))
-    rest = Exactly()
+    rest = SharpnessLog()
     train(chosen, rest, start=states[2])
     assert len(rest.sharpness) == 3
     assert rest.sharpness == whole.sharpness[3:]
@@ -346,6 +348,6 @@ def test_standardized_digits_equal_scikit_learns():
 def test_squares_are_half_the_distance_to_the_class():
     outputs = torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.0, 1.0]])
     targets = torch.tensor([1, 2])
-    # (1 + 1 + 0) / 2 and 0.25 / 2, in the mean.
+    # The mean of (1 + 1 + 0) / 2 and 0.25 / 2.
     assert float(SQUARED_ERROR.loss(outputs, targets)) == pytest.approx(0.5625)
     assert float(SQUARED_ERROR.scores(outputs, targets, outputs)["accuracy"]) == 1

@@ -1,4 +1,4 @@
-"""CIFAR's archives in Python's format: small ones in their true layout, byte by byte."""
+"""CIFAR is read from small archives in its true Python format, written byte by byte."""
 
 import pickle
 import struct
@@ -23,7 +23,7 @@ NAMES = {
 
 
 def text(value: bytes) -> bytes:
-    """Python 2's text as its pickles have it."""
+    """Return a string as it appears in Python 2's pickles."""
     return b"U" + bytes([len(value)]) + value
 
 
@@ -85,7 +85,7 @@ def test_archives_are_read(tmp_path: Path, name: str, place: str):
         for i, expected in enumerate(classes):
             image, label = split[i]
             assert int(label) == expected
-            # One channel after the other, each row by row.
+            # Each image is stored channel by channel, and each channel row by row.
             rows = pixels[i].reshape(3, 32, 32).astype(float) / 255
             mean, std = (t.double()[:, None, None] for t in (cifar.mean, cifar.std))
             np.testing.assert_allclose(image * std + mean, rows, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST is read from its original files, also where torchvision puts them."""
+"""Fashion-MNIST is read from its original files, wherever they are usually kept."""
 
 import gzip
 import struct
@@ -15,7 +15,7 @@ from train.data.fashion_mnist import MEAN, STD, fashion_mnist
 
 
 def idx(array: Any) -> bytes:
-    """Write bytes in the format IDX: kind, dimensions and lengths before them."""
+    """Return an array in IDX format: the type, the number of dimensions, lengths, elements."""
     lengths = struct.pack(f">{array.ndim}I", *array.shape)
     return b"".join([bytes([0, 0, 8, array.ndim]), lengths, array.tobytes()])
 
@@ -82,22 +82,22 @@ def test_files_are_read_from_every_layout(tmp_path: Path, place: str, kind: str)
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros(6, np.uint8))[:-1]),
-            "not an array of bytes in the format IDX, or is truncated; download it again",
+            "not an array of bytes in IDX format, or is truncated; download it again",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(b"\0\0\x0d\x01" + bytes(10)),
-            "not an array of bytes in the format IDX",
+            "not an array of bytes in IDX format",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros(5, np.uint8))),
-            r"has train images of the shape \(6, 28, 28\) and labels of \(5,\)",
+            r"has train images of the shape \(6, 28, 28\) and labels of the shape \(5,\)",
         ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.zeros((6, 1), np.uint8))),
-            r"images of the shape \(6, 28, 28\) and labels of \(6, 1\)",
+            r"images of the shape \(6, 28, 28\) and labels of the shape \(6, 1\)",
         ),
         (
             "t10k-labels-idx1-ubyte.gz",
@@ -130,7 +130,7 @@ def test_damage_is_reported_in_one_sentence(
 def test_images_of_another_size_are_refused(tmp_path: Path):
     write(tmp_path, side=27)
     with pytest.raises(
-        ValueError, match=r"\(6, 27, 27\).*expected \(28, 28\) for each"
+        ValueError, match=r"\(6, 27, 27\).*expected 28 x 28 pixels for each"
     ):
         fashion_mnist("true", str(tmp_path))
 

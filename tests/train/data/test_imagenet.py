@@ -1,4 +1,4 @@
-"""Parts of photographs are those that torchvision's augmentation draws."""
+"""Crops of photographs are distributed like those of torchvision's augmentation."""
 
 import math
 from typing import Any
@@ -24,11 +24,11 @@ def ramps(width: int, height: int) -> Any:
 
 
 def box_of(part: Any) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of a part of ramps, by lines of best fit."""
+    """Return left, top, width and height of a part of `ramps`, from lines of best fit."""
     pixels = np.asarray(part).astype(float)
     sides = []
     for profile in (pixels[..., 0].mean(0), pixels[..., 1].mean(1)):
-        # Edges are left out: resampling had no pixels beyond them to mix in.
+        # Edges are left out, because resampling cannot interpolate beyond them.
         inner = np.arange(24, 200)
         slope, start = np.polyfit(inner + 0.5, profile[inner] + 0.5, 1)
         sides.append((start, slope * 224))
@@ -61,7 +61,7 @@ def test_random_crops_are_distributed_as_documented():
     found = np.array([box_of(_random_crop(photograph)) for _ in range(N)])
     expected = reference_parts(np.random.default_rng(0), 20 * N)
     left, top, width, height = found.T
-    # Grey levels are whole numbers: boxes are known to part of a pixel.
+    # Grey levels are whole numbers, so boxes are known to a fraction of a pixel.
     assert left.min() > -1
     assert top.min() > -1
     assert (left + width).max() < WIDTH + 1
@@ -81,7 +81,8 @@ def test_random_crops_are_distributed_as_documented():
 def test_photographs_without_a_fitting_crop_are_cropped_at_the_centre(
     size: tuple[int, int], box: tuple[int, ...]
 ):
-    # 8 % of the area with a ratio of 4 / 3 at most is 13 pixels high, of 12.
+    # A crop of 8 % of the area and a ratio of at most 4 / 3 is 13 pixels high, but the image
+    # only 12.
     found = box_of(_random_crop(ramps(*size)))
     assert found == pytest.approx(box, abs=0.6)
 
@@ -93,7 +94,7 @@ def test_half_of_the_training_images_are_mirrored():
     table = Table([{"image": ramps(250, 250), "label": 1}])
     torch.manual_seed(0)
     training = Photographs(table, is_training=True)
-    # A binomial of 100 and a half: four standard deviations are 20.
+    # Of 100 images, 50 are expected; four standard deviations are 20.
     assert abs(falls([training[0][0] for _ in range(100)]) - 50) < 20
     validation = Photographs(table, is_training=False)
     assert falls([validation[0][0] for _ in range(5)]) == 0

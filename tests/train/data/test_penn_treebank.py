@@ -35,7 +35,7 @@ def test_words_are_read_from_every_layout(
         *("pierre", "<unk>", "N", "years", "old"),
     ]
     assert [words[i] for i in targets[1]] == ["<unk>", "N", "years", "old", "<eos>"]
-    # Words that training never saw are unknown.
+    # Words that are not in the training text are unknown.
     assert len(splits.validation) == 0  # type: ignore[arg-type]
     validation = penn_treebank("true", str(tmp_path), context=2).validation
     assert [words[i] for i in validation.tensors[0].flatten()] == [  # type: ignore[union-attr]

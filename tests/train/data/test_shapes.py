@@ -1,4 +1,4 @@
-"""Generated pictures: their shapes have the areas of geometry."""
+"""Shapes in generated pictures have the areas that geometry gives."""
 
 import math
 
@@ -20,7 +20,7 @@ from train.data.shapes import _inside, shapes
     ],
 )
 def test_shapes_have_the_areas_of_geometry(kind: int, area: float):
-    # Positions are shares of the width; half widths are from 4 to 10 pixels.
+    # Positions are fractions of the width; half widths are between 4 and 10 pixels.
     n_pixels = square = 0.0
     for size in torch.linspace(0, 1, 101):
         inside = _inside(kind, torch.tensor([0.5, 0.5, size]))
@@ -29,11 +29,11 @@ def test_shapes_have_the_areas_of_geometry(kind: int, area: float):
         assert torch.equal(inside, inside.flip(1))
         n_pixels += int(inside.sum())
         square += float(4 + 6 * size) ** 2
-    # Pixels that edges cut average out.
+    # The errors of pixels on edges average out.
     assert n_pixels == pytest.approx(area * square, rel=0.02)
 
 
-def test_shapes_are_where_they_are_said_to_be():
+def test_shapes_are_at_the_given_position():
     inside = _inside(1, torch.tensor([0.25, 0.75, 0.0]))
     rows, columns = inside.nonzero().float().mean(0) + 0.5
     assert (float(rows), float(columns)) == pytest.approx((8, 24), abs=0.3)

@@ -1,4 +1,4 @@
-"""Data sets are read from small files in their true layouts, and refused in a sentence."""
+"""Data sets are read from small files in their true layouts; errors are one sentence."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from train.data.wikitext2 import wikitext2
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tables that are made of files out of the user's cache; no network."""
+    """Keep tables that are made from files out of the user's cache, and use no network."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
@@ -48,7 +48,7 @@ def write_table(
     size: int = 32,
     label: str = "label",
 ) -> Any:
-    """Write images of one colour for each class as the hub's tables have them."""
+    """Write a table like the hub's, whose images have one colour for each class."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (len(classes), size, size, 3), dtype=np.uint8)
     features = datasets.Features(
@@ -169,7 +169,7 @@ def test_the_centre_of_a_photograph_is_cropped():
     from train.data.imagenet import _center_crop, _random_crop
 
     pixels = np.zeros((512, 768, 3), np.uint8)
-    # The part of 448 x 448, and a margin that resampling looks at.
+    # The white part is 448 x 448 pixels, with a margin that resampling also reads.
     pixels[28:484, 156:612] = 255
     assert np.array(_center_crop(Image.fromarray(pixels))).min() > 250
     assert _random_crop(Image.fromarray(pixels)).size == (224, 224)
@@ -250,10 +250,10 @@ def test_wikitext2_is_read_from_every_layout(
 ):
     write(tmp_path / "data")
     splits = wikitext2("true", str(tmp_path / "data"))
-    # Five frequent words, the unknown and the end of a line.
+    # Five frequent words, the unknown word and the end of a line.
     assert splits.n_classes == 7
     inputs, targets = splits.train.tensors  # type: ignore[attr-defined]
-    # 3 + 1, 30 (6 + 1), 3 + 1 words; the last one is a target only.
+    # The lines have 3 + 1, 30 (6 + 1) and 3 + 1 words; the last word is only a target.
     assert inputs.shape == ((4 + 210 + 4 - 1) // 32, 32)
     torch.testing.assert_close(inputs.flatten()[1:], targets.flatten()[:-1])
     words = ["<unk>", "<eos>", "cat", "mat", "on", "sat", "the"]
@@ -270,7 +270,7 @@ GREEN, YELLOW, RED = (0, 255, 0), (255, 255, 0), (255, 0, 0)
 def write_tiles(directory: Path) -> dict[int, Any]:
     """Write tiles, and return the classes of their pixels.
 
-    The red of a photograph is its number, and the green is a hundred and the class.
+    The red of a photograph is the number of its tile, and the green is 100 plus the class.
     """
     rng = np.random.default_rng(2)
     colours = np.array([WHITE, BLUE, CYAN, GREEN, YELLOW, RED], np.uint8)
@@ -429,7 +429,7 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path: Path):
 def test_a_missing_split_is_named(tmp_path: Path):
     path = tmp_path / "data" / "test-00000-of-00001.parquet"
     write_table(path, "img", [0, 1], 10)
-    with pytest.raises(ValueError, match=r"no split 'train' there, only \['test'\]"):
+    with pytest.raises(ValueError, match=r"no split 'train', only \['test'\]"):
         read("cifar10", str(path.parent))
 
 
@@ -492,6 +492,6 @@ def test_stand_ins_have_the_form_of_the_true_data(
 def test_every_word_of_wikitext2_can_be_known(tmp_path: Path):
     write_text(tmp_path / "data")
     splits = wikitext2("true", str(tmp_path / "data"), context=35, min_frequency=1)
-    # Those of the sentence, of the title, and of the last line.
+    # The special words, and the words of the sentence, the title and the last line.
     assert splits.n_classes == 2 + 5 + 2 + 3
     assert splits.train[0][0].shape == (35,)

@@ -34,7 +34,7 @@ def small_model() -> Any:
 
 
 def slow_logits(model: Any, sequence: Any) -> Any:
-    """Return the logits of one sequence, a word at a time, by the equations of the cell."""
+    """Return the logits of one sequence, computed word by word from the cell's equations."""
     xs = [model.tokens.weight[token] for token in sequence]
     for layer in model.layers:
         n = layer.hidden_size

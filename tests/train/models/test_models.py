@@ -48,7 +48,7 @@ def test_the_wider_cifar_resnet_maps_images_to_ten_logits():
 
 
 def test_medium_mlp_has_the_gradients_of_the_published_one():
-    # The published network takes a log-softmax, and its loss another one.
+    # The published network applies a log-softmax, and its loss applies another log-softmax.
     with torch.device("meta"):
         assert medium_mlp()(torch.empty(2, 3, 32, 32)).shape == (2, 10)
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_resnets_map_images_to_ten_logits(make: Any, shape: tuple[int, ...]):
     with torch.no_grad():
         logits = model(torch.randn(shape))
     assert logits.shape == (2, 10)
-    # Averages over the last 4 x 4 maps, through the last layer.
+    # The last layer receives averages over the last 4 x 4 maps.
     assert features[0].shape[2:] == (4, 4)
     means = features[0].double().mean((2, 3))
     head = model.head
@@ -138,7 +138,7 @@ def test_the_language_model_does_not_look_ahead():
     with torch.no_grad():
         before, after = model(tokens), model(changed)
     assert before.shape == (3, 9, 11)
-    # The same sums in the same order, up to the kernel's choice of blocks.
+    # The sums are the same and in the same order, up to the kernel's choice of blocks.
     torch.testing.assert_close(before[:, :5], after[:, :5], rtol=1e-5, atol=1e-6)
     assert ((before[:, 5:] - after[:, 5:]).abs().amax((0, 2)) > 1e-4).all()
 

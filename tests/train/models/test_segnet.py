@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from train.models.segnet import SegNet, segnet
 
-# Channels of every convolution but the last, in and out, as published.
+# Input and output channels of every convolution except the last, as published.
 ENCODER = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]
 ENCODER += [(256, 512), *[(512, 512)] * 5]
 DECODER = [*[(512, 512)] * 5, (512, 256), (256, 256), (256, 256), (256, 128)]

@@ -49,7 +49,7 @@ def test_a_level_going_up_sees_the_enlarged_image_and_the_copy():
         module.register_forward_hook(keep)
     with torch.no_grad():
         logits = model(torch.randn(2, 3, 8, 8))
-    # The copy of the finest level is the last to be used.
+    # The copy of the finest level is used last.
     for level, copy, n in [(0, 1, 8), (1, 0, 4)]:
         seen = inputs[f"up.{level}"]
         assert torch.equal(seen[:, :n], outputs[f"enlarge.{level}"])

@@ -34,15 +34,15 @@ def normalised(x: Any, norm: Any) -> Any:
     return norm.weight * (x - x.mean()) / (variance + 1e-5).sqrt() + norm.bias
 
 
-def attended(query: Any, seen: list[Any], attention: Any) -> Any:
-    """Return one vector's attention output over visible vectors, in two heads of four."""
+def attended(query: Any, visible: list[Any], attention: Any) -> Any:
+    """Return the attention output of a query over visible vectors, with two heads."""
     (wq, wk, wv) = attention.in_proj_weight.split(8)
     (bq, bk, bv) = attention.in_proj_bias.split(8)
     heads = []
     for head in (slice(0, 4), slice(4, 8)):
         q = (wq @ query + bq)[head]
-        scores = [((wk @ x + bk)[head] @ q / 2).exp() for x in seen]
-        values = [(wv @ x + bv)[head] for x in seen]
+        scores = [((wk @ x + bk)[head] @ q / 2).exp() for x in visible]
+        values = [(wv @ x + bv)[head] for x in visible]
         total = sum(scores)
         heads.append(sum(s / total * v for s, v in zip(scores, values, strict=True)))
     projection = attention.out_proj
@@ -50,7 +50,7 @@ def attended(query: Any, seen: list[Any], attention: Any) -> Any:
 
 
 def slow_logits(model: Any, sequence: Any) -> Any:
-    """Return the logits of one sequence, a vector at a time."""
+    """Return the logits of one sequence, computed vector by vector."""
     xs = []
     for place, token in enumerate(sequence.tolist()):
         code = [
@@ -68,8 +68,8 @@ def slow_logits(model: Any, sequence: Any) -> Any:
     return torch.stack([model.head.weight @ x + model.head.bias for x in xs])
 
 
-def seen_by(model: Any) -> dict[tuple[int, int], set[tuple[int, int]]]:
-    """Return for each place of each sample which tokens its logits depend on."""
+def dependencies(model: Any) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """Return the tokens on which the logits depend, by sample and position."""
     torch.manual_seed(1)
     tokens = torch.randint(N_TOKENS, (N, CONTEXT))
     cells = list(product(range(N), range(CONTEXT)))
@@ -114,16 +114,16 @@ def test_as_published_the_batch_is_the_sequence():
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_place_sees_itself_and_the_earlier_ones_of_its_sample(mode: str):
-    seen = seen_by(getattr(word_language_model(N_TOKENS).double(), mode)())
+def test_a_position_depends_on_itself_and_earlier_positions(mode: str):
+    seen = dependencies(getattr(word_language_model(N_TOKENS).double(), mode)())
     for sample, place in seen:
         assert seen[sample, place] == {(sample, i) for i in range(place + 1)}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_as_published_a_place_sees_the_earlier_samples(mode: str):
+def test_as_published_a_position_depends_on_earlier_samples(mode: str):
     model = word_language_model(N_TOKENS, as_published=True).double()
-    seen = seen_by(getattr(model, mode)())
+    seen = dependencies(getattr(model, mode)())
     for sample, place in seen:
         assert seen[sample, place] == {(i, place) for i in range(sample + 1)}
 

@@ -1,4 +1,4 @@
-"""Optimizers against the published steps, in numpy and float64."""
+"""Optimizers take the published steps, computed in NumPy and float64."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +77,7 @@ def steps_by_hand(name: str) -> list[Step]:
 
 
 class Problem(nn.Module):
-    """The same by torch, with a parameter that is frozen and one that is not used."""
+    """The same problem in torch, with a frozen parameter and an unused parameter."""
 
     def __init__(self, dtype: Any) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_both_sides_of_the_bound_of_spsmax_are_taken():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_groups_have_lengths_of_their_own_and_one_norm(name: str):
+def test_groups_have_their_own_learning_rates_and_share_one_norm(name: str):
     problem = Problem(torch.float64)
     groups = problem.groups()
     groups[1]["lr"] = 0.0
@@ -159,7 +159,7 @@ def test_groups_have_lengths_of_their_own_and_one_norm(name: str):
 def test_without_a_gradient_nothing_moves(name: str, loss: float):
     problem = Problem(torch.float32)
     optimizer = CASES[name][0](problem.groups())
-    step(optimizer, loss)  # there are none at all
+    step(optimizer, loss)  # no parameter has a gradient
     for p in (problem.u, problem.v):
         p.grad = torch.zeros_like(p)
     step(optimizer, loss)
@@ -169,11 +169,11 @@ def test_without_a_gradient_nothing_moves(name: str, loss: float):
 
 
 @pytest.mark.parametrize("kind", [SPSmax, NGN])
-def test_without_a_loss_to_lose_nothing_moves(kind: Any):
+def test_parameters_do_not_move_at_zero_loss(kind: Any):
     x = nn.Parameter(torch.ones(2))
     optimizer = kind([x], lr=1)
     x.grad = torch.ones(2)
-    for loss in (0.0, -1e-8):  # the second by rounding
+    for loss in (0.0, -1e-8):  # rounding can make a loss of 0 slightly negative
         optimizer.step(loss=loss)
         assert torch.equal(x, torch.ones(2))
         assert float(optimizer.param_groups[0]["step_size"]) == 0
@@ -192,7 +192,7 @@ def test_nan_is_passed_on(name: str):
 def test_half_precision_does_not_overflow():
     x = nn.Parameter(torch.zeros(1000, dtype=torch.float16))
     optimizer = NormalizedSGD([x], lr=1.0)
-    x.grad = torch.full_like(x, 3e4)  # its norm is 9.5e5, and float16 ends at 6.6e4
+    x.grad = torch.full_like(x, 3e4)  # the norm of 9.5e5 exceeds float16's 6.6e4
     optimizer.step()
     torch.testing.assert_close(x, torch.full_like(x, -(1000**-0.5)))
 
@@ -282,7 +282,7 @@ X = torch.zeros(2)
         ),
         (
             lambda: NGN([X], lr=1).step(loss=X),
-            r"one number as loss, got the shape \(2,\)",
+            r"one number as the loss, got the shape \(2,\)",
         ),
     ],
     ids=range(10),

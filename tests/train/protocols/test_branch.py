@@ -1,4 +1,4 @@
-"""Branches take the steps of their parent again, but for the learning rate."""
+"""Branches repeat the steps of their parent with a scaled learning rate."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -104,7 +104,7 @@ def test_a_branch_of_scale_one_is_its_parent_bit_for_bit(
     logged = [name for name in parent.metrics if name != "wall_time"]
     for name in logged:
         expected = parent.steps[name].values[first:]
-        # Anchors of a branch differ from its parent's, and distances by rounding with them.
+        # The anchors of a branch differ from its parent's, so distances differ by rounding.
         np.testing.assert_allclose(again.steps[name], expected, rtol=1e-6, err_msg=name)
     assert again.attrs["branch"] == {
         "parent": "run.zarr",
@@ -124,7 +124,7 @@ def test_a_smaller_scale_goes_less_far_with_the_same_data(
     small = open_run(tmp_path / "branch.zarr")
     rates = parent.steps.lr.values[2 * PER_EPOCH :]
     np.testing.assert_allclose(small.steps.lr, 0.01 * rates, rtol=1e-12)
-    # The first gradient is the same, and so is the second but for a step a 100th as long.
+    # The first gradient is the same; the second differs, because the step is a 100th as long.
     gradients = parent.stored.array("gradient")[2 * PER_EPOCH :]
     np.testing.assert_array_equal(small.stored.array("gradient")[0], gradients[0])
     steps = small.steps.update_norm.values
@@ -205,17 +205,19 @@ def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
     parent, out = cosine_parent, tmp_path / "branch.zarr"
     with pytest.raises(ValueError, match=r"lr_scale: .* positive number, got 0\.0"):
         branch(parent, 2, 0.0, out)
-    with pytest.raises(KeyError, match=r"No epoch 9 in .*have 4\. .* epochs \[2\]"):
+    with pytest.raises(
+        KeyError, match=r"no epoch 9 in .*have 4 epochs\. .* epochs \[2\]"
+    ):
         branch(parent, 9, 0.1, out)
     with pytest.raises(ValueError, match=r"buffers, such as .* --branch-at EPOCH"):
         branch(parent, 3, 0.1, out)
-    with pytest.raises(ValueError, match=r"'cosine' schedule .* ask for at most 2"):
+    with pytest.raises(ValueError, match=r"'cosine' schedule .* choose at most 2"):
         branch(parent, 2, 0.1, out, epochs=3)
     with pytest.raises(ValueError, match="epochs: expected at least 1, got 0"):
         branch(parent, 2, 0.1, out, epochs=0)
     assert not out.exists()
     branch(parent, 2, 0.1, out)
-    with pytest.raises(ValueError, match=r"is a branch itself, of run\.zarr"):
+    with pytest.raises(ValueError, match=r"is itself a branch of run\.zarr"):
         branch_training(open_run(out), 1, 0.1)
     with pytest.raises(FileExistsError, match="exists already"):
         branch(parent, 2, 0.1, out)
@@ -224,7 +226,7 @@ def test_impossible_branches_are_refused(tmp_path: Path, cosine_parent: Run):
 def test_epochs_without_checkpoint_or_window_are_refused(tmp_path: Path):
     record(settings("digits-mlp"), tmp_path / "run.zarr", reference_every=7, **SMALL)
     parent = open_run(tmp_path / "run.zarr")
-    with pytest.raises(KeyError, match=r"No checkpoint of epoch 1 .* the epochs \[\],"):
+    with pytest.raises(KeyError, match=r"no checkpoint of epoch 1 .* the epochs \[\],"):
         branch(parent, 1, 0.1, tmp_path / "branch.zarr")
 
 
@@ -233,7 +235,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path, mlp_parent: Run)
     path.parent.mkdir()
     shutil.copy(branch_checkpoint_path(Path(mlp_parent.location), 2), path)
     record(settings("digits-mlp"), tmp_path / "run.zarr", **SMALL)
-    with pytest.raises(ValueError, match="is of another run"):
+    with pytest.raises(ValueError, match="belongs to another run"):
         branch(open_run(tmp_path / "run.zarr"), 2, 0.1, tmp_path / "branch.zarr")
 
 
@@ -277,7 +279,7 @@ def test_the_command_records_a_store_for_every_scale(
     assert (tmp_path / "other" / "epoch-1-lr-0.1.zarr").exists()
     for wrong, message in {
         ("--lr-scale", "0.1"): "exists already",
-        ("--lr-scale", "0.5", "0.5"): "asked for twice",
+        ("--lr-scale", "0.5", "0.5"): "requested twice",
         ("--lr-scale", "0.5", "0"): "expected a positive number, got 0.0",
     }.items():
         with pytest.raises(SystemExit, match=r"^1$"):

@@ -1,4 +1,4 @@
-"""Test ``train.protocols.chords`` against losses at points that are mixed by hand."""
+"""Losses on a chord agree with losses at points that are interpolated by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_losses_equal_a_forward_pass_between_the_iterates(
             ):
                 p.copy_((1 - t) * a + t * b)
             expected.append(float(cross_entropy(mixed(inputs), labels)))
-    # The reference at the start is the first iterate itself.
+    # The anchor at the start is the first iterate itself.
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert analyzers.chord_convexity(found).slack.sizes == {"fraction": 3}
 

@@ -1,4 +1,4 @@
-"""Cosines of gradients at any lag, of language models, against whole gradients."""
+"""Estimated cosines of lagged gradients of language models agree with whole gradients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,7 +41,7 @@ class DelayedStart:
 def test_errors_are_as_large_as_they_are_said_to_be(
     tmp_path: Path, name: str, first: int
 ):
-    """Over recordings of one training with other random signs, all at once."""
+    """Record one training run many times simultaneously, with different random signs."""
     gradients: list[Any] = []
 
     @contextmanager
@@ -81,5 +81,5 @@ def test_errors_are_as_large_as_they_are_said_to_be(
         np.testing.assert_allclose(adjacent, np.diag(exact, 1), atol=1e-5)
     z = np.array(scores)
     assert 0.8 < z.std() < 1.2
-    # The same signs serve all pairs: only the seeds are independent.
+    # All pairs share the same signs, so only the seeds are independent.
     assert abs(z.mean()) < 4 / np.sqrt(N_SEEDS)

@@ -1,4 +1,4 @@
-"""Every direction that is measured, against the exact two-run protocol on the digits."""
+"""Every measured direction agrees with the exact two-run protocol on the digits."""
 
 from dataclasses import replace
 from functools import partial
@@ -50,14 +50,14 @@ def test_errors_are_as_large_as_they_are_said_to_be(
         weight_decay=weight_decay,
     )
     run = open_run(store)
-    of = run if direction == "gradient" else run.measured(direction)
-    found = analyzers.path_geometry(of, weight_decay=weight_decay).compute()
+    source = run if direction == "gradient" else run.measured(direction)
+    found = analyzers.path_geometry(source, weight_decay=weight_decay).compute()
     np.testing.assert_array_equal(found.step, exact.step)
-    # In the last steps x - x* is as long as one of them.
+    # In the last steps, x - x* is only as long as a single step.
     before_end = exact.step.values < run.n_steps - 10
     z = ((found.gamma - exact.gamma) / found.gamma_stderr).values[before_end]
     if direction == "full_batch":
-        # Once an epoch: too few for a standard deviation.
+        # One measurement per epoch gives too few for a standard deviation.
         assert len(z) == 4
         assert np.abs(z).max() < 3
     else:

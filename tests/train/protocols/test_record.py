@@ -90,7 +90,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path):
     torch.save({"attrs": {}}, checkpoint_path(tmp_path / "run.zarr"))
     with pytest.raises(
         ValueError,
-        match="is of another training run: workload None instead of 'digits-res",
+        match="belongs to another training run: workload None instead of 'digits-re",
     ):
         record_resumably(training, tmp_path / "run.zarr", **SMALL)
 
@@ -110,7 +110,7 @@ def test_checkpoints_are_no_more_frequent_than_asked_for(
     monkeypatch.setattr(recording, "monotonic", lambda: next(clock))
     monkeypatch.setattr(torch, "save", counted)
     record_resumably(training, tmp_path / "a.zarr", checkpoint_seconds=5, **SMALL)
-    # They end after 4, 6 and 9 seconds; the last of all needs none.
+    # The first three epochs end after 4, 6 and 9 seconds; the last epoch needs no checkpoint.
     assert saved == [2]
     assert list(clock) == []
 
@@ -130,7 +130,7 @@ def test_a_store_of_another_run_is_refused(tmp_path: Path):
     other = replace(training, lr=0.5, seed=3)
     with pytest.raises(
         ValueError,
-        match=r"run\.zarr is of another training run: lr 0\.02 instead of 0\.5, seed 0 ins",
+        match=r"run\.zarr belongs to another training run: lr 0\.02 instead of 0\.5, seed",
     ):
         record_resumably(other, out, **SMALL)
     assert open_run(out).attrs == before

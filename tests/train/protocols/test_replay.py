@@ -1,4 +1,4 @@
-"""Losses at x* against forward passes over the batches that training really saw."""
+"""Replayed losses agree with forward passes over the batches that training really used."""
 
 import shutil
 import sys
@@ -66,7 +66,7 @@ def settings(name: str, **changes: Any) -> Training:
 
 
 class Watched:
-    """Keeps the batches that a loop hands to its loss, and the model."""
+    """Keeps the model and the batches that a training loop passes to the loss."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.batches: list[tuple[Any, Any]] = []
@@ -75,7 +75,7 @@ class Watched:
 
         def model(*arguments: Any) -> nn.Module:
             built = workload.model(*arguments)
-            built.register_forward_pre_hook(self._see)
+            built.register_forward_pre_hook(self._keep_inputs)
             return built
 
         def loss(outputs: Any, targets: Any) -> Any:
@@ -86,18 +86,18 @@ class Watched:
         watched = replace(workload, model=model, task=Task(loss, self.task.scores))
         monkeypatch.setitem(WORKLOADS, name, watched)
 
-    def _see(self, model: nn.Module, inputs: Any) -> None:
+    def _keep_inputs(self, model: nn.Module, inputs: Any) -> None:
         if torch.is_grad_enabled():
             self.model, [self._inputs] = model, inputs
 
     def losses(self, model: nn.Module) -> Any:
-        """Return the loss of every batch that was seen, by a forward pass."""
-        found = []
+        """Return the loss of every kept batch, computed by a forward pass."""
+        losses = []
         model.train()
         with torch.no_grad():
             for inputs, targets in self.batches:
-                found.append(float(self.task.loss(model(inputs), targets)))
-        return np.array(found)
+                losses.append(float(self.task.loss(model(inputs), targets)))
+        return np.array(losses)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +109,7 @@ def test_losses_equal_a_forward_pass_over_the_recorded_batches(
     batches = list(watched.batches)
     run = open_run(tmp_path / "run.zarr")
     found = replay(run)
-    # Replaying hands no batch to a backward pass.
+    # Replaying passes no batch to a backward pass.
     assert len(watched.batches) == len(batches) == run.n_steps == 6
     np.testing.assert_allclose(
         found["reference_loss"], watched.losses(model), rtol=1e-5
@@ -191,7 +191,7 @@ def test_a_full_batch_has_the_loss_of_all_data(tmp_path: Path):
     expected = cross_entropy(model(inputs), targets).item()
     np.testing.assert_allclose(found["reference_loss"], [expected] * 2, rtol=1e-5)
     assert found.attrs["method"].startswith("all data")
-    # Asking for indices that there are none of does no harm.
+    # Requesting indices is harmless in a full-batch run, which has none.
     asked = replace(training, record_samples=True)
     record(asked, tmp_path / "asked.zarr", **OPTIONS)
     assert open_run(tmp_path / "asked.zarr").spec.samples == 0
@@ -252,7 +252,7 @@ def test_dropout_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class Shifted(Dataset[Any]):
-    """Examples with noise that is drawn whenever they are asked for."""
+    """A data set that adds new noise to an example at every access."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -292,7 +292,7 @@ def test_augmentation_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @contextmanager
 def forgetful(path: Path, model: Any, optimizer: Any, **options: Any) -> Iterator[Any]:
-    """Record no indices of step 2, and five of step 3."""
+    """Record no indices in step 2, and five indices in step 3."""
     with Recorder(path, model, optimizer, **options) as recorder:
         log_samples, steps = recorder.log_samples, count()
 
@@ -320,7 +320,7 @@ def test_steps_without_indices_have_no_loss(
     some = run.samples.values[3, :5]
     expected = cross_entropy(model(images[some]), labels[some]).item()
     assert found[3] == pytest.approx(expected, rel=1e-5)
-    # The same losses, replayed by batch.
+    # Replaying by batch gives the same losses.
     monkeypatch.setattr("train.protocols.replay._is_mean", lambda *_: False)
     again = replay(run)["reference_loss"].values
     np.testing.assert_allclose(again, found, rtol=1e-5)
@@ -383,7 +383,7 @@ def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch
 
     change(monkeypatch, "digits-mlp", data=bright)
     with pytest.raises(
-        ValueError, match=r"not the recorded ones.*was recorded.*data-dir"
+        ValueError, match=r"rebuilt model and data differ.*was recorded.*data-dir"
     ):
         replay(run)
 
@@ -413,7 +413,7 @@ def test_the_command_writes_next_to_the_run(
     traj_train(monkeypatch, "replay", path)
     traj_train(monkeypatch, "replay", path, "--reference", "0")
     printed = capsys.readouterr().out
-    assert "Losses at final of 3 of 3 batches: per-sample losses, averaged." in printed
+    assert "losses of 3 of 3 batches at final: per-sample losses, averaged." in printed
     assert "Next: traj-analyze alpha-beta" in printed
     for group, reference in (("replay-final", "final"), ("replay-epoch-0", 0)):
         stored = xr.open_zarr(

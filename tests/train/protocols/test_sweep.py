@@ -99,7 +99,7 @@ def test_sweeps_of_the_alpha_beta_paper_change_one_factor_and_the_seed(
     for training in trainings:
         changed = {k for k, v in asdict(training).items() if v != getattr(base, k)}
         assert changed <= free
-        # For the losses at x*.
+        # Samples are needed to compute the losses at x*.
         assert training.record_samples
     if factor == "optimizer":
         rates = {t.optimizer: t.lr for t in trainings}
@@ -186,14 +186,15 @@ def test_the_command_records_the_missing_runs(
     assert max(map(len, printed.splitlines())) <= 80 + len(str(tmp_path))
     assert open_run(tmp_path / "runs" / "two.zarr").measurements == ("update",)
 
-    # Another sweep into the same directory: its second run is refused before the first starts.
+    # Record another sweep into the same directory: its second run is refused before the first
+    # run starts.
     file.write_text(SWEEP.replace("seed = 7", "seed = 8").replace('"one"', '"new"'))
     created.clear()
     with pytest.raises(SystemExit, match=r"^1$"):
         cli.main()
     assert created == []
     error = " ".join(capsys.readouterr().err.split())
-    assert "is of another training run: seed 7 instead of 8" in error
+    assert "belongs to another training run: seed 7 instead of 8" in error
 
 
 def test_every_measurement_of_the_paper_can_be_recorded(

@@ -1,4 +1,4 @@
-"""The exact protocol against float64 arithmetic over a whole trace."""
+"""The two-run protocol agrees with float64 arithmetic over a whole training run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,32 +25,32 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def trace(train_small: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Gradients and iterates of every step of the small training, and its end."""
-    seen: dict[str, dict[str, Any]] = {"g": {}, "x": {}, "end": {}}
+    """Return gradients, iterates and final parameters of the small training run by name."""
+    kept: dict[str, dict[str, Any]] = {"g": {}, "x": {}, "end": {}}
 
     @contextmanager
     def watch(model: Any, optimizer: Any, **_: int) -> Iterator[Silent]:
-        def look(*_: object) -> None:
+        def keep_step(*_: object) -> None:
             for name, p in model.named_parameters():
                 gradient = p.grad.double().numpy().ravel().copy()
-                seen["g"].setdefault(name, []).append(gradient)
+                kept["g"].setdefault(name, []).append(gradient)
                 point = p.detach().double().numpy().ravel().copy()
-                seen["x"].setdefault(name, []).append(point)
+                kept["x"].setdefault(name, []).append(point)
 
-        handle = optimizer.register_step_pre_hook(look)
+        handle = optimizer.register_step_pre_hook(keep_step)
         yield Silent()
         handle.remove()
 
     model = train_small(watch)
     for name, p in model.named_parameters():
-        seen["end"][name] = p.detach().double().numpy().ravel()
-        seen["g"][name] = np.stack(seen["g"][name])
-        seen["x"][name] = np.stack(seen["x"][name])
-    return seen
+        kept["end"][name] = p.detach().double().numpy().ravel()
+        kept["g"][name] = np.stack(kept["g"][name])
+        kept["x"][name] = np.stack(kept["x"][name])
+    return kept
 
 
 def geometry(g: Any, a: Any) -> dict[str, Any]:
-    """Definitions of the paper for gradients and differences to the end, by row."""
+    """Return the paper's quantities for rows of gradients g and of differences a = x - x*."""
     h = (g * a).sum(1)
     norm, distance = np.sqrt((g**2).sum(1)), np.sqrt((a**2).sum(1))
     rsi, eb = h / distance**2, norm / distance
@@ -74,8 +74,8 @@ def test_equals_a_float64_reference(
     assert exact.attrs["reference"] == "final"
 
 
-def stacked(trace: dict[str, Any], of: str) -> Any:
-    return np.concatenate([trace[of][name] for name in trace["end"]], 1)
+def stacked(trace: dict[str, Any], key: str) -> Any:
+    return np.concatenate([trace[key][name] for name in trace["end"]], 1)
 
 
 def test_weight_decay_is_added_to_gradients(
@@ -122,7 +122,9 @@ def test_other_gradients_are_measured_where_they_are_taken():
     np.testing.assert_allclose(exact.gamma, away[0] / np.linalg.norm(away), rtol=1e-12)
     expected = np.array([1 / 2 - 1 / 16, 1 / 8 - 1 / 16]) * np.linalg.norm(away)
     np.testing.assert_allclose(exact.distance, expected, rtol=1e-12)
-    with pytest.raises(RuntimeError, match="made no 'unheard'; nothing was measured"):
+    with pytest.raises(
+        RuntimeError, match="made no measurement 'unheard'; nothing was measured"
+    ):
         two_run(train, direction="unheard")
 
 
@@ -159,7 +161,7 @@ def test_runs_that_end_at_different_parameters_are_refused(
     train_small: Callable[..., Any],
 ):
     with pytest.raises(
-        RuntimeError, match=r"1 of 4 tensors differ, \['2\.bias'\] among them"
+        RuntimeError, match=r"1 of 4 tensors differ, including \['2\.bias'\]"
     ):
         two_run(drifting(train_small))
 
@@ -181,12 +183,12 @@ def test_zero_norms_read_as_nan():
         with observed(observe, model, optimizer, 3):
             for step in range(3):
                 optimizer.zero_grad()
-                # Without a gradient, then with a zero one.
+                # "still" never has a gradient; that of "x" is zero after the first step.
                 (pull(model["x"]) * (step == 0)).backward()
                 optimizer.step()
 
     whole, layers = two_run(train), two_run(train, layers=True)
-    # All of the path is one step: later gradients and distances are zero.
+    # The whole path is one step, so later gradients and distances are zero.
     assert np.isfinite(whole.gamma.values).tolist() == [True, False, False]
     for name in ("gamma", "rsi", "eb", "lolr"):
         assert np.isnan(whole[name].values[1:]).all()
@@ -239,11 +241,11 @@ def test_parameters_that_the_optimizer_does_not_hold_do_not_count():
                 optimizer.step()
 
     exact = two_run(train)
-    # Straight towards the end, as far as the optimizer is concerned.
+    # The path of the parameters that the optimizer updates is straight.
     np.testing.assert_allclose(exact.gamma, 1, rtol=1e-6)
 
 
-def test_runs_that_diverge_alike_are_alike():
+def test_runs_that_diverge_identically_are_accepted():
     def train(observe: Any) -> None:
         model = torch.nn.ParameterDict({"x": torch.ones(3)})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -254,7 +256,7 @@ def test_runs_that_diverge_alike_are_alike():
     assert np.isnan(two_run(train).gamma).all()
 
 
-def test_a_run_without_steps_says_so():
+def test_a_run_without_steps_is_refused():
     def train(observe: Any) -> None:
         model = torch.nn.Linear(2, 1)
         torch.nn.init.ones_(model.weight)

@@ -1,4 +1,4 @@
-"""Trainings of the alpha-beta paper: its settings, widths, and optimizers in the loop."""
+"""Workloads of the alpha-beta paper: their settings, widths and optimizers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_settings_are_the_papers(name: str):
 def test_the_half_space_takes_four_thousand_steps():
     notes = RecordedLog()
     train(replace(WORKLOADS["halfspace"].settings, max_steps=3), notes)
-    assert notes.told == {"steps_per_epoch": 40, "total_steps": 3}
+    assert notes.lengths == {"steps_per_epoch": 40, "total_steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_weight_decay_is_refused(optimizer: Any):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Training:
-    """Three steps in each of two epochs of fifty images."""
+    """Return settings for two epochs of three steps each on fifty images."""
     truncate(monkeypatch, "digits-mlp", 50)
     return replace(
         WORKLOADS["digits-mlp"].settings, epochs=2, batch_size=16, width=20, lr=2.0
@@ -118,7 +118,7 @@ def size_by_hand(optimizer: str, lr: float, loss: float, norm: float) -> float:
 def test_step_sizes_of_the_loop_follow_from_its_losses(
     short: Training, optimizer: Any, lr: float, tmp_path: Path
 ):
-    """The same training, written out with torch's own SGD."""
+    """Compare with the same training run, written out with torch's own SGD."""
     training = replace(short, optimizer=optimizer, lr=lr)
     record(training, tmp_path / "run.zarr", exact=True)
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_demonstrations_learn(name: str, monkeypatch: pytest.MonkeyPatch):
     if name == "english-lstm":
         truncate(monkeypatch, name, 64)
     notes = RecordedLog()
-    # The LSTM sees two batches again and again.
+    # The LSTM is trained on the same two batches in every epoch.
     changes: Any = {"epochs": 20, "width": 32} if name == "english-lstm" else {}
     train(replace(WORKLOADS[name].settings, max_steps=60, **changes), notes)
     losses = [row["loss"] for row in notes.scalars]

@@ -32,7 +32,7 @@ SIZES = {
     "vaihingen-unet": 7_763_206,
     "vaihingen-segnet": 29_446_470,
 }
-"""Numbers of parameters."""
+"""Number of parameters of each published model."""
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -1,4 +1,4 @@
-"""Deep linear networks begin as the closed form asks for."""
+"""Deep linear networks have the data and initial weights that the closed form requires."""
 
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -60,7 +60,7 @@ def test_random_weights_change_lengths_by_the_factor():
     weights = random_weights([400, 400, 400, 400], initial=0.02)
     vector = torch.randn(400)
     image = torch.linalg.multi_dot([*weights[::-1], vector])
-    # Deviations of some sqrt(3 / 400) = 9 %.
+    # The deviations are about sqrt(3 / 400) = 9 %.
     assert float(image.norm() / vector.norm()) == pytest.approx(0.02, rel=0.25)
 
 
@@ -84,7 +84,7 @@ def test_loss_is_half_of_the_sum_over_outputs():
 
 
 def test_steps_are_gradient_descent_over_all_data():
-    """From the gradient (W - Sigma_yx), pulled through two layers by hand."""
+    """Compare with the gradient W - Sigma_yx, propagated through two layers by hand."""
     training = replace(settings_of("deep-linear-2"), max_steps=3, lr=0.3)
     found = [p.detach() for p in train(training, unobserved).parameters()]
     torch.manual_seed(training.seed)

@@ -1,4 +1,4 @@
-"""The half-space: its loss and gradients in numpy, and the paper's smallest loss."""
+"""The half-space has the loss and gradients of NumPy, and the paper's smallest loss."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_loss_and_gradient_follow_the_formula(part: slice):
 
 
 def test_the_smallest_loss_of_a_point_is_the_papers():
-    """Along the point itself, since anything else is only longer."""
+    """Minimize along the point itself, because other directions only make x longer."""
     found = minimize_scalar(
         lambda r: 1 / (1 + np.exp(r)) + half_space.REGULARISATION * r**2 / 2,
         bounds=(1, 30),
