@@ -173,7 +173,7 @@ def test_attributes_carry_over():
 def test_dataset_without_the_quantities_is_refused():
     with pytest.raises(
         KeyError,
-        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*path_geometry returns",
+        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*result of analyzers\.path_geometry",
     ):
         analyzers.epoch_means(synthetic().drop_vars(["gamma", "eb"]))
 
