@@ -103,10 +103,10 @@ def test_runs_that_cannot_be_compared_are_refused(
 ):
     with pytest.raises(ValueError, match=r"No branches of .* traj-train branch"):
         analyzers.compare_branches(parent, [])
-    with pytest.raises(ValueError, match=r"no branch of .*, but none at all"):
+    with pytest.raises(ValueError, match=r"not a branch of .*, but a run of its own"):
         analyzers.compare_branches(parent, [parent])
     other = descend(tmp_path / "other.zarr", RATES, EIGENVALUES)
-    with pytest.raises(ValueError, match=r"but one of parent\.zarr"):
+    with pytest.raises(ValueError, match=r"but a branch of parent\.zarr"):
         analyzers.compare_branches(other, branches)
     later = record_branch(tmp_path / "later.zarr", parent, 0.5, 3, epoch=3, step=30)
     with pytest.raises(ValueError, match=r"begin in the epochs \[2, 3\]; compare"):

@@ -153,7 +153,7 @@ def test_numbers_out_of_range_are_refused(
 def test_steps_are_selectable_by_epoch(example_run: Path):
     found = analyzers.zigzag_segments(trajstore.open_run(example_run))
     assert found.cosine.sel(epoch=3).sizes["step"] == 12
-    assert found.running_cosine.attrs["long_name"] == "its running median"
+    assert found.running_cosine.attrs["long_name"] == "running median of the cosine"
 
 
 def test_tensors_have_kinds_of_their_own(tmp_path: Path):
