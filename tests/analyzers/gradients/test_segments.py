@@ -13,7 +13,7 @@ from trajstore.reading.run import Run
 
 pytest.importorskip("torch")
 
-# Smooth, zigzag, and smooth again: of one mode, up to where the learning rate changes.
+# Learning rates with which a single mode is smooth, zigzags, and is smooth again.
 RATES = [0.05] * 30 + [1.45] * 40 + [0.05] * 20
 EIGENVALUES = [1.0, 0.7, 1.3]
 KINDS = ("zigzag", "neither", "smooth")
@@ -80,7 +80,7 @@ def test_shares_are_those_of_the_path(run: Run):
 
 
 def test_displacement_from_probes_is_within_its_error(tmp_path: Path):
-    """In many dimensions, where probes say something; other signs for other runs."""
+    """The run has enough dimensions for probes; each run has other random signs."""
     rng = np.random.default_rng(3)
     eigenvalues = rng.uniform(0.5, 1.3, 3000)
     start = rng.normal(size=3000)
@@ -90,7 +90,7 @@ def test_displacement_from_probes_is_within_its_error(tmp_path: Path):
     )
     expected, found = map(analyzers.zigzag_segments, (exact, probed))
     error = found.displacement_share - expected.displacement_share
-    # Probes are kept in float16.
+    # Probes are stored in float16.
     allowed = 4 * found.displacement_share_stderr + 1e-3
     assert (abs(error) <= allowed).all()
     assert float(found.displacement_share_stderr.max()) > 1e-4
