@@ -20,8 +20,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 def anchor_norms(run: Run) -> xr.DataArray:
     """Return the norm of each step's anchor by layer, lazy float64 (step, layer)."""
-    # NaN where an anchor is damaged. Each task decodes all anchors over one part of the
-    # parameters.
+    # Norms are NaN where an anchor is damaged. Each task decodes all anchors over one part
+    # of the parameters.
     n_layers = len(run.layout.names)
     parts = [
         task(partial(squares, run, elements))
@@ -61,7 +61,7 @@ def squares(run: Run, elements: slice) -> FloatArray:
 
 
 def norms(parts: Sequence[FloatArray]) -> FloatArray:
-    """Return norms from the sums of squares over every part of the parameters."""
+    """Add the sums of squares of all parts; return norms, float64 (window, layer)."""
     result: FloatArray = np.sqrt(np.sum(parts, axis=0))
     return result
 
@@ -69,5 +69,5 @@ def norms(parts: Sequence[FloatArray]) -> FloatArray:
 def take_windows(
     window_of_step: npt.NDArray[np.int64], by_window: FloatArray
 ) -> FloatArray:
-    """Return for each step the values of its window."""
+    """Return the values of each step's window, float64 (step, layer)."""
     return by_window[window_of_step]

@@ -1,4 +1,4 @@
-"""Limit BLAS to one thread while Dask's threads compute: more would block each other."""
+"""Limit BLAS to one thread while Dask's threads compute: more BLAS threads would compete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _n_users = 0
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS use one thread in this process until the last such block ends."""
+    """Limit BLAS to one thread in this process until the last open block ends."""
     # The limit holds for the whole process, but tasks start and end in many threads.
     global _n_users  # noqa: PLW0603 - BLAS has a global setting, and this counts its users
     with _lock:

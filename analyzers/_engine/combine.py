@@ -37,8 +37,8 @@ def combine(
     layers: bool,
     weight_decay: float,
 ) -> dict[str, FloatArray]:
-    """Return the geometry of some steps, each quantity (step,) or (step, layer)."""
-    # `parts` are the results of `project` for all rows of the fold.
+    """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
+    # `parts` are the results of `project`, which together cover all rows of the fold.
     by_window = [
         _combine_window(
             run,
@@ -70,7 +70,7 @@ def _combine_window(
     sums = ResidualSums(*(np.sum(column, axis=0) for column in columns))
     tables = read_tables(run, steps)
     gradient_sq = tables["grad_sq"]
-    # Training has diverged where values are not finite; the quantities are NaN there.
+    # Values are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
         low_rank = (tables["grad_dot_basis"] * fit.coefficients).sum(-1)
         known = tables["grad_dot_displacement"] - low_rank
@@ -99,16 +99,16 @@ def _combine_window(
 def _parameter_products(
     tables: dict[str, FloatArray], fit: Fit, *, layers: bool
 ) -> dict[str, FloatArray]:
-    """Return the products with the parameters that `decayed` takes; needs a basis."""
+    """Return the arguments of `decayed` that involve x or x*; the run needs a basis."""
     products, rank = fit.products, fit.coefficients.shape[-1]
-    # x* = r + v, and r is the first vector of the basis.
+    # x* = r + v, where the anchor r is the first vector of the basis.
     target_sq = products[:, 0, 0] + 2 * products[:, 0, rank] + products[:, rank, rank]
     squares = {
         "param_sq": tables["param_sq"],
         "grad_dot_param": tables["grad_dot_param"],
         "target_sq": np.broadcast_to(target_sq, tables["param_sq"].shape),
     }
-    return squares if layers else {n: values.sum(1) for n, values in squares.items()}
+    return squares if layers else {name: v.sum(1) for name, v in squares.items()}
 
 
 def _distance(
@@ -121,8 +121,8 @@ def _distance(
     *,
     layers: bool,
 ) -> Estimate:
-    """Estimate |x - x*| of some steps from ``|a|^2 - 2 <a, v> + |v|^2``."""
-    # a = x - r displacement, v = x* - r, f = end - r, r the anchor
+    """Estimate |x - x*| at `steps` as the root of ``|a|^2 - 2 <a, v> + |v|^2``."""
+    # With the anchor r of the window: a = x - r, v = x* - r and f = end of window - r.
     rank = run.spec.basis
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     names = ("gradient_probes", "displacement_probes", "probe_scales")
@@ -135,7 +135,7 @@ def _distance(
 
     products, coefficients = fit.products, fit.coefficients
     gram, v, f = products[:, :rank, :rank], products[:, rank], products[:, rank + 1]
-    # Products with the residual: products with v less those with its fit.
+    # The residual is v minus its fit on the basis.
     residual = v - (products[..., :rank] @ coefficients[..., None])[..., 0]
     explained = (coefficients * residual[:, :rank]).sum(-1)
     residual_sq = np.maximum(residual[:, rank] - explained, 0)

@@ -15,7 +15,7 @@ from trajstore.reading.target import Target
 FloatArray = npt.NDArray[np.floating[Any]]
 
 READ_BYTES: Final = 32 << 20
-"""Bytes of gradients to read at once."""
+"""Bytes of gradients to read in one batch."""
 
 
 def exact_sums(
@@ -26,18 +26,18 @@ def exact_sums(
     *,
     weight_decay: float,
 ) -> FloatArray:
-    """Return sums of <g, d>, |d|^2 and |g|^2, with d = x - x*, (3, step, layer)."""
-    # `elements` are whole blocks.
+    """Return the sums of <g, d>, |d|^2 and |g|^2, float64 (3, step, layer)."""
+    # d is x - x*, and `elements` covers whole blocks.
     layers = run.layout.layer_of_block[elements.start // BLOCK : elements.stop // BLOCK]
     sums = np.zeros((3, steps.stop - steps.start, len(run.layout.names)))
     by_window = window_steps(run, steps)
     windows = range(min(by_window), max(by_window) + 1)
-    at_once = max(1, READ_BYTES // (4 * (elements.stop - elements.start)))
+    n_rows = max(1, READ_BYTES // (4 * (elements.stop - elements.start)))
     for c, vectors in walk(run, target, windows, elements):
         part = by_window.get(c, slice(0, 0))
         v = (vectors.target - vectors.anchor).astype(np.float64)
-        for start in range(part.start, part.stop, at_once):
-            rows = slice(start, min(start + at_once, part.stop))
+        for start in range(part.start, part.stop, n_rows):
+            rows = slice(start, min(start + n_rows, part.stop))
             gradients = run.stored.large_rows("gradient", rows, elements)
             displacements = run.stored.large_rows("displacement", rows, elements)
             for step, gradient, displacement in zip(
@@ -54,7 +54,7 @@ def exact_sums(
 def combine_exact(
     parts: Sequence[FloatArray], *, layers: bool
 ) -> dict[str, FloatArray]:
-    """Add the sums over parts; return the geometry of the steps, with standard errors of 0."""
+    """Add up the sums of all parts, and return the geometry with standard errors of 0."""
     products, distance_sq, gradient_sq = np.sum(parts, axis=0)
     if not layers:
         products, distance_sq = products.sum(1), distance_sq.sum(1)

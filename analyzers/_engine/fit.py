@@ -17,9 +17,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Fit(NamedTuple):
-    """Inner products of a window's vectors, and the regression of v on the basis."""
+    """Inner products of a window's vectors, and coefficients of v on the basis."""
 
-    # Vectors, in this order: the basis, v = target - anchor, and end of window - anchor.
+    # The vectors are, in order, the basis, v = target - anchor, and end of window - anchor.
     products: FloatArray  # float64 (layer, rank + 2, rank + 2)
     coefficients: FloatArray  # float64 (layer, rank)
 
@@ -28,7 +28,8 @@ def inner_products(
     run: Run, target: Target, windows: range, elements: slice
 ) -> FloatArray:
     """Return the inner products of each window's vectors over `elements`."""
-    # `elements` are whole blocks; the result is float64 (window, layer, rank + 2, rank + 2).
+    # `elements` covers whole blocks. The result is float64 (window, layer, rank + 2,
+    # rank + 2).
     pieces = segments(run.layout, elements)
     with one_blas_thread():
         return np.stack(
@@ -42,7 +43,7 @@ def inner_products(
 def window_products(
     run: Run, vectors: WindowVectors, pieces: Sequence[tuple[int, slice]]
 ) -> FloatArray:
-    """Return inner products in one window, float64 (layer, rank + 2, rank + 2)."""
+    """Return the inner products of `vectors`, float64 (layer, rank + 2, rank + 2)."""
     n = run.spec.basis + 2
     total = np.zeros((len(run.layout.names), n, n))
     singles = np.empty((n, SEGMENT), np.float32)
@@ -58,12 +59,12 @@ def window_products(
 
 
 def fit(windows: range, parts: Sequence[FloatArray]) -> dict[int, Fit]:
-    """Fit every window; `parts` are its inner products over parts of the vectors."""
+    """Add up the inner products of all parts, and fit every window."""
     products = np.sum(parts, axis=0)
     return {c: fit_window(products[i]) for i, c in enumerate(windows)}
 
 
 def fit_window(products: FloatArray) -> Fit:
-    """Regress v on the basis of one window."""
+    """Regress target - anchor on the basis of one window."""
     rank = products.shape[-1] - 2
     return Fit(products, regress(products[:, :rank, :rank], products[:, :rank, rank]))

@@ -1,4 +1,4 @@
-"""Coordinates, long names and units of results."""
+"""Label results with coordinates, long names and units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +20,10 @@ def describe(
     *,
     units: str | Mapping[str, str] = "1",
 ) -> xr.Dataset:
-    """Return the dataset with long names, definitions and units on its variables."""
+    """Return a copy of the dataset with long names, definitions and units."""
     # A value of `long_names` is a long name, or a long name and a definition. A variable
     # `q_stderr` without an entry is labelled as the standard error of `q`; other variables
-    # without an entry keep their attributes. Quantities that `units` lacks have units of 1.
+    # without an entry keep their attributes. Quantities missing in `units` get units of 1.
     described = dataset.copy()
     for name in map(str, dataset.data_vars):
         quantity = name if name in long_names else name.removesuffix(STDERR)
@@ -43,12 +43,12 @@ def describe(
 
 def layer_names(run: Run) -> npt.NDArray[np.object_]:
     """Return the names of the layers, objects (layer,)."""
-    # Zarr's specification has no fixed-width strings, but has variable-length ones.
+    # Zarr's specification covers variable-length strings, but not fixed-width strings.
     return np.array(run.layout.names, object)
 
 
 def step_coordinates(run: Run, rows: Any = slice(None)) -> dict[str, Any]:
-    """Return the coordinates ``step``, ``epoch`` and ``iteration`` of some rows."""
+    """Return the coordinates ``step``, ``epoch`` and ``iteration`` of `rows`."""
     return {
         STEP: run.stored.step_numbers[rows],
         "epoch": (STEP, run.stored.epochs[rows]),

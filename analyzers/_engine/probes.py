@@ -1,4 +1,4 @@
-"""Read recorded probes, and calibrate the errors of cosines that are computed from them."""
+"""Read recorded probes, and calibrate the errors of cosines computed from them."""
 
 from typing import Any, Final
 
@@ -15,23 +15,28 @@ FloatArray = npt.NDArray[np.floating[Any]]
 NAMES: Final = ("gradient_probes", "displacement_probes", "probe_scales")
 
 CALIBRATION_STEPS: Final = 32
-"""Steps before and after a step whose adjacent gradients calibrate its errors."""
+"""Number of steps, before and after a step, whose cosines calibrate its error."""
 
 
 def read_probes(
     run: Run, steps: npt.NDArray[np.int64]
 ) -> tuple[FloatArray, FloatArray]:
-    """Read probes of gradients and iterates at rising steps, float64 (step, probe)."""
-    # All rows from the first to the last step are read. An exact recording has whole
-    # vectors instead of probes.
+    """Read the probes of gradients and iterates at `steps`, float64 (step, probe)."""
+    # `steps` must ascend; all rows from the first to the last step are read. For an exact
+    # recording, whole vectors take the place of probes.
     rows = slice(int(steps[0]), int(steps[-1]) + 1)
     windows = run.stored.rows("window", rows)[steps - rows.start]
     if run.spec.exact:
-        whole = slice(0, run.layout.size)
-        anchors = np.stack([run.stored.anchors.decode(int(c), whole) for c in windows])
+        all_elements = slice(0, run.layout.size)
+        anchors = np.stack(
+            [run.stored.anchors.decode(int(c), all_elements) for c in windows]
+        )
         gradients, displacements = (
             np.concatenate(
-                [run.stored.large_rows(name, slice(k, k + 1), whole) for k in steps]
+                [
+                    run.stored.large_rows(name, slice(k, k + 1), all_elements)
+                    for k in steps
+                ]
             ).astype(np.float64)
             for name in ("gradient", "displacement")
         )
@@ -42,11 +47,11 @@ def read_probes(
 
 
 def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
-    """Return the rms ratio of error to standard error near rising steps, (step,)."""
-    # The cosines of adjacent gradients are known exactly, so they show the true errors.
-    # Which elements share a probe is fixed. Where few elements hold most of a gradient,
-    # errors may be a fraction of those of elements that meet at random. Measurements
-    # have no exact cosines, and get a ratio of 1.
+    """Return the rms ratio of error to standard error near each step, (step,)."""
+    # The cosines of adjacent gradients are known exactly, so they reveal the true errors.
+    # Standard errors assume that elements are assigned to probes at random, but the
+    # assignment is fixed: where a few elements hold most of a gradient, the true errors
+    # may be much smaller. Measurements have no exact cosines, and get a ratio of 1.
     if run.group.is_measurement or run.spec.exact:
         return np.ones(len(steps))
     return np.array([_error_ratio(run, int(step)) for step in steps])
@@ -62,8 +67,8 @@ def _error_ratio(run: Run, step: int) -> float:
         for name in ("grad_dot_previous", "grad_sq")
     )
     exact = adjacent_cosine(products[1:], squares[1:], squares[:-1])
-    found = cosine(gradients[1:], gradients[:-1])
+    estimate = cosine(gradients[1:], gradients[:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = (found.value - exact) / found.stderr
+        z = (estimate.value - exact) / estimate.stderr
     z = z[np.isfinite(z)]
     return float(np.sqrt((z**2).mean())) if len(z) else 1.0

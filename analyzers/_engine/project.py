@@ -1,8 +1,8 @@
 """Estimate products of sketched gradients with the residual of target - anchor.
 
-A task covers some steps and some rows of the fold; the results of all rows are added up.
 The residual is the part of target - anchor that the basis of the window does not explain.
-Nothing here knows Dask: `analyzers._engine.tasks` makes tasks of these functions.
+One call of `project` covers a range of steps and a range of rows of the fold; `combine`
+adds up the results of all rows. `tasks` turns these calls into Dask tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,26 +26,27 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
 
 STEP_BYTES: Final = 128 << 20
-"""Decoded sketches that a task holds."""
+"""Bytes of decoded sketches that a task holds."""
 
 FOLD_ROWS: Final = 8
-"""Rows of the fold whose energies are counted at once."""
+"""Rows of the fold whose energies are summed in one batch."""
 
 
 class ResidualSums(NamedTuple):
-    """Sums over elements of the residual v_perp."""
+    """Sums over the elements of the residual v_perp."""
 
+    # w are the weights of the sketch.
     energy: FloatArray  # |v_perp / w|^2, float64 (layer,)
-    crowd: FloatArray  # what `crowding` returns for it, float64 (layer, layer)
-    probes: FloatArray  # of v_perp and of end - anchor, float64 (2, probe)
-    layer_probes: FloatArray  # of v_perp by layer, (layer, probe), or (0, probe)
+    crowd: FloatArray  # crowding of v_perp / w, see `crowding`, float64 (layer, layer)
+    probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
+    layer_probes: FloatArray  # probes of v_perp, (layer, probe); empty without layers
 
 
 class Projected(NamedTuple):
-    """Products of a window's steps with the residual, over some rows of the fold."""
+    """Products of a window's gradients with the residual, over a range of fold rows."""
 
     fit: Fit
-    products: FloatArray  # <g, v_perp>, float64 (step, layer), without layers (step, 1)
+    products: FloatArray  # <g, v_perp>, float64 (step, layer); (step, 1) without layers
     sums: ResidualSums
 
 
@@ -59,8 +60,9 @@ def project(
     layers: bool,
 ) -> dict[int, Projected]:
     """Estimate <g, v_perp> for `steps` over `rows` of the fold, window by window."""
-    # Without `fits` the rows must be all rows: fits then follow from the vectors read here.
-    fitted = {c: fit for some in fits for c, fit in some.items()}
+    # If `fits` is empty, `rows` must be all rows: the windows are then fitted here, from
+    # the same vectors.
+    fitted = {c: fit for by_keyframe in fits for c, fit in by_keyframe.items()}
     by_window = window_steps(run, steps)
     windows = range(min(by_window), max(by_window) + 1)
     width, layout = run.stored.sketch.fold.width, run.layout
@@ -71,9 +73,9 @@ def project(
         elements.start - whole_blocks.start, elements.stop - whole_blocks.start
     )
     projected, pieces = {}, segments(layout, whole_blocks)
-    # Allocated once: touching new memory costs more than the arithmetic done in it.
+    # Buffers are allocated once: touching new memory costs more than the arithmetic.
     matrix = np.empty((rows.stop - rows.start, width), np.float32)
-    buckets = np.empty((_steps_at_once(run, by_window), width), np.float32)
+    buckets = np.empty((_steps_per_batch(run, by_window), width), np.float32)
     with one_blas_thread():
         for c, vectors in walk(run, target, windows, whole_blocks):
             if c not in by_window:
@@ -92,8 +94,8 @@ def project(
     return projected
 
 
-def _steps_at_once(run: Run, by_window: Mapping[int, slice]) -> int:
-    """Choose how many sketches to decode at once: many, in parts of about equal size."""
+def _steps_per_batch(run: Run, by_window: Mapping[int, slice]) -> int:
+    """Return the number of sketches to decode per batch; batches have similar sizes."""
     most = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
     longest: int = max(part.stop - part.start for part in by_window.values())
     return -(-longest // -(-longest // most))
@@ -109,7 +111,7 @@ def write_residual(
     layers: bool,
     out: Float32Array,
 ) -> ResidualSums:
-    """Write v_perp / w times the fold's column signs to `out`, (row, bucket); sum it up."""
+    """Write v_perp / w times the column signs to `out`, (row, bucket), and return sums."""
     layout, fold = run.layout, run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
     pieces = segments(
@@ -145,7 +147,7 @@ def _subtract_fit(
     *,
     out: Float32Array,
 ) -> None:
-    """Write target - anchor less its fit on the basis."""
+    """Write target - anchor minus its fit on the basis to `out`."""
     rank = fit.coefficients.shape[-1]
     scratch = np.empty((rank + 2, SEGMENT), np.float32)
     for layer, part in pieces:
@@ -159,7 +161,7 @@ def _subtract_fit(
 
 
 def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
-    """Return the probes of a vector, given as rows of the fold, (probe,)."""
+    """Return the probes of the vector whose fold rows are `matrix`, (probe,)."""
     probes = run.stored.probes
     folded, signed_row = np.zeros((2, probes.fold.width), np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
@@ -173,7 +175,7 @@ def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
 def _probe_layers(
     run: Run, rows: slice, matrix: Float32Array, *, layers: bool
 ) -> FloatArray:
-    """Return the probes of each layer, (layer, probe); (0, probe) without layers."""
+    """Return the probes of each layer, (layer, probe), or (0, probe) without layers."""
     probes = run.stored.probes
     result = np.zeros((len(run.layout.names) if layers else 0, probes.count))
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
@@ -189,7 +191,8 @@ def _probe_layers(
 def _probe_end(
     run: Run, window: int, vectors: WindowVectors, rows: slice
 ) -> Float32Array:
-    """Return the probes of end - anchor, or 0 where the store has both ends' probes."""
+    """Return the probes of end - anchor in the last window, and zeros in other windows."""
+    # The store has the probes of both ends of the other windows.
     probes = run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window == run.n_windows - 1:
@@ -201,7 +204,7 @@ def _probe_end(
 
 
 def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
-    """Decode the sketches of some steps into a buffer that has a row for each of them."""
+    """Decode the sketches of `steps` into the first rows of `buffer`."""
     signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
     # Lost signs read as zeros, which are valid signs; NaN scales mark these steps.
     lost = run.stored.is_missing("signs", steps)
@@ -213,28 +216,28 @@ def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
 def contract(
     run: Run, rows: slice, decoded: Decoded, residual: Float32Array, *, layers: bool
 ) -> FloatArray:
-    """Estimate <g, v_perp> over some rows of the fold, float64 (step, layer or 1)."""
+    """Estimate <g, v_perp> over `rows` of the fold, float64 (step, layer) or (step, 1)."""
     row_signs = decoded.row_signs[:, rows]
     if not layers:
         products = decoded.buckets @ residual.T
         sums: FloatArray = (products * row_signs).sum(1, dtype=np.float64)
         return sums[:, None]
     total = np.zeros((len(decoded.buckets), len(run.layout.names)))
-    whole_row = slice(0, run.stored.sketch.fold.width)
+    all_columns = slice(0, run.stored.sketch.fold.width)
     for layer, pieces in _pieces_by_layer(run, rows).items():
-        whole = [row for row, columns in pieces if columns == whole_row]
-        if whole:
-            products = decoded.buckets @ residual[whole].T
-            total[:, layer] += (products * row_signs[:, whole]).sum(1)
+        whole_rows = [row for row, columns in pieces if columns == all_columns]
+        if whole_rows:
+            products = decoded.buckets @ residual[whole_rows].T
+            total[:, layer] += (products * row_signs[:, whole_rows]).sum(1)
         for row, columns in pieces:
-            if row not in whole:
+            if row not in whole_rows:
                 part = decoded.buckets[:, columns] @ residual[row, columns]
                 total[:, layer] += part * row_signs[:, row]
     return total
 
 
 def _pieces_by_layer(run: Run, rows: slice) -> dict[int, list[tuple[int, slice]]]:
-    """Cut rows of the fold at layer borders; return (row, columns) by layer."""
+    """Cut `rows` of the fold at layer borders; return pieces (row, columns) by layer."""
     layout, width = run.layout, run.stored.sketch.fold.width
     first, last = rows.start * width, rows.stop * width
     pieces: dict[int, list[tuple[int, slice]]] = {}

@@ -5,11 +5,11 @@ from typing import Final
 from trajstore.format.layout import BLOCK, Layout
 
 SEGMENT: Final = 1 << 15
-"""Elements processed at once; segments of all vectors fit into a core's cache."""
+"""Elements per segment; the segments of all vectors fit into a core's cache."""
 
 
 def slices(whole: slice, length: int) -> list[slice]:
-    """Cut a slice into slices of one length, the last possibly shorter."""
+    """Cut a slice into slices of `length`; the last slice may be shorter."""
     return [
         slice(i, min(i + length, whole.stop))
         for i in range(whole.start, whole.stop, length)
@@ -17,7 +17,7 @@ def slices(whole: slice, length: int) -> list[slice]:
 
 
 def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
-    """Cut `elements` into segments of one layer each; return (layer, place in the part)."""
+    """Cut `elements` into segments of one layer each; return (layer, part of `elements`)."""
     # The gap after a layer counts as part of it.
     ends = layout.offsets + BLOCK * layout.blocks
     pieces = []

@@ -1,4 +1,4 @@
-"""Recorded scalars and tables, in chunks that keep the memory of analyses bounded."""
+"""Read recorded scalars and tables, in chunks that bound the memory of analyses."""
 
 from typing import Any, Final
 
@@ -13,11 +13,11 @@ from trajstore.reading.run import Run
 FloatArray = npt.NDArray[np.floating[Any]]
 
 VALUES: Final = 1 << 20
-"""Values of a table in a chunk."""
+"""Values per chunk of a table."""
 
 
 def check_basis(run: Run, analysis: str) -> None:
-    """Raise ValueError if the run lacks products with the parameters, as with basis=0."""
+    """Raise ValueError if basis=0 left the run without products with the parameters."""
     if run.spec.basis == 0:
         raise ValueError(
             f"{analysis} needs the norms of the parameters and their products with "
@@ -27,7 +27,7 @@ def check_basis(run: Run, analysis: str) -> None:
 
 
 def tables(run: Run, *names: str) -> xr.Dataset:
-    """Return variables of ``run.steps`` as Dask arrays, without the coordinate window."""
+    """Return variables of ``run.steps`` as Dask arrays, without the coordinate ``window``."""
     chosen = run.steps[list(names)].drop_vars("window")
     if LAYER in chosen.coords:
         chosen = chosen.assign_coords({LAYER: layer_names(run)})
@@ -36,7 +36,7 @@ def tables(run: Run, *names: str) -> xr.Dataset:
 
 
 def read_tables(run: Run, steps: slice) -> dict[str, FloatArray]:
-    """Read the tables of some steps by name, float64 (step, layer[, basis])."""
+    """Read the tables of `steps` by name, each float64 (step, layer[, basis])."""
     values = run.stored.rows("tables", steps).astype(np.float64)
     return {
         name: values[..., columns if name.endswith("_basis") else columns.start]
@@ -45,5 +45,5 @@ def read_tables(run: Run, steps: slice) -> dict[str, FloatArray]:
 
 
 def sketch_weights(run: Run, window: int) -> FloatArray:
-    """Return the weights of a window's sketch, float64 (layer,)."""
+    """Return the weights of the layers in a window's sketch, float64 (layer,)."""
     return np.asarray(run.windows["weights"].values[window], np.float64)

@@ -1,14 +1,14 @@
 """Turn an analysis into a graph of a few large tasks over steps and rows of parameters.
 
-Two passes read the anchors. The first computes inner products of all vectors, for the fit
-of every window: a task covers the windows of one keyframe and some elements. The second
-compares the gradients of the steps with the residuals of the fits: a task covers a chunk
-of steps and some rows of the fold. Where such a task holds all parameters, it does the
-work of the first pass as well.
+Two passes read the anchors. The first computes inner products of all vectors, to fit
+every window: a task covers the windows of one keyframe and a range of elements. The second
+multiplies the gradients of the steps with the residuals of the fits: a task covers a chunk
+of steps and a range of rows of the fold. If a task covers all rows, it also does the work
+of the first pass.
 
-Tasks hold a few parts of vectors and some decoded sketches, whatever the length of the
-run and the number of its parameters; only sums pass between them. Dask's dashboard shows
-tasks by the names of their functions.
+The memory of a task is bounded: it holds parts of a few vectors and one batch of decoded
+sketches, however long the run and however many its parameters. Only sums pass between
+tasks. Dask's dashboard shows tasks by the names of their functions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,14 +32,14 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 
 PART: Final = 1 << 21
-"""Elements in a task of the first pass: whole chunks of the store, and few enough for
-several workers to finish at about the same time."""
+"""Elements per task of the first pass: whole chunks of the store, and small enough that
+several workers finish at about the same time."""
 
 ROW_PART: Final = 1 << 24
-"""Elements in a task of the second pass; each part decodes all sketches again."""
+"""Elements per task of the second pass; each part decodes all sketches again."""
 
 NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
-"""Quantities that the tasks compute, in this order."""
+"""Names of the computed arrays, in the order of the first axis of results."""
 
 
 def geometry_tasks(
@@ -50,11 +50,12 @@ def geometry_tasks(
     layers: bool,
     weight_decay: float,
 ) -> list[Delayed]:
-    """Return a task per chunk of steps, each of float64 (quantity, step[, layer])."""
+    """Return a task per chunk of steps; results are float64 (quantity, step[, layer])."""
     # Quantities are in the order of `NAMES`.
     tasks = _exact_tasks if run.spec.exact else _sketch_tasks
     return [
-        task(stack, done) for done in tasks(run, target, chunks, layers, weight_decay)
+        task(stack, quantities)
+        for quantities in tasks(run, target, chunks, layers, weight_decay)
     ]
 
 
@@ -66,7 +67,7 @@ def _sketch_tasks(
     weight_decay: float,
 ) -> Iterator[Delayed]:
     n_rows = run.stored.sketch.fold.n_rows
-    # The farther a basis reaches back, the more anchors are held at the same time.
+    # A basis that reaches further back keeps more anchors in memory.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))
     row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))
@@ -124,7 +125,7 @@ def stack(quantities: dict[str, Any]) -> npt.NDArray[np.float64]:
 
 
 def task(function: Any, *arguments: Any) -> Delayed:
-    """Delay a call; Dask's dashboard shows it by the name of the function."""
+    """Delay a call, under a key that begins with the name of the function."""
     plain = function.func if isinstance(function, partial) else function
     name = f"{plain.__name__.strip('_')}-{uuid4().hex}"
     task: Delayed = delayed(function, traverse=False)(*arguments, dask_key_name=name)

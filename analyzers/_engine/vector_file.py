@@ -1,4 +1,4 @@
-"""Keep a vector in a file that tasks read, so that it never becomes part of a graph."""
+"""Keep a vector in a file that tasks read, so that graphs do not contain the vector."""
 
 import tempfile
 import weakref
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=False)
 class VectorFile:
-    """A float32 vector in a file; called with a slice it reads that part."""
+    """A float32 vector in a file; a call with a slice reads that part."""
 
-    path: str  # in NumPy's format, mapped into memory where it is read
+    path: str  # .npy file, which is mapped into memory for reading
 
     def __call__(self, elements: slice) -> npt.NDArray[np.float32]:
         """Read a part of the vector."""
@@ -24,15 +24,15 @@ class VectorFile:
 
 
 def write_vector_file(values: npt.NDArray[np.float32]) -> VectorFile:
-    """Write a vector to Dask's temporary directory for as long as the result lives."""
-    # On a cluster of several machines all of them must see the directory, which
-    # ``dask.config`` sets as ``temporary-directory``.
+    """Write a vector to a temporary file that is removed together with the result."""
+    # On a cluster, every machine must see the directory of the file, which is
+    # ``temporary-directory`` of ``dask.config``.
     directory = dask.config.get("temporary-directory", None)
     with tempfile.NamedTemporaryFile(
         prefix="trajstore-", suffix=".npy", dir=directory, delete=False
     ) as file:
         np.save(file, values)
     vector = VectorFile(file.name)
-    # Only the original object in this process removes the file, not its copies elsewhere.
+    # Only the original object removes the file; copies in other processes do not.
     weakref.finalize(vector, Path(file.name).unlink, missing_ok=True)
     return vector

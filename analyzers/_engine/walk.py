@@ -1,7 +1,7 @@
-"""Walk over the windows of a run in order, with the vectors that measure each of them.
+"""Walk through the windows of a run in order, and yield the vectors of each window.
 
-Anchors are stored as differences to the previous anchor, so only reading them in order is
-cheap: a walk decodes every anchor once, and keeps as many as the basis reaches back.
+An anchor is stored as its difference from the previous anchor, so only sequential reading
+is cheap: a walk decodes every anchor once, and keeps those that the basis still needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +18,21 @@ from trajstore.reading.target import Target
 Float32Array = npt.NDArray[np.float32]
 
 READ_ELEMENTS: Final = 1 << 22
-"""Elements of a vector to read at once: whole chunks of the store."""
+"""Elements of a vector to read in one batch: whole chunks of the store."""
 
 
 class WindowVectors(NamedTuple):
-    """A window's vectors over some elements, each float32 (part,)."""
+    """Vectors of a window over a range of elements, each float32 (element,)."""
 
     anchor: Float32Array
-    past: Sequence[Float32Array]  # the earlier anchors that the basis reaches back to
+    past: Sequence[Float32Array]  # earlier anchors that the basis contains
     target: Float32Array
-    end: Float32Array  # the next anchor; in the last window the last iterate
+    end: Float32Array  # the next anchor, or the last iterate in the last window
 
     def write(self, part: slice, out: Float32Array) -> None:
-        """Write the basis, target - anchor and end - anchor, `out` (basis + 2, part)."""
-        # The basis is the anchor and its displacements from the earlier anchors; it may
-        # be empty, and then does not hold the anchor either.
+        """Write the basis, target - anchor and end - anchor to `out`, (basis + 2, part)."""
+        # The basis consists of the anchor and its displacements from earlier anchors. An
+        # empty basis lacks the anchor as well.
         anchor = self.anchor[part]
         if len(out) > 2:
             out[0] = anchor
@@ -55,21 +55,21 @@ class WindowVectors(NamedTuple):
 
 
 def past_windows(window: int, rank: int) -> list[int]:
-    """Return the windows whose anchors a basis of `rank` vectors reaches back to."""
+    """Return the windows of the earlier anchors in a basis of `rank` vectors."""
     return [max(0, window - (1 << j)) for j in range(rank - 1)]
 
 
 def walk(
     run: Run, target: Target, windows: range, elements: slice
 ) -> Iterator[tuple[int, WindowVectors]]:
-    """Yield windows in order with their vectors over `elements`, whole blocks."""
+    """Yield each window with its vectors over `elements`, which covers whole blocks."""
     rank, last = run.spec.basis, run.n_windows - 1
     x = read_vector(target.read, elements)
     first = min(past_windows(windows.start, rank), default=windows.start)
     until = min(windows.stop, last) + 1
     n = elements.stop - elements.start
-    # Buffers reach from the oldest window in use to the next one. They are allocated once:
-    # touching new memory costs more than the arithmetic done in it.
+    # There is a buffer for each window from the oldest in use to the next. Buffers are
+    # allocated once: touching new memory costs more than the arithmetic.
     reach = 1 << max(0, rank - 2)
     buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
     decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)
@@ -84,7 +84,7 @@ def walk(
 
 
 def window_steps(run: Run, steps: slice) -> dict[int, slice]:
-    """Return the windows that `steps` belong to, each with its part of the steps."""
+    """Return the part of `steps` that lies in each window, by window."""
     starts, stops = run.windows["start"].values, run.windows["stop"].values
     first = int(np.searchsorted(stops, steps.start, side="right"))
     last = int(np.searchsorted(starts, steps.stop, side="left"))

@@ -11,8 +11,8 @@ MEMORY: Final = {
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
 }
-"""Let the workers' C library keep memory for the next array instead of returning it.
-Dask's default is the opposite, and new pages would cost a third of the time."""
+"""Settings that let the C library of a worker keep freed memory for the next array. By
+default Dask returns it to the system, and new pages then take a third of the time."""
 
 
 @contextmanager
@@ -23,31 +23,31 @@ def connected(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> Iterator[Any]:
-    """Compute inside the block on a cluster, if one is asked for; yield its client or None."""
-    # `scheduler` is the address of a running one, tcp://host:8786. `workers` are processes to
-    # start on this machine; `dashboard` starts one per core if nothing else is asked for.
-    # `report` is the HTML file of Dask's performance report.
+    """Compute the block on the requested cluster; yield its client, or None without one."""
+    # `scheduler` is the address of a running scheduler, such as tcp://host:8786. `workers` is
+    # the number of processes to start on this machine; `dashboard` alone starts one process
+    # per core. `report` is the HTML file for Dask's performance report.
     if scheduler is not None and workers is not None:
         raise ValueError(
             f"Got both `workers` ({workers}) and `scheduler` ({scheduler!r}), which has "
-            "workers of its own. Give one of the two."
+            "its own workers. Give only one of these options."
         )
     is_local = workers is not None or dashboard
     if scheduler is None and not is_local:
         if report is not None:
             raise ValueError(
-                "A report needs a cluster, and none was asked for. Give workers, "
+                "A report needs a cluster, and none was requested. Give workers, "
                 "dashboard or the address of a scheduler as well."
             )
         yield None
         return
-    # The import takes half a second, which threads do not need.
+    # The import takes half a second, and computing on threads does not need it.
     from distributed import Client, LocalCluster, performance_report  # noqa: PLC0415
 
     with ExitStack() as stack:
         if scheduler is None:
-            # One thread each: Python's lock would block more of them. Dask limits BLAS
-            # in its workers to one thread as well.
+            # Each worker has one thread, because Python's global lock would block others.
+            # Dask also limits BLAS in its workers to one thread.
             stack.enter_context(dask.config.set(MEMORY))
             scheduler = stack.enter_context(
                 LocalCluster(  # type: ignore[no-untyped-call]

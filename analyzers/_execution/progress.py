@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_limits
 
 
 def compute(tasks: Sequence[Delayed], description: str) -> None:
-    """Compute tasks for their side effects, and show how many are done."""
-    # On the Dask client of this process if it has one, else on threads, each with one
-    # thread of BLAS.
+    """Compute tasks for their side effects, and show their progress."""
+    # The tasks run on the Dask client of this process if there is one, else on threads,
+    # with one BLAS thread each.
     client = current_client()
     if client is not None:
         _compute_on(client, tasks, description)
@@ -26,7 +26,7 @@ def compute(tasks: Sequence[Delayed], description: str) -> None:
 
 def current_client() -> Any:
     """Return the `distributed.Client` of this process, or None."""
-    # A process with a client has imported `distributed` already; the import is slow.
+    # The import of `distributed` is slow, and a process with a client has done it already.
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -46,13 +46,13 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
                 future.result()
                 progress.advance(bar)
     finally:
-        # After a failure or Ctrl-C nothing waits for the remaining tasks.
+        # After a failure or Ctrl-C nobody needs the remaining tasks.
         client.cancel(futures)
 
 
 @contextmanager
 def task_progress(description: str) -> Iterator[None]:
-    """Show how many of the tasks computed inside the block are done."""
+    """Show the progress of the tasks that are computed inside the block."""
     with Progress(transient=False) as progress:
         bar = progress.add_task(description, total=None)
 
@@ -60,8 +60,8 @@ def task_progress(description: str) -> Iterator[None]:
             waiting = len(state["waiting"]) + len(state["ready"])
             progress.update(bar, total=waiting, completed=0)
 
-        def finish_one(*_: Any) -> None:
+        def advance(*_: Any) -> None:
             progress.advance(bar)
 
-        with Callback(start_state=start, posttask=finish_one):  # type: ignore[no-untyped-call]
+        with Callback(start_state=start, posttask=advance):  # type: ignore[no-untyped-call]
             yield

@@ -9,7 +9,7 @@ from trajstore.reading.run import Run
 
 
 def store_result(run: Run, group: str, result: xr.Dataset) -> xr.Dataset:
-    """Compute a dataset, replace `group` of the run's results with it, and return it loaded."""
+    """Compute a dataset, store it as `group` of the run's results, and return it loaded."""
     with threadpool_limits(1, user_api="blas"), task_progress("analysing"):
         loaded = result.compute()
     write_results(run, group, loaded)

@@ -1,4 +1,4 @@
-"""Average the anchors of some epochs, as a target to measure a run against."""
+"""Average the anchors of several epochs, as a target for a geometry."""
 
 import re
 from collections.abc import Sequence
@@ -14,38 +14,39 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 PART: Final = 1 << 22
-"""Elements to average at once."""
+"""Elements to average in one batch."""
 
 
 def average_of_epochs(
     run: Run, epochs: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean of the stored anchors at the starts of some epochs.
+    """Return the mean of the stored anchors at the starts of the given epochs.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     epochs : sequence of int
-        Such as ``range(10, 21)``. A repeated epoch counts repeatedly.
+        The epochs to average, such as ``range(10, 21)``. An epoch given twice counts twice.
 
     Returns
     -------
     dict from str to numpy.ndarray
-        Parameter tensors by name, float32, to pass as ``reference=``. NaN where a chunk is
-        damaged.
+        Parameter tensors by name, float32, to pass as ``reference=``. Values are NaN where a
+        chunk of the store is damaged.
 
     Raises
     ------
     KeyError
-        If an epoch does not begin with a stored anchor; lists the epochs that do.
+        If the run has no stored anchor at the start of an epoch; the message lists the
+        epochs that have an anchor.
     ValueError
-        If no epoch is given.
+        If `epochs` is empty.
 
     Notes
     -----
-    Memory: the vector of parameters, and 64 MB. Anchors are lossy codes of the iterates, in
-    8-bit steps.
+    The function needs memory for one float32 vector of all parameters, and 64 MB. Anchors
+    other than keyframes are lossy copies of the iterates, with 8 bits per parameter.
 
     Examples
     --------
@@ -73,18 +74,18 @@ def average_of_epochs(
 
 
 def read_reference(text: str, run: Run) -> TargetLike:
-    """Read a target from the command line; names of snapshots come first."""
+    """Read a target from the command line; a snapshot's name takes precedence."""
     if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
     return targets.read_target(text, run)
 
 
 def _epochs(text: str) -> range:
-    """Read the epochs of ``mean:10:20``, both ends included."""
-    found = re.fullmatch(r"mean:(\d+):(\d+)", text)
-    if not found or int(found[1]) > int(found[2]):
+    """Return the epochs of a text such as ``mean:10:20``, including both ends."""
+    match = re.fullmatch(r"mean:(\d+):(\d+)", text)
+    if not match or int(match[1]) > int(match[2]):
         raise ValueError(
             f"The reference {text!r} is not a mean of epochs; write mean:10:20 for the mean of "
             "epochs 10 to 20."
         )
-    return range(int(found[1]), int(found[2]) + 1)
+    return range(int(match[1]), int(match[2]) + 1)

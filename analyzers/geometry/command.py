@@ -30,7 +30,7 @@ def geometry(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> None:
-    """RSI, EB and gamma of every step, with error bars, relative to a target.
+    """Measure RSI, EB and gamma of every step, with error bars, relative to a target.
 
     Prints a table by epoch. Results go to RUN.analysis.zarr and figures to
     RUN.figures, both next to the store; figures of a remote store go to the working
@@ -47,18 +47,18 @@ def geometry(
     layers : bool, default: False
         Also measure each parameter tensor separately.
     measurement : str, optional
-        Measure the gradients of this measurement instead of the steps' gradients, or
-        update for the updates, if they were recorded.
+        Measure the gradients of this measurement instead of the gradients of steps; update
+        stands for the updates, if they were recorded.
     weight_decay : float, default: 0.0
         Add this multiple of the parameters to the gradients.
     scheduler : str, optional
-        Address of a running Dask scheduler, such as tcp://host:8786, to compute there.
+        Compute on the running Dask scheduler at this address, such as tcp://host:8786.
     workers : int, optional
-        Number of processes of this machine to compute in, instead of threads.
+        Compute in this number of processes on this machine, instead of threads.
     dashboard : bool, default: False
-        Compute in processes of this machine, and print the link to Dask's dashboard.
+        Compute in processes on this machine, and print the link to Dask's dashboard.
     report : Path, optional
-        HTML file for Dask's performance report.
+        Write Dask's performance report to this HTML file.
     """
     run = open_run(store)
     target = read_reference(reference, run)
@@ -125,25 +125,28 @@ def _missing(means: xr.Dataset) -> str:
         return ""
     epochs = missing["epoch"].values[missing.values > 0].tolist()
     return (
-        f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. Gradient or "
-        "parameters were not finite, a norm was 0, as at the target itself, or a chunk is "
-        "damaged (see traj-store verify). The means leave them out."
+        f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. The gradient or the "
+        "parameters were not finite, a norm was 0 (as at the target itself), or a chunk is "
+        "damaged (see traj-store verify). The means leave these steps out."
     )
 
 
 def _imprecise(means: xr.Dataset) -> str:
-    """Say in which epochs gamma, a cosine, is unknown."""
+    """Return a sentence that names the epochs in which gamma is unknown."""
+    # Gamma is a cosine: a standard error above 1 tells nothing.
     epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
     if not epochs:
         return ""
     return (
-        f"Nothing is known of gamma in epochs {as_ranges(epochs)}: its standard error is "
-        "above 1. This happens in a last epoch whose learning rate decays if the recorder "
-        "was not given `total_steps`."
+        f"Gamma is unknown in epochs {as_ranges(epochs)}: its standard error is above 1. "
+        "This happens in the last epoch if the learning rate decays and the recorder was "
+        "not given `total_steps`."
     )
 
 
 def _status(run: Run) -> str:
     if run.status == "complete":
         return ""
-    return f"The run is {run.status}; these are its {run.n_steps} steps."
+    return (
+        f"The run is {run.status}; the results cover its {run.n_steps} recorded steps."
+    )

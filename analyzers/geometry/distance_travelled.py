@@ -1,4 +1,4 @@
-"""Length of the path, and distance from its start."""
+"""Measure the length of the path, and the distance from its start."""
 
 import numpy as np
 import xarray as xr
@@ -8,7 +8,7 @@ from trajstore.reading.run import Run
 
 
 def distance_travelled(run: Run) -> xr.Dataset:
-    """Length of the path before every step, and distance from the start.
+    """Return the length of the path up to every step, and the distance from the start.
 
     Parameters
     ----------
@@ -18,10 +18,10 @@ def distance_travelled(run: Run) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``;
-        units of 1. ``path_length``, the sum of the lengths of the updates before step k,
-        exact; NaN after an update that is not finite. ``from_start``, |x_k - x_0|, and
-        ``from_start_stderr``.
+        Loaded, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
+        units of 1. ``path_length`` is the exact sum of the lengths of the updates before
+        step k, and NaN after an update that is not finite. ``from_start`` is |x_k - x_0|,
+        and ``from_start_stderr`` its standard error.
 
     Raises
     ------

@@ -1,19 +1,20 @@
-"""Means over epochs, with their standard errors."""
+"""Average geometry over epochs, with standard errors."""
 
 import xarray as xr
 
 from analyzers._engine.arrays.geometry import QUANTITIES
 
+# Each quantity is proportional to this power of the distance, for given products.
 _POWER_OF_DISTANCE = {"gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1}
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     r"""Average the quantities of `path_geometry` over the steps of each epoch.
 
-    The error of a step has two parts. The error of the sketch is independent from step to
-    step, and falls with the square root of their number. The error of the distance is shared
-    by neighbouring steps, and does not fall. With :math:`\sigma_k` the first part,
-    :math:`\delta_k` the second and n steps,
+    The error of a step has two parts. The error of the sketch, :math:`\sigma_k`, is
+    independent between steps, so averaging over n steps reduces it by the square root of n.
+    The error of the distance, :math:`\delta_k`, is shared by neighbouring steps, so averaging
+    does not reduce it. The mean over the n steps of an epoch has the standard error
 
     .. math:: \mathrm{stderr}^2 = \frac{1}{n^2} \sum_k \sigma_k^2
               + \Big( \frac{1}{n} \sum_k \delta_k \Big)^2 .
@@ -21,15 +22,16 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `path_geometry`; may be lazy.
+        A result of `path_geometry`; may be lazy.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. Dimension ``epoch`` instead of ``step``. For each quantity
-        its mean, the standard error of the mean in ``_stderr``, and extremes over the steps
-        in ``_min`` and ``_max``; ``n_steps``, the number of averaged steps, and
-        ``n_missing``, the number of steps that are NaN.
+        Lazy if `geometry` is lazy. The dimension ``epoch`` replaces ``step``. Each quantity
+        has four variables: its mean, under its own name; the standard error of the mean,
+        ending in ``_stderr``; and the smallest and largest value of a step, ending in
+        ``_min`` and ``_max``. ``n_steps`` is the number of averaged steps, and ``n_missing``
+        is the number of steps that were left out because they are NaN.
 
     Raises
     ------
@@ -40,9 +42,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     if missing:
         raise KeyError(
             f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. "
-            "epoch_means takes what analyzers.path_geometry returns."
+            "epoch_means takes the result of analyzers.path_geometry."
         )
-    # Building the graph needs the groups; the labels themselves are small.
+    # Building the graph needs the labels of the epochs, which are small.
     geometry = geometry.drop_indexes(["epoch", "iteration"], errors="ignore")
     geometry = geometry.assign_coords(epoch=geometry["epoch"].compute())
     # The relative error is undefined at x* itself.
@@ -58,9 +60,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         own = own_variance.groupby("epoch").sum() / (n**2).where(n > 0)
         attributes = value.attrs
         variables[name] = epochs.mean().assign_attrs(attributes)
-        of_mean = (own + shared.groupby("epoch").mean() ** 2) ** 0.5
+        mean_stderr = (own + shared.groupby("epoch").mean() ** 2) ** 0.5
         long_name = f"standard error of the mean of {name}"
-        variables[f"{name}_stderr"] = of_mean.assign_attrs(
+        variables[f"{name}_stderr"] = mean_stderr.assign_attrs(
             long_name=long_name, units="1"
         )
         variables[f"{name}_min"] = epochs.min().assign_attrs(attributes)

@@ -1,4 +1,4 @@
-"""Losses of a run and products of its gradients with x - x*, for conditions on losses."""
+"""Read the losses and the products <g, x - x*> that conditions on losses compare."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from trajstore.store.location import open_store
 
 
 def gradients_of(run: Run, measurement: str | None) -> Run:
-    """Return the run itself, or one of its measurements."""
+    """Return the run itself, or the named measurement of the run."""
     if measurement is None:
         return run
     if measurement not in run.measurements:
@@ -25,13 +25,13 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
             how = f"by traj-train run NAME --full-gradients, or {how}"
         raise KeyError(
             f"No measurement {measurement!r} in {run.location}, which has "
-            f"{list(run.measurements)}; it is recorded {how}."
+            f"{list(run.measurements)}; such a measurement is recorded {how}."
         )
     return run.measured(measurement)
 
 
 def gradient_name(run: Run) -> str:
-    """Return the name of a run's gradients: minibatch, or a measurement."""
+    """Return a description of a run's gradients: minibatch, or the measurement."""
     if run.group.is_measurement:
         return f"measurement {run.group.name!r}"
     return "minibatch"
@@ -51,9 +51,9 @@ def recorded_losses(run: Run) -> xr.DataArray:
 
 
 def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return <g, x - x*> as ``product`` and ``product_stderr``, and the geometry; lazy."""
-    # loLR is the product over |g|^2. Neither it nor its standard error depends on the
-    # distance, and |g| is recorded.
+    """Return ``product``, <g, x - x*>, with ``product_stderr``; and the geometry, lazy."""
+    # loLR is the product divided by |g|^2. Neither loLR nor its standard error depends on
+    # the distance, and |g| is recorded.
     geometry = path_geometry(run, reference=reference)
     grad_sq = run.steps["grad_norm"].values ** 2
     squares = xr.DataArray(grad_sq, dims=STEP)
@@ -63,8 +63,8 @@ def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
         "product_stderr": f"standard error of the {long_name}",
     }
     variables = {}
-    for name, of_lolr in zip(names, ("lolr", "lolr_stderr"), strict=True):
-        value = geometry[of_lolr] * squares
+    for name, lolr_name in zip(names, ("lolr", "lolr_stderr"), strict=True):
+        value = geometry[lolr_name] * squares
         # The product with a zero gradient is 0, although loLR is undefined.
         value = value.where(squares != 0, 0.0)
         variables[name] = value.assign_attrs(long_name=names[name], units="1")
@@ -77,9 +77,10 @@ def replayed(
     *,
     otherwise: str = "give an array as reference_losses",
 ) -> xr.Dataset:
-    """Return ``reference_loss`` (step) and ``full_reference_loss`` at x*, loaded."""
-    # ``traj-train replay`` stores the loss of each step's batch, and of all training data,
-    # next to the run. `otherwise` says in error messages what else the user can do.
+    """Read the stored losses at x*: ``reference_loss`` (step), ``full_reference_loss``."""
+    # ``traj-train replay`` computes the loss of each step's batch and the loss of all
+    # training data, and stores them next to the run. `otherwise` ends error messages with
+    # an alternative for the user.
     point = find_target(run, reference)
     store = open_store(results_location(run), read_only=True)
     command = ""
@@ -87,7 +88,7 @@ def replayed(
     if not isinstance(reference, Mapping):
         command = f"compute them with {_replay_command(run, reference)}, or "
     try:
-        found: xr.Dataset = xr.open_zarr(
+        losses: xr.Dataset = xr.open_zarr(
             store, group=replay_group(point), consolidated=False, chunks=None
         ).load()
     except FileNotFoundError as error:
@@ -95,12 +96,12 @@ def replayed(
             f"The losses of the batches at x* are not known for {run.location}; {command}"
             f"{otherwise}."
         ) from error
-    if found.attrs.get("computed_from") != replayed_from(run, point):
+    if losses.attrs.get("computed_from") != replayed_from(run, point):
         raise ValueError(
-            f"The losses at x* next to {run.location} are those of another state of the "
-            f"run, or of another x*; {command}{otherwise}."
+            f"The losses at x* next to {run.location} belong to another state of the run, "
+            f"or to another x*; {command}{otherwise}."
         )
-    return found
+    return losses
 
 
 def _replay_command(run: Run, reference: TargetLike) -> str:
@@ -113,7 +114,7 @@ def _replay_command(run: Run, reference: TargetLike) -> str:
 
 
 def by_step(values: npt.ArrayLike | xr.DataArray, run: Run, name: str) -> xr.DataArray:
-    """Return one number for each step, float64 (step,), or raise ValueError."""
+    """Return `values` as float64 (step,), or raise ValueError for another shape."""
     array = np.asarray(values, np.float64)
     if array.shape != (run.n_steps,):
         raise ValueError(

@@ -7,30 +7,32 @@ from trajstore.reading.run import Run
 
 
 def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
-    r"""Cosine between -u_k and x_k - x* of a random walk with the step lengths of a run.
+    r"""Return gamma of a random walk with the step lengths of a run.
 
-    The steps u_k of the walk have the lengths of the run's updates and independent
-    directions, and x* is the end of the walk. In many more dimensions than steps, any two
-    of them are orthogonal, so that
+    Gamma of a walk is the cosine between -u_k and x_k - x*. The steps u_k of the walk have
+    the lengths of the run's updates and independent directions, and x* is the end of the
+    walk. If there are many more dimensions than steps, any two steps are nearly orthogonal,
+    and
 
     .. math:: \gamma^0_k = \frac{|u_k|}{\sqrt{\sum_{j \ge k} |u_j|^2}},
 
-    which is :math:`1 / \sqrt{T - k}` if all T steps have one length. The end of a path
-    depends on its steps; this is the contribution of that dependence alone.
+    which is :math:`1 / \sqrt{T - k}` if all T steps have the same length. It is positive
+    because the end of a path depends on its steps, and measures this effect alone.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     stop : int, optional
-        Number of steps of the walk: x* is the iterate before step `stop`. Default: all.
+        Number of steps of the walk: x* is the iterate before step `stop`. Default: all
+        steps of the run.
 
     Returns
     -------
     xarray.DataArray
-        Loaded. Dimension ``step`` with the coordinates of ``run.steps``; units of 1. Exact,
-        from recorded step lengths. NaN from `stop` on, and where the lengths of later steps
-        are not finite or damaged.
+        Loaded, with the dimension ``step``, the coordinates of ``run.steps`` and units of 1.
+        Values follow exactly from the recorded step lengths. They are NaN at step `stop`
+        and later, and where the length of any later step is not finite or damaged.
 
     Raises
     ------
@@ -39,8 +41,8 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
 
     Notes
     -----
-    This is the limit of many dimensions. In d dimensions the cosine of one walk deviates
-    from it by about :math:`1 / \sqrt{d}`, independent of k. To record a walk, run
+    The formula is the limit of many dimensions. In d dimensions the cosine of a single walk
+    deviates from it by about :math:`1 / \sqrt{d}` at every step. To record a walk, run
     ``traj-train run ... --control random-walk``.
 
     References
@@ -61,7 +63,7 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     values = np.full(run.n_steps, np.nan)
     # A run that does not move has no direction.
     np.divide(squares, left, out=values[:stop], where=left > 0)
-    long_name = "cosine of step and x - x* in a random walk"
+    long_name = "gamma of a random walk"
     return norms.copy(data=np.sqrt(values)).assign_attrs(long_name=long_name, units="1")
 
 
@@ -71,16 +73,17 @@ def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`, relative to the last iterate or to an
-        epoch, without ``layer``; may be lazy.
+        A result of `analyzers.path_geometry` relative to the last iterate or to an epoch,
+        without the dimension ``layer``; may be lazy.
     run : trajstore.Run
         The run that was measured.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. ``gamma_null`` from `random_walk_gamma`; ``excess``, gamma
-        minus ``gamma_null``; and ``excess_stderr``, the standard error of gamma.
+        Lazy if `geometry` is lazy. ``gamma_null`` is the result of `random_walk_gamma`,
+        ``excess`` is gamma minus ``gamma_null``, and ``excess_stderr`` is the standard error
+        of gamma.
 
     Raises
     ------
@@ -90,17 +93,17 @@ def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
 
     Notes
     -----
-    The walk has the directions of steps, while gamma measures gradients: only for plain SGD
-    are these the same directions.
+    Gamma of the walk uses the directions of updates, while gamma of the run uses the
+    directions of gradients. Only in plain SGD are updates parallel to gradients.
     """
     direction = geometry.attrs.get("direction", "gradient")
     if direction != "gradient" or "layer" in geometry.dims:
         raise ValueError(
-            "A random walk can be compared with gamma of the gradients of all steps; got "
-            f"gamma of {direction!r} with the dimensions {tuple(geometry.dims)}."
+            "A random walk is comparable only with the result of path_geometry(run), without "
+            f"layers; got gamma of {direction!r} with the dimensions {tuple(geometry.dims)}."
         )
     null = random_walk_gamma(run, stop=_stop(geometry, run))
-    attributes = {"long_name": "gamma less that of a random walk", "units": "1"}
+    attributes = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
     excess = (geometry["gamma"] - null).assign_attrs(attributes)
     return xr.Dataset(
         {
@@ -116,10 +119,10 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
     if reference == "final":
         return run.n_steps
     kind, _, epoch = reference.partition(" ")
-    # No steps lead to the start.
+    # No steps precede the start of epoch 0.
     if kind == "epoch" and int(epoch) > 0:
         return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(
         f"The geometry is relative to {reference!r}, to which no steps of the run lead. "
-        "Take reference='final', or a later epoch."
+        "Use reference='final', or a later epoch."
     )

@@ -1,4 +1,4 @@
-"""RSI, EB and gamma of sampled gradients, relative to a target chosen afterwards."""
+"""Compute RSI, EB and gamma of gradients, relative to a target chosen after training."""
 
 import json
 from dataclasses import replace
@@ -21,14 +21,14 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
-"""Fewest and most steps in a chunk of the result; there are four chunks or more. Each
-chunk decodes the anchors since the last keyframe before it."""
+"""Smallest and largest number of steps in a chunk of the result; runs of 16384 steps or
+more have at least four chunks. Each chunk decodes the anchors since the last keyframe."""
 
 RESULT_VALUES: Final = 1 << 20
-"""Values of a quantity by layer in a chunk of the result, at most."""
+"""Largest number of values of a quantity, by layer, in a chunk of the result."""
 
 ESTIMATOR: Final = 2
-"""Version of the estimator, counted up when results change."""
+"""Version of the estimator, incremented when results change."""
 
 SOURCE: Final = (
     "C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, 'No Wrong Turns: The "
@@ -43,15 +43,15 @@ DESCRIPTIONS: Final = {
     "lolr": ("locally optimal learning rate", "<g, x - x*> / |g|^2"),
     "distance": ("distance to x*", "|x - x*|"),
 }
-"""Long names and definitions."""
+"""Long names and definitions of the quantities."""
 
 
 class GeometryPlan(NamedTuple):
     """A geometry that is ready to be computed, as a whole or chunk by chunk."""
 
-    dataset: xr.Dataset  # what `path_geometry` returns
-    chunks: list[slice]  # of steps
-    tasks: list[Delayed]  # one per chunk, of float64 (quantity, step[, layer])
+    dataset: xr.Dataset  # the lazy result of `path_geometry`
+    chunks: list[slice]  # steps of each chunk
+    tasks: list[Delayed]  # one task per chunk, float64 (quantity, step[, layer])
 
 
 def path_geometry(
@@ -61,7 +61,7 @@ def path_geometry(
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
-    r"""Return RSI, EB and their ratio at every step, relative to a target chosen afterwards.
+    r"""Return RSI, EB and their ratio at every step, relative to a target chosen after training.
 
     With :math:`g_k` the sampled gradient of step k, :math:`x_k` the parameters it was
     taken at and :math:`x^*` the target,
@@ -75,56 +75,59 @@ def path_geometry(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, or by `trajstore.Run.measured` to measure
+        As returned by `trajstore.open_run`; or by `trajstore.Run.measured`, to measure
         other gradients, or updates instead of gradients.
     reference : str, int, Run or mapping, default: "final"
         The target x*: ``"final"`` for the last iterate, another string for the snapshot
         of that name, an int for the stored anchor at the start of that epoch, another
-        run for its last iterate, or a mapping from parameter name to array (CPU tensors
-        too; other keys are ignored).
+        run for its last iterate, or a mapping from parameter names to arrays or CPU
+        tensors, in which other keys are ignored.
     layers : bool, default: False
-        Measure each layer (parameter tensor) separately: all variables then have the
-        dimension ``layer``, and g, x and x* are the layer's parts.
+        Measure each layer (parameter tensor) separately. All variables then have the
+        dimension ``layer``, and g, x and x* consist of the elements of the layer.
     weight_decay : float, default: 0.0
-        Measure ``g + weight_decay * x`` instead of g, for all parameters alike: the
-        direction of an optimizer that adds its weight decay to the gradient. Needs a run
-        that was recorded with a basis, or exactly.
+        Measure ``g + weight_decay * x`` instead of g, with the same factor for all
+        parameters. Use this for an optimizer that adds its weight decay to the gradient.
+        The run must have been recorded with a basis, or exactly.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
-        ``layer`` if asked for. Variables, float64, units of loss and parameters taken as
-        1: ``gamma``, ``rsi``, ``eb``, ``lolr`` and ``distance``, each with its standard
-        error in a variable ending in ``_stderr``. NaN for steps whose gradient or
-        parameters are not finite, and where a norm is 0.
+        Lazy, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
+        the dimension ``layer`` if requested. The variables ``gamma``, ``rsi``, ``eb``,
+        ``lolr`` and ``distance`` are float64, each with its standard error in a variable
+        ending in ``_stderr``. All units are 1: loss and parameters count as dimensionless.
+        Values are NaN where the gradient or the parameters are not finite, and where a norm
+        is 0.
 
     Raises
     ------
     KeyError
-        If there is no such snapshot or epoch.
+        If the run has no such snapshot or epoch.
     ValueError
-        If the run has no steps or no last iterate, or if `reference` lacks layers; or if
-        there is weight decay and the run, not an exact one, was recorded with ``basis=0``.
+        If the run has no steps or no last iterate; if `reference` lacks layers; or if
+        `weight_decay` is not 0 and the run was recorded with ``basis=0`` and not exactly.
     TypeError
-        If `reference` is of another kind.
+        If `reference` has an unsupported type.
 
     Notes
     -----
     The numerator is exact except for the residual: the part of :math:`x^* - r` (r the
     anchor of the step's window) that a few recorded directions, the basis, do not explain.
     A run recorded with ``basis=0`` has no such directions. The product with the residual is
-    estimated from the 1-bit sketch of the gradient: unbiased, with the variance that
-    `trajstore.sketch.sketch` states, independent from step to step. The distance is
-    computed from fixed random probes; its error is small, but shared by neighbouring steps.
-    Standard errors are to first order in both. For one layer the error of gamma is of the
-    order of ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``: means
-    over epochs are useful, single steps of small layers are not. Standard errors leave out
-    rounding, which shows in layers with fewer elements than the basis has vectors. A
-    run recorded with ``exact=True`` has standard errors of 0.
+    estimated from the 1-bit sketch of the gradient. The estimate is unbiased, its errors are
+    independent between steps, and `trajstore.sketch.sketch` states its variance. The
+    distance is computed from fixed random probes; its error is small, but shared by
+    neighbouring steps. Standard errors are first order in both errors.
 
-    Cost: two floating-point operations per parameter and step, and 12 per sign and step.
-    Memory: a few hundred MB per worker, whatever the size of the run.
+    With w the weights of the sketch and v the residual, the error of gamma for a single
+    layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``:
+    means over epochs are useful, but single steps of small layers are not. Standard errors
+    do not include rounding, which matters in layers with fewer elements than the basis has
+    vectors. A run recorded with ``exact=True`` has standard errors of 0.
+
+    The analysis costs two floating-point operations per parameter and step, and 12 per sign
+    and step. A worker needs a few hundred MB of memory, however large the run.
 
     References
     ----------
@@ -186,7 +189,7 @@ def plan_geometry(
 
 
 def analysis_target(run: Run, reference: TargetLike) -> Target:
-    """Find the target of a run; given arrays go to a file, never into a graph."""
+    """Find the target of a run; write given arrays to a file, to keep them out of graphs."""
     if run.n_steps == 0:
         raise ValueError(
             f"{run.location} holds no steps yet; there is nothing to analyse."
@@ -204,7 +207,7 @@ def direction_name(run: Run, weight_decay: float) -> str:
 
 
 def computed_from(run: Run, target: Target, direction: str, *, layers: bool) -> str:
-    """Return everything a result depends on, as JSON: equal results have equal JSON."""
+    """Return a JSON text that identifies everything a result depends on."""
     return json.dumps(
         {
             "created": run.stored.document.created,

@@ -1,4 +1,4 @@
-"""Figures of `analyzers.path_geometry`, drawn from the means over epochs."""
+"""Draw the results of `analyzers.path_geometry`, averaged over epochs."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ LABELS: Final = {
     "lolr": "loLR",
     "distance": r"$|x_k - x^*|$",
 }
-"""Axis labels."""
+"""Axis labels of the quantities."""
 
 TITLES: Final = {
     "gamma": "cosine of gradient and $x - x^*$",
@@ -41,26 +41,26 @@ def quantity(
 ) -> Axes:
     """Draw the means of one quantity against the epoch.
 
-    The wide band spans the smallest and the largest step of an epoch. Bars are one standard
-    error of the mean: its uncertainty, not the spread of the steps.
+    The wide band reaches from the smallest to the largest value of a step in the epoch. The
+    error bars show one standard error of the mean, not the spread of the steps.
 
     Parameters
     ----------
     means : xarray.Dataset
         As returned by `analyzers.epoch_means`, without the dimension ``layer``.
     name : str
-        One of the quantities.
+        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     final : {"shade", "drop"}, default: "shade"
-        Treatment of the epoch closest to x*, usually the final one, in which x* and the
-        path are not independent and most quantities blow up: shade it and choose limits
-        without it, or leave it out.
+        Treatment of the epoch closest to x*, usually the final epoch. In it x* and the path
+        are not independent, and most quantities blow up. ``"shade"`` shades the epoch and
+        ignores it when choosing the limits of the axes; ``"drop"`` leaves it out.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: a new figure.
+        Axes to draw on. Default: the axes of a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes drawn on.
+        The axes with the drawing.
     """
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
@@ -99,7 +99,7 @@ def quantity(
 
 
 def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
-    """Show all of a band, and zero; keep the limits if it has no values."""
+    """Set limits that show the whole band and zero, unless the band has no values."""
     low, high = float(lowest.min()), float(highest.max())
     margin = 0.05 * (high - low) or 1.0
     if math.isfinite(margin):
@@ -111,14 +111,14 @@ def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
 def path_geometry(
     means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade"
 ) -> Figure:
-    """Draw all quantities, one panel each.
+    """Draw the means of all quantities against the epoch, with a panel for each quantity.
 
     Parameters
     ----------
     means : xarray.Dataset
         As returned by `analyzers.epoch_means`, without the dimension ``layer``.
     final : {"shade", "drop"}, default: "shade"
-        See `quantity`.
+        Treatment of the epoch closest to x*, as in `quantity`.
 
     Returns
     -------
@@ -142,21 +142,23 @@ def path_geometry(
 def layer_image(
     means: xr.Dataset, name: str = "gamma", *, ax: Axes | None = None
 ) -> Axes:
-    """Draw the means of one quantity as an image of layers by epochs.
+    """Draw the means of one quantity as an image, with layers as rows and epochs as columns.
+
+    Crosses mark means that are smaller than two standard errors.
 
     Parameters
     ----------
     means : xarray.Dataset
-        As returned by `analyzers.epoch_means` of a geometry with ``layers=True``.
+        As returned by `analyzers.epoch_means` for a geometry with ``layers=True``.
     name : str, default: "gamma"
-        One of the quantities.
+        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: a new figure, higher for more layers.
+        Axes to draw on. Default: the axes of a new figure, taller for more layers.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes drawn on. Means below two standard errors are crossed out.
+        The axes with the drawing.
     """
     values = means[name].transpose("layer", "epoch")
     n_layers = values.sizes["layer"]
@@ -165,7 +167,7 @@ def layer_image(
     unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
     sure = before.where(~unsure)
-    # The noise of a single layer would leave all others pale.
+    # If the noise of one layer set the scale, all other layers would be pale.
     largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
     signed = bool((values < 0).any())
     image = ax.pcolormesh(

@@ -1,4 +1,4 @@
-"""Store the geometry of a run next to it, chunk by chunk, so that none is computed twice."""
+"""Store the geometry of a run next to the run, and compute no chunk twice."""
 
 from functools import partial
 from typing import Any, Final
@@ -20,7 +20,7 @@ from trajstore.reading.target import TargetLike
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
-"""Array in the group of a result: which chunks of steps are complete."""
+"""Array in the group of a result that marks complete chunks, bool (chunk,)."""
 
 
 def store_geometry(
@@ -30,12 +30,12 @@ def store_geometry(
     layers: bool = False,
     weight_decay: float = 0.0,
 ) -> xr.Dataset:
-    """Compute `path_geometry`, and store it next to the run.
+    """Compute `path_geometry`, and store the result next to the run.
 
-    Results are written chunk by chunk. After an interruption the next call computes the
-    missing chunks; if all are stored, it returns immediately. A result lists in
-    ``attrs["computed_from"]`` everything it depends on, and is computed again when the run
-    has grown, or the target or the estimator has changed.
+    The result is written chunk by chunk. After an interruption, the next call computes only
+    the missing chunks; if all chunks are stored, it returns immediately. A result lists
+    everything it depends on in ``attrs["computed_from"]``. It is computed again if the run
+    has grown, or if the target or the estimator has changed.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def store_geometry(
     Returns
     -------
     xarray.Dataset
-        As `path_geometry` returns it, lazily read from ``run.analysis.zarr``, in the group
+        The result of `path_geometry`, lazily read from the group of ``run.analysis.zarr``
         that is named after the target.
 
     Raises
@@ -57,8 +57,8 @@ def store_geometry(
 
     Notes
     -----
-    Runs on the Dask client of this process if there is one, else on threads. The workers
-    of a client write the results, so they need access to the directory of the run.
+    The computation uses the Dask client of this process if there is one, else threads. The
+    workers of a client write the results, so they need access to the directory of the run.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def store_geometry(
 
 
 def result_group(geometry: xr.Dataset) -> str:
-    """Return the group of a result: its target, direction, and whether it has layers."""
+    """Name the group of a result after its target, its direction and its layers."""
     group = target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
@@ -111,7 +111,7 @@ def open_results(location: str, group: str) -> xr.Dataset:
 def _done_chunks(
     location: str, group: str, computed_from: str
 ) -> npt.NDArray[np.bool_] | None:
-    """Return which chunks are complete, bool (chunk,); None without such a result."""
+    """Read the marks of complete chunks, bool (chunk,), or None without such a result."""
     try:
         stored = zarr.open_group(
             open_store(location), path=group, mode="r", use_consolidated=False
@@ -125,10 +125,10 @@ def _done_chunks(
 
 
 def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
-    """Write a result without its values, and then that no chunk is complete."""
+    """Write a result without its values, and mark all chunks as incomplete."""
     store = open_store(location)
     root = zarr.open_group(store, mode="a", use_consolidated=False)
-    # Removed first, so that a half-removed result never looks complete.
+    # The marks are removed first: a partly removed result must not look complete.
     if DONE in root.require_group(group):
         del root[f"{group}/{DONE}"]
     lazy.to_zarr(store, group=group, mode="w", consolidated=False, compute=False)
@@ -149,10 +149,10 @@ def store_chunk(
     steps: slice,
     values: npt.NDArray[np.float64],
 ) -> None:
-    """Write one chunk of steps, and then that it is complete."""
+    """Write one chunk of steps, and then mark it as complete."""
     stored: Any = zarr.open_group(
         open_store(location), path=group, mode="r+", use_consolidated=False
     )
-    for name, of_quantity in zip(NAMES, values, strict=True):
-        stored[name][steps] = of_quantity
+    for name, quantity in zip(NAMES, values, strict=True):
+        stored[name][steps] = quantity
     stored[DONE][index] = True

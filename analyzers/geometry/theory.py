@@ -1,8 +1,8 @@
-"""Consequences of RSI and EB for the distance to x* after steps of plain SGD.
+"""Derive the progress of plain SGD towards x* from RSI and EB.
 
 The equations are numbered as in C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas,
 "No Wrong Turns: The Simple Geometry Of Neural Networks Optimization Paths", 2023, section
-3, arXiv 2306.11922. The available copies have lost the formulas themselves, which
+3, arXiv 2306.11922. The copies available to us lack the formulas, but these
 follow from the definitions of RSI and EB.
 """
 
@@ -12,7 +12,7 @@ from analyzers._engine.labels import describe
 
 
 def step_contraction(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Dataset:
-    r"""Change of the squared distance to x* in a step of plain SGD, equation (4).
+    r"""Return the change of the squared distance to x* in a step of plain SGD, equation (4).
 
     With :math:`\eta` the learning rate,
 
@@ -22,49 +22,50 @@ def step_contraction(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Da
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`; may be lazy.
+        A result of `analyzers.path_geometry`; may be lazy.
     lr : float or xarray.DataArray
-        The learning rate, or one for every step, such as ``run.steps.lr``.
+        The learning rate, or the learning rate of every step, such as ``run.steps.lr``.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. ``ratio`` and ``ratio_stderr``, with the dimensions of
-        ``geometry.rsi`` and units of 1. Below 1 the step moves closer to x*.
+        Lazy if `geometry` is lazy. ``ratio`` and ``ratio_stderr`` have the dimensions of
+        ``geometry.rsi`` and units of 1. A ratio below 1 means that the step moves closer to
+        x*.
 
     Notes
     -----
-    An identity for the sampled gradient. It does not hold for momentum, weight decay or
-    Adam. The error of the distance enters both RSI and EB, and is counted once, to first
-    order.
+    The equation is an identity for the sampled gradient. It does not hold for momentum,
+    weight decay or Adam. The error of the distance affects both RSI and EB; the standard
+    error takes this into account to first order.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
-    of_gradient = 2 * lr * _own_error_of_rsi(geometry)
-    of_distance = (4 * lr * rsi - 2 * lr**2 * eb**2) * _error_of_distance(geometry)
+    from_gradient = 2 * lr * _own_error_of_rsi(geometry)
+    from_distance = (4 * lr * rsi - 2 * lr**2 * eb**2) * _error_of_distance(geometry)
     return _with_stderr(
         "ratio",
         1 - 2 * lr * rsi + lr**2 * eb**2,
-        (of_gradient**2 + of_distance**2) ** 0.5,
-        long_name="squared distance to x* after a step over that before",
+        (from_gradient**2 + from_distance**2) ** 0.5,
+        long_name="ratio of the squared distances to x* after and before a step",
     )
 
 
 def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
-    r"""Learning rate whose step ends closest to x*, equation (5).
+    r"""Return the learning rate whose step ends closest to x*, equation (5).
 
     .. math:: \eta^*_k = \frac{\mathrm{RSI}_k}{\mathrm{EB}_k^2}
 
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`; may be lazy.
+        A result of `analyzers.path_geometry`; may be lazy.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. ``lolr`` and ``lolr_stderr``. NaN where RSI is not
-        positive: no step along the negative gradient moves closer there. The variable
-        ``lolr`` of `analyzers.path_geometry` is the same without that condition.
+        Lazy if `geometry` is lazy. ``lolr`` and ``lolr_stderr`` are NaN where RSI is not
+        positive: there, no step along the negative gradient moves closer to x*. The variable
+        ``lolr`` of `analyzers.path_geometry` keeps its values where RSI is not positive.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
     return _with_stderr(
@@ -76,40 +77,43 @@ def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
 
 
 def guaranteed_decrease(geometry: xr.Dataset) -> xr.Dataset:
-    r"""Ratio of squared distances around a step of locally optimal length, equation (6).
+    r"""Return the ratio of squared distances after and before the best step, equation (6).
+
+    The best step has the learning rate :math:`\eta^*_k` of `locally_optimal_lr`:
 
     .. math:: \frac{|x_k - \eta^*_k g_k - x^*|^2}{|x_k - x^*|^2} = 1 - \gamma_k^2
 
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`; may be lazy.
+        A result of `analyzers.path_geometry`; may be lazy.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. ``ratio`` and ``ratio_stderr``, units of 1; NaN where RSI is
-        not positive.
+        Lazy if `geometry` is lazy. ``ratio`` and ``ratio_stderr`` have units of 1, and are
+        NaN where RSI is not positive.
 
     Notes
     -----
-    The square of an estimate of gamma is biased upwards by its variance, so single
-    steps promise too much where ``gamma_stderr`` is not much smaller than gamma.
+    The square of an estimate of gamma is biased upwards by the variance of the estimate, so
+    the ratio of a single step is too small where ``gamma_stderr`` is not much smaller than
+    gamma.
     """
     gamma, is_defined = geometry["gamma"], geometry["rsi"] > 0
     return _with_stderr(
         "ratio",
         (1 - gamma**2).where(is_defined),
         (2 * abs(gamma) * geometry["gamma_stderr"]).where(is_defined),
-        long_name="squared distance to x* after the best step over that before",
+        long_name="ratio of the squared distances to x* after and before the best step",
     )
 
 
 def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
-    r"""Rate of convergence that the extremes of RSI and EB guarantee, equation (7).
+    r"""Return the rate of convergence that the extremes of RSI and EB guarantee, equation (7).
 
-    With :math:`\mu = \min_k \mathrm{RSI}_k` and :math:`L = \max_k \mathrm{EB}_k`, SGD of
-    the fixed learning rate :math:`\mu / L^2` has
+    Let :math:`\mu = \min_k \mathrm{RSI}_k` and :math:`L = \max_k \mathrm{EB}_k`. SGD with
+    the fixed learning rate :math:`\mu / L^2` satisfies
 
     .. math:: |x_k - x^*|^2 \le \Big( 1 - \frac{\mu^2}{L^2} \Big)^k |x_0 - x^*|^2
 
@@ -118,20 +122,22 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        As returned by `analyzers.path_geometry`; may be lazy. Select the steps to cover: RSI
-        and EB blow up in the last epoch, which is better left out.
+        A result of `analyzers.path_geometry`; may be lazy. Select the steps that the rate should
+        cover; leave out the last epoch, where RSI and EB blow up.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is. Scalars, or values by ``layer``: ``mu``, ``L``, ``rate``,
-        the factor :math:`1 - \mu^2 / L^2`, and ``lr``, each with a ``_stderr``. ``rate``
-        and ``lr`` are NaN where mu is not positive: nothing is guaranteed.
+        Lazy if `geometry` is lazy. ``mu``, ``L``, the factor ``rate``,
+        :math:`1 - \mu^2 / L^2`, and the learning rate ``lr``, each with its standard error in
+        a variable ending in ``_stderr``. All are scalars, or have the dimension ``layer``.
+        ``rate`` and ``lr`` are NaN where mu is not positive, since nothing is guaranteed
+        there.
 
     Notes
     -----
-    The smallest of many estimates is on average below the smallest of the true values, so mu
-    is biased downwards for sketched runs. The standard errors come from the two steps that
+    The smallest of many estimates is on average below the smallest true value, so mu is
+    biased downwards for sketched runs. The standard errors come from the two steps that
     attain the extremes, to first order.
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
@@ -157,7 +163,7 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
                 "lr",
                 lr.where(is_defined),
                 lr_stderr.where(is_defined),
-                long_name="fixed learning rate of that factor",
+                long_name="fixed learning rate that guarantees the factor",
             ),
         ]
     )
@@ -169,7 +175,7 @@ def _error_of_distance(geometry: xr.Dataset) -> xr.DataArray:
 
 
 def _own_error_of_rsi(geometry: xr.Dataset) -> xr.DataArray:
-    """Return the part of the error of RSI that does not come from the distance."""
+    """Return the part of the standard error of RSI that is not due to the distance."""
     shared = 2 * geometry["rsi"] * _error_of_distance(geometry)
     return (geometry["rsi_stderr"] ** 2 - shared**2).clip(min=0) ** 0.5
 

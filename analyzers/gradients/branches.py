@@ -1,4 +1,4 @@
-"""Comparison of a run with branches of it that have other learning rates."""
+"""Compare a run with its branches, which have other learning rates."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,21 +34,21 @@ from trajstore.reading.run import Run
 from trajstore.store.location import name_of
 
 N_PARTS: Final = 30
-"""Parts of each path, with equally many steps."""
+"""Number of parts that each path is divided into, with the same number of steps each."""
 
 EDGES: Final = np.linspace(-1, 1, 41)
-"""Edges of the bins of the distribution of cosines."""
+"""Edges of the bins in the histogram of cosines."""
 
 QUARTILES: Final = {"cosine": 50, "cosine_low": 25, "cosine_high": 75}
 
 LONG_NAMES: Final = SEGMENT_NAMES | {
     "cosine": "median cosine of adjacent gradients in a part of the path",
-    "cosine_low": "its lower quartile",
-    "cosine_high": "its upper quartile",
-    "path": "path length since the branches began, in the middle of the part",
-    "lr_time": "sum of learning rates since then",
-    "histogram": "share of the steps by their cosine",
-    "n_steps": "steps",
+    "cosine_low": "lower quartile of the cosine in a part of the path",
+    "cosine_high": "upper quartile of the cosine in a part of the path",
+    "path": "path length from the branching to the middle of the part",
+    "lr_time": "sum of learning rates from the branching to the middle of the part",
+    "histogram": "share of the steps in a bin of the cosine",
+    "n_steps": "number of steps",
     "path_length": "length of the path",
 }
 
@@ -62,53 +62,56 @@ def compare_branches(
     loss: str | None = "loss",
     length: float | None = None,
 ) -> xr.Dataset:
-    """Cosines of adjacent gradients of a run and its branches, side by side.
+    """Compare the cosines of adjacent gradients between a run and its branches.
 
     Parameters
     ----------
     parent : trajstore.Run
-        The run that the branches began in; only its steps after that point count.
+        The run that the branches start from; only its steps after the branching count.
     branches : sequence of trajstore.Run
-        Recorded by ``traj-train branch``, from the same epoch.
+        Branches that ``traj-train branch`` recorded, all starting from the same epoch.
     window, threshold, loss
         As in `zigzag_segments`.
     length : float, optional
         Stop after this path length, to compare paths of equal length. The last step may
-        lead beyond it.
+        exceed it.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``branch``, the names of the stores, the parent first and then
-        in descending order of learning rate, with the coordinate ``lr_scale``. By ``part``,
-        30 parts of each path with equally many steps: ``cosine``, the median, and its quartiles
-        ``cosine_low`` and ``cosine_high``; ``path`` and ``lr_time``, path length and sum of
-        learning rates from the branching to the middle of the part. By ``cosine_bin``:
-        ``histogram``, shares of the steps. By ``kind``, as in `zigzag_segments`:
-        ``step_share``, ``path_share`` and, if there is a loss, ``decrease`` and
-        ``decrease_share`` with their standard errors. And ``n_steps`` and ``path_length``.
-        Units of 1.
+        Loaded, with the dimension ``branch``: the name of the parent's store, followed by the
+        names of the branches in descending order of learning rate. The coordinate
+        ``lr_scale`` holds the factor of the learning rate. Units are 1. The variables are
+
+        - by ``part``, for 30 parts of each path with the same number of steps: the median
+          ``cosine`` with its quartiles ``cosine_low`` and ``cosine_high``, and the path
+          length ``path`` and the sum of learning rates ``lr_time``, both from the branching
+          to the middle of the part;
+        - by ``cosine_bin``: ``histogram``, the share of steps in each bin;
+        - by ``kind``, as in `zigzag_segments`: ``step_share``, ``path_share`` and, if there
+          is a loss, ``decrease`` and ``decrease_share`` with their standard errors;
+        - ``n_steps`` and ``path_length`` of the whole branch.
 
     Raises
     ------
     ValueError
-        If there are no branches, if they belong to another parent or begin in different
+        If there are no branches, if they belong to another parent or start from different
         epochs, or if a number is out of range.
     KeyError
-        If a run has no such scalar.
+        If a run has no scalar with the name `loss`.
 
     Notes
     -----
     This is our own protocol for the question whether zigzag geometry "appears over a wide
     range of geometrical scales", as the paper that `zigzag` cites says; the paper's
-    protocol was not available. On a smooth loss the gradients hardly change over short
-    enough steps, and the cosine is near 1 except for the noise of mini-batches; with noise
-    it is near the share of the signal in :math:`|g|^2`. A zigzag that turns smooth at a
-    smaller scale came from steps too long for their valley; one that stays at all scales
-    did not.
+    protocol was not available. If the loss is smooth and the steps are short enough,
+    gradients hardly change from step to step. The cosine is then near 1 without the noise of
+    mini-batches, and near the share of the signal in :math:`|g|^2` with noise. A zigzag that
+    becomes smooth at a smaller learning rate came from steps that were too long for their
+    valley; a zigzag that persists at all learning rates has another cause.
 
-    The running median covers `window` steps at every scale, so it covers a shorter piece of
-    the path at a smaller scale. The cosine of a branch's first step is unknown.
+    The running median always covers `window` steps, and therefore a shorter piece of the
+    path at a smaller learning rate. The cosine of a branch's first step is unknown.
     """
     epoch, first = _beginning(parent, branches)
     branches = sorted(branches, key=lambda run: -run.attrs[BRANCH]["lr_scale"])
@@ -146,21 +149,21 @@ def compare_branches(
 
 
 def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
-    """Return the epoch that all branches began in, and its first step."""
+    """Check the branches, and return the epoch that they start from and its first step."""
     if not branches:
         raise ValueError(
             f"No branches of {parent.location} were given; traj-train branch "
-            f"{parent.location} --at-epoch EPOCH --lr-scale 0.1 records some."
+            f"{parent.location} --at-epoch EPOCH --lr-scale 0.1 records one."
         )
     check_steps(parent)
     for run in branches:
         check_steps(run)
-        found = run.attrs.get(BRANCH, {})
-        if found.get("parent_created") != parent.stored.document.created:
-            of = f"one of {found['parent']}" if found else "none at all"
+        origin = run.attrs.get(BRANCH, {})
+        if origin.get("parent_created") != parent.stored.document.created:
+            kind = f"a branch of {origin['parent']}" if origin else "a run of its own"
             raise ValueError(
-                f"{run.location} is no branch of {parent.location}, but {of}; "
-                "traj-train branch records some."
+                f"{run.location} is not a branch of {parent.location}, but {kind}; "
+                "give branches of this run, which traj-train branch records."
             )
     beginnings = {(b.attrs[BRANCH]["epoch"], b.attrs[BRANCH]["step"]) for b in branches}
     if len(beginnings) > 1:
@@ -172,7 +175,7 @@ def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
     if first + 2 > parent.n_steps:
         raise ValueError(
             f"{parent.location} has {parent.n_steps} steps, and its branches begin with "
-            f"step {first}; two of its own are needed after it."
+            f"step {first}; the parent needs two steps or more from there on."
         )
     return epoch, first
 
@@ -192,7 +195,7 @@ def _summary(
     n = len(before) if length is None else int(np.searchsorted(before, length))
     steps = slice(first, first + n)
     cosine = zigzag(run)["cosine"].isel(step=steps).values
-    # A branch does not know the gradient before its first step.
+    # The gradient before the first step of a branch is not recorded.
     cosine[0] = np.nan
     lengths = lengths[:n]
     labels = step_kinds(running_median(cosine, window), threshold)

@@ -1,4 +1,4 @@
-"""Sub-commands on zigzag geometry: of a run, and of a run and its branches."""
+"""Sub-commands that analyse the zigzag geometry of a run, and of its branches."""
 
 import xarray as xr
 from rich.table import Table
@@ -20,7 +20,7 @@ from trajstore.reading.results import write_results
 from trajstore.reading.run import open_run
 
 GROUP = "zigzag-scales"
-"""Group of the comparison of branches, and name of its figure."""
+"""Name of the group and of the figure that compare branches."""
 
 
 def zigzag(
@@ -32,10 +32,10 @@ def zigzag(
     loss: str = "loss",
     smoothing: int | None = None,
 ) -> None:
-    """Cosines of adjacent gradients: where a run zigzags, and what it achieves there.
+    """Find where a run zigzags, from the cosines of adjacent gradients.
 
     Prints the shares of zigzag, smooth and other segments in steps, path and decrease of
-    the loss, and how they depend on the criterion. Results go to RUN.analysis.zarr and
+    the loss, and the dependence of these shares on the criterion. Results go to RUN.analysis.zarr and
     figures to RUN.figures, both next to the store; figures of a remote store go to the
     working directory.
 
@@ -46,13 +46,14 @@ def zigzag(
     layers : bool, default: False
         Also compare each parameter tensor separately.
     window : int, default: 11
-        Steps of the running median, an odd number.
+        Number of steps in the running median, odd.
     threshold : float, default: 0.5
-        Steps with a median below minus this zigzag, steps with one above it are smooth.
+        Steps zigzag where the running median is below minus this number, and are smooth
+        where it is above this number.
     loss : str, default: loss
         Scalar whose decrease is attributed to segments; none to skip.
     smoothing : int, optional
-        Steps of the running mean of the loss, an odd number. Default: 1 for a run of
+        Number of steps in the running mean of the loss, odd. Default: 1 for a run of
         traj-train with full batches, else 11.
     """
     run = open_run(store)
@@ -97,20 +98,21 @@ def compare_branches(
     loss: str = "loss",
     length: float | None = None,
 ) -> None:
-    """Zigzag of a run and its branches with other learning rates, side by side.
+    """Compare how a run and its branches with other learning rates zigzag.
 
     Results go to RUN.analysis.zarr and the figure to RUN.figures, both next to the parent.
 
     Parameters
     ----------
     parent : str
-        Path or URL of the run that the branches began in.
+        Path or URL of the run that the branches start from.
     branches : tuple of str
-        Stores of traj-train branch, from one epoch.
+        Paths or URLs of branches that traj-train branch recorded, from one epoch.
     window : int, default: 11
-        Steps of the running median, an odd number.
+        Number of steps in the running median, odd.
     threshold : float, default: 0.5
-        Steps with a median below minus this zigzag, steps with one above it are smooth.
+        Steps zigzag where the running median is below minus this number, and are smooth
+        where it is above this number.
     loss : str, default: loss
         Scalar whose decrease is attributed to segments; none to skip.
     length : float, optional
@@ -137,7 +139,7 @@ def compare_branches(
 
 
 def _share_table(segments: xr.Dataset) -> Table:
-    """Lay out the shares of each kind in at most 80 columns."""
+    """Lay out the shares of each kind of segment in at most 80 columns."""
     headers = ["", "segments", "steps", "path", "displacement²"]
     with_loss = "decrease" in segments
     headers += ["loss decrease", "share"] if with_loss else []
@@ -161,7 +163,7 @@ def _share_table(segments: xr.Dataset) -> Table:
 
 
 def _dependence_table(dependence: xr.Dataset) -> Table:
-    """Lay out the share of zigzag by threshold and window."""
+    """Lay out the shares of zigzag by threshold and window."""
     zigzag_only = dependence.sel(kind="zigzag")
     thresholds = [f"{t:g}" for t in dependence["threshold"].values]
     header = "zigzag by threshold"

@@ -1,4 +1,4 @@
-"""Mean cosine between gradients as a function of their lag."""
+"""Average the cosine between two gradients as a function of their lag."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,22 +12,22 @@ from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))
-"""Steps between two gradients. A zigzag differs at odd and even lags."""
+"""Steps between two gradients, by default. A zigzag differs at odd and even lags."""
 
 N_PAIRS: Final = 64
-"""Pairs of gradients of each lag."""
+"""Number of pairs of gradients for each lag, by default."""
 
 LONG_NAMES: Final = {
-    "cosine": "mean cosine of gradients",
-    "spread": "standard deviation over pairs",
-    "n_pairs": "pairs of gradients",
+    "cosine": "mean cosine of two gradients",
+    "spread": "standard deviation of the cosine over pairs",
+    "n_pairs": "number of pairs of gradients",
 }
 
 
 def lag_curve(
     run: Run, *, lags: Sequence[int] = LAGS, n_pairs: int = N_PAIRS
 ) -> xr.Dataset:
-    r"""Mean cosine between gradients as a function of their lag.
+    r"""Return the mean cosine between two gradients as a function of their lag.
 
     Parameters
     ----------
@@ -35,17 +35,18 @@ def lag_curve(
         As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
         count as steps.
     lags : sequence of int, default: 1 to 20
-        Steps from one gradient to the other, at least 1.
+        Numbers of steps from the first gradient of a pair to the second, at least 1.
     n_pairs : int, default: 64
-        Pairs of each lag; their first gradients are spread evenly over the run.
+        Number of pairs for each lag; the first gradients are spread evenly over the run.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``lag``. ``cosine``, the mean over the pairs, and
-        ``cosine_stderr``; ``spread``, the standard deviation over the pairs, including the
-        errors of the estimates; ``n_pairs``, fewer for long lags, which reach beyond the
-        end of the run. NaN for lags as long as the run.
+        Loaded, with the dimension ``lag``. ``cosine`` is the mean over the pairs, and
+        ``cosine_stderr`` its standard error. ``spread`` is the standard deviation of the
+        cosine over the pairs, and includes the errors of the estimates. ``n_pairs`` is the
+        number of pairs, which falls for long lags because pairs beyond the end of the run
+        are left out. Values are NaN for lags as long as the run or longer.
 
     Raises
     ------
@@ -54,10 +55,10 @@ def lag_curve(
 
     Notes
     -----
-    Computed from the probes of gradients, as in `analyzers.lagged_gradients`, but without a
-    target. The signs of the probes are the same in the whole run, so the errors of all pairs
-    may be alike; the standard error of the mean is therefore the mean of the standard errors
-    of the pairs, an upper bound. A run recorded with ``exact=True`` has standard errors of 0.
+    Cosines are computed from the probes of gradients, as in `analyzers.lagged_gradients`,
+    but without a target. The signs of the probes are the same in the whole run, so the errors
+    of different pairs may agree. The standard error of the mean is therefore the mean of the
+    standard errors of the pairs, which is an upper bound. A run recorded with ``exact=True`` has standard errors of 0.
     """
     lag = np.array(lags, np.int64)
     if n_pairs < 1 or len(lag) == 0 or (lag < 1).any():
@@ -67,18 +68,18 @@ def lag_curve(
         )
     if run.n_steps < 2:
         raise ValueError(
-            f"{run.location} holds {run.n_steps} steps; two gradients need two."
+            f"{run.location} holds {run.n_steps} steps; a pair of gradients needs two."
         )
     bases = np.unique(np.linspace(0, run.n_steps - 2, n_pairs).astype(np.int64))
     values = np.full((2, len(bases), len(lag)), np.nan)
     for i, base in enumerate(bases):
         exists = base + lag < run.n_steps
-        needed, place = np.unique(
+        needed, position = np.unique(
             np.append(base + lag[exists], base), return_inverse=True
         )
         gradients, _ = read_probes(run, needed)
-        found = cosine(gradients[place[:-1]], gradients[place[-1]])
-        values[:, i, exists] = scaled(found, error_ratios(run, bases[i : i + 1]))
+        cosines = cosine(gradients[position[:-1]], gradients[position[-1]])
+        values[:, i, exists] = scaled(cosines, error_ratios(run, bases[i : i + 1]))
     if run.spec.exact:
         values[1] = np.where(np.isnan(values[0]), np.nan, 0.0)
     pairs = xr.Dataset(

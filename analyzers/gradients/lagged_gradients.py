@@ -1,4 +1,4 @@
-"""Cosines of gradients some steps apart, and distances of their iterates."""
+"""Compare gradients several steps apart, and the iterates that they belong to."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,26 +23,26 @@ from trajstore.reading.target import Target, TargetLike
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LAGS: Final = (1, 2, 5, 10, 20, 50)
-"""Steps between two gradients, as in the published code."""
+"""Steps between the two gradients of a pair, as in the published code."""
 
 EVERY: Final = 51
-"""Steps between compared steps, as in the published code."""
+"""Steps between the first gradients of successive pairs, as in the published code."""
 
 BASES: Final = 64
-"""Compared steps in a task."""
+"""Number of first gradients in a task."""
 
 ROWS: Final = 16
-"""Rows of the fold of the target to probe at once."""
+"""Rows of the target's fold to probe in one batch."""
 
 DESCRIPTIONS: Final = {
     "cosine": ("cosine of two gradients", "<g_j, g_k> / (|g_j| |g_k|)"),
     "orthogonal_cosine": (
-        "cosine of the parts of two gradients orthogonal to x - x*",
+        "cosine of two gradients after removing their parts along x - x*",
         "with g - <g, x - x*> / |x - x*|^2 (x - x*) instead of g",
     ),
     "distance": ("distance of two iterates", "|x_j - x_k|"),
 }
-"""Long names and definitions."""
+"""Long names and definitions of the quantities."""
 
 NAMES: Final = [name for q in DESCRIPTIONS for name in (q, f"{q}_stderr")]
 
@@ -54,7 +54,7 @@ def lagged_gradients(
     lags: Sequence[int] = LAGS,
     every: int = EVERY,
 ) -> xr.Dataset:
-    r"""Cosines of gradients some steps apart, and distances of their iterates.
+    r"""Return cosines of gradients several steps apart, and distances of their iterates.
 
     Parameters
     ----------
@@ -62,41 +62,43 @@ def lagged_gradients(
         As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
         count as steps.
     reference : str, int, Run or mapping, default: "final"
-        The target x*, as `path_geometry` takes it.
+        The target x*, as in `path_geometry`.
     lags : sequence of int, default: (1, 2, 5, 10, 20, 50)
-        Steps from one gradient to the other, at least 1.
+        Numbers of steps from the first gradient of a pair to the second, at least 1.
     every : int, default: 51
         Steps between the first gradients of successive pairs.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimensions ``step``, of the first gradient, with the coordinates ``epoch``
-        and ``iteration``, and ``lag``. Variables, float64: ``cosine`` of the two
-        gradients; ``orthogonal_cosine`` of their parts orthogonal to x - x*, each with its
-        own x; and ``distance`` of the two iterates; each with its standard error in a
-        variable ending in ``_stderr``. NaN beyond the end of the run.
+        Lazy, with the dimensions ``step`` (the step of the first gradient, with the
+        coordinates ``epoch`` and ``iteration``) and ``lag``. The variables are float64:
+        ``cosine`` of the two gradients; ``orthogonal_cosine`` of the parts of the gradients
+        that are orthogonal to x - x*, where x is the iterate of the gradient; and
+        ``distance`` between the two iterates. Each has its standard error in a variable
+        ending in ``_stderr``. Values are NaN for pairs beyond the end of the run.
 
     Raises
     ------
     ValueError
-        If a lag or `every` is below 1; or as for `path_geometry`.
+        If a lag or `every` is below 1, and in the cases that `path_geometry` lists.
     KeyError, TypeError
-        As for `path_geometry`.
+        In the cases that `path_geometry` lists.
 
     Notes
     -----
-    All are computed from the fixed probes of gradients and iterates, n numbers each: a
-    cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a distance a
-    relative one of about :math:`1 / \sqrt{2 n}`; less where few elements hold most of a
-    vector. How much less depends on which of these elements share a probe. Standard errors
-    of cosines are therefore scaled by the errors of 64 adjacent gradients nearby, whose
-    cosines are known exactly (except for measurements). The signs of the probes are the
-    same in the whole run: errors of different pairs are *not* independent, and means over
-    many pairs are hardly better than one pair. A run recorded with ``exact=True`` has
-    standard errors of 0.
+    All variables are computed from the fixed probes of gradients and iterates, with n numbers
+    per vector. A cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a
+    distance has a relative standard error of about :math:`1 / \sqrt{2 n}`. Errors are
+    smaller where few elements hold most of a vector; by how much depends on which of these
+    elements share a probe. Standard errors of cosines are therefore scaled by the observed
+    errors of 64 adjacent gradients nearby, whose cosines are known exactly. This is not
+    possible for measurements. The signs of the probes are the same in the whole run, so the
+    errors of different pairs are *not* independent, and a mean over many pairs is hardly
+    more accurate than a single pair. A run recorded with ``exact=True`` has standard errors
+    of 0.
 
-    The published code [1]_ measures the same on the second of two runs.
+    The published code [1]_ measures the same quantities, in the second of two training runs.
 
     References
     ----------
@@ -122,7 +124,7 @@ def lagged_gradients(
     bases = np.arange(0, run.n_steps, every)
     arrays = []
     for part in slices(slice(0, len(bases)), BASES):
-        # One step after the last gradient that these steps are compared with.
+        # The step after the last gradient of these pairs.
         stop = min(int(bases[part][-1] + lag.max()) + 1, run.n_steps)
         steps = slice(int(bases[part][0]), stop)
         compared = task(
@@ -143,7 +145,7 @@ def lagged_gradients(
 
 
 def probe_target(run: Run, target: Target) -> FloatArray:
-    """Return the probes of x*, float64 (probe,), or x* itself for an exact run."""
+    """Return the probes of x*, float64 (probe,); for an exact run, return x* itself."""
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)
     probes = run.stored.probes
@@ -163,16 +165,17 @@ def compare(
     rsi: FloatArray,
     target: FloatArray,
 ) -> FloatArray:
-    """Compare steps with later ones, float64 (quantity, base, lag)."""
-    # `bases` are compared with the steps `lag` later; `steps` hold all of them, with their
-    # `rsi`. `target` holds the probes of x*. Quantities are in the order of `NAMES`.
+    """Compare the steps `bases` with later steps, float64 (quantity, base, lag)."""
+    # The later steps are `lag` steps after `bases`. `rsi` holds the RSI of `steps`, a range
+    # that contains all of them. `target` holds the probes of x*. Quantities are in the
+    # order of `NAMES`.
     pairs = bases[:, None] + lag
     exists = pairs < run.n_steps
     needed = np.unique(np.concatenate([bases, pairs[exists]]))
     gradients, iterates = read_probes(run, needed)
     ratios = error_ratios(run, bases)[:, None]
     orthogonal = gradients - rsi[needed - steps.start, None] * (iterates - target)
-    # Pairs beyond the end are computed as the base with itself, and dropped below.
+    # A pair beyond the end compares the base with itself, and is set to NaN below.
     pairs = np.where(exists, pairs, bases[:, None])
     first = np.searchsorted(needed, np.broadcast_to(bases[:, None], pairs.shape))
     second = np.searchsorted(needed, pairs)

@@ -1,4 +1,4 @@
-"""Zigzag layer by layer: cosines of adjacent gradients over parts of a run."""
+"""Measure zigzag layer by layer: cosines of adjacent gradients in parts of a run."""
 
 from typing import Final
 
@@ -24,7 +24,7 @@ from trajstore.format.arrays import LAYER
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60
-"""Parts of the run, with equally many steps."""
+"""Number of parts that a run is divided into, with the same number of steps each."""
 
 LONG_NAMES: Final = {
     "cosine": "median cosine of adjacent gradients in a part of the run",
@@ -37,29 +37,31 @@ LONG_NAMES: Final = {
 def zigzag_layers(
     run: Run, *, window: int = WINDOW, threshold: float = THRESHOLD
 ) -> xr.Dataset:
-    """Cosines of adjacent gradients layer by layer, in parts of a run.
+    """Return the cosines of adjacent gradients by layer, in parts of a run.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     window : int, default: 11
-        Steps of the running median, odd.
+        Number of steps in the running median, odd.
     threshold : float, default: 0.5
-        As in `zigzag_segments`.
+        Threshold for the running median, from 0 to 1, as in `zigzag_segments`.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimension ``layer``. By ``part``, up to 60 parts with equally many steps:
-        ``cosine``, the median, and ``first``, the first step of the part. By ``kind``:
-        ``step_share``, by the criterion of `zigzag_segments` for the layer alone. And
-        ``mean_cosine``, over all steps. Units of 1. NaN where gradients are 0.
+        Loaded, with the dimension ``layer`` and units of 1. By ``part``, for up to 60 parts
+        with the same number of steps: ``cosine``, the median, and ``first``, the first step
+        of the part. By ``kind``: ``step_share``, the share of steps of each kind, where the
+        criterion of `zigzag_segments` is applied to the layer alone. ``mean_cosine`` is the
+        mean over all steps. Values are NaN where gradients are 0.
 
     Raises
     ------
     ValueError
-        As for `zigzag_segments`.
+        If the run has fewer than two steps or is a measurement, or if a number is out of
+        range.
     """
     check_criterion(window, threshold)
     cosines = zigzag(run, layers=True)["cosine"].compute()

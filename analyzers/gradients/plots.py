@@ -1,4 +1,4 @@
-"""Figures of zigzag geometry: of a run, of its layers, and of branches."""
+"""Draw the zigzag geometry of a run, of its layers and of its branches."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ COSINE: Final = "cosine of adjacent gradients"
 
 
 def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figure:
-    """Draw the cosines of a run, its loss, the shares of each kind, and the lag curve.
+    """Draw the cosines of a run, its loss, the shares of each kind of step, and the lag curve.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figur
 
 
 def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes:
-    """Draw the cosine of every step, and the running median that decides its kind.
+    """Draw the cosine of every step, and the running median that decides the step's kind.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes
     median = segments["running_cosine"]
     ax.plot(step, median, color="k", linewidth=1.1, label="running median")
     for sign in (-1, 1):
-        at = sign * segments.attrs["threshold"]
-        ax.axhline(at, color="0.4", linewidth=0.7, linestyle=":")
+        level = sign * segments.attrs["threshold"]
+        ax.axhline(level, color="0.4", linewidth=0.7, linestyle=":")
     ax.axhline(0, color="0.5", linewidth=0.7)
     ax.set(ylim=(-1.08, 1.08), xlabel="step", ylabel="cosine")
     ax.set_title(title, fontsize="medium")
@@ -81,7 +81,7 @@ def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes
 
 
 def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
-    """Draw the shares of each kind in steps, path length, displacement and decrease.
+    """Draw each kind's share of the steps, path length, displacement and loss decrease.
 
     Parameters
     ----------
@@ -96,13 +96,13 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
         The same axes.
     """
     names = [name for name in SHARES if name in segments]
-    place, height = np.arange(len(names)), 0.26
+    position, height = np.arange(len(names)), 0.26
     for i, (kind, color) in enumerate(COLORS.items()):
-        of_kind = segments.sel(kind=kind)
-        values = [float(of_kind[name]) for name in names]
-        errors = [float(of_kind.get(f"{name}_stderr", 0.0)) for name in names]
+        shares = segments.sel(kind=kind)
+        values = [float(shares[name]) for name in names]
+        errors = [float(shares.get(f"{name}_stderr", 0.0)) for name in names]
         ax.barh(
-            place + (i - 1) * height,
+            position + (i - 1) * height,
             values,
             height,
             xerr=errors,
@@ -110,8 +110,8 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
             error_kw={"elinewidth": 0.9},
             label=kind,
         )
-    ax.set_yticks(place, [SHARES[name] for name in names])
-    # From top to bottom, with room for the legend.
+    ax.set_yticks(position, [SHARES[name] for name in names])
+    # The axis points downwards, and leaves room for the legend.
     ax.set_ylim(len(names) - 0.5, -0.95)
     ax.axvline(0, color="0.5", linewidth=0.7)
     ax.set_xlabel("share")
@@ -121,19 +121,19 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
 
 
 def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the cosines of each layer as an image of layers by steps.
+    """Draw the cosines as an image, with layers as rows and steps as columns.
 
     Parameters
     ----------
     layers : xarray.Dataset
         As returned by `analyzers.zigzag_layers`.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on. Default: a new figure, higher for more layers.
+        Axes to draw on. Default: the axes of a new figure, taller for more layers.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes drawn on.
+        The axes with the drawing.
     """
     n_layers = layers.sizes["layer"]
     if ax is None:
@@ -157,7 +157,7 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
-    """Draw cosines along the path, and their distribution, for each learning rate.
+    """Draw the cosines along the path, and their distribution, for each learning rate.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
         ax.set(ylim=(-1.08, 1.08), xlabel=xlabel, ylabel="cosine")
     axes[0, 0].legend(fontsize="small", frameon=False)
     axes[0, 0].set_title(f"{COSINE}: median and quartiles", fontsize="medium")
-    axes[0, 1].set_title("the same along the learning rates", fontsize="medium")
+    axes[0, 1].set_title("the same, by sum of learning rates", fontsize="medium")
     axes[1, 0].set(xlabel="cosine", ylabel="share of steps")
     axes[1, 0].set_title("distribution", fontsize="medium")
     _branch_shares(branches, axes[1, 1])
@@ -204,14 +204,14 @@ def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
 
 
 def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
-    place, width = np.arange(branches.sizes["branch"]), 0.26
-    of_zigzag = branches.sel(kind="zigzag")
+    position, width = np.arange(branches.sizes["branch"]), 0.26
+    shares = branches.sel(kind="zigzag")
     names = [name for name in SHARES if name in branches]
     for i, name in enumerate(names):
-        errors: Any = of_zigzag.get(f"{name}_stderr")
+        errors: Any = shares.get(f"{name}_stderr")
         ax.bar(
-            place + (i - (len(names) - 1) / 2) * width,
-            of_zigzag[name],
+            position + (i - (len(names) - 1) / 2) * width,
+            shares[name],
             width,
             yerr=errors,
             color=f"C{i}",
@@ -219,7 +219,7 @@ def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
             label=SHARES[name],
         )
     labels = ["parent", *(f"x {s:g}" for s in branches["lr_scale"].values[1:])]
-    ax.set_xticks(place, labels)
+    ax.set_xticks(position, labels)
     ax.axhline(0, color="0.5", linewidth=0.7)
     ax.margins(y=0.25)
     ax.set(xlabel="learning rate", ylabel="share")
@@ -230,7 +230,7 @@ def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
 def _loss(segments: xr.Dataset, ax: Axes) -> None:
     ax.set_title("loss", fontsize="medium")
     if "smooth_loss" not in segments:
-        ax.text(0.5, 0.5, "no loss was asked for", ha="center", va="center")
+        ax.text(0.5, 0.5, "no loss was requested", ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return
     loss = segments["smooth_loss"]
@@ -273,4 +273,4 @@ def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
     ax.axhline(0, color="0.5", linewidth=0.7)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
-    ax.set_title("gradients further apart, over the run", fontsize="medium")
+    ax.set_title("gradients further apart, mean over the run", fontsize="medium")

@@ -1,4 +1,4 @@
-"""Segments of a path that zigzag or are smooth, and their shares of the training."""
+"""Find the segments of a path that zigzag or are smooth, and their shares of training."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -33,15 +33,15 @@ FloatArray = npt.NDArray[np.floating[Any]]
 KIND: Final = "kind"
 SEGMENT: Final = "segment"
 
-# Objects: Zarr's specification has no other strings.
+# Python objects, because Zarr's specification has no fixed-width strings.
 KIND_NAMES: Final = np.array(list(KINDS.values()), object)
 """Labels of the dimension ``kind``."""
 
 WINDOW: Final = 11
-"""Steps of the running median, and of the running mean of the loss."""
+"""Number of steps in the running median, and in the running mean of the loss."""
 
 THRESHOLD: Final = 0.5
-"""Size of the running median of the cosine above which steps zigzag or are smooth."""
+"""Absolute running median of the cosine above which steps zigzag or are smooth."""
 
 WINDOWS: Final = (1, 5, 11, 21, 51)
 THRESHOLDS: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -53,15 +53,15 @@ CRITERION: Final = (
 
 SEGMENT_NAMES: Final = {
     "cosine": "cosine of adjacent gradients",
-    "running_cosine": "its running median",
+    "running_cosine": "running median of the cosine",
     "label": "kind of the step: -1 zigzag, 0 neither, 1 smooth",
     "start": "first step of the segment",
-    "stop": "step after the last of the segment",
+    "stop": "first step after the segment",
     "segment_label": "kind of the segment: -1 zigzag, 0 neither, 1 smooth",
     "segment_path": "path length of the segment",
     "segment_decrease": "decrease of the smoothed loss in the segment",
     "smooth_loss": "running mean of the loss",
-    "n_segments": "segments of the kind",
+    "n_segments": "number of segments of the kind",
     "step_share": "share of the steps",
     "path_share": "share of the path length",
     "displacement_share": "share of the squared net displacement",
@@ -78,82 +78,90 @@ def zigzag_segments(
     loss: str | None = "loss",
     smoothing: int | None = None,
 ) -> xr.Dataset:
-    r"""Segments of the path that zigzag or are smooth, and their shares of the training.
+    r"""Find the segments of a path that zigzag or are smooth, and their shares of training.
 
-    With :math:`m_k` the median of `zigzag`'s cosine over the `window` steps around step k,
-    step k zigzags if :math:`m_k < -` `threshold`, is smooth if :math:`m_k >` `threshold`, and
-    is neither otherwise. A segment is a longest run of steps of one kind. This is our own
-    criterion.
+    Let :math:`m_k` be the median of the cosine from `zigzag` over the `window` steps around
+    step k. Step k zigzags if :math:`m_k < -` `threshold`, is smooth if :math:`m_k >`
+    `threshold`, and is neither otherwise. A segment consists of consecutive steps of one
+    kind, as many as possible. This criterion is our own.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     window : int, default: 11
-        Steps of the running median, odd; fewer at both ends of the run.
+        Number of steps in the running median, odd; the median covers fewer steps at both
+        ends of the run.
     threshold : float, default: 0.5
-        From 0 to 1; see the notes, and `zigzag_shares` for the effect of others.
+        Threshold for the running median, from 0 to 1. The notes explain the default, and
+        `zigzag_shares` shows the effect of other values.
     loss : str or None, default: "loss"
         Name of the scalar whose decrease is attributed to segments; None to skip this.
     smoothing : int, optional
-        Steps of the running mean of the loss, odd. Default: 1 if the run's metadata says
+        Number of steps in the running mean of the loss, odd. Default: 1 if the run's metadata says
         that it was trained on full batches, whose losses have no noise, else 11.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. By ``step``, with the coordinates ``epoch`` and ``iteration``: ``cosine``,
-        ``running_cosine``, ``label`` (-1 zigzag, 0 neither, 1 smooth) and, if there is a
-        loss, ``smooth_loss``. By ``segment``: ``start``, ``stop``, ``segment_label``,
-        ``segment_path`` and ``segment_decrease``. By ``kind``, with the labels ``zigzag``,
-        ``neither`` and ``smooth``: ``n_segments``, ``step_share``, ``path_share``,
-        ``displacement_share``, ``decrease`` and ``decrease_share``, the last three with
-        their standard errors in variables ending in ``_stderr``. Units of 1, and units of
-        the loss for decreases. A step whose cosine is unknown gets its label from the
-        steps around it, or "neither" if none of their cosines is known.
+        Loaded, with units of 1, or units of the loss for decreases. The variables are
+
+        - by ``step``, with the coordinates ``epoch`` and ``iteration``: ``cosine``,
+          ``running_cosine``, ``label`` (-1 zigzag, 0 neither, 1 smooth) and, if there is a
+          loss, ``smooth_loss``;
+        - by ``segment``: ``start``, ``stop``, ``segment_label``, ``segment_path`` and, if
+          there is a loss, ``segment_decrease``;
+        - by ``kind``, with the labels ``zigzag``, ``neither`` and ``smooth``:
+          ``n_segments``, ``step_share``, ``path_share``, ``displacement_share`` and, if
+          there is a loss, ``decrease`` and ``decrease_share``. Displacement shares,
+          decreases and decrease shares have standard errors in variables ending in
+          ``_stderr``.
+
+        A step whose cosine is unknown gets its label from the steps around it, or "neither"
+        if none of their cosines is known.
 
     Raises
     ------
     KeyError
-        If there is no such scalar; the message lists the scalars of the run.
+        If the run has no scalar with the name `loss`; the message lists its scalars.
     ValueError
         If the run has fewer than two steps or is a measurement, or if a number is out of
         range.
 
     Notes
     -----
-    *Why 0.5.* Under gradient descent with a learning rate :math:`\eta`, along an eigenvector
-    of the Hessian with eigenvalue :math:`\lambda`, :math:`g_{k+1} = (1 - \eta \lambda)
-    g_k`. Without noise, one mode has the cosine -1 or 1, and several modes of both signs a
-    cosine in between; beyond 0.5 in size one kind clearly outweighs the other. The noise of
-    mini-batches draws the cosine towards 0, because the noises of two batches are
-    independent: while the loss falls steadily, the cosine is about the share of the signal
-    in :math:`|g|^2`, and above 0.5 there is more signal than noise. Where the iterate has
-    become stationary and only noise drives it, the cosine is :math:`-\eta \lambda / 2`:
-    negative under *any* learning rate, since later steps must undo each step. Only below
+    *Threshold.* Under gradient descent with the learning rate :math:`\eta`, the gradient along
+    an eigenvector of the Hessian with eigenvalue :math:`\lambda` follows :math:`g_{k+1} = (1 -
+    \eta \lambda) g_k`. Without noise, a single mode has a cosine of -1 or 1. Several modes
+    that zigzag or are smooth have a cosine in between, and beyond -0.5 or 0.5 one kind of mode
+    clearly outweighs the other. The noise of mini-batches draws the cosine towards 0, because
+    the noise of two batches is independent. While the loss falls steadily, the cosine is about
+    the share of the signal in :math:`|g|^2`; above 0.5 there is more signal than noise. Where
+    the iterate is stationary and driven only by noise, the cosine is :math:`-\eta \lambda / 2`:
+    it is negative at *any* learning rate, since later steps must undo each step. Only below
     -0.5 does it imply :math:`\eta \lambda > 1`, averaged over the modes by their share in
-    :math:`|g|^2`. So a threshold of 0.5 means the same with and without noise, and a segment
-    that is "neither" may be a zigzag that noise hides. Both formulas hold for plain SGD on a
-    quadratic; momentum changes the step, and with it the second formula.
+    :math:`|g|^2`. A threshold of 0.5 therefore means the same with and without noise, but
+    noise may hide a zigzag in a segment that is "neither". Both formulas hold for plain SGD
+    on a quadratic; momentum changes the step, and therefore the second formula.
 
-    The median over 11 steps requires most of them to zigzag: single negative cosines
-    occur on smooth paths, and under noise. In a run of pure noise in d dimensions the
-    cosines have a standard deviation of :math:`1 / \sqrt{d}`, far below the threshold.
+    *Window.* With a median over 11 steps, a zigzag needs a majority of negative cosines:
+    single negative cosines also occur on smooth paths, and under noise. In a run of pure
+    noise in d dimensions, the cosines have a standard deviation of :math:`1 / \sqrt{d}`, far
+    below the threshold.
 
-    *Loss.* A segment's decrease is the decrease of the running mean of the recorded losses
-    from its first step to the first step after it; it may be negative, and all decreases add
-    up to the decrease of the whole. Losses less than half a `smoothing` from a border
-    count partly on its other side, and losses at both ends of the run are smoothed over
-    fewer steps. Standard errors treat deviations from the running mean as independent
-    noise, including a zigzag of the loss itself. Shares of a decrease that is
-    not well above its own error mean nothing.
+    *Loss.* The decrease of a segment is the decrease of the running mean of the recorded losses
+    from the first step of the segment to the first step after it. It may be negative, and the
+    decreases of all segments add up to the decrease of the whole run. A loss less than half a
+    `smoothing` from a border counts partly for the segment on the other side, and losses at
+    both ends of the run are smoothed over fewer steps. Standard errors treat deviations from
+    the running mean as independent noise, even where the loss itself zigzags. Shares mean
+    nothing if the total decrease is not well above its standard error.
 
-    *Path and displacement.* ``path_share`` is the share of :math:`\sum_k |u_k|`, exact, with
-    :math:`u_k` the update. ``displacement_share`` is :math:`\langle
-    D_\mathrm{kind}, D \rangle / |D|^2` with :math:`D_\mathrm{kind}` the sum of
-    :math:`u_k` over steps of the kind and D the sum over all steps but the last. It is
-    estimated from the probes of iterates, with the standard error of a ratio, and exact for
-    an exact recording.
+    *Path and displacement.* ``path_share`` is the exact share of :math:`\sum_k |u_k|`, where
+    :math:`u_k` is the update. ``displacement_share`` is :math:`\langle D_\mathrm{kind}, D
+    \rangle / |D|^2`, where :math:`D_\mathrm{kind}` is the sum of :math:`u_k` over the steps of
+    the kind, and D is the sum over all steps except the last. It is estimated from the probes
+    of iterates, with the standard error of a ratio, and is exact for an exact recording.
     """
     check_criterion(window, threshold)
     smoothing = check_smoothing(run, smoothing)
@@ -204,30 +212,30 @@ def zigzag_shares(
     loss: str | None = "loss",
     smoothing: int | None = None,
 ) -> xr.Dataset:
-    """Shares of `zigzag_segments` as a function of its window and its threshold.
+    """Return the shares of `zigzag_segments` for several windows and thresholds.
 
     Parameters
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`.
-    windows : sequence of int
-        Steps of the running median, odd.
-    thresholds : sequence of float
-        From 0 to 1.
+    windows : sequence of int, default: (1, 5, 11, 21, 51)
+        Numbers of steps in the running median, odd.
+    thresholds : sequence of float, default: (0, 0.1, 0.25, 0.5, 0.75, 0.9)
+        Thresholds for the running median, from 0 to 1.
     loss, smoothing
         As in `zigzag_segments`.
 
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimensions ``window``, ``threshold`` and ``kind``. ``step_share``,
-        ``path_share`` and, if there is a loss, ``decrease`` and ``decrease_share`` with
-        their standard errors.
+        Loaded, with the dimensions ``window``, ``threshold`` and ``kind``. The variables are
+        ``step_share``, ``path_share`` and, if there is a loss, ``decrease`` and
+        ``decrease_share`` with their standard errors, as in `zigzag_segments`.
 
     Raises
     ------
     KeyError, ValueError
-        As `zigzag_segments`.
+        In the cases that `zigzag_segments` lists.
     """
     for window, threshold in product(windows, thresholds):
         check_criterion(window, threshold)
@@ -258,8 +266,8 @@ def losses_of(run: Run, name: str) -> FloatArray:
     if name not in run.metrics:
         raise KeyError(
             f"No losses {name!r} in {run.location}, which has the scalars "
-            f"{run.metrics}; record them by recorder.log(loss=loss), give the name of "
-            "another scalar as `loss`, or None to go without."
+            f"{run.metrics}; record losses by recorder.log(loss=loss), or give the name of "
+            "another scalar as `loss`, or None to leave the loss out."
         )
     losses: FloatArray = run.steps[name].values
     return losses
@@ -283,7 +291,7 @@ def shares(labels: npt.NDArray[Any], lengths: FloatArray) -> dict[str, Any]:
 
 
 def decreases(losses: FloatArray, signs: FloatArray, smoothing: int) -> dict[str, Any]:
-    """Return the decrease of the loss by kind and its share, as variables."""
+    """Return the decrease of the loss by kind, and its share of the total, as variables."""
     decrease, share = loss_decrease(losses, signs, smoothing)
     return _with_stderr("decrease", decrease) | _with_stderr("decrease_share", share)
 
@@ -293,11 +301,11 @@ def _with_stderr(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def _displacement(run: Run, signs: FloatArray) -> Estimate:
-    """Return the share of each kind in the net displacement, reading border iterates."""
+    """Return the share of each kind in the net displacement, from iterates at borders."""
     by_kind: Any = 0.0
     for k in np.flatnonzero(signs.any(0)):
         _, iterate = read_probes(run, np.array([k]))
-        # An iterate with the sign 1 begins a displacement.
+        # The sign is 1 where a displacement begins, and -1 where it ends.
         by_kind = by_kind - signs[:, k, None] * iterate
     share = displacement_share(np.atleast_2d(by_kind))
     if run.spec.exact:
@@ -306,20 +314,20 @@ def _displacement(run: Run, signs: FloatArray) -> Estimate:
 
 
 def check_smoothing(run: Run, smoothing: int | None) -> int:
-    """Return the window of the running mean of a run's losses, checked."""
+    """Check the window of the running mean of losses, and return it or its default."""
     if smoothing is None:
         is_full_batch = training_settings(run.attrs).get(FULL_BATCH, False)
         return 1 if is_full_batch else WINDOW
     if smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(
-            f"`smoothing` must be an odd number of steps, got {smoothing}; 1 takes the "
-            "losses as they are."
+            f"`smoothing` must be an odd number of steps, got {smoothing}; 1 leaves "
+            "the losses as they are."
         )
     return smoothing
 
 
 def check_criterion(window: int, threshold: float) -> None:
-    """Raise ValueError for an even window, or a threshold outside of 0 to 1."""
+    """Raise ValueError for an even window, or a threshold that is not from 0 to 1."""
     if window < 1 or window % 2 == 0:
         raise ValueError(f"`window` must be an odd number of steps, got {window}.")
     if not 0 <= threshold <= 1:

@@ -1,4 +1,4 @@
-"""Cosine of the gradients of adjacent steps, exact from recorded products."""
+"""Compute the exact cosine of the gradients of adjacent steps, from recorded products."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ LONG_NAMES: Final = {
 
 
 def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
-    r"""Cosine of the gradients of adjacent steps, exact.
+    r"""Return the exact cosine of the gradients of adjacent steps.
 
     .. math:: c_k = \frac{\langle g_k, g_{k-1} \rangle}{|g_k|\, |g_{k-1}|}
 
@@ -30,16 +30,17 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     layers : bool, default: False
-        Compare each layer (parameter tensor) separately: the result then has the
-        dimension ``layer``, and g is the layer's part of the gradient.
+        Compare each layer (parameter tensor) separately. The result then has the dimension
+        ``layer``, and g is the gradient of the layer.
 
     Returns
     -------
     xarray.Dataset
-        Lazy. Dimension ``step`` with the coordinates ``epoch`` and ``iteration``, and
-        ``layer`` if asked for. ``cosine``, float64, units of 1. NaN for the first step;
-        where a gradient is 0 or not finite; and where the previous gradient was not
-        recorded, as after an interruption without ``recorder.state_dict()``.
+        Lazy, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
+        the dimension ``layer`` if requested. The variable ``cosine`` is float64, with units
+        of 1. It is NaN for the first step, where either gradient is 0 or not finite, and
+        where the previous gradient was not recorded, as after an interruption without
+        ``recorder.state_dict()``.
 
     Raises
     ------
@@ -48,23 +49,23 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
 
     Notes
     -----
-    Nothing is estimated: training records the inner product of every gradient with the
-    previous one, and its norm, layer by layer in float32, so the error is below 1e-6.
-    Gradients of norms below 1e-19 or above 1e19 have squares that float32 cannot hold.
+    Nothing is estimated: the recorder stores the norm of every gradient, and its inner product
+    with the previous gradient, layer by layer in float32, so the error is below 1e-6.
+    Gradients with norms below 1e-19 or above 1e19 have squares that float32 cannot hold.
 
     Under gradient descent with the learning rate :math:`\eta`, the gradient along an
     eigenvector of the Hessian with eigenvalue :math:`\lambda` follows :math:`g_{k+1} = (1 -
-    \eta \lambda) g_k`. Where one such mode dominates, the cosine is the sign of :math:`1 -
+    \eta \lambda) g_k`. Where one eigenvector dominates, the cosine is the sign of :math:`1 -
     \eta \lambda`: -1 means that the step overshoots the bottom of the valley,
-    :math:`\eta \lambda > 1`. Noise of mini-batches draws the cosine towards 0 and, where the
+    :math:`\eta \lambda > 1`. The noise of mini-batches draws the cosine towards 0 and, where the
     iterate no longer makes progress, towards :math:`-\eta \lambda / 2`; see
     `zigzag_segments`.
 
-    Cosines of gradients further apart are not recorded but estimated:
-    `analyzers.lagged_gradients` and `analyzers.lag_curve` give them with standard errors.
-    The gradients of a measurement are compared by ``lagged_gradients(run.measured(name),
-    lags=[1])``: its rows are recorded with their product with the gradient of the last
-    optimizer step, not with each other.
+    Cosines of gradients further apart are not recorded, but `analyzers.lagged_gradients` and
+    `analyzers.lag_curve` estimate them with standard errors. Use
+    ``lagged_gradients(run.measured(name), lags=[1])`` for the gradients of a measurement:
+    each is recorded with its product with the gradient of the last optimizer step, not with
+    the previous gradient of the measurement.
 
     References
     ----------
@@ -102,8 +103,8 @@ def check_steps(run: Run) -> None:
     """Raise ValueError for a run without adjacent gradients, and for a measurement."""
     if run.group.is_measurement:
         raise ValueError(
-            f"The rows of the measurement {run.group.name!r} of {run.location} were recorded "
-            "without products with each other; compare them by "
+            f"The gradients of the measurement {run.group.name!r} of {run.location} were "
+            "recorded without their products with each other; compare them by "
             "analyzers.lagged_gradients(run.measured(name), lags=[1])."
         )
     if run.n_steps < 2:

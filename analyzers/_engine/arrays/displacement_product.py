@@ -1,10 +1,10 @@
-"""Inner products of recorded displacements with a known vector.
+"""Estimate inner products of recorded displacements with a known vector.
 
 The norm of a displacement a = x - r and its products with the basis are known exactly.
 The part of a that the basis does not explain is compared with the known vector v through
 fixed random probes (`trajstore.sketch.probes`). The displacement f from this anchor to the
-next one is known exactly, too, and is the direction in which a mostly grows. Only the part
-of a orthogonal to f carries the error of the probes, and it vanishes at window borders.
+next anchor is also known exactly, and a grows mostly along f. Only the part of a orthogonal
+to f carries the error of the probes, and this part vanishes at window borders.
 """
 
 from typing import Any, Final, NamedTuple
@@ -18,24 +18,26 @@ from analyzers._engine.arrays.low_rank import regress
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LAYER_SPREAD: Final = 0.3
-"""Prior deviation of a layer's cosine from the cosine of all layers: our own choice."""
+"""Prior standard deviation of a layer's cosine from the cosine of the whole vectors; this
+is our own choice."""
 
 
 class ProbedVectors(NamedTuple):
-    """Recorded products and probes of one vector, or of many along ``step``."""
+    """Inner products and probes of one vector, or of one vector per step."""
 
     sq: FloatArray  # squared norms, (...)
     on_basis: FloatArray  # inner products with the basis, (..., basis)
-    probes: FloatArray  # (..., probe)
+    probes: FloatArray  # fixed random projections, (..., probe)
 
 
 class Product(NamedTuple):
-    """Estimates of <a, v> and the terms that make them up."""
+    """Estimates of <a, v>, and the terms that `layer_products` needs."""
 
+    # The rest of a or v is its part orthogonal to the basis and to f.
     estimate: Estimate  # <a, v>, (step,)
     a_on_basis: FloatArray  # coefficients of a on the basis, (step, basis)
     f_on_basis: FloatArray  # coefficients of f on the basis, (basis,)
-    advance: FloatArray  # coefficient of a along f, without the basis, (step,)
+    advance: FloatArray  # coefficient of a along f, after removing the basis, (step,)
     aside: FloatArray  # norm of the rest of a, (step,)
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
@@ -49,8 +51,8 @@ def displacement_product(
     f_dot_v: float,
 ) -> Product:
     """Estimate products of displacements a with a vector v orthogonal to the basis."""
-    # ``basis.on_basis`` is its Gram matrix. The standard error counts the errors of the
-    # cosine and of the advance, each from as many numbers as there are probes.
+    # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
+    # cosine and of the advance; each falls with the square root of the number of probes.
     a_on_basis, a_rest = _remove_basis(basis, a)
     f_on_basis, f_rest = _remove_basis(basis, f)
     norms = np.linalg.norm(a_rest.probes, axis=-1) * np.linalg.norm(f_rest.probes)
@@ -91,13 +93,13 @@ def layer_products(
     v_probes: FloatArray,
     gram: FloatArray,
 ) -> Estimate:
-    """Estimate the same products layer by layer, (step, layer)."""
+    """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
     # (layer,), `f_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram` (layer,
     # basis, basis).
-    # The probes of one layer of v meet the displacements of all layers, so small layers
-    # are noisy. Each cosine is therefore drawn towards the cosine of all layers, as a
-    # normal prior of width `LAYER_SPREAD` does; the estimate is no longer unbiased.
+    # The probes of a cover all layers, so products with a small layer of v are noisy. A
+    # normal prior of width `LAYER_SPREAD` therefore draws the cosine of each layer towards
+    # the cosine of the whole vectors, which biases the estimate.
     a_rest = _layer_rest_sq(a_sq, a_dot_basis, gram, whole.a_on_basis[:, None])
     f_rest = _layer_rest_sq(f_sq, f_dot_basis, gram, whole.f_on_basis)
     aside = np.sqrt(np.abs(a_rest - whole.advance[:, None] ** 2 * f_rest))
@@ -114,7 +116,7 @@ def layer_products(
 def _remove_basis(
     basis: ProbedVectors, vectors: ProbedVectors
 ) -> tuple[FloatArray, ProbedVectors]:
-    """Return the coefficients of vectors on the basis, and the rest of the vectors."""
+    """Return the coefficients of vectors on the basis, and the unexplained parts."""
     coefficients = regress(basis.on_basis, vectors.on_basis)
     rest = ProbedVectors(
         np.maximum(vectors.sq - (coefficients * vectors.on_basis).sum(-1), 0),
@@ -127,7 +129,7 @@ def _remove_basis(
 def _layer_rest_sq(
     sq: FloatArray, dot_basis: FloatArray, gram: FloatArray, coefficients: FloatArray
 ) -> FloatArray:
-    """Return squared norms by layer of vectors less a combination of the basis."""
+    """Return the squared norms, by layer, of vectors minus a combination of the basis."""
     mixed = (dot_basis * coefficients).sum(-1)
     own = ((gram @ coefficients[..., None])[..., 0] * coefficients).sum(-1)
     rest: FloatArray = np.maximum(sq - 2 * mixed + own, 0)
@@ -135,7 +137,7 @@ def _layer_rest_sq(
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:
-    """Divide; 0 where the denominator is 0."""
+    """Divide, with a result of 0 where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     out = np.zeros(numerator.shape)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)

@@ -1,4 +1,4 @@
-"""Quantities of `analyzers.path_geometry` with their standard errors."""
+"""Compute the quantities of `analyzers.path_geometry` and their standard errors."""
 
 from typing import Any, Final, NamedTuple
 
@@ -13,42 +13,43 @@ QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error, of one shape."""
+    """A value and its standard error, of the same shape."""
 
     value: FloatArray
     stderr: FloatArray
 
 
 class Sampled(NamedTuple):
-    """A sampled direction d at a point x, in relation to the target x*."""
+    """A sampled direction d at a point x, relative to the target x*."""
 
-    numerator: (
-        Estimate  # <d, x - x*>; the standard error leaves out the distance's part
-    )
+    # The numerator may be computed from the distance |x - x*|. `slope` is its derivative
+    # by the distance; its standard error leaves out the error of the distance.
+    numerator: Estimate  # <d, x - x*>
     squares: FloatArray  # |d|^2
-    slope: FloatArray  # derivative of the numerator by |x - x*|, where computed from it
+    slope: FloatArray  # derivative of <d, x - x*> by |x - x*|
 
 
 def geometry(sampled: Sampled, to_target: Estimate) -> dict[str, FloatArray]:
-    """Return each of `QUANTITIES` and its ``_stderr``; all shapes agree."""
-    # See `analyzers.path_geometry`; `to_target` is |x - x*|. Standard errors are to first
-    # order in those of the arguments. NaN where a norm is 0 or not finite.
+    """Return `QUANTITIES` and their standard errors by name; all shapes agree."""
+    # `analyzers.path_geometry` defines the quantities; `to_target` is |x - x*|. Standard
+    # errors are first order. Values are NaN where a norm is 0 or not finite.
     with np.errstate(divide="ignore", invalid="ignore"):
         numerator, slope = sampled.numerator, sampled.slope
-        h, D, g = numerator.value, to_target.value, np.sqrt(sampled.squares)
-        gamma, rsi, eb, lolr = h / (g * D), h / D**2, g / D, h / g**2
-        own, distance_error = numerator.stderr, to_target.stderr
+        product, length = numerator.value, to_target.value
+        norm = np.sqrt(sampled.squares)
+        gamma, rsi = product / (norm * length), product / length**2
+        eb, lolr = norm / length, product / norm**2
+        error, length_error = numerator.stderr, to_target.stderr
+        gamma_slope = (slope / norm - gamma) / length
+        rsi_slope = (slope / length - 2 * rsi) / length
         estimates = {
             "gamma": (
                 gamma,
-                np.hypot(own / (g * D), (slope / g - gamma) / D * distance_error),
+                np.hypot(error / (norm * length), gamma_slope * length_error),
             ),
-            "rsi": (
-                rsi,
-                np.hypot(own / D**2, (slope / D - 2 * rsi) / D * distance_error),
-            ),
-            "eb": (eb, eb / D * distance_error),
-            "lolr": (lolr, np.hypot(own, slope * distance_error) / g**2),
+            "rsi": (rsi, np.hypot(error / length**2, rsi_slope * length_error)),
+            "eb": (eb, eb / length * length_error),
+            "lolr": (lolr, np.hypot(error, slope * length_error) / norm**2),
             "distance": to_target,
         }
     results = {}
@@ -68,17 +69,18 @@ def decayed(
     grad_dot_param: FloatArray,
     weight_decay: float,
 ) -> Sampled:
-    """Add ``weight_decay * x`` to gradients; all shapes agree."""
-    # From the distance follows <x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2.
-    D, h = to_target.value, gradient.numerator
-    radial = weight_decay * (param_sq - target_sq + D**2) / 2
+    """Return the directions ``g + weight_decay * x``; all shapes agree."""
+    # <x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2.
+    length = to_target.value
+    radial = weight_decay * (param_sq - target_sq + length**2) / 2
     squares = (
         gradient.squares
         + 2 * weight_decay * grad_dot_param
         + weight_decay**2 * param_sq
     )
-    numerator = Estimate(h.value + radial, h.stderr)
-    return Sampled(numerator, np.maximum(squares, 0), weight_decay * D)
+    value, stderr = gradient.numerator
+    numerator = Estimate(value + radial, stderr)
+    return Sampled(numerator, np.maximum(squares, 0), weight_decay * length)
 
 
 def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
@@ -86,10 +88,11 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     bound = np.sqrt(a_sq * v_sq)
     squares = a_sq - 2 * np.clip(product.value, -bound, bound) + v_sq
     length = np.sqrt(np.maximum(squares, 0))
-    # The standard error is stderr / length to first order. This bounds it near length 0.
-    most = np.sqrt(2 * product.stderr)
-    stderr = np.divide(product.stderr, length, out=most.copy(), where=length > 0)
-    return Estimate(length, np.minimum(stderr, most))
+    # To first order the standard error is product.stderr / length; `limit` bounds it where
+    # the length is near 0.
+    limit = np.sqrt(2 * product.stderr)
+    stderr = np.divide(product.stderr, length, out=limit.copy(), where=length > 0)
+    return Estimate(length, np.minimum(stderr, limit))
 
 
 def crowding(
@@ -98,21 +101,21 @@ def crowding(
     offsets: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
 ) -> tuple[FloatArray, FloatArray]:
-    """Return a vector's energy by layer, and its meetings with layers in buckets."""
-    # The vector is given by some rows of its fold, from `first_row` on: `squares` of its
-    # elements, (row, bucket), 0 between layers. `offsets` and `sizes` of layers rise.
-    # Energies are sums of squares, (layer,). Meetings, (layer, layer), are sums of each
-    # square times the number of elements, by layer, that share its bucket.
+    """Return the energy of a vector by layer, (layer,), and its crowding, (layer, layer)."""
+    # `squares` holds the squared elements of the vector, (row, bucket), in the rows of the
+    # fold that start at `first_row`, and 0 between layers. `offsets` must ascend.
+    # Crowding [i, j] is the sum over the elements of layer i of their squares times the
+    # number of elements of layer j in the same bucket.
     n_rows, width = squares.shape
     n_layers = len(sizes)
-    # No layer begins or ends between these columns, in any row.
+    # In no row does a layer begin or end between these columns.
     borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
     columns = np.unique(borders)
     rows_until = np.ceil(((offsets + sizes)[None] - columns[:, None]) / width)
     rows_before = np.ceil((offsets[None] - columns[:, None]) / width)
     n_elements = rows_until - rows_before
 
-    # float32 is enough for a few hundred terms that enter standard errors only.
+    # float32 is enough for sums of a few hundred terms that only affect standard errors.
     energies = np.add.reduceat(squares, columns, axis=1).astype(np.float64)
     first = (first_row + np.arange(n_rows))[:, None] * width + columns
     layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
@@ -132,14 +135,14 @@ def sketch_variance(
     *,
     bits: int,
 ) -> FloatArray:
-    """Return the variance of sketched products of weighted vectors, (step, layer)."""
-    # `gradient_sq` is |w g|^2, (step, layer); `residual_sq`, |v / w|^2, and `crowd` are what
-    # `crowding` returns for v / w. The variance over all layers is the sum.
+    """Return the variance of products estimated from a sketch, (step, layer)."""
+    # Let G = w g and u = v / w, with the weights w, in rows b and buckets j of the fold.
+    # `gradient_sq` is |G|^2, (step, layer); `residual_sq`, |u|^2, and `crowd` are the
+    # results of `crowding` for u. The variance of a whole product is the sum over layers.
     #
-    # With G = w g, u = v / w, and the fold into buckets j of rows b,
-    # sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2 comes from the fold, and
-    # CODE_VARIANCE / bits |G|^2 |u|^2 from the code. The energy of G is taken to be even
-    # within a layer; if both are even everywhere, this is
+    # The fold contributes sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2, and
+    # the 1-bit code contributes CODE_VARIANCE / bits |G|^2 |u|^2. The energy of G is assumed
+    # to be even within each layer. If G and u are even everywhere, the variance is
     # ((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2.
     density = gradient_sq / np.maximum(sizes, 1)
     fold = FOLD_VARIANCE * (density @ crowd.T - density * residual_sq)

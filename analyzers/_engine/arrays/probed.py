@@ -1,4 +1,4 @@
-"""Lengths and cosines of vectors that are known by their random probes."""
+"""Estimate lengths and cosines of vectors from their random probes."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 def cosine(a: FloatArray, b: FloatArray) -> Estimate:
     """Estimate cosines from probes (..., probe); NaN where a vector is 0 or not finite."""
-    # Each of the n probes sums elements with random signs, and its error comes from
-    # products of different elements: an element alone in its probe adds no error. With
-    # u and w the probes, scaled to norm 1, c their product and
-    # s = sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2, single elements contribute
-    # e = max(s - (1 - c^2)^2 / n, 0) of s, and the variance is ((1 - c^2)^2 - 2 e) / n if
-    # elements fall on probes at random. The bias is of the order of c / n.
+    # Each of the n probes sums elements with random signs. Errors come from products of
+    # different elements, so an element that dominates its probe causes little error. Let
+    # u and w be the probes scaled to norm 1, c their product, and
+    # s = sum_j (u_j w_j - c (u_j^2 + w_j^2) / 2)^2. Dominant elements contribute
+    # e = max(s - (1 - c^2)^2 / n, 0) to s. If elements are assigned to probes at random,
+    # the variance is ((1 - c^2)^2 - 2 e) / n. The bias is of the order of c / n.
     with np.errstate(divide="ignore", invalid="ignore"):
         u, w = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (a, b))
         product = (u * w).sum(-1)
@@ -34,9 +34,9 @@ def scaled(estimate: Estimate, ratio: FloatArray) -> Estimate:
 
 
 def length(a: FloatArray) -> Estimate:
-    """Estimate norms from probes (..., probe); the square of the norm is unbiased."""
-    # As in `cosine`, with u the probes, scaled to norm 1, single elements contribute
-    # e = max(sum_j u_j^4 - 3 / n, 0), and the relative variance of the square is
+    """Estimate norms from probes (..., probe); the squared norms are unbiased."""
+    # As in `cosine`, let u be the probes scaled to norm 1. Dominant elements contribute
+    # e = max(sum_j u_j^4 - 3 / n, 0), and the relative variance of the squared norm is
     # 2 (1 - e) / n.
     squares, n = a.astype(np.float64) ** 2, a.shape[-1]
     total = squares.sum(-1)
@@ -50,11 +50,11 @@ def length(a: FloatArray) -> Estimate:
 def adjacent_cosine(
     product: FloatArray, square: FloatArray, square_before: FloatArray
 ) -> FloatArray:
-    """Return <g, h> / (|g| |h|) of known products; NaN where a square is 0 or not finite."""
+    """Return product / sqrt(square * square_before), NaN for squares of 0 or not finite."""
     norms = np.sqrt(np.asarray(square, np.float64)) * np.sqrt(square_before)
     is_known = np.isfinite(norms) & (norms > 0)
     out = np.full(norms.shape, np.nan)
-    # Rounding may carry the cosine outside of [-1, 1] by some 1e-7.
+    # Rounding may push the cosine about 1e-7 beyond -1 or 1.
     np.divide(product, norms, out=out, where=is_known)
     cosine: FloatArray = np.clip(out, -1.0, 1.0)
     return cosine

@@ -1,1 +1,1 @@
-"""Array functions of the comparisons of gradients; they may import NumPy and SciPy."""
+"""Array functions for comparing gradients; they may import NumPy and SciPy."""

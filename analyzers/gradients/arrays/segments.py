@@ -1,4 +1,4 @@
-"""Find where a path zigzags, and how much of its length and loss decrease lies there."""
+"""Divide a path into segments by kind, and its length and loss decrease among kinds."""
 
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
 ROWS: Final = 1 << 16
-"""Windows of the running median to sort at once."""
+"""Windows of the running median to sort in one batch."""
 
 ZIGZAG, NEITHER, SMOOTH = -1, 0, 1
 KINDS: Final = {ZIGZAG: "zigzag", NEITHER: "neither", SMOOTH: "smooth"}
@@ -19,16 +19,16 @@ KINDS: Final = {ZIGZAG: "zigzag", NEITHER: "neither", SMOOTH: "smooth"}
 
 
 class Segments(NamedTuple):
-    """Consecutive parts of a path, each of one kind, that cover all of its steps."""
+    """Consecutive segments of a path, each of one kind, that cover all steps."""
 
-    start: IntArray  # first step, int64 (segment,)
-    stop: IntArray  # step after the last, int64 (segment,)
-    kind: IntArray  # key of `KINDS`, int8 (segment,)
+    start: IntArray  # first step of each segment, int64 (segment,)
+    stop: IntArray  # first step after each segment, int64 (segment,)
+    kind: IntArray  # kind of each segment, a key of `KINDS`, int8 (segment,)
 
 
 def running_median(values: FloatArray, window: int) -> FloatArray:
     """Return medians over an odd `window`, shorter at the ends, float64 (step,)."""
-    # NaN values are ignored; the median is NaN where a window holds nothing else.
+    # NaN values are ignored; the median is NaN where all values of a window are NaN.
     padded = np.pad(values.astype(np.float64), window // 2, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, window)
     parts = [_medians(windows[k : k + ROWS]) for k in range(0, len(windows), ROWS)]
@@ -41,15 +41,15 @@ def _medians(windows: FloatArray) -> FloatArray:
     ordered = np.sort(windows, axis=1)
     n = np.isfinite(ordered).sum(1)
     row = np.arange(len(ordered))
-    # For an odd number of values `low` equals `high`; without any, both point to a NaN.
+    # `low` equals `high` for an odd number of values. In a row of NaN both point to a NaN.
     low, high = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, ordered.shape[1] - 1)
     medians: FloatArray = (ordered[row, low] + ordered[row, high]) / 2
     return medians
 
 
 def step_kinds(running: FloatArray, threshold: float) -> IntArray:
-    """Return the kind of each step by its running median, int8 (step,)."""
-    # A NaN median is `NEITHER`.
+    """Return the kind of each step from its running median, int8 (step,)."""
+    # Steps with a median of NaN are `NEITHER`.
     kinds = np.where(running < -threshold, ZIGZAG, NEITHER)
     return np.where(running > threshold, SMOOTH, kinds).astype(np.int8)
 
@@ -66,14 +66,14 @@ def part_percentiles(
     values: FloatArray, percentile: float, *, n_parts: int
 ) -> FloatArray:
     """Return a percentile of each of `n_parts` parts of equal length, (part,)."""
-    # NaN values are ignored. With fewer steps than parts the last parts are empty: NaN.
+    # NaN values are ignored. With fewer steps than parts, the last parts are empty and NaN.
     parts = [part[np.isfinite(part)] for part in np.array_split(values, n_parts)]
     return np.array([np.percentile(p, percentile) if len(p) else np.nan for p in parts])
 
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:
     """Return means over an odd `window`, shorter at the ends, float64 (..., step)."""
-    # NaN values are ignored; the mean is NaN where a window holds nothing else.
+    # NaN values are ignored; the mean is NaN where all values of a window are NaN.
     is_known = np.isfinite(values)
     n = _running_sum(is_known.astype(np.float64), window)
     sums = _running_sum(np.where(is_known, values, 0.0), window)
@@ -95,15 +95,15 @@ def _running_sum(values: FloatArray, window: int) -> FloatArray:
 
 
 def sums_by_kind(values: FloatArray, kinds: IntArray) -> FloatArray:
-    """Sum the values of each kind of steps without NaN, in the order of `KINDS`, (kind,)."""
+    """Sum the values over the steps of each kind, ignoring NaN, (kind,)."""
     return np.array([np.nansum(values[kinds == kind]) for kind in KINDS])
 
 
 def border_signs(segments: Segments) -> FloatArray:
-    """Return signs that turn values at steps into their decrease by kind, (kind, step)."""
-    # The sum of signs times values is the decrease within the segments of a kind. Signs are
-    # 1 at the first step of a segment, -1 at the first step after it, or at the last step
-    # of the path. Kinds are in the order of `KINDS`.
+    """Return signs with which a sum over steps is a decrease by kind, (kind, step)."""
+    # The sum of signs times values is the decrease within the segments of a kind. A sign is
+    # 1 at the first step of a segment, and -1 at the first step after the segment, or at the
+    # last step of the path. Kinds are in the order of `KINDS`.
     n = int(segments.stop[-1])
     ends = np.minimum(segments.stop, n - 1)
     signs = np.zeros((len(KINDS), n))
@@ -118,12 +118,12 @@ def loss_decrease(
     losses: FloatArray, signs: FloatArray, window: int
 ) -> tuple[Estimate, Estimate]:
     """Return the decrease of a smoothed loss by kind, and shares of the total, (kind,)."""
-    # `signs`, c, come from `border_signs`. Let S be the running mean of the losses L over an
-    # odd `window` (1 for losses without noise). The decrease of a kind is
-    # sum_k c_k S_k = sum_j w_j L_j, linear in the losses. If a loss has the variance s_j^2
-    # around the running mean, the decrease has the variance sum_j w_j^2 s_j^2. Its share q of
-    # the total decrease D, which has the weights t_j, has to first order the variance
-    # sum_j (w_j - q t_j)^2 s_j^2 / D^2. NaN where no loss is known near a border.
+    # Let c be `signs`, from `border_signs`, and S the running mean of the losses L over an
+    # odd `window` (1 for losses without noise). The decrease of a kind is linear in the
+    # losses: sum_k c_k S_k = sum_j w_j L_j. If loss j has the variance s_j^2 around the
+    # running mean, the decrease has the variance sum_j w_j^2 s_j^2. Let q be the share of the
+    # kind in the total decrease D = sum_j t_j L_j. To first order q has the variance
+    # sum_j (w_j - q t_j)^2 s_j^2 / D^2. Results are NaN if no loss near a border is known.
     smooth = running_mean(losses, window)
     is_border = signs != 0
     decrease = np.where(is_border, signs * smooth, 0.0).sum(1)
@@ -147,10 +147,10 @@ def loss_decrease(
 
 def displacement_share(by_kind: FloatArray) -> Estimate:
     """Return the share of each kind in the squared net displacement, (kind,)."""
-    # `by_kind` holds displacements or their probes, (kind, probe). They add up to D, the
-    # displacement from the first to the last iterate, so the shares <D_kind, D> / |D|^2 add
-    # up to 1. With probes both products are sums over probes; the error is the error of
-    # their ratio. NaN if the path ends where it began.
+    # `by_kind` holds the displacement D_kind of each kind or its probes, (kind, probe). The
+    # rows add up to D, the displacement from the first to the last iterate, so the shares
+    # <D_kind, D> / |D|^2 add up to 1. Probes estimate a share as a ratio of two sums over
+    # probes. Shares are NaN if the path ends where it began.
     whole = by_kind.sum(0)
     products, squares = by_kind * whole, whole**2
     n = len(whole)

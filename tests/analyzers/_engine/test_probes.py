@@ -1,4 +1,4 @@
-"""Test ``analyzers._engine.probes`` on gradients that are kept."""
+"""Test ``analyzers._engine.probes`` on random gradients."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from trajstore import Recorder, open_run
 
 
 def record(path: Path, *, heavy: float) -> None:
-    """Record random gradients, whose first elements are so many times as large."""
+    """Record random gradients whose first 200 elements are larger by the factor `heavy`."""
     x = torch.nn.Parameter(torch.zeros(9000))
     sizes = torch.ones(9000)
-    # Neighbours fall on different probes: among themselves they do not err.
+    # Neighbouring elements belong to different probes, so their products cause no errors.
     sizes[:200] = heavy
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD([x], lr=0.1)
@@ -27,13 +27,13 @@ def record(path: Path, *, heavy: float) -> None:
             optimizer.step()
 
 
-def test_even_gradients_err_as_elements_that_meet_at_random(tmp_path: Path):
+def test_error_ratio_of_even_gradients_is_near_one(tmp_path: Path):
     record(tmp_path / "run", heavy=1.0)
     ratios = error_ratios(open_run(tmp_path / "run"), np.array([0, 40, 95]))
     assert (abs(ratios - 1) < 0.35).all()
 
 
-def test_heavy_neighbours_err_less(tmp_path: Path):
+def test_error_ratio_of_heavy_neighbours_is_below_one(tmp_path: Path):
     record(tmp_path / "run", heavy=100.0)
     ratios = error_ratios(open_run(tmp_path / "run"), np.array([0, 40, 95]))
     assert (ratios < 0.5).all()
@@ -45,5 +45,5 @@ def test_error_ratios_of_measurements_are_one(tmp_path: Path):
     assert error_ratios(same, np.array([0, 5])).tolist() == [1.0, 1.0]
 
 
-def test_an_exact_run_has_no_errors_to_scale(exact_run: Path):
+def test_error_ratio_of_an_exact_run_is_one(exact_run: Path):
     assert error_ratios(open_run(exact_run), np.array([3])).tolist() == [1.0]

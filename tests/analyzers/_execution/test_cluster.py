@@ -26,13 +26,13 @@ distributed = pytest.importorskip("distributed")
 
 @pytest.fixture
 def run(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy, whose results have 30 chunks."""
+    """A copy of the example run whose results have 30 chunks."""
     module = sys.modules["analyzers.geometry.path_geometry"]
     monkeypatch.setattr(module, "RESULT_ROWS", (2, 2))
     return trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
 
 
-def test_nothing_is_started_unasked():
+def test_no_cluster_is_started_by_default():
     with connected() as client:
         assert client is None
         assert current_client() is None
@@ -70,20 +70,20 @@ def test_killed_worker_costs_nothing_but_time(
     with connected(workers=2, report=report) as client:
         assert current_client() is client
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        # Set before the workers start, because the C library reads it once.
+        # The variable is set before the workers start, because the C library reads it once.
         kept = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
         assert set(kept) == {str(1 << 28)}
         killer = Thread(target=kill_one, args=(client,))
         killer.start()
         stored = analyzers.store_geometry(run)
         killer.join()
-    # Some chunks were done, and others were not.
+    # The worker was killed when some chunks, but not all, were done.
     assert 0 < killed[0] < 30
     xr.testing.assert_identical(stored.compute(), expected)
     assert "Dask Performance Report" in report.read_text()
 
 
-def test_command_uses_the_scheduler_that_is_named(
+def test_command_uses_the_given_scheduler(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     with distributed.LocalCluster(

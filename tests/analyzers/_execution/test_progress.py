@@ -15,7 +15,7 @@ from analyzers._execution.progress import task_progress
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
-    """The bars that are shown."""
+    """Progress bars, in the order in which they are created."""
     shown: list[Progress] = []
 
     def remembered(**options: Any) -> Progress:

@@ -176,7 +176,7 @@ def test_losses_of_another_state_are_refused(
     other = replay(open_run(stores[1]))
     write_results(open_run(path), "replay-final", other)
     text = refused("alpha-beta", path)
-    assert "those of another state of the run, or of another x*; compute" in text
+    assert "belong to another state of the run, or to another x*; compute" in text
     assert f"compute them with traj-train replay {path}, or give an array" in text
 
 

@@ -1,4 +1,4 @@
-"""The same small training, recorded in several ways, and its exact geometry."""
+"""Recordings of one small training in several ways, and its exact geometry."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def sketched(
     tmp_path_factory: pytest.TempPathFactory,
     train_small: Train,
 ) -> Run:
-    """The same training, recorded with a basis and without."""
+    """The small training, recorded with a basis and without."""
     if request.param == 3:
         return trajstore.open_run(example_run)
     path = tmp_path_factory.mktemp("sketched") / "run.zarr"

@@ -28,7 +28,7 @@ def by_hand(
 ) -> None:
     """Descend on a noisy quadratic; `spoil` changes the gradients that are recorded.
 
-    With `heal` the step itself replaces values that are not finite by zeros.
+    With `heal`, the optimizer step itself sees zeros in place of values that are not finite.
     """
     import torch
 

@@ -27,7 +27,7 @@ def references(
     )
 
 
-def test_average_is_the_mean_of_the_references(run: Run):
+def test_average_is_the_mean_of_the_anchors(run: Run):
     average = analyzers.average_of_epochs(run, range(1, 4))
     assert list(average) == list(run.layout.names)
     expected = run.layout.unflatten(references(run, [1, 2, 3]).mean(0).astype("f4"))
@@ -43,7 +43,7 @@ def test_epochs_count_as_often_as_they_are_given(run: Run):
     np.testing.assert_allclose(flat, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_average_of_one_epoch_is_its_reference(run: Run):
+def test_average_of_one_epoch_is_its_anchor(run: Run):
     average = analyzers.average_of_epochs(run, [3])
     given = analyzers.path_geometry(run, reference=average).compute()
     stored = analyzers.path_geometry(run, reference=3).compute()
@@ -62,7 +62,7 @@ def test_parts_are_put_together(run: Run, monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_array_equal(parts[name], values)
 
 
-def test_epochs_without_a_reference_are_listed(run: Run):
+def test_epochs_without_an_anchor_are_reported(run: Run):
     with pytest.raises(KeyError, match=r"start of epochs 7-8 in .* for epochs 0-4\."):
         analyzers.average_of_epochs(run, [2, 7, 8])
 

@@ -1,4 +1,4 @@
-"""A damaged chunk costs the steps that rest on it, and changes no other."""
+"""Test that a damaged chunk costs only the steps whose results depend on it."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from trajstore.format import arrays
 pytest.importorskip("torch")
 
 ROWS = 8
-"""Steps in a chunk here."""
+"""Number of steps in a chunk of these runs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,18 +61,18 @@ def computed(path: Path, reference: Any = "final", *, layers: bool) -> xr.Datase
 
 
 def everything(path: Path) -> xr.Dataset:
-    """Compute the analysis, and load the variables it does not read."""
+    """Compute the geometry, and load the variables that it does not read."""
     open_run(path).steps[["loss", "window"]].load()
     return computed(path, layers=False)
 
 
 def chunk(index: int) -> Callable[[xr.Dataset], set[int]]:
-    """Give the steps in a chunk of rows."""
+    """Return a function that returns the steps in a chunk of rows."""
     return lambda _windows: set(range(index * ROWS, (index + 1) * ROWS))
 
 
 def windows_with(lost: Callable[[int], bool]) -> Callable[[xr.Dataset], set[int]]:
-    """Give the steps of windows whose reference, or basis, rests on a lost window."""
+    """Return a function that returns the steps whose anchor or basis needs a lost window."""
 
     def steps(windows: xr.Dataset) -> set[int]:
         start, stop = windows["start"].values, windows["stop"].values
@@ -140,8 +140,8 @@ def test_damage_costs_its_steps_only(
     lost = np.isin(np.arange(60), list(case.steps(windows)))
     for name in case.names:
         assert np.isnan(result[name].values[lost]).all()
-    # In the window before a lost reference the way to its end is not known, and the
-    # distance is less sharp.
+    # In the window before a lost anchor the displacement to its end is not known, and the
+    # distance is less precise.
     blurred = case.key == "references/codes/c/3/1"
     end = windows["start"].values[2] if blurred else 60
     same = ~lost & (np.arange(60) < end)
@@ -179,7 +179,7 @@ def test_means_count_missing_steps(sketched: Path, tmp_path: Path):
     remove(path / "tables/c/3/0/0")
     with pytest.warns(UserWarning, match=r"tables/c/3/0/0 is missing"):
         means = analyzers.epoch_means(computed(path, layers=False))
-    # Steps 24 to 31 are in the third epoch of twelve.
+    # Steps 24 to 31 belong to the third epoch; epochs have twelve steps.
     assert means["n_missing"].values.tolist() == [0, 0, 8, 0, 0]
     assert np.isfinite(means["gamma"]).all()
 

@@ -17,7 +17,7 @@ EPOCHS = [0, 0, 0, 2, 2, 2, 2, 5]
 
 
 def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:
-    """Eight steps in epochs of 3, 4 and 1, errors as `path_geometry` gives them."""
+    """Return eight steps in epochs of 3, 4 and 1, with errors as from `path_geometry`."""
     rng = np.random.default_rng(seed)
     dims = ("step", "layer") if layers else ("step",)
     shape = (len(EPOCHS), 3)[: len(dims)]
@@ -36,7 +36,7 @@ def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:
 
 
 def slow_stderr(geometry: xr.Dataset, name: str, steps: list[int]) -> float:
-    """The formula of the docstring, one step at a time."""
+    """Evaluate the formula in the docstring of `epoch_means`, one step at a time."""
     own_variance, shared, n = 0.0, 0.0, 0
     for k in steps:
         step = geometry.isel(step=k)
@@ -44,9 +44,9 @@ def slow_stderr(geometry: xr.Dataset, name: str, steps: list[int]) -> float:
         if np.isnan(value):
             continue
         relative = float(step.distance_stderr) / float(step.distance)
-        of_distance = POWER[name] * value * relative
-        own_variance += max(stderr**2 - of_distance**2, 0)
-        shared += of_distance
+        from_distance = POWER[name] * value * relative
+        own_variance += max(stderr**2 - from_distance**2, 0)
+        shared += from_distance
         n += 1
     return float(np.sqrt(own_variance / n**2 + (shared / n) ** 2))
 
@@ -134,7 +134,7 @@ def test_steps_without_a_value_are_counted_and_left_out():
         [geometry.gamma[[0, 2]].mean(), geometry.gamma[[5, 6]].mean()],
         rtol=1e-14,
     )
-    # Epoch 5 has nothing to average.
+    # All steps of epoch 5 are NaN.
     for name in ("gamma", "gamma_stderr", "gamma_min", "gamma_max"):
         assert np.isnan(means[name][2])
         assert np.isfinite(means[name][:2]).all()
@@ -151,7 +151,7 @@ def test_lazy_means_equal_eager_means(layers: bool):
 
 
 def test_labels_of_epochs_may_be_lazy(tmp_path: Path):
-    """As they are in a result that was stored."""
+    """Stored results have lazy labels."""
     geometry = synthetic()
     geometry.to_zarr(tmp_path / "geometry.zarr", consolidated=False)
     stored = xr.open_zarr(tmp_path / "geometry.zarr", consolidated=False)
@@ -173,7 +173,7 @@ def test_attributes_carry_over():
 def test_dataset_without_the_quantities_is_refused():
     with pytest.raises(
         KeyError,
-        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*path_geometry returns",
+        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*result of analyzers\.path_geometry",
     ):
         analyzers.epoch_means(synthetic().drop_vars(["gamma", "eb"]))
 
@@ -195,7 +195,7 @@ def test_means_of_a_run_are_those_of_its_groups(example_run: Path, layers: bool)
         xr.testing.assert_allclose(
             means[name], geometry[name].groupby("epoch").mean("step")
         )
-    # Errors of steps average out, but not better than independent errors would.
+    # Averaging reduces errors at most as much as it would reduce independent errors.
     independent = (geometry.gamma_stderr**2).groupby("epoch").sum("step") ** 0.5 / 12
     assert (means.gamma_stderr > 0.3 * independent).all()
     assert (means.gamma_stderr < 12**0.5 * independent).all()

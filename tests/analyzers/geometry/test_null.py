@@ -14,7 +14,7 @@ import trajstore
 
 
 def walked(norms: Any) -> Any:
-    """What the null reads of a run."""
+    """Return the parts of a run that the null model reads."""
     values = np.asarray(norms, float)
     steps = xr.Dataset({"update_norm": ("step", values)})
     return SimpleNamespace(
@@ -30,7 +30,7 @@ def test_steps_of_one_length_have_the_closed_form():
     np.testing.assert_allclose(gamma, 1 / np.sqrt(20 - np.arange(20)), rtol=1e-12)
 
 
-def test_walk_in_many_dimensions_has_these_cosines():
+def test_simulated_walk_in_many_dimensions_agrees():
     rng = np.random.default_rng(0)
     lengths, n_dims = rng.uniform(0.2, 2.0, 12), 200_000
     steps = rng.normal(size=(12, n_dims))
@@ -38,7 +38,7 @@ def test_walk_in_many_dimensions_has_these_cosines():
     x = np.concatenate([np.zeros((1, n_dims)), np.cumsum(steps, axis=0)])
     from_end = x[:-1] - x[-1]
     cosine = -(steps * from_end).sum(1) / lengths / np.linalg.norm(from_end, axis=1)
-    # A cosine of independent directions has a deviation of 1 / sqrt(n_dims) = 0.0022.
+    # A cosine of independent directions has a standard deviation of 1 / sqrt(n_dims) = 0.0022.
     np.testing.assert_allclose(
         analyzers.random_walk_gamma(walked(lengths)), cosine, atol=5 * 0.0022
     )
@@ -51,7 +51,7 @@ def test_walk_may_end_early():
     assert np.isnan(early[3:]).all()
 
 
-def test_steps_that_are_not_known_hide_those_before():
+def test_unknown_step_makes_earlier_steps_unknown():
     gamma = analyzers.random_walk_gamma(walked([1.0, np.nan, 3.0, 4.0]))
     assert np.isnan(gamma.values).tolist() == [True, True, False, False]
     np.testing.assert_allclose(gamma[2:], [3 / 5, 1], rtol=1e-12)
@@ -111,18 +111,18 @@ def test_run_is_measured_by_its_steps(exact_run: Path):
 
 
 def _updates(run: trajstore.Run) -> np.ndarray[Any, Any]:
-    """Differences of the iterates of an exact run."""
-    every = slice(0, run.layout.size)
+    """Return the differences of successive iterates of an exact run, (step, param)."""
+    all_elements = slice(0, run.layout.size)
     displacements, windows = (
         run.stored.array("displacement")[:],
         run.stored.array("window")[:],
     )
     x = [
-        run.stored.anchors.decode(int(windows[k]), every).astype(float)
+        run.stored.anchors.decode(int(windows[k]), all_elements).astype(float)
         + displacements[k]
         for k in range(run.n_steps)
     ]
-    return np.diff(np.array([*x, run.stored.vector("final", every)]), axis=0)
+    return np.diff(np.array([*x, run.stored.vector("final", all_elements)]), axis=0)
 
 
 @pytest.mark.parametrize("direction", ["update", "gradient + 0.1 x"])

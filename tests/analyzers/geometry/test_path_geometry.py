@@ -22,7 +22,7 @@ pytest.importorskip("torch")
 QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
 
 
-# What one training gives, against the exact protocol
+# Results from one recorded training, compared with the exact protocol
 
 
 @pytest.mark.parametrize("name", ["gamma", "rsi", "lolr"])
@@ -30,24 +30,25 @@ def test_errors_are_as_large_as_the_standard_errors_say(
     geometry: xr.Dataset, truth: xr.Dataset, name: str
 ):
     z = z_scores(geometry, truth, name)
-    # 60 steps: the standard deviation of z has a standard error of 0.09; three of them.
+    # With 60 steps the standard deviation of z has a standard error of 0.09; allow three.
     assert 0.72 < float(z.std()) < 1.28
-    # Beyond 4.5 lies 1 in 150 000 normal numbers.
+    # One in 150 000 normal numbers lies beyond 4.5.
     assert float(abs(z).max()) < 4.5
 
 
 @pytest.mark.parametrize("name", ["gamma", "rsi", "lolr"])
 def test_estimates_are_unbiased(geometry: xr.Dataset, truth: xr.Dataset, name: str):
     error = (geometry[name] - truth[name]).mean()
-    of_mean = np.sqrt((geometry[f"{name}_stderr"] ** 2).sum()) / geometry.sizes["step"]
-    assert abs(float(error)) < 3.5 * float(of_mean)
+    stderr = np.sqrt((geometry[f"{name}_stderr"] ** 2).sum()) / geometry.sizes["step"]
+    assert abs(float(error)) < 3.5 * float(stderr)
 
 
 @pytest.mark.parametrize("name", ["distance", "eb"])
 def test_distances_are_within_a_few_percent(
     geometry: xr.Dataset, truth: xr.Dataset, name: str
 ):
-    # 256 probes instead of 1024: twice the 1 % of mid-run, and of the 4 % next to x*.
+    # With 256 probes instead of 1024, errors are twice the usual 1 % in mid-run and 4 %
+    # next to x*.
     np.testing.assert_allclose(geometry[name], truth[name], rtol=0.08)
     relative = abs(geometry[name] / truth[name] - 1)
     assert float(relative.median()) < 0.02
@@ -60,7 +61,7 @@ def test_errors_of_distances_are_as_large_as_the_standard_errors_say(
     result = analyzers.path_geometry(sketched, reference=reference).compute()
     expected = analyzers.path_geometry(exact, reference=reference).compute()
     error = result.distance - expected.distance
-    # Rounding comes on top: near x* the distance is a difference of large numbers.
+    # Rounding adds to the error: near x* the distance is a difference of large numbers.
     allowed = 5 * result.distance_stderr + 1e-5 * float(expected.distance.max())
     away = expected.distance > 1e-3
     assert int(away.sum()) >= 58
@@ -77,12 +78,12 @@ def test_distance_is_exact_where_windows_begin_at_an_iterate(
 
 
 def test_layers_add_up_to_the_whole(geometry: xr.Dataset, by_layer: xr.Dataset):
-    """<g, x - x*> of the tensors, from loLR |g|^2 and EB = |g| / distance."""
+    """<g, x - x*> of a layer is loLR |g|^2, with |g| = EB times the distance."""
     numerator = by_layer.lolr * (by_layer.eb * by_layer.distance) ** 2
     whole = geometry.lolr * (geometry.eb * geometry.distance) ** 2
-    # The same sums in float32, of a few thousand terms in another order.
+    # Both are float32 sums of a few thousand terms, in different orders.
     np.testing.assert_allclose(numerator.sum("layer"), whole, rtol=1e-4, atol=1e-6)
-    # Probes of the layers err differently than probes of the whole.
+    # Errors from probes differ between the layers and the whole.
     together = np.sqrt((by_layer.distance**2).sum("layer"))
     np.testing.assert_allclose(together, geometry.distance, rtol=0.05)
 
@@ -93,8 +94,8 @@ def test_layers_of_fewer_elements_than_the_basis_are_exact(
     """Three directions explain all of a vector of three numbers."""
     run = trajstore.open_run(example_run)
     by_layer = analyzers.path_geometry(run, layers=True)
-    # From the sixth window on, when no direction is short any more. Single precision,
-    # times coefficients of up to 20.
+    # In the sixth window and later, no direction is short. The tolerance is single
+    # precision times coefficients of up to 20.
     late = slice(24, None)
     np.testing.assert_allclose(
         by_layer.gamma.sel(layer="2.bias")[late],
@@ -108,8 +109,8 @@ def test_errors_of_layers_are_of_the_order_of_their_standard_errors(
     by_layer: xr.Dataset, truth_by_layer: xr.Dataset, layer: str
 ):
     z = z_scores(by_layer, truth_by_layer, "gamma").sel(layer=layer)
-    # With the padding of these small tensors they share a few buckets of the fold, while
-    # the standard error takes all buckets for equal.
+    # These small layers share a few buckets of the fold because of their padding, while the
+    # standard error assumes that all buckets are equal.
     assert 0.7 < float(z.std()) < 2.5
     assert abs(float(z.mean())) < 3.5 * float(z.std()) / np.sqrt(z.size)
 
@@ -123,13 +124,13 @@ def test_weight_decay_agrees_with_whole_vectors(
     result = analyzers.path_geometry(run, **options).compute()
     expected = analyzers.path_geometry(exact, **options).compute()
     without = analyzers.path_geometry(exact, layers=layers).compute()
-    # Large enough to be seen, and of a length that is known.
+    # Weight decay has a visible effect, and |g + weight_decay x| is known.
     assert float(abs(expected.gamma - without.gamma).median()) > 0.01
     np.testing.assert_allclose(
         result.eb * result.distance, expected.eb * expected.distance, rtol=1e-4
     )
     z = z_scores(result, expected, "gamma")
-    # 60 steps, as above; the first tensor is the largest.
+    # The bounds are those for 60 steps; the first layer is the largest.
     assert 0.7 < float(z.isel(layer=0).std() if layers else z.std()) < 1.3
 
 
@@ -176,7 +177,7 @@ def test_standard_error_without_a_basis_counts_all_of_v(
         G_sq, u_sq = np.zeros(layout.size), np.zeros(layout.size)
         for offset, size, w in zip(layout.offsets, layout.sizes, weights, strict=True):
             part = slice(int(offset), int(offset + size))
-            # Even within a tensor, as far as is known.
+            # The estimator assumes that the energy is even within a layer.
             G_sq[part] = w**2 * (gradient[part] ** 2).mean()
             u_sq[part] = v[part] ** 2 / w**2
         g, u = fold(G_sq), fold(u_sq)
@@ -186,7 +187,7 @@ def test_standard_error_without_a_basis_counts_all_of_v(
         np.testing.assert_allclose(geometry.lolr_stderr[step], lolr_stderr, rtol=1e-4)
 
 
-# The exact mode
+# Exact recordings
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
@@ -214,7 +215,7 @@ def test_coordinates_are_those_of_the_protocol(geometry: xr.Dataset, truth: xr.D
         np.testing.assert_array_equal(geometry[name], truth[name])
 
 
-# What the result is
+# Properties of the result
 
 
 def test_attributes_define_the_variables(geometry: xr.Dataset):
@@ -268,7 +269,7 @@ def test_result_does_not_depend_on_chunks(
     run = recorded(tmp_path / "run.zarr", train, **options)
     expected = analyzers.path_geometry(run, layers=layers).compute()
     for module, constant, value in (
-        # Two steps, eight rows of the fold, two blocks of parameters; four results.
+        # Parts hold two steps, eight rows of the fold or two blocks; the result has four.
         ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
         ("_engine.project", "FOLD_ROWS", 3),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
@@ -282,8 +283,8 @@ def test_result_does_not_depend_on_chunks(
     result = analyzers.path_geometry(run, layers=layers)
     assert result.gamma.chunks[0] == (4,) * 4
     for name, variable in expected.data_vars.items():
-        # Where the basis explains nearly everything, the residual is a difference of large
-        # numbers, and so is its standard error.
+        # Where the basis explains nearly everything, the residual and its standard error
+        # are differences of large numbers.
         np.testing.assert_allclose(result[name], variable, rtol=1e-4, atol=1e-6)
 
 

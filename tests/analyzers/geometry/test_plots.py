@@ -29,7 +29,7 @@ def _no_figure_is_left() -> Iterator[None]:
 def synthetic(
     n_epochs: int, *, layers: int = 0, negative: bool = False, name: str = ""
 ) -> xr.Dataset:
-    """Means that rise from 1 to `n_epochs`; the last epoch is far outside."""
+    """Return means that rise from 1 to `n_epochs`, except for an outlier in the last epoch."""
     dims = ("epoch", "layer") if layers else ("epoch",)
     shape = (n_epochs, layers)[: len(dims)]
     variables: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def synthetic(
 
 
 def band(ax: Axes) -> np.ndarray:
-    """Lowest and highest point of the band at every epoch, (epoch, 2)."""
+    """Return the lowest and highest point of the band at every epoch, (epoch, 2)."""
     [artist] = [c for c in ax.collections if isinstance(c, PolyCollection)]
     [outline] = artist.get_paths()
     points = np.asarray(outline.vertices)
@@ -71,7 +71,7 @@ def band(ax: Axes) -> np.ndarray:
 
 
 def bars(ax: Axes) -> np.ndarray:
-    """Both ends of the error bars, (epoch, 2)."""
+    """Return both ends of the error bars, (epoch, 2)."""
     [container] = [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
     [artist] = container[2]
     assert isinstance(artist, LineCollection)
@@ -92,7 +92,7 @@ def test_band_and_bars_show_different_things(name: str):
     means = synthetic(5)
     ax = plots.quantity(means, name)
     value = means[name].values
-    # Bars are of the mean; the band is of the steps.
+    # The bars show the error of the mean; the band shows the range of the steps.
     np.testing.assert_allclose(
         band(ax), np.stack([value - 0.5, value + 1], 1), rtol=1e-12
     )
@@ -129,7 +129,7 @@ def test_final_epoch_is_shaded_and_does_not_set_the_limits():
     extent = shades(ax)[0].get_window_extent()
     left, right = ax.transData.inverted().transform(extent)[:, 0]
     assert (left, right) == pytest.approx((3.5, 4.5))
-    # The last mean is 100, those before are at most 4, and their steps at most 5.
+    # The last mean is 100; earlier means are at most 4, and their steps at most 5.
     assert 5 < ax.get_ylim()[1] < 6
     assert len(band(ax)) == 5
 
@@ -235,7 +235,7 @@ def test_order_of_dimensions_does_not_matter():
 def test_signed_values_are_coloured_around_zero():
     signed = mesh(plots.layer_image(synthetic(5, layers=2, negative=True)))
     assert signed.norm.vmin == -signed.norm.vmax  # type: ignore[operator]
-    # The last epoch does not set the scale: values before are -2 to 1.
+    # The last epoch does not set the scale; earlier values are from -2 to 1.
     assert signed.norm.vmax <= 2.0  # type: ignore[operator]
     positive = mesh(plots.layer_image(synthetic(5, layers=2)))
     assert positive.norm.vmin == 0

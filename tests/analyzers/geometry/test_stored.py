@@ -19,7 +19,7 @@ from analyzers.geometry import stored as results
 from trajstore.reading.run import Run
 
 CHUNK = 8
-"""Steps in a chunk of the result here; the run has 60."""
+"""Number of steps in a chunk of the result; the run has 60 steps."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +30,13 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(example_run: Path, tmp_path: Path) -> Run:
-    """A copy: results are written next to the store."""
+    """A copy of the example run, because results are written next to the store."""
     return trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
 
 
 @pytest.fixture
 def stored_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The chunks that are computed, one after the other in this thread."""
+    """Indices of computed chunks; chunks are computed one after another in this thread."""
     chunks: list[int] = []
 
     def remembered(
@@ -70,7 +70,7 @@ def test_second_call_computes_nothing(run: Run, stored_chunks: list[int]):
 def interrupt_after(
     monkeypatch: pytest.MonkeyPatch, n: int, *, before_mark: bool
 ) -> None:
-    """Raise in the middle of an analysis, with the data of a chunk written or not."""
+    """Interrupt an analysis, before or after it writes the data of a chunk."""
     store_chunk = results.store_chunk
     stored: list[int] = []
 
@@ -112,7 +112,7 @@ def test_given_arrays_are_distinguished(run: Run, stored_chunks: list[int]):
         stored = analyzers.store_geometry(run, reference=reference)
         expected = analyzers.path_geometry(run, reference=reference)
         xr.testing.assert_identical(stored.compute(), expected.compute())
-    # They share a group, and replace each other.
+    # Results for different arrays share a group, so they replace each other.
     assert sorted(stored_chunks) == sorted(3 * list(range(8)))
 
 
@@ -154,10 +154,10 @@ def test_run_that_has_grown_is_computed_again(
 def test_half_removed_result_does_not_look_complete(
     run: Run, stored_chunks: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    """Killed just before the result of other arrays is replaced."""
+    """The analysis is killed just before it replaces a result for other arrays."""
     final = run.stored.array("final")[:]
-    one, other = (run.layout.unflatten(np.float32(s) * final) for s in (0.5, 2.0))
-    analyzers.store_geometry(run, reference=one)
+    half, double = (run.layout.unflatten(np.float32(s) * final) for s in (0.5, 2.0))
+    analyzers.store_geometry(run, reference=half)
     stored_chunks.clear()
 
     def killed(*_args: object, **_options: object) -> None:
@@ -166,8 +166,8 @@ def test_half_removed_result_does_not_look_complete(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xr.Dataset, "to_zarr", killed)
         with pytest.raises(KeyboardInterrupt, match="by the test"):
-            analyzers.store_geometry(run, reference=other)
-    analyzers.store_geometry(run, reference=one)
+            analyzers.store_geometry(run, reference=double)
+    analyzers.store_geometry(run, reference=half)
     assert sorted(stored_chunks) == list(range(8))
 
 

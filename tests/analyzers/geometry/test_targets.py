@@ -23,7 +23,7 @@ TARGETS = ["final", "epoch", "snapshot", "mapping", "other run", "tensors"]
 
 
 def slow_geometry(run: Run, target: Vector, *, layers: bool) -> xr.Dataset:
-    """The definitions, in float64, from the gradients and iterates of an exact run."""
+    """Evaluate the definitions in float64 on gradients and iterates of an exact run."""
     rows = []
     gradients, displacements = (
         run.stored.array("gradient")[:],
@@ -41,7 +41,7 @@ def slow_geometry(run: Run, target: Vector, *, layers: bool) -> xr.Dataset:
     h, d_sq, g_sq = np.moveaxis(np.array(rows), -1, 0)
     if not layers:
         h, d_sq, g_sq = h.sum(1), d_sq.sum(1), g_sq.sum(1)
-    # A snapshot is an iterate: nothing is asked of the step that finds it.
+    # The step of a snapshot has a distance of 0, and is not compared.
     d_sq = np.where(d_sq > 0, d_sq, np.nan)
     values = {
         "gamma": h / np.sqrt(g_sq * d_sq),
@@ -82,8 +82,8 @@ def test_any_target_of_an_exact_run(exact: Run, other: Run, kind: str):
         result = analyzers.path_geometry(exact, reference=reference, layers=layers)
         expected = slow_geometry(exact, vector, layers=layers)
         for name in QUANTITIES:
-            # x - x* is a difference of float32 vectors of norm 1, here as small as 0.1;
-            # the snapshot is an iterate, and there the distance is 0.
+            # x - x* is a difference of float32 vectors of norm 1, and as short as 0.1. At
+            # the step of the snapshot the distance is 0.
             away = expected.distance > 1e-3
             np.testing.assert_allclose(
                 result[name].where(away),
@@ -98,11 +98,11 @@ def test_any_target_of_a_sketched_run(sketched: Run, exact: Run, other: Run, kin
     reference, vector = choose(kind, sketched, other)
     result = analyzers.path_geometry(sketched, reference=reference).compute()
     expected = slow_geometry(exact, vector, layers=False)
-    # Next to x* nothing is left to estimate, and rounding is all there is.
+    # Next to x* the only errors are rounding errors.
     estimated = result.gamma_stderr > 1e-5
     z = z_scores(result, expected, "gamma").where(estimated, drop=True)
     assert z.size > 20
-    # At least 21 independent numbers: three standard errors of their deviation.
+    # The bounds are three standard errors of the standard deviation of 21 numbers.
     assert 0.5 < float(z.std()) < 1.5
     assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)
     assert float(abs(z).max()) < 4.5
@@ -132,14 +132,14 @@ def test_distances_to_any_target_are_within_a_few_percent(
     expected = slow_geometry(exact, vector, layers=False)
     away = expected.distance > 1e-3
     relative = abs(result.distance / expected.distance - 1).where(away, drop=True)
-    # 256 probes: 6 % is what one direction of them is worth.
+    # A cosine from 256 probes has a standard error of 6 %.
     assert float(relative.max()) < 3 * 0.06
 
 
 def test_nothing_is_estimated_where_the_target_lies_in_the_basis(
     example_run: Path, exact: Run
 ):
-    """The window that begins at x*, and those one and two later."""
+    """This holds for the window that begins at x*, and for the two windows after it."""
     sketched = trajstore.open_run(example_run)
     window = sketched.stored.epoch_windows[2]
     vector = sketched.stored.anchors.decode(window, slice(0, sketched.layout.size))
@@ -148,7 +148,7 @@ def test_nothing_is_estimated_where_the_target_lies_in_the_basis(
     start = int(sketched.windows.start[window])
     stop = int(sketched.windows.stop[window + 2])
     steps = slice(start, stop)
-    # The step at x* itself is 0/0 but for what the code of the reference loses.
+    # The step at x* would be 0 / 0, but the stored anchor is rounded.
     np.testing.assert_allclose(
         result.gamma[steps][1:], expected.gamma[steps][1:], atol=2e-5
     )
@@ -161,7 +161,7 @@ def test_nothing_is_estimated_where_the_target_lies_in_the_basis(
 def test_tasks_can_be_sent_to_other_processes(sketched: Run, other: Run, kind: str):
     reference, _ = choose(kind, sketched, other)
     lazy = analyzers.path_geometry(sketched, reference=reference)
-    # Computed first: a run has caches then, which cannot be pickled.
+    # The first computation fills caches of the run, which cannot be pickled.
     expected = lazy.compute()
     result = pickle.loads(pickle.dumps(lazy)).compute()
     xr.testing.assert_equal(result, expected)

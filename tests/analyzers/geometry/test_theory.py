@@ -63,7 +63,7 @@ def test_guaranteed_rate_holds_for_every_step_of_its_learning_rate():
     after = x * (1 - float(result.lr) * EIGENVALUES)
     ratio = (after**2).sum(1) / (x**2).sum(1)
     assert (ratio <= float(result.rate) + 1e-12).all()
-    # The direction that dies out first has the largest eigenvalue.
+    # The direction with the largest eigenvalue dies out first.
     np.testing.assert_allclose(result.L, quadratic().eb[0], rtol=1e-12)
     np.testing.assert_allclose(result.mu, quadratic().rsi[-1], rtol=1e-12)
 
@@ -88,12 +88,12 @@ def test_quantities_that_need_a_positive_rsi_are_nan_without_one():
         [rate.mu, rate.L], [geometry.rsi.min(), geometry.eb.max()], rtol=1e-12
     )
     assert rate.mu < 0
-    # The identity says so as well: the step leads away.
+    # The identity agrees: the step leads away from x*.
     assert float(analyzers.step_contraction(geometry, lr=0.1)["ratio"][1]) > 1
 
 
 def noisy(n: int) -> tuple[xr.Dataset, xr.Dataset]:
-    """Two steps, and n estimates of them: errors of <g, x - x*> and of the distance."""
+    """Return two steps, and n estimates with errors of <g, x - x*> and of the distance."""
     rng = np.random.default_rng(0)
     h, d, g = np.array([0.4, 2.0]), np.array([2.0, 1.0]), np.array([0.9, 3.0])
     relative_h, relative_d = 0.01, 0.003
@@ -133,7 +133,7 @@ def noisy(n: int) -> tuple[xr.Dataset, xr.Dataset]:
 def test_standard_errors_are_the_spread_of_estimates(function: Any, name: str):
     truth, estimates = noisy(20_000)
     spread = function(estimates)[name].std("draw")
-    # The deviation of 20,000 numbers has a relative error of 1 / sqrt(40,000).
+    # The standard deviation of 20,000 numbers has a relative error of 1 / sqrt(40,000).
     np.testing.assert_allclose(spread, function(truth)[f"{name}_stderr"], rtol=0.025)
 
 

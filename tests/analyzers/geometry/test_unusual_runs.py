@@ -53,9 +53,9 @@ def test_gradient_that_is_not_finite_spoils_its_step_only(
         np.testing.assert_allclose(result.gamma[others], truth.gamma[others], atol=1e-6)
     else:
         z = z_scores(result, truth, "gamma")[others]
-        # 47 steps: three standard errors of the deviation.
+        # The bound is three standard errors of the standard deviation of 47 numbers.
         assert 0.69 < float(z.std()) < 1.31
-        # No worse than the same run without the accident.
+        # The errors are no worse than without the spoilt gradient.
         healthy = recorded(tmp_path / "healthy.zarr", by_hand, **options)
         undisturbed = analyzers.path_geometry(healthy).compute()
         np.testing.assert_array_less(
@@ -76,7 +76,7 @@ def test_steps_before_the_parameters_became_nan_can_be_measured(
     )
     run = recorded(tmp_path / "run.zarr", train, **options)
     result = analyzers.path_geometry(run, reference=0).compute()
-    # The step with the NaN gradient is itself still at finite parameters.
+    # At the step with the NaN gradient the parameters are still finite.
     assert np.isfinite(result.distance[:18]).all()
     assert np.isfinite(result.gamma[1:17]).all()
     for name in ("gamma", "gamma_stderr", "rsi", "eb", "lolr"):
@@ -117,7 +117,7 @@ def test_one_step_of_gradient_descent_goes_along_the_gradient(
     run = recorded(tmp_path / "run.zarr", train, **options)
     result = analyzers.path_geometry(run).compute()
     for name, expected in {"gamma": 1, "lolr": 0.1, "rsi": 10, "eb": 10}.items():
-        # Rounding of float32, and the error of estimates.
+        # The tolerance covers float32 rounding and the errors of estimates.
         tolerance = 1e-5 * expected + 4 * float(result[f"{name}_stderr"][0])
         assert abs(float(result[name][0]) - expected) < tolerance
     assert float(result.distance_stderr[0]) < 1e-6
@@ -140,11 +140,11 @@ def test_crashed_run_is_measured_up_to_the_crash(tmp_path: Path):
         recorded(path, partial(by_hand, spoil=crash), sketch_bits=256, probes=256)
     result = analyzers.path_geometry(trajstore.open_run(path)).compute()
     assert result.attrs["status"] == "failed"
-    # The same steps, from a run that ends there.
+    # A run that ends at the crash has the same steps.
     truth = two_run(partial(by_hand, n_steps=30))
     z = z_scores(result, truth, "gamma")
     assert z.size == 30
-    # Three standard errors of the deviation of 30 numbers.
+    # The bound is three standard errors of the standard deviation of 30 numbers.
     assert 0.6 < float(z.std()) < 1.4
 
 
@@ -174,7 +174,7 @@ def test_running_run_is_measured_against_its_anchors(tmp_path: Path):
     closed = trajstore.open_run(tmp_path / "run.zarr")
     late = analyzers.path_geometry(closed, reference=3).compute()
     assert early.attrs["status"] == "running"
-    # Only the last window differs: its end is known now.
+    # Only the last window differs, because its end is now known.
     before = slice(0, int(closed.windows.start[-1]))
     np.testing.assert_allclose(early.gamma[before], late.gamma[before], rtol=1e-10)
     np.testing.assert_allclose(early.distance, late.distance, rtol=0.05)
@@ -187,7 +187,7 @@ HEAVY = [0, 3, 64, 65, 300, 511]
 
 @pytest.mark.slow
 def test_errors_are_known_where_a_few_columns_have_most_of_the_energy(tmp_path: Path):
-    """As in layers whose inputs differ in size: 6 of 512 columns, 92 % of the energy."""
+    """Six of 512 columns have 92 % of the energy, as if inputs differed in size."""
 
     def spoil(_step: int, gradient: Any) -> None:
         if gradient.ndim == 2:

@@ -15,14 +15,14 @@ pytest.importorskip("torch")
 EIGENVALUES = [1.0, 0.9]
 FIRST = 20
 RATES = [0.1] * FIRST + [1.7] * 30
-"""Of the parent: the branches begin with the long steps."""
+"""Learning rates of the parent; the branches start where its steps become long."""
 
 
 def record_branch(
-    path: Path, parent: Run, scale: float, n_steps: int, **says: Any
+    path: Path, parent: Run, scale: float, n_steps: int, **changes: Any
 ) -> Run:
     rates = [1.7 * scale] * n_steps
-    found = {
+    branch = {
         "parent": "parent.zarr",
         "parent_created": parent.stored.document.created,
         "epoch": 2,
@@ -31,7 +31,7 @@ def record_branch(
     }
     start = iterates(EIGENVALUES, RATES)[FIRST]
     return descend(
-        path, rates, EIGENVALUES, start=start, attrs={"branch": found | says}
+        path, rates, EIGENVALUES, start=start, attrs={"branch": branch | changes}
     )
 
 
@@ -60,7 +60,7 @@ def test_a_zigzag_of_long_steps_is_smooth_with_short_ones(
     zigzag = found.step_share.sel(kind="zigzag").values
     assert zigzag.tolist() == [1, 1, 0]
     assert found.step_share.sel(kind="smooth").values.tolist() == [0, 0, 1]
-    # Of the parent only what comes after the branching, and like its repetition.
+    # Only the parent's steps after the branching count, as in the branch that repeats them.
     for name, variable in found.data_vars.items():
         np.testing.assert_allclose(
             variable.isel(branch=0), variable.isel(branch=1), rtol=1e-5, atol=1e-6
@@ -75,7 +75,7 @@ def test_parts_lie_where_their_steps_are(parent: Run, branches: list[Run]):
     found = analyzers.compare_branches(parent, branches).isel(branch=0)
     x = iterates(EIGENVALUES, [*RATES, 0.0])[FIRST:]
     lengths = np.linalg.norm(np.diff(x, axis=0), axis=1)
-    # 30 steps in 30 parts: one each.
+    # There are 30 steps in 30 parts, so each part has one step.
     middle = np.cumsum(lengths) - lengths / 2
     np.testing.assert_allclose(found.path, middle, rtol=1e-5)
     np.testing.assert_allclose(found.lr_time, 1.7 * np.arange(1, 31))
@@ -103,10 +103,10 @@ def test_runs_that_cannot_be_compared_are_refused(
 ):
     with pytest.raises(ValueError, match=r"No branches of .* traj-train branch"):
         analyzers.compare_branches(parent, [])
-    with pytest.raises(ValueError, match=r"no branch of .*, but none at all"):
+    with pytest.raises(ValueError, match=r"not a branch of .*, but a run of its own"):
         analyzers.compare_branches(parent, [parent])
     other = descend(tmp_path / "other.zarr", RATES, EIGENVALUES)
-    with pytest.raises(ValueError, match=r"but one of parent\.zarr"):
+    with pytest.raises(ValueError, match=r"but a branch of parent\.zarr"):
         analyzers.compare_branches(other, branches)
     later = record_branch(tmp_path / "later.zarr", parent, 0.5, 3, epoch=3, step=30)
     with pytest.raises(ValueError, match=r"begin in the epochs \[2, 3\]; compare"):

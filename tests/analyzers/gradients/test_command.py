@@ -22,7 +22,7 @@ Run = Callable[..., str]
 
 
 def table(output: str, *first: str) -> list[list[str]]:
-    """Return the rows below a header that begins with some words, up to an empty line."""
+    """Return the rows below the header that begins with `first`, up to an empty line."""
     lines = [line.split() for line in output.splitlines()]
     [header] = [i for i, line in enumerate(lines) if line[: len(first)] == list(first)]
     rows = lines[header + 1 :]

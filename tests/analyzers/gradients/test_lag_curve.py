@@ -47,5 +47,7 @@ def test_numbers_below_one_are_refused(example_run: Path, options: dict[str, Any
 
 def test_one_step_is_too_few(tmp_path: Path):
     run = descend(tmp_path / "run.zarr", [1.0], [1.0])
-    with pytest.raises(ValueError, match="holds 1 steps; two gradients need two"):
+    with pytest.raises(
+        ValueError, match="holds 1 steps; a pair of gradients needs two"
+    ):
         analyzers.lag_curve(run)

@@ -25,7 +25,7 @@ N_SEEDS = 12
 
 
 def iterates_of(run: Run) -> Any:
-    """Return gradients and iterates of an exact run, float64 of (step, param)."""
+    """Return the gradients and iterates of an exact run, each float64 (step, param)."""
     windows, whole = run.stored.array("window")[:], slice(0, run.layout.size)
     references = np.stack([run.stored.anchors.decode(int(c), whole) for c in windows])
     gradients = run.stored.array("gradient")[:].astype("f8")
@@ -66,7 +66,7 @@ def test_an_exact_run_follows_the_definitions(exact_run: Path, exact: xr.Dataset
 def test_errors_agree_with_standard_errors(
     tmp_path: Path, train_small: Callable[..., Any], exact: xr.Dataset
 ):
-    """Over recordings of the same training with other random signs; 30 elements a probe."""
+    """Compare recordings of one training with other random signs, 30 elements per probe."""
     z: dict[str, list[Any]] = {name: [] for name in QUANTITIES}
     for seed in range(N_SEEDS):
         path = tmp_path / str(seed)
@@ -81,12 +81,12 @@ def test_errors_agree_with_standard_errors(
     for name, scores in z.items():
         finite = np.array(scores)[:, np.isfinite(exact.cosine.values)]
         assert 0.8 < finite.std() < 1.2, name
-        # The same signs serve all pairs: only the seeds are independent.
+        # All pairs of a recording share their signs: only recordings are independent.
         assert abs(finite.mean()) < 4 / np.sqrt(N_SEEDS), name
 
 
 def test_probes_of_a_known_vector():
-    """For a probe of independent numbers, mean and spread follow the formulas."""
+    """The mean and spread of independent probes follow the formulas."""
     rng = np.random.default_rng(0)
     a, noise = rng.normal(size=(2, 2000, 256))
     estimate = cosine(a, 0.6 * a + 0.8 * noise)

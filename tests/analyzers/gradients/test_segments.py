@@ -13,7 +13,7 @@ from trajstore.reading.run import Run
 
 pytest.importorskip("torch")
 
-# Smooth, zigzag, and smooth again: of one mode, up to where the learning rate changes.
+# Learning rates with which a single mode is smooth, zigzags, and is smooth again.
 RATES = [0.05] * 30 + [1.45] * 40 + [0.05] * 20
 EIGENVALUES = [1.0, 0.7, 1.3]
 KINDS = ("zigzag", "neither", "smooth")
@@ -80,7 +80,7 @@ def test_shares_are_those_of_the_path(run: Run):
 
 
 def test_displacement_from_probes_is_within_its_error(tmp_path: Path):
-    """In many dimensions, where probes say something; other signs for other runs."""
+    """The run has enough dimensions for probes; each run has other random signs."""
     rng = np.random.default_rng(3)
     eigenvalues = rng.uniform(0.5, 1.3, 3000)
     start = rng.normal(size=3000)
@@ -90,7 +90,7 @@ def test_displacement_from_probes_is_within_its_error(tmp_path: Path):
     )
     expected, found = map(analyzers.zigzag_segments, (exact, probed))
     error = found.displacement_share - expected.displacement_share
-    # Probes are kept in float16.
+    # Probes are stored in float16.
     allowed = 4 * found.displacement_share_stderr + 1e-3
     assert (abs(error) <= allowed).all()
     assert float(found.displacement_share_stderr.max()) > 1e-4
@@ -153,7 +153,7 @@ def test_numbers_out_of_range_are_refused(
 def test_steps_are_selectable_by_epoch(example_run: Path):
     found = analyzers.zigzag_segments(trajstore.open_run(example_run))
     assert found.cosine.sel(epoch=3).sizes["step"] == 12
-    assert found.running_cosine.attrs["long_name"] == "its running median"
+    assert found.running_cosine.attrs["long_name"] == "running median of the cosine"
 
 
 def test_tensors_have_kinds_of_their_own(tmp_path: Path):

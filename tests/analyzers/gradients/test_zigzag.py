@@ -22,7 +22,7 @@ pytest.importorskip("torch")
 def kept(
     model: Any, optimizer: Any, *, path: Path, kept_to: list[Any], **options: Any
 ) -> Iterator[trajstore.Recorder]:
-    """Record, and keep whole gradients, as a list of float64 for every step."""
+    """Record a run, and return its whole gradients, a list of float64 for every step."""
 
     def keep(*_: object) -> None:
         kept_to.append([p.grad.double().flatten().numpy() for p in model.parameters()])
@@ -63,7 +63,7 @@ def test_cosines_agree_with_whole_gradients(
 
 
 @pytest.mark.parametrize("has_state", [True, False], ids=["state", "no state"])
-def test_a_resumed_run_knows_the_previous_gradient_only_by_its_state(
+def test_a_resumed_run_needs_its_state_to_know_the_previous_gradient(
     tmp_path: Path, has_state: bool
 ):
     import torch
@@ -102,16 +102,16 @@ def test_one_mode_zigzags_if_the_step_is_too_long_for_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0, 1.6])
-def test_noise_alone_has_half_of_the_rate_times_the_curvature(
+def test_cosine_of_noise_is_minus_half_the_rate_times_the_curvature(
     tmp_path: Path, rate: float
 ):
-    """As `analyzers.zigzag_segments` says of stationary iterates; 4000 equal modes."""
+    """Test the formula of `zigzag_segments` for stationary iterates on 4000 equal modes."""
     n = 120
     run = descend(
         tmp_path / "run.zarr", [rate] * n, np.ones(4000), start=0.0, noise=1.0
     )
     found = analyzers.zigzag(run).cosine[40:]
-    # Cosines of noise have a standard deviation of 1 / sqrt(4000), at most 3 correlated.
+    # Cosines of noise have a standard deviation of 1 / sqrt(4000); at most 3 are correlated.
     assert float(found.mean()) == pytest.approx(
         -rate / 2, abs=4 * 0.0158 * np.sqrt(3 / 80)
     )
@@ -146,7 +146,7 @@ def test_measurements_are_refused(tmp_path: Path, train_small: Callable[..., Any
     measured = trajstore.open_run(path).measured("update")
     with pytest.raises(ValueError, match=r"'update' .*lagged_gradients\(run\.measured"):
         analyzers.zigzag(measured)
-    # The alternative that the message names works.
+    # The alternative in the message works.
     lagged = analyzers.lagged_gradients(measured, lags=[1], every=1).cosine
     assert np.isfinite(lagged[:-1]).all()
 

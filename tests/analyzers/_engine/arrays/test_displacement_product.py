@@ -16,7 +16,7 @@ SIZE, PROBES, RANK, STEPS = 300, 64, 2, 8
 
 
 class Path(NamedTuple):
-    """Displacements of a window's steps, its end, a basis, and another vector."""
+    """Displacements a of a window's steps and f of its end, a basis, and a vector v."""
 
     a: np.ndarray
     f: np.ndarray
@@ -25,7 +25,7 @@ class Path(NamedTuple):
 
 
 def random_path(seed: int = 0) -> Path:
-    """A noisy path to f, which ends there; v is partly along f."""
+    """Return a noisy path that ends at f, and a vector v that is partly along f."""
     rng = np.random.default_rng(seed)
     basis = rng.normal(size=(RANK, SIZE))
     steps = rng.normal(size=(STEPS, SIZE)) + 0.7 * rng.normal(size=SIZE)
@@ -47,7 +47,7 @@ def estimated(path: Path, probes: np.ndarray) -> Product:
 
 
 def draw_probes(rng: np.random.Generator) -> np.ndarray:
-    """Rademacher probes with E <P a, P v> = <a, v>."""
+    """Return random signs P, scaled so that the mean of <P a, P v> is <a, v>."""
     positive = rng.random((PROBES, SIZE)) < 0.5
     probes: np.ndarray = np.where(positive, 1.0, -1.0) / np.sqrt(PROBES)
     return probes
@@ -72,7 +72,7 @@ def test_probes_that_lose_nothing_give_the_exact_products():
 
 @pytest.fixture(scope="module")
 def draws() -> tuple[Path, list[Product]]:
-    """The same path, seen through 400 draws of the probes."""
+    """A path, and the products that 400 draws of the probes estimate for it."""
     path, rng = random_path(), np.random.default_rng(1)
     return path, [estimated(path, draw_probes(rng)) for _ in range(400)]
 
@@ -82,9 +82,9 @@ def test_estimates_are_nearly_unbiased(draws: tuple[Path, list[Product]]):
     values = np.array([product.estimate.value for product in products])
     errors = values - path.a @ path.v
     stderr = errors.std(0, ddof=1) / np.sqrt(len(products))
-    # A ratio is biased by a fraction 1 / PROBES of its error; four standard errors more.
+    # The bias of a ratio is about 1 / PROBES of its error. Allow four standard errors more.
     bias = errors.std(0) / PROBES
-    # The last step is the window's end, and exact.
+    # The last step is the end of the window, where products are exact.
     assert (abs(errors.mean(0)) < 4 * stderr + bias + 1e-6)[:-1].all()
 
 
@@ -98,7 +98,7 @@ def test_errors_are_as_large_as_the_standard_errors_say(
             for p in products
         ]
     )
-    # Two errors are taken for independent, and to first order.
+    # Standard errors are first order, and assume that two errors are independent.
     rms = np.sqrt((z**2).mean(0))
     assert (rms > 0.6).all()
     assert (rms < 1.35).all()
@@ -115,7 +115,7 @@ def test_products_are_exact_at_the_end_of_the_window(
         assert product.estimate.stderr[-1] < 1e-3 * abs(path.f @ path.v)
 
 
-def test_products_are_exact_at_the_reference():
+def test_products_are_exact_at_the_anchor():
     path = random_path()
     path = path._replace(a=np.zeros((1, SIZE)))
     result = estimated(path, draw_probes(np.random.default_rng(2)))
@@ -138,13 +138,13 @@ def test_error_falls_near_the_end_of_the_window(near: float):
         - 1
         for _ in range(200)
     ]
-    # (1 - cosine^2) / sqrt(n), times the bounds of the deviation of 200 numbers, and the
-    # higher moments of a cosine.
+    # The standard error is (1 - cosine^2) / sqrt(n). The factor 1.5 allows for the spread
+    # of a deviation of 200 numbers, and for higher moments of the cosine.
     assert np.std(errors) < 1.5 * near**2 / np.sqrt(PROBES)
 
 
 @pytest.mark.parametrize("missing", ["basis", "f", "v"])
-def test_vectors_that_are_zero_leave_finite_numbers(missing: str):
+def test_products_with_zero_vectors_are_finite(missing: str):
     path = random_path()
     path = path._replace(**{missing: np.zeros_like(getattr(path, missing))})
     result = estimated(path, draw_probes(np.random.default_rng(4)))
@@ -181,31 +181,31 @@ def test_errors_of_layers_are_of_the_order_of_their_standard_errors():
         probes = draw_probes(rng)
         value, stderr, expected = by_layer(path, estimated(path, probes), probes)
         z.append((value - expected)[:-1] / stderr[:-1])
-    # The cosine of a tensor is drawn towards that of all, by a width of 0.3 that is a
-    # choice: the ratio is 1 only for tensors that differ so.
+    # The prior draws the cosine of a layer towards the cosine of the whole vectors. The
+    # ratio is 1 only for layers whose cosines deviate by the prior's width of 0.3.
     rms = np.sqrt((np.array(z) ** 2).mean((0, 1)))
     assert (rms > 0.3).all()
     assert (rms < 2).all()
 
 
-def test_layers_are_drawn_towards_the_cosine_of_all():
-    """Between what a tensor's own probes say, here exactly, and the cosine of all."""
+def test_layers_are_drawn_towards_the_cosine_of_the_whole():
+    """The result lies between a layer's own product, here exact, and the prior."""
     path, probes = random_path(), np.eye(SIZE)
-    # As the analysis does it, what lies in the basis is removed tensor by tensor.
+    # Remove the basis from v layer by layer, as the analysis does.
     for part in LAYERS:
         basis = path.basis[:, part]
         path.v[part] -= basis.T @ np.linalg.lstsq(basis.T, path.v[part])[0]
     whole = estimated(path, probes)
     value, stderr, _ = (x[:-1] for x in by_layer(path, whole, probes))
     f = path.f - whole.f_on_basis @ path.basis
-    beside = path.a - whole.a_on_basis @ path.basis
-    aside = beside - whole.advance[:, None] * f
+    a_rest = path.a - whole.a_on_basis @ path.basis
+    aside = a_rest - whole.advance[:, None] * f
     for i, part in enumerate(LAYERS):
         length = np.linalg.norm(path.v[part])
-        # Of the tensor's products of a with f nothing is known.
+        # The product of a and f is not known for a single layer.
         f_sq = f[part] @ f[part]
-        beside_sq = (beside[:-1, part] ** 2).sum(1)
-        own_aside = np.sqrt(abs(beside_sq - whole.advance[:-1] ** 2 * f_sq))
+        a_rest_sq = (a_rest[:-1, part] ** 2).sum(1)
+        own_aside = np.sqrt(abs(a_rest_sq - whole.advance[:-1] ** 2 * f_sq))
         along = whole.advance[:-1] * (path.f[part] @ path.v[part])
         own = aside[:-1, part] @ path.v[part]
         expected = whole.cosine[:-1] * own_aside * length
@@ -219,7 +219,7 @@ def test_layers_are_drawn_towards_the_cosine_of_all():
 
 
 def test_single_layer_is_the_whole():
-    """Its own cosine and the one of all are the same number."""
+    """The cosine of the layer and the cosine of the whole are the same number."""
     path, probes = random_path(), np.eye(SIZE)
     whole = estimated(path, probes)
     value, _, expected = by_layer(path, whole, probes)
@@ -236,5 +236,5 @@ def test_single_layer_is_the_whole():
         gram=(path.basis @ path.basis.T)[None],
     )
     share = whole.aside * np.linalg.norm(path.v)
-    # What is left of a is compared with v itself, and beside f with its rest.
+    # A layer's product uses v, and the whole product uses v without its part along f.
     assert (abs(single.value[:, 0] - path.a @ path.v) < 0.1 * share + 1e-6).all()

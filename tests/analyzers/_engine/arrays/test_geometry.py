@@ -19,8 +19,8 @@ from analyzers._engine.arrays.geometry import (
 H, SIGMA_H, D, SIGMA_D, G_SQ = -0.3, 0.02, 2.5, 0.01, 0.64
 
 
-def of_scalars(h: float, d: float, g_sq: float) -> dict[str, float]:
-    """The definitions."""
+def defined(h: float, d: float, g_sq: float) -> dict[str, float]:
+    """Return the quantities by their definitions; h is <g, x - x*>, d is |x - x*|."""
     rsi, eb = h / d**2, g_sq**0.5 / d
     return {
         "gamma": rsi / eb,
@@ -42,9 +42,9 @@ def estimate(value: float, stderr: float) -> Estimate:
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_values_are_those_of_the_definitions(name: str):
+def test_values_follow_the_definitions(name: str):
     result = whole(estimate(H, SIGMA_H), estimate(D, SIGMA_D), np.array([G_SQ]))
-    np.testing.assert_allclose(result[name], of_scalars(H, D, G_SQ)[name], rtol=1e-14)
+    np.testing.assert_allclose(result[name], defined(H, D, G_SQ)[name], rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
@@ -54,17 +54,17 @@ def test_values_are_those_of_the_definitions(name: str):
     ids=["both", "numerator", "distance", "exact"],
 )
 def test_errors_propagate_to_first_order(name: str, sigma_h: float, sigma_d: float):
-    """Against derivatives from central differences."""
+    """Compare with derivatives from central differences."""
     result = whole(estimate(H, sigma_h), estimate(D, sigma_d), np.array([G_SQ]))
     t = 1e-5
 
     def slope(dh: float, dd: float) -> float:
-        above = of_scalars(H + t * dh, D + t * dd, G_SQ)[name]
-        below = of_scalars(H - t * dh, D - t * dd, G_SQ)[name]
+        above = defined(H + t * dh, D + t * dd, G_SQ)[name]
+        below = defined(H - t * dh, D - t * dd, G_SQ)[name]
         return (above - below) / (2 * t)
 
     expected = np.hypot(slope(1, 0) * sigma_h, slope(0, 1) * sigma_d)
-    # Rounding 1e-16 / t, and the third derivative times t squared.
+    # The tolerance covers rounding, 1e-16 / t, and the third derivative times t squared.
     np.testing.assert_allclose(
         result[f"{name}_stderr"], expected, rtol=1e-8, atol=1e-12
     )
@@ -106,7 +106,7 @@ def test_distance_equals_the_distance_between_two_vectors():
     )
     expected = np.linalg.norm(a - v, axis=1)
     np.testing.assert_allclose(result.value, expected, rtol=1e-13)
-    # D^2 falls by twice the product: dD = d<a, v> / D.
+    # D^2 = |a|^2 - 2 <a, v> + |v|^2, so an error e of <a, v> changes D by e / D.
     np.testing.assert_allclose(result.stderr, 0.1 / expected, rtol=1e-13)
 
 
@@ -114,7 +114,7 @@ def test_distance_equals_the_distance_between_two_vectors():
     ("product", "expected"), [(100.0, 1.0), (-100.0, 5.0)], ids=["parallel", "opposite"]
 )
 def test_distance_obeys_the_triangle_inequality(product: float, expected: float):
-    """Whatever the noise: | |a| - |v| | <= D <= |a| + |v|."""
+    """For any noise, | |a| - |v| | <= D <= |a| + |v|."""
     result = distance(np.array([4.0]), estimate(product, 1), np.array(9.0))
     np.testing.assert_allclose(result.value, [expected], rtol=1e-13)
 
@@ -144,7 +144,7 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
     bucket = np.arange(n.sum()) % width
     gradient_sq, u_sq = rng.random((3, len(n))), rng.random(n.sum())
 
-    # Elements of one tensor have one energy.
+    # All elements of a layer have the same energy.
     density = (gradient_sq / np.maximum(n, 1))[:, layer]
     expected = np.zeros((3, len(n)))
     for i in range(n.sum()):
@@ -169,7 +169,7 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
 
 @pytest.mark.parametrize("n_rows", [1, 2, 100])
 def test_variance_over_even_buckets(n_rows: int):
-    """(1 - 1 / B + 0.571) / m, the 0.571 being pi / 2 - 1."""
+    """The variance is (1 - 1 / n_rows + pi / 2 - 1) / bits times both energies."""
     size, offset = np.array([64 * n_rows]), np.array([0])
     squares = np.full((n_rows, 64), 5 / 64 / n_rows)
     _, crowd = crowding(squares, 0, offset, size)
@@ -180,7 +180,7 @@ def test_variance_over_even_buckets(n_rows: int):
 
 
 def with_decay(distance: float, stderr: float, *, g: float, decay: float) -> Any:
-    """Quantities at x = 3 in two dimensions, x* at the distance, <g, x> as for g along x."""
+    """Return the quantities at |x| = 3 and |x*| = 2, with a gradient along x."""
     to_target = estimate(distance, stderr)
     one = np.ones(1)
     sampled = decayed(
@@ -196,7 +196,7 @@ def with_decay(distance: float, stderr: float, *, g: float, decay: float) -> Any
 
 @pytest.mark.parametrize("name", ["gamma", "rsi", "eb", "lolr"])
 def test_the_error_of_the_distance_enters_weight_decay_once(name: str):
-    """To first order: the derivative by finite differences."""
+    """Compare with the derivative by the distance from finite differences."""
     sigma, step = 1e-3, 1e-5
     found = with_decay(2.0, sigma, g=0.5, decay=0.4)
     above, below = (
@@ -207,7 +207,7 @@ def test_the_error_of_the_distance_enters_weight_decay_once(name: str):
 
 
 def test_the_cosine_of_pure_weight_decay_is_known():
-    """With g = 0 and x* = 0 the direction is x itself."""
+    """With g = 0 and x* = 0 the direction is parallel to x."""
     to_target, nothing = estimate(3.0, 0.2), np.zeros(1)
     sampled = decayed(
         Sampled(estimate(0.0, 0.0), nothing, nothing),

@@ -22,7 +22,7 @@ def test_coefficients_of_a_vector_in_the_basis_are_found():
     )
 
 
-def test_coefficients_are_those_of_least_squares():
+def test_coefficients_solve_least_squares():
     rng = np.random.default_rng(1)
     basis, vectors = rng.normal(size=(3, 50)), rng.normal(size=(7, 50))
     expected, *_ = np.linalg.lstsq(basis.T, vectors.T, rcond=None)
@@ -31,7 +31,7 @@ def test_coefficients_are_those_of_least_squares():
     )
 
 
-def test_tensors_are_regressed_one_by_one():
+def test_layers_are_regressed_separately():
     rng = np.random.default_rng(2)
     basis, vectors = rng.normal(size=(4, 3, 50)), rng.normal(size=(4, 50))
     products = (basis @ vectors[..., None])[..., 0]
@@ -57,7 +57,7 @@ def test_coefficients_scale_inversely_with_the_basis(scale: float):
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2])
-def test_zero_vector_has_coefficient_zero_and_changes_no_other(zero: int):
+def test_zero_vector_gets_coefficient_zero_and_leaves_other_coefficients(zero: int):
     rng = np.random.default_rng(4)
     basis, vector = rng.normal(size=(3, 20)), rng.normal(size=20)
     basis[zero] = 0
@@ -74,10 +74,10 @@ def test_basis_of_zeros_gives_zeros():
 
 
 def test_equal_vectors_share_the_coefficient():
-    """In the first windows past displacements coincide."""
+    """Basis vectors are equal in the first windows, which have few earlier anchors."""
     vector = np.array([3.0, 4.0])
     basis = np.stack([vector, vector])
-    # The ridge acts along the sum of both, with twice the energy.
+    # Equal coefficients are an eigenvector of the scaled Gram matrix, with 2 + RIDGE.
     expected = 1 / (2 + RIDGE)
     np.testing.assert_allclose(
         regress(gram(basis), basis @ vector), [expected, expected], rtol=1e-7

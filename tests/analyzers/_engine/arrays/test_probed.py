@@ -1,4 +1,4 @@
-"""Errors of lengths and cosines from probes, against random draws of the probes."""
+"""Test ``analyzers._engine.arrays.probed`` against random draws of the probes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ N, N_DRAWS = 256, 3000
 
 
 def profile(kind: str) -> FloatArray:
-    """How large elements are: all alike, one above all, some, or ever more."""
+    """Return sizes of elements: alike, one or some much larger, or rising."""
     sizes = np.full(4000, 0.01)
     if kind == "alike":
         return np.ones(4000)
@@ -25,7 +25,7 @@ def profile(kind: str) -> FloatArray:
 
 
 def draws(vectors: FloatArray) -> FloatArray:
-    """Probe vectors with elements that fall on probes at random, (draw, vector, probe)."""
+    """Probe vectors, with elements assigned to probes at random, (draw, vector, probe)."""
     rng = np.random.default_rng(0)
     probes = np.zeros((N_DRAWS, len(vectors), N))
     for draw in probes:
@@ -37,33 +37,33 @@ def draws(vectors: FloatArray) -> FloatArray:
 
 
 @pytest.mark.parametrize("kind", ["alike", "one", "some", "rising"])
-def test_errors_are_as_large_as_they_are_said_to_be(kind: str):
+def test_errors_agree_with_standard_errors(kind: str):
     rng = np.random.default_rng(1)
     a, b = profile(kind) * rng.normal(size=(2, 4000))
     b += 0.4 * a
     probes = draws(np.stack([a, b]))
     exact = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    for found, truth in [
+    for estimate, truth in [
         (cosine(probes[:, 0], probes[:, 1]), exact),
         (length(probes[:, 0]), np.linalg.norm(a)),
     ]:
-        error = np.sqrt(((found.value - truth) ** 2).mean())
-        said = np.sqrt((found.stderr**2).mean())
-        assert said == pytest.approx(error, rel=0.15)
+        error = np.sqrt(((estimate.value - truth) ** 2).mean())
+        stderr = np.sqrt((estimate.stderr**2).mean())
+        assert stderr == pytest.approx(error, rel=0.15)
 
 
-def test_vectors_of_zeros():
+def test_zero_vectors_have_length_zero_and_no_cosine():
     nothing = np.zeros((2, N))
     assert np.isnan(cosine(nothing, nothing).value).all()
     assert length(nothing).value.tolist() == [0, 0]
     assert length(nothing).stderr.tolist() == [0, 0]
 
 
-def test_scaled_errors_leave_values_alone():
-    one = cosine(np.ones((1, 4)), np.arange(4.0)[None])
-    twice = scaled(one, np.array([2.0]))
-    assert twice.value == one.value
-    assert twice.stderr == 2 * one.stderr
+def test_scaling_changes_errors_only():
+    plain = cosine(np.ones((1, 4)), np.arange(4.0)[None])
+    twice = scaled(plain, np.array([2.0]))
+    assert twice.value == plain.value
+    assert twice.stderr == 2 * plain.stderr
 
 
 def test_cosines_of_gradients_without_length_are_unknown():

@@ -44,7 +44,7 @@ def test_running_medians_are_medians_of_the_values_around(values, window: int):
         np.testing.assert_allclose(found, expected, atol=1e-15)
 
 
-def test_medians_do_not_depend_on_how_many_are_taken_at_once(
+def test_medians_do_not_depend_on_the_batch_size(
     monkeypatch: pytest.MonkeyPatch,
 ):
     values = np.random.default_rng(0).normal(size=100)
@@ -53,7 +53,7 @@ def test_medians_do_not_depend_on_how_many_are_taken_at_once(
     np.testing.assert_array_equal(running_median(values, 7), whole)
 
 
-def test_values_equal_to_the_threshold_do_not_reach_it():
+def test_medians_equal_to_the_threshold_are_neither():
     running = np.array([-1, -0.5, -0.49, 0, np.nan, 0.5, 0.51])
     assert step_kinds(running, 0.5).tolist() == [-1, 0, 0, 0, 0, 0, 1]
     assert step_kinds(running, 0.0).tolist() == [-1, -1, -1, 0, 0, 1, 1]
@@ -73,7 +73,7 @@ def test_segments_are_the_longest_runs_of_one_kind(kinds: list[int]):
     assert (np.diff(segments.kind) != 0).all()
 
 
-def test_parts_have_equally_many_steps():
+def test_parts_have_the_same_number_of_steps():
     values = np.array([0.0, 1, 2, 3, np.nan, 5, 6])
     np.testing.assert_array_equal(part_percentiles(values, 50, n_parts=3), [1, 3, 5.5])
     assert np.isnan(part_percentiles(values[:2], 50, n_parts=3)[2])
@@ -104,7 +104,7 @@ def test_decreases_without_noise_are_differences_at_the_borders():
     np.testing.assert_array_equal(share.stderr, 0)
 
 
-def test_errors_of_decreases_are_as_large_as_they_are_said_to_be():
+def test_errors_of_decreases_agree_with_standard_errors():
     rng = np.random.default_rng(1)
     signs = border_signs(SEGMENTS)
     sigma = 0.05 + 0.1 * np.exp(-STEP / 60)
@@ -142,7 +142,7 @@ def test_shares_of_displacement_from_probes_are_those_of_the_vectors():
     assert displacement_share(vectors).value.sum() == pytest.approx(1)
     scores = []
     for _ in range(400):
-        # Signs that are summed up in 64 buckets of random elements, as probes are.
+        # As in probes, elements with random signs are summed in 64 random buckets.
         signed = vectors * rng.choice([-1.0, 1.0], 400)
         buckets = rng.permutation(400) % 64
         probes: Any = np.stack([np.bincount(buckets, v, 64) for v in signed])
