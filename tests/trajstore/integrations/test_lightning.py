@@ -141,7 +141,9 @@ def test_metrics_of_the_step_are_recorded_on_request(tmp_path: Path):
 
 def test_metrics_that_are_not_there_are_named(tmp_path: Path):
     callback = TrajectoryCallback(tmp_path / "run", log=["of_epoch"], **SMALL)
-    with pytest.raises(KeyError, match=r"No metrics \['of_epoch'\] .*\['last_loss'\]"):
+    with pytest.raises(
+        KeyError, match=r"No metrics \['of_epoch'\] were .*\['last_loss'\]"
+    ):
         make_trainer(callback).fit(Module(), make_loader())
     assert open_run(tmp_path / "run").status == "failed"
 
@@ -355,7 +357,7 @@ def test_steps_of_several_optimizers_are_not_guessed(tmp_path: Path):
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     callback = TrajectoryCallback(tmp_path / "run", optimizer=0)
     with pytest.raises(
-        ValueError, match=r"2 optimizers .*`global_step` = 22 does not say"
+        ValueError, match=r"2 optimizers .*`global_step` = 22 does not determine"
     ):
         make_trainer(callback).fit(
             Pair(), make_loader(), ckpt_path=tmp_path / "plain.ckpt"

@@ -118,7 +118,9 @@ def test_a_captured_call_is_refused(
         training.backward()
         with monkeypatch.context() as patch:
             patch.setattr(hooks, "is_capturing", lambda _device: True)
-            with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+            with pytest.raises(
+                RuntimeError, match="while a CUDA graph was being captured"
+            ):
                 calls[call]()
         training.optimizer.step()
     assert open_run(tmp_path / "run").n_steps == 1
@@ -317,7 +319,9 @@ class TestOnDevice:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with (
-                pytest.raises(RuntimeError, match="while a CUDA graph is captured"),
+                pytest.raises(
+                    RuntimeError, match="while a CUDA graph was being captured"
+                ),
                 torch.cuda.graph(graph),
             ):
                 training.optimizer.step()

@@ -406,5 +406,5 @@ def test_synced_commits_reach_the_disk_before_their_root(
 
 
 def test_a_journal_needs_a_directory(training: Training):
-    with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is not"):
+    with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is remote"):
         Recorder("s3://runs/run.zarr", training.model, training.optimizer, journal=True)

@@ -28,7 +28,7 @@ def halves(model: Any, fused: tuple[bool, bool] = (False, False)) -> list[Any]:
 
 
 def expect_warning() -> AbstractContextManager[Any]:
-    return pytest.warns(UserWarning, match="are not those that were recorded")
+    return pytest.warns(UserWarning, match="have changed since they were recorded")
 
 
 FUSED = {

@@ -126,7 +126,9 @@ def test_float32_copies_of_low_precision_parameters(tmp_path: Path):
         for name, p in model.named_parameters()
     }
     optimizer = optim.SGD(copies.values(), lr=1e-3)
-    with pytest.raises(ValueError, match=r"holds copies.*a mapping from name to copy"):
+    with pytest.raises(
+        ValueError, match=r"holds copies.*a mapping from names to copies"
+    ):
         Recorder(tmp_path / "none", model, optimizer)
     gradients, iterates = [], []
     with Recorder(tmp_path / "run", copies, optimizer, exact=True):
@@ -323,7 +325,7 @@ def test_an_optimizer_whose_step_is_not_called(tmp_path: Path):
     with Recorder(tmp_path / "inner", model, outer.inner, exact=True):
         seen.before(model)
         outer.second_step()
-    with pytest.warns(UserWarning, match="no optimizer step was seen") as w:
+    with pytest.warns(UserWarning, match="saw no optimizer step") as w:
         recorder.close()
     assert w[0].filename == __file__
     assert open_run(tmp_path / "outer").n_steps == 0

@@ -257,7 +257,7 @@ def test_without_a_state_rows_from_the_step_on_are_forgotten(tmp_path: Path):
     record(tmp_path / "run")
     training = Training()
     options = SMALL | {"resume": True, "step": 6}
-    with pytest.warns(UserWarning, match="not those that step 5 led to"):
+    with pytest.warns(UserWarning, match="not the result of step 5"):
         recorder = Recorder(
             tmp_path / "run", training.model, training.optimizer, **options
         )
@@ -300,7 +300,7 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, name: str):
     ) as recorder:
         with pytest.raises(ValueError, match="cannot be called"):
             recorder.measure(name)
-        with pytest.raises(ValueError, match="'grad_norm' is taken"):
+        with pytest.raises(ValueError, match="'grad_norm' is reserved"):
             recorder.measure("x", grad_norm=1.0)
         training.run(recorder, range(2))
     assert open_run(tmp_path / "run").n_steps == 2

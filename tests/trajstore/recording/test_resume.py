@@ -385,7 +385,7 @@ def test_parameters_of_another_step_are_warned_of(tmp_path: Path):
     path, saved = tmp_path / "run.zarr", tmp_path / "saved.pt"
     record(path, range(40), save=saved)
     state = torch.load(saved, weights_only=True)
-    with pytest.warns(UserWarning, match="not those that step 39 led to.*checkpoint"):
+    with pytest.warns(UserWarning, match="not the result of step 39.*checkpoint"):
         attempt(path, Training(), resume=state["recorder"])
     right = Training()
     right.restore(state)

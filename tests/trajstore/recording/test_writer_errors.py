@@ -81,7 +81,7 @@ def test_an_error_of_the_writer_surfaces_at_a_flush_or_the_end(
     break_after(0, monkeypatch)
     recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
     take_step(training, 0)
-    with pytest.raises(RuntimeError, match="What was committed before stays readable"):
+    with pytest.raises(RuntimeError, match="committed earlier stays readable"):
         recorder.close()
     assert count_hooks(training.optimizer) == 0
 
