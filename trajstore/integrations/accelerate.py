@@ -73,7 +73,7 @@ def record(
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside Accelerate's wrapper, which never calls its own hooks."""
+    """Return the optimizer that Accelerate has wrapped; the wrapper never calls its own hooks."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer

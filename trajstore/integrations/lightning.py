@@ -27,7 +27,7 @@ class TrajectoryCallback(LightningHooks, Callback):
     optimizer : int or sequence of int, optional
         Index of the optimizer to record, in the order of ``configure_optimizers``; required if
         there are several optimizers. Give a sequence for optimizers that step together and are
-        recorded as one optimizer, and make a separate callback for each other optimizer.
+        recorded as one optimizer, and make a callback for each remaining optimizer.
     before_clipping : bool, default: False
         Record gradients before ``gradient_clip_val`` is applied. The norm of the gradient
         that the step finds is then recorded as ``step_grad_norm``.

@@ -185,7 +185,7 @@ def _choose(
     if not indices or not all(0 <= i < len(optimizers) for i in indices):
         raise ValueError(
             f"The trainer has {len(optimizers)} optimizers, and `optimizer` is {indices}. "
-            "Give TrajectoryCallback the index of the optimizer to record, from 0."
+            "Give TrajectoryCallback the index of the optimizer to record, counted from 0."
         )
     return [optimizers[i] for i in indices]
 

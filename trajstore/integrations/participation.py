@@ -8,7 +8,7 @@ from trajstore.tracking.placement import is_divided
 
 
 def takes_part(optimizers: Sequence[Optimizer], *, is_main: bool) -> bool:
-    """Whether this process records: every process does if parameters are sharded."""
+    """Whether this process records; without sharded parameters, only the main process does."""
     # If processes hold copies of the parameters, one process is enough. If parameters are
     # DTensors, as under FSDP2, each process holds and records a part of them.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]

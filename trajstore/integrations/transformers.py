@@ -58,8 +58,8 @@ class TrajectoryCallback(TrainerCallback):
     loss to callbacks: ``on_log`` receives a mean over ``logging_steps``, after the step. No
     ``loss`` is recorded if the model returns no loss, as with label smoothing or a
     ``compute_loss_func``, or under ``torch_compile`` and ``DataParallel``, where the hook
-    cannot be used. A trainer
-    that overrides ``compute_loss`` may call ``callback.log(my_loss=loss)``.
+    cannot be used. A trainer that overrides ``compute_loss`` may call
+    ``callback.log(my_loss=loss)``.
 
     With ``load_best_model_at_end``, the final iterate is the best model, and the recorder warns
     that the parameters have changed since the last step.
@@ -239,8 +239,8 @@ def _resumption(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
     """Return the options that resume the recording, if training is resumed."""
     if state.global_step == 0:
         return {}
-    given = args.resume_from_checkpoint
-    folders = [Path(given)] if isinstance(given, str) else []
+    checkpoint = args.resume_from_checkpoint
+    folders = [Path(checkpoint)] if isinstance(checkpoint, str) else []
     for folder in [*folders, _checkpoint(args, state)]:
         if (folder / STATE_FILE).exists():
             saved = torch.load(folder / STATE_FILE, weights_only=True)

@@ -137,8 +137,8 @@ def _n_open_calls(optimizer: Optimizer) -> int:
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer will skip its step because scaled gradients overflowed."""
-    # For other optimizers a GradScaler looks for overflow on the host, and does not call their
-    # step. A fused optimizer looks on the device, so this function waits for the device.
+    # For other optimizers, a GradScaler checks for overflow on the host, and does not call their
+    # step. A fused optimizer checks on the device, so this function waits for the device.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None or is_capturing(found_inf.device):
         return False
@@ -150,8 +150,8 @@ def refuse_capture(device: torch.device) -> None:
     if is_capturing(device):
         raise RuntimeError(
             "The recorder was called while a CUDA graph was being captured: replays of the "
-            "graph run no hooks, so no step would be recorded. Capture forward and backward passes "
-            "only, and call optimizer.step() after each replay."
+            "graph run no hooks, so no step would be recorded. Capture forward and backward "
+            "passes only, and call optimizer.step() after each replay."
         )
 
 

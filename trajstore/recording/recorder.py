@@ -259,8 +259,8 @@ class Recorder:
         Raises
         ------
         ValueError, TypeError
-            If there are more indices than the recorder keeps, or an index is negative or no
-            integer.
+            If there are more indices than the recorder keeps, or if an index is negative
+            or not an integer.
         """
         if (steps := self._opened()) is not None:
             steps.log_samples(indices)

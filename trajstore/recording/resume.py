@@ -178,7 +178,9 @@ def rewind(
     if state is not None:
         snapshots, measured = state["snapshots"], state["measured"]
     else:
-        snapshots = [name for name, k in writer.snapshots.items() if k <= step]
+        snapshots = [
+            name for name, taken_at in writer.snapshots.items() if taken_at <= step
+        ]
         measured = _measured_before(writer, step)
     writer.rewind(step, snapshots=snapshots, measured=measured)
     n_kept = writer.n_steps

@@ -83,7 +83,7 @@ class Session:
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
         self.queue: WriteQueue | None = None
-        # In its own thread the writer meets no running event loop, even in a notebook.
+        # In its own thread the writer runs without an event loop, even in a notebook.
         self.background = Background(N_WAITING)
         leave_threads_to_training(self.background.call)
         try:

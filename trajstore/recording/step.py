@@ -121,7 +121,7 @@ class StepRecorder:
         if row is None or entry is None:
             raise RuntimeError(
                 f"The recorder saw no gradient before step {step} was taken: the optimizer "
-                "did not evaluate its closure. Evaluate it yourself with "
+                "did not evaluate its closure. Evaluate the closure yourself with "
                 "`loss = closure()`, and then call `optimizer.step()`."
             )
         self._session.tracker.after_step(row)
@@ -205,9 +205,9 @@ class StepRecorder:
         if n_added := self._session.watch.count_added():
             yield (
                 f"{n_added} tensors were given to the optimizer after the recorder was "
-                "made, and are not recorded. Give the optimizer all tensors first, with "
-                "requires_grad=False if they are frozen, or make a new recorder with its own "
-                "store."
+                "made, and are not recorded. Give the optimizer all tensors before you make "
+                "the recorder, frozen tensors with requires_grad=False, or make a new recorder "
+                "with its own store."
             )
 
     def _begin_row(self, scaling: Scaling | None) -> None:

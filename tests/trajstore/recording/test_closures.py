@@ -38,7 +38,7 @@ def test_closure(make: Any, by_name: bool, tmp_path: Path):
                 seen.before(model)
                 return loss
 
-            # Gradients of the step before are still there.
+            # The gradients of the previous step are still set.
             by = {"closure": closure}
             found = optimizer.step(**by) if by_name else optimizer.step(closure)
             assert found.item() == pytest.approx(float(loss_of_array(seen, step)))
@@ -75,7 +75,7 @@ def test_last_evaluation_of_a_closure_is_recorded(tmp_path: Path):
             optimizer.step(closure)
     run = open_run(tmp_path / "run")
     seen.agrees(run, model)
-    # The gradient of the step before was overwritten by the first evaluation.
+    # The first evaluation overwrote the gradient of the previous step.
     assert np.isnan(adjacent(run)).all()
 
 

@@ -1,4 +1,4 @@
-"""Gradients of several optimizers that change after they were recorded are warned of."""
+"""The recorder warns of gradients that change after they were recorded."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

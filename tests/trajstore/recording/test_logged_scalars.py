@@ -1,4 +1,4 @@
-"""Scalars that are logged, and learning rates."""
+"""Logged scalars and learning rates."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_scalars_belong_to_the_next_step_and_the_last_wins(tmp_path: Path):
     nan = np.nan
     np.testing.assert_array_equal(steps.early, [1, nan, 1])
     np.testing.assert_array_equal(steps.twice, [2, nan, nan])
-    # What belongs to a step is not overwritten by what came for another.
+    # Scalars of one step are not overwritten by scalars of another step.
     np.testing.assert_array_equal(steps.late, [nan, nan, 0.5])
     np.testing.assert_array_equal(steps.after, [nan, nan, 8])
 

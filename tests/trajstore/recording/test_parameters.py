@@ -1,4 +1,4 @@
-"""Which parameters are recorded, and which are refused."""
+"""Parameters that are recorded, and parameters that are refused."""
 
 from pathlib import Path
 from typing import Any
