@@ -134,8 +134,8 @@ class RecorderOptions:
         }
         if given := [name for name, is_given in unsupported.items() if is_given]:
             raise NotImplementedError(
-                f"Parameters that are divided among ranks cannot be recorded with "
-                f"{' or '.join(given)}; record them without."
+                "Parameters that are divided among ranks cannot be recorded with "
+                f"{' or '.join(given)}; leave out these options."
             )
 
 

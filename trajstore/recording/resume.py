@@ -17,7 +17,7 @@ from trajstore.store.writer import Writer
 from trajstore.tracking.tracker import Tracker
 
 RESUME_RTOL: Final = 1e-3
-"""Largest relative error of a squared distance with which parameters count as restored."""
+"""Largest relative error of the squared distance between restored parameters and anchor."""
 
 EMPTY_TENSOR: Final = torch.empty(0)
 
