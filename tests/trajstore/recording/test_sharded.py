@@ -160,4 +160,6 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, trained: Path):
 
 def test_options_that_divided_models_lack(stores: Stores, trained: Path):
     message = (trained / "two" / "refused.txt").read_text()
-    assert "not recorded with exact=True and offload=True; leave that out" in message
+    assert (
+        "recorded with exact=True or offload=True; leave out these options" in message
+    )
