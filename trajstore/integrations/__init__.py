@@ -1,8 +1,9 @@
 """Recording from the training loops of other libraries.
 
-Each public module needs its library and nothing else does: `accelerate`, `lightning`,
-`pytorch_lightning` and `transformers`. They make a `trajstore.Recorder` when training begins,
-choose its options from the library's settings, log the loss, and close it. They may import
-`trajstore.recording` and below. Begin with `accelerate`, the shortest; `lightning_hooks` holds
-the code that both packages of Lightning share.
+The public modules `accelerate`, `lightning`, `pytorch_lightning` and `transformers` have the
+names of the libraries that they need; no other package of trajstore needs these libraries. The
+modules make a `trajstore.Recorder` when training begins, and close it; the callbacks also
+choose its options from the library's settings, and log the loss. The modules may import
+`trajstore.recording` and below. Begin with `accelerate`, the shortest module; `lightning_hooks`
+holds the code that the callbacks for Lightning's two packages share.
 """

@@ -30,7 +30,8 @@ def record(
     path : str or os.PathLike
         Path of the store, see `trajstore.Recorder`.
     accelerator : accelerate.Accelerator
-        Its main process records; with sharded parameters, as under FSDP2, all processes do.
+        The accelerator of the training loop. Its main process records; with sharded parameters,
+        as under FSDP2, all processes record.
     model : torch.nn.Module
         The model that ``accelerator.prepare`` returned. Parameters keep the names that they
         have in the original model.
@@ -45,8 +46,8 @@ def record(
     Yields
     ------
     Recorder
-        The recorder; in processes that do not record it does nothing, and its `state_dict`
-        is empty.
+        The recorder. In processes that do not record, it does nothing, and its `state_dict` is
+        empty.
 
     Examples
     --------
@@ -72,7 +73,7 @@ def record(
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside Accelerate's wrapper, whose own hooks are never called."""
+    """Return the optimizer that Accelerate has wrapped; the wrapper never calls its own hooks."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer

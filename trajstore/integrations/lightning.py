@@ -8,13 +8,13 @@ from trajstore.integrations.lightning_hooks import LightningHooks
 class TrajectoryCallback(LightningHooks, Callback):
     """Record every optimizer step of ``Trainer.fit`` into a trajectory store.
 
-    Row k is the k-th optimizer step. Under automatic optimization its ``loss`` is the loss
-    that `training_step` returned, averaged over accumulated batches; with several processes,
-    the first one's. Gradients are recorded as the optimizer finds them: accumulated,
-    unscaled and clipped.
+    Row k describes optimizer step k. Under automatic optimization, its ``loss`` is the loss
+    that `training_step` returned, averaged over accumulated batches; with several processes, it
+    is the loss of the first process. Gradients are recorded as the optimizer finds them:
+    accumulated, unscaled and clipped.
 
-    Recording begins and ends with training. The store's status is complete, or failed if an
-    exception left `fit`. Checkpoints contain the state of the recording;
+    Recording begins and ends with training. The status of the store is then complete, or failed
+    if `fit` raised an exception. Checkpoints contain the state of the recording;
     ``fit(ckpt_path=...)`` resumes it.
 
     Parameters
@@ -25,16 +25,16 @@ class TrajectoryCallback(LightningHooks, Callback):
         Names of metrics to record with every step; ``self.log(..., on_step=True)`` must have
         logged them before the step.
     optimizer : int or sequence of int, optional
-        Which of several optimizers to record, as numbered by ``configure_optimizers``. A
-        sequence is for optimizers that step together, which are recorded as one. Give an
-        optimizer that steps by itself a callback of its own.
+        Index of the optimizer to record, in the order of ``configure_optimizers``; required if
+        there are several optimizers. Give a sequence for optimizers that step together and are
+        recorded as one optimizer, and make a callback for each remaining optimizer.
     before_clipping : bool, default: False
         Record gradients before ``gradient_clip_val`` is applied. The norm of the gradient
         that the step finds is then recorded as ``step_grad_norm``.
     **options : Any
-        Other options of `trajstore.Recorder`, except `resume` and `step`. The defaults of
-        `total_steps` and `steps_per_epoch` are the trainer's; if the number of steps in an
-        epoch varies, epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. By default,
+        `total_steps` and `steps_per_epoch` are taken from the trainer; if the number of steps
+        per epoch varies, epochs begin when the trainer begins them.
 
     Raises
     ------
@@ -46,6 +46,6 @@ class TrajectoryCallback(LightningHooks, Callback):
     A ``fast_dev_run`` is not recorded. Training may also resume from a checkpoint that was
     saved without this callback, as with ``Recorder(resume=True, step=...)``.
 
-    For trainers of the package ``pytorch_lightning`` use the callback of
+    For trainers of the package ``pytorch_lightning``, use the callback of
     `trajstore.integrations.pytorch_lightning`.
     """

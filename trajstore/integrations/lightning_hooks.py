@@ -1,4 +1,4 @@
-"""Methods of the callback for Lightning's ``Trainer``, for both of its packages."""
+"""Methods of the callbacks for the ``Trainer`` of Lightning's two packages."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
@@ -15,7 +15,7 @@ from trajstore.recording.recorder import Recorder
 
 
 class LightningHooks:
-    """All of a ``TrajectoryCallback`` but the library's base class."""
+    """The methods of a ``TrajectoryCallback``, without the library's base class."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class LightningHooks:
     ) -> None:
         if taken := {"resume", "step"} & options.keys():
             raise TypeError(
-                f"{sorted(taken)} are not for this callback, which resumes by itself: "
+                f"{sorted(taken)} cannot be given to this callback, which resumes by itself: "
                 "call trainer.fit(..., ckpt_path=...)."
             )
         self._path = path
         self._log = tuple(log)
-        self._numbers = [optimizer] if isinstance(optimizer, int) else optimizer
+        self._indices = [optimizer] if isinstance(optimizer, int) else optimizer
         self._before_clipping = before_clipping
         self._options: dict[str, Any] = {**options}
         self._recorder: Recorder | None = None
@@ -45,19 +45,19 @@ class LightningHooks:
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder during training, in processes that record; else None."""
+        """The recorder during training in processes that record; otherwise None."""
         return self._recorder
 
     @property
     def state_key(self) -> str:
-        """Name of the state in checkpoints, by the recorded optimizers."""
-        return f"TrajectoryCallback{[*(self._numbers or [0])]}"
+        """Name of the state in checkpoints, which contains the optimizers' indices."""
+        return f"TrajectoryCallback{[*(self._indices or [0])]}"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open or resume the recording."""
         if trainer.fast_dev_run:
             return
-        optimizers = _choose(trainer.optimizers, self._numbers)
+        optimizers = _choose(trainer.optimizers, self._indices)
         if not takes_part(optimizers, is_main=trainer.is_global_zero):
             return
         options = _schedule(trainer, pl_module) | self._options
@@ -80,14 +80,14 @@ class LightningHooks:
             raise ValueError(
                 "The checkpoint holds no state of this recording, and with "
                 f"{len(trainer.optimizers)} optimizers the trainer's `global_step` = "
-                f"{trainer.global_step} does not say which steps the store should have. "
+                f"{trainer.global_step} does not determine the number of recorded steps. "
                 "Resume from a checkpoint that was saved with this callback."
             )
         return {"resume": True, "step": trainer.global_step}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin an epoch, unless the recorder counts them."""
-        # A resumed epoch may have begun before.
+        # A resumed epoch may have begun before the checkpoint.
         is_new = trainer.current_epoch != self._epoch
         if self._recorder is not None and not self._counts_epochs and is_new:
             self._recorder.start_epoch()
@@ -99,7 +99,7 @@ class LightningHooks:
         pl_module: Any,
         loss: Tensor,
     ) -> None:
-        """Keep the loss of a batch for its step."""
+        """Keep the loss of a batch for the row of its step."""
         if self._recorder is not None and pl_module.automatic_optimization:
             self._losses.append(loss.detach())
 
@@ -109,7 +109,7 @@ class LightningHooks:
         pl_module: Any,
         optimizer: Optimizer,
     ) -> None:
-        """Log the loss and the metrics of the step, whose gradients are complete now.
+        """Log the loss and the metrics of a step when its gradients are complete.
 
         Raises
         ------
@@ -125,8 +125,8 @@ class LightningHooks:
             metrics = trainer.callback_metrics
             if missing := sorted(set(self._log) - metrics.keys()):
                 raise KeyError(
-                    f"No metrics {missing} are there before the optimizer step; there "
-                    f"are {sorted(metrics)}. In training_step call "
+                    f"No metrics {missing} were logged before the optimizer step; found "
+                    f"{sorted(metrics)}. In training_step, call "
                     f"self.log({missing[0]!r}, value, on_step=True)."
                 )
             self._recorder.log(**{name: metrics[name] for name in self._log})
@@ -136,7 +136,7 @@ class LightningHooks:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the recording."""
         if self._recorder is not None:
-            # For checkpoints that are saved after training.
+            # Checkpoints may be saved after training.
             self._state = self.state_dict()
             self._recorder.close()
             self._recorder = None
@@ -154,19 +154,19 @@ class LightningHooks:
             recorder.__exit__(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the recording's part of a checkpoint.
+        """Return the state of the recording for a checkpoint.
 
         Returns
         -------
         dict
-            Empty if nothing is recorded.
+            The state; empty if nothing is recorded.
         """
         if self._recorder is None:
             return self._state
         return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the recording's part of a checkpoint from which training resumes.
+        """Keep the state of the recording from a checkpoint from which training resumes.
 
         Parameters
         ----------
@@ -177,34 +177,34 @@ class LightningHooks:
 
 
 def _choose(
-    optimizers: Sequence[Optimizer], numbers: Sequence[int] | None
+    optimizers: Sequence[Optimizer], indices: Sequence[int] | None
 ) -> list[Optimizer]:
     """Return the optimizers to record."""
-    if numbers is None and len(optimizers) == 1:
-        numbers = [0]
-    if not numbers or not all(0 <= i < len(optimizers) for i in numbers):
+    if indices is None and len(optimizers) == 1:
+        indices = [0]
+    if not indices or not all(0 <= i < len(optimizers) for i in indices):
         raise ValueError(
-            f"The trainer has {len(optimizers)} optimizers, and `optimizer` is {numbers}. "
-            "Give TrajectoryCallback the number of the one to record, counted from 0."
+            f"The trainer has {len(optimizers)} optimizers, and `optimizer` is {indices}. "
+            "Give TrajectoryCallback the index of the optimizer to record, counted from 0."
         )
-    return [optimizers[i] for i in numbers]
+    return [optimizers[i] for i in indices]
 
 
 def _schedule(trainer: Any, pl_module: Any) -> dict[str, int]:
-    """Return the numbers of steps in an epoch and in the run, if known."""
+    """Return the numbers of steps in an epoch and in the run as options, if known."""
     if not pl_module.automatic_optimization:
-        # With manual optimization steps may come at any time.
+        # Under manual optimization, steps may be taken at any time.
         return {}
     schedule, total = {}, trainer.estimated_stepping_batches
     if isfinite(total) and total > 0:
         schedule["total_steps"] = int(total)
-    # A scaler skips steps, and this callback changes their number.
-    varies = _scaler(trainer) is not None or any(
+    # A scaler may skip steps, and callbacks with this method change their number.
+    number_varies = _scaler(trainer) is not None or any(
         hasattr(callback, "going_to_accumulate_grad_batches")
         for callback in trainer.callbacks
     )
     n_batches = trainer.num_training_batches
-    if isfinite(n_batches) and not varies:
+    if isfinite(n_batches) and not number_varies:
         schedule["steps_per_epoch"] = ceil(n_batches / trainer.accumulate_grad_batches)
     return schedule
 
@@ -214,7 +214,7 @@ def _scaler(trainer: Any) -> Any:
 
 
 def _mean_loss(losses: Sequence[Tensor], trainer: Any) -> Tensor:
-    """Average the losses of one step, without the factors that they were multiplied by."""
+    """Average the losses of one step, and remove the factors of Lightning and the scaler."""
     n_batches: int = trainer.accumulate_grad_batches
     loss = torch.stack(list(losses)).mean() * n_batches
     scaler = _scaler(trainer)

@@ -1,4 +1,4 @@
-"""Decide which processes of a distributed training run record."""
+"""Decide which processes of a distributed training run record it."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from trajstore.tracking.placement import is_divided
 
 
 def takes_part(optimizers: Sequence[Optimizer], *, is_main: bool) -> bool:
-    """Whether this process records: the first, or all of those that share parameters."""
-    # Copies of the parameters need one recorder; of DTensors, as under FSDP2, each process
-    # holds a part.
+    """Whether this process records; without sharded parameters, only the main process does."""
+    # If processes hold copies of the parameters, one process is enough. If parameters are
+    # DTensors, as under FSDP2, each process holds and records a part of them.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return is_main or any(is_divided(p) for group in groups for p in group["params"])

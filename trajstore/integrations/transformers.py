@@ -21,30 +21,31 @@ from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
 
 STATE_FILE: Final = "trajstore.pt"
-"""File in the folder of a checkpoint with the state of the recording."""
+"""Name of the file in a checkpoint's folder that holds the state of the recording."""
 
 
 class TrajectoryCallback(TrainerCallback):
     """Record every optimizer step of ``Trainer.train`` into a trajectory store.
 
-    Row k is the k-th optimizer step. Its ``loss`` is the one in the model's outputs, over all
-    batches that were accumulated for the step, with the trainer's weights; with several
-    processes, the first one's. Gradients are recorded as the optimizer finds them:
-    accumulated, unscaled and clipped.
+    Row k describes optimizer step k. Its ``loss`` is the loss in the model's outputs, averaged
+    over all batches that were accumulated for the step, with the trainer's weights; with
+    several processes, it is the loss of the first process. Gradients are recorded as the
+    optimizer finds them: accumulated, unscaled and clipped.
 
-    Recording begins and ends with training. Trainers do not tell callbacks of exceptions: use
-    the callback as a context manager around ``trainer.train()`` to close the store as failed
-    after one; otherwise this happens when the program ends. Checkpoints of the trainer contain
-    the state of the recording; ``train(resume_from_checkpoint=...)`` resumes it.
+    Recording begins and ends with training. Trainers do not notify callbacks of exceptions. To
+    close the store as failed after an exception, use the callback as a context manager around
+    ``trainer.train()``; otherwise the store is closed when the program ends.
+    Checkpoints of the trainer contain the state of the recording;
+    ``train(resume_from_checkpoint=...)`` resumes it.
 
     Parameters
     ----------
     path : str or os.PathLike
         Path of the store, see `trajstore.Recorder`.
     **options : Any
-        Other options of `trajstore.Recorder`, except `resume` and `step`. The defaults of
-        `total_steps` and `steps_per_epoch` are the trainer's; if the number of steps in an
-        epoch varies, epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. By default,
+        `total_steps` and `steps_per_epoch` are taken from the trainer; if the number of steps
+        per epoch varies, epochs begin when the trainer begins them.
 
     Raises
     ------
@@ -53,34 +54,35 @@ class TrajectoryCallback(TrainerCallback):
 
     Notes
     -----
-    A forward hook takes the loss from the model's outputs, because trainers do not give it to
-    callbacks: ``on_log`` gets a mean over ``logging_steps``, after the step. No ``loss`` is
-    recorded if the model returns none, as with label smoothing or a ``compute_loss_func``; nor
-    under ``torch_compile`` and ``DataParallel``, which leave no place for the hook. A trainer
-    that overrides ``compute_loss`` may call ``callback.log(my_loss=loss)``.
+    A forward hook takes the loss from the model's outputs, because trainers do not give the
+    loss to callbacks: ``on_log`` receives a mean over ``logging_steps``, after the step. No
+    ``loss`` is recorded if the model returns no loss, as with label smoothing or a
+    ``compute_loss_func``, or under ``torch_compile`` and ``DataParallel``, where the hook
+    cannot be used. A trainer that overrides ``compute_loss`` may call
+    ``callback.log(my_loss=loss)``.
 
-    With ``load_best_model_at_end`` the final iterate is the best model, and the recorder warns
+    With ``load_best_model_at_end``, the final iterate is the best model, and the recorder warns
     that the parameters have changed since the last step.
     """
 
     def __init__(self, path: str | Path, **options: Unpack[RecorderKeywords]) -> None:
         if taken := {"resume", "step"} & options.keys():
             raise TypeError(
-                f"{sorted(taken)} are not for this callback, which resumes by itself: "
+                f"{sorted(taken)} cannot be given to this callback, which resumes by itself: "
                 "call trainer.train(resume_from_checkpoint=...)."
             )
         self._path = path
         self._options: dict[str, Any] = {**options}
         self._recorder: Recorder | None = None
-        self._unhook: Callable[[], None] = _nothing
+        self._unhook: Callable[[], None] = _do_nothing
         self._counts_epochs = True
         self._is_within_epoch = False
         self._losses: list[Tensor] = []
-        self._is_share = False
+        self._loss_is_share = False
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder during training, in processes that record; else None."""
+        """The recorder during training in processes that record; otherwise None."""
         return self._recorder
 
     def log(self, **scalars: float | Tensor) -> None:
@@ -109,7 +111,7 @@ class TrajectoryCallback(TrainerCallback):
         steps_per_epoch = _steps_per_epoch(args, kwargs.get("train_dataloader"))
         options = {"total_steps": state.max_steps} | self._options
         if not args.fp16:
-            # A scaler skips steps.
+            # A scaler may skip steps.
             options = {"steps_per_epoch": steps_per_epoch} | options
         self._counts_epochs = options.get("steps_per_epoch") is not None
         self._is_within_epoch = (
@@ -139,14 +141,14 @@ class TrajectoryCallback(TrainerCallback):
     def _take_loss(
         self, module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Keep the loss of a batch for its step."""
+        """Keep the loss of a batch for the row of its step."""
         if not (module.training and torch.is_grad_enabled()):
             return
         loss = output.get("loss") if isinstance(output, Mapping) else output[0]
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            # No copy: the trainer may yet multiply it in place.
+            # Share memory with the loss, which the trainer may still multiply in place.
             self._losses.append(loss.detach().reshape(()))
-            self._is_share = kwargs.get("num_items_in_batch") is not None
+            self._loss_is_share = kwargs.get("num_items_in_batch") is not None
 
     def on_pre_optimizer_step(
         self,
@@ -155,11 +157,13 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Log the loss of the step, whose gradients are complete now."""
+        """Log the loss of a step when its gradients are complete."""
         if self._recorder is not None and self._losses:
             losses = torch.stack(self._losses)
-            # Models that know the number of items in all batches have divided by it.
-            self._recorder.log(loss=losses.sum() if self._is_share else losses.mean())
+            # A model that knows the number of items in all batches has divided its loss by it.
+            self._recorder.log(
+                loss=losses.sum() if self._loss_is_share else losses.mean()
+            )
         self._losses = []
 
     def on_save(
@@ -172,12 +176,12 @@ class TrajectoryCallback(TrainerCallback):
         """Save the state of the recording in the trainer's checkpoint."""
         if self._recorder is None:
             return
-        # Processes that record together also make the state together.
-        recorded = self._recorder.state_dict()
+        # All processes that record take part in making the state.
+        recording = self._recorder.state_dict()
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(recorded, folder / STATE_FILE)
+            torch.save(recording, folder / STATE_FILE)
 
     def on_train_end(
         self,
@@ -204,7 +208,7 @@ class TrajectoryCallback(TrainerCallback):
     def _close_as_failed(self, exception: BaseException | None) -> None:
         """Close a recording that an unfinished training run has left open."""
         if (recorder := self._release()) is not None:
-            exception = exception or RuntimeError("Training did not come to its end.")
+            exception = exception or RuntimeError("Training did not reach its end.")
             recorder.__exit__(type(exception), exception, exception.__traceback__)
 
     def _release(self) -> Recorder | None:
@@ -213,12 +217,12 @@ class TrajectoryCallback(TrainerCallback):
         return recorder
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:
-    """Count the optimizer steps of an epoch, as the trainer does."""
+    """Count the optimizer steps of an epoch as the trainer counts them."""
     try:
         n_batches = len(loader)
     except TypeError:
@@ -235,8 +239,8 @@ def _resumption(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
     """Return the options that resume the recording, if training is resumed."""
     if state.global_step == 0:
         return {}
-    named = args.resume_from_checkpoint
-    folders = [Path(named)] if isinstance(named, str) else []
+    checkpoint = args.resume_from_checkpoint
+    folders = [Path(checkpoint)] if isinstance(checkpoint, str) else []
     for folder in [*folders, _checkpoint(args, state)]:
         if (folder / STATE_FILE).exists():
             saved = torch.load(folder / STATE_FILE, weights_only=True)

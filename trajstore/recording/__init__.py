@@ -1,9 +1,9 @@
-"""The recorder: follow an optimizer by its hooks, and write what it does to a store.
+"""The recorder: follow an optimizer through its hooks, and write its steps to a store.
 
-`recorder` holds the public class, and is where to begin reading. It checks its `options`, opens
-a `session` (the store's writer, its thread and queue, and the tracker), and lets `hooks` call
-`step`, which makes a row of every optimizer step. The `guard` decides what errors do. Rows go
-through `write_queue` and `row_buffer` to the writer's thread, which `background` runs and
-`host_copies` brings results to; `resume` continues a recording from a checkpoint. The package
-may import `trajstore.tracking`, `trajstore.store` and below.
+Begin reading with `recorder`, which holds the public class. It checks its `options`, opens a
+`session` (the store's writer, its thread and queue, and the tracker), and lets `hooks` call
+`step`, which makes a row of every optimizer step. The `guard` handles errors. Rows pass through
+`row_buffer` and `write_queue` to the writer thread, which `background` runs; `host_copies`
+copies results from the device for this thread. `resume` continues a recording from a
+checkpoint. The package may import `trajstore.tracking`, `trajstore.store` and below.
 """

@@ -10,55 +10,56 @@ T = TypeVar("T")
 
 
 class Background:
-    """One thread that runs jobs in the order in which they were submitted.
+    """Run jobs in one thread, in the order in which they were submitted.
 
-    After a job that fails no other runs, and every method raises. With `n_waiting`
-    unfinished jobs `submit` waits for the oldest.
+    After a job has failed, no queued job runs, and every method raises an error. While
+    `n_waiting` jobs are unfinished, `submit` waits for the oldest of them.
     """
 
     def __init__(self, n_waiting: int) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="trajstore-writer")
         self._n_waiting = n_waiting
         self._jobs: deque[Future[None]] = deque()
-        self._last: Future[None] | None = None
+        self._last_job: Future[None] | None = None
         self._error: BaseException | None = None
         self._is_closed = False
 
     def submit(self, job: Callable[[], None]) -> Future[None]:
-        """Queue a job; waits while too many are unfinished."""
+        """Queue a job, after waiting while too many jobs are unfinished."""
         self.check()
         while len(self._jobs) >= self._n_waiting:
             self._finish_oldest()
-        self._last = self._submit(partial(_run_after, self._last, job))
-        self._jobs.append(self._last)
-        return self._last
+        self._last_job = self._submit(partial(_run_after, self._last_job, job))
+        self._jobs.append(self._last_job)
+        return self._last_job
 
     def call(self, job: Callable[[], T]) -> T:
-        """Run a job after those submitted, return its result; its errors stop no others."""
+        """Wait for the queued jobs, then run a job and return its result."""
+        # If this job fails, later jobs still run.
         self.wait()
         return self._submit(job).result()
 
     def check(self) -> None:
-        """Raise an error if a job has failed; does not wait."""
+        """Raise an error if a finished job has failed; do not wait for unfinished jobs."""
         while self._jobs and self._jobs[0].done():
             self._finish_oldest()
         if self._error is not None:
             raise RuntimeError(
-                f"Writing the store failed ({self._error!r}). What was committed before "
-                "stays readable; nothing more is recorded."
+                f"Writing the store failed ({self._error!r}). Everything that was "
+                "committed earlier stays readable; nothing more is recorded."
             ) from self._error
 
     def wait(self) -> None:
-        """Wait until all jobs are done."""
+        """Wait until all jobs are done; raise an error if a job has failed."""
         while self._jobs:
             self._finish_oldest()
         self.check()
 
-    def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """Wait for the jobs, run the last one even if others failed, end the thread."""
+    def close(self, final_job: Callable[[], None] = lambda: None) -> None:
+        """Wait for the jobs, run `final_job` even if a job has failed, and end the thread."""
         try:
             if not self._is_closed:
-                self._submit(last).result()
+                self._submit(final_job).result()
         finally:
             self._is_closed = True
             self._executor.shutdown()
@@ -66,15 +67,15 @@ class Background:
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._is_closed:
-            raise RuntimeError("The thread has ended; it accepts no more jobs.")
+            raise RuntimeError("The writer thread has ended; it accepts no more jobs.")
         try:
             return self._executor.submit(job)
         except RuntimeError:
-            # The interpreter is shutting down: no thread can start, but this one can still work.
+            # The interpreter is shutting down and cannot start a thread, so use this thread.
             future = Future[T]()
             try:
                 future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - as executors do
+            except BaseException as error:  # noqa: BLE001 - executors do the same
                 future.set_exception(error)
             return future
 
@@ -83,7 +84,7 @@ class Background:
 
 
 def _run_after(previous: Future[None] | None, job: Callable[[], None]) -> None:
-    """Run a job unless the previous job failed; raise its error if it did."""
+    """Run a job, or raise the error of the previous job if that job failed."""
     if previous is not None:
         previous.result()
     job()

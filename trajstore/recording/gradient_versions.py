@@ -1,4 +1,4 @@
-"""Tell whether gradients have changed since they were recorded."""
+"""Detect gradients that have changed since they were recorded."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,9 +11,9 @@ NO_GRADIENT: Final = (None, 0)
 
 
 class GradientVersions:
-    """The gradients of several optimizers, as they are when the first is about to step.
+    """Versions of all gradients when the first of several optimizers is about to step.
 
-    No values are read: tensors count the writes to them.
+    Gradient values are not read: every tensor counts the writes to it.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -23,10 +23,10 @@ class GradientVersions:
         }
 
     def match(self, optimizer: Optimizer) -> bool:
-        """Whether an optimizer's gradients are still the same, and unwritten."""
-        # Writes by which a scaler removes its factor are not counted.
+        """Whether an optimizer still has the same gradients, with no writes to them."""
+        # Tensors do not count the writes by which a GradScaler unscales them.
         before, now = self._versions[id(optimizer)], _versions(optimizer)
-        # Compare by identity: comparing weak references would compare tensor values.
+        # Compare weak references by identity: their `==` would compare tensor values.
         return len(before) == len(now) and all(
             old is new and n_before == n_now
             for (old, n_before), (new, n_now) in zip(before, now, strict=True)

@@ -1,4 +1,4 @@
-"""Handle errors of a recording as the user chose, and keep out of forked processes."""
+"""Handle recording errors as the user chose, and record nothing in forked processes."""
 
 import os
 from collections.abc import Callable
@@ -10,32 +10,33 @@ from trajstore.recording.resume import Position
 
 
 class Guard:
-    """Runs what records, in the process that made the recorder, and handles its errors."""
+    """Call recording functions in the recorder's process only, and handle their errors."""
 
     def __init__(self, on_error: OnError, position: Position) -> None:
         self._on_error, self._position = on_error, position
         self.pid = os.getpid()
         self.is_recording = True
-        """False after an error that was only warned of."""
+        """False after an error that led only to a warning."""
 
     def check_owner(self) -> None:
-        """Raise an error in a forked process."""
+        """Raise an error if this process is a fork of the recorder's process."""
         if os.getpid() != self.pid:
             raise RuntimeError(
                 f"The recorder belongs to process {self.pid}, and this process, "
-                f"{os.getpid()}, is a fork of it. Call it there only; forked processes, "
-                "such as the workers of a DataLoader, cannot write to its store."
+                f"{os.getpid()}, is a fork of it. Call the recorder only in process "
+                f"{self.pid}; forked processes, such as DataLoader workers, cannot write to "
+                "its store."
             )
 
-    def record(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Call an action that records, unless recording has ended or this is a fork."""
+    def record(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a recording function, unless recording has ended or this process is a fork."""
         if self.is_recording and os.getpid() == self.pid:
-            self.run(action, *arguments)
+            self.run(function, *arguments)
 
-    def run(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Call an action; raise its error, or warn and end the recording."""
+    def run(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; raise its error, or warn and end the recording."""
         try:
-            action(*arguments)
+            function(*arguments)
         except Exception as error:
             if self._on_error == "raise":
                 raise

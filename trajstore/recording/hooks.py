@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from trajstore.tracking.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
-"""The code that calls the hooks, and then the step."""
+"""Code object of the wrapper in which torch calls the hooks and the step."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StepHooks:
-    """Runs callbacks when a step of one or several optimizers begins and ends.
+    """Run callbacks when a step of one or several optimizers begins and ends.
 
     A step of several optimizers begins when the first of them is about to step. It ends
     when all of them have stepped, or when one of them is about to step a second time: a
@@ -36,30 +36,30 @@ class StepHooks:
         end: Callable[[], None],
     ) -> None:
         # `begin` is called as soon as the gradients of a step are known: before the step,
-        # or, if it has a closure, after each evaluation of it, perhaps several times.
+        # or, if the step has a closure, after each evaluation of the closure.
         self._begin = begin
         # `begin_later` is called before the step of every optimizer except the first.
         self._begin_later = begin_later
-        # `after` is called after every optimizer's step; its argument: was it the last one?
+        # `after` is called after each optimizer's step, with True if all have now stepped.
         self._after_step = after
-        # `end` is called instead when a step ends that some optimizers have skipped.
+        # `end` is called when a step ends that some optimizers have skipped.
         self._end = end
         self._optimizers = optimizers
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
         self.n_ended = 0
-        """How many steps have ended."""
+        """Number of steps that have ended."""
         self._handles = []
         for i, optimizer in enumerate(optimizers):
-            # Otherwise a compiled step would compile the hooks too, again and again.
+            # Without `disable`, a compiled step would compile the hooks again and again.
             pre_hook = disable(partial(self._before, i))
             post_hook = disable(partial(self._after, i))
             self._handles.append(optimizer.register_step_pre_hook(pre_hook))
             self._handles.append(optimizer.register_step_post_hook(post_hook))
 
     def finish(self) -> None:
-        """End the current step, although some optimizers have not stepped."""
+        """End the current step, even if some optimizers have not stepped."""
         has_stepped = bool(self._stepped)
         self._started.clear()
         self._stepped.clear()
@@ -68,7 +68,7 @@ class StepHooks:
             self._end()
 
     def settle(self) -> None:
-        """End the current step, unless an optimizer is in the middle of it."""
+        """End the current step, unless an optimizer is still taking it."""
         if self._started == self._stepped:
             self.finish()
 
@@ -83,13 +83,13 @@ class StepHooks:
         if _will_be_skipped(optimizer):
             self._started.discard(i)
             return None
-        if i in self._started and _n_steps_inside(optimizer) > 1:
+        if i in self._started and _n_open_calls(optimizer) > 1:
             # A subclass's `step` calls the `step` of its base class, which runs the hooks again.
             self._n_inner[i] += 1
             return None
         self._n_inner[i] = 0
         if i in self._started:
-            # The others were skipped, or this one failed halfway through its last step.
+            # Other optimizers were skipped, or the last step of this optimizer failed.
             self.finish()
         is_first = not self._started
         self._started.add(i)
@@ -127,8 +127,8 @@ class StepHooks:
         self._after_step(is_last)
 
 
-def _n_steps_inside(optimizer: Optimizer) -> int:
-    """Count the calls of `optimizer.step` on the stack."""
+def _n_open_calls(optimizer: Optimizer) -> int:
+    """Count the calls of `optimizer.step` that are on the stack."""
     frames = [
         frame for frame, _ in walk_stack(currentframe()) if frame.f_code is HOOKED_STEP
     ]
@@ -136,9 +136,9 @@ def _n_steps_inside(optimizer: Optimizer) -> int:
 
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer will skip its step, because scaled gradients overflowed."""
-    # A GradScaler checks this on the host for other optimizers, and does not call their step.
-    # A fused optimizer checks it on the device, so the host has to wait for the answer here.
+    """Whether a fused optimizer will skip its step because scaled gradients overflowed."""
+    # For other optimizers, a GradScaler checks for overflow on the host, and does not call their
+    # step. A fused optimizer checks on the device, so this function waits for the device.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None or is_capturing(found_inf.device):
         return False
@@ -146,15 +146,15 @@ def _will_be_skipped(optimizer: Optimizer) -> bool:
 
 
 def refuse_capture(device: torch.device) -> None:
-    """Raise an error while a CUDA graph is captured, whose replays run no hooks."""
+    """Raise an error while a CUDA graph is being captured."""
     if is_capturing(device):
         raise RuntimeError(
-            "The recorder was called while a CUDA graph is captured: replays of the graph run "
-            "no hooks, so no step would be recorded. Capture forward and backward passes "
-            "only, and call optimizer.step() after each replay."
+            "The recorder was called while a CUDA graph was being captured: replays of the "
+            "graph run no hooks, so no step would be recorded. Capture forward and backward "
+            "passes only, and call optimizer.step() after each replay."
         )
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether operations on a device are captured instead of being run."""
+    """Whether operations on a device are being captured instead of run."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,8 +1,8 @@
 """Copy results from a device to the host without making training wait.
 
-On a CUDA device the writer's thread works on a stream of its own, after an event that the
+On a CUDA device the writer thread has its own stream. This stream waits for an event that the
 training thread records, and copies through pinned memory. Neither the training thread nor
-its stream waits. A copy in the training thread would wait for all work given to the device.
+its stream waits. A copy made by the training thread would wait for all queued device work.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ Arrays = list[npt.NDArray[Any]]
 T = TypeVar("T")
 
 ALIGNMENT: Final = 16
-"""Copies begin at multiples of this many bytes."""
+"""Every copy begins at a multiple of this number of bytes."""
 
 
 class HostCopies:
-    """Copies results of one device."""
+    """Copy results from one device to the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
@@ -33,30 +33,30 @@ class HostCopies:
             self._device = device
             self._stream = torch.cuda.Stream(device)
             self._event = torch.cuda.Event()
-            # Waiting for it leaves the processor to others.
+            # While a thread waits for a blocking event, other threads can use its core.
             self._copied = torch.cuda.Event(blocking=True)
             self._staging = Staging(FLUSH_BYTES, self._wait, pin=True)
 
-    def as_here(self, job: Callable[[], T]) -> Callable[[], T]:
-        """Return a job for another thread, on the current stream of this one."""
+    def on_current_stream(self, job: Callable[[], T]) -> Callable[[], T]:
+        """Make a job run on this thread's current stream when another thread calls it."""
         if self._stream is None:
             return job
         stream = torch.cuda.current_stream(self._device)
 
-        def on_stream() -> T:
+        def job_on_stream() -> T:
             with torch.cuda.stream(stream):
                 return job()
 
-        return on_stream
+        return job_on_stream
 
     def mark(self) -> None:
-        """Mark results as complete once the current stream has done its present work."""
+        """Mark results that are complete when the current stream's queued work is done."""
         if self._stream is not None:
             self._event.record(torch.cuda.current_stream(self._device))
 
     @contextmanager
     def after_mark(self) -> Iterator[None]:
-        """Work on marked results, in the writer's thread."""
+        """Let the block, in the writer thread, work on results after they are complete."""
         if self._stream is None:
             yield
             return
@@ -65,31 +65,32 @@ class HostCopies:
             yield
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrays:
-        """Return the values of tensors, for CPU tensors their own memory; in `after_mark`."""
+        """Return the values of tensors as arrays; call this within `after_mark`."""
+        # Arrays of CPU tensors share the memory of the tensors.
         if self._stream is None or all(tensor.is_cpu for tensor in tensors):
             return to_numpy(tensors)
         return self._staging.fetch(tensors)
 
     def _wait(self) -> None:
-        # torch's warnings about synchronisation, if the user has set them, concern streams
-        # but not events.
+        # If the user has enabled torch's synchronisation warnings, torch warns about waiting
+        # for a stream, but not about waiting for an event.
         self._copied.record(self._stream)
         self._copied.synchronize()
 
 
 class Staging:
-    """Host memory of a fixed size, through which many tensors are copied at once."""
+    """Copy many tensors in one batch, through host memory of a fixed size."""
 
     def __init__(self, n_bytes: int, wait: Callable[[], None], *, pin: bool) -> None:
         # `n_bytes` is a multiple of ALIGNMENT; `wait` returns when all copies are done.
         self._memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pin)
         self._wait = wait
-        # Targets of the bytes in transit, and their places in the memory.
+        # Target arrays of the bytes in transit, and the slices of the memory they are in.
         self._in_transit: list[tuple[npt.NDArray[np.uint8], slice]] = []
         self._n_used = 0
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrays:
-        """Return the values of tensors of any sizes, in new arrays of the same shapes."""
+        """Copy the values of tensors, of any sizes, into new arrays of the same shapes."""
         arrays = []
         for tensor in tensors:
             source = tensor.detach().contiguous().view(-1)
@@ -102,7 +103,7 @@ class Staging:
         return arrays
 
     def _send(self, source: Tensor, target: npt.NDArray[np.uint8]) -> None:
-        """Start copying bytes, in parts if they do not fit."""
+        """Start to copy bytes, in parts if they do not fit into the free memory."""
         start = 0
         while start < len(target):
             if self._n_used == len(self._memory):
@@ -126,5 +127,5 @@ class Staging:
 
 
 def to_numpy(tensors: Sequence[Tensor]) -> Arrays:
-    """Return the values of tensors on any device; waits for the device."""
+    """Wait for the device of tensors, and return their values as arrays."""
     return [tensor.detach().cpu().numpy() for tensor in tensors]

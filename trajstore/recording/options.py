@@ -1,4 +1,4 @@
-"""Options of a recorder, checked."""
+"""Define and check the options of a recorder."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from trajstore.store.location import is_remote
 OnError = Literal["raise", "warn"]
 
 INTEGERS: Final = ("steps_per_epoch", "total_steps", "reference_every", "step")
-"""Options that may be NumPy integers, and become ordinary ones."""
+"""Options that may be NumPy integers, which become Python integers."""
 
 
 class RecorderKeywords(TypedDict, total=False):
@@ -45,7 +45,7 @@ class RecorderKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecorderOptions:
-    """Options of `trajstore.Recorder`; its signature holds their defaults."""
+    """Options of `trajstore.Recorder`, whose signature holds the defaults."""
 
     steps_per_epoch: int | None
     total_steps: int | None
@@ -70,7 +70,7 @@ class RecorderOptions:
 
     @classmethod
     def pick(cls, arguments: Mapping[str, Any]) -> Self:
-        """Return the options among the arguments of a function, which may have others."""
+        """Return the options among a function's arguments; ignore its other arguments."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class RecorderOptions:
             )
 
     def run_spec(self, layout: Layout) -> RunSpec:
-        """Return the description of a run with these options; check what it contains."""
+        """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
                 "names": layout.names,
@@ -118,15 +118,15 @@ class RecorderOptions:
         )
 
     def check_path(self, path: str | Path) -> None:
-        """Raise an error if a store at `path` cannot have a journal."""
+        """Raise an error if a journal is asked for and the store at `path` is remote."""
         if self.journal and is_remote(str(path)):
             raise ValueError(
-                f"A journal is a local file, and {path} is not. Record to a directory, "
-                "or set flush_rows=1."
+                f"A journal needs a local store, but {path} is remote. Record to a local "
+                "directory, or set flush_rows=1 instead of journal=True."
             )
 
     def check_sharded(self) -> None:
-        """Raise an error for options that sharded parameters do not support."""
+        """Raise an error if an option is given that sharded parameters do not support."""
         unsupported = {
             "exact=True": self.exact,
             "on_error='warn'": self.on_error == "warn",
@@ -134,19 +134,19 @@ class RecorderOptions:
         }
         if given := [name for name, is_given in unsupported.items() if is_given]:
             raise NotImplementedError(
-                f"Parameters that are divided among ranks are not recorded with "
-                f"{' and '.join(given)}; leave that out."
+                "Parameters that are divided among ranks cannot be recorded with "
+                f"{' or '.join(given)}; leave out these options."
             )
 
 
 def _as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes as the store will return them."""
+    """Return attributes in the form in which the store will return them."""
     try:
         copied: dict[str, Any] = json.loads(json.dumps(dict(attrs), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`attrs` must be a mapping that JSON can hold: {error}. Give strings, "
-            "finite numbers, booleans, None, lists and mappings."
+            f"`attrs` must be a mapping that JSON can represent: {error}. Use only "
+            "strings, finite numbers, booleans, None, lists and mappings."
         ) from error
     return copied
 

@@ -1,4 +1,4 @@
-"""Choose and check the parameters of a model that are recorded."""
+"""Choose and check the parameters of a model to record."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,27 +14,27 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from trajstore.tracking.placement import is_divided
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
-"""Parts of names that come from wrappers: `torch.compile` and activation checkpoints."""
+"""Parts of parameter names that `torch.compile` and activation checkpointing insert."""
 
 
 def as_optimizers(optimizer: object) -> list[Optimizer]:
-    """Return one or several optimizers as a list; raise an error if one has no hooks."""
+    """Return one or several optimizers as a list, after checking that they have hooks."""
     optimizers: list[Any] = [optimizer]
     if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
         optimizers = [*optimizer]
-    others = [o for o in optimizers if not isinstance(o, Optimizer)]
-    if others or not optimizers:
-        found = type(others[0]).__name__ if others else "no optimizer"
+    invalid = [o for o in optimizers if not isinstance(o, Optimizer)]
+    if invalid or not optimizers:
+        found = type(invalid[0]).__name__ if invalid else "no optimizer"
         raise TypeError(
             "`optimizer` must be a torch.optim.Optimizer or a sequence of them, got "
             f"{found}. Give the optimizer whose step() trains the model."
         )
-    for each in optimizers:
-        if not hasattr(each, "_optimizer_step_pre_hooks"):
+    for candidate in optimizers:
+        if not hasattr(candidate, "_optimizer_step_pre_hooks"):
             raise TypeError(
-                f"{type(each).__name__} has no hooks, by which steps are recorded: it calls "
-                "another optimizer. Give the recorder that one, perhaps "
-                "`optimizer.optimizer`; trajstore.integrations.accelerate does so for "
+                f"{type(candidate).__name__} has no hooks, which the recorder needs: it "
+                "calls another optimizer. Give the recorder the inner optimizer, which may "
+                "be `optimizer.optimizer`; trajstore.integrations.accelerate does this for "
                 "Accelerate."
             )
     return optimizers
@@ -44,13 +44,13 @@ def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
     """Return the model's parameters that optimizers hold, in the model's order."""
-    # Names come from the model inside torch.compile, DistributedDataParallel and
-    # activation checkpoints.
+    # Names are the names in the model without torch.compile, DistributedDataParallel and
+    # activation checkpointing.
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise NotImplementedError(
-            "LBFGS takes many steps, with gradients of its own, within one call of step(): "
-            "there is no gradient of the step to record. Take an optimizer that evaluates "
-            "the gradient once a step, such as SGD or Adam."
+            "LBFGS takes many steps within one call of step(), each with its own gradient, so "
+            "the call has no single gradient to record. Use an optimizer that evaluates the "
+            "gradient once per step, such as SGD or Adam."
         )
     named = _named(model)
     if not named:
@@ -62,9 +62,9 @@ def trained_parameters(
         raise ValueError(
             f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
             "parameters of the model. Give the recorder the model that contains all of "
-            "them, and make the optimizer after the model has its final form; where it "
-            "holds copies, as in mixed precision, give a mapping from name to copy instead of "
-            "the model."
+            "these tensors, and make the optimizer after the model has its final form. If the "
+            "optimizer holds copies, as in mixed precision, give a mapping from names to "
+            "copies instead of the model."
         )
     parameters = {name: p for name, p in named.items() if id(p) in held}
     is_wrapper: Any = is_traceable_wrapper_subclass
@@ -72,25 +72,25 @@ def trained_parameters(
         name for name, p in parameters.items() if is_wrapper(p) and not is_divided(p)
     ]:
         raise NotImplementedError(
-            f"{len(wrapped)} parameters, {wrapped[0]!r} among them, are of the kind "
-            f"{type(parameters[wrapped[0]]).__name__}, whose elements lie elsewhere. "
-            "Ordinary tensors and DTensors, as FSDP2 makes them, can be recorded."
+            f"{len(wrapped)} parameters, including {wrapped[0]!r}, are of the type "
+            f"{type(parameters[wrapped[0]]).__name__}, which does not hold their elements "
+            "itself. The recorder supports ordinary tensors, and DTensors such as FSDP2 makes."
         )
     devices = {p.device for p in parameters.values()}
     if len(devices) > 1:
         raise NotImplementedError(
             f"The parameters lie on {len(devices)} devices, {sorted(map(str, devices))}; "
-            "the recorder needs them on one."
+            "the recorder needs them on one device."
         )
     if unmade := [name for name, p in parameters.items() if is_lazy(p) or p.is_meta]:
         raise ValueError(
-            f"{len(unmade)} parameters, {unmade[0]!r} among them, have no elements yet: they "
-            "are lazy, or on the device 'meta'. Make the recorder when the model has its "
-            "final form, and is where it is trained."
+            f"{len(unmade)} parameters, including {unmade[0]!r}, have no elements yet: they "
+            "are lazy, or on the device 'meta'. Make the recorder after the model has its "
+            "final form and is on the device where it is trained."
         )
     if complex_names := [name for name, p in parameters.items() if p.is_complex()]:
         raise NotImplementedError(
-            f"Complex parameters are not recorded: {complex_names}. Store their real and "
+            f"Complex parameters cannot be recorded: {complex_names}. Store their real and "
             "imaginary parts as two parameters."
         )
     return parameters
@@ -119,7 +119,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_copy(model: object) -> bool:
-    """Whether another rank records the same model, under DistributedDataParallel."""
+    """Whether another rank of DistributedDataParallel records the same model."""
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, DistributedDataParallel):
         return False
@@ -136,23 +136,23 @@ def group_names(
 
 
 class ParameterWatch:
-    """Notice writes to parameters, and parameters that optimizers are given later."""
+    """Detect writes to parameters, and tensors that are added to the optimizers."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
     ) -> None:
         self._optimizers = optimizers
-        # Tensors made in inference mode count no writes.
+        # Tensors made in inference mode do not count writes.
         self._counted = [p for p in parameters.values() if not p.is_inference()]
         self._versions = [p._version for p in self._counted]
         self._n_held = self._count_held()
 
     def have_changed(self) -> bool:
-        """Whether a parameter was written to since the watch began."""
+        """Whether a parameter has been written to since the watch began."""
         return self._versions != [p._version for p in self._counted]
 
     def count_added(self) -> int:
-        """Count the tensors that optimizers were given since the last call."""
+        """Count the tensors that were added to the optimizers since the last call."""
         n_before, self._n_held = self._n_held, max(self._n_held, self._count_held())
         return self._n_held - n_before
 

@@ -12,7 +12,7 @@ from warnings import warn
 
 
 def close_at_exit(close: Callable[[str], None]) -> Callable[[], None]:
-    """Call `close` with a status when the program ends; return a function that cancels this."""
+    """Arrange for `close(status)` when the program ends; return a function that cancels it."""
     at_exit = partial(_close, close)
     atexit.register(at_exit)
     undo_sigterm = _exit_on_sigterm()
@@ -33,7 +33,7 @@ def _close(close: Callable[[str], None]) -> None:
 
 def _exit_on_sigterm() -> Callable[[], None]:
     """Turn SIGTERM into `SystemExit`, so that ``with`` blocks exit; return an undo function."""
-    # The user's own handler is left alone. Python sets handlers in the main thread only.
+    # A handler that the user has set stays. Python can set handlers only in the main thread.
     is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not is_default or threading.current_thread() is not threading.main_thread():
         return lambda: None

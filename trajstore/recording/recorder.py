@@ -26,15 +26,15 @@ from trajstore.recording.step import StepRecorder
 class Recorder:
     """Record every step of an optimizer into a trajectory store.
 
-    Row k of the store is the k-th optimizer step, from 0: the gradients and parameters that
-    the step starts with, and the update. The recorder only reads. It draws no random numbers,
-    does not touch the graph and writes to no parameter, so that a recorded training run
-    equals an unrecorded one bit for bit.
+    Row k of the store describes optimizer step k, counted from 0: the gradients and parameters
+    that the step starts with, and the update. The recorder only reads. It draws no random
+    numbers, does not touch the autograd graph and writes to no parameter. A recorded training
+    run therefore equals an unrecorded run bit for bit.
 
-    Use it as a context manager, or call `close`. All methods raise a `RuntimeError` after
-    that, if writing failed, in forked processes, and while a CUDA graph is captured. Under
-    DistributedDataParallel, where all ranks have the same parameters, the first records, and
-    the recorders of the others do nothing.
+    Use the recorder as a context manager, or call `close`. All methods raise a `RuntimeError`
+    after the recorder is closed, after writing has failed, in forked processes, and while a
+    CUDA graph is being captured. Under DistributedDataParallel, where all ranks have the same
+    parameters, the first rank records, and the recorders of the other ranks do nothing.
 
     Parameters
     ----------
@@ -42,102 +42,107 @@ class Recorder:
         Directory of the store, or a URL such as ``s3://bucket/run.zarr``. Must not exist,
         unless `resume` is given.
     model : torch.nn.Module or mapping from str to torch.Tensor
-        Its parameters that `optimizer` holds are recorded, in the order of
-        ``named_parameters()``; tied parameters once. A mapping names the tensors themselves,
-        for optimizers that hold float32 copies of the model's parameters.
+        The model whose parameters are recorded if `optimizer` holds them, in the order of
+        ``named_parameters()``; tied parameters are recorded once. Give a mapping from names to
+        tensors if the optimizer holds float32 copies of the model's parameters.
     optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
-        Its steps are recorded, by hooks. With several optimizers a row begins when the first
-        is about to step, and ends when all have stepped.
+        The optimizer whose steps are recorded, through hooks. With several optimizers, a row
+        begins when the first optimizer is about to step, and ends when all have stepped.
     steps_per_epoch : int, optional
-        Optimizer steps in an epoch. Without it `start_epoch` begins epochs.
+        Optimizer steps in an epoch. Without this option, epochs begin with `start_epoch`.
     total_steps : int, optional
-        Optimizer steps in the run, if known: windows get shorter towards the end, so that the
-        last steps are as precise as the others. Without it gamma of the last epoch is lost if
-        the learning rate decays to nearly 0.
+        Optimizer steps in the run, if known. Windows then get shorter towards the end, which
+        keeps the last steps as precise as the earlier steps. Without this option, gamma of the
+        last epoch is lost if the learning rate decays to nearly 0.
     reference_every : int, optional
-        Steps in a window, whose iterates are measured from one of them, the anchor. Default:
-        an epoch, or 500 steps without `steps_per_epoch`. An anchor takes a byte per parameter
-        on disk; gamma is best with windows of a few percent of the run (``traj-store plan``).
+        Steps in a window. Iterates are measured relative to the first iterate of their window,
+        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`. An anchor takes
+        one byte per parameter on disk. Gamma is most precise if a window is a few percent of
+        the run (see ``traj-store plan``).
     sketch_bits : int, default: 65536
-        Signs kept of every gradient, a power of two. The error of gamma falls with its square
-        root. Fewer are enough for nets of a few thousand parameters.
+        Number of signs kept of every gradient, a power of two. The error of gamma falls with
+        the square root of this number. Networks of a few thousand parameters need fewer signs.
     basis : int, default: 3
         Number of directions in which gradients are known exactly: the anchor and
-        ``basis - 1`` displacements of past windows. With 0 the sketch alone relates gradients
-        to the target, and norms of parameters and their products with gradients are unknown.
+        ``basis - 1`` displacements of past windows. With 0, only the sketch relates
+        gradients to the target; norms of parameters, and the products of parameters with
+        gradients, are unknown.
     probes : int, default: 1024
-        Numbers in the fixed random probes of gradients and iterates, a power of two; distances
-        rest on them.
+        Number of fixed random projections of each gradient and displacement, a power of two.
+        Distances are estimated from these projections.
     exact : bool, default: False
         Store whole gradients and iterates, 8 bytes per parameter and step, instead of
-        sketches: for small nets and for checks.
+        sketches. This is meant for small networks and for checks.
     seed : int, default: 0
-        Seed of the recorder's own random signs; independent of torch's streams.
+        Seed of the recorder's random signs, which do not use torch's random generators.
     flush_rows : int, default: 1024
-        Rows are written when this many are waiting, or when they take 8 MB.
+        Rows are written when this number of rows is waiting, or when they take 8 MB.
     flush_seconds : float, default: 30.0
-        Rows wait at most this long before they are written.
+        Seconds after which waiting rows are written.
     resume : mapping or bool, default: False
-        Continue the recording at `path`: the result of `state_dict` that was saved in the
-        checkpoint from which model and optimizer were restored; or True, with `step`, if it
-        was not saved. Rows after the checkpoint are dropped; lost ones before it become NaN.
-        Warns if the parameters are not those that the last step before it led to.
+        Continue the recording at `path`. Give the result of `state_dict` that was saved in the
+        checkpoint from which the model and the optimizer were restored; or True, together with
+        `step`, if the checkpoint does not contain it. Rows after the checkpoint are dropped,
+        and lost rows before it become NaN. The recorder warns if the parameters are not the
+        result of the last recorded step.
     step : int, optional
-        With ``resume=True``: the number of optimizer steps that the checkpoint has taken.
+        With ``resume=True``: the number of optimizer steps taken before the checkpoint.
     on_error : {"raise", "warn"}, default: "raise"
-        If recording fails during training, for example because the disk is full: raise an
-        error from the optimizer's step; or give a warning and let training continue
+        Response to a failure of recording during training, for example because the disk is
+        full: raise an error from the optimizer's step, or warn and let training continue
         unrecorded.
     journal : bool, default: False
-        Write every step to a file immediately, so that not even the steps since the last flush are
-        lost when the process is killed. On an accelerator every step waits for the device.
+        Write every step to a local file immediately, which preserves the steps since the last
+        flush if the process is killed. On an accelerator, every step then waits for the device.
     fsync : bool, default: False
-        Let commits survive a loss of power, too.
+        Make commits survive a loss of power.
     attrs : mapping, default: {}
         JSON-serialisable metadata to keep with the run, such as the training settings.
     updates : bool, default: False
-        Record the updates ``x_(k+1) - x_k`` as the measurement ``"update"``. It takes as many
-        bytes as the gradients, more time, and three more float32 vectors. A journal does not
-        keep them.
+        Record the updates ``x_(k+1) - x_k`` as the measurement ``"update"``. This takes as
+        many bytes on disk as the gradients, more time per step, and memory for three more
+        float32 vectors of the length of the parameters. A journal does not keep updates.
     group : torch.distributed.ProcessGroup, optional
-        The ranks that hold the parameters together; each makes a recorder, and the first
-        writes. Default: all ranks if there are DTensors, as under FSDP2 and with tensor
-        parallelism. If ranks hold copies of an ordinary tensor, the first copy counts. Not needed under
-        DistributedDataParallel: give the wrapped model.
+        The ranks that together hold the parameters. Each rank makes a recorder, and the first
+        rank writes. Default: all ranks if parameters are DTensors, as under FSDP2 and tensor
+        parallelism. If ranks hold copies of an ordinary tensor, the first copy is recorded. Not
+        needed under DistributedDataParallel: give the wrapped model.
     samples : int, default: 0
-        Largest number of examples in a batch whose indices are kept, see `log_samples`; each
+        Largest number of indices of examples to keep per step, see `log_samples`. Each index
         takes about two bytes on disk.
     offload : bool, default: False
-        Keep all vectors in the host's memory, and measure there. The recorder then takes no
-        memory on an accelerator, and every step waits until gradients and parameters, before
-        and after, are copied: 12 bytes per parameter. On a CPU it changes nothing.
+        Keep the recorder's vectors in host memory, and measure steps on the host. The recorder
+        then takes no memory on an accelerator, but every step waits until its gradients, and
+        the parameters before and after it, are copied: 12 bytes per parameter. On a CPU, this
+        option changes nothing.
 
     Raises
     ------
     TypeError, ValueError
-        For an argument of another kind, an optimizer without hooks, values out of range, no
-        parameters, or parameters of another model; or if the recording to resume has another
-        model, another optimizer or other options; the message lists the differences.
+        If an argument has the wrong type or is out of range; if the optimizer has no hooks, or
+        holds parameters of another model; if the model has no parameters; or if the recording
+        to resume has another model, another optimizer or other options; the message lists the
+        differences.
     NotImplementedError
         For complex parameters, parameters on several devices, the optimizer LBFGS, and options
         that sharded models do not support.
     FileExistsError, FileNotFoundError
         If `path` exists and `resume` is not given; or if there is no store to resume.
     StoreLockedError
-        If another process records to `path`; a `RuntimeError`.
+        If another process records to `path`. This error is a `RuntimeError`.
 
     Notes
     -----
-    Memory in addition to the model: three float32 vectors of the length of the parameters, one
-    more if plain torch measures on an accelerator; a byte per parameter for each of
-    ``2**(basis - 2)`` past anchors, and one for an anchor that is being written; and two
-    buffers of rows of 8 MB.
+    In addition to the model, the recorder takes memory for three float32 vectors of the length
+    of the parameters, or four if it uses the plain torch backend on an accelerator; one byte
+    per parameter for each of ``2**(basis - 2)`` past anchors, and for an anchor that is being
+    written; and two row buffers of 8 MB each.
 
-    ``basis=0`` saves ``8 + 8 r`` bytes per tensor and step before compression compared with a
-    basis of r vectors, and no memory compared with ``basis=1``. Gamma stays unbiased; its error
-    was 1.1 to 2.7 times that of the default in three training runs (``traj-store plan --basis
-    0``). `analyzers.scale_invariance` then cannot be computed, nor can weight decay in
-    `analyzers.path_geometry` unless the recording is exact.
+    Compared with a basis of r vectors, ``basis=0`` saves ``8 + 8 r`` bytes per tensor and step
+    before compression; compared with ``basis=1``, it saves no memory. Gamma stays unbiased; in
+    three training runs its error was 1.1 to 2.7 times the error with the default basis (see
+    ``traj-store plan --basis 0``). With ``basis=0``, `analyzers.scale_invariance` cannot be
+    computed, nor can weight decay in `analyzers.path_geometry` unless the recording is exact.
 
     Examples
     --------
@@ -155,8 +160,8 @@ class Recorder:
     ...         optimizer.step()
     ...     state = recorder.state_dict()
 
-    The recording is resumed, clipping is kept out of it, and a gradient over more data is
-    measured:
+    Resume the recording, record the gradient before clipping, and measure a gradient over more
+    data:
 
     >>> with Recorder(path, model, optimizer, steps_per_epoch=2, resume=state) as new:
     ...     new.take_gradient()
@@ -166,7 +171,7 @@ class Recorder:
     ...     new.measure("full_batch")
     """
 
-    # Without steps a recorder does nothing: another rank records the same training run.
+    # None if another rank records the same training run; the recorder then does nothing.
     _steps: StepRecorder | None = None
     _is_open = False
 
@@ -199,11 +204,11 @@ class Recorder:
     ) -> None:
         if is_copy(model):
             return
-        # All keyword arguments are options, by the names of the fields.
+        # Every keyword argument has the name of a field of `RecorderOptions`.
         options = RecorderOptions.pick(locals())
         self._session = session = Session(path, model, optimizer, options)
-        if session.doubt is not None:
-            warn(session.doubt, stacklevel=2)
+        if session.resume_warning is not None:
+            warn(session.resume_warning, stacklevel=2)
         self._steps = steps = StepRecorder(session)
         self._first_step = steps.position.step
         self._guard = guard = Guard(on_error, steps.position)
@@ -220,19 +225,20 @@ class Recorder:
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step.
 
-        Names that come after the last step are added to its row, if they are new there.
+        After the last step, a scalar is added to the row of that step if its name is new there.
 
         Parameters
         ----------
         **scalars : float or torch.Tensor
-            Numbers or tensors of one element, by name. Tensors are copied, and converted when
-            rows are written, without waiting for the device. The last value of a name wins; a
-            name may be new at any time, and reads as NaN before.
+            Numbers or one-element tensors, by name. Tensors are copied without waiting for the
+            device, and converted when rows are written. If a name is logged more than once
+            before a step, its last value is recorded. New names may be logged at any time, and
+            have the value NaN in earlier rows.
 
         Raises
         ------
         ValueError, TypeError
-            If the recorder uses a name itself, or if a value is not one real number.
+            If a name is reserved for the recorder, or if a value is not a single real number.
         """
         if (steps := self._opened()) is not None:
             steps.log(scalars)
@@ -240,32 +246,33 @@ class Recorder:
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Add the indices of the examples in the batch to the row of the next optimizer step.
 
-        With `trajstore.Run.samples` the batch's loss at another point can be computed later.
+        `trajstore.Run.samples` returns them, for example to compute the batch's loss elsewhere.
 
         Parameters
         ----------
         indices : torch.Tensor or array_like of int
-            Indices of the examples in the data set, from 0, in the order of the batch, at most
-            as many as the recorder's ``samples``. They are read immediately: give them as the
-            loader returns them, to avoid waiting for a device. The last call before a step
-            wins.
+            Indices of the examples in the data set, counted from 0, in the order of the batch.
+            Their number is limited by the recorder's option ``samples``. They are read
+            immediately; to avoid waiting for a device, give them as the loader returns them.
+            After several calls before a step, the indices of the last call are recorded.
 
         Raises
         ------
         ValueError, TypeError
-            If there are more than the recorder keeps, if they are negative or not integers.
+            If there are more indices than the recorder keeps, or if an index is negative
+            or not an integer.
         """
         if (steps := self._opened()) is not None:
             steps.log_samples(indices)
 
     def measure(self, name: str, **scalars: float | Tensor) -> None:
-        """Record the present gradients as a row of a measurement, apart from the steps.
+        """Record the current gradients as a row of a measurement, separate from the steps.
 
-        Call it between two optimizer steps, after a backward pass of your choice: over the
-        whole data set, or a batch that stays the same. `trajstore.Run.measured` returns the
-        rows. To choose the gradient in the row of the next step call `take_gradient` instead.
-        Meanwhile it needs two more float32 vectors of the length of the parameters, three if
-        plain torch measures on an accelerator.
+        Call this between two optimizer steps, after a backward pass of your choice, for example
+        over the whole data set or a fixed batch. `trajstore.Run.measured` returns the rows. To
+        choose the gradient in the row of the next step, call `take_gradient` instead. During
+        the call the recorder needs two more float32 vectors of the length of the parameters, or
+        three if it uses the plain torch backend on an accelerator.
 
         Parameters
         ----------
@@ -277,8 +284,8 @@ class Recorder:
         Raises
         ------
         ValueError, TypeError
-            If the name is empty, or ``"update"`` while updates are recorded; for scalars as in
-            `log`.
+            If the name is empty, if it is ``"update"`` while updates are recorded, or if `log`
+            would refuse the scalars.
         """
         if (steps := self._opened()) is not None:
             steps.check_measurement(name)
@@ -287,38 +294,39 @@ class Recorder:
             self._guard.record(steps.measure, name, noted)
 
     def take_gradient(self) -> None:
-        """Record the present gradient for the next step, instead of the one it will find.
+        """Record the current gradient in the row of the next step.
 
-        Call it before something changes the gradient that the record should not contain:
-        before clipping, for example. The norm of the gradient that the step finds is recorded
-        as ``step_grad_norm``, in addition to ``grad_norm``. Under a `torch.amp.GradScaler` call
-        ``scaler.unscale_(optimizer)`` before. The last call before a step wins; after several
-        the product with the previous step's gradient, ``grad_dot_previous``, is NaN.
+        Call this before a change to the gradient that should not be recorded, such as clipping.
+        The norm of the gradient that the step finds is recorded as ``step_grad_norm``, in
+        addition to ``grad_norm``. Under a `torch.amp.GradScaler`, call
+        ``scaler.unscale_(optimizer)`` first. After several calls before a step, the gradient of
+        the last call is recorded, and the product with the previous step's gradient,
+        ``grad_dot_previous``, is NaN.
         """
         if (steps := self._opened()) is not None:
             self._settle(steps)
             self._guard.record(steps.take_gradient)
 
     def start_epoch(self) -> None:
-        """Begin an epoch with the next optimizer step, unless one begins there already.
+        """Begin an epoch with the next optimizer step, unless an epoch already begins there.
 
         Raises
         ------
         ValueError
-            If the recorder was given ``steps_per_epoch``, which counts epochs already.
+            If the recorder was given ``steps_per_epoch``, which already determines epochs.
         """
         if (steps := self._opened()) is None:
             return
         if (n_steps := self._session.spec.steps_per_epoch) is not None:
             raise ValueError(
-                f"`steps_per_epoch` = {n_steps} begins the epochs of this recording; leave it "
-                "out to begin them by start_epoch()."
+                f"`steps_per_epoch` = {n_steps} already determines the epochs of this "
+                "recording; leave it out to begin epochs with start_epoch()."
             )
         self._settle(steps)
         steps.start_epoch()
 
     def snapshot(self, name: str) -> None:
-        """Store the present parameters in float32, as a target; return when committed.
+        """Store the current parameters in float32 as a target, and wait for the commit.
 
         Parameters
         ----------
@@ -328,7 +336,7 @@ class Recorder:
         Raises
         ------
         ValueError
-            If the name is empty, ``"final"``, or has been used.
+            If the name is empty, is ``"final"``, or has been used before.
         """
         if (steps := self._opened()) is not None:
             self._session.check_snapshot(name)
@@ -336,20 +344,21 @@ class Recorder:
             self._guard.run(self._session.snapshot, name, steps.position.step)
 
     def flush(self) -> None:
-        """Return when every row so far is committed to the store."""
+        """Commit every row so far to the store, and wait for the commit."""
         if self._opened() is not None:
             self._guard.run(self._session.flush)
 
     def state_dict(self) -> dict[str, Any]:
-        """Flush, and return the recording's part of a checkpoint, for `resume`.
+        """Flush the recording, and return its state for a checkpoint and for `resume`.
 
-        Call it between two optimizer steps, with ``state_dict()`` of model and optimizer.
+        Call this between two optimizer steps, together with ``state_dict()`` of the model and
+        the optimizer.
 
         Returns
         -------
         dict
-            Numbers, strings and one float32 tensor of the length of the parameters, on the CPU;
-            ``torch.load(..., weights_only=True)`` takes it. Empty on ranks that do not write.
+            Numbers, strings and one float32 tensor of the length of the parameters, on the CPU.
+            ``torch.load(..., weights_only=True)`` loads it. Empty on ranks that do not write.
         """
         if (steps := self._opened()) is None:
             return {}
@@ -363,15 +372,17 @@ class Recorder:
         Warns
         -----
         UserWarning
-            If the parameters have changed since the last optimizer step, or without any; if
-            the optimizer was given parameters later that are not recorded; or if there were
-            more than `total_steps`.
+            If the parameters have changed since the last optimizer step, or without an
+            optimizer step; if the optimizer was later given parameters that are not recorded;
+            or if there were more steps than `total_steps`.
         """
         if (steps := self._live()) is not None:
             self._hooks.finish()
             self._settle(steps)
-            for doubt in steps.doubts(is_recording=self._guard.is_recording):
-                warn(doubt, stacklevel=2)
+            for message in steps.closing_warnings(
+                is_recording=self._guard.is_recording
+            ):
+                warn(message, stacklevel=2)
             self._guard.run(self._close, steps, "complete")
 
     def __enter__(self) -> Self:
@@ -400,23 +411,23 @@ class Recorder:
         self._is_open = False
         self._undo_exit()
         self._hooks.remove()
-        # Scalars logged for a step that never came do not belong to the last one.
+        # If training failed, scalars logged for the next step do not belong to the last step.
         amendment = steps.amendment() if status == "complete" else {}
         with_final = self._guard.is_recording
         self._session.close(status, amendment, with_final=with_final)
 
     def _settle(self, steps: StepRecorder) -> None:
-        """End a step that not all optimizers have taken, and count unrecorded steps."""
+        """End a step that some optimizers have skipped, and count unrecorded steps."""
         self._hooks.settle()
         if not self._guard.is_recording:
             steps.position.step = self._first_step + self._hooks.n_ended
 
     def _live(self) -> StepRecorder | None:
-        """Return the step recorder if it is open, and this process is no fork."""
+        """Return the step recorder if it is open and this process is not a fork."""
         return self._steps if self._is_open and os.getpid() == self._guard.pid else None
 
     def _opened(self) -> StepRecorder | None:
-        """Return the step recorder, None where another rank records; raise an error if closed."""
+        """Return the step recorder, or None if another rank records; check that it is open."""
         if self._steps is None or self._live() is not None:
             return self._steps
         self._guard.check_owner()

@@ -1,4 +1,4 @@
-"""Resume a recording where a checkpoint left it."""
+"""Resume a recording at the step of a checkpoint."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from trajstore.store.writer import Writer
 from trajstore.tracking.tracker import Tracker
 
 RESUME_RTOL: Final = 1e-3
-"""Relative tolerance above which restored parameters differ from the recorded ones."""
+"""Largest relative error of the squared distance between restored parameters and anchor."""
 
 EMPTY_TENSOR: Final = torch.empty(0)
 
@@ -27,20 +27,20 @@ class Position:
     """Position of a recording between two optimizer steps."""
 
     step: int = 0
-    """The next optimizer step."""
+    """Number of the next optimizer step."""
     epoch: int = 0
     epoch_start: int = 0
-    """The step with which the epoch began."""
+    """First step of the epoch."""
     next_window: int = 0
-    """The step with which the next window begins."""
+    """First step of the next window."""
     n_windows: int = 0
-    """How many windows have begun."""
+    """Number of windows that have begun."""
     wall_time: float = 0.0
-    """Seconds since the recording began, without interruptions."""
+    """Seconds since the recording began, not counting interruptions."""
     pending: Mapping[str, float] = field(default_factory=dict)
     """Scalars that were logged for the next step."""
     samples: Sequence[int] = ()
-    """Indices of examples logged for the next step; older states have none."""
+    """Indices of examples logged for the next step; states of older versions lack them."""
 
 
 class Restoration(NamedTuple):
@@ -55,24 +55,24 @@ class Restoration(NamedTuple):
 
 
 class Resumption(NamedTuple):
-    """Where a recording starts, and the vectors it starts with."""
+    """Position at which a recording starts, and the vectors that it needs there."""
 
     position: Position
     snapshots: frozenset[str] = frozenset()
     """Names of the snapshots that the store keeps."""
     n_measured: Mapping[str, int] = {}
-    """Rows of every measurement that the store keeps."""
+    """Number of rows that the store keeps of every measurement."""
     restoration: Restoration | None = None
     """None before the first window."""
     previous_gradient: Tensor | None = None
-    """Gradient of the step before, None if it is not known."""
+    """Gradient of the previous step; None if it is not known."""
     expected_sq: float = math.nan
     """Squared distance from the anchor after the last step; NaN if it is not known."""
     scale: float = math.nan
-    """Sum of the terms of `expected_sq`, which bounds its rounding error."""
+    """Sum of the magnitudes of the terms of `expected_sq`, which bounds its rounding error."""
 
     def without_vectors(self) -> "Resumption":
-        """Empty the tensors as long as the parameters, for ranks that receive them apart."""
+        """Empty the vectors of parameters, which other ranks receive separately."""
         restoration, gradient = self.restoration, self.previous_gradient
         if restoration is not None:
             restoration = restoration._replace(keyframe=EMPTY_TENSOR, codes=_no_codes)
@@ -87,26 +87,27 @@ def _no_codes(_window: int) -> tuple[Tensor, Tensor]:
 def first_step(
     resume: Mapping[str, Any] | bool, step: int | None, state: dict[str, Any] | None
 ) -> int:
-    """Return the next optimizer step of a recording, 0 where nothing is resumed."""
+    """Return the first optimizer step to record, 0 unless a recording is resumed."""
     if state is not None:
-        found: int = state["position"]["step"]
-        if step not in {None, found}:
+        state_step: int = state["position"]["step"]
+        if step not in {None, state_step}:
             raise ValueError(
-                f"`resume` is a state at step {found}, but `step` is {step}."
+                f"`resume` is a state at step {state_step}, but `step` is {step}. Leave out "
+                "`step`."
             )
-        return found
+        return state_step
     if not resume and step is not None:
         raise ValueError(f"`step` = {step} needs `resume=True`.")
     if resume and (step is None or step < 0):
         raise ValueError(
-            "`resume=True` needs `step`, the number of optimizer steps that the restored "
-            f"checkpoint has taken; got {step}."
+            "`resume=True` needs `step`, the number of optimizer steps taken before the "
+            f"restored checkpoint; got {step}."
         )
     return step or 0
 
 
 def check_state(state: object) -> dict[str, Any]:
-    """Return a state as `make_state` made it; raise an error for anything else."""
+    """Check that a state was made by `make_state`, and return it."""
     keys = {
         *("created", "position", "groups", "previous_gradient"),
         *("snapshots", "measured"),
@@ -115,19 +116,21 @@ def check_state(state: object) -> dict[str, Any]:
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
             "`resume` must be True or the result of recorder.state_dict(), got "
-            f"{found}. Save it in the checkpoint next to the states of model and optimizer."
+            f"{found}. Save it in the checkpoint with the states of model and optimizer."
         )
     return state
 
 
 def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
-    """Raise an error if the optimizer's groups of names differ from those in a state."""
+    """Raise an error if parameter groups, as lists of names, differ from a state's groups."""
     if problems := group_differences(state["groups"], groups):
-        raise SchemaError(["The optimizer is not the checkpoint's:", *problems])
+        raise SchemaError(
+            ["The optimizer differs from the optimizer of the checkpoint:", *problems]
+        )
 
 
 def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
-    """List how the groups of an optimizer differ from a checkpoint's."""
+    """List the differences between a checkpoint's parameter groups and the current groups."""
     problems = []
     if len(before) != len(now):
         problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")
@@ -135,7 +138,7 @@ def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str
         if missing := sorted(set(old) - set(new)):
             problems.append(f"parameter group {i}: lacks {missing}")
         if added := sorted(set(new) - set(old)):
-            problems.append(f"parameter group {i}: has {added} in addition")
+            problems.append(f"parameter group {i}: also has {added}")
     return problems
 
 
@@ -145,7 +148,7 @@ def make_state(
     previous_gradient: Tensor,
     groups: list[list[str]],
 ) -> dict[str, Any]:
-    """Return the part of a checkpoint that resumes a recording: numbers, strings, a tensor."""
+    """Return the state from which a recording resumes: numbers, strings and a tensor."""
     return {
         "created": writer.created,
         "position": {
@@ -171,62 +174,64 @@ def rewind(
     step: int,
     state: Mapping[str, Any] | None,
 ) -> Resumption:
-    """Rewind a store to a step, commit, and read what `restore` needs to start there."""
+    """Rewind a store to a step, commit, and read the values that `restore` needs."""
     if state is not None:
         snapshots, measured = state["snapshots"], state["measured"]
     else:
-        snapshots = [name for name, taken in writer.snapshots.items() if taken <= step]
+        snapshots = [
+            name for name, taken_at in writer.snapshots.items() if taken_at <= step
+        ]
         measured = _measured_before(writer, step)
     writer.rewind(step, snapshots=snapshots, measured=measured)
-    n_found = writer.n_steps
+    n_kept = writer.n_steps
     writer.note_resumption(step)
     position = (
         Position(**state["position"])
         if state is not None
         else _position_from_rows(writer, step)
     )
-    # Steps that the store lacks become rows of NaN; its ``resumes`` count them.
+    # Steps that the store lacks become rows of NaN; the attribute ``resumes`` counts them.
     _append_missing(writer, spec, position)
     writer.commit()
     position = replace(position, next_window=step, n_windows=writer.n_windows)
-    found = Resumption(
+    resumption = Resumption(
         position,
         restoration=_restoration(writer, spec) if writer.n_windows > 0 else None,
         previous_gradient=state["previous_gradient"] if state is not None else None,
     )
-    if not 0 < step == n_found:
-        # After a gap, as at the beginning, only the parameters are known.
-        return found
+    if not 0 < step == n_kept:
+        # At the beginning and after a gap, the next step begins a window.
+        return resumption
     position.next_window = windows.next_start(step, position.epoch_start)
     expected_sq, scale = _expected_sq(writer, spec)
-    return found._replace(expected_sq=expected_sq, scale=scale)
+    return resumption._replace(expected_sq=expected_sq, scale=scale)
 
 
-def restore(tracker: Tracker, found: Resumption) -> str | None:
-    """Bring a new tracker to where a recording resumes; return a warning, if any."""
-    # All ranks of sharded parameters do this together.
-    position = found.position
-    if found.restoration is not None:
-        tracker.restore(*found.restoration)
-    if found.previous_gradient is not None:
-        tracker.previous_gradient = found.previous_gradient
+def restore(tracker: Tracker, resumption: Resumption) -> str | None:
+    """Restore the state of a new tracker; return a warning if the parameters are wrong."""
+    # If parameters are sharded, all ranks call this function together.
+    position = resumption.position
+    if resumption.restoration is not None:
+        tracker.restore(*resumption.restoration)
+    if resumption.previous_gradient is not None:
+        tracker.previous_gradient = resumption.previous_gradient
     elif position.step > 0:
         tracker.forget_previous_gradient()
-    if not math.isfinite(found.expected_sq):
+    if not math.isfinite(resumption.expected_sq):
         return None
-    found_sq = float(to_numpy([tracker.displacement_sq()])[0].sum())
-    if abs(found_sq - found.expected_sq) <= RESUME_RTOL * found.scale:
+    actual_sq = float(to_numpy([tracker.displacement_sq()])[0].sum())
+    if abs(actual_sq - resumption.expected_sq) <= RESUME_RTOL * resumption.scale:
         return None
     return (
-        f"The parameters are not those that step {position.step - 1} led to: their "
-        f"distance to the last reference is {max(found_sq, 0) ** 0.5:.4g}, expected "
-        f"{max(found.expected_sq, 0) ** 0.5:.4g}. Load the checkpoint of step "
-        f"{position.step} into the model before the recorder is made."
+        f"The parameters are not the result of step {position.step - 1}: their "
+        f"distance to the last anchor is {max(actual_sq, 0) ** 0.5:.4g}, expected "
+        f"{max(resumption.expected_sq, 0) ** 0.5:.4g}. Load the checkpoint of step "
+        f"{position.step} into the model before you make the recorder."
     )
 
 
 def _measured_before(writer: Writer, step: int) -> dict[str, int]:
-    """Count the rows of every measurement that were made before a step began."""
+    """Count the rows of every measurement that were recorded before a step."""
     return {
         name: int(
             np.searchsorted(
@@ -238,7 +243,7 @@ def _measured_before(writer: Writer, step: int) -> dict[str, int]:
 
 
 def _position_from_rows(writer: Writer, step: int) -> Position:
-    """Read the position from the last row, for want of a state."""
+    """Read the position of a recording without a saved state from its last row."""
     if writer.n_steps == 0:
         return Position(step=step)
     last = slice(writer.n_steps - 1, writer.n_steps)
@@ -268,7 +273,7 @@ def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:
 
 
 def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
-    """Read what a tracker needs to continue in the last window of the store."""
+    """Read the vectors with which a tracker continues in the last window of the store."""
     window = writer.n_windows - 1
     keyframe = max(window - 1, 0) // KEYFRAME_EVERY
 
@@ -295,7 +300,7 @@ def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
 
 
 def _expected_sq(writer: Writer, spec: RunSpec) -> tuple[float, float]:
-    """Return |x - anchor|^2 after the last step, and the sum of its terms' sizes."""
+    """Return |x - anchor|^2 after the last step, and the sum of its terms' magnitudes."""
     last = slice(writer.n_steps - 1, writer.n_steps)
     table = writer.read("tables", last)[0].astype(np.float64)
     columns = table_columns(spec)

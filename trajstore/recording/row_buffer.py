@@ -1,4 +1,4 @@
-"""Hold rows on their way from the training thread to the writer's thread."""
+"""Hold rows on their way from the training thread to the writer thread."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,38 +20,38 @@ from trajstore.recording.logged import Scalar
 Fetch = Callable[[Sequence[Tensor]], Arrays]
 
 Rows = tuple[dict[str, npt.NDArray[Any]], list[dict[str, float]]]
-"""Arguments of `trajstore.store.row_table.RowTable.append`: arrays, scalars of each row."""
+"""Arguments of `trajstore.store.row_table.RowTable.append`: arrays, and scalars by row."""
 
 
 class Entry(NamedTuple):
-    """The part of a row that is not in tensors of the tracker."""
+    """The part of a row that the tracker does not measure."""
 
     place: tuple[int, int, int]
-    """Epoch, iteration and window."""
+    """Numbers of the epoch, of the iteration in it, and of the window."""
     anchor_sq: Tensor
     """Squared norm of the window's anchor by layer, float64."""
     scalars: dict[str, Scalar]
     samples: npt.NDArray[np.int64] | None = None
-    """Indices of examples as a row of the store: in all entries of a buffer, or in none."""
+    """Indices of examples, int64 (samples,); present in all entries of a buffer or in none."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RowBuffer:
-    """Consecutive steps: one tensor per quantity for all of them, one entry for each."""
+    """Rows of consecutive steps: one tensor per quantity, and one entry per row."""
 
     measured: Mapping[str, Tensor]
-    """The result of `trajstore.tracking.tracker.Tracker.allocate`."""
+    """Tensors (row, ...) by quantity, made by `trajstore.tracking.tracker.Tracker.allocate`."""
     first: int = 0
     """Optimizer step of the first row."""
     entries: list[Entry] = field(default_factory=list)
-    """Grows with the rows that are filled; tensors in it are converted by `arrays`."""
+    """One entry per filled row; `arrays` converts the tensors in it."""
     written: Future[None] | None = None
-    """Set while the buffer belongs to the writer's thread."""
+    """The job that writes the buffer; set while the writer thread uses the buffer."""
     rows: list[dict[str, Tensor]] = field(init=False, repr=False)
     """Views of every row, filled or free."""
 
     def __post_init__(self) -> None:
-        # A view takes a microsecond for every tensor, too long for each step.
+        # Making a view takes a microsecond per tensor, which is too long for each step.
         rows = zip(*(tensor.unbind() for tensor in self.measured.values()), strict=True)
         self.rows = [dict(zip(self.measured, row, strict=True)) for row in rows]
 
@@ -59,13 +59,13 @@ class RowBuffer:
         return len(self.entries)
 
     def clear(self, first: int) -> None:
-        """Make all rows free again, for the steps starting with `first`."""
+        """Free all rows for the steps that start with `first`."""
         self.first = first
         self.entries.clear()
         self.written = None
 
     def arrays(self, spec: RunSpec, fetch: Fetch = to_numpy) -> Rows:
-        """Return the filled rows for the writer; `fetch` copies many tensors at once."""
+        """Return the filled rows for the writer; `fetch` copies many tensors in one batch."""
         entries = self.entries.copy()
         filled = {name: rows[: len(entries)] for name, rows in self.measured.items()}
         return to_arrays(filled, entries, spec, fetch)
@@ -77,13 +77,13 @@ def to_arrays(
     spec: RunSpec,
     fetch: Fetch = to_numpy,
 ) -> Rows:
-    """Return rows for the writer, from tensors (row, ...) and an entry for every row."""
+    """Convert rows for the writer, given tensors (row, ...) and an entry for every row."""
     # Rows of one window share a tensor.
-    windows = list({id(e.anchor_sq): e.anchor_sq for e in entries}.values())
+    anchor_norms = list({id(e.anchor_sq): e.anchor_sq for e in entries}.values())
     scalars = _Scalars([entry.scalars for entry in entries])
-    arrays = iter(fetch([*measured.values(), *windows, *scalars.stacks]))
+    arrays = iter(fetch([*measured.values(), *anchor_norms, *scalars.stacks]))
     rows = {name: next(arrays) for name in measured}
-    anchor_sq = {id(tensor): next(arrays) for tensor in windows}
+    anchor_sq = {id(tensor): next(arrays) for tensor in anchor_norms}
     samples = [entry.samples for entry in entries if entry.samples is not None]
     if samples:
         rows[SAMPLES] = np.stack(samples)
@@ -97,25 +97,25 @@ def to_arrays(
 
 
 class _Scalars:
-    """Scalars of some rows, whose tensors are stacked so that they are copied at once."""
+    """Scalars of rows, with their tensors stacked to be copied in one batch."""
 
     def __init__(self, rows: Sequence[Mapping[str, Scalar]]) -> None:
         self._rows = rows
-        places = defaultdict(list)
+        groups = defaultdict(list)
         for i, row in enumerate(rows):
             for name, value in row.items():
                 if isinstance(value, Tensor):
-                    places[value.device, value.dtype].append((i, name, value))
-        self._places = list(places.values())
+                    groups[value.device, value.dtype].append((i, name, value))
+        self._groups = list(groups.values())
         self.stacks = [
             torch.stack([value.reshape(()) for _, _, value in group]).double()
-            for group in self._places
+            for group in self._groups
         ]
 
     def filled(self, values: Sequence[npt.NDArray[Any]]) -> list[dict[str, float]]:
-        """Return the rows with the values of the stacks."""
+        """Return the rows as floats, given the values of the stacks."""
         floats: list[dict[str, Any]] = [dict(row) for row in self._rows]
-        for group, of_group in zip(self._places, values, strict=True):
-            for (i, name, _), value in zip(group, of_group.tolist(), strict=True):
+        for group, group_values in zip(self._groups, values, strict=True):
+            for (i, name, _), value in zip(group, group_values.tolist(), strict=True):
                 floats[i][name] = value
         return floats

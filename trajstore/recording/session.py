@@ -1,4 +1,4 @@
-"""Open, resume and close what one recording holds: store, thread, queue and tracker."""
+"""Open, resume and close the resources of a recording, from its store to its tracker."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -40,14 +40,14 @@ from trajstore.tracking.placement import is_divided, place
 from trajstore.tracking.tracker import Tracker
 
 N_WAITING: Final = 2
-"""Batches of rows and anchors that may wait for the disk."""
+"""Number of batches of rows and anchors that may wait for the disk."""
 
 
 class Session:
-    """Everything that one recording holds, from opening the store to closing it.
+    """The resources of one recording: store, writer thread, write queue and tracker.
 
     If ranks share sharded parameters, only the first rank has a writer and a write queue.
-    Both are None on the other ranks, which measure their parts.
+    Both are None on the other ranks, which only measure their parts.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Session:
         options: RecorderOptions,
     ) -> None:
         options.check_path(path)
-        # The state to resume holds a vector, which is not needed for long.
+        # Do not keep the state to resume, which holds a vector as long as the parameters.
         self.options = replace(options, resume=bool(options.resume))
         self.optimizers = as_optimizers(optimizer)
         parameters = trained_parameters(model, self.optimizers)
@@ -75,20 +75,20 @@ class Session:
         self.device = next(t.device for t in tensors if t is not None)
         measures_on = torch.device("cpu") if options.offload else self.device
         state = self._checked_state(options.resume)
-        begins = self._placement.is_first and first_step(
+        own_step = self._placement.is_first and first_step(
             options.resume, options.step, state
         )
-        step: int = self._placement.broadcast(begins)
+        step: int = self._placement.broadcast(own_step)
         self.tracker = Tracker(tensors, layout, self.spec, self._placement, measures_on)
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
         self.queue: WriteQueue | None = None
-        # The writer lives in its thread: there it meets no event loop, as in a notebook.
+        # In its own thread the writer runs without an event loop, even in a notebook.
         self.background = Background(N_WAITING)
         leave_threads_to_training(self.background.call)
         try:
-            found = self._open_together(path, step, state)
-            self.start, self.doubt = self._start_from(found)
+            resumption = self._open_together(path, step, state)
+            self.start, self.resume_warning = self._start_from(resumption)
         except BaseException:
             self.background.close()
             raise
@@ -105,33 +105,35 @@ class Session:
         self, path: str | Path, step: int, state: dict[str, Any] | None
     ) -> Resumption:
         """Open the store on the first rank; raise an error on all ranks if that fails."""
-        found, error = Resumption(Position()), None
+        resumption, error = Resumption(Position()), None
 
         def opening() -> Resumption:
             return self._open(path, step, state)
 
         try:
             if self._placement.is_first:
-                found = self.background.call(self.copies.as_here(opening))
-        except BaseException as raised:  # noqa: BLE001 - is raised again below
+                job = self.copies.on_current_stream(opening)
+                resumption = self.background.call(job)
+        except BaseException as raised:  # noqa: BLE001 - raised again below
             error = raised
         if not self._placement.all_agree(here=error is None):
             raise error or RuntimeError(
-                "The first rank could not open the store, and says why; nothing is "
+                "The first rank could not open the store; see its error. Nothing is "
                 "recorded."
             )
-        return found
+        return resumption
 
-    def _start_from(self, found: Resumption) -> tuple[Resumption, str | None]:
-        """Bring the tracker to the start; return it without vectors, and a warning."""
-        known = self._placement.broadcast(found.without_vectors())
-        doubt = restore(self.tracker, found if self._placement.is_first else known)
-        return known._replace(restoration=None, previous_gradient=None), doubt
+    def _start_from(self, resumption: Resumption) -> tuple[Resumption, str | None]:
+        """Restore the tracker; return the start without vectors, and a warning or None."""
+        shared = self._placement.broadcast(resumption.without_vectors())
+        own = resumption if self._placement.is_first else shared
+        warning = restore(self.tracker, own)
+        return shared._replace(restoration=None, previous_gradient=None), warning
 
     def _open(
         self, path: str | Path, step: int, state: dict[str, Any] | None
     ) -> Resumption:
-        """Open the store, and read where the recording starts; in the writer's thread."""
+        """Open the store in the writer thread, and find the start of the recording."""
         options = self.options
         created = state["created"] if state is not None and step > 0 else None
         self.writer = writer = Writer(
@@ -143,7 +145,7 @@ class Session:
             attrs=options.attrs,
         )
         try:
-            found = self._find_start(writer, step, state)
+            resumption = self._find_start(writer, step, state)
             writer.commit()
             self.queue = WriteQueue(
                 writer,
@@ -159,28 +161,28 @@ class Session:
         except BaseException:
             writer.close()
             raise
-        return found
+        return resumption
 
     def _find_start(
         self, writer: Writer, step: int, state: Mapping[str, Any] | None
     ) -> Resumption:
-        """Find where the recording starts in a store that has been opened."""
-        found = Resumption(Position())
+        """Find the start of the recording in a store that is open."""
+        resumption = Resumption(Position())
         if self.options.resume:
             self._recover(writer)
             windows = self.options.windows()
-            found = rewind(
+            resumption = rewind(
                 writer, spec=self.spec, windows=windows, step=step, state=state
             )
-        # A snapshot that was taken at the checkpoint may be taken again.
+        # A snapshot taken at the step of the checkpoint may be taken again.
         taken = writer.snapshots
-        return found._replace(
+        return resumption._replace(
             snapshots=frozenset(name for name in taken if taken[name] < step),
             n_measured={name: t.n_rows for name, t in writer.measurements.items()},
         )
 
     def _recover(self, writer: Writer) -> None:
-        """Commit the rows that a journal holds beyond the store, and delete it."""
+        """Commit the rows of a journal that the store lacks, and delete the journal."""
         if not is_remote(writer.location):
             directory = Path(writer.location)
             if replay(writer, directory, self.spec, self.tracker.size):
@@ -188,20 +190,20 @@ class Session:
             Journal(directory).remove()
 
     def flush(self) -> None:
-        """Return when every row so far is committed."""
+        """Commit every row so far, and wait for the commit."""
         if self.queue is not None:
             self.queue.flush()
 
     def check_snapshot(self, name: str) -> None:
-        """Raise an error if a snapshot cannot have a name."""
+        """Raise an error if a name cannot be given to a new snapshot."""
         if not name or name == "final" or name in self._snapshots:
             raise ValueError(
-                f"A snapshot cannot be called {name!r}: names are not empty, not 'final' "
-                f"and not used twice. Used so far: {sorted(self._snapshots)}."
+                f"A snapshot cannot be called {name!r}: a name must not be empty, 'final' "
+                f"or used before. Used so far: {sorted(self._snapshots)}."
             )
 
     def snapshot(self, name: str, step: int) -> None:
-        """Write the parameters to the store, and return when they are committed."""
+        """Write the parameters to the store, and wait for the commit."""
         self._snapshots.add(name)
         read = self._parameters_reader()
         self.copies.mark()
@@ -214,12 +216,12 @@ class Session:
                 writer.commit()
 
         self.background.submit(write)
-        # The thread reads the parameters in place, so they must not change until it is done.
+        # The parameters must not change while the writer thread reads them in place.
         self.background.wait()
 
     def state(self, position: Position) -> dict[str, Any]:
-        """Return the recording's part of a checkpoint; empty but on the first rank."""
-        # All ranks take part in gathering it.
+        """Return the state of the recording for a checkpoint, empty except on the first rank."""
+        # All ranks take part in gathering this gradient.
         previous_gradient = self.tracker.previous_gradient
         if self.writer is None:
             return {}
@@ -228,10 +230,10 @@ class Session:
     def close(
         self, status: str, amendment: Mapping[str, Scalar], *, with_final: bool
     ) -> None:
-        """Write remaining rows, scalars for the last row and the final iterate; close."""
-        # After a failure other ranks may not come to gather the parameters.
-        is_known = status == "complete" or self._placement.group is None
-        read = self._parameters_reader() if is_known else None
+        """Write the remaining rows, amend the last row, write the final iterate, and close."""
+        # After a failure, other ranks may not take part in gathering the parameters.
+        can_gather = status == "complete" or self._placement.group is None
+        read = self._parameters_reader() if can_gather else None
         self.copies.mark()
         writer, queue = self.writer, self.queue
         if writer is None or queue is None:
@@ -243,7 +245,7 @@ class Session:
                 if amendment:
                     writer.steps.amend_last(to_floats(amendment))
                 writer.write_final(read, status=status)
-                # The commit reads the iterate.
+                # The commit reads the iterate, so it belongs to this block.
                 writer.commit()
             queue.forget_journal()
 

@@ -1,4 +1,4 @@
-"""Make the row of one optimizer step, and rows of measurements."""
+"""Make the rows of optimizer steps and of measurements."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ from trajstore.recording.hooks import refuse_capture
 from trajstore.recording.logged import (
     SampleRow,
     Scalar,
-    known_samples,
-    no_samples,
-    row_of_samples,
+    empty_sample_row,
+    logged_indices,
+    sample_row,
     to_floats,
     to_scalar,
     to_scalars,
@@ -31,11 +31,11 @@ from trajstore.recording.write_queue import NewMeasurement, NewWindow
 from trajstore.tracking.scaling import Scaling
 
 RATES: Final = ("lr", "step_size")
-"""Settings of the optimizer's groups that are recorded with every step."""
+"""Settings of parameter groups that are recorded with every step."""
 
 
 class StepRecorder:
-    """Measures optimizer steps, a row each, and gives the rows to the write queue."""
+    """Measure every optimizer step as a row, and give the rows to the write queue."""
 
     def __init__(self, session: Session) -> None:
         self._session, self._queue = session, session.queue
@@ -49,24 +49,24 @@ class StepRecorder:
         self._anchor_sq = torch.empty(0)
         if position.n_windows > 0:
             self._anchor_sq = session.tracker.anchor_sq()
-        # Ranks without a queue fill one row again and again.
+        # Ranks without a queue fill the same row in every step.
         self._own_row = self._new_row() if self._queue is None else {}
         self._row: dict[str, Tensor] | None = None
-        self._noted: Entry | None = None
+        self._step_entry: Entry | None = None
         self._gradients: GradientVersions | None = None
-        # None before the first row of this session.
-        self._last_scalars: Collection[str] | None = None
-        self._is_taken = False
+        # Names of scalars; None before the first row of this session.
+        self._last_names: Collection[str] | None = None
+        self._gradient_is_taken = False
 
     def log(self, scalars: Mapping[str, object]) -> None:
         """Keep scalars for the row of the next step."""
-        noted = to_scalars(scalars)
+        copies = to_scalars(scalars)
         refuse_capture(self._session.device)
-        self._pending |= noted
+        self._pending |= copies
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
-        self._samples = row_of_samples(indices, self._session.spec.samples)
+        self._samples = sample_row(indices, self._session.spec.samples)
 
     def start_epoch(self) -> None:
         """Begin an epoch, and a window, with the next step."""
@@ -76,13 +76,13 @@ class StepRecorder:
             position.epoch_start = position.next_window = position.step
 
     def begin(self, scaling: Scaling | None) -> None:
-        """Measure the gradient that a step finds, unless its row has one already."""
-        if self._is_taken:
+        """Measure the gradient that a step finds, unless its row has a gradient already."""
+        if self._gradient_is_taken:
             refuse_capture(self._session.device)
             norm = self._session.tracker.gradient_norm(scaling)
             self._pending["step_grad_norm"] = norm
             return
-        # Once a window is enough, and again where a closure is evaluated again.
+        # Remember versions once per window, and again if a closure is evaluated again.
         is_new_window = self.position.step == self.position.next_window
         is_due = is_new_window or self._gradients is not None
         self._begin_row(scaling)
@@ -91,60 +91,60 @@ class StepRecorder:
             self._gradients = GradientVersions(optimizers)
 
     def take_gradient(self) -> None:
-        """Measure the present gradient for the row of the next step."""
+        """Measure the current gradient for the row of the next step."""
         self._begin_row(None)
-        self._is_taken = True
+        self._gradient_is_taken = True
 
     def begin_later(self, optimizer: Optimizer) -> None:
-        """Warn, once a window, if a later optimizer steps with other gradients."""
+        """Warn, once per window, if a later optimizer steps with changed gradients."""
         if self._gradients is None or self._gradients.match(optimizer):
             return
         self._gradients = None
         warn(
-            f"The gradients of {type(optimizer).__name__} are not those that were "
-            f"recorded when the first of {len(self._session.optimizers)} optimizers was "
-            "about to step. Clip them all before it; give optimizers that step after "
-            "backward passes of their own a recorder each.",
+            f"The gradients of {type(optimizer).__name__} have changed since they were "
+            f"recorded, when the first of {len(self._session.optimizers)} optimizers was "
+            "about to step. Clip all gradients before the first optimizer steps. If each "
+            "optimizer steps after its own backward pass, make a recorder for each.",
             stacklevel=4,
         )
 
     def after(self, is_last: bool) -> None:
-        """Note the scalars of a row after each optimizer; measure the step after the last."""
+        """Note scalars after each optimizer's step; finish the row after the last optimizer."""
         self._note()
         if is_last:
             self.end()
 
     def end(self) -> None:
-        """Measure the step that optimizers have taken, and queue its row."""
-        row, entry, step = self._row, self._noted, self.position.step
-        self._noted = self._gradients = None
+        """Measure the step that the optimizers have taken, and queue its row."""
+        row, entry, step = self._row, self._step_entry, self.position.step
+        self._step_entry = self._gradients = None
         if row is None or entry is None:
             raise RuntimeError(
-                f"Step {step} was taken without a gradient being seen: the optimizer did "
-                "not evaluate the closure that it was given. Call it yourself, "
-                "`loss = closure()`, and then `optimizer.step()`."
+                f"The recorder saw no gradient before step {step} was taken: the optimizer "
+                "did not evaluate its closure. Evaluate the closure yourself with "
+                "`loss = closure()`, and then call `optimizer.step()`."
             )
         self._session.tracker.after_step(row)
         if self._session.options.updates:
             self._measure_update(row)
         if self._queue is not None:
             self._queue.append(step, entry, row)
-        self._row, self._is_taken = None, False
-        self._last_scalars = entry.scalars.keys()
+        self._row, self._gradient_is_taken = None, False
+        self._last_names = entry.scalars.keys()
         self.position.step = step + 1
         if self._queue is not None:
             self._queue.submit_if_due()
 
     def check_measurement(self, name: str) -> None:
-        """Raise an error if a measurement cannot have a name."""
+        """Raise an error if a name cannot be given to a measurement."""
         if not name or (self._session.options.updates and name == UPDATE):
             raise ValueError(
-                f"A measurement cannot be called {name!r}: names are not empty, and "
-                f"{UPDATE!r} is what the recorder measures itself with `updates=True`."
+                f"A measurement cannot be called {name!r}: a name must not be empty, and "
+                f"{UPDATE!r} is the recorder's own measurement with `updates=True`."
             )
 
     def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
-        """Queue the present gradients as a row of a measurement."""
+        """Queue the current gradients as a row of a measurement."""
         refuse_capture(self._session.device)
         self._session.background.check()
         self._enter_epoch()
@@ -154,59 +154,60 @@ class StepRecorder:
         self._session.tracker.measure(self._sign_number(name), row)
         self._append_measurement(name, row, scalars)
         if self._session.options.journal:
-            # A journal keeps steps only.
+            # A journal keeps only steps, so commit the measurement immediately.
             self._session.flush()
 
     def state(self, *, is_recording: bool) -> dict[str, Any]:
-        """Return the recording's part of a checkpoint."""
+        """Return the state of the recording for a checkpoint."""
         if not is_recording or self._row is not None:
-            # The gradient measured last was not stepped with.
+            # No step was taken with the gradient that was measured last.
             self._session.tracker.forget_previous_gradient()
         position = replace(
             self.position,
             wall_time=time.monotonic() - self._started,
             pending=to_floats(self._pending),
-            samples=known_samples(self._samples),
+            samples=logged_indices(self._samples),
         )
         return self._session.state(position)
 
     def amendment(self) -> dict[str, Scalar]:
-        """Return the scalars that were logged after the last step, and are new in its row."""
+        """Return the scalars logged after the last step whose names are new in its row."""
         if self.position.step == 0:
             return {}
-        taken = self._last_scalars or ()
-        return {n: v for n, v in self._pending.items() if n not in taken}
+        recorded = self._last_names or ()
+        return {n: v for n, v in self._pending.items() if n not in recorded}
 
-    def doubts(self, *, is_recording: bool) -> Iterator[str]:
+    def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
-        session, has_stepped = self._session, self._last_scalars is not None
-        # After a step that failed halfway the expected parameters are not known.
+        session, has_stepped = self._session, self._last_names is not None
+        # After a step that failed halfway, the expected parameters are not known.
         is_known = is_recording and has_stepped and self._row is None
         if is_known and not session.tracker.parameters_unchanged_since_step():
             yield (
-                "The parameters have changed since the last optimizer step. The "
-                "final iterate is what they are now."
+                "The parameters have changed since the last optimizer step. Their "
+                "current values are stored as the final iterate."
             )
         if is_recording and not has_stepped and session.watch.have_changed():
             yield (
-                "The parameters have changed, but no optimizer step was seen, so that "
-                "nothing of it is recorded. Give the recorder the optimizer whose step() "
-                "is called: of one that wraps another, as SAM does, the inner one."
+                "The parameters have changed, but the recorder saw no optimizer step and "
+                "recorded nothing. Give it the optimizer whose step() is called; if an "
+                "optimizer wraps another, as SAM does, give the inner optimizer."
             )
         yield from self._added_parameters()
         planned, step = session.spec.total_steps, self.position.step
         if planned is not None and step > planned:
             yield (
-                f"{step} steps were recorded, but `total_steps` was {planned}: the last "
-                "windows end there, and the steps after it are less precise."
+                f"{step} steps were recorded, but `total_steps` was {planned}: windows "
+                f"were planned to end at step {planned}, and later steps are less precise."
             )
 
     def _added_parameters(self) -> Iterator[str]:
         if n_added := self._session.watch.count_added():
             yield (
                 f"{n_added} tensors were given to the optimizer after the recorder was "
-                "made, and are not recorded. Give it all of them before, frozen ones with "
-                "requires_grad=False, or make a new recorder with a store of its own."
+                "made, and are not recorded. Give the optimizer all tensors before you make "
+                "the recorder, frozen tensors with requires_grad=False, or make a new recorder "
+                "with its own store."
             )
 
     def _begin_row(self, scaling: Scaling | None) -> None:
@@ -218,13 +219,13 @@ class StepRecorder:
         if position.step == position.next_window:
             self._start_window()
         if self._row is not None:
-            # The gradient measured for this row before was not stepped with.
+            # No step was taken with the gradient measured earlier for this row.
             self._session.tracker.forget_previous_gradient()
         self._row = row = self._own_row if queue is None else queue.row()
         self._session.tracker.before_step(position.step, row, scaling)
 
     def _enter_epoch(self) -> None:
-        """Find the epoch of the next step, where steps are counted."""
+        """Set the epoch of the next step, if `steps_per_epoch` determines it."""
         position, n_steps = self.position, self._session.spec.steps_per_epoch
         if n_steps is not None:
             position.epoch = position.step // n_steps
@@ -237,7 +238,7 @@ class StepRecorder:
         if self._queue is not None:
             self._queue.wait_for_keyframe()
         if position.n_windows == 0:
-            # Where a recording begins late, the steps before belong to this window, too.
+            # If a recording begins late, earlier steps also belong to this window.
             anchor = tracker.start()
         else:
             anchor, start = tracker.move(), position.step
@@ -252,18 +253,18 @@ class StepRecorder:
             self._queue.append_window(NewWindow(number, start, anchor, keyframe))
 
     def _note(self) -> None:
-        """Keep the scalars and the place of the step; logging later may be for the next."""
+        """Keep the scalars and the place of a step; later scalars may be for the next step."""
         rates = _learning_rates(self._session.optimizers)
-        n_samples, before = self._session.spec.samples, self._noted
+        n_samples, earlier = self._session.spec.samples, self._step_entry
         samples = self._samples
-        if before is None:
+        if earlier is None:
             scalars = self._pending | rates
             if samples is None and n_samples > 0:
-                samples = no_samples(n_samples)
+                samples = empty_sample_row(n_samples)
         else:
-            scalars = before.scalars | self._pending | rates
-            samples = before.samples if samples is None else samples
-        self._noted = self._entry(scalars, samples)
+            scalars = earlier.scalars | self._pending | rates
+            samples = earlier.samples if samples is None else samples
+        self._step_entry = self._entry(scalars, samples)
         self._pending, self._samples = {}, None
 
     def _entry(
@@ -281,14 +282,14 @@ class StepRecorder:
         }
 
     def _measure_update(self, row: dict[str, Tensor]) -> None:
-        """Queue the update of a step as a row of its measurement."""
+        """Queue the update of a step as a row of the measurement of updates."""
         update = self._new_row()
         number = self._sign_number(UPDATE)
         self._session.tracker.measure_update(number, row, update)
         self._append_measurement(UPDATE, update, {})
 
     def _sign_number(self, name: str) -> int:
-        """Choose the random signs of the next row of a measurement."""
+        """Return the number of the random signs for the next row of a measurement."""
         names = list(self._n_measured | {name: 0})
         return first_sign_number(names.index(name)) + self._n_measured.get(name, 0)
 
@@ -303,7 +304,7 @@ class StepRecorder:
 
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:
-    """Return ``lr`` of the first of all groups, ``lr_1`` of the second, and so on."""
+    """Return the rates of all parameter groups: ``lr``, then ``lr_1`` and so on."""
     # Some optimizers choose a step size for every step in addition to "lr".
     rates: dict[str, Scalar] = {}
     i = 0
@@ -312,7 +313,7 @@ def _learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:
             for name in RATES:
                 if name in group:
                     rate = group[name]
-                    # In most groups rates are plain numbers, which need no check.
+                    # In most groups, rates are plain floats, which need no check.
                     is_plain = type(rate) is float
                     key = f"{name}_{i}" if i else name
                     rates[key] = rate if is_plain else to_scalar(name, rate)

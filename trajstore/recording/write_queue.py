@@ -19,8 +19,8 @@ from trajstore.store.writer import Window, Writer
 from trajstore.tracking.tracker import CodedAnchor
 
 HEAD_START: Final = 0.002
-"""Seconds that the training thread continues before the writer asks for Python's lock; it
-would otherwise wait for as long as the lock may be kept, which is 5 ms."""
+"""Seconds that the writer thread sleeps before it writes, while the training thread continues;
+otherwise the training thread could wait 5 ms for the writer thread to release Python's lock."""
 
 
 class NewWindow(NamedTuple):
@@ -28,10 +28,10 @@ class NewWindow(NamedTuple):
 
     number: int
     start: int
-    """Its first step."""
+    """First step of the window."""
     anchor: CodedAnchor
     keyframe: Tensor | None
-    """The tracker's own anchor, where it is stored in full; it is read later."""
+    """The tracker's own anchor if it is stored in full; the writer thread reads it later."""
 
 
 class NewMeasurement(NamedTuple):
@@ -41,21 +41,21 @@ class NewMeasurement(NamedTuple):
     number: int
     """Index among the rows of the measurement."""
     step: int
-    """How many optimizer steps had been taken."""
+    """Number of optimizer steps taken before the measurement."""
     entry: Entry
     row: Mapping[str, Tensor]
 
     @property
     def nbytes(self) -> int:
-        """Size of the tensors."""
+        """Size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.row.values())
 
 
 class WriteQueue:
-    """Collects rows and windows, and has them written in another thread.
+    """Collect rows and windows, and let the writer thread write them.
 
-    Two buffers take turns: training fills one while the thread writes the other. The thread
-    also copies results from the device to the host.
+    Two buffers take turns: the training thread fills one buffer while the writer thread writes
+    the other buffer. The writer thread also copies results from the device to the host.
     """
 
     def __init__(
@@ -101,45 +101,45 @@ class WriteQueue:
         return buffer.rows[len(buffer.entries)]
 
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
-        """Append a row that has been filled; `submit_if_due` makes room for the next."""
+        """Append a filled row; `submit_if_due` then makes room for the next row."""
         if self._journal is not None:
             self._journal.append(_record(step, entry, row))
         buffer = self._buffer
         free = buffer.rows[len(buffer.entries)]
         if row is not free:
-            # A flush has exchanged the buffers since the row began.
+            # A flush has swapped the buffers since the row began.
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
         self._copies.mark()
 
     def submit_if_due(self) -> None:
-        """Submit rows if the buffer is full, or if they have waited long enough."""
+        """Submit rows if the buffer is full or rows have waited long enough."""
         buffer, waited = self._buffer, time.monotonic() - self._last_flush
         is_full = len(buffer.entries) == len(buffer.rows)
         if is_full or waited >= self._flush_seconds:
             self.submit()
 
     def wait_for_keyframe(self) -> None:
-        """Wait until nothing reads the tracker's anchor, so that it may move."""
+        """Wait until the writer thread has read the tracker's anchor, which may then move."""
         if self._keyframe_is_pending:
             self._background.wait()
             self._keyframe_is_pending = False
 
     def append_window(self, window: NewWindow) -> None:
-        """Append a window, before the first of its rows."""
+        """Append a window, before its first row is appended."""
         self._windows.append(window)
         self._copies.mark()
         self._keyframe_is_pending = window.keyframe is not None
         code_bytes = sum(new.anchor.codes.nbytes for new in self._windows)
         if self._journal is not None:
-            # The journal holds steps of windows that are in the store.
+            # The journal must hold only steps whose window is in the store.
             self.flush()
         elif self._keyframe_is_pending or code_bytes >= FLUSH_BYTES:
             self.submit()
 
     def append_measurement(self, measurement: NewMeasurement) -> None:
-        """Append a row of a measurement, after all windows that have begun."""
+        """Append a row of a measurement, to be written after all windows that have begun."""
         self._measurements.append(measurement)
         self._copies.mark()
         self._measured_bytes += measurement.nbytes
@@ -147,14 +147,14 @@ class WriteQueue:
             self.submit()
 
     def flush(self) -> None:
-        """Return when everything so far is committed."""
+        """Commit everything appended so far, and wait for the commit."""
         self.submit()
         self._background.wait()
 
     def submit(self) -> None:
-        """Give new rows to the writer's thread, and continue with the other buffer."""
-        # An interruption at any point, as by Ctrl-C, may have this called again: the writer
-        # knows which rows and windows it has written.
+        """Give new rows to the writer thread, and continue with the other buffer."""
+        # After an interruption such as Ctrl-C, this method may run again for the same rows and
+        # windows; the writer knows which of them it has written.
         self._last_flush = time.monotonic()
         full, windows, measured = self._buffer, self._windows, self._measurements
         if len(full) == 0 and not windows and not measured:
@@ -175,7 +175,7 @@ class WriteQueue:
         self._buffer, self._spare = self._spare, full
 
     def forget_journal(self) -> None:
-        """Delete the journal once all of it is committed."""
+        """Delete the journal, after all of its rows have been committed."""
         if self._journal is not None:
             self._journal.remove()
 
@@ -213,14 +213,14 @@ class WriteQueue:
 
 
 def _to_store(window: NewWindow, fetch: Fetch) -> Window:
-    """Convert a window for the writer; waits for the device."""
+    """Wait for the device, and convert a window for the writer."""
     codes, scales, weights, arrival, probes = fetch(window.anchor)
     keyframe = None if window.keyframe is None else fetch([window.keyframe])[0]
     return Window(window.start, codes, scales, weights, arrival, probes, keyframe)
 
 
 def _record(step: int, entry: Entry, row: Mapping[str, Tensor]) -> Record:
-    """Convert a row for the journal; waits for the device."""
+    """Wait for the device, and convert a row for the journal."""
     names, tensors = [*row, "reference_sq"], [*row.values(), entry.anchor_sq]
     arrays = dict(zip(names, to_numpy(tensors), strict=True))
     if entry.samples is not None:

@@ -1,4 +1,4 @@
-"""The training that every library does in these tests, as a plain loop."""
+"""A plain loop for the training that these tests run with every library."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = {"sketch_bits": 256, "probes": 64}
 
 
 class Step(NamedTuple):
-    """What the optimizer finds when a step begins, and the loss of its batches.
+    """The gradient and iterate that a step begins with, and the loss of its batches.
 
     `unclipped` is the gradient before it was clipped.
     """
@@ -56,7 +56,7 @@ def make_sgd(net: nn.Module) -> torch.optim.Optimizer:
 def train_by_hand(
     *, accumulate: int = 1, clip: float | None = None, remainder_is_whole: bool = False
 ) -> list[Step]:
-    """Train; `remainder_is_whole` divides the losses of a short step by their number."""
+    """Train; `remainder_is_whole` divides the losses of a short step by its batch count."""
     net = make_net()
     optimizer, steps = make_sgd(net), []
     for _ in range(EPOCHS):
@@ -90,7 +90,7 @@ def flat(tensors: Any) -> npt.NDArray[np.float32]:
 
 
 def vectors(run: Run, name: str) -> npt.NDArray[np.float32]:
-    """Return the whole vectors that an exact recording holds, without padding."""
+    """Return the vectors of an exact recording, without padding."""
     return unpadded(run, run.stored.array(name)[: run.n_steps])
 
 
@@ -134,9 +134,9 @@ def final(run: Run) -> npt.NDArray[np.float32]:
     return unpadded(run, run.stored.vector("final", slice(0, run.layout.size)))
 
 
-def check_same_recording(one: Path, other: Path) -> None:
-    """Compare all that two stores say of the same training."""
-    first, second = open_run(one), open_run(other)
+def check_same_recording(first_path: Path, second_path: Path) -> None:
+    """Compare all values of two recordings of the same training."""
+    first, second = open_run(first_path), open_run(second_path)
     assert first.status == second.status == "complete"
     assert first.n_steps == second.n_steps > 0
     for name in ("epoch", "iteration", "window", "tables", "references/start"):

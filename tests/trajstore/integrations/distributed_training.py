@@ -119,7 +119,7 @@ if __name__ == "__main__":
     {f.__name__: f for f in (lightning, transformers, accelerate)}[sys.argv[1]](
         Path(sys.argv[2])
     )
-    # A thread of gloo that lets go of the last tensor while the interpreter ends aborts
+    # A gloo thread that frees the last tensor while the interpreter ends aborts
     # the process.
     sys.stderr.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Recording a loop that uses Accelerate, against a plain loop."""
+"""Recordings of loops that use Accelerate, compared with a plain loop."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def train(
     dropout: float = 0.0,
     **options: Any,
 ) -> Any:
-    """Train with Accelerate, recorded if there is a path."""
+    """Train with Accelerate; record if a path is given."""
     accelerator = make_accelerator(gradient_accumulation_steps=accumulate)
     net = make_net(dropout=dropout)
     optimizer = make_sgd(net)
@@ -145,7 +145,7 @@ def test_compiled_models_have_the_names_of_their_own(tmp_path: Path):
 
 
 def test_gradients_are_recorded_unscaled(tmp_path: Path):
-    """The steps of a scaler pass through Accelerate's wrapper; some are left out."""
+    """The scaler's steps pass through Accelerate's wrapper; a few steps are skipped."""
     accelerator, net = make_accelerator(), make_net()
     sgd, scaler = make_sgd(net), torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = accelerate.optimizer.AcceleratedOptimizer(sgd, scaler=scaler)

@@ -1,4 +1,4 @@
-"""Two processes train; one records what both of them step with."""
+"""Two processes train, and the first process records the mean gradient."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
     first = [values[:1] for values in make_data().tensors]
     loss = loss_of(make_net(), first).item()
     assert float(run.steps.loss[0]) == pytest.approx(loss, rel=1e-5)
-    # A batch of one in each process makes one of two; its loss is not seen by either.
+    # One example per process makes a batch of two, whose loss no process computes.
     steps = [
         step._replace(loss=loss)
         for step, loss in zip(train_by_hand(), run.steps.loss.values, strict=True)

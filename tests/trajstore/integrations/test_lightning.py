@@ -1,4 +1,4 @@
-"""Recording by a callback of Lightning, against plain loops."""
+"""Recordings by the Lightning callback, compared with plain loops."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +31,9 @@ from trajstore.integrations.lightning import TrajectoryCallback
 from trajstore.reading.run import open_run
 
 pytestmark = [
-    # Lightning's own calls of what torch has deprecated.
+    # Lightning itself calls deprecated functions of torch.
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning"),
-    # Its advice to those who train for real.
+    # Lightning's advice for real training runs.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty"),
     pytest.mark.filterwarnings("ignore:.*when an accelerator is available"),
@@ -141,7 +141,9 @@ def test_metrics_of_the_step_are_recorded_on_request(tmp_path: Path):
 
 def test_metrics_that_are_not_there_are_named(tmp_path: Path):
     callback = TrajectoryCallback(tmp_path / "run", log=["of_epoch"], **SMALL)
-    with pytest.raises(KeyError, match=r"No metrics \['of_epoch'\] .*\['last_loss'\]"):
+    with pytest.raises(
+        KeyError, match=r"No metrics \['of_epoch'\] were .*\['last_loss'\]"
+    ):
         make_trainer(callback).fit(Module(), make_loader())
     assert open_run(tmp_path / "run").status == "failed"
 
@@ -155,7 +157,7 @@ def save_every(n_steps: int, folder: Path) -> Any:
 def fit_with_checkpoints(
     path: Path, data: Any, *, every: int, resume: bool = False, **options: Any
 ) -> Any:
-    """Train under observation, from the first checkpoint or from the start."""
+    """Train and record, from the first checkpoint or from the start."""
     folder, module = path.with_suffix(".checkpoints"), Module()
     make_trainer(
         TrajectoryCallback(path, **SMALL),
@@ -184,12 +186,12 @@ def test_a_checkpoint_resumes_the_recording(tmp_path: Path, stop: int):
     assert resumed.n_steps == EPOCHS * N_BATCHES
     np.testing.assert_array_equal(final(resumed), flat(module.parameters()))
     if stop == N_BATCHES:
-        # Within an epoch Lightning itself does not restore the order of data.
+        # Within an epoch, Lightning does not restore the order of the data.
         check_same_recording(tmp_path / "whole", path)
 
 
 def test_training_continues_after_its_end(tmp_path: Path):
-    """A checkpoint saved after training holds the state as well."""
+    """A checkpoint saved after training also holds the state of the recording."""
     trainer = make_trainer(TrajectoryCallback(tmp_path / "run", **SMALL), max_epochs=1)
     trainer.fit(Module(), make_loader())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -232,7 +234,7 @@ def test_an_exception_leaves_a_failed_store(tmp_path: Path):
     run = open_run(tmp_path / "run")
     assert (run.status, run.n_steps) == ("failed", 5)
     assert callback.recorder is None
-    # Without the callback's hooks a step of the optimizer is only that.
+    # The callback's hooks are removed, so a step is no longer recorded.
     trainer.optimizers[0].step()
     assert open_run(tmp_path / "run").n_steps == 5
 
@@ -276,7 +278,7 @@ def test_losses_and_gradients_are_recorded_unscaled(tmp_path: Path):
         Module(), make_loader()
     )
     run, steps = open_run(tmp_path / "run"), train_by_hand(accumulate=3)
-    # Half precision has 11 bits.
+    # Half precision has 11 significant bits.
     np.testing.assert_allclose(run.steps.loss, [s.loss for s in steps], rtol=0.01)
     norms = [np.linalg.norm(s.gradient) for s in steps]
     np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=0.02)
@@ -284,7 +286,7 @@ def test_losses_and_gradients_are_recorded_unscaled(tmp_path: Path):
 
 
 class Pair(Module):
-    """Two nets with an optimizer each, stepped by hand in turn, or together."""
+    """Two networks whose optimizers step manually, in turn or together."""
 
     def __init__(self, *, together: bool = False) -> None:
         super().__init__()
@@ -332,7 +334,7 @@ def test_optimizers_that_step_together_are_one(tmp_path: Path):
     module = Pair(together=True)
     make_trainer(callback).fit(module, make_loader())
     run, steps = open_run(tmp_path / "run"), train_by_hand()
-    # The nets are the same, and see the same.
+    # The networks are identical, and have the same inputs.
     norms = [2**0.5 * np.linalg.norm(step.gradient) for step in steps]
     np.testing.assert_allclose(run.steps.grad_norm, norms, 1e-4)
     np.testing.assert_allclose(run.steps.net_loss, [s.loss for s in steps], 1e-4)
@@ -355,7 +357,7 @@ def test_steps_of_several_optimizers_are_not_guessed(tmp_path: Path):
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     callback = TrajectoryCallback(tmp_path / "run", optimizer=0)
     with pytest.raises(
-        ValueError, match=r"2 optimizers .*`global_step` = 22 does not say"
+        ValueError, match=r"2 optimizers .*`global_step` = 22 does not determine"
     ):
         make_trainer(callback).fit(
             Pair(), make_loader(), ckpt_path=tmp_path / "plain.ckpt"

@@ -1,4 +1,4 @@
-"""Recording by a callback of transformers' trainer, against plain loops."""
+"""Recordings by the callback for transformers' trainer, compared with plain loops."""
 
 import gc
 import shutil
@@ -36,7 +36,7 @@ from trajstore.reading.run import open_run
 
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_kept_out_of_garbage_collection() -> Iterator[None]:
-    """The trainer collects garbage after every training, for 0.4 s among all modules."""
+    """Freeze modules: garbage collection after every training would take 0.4 s."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -175,7 +175,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path):
 
 
 class Logs(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
-    """Keeps the trainer's own losses, which it tells after the step."""
+    """Keep the losses that the trainer itself reports after every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -188,7 +188,7 @@ class Logs(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
 def test_losses_are_weighted_as_the_trainer_weights_them(
     tmp_path: Path, accumulate: int
 ):
-    """Batches of a language model count by their tokens."""
+    """Batches of a language model are weighted by their number of tokens."""
     data, logs = token_data(classes=False), Logs()
     make_trainer(
         tmp_path,

@@ -1,4 +1,4 @@
-"""What tests of recordings share."""
+"""Fixtures that the tests of recordings share."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
-"""A recorded training run that may be killed at any moment, and resumes where it was saved.
+"""A recorded training run that may be killed at any moment, and resumes from a checkpoint.
 
-What it acknowledges is written to a file, which outlives the process: a line ``resumed N``
-for where it began, and ``committed N`` when it may rely on N steps being kept.
+The run writes its progress to a file, which outlives the process: a line ``resumed N`` names
+the step at which it began, and ``committed N`` means that the store must keep N steps.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
     elif path.exists():
         options |= {"resume": True, "step": 0}
     log = path.with_suffix(".log").open("ab", buffering=0)
-    # The recorder is about to forget what came after the checkpoint.
+    # The recorder is about to drop the steps after the checkpoint.
     log.write(b"resumed %d\n" % start)
     with log, Recorder(path, model, optimizer, **options) as recorder:
         for step in range(start, N_STEPS):

@@ -1,4 +1,4 @@
-"""Tables of a recorded run in float64, computed from everything that happened in it."""
+"""Compute the tables of a recorded run in float64, from the trace of its steps."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def reference(run: Run, window: int) -> Array:
 
 
 def expected_references(run: Run, trace: list[Step]) -> list[Array]:
-    """Code the windows' first iterates by hand, in float32."""
+    """Compute the anchors from the windows' first iterates, in float32."""
     references: list[Array] = []
     for start in run.windows["start"].values:
         point = flat(run, trace[start].before)
@@ -44,14 +44,14 @@ def by_layer(run: Run, a: Array, b: Array) -> Array:
 
 
 def columns_of(products: list[Array], names: Sequence[str]) -> Array:
-    """Return products as columns, (layer, product); there may be none."""
+    """Return products as an array (layer, product), which may have no columns."""
     return np.array(products).reshape(len(products), len(names)).T
 
 
 def expected_tables(
     run: Run, trace: list[Step], references: list[Array]
 ) -> dict[str, tuple[Array, Array]]:
-    """Return every table in float64, with the size that its rounding is relative to."""
+    """Return every table in float64, with the magnitude that scales its rounding error."""
     columns: dict[str, list[tuple[Array, Array]]] = {}
     names = run.layout.names
     previous = np.zeros(run.layout.size)
@@ -84,7 +84,7 @@ def expected_tables(
                 norm(g) * norm(previous),
             ),
             ("grad_dot_displacement", by_layer(run, g, a), norm(g) * norm(a)),
-            # The recorder adds codes up: a basis vector is as exact as r is.
+            # The recorder sums codes, so a basis vector is as precise as r.
             (
                 "grad_dot_basis",
                 columns_of([by_layer(run, g, s) for s in basis], names),
@@ -116,11 +116,11 @@ PRODUCTS_WITH_REFERENCE = (
     *("grad_dot_basis", "displacement_dot_basis"),
     *("param_sq", "grad_dot_param"),
 )
-"""Tables that rest on products with the first vector of the basis."""
+"""Tables that are computed from products with the first vector of the basis."""
 
 
 RTOL = 3e-6
-"""float32 sums of 1024 products, relative to the product of the norms."""
+"""Error of float32 sums of 1024 products, relative to the product of the norms."""
 
 
 def assert_tables_match(run: Run, trace: list[Step]) -> None:

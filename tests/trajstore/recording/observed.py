@@ -1,4 +1,4 @@
-"""A small net, and everything that a test observes of its steps."""
+"""A small network, and a record of its steps that the tests keep themselves."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def iterate(model: nn.Module) -> Array:
 
 
 class Observed:
-    """What the test saw of every step."""
+    """Gradients and iterates of every step, kept by the test."""
 
     def __init__(self) -> None:
         self.gradients: list[Array] = []
@@ -69,7 +69,7 @@ def dense(run: Run, flat: Array) -> Array:
 
 
 def products(seen: Observed) -> Array:
-    """Return <g_k, g_(k-1)>, 0 for the first."""
+    """Return <g_k, g_(k-1)> for every step, with 0 for the first step."""
     g = np.stack(seen.gradients)
     return np.concatenate([[0.0], (g[1:] * g[:-1]).sum(1)])
 

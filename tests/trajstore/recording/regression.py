@@ -1,4 +1,4 @@
-"""A small regression, and everything that a test sees while it is recorded."""
+"""A small regression, and a trace of its steps that the tests keep themselves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ STEPS_PER_EPOCH, EPOCHS = 8, 5
 
 
 class Training(NamedTuple):
-    """A model, its optimizer, and what one forward pass yields at a step."""
+    """A model, its optimizer, and a function that returns the loss of a step."""
 
     model: nn.Module
     optimizer: Any
@@ -34,7 +34,7 @@ class Training(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the test saw in one step, float64 by parameter name."""
+    """Gradient and parameters of one step, kept by the test as float64 by parameter name."""
 
     gradient: dict[str, Array]
     before: dict[str, Array]
@@ -103,7 +103,7 @@ def count_hooks(optimizer: Any) -> int:
 
 
 def leave(recorder: Recorder) -> None:
-    """Leave a recording as a killed process does, but give up the lock."""
+    """Abandon a recording as a killed process would, but release its lock."""
     recorder._guard.is_recording = False
     recorder._is_open = False
     session = recorder._session

@@ -1,4 +1,4 @@
-"""Trains a little net in one process, or in several that share it.
+"""Train a small network in one process, or in several processes that share it.
 
 A KIND is whole, ddp, fsdp, tensor, both or pipeline; or, under fsdp with two ranks, one of
 resumed-at-STEP, refused and dying. Every rank sees the same batches, or under ddp its part
@@ -48,11 +48,11 @@ JOBS: dict[str, tuple[int, list[str]]] = {
     "four": (4, ["fsdp", "both"]),
     "dying": (2, ["dying"]),
 }
-"""Numbers of ranks, and kinds that they train one after the other."""
+"""Number of ranks of each job, and the kinds that the ranks train one after the other."""
 
 
 def net() -> nn.Sequential:
-    """Widths that ranks cannot divide evenly, and more than one block of elements."""
+    """Return a network with indivisible widths and more than one block of elements."""
     torch.manual_seed(5)
     return nn.Sequential(
         nn.Linear(FEATURES, 90),
@@ -86,7 +86,7 @@ def divided(kind: str, model: nn.Sequential) -> Any:
 
 
 def main(directory: Path, n_steps: int) -> None:
-    """Run every job in new processes, which share the modules imported here."""
+    """Run every job in forks of this process, which share its imported modules."""
     codes = {}
     for name, (n_ranks, kinds) in JOBS.items():
         (directory / name).mkdir()
@@ -101,7 +101,7 @@ def main(directory: Path, n_steps: int) -> None:
 def start(
     directory: Path, rank: int, n_ranks: int, kinds: list[str], n_steps: int
 ) -> int:
-    """Fork a rank; return its process number."""
+    """Fork the process of a rank, and return its process number."""
     if child := os.fork():
         return child
     errors = os.open(directory / f"errors-{rank}", os.O_CREAT | os.O_WRONLY)
@@ -128,7 +128,7 @@ def start(
 
 
 def train(path: Path, kind: str, n_steps: int) -> None:
-    """Train and record one kind."""
+    """Train and record the model that is divided in one way."""
     torch.set_num_threads(1)
     model = net()
     if kind == "pipeline":
@@ -154,7 +154,7 @@ def train(path: Path, kind: str, n_steps: int) -> None:
 def interrupted(
     path: Path, kind: str, model: Any, optimizer: Any, n_steps: int
 ) -> dict[str, Any]:
-    """Record some steps, fail, and return the options that resume the recording."""
+    """Record steps until a failure, and return the options that resume the recording."""
     recorder = Recorder(path, model, optimizer, **OPTIONS)
     with suppress(KeyboardInterrupt), recorder:
         for step in range(n_steps):
@@ -182,7 +182,7 @@ def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) 
 
 
 def train_pipeline(path: Path, model: nn.Sequential, n_steps: int) -> None:
-    """Show each rank some layers only; gradients are computed on the whole, everywhere."""
+    """Give each rank's recorder a few layers; every rank computes all gradients."""
     mine = ("0", "2", "4")[dist.get_rank() :: dist.get_world_size()]
     shown, others = {}, []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Jobs run in order, one at a time, and their errors come back."""
+"""Jobs run in order, one at a time, and their errors are raised in the caller."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def test_jobs_run_in_the_order_of_their_submission(background: Background):
 
 def test_jobs_run_in_one_thread_that_is_not_the_callers():
     background, gate, threads = Background(8), Gate(), list[threading.Thread]()
-    # Jobs that wait behind another would be where a second thread came in.
+    # If there were a second thread, it would run the jobs that wait.
     background.submit(gate)
     for _ in range(5):
         background.submit(lambda: threads.append(threading.current_thread()))

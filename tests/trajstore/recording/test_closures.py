@@ -38,7 +38,7 @@ def test_closure(make: Any, by_name: bool, tmp_path: Path):
                 seen.before(model)
                 return loss
 
-            # Gradients of the step before are still there.
+            # The gradients of the previous step are still set.
             by = {"closure": closure}
             found = optimizer.step(**by) if by_name else optimizer.step(closure)
             assert found.item() == pytest.approx(float(loss_of_array(seen, step)))
@@ -75,7 +75,7 @@ def test_last_evaluation_of_a_closure_is_recorded(tmp_path: Path):
             optimizer.step(closure)
     run = open_run(tmp_path / "run")
     seen.agrees(run, model)
-    # The gradient of the step before was overwritten by the first evaluation.
+    # The first evaluation overwrote the gradient of the previous step.
     assert np.isnan(adjacent(run)).all()
 
 
@@ -89,7 +89,9 @@ def test_closure_that_is_not_evaluated(tmp_path: Path):
     with Recorder(tmp_path / "run", model, optimizer):
         loss_of(model, 0).backward()
         optimizer.step()
-        with pytest.raises(RuntimeError, match="Step 1 was taken without a gradient"):
+        with pytest.raises(
+            RuntimeError, match="saw no gradient before step 1 was taken"
+        ):
             optimizer.step(lambda: torch.zeros(()))
         optimizer.step()
     assert open_run(tmp_path / "run").n_steps == 2

@@ -1,4 +1,4 @@
-"""Kill recordings at random moments: acknowledged steps are kept, and right."""
+"""Kill recordings at random moments: committed steps are kept and correct."""
 
 import os
 import random
@@ -32,14 +32,14 @@ def program(path: Path, **options: Any) -> str:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path; from crash_training import train\n"
         f"train(Path({str(path)!r}), **{options!r})\n"
-        # To end an interpreter in order takes longer than the training.
+        # A regular exit of the interpreter takes longer than the training.
         "import os; os._exit(0)\n"
     )
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, if there are such: disks are slow to replace files."""
+    """A directory in memory if possible, because disks replace files slowly."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         yield tmp_path
@@ -52,14 +52,14 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 def uninterrupted(
     warm_process: WarmProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Array]:
-    """Contents of a run that nobody killed."""
+    """Contents of a run that was not killed."""
     path = tmp_path_factory.mktemp("whole") / "run.zarr"
     assert warm_process.run(program(path)).code == 0
     return contents(path)
 
 
 def contents(path: Path) -> dict[str, Array]:
-    """Read what a recording consists of, but the times of day."""
+    """Read everything that a recording stores, except times of day."""
     run = open_run(path)
     arrays = {
         name: np.asarray(run.stored.array(name)[...])
@@ -77,7 +77,7 @@ def contents(path: Path) -> dict[str, Array]:
 
 
 def acknowledged(path: Path) -> int:
-    """Return how many steps the store must hold according to the log."""
+    """Return the number of steps that the store must hold according to the log."""
     log = path.with_suffix(".log")
     kept = 0
     for line in log.read_text().splitlines() if log.exists() else ():
@@ -87,7 +87,7 @@ def acknowledged(path: Path) -> int:
 
 
 def check(path: Path, expected: dict[str, Array]) -> None:
-    """Compare a store that may have been killed with one that was not."""
+    """Compare the store of a run that may have been killed with a run that was not."""
     kept = acknowledged(path)
     if not (path / "zarr.json").exists():
         assert kept == 0
@@ -109,7 +109,7 @@ def kill_again_and_again(
     *,
     journal: bool,
 ) -> None:
-    """Kill `n_kills` training runs, each after some random time."""
+    """Kill `n_kills` training runs, each after a random time."""
     start = time.monotonic()
     whole = program(directory / "whole.zarr", journal=journal)
     assert warm_process.run(whole).code == 0

@@ -1,4 +1,4 @@
-"""Recording on CUDA devices; what can be tried without one is."""
+"""Recording on CUDA devices; the tests need no device if possible."""
 
 import threading
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ on_gpu = [
 
 
 class Training:
-    """A small net that learns from data of its device."""
+    """A small network that learns from data on its device."""
 
     def __init__(self, device: str) -> None:
         torch.manual_seed(0)
@@ -51,7 +51,7 @@ class Training:
 
 
 class WatchedCopies(HostCopies):
-    """Notes which thread does what, and that results are fetched behind a mark."""
+    """Host copies that note each call's thread, and check that a fetch follows a mark."""
 
     def __init__(self, device: Any) -> None:
         super().__init__(device)
@@ -118,7 +118,9 @@ def test_a_captured_call_is_refused(
         training.backward()
         with monkeypatch.context() as patch:
             patch.setattr(hooks, "is_capturing", lambda _device: True)
-            with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+            with pytest.raises(
+                RuntimeError, match="while a CUDA graph was being captured"
+            ):
                 calls[call]()
         training.optimizer.step()
     assert open_run(tmp_path / "run").n_steps == 1
@@ -157,13 +159,13 @@ def test_plain_torch_measures_where_triton_is_missing_unwanted_or_fails(
     assert choose_backend(device, is_whole=True) is EagerBackend
 
     monkeypatch.setattr(choose, "_is_too_old", lambda _device: False)
-    # Without triton, or without a device, a trial fails.
+    # The trial of Triton fails if Triton or a device is missing.
     if not torch.cuda.is_available():
         with pytest.warns(UserWarning, match=r"Triton fails on cuda.*plain torch"):
             assert choose_backend(device, is_whole=True) is EagerBackend
 
 
-# --- where there is a device ---------------------------------------------------------
+# --- tests that need a device --------------------------------------------------------
 
 
 def columns_of(path: Path) -> dict[str, Any]:
@@ -295,7 +297,7 @@ class TestOnDevice:
         with training.record(tmp_path / "run", flush_rows=2) as made:
             with torch.cuda.stream(stream):
                 for _ in range(8):
-                    # What follows has to wait for this.
+                    # The steps below must wait for this work.
                     torch.cuda._sleep(10_000_000)
                     loss = training.backward()
                     made.log(loss=loss)
@@ -317,7 +319,9 @@ class TestOnDevice:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with (
-                pytest.raises(RuntimeError, match="while a CUDA graph is captured"),
+                pytest.raises(
+                    RuntimeError, match="while a CUDA graph was being captured"
+                ),
                 torch.cuda.graph(graph),
             ):
                 training.optimizer.step()
@@ -348,7 +352,7 @@ class TestOnDevice:
         assert np.all(np.diff(run.steps.loss) < 0)
 
     def test_tables_of_large_vectors_are_exact(self, tmp_path: Path):
-        """More elements than fit one wave of programs, in tensors of many sizes."""
+        """Tensors of many sizes have more elements than one wave of programs can process."""
         torch.manual_seed(0)
         sizes = [3, 1024, 70_000, 5_000_000, 17, 1_000_001]
         tensors = {

@@ -1,4 +1,4 @@
-"""However a recording ends or fails, its rows are kept."""
+"""A recording keeps its rows when it ends or fails, for any reason."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def wait():
 
 
 def text(path: Path, program: str) -> str:
-    """Return a whole program that records to a path."""
+    """Return the text of a program that records to a path."""
     return TRAINING.format(options=OPTIONS) + f"path = {str(path)!r}\n" + program
 
 
@@ -88,7 +88,7 @@ def test_a_signal_closes_the_recording(
 def test_an_interruption_of_a_flush_writes_no_row_twice(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ctrl-C may come just before or after rows are handed to the writer's thread."""
+    """Ctrl-C may come just before or after rows are handed to the writer thread."""
     submit, calls = Background.submit, []
 
     def interrupted(self: Background, job: Callable[[], None]) -> Any:
@@ -130,7 +130,7 @@ with Recorder(path, model, optimizer, **options):
 
 
 def test_the_default_of_sigterm_is_put_back(tmp_path: Path):
-    # Recorders that other tests left open have changed it already.
+    # Recorders that other tests left open may have changed the handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -178,7 +178,7 @@ def test_the_holder_of_a_store_is_named(warm_process: WarmProcess, tmp_path: Pat
         )
     os.kill(process, signal.SIGKILL)
     warm_process.finish()
-    # The system has released the lock with the process.
+    # The system released the lock when the process ended.
     Recorder(
         tmp_path / "run.zarr", model, optimizer, resume=True, step=0, **OPTIONS
     ).close()
@@ -222,7 +222,7 @@ def test_workers_of_a_loader_do_not_touch_the_store(training: Training, tmp_path
 
 
 def in_a_fork(call: Callable[[], object]) -> str:
-    """Return what a forked process says of a call: its result or its error."""
+    """Return the result or the error of a call in a forked process, as text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -254,7 +254,7 @@ def test_a_forked_process_cannot_write(training: Training, tmp_path: Path):
             lambda: recorder.snapshot("a"),
         ):
             assert f"belongs to process {os.getpid()}" in in_a_fork(call)
-        # It may train, and end, as if there was no recorder.
+        # The fork can train and end as if there were no recorder.
         assert in_a_fork(training.step) == "None"
         assert in_a_fork(recorder.close) == "None"
         assert in_a_fork(lambda: recorder.__exit__(None, None, None)) == "None"
@@ -281,7 +281,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory in which nothing fits any more after 1 MB of chunks."""
+    """A directory that is full after 1 MB of chunks."""
     from zarr.storage import LocalStore
 
     put, written = LocalStore.set, [0]
@@ -301,7 +301,7 @@ LARGE: dict[str, Any] = {"sketch_bits": 65536, "flush_rows": 8}
 
 
 def train(training: Training, n_steps: int) -> None:
-    """Train slowly enough for the disk to fill meanwhile."""
+    """Train slowly, to let the disk fill during training."""
     for _ in range(n_steps):
         training.step()
         time.sleep(0.002)
@@ -334,7 +334,7 @@ def test_training_continues_after_a_warning(
     with training.record(path, on_error="warn", **LARGE) as recorder:
         with pytest.warns(UserWarning, match=r"ended before.*No space left"):
             train(training, 300)
-        # From now on no call of a training loop raises an error.
+        # After the warning, no call in a training loop raises an error.
         recorder.log(loss=1.0)
         recorder.flush()
         recorder.snapshot("late")
@@ -385,7 +385,7 @@ def test_a_store_deleted_during_recording_is_not_recreated(
 def test_synced_commits_reach_the_disk_before_their_root(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Every file is synced after it was written, and so are its directories."""
+    """Every file is synced after it is written, as are its directories."""
     synced: list[str] = []
     sync = os.fsync
 
@@ -406,5 +406,5 @@ def test_synced_commits_reach_the_disk_before_their_root(
 
 
 def test_a_journal_needs_a_directory(training: Training):
-    with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is not"):
+    with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is remote"):
         Recorder("s3://runs/run.zarr", training.model, training.optimizer, journal=True)

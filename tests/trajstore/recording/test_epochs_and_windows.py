@@ -59,7 +59,9 @@ def test_epochs_begin_by_count_or_by_hand(tmp_path: Path):
             steps_per_epoch=5,
             **SMALL,
         ) as recorder,
-        pytest.raises(ValueError, match="`steps_per_epoch` = 5 begins the epochs"),
+        pytest.raises(
+            ValueError, match="`steps_per_epoch` = 5 already determines the epochs"
+        ),
     ):
         recorder.start_epoch()
 

@@ -1,4 +1,4 @@
-"""When rows become visible to readers."""
+"""Rows become visible to readers when they are flushed."""
 
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_rows_are_visible_after_a_flush(tmp_path: Path):
 
 
 def wait_for_steps(path: Path, n: int) -> int:
-    """Return the number of visible rows as soon as there are n, or after a while."""
+    """Return the number of visible rows when n rows are visible, or after a timeout."""
     for _ in range(200):
         if open_run(path).n_steps >= n:
             break

@@ -1,4 +1,4 @@
-"""Gradients of several optimizers that change after they were recorded are warned of."""
+"""The recorder warns of gradients that change after they were recorded."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ def halves(model: Any, fused: tuple[bool, bool] = (False, False)) -> list[Any]:
 
 
 def expect_warning() -> AbstractContextManager[Any]:
-    return pytest.warns(UserWarning, match="are not those that were recorded")
+    return pytest.warns(UserWarning, match="have changed since they were recorded")
 
 
 FUSED = {

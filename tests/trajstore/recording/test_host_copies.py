@@ -1,4 +1,4 @@
-"""Results on their way from a device to the host."""
+"""Copies of results from a device to the host."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_small_tensors_are_waited_for_together():
 
 
 def test_nothing_is_read_before_it_has_arrived():
-    """Copies that happen only when they are waited for, as late as a device may be."""
+    """Copies that happen only in the wait for them, as late as on a slow device."""
 
     copies: list[Any] = []
     copy = torch.Tensor.copy_
@@ -101,7 +101,7 @@ def test_scalars_of_all_rows_are_fetched_at_once():
 
     _, scalars = RowBuffer(measured=measured, entries=entries).arrays(spec, fetch)
 
-    # One call; of two windows one tensor each, and one for each type that was logged.
+    # One call fetches a tensor for each of two windows, and one for each logged type.
     assert len(calls) == 1
     assert calls[0][len(measured) :] == [(1,), (1,), (2,), (2,), (1,), (1,)]
     found = [{k: v for k, v in row.items() if "norm" not in k} for row in scalars]

@@ -1,4 +1,4 @@
-"""Scalars that are logged, and learning rates."""
+"""Logged scalars and learning rates."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_scalars_belong_to_the_next_step_and_the_last_wins(tmp_path: Path):
     nan = np.nan
     np.testing.assert_array_equal(steps.early, [1, nan, 1])
     np.testing.assert_array_equal(steps.twice, [2, nan, nan])
-    # What belongs to a step is not overwritten by what came for another.
+    # Scalars of one step are not overwritten by scalars of another step.
     np.testing.assert_array_equal(steps.late, [nan, nan, 0.5])
     np.testing.assert_array_equal(steps.after, [nan, nan, 8])
 
@@ -131,13 +131,13 @@ TAKEN += ["wall_time", "grad_norm", "update_norm", "param_norm"]
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_names_of_the_recorder_are_taken(name: str, recorder: Recorder):
-    with pytest.raises(ValueError, match=rf"'{name}' is taken"):
+    with pytest.raises(ValueError, match=rf"'{name}' is reserved"):
         recorder.log(**{name: 1.0})
 
 
 @pytest.mark.parametrize("name", ["grad_sq", "basis"])
 def test_names_of_tables_are_taken(name: str, recorder: Recorder):
-    with pytest.raises(ValueError, match=rf"'{name}' is taken"):
+    with pytest.raises(ValueError, match=rf"'{name}' is reserved"):
         recorder.log(**{name: 1.0})
 
 
@@ -149,7 +149,7 @@ def test_several_numbers_are_not_a_scalar(recorder: Recorder):
 @pytest.mark.parametrize("value", ["0.5", None, [1.0]], ids=repr)
 def test_scalars_must_be_numbers(value: Any, recorder: Recorder):
     with pytest.raises(
-        TypeError, match="'loss' must be a real number or a tensor of one, got"
+        TypeError, match="'loss' must be a real number or a tensor that holds one, got"
     ):
         recorder.log(loss=value)
 

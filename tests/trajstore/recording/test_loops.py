@@ -1,4 +1,4 @@
-"""Kinds of training loops, each against gradients and parameters that the test keeps."""
+"""Various training loops, compared with gradients and parameters that the tests keep."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,7 +96,7 @@ FUSED: list[Callable[[Iterator[Any]], Any]] = [
 @pytest.mark.parametrize("make", FUSED, ids=["sgd", "fused-sgd", "fused-adamw"])
 @pytest.mark.parametrize("unscaled", [False, True], ids=["scaled", "unscaled"])
 def test_grad_scaler(make: Any, unscaled: bool, tmp_path: Path):
-    """True gradients, and no rows for steps that are skipped."""
+    """Gradients are recorded unscaled, and skipped steps have no rows."""
     model, seen = net(), Observed()
     optimizer = make(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
@@ -126,7 +126,9 @@ def test_float32_copies_of_low_precision_parameters(tmp_path: Path):
         for name, p in model.named_parameters()
     }
     optimizer = optim.SGD(copies.values(), lr=1e-3)
-    with pytest.raises(ValueError, match=r"holds copies.*a mapping from name to copy"):
+    with pytest.raises(
+        ValueError, match=r"holds copies.*a mapping from names to copies"
+    ):
         Recorder(tmp_path / "none", model, optimizer)
     gradients, iterates = [], []
     with Recorder(tmp_path / "run", copies, optimizer, exact=True):
@@ -223,7 +225,7 @@ def test_compiled_models_have_the_names_of_their_modules(tmp_path: Path):
 
 
 def test_only_trained_parameters_are_recorded(tmp_path: Path):
-    """As with adapters (LoRA): frozen weights take no place."""
+    """As with adapters (LoRA), frozen weights are not recorded."""
     model = net()
     model[0].requires_grad_(False)  # type: ignore[index]
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -292,7 +294,7 @@ def test_the_loss_of_a_skipped_step_is_not_given_to_the_last_step(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_step_leaves_the_recorder_as_it_is(tmp_path: Path):
-    """Compiling its hooks would warn of what cannot be compiled."""
+    """If the hooks were compiled, torch would warn of code that cannot be compiled."""
     model, seen = net(), Observed()
     optimizer = optim.SGD(model.parameters(), lr=0.05)
     step_compiled: Any = torch.compile(optimizer.step, backend="eager")
@@ -306,7 +308,7 @@ def test_a_compiled_step_leaves_the_recorder_as_it_is(tmp_path: Path):
 
 
 def test_an_optimizer_whose_step_is_not_called(tmp_path: Path):
-    """As those around which another is put that steps in two parts."""
+    """Such an optimizer may be wrapped by another optimizer that steps in two parts."""
 
     class Outer(optim.Optimizer):
         def __init__(self, inner: optim.Optimizer) -> None:
@@ -323,7 +325,7 @@ def test_an_optimizer_whose_step_is_not_called(tmp_path: Path):
     with Recorder(tmp_path / "inner", model, outer.inner, exact=True):
         seen.before(model)
         outer.second_step()
-    with pytest.warns(UserWarning, match="no optimizer step was seen") as w:
+    with pytest.warns(UserWarning, match="saw no optimizer step") as w:
         recorder.close()
     assert w[0].filename == __file__
     assert open_run(tmp_path / "outer").n_steps == 0

@@ -1,4 +1,4 @@
-"""Gradients recorded in addition to the steps: stored rows, and how they are read."""
+"""Rows of gradients that are recorded in addition to the steps, stored and read."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ N_STEPS = 12
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Measure by compiled loops, or as on an accelerator."""
+    """Measure with compiled loops, or with plain torch as on an accelerator."""
     if request.param == "accelerator":
         monkeypatch.setenv(CHOICE, "eager")
     name: str = request.param
@@ -36,7 +36,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 class Training:
-    """A regression that keeps what a recorder is shown."""
+    """A regression that keeps the gradients and parameters that a recorder sees."""
 
     def __init__(self) -> None:
         torch.manual_seed(1)
@@ -84,7 +84,7 @@ def record(path: Path, **options: Any) -> Training:
 
 
 def pad(run: Any, flat: Any) -> Any:
-    """Lay a vector out as the store does."""
+    """Lay out a vector as in the store."""
     sizes = [int(np.prod(shape)) for shape in run.spec.shapes]
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     shaped = [part.reshape(s) for part, s in zip(parts, run.spec.shapes, strict=True)]
@@ -117,7 +117,7 @@ def test_rows_hold_the_measured_gradients(tmp_path: Path, device: str):
 
 
 def test_steps_are_recorded_as_without_measurements(tmp_path: Path, device: str):
-    """Measurements between steps change neither training nor its rows."""
+    """Measurements between steps change neither training nor the rows of steps."""
     training = record(tmp_path / "measured", updates=True)
     plain = Training()
     with Recorder(tmp_path / "plain", plain.model, plain.optimizer, **SMALL) as rec:
@@ -152,7 +152,7 @@ def test_updates_are_what_steps_change(tmp_path: Path, device: str, basis: int):
     whole = slice(0, run.layout.size)
     for k in range(N_STEPS):
         expected = training.iterates[k + 1] - training.iterates[k]
-        # Iterates are float32 numbers of order 1.
+        # Iterates are float32 numbers of magnitude 1.
         stored = update.stored.array("gradient")[k]
         np.testing.assert_allclose(stored, pad(run, expected), atol=3e-7)
         x = run.stored.anchors.decode(
@@ -176,7 +176,7 @@ def test_updates_are_what_steps_change(tmp_path: Path, device: str, basis: int):
 
 
 def test_sketches_are_fresh_in_every_row(tmp_path: Path, device: str):
-    """The same vector, at the same place, is sketched with other signs each time."""
+    """The same vector at the same iterate is sketched with different signs each time."""
     training = Training()
     with Recorder(
         tmp_path / "run", training.model, training.optimizer, **SMALL
@@ -204,7 +204,7 @@ def test_sketches_are_fresh_in_every_row(tmp_path: Path, device: str):
         gradient = pad(run, training.flat("gradient")).astype("f4")
         folded = run.stored.sketch.fold(gradient, decoded.row_signs[0])
         folded = folded[: decoded.buckets.shape[1]]
-        # One bit of 256 keeps the direction, to a cosine of sqrt(2 / pi).
+        # 256 one-bit signs keep the direction, with an expected cosine of sqrt(2 / pi).
         cosine = (decoded.buckets[0] @ folded) / np.linalg.norm(folded)
         assert cosine / np.linalg.norm(decoded.buckets) > 0.6
 
@@ -226,7 +226,7 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(tmp_path: Path, device:
 
 
 def record_in_two_parts(path: Path, checkpoint: int) -> None:
-    """Resume at a checkpoint, after steps that are lost."""
+    """Resume a recording at a checkpoint, after which recorded steps are lost."""
     options = SMALL | {"updates": True}
     training = Training()
     first = Recorder(path, training.model, training.optimizer, **options)
@@ -257,7 +257,7 @@ def test_without_a_state_rows_from_the_step_on_are_forgotten(tmp_path: Path):
     record(tmp_path / "run")
     training = Training()
     options = SMALL | {"resume": True, "step": 6}
-    with pytest.warns(UserWarning, match="not those that step 5 led to"):
+    with pytest.warns(UserWarning, match="not the result of step 5"):
         recorder = Recorder(
             tmp_path / "run", training.model, training.optimizer, **options
         )
@@ -300,7 +300,7 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, name: str):
     ) as recorder:
         with pytest.raises(ValueError, match="cannot be called"):
             recorder.measure(name)
-        with pytest.raises(ValueError, match="'grad_norm' is taken"):
+        with pytest.raises(ValueError, match="'grad_norm' is reserved"):
             recorder.measure("x", grad_norm=1.0)
         training.run(recorder, range(2))
     assert open_run(tmp_path / "run").n_steps == 2
@@ -313,7 +313,7 @@ def test_an_unknown_measurement_is_named(tmp_path: Path):
 
 
 def test_rows_are_flushed_with_a_journal(tmp_path: Path):
-    """A journal keeps steps only, so that measurements are committed at once."""
+    """Measurements are committed immediately, because a journal keeps only steps."""
     training = Training()
     with Recorder(
         tmp_path / "run", training.model, training.optimizer, **SMALL, journal=True
@@ -363,7 +363,7 @@ def test_a_lost_window_number_is_reported(tmp_path: Path):
         pytest.raises(SchemaError, match="unknown which rows"),
     ):
         analyzers.path_geometry(run.measured("fixed"))
-    # Other rows are as good as before.
+    # The rows of other measurements are not affected.
     assert np.isfinite(analyzers.path_geometry(run.measured("full")).gamma).all()
 
 

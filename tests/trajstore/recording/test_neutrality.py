@@ -116,7 +116,7 @@ def test_autocast_around_the_step_does_not_coarsen_the_record(tmp_path: Path):
             training.optimizer.step()
 
     squares = [np.square(g).sum() for g in expected]
-    # bfloat16 products would be off by 1e-3.
+    # With bfloat16 products the error would be 1e-3.
     np.testing.assert_allclose(open_run(path).steps.grad_sq[0], squares, rtol=1e-6)
 
 
@@ -149,7 +149,7 @@ def test_a_choice_of_precision_for_all_stays_one_for_all():
 
 
 class NoSync(TorchDispatchMode):
-    """Fails where an operator brings a value to the host."""
+    """Raise an error if an operator copies a value to the host."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -210,7 +210,7 @@ from trajstore.recording.recorder import Recorder
 
 
 def peak():
-    # ru_maxrss would begin with what the process that started this one had.
+    # ru_maxrss would begin with the memory of the parent process.
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
@@ -243,7 +243,7 @@ print(*(n / 4 / size for n in train(sys.argv[1] + "/run", size)))
 
 @pytest.fixture(scope="module")
 def vectors_used(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
-    """Peak of memory in float32 vectors: at the last step, and at the end."""
+    """Peak memory at the last step and at the end, in float32 vectors."""
     if sys.platform != "linux":
         pytest.skip("peaks of memory are read where Linux tells them")
     run = subprocess.run(
@@ -258,7 +258,7 @@ def vectors_used(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float
 
 @pytest.mark.slow
 def test_memory_stays_below_six_vectors(vectors_used: tuple[float, float]):
-    # Three are kept; codes of references on their way to the disk come and go.
+    # Three vectors are kept; codes of anchors take memory only until they are written.
     looped, ended = vectors_used
     assert 3 < looped < 6
     assert ended < 6

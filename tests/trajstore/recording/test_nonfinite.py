@@ -35,7 +35,7 @@ from trajstore.recording.recorder import Recorder
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
 def test_a_gradient_that_is_not_finite_stays_in_its_row(bad: float, tmp_path: Path):
-    """The parameters stay finite here, as where a step is clipped or skipped."""
+    """The parameters stay finite, as they do if a step is clipped or skipped."""
     m = Module(a=vector(1500), b=vector(6))
     training = Training(m, sgd(m, lr=0.01), lambda _: pull(m.a, m.b))
     options = {"reference_every": 3, "flush_rows": 4, **SMALL}
@@ -113,7 +113,7 @@ def test_an_infinite_gradient_causes_no_warning(tmp_path: Path):
         optimizer.step()
         with torch.no_grad():
             x.fill_(-0.5)
-        # Its products with the reference and with the displacement differ in sign.
+        # The products of this gradient with the anchor and the displacement differ in sign.
         x.grad = torch.tensor([torch.inf])
         optimizer.step()
         x.grad = None
@@ -150,7 +150,7 @@ def test_weights_after_a_gradient_that_is_not_finite(bad: float, tmp_path: Path)
 
 
 def test_skipped_steps_have_no_rows(tmp_path: Path):
-    """A gradient scaler does not call the optimizer where it finds infinities."""
+    """A gradient scaler does not call the optimizer if gradients are infinite."""
     training = regression()
     path = tmp_path / "run"
     with Recorder(path, training.model, training.optimizer, **SMALL) as recorder:

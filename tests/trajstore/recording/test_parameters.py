@@ -1,4 +1,4 @@
-"""Which parameters are recorded, and which are refused."""
+"""Parameters that are recorded, and parameters that are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,9 @@ def test_objects_other_than_models_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["lazy", "meta"])
 def test_parameters_without_elements_yet(kind: str, tmp_path: Path):
     model = nn.LazyLinear(2) if kind == "lazy" else nn.Linear(2, 2, device="meta")
-    with pytest.raises(ValueError, match=r"2 parameters, 'weight' .*no elements yet"):
+    with pytest.raises(
+        ValueError, match=r"2 parameters, including 'weight', .*no elements yet"
+    ):
         Recorder(tmp_path / "run", model, torch.optim.SGD(model.parameters()))
 
 
@@ -116,7 +118,7 @@ def test_parameters_whose_elements_lie_elsewhere(tmp_path: Path):
     part = vector(4)
     model = Module(sharded=nn.Parameter(TwoTensor(part.detach(), part.detach())))
     with pytest.raises(
-        NotImplementedError, match=r"'sharded'.* are of the kind TwoTensor"
+        NotImplementedError, match=r"'sharded'.* are of the type TwoTensor"
     ):
         Recorder(tmp_path / "run", model, sgd(model))
 

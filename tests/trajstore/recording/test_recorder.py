@@ -1,4 +1,4 @@
-"""The recorder: its signature, snapshots, and its end."""
+"""The signature, the snapshots and the end of a recorder."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -186,7 +186,7 @@ def test_an_exception_before_a_step_leaves_the_last_row_alone(tmp_path: Path):
     assert open_run(tmp_path / "run").steps.loss.values.tolist() == [1.0]
 
 
-# --- the public face ----------------------------------------------------------------
+# --- the public API -----------------------------------------------------------------
 
 
 def test_help_shows_every_parameter_with_its_type():

@@ -1,4 +1,4 @@
-"""Recordings in object storage: written, read meanwhile, resumed, locked, analysed."""
+"""Recordings in object storage are written, read, resumed, locked and analysed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Training:
-    """A small training whose every state is in its checkpoint."""
+    """A small training run whose complete state is in its checkpoint."""
 
     def __init__(self) -> None:
         torch.manual_seed(2)
@@ -62,7 +62,7 @@ def training() -> Training:
 
 @pytest.fixture(params=["s3", "memory"])
 def remote(request: pytest.FixtureRequest) -> str:
-    """URL of a store, not there yet, that obstore reaches or else fsspec."""
+    """URL of a store that does not exist yet, reached by obstore or by fsspec."""
     name = request.node.name.replace("[", "-").rstrip("]")
     if request.param == "memory":
         pytest.importorskip("fsspec")
@@ -161,7 +161,7 @@ def test_only_one_of_two_rivals_takes_over_an_expired_lease(
     remote: str, training: Training, monkeypatch: pytest.MonkeyPatch
 ):
     class Later(datetime):
-        """So much later that the lease has run out."""
+        """Return a time at which the lease has run out."""
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
@@ -172,7 +172,7 @@ def test_only_one_of_two_rivals_takes_over_an_expired_lease(
     with monkeypatch.context() as patch:
         patch.setattr(lock, "datetime", Later)
         rival = Training().record(remote, resume=True, step=0)
-    # The one that was silent for so long finds out, and writes nothing any more.
+    # The writer whose lease ran out notices this, and writes nothing more.
     with pytest.raises(RuntimeError, match=r"deleted, or taken over by another writer"):
         silent.flush()
     before = (open_run(remote).n_steps, open_run(remote).status)

@@ -1,4 +1,4 @@
-"""An interrupted and resumed recording against one that was not interrupted."""
+"""Resumed recordings, compared with recordings that were not interrupted."""
 
 import shutil
 import warnings
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
 
 
 class Training:
-    """A small training whose every state is in its checkpoint."""
+    """A small training run whose complete state is in its checkpoint."""
 
     def __init__(self, *, width: int = 30, groups: int = 1) -> None:
         torch.manual_seed(2)
@@ -74,7 +74,7 @@ def record(
     each: Callable[[int, Recorder], None] = lambda *_: None,
     **options: Any,
 ) -> None:
-    """Record some steps, and save a checkpoint at the end if asked to."""
+    """Record several steps, and save a checkpoint at the end if `save` is given."""
     training = Training()
     options = SMALL | {"steps_per_epoch": SPE} | options
     resume = options.get("resume")
@@ -88,14 +88,14 @@ def record(
         recorder.close()
         return
     torch.save(training.checkpoint(recorder), save)
-    # What comes after the checkpoint is lost to it.
+    # The checkpoint does not contain the steps after it.
     training.run(recorder, range(steps.stop, steps.stop + 5), each)
     recorder.flush()
     leave(recorder)
 
 
 def contents(run: Run) -> dict[str, Any]:
-    """Read every array of a store; times of day aside."""
+    """Read every array of a store, except times of day."""
     members = zarr.open_group(run.location, mode="r", use_consolidated=True).members(
         None
     )
@@ -182,7 +182,7 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(
 
 
 def test_a_gradient_without_a_step_does_not_count_as_the_previous_one(tmp_path: Path):
-    """As in loops that skip a step if its loss is not finite."""
+    """A loop may skip a step if its loss is not finite."""
 
     def run(recorder: Recorder, steps: range) -> None:
         for step in steps:
@@ -260,7 +260,7 @@ def test_steps_that_were_lost_are_nan_and_counted(tmp_path: Path):
     np.testing.assert_array_equal(run.steps["epoch"], np.arange(60) // SPE)
     np.testing.assert_array_equal(run.steps["iteration"], np.arange(60) % SPE)
     exact = analyzers.path_geometry(open_run(tmp_path / "whole.zarr")).compute()
-    # Beyond the gap other references were taken, with errors of their own.
+    # After the gap, anchors are different, and so are their errors.
     error = (geometry.gamma - exact.gamma)[~missing]
     assert abs(error / np.hypot(geometry.gamma_stderr, exact.gamma_stderr)).max() < 5
     assert run.windows.start.values.tolist()[-5:] == [36, 40, 42, 48, 54]
@@ -276,7 +276,7 @@ def test_a_recording_may_begin_late(tmp_path: Path):
 
 
 def test_a_complete_recording_continues(tmp_path: Path):
-    """More epochs than were planned: also the schedule's end may move."""
+    """If a run gets more epochs than planned, the end of the schedule may move."""
     path, saved = tmp_path / "run.zarr", tmp_path / "saved.pt"
     record(path, range(24), save=saved, total_steps=24)
     record(path, range(24, 48), resume=saved, total_steps=48)
@@ -385,7 +385,7 @@ def test_parameters_of_another_step_are_warned_of(tmp_path: Path):
     path, saved = tmp_path / "run.zarr", tmp_path / "saved.pt"
     record(path, range(40), save=saved)
     state = torch.load(saved, weights_only=True)
-    with pytest.warns(UserWarning, match="not those that step 39 led to.*checkpoint"):
+    with pytest.warns(UserWarning, match="not the result of step 39.*checkpoint"):
         attempt(path, Training(), resume=state["recorder"])
     right = Training()
     right.restore(state)

@@ -45,7 +45,7 @@ def test_several_optimizers_make_one_row(tmp_path: Path):
 
 
 def test_a_step_without_one_of_several_optimizers(tmp_path: Path):
-    """As a GradScaler does where the gradients of one are not finite."""
+    """A GradScaler skips an optimizer whose gradients are not finite."""
     model, seen = net(), Observed()
     optimizers = [
         optim.SGD(model[0].parameters(), lr=0.05),  # type: ignore[index]

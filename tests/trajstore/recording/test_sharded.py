@@ -1,4 +1,4 @@
-"""Models that ranks hold together, against the same training in one process."""
+"""Models that ranks share, compared with the same training in one process."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ N_STEPS = 20
 def trained(
     warm_process: WarmProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Directory of everything that `sharded_training` does, with the ranks' exit codes."""
+    """Directory of the stores of `sharded_training` and the exit codes of its ranks."""
     directory = tmp_path_factory.mktemp("sharded")
     finished = warm_process.run(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -83,7 +83,7 @@ def test_tables_and_scalars_are_the_same(division: tuple[str, int], stores: Stor
     whole, run = pair(stores, division)
     left_out = ["wall_time", "window"]
     if division[0] == "ddp":
-        # Of its part of the batch only.
+        # Under DistributedDataParallel, this is the loss of one part of the batch.
         left_out.append("loss")
     expected = whole.steps.drop_vars(left_out).load()
     found = run.steps.sel(layer=expected.layer).drop_vars(left_out).load()
@@ -105,7 +105,7 @@ def test_gamma_is_the_same(division: tuple[str, int], of: str, stores: Stores):
 
 
 def test_gamma_of_a_pipeline_is_within_its_error(stores: Stores):
-    """Its tensors are in another order, and so meet other signs."""
+    """The tensors have another order in a pipeline, and therefore other random signs."""
     whole, run = (
         analyzers.path_geometry(r).compute() for r in pair(stores, ("pipeline", 2))
     )
@@ -160,4 +160,6 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, trained: Path):
 
 def test_options_that_divided_models_lack(stores: Stores, trained: Path):
     message = (trained / "two" / "refused.txt").read_text()
-    assert "not recorded with exact=True and offload=True; leave that out" in message
+    assert (
+        "recorded with exact=True or offload=True; leave out these options" in message
+    )

@@ -1,4 +1,4 @@
-"""How often one recorded step changes from file to file."""
+"""The number of changes between source files while a step is recorded."""
 
 import sys
 from itertools import pairwise
@@ -15,13 +15,13 @@ from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.recording.recorder import Recorder
 
 MAX_CHANGES = 20
-"""It was 37 when the recorder was one class, and 57 calls."""
+"""When the recorder was one class, there were 37 changes in 57 calls."""
 
 FOLDER = str(Path(trajstore.__file__).parent)
 
 
 def files_of_calls(function: Any) -> list[str]:
-    """Call a function; return the file of every call of trajstore's in this thread."""
+    """Call a function; return the source file of every trajstore function called."""
     files = []
 
     def keep(frame: FrameType, event: str, _argument: object) -> None:

@@ -1,4 +1,4 @@
-"""Stored tables, sketches and anchors against float64 arithmetic."""
+"""Stored tables, sketches and anchors, compared with float64 arithmetic."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ from tests.trajstore.recording.unusual_models import KINDS
 from trajstore.tracking.backends.choose import CHOICE
 
 BACKENDS = {"compiled": "", "torch": "eager"}
-"""Values of the environment variable that chooses a backend."""
+"""Values of the environment variable that selects a backend."""
 
 
 @pytest.fixture(scope="module", params=list(BACKENDS.values()), ids=list(BACKENDS))
@@ -51,7 +51,7 @@ def traced(
     tmp_path_factory: pytest.TempPathFactory,
     backend: None,
 ) -> tuple[Run, list[Step]]:
-    """A run of many windows, with everything that happened in it."""
+    """A run of many windows, with the trace of its steps."""
     path = tmp_path_factory.mktemp("traced") / "run.zarr"
     return record(
         path,
@@ -88,7 +88,7 @@ def test_norms_are_those_of_all_tensors_together(traced: tuple[Run, list[Step]])
         np.testing.assert_allclose(steps.param_norm, expected, rtol=1e-6)
     else:
         assert "param_norm" not in run.metrics
-    # The update is a difference of float32 differences to the reference.
+    # The update is a difference of float32 displacements.
     np.testing.assert_allclose(steps.update_norm, updates, rtol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_arrival_is_the_last_iterate_in_the_old_basis(traced: tuple[Run, list[St
         size = np.sqrt(by_layer(run, a, a)) * np.sqrt(
             by_layer(run, references[old], references[old])
         )
-        # As in the tables: a basis vector is as exact as its reference is.
+        # As in the tables, a basis vector is as precise as its anchor.
         assert (np.abs(arrival[window] - expected) <= RTOL * size[:, None]).all()
 
 
@@ -139,7 +139,7 @@ def test_weights_follow_from_the_window_before(traced: tuple[Run, list[Step]]):
         u, q = np.sqrt(by_layer(run, move, move) / sizes), np.sqrt(energy / sizes)
         U, Q = (np.sqrt((sizes * v**2).sum() / sizes.sum()) for v in (u, q))
         expected = np.sqrt((u + 0.03 * U) / (q + 0.03 * Q))
-        # The code is added to the reference with float32 rounding; small steps feel it.
+        # Adding the code to the anchor rounds to float32, which matters for small steps.
         np.testing.assert_allclose(stored[window], expected, rtol=1e-4)
     assert stored.std() > 0
 
@@ -162,7 +162,7 @@ def test_the_stored_sketch_is_that_of_the_weighted_gradient(
         sketch = run.stored.sketch_of(int(windows[step]))
         expected, scale = sketch.encode(vector, step)
         np.testing.assert_allclose(scales[step], scale, rtol=1e-5)
-        # Where rounding decides, a sign may differ.
+        # A sign may differ if it depends on rounding.
         first, rows = sketch.step_signs(step)
         y = rotate(sketch.fold(vector, rows), first)
         clear = np.abs(y) > 1e-5 * np.abs(y).max()
@@ -190,7 +190,7 @@ def test_stored_probes_are_those_of_gradient_and_displacement(
     for window in range(run.n_windows):
         expected = run.stored.probes(reference(run, window))
         stored = run.windows["probes"].values[window]
-        # Sums over the windows of float32 probes.
+        # The probes are sums of float32 probes over the windows.
         np.testing.assert_allclose(
             stored, expected, atol=1e-5 * np.abs(expected).max(), rtol=0
         )

@@ -27,7 +27,7 @@ from trajstore.recording.recorder import Recorder
 def break_after(
     n_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., object]:
-    """Let the writer fail when it gets another batch of rows."""
+    """Make the writer fail after `n_batches` batches of rows."""
     append, calls = RowTable.append, []
 
     def append_rows(self: RowTable, *args: Any, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ def break_after(
 
 
 def train_until_error(training: Training) -> int:
-    """Take steps until one raises; return how many went well."""
+    """Take steps until a step raises an error; return the number of steps before it."""
     for step in range(100):
         try:
             take_step(training, step)
@@ -58,7 +58,7 @@ def test_an_error_of_the_writer_surfaces_at_a_step(
     break_after(1, monkeypatch)
     path = tmp_path / "run"
     recorder = Recorder(path, training.model, training.optimizer, flush_rows=2, **SMALL)
-    # The batch of the third and the fourth step fails.
+    # Writing the batch of steps 2 and 3 fails.
     assert train_until_error(training) in {4, 5}
     with pytest.raises(RuntimeError, match=r"failed \(OSError\('no space") as again:
         training.optimizer.step()
@@ -81,7 +81,7 @@ def test_an_error_of_the_writer_surfaces_at_a_flush_or_the_end(
     break_after(0, monkeypatch)
     recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
     take_step(training, 0)
-    with pytest.raises(RuntimeError, match="What was committed before stays readable"):
+    with pytest.raises(RuntimeError, match="committed earlier stays readable"):
         recorder.close()
     assert count_hooks(training.optimizer) == 0
 

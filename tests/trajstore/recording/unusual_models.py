@@ -1,4 +1,4 @@
-"""Models whose parameters are of unusual kinds."""
+"""Models with unusual kinds of parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from tests.trajstore.recording.regression import Training
 
 
 class Module(nn.Module):
-    """Parameters by name, as given."""
+    """A module with the given parameters, by name."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ def vector(*shape: int, dtype: Any = None, seed: int = 0, **options: Any) -> Any
 
 
 def pull(*parameters: Any) -> Any:
-    """Return a loss that draws parameters to 0.3, with a different force for each."""
+    """Return a loss that pulls every parameter to 0.3, with a different weight."""
     return sum(
         (i + 1) * (p.float() - 0.3).square().sum() for i, p in enumerate(parameters)
     )
@@ -61,7 +61,7 @@ def tied() -> Training:
 
 def groups() -> Training:
     m = Module(a=vector(5), b=vector(1030), c=vector(3))
-    # The order of the groups is not the model's.
+    # The order of the groups differs from the order in the model.
     optimizer = torch.optim.SGD(
         [{"params": [m.c, m.a], "lr": 0.1}, {"params": [m.b], "lr": 0.01}]
     )
@@ -80,7 +80,7 @@ def sparse() -> Training:
     m = Module(words=nn.Embedding(50, 30, sparse=True), bias=vector(30))
 
     def loss(step: int) -> Any:
-        # Repeated words: the gradient is not coalesced.
+        # The gradient is not coalesced, because words are repeated.
         index = torch.tensor([step, 3, 3, 49])
         return pull(m.words(index) + m.bias)  # type: ignore[operator]
 

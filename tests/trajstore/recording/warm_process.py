@@ -23,7 +23,7 @@ class Finished(NamedTuple):
 
 
 class WarmProcess:
-    """Starts programs, one at a time."""
+    """Start programs, one at a time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -36,7 +36,7 @@ class WarmProcess:
         )
 
     def start(self, program: str, *, is_ready: bool = False) -> int:
-        """Start a program; return its process number, once it has printed if it `is_ready`."""
+        """Start a program and return its process number; if `is_ready`, wait for its output."""
         for name in ("output", "errors"):
             (self._directory / name).write_bytes(b"")
         request = {"program": program, "directory": str(self._directory)}
@@ -52,7 +52,7 @@ class WarmProcess:
         return process
 
     def finish(self) -> Finished:
-        """Wait for the program's end."""
+        """Wait until the program ends."""
         code = os.waitstatus_to_exitcode(int(self._answer()))
         output, errors = (
             (self._directory / name).read_text() for name in ("output", "errors")
@@ -74,7 +74,7 @@ class WarmProcess:
 
 
 def serve() -> str:
-    """Fork for every request and tell how the fork ends; return the program in the fork."""
+    """Fork for every request and report the exit code; return the program in the fork."""
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         child = os.fork()
@@ -88,7 +88,7 @@ def serve() -> str:
 
 
 def redirect(directory: Path) -> None:
-    """Take standard input from nowhere, and write standard output and errors to files."""
+    """Empty standard input, and write standard output and standard error to files."""
     files = {0: Path("/dev/null"), 1: directory / "output", 2: directory / "errors"}
     for descriptor, path in files.items():
         file = os.open(path, os.O_RDWR)
@@ -101,7 +101,7 @@ if __name__ == "__main__":
 
     import trajstore.recording.recorder  # noqa: F401
 
-    # The first optimizer imports torch's compiler.
+    # Making the first optimizer imports torch's compiler.
     torch.optim.SGD([torch.zeros(1)])
     torch.set_num_threads(1)
     exec(serve(), {"__name__": "__main__"})
