@@ -133,7 +133,7 @@ def test_a_spec_is_an_object(document: object):
 
 def test_names_and_shapes_have_equal_length():
     assert validate_spec(VALID | {"names": ["a"]}) == [
-        "shapes: expected one for each of the 1 names, got 2"
+        "shapes: expected one shape for each of the 1 names, got 2"
     ]
 
 

@@ -273,9 +273,9 @@ ABSURD = {
     ),
     "more than fits": (
         set_spec(shapes=[[2**35], [7]]),
-        f"shapes: expected 1 to {MAX_SIZE} elements in all, got 34359739392",
+        f"shapes: expected 1 to {MAX_SIZE} elements in total, got 34359739392",
     ),
-    "nothing": (set_spec(shapes=[[0], [0]]), "elements in all, got 0"),
+    "nothing": (set_spec(shapes=[[0], [0]]), "elements in total, got 0"),
     "exact": (
         set_spec(exact=True, shapes=[[2**30], [7]]),
         "gradient: a chunk takes 4294971392 bytes, expected at most 1073741824",
