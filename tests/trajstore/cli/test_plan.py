@@ -117,7 +117,7 @@ def test_without_a_bound_the_defaults_of_a_recorder_are_planned(
     assert "161 tensors" in printed
     assert "estimated" not in printed
     mean = plan.stderr(mean_of=5000)
-    assert re.search(rf"of an epoch's mean +{mean.typical:.2g} \(", printed)
+    assert re.search(rf"error of an epoch mean +{mean.typical:.2g} \(", printed)
     last = "sketch_bits=65536, reference_every=5000, total_steps=450000"
     assert printed.splitlines()[-1] == last
 
@@ -179,7 +179,10 @@ PROBLEMS = {
     ),
     "too precise": ("--params 1e6 --stderr 1e-9", "of 1e-09 is out of reach"),
     "too small": ("--params 1e6 --disk 1kB", "1.0 kB is too little"),
-    "no colon": ("--model net", "--model is written module:factory, got 'net'."),
+    "no colon": (
+        "--model net",
+        "--model must have the form module:factory, got 'net'.",
+    ),
     "no module": (
         "--model no_such_net:make",
         "importing 'no_such_net' failed: No module named 'no_such_net'.",

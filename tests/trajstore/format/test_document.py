@@ -217,5 +217,5 @@ def test_text_other_than_json_is_refused(text: bytes):
 
 @pytest.mark.parametrize("text", [b"[1]", b"{}", b'"text"', b'{"attributes": []}'])
 def test_a_document_of_something_else_is_refused(text: bytes):
-    with pytest.raises(SchemaError, match=r"^not a trajectory store; its attributes"):
+    with pytest.raises(SchemaError, match=r"^not a trajectory store: its attributes"):
         parse_document(text)

@@ -361,10 +361,10 @@ def make_document(text: str) -> Callable[[Path], None]:
 FOREIGN = {
     "file": (make_file, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
     "empty": (Path.mkdir, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
-    "group": (make_group, r"run\.zarr: not a trajectory store; its attributes"),
-    "array": (make_array, r"run\.zarr: not a trajectory store; its attributes"),
-    "list": (make_document("[1]"), "not a trajectory store; its attributes"),
-    "no attributes": (make_document("{}"), "not a trajectory store; its attributes"),
+    "group": (make_group, r"run\.zarr: not a trajectory store: its attributes"),
+    "array": (make_array, r"run\.zarr: not a trajectory store: its attributes"),
+    "list": (make_document("[1]"), "not a trajectory store: its attributes"),
+    "no attributes": (make_document("{}"), "not a trajectory store: its attributes"),
     "no text": (make_document(""), r"zarr\.json: truncated or damaged \("),
 }
 

@@ -78,7 +78,7 @@ def test_lost_places_of_measured_rows_are_unknown(path: Path):
     measured = open_run(path).measured("other").stored
     with damage_is_reported:
         assert measured.epochs.tolist() == [-1] * 4
-        with pytest.raises(SchemaError, match="unknown which rows belong to which"):
+        with pytest.raises(SchemaError, match="windows of the rows are unknown"):
             _ = measured.starts
 
 

@@ -248,7 +248,7 @@ def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
 def test_a_run_without_any_anchor_offers_none(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr")
     with pytest.raises(
-        ValueError, match=r"after 0 steps\. .*no other iterate to offer"
+        ValueError, match=r"after 0 steps\. .*no other iterate is available"
     ):
         find_target(run, "final")
 

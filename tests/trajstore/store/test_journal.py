@@ -112,10 +112,10 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
     assert open_run(copy).n_steps == 10
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
     cli.main()
-    assert "may hold more steps: traj-store recover" in capsys.readouterr().out
+    assert "may hold more steps; run traj-store recover" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["traj-store", "recover", str(copy)])
     cli.main()
-    assert capsys.readouterr().out == "3 steps were recovered; 13 in all.\n"
+    assert capsys.readouterr().out == "Recovered 3 steps; the store has 13.\n"
     found, expected = open_run(copy), open_run(path)
     assert (found.status, found.has_final) == ("interrupted", False)
     for name in (
