@@ -43,7 +43,7 @@ def info(store: Positional[str]) -> None:
 
 
 def verify(store: Positional[str]) -> None:
-    """Read every chunk of a store, and list damaged chunks and the data lost with them.
+    """Read every chunk of a store, and list the damage and the data lost with it.
 
     The exit status is 1 if there is any damage.
 
@@ -70,7 +70,7 @@ def verify(store: Positional[str]) -> None:
 def recover(store: Positional[str]) -> None:
     """Write to the store the steps that only the journal holds.
 
-    Use it for an interrupted recording that will not be resumed; resuming does the same.
+    Resuming the recording does the same; use this if it will not be resumed.
 
     Parameters
     ----------
@@ -126,10 +126,10 @@ def _facts(run: Run) -> dict[str, str]:
     if run.n_steps:
         per_step, gradient = steps / run.n_steps, 4 * layout.n_params
         facts["bytes per step"] = (
-            f"{decimal(round(per_step))}; a float32 gradient has {decimal(gradient)}"
+            f"{decimal(round(per_step))}, compared with {decimal(gradient)} for a float32 gradient"
         )
         facts["compression"] = (
-            f"{gradient / per_step:.3g} x for a step; all gradients would have "
+            f"{gradient / per_step:.3g} x for a step; all gradients would need "
             f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
             "the whole store"
         )

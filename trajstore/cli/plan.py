@@ -48,10 +48,11 @@ def plan(
 ) -> None:
     """Predict the disk space, the memory and the error of a recording.
 
-    Give --stderr to plan the smallest store with this error, or --disk to plan the most
-    precise store of this size.
+    Give --stderr to plan the smallest store that reaches this error.
 
-    Without --stderr and --disk, the plan uses the recorder's default options.
+    Give --disk to plan the store of at most this size with the lowest error.
+
+    Without these options, the plan uses the recorder's defaults.
 
     Parameters
     ----------
@@ -62,8 +63,8 @@ def plan(
     tensors : int, optional
         Number of parameter tensors; estimated by default.
     model : str, optional
-        Function that returns the model, as module:factory; use it instead of --params
-        and --tensors. Modules in the working directory can be imported.
+        Function that returns the model, written module:factory, to use instead.
+        Modules in the working directory can be imported.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
     basis : int, default: 3

@@ -1,4 +1,4 @@
-"""A run sent to another process is the run as it was when it was opened."""
+"""Test that another process sees a run as it was when it was opened."""
 
 import pickle
 import threading
@@ -82,7 +82,7 @@ def test_few_runs_stay_open(tmp_path: Path):
     assert reader._reopened.cache_info().currsize == reader.REOPENED
 
 
-def test_a_run_that_has_grown_is_cut_to_what_was_there(path: Path):
+def test_a_run_that_has_grown_is_cut_to_its_former_length(path: Path):
     writer = Writer(path, SPEC)
     for c in range(3):
         writer.append_window(random_window(c))

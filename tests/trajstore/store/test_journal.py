@@ -1,4 +1,4 @@
-"""A journal returns the records that were appended, up to the first incomplete one."""
+"""Test that a journal returns its records, up to the first incomplete record."""
 
 import shutil
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
             model(torch.randn(8, 30)).square().mean().backward()
             recorder.log(loss=step)
             optimizer.step()
-        # The copy is what a killed process would leave.
+        # The copy is the store that a killed process would leave.
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
     assert open_run(copy).n_steps == 10
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
