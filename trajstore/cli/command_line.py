@@ -1,4 +1,4 @@
-"""Run a sub-command of a console script; print errors in one sentence."""
+"""Run a subcommand of a console script, and print errors without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from rich.console import Console
 def run_command_line(
     commands: dict[str, Callable[..., None]], *, prog: str, description: str
 ) -> None:
-    """Run the sub-command that the arguments of the process name."""
+    """Run the subcommand named in the arguments of the process."""
     # Signatures and docstrings of `commands` define the arguments. Errors that a user can
     # act on are printed without a traceback, and the process ends with status 1.
     config: tuple[Any, ...] = (

@@ -22,7 +22,7 @@ from trajstore.store.journal import has_journal
 from trajstore.store.journal import recover as recover_steps
 
 MAX_LISTINGS: Final = 10
-"""Attempts to list a store that changes during the listing."""
+"""Largest number of attempts to list a store that changes during the listing."""
 
 
 def info(store: Positional[str]) -> None:
@@ -43,7 +43,7 @@ def info(store: Positional[str]) -> None:
 
 
 def verify(store: Positional[str]) -> None:
-    """Read every chunk of a store, and list damaged chunks and what they cost.
+    """Read every chunk of a store, and list the damage and the data lost with it.
 
     The exit status is 1 if there is any damage.
 
@@ -56,31 +56,30 @@ def verify(store: Positional[str]) -> None:
     progress = partial(
         track, description="reading", console=Console(stderr=True), transient=True
     )
-    found = list(problems(run, track=progress))
+    listed = list(problems(run, track=progress))
     console = Console(soft_wrap=True)
-    for problem in found:
+    for problem in listed:
         console.print(str(problem), markup=False, highlight=False)
     chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
-    if found:
-        console.print(f"{len(found)} problems in {chunks}.", highlight=False)
+    if listed:
+        console.print(f"{len(listed)} problems in {chunks}.", highlight=False)
         sys.exit(1)
     console.print(f"No problem in {chunks}.", highlight=False)
 
 
 def recover(store: Positional[str]) -> None:
-    """Write the steps that only the journal holds to the store.
+    """Write to the store the steps that only the journal holds.
 
-    For an interrupted recording that will not be resumed; resuming does the same.
+    Resuming the recording does the same; use this if it will not be resumed.
 
     Parameters
     ----------
     store : str
         Path of the trajectory store.
     """
-    found = recover_steps(store)
-    Console().print(
-        f"{found:,} steps were recovered; {open_run(store).n_steps:,} in all."
-    )
+    n_recovered = recover_steps(store)
+    n_steps = open_run(store).n_steps
+    Console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -115,7 +114,7 @@ def _facts(run: Run) -> dict[str, str]:
         missing = sum(resumption["n_missing"] for resumption in resumes)
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
     if has_journal(run.location):
-        facts["journal"] = "may hold more steps: traj-store recover"
+        facts["journal"] = "may hold more steps; run traj-store recover"
     parts = {
         "steps": steps,
         "measurements": measured,
@@ -127,10 +126,10 @@ def _facts(run: Run) -> dict[str, str]:
     if run.n_steps:
         per_step, gradient = steps / run.n_steps, 4 * layout.n_params
         facts["bytes per step"] = (
-            f"{decimal(round(per_step))}, against {decimal(gradient)} of a float32 gradient"
+            f"{decimal(round(per_step))}, compared with {decimal(gradient)} for a float32 gradient"
         )
         facts["compression"] = (
-            f"{gradient / per_step:.3g} x for a step; all gradients would take "
+            f"{gradient / per_step:.3g} x for a step; all gradients would need "
             f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
             "the whole store"
         )

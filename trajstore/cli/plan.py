@@ -32,7 +32,7 @@ PARTS: Final = {
     "probes": ("gradient_probes", "displacement_probes", "probe_scales"),
     "scalars": ("scalars", "epoch", "iteration", "window"),
 }
-"""Rows of the printed table, and the arrays that each adds up."""
+"""Rows of the printed table, and the arrays whose sizes each row adds up."""
 
 
 def plan(
@@ -48,21 +48,23 @@ def plan(
 ) -> None:
     """Predict the disk space, the memory and the error of a recording.
 
-    Give --stderr for the smallest such store, or --disk for the most precise one.
+    Give --stderr to plan the smallest store that reaches this error.
 
-    With neither, the plan uses the recorder's default options.
+    Give --disk to plan the store of at most this size with the lowest error.
+
+    Without these options, the plan uses the recorder's defaults.
 
     Parameters
     ----------
     steps : int
         Optimizer steps in the run.
     params : float, optional
-        Number of parameters of the net, such as 11e6.
+        Number of parameters of the network, such as 11e6.
     tensors : int, optional
         Number of parameter tensors; estimated by default.
     model : str, optional
-        Instead of these, module:factory: a function that returns the model.
-        Modules in the working directory are found too.
+        Function that returns the model, written module:factory, to use instead.
+        Modules in the working directory can be imported.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
     basis : int, default: 3
@@ -79,8 +81,8 @@ def plan(
     """
     if stderr is not None and disk is not None:
         raise ValueError(
-            f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. One is the "
-            "aim, the other its cost."
+            f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. The plan "
+            "minimises one for a given value of the other."
         )
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
@@ -115,9 +117,9 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
         return layout_of_model(model)
     if params is None:
         raise ValueError(
-            "How large is the net? Give --params, such as 11e6, or --model module:factory."
+            "How large is the network? Give --params, such as 11e6, or --model module:factory."
         )
-    # This form refuses infinity and NaN too.
+    # This form of the check also refuses infinity and NaN.
     if not 1 <= params < 1 << 40:
         raise ValueError(f"--params must lie between 1 and 2**40, got {params:g}.")
     if tensors is not None and not 1 <= tensors <= params:
@@ -129,10 +131,10 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
 
 
 def layout_of_model(path: str) -> Layout:
-    """Call ``module:factory`` and return the layout of the trainable parameters."""
+    """Return the layout of the trainable parameters that ``module:factory`` returns."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
-        raise ValueError(f"--model is written module:factory, got {path!r}.")
+        raise ValueError(f"--model must have the form module:factory, got {path!r}.")
     with _working_directory_importable():
         try:
             module = import_module(module_name)
@@ -223,9 +225,11 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
         "error of a step": _range(plan.stderr()),
     }
     if spec.steps_per_epoch:
-        facts["of an epoch's mean"] = _range(plan.stderr(mean_of=spec.steps_per_epoch))
+        facts["error of an epoch mean"] = _range(
+            plan.stderr(mean_of=spec.steps_per_epoch)
+        )
     facts["first, last epoch"] = (
-        f"{END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as much"
+        f"{END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times the error"
     )
     return facts
 

@@ -1,9 +1,9 @@
-"""Format of a store: the meaning of its bytes, without any reading or writing.
+"""Define the format of a store: its arrays, its documents and their meaning.
 
 Begin with `run_spec` (everything known when recording begins), `arrays` (the arrays that
 follow from it) and `document` (``zarr.json``, checked and parsed). `layout` places tensors
 in flat vectors, `windows` schedules anchors, `rows` turns measured steps into stored rows,
 `attrs` names keys and measurements that training and analysis share.
 
-Imports only the standard library and NumPy.
+Nothing here reads or writes a store. May import: the standard library and NumPy.
 """

@@ -1,6 +1,6 @@
-"""Arrays of a store: names, shapes, types, chunks, compression and table columns.
+"""Define the arrays of a store: names, shapes, chunks, compression and table columns.
 
-`docs/store.md` describes the same for readers.
+`docs/store.md` describes the arrays for users who read a store without trajstore.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,22 @@ STEP: Final = "step"
 LAYER: Final = "layer"
 
 SAMPLES: Final = "samples"
-"""Array of the indices of the examples in the batch of each step."""
+"""Name of the array that stores the indices of the examples in each step's batch."""
 
 NO_SAMPLE: Final = -1
-"""Fill value of ``samples``: a smaller batch, or indices that were not logged."""
+"""Fill value of ``samples``, for smaller batches and for indices that were not logged."""
 
 KEYFRAMES: Final = "references/keyframes"
 
+# g: gradient, u: update, x: iterate, r: anchor of the window.
 GRADIENT_TABLE: Final = ("grad_dot_previous", "grad_sq", "grad_dot_displacement")
-"""Per layer: <g, previous g>, |g|^2, <g, x - r>."""
+"""Products of the gradient, by layer: <g, previous g>, |g|^2 and <g, x - r>."""
 
 UPDATE_TABLE: Final = ("update_sq", "update_dot_displacement")
-"""Per layer: |u|^2 and <u, x - r> with the update u."""
+"""Products of the update, by layer: |u|^2 and <u, x - r>."""
 
 DERIVED_TABLE: Final = ("param_sq", "grad_dot_param")
-"""Per layer: |x|^2 and <g, x>, where products with the anchor are recorded."""
+"""Products that follow from products with the anchor, by layer: |x|^2 and <g, x>."""
 
 DESCRIPTIONS: Final = {
     "lr": ("learning rate", "1"),
@@ -55,10 +56,10 @@ DESCRIPTIONS: Final = {
 """Long names and units of scalars and tables."""
 
 METRIC_BLOCK: Final = 32
-"""Columns by which the array of scalars grows."""
+"""Number of columns by which the array ``scalars`` grows."""
 
 KEYFRAME_EVERY: Final = 32
-"""Windows from one anchor that is stored in full to the next."""
+"""Number of windows from one keyframe to the next."""
 
 CHUNK_BYTES: Final = 2 << 20
 """Target size of a chunk of rows."""
@@ -66,7 +67,7 @@ CHUNK_BYTES: Final = 2 << 20
 MAX_CHUNK_ROWS: Final = 8192
 
 VECTOR_CHUNK: Final = {"int8": 1 << 21, "float32": 1 << 20}
-"""Elements in a chunk of a parameter vector, coded and in full."""
+"""Elements in a chunk of a parameter vector: coded (int8) or in full (float32)."""
 
 MAX_BLOCK: Final = 65536
 """Largest block of the Hadamard transform."""
@@ -82,7 +83,7 @@ ITEM_SIZE: Final = {
 }
 
 Code = Literal["none", "fast", "dense"]
-"""Large float vectors: none. Random bits: fast. Repetitive tables: dense."""
+"""Compression: none for float vectors, fast for random bits, dense for tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +94,15 @@ class ArraySpec:
     """Dimension names, slowest first."""
     dtype: str
     inner: tuple[int, ...]
-    """Shape without the first dimension."""
+    """Shape of one row: the shape of the array without its first dimension."""
     chunk: tuple[int, ...]
     code: Code
     fill: int = 0
-    """Fill value of integers; floats have NaN."""
+    """Fill value of an integer array; a float array is filled with NaN."""
 
     @property
     def missing(self) -> float:
-        """Fill value of absent elements."""
+        """Value of absent elements."""
         return nan if self.dtype.startswith("float") else self.fill
 
     def metadata(self, length: int) -> dict[str, object]:
@@ -119,7 +120,7 @@ class ArraySpec:
             }
             codecs.append({"name": "blosc", "configuration": blosc})
         if self.code == "dense" and self.inner:
-            # Transposed, the values of one column lie together and compress better.
+            # A transposed chunk stores each column contiguously, which compresses better.
             order = list(reversed(range(1 + len(self.inner))))
             codecs.insert(0, {"name": "transpose", "configuration": {"order": order}})
         return {
@@ -144,7 +145,7 @@ class ArraySpec:
 
 
 class StoredArray(NamedTuple):
-    """An array as of a commit."""
+    """An array with its length as of one commit."""
 
     spec: ArraySpec
     length: int
@@ -165,7 +166,7 @@ def group_metadata(attributes: Mapping[str, object]) -> dict[str, object]:
 
 
 def vector_array(size: int) -> ArraySpec:
-    """Return the spec of one float32 parameter vector, `size` rows long."""
+    """Return the spec of a float32 parameter vector with `size` elements."""
     chunk = (min(size, VECTOR_CHUNK["float32"]),)
     return ArraySpec(
         dims=("param",), dtype="float32", inner=(), chunk=chunk, code="none"
@@ -175,27 +176,30 @@ def vector_array(size: int) -> ArraySpec:
 def step_arrays(
     spec: RunSpec, *, size: int, n_metrics: int, n_blocks: int
 ) -> dict[str, ArraySpec]:
-    """Return the arrays with one row per step, by name; vectors have `size` elements."""
+    """Return the specs of the arrays with one row per step, by name."""
+    # `size` is the number of elements of a flat parameter vector.
     tables = ((LAYER, len(spec.names)), ("quantity", n_columns(spec)))
     arrays = {
-        "epoch": _rows("int32"),
-        "iteration": _rows("int32"),
-        "window": _rows("int32"),
-        "scalars": _rows("float64", ("metric", n_metrics)),
-        "tables": _rows("float32", *tables),
+        "epoch": _small_rows("int32"),
+        "iteration": _small_rows("int32"),
+        "window": _small_rows("int32"),
+        "scalars": _small_rows("float64", ("metric", n_metrics)),
+        "tables": _small_rows("float32", *tables),
     }
     if spec.exact:
-        arrays["gradient"] = _rows("float32", ("param", size), code="none")
-        arrays["displacement"] = _rows("float32", ("param", size), code="none")
+        arrays["gradient"] = _small_rows("float32", ("param", size), code="none")
+        arrays["displacement"] = _small_rows("float32", ("param", size), code="none")
     else:
         probe = ("probe", spec.probes)
-        arrays["signs"] = _rows("uint8", ("byte", spec.sketch_bits // 8), code="fast")
-        arrays["scales"] = _rows("float32", ("block", n_blocks))
-        arrays["gradient_probes"] = _rows("int8", probe, code="fast")
-        arrays["displacement_probes"] = _rows("float16", probe, code="fast")
-        arrays["probe_scales"] = _rows("float32", ("probed", 2))
+        arrays["signs"] = _small_rows(
+            "uint8", ("byte", spec.sketch_bits // 8), code="fast"
+        )
+        arrays["scales"] = _small_rows("float32", ("block", n_blocks))
+        arrays["gradient_probes"] = _small_rows("int8", probe, code="fast")
+        arrays["displacement_probes"] = _small_rows("float16", probe, code="fast")
+        arrays["probe_scales"] = _small_rows("float32", ("probed", 2))
     if spec.samples:
-        indices = _rows("int64", ("sample", spec.samples))
+        indices = _small_rows("int64", ("sample", spec.samples))
         arrays[SAMPLES] = replace(indices, fill=NO_SAMPLE)
     return arrays
 
@@ -203,19 +207,19 @@ def step_arrays(
 def row_arrays(
     spec: RunSpec, *, n_metrics: int, group: str = ""
 ) -> dict[str, ArraySpec]:
-    """Return the arrays of steps, or of the measurement in `group`, by path."""
+    """Return the specs of the arrays of steps, or of the measurement in `group`, by path."""
     arrays = step_arrays(
         spec,
         size=Layout(spec.names, spec.shapes).size,
         n_metrics=n_metric_columns(0),
         n_blocks=n_blocks(spec.sketch_bits),
     )
-    # Names that were logged late have widened the array, not its chunks.
+    # Scalars that were first logged later widened the array, but not its chunks.
     inner = (n_metric_columns(n_metrics),)
     arrays["scalars"] = replace(arrays["scalars"], inner=inner)
     if not group:
         return arrays
-    # Rows of a measurement also have the number of optimizer steps taken before.
+    # A row of a measurement also stores the number of optimizer steps before it.
     arrays[STEP] = replace(arrays["epoch"], dtype="int64")
     arrays.pop(SAMPLES, None)
     return {f"{group}/{name}": array for name, array in arrays.items()}
@@ -224,26 +228,28 @@ def row_arrays(
 def window_arrays(
     spec: RunSpec, *, size: int, block: int = BLOCK
 ) -> dict[str, ArraySpec]:
-    """Return the arrays with one row per window, by path; one scale per `block`."""
+    """Return the specs of the arrays with one row per window, by path."""
+    # `block` is the number of codes that share a scale.
     n_layers = len(spec.names)
     arrival = ((LAYER, n_layers), ("coordinate", 1 + spec.basis))
     probes = ("probe", 0 if spec.exact else spec.probes)
     return {
-        "references/start": _rows("int64", first="window"),
-        "references/weights": _rows("float32", (LAYER, n_layers), first="window"),
-        "references/arrival": _rows("float32", *arrival, first="window"),
-        "references/probes": _rows("float64", probes, first="window"),
-        "references/codes": _wide("window", "int8", size, code="dense"),
-        "references/scales": _rows("float32", ("block", size // block), first="window"),
-        KEYFRAMES: _wide("keyframe", "float32", size, code="none"),
+        "references/start": _small_rows("int64", first="window"),
+        "references/weights": _small_rows("float32", (LAYER, n_layers), first="window"),
+        "references/arrival": _small_rows("float32", *arrival, first="window"),
+        "references/probes": _small_rows("float64", probes, first="window"),
+        "references/codes": _vector_rows("window", "int8", size, code="dense"),
+        "references/scales": _small_rows(
+            "float32", ("block", size // block), first="window"
+        ),
+        KEYFRAMES: _vector_rows("keyframe", "float32", size, code="none"),
     }
 
 
 def table_columns(spec: RunSpec) -> dict[str, slice]:
-    """Return the columns of each quantity in the array ``tables``, in their order."""
-    # Products with the basis have one column per basis vector. Without a basis they have
-    # none, and the derived quantities are absent: these follow from products with the
-    # first basis vector, the anchor.
+    """Return the columns of the array ``tables`` by quantity, in stored order."""
+    # Products with the basis have one column per basis vector. The derived quantities
+    # follow from products with the anchor, the first basis vector, so they need a basis.
     widths = dict.fromkeys(GRADIENT_TABLE, 1)
     widths["grad_dot_basis"] = spec.basis
     widths["displacement_sq"] = 1
@@ -266,8 +272,8 @@ def n_columns(spec: RunSpec) -> int:
 
 def first_sign_number(measurement: int) -> int:
     """Return the number that seeds the random signs of a measurement's first row."""
-    # The next rows have the next numbers. Steps are seeded by their own numbers. Counts of
-    # rows stay below 2**40, so that no two rows share a number.
+    # Later rows of the measurement have the following numbers, and steps are seeded by
+    # their step numbers. No table reaches 2**40 rows, so no two rows share a number.
     return (measurement + 1) << 40
 
 
@@ -277,22 +283,22 @@ def n_metric_columns(n_metrics: int) -> int:
 
 
 def n_keyframes(n_windows: int) -> int:
-    """Return the number of anchors that are stored in full."""
+    """Return the number of keyframes in `n_windows` windows."""
     return -(-n_windows // KEYFRAME_EVERY)
 
 
 def n_blocks(size: int) -> int:
-    """Return the number of Hadamard blocks in a vector of `size`, a power of two."""
+    """Return the number of Hadamard blocks in a vector; its `size` is a power of two."""
     return max(1, size // MAX_BLOCK)
 
 
-def _rows(
+def _small_rows(
     dtype: str,
     *inner: tuple[str, int],
     first: str = STEP,
     code: Code = "dense",
 ) -> ArraySpec:
-    """Describe an array whose chunks hold many rows of a few KB."""
+    """Return the spec of an array with small rows, many of which share a chunk."""
     shape = tuple([size for _, size in inner])
     row_bytes = ITEM_SIZE[dtype] * prod(shape)
     rows = max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES // max(1, row_bytes)))
@@ -305,8 +311,8 @@ def _rows(
     )
 
 
-def _wide(first: str, dtype: str, size: int, *, code: Code) -> ArraySpec:
-    """Describe an array whose rows are parameter vectors, each in its own chunks."""
+def _vector_rows(first: str, dtype: str, size: int, *, code: Code) -> ArraySpec:
+    """Return the spec of an array of parameter vectors, which do not share chunks."""
     return ArraySpec(
         dims=(first, "param"),
         dtype=dtype,

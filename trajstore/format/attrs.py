@@ -1,7 +1,7 @@
-"""Keys of a run's attrs and names of measurements, shared by training and analysis.
+"""Define keys of a run's attrs and names of measurements for training and analysis.
 
 `train` writes them and `analyzers` reads them; neither imports the other. The strings
-are part of the format: changing one makes older stores unreadable to the analyses.
+are part of the format: if a string changes, analyses can no longer read older stores.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ DATA: Final = "data"
 """Key of ``run.attrs`` for a note on the data set."""
 
 FULL_BATCH: Final = "full_batch"
-"""Measurement: gradient of all training data. Also the name of the setting."""
+"""Name of the measurement of full-batch gradients, and of the setting to train with them."""
 
 SAME_BATCH: Final = "same_batch"
-"""Measurement: gradient of a step's own examples, after the step."""
+"""Name of the measurement of gradients on a step's own batch, made after the step."""
 
 FIXED_BATCHES: Final = "fixed_batches"
-"""Measurement: gradients of batches that stay the same throughout training."""
+"""Name of the measurement of gradients on batches that stay the same during training."""
 
 UPDATE: Final = "update"
-"""Measurement: update x_(k+1) - x_k, recorded by ``Recorder(..., updates=True)``."""
+"""Name of the measurement of updates, which ``Recorder(..., updates=True)`` makes."""
 
 OPTIMIZERS: Final = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
-"""Values of the setting ``optimizer``, in the order of figures."""
+"""Values of the setting ``optimizer``, in the order in which figures show them."""
 
 MOMENTUM: Final = 0.9
 """Momentum coefficient of the optimizer ``"momentum"``."""
@@ -56,7 +56,7 @@ NON_ESSENTIAL_SETTINGS: Final = (
     "sharpness_every",
     "sharpness_examples",
 )
-"""Settings that change what is recorded, or where, but not the trained parameters."""
+"""Settings of the recording and the machine; they do not change the parameters."""
 
 
 def training_settings(attrs: Mapping[str, Any]) -> Mapping[str, Any]:

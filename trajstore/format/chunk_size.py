@@ -1,4 +1,4 @@
-"""Size of a chunk in memory and on disk."""
+"""Compute the size of a chunk in memory and on disk."""
 
 from math import prod
 from typing import Final, NamedTuple
@@ -10,14 +10,14 @@ BLOSC_HEADER_BYTES: Final = 16
 
 
 class ChunkSize(NamedTuple):
-    """Bytes of a whole chunk."""
+    """Size of a whole chunk in bytes."""
 
-    decoded: int
-    is_packed: bool  # by Blosc; other chunks are stored as they are, with a checksum
+    decoded: int  # size in memory
+    is_packed: bool  # whether Blosc packs the chunk; a checksum follows either way
 
     @property
     def stored(self) -> int:
-        """Most bytes in the store."""
+        """Largest size of the chunk in the store."""
         packing = BLOSC_HEADER_BYTES if self.is_packed else 0
         return self.decoded + packing + CHECKSUM_BYTES
 

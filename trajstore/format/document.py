@@ -1,7 +1,7 @@
-"""Root document of a store, checked and parsed once.
+"""Parse and check the root document of a store.
 
-The document may be damaged, or made to do harm: nothing in it decides how much memory is
-taken, beyond bounds that no real run comes near.
+The document may be damaged or malicious. The sizes in it are therefore bounded before any
+memory is allocated for them; no real run comes close to the bounds.
 """
 
 import json
@@ -33,18 +33,18 @@ FORMAT: Final = "trajstore"
 FORMAT_VERSION: Final = 1
 
 STATUSES: Final = ("running", "complete", "failed")
-"""Status in the store: still open, closed, or closed after an exception."""
+"""Values of the stored status: still open, closed, and closed after an exception."""
 
 MAX_TENSORS: Final = 1 << 14
 MAX_DIMENSIONS: Final = 32
 MAX_BASIS: Final = 32
 MAX_SAMPLES: Final = 1 << 24
 MAX_SIZE: Final = 1 << 35
-"""Longest flat parameter vector."""
+"""Largest permitted length of a flat parameter vector."""
 
 MAX_ROWS: Final = 1 << 31
 MAX_CHUNK_BYTES: Final = 1 << 30
-"""Largest chunk in memory; only exact recordings come near."""
+"""Largest permitted chunk in memory; only exact recordings come close to it."""
 
 MAX_MEASUREMENTS: Final = 1 << 10
 
@@ -62,26 +62,26 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 class Snapshot(NamedTuple):
     """A parameter vector stored in full."""
 
-    array: str
-    step: int  # optimizer steps taken before
+    array: str  # path of the array in the store
+    step: int  # number of optimizer steps before the snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Rows of optimizer steps, or of one measurement."""
+    """A group of rows: the optimizer steps, or one measurement."""
 
-    name: str  # of the measurement, empty for steps
-    path: str  # of the group in the store, empty for steps
+    name: str  # name of the measurement, empty for steps
+    path: str  # path of the group in the store, empty for steps
     metrics: tuple[str, ...]  # names of the scalars
-    first_sign_number: int  # seeds the random signs of the first row
+    first_sign_number: int  # number that seeds the random signs of the first row
 
     @property
     def is_measurement(self) -> bool:
-        """Whether the rows are of a measurement."""
+        """Whether the group is a measurement."""
         return bool(self.path)
 
     def path_of(self, array: str) -> str:
-        """Return the path in the store of an array of the group."""
+        """Return the path of one of the group's arrays in the store."""
         return f"{self.path}/{array}" if self.path else array
 
 
@@ -92,13 +92,13 @@ class Document:
     spec: RunSpec
     layout: Layout
     status: str  # one of STATUSES
-    created: str  # time of the recording's start; tells recordings apart
+    created: str  # start time of the recording, which identifies it
     steps: RowGroup
     measurements: Mapping[str, RowGroup]
     snapshots: Mapping[str, Snapshot]
-    resumes: tuple[Mapping[str, Any], ...]  # with "step" and "n_missing"
-    attrs: Mapping[str, Any]  # passed to Recorder(attrs=...)
-    arrays: Mapping[str, StoredArray]  # by path
+    resumes: tuple[Mapping[str, Any], ...]  # "step" and "n_missing" of each resumption
+    attrs: Mapping[str, Any]  # user metadata from Recorder(attrs=...)
+    arrays: Mapping[str, StoredArray]  # arrays by path in the store
 
     @property
     def n_windows(self) -> int:
@@ -116,7 +116,7 @@ class Document:
 
 
 def parse_document(text: bytes) -> Document:
-    """Parse a store's ``zarr.json``; `SchemaError` lists all that is wrong with it."""
+    """Parse a store's ``zarr.json``; a `SchemaError` lists all problems."""
     try:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -124,7 +124,9 @@ def parse_document(text: bytes) -> Document:
         raise SchemaError([f"zarr.json: truncated or damaged ({reason})."]) from error
     attributes = root.get("attributes") if isinstance(root, Mapping) else None
     if not isinstance(attributes, Mapping) or attributes.get("format") != FORMAT:
-        raise SchemaError(["not a trajectory store; its attributes do not say so."])
+        raise SchemaError(
+            [f"not a trajectory store: its attributes lack the format {FORMAT!r}."]
+        )
     version = attributes.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         problem = f"format_version: expected {FORMAT_VERSION}, got {_shown(version)}."
@@ -132,20 +134,22 @@ def parse_document(text: bytes) -> Document:
         raise SchemaError([problem])
     spec, problems = _valid_spec(attributes)
     consolidated = root.get("consolidated_metadata")
-    found = consolidated.get("metadata") if isinstance(consolidated, Mapping) else None
-    if not isinstance(found, Mapping):
-        problem = f"consolidated_metadata: expected an object, got {_shown(found)}"
+    metadata = (
+        consolidated.get("metadata") if isinstance(consolidated, Mapping) else None
+    )
+    if not isinstance(metadata, Mapping):
+        problem = f"consolidated_metadata: expected an object, got {_shown(metadata)}"
         raise SchemaError([*problems, problem])
     if spec is None or problems:
         raise SchemaError(problems)
-    document = _document(spec, attributes, found)
-    if problems := _array_problems(document.arrays, found):
+    document = _document(spec, attributes, metadata)
+    if problems := _array_problems(document.arrays, metadata):
         raise SchemaError(problems)
     return document
 
 
 def differences(name: str, expected: Mapping[str, object], found: Any) -> list[str]:
-    """Return one ``"place: problem"`` for each difference in an array's metadata."""
+    """Return the differences of an array's metadata, each as ``"name: key: problem"``."""
     if not isinstance(found, Mapping):
         return [f"{name}: missing"]
     problems = []
@@ -157,7 +161,7 @@ def differences(name: str, expected: Mapping[str, object], found: Any) -> list[s
 
 
 def _valid_spec(attributes: Mapping[str, Any]) -> tuple[RunSpec | None, list[str]]:
-    """Check the attributes; return the spec, None if it is invalid, and all problems."""
+    """Return the spec, or None if it is invalid, and all problems of the attributes."""
     problems = validate_spec(attributes.get("spec"))
     for key, (is_valid, expected) in _RULES.items():
         if not is_valid(attributes.get(key)):
@@ -185,7 +189,7 @@ def _is_snapshots(value: object) -> bool:
 
 
 def _is_measurements(value: object) -> bool:
-    """Whether groups are as the writer makes them: numbered, in their order."""
+    """Whether the groups of measurements are valid and numbered in order."""
     if not isinstance(value, Mapping):
         return False
     for i, measurement in enumerate(value.values()):
@@ -239,15 +243,16 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 
 
 def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
-    """Refuse what no real run is like, before anything is computed with it."""
-    taken = _RESERVED.union(table_columns(spec))
+    """Return problems with names and sizes that no real run has."""
+    # This check precedes any computation with the sizes.
+    reserved = _RESERVED.union(table_columns(spec))
     measurements = attributes["measurements"].values()
     for group in (attributes, *measurements):
-        if clash := sorted(taken.intersection(group["metrics"])):
+        if clash := sorted(reserved.intersection(group["metrics"])):
             return [f"metrics: {clash} are names of tables or coordinates"]
     dimensions = [len(shape) for shape in spec.shapes]
     sizes = [size for shape in spec.shapes for size in shape]
-    largest = {
+    bounded = {
         "measurements": (len(measurements), MAX_MEASUREMENTS),
         "names: tensors": (len(spec.names), MAX_TENSORS),
         "basis": (spec.basis, MAX_BASIS),
@@ -257,22 +262,22 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
     }
     problems = [
         f"{name}: expected at most {bound}, got {_shown(number)}"
-        for name, (number, bound) in largest.items()
+        for name, (number, bound) in bounded.items()
         if number > bound
     ]
     if problems:
         return problems
     size = Layout(spec.names, spec.shapes).size
     if not 0 < size <= MAX_SIZE:
-        return [f"shapes: expected 1 to {MAX_SIZE} elements in all, got {size}"]
+        return [f"shapes: expected 1 to {MAX_SIZE} elements in total, got {size}"]
     return []
 
 
 def _document(
-    spec: RunSpec, attributes: Mapping[str, Any], found: Mapping[str, Any]
+    spec: RunSpec, attributes: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> Document:
-    """Build a document from valid attributes and the metadata found of arrays."""
-    # Its arrays are the arrays that the writer would have written, in the lengths found.
+    """Build a document from valid attributes and the metadata of the stored arrays."""
+    # The attributes determine the specs of the arrays; only lengths come from `metadata`.
     layout = Layout(spec.names, spec.shapes)
     steps = RowGroup("", "", tuple(attributes["metrics"]), 0)
     measurements = {
@@ -291,13 +296,13 @@ def _document(
     arrays: dict[str, StoredArray] = {}
     for group in (steps, *measurements.values()):
         rows = row_arrays(spec, n_metrics=len(group.metrics), group=group.path)
-        _add(arrays, rows, _length(found, group.path_of("epoch")))
+        _add(arrays, rows, _length(metadata, group.path_of("epoch")))
     windows = window_arrays(spec, size=layout.size)
-    n_windows = _length(found, "references/start")
+    n_windows = _length(metadata, "references/start")
     _add(arrays, windows, n_windows)
     arrays[KEYFRAMES] = StoredArray(windows[KEYFRAMES], n_keyframes(n_windows))
     vectors = [snapshot.array for snapshot in snapshots.values()]
-    vectors += ["final"] if "final" in found else []
+    vectors += ["final"] if "final" in metadata else []
     vector = StoredArray(vector_array(layout.size), layout.size)
     return Document(
         spec=spec,
@@ -320,21 +325,21 @@ def _add(
         arrays[name] = StoredArray(spec, length)
 
 
-def _length(found: Mapping[str, Any], name: str) -> int:
-    """Return the length of an array's first dimension, 0 if it has none."""
-    document = found.get(name)
+def _length(metadata: Mapping[str, Any], name: str) -> int:
+    """Return the stored length of an array, 0 if it is missing or invalid."""
+    document = metadata.get(name)
     shape = document.get("shape") if isinstance(document, Mapping) else None
     length = shape[0] if isinstance(shape, list) and shape else 0
     return length if isinstance(length, int) and 0 <= length <= MAX_ROWS else 0
 
 
 def _array_problems(
-    arrays: Mapping[str, StoredArray], found: Mapping[str, Any]
+    arrays: Mapping[str, StoredArray], metadata: Mapping[str, Any]
 ) -> list[str]:
-    """Compare the metadata of arrays with the metadata the writer would have written."""
+    """Return the problems of the stored metadata, compared with the expected arrays."""
     problems, large = [], []
     for name, array in arrays.items():
-        problems += differences(name, array.metadata(), found.get(name))
+        problems += differences(name, array.metadata(), metadata.get(name))
         if (size := chunk_size(array.spec).decoded) > MAX_CHUNK_BYTES:
             bound = f"expected at most {MAX_CHUNK_BYTES}"
             large.append(f"{name}: a chunk takes {size} bytes, {bound}")
@@ -342,6 +347,6 @@ def _array_problems(
 
 
 def _shown(value: object) -> str:
-    """Return the repr of a value of any size, shortened."""
+    """Return the repr of a value, shortened if it is long."""
     text = _REPR.repr(value)
     return text if len(text) <= 1000 else f"{text[:1000]}..."

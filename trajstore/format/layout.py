@@ -1,8 +1,8 @@
-"""Layout of named parameter tensors in one flat vector.
+"""Lay out named parameter tensors in one flat vector.
 
-Tensors follow each other in the order of ``named_parameters()``, row-major, each at a
-multiple of `BLOCK`; the gaps are zero. Each block belongs to one tensor, so that sums over
-the blocks of a tensor are sums over the tensor.
+Tensors are stored row-major, in the order of ``named_parameters()``. Each starts at a
+multiple of `BLOCK`, and the gaps are zero. A block therefore belongs to only one tensor,
+and the sum over the blocks of a tensor is the sum over the tensor.
 """
 
 from collections.abc import Mapping
@@ -15,49 +15,49 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK: Final = 1024
-"""Tensors start at multiples of this many elements."""
+"""Number of elements in a block; every tensor starts at a multiple of it."""
 
 
 @dataclass(frozen=True, slots=False)
 class Layout:
     """Names, shapes and offsets of the tensors in the flat vector."""
 
-    names: tuple[str, ...]  # parameter names, which label the dimension layer
+    names: tuple[str, ...]  # names of the parameters, the labels of the dimension layer
     shapes: tuple[tuple[int, ...], ...]
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """Elements of each tensor, shape ``(layer,)``."""
+        """Number of elements in each tensor, int64 (layer,)."""
         return np.array([prod(shape) for shape in self.shapes], np.int64)
 
     @cached_property
     def blocks(self) -> npt.NDArray[np.int64]:
-        """Blocks of each tensor, shape ``(layer,)``."""
+        """Number of blocks of each tensor, int64 (layer,)."""
         return -(-self.sizes // BLOCK)
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """First element of each tensor in the flat vector, shape ``(layer,)``."""
+        """Index of each tensor's first element in the flat vector, int64 (layer,)."""
         return BLOCK * (np.cumsum(self.blocks) - self.blocks)
 
     @property
     def n_params(self) -> int:
-        """Number of parameters, without the gaps."""
+        """Number of parameters, excluding the gaps."""
         return int(self.sizes.sum())
 
     @property
     def size(self) -> int:
-        """Length of the flat vector, with the gaps."""
+        """Length of the flat vector, including the gaps."""
         return BLOCK * int(self.blocks.sum())
 
     @cached_property
     def layer_of_block(self) -> npt.NDArray[np.int64]:
-        """Index of each block's tensor, shape ``(size / BLOCK,)``."""
+        """Index of the tensor that each block belongs to, int64 (block,)."""
         return np.repeat(np.arange(len(self.names)), self.blocks)
 
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
-        """Return named arrays as one flat vector, float32 ``(size,)``."""
-        # Other keys are ignored. The error lists all missing arrays and wrong shapes.
+        """Return named arrays as one flat vector, float32 (size,)."""
+        # Keys that name no parameter are ignored. The error lists all missing arrays and wrong shapes.
         arrays = {
             name: np.asarray(tensors[name]) for name in self.names if name in tensors
         }
@@ -81,7 +81,7 @@ class Layout:
     def unflatten(
         self, flat: npt.NDArray[np.float32]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Return views of the tensors in a flat vector of shape ``(size,)``."""
+        """Return views of the tensors in a flat vector (size,), by name."""
         return {
             name: flat[offset : offset + size].reshape(shape)
             for name, shape, offset, size in zip(
@@ -91,7 +91,7 @@ class Layout:
 
 
 def _misfit(array: npt.NDArray[Any] | None, shape: tuple[int, ...]) -> str | None:
-    """Describe what is wrong with an array of a parameter; None if nothing is."""
+    """Describe an array that does not fit its parameter; return None if it fits."""
     if array is None:
         return "missing"
     if array.shape != shape:

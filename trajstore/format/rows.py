@@ -1,4 +1,4 @@
-"""Complete measured steps to stored rows, and code their probes."""
+"""Turn measured steps into stored rows, and encode and decode their probes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ Array = npt.NDArray[Any]
 
 
 def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of each array that is measured in a step, by name."""
-    # tables (layer, measured quantity) and either signs, scales and probes (2, probe) or,
-    # in an exact recording, gradient and displacement (param,).
+    """Return the dtype and shape of each array measured in a step, by name."""
+    # Every step has tables (layer, quantity). An exact recording adds gradient and
+    # displacement (param,); any other recording adds signs, scales and probes (2, probe).
     n_measured = table_columns(spec)["update_dot_displacement"].stop
     arrays = {"tables": ("float32", (len(spec.names), n_measured))}
     if spec.exact:
@@ -36,17 +36,18 @@ def complete_rows(
     scalars: Sequence[Mapping[str, float]],
     spec: RunSpec,
 ) -> tuple[dict[str, Array], list[dict[str, float]]]:
-    """Return rows for `trajstore.store.row_table.RowTable.append`: arrays and scalars."""
-    # `measured` holds `measured_arrays` with a leading dimension step, `places` epoch,
-    # iteration and window of each step, `anchor_sq` |r|^2, float64 (step, layer).
+    """Return the arrays and scalars for `trajstore.store.row_table.RowTable.append`."""
+    # `measured` holds `measured_arrays` with a leading dimension step; `places` holds the
+    # epoch, iteration and window of each step; `anchor_sq` is the squared norm of the
+    # anchor, float64 (step, layer).
     rows = dict(measured)
     rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
     rows["tables"] = complete_tables(rows["tables"], anchor_sq, spec)
     if not spec.exact:
         rows |= encode_probes(rows.pop("probes"))
-    lengths = norms(rows["tables"], spec)
+    step_norms = norms(rows["tables"], spec)
     completed = [
-        {**row, **{name: float(values[i]) for name, values in lengths.items()}}
+        {**row, **{name: float(values[i]) for name, values in step_norms.items()}}
         for i, row in enumerate(scalars)
     ]
     return rows, completed
@@ -54,25 +55,25 @@ def complete_rows(
 
 def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
     """Append |x|^2 and <g, x> to measured products, float32 (step, layer, quantity)."""
-    # With x = r + a: |x|^2 = |a|^2 + 2 <a, r> + |r|^2 and <g, x> = <g, a> + <g, r>.
-    # Without a basis, the products with r are not measured.
+    # The iterate x is the anchor r plus the displacement a, so |x|^2 = |a|^2 + 2 <a, r> +
+    # |r|^2 and <g, x> = <g, a> + <g, r>. Without a basis, products with r are not measured.
     if not spec.basis:
         return measured
     columns = table_columns(spec)
     table = measured.astype(np.float64)
-    on_anchor = table[..., columns["grad_dot_basis"].start]
-    displacement_on_anchor = table[..., columns["displacement_dot_basis"].start]
+    grad_dot_anchor = table[..., columns["grad_dot_basis"].start]
+    displacement_dot_anchor = table[..., columns["displacement_dot_basis"].start]
     displacement_sq = table[..., columns["displacement_sq"].start]
     grad_dot_displacement = table[..., columns["grad_dot_displacement"].start]
-    # Values of a diverging run are recorded as they are.
+    # The values of a diverging run may overflow; they are recorded unchanged.
     with np.errstate(invalid="ignore", over="ignore"):
-        param_sq = displacement_sq + 2 * displacement_on_anchor + anchor_sq
-        derived = [np.maximum(param_sq, 0), grad_dot_displacement + on_anchor]
+        param_sq = displacement_sq + 2 * displacement_dot_anchor + anchor_sq
+        derived = [np.maximum(param_sq, 0), grad_dot_displacement + grad_dot_anchor]
         return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
 
 
 def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:
-    """Return norms over all layers, float64 (step,), by name of the scalar."""
+    """Return each norm over all layers, float64 (step,), by the name of its scalar."""
     columns = table_columns(spec)
     squares = {"grad_norm": "grad_sq", "update_norm": "update_sq"}
     squares["param_norm"] = "param_sq"
@@ -84,9 +85,9 @@ def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:
 
 
 def encode_probes(probes: Array) -> dict[str, Array]:
-    """Round probes (step, 2, probe) of gradients and displacements for the store."""
-    # gradient_probes int8, displacement_probes float16, probe_scales; the scale of a step
-    # that is not finite is not finite.
+    """Return probes (step, 2, probe) of gradients and displacements, rounded for storage."""
+    # The types are int8 for gradient_probes and float16 for displacement_probes. If a probe
+    # is not finite, neither is its scale.
     largest = np.abs(probes).max(-1)
     usable = np.isfinite(largest) & (largest > 0)
     unit = probes / np.where(usable, largest, 1)[..., None]

@@ -1,4 +1,4 @@
-"""Specification of a run: everything known when recording begins, and its defaults."""
+"""Define the specification of a run: everything known when recording begins."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -9,7 +9,7 @@ SKETCH_BITS: Final = 65536
 """Default number of signs in the sketch of a gradient."""
 
 BASIS: Final = 3
-"""Default number of directions in which gradients are stored exactly."""
+"""Default number of basis vectors, along which gradients are stored exactly."""
 
 PROBES: Final = 1024
 """Default number of fixed random projections."""
@@ -27,7 +27,7 @@ class SchemaError(ValueError):
     Attributes
     ----------
     problems : tuple of str
-        Every problem found, not only the first one.
+        All problems found, not only the first.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -45,23 +45,23 @@ class RunSpec:
     seed: int
     """Seed of all random signs."""
     sketch_bits: int
-    """Signs in the sketch of one gradient, a power of two."""
+    """Number of signs in the sketch of a gradient, a power of two."""
     basis: int
-    """Vectors of the low-rank basis: the anchor and ``basis - 1`` displacements."""
+    """Number of basis vectors: the anchor and ``basis - 1`` displacements."""
     probes: int
-    """Fixed random projections, a power of two."""
-    # The next three: see `trajstore.format.windows.Windows`.
+    """Number of fixed random projections, a power of two."""
+    # `trajstore.format.windows.Windows` describes the next three fields.
     steps_per_epoch: int | None
     reference_every: int | None
     total_steps: int | None
     exact: bool
     """Whether whole gradients and displacements are stored instead of sketches."""
     samples: int = 0
-    """Largest number of example indices stored per step. Absent in older stores."""
+    """Largest number of example indices stored per step; older stores lack this field."""
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Build a spec from decoded JSON; `SchemaError` lists all that is wrong."""
+        """Build a spec from decoded JSON; a `SchemaError` lists all problems."""
         if problems := validate_spec(document):
             raise SchemaError(problems)
         return cls.from_valid_json(cast("Mapping[str, Any]", document))
@@ -79,7 +79,7 @@ class RunSpec:
 
 
 def validate_spec(document: object) -> list[str]:
-    """Return one ``"key: problem"`` for each reason why decoded JSON is not a spec."""
+    """Return the problems of decoded JSON as a spec, each as ``"key: problem"``."""
     if not isinstance(document, Mapping):
         return [f"spec: expected an object, got {document!r}"]
     problems = [f"{key}: missing" for key in _REQUIRED if key not in document]
@@ -91,14 +91,14 @@ def validate_spec(document: object) -> list[str]:
     ]
     if not problems and len(document["names"]) != len(document["shapes"]):
         problems.append(
-            f"shapes: expected one for each of the {len(document['names'])} names, got "
+            f"shapes: expected one shape for each of the {len(document['names'])} names, got "
             f"{len(document['shapes'])}"
         )
     return problems
 
 
 def is_sketch_size(value: object) -> bool:
-    """Whether a number of signs or probes is supported: a power of two, 8 to 2**24."""
+    """Whether a number of signs or probes is supported: a power of two from 8 to 2**24."""
     return _is_int(value, 8, 1 << 24) and not value & (value - 1)  # type: ignore[operator]
 
 
@@ -112,7 +112,7 @@ def is_names(value: object) -> bool:
 
 
 def _is_int(value: object, least: int, most: float = inf) -> bool:
-    # JSON gives exact types: true is a bool, which is an int for isinstance.
+    # isinstance would accept true, because bool is a subclass of int.
     return type(value) is int and least <= value <= most
 
 

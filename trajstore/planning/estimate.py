@@ -1,9 +1,9 @@
 """Predict the disk space, the memory and the error of gamma of a recording.
 
-Sizes follow from the format (`trajstore.format.arrays`) and from measured compression. The
-error of gamma is the error of a plain sketch times the ratio that weights and basis leave
-of it. That ratio depends on the training run. It was measured for three runs, as were the
-compression ratios (`benchmarks/planning.py`).
+Sizes follow from the format (`trajstore.format.arrays`) and from measured compression
+ratios. The error of gamma (`docs/estimator.md`) is the error of a plain sketch times a
+ratio, because weights and basis reduce the error. Both kinds of ratios depend on the
+training run; `benchmarks/planning.py` measured them for three runs.
 """
 
 import json
@@ -49,28 +49,28 @@ COMPRESSION: Final = {
     "references/codes": 0.8,
     "references/probes": 0.63,
 }
-"""Bytes on disk over bytes in memory, if not 1 (``benchmarks/planning.py``)."""
+"""Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); others are 1."""
 
 N_VECTORS: Final = 3
-"""float32 vectors that a recorder keeps: previous gradient, displacement, anchor."""
+"""Number of float32 vectors in a recorder: previous gradient, displacement and anchor."""
 
 MEASURED_BASES: Final = (0, 1, 3)
 """Sizes of the basis for which errors were measured."""
 
 END_ERROR_RATIOS: Final = (0.7, 2.7)
-"""Error in the first and last epoch over the error between (``benchmarks/accuracy.py``)."""
+"""Errors in the first and last epoch relative to mid-run (``benchmarks/accuracy.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredErrors:
-    """Errors of gamma that were measured in one run, between its first and last epoch."""
+    """Errors of gamma measured in one run, without its first and last epoch."""
 
-    shares: tuple[float, ...]  # window lengths as shares of the run, ascending
-    # By size of the basis: rms standard error of gamma with windows of these lengths, over
-    # that of a sketch without weights and basis.
+    shares: tuple[float, ...]  # window lengths as fractions of the run, ascending
+    # For each basis size: root-mean-square standard error of gamma at each window length,
+    # relative to the error of a sketch without weights or basis.
     ratios: Mapping[int, tuple[float, ...]]
-    # By size of the basis, with windows of an epoch and `PROBES` probes: the part of the
-    # error that comes from the distance. Neither more signs nor epoch means reduce it.
+    # For each basis size, with windows of one epoch and `PROBES` probes: the part of the
+    # error that comes from the distance. More signs or epoch means do not reduce it.
     from_distance: Mapping[int, float]
 
 
@@ -107,7 +107,7 @@ MEASURED_RUNS: Final = {
 
 
 class ErrorRange(NamedTuple):
-    """Expected error: smallest and largest of the measured runs, and geometric mean."""
+    """Expected error: lowest, geometric mean and highest over the measured runs."""
 
     low: float
     typical: float
@@ -118,11 +118,11 @@ class ErrorRange(NamedTuple):
 class Plan:
     """Predicted size and errors of a recording."""
 
-    spec: RunSpec  # with `total_steps`
+    spec: RunSpec  # its `total_steps` is not None
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps in the run."""
+        """Number of optimizer steps in the run."""
         assert self.spec.total_steps is not None
         return self.spec.total_steps
 
@@ -142,32 +142,37 @@ class Plan:
 
     @cached_property
     def n_windows(self) -> int:
-        """Windows in the run, each with an anchor."""
+        """Number of windows in the run, each with an anchor."""
         return sum(1 for _ in window_starts(self.windows, self.n_steps))
 
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
-        """Bytes on disk of one step, by array."""
-        return {name: _stored(name, array) for name, array in self._step_arrays.items()}
+        """Size on disk of one step in bytes, by array."""
+        return {
+            name: _bytes_on_disk(name, array)
+            for name, array in self._step_arrays.items()
+        }
 
     @cached_property
     def bytes_of_anchors(self) -> Mapping[str, float]:
-        """Bytes on disk of all anchors, by array."""
+        """Size on disk of all anchors in bytes, by array."""
         arrays = window_arrays(self.spec, size=self._size, block=BLOCK)
         rows = dict.fromkeys(arrays, self.n_windows)
-        # The first anchor has a keyframe and no code.
+        # The first anchor is a keyframe and has no codes.
         rows["references/codes"] -= 1
         rows["references/keyframes"] = -(-self.n_windows // KEYFRAME_EVERY)
-        return {name: rows[name] * _stored(name, arrays[name]) for name in arrays}
+        return {
+            name: rows[name] * _bytes_on_disk(name, arrays[name]) for name in arrays
+        }
 
     @property
     def bytes_of_final(self) -> int:
-        """Bytes on disk of the final parameters."""
+        """Size on disk of the final parameters in bytes."""
         return self._size * ITEM_SIZE[vector_array(self._size).dtype]
 
     @cached_property
     def bytes_of_metadata(self) -> int:
-        """Bytes on disk of JSON documents."""
+        """Size on disk of the JSON documents in bytes."""
         arrays = self._step_arrays | window_arrays(
             self.spec, size=self._size, block=BLOCK
         )
@@ -177,7 +182,7 @@ class Plan:
 
     @cached_property
     def disk(self) -> float:
-        """Bytes on disk of the whole store."""
+        """Size on disk of the whole store in bytes."""
         return (
             self.n_steps * sum(self.bytes_per_step.values())
             + sum(self.bytes_of_anchors.values())
@@ -188,8 +193,8 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        # Vectors; codes of past anchors and of one being written; two buffers of rows, one
-        # batch being written, and the last chunk of every array.
+        # The memory holds the vectors, the codes of past anchors and of the anchor being
+        # written, two buffers of rows and the batch being written, and every last chunk.
         vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
@@ -200,15 +205,14 @@ class Plan:
 
     @property
     def window_share(self) -> float:
-        """Length of a full window as a share of the run."""
+        """Length of a window that is not cut, as a fraction of the run."""
         return min(1.0, self.windows.length / self.n_steps)
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
-        """Return the expected standard error of mid-run gamma, or of a mean of steps."""
-        # hypot(ratio sqrt((1 - 1 / B + pi / 2 - 1) / m), d) with m signs, B rows of the fold,
-        # and d the part from the distance, which a mean does not reduce. Ratio and d were
-        # measured on small nets, so this extrapolates. The basis is the largest measured
-        # one with no more vectors than this one.
+        """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
+        # A mean reduces the error of the sketch, but not the error from the distance. Both
+        # are extrapolated from small networks, for the largest measured basis that has no
+        # more vectors than the planned basis.
         plain = plain_error(self._size, self.spec.sketch_bits)
         basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
         errors = [
@@ -245,7 +249,7 @@ def plan_recording(
     reference_every: int | None = None,
     exact: bool = False,
 ) -> Plan:
-    """Plan the recording of a `trajstore.Recorder` with these arguments."""
+    """Return the plan of a recording by a `trajstore.Recorder` with these arguments."""
     return Plan(
         spec=RunSpec.from_json(
             {
@@ -265,10 +269,10 @@ def plan_recording(
 
 
 def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
-    """Return a plausible layout of a net of `n_params` parameters."""
-    # Half of the tensors are matrices of equal size, the others vectors as long as a side of
-    # these. The number of tensors grows with the cube root of the number of parameters; it
-    # is right for ResNet-18, with 62 tensors and 11.2 million parameters.
+    """Return a plausible layout of a network with `n_params` parameters."""
+    # Half of the tensors are matrices of equal size; the others are vectors as long as a
+    # side of a matrix. The number of tensors grows with the cube root of the number of
+    # parameters; it is exact for ResNet-18 (62 tensors, 11.2 million parameters).
     if n_params < 1:
         raise ValueError(f"`n_params` must be at least 1, got {n_params}.")
     if n_tensors is None:
@@ -281,9 +285,10 @@ def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
     n_vectors = n_tensors // 2
     n_matrices = n_tensors - n_vectors
     length = isqrt(n_params // n_tensors)
-    left = n_params - n_vectors * length
+    n_in_matrices = n_params - n_vectors * length
     sizes = [
-        left * (i + 1) // n_matrices - left * i // n_matrices for i in range(n_matrices)
+        n_in_matrices * (i + 1) // n_matrices - n_in_matrices * i // n_matrices
+        for i in range(n_matrices)
     ]
     sizes += [length] * n_vectors
     return Layout(
@@ -300,7 +305,7 @@ def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
 
 
 def plain_error(size: int, bits: int) -> float:
-    """Return the standard error of gamma of a sketch without weights and basis."""
+    """Return the standard error of gamma from a sketch without weights or basis."""
     n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
     return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
 
@@ -314,5 +319,5 @@ def _bytes_of_row(array: ArraySpec) -> int:
     return ITEM_SIZE[array.dtype] * prod(array.inner)
 
 
-def _stored(name: str, array: ArraySpec) -> float:
+def _bytes_on_disk(name: str, array: ArraySpec) -> float:
     return COMPRESSION.get(name, 1.0) * _bytes_of_row(array)

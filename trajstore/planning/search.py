@@ -13,7 +13,7 @@ SIGNS: Final = tuple(1 << k for k in range(12, 25))
 """Candidate numbers of signs; errors were measured up to 2**18."""
 
 SHARES: Final = (0.01, 0.02, 0.04, 0.08, 0.16)
-"""Candidate lengths of windows, as shares of the run."""
+"""Candidate lengths of windows, as fractions of the run."""
 
 
 def best_plan(
@@ -25,7 +25,7 @@ def best_plan(
     stderr: float | None = None,
     disk: float | None = None,
 ) -> Plan:
-    """Return the smallest plan for a `stderr`, or the most precise in `disk` bytes."""
+    """Return the smallest plan that meets `stderr`, or the most precise in `disk` bytes."""
     # `stderr` bounds the typical standard error of gamma in one step, mid-run.
     assert (stderr is None) != (disk is None)
     scored = [
@@ -42,8 +42,8 @@ def best_plan(
         (size, error), _ = by_error[0]
         raise ValueError(
             f"A standard error of {stderr:.3g} is out of reach: even {max(SIGNS)} signs per "
-            f"step give {error:.2g}, and take {decimal(round(size))}. Allow that or more, or "
-            "record with exact=True, which has no error and takes "
+            f"step give {error:.2g}, in a store of {decimal(round(size))}. Allow a larger "
+            "error, or record with exact=True, which has no error, in a store of "
             f"{decimal(round(exact.disk))}."
         )
     assert disk is not None
@@ -52,7 +52,7 @@ def best_plan(
             return plan
     (size, _), smallest = by_disk[0]
     raise ValueError(
-        f"{decimal(round(disk))} is too little: the smallest store of this run takes about "
+        f"{decimal(round(disk))} is too small: the smallest store of this run has about "
         f"{decimal(round(size))}, with {smallest.spec.sketch_bits} signs per step."
     )
 
@@ -61,7 +61,7 @@ def _candidates(
     layout: Layout, n_steps: int, steps_per_epoch: int | None, basis: int
 ) -> Iterator[Plan]:
     """Yield a plan for every number of signs and every window length."""
-    # Raises SchemaError for values out of range, before anything is divided by them.
+    # Raise SchemaError for values out of range before they are used as divisors.
     plan_recording(
         layout, n_steps=n_steps, steps_per_epoch=steps_per_epoch, basis=basis
     )
@@ -79,7 +79,8 @@ def _candidates(
 
 
 def _fit_to_epochs(length: float, steps_per_epoch: int | None) -> int:
-    """Round to whole epochs or to a fraction 1/n of one: every epoch then starts a window."""
+    """Round a length to whole epochs, or to an n-th of an epoch."""
+    # Every epoch then starts a window.
     if steps_per_epoch is None:
         return max(1, round(length))
     if length >= steps_per_epoch:

@@ -1,10 +1,12 @@
-"""Reading of stores: from a path to lazy datasets, targets and reports of damage.
+"""Read stores: open runs as lazy datasets, find targets and report damage.
 
-Begin with `run`: `open_run` and the public class `Run`. Behind it, `stored_rows` caches
-chunks and reads damage as NaN, `anchors` decodes the anchors of windows, `epochs` and
-`lazy_rows` make datasets selectable and lazy. `target` finds the points that analyses
-measure against, `results` their stores of results; `verify` looks for damage; `version`
-sends runs to other processes.
+Begin with `run`, which defines `open_run` and the public class `Run`. It uses
+`stored_rows`, which caches chunks and reads damaged ones as NaN; `anchors`, which decodes
+the anchors of windows; and `epochs` and `lazy_rows`, which make datasets selectable and
+lazy. `target` finds the points that analyses measure against, `results` manages the stores
+of their results, `verify` looks for damage, and `version` lets another process open the
+same version of a store.
 
-Imports the format, the sketches in NumPy and `trajstore.store`; no torch, no Dask.
+May import: `trajstore.format`, `trajstore.sketch` and `trajstore.store`; never torch or
+Dask.
 """

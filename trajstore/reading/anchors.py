@@ -1,7 +1,7 @@
-"""Decode the anchors of windows: the vectors that training computed with, bit for bit.
+"""Decode the anchors of windows; they equal the recorder's anchors bit for bit.
 
 An anchor is stored as the coded difference from the anchor before it; every
-`KEYFRAME_EVERY`-th is stored in full.
+`KEYFRAME_EVERY`-th anchor is stored in full.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ from trajstore.store.chunks import ReadResult
 FloatArray = npt.NDArray[np.float32]
 
 CACHED_PARTS: Final = 16
-"""Parts of decoded anchors kept in memory; 16 MB each in the analyses."""
+"""Number of decoded parts to keep in memory; analyses decode parts of 16 MB."""
 
 
 class Source(Protocol):
-    """Store to read codes from; `trajstore.reading.stored_rows.StoredRows` is one."""
+    """Store from which codes are read; see `trajstore.reading.stored_rows.StoredRows`."""
 
     def read(self, name: str, *part: slice) -> ReadResult:
         """Read a part of an array."""
@@ -35,22 +35,23 @@ class Source(Protocol):
 class Anchors:
     """Anchors of a run's windows.
 
-    Parts are slices of the flat vector between multiples of `BLOCK`. They hold NaN where
-    a damaged chunk contributes: the anchor's own, or one since the last keyframe.
+    They are decoded in parts: slices of the flat vector that start and end at multiples of
+    `BLOCK`. Elements are NaN if a chunk of the anchor itself, or of an earlier anchor since
+    the last keyframe, is damaged.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def decode(self, window: int, elements: slice) -> FloatArray:
-        """Return a part of an anchor, float32 (part,), read-only; the last are cached."""
+        """Return a part of an anchor, float32 (element,), read-only; recent parts are cached."""
         return self._decoded(window, elements.start, elements.stop)
 
     def decode_each(
         self, windows: range, elements: slice, buffers: Sequence[FloatArray]
     ) -> Iterator[FloatArray]:
-        """Yield a part of successive anchors, each in the next of two or more buffers."""
-        # Anchors from the last keyframe to the first window have to be decoded as well.
+        """Yield one part of successive anchors, using two or more buffers in turn."""
+        # Decoding begins with the last keyframe before the first window.
         first = windows.start - windows.start % KEYFRAME_EVERY
         before = None
         for window in range(first, windows.stop):

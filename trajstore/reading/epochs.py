@@ -1,4 +1,4 @@
-"""Select steps by epoch and iteration, and arrange them in a grid of both."""
+"""Select steps by epoch and iteration, or arrange them in an epoch-iteration grid."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
@@ -23,21 +23,21 @@ ITERATION: Final = "iteration"
 def index_epochs(dataset: xr.Dataset) -> xr.Dataset:
     """Make steps selectable by epoch and iteration.
 
-    ``dataset.sel(epoch=3)``, ``.sel(epoch=slice(3, 5))`` and ``.sel(epoch=3,
-    iteration=slice(0, 10))`` work on the result; slices include their ends. Datasets
-    are still aligned by ``step``.
+    The result supports ``.sel(epoch=3)``, ``.sel(epoch=slice(3, 5))`` and ``.sel(epoch=3,
+    iteration=slice(0, 10))``; slices include both ends. Datasets are still aligned by
+    ``step``.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        With the coordinates ``epoch`` and ``iteration`` along ``step``, such as results
-        of analyses that were read back from a file. The datasets that
-        `trajstore.Run.steps` and the analyses return have these indexes already.
+        A dataset with the coordinates ``epoch`` and ``iteration`` along ``step``, such as
+        the result of an analysis that was read back from a file. The datasets that
+        `trajstore.Run.steps` and the analyses return already have these indexes.
 
     Returns
     -------
     xarray.Dataset
-        Lazy where `dataset` is, except for the two coordinates.
+        The same data, lazy where `dataset` is lazy; only the two coordinates are loaded.
 
     Raises
     ------
@@ -56,15 +56,15 @@ def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     dataset : xarray.Dataset
-        With the coordinates ``epoch`` and ``iteration`` along ``step``.
+        A dataset with the coordinates ``epoch`` and ``iteration`` along ``step``.
 
     Returns
     -------
     xarray.Dataset
-        Lazy where `dataset` is: Dask arrays stay Dask arrays, and stored values are read
-        where they are used. Dimensions ``epoch`` and ``iteration`` instead of ``step``.
-        NaN where an epoch has no such iteration; integers then become float64. Steps
-        whose epoch is lost (-1) are left out.
+        The same data, with the dimensions ``epoch`` and ``iteration`` instead of ``step``.
+        Values are NaN where an epoch has no such iteration; integers then become float64.
+        Steps whose epoch is lost (-1) are left out. Dask arrays stay Dask arrays, and
+        stored values are read when they are used.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def epoch_grid(dataset: xr.Dataset) -> xr.Dataset:
     if (n_cells := (positions >= 0).sum()) < len(steps):
         raise ValueError(
             f"{len(steps) - n_cells} of {len(steps)} steps have the same epoch and "
-            "iteration as another step. Arrange one run at a time."
+            "iteration as another step. Call epoch_grid for one run at a time."
         )
     cells = xr.Variable((EPOCH, ITERATION), positions)
     flat = dataset.drop_vars([EPOCH, ITERATION]).reset_coords()
@@ -105,7 +105,7 @@ def _check_coordinates(dataset: xr.Dataset) -> None:
 
 
 def _on_grid(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
-    """Return a variable at positions along step, NaN at negative positions."""
+    """Return the values of a variable at positions along ``step``, NaN where negative."""
     variable = variable.transpose(STEP, ...)
     dims = (*cells.dims, *variable.dims[1:])
     if variable.chunks is None:
@@ -120,7 +120,7 @@ def _on_grid(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
 
 
 class _Grid(BackendArray):
-    """A lazy variable along steps, arranged in a grid of positions."""
+    """A lazy variable whose steps are arranged in a grid of positions."""
 
     def __init__(self, variable: xr.Variable, positions: Array) -> None:
         self._variable = variable
@@ -138,7 +138,7 @@ class _Grid(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> Array:
         row, column, *inner = key
-        # An integer drops its axis, as in the rest of the key.
+        # An integer in the key drops its axis.
         cells = self._positions[row][..., column]
         wanted = cells.reshape(-1)
         is_filled = wanted >= 0
@@ -157,20 +157,20 @@ class EpochIndex(xr.Index):
     """Index that selects steps by epoch and iteration, and aligns them by step."""
 
     def __init__(
-        self, steps: pd.Index, places: Mapping[Hashable, Array], dim: Hashable
+        self, steps: pd.Index, coordinates: Mapping[Hashable, Array], dim: Hashable
     ) -> None:
         self._steps = steps
-        self._places = dict(places)
+        self._coordinates = dict(coordinates)
         self._dim = dim
 
     @classmethod
     def from_variables(
         cls, variables: Mapping[Any, xr.Variable], *, options: Mapping[str, Any]
     ) -> Self:
-        """Build the index; the option ``steps`` has the labels of the steps."""
+        """Build the index; the option ``steps`` holds the labels of the steps."""
         (dim,) = {dim for variable in variables.values() for dim in variable.dims}
-        places = {name: variable.values for name, variable in variables.items()}
-        return cls(options["steps"], places, dim)
+        coordinates = {name: variable.values for name, variable in variables.items()}
+        return cls(options["steps"], coordinates, dim)
 
     def create_variables(
         self, variables: Mapping[Any, xr.Variable] | None = None
@@ -182,17 +182,17 @@ class EpochIndex(xr.Index):
             name: xr.IndexVariable(  # type: ignore[no-untyped-call]
                 self._dim, values, attributes.get(name)
             )
-            for name, values in self._places.items()
+            for name, values in self._coordinates.items()
         }
 
     def to_pandas_index(self) -> pd.Index:
         """Return epoch and iteration as one pandas index."""
         return pd.MultiIndex.from_arrays(
-            list(self._places.values()), names=list(self._places)
+            list(self._coordinates.values()), names=list(self._coordinates)
         )
 
     def isel(self, indexers: Mapping[Any, Any]) -> "EpochIndex | None":
-        """Return the index of some steps, None if the dimension is dropped."""
+        """Return the index of the selected steps, or None if the dimension is dropped."""
         indexer = indexers[self._dim]
         if isinstance(indexer, xr.Variable):
             if indexer.dims != (self._dim,):
@@ -204,20 +204,22 @@ class EpochIndex(xr.Index):
 
     def sel(self, labels: dict[Any, Any], **options: Any) -> IndexSelResult:
         """Return the positions of steps by epoch, iteration or both."""
-        # A label is a number, a slice with both ends included, or several numbers.
+        # A label is a number, a list of numbers, or a slice that includes both ends.
         if any(option is not None for option in options.values()):
             raise ValueError(
-                "Epochs and iterations are selected exactly; `method` and `tolerance` "
-                "have no meaning here."
+                "Epochs and iterations are selected exactly; omit `method` and "
+                "`tolerance`."
             )
-        masks = [_matches(name, self._places[name], v) for name, v in labels.items()]
+        masks = [
+            _matches(name, self._coordinates[name], v) for name, v in labels.items()
+        ]
         positions = np.flatnonzero(reduce(np.logical_and, masks))
-        is_one = len(labels) == len(self._places) and not any(
+        selects_one_step = len(labels) == len(self._coordinates) and not any(
             isinstance(v, slice) or np.ndim(v) for v in labels.values()
         )
-        if is_one and len(positions) != 1:
+        if selects_one_step and len(positions) != 1:
             raise KeyError(f"{len(positions)} steps have {labels}; expected one.")
-        if is_one:
+        if selects_one_step:
             return IndexSelResult({self._dim: int(positions[0])})
         return IndexSelResult({self._dim: _as_slice(positions)})
 
@@ -230,27 +232,30 @@ class EpochIndex(xr.Index):
             isinstance(other, EpochIndex)
             and self._steps.equals(other._steps)
             and all(
-                np.array_equal(values, other._places.get(name, ()))
-                for name, values in self._places.items()
+                np.array_equal(values, other._coordinates.get(name, ()))
+                for name, values in self._coordinates.items()
             )
         )
 
     def join(self, other: Self, how: str = "inner") -> Self:
-        """Return the index of the steps in both, or in either if `how` is outer."""
+        """Return the index of the steps in both indexes, or in either if `how` is outer."""
         if how == "inner":
             return self._taken(
                 self._steps.get_indexer(self._steps.intersection(other._steps))
             )
         steps = self._steps.union(other._steps)
-        here, there = self._steps.get_indexer(steps), other._steps.get_indexer(steps)
-        places = {
-            name: np.where(here >= 0, values[here], other._places[name][there])
-            for name, values in self._places.items()
+        own_rows = self._steps.get_indexer(steps)
+        other_rows = other._steps.get_indexer(steps)
+        coordinates = {
+            name: np.where(
+                own_rows >= 0, values[own_rows], other._coordinates[name][other_rows]
+            )
+            for name, values in self._coordinates.items()
         }
-        return type(self)(steps, places, self._dim)
+        return type(self)(steps, coordinates, self._dim)
 
     def reindex_like(self, other: Self, **_options: Any) -> dict[Hashable, Any]:
-        """Return the positions of another index's steps, -1 for absent ones."""
+        """Return the positions of another index's steps, -1 for absent steps."""
         return {self._dim: self._steps.get_indexer(other._steps)}
 
     @classmethod
@@ -262,11 +267,11 @@ class EpochIndex(xr.Index):
     ) -> Self:
         """Concatenate indexes, or interleave them by `positions`."""
         steps = indexes[0]._steps.append([index._steps for index in indexes[1:]])
-        places = {
-            name: np.concatenate([index._places[name] for index in indexes])
-            for name in indexes[0]._places
+        coordinates = {
+            name: np.concatenate([index._coordinates[name] for index in indexes])
+            for name in indexes[0]._coordinates
         }
-        whole = cls(steps, places, dim)
+        whole = cls(steps, coordinates, dim)
         if positions is None:
             return whole
         return whole._taken(
@@ -277,16 +282,20 @@ class EpochIndex(xr.Index):
         self, name_dict: Mapping[Any, Hashable], dims_dict: Mapping[Any, Hashable]
     ) -> "EpochIndex":
         """Return the index under other names."""
-        places = {name_dict.get(name, name): v for name, v in self._places.items()}
-        return EpochIndex(self._steps, places, dims_dict.get(self._dim, self._dim))
+        coordinates = {
+            name_dict.get(name, name): v for name, v in self._coordinates.items()
+        }
+        return EpochIndex(self._steps, coordinates, dims_dict.get(self._dim, self._dim))
 
     def _taken(self, indexer: Any) -> Self:
-        places = {name: values[indexer] for name, values in self._places.items()}
-        return type(self)(self._steps[indexer], places, self._dim)
+        coordinates = {
+            name: values[indexer] for name, values in self._coordinates.items()
+        }
+        return type(self)(self._steps[indexer], coordinates, self._dim)
 
 
 def _matches(name: Hashable, values: Array, label: Any) -> npt.NDArray[np.bool_]:
-    """Return which values a label selects."""
+    """Return a mask of the values that a label selects."""
     if isinstance(label, slice):
         if label.step is not None:
             raise ValueError(f"A slice of {name!r} takes no step, got {label}.")
@@ -295,13 +304,15 @@ def _matches(name: Hashable, values: Array, label: Any) -> npt.NDArray[np.bool_]
         return (values >= first) & (values <= last)
     wanted = np.asarray(label)
     if len(absent := np.setdiff1d(wanted, values)):
-        there = f"{values.min()} to {values.max()}" if len(values) else "none"
-        raise KeyError(f"No {name} {absent.tolist()}; there are {there}.")
+        available = (
+            f"{values.min()} to {values.max()}" if len(values) else "none (no steps)"
+        )
+        raise KeyError(f"No {name} {absent.tolist()}; expected {available}.")
     return np.isin(values, wanted)
 
 
 def _as_slice(positions: Array) -> Array | slice:
-    """Return consecutive positions as a slice, which is read faster."""
+    """Return positions as a slice, which is read faster, if they are consecutive."""
     n = len(positions)
     if n and positions[-1] - positions[0] == n - 1:
         return slice(int(positions[0]), int(positions[-1]) + 1)

@@ -1,4 +1,4 @@
-"""Wrap stored rows as arrays that xarray reads where they are used."""
+"""Wrap stored rows as arrays that xarray reads when they are used."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 class Rows(Protocol):
-    """Source of rows; `trajstore.reading.stored_rows.StoredRows` is one."""
+    """Source of rows, such as `trajstore.reading.stored_rows.StoredRows`."""
 
     def array(self, name: str) -> Any:
         """Return an array of the store."""
@@ -26,7 +26,7 @@ def lazy_rows(rows: Rows, name: str) -> indexing.LazilyIndexedArray:
 
 
 class _LazyRows(BackendArray):
-    """An array with one row per step, as xarray's lazy variables need it."""
+    """A stored array with the interface that xarray requires of lazy variables."""
 
     def __init__(self, rows: Rows, name: str) -> None:
         array = rows.array(name)
@@ -43,7 +43,7 @@ class _LazyRows(BackendArray):
         return values
 
     def _read(self, key: tuple[Any, ...]) -> Array:
-        """Read chunk after chunk: few of many columns may be asked for."""
+        """Read one chunk at a time, and keep only the requested columns."""
         rows, *columns = key
         wanted = np.arange(self.shape[0])[rows]
         if wanted.ndim == 0:
@@ -52,14 +52,14 @@ class _LazyRows(BackendArray):
         chunk_of = wanted // self._chunk
         out: Array | None = None
         for chunk in np.unique(chunk_of):
-            here = chunk_of == chunk
+            in_chunk = chunk_of == chunk
             first = int(chunk) * self._chunk
             last = min(first + self._chunk, self.shape[0])
             part = self._rows.rows(self._name, slice(first, last))
-            values = _outer(part[wanted[here] - first], [slice(None), *columns])
+            values = _outer(part[wanted[in_chunk] - first], [slice(None), *columns])
             if out is None:
                 out = np.empty((len(wanted), *values.shape[1:]), self.dtype)
-            out[here] = values
+            out[in_chunk] = values
         if out is None:
             nothing = np.empty((0, *self.shape[1:]), self.dtype)
             return _outer(nothing, [slice(None), *columns])
@@ -67,7 +67,7 @@ class _LazyRows(BackendArray):
 
 
 def _outer(values: Array, key: list[Any]) -> Array:
-    """Index each axis on its own; numbers drop theirs."""
+    """Index each axis separately; an integer drops its axis."""
     for axis in reversed(range(len(key))):
         values = values[(slice(None),) * axis + (key[axis],)]
     return values

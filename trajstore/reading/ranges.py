@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Final
 
 MAX_RANGES: Final = 8
-"""Ranges that are written out."""
+"""Largest number of ranges to write out."""
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as text, such as ``0-3, 7``: sorted, the first ranges only."""
+    """Return sorted numbers as text, such as ``0-3, 7``; only count ranges after the first."""
     runs: list[list[int]] = []
     for n in sorted(set(numbers)):
         if runs and n == runs[-1][1] + 1:

@@ -1,4 +1,7 @@
-"""Stores of results: ``run.analysis.zarr`` next to a run, which has only one writer."""
+"""Write results of analyses to a store of their own, ``run.analysis.zarr`` next to a run.
+
+A run's own store has only one writer: its recorder.
+"""
 
 import json
 from typing import Final
@@ -12,7 +15,7 @@ from trajstore.reading.target import Target
 from trajstore.store.location import open_store, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
-"""First words of the labels of targets that end with a name."""
+"""First words of the target labels that end with a name."""
 
 
 def results_location(run: Run) -> str:
@@ -22,7 +25,7 @@ def results_location(run: Run) -> str:
 
 def target_slug(label: str) -> str:
     """Return the label of a target as a part of a path."""
-    # Names of snapshots and runs are the user's, and may hold characters no path can.
+    # Users choose the names, which may contain characters that a path cannot.
     for kind in KINDS:
         if label.startswith(f"{kind} "):
             name = quote(label.removeprefix(f"{kind} "), safe="")
@@ -31,12 +34,12 @@ def target_slug(label: str) -> str:
 
 
 def replay_group(target: Target) -> str:
-    """Return the group for the losses of a run's batches at a target."""
+    """Return the path of the group that holds the losses of a run's batches at a target."""
     return f"replay-{target_slug(target.label)}"
 
 
 def replayed_from(run: Run, target: Target) -> str:
-    """Return all that such losses depend on, as JSON; equal for equal losses."""
+    """Return JSON that identifies the run and the target of such losses."""
     document = run.stored.document
     return json.dumps(
         {

@@ -29,7 +29,7 @@ from trajstore.store.lock import is_written
 from trajstore.store.opening import OpenedStore, open_checked
 
 REOPENED: Final = 4
-"""How many runs a process keeps open that it received from other processes."""
+"""Number of runs received from other processes that a process keeps open."""
 
 
 @dataclass(frozen=True, slots=False, eq=False)
@@ -41,7 +41,7 @@ class Run:
     Attributes
     ----------
     stored : StoredRows
-        Reads the stored arrays; for analyses, and not a stable interface.
+        Reader of the stored arrays. It serves analyses and is not a stable interface.
     """
 
     stored: StoredRows
@@ -58,7 +58,7 @@ class Run:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Workers open the store themselves: only a few hundred bytes are pickled.
+        # Workers open the store again, so only a few hundred bytes are pickled.
         version = version_of(self.stored.document, is_written=self.stored.is_written)
         name = self.group.name if self.group.is_measurement else None
         return _reopen, (self.location, version, name)
@@ -143,14 +143,15 @@ class Run:
         Parameters
         ----------
         name : str
-            As given to `trajstore.Recorder.measure`, or ``"update"`` for the updates
-            x_(k+1) - x_k, which then take the place of the gradients.
+            Name given to `trajstore.Recorder.measure`, or ``"update"`` for the updates
+            x_(k+1) - x_k, which the returned run has in place of gradients.
 
         Returns
         -------
         Run
-            Its steps are the rows; analyses accept it like any run. Rows of the same
-            optimizer step have the same ``step``, ``epoch`` and ``iteration``.
+            A run whose steps are the rows of the measurement; analyses accept it like any
+            other run. Rows that were measured before the same optimizer step have the same
+            ``step``, ``epoch`` and ``iteration``.
 
         Raises
         ------
@@ -160,8 +161,8 @@ class Run:
         if name not in self.measurements:
             raise KeyError(
                 f"No measurement {name!r} in {self.location}; it has "
-                f"{list(self.measurements)}. They are made by recorder.measure(name) "
-                "during training, and 'update' by Recorder(..., updates=True)."
+                f"{list(self.measurements)}. Record it with recorder.measure(name) during "
+                "training, or 'update' with Recorder(..., updates=True)."
             )
         return Run(replace(self.stored, group=self.stored.document.measurements[name]))
 
@@ -172,15 +173,15 @@ class Run:
         Returns
         -------
         xarray.Dataset
-            Lazy: values are read where they are used. Dimension ``step`` with the
-            coordinates ``step``, ``epoch``, ``iteration`` and ``window``, selectable by
-            the first three (`trajstore.index_epochs`); one float64
-            variable per scalar, NaN where it was not logged, and float32 tables with
-            the additional dimension ``layer``, whose labels are the parameter names, and
-            ``basis``. NaN where a chunk is damaged, with one warning for each chunk. A run
-            that was recorded with ``basis=0`` has no ``param_norm``, ``param_sq``,
+            Lazy: values are read when they are used. The dimension ``step`` has the
+            coordinates ``step``, ``epoch``, ``iteration`` and ``window``; the first three
+            select steps (`trajstore.index_epochs`). Each scalar is a float64 variable, NaN
+            where it was not logged. Tables are float32 variables with the additional
+            dimension ``layer``, labelled with parameter names; some also have ``basis``.
+            Values are NaN where a chunk is damaged, with one warning for each chunk. A run
+            recorded with ``basis=0`` lacks ``param_norm``, ``param_sq``,
             ``grad_dot_param``, ``grad_dot_basis`` and ``displacement_dot_basis``; a
-            measurement has no ``update_norm``, ``update_sq`` and
+            measurement lacks ``update_norm``, ``update_sq`` and
             ``update_dot_displacement``.
         """
         stored = xr.Dataset(
@@ -208,7 +209,7 @@ class Run:
         for name, variable in variables.items():
             long_name, units = DESCRIPTIONS.get(name, (name, "1"))
             variable.attrs = {"long_name": long_name, "units": units}
-        coordinates = self._places() | {
+        coordinates = self._step_coordinates() | {
             LAYER: list(self.spec.names),
             "window": stored["window"].variable,
         }
@@ -226,14 +227,15 @@ class Run:
         Returns
         -------
         xarray.DataArray
-            Lazy: values are read where they are used. int64, with dimensions ``step``
-            and ``sample``, and coordinates epoch, iteration and step; -1 where a batch has fewer
-            examples, where none were logged, and where a chunk is damaged.
+            Lazy: values are read when they are used. An int64 array with the dimensions
+            ``step`` and ``sample`` and the coordinates ``epoch``, ``iteration`` and
+            ``step``. Values are -1 where a batch has fewer examples, where no indices were
+            logged, and where a chunk is damaged.
 
         Raises
         ------
         ValueError
-            If they were not recorded, or if this run is a measurement.
+            If the indices were not recorded, or if this run is a measurement.
         """
         if self.group.is_measurement:
             raise ValueError(
@@ -247,9 +249,11 @@ class Run:
                 "recorder.log_samples(indices)."
             )
         rows = xr.Variable((STEP, "sample"), lazy_rows(self.stored, SAMPLES))
-        return index_epochs(xr.Dataset({SAMPLES: rows}, self._places()))[SAMPLES]
+        return index_epochs(xr.Dataset({SAMPLES: rows}, self._step_coordinates()))[
+            SAMPLES
+        ]
 
-    def _places(self) -> dict[str, Any]:
+    def _step_coordinates(self) -> dict[str, Any]:
         return {
             STEP: self.stored.step_numbers,
             "epoch": (STEP, self.stored.epochs),
@@ -263,10 +267,10 @@ class Run:
         Returns
         -------
         xarray.Dataset
-            Loaded. ``start``, the first optimizer step, and ``stop``, the one after the
-            last; ``weights`` (window, layer), the weights of the sketch; ``probes``
-            (window, probe), the probes of the anchor. NaN where a chunk is damaged. For
-            a measurement, ``start`` and ``stop`` count its rows.
+            Loaded. ``start`` is the first optimizer step of a window and ``stop`` the step
+            after its last; for a measurement, both are numbers of rows. ``weights``
+            (window, layer) are the weights of the sketch, and ``probes`` (window, probe)
+            the probes of the anchor; they are NaN where a chunk is damaged.
 
         Raises
         ------
@@ -299,18 +303,18 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Returns
     -------
     Run
-        Everything committed so far.
+        The run, with everything committed so far.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
     SchemaError
-        If it is not a trajectory store, or one of another format version, or if parts
-        of it are missing; all problems are listed.
+        If `path` is not a trajectory store, has another format version, or lacks parts;
+        the message lists all problems.
     """
     location = locate(path)
-    # In this order, because a run that is closed between the two must not look interrupted.
+    # Look for a writer first: a run closed between the two calls must not look interrupted.
     written = is_written(location, open_store(location, read_only=True))
     return _run(location, open_checked(location), is_written=written)
 

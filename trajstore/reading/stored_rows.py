@@ -1,4 +1,4 @@
-"""Reads of stored rows for analyses: cached by chunk, NaN where a chunk is damaged."""
+"""Read stored rows for analyses, cached by chunk, with NaN for damaged chunks."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -27,14 +27,14 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
 CACHED_CHUNKS: Final = 32
-"""Chunks of rows kept in memory, 2 MB each."""
+"""Number of chunks of rows to keep in memory, 2 MB each."""
 
 CACHED_VECTOR_PARTS: Final = 4
-"""Parts of stored parameter vectors kept in memory; 16 MB each in the analyses."""
+"""Number of parts of parameter vectors to keep in memory; analyses read 16 MB each."""
 
 BOTH_LOST: Final = (
-    "chunks of both 'references/start' and 'window' are damaged, so it is unknown "
-    "which steps belong to which window"
+    "chunks of both 'references/start' and 'window' are damaged, so the windows of the "
+    "steps are unknown"
 )
 
 
@@ -81,12 +81,12 @@ class StoredRows:
 
     @cached_property
     def epochs(self) -> npt.NDArray[np.int32]:
-        """Epoch of every row, int32 (row,); -1 where it is lost."""
+        """Epoch of every row, int32 (row,); -1 if it is lost."""
         return self._read_rows("epoch", slice(0, self.n_rows)).values
 
     @cached_property
     def iterations(self) -> npt.NDArray[np.int32]:
-        """Number of steps since the start of the epoch, int32 (row,); -1 where it is lost."""
+        """Number of steps since the start of the epoch, int32 (row,); -1 if it is lost."""
         return self._read_rows("iteration", slice(0, self.n_rows)).values
 
     @cached_property
@@ -97,8 +97,8 @@ class StoredRows:
             window = self.read("window", slice(0, self.n_rows))
             if window.missing is not None or (np.diff(window.values) < 0).any():
                 problem = (
-                    f"{self.path('window')}: damaged, so it is unknown which rows "
-                    "belong to which window"
+                    f"{self.path('window')}: damaged, so the windows of the rows are "
+                    "unknown"
                 )
                 raise SchemaError([self._problem(problem)])
             return np.searchsorted(window.values, windows)
@@ -145,12 +145,12 @@ class StoredRows:
         return Anchors(self)
 
     def path(self, name: str) -> str:
-        """Return the path of one of the group's arrays; other names are paths already."""
+        """Return the path of the group's array `name`, or `name` if it is already a path."""
         path = self.group.path_of(name)
         return path if path in self.document.arrays else name
 
     def array(self, name: str) -> Any:
-        """Return a `zarr.Array`. Damaged parts raise `ChunkError` or `ValueError` when read."""
+        """Return a `zarr.Array`; reading a damaged part raises `ChunkError` or `ValueError`."""
         path = self.path(name)
         if path not in self._arrays:
             array = self.document.arrays[path]
@@ -158,26 +158,26 @@ class StoredRows:
         return self._arrays[path]
 
     def rows(self, name: str, rows: slice) -> Array:
-        """Read rows of an array. The result is read-only; recent chunks are cached."""
-        # Where chunks are damaged, floats read as NaN, integers as 0 and samples as -1;
-        # is_missing distinguishes these from stored values.
+        """Return rows of an array, read-only; recent chunks are cached."""
+        # In damaged chunks, floats read as NaN, integers as 0 and samples as -1;
+        # `is_missing` distinguishes these from stored values.
         return self._from_chunks(name, rows, _values)
 
     def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:
-        """Return which rows of an array are lost, at least in part, bool (row,)."""
+        """Return a mask of the rows that are lost, at least in part, bool (row,)."""
         return self._from_chunks(name, rows, _missing_rows)
 
     def large_rows(self, name: str, rows: slice, elements: slice) -> FloatArray:
-        """Read parts of an exact recording's vectors, float32 (row, element); no cache."""
+        """Read a part of whole gradients or displacements, float32 (row, element), uncached."""
         values: FloatArray = self.read(name, rows, elements).values
         return values
 
     def vector(self, path: str, elements: slice) -> FloatArray:
-        """Read a part of a parameter vector, float32 (element,), read-only; cached."""
+        """Return a part of a parameter vector, float32 (element,), read-only and cached."""
         return self._vector_part(path, elements.start, elements.stop)
 
     def read(self, name: str, *part: slice) -> ReadResult:
-        """Read slices of the first dimensions and all of the others; warn of damage."""
+        """Read slices of the leading dimensions, and warn of damage."""
         array = self.array(name)
         others = [slice(0, n) for n in array.shape[len(part) :]]
         read = read_part(array, (*part, *others))
@@ -196,7 +196,7 @@ class StoredRows:
     def _from_chunks(
         self, name: str, rows: slice, convert: Callable[[ReadResult], Array]
     ) -> Array:
-        """Convert the chunks that hold some rows, join the results, and cut out the rows."""
+        """Convert the chunks that overlap `rows`, and return the converted rows."""
         n = self.array(name).chunks[0]
         chunks = range(rows.start // n, max(rows.start // n + 1, -(-rows.stop // n)))
         parts = [convert(self._chunk(name, c)) for c in chunks]
@@ -215,7 +215,7 @@ class StoredRows:
         return self._read_rows(name, rows)
 
     def _read_rows(self, name: str, rows: slice) -> ReadResult:
-        """Read whole rows, and recompute lost ones from other arrays where possible."""
+        """Read whole rows, and recompute lost values from other arrays where possible."""
         read = self.read(name, rows)
         if read.missing is not None and name in {"epoch", "iteration", "window"}:
             steps = np.arange(rows.start, rows.stop)[read.missing]

@@ -1,4 +1,4 @@
-"""Targets x*: points that a run's geometry is measured against, chosen after training."""
+"""Find targets x*, the points that analyses measure against, after training."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,22 +21,22 @@ TargetLike = str | int | Run | Mapping[str, Any]
 """Values that users may pass as ``reference=``, see `find_target`."""
 
 PART: Final = 1 << 22
-"""Elements of a vector to read at once."""
+"""Number of elements of a vector to read at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A point x* in the layout of a run."""
 
-    label: str  # "final", "epoch 12", "snapshot warm" or the like
-    note: str  # one sentence that describes the target
-    identity: str  # differs between any two targets, also of the same label
-    read: Callable[[slice], FloatArray]  # part of the flat vector
-    values: FloatArray | None = None  # whole vector, unless it is read from a store
+    label: str  # such as "final", "epoch 12" or "snapshot warm"
+    note: str  # description of the target
+    identity: str  # text that differs between targets, even if their labels are equal
+    read: Callable[[slice], FloatArray]  # function that reads a part of the flat vector
+    values: FloatArray | None = None  # flat vector; None if it is read from a store
 
 
 def find_target(run: Run, reference: TargetLike) -> Target:
-    """Return the target that a user names, in any way that `parameters_at` takes."""
+    """Return the target for a ``reference=`` argument, described in `parameters_at`."""
     if isinstance(reference, str):
         return _final(run) if reference == "final" else _snapshot(run, reference)
     if isinstance(reference, int | np.integer) and not isinstance(reference, bool):
@@ -67,27 +67,26 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     run : Run
         As returned by `trajstore.open_run`.
     reference : str, int, Run or mapping, default: "final"
-        ``"final"``, the last iterate; another string, the name of a snapshot; an
-        integer, the epoch whose first iterate is stored as an anchor; another run, its
-        last iterate; a mapping from parameter name to array, in which other keys are
-        ignored.
+        ``"final"`` selects the last iterate; any other string, the snapshot of that name;
+        an integer, the anchor at the start of that epoch; another run, its last iterate;
+        a mapping from parameter name to array, these arrays (other keys are ignored).
 
     Returns
     -------
     dict from str to numpy.ndarray
-        By name of the parameter, float32, of its shape, writable.
+        Writable float32 arrays by parameter name, in the shapes of the parameters.
         ``model.load_state_dict({k: torch.from_numpy(v) for k, v in ...}, strict=False)``
-        loads them; the model keeps its buffers, and the parameters that were not trained.
+        loads them into a model, which keeps its buffers and its untrained parameters.
 
     Raises
     ------
     KeyError
         If there is no such snapshot or epoch; the message lists the existing ones.
     ValueError
-        If the run has no last iterate, or if tensors of a mapping or of the other run
-        are missing or have other shapes; the message lists them all.
+        If the run has no last iterate, or if tensors of a mapping or of another run are
+        missing or have different shapes; the message lists all of them.
     TypeError
-        If `reference` is of another kind.
+        If `reference` has another type.
 
     Examples
     --------
@@ -105,7 +104,7 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
 
 
 def iterate(run: Run, reference: TargetLike = "final") -> dict[str, FloatArray]:
-    """Return `parameters_at`, under its former name."""
+    """Call `parameters_at` under its former name."""
     warnings.warn(
         "trajstore.iterate is now trajstore.parameters_at, with the same arguments.",
         DeprecationWarning,
@@ -115,7 +114,7 @@ def iterate(run: Run, reference: TargetLike = "final") -> dict[str, FloatArray]:
 
 
 def read_target(text: str, run: Run) -> TargetLike:
-    """Parse a target on a command line; names of snapshots come first."""
+    """Parse a target from a command line; the name of a snapshot takes precedence."""
     if text in run.snapshots:
         return text
     if text.isdecimal():
@@ -123,8 +122,8 @@ def read_target(text: str, run: Run) -> TargetLike:
     return open_run(text) if is_remote(text) or Path(text).is_dir() else text
 
 
-# Tasks on other processes read targets. These functions travel with the run, which can be
-# pickled; bound methods of `run.stored` would carry its caches, which cannot.
+# Other processes read targets. A partial of these functions can be pickled, because a run
+# can. Bound methods of `run.stored` cannot, because they include its caches.
 
 
 def _read_vector(run: Run, name: str, elements: slice) -> FloatArray:
@@ -139,7 +138,7 @@ def _final(run: Run) -> Target:
     if not run.has_final:
         raise ValueError(
             f"{run.location} has no final iterate: its status is {run.status!r}, after "
-            f"{run.n_steps} steps. {_offer(run)}"
+            f"{run.n_steps} steps. {_alternatives(run)}"
         )
     return Target(
         label="final",
@@ -149,12 +148,12 @@ def _final(run: Run) -> Target:
     )
 
 
-def _offer(run: Run) -> str:
+def _alternatives(run: Run) -> str:
     if not run.stored.epoch_windows:
-        return "No epoch starts with an anchor, so there is no other iterate to offer."
+        return "No epoch starts with an anchor, so no other iterate is available."
     epoch = max(run.stored.epoch_windows)
     return (
-        f"Take the last anchor at the start of an epoch, reference={epoch}, or another "
+        f"Use the last anchor at the start of an epoch, reference={epoch}, or another "
         "epoch, snapshot or mapping."
     )
 
@@ -213,5 +212,5 @@ def _final_of(other: Run, run: Run) -> Target:
 
 
 def _as_array(value: Any) -> Any:
-    """Convert a tensor on any device, of any precision, to an array without torch."""
+    """Convert a tensor of any device and precision to an array, without importing torch."""
     return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value

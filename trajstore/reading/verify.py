@@ -1,4 +1,4 @@
-"""Verify a store: every chunk, every document, and whether their numbers agree."""
+"""Verify a store: read every chunk and document, and compare numbers that must agree."""
 
 import json
 import warnings
@@ -25,7 +25,7 @@ from trajstore.store.chunks import (
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]
-"""Path of an array and a part of it."""
+"""Path of an array, and the slices of a part of it."""
 
 Track = Callable[[Sequence[Place]], Iterable[Place]]
 
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
     place: str  # key of a chunk or document, or path of an array
     text: str
-    cost: str  # analyses that are lost with it; may be empty
+    cost: str  # data or analyses that are lost with it; may be empty
 
     def __str__(self) -> str:
         return f"{self.place} {self.text}" + (
@@ -51,8 +51,8 @@ class Problem(NamedTuple):
 
 def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     """Yield every problem of a store with a valid root document."""
-    # Reading a chunk compares its checksum. Values that others depend on are checked, too:
-    # steps must be consecutive, windows start where their steps do, anchors be finite.
+    # Reading a chunk verifies its checksum. Some values are checked as well: steps must be
+    # consecutive, the two records of window starts must agree, and anchors must be finite.
     # `track` wraps the sequence of all chunks, for a progress bar.
     for name in run.stored.document.arrays:
         yield from _document_problems(run, name)
@@ -65,7 +65,7 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
 
 
 def all_chunks(run: Run) -> list[Place]:
-    """Return the array and the place in it of every chunk of a run."""
+    """Return the array and the slices of every chunk of a run."""
     return [
         (name, chunk)
         for name in run.stored.document.arrays
@@ -85,7 +85,7 @@ def _document_problems(run: Run, name: str) -> Iterator[Problem]:
     else:
         expected = run.stored.document.arrays[name].metadata()
         if run.status in {"running", "interrupted"} and _is_ahead(found, expected):
-            # A commit writes it before the root document, and may not have ended.
+            # A commit writes this document before the root document, and may be unfinished.
             expected["shape"] = found["shape"]
         for difference in differences(name, expected, found):
             problem = difference.removeprefix(f"{name}: ")
@@ -136,24 +136,24 @@ def _cost(run: Run, name: str, chunk: Part) -> str:
 
 
 def _steps_on(run: Run, windows: range) -> Iterator[int]:
-    """Yield the steps whose analysis needs the anchors of any of some windows."""
+    """Yield the steps whose analysis depends on the anchors of `windows`."""
     starts = _starts(run)
     if starts is None:
         return
     stops = np.append(starts[1:], run.n_steps).clip(max=run.n_steps)
-    # Anchors are differences, up to the next one that is stored in full.
+    # Anchors are stored as differences, so damage persists until the next keyframe.
     next_keyframe = -(-windows.stop // KEYFRAME_EVERY) * KEYFRAME_EVERY
     lost = range(windows.start, min(next_keyframe, run.n_windows))
-    back = [0, *(1 << j for j in range(run.spec.basis - 1))]
-    for c in range(run.n_windows):
-        if any(max(c - b, 0) in lost for b in back):
-            yield from range(int(starts[c]), int(stops[c]))
+    distances = [0, *(1 << j for j in range(run.spec.basis - 1))]
+    for window in range(run.n_windows):
+        if any(max(window - distance, 0) in lost for distance in distances):
+            yield from range(int(starts[window]), int(stops[window]))
 
 
 def _starts(run: Run) -> Array | None:
     try:
         with warnings.catch_warnings():
-            # Damage of these arrays is reported by itself.
+            # Damage to these arrays is reported separately.
             warnings.simplefilter("ignore", UserWarning)
             return run.stored.starts
     except SchemaError:
@@ -168,7 +168,7 @@ def _intact(run: Run, name: str) -> Array | None:
 
 
 def _epoch_problems(run: Run) -> Iterator[Problem]:
-    """Check that each step is the next of its epoch, or the first of a later epoch."""
+    """Check that each step continues its epoch or begins a later epoch."""
     epochs, iterations = _intact(run, "epoch"), _intact(run, "iteration")
     if epochs is None or iterations is None:
         return
@@ -187,7 +187,7 @@ def _epoch_problems(run: Run) -> Iterator[Problem]:
 
 
 def _measurement_problems(run: Run) -> Iterator[Problem]:
-    """Check that rows are in the order of steps and windows, and that both exist."""
+    """Check that rows refer to existing steps and windows, in ascending order."""
     for name, stop in (
         ("step", run.stored.step_rows.n_rows + 1),
         ("window", run.n_windows),
@@ -204,7 +204,7 @@ def _measurement_problems(run: Run) -> Iterator[Problem]:
 
 
 def _window_problems(run: Run) -> Iterator[Problem]:
-    """Check that windows start where their steps do."""
+    """Check that the starts of windows agree with the windows of steps."""
     starts, windows = _intact(run, "references/start"), _intact(run, "window")
     if starts is None:
         return

@@ -1,4 +1,4 @@
-"""View of a store as of an earlier commit, though the store has grown since."""
+"""View a store as of an earlier commit, even if it has grown since."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,15 +16,17 @@ from trajstore.store.opening import OpenedStore
 
 
 class StoreVersion(NamedTuple):
-    """A store as of one commit: how much of everything it held."""
+    """A store as of one commit, described by the size of its contents."""
 
-    created: str  # another time means another recording
-    n_resumes: int  # rows may have been replaced since
+    created: str  # start time of the recording, which identifies it
+    n_resumes: int  # a further resumption may have replaced rows
     n_steps: int
     n_windows: int
     n_metrics: int
     n_snapshots: int
-    n_measured: tuple[tuple[int, int], ...]  # rows and scalars of each measurement
+    n_measured: tuple[
+        tuple[int, int], ...
+    ]  # numbers of rows and scalars of each measurement
     has_final: bool
     is_written: bool  # whether a process was writing the store
     status: str
@@ -50,12 +52,12 @@ def version_of(document: Document, *, is_written: bool) -> StoreVersion:
 
 
 def view_at(location: str, opened: OpenedStore, version: StoreVersion) -> OpenedStore:
-    """Return a store without all that was added after a version; refuse other stores."""
+    """Return a store as it was at `version`; raise ValueError if that is impossible."""
     document = opened.document
-    if problem := _replaced(document, version):
+    if problem := _replacement(document, version):
         raise ValueError(
             f"{location} has changed since it was opened: {problem}. Open the run again, "
-            "and repeat what was computed from it."
+            "and repeat the computations."
         )
     measurements = {
         name: _narrowed(group, n_metrics)
@@ -77,10 +79,10 @@ def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
     return replace(group, metrics=group.metrics[:n_metrics])
 
 
-def _replaced(document: Document, version: StoreVersion) -> str | None:
-    """Give the reason if a store does not continue a version, else None."""
+def _replacement(document: Document, version: StoreVersion) -> str | None:
+    """Describe the change if a store does not extend `version`; return None if it does."""
     if document.created != version.created:
-        return f"it was created {document.created}, not {version.created}"
+        return f"it was created at {document.created}, not {version.created}"
     now = version_of(document, is_written=False)
     if now.n_resumes != version.n_resumes:
         return "the recording was resumed, and rows may have been replaced"
@@ -91,14 +93,14 @@ def _replaced(document: Document, version: StoreVersion) -> str | None:
         "snapshots": (now.n_snapshots, version.n_snapshots),
         "measurements": (len(now.n_measured), len(version.n_measured)),
     }
-    for what, (n_now, n_then) in lengths.items():
+    for name, (n_now, n_then) in lengths.items():
         if n_now < n_then:
-            return f"it has {n_now} {what}, and had {n_then}"
+            return f"it has {n_now} {name}, but had {n_then}"
     return None
 
 
 def _cut(view: Document, version: StoreVersion) -> Mapping[str, StoredArray]:
-    """Return the arrays of a version, with the lengths and columns they had."""
+    """Return the arrays of a version, with their lengths and columns at that commit."""
     n_rows = {view.steps.path: version.n_steps}
     n_metrics = {view.steps.path: version.n_metrics}
     for group, sizes in zip(

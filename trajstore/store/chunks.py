@@ -1,8 +1,9 @@
-"""Read chunks of a store within bounds, and check them before decoding.
+"""Read chunks of a store up to a size limit, and check them before decoding.
 
-A store may come from an untrusted source, and disks fail. The metadata of an array bounds
-the bytes of a chunk: no more bytes are read, and a chunk that claims to unpack to more is
-not unpacked. A missing chunk is an error, although Zarr would read zeros.
+A store may come from an untrusted source, and disks fail. The metadata of an array
+determines the size of its chunks: a longer chunk is not read, and a chunk whose header
+states another unpacked size is not unpacked. A missing chunk is an error here; Zarr would
+return the fill value instead.
 """
 
 import os
@@ -30,14 +31,14 @@ from trajstore.format.chunk_size import (
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
 
-MAX_DOCUMENT_BYTES: Final = 8 << 20  # of JSON
+MAX_DOCUMENT_BYTES: Final = 8 << 20  # largest permitted JSON document
 
 
 class ChunkError(ValueError):
     """A chunk that is missing or damaged."""
 
     def __init__(self, key: str, reason: str) -> None:
-        self.key = key  # of the chunk in the store
+        self.key = key  # key of the chunk in the store
         self.reason = reason
         super().__init__(f"chunk {key} {reason}")
 
@@ -50,7 +51,7 @@ class CheckedStore(WrapperStore[Store]):
 
     def __init__(self, store: Store, sizes: Mapping[str, ChunkSize]) -> None:
         super().__init__(store)
-        self._sizes = dict(sizes)  # by path of the array
+        self._sizes = dict(sizes)  # permitted sizes of chunks by path of the array
 
     def _with_store(self, store: Store) -> Self:
         return type(self)(store, self._sizes)
@@ -115,14 +116,14 @@ def _check_path(root: Path, key: str) -> None:
 
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
-    """Give the reason if a stored chunk cannot decode to its size, else None."""
+    """Describe the damage of a stored chunk that cannot be decoded; None if there is none."""
     if not size.is_packed:
         if len(value) == size.stored:
             return None
         return f"has {len(value)} bytes instead of {size.stored}"
     if len(value) < BLOSC_HEADER_BYTES + CHECKSUM_BYTES:
         return f"has only {len(value)} bytes"
-    # Blosc's header gives the bytes of the unpacked chunk, a block and the packed chunk.
+    # Blosc's header gives the sizes of the unpacked chunk, a block and the packed chunk.
     header = value[:BLOSC_HEADER_BYTES].to_bytes()
     unpacked, block, packed = np.frombuffer(header, "<u4")[1:].tolist()
     if unpacked != size.decoded:
@@ -136,10 +137,9 @@ class ReadResult(NamedTuple):
     """The readable values of a part of an array."""
 
     values: Array  # missing floats are NaN, missing integers 0
-    missing: npt.NDArray[np.bool_] | None = (
-        None  # same shape; None if nothing is missing
-    )
-    errors: tuple[ChunkError, ...] = ()  # one for each damaged chunk
+    # Mask of the missing values, in the shape of `values`; None if no value is missing.
+    missing: npt.NDArray[np.bool_] | None = None
+    errors: tuple[ChunkError, ...] = ()  # one error for each damaged chunk
 
 
 def read_part(array: Any, part: Part) -> ReadResult:
@@ -154,24 +154,24 @@ def read_part(array: Any, part: Part) -> ReadResult:
     missing = np.zeros(shape, bool)
     errors = []
     for chunk in chunks_of(array, part):
-        inside = tuple(
+        overlap = tuple(
             slice(max(s.start, c.start), min(s.stop, c.stop))
             for s, c in zip(part, chunk, strict=True)
         )
-        place = tuple(
+        position = tuple(
             slice(i.start - s.start, i.stop - s.start)
-            for i, s in zip(inside, part, strict=True)
+            for i, s in zip(overlap, part, strict=True)
         )
         try:
-            values[place] = read_chunk(array, inside)
+            values[position] = read_chunk(array, overlap)
         except ChunkError as error:
-            missing[place] = True
+            missing[position] = True
             errors.append(error)
     return ReadResult(values, missing, tuple(errors)) if errors else ReadResult(values)
 
 
 def read_chunk(array: Any, part: Part) -> Array:
-    """Read one chunk, or a part of it, of a `zarr.Array` in a `CheckedStore`."""
+    """Read a chunk, or a part of a chunk, of a `zarr.Array` in a `CheckedStore`."""
     try:
         return _read(array, part)
     except ChunkError as error:
@@ -180,7 +180,7 @@ def read_chunk(array: Any, part: Part) -> Array:
 
 
 def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
-    """Yield the slices of the chunks that overlap a part of an array (default: all)."""
+    """Yield the slices of each chunk that overlaps a part (by default all) of an array."""
     part = part or tuple(slice(0, n) for n in array.shape)
     indices = (
         range(s.start // n, -(-s.stop // n)) if s.stop > s.start else range(0)
@@ -194,7 +194,7 @@ def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
 
 
 def chunk_key(array: Any, chunk: Part) -> str:
-    """Return the key in the store of the chunk that holds the first element of a part."""
+    """Return the key of the chunk that holds the first element of a part."""
     index = (s.start // n for s, n in zip(chunk, array.chunks, strict=True))
     return "/".join([array.path, "c", *map(str, index)])
 
@@ -214,13 +214,13 @@ def _read(array: Any, part: Part) -> Array:
 
 
 def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:
-    """Return an array of the store as a `zarr.Array`; reads nothing."""
-    place = zarr.storage.StorePath(store, path)
+    """Return an array of the store as a `zarr.Array`, without reading anything."""
+    store_path = zarr.storage.StorePath(store, path)
     metadata: Any = array.metadata()
-    return zarr.Array.from_dict(place, metadata)
+    return zarr.Array.from_dict(store_path, metadata)
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:
-    """Read a whole document of a `CheckedStore`, None if it is missing."""
+    """Read a whole document of a `CheckedStore`; return None if it is missing."""
     value = sync(store.get(key, default_buffer_prototype()))
     return None if value is None else value.to_bytes()

@@ -30,7 +30,7 @@ class PendingRows(NamedTuple):
     """Values to be written by the next commit."""
 
     shape: tuple[int, ...]
-    # Takes a slice for each of the first two dimensions, or for the only one.
+    # Called with a slice for each of the first two dimensions, or for the only dimension.
     read: Callable[[Any], Array]
 
 
@@ -41,7 +41,7 @@ class Committer:
         self._store, self._loop = store, loop
         self._specs: dict[str, ArraySpec] = {}
         self._lengths: dict[str, int] = {}
-        # Rows of the last chunk of each array: an append writes this chunk again.
+        # Rows in the last chunk of each array, which an append writes again.
         self._tails: dict[str, Array] = {}
         self._writes: dict[tuple[str, int], PendingRows] = {}  # by array and first row
         self._committed: dict[str, object] = {}  # metadata documents by path
@@ -58,7 +58,7 @@ class Committer:
     def continue_from(
         self, arrays: Mapping[str, ArraySpec], lengths: Mapping[str, int]
     ) -> None:
-        """Add arrays that the store has already; new rows follow the first `lengths`."""
+        """Add arrays that the store already has; new rows follow the first `lengths` rows."""
         assert not self._writes
         self._specs |= arrays
         self._lengths |= lengths
@@ -98,7 +98,7 @@ class Committer:
             self._tails[name] = tail[keep * self._specs[name].chunk[0] :]
 
     def append_large(self, name: str, row: Array) -> None:
-        """Append a row to an array whose chunks hold one row; keeps no copy of it."""
+        """Append a row, without keeping a copy, to an array whose chunks hold one row."""
         self._writes[name, self._lengths[name]] = _rows(row[None])
         self._lengths[name] += 1
 
@@ -113,7 +113,7 @@ class Committer:
     def write_vector(
         self, name: str, spec: ArraySpec, size: int, read: Callable[[slice], Array]
     ) -> None:
-        """Write a one-dimensional array, which `commit` reads in parts."""
+        """Add a one-dimensional array to the next commit, which calls `read` for its parts."""
         self._specs[name] = spec
         self._lengths[name] = size
         self._writes[name, 0] = PendingRows((size,), lambda index: read(index[0]))
@@ -127,7 +127,7 @@ class Committer:
         self._removed.clear()
 
     def _tail(self, name: str) -> Array:
-        """Return the rows of the last chunk of an array, read from the store if need be."""
+        """Return the rows of the last chunk of an array, read from the store if necessary."""
         if name not in self._tails:
             length, rows = self._lengths[name], self._specs[name].chunk[0]
             start = max(length - 1, 0) // rows * rows
@@ -145,8 +145,8 @@ class Committer:
             key = "/".join([name, "c", *map(str, place)])
             if not self._loop.run(self._store.exists(key)):
                 raise ValueError(
-                    f"The chunk {key!r} is missing in the store, so that nothing can be "
-                    "appended to it. `traj-store verify` lists what else is damaged."
+                    f"The chunk {key!r} is missing from the store, so no rows can be "
+                    "appended. `traj-store verify` lists all damage."
                 )
 
     async def _commit(self, root: dict[str, object]) -> None:
@@ -171,16 +171,16 @@ class Committer:
         await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
 
     async def _write(self, name: str, start: int, rows: PendingRows) -> None:
-        # Zarr writes without reading where the shape ends with the new rows.
+        # If the shape ends with the new rows, Zarr does not read before it writes.
         array = self._array(name, start + rows.shape[0])
-        # One chunk at a time: Zarr would hold copies of all chunks at once.
+        # Write one chunk at a time; Zarr would otherwise hold copies of all chunks.
         chunk = self._specs[name].chunk[:2]
         for part in product(*map(_slices, rows.shape[:2], chunk)):
             place = slice(start + part[0].start, start + part[0].stop)
             await array.setitem((place, *part[1:]), rows.read(part))
 
     async def _fill(self, name: str, columns: slice) -> None:
-        """Write new columns of the rows before the last chunk, so that no chunk is missing."""
+        """Fill new columns of all rows before the last chunk with NaN."""
         end = self._lengths[name] - len(self._tails[name])
         array = self._array(name, end)
         for rows in _slices(end, self._specs[name].chunk[0]):

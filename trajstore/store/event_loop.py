@@ -11,8 +11,8 @@ T = TypeVar("T")
 class EventLoop:
     """A private event loop; not thread-safe."""
 
-    # Zarr's own loop does not work while the interpreter shuts down, when no thread can
-    # be started.
+    # Zarr's own loop needs a new thread, which cannot be started while the interpreter
+    # shuts down.
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
@@ -30,8 +30,8 @@ class EventLoop:
 class _ThisThread(ThreadPoolExecutor):
     """An executor that runs calls in the calling thread."""
 
-    # The calling thread is the writer's own. Further threads cost time for switching, and
-    # the allocator keeps an arena for each.
+    # The calling thread is the writer thread. Each additional thread would cost time for
+    # switching and memory for an allocator arena.
     def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call immediately."""
         future = Future[Any]()

@@ -1,9 +1,9 @@
-"""Journal of the steps that are not committed yet, and its recovery.
+"""Keep a journal of steps that are not committed yet, and recover them.
 
-A record survives a crash of the process from the moment it is written. Each buffer of rows
-has a file, ``.journal/STEP``, named for the buffer's first step and deleted once the rows
-are committed. A record consists of one line, with a checksum and JSON, and the bytes of the
-arrays in sequence. Reading stops at the first incomplete record of a file.
+Once a record is written, it survives a crash of the process. Each buffer of rows has a
+file, ``.journal/STEP``, which is named after the buffer's first step and deleted when the
+rows are committed. A record consists of a line with a checksum and JSON, followed by the
+bytes of its arrays. Reading stops at the first incomplete record of a file.
 """
 
 import json
@@ -37,8 +37,8 @@ class Record(NamedTuple):
     step: int
     place: tuple[int, int, int]  # epoch, iteration, window
     scalars: dict[str, float]
-    # The arrays of `measured_arrays`; `reference_sq`, float64 (layer,); `samples`, int64 (sample,),
-    # if the run records them.
+    # The arrays of `measured_arrays`, `reference_sq`, float64 (layer,), and `samples`, int64
+    # (sample,), if the run records them.
     arrays: Mapping[str, Array]
 
 
@@ -70,7 +70,7 @@ class Journal:
         self._file.write(b"%08x " % _checksum(line, body) + line + body)
 
     def discard(self, first: int) -> None:
-        """Delete the file of a buffer that is committed."""
+        """Delete the file of a committed buffer."""
         (self._directory / str(first)).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -99,10 +99,10 @@ def read_journal(store: Path, spec: RunSpec, size: int) -> Iterator[Record]:
 
 
 def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
-    """Append the steps that only the journal has, without a commit; return how many."""
+    """Append the steps that only the journal has, without a commit; return their number."""
     before = writer.n_steps
     for record in read_journal(store, spec, size):
-        # A window is committed before its steps: the window of a valid step is stored.
+        # A window is committed before its steps, so the window of a valid step is stored.
         if record.step == writer.n_steps and record.place[2] < writer.n_windows:
             arrays = {name: array[None] for name, array in record.arrays.items()}
             reference_sq = arrays.pop("reference_sq")
@@ -120,10 +120,10 @@ def has_journal(location: str) -> bool:
 
 
 def recover(path: str | os.PathLike[str]) -> int:
-    """Write the steps that only the journal holds to the store.
+    """Write to the store the steps that only the journal holds.
 
-    Resuming a recording does the same. Use this for an interrupted recording that will
-    not be resumed.
+    Use this function for an interrupted recording that will not be resumed; resuming a
+    recording does the same.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def recover(path: str | os.PathLike[str]) -> int:
     StoreLockedError
         If the store is being written.
     SchemaError
-        If it is not a trajectory store.
+        If `path` is not a trajectory store.
     """
     location = locate(path)
     if not has_journal(location):
@@ -155,12 +155,12 @@ def _recover(store: Path) -> int:
     spec, size = document.spec, document.layout.size
     writer = Writer(store, spec, resume=True)
     try:
-        found = replay(writer, store, spec, size)
+        n_recovered = replay(writer, store, spec, size)
         writer.commit()
         Journal(store).remove()
     finally:
         writer.close()
-    return found
+    return n_recovered
 
 
 def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:

@@ -2,7 +2,7 @@
 
 A location is a string: a path, a URL such as ``s3://bucket/runs/run.zarr``, or any URL that
 fsspec supports. Endpoints and credentials come from the environment variables of each
-storage (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are never stored.
+storage service (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are never stored.
 """
 
 import os
@@ -17,7 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 OBJECT_SCHEMES: Final = frozenset(
     ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"]
 )
-"""Schemes that obstore opens; fsspec opens the others."""
+"""URL schemes that obstore opens; fsspec opens all other schemes."""
 
 
 def locate(path: str | os.PathLike[str]) -> str:
@@ -29,7 +29,7 @@ def locate(path: str | os.PathLike[str]) -> str:
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is a URL, not a path."""
+    """Whether a location is a URL instead of a path."""
     return "://" in location
 
 
@@ -39,7 +39,7 @@ def name_of(location: str) -> str:
 
 
 def sibling(location: str, ending: str) -> str:
-    """Replace the ``.zarr`` of a location by an ending such as ``.analysis.zarr``."""
+    """Replace the ending ``.zarr`` of a location, for example with ``.analysis.zarr``."""
     return location.removesuffix(".zarr") + ending
 
 
@@ -50,10 +50,10 @@ def open_store(
     own_loop: bool = False,
     fsync: bool = False,
 ) -> Store:
-    """Open the storage at a location that `locate` returned, whether or not it exists."""
-    # `own_loop`: the store runs in an event loop other than Zarr's, so it must not share
-    # connections. `fsync`: every file of a directory is synced to the disk before the
-    # next, so that writes survive a power loss; object storage survives one anyway.
+    """Open the storage at a location from `locate`, even if it does not exist yet."""
+    # With `own_loop`, the store runs in another event loop than Zarr's, so it must not share
+    # connections. With `fsync`, each file in a directory is synced to the disk before the
+    # next is written, so writes survive a power loss; in object storage they always do.
     if not is_remote(location):
         kind = SyncedStore if fsync else LocalStore
         return kind(location, read_only=read_only)
@@ -90,7 +90,7 @@ def _sync(path: Path) -> None:
 
 
 def _client_options() -> dict[str, Any]:
-    """Allow endpoints without encryption where their URL says ``http://``."""
+    """Return options that allow unencrypted endpoints if a URL begins with ``http://``."""
     endpoints = [os.environ.get(f"AWS_ENDPOINT_URL{s}", "") for s in ("", "_S3")]
     return {"allow_http": any(url.startswith("http://") for url in endpoints)}
 

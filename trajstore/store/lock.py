@@ -1,14 +1,14 @@
-"""Allow one writer for each store.
+"""Allow only one writer for each store.
 
 In a directory, the writer holds a lock on the file `LOCK`. The operating system releases
 the lock when the process ends, even after a crash. Object storage has no locks; there, the
 document `WRITER` is a lease. The writer creates it, renews it with every commit, and may be
-replaced `LEASE_SECONDS` after the last renewal. Both are conditional puts, so only one of
-two rivals succeeds. fsspec has no conditional puts: rivals that start at the same instant
-are not detected there.
+replaced `LEASE_SECONDS` after the last renewal. A writer creates and renews its lease with
+conditional puts, so only one of two rivals succeeds. fsspec has no conditional puts, so two
+rivals that start at the same instant are not detected.
 
-Everywhere, `WRITER` names the holder. A writer whose document is deleted or replaced stops
-writing.
+In every store, `WRITER` names the writer. A writer whose document is deleted or replaced
+stops writing.
 """
 
 import json
@@ -32,13 +32,13 @@ from trajstore.store.location import is_remote
 PROTOTYPE: Final = default_buffer_prototype()
 
 LOCK: Final = ".lock"
-"""File in a local store on which its writer holds a lock."""
+"""File in a local store that its writer locks."""
 
 WRITER: Final = ".writer"
-"""Document in a remote store that names its writer, while there is one."""
+"""Document that names the writer of a store, while it has one."""
 
 LEASE_SECONDS: Final = 600
-"""Silence of a writer on object storage after which another may take over."""
+"""Time without a renewal after which another writer may take over a lease."""
 
 LOCK_TIMEOUT: Final = 1.0  # seconds
 
@@ -58,7 +58,7 @@ class WriterLock:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "token": uuid4().hex,
         }
-        # Any thread may release the lock: the one that closes the recorder does.
+        # The thread that closes the recorder releases the lock; it can be any thread.
         self._file = (
             None
             if is_remote(location)
@@ -67,7 +67,7 @@ class WriterLock:
         self._e_tag: str | None = None
 
     async def acquire(self) -> None:
-        """Become the writer; a StoreLockedError names the present holder."""
+        """Become the writer; a StoreLockedError names the current writer."""
         if isinstance(self._store, ObjectStore):
             await self._acquire_lease(self._store)
             return
@@ -91,7 +91,7 @@ class WriterLock:
             await self._store.set(WRITER, self._document())
 
     async def release(self) -> None:
-        """Let others write; no effect if the store is no longer ours."""
+        """Let other processes write; leave a store alone that was taken over."""
         is_mine = await self._is_mine()
         if is_mine:
             await self._store.delete(WRITER)
@@ -143,8 +143,8 @@ class WriterLock:
         )
         since = f" since {holder['since']}" if "since" in holder else ""
         wait = (
-            f" If it ended without a trace, wait: {LEASE_SECONDS // 60} minutes after its "
-            "last commit the store is free."
+            f" If it has crashed, wait: the store is free {LEASE_SECONDS // 60} minutes "
+            "after its last commit."
         )
         return (
             f"{self._location} is being written by {who or 'another process'}{since}. "
@@ -177,7 +177,7 @@ def is_written(location: str, store: Store) -> bool:
 async def _has_lease(store: Store) -> bool:
     """Whether a store has a lease that has not expired."""
     if isinstance(store, ObjectStore):
-        # All processes see the same clock: the storage's.
+        # The storage dates the renewal, so the writer's clock does not matter.
         try:
             found = await import_module("obstore").head_async(store.store, WRITER)
         except FileNotFoundError:
@@ -195,7 +195,7 @@ def _is_recent(renewed: datetime) -> bool:
 
 
 async def _read_holder(store: Store) -> dict[str, Any]:
-    """Return the document of a store's writer, empty if missing or damaged."""
+    """Return the document that names the writer, empty if missing or damaged."""
     document = await store.get(WRITER, PROTOTYPE)
     try:
         holder = json.loads(document.to_bytes()) if document is not None else {}

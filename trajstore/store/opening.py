@@ -22,13 +22,13 @@ LOADED_ARRAYS: Final = ("epoch", "iteration", "window")
 """Arrays of each row group that a reader loads into memory completely."""
 
 MAX_UNCHECKED_BYTES: Final = 64 << 20
-"""Size of a loaded array above which its chunks must be shown to exist."""
+"""Size of a loaded array above which at least half of its chunks must exist."""
 
 
 class OpenedStore(NamedTuple):
     """A store whose root document is valid."""
 
-    store: CheckedStore  # reads chunks of the document's arrays only if they are sound
+    store: CheckedStore  # checks the chunks of the document's arrays
     document: Document
 
 
@@ -54,12 +54,12 @@ def open_checked(location: str) -> OpenedStore:
         raise SchemaError(problems) from error
     sizes = {name: chunk_size(array.spec) for name, array in document.arrays.items()}
     store = CheckedStore(storage, sizes)
-    whole = [document.steps.path_of(name) for name in LOADED_ARRAYS]
+    loaded = [document.steps.path_of(name) for name in LOADED_ARRAYS]
     for group in document.measurements.values():
-        whole += [group.path_of(name) for name in (*LOADED_ARRAYS, STEP)]
-    whole += ["references/start", "references/weights", "references/probes"]
+        loaded += [group.path_of(name) for name in (*LOADED_ARRAYS, STEP)]
+    loaded += ["references/start", "references/weights", "references/probes"]
     problems = []
-    for name in whole:
+    for name in loaded:
         problems += _missing_chunks(store, name, document.arrays[name], sizes[name])
     if problems:
         raise SchemaError([f"{location}: {problem}" for problem in problems])
@@ -69,15 +69,16 @@ def open_checked(location: str) -> OpenedStore:
 def _missing_chunks(
     store: CheckedStore, name: str, array: StoredArray, size: ChunkSize
 ) -> list[str]:
-    """Return the problem of a large array that lacks most of its chunks."""
-    # Damage loses some chunks. Metadata made up to fill the memory has nearly none.
+    """Return a problem if a large array lacks most of its chunks."""
+    # Damage rarely affects most chunks. Forged metadata, which could make a reader fill its
+    # memory, has almost no chunks.
     n_chunks = -(-array.length // array.spec.chunk[0])
     if n_chunks * size.decoded <= MAX_UNCHECKED_BYTES:
         return []
-    n_there = sync(_count(store.list_prefix(f"{name}/c/"), enough=n_chunks))
-    if 2 * n_there >= n_chunks:
+    n_found = sync(_count(store.list_prefix(f"{name}/c/"), enough=n_chunks))
+    if 2 * n_found >= n_chunks:
         return []
-    return [f"{name}: expected {n_chunks} chunks, found {n_there}"]
+    return [f"{name}: expected {n_chunks} chunks, found {n_found}"]
 
 
 async def _count(keys: AsyncIterator[str], *, enough: int) -> int:

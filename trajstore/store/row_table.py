@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 class RowTable:
-    """The rows of one group: of a measurement, or of steps (the root group)."""
+    """The rows of one group: a measurement, or the steps (the root group)."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class RowTable:
         scalars: Sequence[Mapping[str, float]],
         first: int | None = None,
     ) -> None:
-        """Append rows of every array, (row, ...), and their scalars, NaN where missing."""
+        """Append rows of every array, and their scalars; missing scalars become NaN."""
         # `first` is the number of the first given row; rows already written are skipped.
-        known = 0 if first is None else self.n_rows - first
-        assert known >= 0
-        scalars = scalars[known:]
+        n_known = 0 if first is None else self.n_rows - first
+        assert n_known >= 0
+        scalars = scalars[n_known:]
         self.n_rows += len(scalars)
         self._register(name for row in scalars for name in row)
         table = np.full((len(scalars), self._n_columns), np.nan)
         for i, row in enumerate(scalars):
             for name, value in row.items():
                 table[i, self.metrics.index(name)] = value
-        new = {name: values[known:] for name, values in rows.items()}
+        new = {name: values[n_known:] for name, values in rows.items()}
         new["scalars"] = table
         self._arrays.append({self._path(name): new[name] for name in new})
 

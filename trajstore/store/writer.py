@@ -39,23 +39,25 @@ Array = npt.NDArray[Any]
 
 
 class Window(NamedTuple):
-    """A window as it is stored."""
+    """A window in its stored form."""
 
     start: int  # first optimizer step
-    codes: Array  # int8 (param,): the coded difference to the previous anchor
-    scales: Array  # of the codes, float32 (block,)
-    weights: Array  # float32 (layer,)
-    arrival: Array  # float32 (layer, coordinate)
-    probes: Array  # of the anchor, float64 (probe,); empty if the recording is exact
-    keyframe: Array | None  # the decoded anchor, float32 (param,), in keyframe windows
+    codes: Array  # coded difference from the previous anchor, int8 (param,)
+    scales: Array  # scales of the codes, float32 (block,)
+    weights: Array  # weights of the sketch, float32 (layer,)
+    # Products of the window's first iterate with itself and with the old basis, before the
+    # anchor moved, float32 (layer, coordinate).
+    arrival: Array
+    probes: Array  # probes of the anchor, float64 (probe,); empty if exact
+    keyframe: Array | None  # decoded anchor, float32 (param,), if a keyframe
 
 
 class Writer:
     """Writes the store of one run; not thread-safe."""
 
-    # `resume` continues an existing store; `created` tells which recording that must be.
-    # With `fsync`, commits survive a power loss. `attrs` are the user's metadata: on
-    # resuming, new values replace old values of the same name.
+    # `resume` continues an existing store, and `created` identifies the expected recording.
+    # With `fsync`, commits survive a power loss. `attrs` is user metadata; when a recording
+    # is resumed, new values replace old values of the same name.
     def __init__(
         self,
         location: str | os.PathLike[str],
@@ -128,7 +130,7 @@ class Writer:
                 partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
-        """Refuse a directory that holds files other than a recording leaves."""
+        """Refuse a directory with files that no recording creates."""
         if is_remote(self.location):
             return
         ours = {*self.steps.arrays, "references"}
@@ -147,14 +149,14 @@ class Writer:
         if problems := spec_differences(document.spec, self._spec):
             raise SchemaError(
                 [
-                    f"{self.location} is the recording of another run; differences:",
+                    f"{self.location} is the recording of a different run; differences:",
                     *problems,
                 ]
             )
         if created not in {None, document.created}:
             problem = (
                 f"{self.location} is a recording that began at {document.created}; the "
-                f"state belongs to one that began at {created}."
+                f"state belongs to a recording that began at {created}."
             )
             raise SchemaError([problem])
         self._remove_partial_files()
@@ -196,7 +198,7 @@ class Writer:
     @property
     def snapshots(self) -> dict[str, int]:
         """The step that followed each snapshot, by name."""
-        return {name: found.step for name, found in self._snapshots.items()}
+        return {name: snapshot.step for name, snapshot in self._snapshots.items()}
 
     @property
     def created(self) -> str:
@@ -245,7 +247,7 @@ class Writer:
         self.commit()
 
     def note_resumption(self, step: int) -> None:
-        """Store that the recording resumes with `step`, and the number of lost steps."""
+        """Note that the recording resumes at `step`, and the number of steps lost before."""
         n_missing = step - self.n_steps
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumes.append({"step": step, "n_missing": n_missing, "at": now})
@@ -269,7 +271,7 @@ class Writer:
     def write_snapshot(
         self, name: str, step: int, read: Callable[[slice], Array]
     ) -> None:
-        """Write the parameters before optimizer step `step` in full precision."""
+        """Write the parameters before optimizer step `step`, in full precision."""
         numbers = [int(s.array.partition("/")[2]) for s in self._snapshots.values()]
         key = f"snapshots/{max(numbers, default=-1) + 1}"
         if name in self._snapshots:
@@ -333,7 +335,7 @@ def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:
         if before[name] != now[name]
     ]
     if not problems and stored.names != given.names:
-        problems.append("the parameters are in another order")
+        problems.append("the parameters are in a different order")
     options = {field.name for field in fields(RunSpec)}
     problems += [
         f"{name}: {getattr(given, name)}, recorded with {getattr(stored, name)}"

@@ -1,4 +1,4 @@
-"""Commands run by name; errors that a user can act on take one sentence."""
+"""Test that commands run by name, and that users' errors have no traceback."""
 
 import re
 from collections.abc import Callable

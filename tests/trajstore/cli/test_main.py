@@ -1,4 +1,4 @@
-"""`traj-store info` prints the contents, the size and the status of a store."""
+"""Test that `traj-store info` prints the contents, the size and the status of a store."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from trajstore.reading.run import open_run
 from trajstore.store.writer import Writer
 
 SPEC = small_spec({"weight": (1000, 5), "bias": (5,)})
-SIZE = 6 * 1024  # five blocks and one
+SIZE = 6 * 1024  # one tensor of five blocks and one of one block
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def write_run(path: Path, *, n_steps: int, spec: RunSpec = SPEC) -> None:
 def info(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, str]:
-    """Run the command and return the printed text by name, wrapped lines joined."""
+    """Run the command and return the printed texts by name, with wrapped lines joined."""
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(path)])
     cli.main()
     printed = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_info_prints_the_facts_of_a_recorded_run(
     ]
     assert facts["store"].replace(" ", "") == str(example_run)
     assert facts["status"].startswith("complete, started 20")
-    # 20 x 40 + 40 and 40 x 3 + 3
+    # The layers have 20 x 40 + 40 and 40 x 3 + 3 parameters.
     assert facts["parameters"] == "963 in 4 tensors"
     assert facts["steps"] == "60"
     assert facts["epochs, windows"] == f"5, {run.n_windows}"
@@ -91,7 +91,7 @@ def test_info_prints_the_facts_of_a_recorded_run(
     logged = ["loss", "lr", "wall_time", "grad_norm", "update_norm", "param_norm"]
     assert sorted(facts["scalars"].split(", ")) == sorted(logged)
     assert facts["snapshots"] == "middle"
-    assert "against 3.9 kB of a float32 gradient" in facts["bytes per step"]
+    assert "compared with 3.9 kB for a float32 gradient" in facts["bytes per step"]
 
 
 def test_sizes_equal_those_of_the_files(
@@ -115,11 +115,13 @@ def test_sizes_equal_those_of_the_files(
         f"{total / 1e6:.1f} MB: {steps / 1e3:.1f} kB steps, 3.0 MB anchors, 50.0 MB "
         "snapshots and final"
     )
-    # A gradient of 5005 numbers takes 20 kB.
+    # A gradient of 5005 numbers has 20 kB.
     per_step = steps / 10
-    assert facts["bytes per step"].endswith(", against 20.0 kB of a float32 gradient")
+    assert facts["bytes per step"].endswith(
+        ", compared with 20.0 kB for a float32 gradient"
+    )
     assert facts["compression"] == (
-        f"{20_020 / per_step:.3g} x for a step; all gradients would take 200.2 kB, "
+        f"{20_020 / per_step:.3g} x for a step; all gradients would need 200.2 kB, "
         f"{200_200 / total:.3g} x the whole store"
     )
 

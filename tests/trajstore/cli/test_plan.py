@@ -1,4 +1,4 @@
-"""`traj-store plan` prints a plan, and refuses impossible options."""
+"""Test that `traj-store plan` prints a plan, and refuses impossible options."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ class Empty:
 a_number = 3
 make_number = lambda: 3
 """
-"""The part of torch's interface of a model that a plan needs."""
+"""A model with the part of torch's interface that a plan needs."""
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_without_a_bound_the_defaults_of_a_recorder_are_planned(
     assert "161 tensors" in printed
     assert "estimated" not in printed
     mean = plan.stderr(mean_of=5000)
-    assert re.search(rf"of an epoch's mean +{mean.typical:.2g} \(", printed)
+    assert re.search(rf"error of an epoch mean +{mean.typical:.2g} \(", printed)
     last = "sketch_bits=65536, reference_every=5000, total_steps=450000"
     assert printed.splitlines()[-1] == last
 
@@ -150,7 +150,7 @@ PROBLEMS = {
         "--params 1e6 --stderr 1e-3 --disk 1GB",
         "Give --stderr or --disk, not both: got 0.001 and 1GB.",
     ),
-    "no net": ("", "How large is the net? Give --params, such as 11e6, or --model"),
+    "no net": ("", "How large is the network? Give --params, such as 11e6, or --model"),
     "two nets": (
         "--params 1e6 --model net_with_problems:Net",
         "give it, or --params and --tensors, not both.",
@@ -178,8 +178,11 @@ PROBLEMS = {
         "Expected a size such as 800MB or 5GB, got 'much'.",
     ),
     "too precise": ("--params 1e6 --stderr 1e-9", "of 1e-09 is out of reach"),
-    "too small": ("--params 1e6 --disk 1kB", "1.0 kB is too little"),
-    "no colon": ("--model net", "--model is written module:factory, got 'net'."),
+    "too small": ("--params 1e6 --disk 1kB", "1.0 kB is too small"),
+    "no colon": (
+        "--model net",
+        "--model must have the form module:factory, got 'net'.",
+    ),
     "no module": (
         "--model no_such_net:make",
         "importing 'no_such_net' failed: No module named 'no_such_net'.",

@@ -1,4 +1,4 @@
-"""Arrays are described as Zarr understands them, in chunks of bounded size."""
+"""Test that Zarr can open the described arrays, and that their chunks are bounded."""
 
 import json
 from math import prod
@@ -58,7 +58,7 @@ def test_without_a_basis_no_product_with_the_anchor_has_a_column():
     assert not set(DERIVED_TABLE) & columns.keys()
 
 
-def test_samples_have_an_array_only_if_some_are_kept():
+def test_there_is_an_array_of_samples_only_if_they_are_recorded():
     arrays = {n: all_arrays(RunSpec.from_json(VALID | {"samples": n})) for n in (0, 5)}
     assert arrays[5].keys() - arrays[0].keys() == {"samples"}
     assert arrays[5]["samples"].inner == (5,)
@@ -68,7 +68,7 @@ def test_samples_have_an_array_only_if_some_are_kept():
 def test_zarr_opens_every_array_as_described(tmp_path: Path, exact: bool):
     rng = np.random.default_rng(0)
     for name, spec in all_arrays(RunSpec.from_json(VALID | {"exact": exact})).items():
-        # Vectors are as long as their first dimension.
+        # The length of a vector is its first dimension.
         length = 2048 if name == "final" else 5
         path = tmp_path / name
         path.mkdir(parents=True)
@@ -89,7 +89,9 @@ def test_zarr_opens_every_array_as_described(tmp_path: Path, exact: bool):
 
 @settings(max_examples=50)
 @given(spec=specs(), size=st.integers(1, 1 << 15).map(lambda blocks: 1024 * blocks))
-def test_chunks_hold_whole_rows_up_to_the_aimed_size(spec: RunSpec, size: int):
+def test_chunks_hold_as_many_whole_rows_as_the_target_size_allows(
+    spec: RunSpec, size: int
+):
     arrays = step_arrays(spec, size=size, n_metrics=32, n_blocks=1)
     for array in arrays.values():
         rows = array.chunk[0]
@@ -97,7 +99,7 @@ def test_chunks_hold_whole_rows_up_to_the_aimed_size(spec: RunSpec, size: int):
         assert rows & (rows - 1) == 0
         assert rows <= MAX_CHUNK_ROWS
         assert rows == 1 or rows * row_bytes <= CHUNK_BYTES
-        # Twice as many would be too many.
+        # Twice the number of rows would exceed a bound.
         assert 2 * rows > MAX_CHUNK_ROWS or 2 * rows * row_bytes > CHUNK_BYTES
         assert array.chunk[1:] == tuple(max(1, n) for n in array.inner)
 
@@ -107,5 +109,5 @@ def test_the_size_of_a_chunk_is_bounded_by_its_shape(exact: bool):
     for array in all_arrays(RunSpec.from_json(VALID | {"exact": exact})).values():
         size, values = chunk_size(array), np.zeros(array.chunk, array.dtype)
         assert size.decoded == values.nbytes
-        # A checksum of 4 bytes; Blosc adds a header of 16, however it packs.
+        # The checksum has 4 bytes, and the header of Blosc always has 16.
         assert size.stored == values.nbytes + (4 if array.code == "none" else 20)

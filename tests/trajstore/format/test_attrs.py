@@ -1,4 +1,4 @@
-"""Keys that training and analysis share."""
+"""Test the keys that training and analysis share."""
 
 from trajstore.format.attrs import (
     ENVIRONMENT_SETTINGS,

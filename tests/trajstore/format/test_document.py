@@ -1,4 +1,4 @@
-"""A root document is parsed, or refused with every reason."""
+"""Test that a root document is parsed, or refused with a list of all problems."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ Root = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """Root document of a complete run of ten steps, decoded."""
+    """Return the decoded root document of a complete run of ten steps."""
     path = tmp_path_factory.mktemp("ten") / "run.zarr"
     write_run(path, n_steps=10, n_measured=4)
     root: Root = json.loads((path / "zarr.json").read_bytes())
@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Root:
 
 @pytest.fixture
 def root(whole: Root) -> Root:
-    """A copy that a test may change."""
+    """Return a copy of the root document that a test may change."""
     return copy.deepcopy(whole)
 
 
@@ -216,6 +216,6 @@ def test_text_other_than_json_is_refused(text: bytes):
 
 
 @pytest.mark.parametrize("text", [b"[1]", b"{}", b'"text"', b'{"attributes": []}'])
-def test_a_document_of_something_else_is_refused(text: bytes):
-    with pytest.raises(SchemaError, match=r"^not a trajectory store; its attributes"):
+def test_json_that_is_not_a_store_is_refused(text: bytes):
+    with pytest.raises(SchemaError, match=r"^not a trajectory store: its attributes"):
         parse_document(text)

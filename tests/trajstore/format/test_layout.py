@@ -48,7 +48,7 @@ MISFITS = [
 ]  # fmt: skip
 
 
-def test_places_are_the_closed_form():
+def test_offsets_equal_the_closed_form():
     assert BLOCK == 1024
     assert LAYOUT.sizes.tolist() == [1200, 0, 7, 1, 2048, 1800]
     assert LAYOUT.blocks.tolist() == [2, 0, 1, 1, 2, 2]
@@ -108,13 +108,13 @@ def test_arrays_that_are_not_contiguous_are_read_in_order():
     assert flat[:6].tolist() == [0, 2, 4, 1, 3, 5]
 
 
-def test_tensors_are_taken_as_they_are():
+def test_tensors_are_accepted_without_conversion():
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
     np.testing.assert_array_equal(LAYOUT.flatten(tensors), LAYOUT.flatten(arrays()))
 
 
-def test_other_keys_are_ignored():
+def test_unknown_keys_are_ignored():
     extra: dict[str, Any] = {"running_mean": np.zeros(3), "config": "no array"}
     np.testing.assert_array_equal(
         LAYOUT.flatten(arrays() | extra), LAYOUT.flatten(arrays())
@@ -122,7 +122,7 @@ def test_other_keys_are_ignored():
 
 
 @pytest.mark.parametrize(("changes", "problems"), MISFITS)
-def test_all_misfits_are_listed(changes, problems):
+def test_all_arrays_that_do_not_fit_are_listed(changes, problems):
     tensors = {k: v for k, v in (arrays() | changes).items() if v is not None}
     head = "The arrays do not fit the recorded parameters; "
     message = "\n".join([f"{head}{len(problems)} of 6 differ:", *problems])
@@ -130,7 +130,7 @@ def test_all_misfits_are_listed(changes, problems):
         LAYOUT.flatten(tensors)
 
 
-def test_a_layout_may_hold_nothing_but_empty_tensors():
+def test_a_layout_may_have_only_empty_tensors():
     layout = Layout(names=("x", "y"), shapes=((0,), (3, 0)))
     flat = layout.flatten({"x": [], "y": np.zeros((3, 0))})
     assert flat.shape == (0,)

@@ -1,4 +1,4 @@
-"""Derived inner products are exact, and probes are rounded by half a level."""
+"""Test derived inner products, and that probes are rounded by at most half a level."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ probe_arrays = arrays.arrays(
 
 
 def measured_tables(seed: int):
-    """Return vectors g, r, a = x - r, u by layer, and the table measured from them."""
+    """Return random vectors g, r, a and u by layer, and the table of their products."""
     rng = np.random.default_rng(seed)
     columns = table_columns(SPEC)
     n_measured = min(columns["param_sq"].start, columns["grad_dot_param"].start)
@@ -72,7 +72,7 @@ def test_products_with_the_parameters_follow_from_products_with_the_anchor(seed:
         assert np.all(np.abs(found - grad_dot_param) <= RTOL * scale)
 
 
-def test_a_squared_norm_is_not_negative_by_rounding():
+def test_rounding_does_not_make_a_squared_norm_negative():
     columns = table_columns(SPEC)
     _, measured, _ = measured_tables(0)
     measured = np.zeros_like(measured)
@@ -83,7 +83,7 @@ def test_a_squared_norm_is_not_negative_by_rounding():
     np.testing.assert_array_equal(table[..., columns["param_sq"].start], 0)
 
 
-def test_norms_are_over_all_layers():
+def test_norms_are_taken_over_all_layers():
     vectors, measured, anchor_sq = measured_tables(0)
     found = norms(complete_tables(measured, anchor_sq, SPEC), SPEC)
     parameters = [
@@ -99,7 +99,7 @@ def test_norms_are_over_all_layers():
     assert found == {}
 
 
-def test_without_a_basis_nothing_follows_about_the_parameters():
+def test_without_a_basis_no_products_with_parameters_are_derived():
     spec = replace(SPEC, basis=0)
     rng = np.random.default_rng(0)
     measured = rng.random((N_STEPS, len(SIZES), n_columns(spec)), np.float32)
@@ -113,11 +113,12 @@ def test_without_a_basis_nothing_follows_about_the_parameters():
 
 
 @given(probes=probe_arrays)
-def test_probes_are_rounded_by_half_a_level(probes):
+def test_probes_are_rounded_by_at_most_half_a_level(probes):
     encoded = encode_probes(probes)
     gradient, displacement = decode_probes(encoded)
     largest = np.abs(probes).max(-1, keepdims=True).astype(np.float64)
-    # 1.001 for the float32 quotient; float16 has 11 bits, and steps of 2**-24 below.
+    # The factor 1.001 covers the float32 quotient. float16 has 11 bits of precision, and a
+    # spacing of 2**-24 for the smallest numbers.
     gradient_error = np.abs(gradient - probes[:, 0])
     assert np.all(gradient_error <= 1.001 * largest[:, 0] / 254)
     bound = np.maximum(np.abs(probes[:, 1]) * 2.0**-11, largest[:, 1] * 2.0**-25)
@@ -135,7 +136,7 @@ def test_probes_are_stored_in_few_bits():
     assert np.abs(encoded["gradient_probes"]).max(-1).tolist() == [127] * 3
 
 
-def test_probes_of_nothing_are_zero():
+def test_probes_of_zero_vectors_are_zero():
     zeros = np.zeros((2, 2, 8), np.float32)
     for decoded in decode_probes(encode_probes(zeros)):
         np.testing.assert_array_equal(decoded, np.zeros((2, 8)), strict=True)

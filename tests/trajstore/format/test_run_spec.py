@@ -1,4 +1,4 @@
-"""The specification of a run is checked rule by rule, and survives JSON."""
+"""Test the rules for the specification of a run, and its conversion to JSON."""
 
 import json
 from dataclasses import fields
@@ -97,7 +97,7 @@ def test_every_field_has_a_rule(key: str):
 @pytest.mark.parametrize(
     ("key", "value"), [(k, v) for k, values in INVALID.items() for v in values]
 )
-def test_an_invalid_value_is_one_located_problem(key: str, value: object):
+def test_an_invalid_value_gives_one_problem_that_names_its_key(key: str, value: object):
     (problem,) = validate_spec(VALID | {key: value})
     assert problem.startswith(f"{key}: expected ")
     assert problem.endswith(f", got {value!r}")
@@ -133,11 +133,11 @@ def test_a_spec_is_an_object(document: object):
 
 def test_names_and_shapes_have_equal_length():
     assert validate_spec(VALID | {"names": ["a"]}) == [
-        "shapes: expected one for each of the 1 names, got 2"
+        "shapes: expected one shape for each of the 1 names, got 2"
     ]
 
 
-def test_all_problems_are_raised_at_once():
+def test_all_problems_are_raised_together():
     document = VALID | {key: object() for key in FIELDS[1:]} | {"colour": 1}
     del document["names"]
     with pytest.raises(SchemaError, match=r"^names: missing\ncolour: unknown") as error:

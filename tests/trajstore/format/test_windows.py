@@ -10,7 +10,7 @@ from trajstore.format.windows import DEFAULT_LENGTH, Windows
 def starts(
     windows: Windows, n_steps: int, epochs_by_hand: Collection[int] = ()
 ) -> list[int]:
-    """Return the starts that a recorder chooses: one by one, and with every epoch."""
+    """Return the starts of windows that a recorder chooses."""
     started, epoch_start = [0], 0
     following = windows.next_start(1, 0)
     for step in range(1, n_steps):
@@ -23,7 +23,7 @@ def starts(
     return started
 
 
-# steps_per_epoch, reference_every, total_steps, steps, where windows start
+# steps_per_epoch, reference_every, total_steps, number of steps, starts of windows
 SCHEDULES = [
     pytest.param(
         16, None, None, 50, [0, 2, 4, 8, 16, 32, 48], id="one window per epoch"
@@ -89,7 +89,7 @@ SCHEDULES = [
     ),
 ]
 
-# reference_every, total_steps, epochs started by hand, steps, where windows start
+# reference_every, total_steps, epochs started by hand, number of steps, starts of windows
 EPOCHS_BY_HAND = [
     pytest.param(
         8, None, (20,), 40, [0, 1, 2, 4, 8, 16, 20, 28, 36], id="counted from an epoch"
@@ -113,7 +113,7 @@ EPOCHS_BY_HAND = [
     ("steps_per_epoch", "reference_every", "total_steps", "n_steps", "expected"),
     SCHEDULES,
 )
-def test_windows_start_where_they_should(
+def test_windows_start_at_the_expected_steps(
     steps_per_epoch, reference_every, total_steps, n_steps, expected
 ):
     windows = Windows(
@@ -160,7 +160,7 @@ positive = st.integers(1, 40)
     total_steps=st.none() | st.integers(1, 120),
     epochs=st.sets(st.integers(1, 119), max_size=5),
 )
-def test_windows_are_never_longer_than_a_whole_one(
+def test_windows_are_never_longer_than_an_uncut_window(
     steps_per_epoch, reference_every, total_steps, epochs
 ):
     windows = Windows(
@@ -196,6 +196,6 @@ def test_next_start_is_the_same_from_any_earlier_step(
     epoch_start = max(0, step - back)
     start = windows.next_start(step, epoch_start)
     assert step <= start < step + windows.length
-    # Every step up to the start has the same next start, and the start is its own.
+    # Every step up to a start has that start as its next start, as has the start itself.
     for k in range(step, start + 1):
         assert windows.next_start(k, epoch_start) == start

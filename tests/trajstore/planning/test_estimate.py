@@ -1,4 +1,4 @@
-"""Plans agree with recorded stores and with measured errors."""
+"""Test that plans agree with recorded stores and with measured errors."""
 
 import json
 from itertools import pairwise
@@ -48,7 +48,7 @@ def bytes_below(path: Path, *, but: tuple[str, ...] = ()) -> int:
 def recorded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Path of a run of 6 epochs of 40 steps, with default options or without a basis."""
+    """Return the path of a run of 6 epochs of 40 steps, with default options or no basis."""
     torch = pytest.importorskip("torch")
     from trajstore import Recorder
 
@@ -111,7 +111,7 @@ def test_defaults_equal_those_of_a_recorder(recorded: Path):
     assert planned.spec == run.spec
 
 
-def test_there_are_no_more_past_anchors_than_windows():
+def test_past_anchors_are_not_more_than_windows():
     layout = guess_layout(10**8)
     plans = [
         plan_recording(layout, n_steps=100, reference_every=10, basis=basis)
@@ -135,7 +135,7 @@ def test_a_plan_without_a_basis_saves_columns_but_no_memory_of_vectors():
         plan_recording(LAYOUT, n_steps=1000, reference_every=100, basis=basis)
         for basis in (0, 1)
     ]
-    # For 2 layers: 2 columns of products and 2 derived ones, of 4 bytes each.
+    # Each of 2 layers has 2 columns of products and 2 derived columns, of 4 bytes each.
     saved = [sum(p.bytes_per_step.values()) for p in plans]
     assert saved[1] - saved[0] == pytest.approx(32 * COMPRESSION["tables"])
     # Buffers of rows differ slightly.
@@ -177,7 +177,7 @@ def test_error_falls_with_the_root_of_signs_and_steps():
         )
         return plan.stderr(mean_of=mean_of).typical
 
-    # At both sizes the fold has many rows, and the distance adds little.
+    # For both numbers of signs, the fold has many rows and the distance adds little error.
     assert error(1 << 12) == pytest.approx(4 * error(1 << 16), rel=0.02)
     assert error(1 << 12, 16) == pytest.approx(error(1 << 12) / 4, rel=0.02)
 
@@ -192,7 +192,7 @@ def test_a_larger_basis_gives_a_smaller_error():
 
 
 @pytest.mark.parametrize(("basis", "measured"), [(2, 1), (7, 3)])
-def test_a_basis_has_the_error_of_the_next_smaller_measured_one(
+def test_a_basis_has_the_error_of_the_next_smaller_measured_basis(
     basis: int, measured: int
 ):
     options: dict[str, Any] = {"n_steps": 1000, "reference_every": 40}
@@ -228,7 +228,7 @@ def test_impossible_tensors_are_refused(n_params, n_tensors, message):
 
 
 @pytest.mark.parametrize("name", MEASURED_RUNS)
-def test_error_ratios_equal_the_measured_ones(name: str):
+def test_error_ratios_equal_the_measured_ratios(name: str):
     measured, errors = results("planning")[name], MEASURED_RUNS[name]
     size = measured["padded parameters"]
     fold = Fold(size=size, buckets=65536, seed=0, column_role=Role.FOLD)
@@ -272,7 +272,7 @@ def test_errors_at_both_ends_equal_the_measured_ones():
 
 
 @pytest.mark.parametrize("name", COMPRESSION)
-def test_compression_equals_the_measured_one(name: str):
+def test_compression_equals_the_measured_ratio(name: str):
     runs = [results("planning")[run] for run in MEASURED_RUNS]
     ratios = [r["bytes on disk over bytes in memory"][name] for r in runs]
     assert min(ratios) * 0.9 <= COMPRESSION[name] <= max(ratios) * 1.1

@@ -1,4 +1,4 @@
-"""More disk is never worse, and bounds that cannot be met are refused."""
+"""Test that more disk space never increases the error, and that bounds are enforced."""
 
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ few = settings(max_examples=10)
     run=runs,
     ratios=st.lists(st.floats(1, 1000), min_size=2, max_size=5),
 )
-def test_more_disk_never_gives_a_larger_error(layout, run, ratios):
+def test_more_disk_space_never_gives_a_larger_error(layout, run, ratios):
     least = min_disk(layout, run)
     plans = [best_plan(layout, **run, disk=least * ratio) for ratio in sorted(ratios)]
     errors = [plan.stderr().typical for plan in plans]
@@ -45,7 +45,7 @@ def test_more_disk_never_gives_a_larger_error(layout, run, ratios):
     run=runs,
     errors=st.lists(st.floats(1e-3, 1), min_size=2, max_size=5),
 )
-def test_smaller_errors_never_take_less_disk(layout, run, errors):
+def test_smaller_errors_never_need_less_disk_space(layout, run, errors):
     plans = [
         best_plan(layout, **run, stderr=error) for error in sorted(errors, reverse=True)
     ]
@@ -61,7 +61,7 @@ def min_disk(layout: Layout, run: dict[str, Any]) -> float:
 
 @few
 @given(n_steps=st.integers(1, 30_000), steps_per_epoch=st.integers(1, 3000))
-def test_windows_divide_epochs_or_consist_of_whole_ones(n_steps, steps_per_epoch):
+def test_windows_divide_epochs_or_consist_of_whole_epochs(n_steps, steps_per_epoch):
     plan = best_plan(
         LAYOUT, n_steps=n_steps, steps_per_epoch=steps_per_epoch, stderr=1.0
     )
@@ -74,7 +74,7 @@ def test_bounds_out_of_reach_are_refused():
         ValueError, match=rf"out of reach: even {SIGNS[-1]} .* exact=True"
     ):
         best_plan(LAYOUT, n_steps=1000, stderr=1e-9)
-    with pytest.raises(ValueError, match=r"10 bytes is too little: .* 4096 signs"):
+    with pytest.raises(ValueError, match=r"10 bytes is too small: .* 4096 signs"):
         best_plan(LAYOUT, n_steps=1000, disk=10)
 
 

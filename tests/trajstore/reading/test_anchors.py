@@ -1,4 +1,4 @@
-"""Anchors are decoded to the vectors that training computed with."""
+"""Test that decoded anchors equal the anchors that the recorder used."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.zarr"
 
 
-def test_anchors_are_decoded_bit_by_bit(path: Path):
+def test_anchors_are_decoded_bit_for_bit(path: Path):
     n_windows = 70
     write_run(path, n_steps=n_windows)
     run = open_run(path)
@@ -29,7 +29,7 @@ def test_anchors_are_decoded_bit_by_bit(path: Path):
             anchor = anchor + window.codes.astype(np.float32) * factors
         expected.append(anchor)
     assert run.stored.array("references/keyframes").shape == (3, SIZE)
-    # Forwards, as the analyses go, and in an order that finds nothing decoded.
+    # Decode in ascending order, as analyses do, and in an order without cached anchors.
     for c in [*range(n_windows), 31, 63, 0, 32, 69, 5]:
         for part in (slice(0, SIZE), slice(BLOCK, 3 * BLOCK)):
             found = run.stored.anchors.decode(c, part)

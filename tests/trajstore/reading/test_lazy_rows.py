@@ -1,4 +1,4 @@
-"""Rows that xarray reads lazily equal the stored rows, for every selection."""
+"""Test that rows that xarray reads lazily equal the stored rows, for every selection."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Stored(NamedTuple):
 
 
 class Table:
-    """A table in chunks of a few rows, which notes the rows read from it."""
+    """A table in chunks of a few rows, which notes the rows that are read."""
 
     def __init__(self, values: Array, chunk: int) -> None:
         self.values = values
@@ -49,7 +49,7 @@ def lazy(chunk: int, values: Array = VALUES) -> tuple[Table, xr.Variable]:
 
 
 def slices(size: int) -> st.SearchStrategy[slice]:
-    # xarray itself fails on backward slices that are empty.
+    # xarray itself fails for empty slices with a negative step.
     return st.slices(size).filter(lambda s: s.step is None or s.step > 0)
 
 
@@ -63,7 +63,7 @@ def positions(size: int) -> st.SearchStrategy[Any]:
     keys=st.tuples(positions(23), positions(3), positions(2)),
     again=slices(5),
 )
-def test_selected_values_are_the_stored_ones(
+def test_selected_values_equal_the_stored_values(
     chunk: int, keys: tuple[Any, ...], again: slice
 ):
     _, variable = lazy(chunk)
@@ -76,7 +76,7 @@ def test_selected_values_are_the_stored_ones(
     np.testing.assert_array_equal(found.values, expected.values, strict=True)
 
 
-def test_no_rows_are_read_of_a_table_without_rows():
+def test_a_table_without_rows_is_not_read():
     table, variable = lazy(4, VALUES[:0])
     assert variable.isel(layer=1).values.shape == (0, 2)
     assert table.read == []
@@ -90,7 +90,7 @@ def test_no_rows_are_read_of_a_table_without_rows():
         ([22, 0], [slice(0, 4), slice(20, 23)]),
     ],
 )
-def test_only_chunks_that_are_asked_for_are_read(rows: Any, read: list[slice]):
+def test_only_requested_chunks_are_read(rows: Any, read: list[slice]):
     table, variable = lazy(4)
     _ = variable.isel(step=rows).values
     assert table.read == read

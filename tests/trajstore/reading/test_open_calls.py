@@ -1,4 +1,4 @@
-"""Opening a run parses its root document once."""
+"""Test that opening a run parses its root document only once."""
 
 import sys
 from collections import Counter
@@ -15,7 +15,7 @@ PACKAGE = str(Path(reading.__file__).parents[1])
 
 
 def calls_of_opening(path: Path) -> Counter[str]:
-    """Count calls, by function, while a run is opened."""
+    """Count the calls of each function while a run is opened."""
     calls = Counter[str]()
 
     def count(frame: FrameType, event: str, _argument: object) -> None:

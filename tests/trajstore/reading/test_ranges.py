@@ -1,4 +1,4 @@
-"""Numbers are written as ranges."""
+"""Test that numbers are written as ranges."""
 
 import pytest
 

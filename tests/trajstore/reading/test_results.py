@@ -1,4 +1,4 @@
-"""Results lie next to their run, in groups named for their target."""
+"""Test that results are stored next to their run, in groups named after their target."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from trajstore.reading.target import find_target
         ("final of other.zarr", "final-of-other.zarr"),
     ],
 )
-def test_a_label_is_a_part_of_a_path(label: str, slug: str):
+def test_a_label_becomes_a_part_of_a_path(label: str, slug: str):
     assert target_slug(label) == slug
 
 

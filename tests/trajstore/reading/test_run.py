@@ -1,4 +1,4 @@
-"""A run reads back as it was written; anything else is refused with reasons."""
+"""Test that a run reads back as it was written, and that anything else is refused."""
 
 import math
 import shutil
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ten_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a complete run of ten steps; not to be changed."""
+    """Return the path of a complete run of ten steps, which tests must not change."""
     path = tmp_path_factory.mktemp("ten") / "run.zarr"
     write_run(path, n_steps=10)
     return path
@@ -57,7 +57,7 @@ def test_rows_read_back_as_they_were_written(path: Path, spec: RunSpec):
     assert (run.n_steps, run.n_windows, run.n_epochs) == (10, 10, 3)
 
 
-def test_a_run_says_what_it_is(ten_steps: Path):
+def test_the_repr_of_a_run_describes_it(ten_steps: Path):
     assert repr(open_run(str(ten_steps))) == (
         f"<trajstore.Run {str(ten_steps)!r}: 10 steps, 3007 parameters, complete>"
     )
@@ -73,7 +73,7 @@ def test_a_run_has_few_public_members():
     }
 
 
-def test_a_measured_run_says_what_it_is(path: Path):
+def test_the_repr_of_a_measurement_describes_it(path: Path):
     write_run(path, n_steps=3, n_measured=2)
     measured = open_run(path).measured("other")
     assert (measured.group.name, measured.metrics) == ("other", ["note"])
@@ -115,7 +115,7 @@ def test_steps_are_labelled_by_step_epoch_iteration_window_and_layer(ten_steps: 
     )
 
 
-def test_steps_carry_long_names_units_and_where_they_come_from(ten_steps: Path):
+def test_steps_have_long_names_units_and_the_location_of_their_run(ten_steps: Path):
     steps = open_run(ten_steps).steps
     assert steps.attrs == {"status": "complete", "location": str(ten_steps)}
     assert steps["loss"].attrs == {"long_name": "loss", "units": "1"}
@@ -139,7 +139,7 @@ def test_the_wall_time_is_in_seconds(path: Path):
     assert wall_time.attrs["units"] == "s"
 
 
-def test_steps_are_read_where_they_are_used(
+def test_steps_are_read_when_they_are_used(
     ten_steps: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read, whole = list[str](), zarr.Array.__getitem__
@@ -151,7 +151,7 @@ def test_steps_are_read_where_they_are_used(
     monkeypatch.setattr(zarr.Array, "__getitem__", noting)
     steps = open_run(ten_steps).steps
     part = steps[["loss", "grad_sq"]].isel(step=slice(3, 7))
-    # Selecting epochs takes the coordinates.
+    # Selecting epochs reads the coordinates.
     assert sorted(read) == ["epoch", "iteration"]
     np.testing.assert_array_equal(part["loss"].values, -np.arange(3.0, 7))
     assert sorted(read) == ["epoch", "iteration", "scalars"]
@@ -171,7 +171,7 @@ SELECTIONS = {
 
 
 @pytest.mark.parametrize("rows", SELECTIONS.values(), ids=SELECTIONS)
-def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
+def test_lazy_and_loaded_rows_are_selected_alike(path: Path, rows: Any):
     write_run(path, n_steps=20)
     run = open_run(path)
     lazy, loaded = run.steps, run.steps.compute()
@@ -184,7 +184,7 @@ def test_lazy_rows_are_selected_as_loaded_ones(path: Path, rows: Any):
         )
 
 
-def test_late_names_read_as_nan_before(path: Path):
+def test_a_scalar_reads_as_nan_before_it_was_first_logged(path: Path):
     writer = Writer(path, SPEC)
     writer.steps.append(random_rows(0, 2), [{"loss": 1.0}, {"loss": 2.0}])
     writer.commit()
@@ -203,7 +203,7 @@ def test_late_names_read_as_nan_before(path: Path):
     assert "s0" not in early.steps
 
 
-def test_windows_say_which_steps_they_cover(path: Path):
+def test_windows_have_the_first_and_last_step(path: Path):
     writer = Writer(path, SPEC)
     for c, start in enumerate((0, 3, 4, 6)):
         writer.append_window(
@@ -221,7 +221,7 @@ def test_windows_say_which_steps_they_cover(path: Path):
     np.testing.assert_array_equal(windows["probes"], [window.probes] * 4)
     assert windows["weights"].dims == ("window", "layer")
     assert windows["layer"].values.tolist() == list(SPEC.names)
-    # Only the windows of steps 0 and 4 start with an epoch.
+    # Only the windows that start at steps 0 and 4 start with an epoch.
     assert open_run(path).stored.epoch_windows == {0: 0, 1: 2}
 
 
@@ -243,7 +243,7 @@ def test_snapshots_and_the_final_iterate_read_back(path: Path):
     np.testing.assert_array_equal(run.stored.array("final")[...], vectors[1])
 
 
-def test_a_run_without_steps_is_a_run(path: Path):
+def test_a_run_without_steps_can_be_opened(path: Path):
     write_run(path, n_steps=0)
     run = open_run(path)
     assert (run.n_steps, run.n_epochs, run.n_windows) == (0, 0, 0)
@@ -307,16 +307,16 @@ def test_steps_are_whole_in_the_middle_of_a_commit(
 
 
 @pytest.mark.parametrize("status", ["complete", "failed"])
-def test_a_closed_run_says_how_it_ended(path: Path, status: str):
+def test_the_status_of_a_closed_run_is_how_it_ended(path: Path, status: str):
     write_run(path, n_steps=1, status=status)
     assert open_run(path).status == status
     assert open_run(path).steps.attrs["status"] == status
 
 
-def test_a_run_whose_lock_is_gone_without_close_was_interrupted(path: Path):
+def test_a_run_that_lost_its_lock_before_it_was_closed_is_interrupted(path: Path):
     write_run(path, n_steps=2, status=None)
     assert open_run(path).status == "interrupted"
-    # A killed process leaves the file, but does not hold it.
+    # A killed process leaves the lock file, but no longer holds the lock.
     (path / ".lock").touch()
     assert open_run(path).status == "interrupted"
     assert open_run(path).n_steps == 2
@@ -333,7 +333,7 @@ def test_reading_the_status_does_not_disturb_the_writer(path: Path):
 # Refusals
 
 
-def test_a_path_without_anything_is_named(path: Path):
+def test_a_missing_path_is_named(path: Path):
     with pytest.raises(FileNotFoundError, match=r"no trajectory store at .*run\.zarr"):
         open_run(path)
 
@@ -361,10 +361,10 @@ def make_document(text: str) -> Callable[[Path], None]:
 FOREIGN = {
     "file": (make_file, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
     "empty": (Path.mkdir, r"run\.zarr: not a trajectory store; it has no zarr\.json"),
-    "group": (make_group, r"run\.zarr: not a trajectory store; its attributes"),
-    "array": (make_array, r"run\.zarr: not a trajectory store; its attributes"),
-    "list": (make_document("[1]"), "not a trajectory store; its attributes"),
-    "no attributes": (make_document("{}"), "not a trajectory store; its attributes"),
+    "group": (make_group, r"run\.zarr: not a trajectory store: its attributes"),
+    "array": (make_array, r"run\.zarr: not a trajectory store: its attributes"),
+    "list": (make_document("[1]"), "not a trajectory store: its attributes"),
+    "no attributes": (make_document("{}"), "not a trajectory store: its attributes"),
     "no text": (make_document(""), r"zarr\.json: truncated or damaged \("),
 }
 
@@ -409,15 +409,15 @@ def test_the_recorded_example_holds_consistent_numbers(example_run: Path):
     assert scalars <= set(steps.data_vars)
     np.testing.assert_array_equal(steps["epoch"], np.arange(60) // 12)
     np.testing.assert_array_equal(steps["iteration"], np.arange(60) % 12)
-    # One norm is summed in float64 from the float32 squares of the other.
+    # grad_norm is the float64 sum of the float32 squares in grad_sq.
     np.testing.assert_allclose(
         steps["grad_norm"] ** 2, steps["grad_sq"].astype(float).sum("layer"), rtol=1e-12
     )
     final = run.stored.array("final")[...].astype(float)
     last = run.windows["start"].values[-1]
     assert last == 59
-    # x_60 = x_59 + u_59, and the last window's anchor is x_59 but for its int8 code,
-    # which is coarser than the last step is long by far less than 5 %.
+    # x_60 = x_59 + u_59, and the last window's anchor is x_59, up to an int8 rounding
+    # error that is far smaller than 5 % of the last update.
     displacement = final - run.stored.anchors.decode(
         run.n_windows - 1, slice(0, final.size)
     )

@@ -1,4 +1,4 @@
-"""Stored rows are read chunk by chunk; damaged ones read as NaN, once reported."""
+"""Test that stored rows are read by chunk, and that damage reads as NaN with one warning."""
 
 import warnings
 from pathlib import Path
@@ -15,12 +15,12 @@ damage_is_reported = pytest.warns(UserWarning, match=r"is missing; its values re
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Path of a run of ten steps, with a measurement of four rows."""
+    """Return the path of a run of ten steps, with a measurement of four rows."""
     write_run(tmp_path / "run.zarr", n_steps=10, n_measured=4)
     return tmp_path / "run.zarr"
 
 
-def test_names_are_of_the_group_and_paths_of_the_run(path: Path):
+def test_an_array_is_found_by_its_name_in_the_group_or_by_its_path(path: Path):
     run = open_run(path)
     measured = run.measured("other")
     assert (run.stored.n_rows, measured.stored.n_rows) == (10, 4)
@@ -33,7 +33,7 @@ def test_names_are_of_the_group_and_paths_of_the_run(path: Path):
     assert measured.stored.epoch_windows == run.stored.epoch_windows
 
 
-def test_rows_have_numbers_of_steps_and_of_signs(path: Path):
+def test_rows_have_step_numbers_and_sign_numbers(path: Path):
     run = open_run(path)
     measured = run.measured("other").stored
     np.testing.assert_array_equal(run.stored.step_numbers, np.arange(10))
@@ -43,7 +43,7 @@ def test_rows_have_numbers_of_steps_and_of_signs(path: Path):
     np.testing.assert_array_equal(measured.sign_numbers, expected)
 
 
-def test_rows_are_read_only_and_kept(path: Path):
+def test_rows_are_read_only_and_cached(path: Path):
     stored = open_run(path).stored
     first, again = (stored.rows("tables", slice(2, 5)) for _ in range(2))
     assert np.shares_memory(first, again)
@@ -64,7 +64,9 @@ def test_a_damaged_chunk_reads_as_nan_and_is_reported_once(path: Path):
 
 
 @pytest.mark.parametrize("name", ["epoch", "iteration", "window"])
-def test_lost_places_of_steps_follow_from_other_arrays(path: Path, name: str):
+def test_lost_epochs_and_windows_of_steps_follow_from_other_arrays(
+    path: Path, name: str
+):
     (path / f"{name}/c/0").unlink()
     stored = open_run(path).stored
     with damage_is_reported:
@@ -72,13 +74,13 @@ def test_lost_places_of_steps_follow_from_other_arrays(path: Path, name: str):
     np.testing.assert_array_equal(found, random_rows(0, 10)[name])
 
 
-def test_lost_places_of_measured_rows_are_unknown(path: Path):
+def test_lost_epochs_and_windows_of_measured_rows_are_unknown(path: Path):
     (path / "measurements/0/epoch/c/0").unlink()
     (path / "measurements/0/window/c/0").unlink()
     measured = open_run(path).measured("other").stored
     with damage_is_reported:
         assert measured.epochs.tolist() == [-1] * 4
-        with pytest.raises(SchemaError, match="unknown which rows belong to which"):
+        with pytest.raises(SchemaError, match="windows of the rows are unknown"):
             _ = measured.starts
 
 

@@ -1,4 +1,4 @@
-"""Targets are found by every name that a user may give them."""
+"""Test that targets are found by every kind of reference."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def random_tensors(
 
 
 def flat(tensors: Tensors, names: Mapping[str, Any] = SHAPES) -> Array:
-    """Lay tensors out one behind the other, each filled up to whole blocks."""
+    """Return tensors as one flat vector, each padded to whole blocks."""
     parts = [np.ravel(tensors[name]) for name in names]
     return np.concatenate([np.pad(part, (0, -part.size % BLOCK)) for part in parts])
 
@@ -49,7 +49,7 @@ def write_run(
     final: Tensors | None = None,
     shapes: Mapping[str, tuple[int, ...]] = SHAPES,
 ) -> Run:
-    """Write a run; window number c has the anchor `coded_anchor(c, size)`."""
+    """Write a run whose window c has the anchor `coded_anchor(c, size)`."""
     spec = spec_of(shapes)
     writer, size = Writer(path, spec), flat(random_tensors(0, shapes), shapes).size
     for c, start in enumerate(window_starts):
@@ -85,13 +85,13 @@ def window_code(c: int, size: int) -> tuple[Array, Array]:
 
 
 def coded_anchor(c: int, size: int) -> Array:
-    """Return the sum of the coded differences; halves of integers add up exactly."""
+    """Return the sum of the coded differences, which is exact for multiples of 1/2."""
     differences = [0.5 * window_code(i, size)[0].astype("f4") for i in range(1, c + 1)]
     return sum(differences, np.zeros(size, "f4"))
 
 
 def values(target: Target, size: int) -> Array:
-    """Read a target as a whole; and in parts, which must agree."""
+    """Read a target as a whole, and check that its parts agree."""
     whole = target.read(slice(0, size))
     parts = [target.read(slice(i, i + BLOCK)) for i in range(0, size, BLOCK)]
     np.testing.assert_array_equal(np.concatenate(parts), whole, strict=True)
@@ -105,7 +105,7 @@ SIZE = flat(FINAL).size
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run of 4 epochs; anchors start the epochs 0, 1 and 3, but not 2."""
+    """Return a run of 4 epochs, of which 0, 1 and 3 start with an anchor."""
     return write_run(
         tmp_path_factory.mktemp("target") / "run.zarr",
         n_steps=14,
@@ -115,7 +115,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-# What may be given
+# Valid references
 
 
 def test_final_is_the_last_iterate(run: Run):
@@ -128,7 +128,9 @@ def test_final_is_the_last_iterate(run: Run):
 @pytest.mark.parametrize(
     ("name", "step", "tensors"), [("warm", 5, WARM), ("cold", 7, COLD)]
 )
-def test_another_string_is_a_snapshot(run: Run, name: str, step: int, tensors: Tensors):
+def test_any_other_string_names_a_snapshot(
+    run: Run, name: str, step: int, tensors: Tensors
+):
     target = find_target(run, name)
     assert target.label == f"snapshot {name}"
     assert target.note == f"snapshot {name!r} before step {step}, in float32"
@@ -137,7 +139,7 @@ def test_another_string_is_a_snapshot(run: Run, name: str, step: int, tensors: T
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
 @pytest.mark.parametrize(("epoch", "window"), [(0, 0), (1, 2), (3, 4)])
-def test_an_integer_is_an_epoch(run: Run, epoch: int, window: int, kind: type):
+def test_an_integer_selects_an_epoch(run: Run, epoch: int, window: int, kind: type):
     target = find_target(run, kind(epoch))
     assert target.label == f"epoch {epoch}"
     assert f"start of epoch {epoch}: a lossy code" in target.note
@@ -145,7 +147,7 @@ def test_an_integer_is_an_epoch(run: Run, epoch: int, window: int, kind: type):
     np.testing.assert_array_equal(values(target, SIZE), expected, strict=True)
 
 
-def test_another_run_is_its_final_iterate(run: Run, tmp_path: Path):
+def test_another_run_stands_for_its_final_iterate(run: Run, tmp_path: Path):
     other = write_run(tmp_path / "other.zarr", final=COLD)
     target = find_target(run, other)
     assert target.label == "final of other.zarr"
@@ -200,13 +202,13 @@ def test_recorded_anchors_are_found(example_run: Path):
     middle = values(find_target(run, "middle"), size)
     last = values(find_target(run, 4), size)
     first = values(find_target(run, 0), size)
-    # The path has gone on from each of them to the next.
+    # The run moved between any two anchors.
     lengths = [np.linalg.norm(final - x) for x in (first, middle, last)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-1] > 0
 
 
-# What may not
+# Invalid references
 
 
 def test_an_unknown_snapshot_is_a_key_error_that_names_the_others(run: Run):
@@ -248,7 +250,7 @@ def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
 def test_a_run_without_any_anchor_offers_none(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr")
     with pytest.raises(
-        ValueError, match=r"after 0 steps\. .*no other iterate to offer"
+        ValueError, match=r"after 0 steps\. .*no other iterate is available"
     ):
         find_target(run, "final")
 
@@ -304,7 +306,7 @@ def test_all_tensors_that_do_not_fit_are_listed(
     [1.0, True, np.True_, None, [1], np.ones(3), Path("run.zarr")],
     ids=lambda value: type(value).__module__ + "." + type(value).__name__,
 )
-def test_other_objects_are_type_errors(run: Run, reference: Any):
+def test_references_of_other_types_are_type_errors(run: Run, reference: Any):
     kind = type(reference).__name__
     with pytest.raises(
         TypeError, match=rf"`reference` must be 'final', .*got {kind}\."
@@ -322,7 +324,7 @@ def test_parameters_have_the_shapes_of_their_tensors(run: Run):
         for name, values in found.items():
             np.testing.assert_array_equal(values, tensors[name], strict=True)
             assert values.flags.writeable
-    # Epoch 3 begins with window 4; tensors begin at multiples of blocks.
+    # Epoch 3 begins with window 4, and tensors begin at multiples of `BLOCK`.
     decoded = coded_anchor(4, SIZE)
     epoch = parameters_at(run, 3)
     np.testing.assert_array_equal(epoch["weight"].ravel(), decoded[:1200])

@@ -1,4 +1,4 @@
-"""`traj-store verify` finds every kind of damage, and names its place."""
+"""Test that `traj-store verify` finds every kind of damage, and names its place."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from trajstore.store.writer import Writer
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a sound run with a window for each of 70 steps; not to be changed."""
+    """Return the path of an intact run of 70 windows of one step, not to be changed."""
     path = tmp_path_factory.mktemp("whole") / "run.zarr"
     writer = Writer(path, SPEC)
     for c in range(70):
@@ -50,7 +50,7 @@ def found(path: Path) -> list[Problem]:
     return list(problems(open_run(path)))
 
 
-def test_a_sound_run_has_no_problem(whole: Path):
+def test_an_intact_run_has_no_problem(whole: Path):
     assert found(whole) == []
 
 
@@ -68,7 +68,7 @@ def test_runs_of_all_kinds_have_no_problem(
     assert found(tmp_path / "a.zarr") == []
 
 
-def test_every_chunk_is_looked_at(whole: Path):
+def test_every_chunk_is_checked(whole: Path):
     seen = list[Any]()
 
     def noting(places: Any) -> Iterator[Any]:
@@ -113,7 +113,7 @@ def test_a_damaged_chunk_is_named_with_what_it_costs(
     assert problem.text.startswith(text)
 
 
-def test_all_damage_is_found_at_once(path: Path):
+def test_all_damage_is_found_together(path: Path):
     keys = sorted(key for key, _ in CHUNKS.values())
     for key in keys:
         remove(path / key)
@@ -161,7 +161,7 @@ def test_arrays_of_an_open_run_may_be_ahead_of_the_root_document(tmp_path: Path)
 
 
 def write_wrong(path: Path, name: str, values: list[int]) -> None:
-    """Write a run of six steps, one array of which holds other numbers."""
+    """Write a run of six steps in which one array holds wrong numbers."""
     writer = Writer(path, SPEC)
     for c in range(6):
         start = values[c] if name == "references/start" else c
@@ -268,7 +268,7 @@ def verify(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main()
 
 
-def test_the_command_says_that_all_is_well(
+def test_the_command_reports_no_problem(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     verify(whole, monkeypatch)

@@ -1,4 +1,4 @@
-"""A run sent to another process is the run as it was when it was opened."""
+"""Test that another process sees a run as it was when it was opened."""
 
 import pickle
 import threading
@@ -82,7 +82,7 @@ def test_few_runs_stay_open(tmp_path: Path):
     assert reader._reopened.cache_info().currsize == reader.REOPENED
 
 
-def test_a_run_that_has_grown_is_cut_to_what_was_there(path: Path):
+def test_a_run_that_has_grown_is_cut_to_its_former_length(path: Path):
     writer = Writer(path, SPEC)
     for c in range(3):
         writer.append_window(random_window(c))
@@ -110,13 +110,13 @@ def test_a_run_that_has_grown_is_cut_to_what_was_there(path: Path):
 CHANGES = {
     "another recording": (
         {"created": "2020-01-01T00:00:00+00:00"},
-        "it was created 2020-01-01T00:00:00.00:00, not 20",
+        "it was created at 2020-01-01T00:00:00.00:00, not 20",
     ),
     "taken up again": (
         {"resumes": [{"step": 4, "n_missing": 0}]},
         "the recording was resumed",
     ),
-    "fewer scalars": ({"metrics": []}, "it has 0 scalars, and had 1"),
+    "fewer scalars": ({"metrics": []}, "it has 0 scalars, but had 1"),
 }
 
 
@@ -139,5 +139,5 @@ def test_a_store_that_was_rewound_is_refused(path: Path, tmp_path: Path):
     path.rename(tmp_path / "old.zarr")
     write_run(path, n_steps=7)
     change_root_of(path, lambda attributes, _: attributes.update(created=created))
-    with pytest.raises(ValueError, match="it has 7 steps, and had 10"):
+    with pytest.raises(ValueError, match="it has 7 steps, but had 10"):
         pickle.loads(document)

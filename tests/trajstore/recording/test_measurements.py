@@ -360,7 +360,7 @@ def test_a_lost_window_number_is_reported(tmp_path: Path):
     assert [p.place for p in problems(run)] == ["measurements/0/window/c/0"]
     with (
         pytest.warns(UserWarning, match="measurements/0/window/c/0 is missing"),
-        pytest.raises(SchemaError, match="unknown which rows"),
+        pytest.raises(SchemaError, match="windows of the rows are unknown"),
     ):
         analyzers.path_geometry(run.measured("fixed"))
     # The rows of other measurements are not affected.

@@ -1,4 +1,4 @@
-"""Damaged chunks are not decoded, and missing chunks are not read as zeros."""
+"""Test that damaged chunks are not decoded, and missing chunks not read as zeros."""
 
 import os
 import pickle
@@ -130,7 +130,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("key", "damage", "reason"), CASES)
-def test_a_damaged_chunk_is_an_error_that_says_why(
+def test_a_damaged_chunk_is_an_error_with_a_reason(
     path: Path, key: str, damage: Callable[[Path], None], reason: str
 ):
     run = open_run(path)
@@ -151,7 +151,7 @@ def test_a_damaged_chunk_is_an_error_that_says_why(
     assert error.reason.startswith(reason.partition(r"\d")[0])
     assert read.missing is not None
     assert read.missing.tolist() == [True, True]
-    # A chunk of 8192 epochs takes 32 KB, and one of parameters 16.
+    # A chunk of 8192 epochs has 32 KB, and a chunk of parameters has 16 KB.
     assert peak < 1 << 20
 
 
@@ -192,7 +192,7 @@ def test_slices_of_chunks_cover_an_array(path: Path):
 
 
 def write_unknown_epochs(path: Path) -> None:
-    """Write ten steps whose epochs follow from no other array."""
+    """Write ten steps whose epochs cannot be recomputed from other arrays."""
     spec = RunSpec.from_json(SPEC.to_json() | {"steps_per_epoch": None})
     writer = Writer(path, spec)
     for c in range(10):
@@ -217,7 +217,7 @@ def test_a_lost_coordinate_follows_from_the_others(path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["epoch", "iteration"])
-def test_epochs_that_follow_from_nothing_are_minus_one(tmp_path: Path, name: str):
+def test_epochs_that_cannot_be_recomputed_are_minus_one(tmp_path: Path, name: str):
     path = tmp_path / "other.zarr"
     write_unknown_epochs(path)
     remove(path / name / "c/0")
@@ -236,7 +236,7 @@ def test_starts_of_windows_follow_from_the_steps(path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:.*read as NaN")
-def test_windows_that_follow_from_nothing_are_an_error(path: Path):
+def test_windows_that_cannot_be_recomputed_are_an_error(path: Path):
     remove(path / "references/start/c/0")
     remove(path / "window/c/0")
     message = r"run\.zarr: chunks of both 'references/start' and 'window' are damaged"

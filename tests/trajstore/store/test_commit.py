@@ -1,4 +1,4 @@
-"""Committed values read back; unfinished commits are invisible."""
+"""Test that committed values read back, and that unfinished commits are invisible."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def rows_array(
 
 
 def numbers(n: int, *inner: int, start: float = 0) -> Array:
-    """Return `n` rows of different numbers."""
+    """Return `n` rows of distinct numbers."""
     size = int(np.prod(inner))
     return start + np.arange(n * size, dtype=np.float64).reshape(n, *inner)
 
@@ -77,7 +77,7 @@ def assert_same(found: State, expected: State) -> None:
 
 
 def random_values(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
-    """Return values of every kind of the type, including NaN and infinities."""
+    """Return random values of a type, including NaN and infinities."""
     if np.dtype(dtype).kind != "f":
         limits = np.iinfo(dtype)
         return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
@@ -116,7 +116,7 @@ def test_rows_read_back_as_they_were_written(
             store.commit({})
             found = read(Path(directory) / "store")["x"]
             np.testing.assert_array_equal(found, expected, strict=True)
-            # Bytes show the signs of zeros and NaN too.
+            # Comparing bytes also compares the signs of zeros and NaN.
             assert found.tobytes() == expected.tobytes()
 
 
@@ -188,7 +188,7 @@ def test_columns_added_later_read_as_nan_before(tmp_path: Path, n_before: int):
 
 
 def test_no_chunk_is_missing_where_columns_were_added(tmp_path: Path):
-    # A reader takes a missing chunk for damage, even where it would read as NaN.
+    # Readers treat a missing chunk as damage, even if its fill value is NaN.
     store = commits_at(tmp_path / "store")
     store.declare({"x": rows_array(rows=2)})
     store.append({"x": numbers(7, 2)})
@@ -258,12 +258,12 @@ def write_history(path: Path, states: list[State]) -> None:
 
 
 class Killed(BaseException):
-    """Ends the process, as far as the code under test can tell."""
+    """An exception that stands for the end of the process."""
 
 
 @pytest.fixture
 def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that stops the process after a number of writes."""
+    """Return a function that simulates a kill after a number of writes."""
     whole = LocalStore.set
 
     def arm(n_operations: int) -> None:
@@ -306,14 +306,14 @@ def test_a_write_killed_anywhere_leaves_a_readable_prefix(
             assert_same(read(path), expected)
         if n == 4:
             break
-    # Each commit but the last was the newest one after several kills.
+    # After several kills, each commit but the last was the newest.
     assert seen == sorted(seen)
     assert min(seen.count(n) for n in range(4)) >= 3
 
 
 @pytest.fixture
 def written_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that collects all written keys."""
+    """Return a list to which all written keys are added."""
     keys: list[str] = []
     whole = LocalStore.set
 
@@ -363,7 +363,9 @@ def test_the_metadata_of_arrays_agree_with_the_root(tmp_path: Path):
         assert json.loads((path / name / "zarr.json").read_text()) == document
 
 
-def test_growing_reads_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_appending_does_not_read_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     async def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("the writer has read from the store")
 

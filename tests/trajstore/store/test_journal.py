@@ -1,4 +1,4 @@
-"""A journal returns the records that were appended, up to the first incomplete one."""
+"""Test that a journal returns its records, up to the first incomplete record."""
 
 import shutil
 from pathlib import Path
@@ -107,15 +107,15 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
             model(torch.randn(8, 30)).square().mean().backward()
             recorder.log(loss=step)
             optimizer.step()
-        # The copy is what a killed process would leave.
+        # The copy is the store that a killed process would leave.
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
     assert open_run(copy).n_steps == 10
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
     cli.main()
-    assert "may hold more steps: traj-store recover" in capsys.readouterr().out
+    assert "may hold more steps; run traj-store recover" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["traj-store", "recover", str(copy)])
     cli.main()
-    assert capsys.readouterr().out == "3 steps were recovered; 13 in all.\n"
+    assert capsys.readouterr().out == "Recovered 3 steps; the store has 13.\n"
     found, expected = open_run(copy), open_run(path)
     assert (found.status, found.has_final) == ("interrupted", False)
     for name in (

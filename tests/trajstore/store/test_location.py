@@ -1,4 +1,4 @@
-"""Locations name the same place everywhere."""
+"""Test that locations name the same place everywhere."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reading any store, however damaged, ends in bounded memory without wrong rows."""
+"""Test that a damaged store is read within bounded memory and without wrong rows."""
 
 import json
 import shutil
@@ -28,14 +28,14 @@ from trajstore.store.chunks import MAX_DOCUMENT_BYTES, ChunkError
 from trajstore.store.opening import MAX_UNCHECKED_BYTES
 
 MEMORY: Final = 32 << 20
-"""Bytes that suffice to read the small run, damaged or not."""
+"""Number of bytes that suffice to read the small run, whether damaged or not."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*read as NaN")
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a run that every test leaves unchanged."""
+    """Return the path of a run that tests must leave unchanged."""
     path = tmp_path_factory.mktemp("whole") / "run.zarr"
     write_run(path, n_steps=10, n_measured=4)
     return path
@@ -171,7 +171,7 @@ def test_any_change_of_a_chunk_costs_only_its_values(
         for name, values in found.items():
             if is_crafted and rests_on(name, array):
                 continue
-            # Lost integers are zeros, unless they follow from other arrays.
+            # Lost integers read as zeros, unless they are recomputed from other arrays.
             is_integer = values.dtype.itemsize == 1 or name.startswith("measurements/")
             is_zero = is_integer and values.dtype.kind != "f"
             lost = values == 0 if is_zero else is_nan(values)
@@ -183,7 +183,7 @@ def is_nan(values: Any) -> Any:
 
 
 def rests_on(name: str, array: str) -> bool:
-    """Whether values may follow from a crafted array, which shows no damage."""
+    """Whether `name` is computed from `array`, so its values change without reported damage."""
     if array.startswith("references/"):
         return name.startswith("window")
     group, _, array = array.rpartition("/")
@@ -212,9 +212,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("text", "message"), TEXTS.values(), ids=TEXTS)
-def test_texts_that_are_not_a_document_are_refused(
-    path: Path, text: bytes, message: str
-):
+def test_text_that_is_not_a_document_is_refused(path: Path, text: bytes, message: str):
     with (
         changed(path / "zarr.json", text),
         pytest.raises(SchemaError, match=message),
@@ -273,9 +271,9 @@ ABSURD = {
     ),
     "more than fits": (
         set_spec(shapes=[[2**35], [7]]),
-        f"shapes: expected 1 to {MAX_SIZE} elements in all, got 34359739392",
+        f"shapes: expected 1 to {MAX_SIZE} elements in total, got 34359739392",
     ),
-    "nothing": (set_spec(shapes=[[0], [0]]), "elements in all, got 0"),
+    "nothing": (set_spec(shapes=[[0], [0]]), "elements in total, got 0"),
     "exact": (
         set_spec(exact=True, shapes=[[2**30], [7]]),
         "gradient: a chunk takes 4294971392 bytes, expected at most 1073741824",

@@ -1,4 +1,4 @@
-"""Runs in object storage are read, verified and sized like local ones."""
+"""Test that runs in object storage are read, verified and sized like local runs."""
 
 import json
 import pickle
@@ -104,7 +104,7 @@ def test_info_sizes_a_remote_run(
 
 @pytest.fixture
 def open_remote(bucket: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Location of a run that was not closed."""
+    """Return the location of a run that was not closed."""
     write_run(tmp_path / "run.zarr", n_steps=2, status=None)
     return upload(tmp_path / "run.zarr", f"{bucket}/{request.node.name}/run.zarr")
 

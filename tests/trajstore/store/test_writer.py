@@ -1,4 +1,4 @@
-"""Zarr alone reads back what the writer stored."""
+"""Test that Zarr alone reads back the rows and vectors of a writer."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from trajstore.store.writer import Window, Writer
 
 Array = npt.NDArray[Any]
 
-SIZE = 3 * 1024  # two blocks and one
+SIZE = 3 * 1024  # one tensor of two blocks and one of one block
 SPEC = small_spec({"a": (1025,), "b": (2, 3)})
 
 
