@@ -1,7 +1,7 @@
 """Record deep linear networks, compare them with their closed form, and draw.
 
-The figures show singular modes next to gradient flow, errors and the drift of conserved
-quantities against the step size, and effective ranks; modes and ranks are also shown for
+The figures show singular modes next to gradient flow; errors, and the drift of conserved
+quantities, against the step size; and effective ranks. Modes and ranks are also shown for
 networks with tanh or ReLU between the layers. Takes about two minutes on 2 cores. Figures go to
 docs/images/deep-linear, numbers to results/deep_linear.json; benchmarks/readme.py writes
 them into the page.
@@ -71,8 +71,8 @@ def modes_of(name: str, lr: float, time: float) -> xr.Dataset:
 
 def outputs_in_modes(activation: Callable[[], nn.Module] | None) -> dict[str, Any]:
     """Train three layers with an activation; return the modes of mean f(x) x^T."""
-    # This mean over all data replaces the product of the weights. Without an activation,
-    # they are equal.
+    # This mean over all data replaces the product of the weight matrices. Without an
+    # activation, mean and product are equal.
     torch.manual_seed(0)
     data: Any = deep_linear.linear_data(0).train
     inputs, targets = data[0]

@@ -223,7 +223,7 @@ def main(*, runs: Path = Path("runs/sharpness")) -> None:
         Directory for the stores.
     """
     mpl.use("agg")
-    # For small nets, synchronising threads takes longer than several threads save.
+    # For small nets, synchronising several threads costs more time than they save.
     torch.set_num_threads(1)
     runs.mkdir(parents=True, exist_ok=True)
     opened = recorded(runs)

@@ -4,7 +4,7 @@ import xarray as xr
 
 from analyzers._engine.arrays.geometry import QUANTITIES
 
-# Each quantity is proportional to this power of the distance, for given products.
+# With inner products fixed, each quantity is proportional to this power of the distance.
 _POWER_OF_DISTANCE = {"gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1}
 
 

@@ -28,7 +28,7 @@ def word_splits(
 
 
 def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
-    """Return the number of each word: 0 if unknown, 1 for a line end, then frequent words."""
+    """Map words to numbers: 0 is any unknown word, 1 a line end; frequent words follow."""
     counts = Counter(word for line in lines for word in line.split())
     frequent = sorted(word for word, n in counts.items() if n >= min_frequency)
     words = [UNKNOWN, END, *(word for word in frequent if word not in {UNKNOWN, END})]
