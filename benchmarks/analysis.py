@@ -2,11 +2,12 @@
 
 The benchmark analyses a synthetic run of the size of a ResNet-18, with one window per epoch,
 several times. Analyses alternate with float32 matrix products on the same number of threads,
-so that other load on the machine affects both. The analysis runs on single-threaded worker
-processes, as ``traj-analyze --workers`` starts them, and on the threads of one process, which
-compete for Python's global lock. The time includes reading, decoding anchors and sketches,
-the regression, and the contraction of sketches with the target. No implementation can avoid
-two operations per parameter and step for the contraction, and the rotation of each sketch.
+so that other load on the machine affects both. The analysis is timed first on single-threaded
+worker processes, as ``traj-analyze --workers`` starts them, and then on the threads of one
+process, which compete for Python's global lock. The time includes reading, decoding anchors
+and sketches, the regression, and the contraction of sketches with the target. The operations
+counted are those that no implementation can avoid: two per parameter and step in the
+contraction, and the rotation of each sketch.
 """
 
 import os

@@ -73,8 +73,8 @@ FIGURES: Final = {
         panels=gamma_by_seed_and_budget,
         needs=NEEDS_NETWORK,
         n_columns=3,
-        note="The last panel is ours: it replaces the budgets by one run with x* taken at "
-        "several epochs.",
+        note="The last panel is ours: instead of runs with several budgets, it shows one run "
+        "with x* taken at several epochs.",
     ),
     "5": PaperFigure(
         title="counter-examples: asymmetric linear model and sinusoidal mixture",
@@ -149,7 +149,7 @@ FIGURES: Final = {
         needs="a run that was recorded with other gradients, or with updates",
         note="The published code measures these quantities, but the paper does not show "
         "them. Where pairs of gradients or iterates are compared, bars show the error of a "
-        "single pair, because the errors of fixed probes do not average out.",
+        "single pair, because the errors of fixed probes do not average out over pairs.",
     ),
     "theory": PaperFigure(
         title="decrease of the distance in a step, by theory and measured",

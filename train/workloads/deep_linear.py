@@ -7,8 +7,8 @@ values. Gradient descent over all data minimizes
 
 .. math:: \frac{1}{n} \sum_i \tfrac{1}{2} |\hat y_i - y_i|^2.
 
-This loss is half of the *sum* over outputs and the *mean* over examples. The time of the
-gradient flow after k steps with the learning rate :math:`\eta` is therefore
+This is half the squared error, *summed* over outputs and *averaged* over examples. The time
+of the gradient flow after k steps with the learning rate :math:`\eta` is therefore
 :math:`t = \eta k`. `analyzers.time_of_steps` has the factors of other losses.
 
 A. M. Saxe, J. L. McClelland, S. Ganguli, "Exact solutions to the nonlinear dynamics of
@@ -106,7 +106,8 @@ def _workload(depth: int, start: Literal["aligned", "random"]) -> Workload:
         epochs=80,
         batch_size=1,
         optimizer="sgd",
-        # At this learning rate, modes are learnt within 1 % of the gradient flow.
+        # At this learning rate, modes differ from the gradient flow by less than 1 % of the
+        # largest strength.
         lr=0.005,
     )
 

@@ -1,4 +1,4 @@
-"""Divide a path into segments by kind, and its length and loss decrease among kinds."""
+"""Cut a path into segments by kind; split its length and decrease in loss among kinds."""
 
 from typing import Any, Final, NamedTuple
 
@@ -100,7 +100,7 @@ def sums_by_kind(values: FloatArray, kinds: IntArray) -> FloatArray:
 
 
 def border_signs(segments: Segments) -> FloatArray:
-    """Return signs with which a sum over steps is a decrease by kind, (kind, step)."""
+    """Return signs that turn a sum over steps into a decrease by kind, (kind, step)."""
     # The sum of signs times values is the decrease within the segments of a kind. A sign is
     # 1 at the first step of a segment, and -1 at the first step after the segment, or at the
     # last step of the path. Kinds are in the order of `KINDS`.
@@ -123,7 +123,7 @@ def loss_decrease(
     # losses: sum_k c_k S_k = sum_j w_j L_j. If loss j has the variance s_j^2 around the
     # running mean, the decrease has the variance sum_j w_j^2 s_j^2. Let q be the share of the
     # kind in the total decrease D = sum_j t_j L_j. To first order q has the variance
-    # sum_j (w_j - q t_j)^2 s_j^2 / D^2. Results are NaN if no loss near a border is known.
+    # sum_j (w_j - q t_j)^2 s_j^2 / D^2. Results are NaN if a border has no known loss near it.
     smooth = running_mean(losses, window)
     is_border = signs != 0
     decrease = np.where(is_border, signs * smooth, 0.0).sum(1)

@@ -62,7 +62,7 @@ MAX_NEGATIVE_SHARE: Final = 0.01
 """Share of negative steps below which almost no step counts as negative."""
 
 NEGATIVE_BY_CHANCE: Final = 0.023
-"""Share of steps that errors alone put below zero by two standard errors if gamma is 0."""
+"""Share of steps more than two standard errors below zero by chance if gamma is 0."""
 
 MAX_STEADY_RATIO: Final = 2.0
 """Ratio of the largest to the smallest epoch mean below which a quantity is steady."""
@@ -190,9 +190,9 @@ SEED_TEXT: Final = (
     "batch sizes and optimizers."
 )
 BUDGET_TEXT: Final = (
-    "{} depends little on the epoch budget before the end: in the middle epochs of the "
-    "shortest run, its means for shorter budgets differ by less than a quarter from its "
-    "mean for the longest budget."
+    "{} depends little on the epoch budget before the end: over the middle epochs of the "
+    "shortest run, the means of runs with shorter budgets differ by less than a quarter "
+    "from the mean of the longest run."
 )
 STEADY_TEXT: Final = (
     "{} is steady{}: the means of the middle epochs differ by less than a factor of "
@@ -361,7 +361,7 @@ CLAIMS: Final = (
     ),
     Claim(
         text="Mid-run, gamma of SGD without momentum exceeds gamma of a random walk with "
-        "the same step lengths, which is positive only because x* is the end of the walk.",
+        "the same step lengths; the walk's gamma is positive only because x* is its end.",
         figure="controls",
         runs=OPTIMIZERS._replace(needs="a run of SGD, and of other optimizers"),
         statistic=excess_over_walk,
@@ -373,7 +373,7 @@ CLAIMS: Final = (
         figure="controls",
         runs=Selection(
             _noise_and_training,
-            "a run whose gradients are replaced by noise, and one like it",
+            "a run whose gradients are replaced by noise, and the same run without noise",
         ),
         statistic=GAMMA,
         criterion=smallest(NOISE),
@@ -381,7 +381,10 @@ CLAIMS: Final = (
     Claim(
         text="gamma is also positive with random labels.",
         figure="controls",
-        runs=Selection(_random_labels, "a run with random labels, and one like it"),
+        runs=Selection(
+            _random_labels,
+            "a run with random labels, and the same run with another control or none",
+        ),
         statistic=GAMMA,
         criterion=positive("", "The mid-run mean is {}."),
     ),
