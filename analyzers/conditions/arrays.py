@@ -36,7 +36,7 @@ class Boundary(NamedTuple):
     beta: FloatArray
     slope: FloatArray  # slope of the boundary to the right of the corner
     plane: IntArray  # step that bounds beta to the right, or NO_STEP
-    limit: int  # step that bounds alpha, or that excludes all pairs if none is feasible
+    limit: int  # step that bounds alpha; if no pair is feasible, the step that excludes all
 
 
 def smallest_margin(

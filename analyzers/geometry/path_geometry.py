@@ -22,7 +22,8 @@ from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
 """Smallest and largest number of steps in a chunk of the result; runs of 16384 steps or
-more have at least four chunks. Each chunk decodes the anchors since the last keyframe."""
+more have at least four chunks. Small chunks repeat work, because each chunk decodes the
+anchors since the last keyframe again."""
 
 RESULT_VALUES: Final = 1 << 20
 """Largest number of values of a quantity, by layer, in a chunk of the result."""
@@ -112,13 +113,13 @@ def path_geometry(
 
     Notes
     -----
-    The numerator is exact except for the residual: the part of :math:`x^* - r` (r the
-    anchor of the step's window) that a few recorded directions, the basis, do not explain.
-    A run recorded with ``basis=0`` has no such directions. The product with the residual is
-    estimated from the 1-bit sketch of the gradient. The estimate is unbiased, its errors are
-    independent between steps, and `trajstore.sketch.sketch` states its variance. The
-    distance is computed from fixed random probes; its error is small, but shared by
-    neighbouring steps. Standard errors are first order in both errors.
+    With r the anchor of the step's window, the numerator of RSI is exact except for the
+    product with the residual: the part of :math:`x^* - r` that a few recorded directions,
+    the basis, do not explain. A run recorded with ``basis=0`` has no such directions. The
+    product with the residual is estimated from the 1-bit sketch of the gradient. The
+    estimate is unbiased, its errors are independent between steps, and
+    `trajstore.sketch.sketch` states its variance. The distance is computed from
+    fixed random probes; its error is small, but shared by neighbouring steps. Standard errors are first order in both errors.
 
     With w the weights of the sketch and v the residual, the error of gamma for a single
     layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``:

@@ -34,10 +34,10 @@ def zigzag(
 ) -> None:
     """Find where a run zigzags, from the cosines of adjacent gradients.
 
-    Prints the shares of zigzag, smooth and other segments in steps, path and decrease of
-    the loss, and the dependence of these shares on the criterion. Results go to RUN.analysis.zarr and
-    figures to RUN.figures, both next to the store; figures of a remote store go to the
-    working directory.
+    Prints which shares of the steps, of the path and of the decrease of the loss belong to
+    zigzag, smooth and other segments, and the zigzag shares for several thresholds and
+    windows. Results go to RUN.analysis.zarr and figures to RUN.figures, both next to the
+    store; figures of a remote store go to the working directory.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def zigzag(
         Steps zigzag where the running median is below minus this number, and are smooth
         where it is above this number.
     loss : str, default: loss
-        Scalar whose decrease is attributed to segments; none to skip.
+        Scalar whose decrease is attributed to segments, or "none" to skip this.
     smoothing : int, optional
         Number of steps in the running mean of the loss, odd. Default: 1 for a run of
         traj-train with full batches, else 11.
@@ -107,14 +107,15 @@ def compare_branches(
     parent : str
         Path or URL of the run that the branches start from.
     branches : tuple of str
-        Paths or URLs of branches that traj-train branch recorded, from one epoch.
+        Paths or URLs of branches that traj-train branch recorded, all starting from the
+        same epoch.
     window : int, default: 11
         Number of steps in the running median, odd.
     threshold : float, default: 0.5
         Steps zigzag where the running median is below minus this number, and are smooth
         where it is above this number.
     loss : str, default: loss
-        Scalar whose decrease is attributed to segments; none to skip.
+        Scalar whose decrease is attributed to segments, or "none" to skip this.
     length : float, optional
         Stop after this path length, to compare paths of equal length.
     """

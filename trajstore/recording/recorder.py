@@ -82,7 +82,7 @@ class Recorder:
     resume : mapping or bool, default: False
         Continue the recording at `path`. Give the result of `state_dict` that was saved in the
         checkpoint from which the model and the optimizer were restored; or True, together with
-        `step`, if the checkpoint does not contain it. Rows after the checkpoint are dropped,
+        `step`, if the checkpoint contains no such state. Rows after the checkpoint are dropped,
         and lost rows before it become NaN. The recorder warns if the parameters are not the
         result of the last recorded step.
     step : int, optional
@@ -138,9 +138,9 @@ class Recorder:
     per parameter for each of ``2**(basis - 2)`` past anchors, and for an anchor that is being
     written; and two row buffers of 8 MB each.
 
-    Compared with a basis of r vectors, ``basis=0`` saves ``8 + 8 r`` bytes per tensor and step
-    before compression; compared with ``basis=1``, it saves no memory. Gamma stays unbiased; in
-    three training runs its error was 1.1 to 2.7 times the error with the default basis (see
+    Compared with a basis of r vectors, ``basis=0`` saves ``8 + 8 r`` bytes on disk per tensor
+    and step, before compression. It takes as much memory as ``basis=1``. Gamma stays unbiased;
+    in three training runs its error was 1.1 to 2.7 times the error with the default basis (see
     ``traj-store plan --basis 0``). With ``basis=0``, `analyzers.scale_invariance` cannot be
     computed, nor can weight decay in `analyzers.path_geometry` unless the recording is exact.
 
@@ -225,7 +225,8 @@ class Recorder:
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step.
 
-        After the last step, a scalar is added to the row of that step if its name is new there.
+        After the last step, a scalar is added to the row of that step, unless that row
+        already has a scalar of this name.
 
         Parameters
         ----------
@@ -372,9 +373,9 @@ class Recorder:
         Warns
         -----
         UserWarning
-            If the parameters have changed since the last optimizer step, or without an
-            optimizer step; if the optimizer was later given parameters that are not recorded;
-            or if there were more steps than `total_steps`.
+            If the parameters have changed since the last optimizer step, or have changed
+            although there was no optimizer step; if the optimizer was later given parameters
+            that are not recorded; or if there were more steps than `total_steps`.
         """
         if (steps := self._live()) is not None:
             self._hooks.finish()

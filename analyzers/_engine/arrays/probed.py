@@ -50,7 +50,7 @@ def length(a: FloatArray) -> Estimate:
 def adjacent_cosine(
     product: FloatArray, square: FloatArray, square_before: FloatArray
 ) -> FloatArray:
-    """Return product / sqrt(square * square_before), NaN for squares of 0 or not finite."""
+    """Return product / sqrt(square * square_before), NaN if a square is 0 or not finite."""
     norms = np.sqrt(np.asarray(square, np.float64)) * np.sqrt(square_before)
     is_known = np.isfinite(norms) & (norms > 0)
     out = np.full(norms.shape, np.nan)
