@@ -174,7 +174,7 @@ def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
 
 
 def _set_limits(panel: Panel, ax: Axes) -> None:
-    """Set limits that show zero, the lines, bands up to a limit, and the legend."""
+    """Set vertical limits that show zero, lines, legend, and bands to `MAX_BAND_EXCESS`."""
     lines = _finite([curve.y for curve in panel.curves])
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
     bands = _finite([*ends, lines])

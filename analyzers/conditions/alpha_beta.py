@@ -226,9 +226,9 @@ def feasible_set(
         unless the other increases. Without a dimension: ``best_alpha`` and
         ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
         ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
-        both -1 if beta >= 0 is the bound; ``n_steps`` and ``n_missing`` as in `margin`. If
-        no pair is feasible, there are no corners, and ``attrs["note"]`` names a step that
-        rules out all pairs.
+        both -1 if only beta >= 0 does so, through alpha >= beta + `min_gap`; ``n_steps``
+        and ``n_missing`` as in `margin`. If no pair is feasible, there are no corners, and
+        ``attrs["note"]`` names a step that rules out all pairs.
 
     Raises
     ------

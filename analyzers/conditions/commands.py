@@ -27,7 +27,7 @@ GRID: Final = 200
 """Number of grid points in each direction of the figure."""
 
 MAX_CORNERS: Final = 20
-"""Largest number of corners shown; of more, every second, third, ... is shown."""
+"""Largest number of corners shown; a longer list shows every second, third, ... corner."""
 
 MINIBATCH_NOTE: Final = (
     "These gradients and losses come from minibatches, but the condition is about all data: "

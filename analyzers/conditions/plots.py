@@ -31,7 +31,7 @@ def alpha_beta(
     feasible: xr.Dataset,
     boundaries: Sequence[xr.DataArray],
 ) -> Figure:
-    """Draw the feasible pairs, and T of every step for the pair with the smallest sum.
+    """Draw the feasible pairs, and T_k by step for the pair with the smallest alpha + beta.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _best(feasible: xr.Dataset) -> tuple[float, float]:
 def condition_of_steps(
     datasets: Sequence[xr.Dataset], feasible: xr.Dataset, *, ax: Axes | None = None
 ) -> Axes:
-    """Draw T of every step for the feasible pair with the smallest sum."""
+    """Draw T_k by step for the feasible pair with the smallest alpha + beta."""
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
     alpha, beta = _best(feasible)
@@ -137,7 +137,7 @@ def condition_of_steps(
 
 
 def aiming(aimed: xr.Dataset) -> Figure:
-    """Draw the cosine and theta: their means over epochs, and the range within each epoch.
+    """Draw the cosine and theta: the mean and the range of each within every epoch.
 
     Parameters
     ----------

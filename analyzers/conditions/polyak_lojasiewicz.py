@@ -11,7 +11,7 @@ from analyzers.geometry.losses import gradient_name, gradients_of, recorded_loss
 from trajstore.reading.run import Run
 
 DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
-"""Orders of the condition: the orders shown in the paper, and 2."""
+"""Orders of the condition: the orders that figures of Islamov et al. show, and 2."""
 
 
 def polyak_lojasiewicz(

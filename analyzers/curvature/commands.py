@@ -62,7 +62,7 @@ def edge_of_stability(
 
 
 def _ratios(found: xr.Dataset) -> Table:
-    """Return a table of evaluations of the sharpness, the last of each span of steps."""
+    """Return a table of the last evaluation of the sharpness in each span of evaluations."""
     sharpness = found.attrs["recorded_as"].replace("_", " ")
     table = make_table("step", "epoch", sharpness, "threshold", "ratio")
     for span in spans(found.sizes["step"]):

@@ -54,9 +54,9 @@ def convexity(
         The target x*, as `path_geometry` takes it.
     reference_loss : float, optional
         Loss over all data at x*. Default: the loss that the run recorded at x* in a
-        measurement ``"full_batch"``, after the last step or at the start of the epoch. If
-        the run trained with the full batch, the loss logged at that step or in a
-        measurement ``"same_batch"`` after the last step also serves.
+        measurement ``"full_batch"``: after the last step, or at the start of the epoch that
+        `reference` numbers. If the run trained with the full batch, a loss logged at the
+        first step of that epoch, or in a measurement ``"same_batch"`` at x*, also serves.
 
     Returns
     -------

@@ -151,9 +151,9 @@ def edge_of_stability(
     -----
     The threshold holds for full-batch steps; with minibatches, the sharpness mostly stays
     below it [1]_. The sharpness does not include an L2 penalty of the optimizer, which would
-    add to it: the ratio is too low by the weight decay divided by the threshold. Training
-    was observed to hover at ratios near 1, the edge of stability, in [1]_ and [2]_; the
-    limit of 10 percent is our own criterion.
+    raise it by the weight decay: with such a penalty, the ratio is too low by the weight
+    decay divided by the threshold. Training was observed to hover at ratios near 1, the
+    edge of stability, in [1]_ and [2]_; the limit of 10 percent is our own criterion.
 
     References
     ----------

@@ -51,8 +51,8 @@ def smoothness(found: Mapping[str, xr.Dataset], *, title: str) -> Panel:
     Parameters
     ----------
     found : mapping from str to xarray.Dataset
-        Results to draw, by label: of `analyzers.smoothness` without layers, or of
-        `analyzers.edge_of_stability`, whose sharpness is drawn.
+        Results to draw, by label. Each is a result of `analyzers.smoothness` without
+        layers, or of `analyzers.edge_of_stability`, of which the sharpness is drawn.
     title : str
         Title of the panel.
 

@@ -53,9 +53,10 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
         ``cosine_mean``, the mean; ``cosine_rms``, the root mean square; ``cosine_max``, the
         largest |cosine|; ``is_invariant``, whether ``cosine_max`` is at most `tolerance`;
         ``growth``, :math:`|w_{K-1}|^2 - |w_0|^2` for K recorded iterates; and
-        ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the steps between
-        them. ``expected_growth`` is NaN unless every update is -lr times the gradient, that
-        is, without momentum, weight decay or adaptive scaling.
+        ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the steps that
+        lead from the first of these iterates to the last. ``expected_growth`` is NaN unless
+        every update is -lr times the gradient, that is, without momentum, weight decay or
+        adaptive scaling.
 
     Raises
     ------

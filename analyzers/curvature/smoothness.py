@@ -53,7 +53,7 @@ def smoothness(
         of neighbouring steps.
     layers : bool, default: False
         Separate the layers: restrict numerator and denominator to each parameter tensor,
-        although all tensors have moved.
+        although its gradient also changes because the other tensors move.
 
     Returns
     -------
@@ -61,11 +61,11 @@ def smoothness(
         Lazy, float64. Dimensions ``step``, the step of the later gradient, with the
         coordinates ``epoch`` and ``iteration``, and ``layer`` if `layers` is true.
         ``smoothness`` is the ratio above. ``curvature`` is the change of the gradient along
-        the update, :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`: the mean
-        second derivative of the loss over the update. It is NaN unless every update is -lr
-        times the gradient. Both are NaN at the first step, where an update is 0, and where
-        the change of the gradient is below its rounding error, about one thousandth of the
-        gradient.
+        the update, :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`: the
+        second derivative of the loss along the update, averaged over the update. It is NaN
+        unless every update is -lr times the gradient. Both are NaN at the first step, where
+        an update is 0, and where the change of the gradient is below its rounding error,
+        about one thousandth of the gradient.
 
     Raises
     ------
@@ -77,18 +77,18 @@ def smoothness(
     *For the same examples* (`measurement`), smoothness is a lower bound of the Lipschitz
     constant of the gradient of *their* loss on the segment between the iterates. It does
     not bound the Lipschitz constant of the whole loss, which may be smaller or larger. It
-    shows only the curvature in the direction of the update, which is close to the largest
-    eigenvalue if the update points along its eigenvector.
+    shows only the curvature in the direction of the update. This curvature is close to the
+    largest eigenvalue of the Hessian if the update points along the eigenvector.
 
     *For different examples* (the default), smoothness is neither an upper nor a lower bound
-    unless the run uses the full batch. For the whole loss f, independent batches, and the
-    covariance :math:`\Sigma_k` of the gradient,
+    unless the run uses the full batch. Let f be the whole loss, and :math:`\Sigma_k` the
+    covariance of the gradient. If batches are independent,
 
     .. math:: E |g_k - g_{k-1}|^2 \approx |\nabla f(x_k) - \nabla f(x_{k-1})|^2
-              + \mathrm{tr}\, \Sigma_k + \mathrm{tr}\, \Sigma_{k-1}
+              + \mathrm{tr}\, \Sigma_k + \mathrm{tr}\, \Sigma_{k-1} .
 
-    approximately, since x_k depends on the batch of step k - 1. Gradient noise does not
-    shrink with the step, so it dominates when steps are short.
+    This is approximate, since x_k depends on the batch of step k - 1. Gradient noise does
+    not shrink with the step, so it dominates when steps are short.
 
     Float32 sums cause a relative error of about :math:`10^{-6} (|g_k|^2 + |g_{k-1}|^2) /
     |g_k - g_{k-1}|^2`.

@@ -1,10 +1,10 @@
 r"""Singular modes of deep linear networks under gradient flow.
 
 Let a network of L layers :math:`y = W_L \cdots W_1 x` learn from inputs with the covariance
-:math:`\Sigma_{xx} = I` and targets with the correlation :math:`\Sigma_{yx} = U
-\mathrm{diag}(\lambda) V^T`. If it starts from small balanced weights that are diagonal in
-the bases U and V, it learns every singular mode independently. The strength of a mode,
-:math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu`, follows
+:math:`\Sigma_{xx} = I` and targets whose correlation with the inputs is
+:math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T`. If the network starts from
+small balanced weights that are diagonal in the bases U and V, it learns every singular mode
+independently. The strength of a mode, :math:`a_\mu = u_\mu^T W_L \cdots W_1 v_\mu`, follows
 
 .. math:: \frac{da}{dt} = L a^{2 - 2/L} (\lambda - a)
 

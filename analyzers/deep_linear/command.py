@@ -39,7 +39,8 @@ def linear_modes(
         Names of the weight matrices, from inputs to outputs. Default: all parameters.
     loss : str, optional
         Training loss: half-sum, sum or mean of squared errors over outputs; always a mean
-        over examples. Default: as the attrs of the store say, otherwise half-sum.
+        over examples. Default: loss_convention in the attrs of the store, or half-sum
+        if it is not there.
     start : int, default: 0
         Step whose modes are the initial values of the closed form.
     """

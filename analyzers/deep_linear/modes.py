@@ -90,9 +90,9 @@ def linear_modes(
     Let :math:`\Sigma_{yx} = U \mathrm{diag}(\lambda) V^T` be the correlation of targets and
     whitened inputs, and :math:`W = W_L \cdots W_1` the product of the weights. The modes
     are :math:`a_\mu = u_\mu^T W v_\mu`; the closed form describes them under gradient
-    flow [1]_ [2]_. They are computed from the iterates, which an exact recording holds in
-    full. Training need not log anything, the correlation can be chosen afterwards, and the
-    weights need only have shapes that can be multiplied.
+    flow [1]_ [2]_. The modes are computed from the iterates, which an exact recording holds
+    in full. Training need not log anything, the correlation can be chosen afterwards, and
+    the weights need only have shapes that can be multiplied.
 
     Parameters
     ----------
@@ -114,14 +114,15 @@ def linear_modes(
     Returns
     -------
     xarray.Dataset
-        Loaded. Dimensions ``step``, with the coordinates ``epoch``, ``iteration`` and
-        ``time`` of the gradient flow, and ``mode``, in order of decreasing strength, with
-        the coordinate ``strength``, :math:`\lambda`. Variables are float64, without units:
+        Loaded. Dimension ``step`` with the coordinates ``epoch``, ``iteration`` and
+        ``time``, the time of the gradient flow; and dimension ``mode``, in order of
+        decreasing strength, with the coordinate ``strength``, :math:`\lambda`. Variables
+        are float64, without units:
 
         - ``modes``, ``closed_form``, and their difference ``error`` (step, mode). Closed
           forms are NaN before `start` and for modes that are not positive at `start`.
         - ``half_time``, the time at which a mode first reaches half of its strength, and
-          ``half_time_closed_form`` (mode). NaN if the mode does not reach it.
+          ``half_time_closed_form`` (mode). NaN if half is not reached.
         - ``between_modes`` (step), the largest entry of W in the bases U and V that is not
           a mode; and ``effective_rank`` (step) of W.
         - ``imbalance`` (step), the largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`;
@@ -310,7 +311,7 @@ def _largest(matrices: Sequence[FloatArray], n_steps: int) -> FloatArray:
 
 def iterates(run: Run) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
     """Yield spans of steps of an exact run, and their layers by name (step, *shape)."""
-    # The layers are float64, as they are before each step.
+    # Values are float64, and those of a step belong to the iterate before that step.
     whole, layout = slice(0, run.layout.size), run.layout
     n_per_read = max(1, READ_BYTES // (8 * layout.size))
     columns = (layout.names, layout.shapes, layout.offsets, layout.sizes)

@@ -13,7 +13,7 @@ TIME: Final = "time $t$ of the gradient flow"
 """Label of the horizontal axis of every panel."""
 
 YLIM_FACTOR: Final = 1.4
-"""Upper limit of the modes, relative to the largest strength; fits the legend."""
+"""Upper limit of the modes, relative to the largest strength; leaves room for the legend."""
 
 
 def mode_trajectories(modes: xr.Dataset, *, ax: Axes | None = None) -> Axes:

@@ -141,7 +141,7 @@ def _by_workload(chosen: Sequence[TrainedRun]) -> list[tuple[str, TrainedRun]]:
 
 def _budgets_from_one_run(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
     """Show gamma of the longest run, with x* at several epochs."""
-    # These are the epochs at which shorter runs ended, or a half and three quarters.
+    # x* is taken where shorter runs ended; without these, at a half and three quarters.
     chosen = sweep(runs, "epochs") or data_sets(runs)[:1]
     if not chosen:
         return panel("x* within one run", [], "gamma", epochs, needs="a run")

@@ -1,4 +1,4 @@
-"""Curves of epoch means, without the final epoch as in the paper, and their panels."""
+"""Curves of epoch means, and their panels; as in the paper, the final epoch is left out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ NEEDS_NETWORK: Final = "a run of a network"
 class EpochSelection:
     """Range of epochs that figures show."""
 
-    keep_final: bool = False  # whether to show the epoch that depends on x*
+    keep_final: bool = False  # whether to show the epoch on which x* depends
     until: int | None = None  # last epoch to show; 155 in the paper for ImageNet
 
     def last(self, n_epochs: int) -> int:

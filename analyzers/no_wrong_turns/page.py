@@ -30,15 +30,15 @@ statements are given in our words, and its figures are cited by number. Verdicts
 these runs only; they prove nothing about the paper's data and models.
 
 Lines show means over the steps of an epoch, and bars show one standard error of the mean.
-Bands span the smallest and the largest value in the epoch, including the errors of single
-estimates, and are cut off far beyond the lines. The final epoch is left out, except in
-figures of the distance travelled. A statement is **supported** if the whole interval of ± 2
-standard errors around the number satisfies it, **contradicted** if no part of the interval
-does, and **inconclusive** otherwise. "Mid-run" means the middle half of the epochs. Errors
-are standard errors of the mean, as
+Bands reach from the smallest to the largest value in the epoch; these values include the
+errors of single estimates. Far beyond the lines, bands are cut off. The final epoch is left
+out, except in figures of the distance travelled. A statement is **supported** if the whole
+interval of ± 2 standard errors around the number satisfies it, **contradicted** if no part
+of the interval does, and **inconclusive** otherwise. "Mid-run" means the middle half of the
+epochs. Errors are standard errors of the mean, as
 `analyzers.no_wrong_turns.claims.statistics.mean_over` defines them. Where settings are
-compared, they include the standard deviation over seeds of the same workload, or of another
-workload if there are none.
+compared, errors include the standard deviation over seeds: over runs of the same workload,
+or of another workload if only that was run with several seeds.
 """
 
 

@@ -77,7 +77,7 @@ def trained(run: Run) -> TrainedRun:
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[TrainedRun]:
-    """Open all complete runs below a directory that have training settings, by path."""
+    """Open all complete runs with training settings below a directory, in order of path."""
     # Branches of other runs are left out. Stores that cannot be opened as a run are left
     # out with a UserWarning.
     if not Path(directory).is_dir():
@@ -125,7 +125,8 @@ def full_batch_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 def sweep(runs: Iterable[TrainedRun], factor: str) -> list[TrainedRun]:
     """Choose runs that differ in one setting and its coupled settings only, in order."""
-    # Chooses the group of runs with the most values of the setting, then with the most runs.
+    # Chooses the group of runs with the most values of the setting; if several groups have
+    # as many, the one with the most runs.
     plain = runs if factor == "control" else plain_runs(runs)
     free = {factor, *COUPLED_SETTINGS[factor], *NON_ESSENTIAL_SETTINGS}
     groups: defaultdict[str, list[TrainedRun]] = defaultdict(list)
@@ -244,7 +245,7 @@ def depths(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def widths(runs: Iterable[TrainedRun]) -> dict[str, tuple[TrainedRun, TrainedRun]]:
-    """Choose pairs of base runs of standard and of another width, by the latter's name."""
+    """Choose pairs of base runs, of standard and of another width, by name of the latter."""
     base = base_runs(runs)
     return {
         name: (base[standard], run)

@@ -23,7 +23,7 @@ from analyzers.no_wrong_turns.runs import standard_width
 Criterion = Callable[[Numbers], Outcome]
 
 RATIO_TOLERANCE: Final = 0.25
-"""Largest distance from 1 of a ratio of numbers that count as alike."""
+"""Numbers count as alike if their ratio differs from 1 by at most this."""
 
 SEED: Final = "seed"
 SETTING: Final = "setting"
@@ -38,7 +38,7 @@ def increasing(numbers: Numbers) -> Outcome:
 
 
 def below(name: str, others: Iterable[str]) -> Criterion:
-    """Return the criterion that one number is smaller than the numbers labelled `others`."""
+    """Return the criterion that the number labelled `name` is smaller than all `others`."""
 
     def criterion(numbers: Numbers) -> Outcome:
         own = numbers.get(name, UNKNOWN)
@@ -108,7 +108,7 @@ def positive(name: str, template: str) -> Criterion:
 
 
 def ratio_of(name: str, other: str) -> Callable[[Numbers], Numbers]:
-    """Return a function that divides the number labelled `name` by that of `other`."""
+    """Return a function that divides the number labelled `name` by that labelled `other`."""
     return lambda numbers: {
         "": ratio(numbers.get(name, UNKNOWN), numbers.get(other, UNKNOWN))
     }
@@ -124,7 +124,7 @@ def relative_to_standard_width(numbers: Numbers) -> Numbers:
 
 
 def exponent(numbers: Numbers) -> Numbers:
-    """Return the exponent of a power law fitted to numbers; labels are the argument."""
+    """Return the exponent of a power law fitted to numbers as a function of their labels."""
     # Deviations from the law increase the error.
     values = np.array([number.value for number in numbers.values()])
     stderrs = np.array([number.stderr for number in numbers.values()])

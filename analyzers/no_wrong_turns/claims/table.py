@@ -59,10 +59,10 @@ EXPONENT_RANGE: Final = (0.25, 0.75)
 """Range of exponents of the batch size that count as roughly one half."""
 
 MAX_NEGATIVE_SHARE: Final = 0.01
-"""Share of negative steps below which almost no step counts as negative."""
+"""Share of steps with a negative gamma that still counts as almost none."""
 
 NEGATIVE_BY_CHANCE: Final = 0.023
-"""Share of steps more than two standard errors below zero by chance if gamma is 0."""
+"""Share of steps that chance puts over two standard errors below zero if gamma is 0."""
 
 MAX_STEADY_RATIO: Final = 2.0
 """Ratio of the largest to the smallest epoch mean below which a quantity is steady."""
@@ -190,7 +190,7 @@ SEED_TEXT: Final = (
     "batch sizes and optimizers."
 )
 BUDGET_TEXT: Final = (
-    "{} depends little on the epoch budget before the end: over the middle epochs of the "
+    "Before the end, {} depends little on the epoch budget: over the middle epochs of the "
     "shortest run, the means of runs with shorter budgets differ by less than a quarter "
     "from the mean of the longest run."
 )
