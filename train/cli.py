@@ -110,8 +110,8 @@ def branch(
     lr_scale : tuple of float
         Factors by which to multiply the learning rate, one for each branch.
     epochs : int, optional
-        Number of epochs to train; a smaller learning rate needs more epochs to go as far.
-        Default: the remaining epochs of the run.
+        Number of epochs to train; with a smaller learning rate, a branch needs more epochs
+        than the run to go as far. Default: the remaining epochs of the run.
     out : Path, optional
         Directory for the stores. Default: RUN.branches, next to the run.
     data_dir : str, optional
@@ -227,9 +227,9 @@ def sweep(
     data_dir : str, optional
         Directory of the data.
     measurements : bool, default: False
-        Record everything that the paper's code measures: updates, the gradients of ten
-        fixed batches every 100 steps, and the gradient of all data once per epoch. This
-        about doubles the training time.
+        Record everything that the published code of "No Wrong Turns" measures: updates, the
+        gradients of ten fixed batches every 100 steps, and the gradient of all data once per
+        epoch. This about doubles the training time.
     max_steps : int, optional
         Number of steps after which every run ends.
     device : str, optional

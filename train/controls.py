@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 class RandomLabels(Dataset[Any]):
     """A data set whose targets are permuted once; a seed chooses the permutation."""
 
-    # If every access draws a random example, as with Vaihingen's patches, the target is
-    # drawn at random as well.
+    # If the data draw a random example on every access, as Vaihingen's patches do, the target
+    # is that of another random example.
 
     def __init__(self, data: Any, seed: int) -> None:
         self._data = data
@@ -47,7 +47,7 @@ def with_label_noise(
 def replace_by_noise(
     parameters: Iterable[nn.Parameter], seed: int, step: int, norm: float | None = None
 ) -> None:
-    """Replace the gradients with a Gaussian random direction of their or a given norm."""
+    """Replace the gradients with Gaussian noise of the same norm, or of a given norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     generator = _generator(seed, step)
     length = torch.stack([g.norm() for g in gradients]).norm() if norm is None else norm

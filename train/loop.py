@@ -36,7 +36,7 @@ from train.workloads.tasks import Task
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
 
 Save = Callable[[dict[str, Any], Log], None]
-"""A function called after every epoch with the state to resume from and the observer."""
+"""Called between two epochs with two arguments: the state to resume from, the observer."""
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -85,7 +85,7 @@ def train(
             torch.set_rng_state(start["rng"])
         loop.sharpness_directions.update(start.get("directions", {}))
     # The scores at the end of an epoch are logged with the next step, which starts from the
-    # evaluated parameters; the scores of the last epoch belong to the last step.
+    # evaluated parameters; no step follows the last epoch, so its scores go to the last step.
     with observe(
         model,
         optimizer,
@@ -125,7 +125,7 @@ def device_of(training: Training) -> torch.device:
     """Return the device of a training run."""
     if training.device is not None:
         return torch.device(training.device)
-    # Without the check, a torch build for an accelerator returns it even if none is present.
+    # Without the check, torch returns the accelerator it was built for, even if absent.
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")
 
@@ -261,7 +261,8 @@ class _Loop:
         loader = DataLoader(
             self._data, training.batch_size, num_workers=training.num_workers
         )
-        # The published code pairs this gradient with the parameters from one step earlier.
+        # The published code of "No Wrong Turns" (arXiv 2306.11922) pairs this gradient with
+        # the parameters before the previous step.
         self._measure(observer, FULL_BATCH, loader)
 
     def _measure(

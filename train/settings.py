@@ -30,12 +30,13 @@ class Training:
         Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
         for spsmax and ngn, the largest step size.
     weight_decay : float
-        Multiple of the parameters that the optimizer adds to the gradient; must be 0 for
+        The optimizer adds the parameters times this number to the gradient; must be 0 for
         nsgd, spsmax and ngn.
     schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
         Schedule of the learning rate. cosine falls to 0; last-epoch-tenth divides the
         learning rate and the weight decay by ten in the last epoch; one-cycle rises and
-        falls; decaying is proportional to the number of steps to the power of -3/4.
+        falls; decaying divides the learning rate by k^(3/4) at step k, counted from 1
+        after the warmup.
     warmup_epochs : int
         Number of epochs during which the learning rate rises linearly.
     width : int or None
@@ -67,8 +68,8 @@ class Training:
     n_eigenvalues : int
         Number of eigenvalues of the Hessian to log, in descending order.
     as_published : bool
-        Follow the published code: the transformer attends across the batch, and the weight
-        decay stays unchanged in the last epoch.
+        Follow the published code of "No Wrong Turns": the transformer attends across the
+        batch, and the weight decay stays unchanged in the last epoch.
     record_samples : bool
         Record the indices of the examples in every step, for the replay command.
     max_steps : int or None

@@ -169,7 +169,8 @@ def _all_nan(n: int, size: int) -> Eigenpairs:
 def preconditioner_of(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter]
 ) -> Tensor | None:
-    """Return the divisors of an adaptive optimizer's gradients, (param,), or None."""
+    """Return the numbers by which an optimizer divides its gradients, (param,), or None."""
+    # None stands for optimizers other than Adam and RMSprop, and for these before a step.
     # The divisors, without the learning rate, are (1 - beta_1^t) (sqrt(v_t / (1 - beta_2^t))
     # + eps) for Adam after t steps, and sqrt(v_t) + eps for RMSprop, where v_t is the average
     # of squared gradients. v_t does not include the gradient of the next step yet. J. Cohen

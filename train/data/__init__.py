@@ -4,7 +4,7 @@ A data set's loader, such as `cifar10.cifar10`, takes ``"true"`` or ``"embedded"
 directory, and returns `Splits`. `digits`, `english` and `shapes` need no download; `hub`,
 `images` and `words` are shared by several data sets.
 
-Imports torch and scikit-learn, and ``datasets`` and Pillow to load true data. Start reading
+Imports torch and scikit-learn; to load true data, also ``datasets`` and Pillow. Start reading
 with `cifar10`.
 """
 

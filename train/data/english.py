@@ -11,7 +11,7 @@ VOCABULARY: Final = 128
 
 
 def english(context: int) -> TensorDataset:
-    """Cut the text into inputs and the tokens that follow them, each int64 (context,)."""
+    """Cut the text into inputs and targets, which are the next tokens, int64 (context,)."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     tokens = torch.tensor(list(text.encode("ascii", "replace")))
     n = (len(tokens) - 1) // context

@@ -21,8 +21,8 @@ class Source(NamedTuple):
 
 def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
     """Load the tables of a data set by split, with Hugging Face's ``datasets``."""
-    # A directory holds files in the hub's layout, a folder for each class, or a cache of
-    # ``huggingface_hub`` or ``datasets``. Without a directory, the tables come from the
+    # A directory holds files in the hub's layout, or one folder for each class, or a cache
+    # (of ``huggingface_hub`` or ``datasets``). Without a directory, the tables come from the
     # user's own cache or from the hub.
     datasets = _hugging_face(source)
     if directory is not None and not Path(directory).is_dir():
@@ -52,7 +52,7 @@ def load_tables(source: Source, directory: str | None) -> Mapping[str, Any]:
 
 
 def _hugging_face(source: Source) -> Any:
-    """Import ``datasets`` late: this takes seconds, and embedded data do not need it."""
+    """Import ``datasets`` late: the import takes seconds, and embedded data do not need it."""
     try:
         import datasets  # noqa: PLC0415
     except ModuleNotFoundError as error:

@@ -36,7 +36,7 @@ STD: Final = torch.tensor([0.229, 0.224, 0.225])
 
 CROP_AREA_RANGE: Final = (0.08, 1.0)
 CROP_RATIO_RANGE: Final = (3 / 4, 4 / 3)
-"""Ranges of a random crop's area relative to its image, and of its width over its height."""
+"""Ranges for random crops: area as a fraction of the image, and width divided by height."""
 
 MAX_CROP_ATTEMPTS: Final = 10
 

@@ -128,7 +128,7 @@ def _pixels(path: Path) -> Any:
 
     try:
         with Image.open(path) as image:
-            # After a conversion from another mode, colours might not match any class.
+            # Other modes are refused: converted colours might not match any class.
             if image.mode in {"RGB", "RGBA"}:
                 return np.array(image)[..., :3].copy()
             mode = image.mode

@@ -28,7 +28,7 @@ def word_splits(
 
 
 def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
-    """Map words to numbers: 0 is any unknown word, 1 a line end; frequent words follow."""
+    """Map words to numbers: 0 for unknown words, 1 for line ends, then frequent words."""
     counts = Counter(word for line in lines for word in line.split())
     frequent = sorted(word for word, n in counts.items() if n >= min_frequency)
     words = [UNKNOWN, END, *(word for word in frequent if word not in {UNKNOWN, END})]
@@ -38,7 +38,7 @@ def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
 def sequences(
     lines: Iterable[str], numbers: dict[str, int], context: int
 ) -> TensorDataset:
-    """Cut lines into inputs and the words that follow them, each int64 (context,)."""
+    """Cut lines into inputs and targets, which are the next words, int64 (context,)."""
     # Empty lines are skipped.
     unknown = numbers[UNKNOWN]
     tokens = torch.tensor(
@@ -57,7 +57,7 @@ def sequences(
 
 
 def python_documentation() -> tuple[list[str], list[str]]:
-    """Return the first nine tenths and the rest of the lines of Python's documentation."""
+    """Return the lines of Python's documentation: the first nine tenths, and the rest."""
     lines = [
         line
         for name in sorted(topics.topics)

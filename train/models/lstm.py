@@ -41,7 +41,7 @@ class LSTMLanguageModel(nn.Module):
 def lstm_language_model(n_tokens: int, width: int) -> LSTMLanguageModel:
     """Return a model of three layers: 35,427,116 parameters for 10,000 words at width 1473."""
     # R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
-    # Over-Parametrization", NeurIPS 2024, gives 35.4 million parameters on Penn Treebank and
-    # 44.8 on WikiText-2 with 33,278 words, but no widths. The difference matches a tied
-    # embedding of 400; the width of 1473, which gives both numbers, is our own choice.
+    # Over-Parametrization", NeurIPS 2024, give 35.4 million parameters on Penn Treebank and
+    # 44.8 on WikiText-2 with 33,278 words, but no widths. The difference of these numbers
+    # matches a tied embedding of 400; we chose the width of 1473 because it gives both.
     return LSTMLanguageModel(n_tokens, dim=EMBEDDING_DIM, width=width)

@@ -1,4 +1,4 @@
-"""U-Net: an encoder and a decoder with skip connections that classify every pixel.
+"""U-Net: an encoder and a decoder, joined by skip connections, that classify every pixel.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation", MICCAI 2015, arXiv 1505.04597. This network has half as many channels, padded

@@ -2,8 +2,9 @@
 
 Each module has a pure function that states the published step, and an optimizer that applies
 it. Torch's hooks, and therefore a recorder, can observe the optimizer. After a step, every
-parameter group holds two numbers that a recorder stores: ``lr``, a bound or a length that the
-step does not change, and ``step_size``, which multiplied the gradient or momentum in the step.
+parameter group holds two numbers that a recorder stores. ``lr`` is the largest step size or
+the length of a step, and a step does not change it; ``step_size`` is the factor that multiplied
+the gradient or momentum in that step.
 
 Imports torch only. Start reading with `normalized_sgd`; all optimizers use `gradient_steps`.
 """

@@ -13,7 +13,7 @@ LOWER_BOUND_ATOL: Final = 1e-6
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the norm of all tensors together, shape (), or 0 if there are no tensors."""
-    # The norm is at least float32, because it could overflow in half precision.
+    # The norm is computed in float32 or wider, because it could overflow in half precision.
     norms = [
         torch.linalg.vector_norm(
             t.detach(), dtype=torch.promote_types(t.dtype, torch.float32)

@@ -32,8 +32,8 @@ class NGN(Optimizer):
     r"""SGD with step sizes that shrink if the gradient is large relative to the loss.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
-    :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))`. The norm is over
-    the gradients of all groups.
+    :math:`\gamma_k = \gamma / (1 + \gamma |g_k|^2 / (2 f_i(x_k)))`, where :math:`f_i` is the
+    loss of the batch. The norm is over the gradients of all groups.
 
     After a step, ``group["step_size"]`` holds :math:`\gamma_k`.
 

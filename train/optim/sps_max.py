@@ -34,8 +34,8 @@ class SPSmax(Optimizer):
     r"""SGD with Polyak's step size, bounded from above.
 
     :math:`x_{k+1} = x_k - \gamma_k g_k` with
-    :math:`\gamma_k = \min\{(f_i(x_k) - f_i^*) / (c |g_k|^2), \gamma_b\}`. The norm is over
-    the gradients of all groups.
+    :math:`\gamma_k = \min\{(f_i(x_k) - f_i^*) / (c |g_k|^2), \gamma_b\}`, where :math:`f_i` is
+    the loss of the batch. The norm is over the gradients of all groups.
 
     After a step, ``group["step_size"]`` holds :math:`\gamma_k`.
 

@@ -45,7 +45,7 @@ class BranchStart(NamedTuple):
     note: str  # origin of the state, as the branch's store describes it
     pending: dict[str, float]  # scalars to log with the first step
     parameters: dict[str, npt.NDArray[np.float32]] | None = None
-    """Parameters from the store by name, or None if the state has them."""
+    """Parameters from the store, by name; None if the start is not read from the store."""
 
 
 def branch(
@@ -151,7 +151,8 @@ def branch_training(
 
 
 def find_start(run: Run, epoch: int) -> BranchStart:
-    """Return the first start that exists: a checkpoint, epoch 0, a snapshot, an anchor."""
+    """Find the state from which a branch at an epoch starts."""
+    # In order of preference: a checkpoint, the beginning (epoch 0), a snapshot, an anchor.
     path = branch_checkpoint_path(Path(run.location), epoch)
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -195,7 +196,7 @@ def _set_parameters(
     run: Run,
     epoch: int,
 ) -> None:
-    """Copy parameters from a store into a model without buffers."""
+    """Copy parameters from a store into a model, and refuse a model with buffers."""
     if buffers := [name for name, _ in model.named_buffers()]:
         raise ValueError(
             f"The model has buffers, such as {buffers[0]}, which stores do not hold, and "

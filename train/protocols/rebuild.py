@@ -64,7 +64,7 @@ class RebuiltTraining:
         return batch
 
     def batches(self, indices: Iterable[list[int]] | None = None) -> Iterator[Batch]:
-        """Yield a batch for each list of indices, or all data in batches of training size."""
+        """Yield a batch for each list of indices, or all data in batches of `batch_size`."""
         loader = DataLoader(
             self.data,
             self.training.batch_size if indices is None else 1,
@@ -79,7 +79,7 @@ class RebuiltTraining:
         return float(self.task.loss(self.model(inputs), targets))
 
     def mean_loss(self) -> float:
-        """Return the mean loss of all data, computed in batches of training size."""
+        """Return the mean loss of all data, computed in batches of `batch_size`."""
         total, n = 0.0, 0
         for batch in self.batches():
             total += self.loss(batch) * len(batch[0])

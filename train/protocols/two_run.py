@@ -46,8 +46,9 @@ def two_run(
     Returns
     -------
     xarray.Dataset
-        Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` and ``distance``, computed in float64
-        from the gradients that the optimizer finds; quotients are NaN if their divisor is 0.
+        Variables ``gamma``, ``rsi``, ``eb``, ``lolr`` (locally optimal learning rate) and
+        ``distance``, computed in float64 from the gradients that the optimizer finds.
+        Quotients are NaN if their divisor is 0.
         The dimensions are ``step``, with the coordinates ``epoch`` and ``iteration``, and
         ``layer`` if `layers` is true. ``step`` is the number of optimizer steps before the
         measurement.

@@ -2,14 +2,16 @@
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
 Networks without Over-Parametrization", NeurIPS 2024, arXiv 2410.12455. The paper gives the
-data, kinds of models, optimizers, step sizes, epochs and image batch sizes, and the widths and
-batch sizes that it varies. Our own choices are: plain SGD if the paper names no optimizer, the
-widths that it does not vary, the first layer of the CNN, sequences of 35 words in batches of
-20, the momentum and step decay of normalised SGD, seeds, no augmentation, and the test images
-as validation data. The runs on Criteo, FastMRI, OGBG, WMT and SlimPajama are not included.
+data, kinds of models, optimizers, step sizes, epochs and the batch sizes for images. It also
+gives the widths and batch sizes that it varies. Our own choices are: plain SGD if the paper
+names no optimizer, the widths that the paper does not vary, the first layer of the CNN,
+sequences of 35 words in batches of 20, the momentum and step decay of normalised SGD, seeds,
+no augmentation, and the test images as validation data. The runs on Criteo, FastMRI, OGBG, WMT
+and SlimPajama are not included.
 
-We have not tested the initial step sizes of 158 and 900 on the full data. With a small LSTM on
-the stand-in data, 158 increases the loss in the first 64 steps, whereas training works with 10.
+We have not tested the LSTMs' initial step sizes, 158 and 900, on the full data. With a small
+LSTM on the stand-in data, 158 increases the loss in the first 64 steps, whereas training works
+with 10.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """Counter-examples, in which negative gradients do not always point to the end of the path.
 
 The paper describes two of them in words, an asymmetric linear model (ALM) and a sinusoidal
-mixture (SM); we know neither the formulas of its Eq. 9 nor its constants. The functions in
-this module follow the description in section 6, with our own constants.
+mixture (SM); we know neither the formulas of the paper's Eq. 9 nor the constants. The functions
+in this module follow the description in section 6, with our own constants.
 
 C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
 Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922.
@@ -67,7 +67,7 @@ class SinusoidalMixture(nn.Module):
         self.x = nn.Parameter(torch.randn(N_FEATURES, generator=generator))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Repeat the value of the function for every row of the inputs, which it ignores."""
+        """Repeat the value of the function once per row of the inputs, which are not used."""
         waves = torch.sin(self.directions @ self.x + self.phases)
         return (self.amplitudes * waves).mean().expand(len(inputs))
 

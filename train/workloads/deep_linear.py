@@ -106,8 +106,8 @@ def _workload(depth: int, start: Literal["aligned", "random"]) -> Workload:
         epochs=80,
         batch_size=1,
         optimizer="sgd",
-        # At this learning rate, modes differ from the gradient flow by less than 1 % of the
-        # largest strength.
+        # At this learning rate, modes differ from those of the gradient flow by less than 1 %
+        # of the largest strength.
         lr=0.005,
     )
 
