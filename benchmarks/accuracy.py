@@ -1,9 +1,9 @@
 """Measure the errors of gamma and distance against the exact two-run protocol.
 
 Each workload is trained four times: recorded, twice under the two-run protocol, and briefly
-in exact mode. During the second run of the protocol, each scheme that the recorder combines
-is also tried alone on the same gradients, with 8 KB per step. Takes about half an hour on
-2 cores; ``--quick`` shortens the runs.
+in exact mode. During the second run of the protocol, the schemes of README's table are
+also tried on the same gradients, with 8 KB per step. Takes about half an hour on 2 cores;
+``--quick`` shortens the runs.
 """
 
 import json
@@ -198,7 +198,8 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     epochs = run.stored.array("epoch")[:]
     last = epochs.max()
     step = np.arange(run.n_steps)
-    # The middle is windows 2 to the last but one. The last part excludes the last two steps.
+    # The middle excludes the first epoch, windows 0 and 1, and all windows from the last one
+    # that starts before the last epoch. The last part excludes the last two steps.
     windows = run.stored.array("window")[:]
     whole = np.flatnonzero(start < np.flatnonzero(epochs == last)[0])
     parts = {

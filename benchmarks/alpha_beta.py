@@ -1,4 +1,4 @@
-"""Draw the figure of docs/alpha-beta.md: pairs of digits MLPs of several widths.
+"""Draw the figure of docs/alpha-beta.md: feasible pairs of digits MLPs by width.
 
 The benchmark records one run for each of four seeds at each width, computes the losses at
 the end of each run, and intersects the constraints from all steps. Exact recordings show

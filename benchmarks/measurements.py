@@ -2,9 +2,10 @@
 
 The benchmark compares gamma of the gradient with weight decay, of the update, and of the
 gradients of fixed batches and of all data, cosines of gradients several steps apart, and
-distances between parameters. It reports errors over standard errors. All probes of a run use
-the same signs, so cosines and distances come from several recordings with different signs.
-Takes about 15 minutes on 2 cores.
+distances between parameters. It reports errors over standard errors. All steps of a run are
+probed with the same signs, so the errors of its cosines and distances are dependent; both are
+therefore taken from several recordings with different signs. Takes about 15 minutes on
+2 cores.
 """
 
 import tempfile

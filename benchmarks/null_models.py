@@ -1,7 +1,7 @@
 """Record a training run and its null models, and compare three analyses of them.
 
-The sweep "controls" trains a fully connected net on digits with plain SGD, with random
-labels, with label noise and with noise as gradients, and takes a random walk. Takes about
+The sweep "controls" trains a fully connected net on digits with plain SGD, and repeats the run
+with random labels, with label noise, with noise as gradients, and as a random walk. Takes about
 two minutes on 2 cores. The figure goes to docs/images/null-models.png, and numbers to
 results/null_models.json, from which benchmarks/readme.py writes them into the page.
 """

@@ -58,7 +58,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),
 }
-"""Timed functions. Functions called during a new anchor are timed again within it."""
+"""Timed functions. The times of a new anchor and of whole hooks contain those of other parts."""
 
 
 def turns(mode: str, epochs: int) -> None:

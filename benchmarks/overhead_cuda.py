@@ -37,9 +37,9 @@ BYTES_PER_ELEMENT = 36 + n_codes(BASIS)
 """Bytes read and written per element in a step.
 
 Before the step, the recorder reads the gradient, the parameter, the previous gradient, the
-anchor and codes of past anchors, and writes the gradient and the displacement. After it, it
-reads the parameter, the anchor and the displacement. Codes have one byte, everything else
-is float32."""
+anchor and codes of past anchors, and writes the gradient and the displacement. After the
+step, it reads the parameter, the anchor and the displacement. Codes have one byte,
+everything else is float32."""
 
 
 class Sizes(NamedTuple):

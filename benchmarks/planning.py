@@ -146,7 +146,7 @@ def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(experiment: Any) -> int:
-    """Return the steps in an epoch, which an observer of one step receives."""
+    """Return the steps in an epoch; a training of one step passes them to its observer."""
     lengths: list[int] = []
 
     @contextmanager

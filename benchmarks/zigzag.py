@@ -45,7 +45,7 @@ BRANCHES: Final[dict[str, tuple[int, dict[float, int]]]] = {
     LARGE: (95, {0.7: 40, 0.5: 56, 0.2: 140, 0.1: 280}),
     MINI: (2, {0.5: 4, 0.2: 10, 0.1: 20, 0.05: 40}),
 }
-"""The epoch at which branches of a parent start, and their epochs by learning-rate scale.
+"""By parent: the epoch at which its branches start, and their number of epochs by scale.
 
 All branches of a parent have the same sum of learning rates. The parent is compared up to
 that sum."""
