@@ -63,7 +63,8 @@ def plan(
     tensors : int, optional
         Number of parameter tensors; estimated by default.
     model : str, optional
-        Function that returns the model, written module:factory, to use instead.
+        Function that returns the model, written module:factory; replaces --params and
+        --tensors.
         Modules in the working directory can be imported.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
@@ -131,7 +132,7 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
 
 
 def layout_of_model(path: str) -> Layout:
-    """Return the layout of the trainable parameters that ``module:factory`` returns."""
+    """Return the layout of the trainable parameters of the model of ``module:factory``."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise ValueError(f"--model must have the form module:factory, got {path!r}.")

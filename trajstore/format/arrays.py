@@ -214,7 +214,7 @@ def row_arrays(
         n_metrics=n_metric_columns(0),
         n_blocks=n_blocks(spec.sketch_bits),
     )
-    # Scalars that were first logged later widened the array, but not its chunks.
+    # Names of scalars that appeared later have widened the array, but not its chunks.
     inner = (n_metric_columns(n_metrics),)
     arrays["scalars"] = replace(arrays["scalars"], inner=inner)
     if not group:

@@ -161,7 +161,7 @@ def differences(name: str, expected: Mapping[str, object], found: Any) -> list[s
 
 
 def _valid_spec(attributes: Mapping[str, Any]) -> tuple[RunSpec | None, list[str]]:
-    """Return the spec, or None if it is invalid, and all problems of the attributes."""
+    """Return the spec (None if it is invalid) and all problems of the attributes."""
     problems = validate_spec(attributes.get("spec"))
     for key, (is_valid, expected) in _RULES.items():
         if not is_valid(attributes.get(key)):
@@ -336,7 +336,7 @@ def _length(metadata: Mapping[str, Any], name: str) -> int:
 def _array_problems(
     arrays: Mapping[str, StoredArray], metadata: Mapping[str, Any]
 ) -> list[str]:
-    """Return the problems of the stored metadata, compared with the expected arrays."""
+    """List where metadata differ from the expected arrays, and chunks that are too large."""
     problems, large = [], []
     for name, array in arrays.items():
         problems += differences(name, array.metadata(), metadata.get(name))

@@ -79,7 +79,7 @@ class RunSpec:
 
 
 def validate_spec(document: object) -> list[str]:
-    """Return the problems of decoded JSON as a spec, each as ``"key: problem"``."""
+    """Return what makes decoded JSON an invalid spec, each as ``"key: problem"``."""
     if not isinstance(document, Mapping):
         return [f"spec: expected an object, got {document!r}"]
     problems = [f"{key}: missing" for key in _REQUIRED if key not in document]

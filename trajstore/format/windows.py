@@ -1,9 +1,9 @@
 """Schedule the windows of a run.
 
 The steps of a window share one anchor, and the error of analyses grows with the distance
-from it. Windows are therefore short where the path moves fast relative to its distance
-from the end: the first window is cut at 1/8, 1/4 and 1/2 of its length. If the number of
-steps is known, the last window is halved repeatedly, down to one step.
+from it. Windows are therefore short where the iterate moves fast compared with its distance
+from the last iterate: the first window is cut at 1/8, 1/4 and 1/2 of its length. If the
+number of steps is known, the last window is halved repeatedly, down to one step.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Windows:
     steps_per_epoch: int | None
     """Steps in an epoch; None if epochs are started by hand."""
     reference_every: int | None
-    """Steps in a window; None for one epoch, or `DEFAULT_LENGTH` if that is unknown."""
+    """Steps in a window; None for one epoch (`DEFAULT_LENGTH` if its length is unknown)."""
     total_steps: int | None
     """Steps in the run; None if unknown."""
 

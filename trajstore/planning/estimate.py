@@ -1,9 +1,9 @@
 """Predict the disk space, the memory and the error of gamma of a recording.
 
 Sizes follow from the format (`trajstore.format.arrays`) and from measured compression
-ratios. The error of gamma (`docs/estimator.md`) is the error of a plain sketch times a
-ratio, because weights and basis reduce the error. Both kinds of ratios depend on the
-training run; `benchmarks/planning.py` measured them for three runs.
+ratios. The error of gamma (`docs/estimator.md`) is the error of a sketch without weights
+or basis, times a ratio that accounts for them. Both kinds of ratios depend on the training
+run; `benchmarks/planning.py` measured them for three runs.
 """
 
 import json
@@ -49,7 +49,7 @@ COMPRESSION: Final = {
     "references/codes": 0.8,
     "references/probes": 0.63,
 }
-"""Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); others are 1."""
+"""Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); 1 for other arrays."""
 
 N_VECTORS: Final = 3
 """Number of float32 vectors in a recorder: previous gradient, displacement and anchor."""
@@ -70,7 +70,8 @@ class MeasuredErrors:
     # relative to the error of a sketch without weights or basis.
     ratios: Mapping[int, tuple[float, ...]]
     # For each basis size, with windows of one epoch and `PROBES` probes: the part of the
-    # error that comes from the distance. More signs or epoch means do not reduce it.
+    # error that comes from the estimated distance to the target. Neither more signs nor
+    # averages over an epoch reduce it.
     from_distance: Mapping[int, float]
 
 
@@ -193,8 +194,9 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        # The memory holds the vectors, the codes of past anchors and of the anchor being
-        # written, two buffers of rows and the batch being written, and every last chunk.
+        # The memory holds the vectors; the codes of past anchors and of the anchor being
+        # written; two buffers of rows, and the rows being written; and the last chunk of
+        # every array.
         vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
@@ -210,7 +212,7 @@ class Plan:
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
-        # A mean reduces the error of the sketch, but not the error from the distance. Both
+        # A mean reduces the error of the sketch, but not that of the distance. Both
         # are extrapolated from small networks, for the largest measured basis that has no
         # more vectors than the planned basis.
         plain = plain_error(self._size, self.spec.sketch_bits)
@@ -297,7 +299,7 @@ def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
 
 
 def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
-    """Yield the first steps of all windows of a run without `start_epoch`."""
+    """Yield the first steps of all windows of a run that never calls `start_epoch`."""
     start = 0
     while start < n_steps:
         yield start

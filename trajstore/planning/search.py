@@ -25,8 +25,9 @@ def best_plan(
     stderr: float | None = None,
     disk: float | None = None,
 ) -> Plan:
-    """Return the smallest plan that meets `stderr`, or the most precise in `disk` bytes."""
-    # `stderr` bounds the typical standard error of gamma in one step, mid-run.
+    """Return the smallest plan that meets `stderr`, or the most precise that fits in `disk`."""
+    # `stderr` bounds the typical standard error of gamma in one step, mid-run; `disk` bounds
+    # the size of the store in bytes.
     assert (stderr is None) != (disk is None)
     scored = [
         ((plan.disk, plan.stderr().typical), plan)

@@ -51,7 +51,7 @@ class Anchors:
         self, windows: range, elements: slice, buffers: Sequence[FloatArray]
     ) -> Iterator[FloatArray]:
         """Yield one part of successive anchors, using two or more buffers in turn."""
-        # Decoding begins with the last keyframe before the first window.
+        # Decoding begins with the last keyframe at or before the first window.
         first = windows.start - windows.start % KEYFRAME_EVERY
         before = None
         for window in range(first, windows.stop):

@@ -105,7 +105,7 @@ def _check_coordinates(dataset: xr.Dataset) -> None:
 
 
 def _on_grid(variable: xr.Variable, cells: xr.Variable) -> xr.Variable:
-    """Return the values of a variable at positions along ``step``, NaN where negative."""
+    """Return a variable at positions along ``step``, NaN where a position is negative."""
     variable = variable.transpose(STEP, ...)
     dims = (*cells.dims, *variable.dims[1:])
     if variable.chunks is None:

@@ -8,7 +8,7 @@ MAX_RANGES: Final = 8
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
-    """Return sorted numbers as text, such as ``0-3, 7``; only count ranges after the first."""
+    """Return numbers as text, such as ``0-3, 7``; count the ranges beyond `MAX_RANGES`."""
     runs: list[list[int]] = []
     for n in sorted(set(numbers)):
         if runs and n == runs[-1][1] + 1:

@@ -39,7 +39,7 @@ def replay_group(target: Target) -> str:
 
 
 def replayed_from(run: Run, target: Target) -> str:
-    """Return JSON that identifies the run and the target of such losses."""
+    """Return JSON that identifies the run and the target of the losses in `replay_group`."""
     document = run.stored.document
     return json.dumps(
         {

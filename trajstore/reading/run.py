@@ -29,7 +29,7 @@ from trajstore.store.lock import is_written
 from trajstore.store.opening import OpenedStore, open_checked
 
 REOPENED: Final = 4
-"""Number of runs received from other processes that a process keeps open."""
+"""Number of runs that a process keeps open after other processes sent them."""
 
 
 @dataclass(frozen=True, slots=False, eq=False)
@@ -270,7 +270,7 @@ class Run:
             Loaded. ``start`` is the first optimizer step of a window and ``stop`` the step
             after its last; for a measurement, both are numbers of rows. ``weights``
             (window, layer) are the weights of the sketch, and ``probes`` (window, probe)
-            the probes of the anchor; they are NaN where a chunk is damaged.
+            the probes of the anchor; both are NaN where a chunk is damaged.
 
         Raises
         ------
@@ -314,7 +314,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         the message lists all problems.
     """
     location = locate(path)
-    # Look for a writer first: a run closed between the two calls must not look interrupted.
+    # Look for a writer before reading the status: a run that is closed in between must not
+    # look interrupted.
     written = is_written(location, open_store(location, read_only=True))
     return _run(location, open_checked(location), is_written=written)
 

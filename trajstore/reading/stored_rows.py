@@ -30,7 +30,7 @@ CACHED_CHUNKS: Final = 32
 """Number of chunks of rows to keep in memory, 2 MB each."""
 
 CACHED_VECTOR_PARTS: Final = 4
-"""Number of parts of parameter vectors to keep in memory; analyses read 16 MB each."""
+"""Number of parts of parameter vectors to keep in memory; analyses read parts of 16 MB."""
 
 BOTH_LOST: Final = (
     "chunks of both 'references/start' and 'window' are damaged, so the windows of the "
@@ -118,7 +118,7 @@ class StoredRows:
 
     @cached_property
     def epoch_windows(self) -> dict[int, int]:
-        """Mapping from an epoch to the window that starts with it."""
+        """Mapping from an epoch to the window that starts at its first step."""
         steps = self.step_rows
         start = steps.starts[steps.starts < steps.n_rows]
         epochs, is_first = steps.epochs[start], steps.iterations[start] == 0
@@ -159,8 +159,9 @@ class StoredRows:
 
     def rows(self, name: str, rows: slice) -> Array:
         """Return rows of an array, read-only; recent chunks are cached."""
-        # In damaged chunks, floats read as NaN, integers as 0 and samples as -1;
-        # `is_missing` distinguishes these from stored values.
+        # In damaged chunks, floats read as NaN, samples as -1 and other integers as 0. Epochs,
+        # iterations and windows are recomputed if possible, otherwise -1. `is_missing`
+        # distinguishes all of these from stored values.
         return self._from_chunks(name, rows, _values)
 
     def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:

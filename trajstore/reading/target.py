@@ -69,7 +69,7 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     reference : str, int, Run or mapping, default: "final"
         ``"final"`` selects the last iterate; any other string, the snapshot of that name;
         an integer, the anchor at the start of that epoch; another run, its last iterate;
-        a mapping from parameter name to array, these arrays (other keys are ignored).
+        a mapping from parameter name to array, these arrays (unknown names are ignored).
 
     Returns
     -------
@@ -122,8 +122,8 @@ def read_target(text: str, run: Run) -> TargetLike:
     return open_run(text) if is_remote(text) or Path(text).is_dir() else text
 
 
-# Other processes read targets. A partial of these functions can be pickled, because a run
-# can. Bound methods of `run.stored` cannot, because they include its caches.
+# Other processes read targets. A partial of these functions can be pickled, because runs
+# can be. Bound methods of `run.stored` cannot, because they include its caches.
 
 
 def _read_vector(run: Run, name: str, elements: slice) -> FloatArray:
@@ -153,8 +153,8 @@ def _alternatives(run: Run) -> str:
         return "No epoch starts with an anchor, so no other iterate is available."
     epoch = max(run.stored.epoch_windows)
     return (
-        f"Use the last anchor at the start of an epoch, reference={epoch}, or another "
-        "epoch, snapshot or mapping."
+        f"Use reference={epoch}, the last epoch that starts with an anchor; or another "
+        "epoch, a snapshot or a mapping."
     )
 
 

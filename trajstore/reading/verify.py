@@ -161,7 +161,7 @@ def _starts(run: Run) -> Array | None:
 
 
 def _intact(run: Run, name: str) -> Array | None:
-    """Read an array with one number per row; None if a part of it is lost."""
+    """Read an array with one number per row; return None if a part of the array is lost."""
     array = run.stored.array(name)
     read = read_part(array, (slice(0, array.shape[0]),))
     return read.values if read.missing is None else None

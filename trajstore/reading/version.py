@@ -80,7 +80,7 @@ def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
 
 
 def _replacement(document: Document, version: StoreVersion) -> str | None:
-    """Describe the change if a store does not extend `version`; return None if it does."""
+    """Describe the change if a store no longer extends `version`; None if it still does."""
     if document.created != version.created:
         return f"it was created at {document.created}, not {version.created}"
     now = version_of(document, is_written=False)

@@ -10,9 +10,9 @@ The widths of weight matrices are highly composite. A prime width p keeps the co
 matrix from falling on the same few buckets.
 
 The column signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random signs, so
-they need little memory. The variance over tau is the sum of
-``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2`` over pairs of rows. Within a
-pair, the products of signs at different columns are uncorrelated. The mean of the variance over
+they need little memory. The variance of a product over tau is the sum of
+``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2`` over pairs of rows b, b'. Within
+a pair, the products of signs at different columns are uncorrelated. The mean of the variance over
 c is therefore the same as with independent signs.
 """
 
@@ -85,7 +85,7 @@ class Fold:
         )
 
     def signed_rows(self, vector: FloatArray, first: int = 0) -> FloatArray:
-        """Return entries that begin with row `first`, times column signs, (row, width)."""
+        """Return entries from row `first` on, times column signs, (row, width)."""
         # The last row is padded with zeros.
         rows = -(-len(vector) // self.width)
         padded = np.zeros(rows * self.width, np.float32)

@@ -10,7 +10,7 @@ GATHER_BITS: Final = 0x8040201008040201 - (1 << 64)
 bytes as its bits."""
 
 TINY: Final = 1e-37
-"""A number below every magnitude whose square is not 0 in float32."""
+"""A number below the absolute value of every number whose square is not 0 in float32."""
 
 
 def encode(vector: Tensor, *, signs: Tensor, scales: Tensor) -> None:

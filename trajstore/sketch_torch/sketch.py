@@ -17,7 +17,7 @@ class SketchOnDevice:
     def __init__(
         self,
         sketch: Sketch,
-        buffers: Sequence[Tensor],  # each float32 (vector, size); sketches vector 0
+        buffers: Sequence[Tensor],  # each float32 (vector, size); vector 0 is sketched
         spans: Sequence[Span],  # places of the elements in the buffers
     ) -> None:
         device = buffers[0].device

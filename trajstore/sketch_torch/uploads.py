@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Return a copy of an array on a device; on the CPU it shares the array's memory."""
+    """Return an array as a tensor on a device; on the CPU the two share memory."""
     # Neither the host nor the device waits. Unless the device is the CPU, callers may change the
     # array as soon as this function returns.
     tensor = torch.from_numpy(array)

@@ -106,7 +106,7 @@ class CheckedStore(WrapperStore[Store]):
 
 
 def _check_path(root: Path, key: str) -> None:
-    """Refuse links that leave the store's directory, pipes and devices."""
+    """Refuse pipes, devices, and links that leave the store's directory."""
     path = Path(os.path.realpath(root / key))
     if not path.is_relative_to(os.path.realpath(root)):
         raise ChunkError(key, "leads out of the store")
@@ -116,7 +116,7 @@ def _check_path(root: Path, key: str) -> None:
 
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
-    """Describe the damage of a stored chunk that cannot be decoded; None if there is none."""
+    """Describe damage that keeps a stored chunk from being decoded; None if none is found."""
     if not size.is_packed:
         if len(value) == size.stored:
             return None

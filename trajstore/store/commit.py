@@ -171,7 +171,7 @@ class Committer:
         await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
 
     async def _write(self, name: str, start: int, rows: PendingRows) -> None:
-        # If the shape ends with the new rows, Zarr does not read before it writes.
+        # The shape ends with the new rows, so that Zarr overwrites chunks without reading them.
         array = self._array(name, start + rows.shape[0])
         # Write one chunk at a time; Zarr would otherwise hold copies of all chunks.
         chunk = self._specs[name].chunk[:2]
@@ -180,7 +180,7 @@ class Committer:
             await array.setitem((place, *part[1:]), rows.read(part))
 
     async def _fill(self, name: str, columns: slice) -> None:
-        """Fill new columns of all rows before the last chunk with NaN."""
+        """Fill new columns with NaN, in all rows before the last chunk."""
         end = self._lengths[name] - len(self._tails[name])
         array = self._array(name, end)
         for rows in _slices(end, self._specs[name].chunk[0]):

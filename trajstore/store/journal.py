@@ -37,8 +37,8 @@ class Record(NamedTuple):
     step: int
     place: tuple[int, int, int]  # epoch, iteration, window
     scalars: dict[str, float]
-    # The arrays of `measured_arrays`, `reference_sq`, float64 (layer,), and `samples`, int64
-    # (sample,), if the run records them.
+    # The arrays of `measured_arrays`; the anchor's squared norm `reference_sq`, float64
+    # (layer,); and `samples`, int64 (sample,), if the run records them.
     arrays: Mapping[str, Array]
 
 
@@ -115,7 +115,7 @@ def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
 
 
 def has_journal(location: str) -> bool:
-    """Whether a store has a journal: it is being recorded, or was interrupted."""
+    """Whether a store has a journal: its run is being recorded, or was interrupted."""
     return not is_remote(location) and (Path(location) / JOURNAL).exists()
 
 

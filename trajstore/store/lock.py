@@ -91,7 +91,7 @@ class WriterLock:
             await self._store.set(WRITER, self._document())
 
     async def release(self) -> None:
-        """Let other processes write; leave a store alone that was taken over."""
+        """Let other processes write; leave alone a store that was taken over."""
         is_mine = await self._is_mine()
         if is_mine:
             await self._store.delete(WRITER)
@@ -159,7 +159,7 @@ class WriterLock:
 
 
 def is_written(location: str, store: Store) -> bool:
-    """Whether a process holds the lock of a store (in a directory) or a valid lease."""
+    """Whether a process holds the lock of a directory, or a valid lease elsewhere."""
     if is_remote(location):
         return sync(_has_lease(store))
     path = Path(location) / LOCK

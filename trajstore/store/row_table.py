@@ -56,7 +56,7 @@ class RowTable:
         self._arrays.append({self._path(name): new[name] for name in new})
 
     def append_missing(self, places: npt.NDArray[np.int32]) -> None:
-        """Append missing rows; `places` holds epoch, iteration and window, int32 (row, 3)."""
+        """Append lost rows; `places` has their epoch, iteration and window, int32 (row, 3)."""
         known = dict(zip(("epoch", "iteration", "window"), places.T, strict=True))
         rows = {
             name: np.full((len(places), *array.inner), array.missing, array.dtype)

@@ -48,8 +48,8 @@ class Window(NamedTuple):
     # Products of the window's first iterate with itself and with the old basis, before the
     # anchor moved, float32 (layer, coordinate).
     arrival: Array
-    probes: Array  # probes of the anchor, float64 (probe,); empty if exact
-    keyframe: Array | None  # decoded anchor, float32 (param,), if a keyframe
+    probes: Array  # probes of the anchor, float64 (probe,); empty in exact recordings
+    keyframe: Array | None  # decoded anchor, float32 (param,); None if not a keyframe
 
 
 class Writer:
@@ -155,8 +155,8 @@ class Writer:
             )
         if created not in {None, document.created}:
             problem = (
-                f"{self.location} is a recording that began at {document.created}; the "
-                f"state belongs to a recording that began at {created}."
+                f"{self.location} is a recording that began at {document.created}; the state "
+                f"to resume from belongs to a recording that began at {created}."
             )
             raise SchemaError([problem])
         self._remove_partial_files()
@@ -247,7 +247,7 @@ class Writer:
         self.commit()
 
     def note_resumption(self, step: int) -> None:
-        """Note that the recording resumes at `step`, and the number of steps lost before."""
+        """Note the step at which the recording resumes, and how many steps before it are lost."""
         n_missing = step - self.n_steps
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumes.append({"step": step, "n_missing": n_missing, "at": now})

@@ -239,7 +239,7 @@ def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=10, window_starts=(0, 4, 8, 9))
     message = (
         r"run\.zarr has no final iterate: its status is 'interrupted', after 10 steps\. "
-        r".*reference=2, or"
+        r".*reference=2, the last epoch that starts with an anchor; or"
     )
     with pytest.raises(ValueError, match=message):
         find_target(run, "final")
