@@ -44,7 +44,8 @@ class TrajectoryCallback(LightningHooks, Callback):
     Notes
     -----
     A ``fast_dev_run`` is not recorded. Training may also resume from a checkpoint that was
-    saved without this callback, as with ``Recorder(resume=True, step=...)``.
+    saved without this callback; the recording then resumes as with
+    ``Recorder(resume=True, step=...)``.
 
     For trainers of the package ``pytorch_lightning``, use the callback of
     `trajstore.integrations.pytorch_lightning`.

@@ -50,7 +50,7 @@ class LightningHooks:
 
     @property
     def state_key(self) -> str:
-        """Name of the state in checkpoints, which contains the optimizers' indices."""
+        """Name of the state in checkpoints; the name contains the optimizers' indices."""
         return f"TrajectoryCallback{[*(self._indices or [0])]}"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -166,7 +166,7 @@ class LightningHooks:
         return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep the state of the recording from a checkpoint from which training resumes.
+        """Keep the state that a checkpoint holds, until the recording resumes from it.
 
         Parameters
         ----------
@@ -198,7 +198,7 @@ def _schedule(trainer: Any, pl_module: Any) -> dict[str, int]:
     schedule, total = {}, trainer.estimated_stepping_batches
     if isfinite(total) and total > 0:
         schedule["total_steps"] = int(total)
-    # A scaler may skip steps, and callbacks with this method change their number.
+    # A scaler may skip steps, and callbacks with the method below change the number of steps.
     number_varies = _scaler(trainer) is not None or any(
         hasattr(callback, "going_to_accumulate_grad_batches")
         for callback in trainer.callbacks

@@ -27,8 +27,8 @@ STATE_FILE: Final = "trajstore.pt"
 class TrajectoryCallback(TrainerCallback):
     """Record every optimizer step of ``Trainer.train`` into a trajectory store.
 
-    Row k describes optimizer step k. Its ``loss`` is the loss in the model's outputs, averaged
-    over all batches that were accumulated for the step, with the trainer's weights; with
+    Row k describes optimizer step k. Its ``loss`` is the loss in the model's outputs, averaged,
+    with the trainer's weights, over all batches that were accumulated for the step; with
     several processes, it is the loss of the first process. Gradients are recorded as the
     optimizer finds them: accumulated, unscaled and clipped.
 
@@ -57,8 +57,8 @@ class TrajectoryCallback(TrainerCallback):
     A forward hook takes the loss from the model's outputs, because trainers do not give the
     loss to callbacks: ``on_log`` receives a mean over ``logging_steps``, after the step. No
     ``loss`` is recorded if the model returns no loss, as with label smoothing or a
-    ``compute_loss_func``, or under ``torch_compile`` and ``DataParallel``, where the hook
-    cannot be used. A trainer that overrides ``compute_loss`` may call
+    ``compute_loss_func``. The same holds under ``torch_compile`` and under ``DataParallel``,
+    where the hook cannot be used. A trainer that overrides ``compute_loss`` may call
     ``callback.log(my_loss=loss)``.
 
     With ``load_best_model_at_end``, the final iterate is the best model, and the recorder warns
@@ -160,7 +160,7 @@ class TrajectoryCallback(TrainerCallback):
         """Log the loss of a step when its gradients are complete."""
         if self._recorder is not None and self._losses:
             losses = torch.stack(self._losses)
-            # A model that knows the number of items in all batches has divided its loss by it.
+            # Given the number of items in all batches, a model divides its loss by this number.
             self._recorder.log(
                 loss=losses.sum() if self._loss_is_share else losses.mean()
             )

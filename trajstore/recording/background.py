@@ -25,7 +25,7 @@ class Background:
         self._is_closed = False
 
     def submit(self, job: Callable[[], None]) -> Future[None]:
-        """Queue a job, after waiting while too many jobs are unfinished."""
+        """Queue a job as soon as fewer than `n_waiting` jobs are unfinished."""
         self.check()
         while len(self._jobs) >= self._n_waiting:
             self._finish_oldest()

@@ -42,7 +42,7 @@ class StepHooks:
         self._begin_later = begin_later
         # `after` is called after each optimizer's step, with True if all have now stepped.
         self._after_step = after
-        # `end` is called when a step ends that some optimizers have skipped.
+        # `end` is called at the end of a step that some optimizers have skipped.
         self._end = end
         self._optimizers = optimizers
         self._started: set[int] = set()

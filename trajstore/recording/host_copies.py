@@ -56,7 +56,7 @@ class HostCopies:
 
     @contextmanager
     def after_mark(self) -> Iterator[None]:
-        """Let the block, in the writer thread, work on results after they are complete."""
+        """Run the block on the writer thread's stream, which waits for the marked results."""
         if self._stream is None:
             yield
             return

@@ -47,7 +47,7 @@ def to_scalar(name: str, value: object) -> Scalar:
     elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
         return float(value)
     raise TypeError(
-        f"{name!r} must be a real number or a tensor that holds one, got {value!r}."
+        f"{name!r} must be a real number or a tensor of one real number, got {value!r}."
     )
 
 

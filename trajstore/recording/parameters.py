@@ -32,8 +32,8 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     for candidate in optimizers:
         if not hasattr(candidate, "_optimizer_step_pre_hooks"):
             raise TypeError(
-                f"{type(candidate).__name__} has no hooks, which the recorder needs: it "
-                "calls another optimizer. Give the recorder the inner optimizer, which may "
+                f"{type(candidate).__name__} has no hooks, which the recorder needs: this "
+                "optimizer calls another one. Give the recorder the inner optimizer, which may "
                 "be `optimizer.optimizer`; trajstore.integrations.accelerate does this for "
                 "Accelerate."
             )

@@ -42,7 +42,7 @@ class Recorder:
         Directory of the store, or a URL such as ``s3://bucket/run.zarr``. Must not exist,
         unless `resume` is given.
     model : torch.nn.Module or mapping from str to torch.Tensor
-        The model whose parameters are recorded if `optimizer` holds them, in the order of
+        The model. Those of its parameters that `optimizer` holds are recorded, in the order of
         ``named_parameters()``; tied parameters are recorded once. Give a mapping from names to
         tensors if the optimizer holds float32 copies of the model's parameters.
     optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
@@ -121,8 +121,8 @@ class Recorder:
     TypeError, ValueError
         If an argument has the wrong type or is out of range; if the optimizer has no hooks, or
         holds parameters of another model; if the model has no parameters; or if the recording
-        to resume has another model, another optimizer or other options; the message lists the
-        differences.
+        to resume has another model, another optimizer or other options (the message lists the
+        differences).
     NotImplementedError
         For complex parameters, parameters on several devices, the optimizer LBFGS, and options
         that sharded models do not support.
@@ -134,15 +134,15 @@ class Recorder:
     Notes
     -----
     In addition to the model, the recorder takes memory for three float32 vectors of the length
-    of the parameters, or four if it uses the plain torch backend on an accelerator; one byte
-    per parameter for each of ``2**(basis - 2)`` past anchors, and for an anchor that is being
-    written; and two row buffers of 8 MB each.
+    of the parameters (four if it uses the plain torch backend on an accelerator). It also takes
+    one byte per parameter for each of ``2**(basis - 2)`` past anchors and for an anchor that is
+    being written, and has two row buffers of 8 MB each.
 
     Compared with a basis of r vectors, ``basis=0`` saves ``8 + 8 r`` bytes on disk per tensor
     and step, before compression. It takes as much memory as ``basis=1``. Gamma stays unbiased;
     in three training runs its error was 1.1 to 2.7 times the error with the default basis (see
     ``traj-store plan --basis 0``). With ``basis=0``, `analyzers.scale_invariance` cannot be
-    computed, nor can weight decay in `analyzers.path_geometry` unless the recording is exact.
+    computed, and `analyzers.path_geometry` supports weight decay only if the recording is exact.
 
     Examples
     --------
@@ -247,7 +247,7 @@ class Recorder:
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Add the indices of the examples in the batch to the row of the next optimizer step.
 
-        `trajstore.Run.samples` returns them, for example to compute the batch's loss elsewhere.
+        `trajstore.Run.samples` returns them, for example for the batch's loss at another iterate.
 
         Parameters
         ----------

@@ -72,7 +72,7 @@ class Resumption(NamedTuple):
     """Sum of the magnitudes of the terms of `expected_sq`, which bounds its rounding error."""
 
     def without_vectors(self) -> "Resumption":
-        """Empty the vectors of parameters, which other ranks receive separately."""
+        """Return a copy without the long vectors, which other ranks receive separately."""
         restoration, gradient = self.restoration, self.previous_gradient
         if restoration is not None:
             restoration = restoration._replace(keyframe=EMPTY_TENSOR, codes=_no_codes)
@@ -243,7 +243,7 @@ def _measured_before(writer: Writer, step: int) -> dict[str, int]:
 
 
 def _position_from_rows(writer: Writer, step: int) -> Position:
-    """Read the position of a recording without a saved state from its last row."""
+    """Read the position of a recording from its last row, if no state was saved."""
     if writer.n_steps == 0:
         return Position(step=step)
     last = slice(writer.n_steps - 1, writer.n_steps)

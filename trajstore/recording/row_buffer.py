@@ -59,7 +59,7 @@ class RowBuffer:
         return len(self.entries)
 
     def clear(self, first: int) -> None:
-        """Free all rows for the steps that start with `first`."""
+        """Free all rows, for the steps from `first` on."""
         self.first = first
         self.entries.clear()
         self.written = None
@@ -78,7 +78,7 @@ def to_arrays(
     fetch: Fetch = to_numpy,
 ) -> Rows:
     """Convert rows for the writer, given tensors (row, ...) and an entry for every row."""
-    # Rows of one window share a tensor.
+    # Rows of one window share the tensor `anchor_sq`.
     anchor_norms = list({id(e.anchor_sq): e.anchor_sq for e in entries}.values())
     scalars = _Scalars([entry.scalars for entry in entries])
     arrays = iter(fetch([*measured.values(), *anchor_norms, *scalars.stacks]))

@@ -182,7 +182,7 @@ class Session:
         )
 
     def _recover(self, writer: Writer) -> None:
-        """Commit the rows of a journal that the store lacks, and delete the journal."""
+        """Commit the journal's rows that the store lacks, and delete the journal."""
         if not is_remote(writer.location):
             directory = Path(writer.location)
             if replay(writer, directory, self.spec, self.tracker.size):
@@ -231,7 +231,7 @@ class Session:
         self, status: str, amendment: Mapping[str, Scalar], *, with_final: bool
     ) -> None:
         """Write the remaining rows, amend the last row, write the final iterate, and close."""
-        # After a failure, other ranks may not take part in gathering the parameters.
+        # After a failure, other ranks might not take part in gathering the parameters.
         can_gather = status == "complete" or self._placement.group is None
         read = self._parameters_reader() if can_gather else None
         self.copies.mark()
@@ -245,7 +245,7 @@ class Session:
                 if amendment:
                     writer.steps.amend_last(to_floats(amendment))
                 writer.write_final(read, status=status)
-                # The commit reads the iterate, so it belongs to this block.
+                # The commit belongs to this block because it reads the iterate.
                 writer.commit()
             queue.forget_journal()
 

@@ -171,7 +171,7 @@ class StepRecorder:
         return self._session.state(position)
 
     def amendment(self) -> dict[str, Scalar]:
-        """Return the scalars logged after the last step whose names are new in its row."""
+        """Return the scalars that were logged after the last step, and that its row lacks."""
         if self.position.step == 0:
             return {}
         recorded = self._last_names or ()
@@ -205,9 +205,9 @@ class StepRecorder:
         if n_added := self._session.watch.count_added():
             yield (
                 f"{n_added} tensors were given to the optimizer after the recorder was "
-                "made, and are not recorded. Give the optimizer all tensors before you make "
-                "the recorder, frozen tensors with requires_grad=False, or make a new recorder "
-                "with its own store."
+                "made, and are not recorded. Give the optimizer all tensors, including those "
+                "frozen with requires_grad=False, before you make the recorder; or make a new "
+                "recorder with its own store."
             )
 
     def _begin_row(self, scaling: Scaling | None) -> None:
@@ -238,7 +238,7 @@ class StepRecorder:
         if self._queue is not None:
             self._queue.wait_for_keyframe()
         if position.n_windows == 0:
-            # If a recording begins late, earlier steps also belong to this window.
+            # If a recording begins after step 0, earlier steps also belong to this window.
             anchor = tracker.start()
         else:
             anchor, start = tracker.move(), position.step
@@ -289,7 +289,7 @@ class StepRecorder:
         self._append_measurement(UPDATE, update, {})
 
     def _sign_number(self, name: str) -> int:
-        """Return the number of the random signs for the next row of a measurement."""
+        """Return the number that selects the random signs of a measurement's next row."""
         names = list(self._n_measured | {name: 0})
         return first_sign_number(names.index(name)) + self._n_measured.get(name, 0)
 

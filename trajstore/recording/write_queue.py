@@ -31,7 +31,7 @@ class NewWindow(NamedTuple):
     """First step of the window."""
     anchor: CodedAnchor
     keyframe: Tensor | None
-    """The tracker's own anchor if it is stored in full; the writer thread reads it later."""
+    """The tracker's own anchor, read later by the writer thread; None unless it is a keyframe."""
 
 
 class NewMeasurement(NamedTuple):

@@ -29,7 +29,7 @@ class PastAnchors:
         self.addresses = self._find_addresses()
 
     def append(self, codes: Tensor, scales: Tensor) -> None:
-        """Keep, without copying, the codes, int8 (size,), and scales of a new anchor."""
+        """Keep the codes, int8 (size,), and scales of a new anchor, without copying them."""
         self._codes = [(codes, scales), *self._codes][: self.n_kept]
         self.addresses = self._find_addresses()
 

@@ -1,8 +1,8 @@
 """Describe where the parameters are: all in this process, or sharded over a group of ranks.
 
 A rank keeps the blocks of the flat vector that contain elements of its shards, one block after
-another; elements of other ranks are zero. Linear functions of the vectors, and inner products of
-them, are sums over the ranks, so one all-reduce completes them.
+another; elements of other ranks are zero. Linear functions and inner products of such vectors are
+sums over the ranks, so one all-reduce completes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,8 @@ class Placement:
     """The part of the flat vector that a rank keeps."""
 
     layout: Layout  # layout of the whole tensors
-    # One piece per layer; None if this rank has no piece, or another rank counts its copy.
+    # One piece per layer; None if this rank has no piece of the layer, or if a lower rank has a
+    # copy of the piece.
     pieces: tuple[Piece | None, ...]
     group: Any = None  # process group that shares the tensors; None without sharding
 
@@ -124,7 +125,8 @@ class Placement:
 
     def block_max(self, values: Tensor) -> Tensor:
         """Replace values of local blocks, float32 (local block,), by their maxima over ranks."""
-        # The values are not negative. Returns the maxima for all blocks, (block,).
+        # No value may be negative, because missing blocks count as 0. Returns the maxima for all
+        # blocks, (block,).
         if self.group is None:
             return values
         blocks = torch.from_numpy(self._blocks).to(values.device)

@@ -36,8 +36,8 @@ class CodedAnchor(NamedTuple):
     codes: Tensor
     scales: Tensor
     weights: Tensor  # float32 (layer,): weights of the sketch in this window
-    # float32 (layer, 1 + basis): products of the displacement from the previous anchor to the
-    # first iterate of this window, with itself and with the basis of the previous window.
+    # float32 (layer, 1 + basis): products of the displacement (from the previous anchor to the
+    # first iterate of this window) with itself and with the basis of the previous window.
     arrival: Tensor
     probes: Tensor  # float64 (probe,): probes of the anchor; empty in exact mode
 
@@ -298,7 +298,7 @@ class Tracker:
         ]
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Return whether the parameters have not changed by a bit since `after_step`."""
+        """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         return self._backend.parameters_unchanged_since_step()
 
     def anchor_sq(self) -> Tensor:
@@ -388,6 +388,6 @@ class Tracker:
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return views of blocks of a vector and of other vectors that `bmm` can multiply."""
+    """View the blocks of a vector, and of other vectors, as two factors for `bmm`."""
     # Multiplying a row by a matrix is several times as fast as a matrix by a column.
     return vector[:, None, :], others.permute(1, 2, 0)

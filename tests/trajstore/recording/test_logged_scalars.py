@@ -149,7 +149,8 @@ def test_several_numbers_are_not_a_scalar(recorder: Recorder):
 @pytest.mark.parametrize("value", ["0.5", None, [1.0]], ids=repr)
 def test_scalars_must_be_numbers(value: Any, recorder: Recorder):
     with pytest.raises(
-        TypeError, match="'loss' must be a real number or a tensor that holds one, got"
+        TypeError,
+        match="'loss' must be a real number or a tensor of one real number, got",
     ):
         recorder.log(loss=value)
 

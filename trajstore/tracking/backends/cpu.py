@@ -171,7 +171,7 @@ class CPUBackend:
         kernels.add_column(tables, columns.grad_sq, gradient_energy.numpy())
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Return whether the parameters have not changed by a bit since `after_step`."""
+        """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         try:
             _, checks = self._measure_after()
         except ValueError:

@@ -8,7 +8,7 @@ results equal the results of `eager` up to rounding.
 Numba compiles these functions when they are first imported, which takes several seconds, and
 keeps the result on disk until this file changes. All the functions are in one file because Numba
 would not notice a change in another file. The first half of the file consists of short loops over
-few arrays, for which the compiler can rule out overlap, so that it vectorises the loops.
+few arrays: the compiler can rule out that so few arrays overlap, and vectorises the loops.
 """
 
 from collections.abc import Callable
@@ -675,7 +675,8 @@ def fold(
 
 @_compiled(uint64, uint64, uint64, _FLOATS)
 def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
-    """Write the random signs of a step, a multiple of 64; see `trajstore.sketch.signs`."""
+    """Write the random signs of a step; see `trajstore.sketch.signs`."""
+    # The number of signs is a multiple of 64.
     words, address = np.empty(4, np.uint64), signs.ctypes.data
     for i in range(0, len(signs), 256):
         _philox(np.uint64(i // 256 + 1), step, seed, role, words)

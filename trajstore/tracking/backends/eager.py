@@ -38,13 +38,14 @@ class _Turn(NamedTuple):
     gradient_views: list[Tensor]  # parts of `gradient` in the shapes of the parameters
     update_views: list[Tensor]  # parts of `update` in the shapes of the parameters
     gradient_factors: tuple[Tensor, Tensor]  # `_factors` of the gradient and all rows
-    update_factors: tuple[Tensor, Tensor]  # for the update with itself and displacement
+    # `_factors` of the update with itself and with the displacement.
+    update_factors: tuple[Tensor, Tensor]
     with_displacement: Tensor  # float32 (2, size): gradient and displacement
     products: Tensor  # int64 (column,): index of the product for each table column
 
 
 class EagerBackend:
-    """Measures steps with torch operations, whose number does not grow with the layers."""
+    """Measures steps with torch operations; more layers do not mean more operations."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class EagerBackend:
 
     @torch.no_grad()
     def parameters_unchanged_since_step(self) -> bool:
-        """Return whether the parameters have not changed by a bit since `after_step`."""
+        """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         # The same arithmetic gives the same bits. The result overwrites the gradient, which is no
         # longer needed.
         turn = self._turns[self._row_of_gradient]
@@ -286,6 +287,6 @@ def _products(factors: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return views of blocks of a vector and of other vectors that `bmm` can multiply."""
+    """View the blocks of a vector, and of other vectors, as two factors for `bmm`."""
     # Multiplying a row by a matrix is several times as fast as a matrix by a column.
     return vector[:, None, :], others.permute(1, 2, 0)

@@ -11,7 +11,8 @@ from torch import Tensor
 PAGE: Final = 4096
 """Size of a memory page in bytes. Every tensor begins at the start of a page, because some CPUs
 compare loads with earlier stores only by their offsets in a page. If the offset of a load is a
-few bytes larger, such a CPU mistakes the load for a load of the stored value."""
+few bytes larger than that of a store, such a CPU mistakes the load for a load of the stored
+value."""
 
 
 def huge_zeros(*shape: int, device: torch.device) -> Tensor:

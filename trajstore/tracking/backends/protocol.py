@@ -29,7 +29,7 @@ class StepBackend(Protocol):
         past: PastAnchors,
         device: torch.device,
     ) -> None:
-        """Follow these parameters, one per layer; None if only other ranks have it."""
+        """Follow these parameters, one per layer; None for a layer that only other ranks have."""
 
     @property
     def frame(self) -> Tensor:
@@ -57,7 +57,7 @@ class StepBackend(Protocol):
         """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Return whether the parameters have not changed by a bit since `after_step`."""
+        """Return whether the parameters are the same, bit for bit, as in `after_step`."""
 
     def preserve_state(self) -> AbstractContextManager[None]:
         """Return a context that restores the last gradient and the displacement on exit."""

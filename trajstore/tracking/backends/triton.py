@@ -1,7 +1,7 @@
 """Backend that runs compiled loops on CUDA devices, and reads every element only once.
 
-Plain torch operations (`trajstore.tracking.backends.eager`) read or write vectors of the length d
-of the parameters more than a dozen times, which moves about 160 bytes per element and step. This
+Plain torch operations (`trajstore.tracking.backends.eager`) read or write vectors as long as the
+parameters more than a dozen times, which moves about 160 bytes per element and step. This
 backend reads every element once before the step and once after it. The traffic for float32
 parameters and a basis of r vectors, in bytes per element:
 
@@ -19,16 +19,18 @@ tables of segments and blocks                          0.1           0.1
 
 The total is 6 bytes less if gradients and parameters have two bytes per element. The column signs
 are parts of one sequence of p + 2 B bytes, where p is the width of the fold and B = d / p is its
-number of rows; the sequence stays in the cache. The random signs of a step are drawn on the device.
+number of rows for d parameters; the sequence stays in the cache. The random signs of a step are
+drawn on the device.
 
 **Division of the work.** A program owns `SEGMENT` neighbouring columns of the fold, and processes
 them row by row: its three folds stay in registers, and no two programs add to the same place. A
 program has only one warp, so a sum needs no barrier. If there are too few columns to fill the
-device, the rows are divided among as many programs as can run simultaneously. The folds of these
-parts, 12 bytes per bucket and part, are then added in a fixed order. Because the width is prime, a
-segment can contain elements of two tensors, but never of three. Products are summed within a
-segment, separately for the two tensors, and then in float64 layer by layer in a fixed order. There
-are no atomic operations: on one kind of device, the same step gives the same bits.
+device, the rows are divided into parts, for as many programs as can run simultaneously. The folds
+of these parts, 12 bytes per bucket and part, are then added in a fixed order. Because the width is
+prime, a segment can contain elements of two tensors, but never of three, because it is shorter than
+a block. Products are summed within a segment, separately for the two tensors, and then in float64
+layer by layer in a fixed order. There are no atomic operations: on one kind of device, the same
+step gives the same bits.
 
 **Work of the host.** The number of operations that the host starts does not grow with the number
 of tensors. In every step the host reads the addresses of the tensors, and uploads them from pinned
@@ -119,7 +121,7 @@ class _Folding:
         self._buckets = torch.zeros(self.sketch.bits, device=device)
 
     def write(self, row: Mapping[str, Tensor]) -> None:
-        """Write the sketch and the probes that belong to the folds to a row."""
+        """Encode the folds as sketch and probes, and write both to a row."""
         width = self.sketch.fold.width
         torch.sum(self.folds[:, :2, :width], 0, out=self.probes.folds[:, :width])
         self.probes.write(row["probes"])
@@ -236,7 +238,7 @@ class TritonBackend:
             self._tables.after.write(row["tables"][:, self._columns.after.table_slice])
 
     def parameters_unchanged_since_step(self) -> bool:
-        """Return whether the parameters have not changed by a bit since `after_step`."""
+        """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         try:
             with no_grad_float32(self._device), _on(self._device):
                 self._measure_after(self._checks[1])

@@ -4,8 +4,8 @@ They compute the same numbers as `trajstore.tracking.backends.cpu_kernels`. The 
 `trajstore.tracking.backends.triton` explains how the work is divided, and calls these functions.
 
 Kernels read tensors through a table of addresses, without copying them into a flat buffer. For
-every tensor, the table has the kind of its elements and an address: the tensor's address minus its
-offset in the flat vector, so that indexes into the flat vector apply to it.
+every tensor, the table has the kind of its elements, and the tensor's address minus its offset in
+the flat vector. To this difference, kernels add the offset of an element in the flat vector.
 """
 
 from collections.abc import Callable, Sequence
@@ -304,7 +304,7 @@ def add_up(
     out,  # float32 or float64 (group, column or more): overwritten
     out_stride,  # distance of the rows of `out`
     N_COLUMNS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # the power of two that is not below N_COLUMNS
+    COLUMNS: tl.constexpr,  # the smallest power of two that is at least N_COLUMNS
     ROWS: tl.constexpr,  # number of rows to add in one batch
 ):
     """Add the rows of each group in float64 in a fixed order; program i handles group i."""
