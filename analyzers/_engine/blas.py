@@ -13,7 +13,7 @@ _n_users = 0
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread in this process until the last open block ends."""
+    """Limit BLAS to one thread in this process while any such block is open."""
     # The limit holds for the whole process, but tasks start and end in many threads.
     global _n_users  # noqa: PLW0603 - BLAS has a global setting, and this counts its users
     with _lock:

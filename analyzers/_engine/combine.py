@@ -38,7 +38,7 @@ def combine(
     weight_decay: float,
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
-    # `parts` are the results of `project`, which together cover all rows of the fold.
+    # `parts` are results of `project` that together cover all rows of the fold.
     by_window = [
         _combine_window(
             run,

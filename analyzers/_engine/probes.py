@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 NAMES: Final = ("gradient_probes", "displacement_probes", "probe_scales")
 
 CALIBRATION_STEPS: Final = 32
-"""Number of steps, before and after a step, whose cosines calibrate its error."""
+"""Number of steps on either side of a step whose cosines calibrate the step's error."""
 
 
 def read_probes(

@@ -61,7 +61,7 @@ def project(
 ) -> dict[int, Projected]:
     """Estimate <g, v_perp> for `steps` over `rows` of the fold, window by window."""
     # If `fits` is empty, `rows` must be all rows: the windows are then fitted here, from
-    # the same vectors.
+    # the vectors that the walk yields anyway.
     fitted = {c: fit for by_keyframe in fits for c, fit in by_keyframe.items()}
     by_window = window_steps(run, steps)
     windows = range(min(by_window), max(by_window) + 1)
@@ -111,7 +111,7 @@ def write_residual(
     layers: bool,
     out: Float32Array,
 ) -> ResidualSums:
-    """Write v_perp / w times the column signs to `out`, (row, bucket), and return sums."""
+    """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     layout, fold = run.layout, run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
     pieces = segments(
@@ -147,7 +147,7 @@ def _subtract_fit(
     *,
     out: Float32Array,
 ) -> None:
-    """Write target - anchor minus its fit on the basis to `out`."""
+    """Write to `out` the residual: target - anchor minus its fit on the basis."""
     rank = fit.coefficients.shape[-1]
     scratch = np.empty((rank + 2, SEGMENT), np.float32)
     for layer, part in pieces:

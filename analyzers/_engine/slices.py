@@ -18,7 +18,7 @@ def slices(whole: slice, length: int) -> list[slice]:
 
 def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
     """Cut `elements` into segments of one layer each; return (layer, part of `elements`)."""
-    # The gap after a layer counts as part of it.
+    # The gap after a layer counts as part of the layer.
     ends = layout.offsets + BLOCK * layout.blocks
     pieces = []
     for layer, (offset, end) in enumerate(zip(layout.offsets, ends, strict=True)):

@@ -17,7 +17,7 @@ VALUES: Final = 1 << 20
 
 
 def check_basis(run: Run, analysis: str) -> None:
-    """Raise ValueError if basis=0 left the run without products with the parameters."""
+    """Raise ValueError for a run with basis=0, which lacks products with the parameters."""
     if run.spec.basis == 0:
         raise ValueError(
             f"{analysis} needs the norms of the parameters and their products with "

@@ -1,4 +1,4 @@
-"""Turn an analysis into a graph of a few large tasks over steps and rows of parameters.
+"""Turn an analysis into a graph of a few large tasks over ranges of steps and parameters.
 
 Two passes read the anchors. The first computes inner products of all vectors, to fit
 every window: a task covers the windows of one keyframe and a range of elements. The second
@@ -36,7 +36,7 @@ PART: Final = 1 << 21
 several workers finish at about the same time."""
 
 ROW_PART: Final = 1 << 24
-"""Elements per task of the second pass; each part decodes all sketches again."""
+"""Elements per task of the second pass: many, because each task decodes whole sketches."""
 
 NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
 """Names of the computed arrays, in the order of the first axis of results."""
@@ -67,7 +67,7 @@ def _sketch_tasks(
     weight_decay: float,
 ) -> Iterator[Delayed]:
     n_rows = run.stored.sketch.fold.n_rows
-    # A basis that reaches further back keeps more anchors in memory.
+    # A basis that reaches further back keeps more anchors in memory, so parts are smaller.
     reach = 1 << max(0, run.spec.basis - 2)
     n_parts = -(-run.layout.size * (3 + reach) // (5 * ROW_PART))
     row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))

@@ -12,7 +12,8 @@ MEMORY: Final = {
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
 }
 """Settings that let the C library of a worker keep freed memory for the next array. By
-default Dask returns it to the system, and new pages then take a third of the time."""
+default Dask makes the C library return freed memory to the system, and getting new pages
+then takes a third of the computing time."""
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def connected(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> Iterator[Any]:
-    """Compute the block on the requested cluster; yield its client, or None without one."""
+    """Compute the block on the requested cluster, if any; yield its client, else None."""
     # `scheduler` is the address of a running scheduler, such as tcp://host:8786. `workers` is
     # the number of processes to start on this machine; `dashboard` alone starts one process
     # per core. `report` is the HTML file for Dask's performance report.
@@ -46,7 +47,7 @@ def connected(
 
     with ExitStack() as stack:
         if scheduler is None:
-            # Each worker has one thread, because Python's global lock would block others.
+            # Each worker has one thread, because Python's global lock would block a second.
             # Dask also limits BLAS in its workers to one thread.
             stack.enter_context(dask.config.set(MEMORY))
             scheduler = stack.enter_context(

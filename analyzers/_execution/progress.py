@@ -26,7 +26,7 @@ def compute(tasks: Sequence[Delayed], description: str) -> None:
 
 def current_client() -> Any:
     """Return the `distributed.Client` of this process, or None."""
-    # The import of `distributed` is slow, and a process with a client has done it already.
+    # The import of `distributed` is slow, and a process with a client has imported it already.
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None

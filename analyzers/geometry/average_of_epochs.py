@@ -74,7 +74,7 @@ def average_of_epochs(
 
 
 def read_reference(text: str, run: Run) -> TargetLike:
-    """Read a target from the command line; a snapshot's name takes precedence."""
+    """Read a target from the command line; a snapshot of that name takes precedence."""
     if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
     return targets.read_target(text, run)

@@ -47,8 +47,8 @@ def geometry(
     layers : bool, default: False
         Also measure each parameter tensor separately.
     measurement : str, optional
-        Measure the gradients of this measurement instead of the gradients of steps; update
-        stands for the updates, if they were recorded.
+        Measure the gradients of this measurement instead of the gradients of steps; the
+        name update selects the updates of steps, if they were recorded.
     weight_decay : float, default: 0.0
         Add this multiple of the parameters to the gradients.
     scheduler : str, optional

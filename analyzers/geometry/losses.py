@@ -51,7 +51,7 @@ def recorded_losses(run: Run) -> xr.DataArray:
 
 
 def products(run: Run, reference: TargetLike) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return ``product``, <g, x - x*>, with ``product_stderr``; and the geometry, lazy."""
+    """Return a dataset of <g, x - x*> with its standard error, and the geometry, both lazy."""
     # loLR is the product divided by |g|^2. Neither loLR nor its standard error depends on
     # the distance, and |g| is recorded.
     geometry = path_geometry(run, reference=reference)

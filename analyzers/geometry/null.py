@@ -17,7 +17,7 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     .. math:: \gamma^0_k = \frac{|u_k|}{\sqrt{\sum_{j \ge k} |u_j|^2}},
 
     which is :math:`1 / \sqrt{T - k}` if all T steps have the same length. It is positive
-    because the end of a path depends on its steps, and measures this effect alone.
+    because x*, the end of the walk, depends on the steps; it measures this effect alone.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     xarray.DataArray
         Loaded, with the dimension ``step``, the coordinates of ``run.steps`` and units of 1.
         Values follow exactly from the recorded step lengths. They are NaN at step `stop`
-        and later, and where the length of any later step is not finite or damaged.
+        and later, and where the length of this or a later step is not finite or damaged.
 
     Raises
     ------

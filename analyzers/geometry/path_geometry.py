@@ -26,7 +26,7 @@ more have at least four chunks. Small chunks repeat work, because each chunk dec
 anchors since the last keyframe again."""
 
 RESULT_VALUES: Final = 1 << 20
-"""Largest number of values of a quantity, by layer, in a chunk of the result."""
+"""Largest number of steps times layers in a chunk of the result."""
 
 ESTIMATOR: Final = 2
 """Version of the estimator, incremented when results change."""
@@ -113,13 +113,14 @@ def path_geometry(
 
     Notes
     -----
-    With r the anchor of the step's window, the numerator of RSI is exact except for the
-    product with the residual: the part of :math:`x^* - r` that a few recorded directions,
-    the basis, do not explain. A run recorded with ``basis=0`` has no such directions. The
-    product with the residual is estimated from the 1-bit sketch of the gradient. The
-    estimate is unbiased, its errors are independent between steps, and
-    `trajstore.sketch.sketch` states its variance. The distance is computed from
-    fixed random probes; its error is small, but shared by neighbouring steps. Standard errors are first order in both errors.
+    The numerator of RSI is exact except for the product of the gradient with the residual.
+    With r the anchor of the step's window, the residual is the part of :math:`x^* - r` that
+    a few recorded directions, the basis, do not explain. A run recorded with ``basis=0`` has
+    no such directions. The product with the residual is estimated from the 1-bit sketch of
+    the gradient. The estimate is unbiased, its errors are independent between steps, and
+    `trajstore.sketch.sketch` states its variance. The distance is computed from fixed random
+    probes; its error is small, but shared by neighbouring steps. Standard errors are first
+    order in the errors of the product and of the distance.
 
     With w the weights of the sketch and v the residual, the error of gamma for a single
     layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``:

@@ -51,9 +51,9 @@ def quantity(
     name : str
         The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     final : {"shade", "drop"}, default: "shade"
-        Treatment of the epoch closest to x*, usually the final epoch. In it x* and the path
-        are not independent, and most quantities blow up. ``"shade"`` shades the epoch and
-        ignores it when choosing the limits of the axes; ``"drop"`` leaves it out.
+        Treatment of the epoch closest to x*, usually the final epoch. In that epoch, x* and
+        the path are not independent, and most quantities blow up. ``"shade"`` shades the
+        epoch and ignores it when choosing the limits of the axes; ``"drop"`` leaves it out.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure.
 

@@ -111,7 +111,7 @@ def open_results(location: str, group: str) -> xr.Dataset:
 def _done_chunks(
     location: str, group: str, computed_from: str
 ) -> npt.NDArray[np.bool_] | None:
-    """Read the marks of complete chunks, bool (chunk,), or None without such a result."""
+    """Read the marks of complete chunks, bool (chunk,); None if this result is not stored."""
     try:
         stored = zarr.open_group(
             open_store(location), path=group, mode="r", use_consolidated=False

@@ -2,7 +2,7 @@
 
 The equations are numbered as in C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas,
 "No Wrong Turns: The Simple Geometry Of Neural Networks Optimization Paths", 2023, section
-3, arXiv 2306.11922. The copies available to us lack the formulas, but these
+3, arXiv 2306.11922. The copies of the paper available to us lack the formulas, but these
 follow from the definitions of RSI and EB.
 """
 
@@ -122,14 +122,14 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        A result of `analyzers.path_geometry`; may be lazy. Select the steps that the rate should
-        cover; leave out the last epoch, where RSI and EB blow up.
+        A result of `analyzers.path_geometry`; may be lazy. Select the steps that the
+        rate should cover; leave out the last epoch, where RSI and EB blow up.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is lazy. ``mu``, ``L``, the factor ``rate``,
-        :math:`1 - \mu^2 / L^2`, and the learning rate ``lr``, each with its standard error in
+        Lazy if `geometry` is lazy. The variables are ``mu``, ``L``, the factor ``rate``
+        (:math:`1 - \mu^2 / L^2`) and the learning rate ``lr``, each with its standard error in
         a variable ending in ``_stderr``. All are scalars, or have the dimension ``layer``.
         ``rate`` and ``lr`` are NaN where mu is not positive, since nothing is guaranteed
         there.

@@ -84,9 +84,9 @@ def compare_branches(
         ``lr_scale`` holds the factor of the learning rate. Units are 1. The variables are
 
         - by ``part``, for 30 parts of each path with the same number of steps: the median
-          ``cosine`` with its quartiles ``cosine_low`` and ``cosine_high``, and the path
-          length ``path`` and the sum of learning rates ``lr_time``, both from the branching
-          to the middle of the part;
+          ``cosine`` with its quartiles ``cosine_low`` and ``cosine_high``;
+        - also by ``part``: the path length ``path`` and the sum of learning rates
+          ``lr_time``, both from the branching to the middle of the part;
         - by ``cosine_bin``: ``histogram``, the share of steps in each bin;
         - by ``kind``, as in `zigzag_segments`: ``step_share``, ``path_share`` and, if there
           is a loss, ``decrease`` and ``decrease_share`` with their standard errors;
@@ -105,10 +105,10 @@ def compare_branches(
     This is our own protocol for the question whether zigzag geometry "appears over a wide
     range of geometrical scales", as the paper that `zigzag` cites says; the paper's
     protocol was not available. If the loss is smooth and the steps are short enough,
-    gradients hardly change from step to step. The cosine is then near 1 without the noise of
-    mini-batches, and near the share of the signal in :math:`|g|^2` with noise. A zigzag that
-    becomes smooth at a smaller learning rate came from steps that were too long for their
-    valley; a zigzag that persists at all learning rates has another cause.
+    gradients hardly change from step to step. Without the noise of mini-batches, the cosine
+    is then near 1; with noise, it is near the share of the signal in :math:`|g|^2`. A zigzag
+    that becomes smooth at a smaller learning rate came from steps that were too long for
+    their valley; a zigzag that persists at all learning rates has another cause.
 
     The running median always covers `window` steps, and therefore a shorter piece of the
     path at a smaller learning rate. The cosine of a branch's first step is unknown.
@@ -175,7 +175,7 @@ def _beginning(parent: Run, branches: Sequence[Run]) -> tuple[int, int]:
     if first + 2 > parent.n_steps:
         raise ValueError(
             f"{parent.location} has {parent.n_steps} steps, and its branches begin with "
-            f"step {first}; the parent needs two steps or more from there on."
+            f"step {first}; the parent needs two steps or more from that step on."
         )
     return epoch, first
 

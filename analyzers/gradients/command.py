@@ -35,9 +35,9 @@ def zigzag(
     """Find where a run zigzags, from the cosines of adjacent gradients.
 
     Prints which shares of the steps, of the path and of the decrease of the loss belong to
-    zigzag, smooth and other segments, and the zigzag shares for several thresholds and
-    windows. Results go to RUN.analysis.zarr and figures to RUN.figures, both next to the
-    store; figures of a remote store go to the working directory.
+    zigzag, smooth and other segments. A second table has the zigzag shares for several
+    thresholds and windows. Results go to RUN.analysis.zarr and figures to RUN.figures, both
+    next to the store; figures of a remote store go to the working directory.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def compare_branches(
     loss: str = "loss",
     length: float | None = None,
 ) -> None:
-    """Compare how a run and its branches with other learning rates zigzag.
+    """Compare the zigzags of a run and of its branches, which have other learning rates.
 
     Results go to RUN.analysis.zarr and the figure to RUN.figures, both next to the parent.
 

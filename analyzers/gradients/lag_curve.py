@@ -12,7 +12,7 @@ from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))
-"""Steps between two gradients, by default. A zigzag differs at odd and even lags."""
+"""Steps between two gradients, by default. In a zigzag, odd and even lags differ."""
 
 N_PAIRS: Final = 64
 """Number of pairs of gradients for each lag, by default."""
@@ -32,8 +32,8 @@ def lag_curve(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
-        count as steps.
+        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`; the rows
+        of a measurement count as steps.
     lags : sequence of int, default: 1 to 20
         Numbers of steps from the first gradient of a pair to the second, at least 1.
     n_pairs : int, default: 64
@@ -58,7 +58,8 @@ def lag_curve(
     Cosines are computed from the probes of gradients, as in `analyzers.lagged_gradients`,
     but without a target. The signs of the probes are the same in the whole run, so the errors
     of different pairs may agree. The standard error of the mean is therefore the mean of the
-    standard errors of the pairs, which is an upper bound. A run recorded with ``exact=True`` has standard errors of 0.
+    standard errors of the pairs, which is an upper bound. A run recorded with ``exact=True``
+    has standard errors of 0.
     """
     lag = np.array(lags, np.int64)
     if n_pairs < 1 or len(lag) == 0 or (lag < 1).any():

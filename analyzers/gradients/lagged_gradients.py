@@ -59,8 +59,8 @@ def lagged_gradients(
     Parameters
     ----------
     run : trajstore.Run
-        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`, whose rows
-        count as steps.
+        As returned by `trajstore.open_run`, or by `trajstore.Run.measured`; the rows
+        of a measurement count as steps.
     reference : str, int, Run or mapping, default: "final"
         The target x*, as in `path_geometry`.
     lags : sequence of int, default: (1, 2, 5, 10, 20, 50)
@@ -167,8 +167,8 @@ def compare(
 ) -> FloatArray:
     """Compare the steps `bases` with later steps, float64 (quantity, base, lag)."""
     # The later steps are `lag` steps after `bases`. `rsi` holds the RSI of `steps`, a range
-    # that contains all of them. `target` holds the probes of x*. Quantities are in the
-    # order of `NAMES`.
+    # that contains `bases` and the later steps. `target` holds the probes of x*.
+    # Quantities are in the order of `NAMES`.
     pairs = bases[:, None] + lag
     exists = pairs < run.n_steps
     needed = np.unique(np.concatenate([bases, pairs[exists]]))

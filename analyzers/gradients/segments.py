@@ -48,7 +48,8 @@ THRESHOLDS: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 CRITERION: Final = (
     "zigzag where the running median of the cosine of adjacent gradients is below minus "
-    "the threshold, smooth where it is above it, neither between; our own criterion"
+    "the threshold, smooth where the median is above the threshold, neither in between; "
+    "our own criterion"
 )
 
 SEGMENT_NAMES: Final = {
@@ -98,8 +99,8 @@ def zigzag_segments(
     loss : str or None, default: "loss"
         Name of the scalar whose decrease is attributed to segments; None to skip this.
     smoothing : int, optional
-        Number of steps in the running mean of the loss, odd. Default: 1 if the run's metadata says
-        that it was trained on full batches, whose losses have no noise, else 11.
+        Number of steps in the running mean of the loss, odd. Default: 11, or 1 if the run's
+        metadata says that it was trained on full batches, whose losses have no noise.
 
     Returns
     -------
@@ -132,17 +133,17 @@ def zigzag_segments(
     -----
     *Threshold.* Under gradient descent with the learning rate :math:`\eta`, the gradient along
     an eigenvector of the Hessian with eigenvalue :math:`\lambda` follows :math:`g_{k+1} = (1 -
-    \eta \lambda) g_k`. Without noise, a single mode has a cosine of -1 or 1. Several modes
-    that zigzag or are smooth have a cosine in between, and beyond -0.5 or 0.5 one kind of mode
-    clearly outweighs the other. The noise of mini-batches draws the cosine towards 0, because
-    the noise of two batches is independent. While the loss falls steadily, the cosine is about
-    the share of the signal in :math:`|g|^2`; above 0.5 there is more signal than noise. Where
-    the iterate is stationary and driven only by noise, the cosine is :math:`-\eta \lambda / 2`:
-    it is negative at *any* learning rate, since later steps must undo each step. Only below
-    -0.5 does it imply :math:`\eta \lambda > 1`, averaged over the modes by their share in
-    :math:`|g|^2`. A threshold of 0.5 therefore means the same with and without noise, but
-    noise may hide a zigzag in a segment that is "neither". Both formulas hold for plain SGD
-    on a quadratic; momentum changes the step, and therefore the second formula.
+    \eta \lambda) g_k`. Without noise, a single mode has a cosine of -1 or 1. A mixture of
+    zigzagging and smooth modes has a cosine in between; below -0.5 or above 0.5, one kind of
+    mode clearly outweighs the other. The noise of mini-batches draws the cosine towards 0,
+    because the noise of two batches is independent. While the loss falls steadily, the cosine
+    is about the share of the signal in :math:`|g|^2`; above 0.5 there is more signal than
+    noise. Where the iterate is stationary and driven only by noise, the cosine is
+    :math:`-\eta \lambda / 2`: it is negative at *any* learning rate, since later steps must
+    undo each step. Only below -0.5 does it imply :math:`\eta \lambda > 1`, averaged over the
+    modes by their share in :math:`|g|^2`. A threshold of 0.5 therefore means the same with
+    and without noise, but noise may hide a zigzag in a segment that is "neither". Both
+    formulas hold for plain SGD on a quadratic, but not with momentum, which changes the step.
 
     *Window.* With a median over 11 steps, a zigzag needs a majority of negative cosines:
     single negative cosines also occur on smooth paths, and under noise. In a run of pure
@@ -159,9 +160,10 @@ def zigzag_segments(
 
     *Path and displacement.* ``path_share`` is the exact share of :math:`\sum_k |u_k|`, where
     :math:`u_k` is the update. ``displacement_share`` is :math:`\langle D_\mathrm{kind}, D
-    \rangle / |D|^2`, where :math:`D_\mathrm{kind}` is the sum of :math:`u_k` over the steps of
-    the kind, and D is the sum over all steps except the last. It is estimated from the probes
-    of iterates, with the standard error of a ratio, and is exact for an exact recording.
+    \rangle / |D|^2`, where D is the sum of :math:`u_k` over all steps except the last, and
+    :math:`D_\mathrm{kind}` is the part of this sum that comes from steps of the kind. The
+    share is estimated from the probes of iterates, with the standard error of a ratio, and is
+    exact for an exact recording.
     """
     check_criterion(window, threshold)
     smoothing = check_smoothing(run, smoothing)

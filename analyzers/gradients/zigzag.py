@@ -38,9 +38,9 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
     xarray.Dataset
         Lazy, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
         the dimension ``layer`` if requested. The variable ``cosine`` is float64, with units
-        of 1. It is NaN for the first step, where either gradient is 0 or not finite, and
-        where the previous gradient was not recorded, as after an interruption without
-        ``recorder.state_dict()``.
+        of 1. It is NaN in the first step, in steps where either gradient is 0 or not finite,
+        and in steps whose previous gradient was not recorded, as after an interruption
+        without ``recorder.state_dict()``.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
     Cosines of gradients further apart are not recorded, but `analyzers.lagged_gradients` and
     `analyzers.lag_curve` estimate them with standard errors. Use
     ``lagged_gradients(run.measured(name), lags=[1])`` for the gradients of a measurement:
-    each is recorded with its product with the gradient of the last optimizer step, not with
-    the previous gradient of the measurement.
+    the store has their products with the gradient of the last optimizer step, but not with
+    each other.
 
     References
     ----------

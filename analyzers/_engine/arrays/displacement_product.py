@@ -1,10 +1,10 @@
 """Estimate inner products of recorded displacements with a known vector.
 
-The norm of a displacement a = x - r and its products with the basis are known exactly.
-The part of a that the basis does not explain is compared with the known vector v through
-fixed random probes (`trajstore.sketch.probes`). The displacement f from this anchor to the
-next anchor is also known exactly, and a grows mostly along f. Only the part of a orthogonal
-to f carries the error of the probes, and this part vanishes at window borders.
+The norm of a displacement `a` = x - r and its products with the basis are known exactly.
+The part of `a` that the basis does not explain is compared with the known vector v through
+fixed random probes (`trajstore.sketch.probes`). The displacement f from the anchor r to the
+next anchor is also known exactly, and `a` grows mostly along f. Only the part of `a`
+orthogonal to f carries the error of the probes, and this part vanishes at window borders.
 """
 
 from typing import Any, Final, NamedTuple
@@ -18,8 +18,8 @@ from analyzers._engine.arrays.low_rank import regress
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LAYER_SPREAD: Final = 0.3
-"""Prior standard deviation of a layer's cosine from the cosine of the whole vectors; this
-is our own choice."""
+"""Prior standard deviation of the difference between a layer's cosine and the cosine of the
+whole vectors; this is our own choice."""
 
 
 class ProbedVectors(NamedTuple):
@@ -33,7 +33,7 @@ class ProbedVectors(NamedTuple):
 class Product(NamedTuple):
     """Estimates of <a, v>, and the terms that `layer_products` needs."""
 
-    # The rest of a or v is its part orthogonal to the basis and to f.
+    # The rest of `a` or v is its part orthogonal to the basis and to f.
     estimate: Estimate  # <a, v>, (step,)
     a_on_basis: FloatArray  # coefficients of a on the basis, (step, basis)
     f_on_basis: FloatArray  # coefficients of f on the basis, (basis,)
@@ -50,7 +50,7 @@ def displacement_product(
     v: ProbedVectors,
     f_dot_v: float,
 ) -> Product:
-    """Estimate products of displacements a with a vector v orthogonal to the basis."""
+    """Estimate products of displacements `a` with a vector v orthogonal to the basis."""
     # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
     # cosine and of the advance; each falls with the square root of the number of probes.
     a_on_basis, a_rest = _remove_basis(basis, a)
@@ -97,7 +97,7 @@ def layer_products(
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
     # (layer,), `f_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram` (layer,
     # basis, basis).
-    # The probes of a cover all layers, so products with a small layer of v are noisy. A
+    # The probes of `a` cover all layers, so products with a small layer of v are noisy. A
     # normal prior of width `LAYER_SPREAD` therefore draws the cosine of each layer towards
     # the cosine of the whole vectors, which biases the estimate.
     a_rest = _layer_rest_sq(a_sq, a_dot_basis, gram, whole.a_on_basis[:, None])

@@ -22,8 +22,8 @@ class Estimate(NamedTuple):
 class Sampled(NamedTuple):
     """A sampled direction d at a point x, relative to the target x*."""
 
-    # The numerator may be computed from the distance |x - x*|. `slope` is its derivative
-    # by the distance; its standard error leaves out the error of the distance.
+    # The numerator may be computed from the distance |x - x*|. `slope` is the derivative of
+    # the numerator by the distance; `numerator.stderr` leaves out the error of the distance.
     numerator: Estimate  # <d, x - x*>
     squares: FloatArray  # |d|^2
     slope: FloatArray  # derivative of <d, x - x*> by |x - x*|
@@ -103,9 +103,9 @@ def crowding(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the energy of a vector by layer, (layer,), and its crowding, (layer, layer)."""
     # `squares` holds the squared elements of the vector, (row, bucket), in the rows of the
-    # fold that start at `first_row`, and 0 between layers. `offsets` must ascend.
-    # Crowding [i, j] is the sum over the elements of layer i of their squares times the
-    # number of elements of layer j in the same bucket.
+    # fold from `first_row` on, and 0 between layers. `offsets` must ascend.
+    # Each element of layer i adds to crowding [i, j] its square times the number of elements
+    # of layer j in the same bucket.
     n_rows, width = squares.shape
     n_layers = len(sizes)
     # In no row does a layer begin or end between these columns.
@@ -137,8 +137,8 @@ def sketch_variance(
 ) -> FloatArray:
     """Return the variance of products estimated from a sketch, (step, layer)."""
     # Let G = w g and u = v / w, with the weights w, in rows b and buckets j of the fold.
-    # `gradient_sq` is |G|^2, (step, layer); `residual_sq`, |u|^2, and `crowd` are the
-    # results of `crowding` for u. The variance of a whole product is the sum over layers.
+    # `gradient_sq` is |G|^2, (step, layer); `residual_sq` (|u|^2) and `crowd` are
+    # the results of `crowding` for u. The variance of a whole product is the sum over layers.
     #
     # The fold contributes sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2, and
     # the 1-bit code contributes CODE_VARIANCE / bits |G|^2 |u|^2. The energy of G is assumed

@@ -8,7 +8,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 
 RIDGE: Final = 1e-8
-"""Number added to the diagonal of the Gram matrix, which is first scaled to ones."""
+"""Number added to the diagonal of the Gram matrix after that diagonal is scaled to ones."""
 
 
 def regress(gram: FloatArray, products: FloatArray) -> FloatArray:
