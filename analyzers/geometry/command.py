@@ -110,7 +110,7 @@ def _table(means: xr.Dataset) -> Table:
             f"{row['distance']:.3g}",
         )
     if rows.step > 1:
-        table.caption = f"One epoch of {rows.step} is shown."
+        table.caption = f"One of every {rows.step} epochs is shown."
     return table
 
 

@@ -98,7 +98,7 @@ def test_long_table_shows_every_nth_epoch():
     variables["n_steps"] = ("epoch", np.ones(n, int))
     table = command._table(xr.Dataset(variables, {"epoch": np.arange(n)}))
     assert list(table.columns[0].cells) == [str(e) for e in range(0, n, 3)]
-    assert table.caption == "One epoch of 3 is shown."
+    assert table.caption == "One of every 3 epochs is shown."
 
 
 def test_results_and_figures_lie_next_to_the_store(
