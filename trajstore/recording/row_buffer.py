@@ -44,7 +44,7 @@ class RowBuffer:
     first: int = 0
     """Optimizer step of the first row."""
     entries: list[Entry] = field(default_factory=list)
-    """One entry per filled row; `arrays` converts the tensors in it."""
+    """One entry per filled row. Entries may hold tensors, which `arrays` converts."""
     written: Future[None] | None = None
     """The job that writes the buffer; set while the writer thread uses the buffer."""
     rows: list[dict[str, Tensor]] = field(init=False, repr=False)

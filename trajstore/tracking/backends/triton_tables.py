@@ -102,7 +102,7 @@ class SumsByLayer:
         )
 
     def write(self, out: Tensor) -> None:
-        """Write the sums to the first columns of `out`, float32 (layer, column or more)."""
+        """Write the sums to the first columns of `out`, float32 (layer, at least n_columns)."""
         self._add_up(self.values, self._group_bounds, self._group_sums)
         self._add_up(self._group_sums, self._layer_bounds, out)
 
@@ -130,7 +130,8 @@ def segments_of(
     layout: Layout, width: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return a table of the segments of a fold, (segment, 4), and the layer of each sum."""
-    # `triton_kernels.measure_before` explains the four columns. The layers are ascending.
+    # `triton_kernels.measure_before` explains the four columns. A segment has one sum, or two
+    # if it contains a border between tensors. The layers are ascending.
     last_element = layout.size - 1
     row_starts = width * np.arange(-(-layout.size // width))[:, None]
     starts = (row_starts + np.arange(0, width, SEGMENT)).reshape(-1)
