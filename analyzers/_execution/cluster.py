@@ -47,7 +47,7 @@ def connected(
 
     with ExitStack() as stack:
         if scheduler is None:
-            # Each worker has one thread, because Python's global lock would block a second.
+            # Each worker has one thread, because Python's global lock would block a second one.
             # Dask also limits BLAS in its workers to one thread.
             stack.enter_context(dask.config.set(MEMORY))
             scheduler = stack.enter_context(

@@ -28,14 +28,14 @@ def figure(
 ) -> None:
     """Draw a figure of "No Wrong Turns" from recorded runs.
 
-    Chooses the runs that the figure needs by their training settings, analyses the chosen
-    runs that have no results yet, and writes figure-NUMBER.png.
+    Chooses, by their training settings, the runs that the figure needs, analyses those that
+    have no results yet, and writes figure-NUMBER.png.
 
     Parameters
     ----------
     number : str
-        Number of the figure in the arXiv version, or controls, measurements or theory,
-        which are not in the paper.
+        Number of the figure in the arXiv version, or the name of a figure that is not in
+        the paper: controls, measurements or theory.
     stores : Path
         Directory that contains the runs, at any depth.
     out : Path, optional

@@ -146,7 +146,7 @@ FIGURES: Final = {
     "measurements": PaperFigure(
         title="other gradients, updates, and gradients some steps apart",
         panels=other_measurements,
-        needs="a run that was recorded with other gradients, or with updates",
+        needs="a run that was recorded with additional gradients, or with updates",
         note="The published code measures these quantities, but the paper does not show "
         "them. Where pairs of gradients or iterates are compared, bars show the error of a "
         "single pair, because the errors of fixed probes do not average out over pairs.",

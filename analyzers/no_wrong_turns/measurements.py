@@ -1,4 +1,4 @@
-"""Figures of other measurements and of the theory of steps, which are not in the paper."""
+"""Two figures that are not in the paper: additional measurements, and theory of steps."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -23,7 +23,7 @@ from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, UPDATE
 from trajstore.reading.run import Run
 
 NEEDS_MEASUREMENTS: Final = (
-    "a run that was recorded with other gradients, or with updates"
+    "a run that was recorded with additional gradients, or with updates"
 )
 NEEDS_UPDATES: Final = "a run that was recorded with updates"
 DIRECTION_NAMES: Final = {FIXED_BATCHES: "ten fixed batches", FULL_BATCH: "all data"}
@@ -110,7 +110,8 @@ def _means(geometry: xr.Dataset, run: Run, epochs: EpochSelection) -> xr.Dataset
 
 def _by_lag(run: Run, epochs: EpochSelection) -> dict[str, list[Curve]]:
     """Return curves of means over the pairs of an epoch, by quantity."""
-    # Bars are errors of single pairs: errors of fixed probes hardly average out.
+    # The error bar of a mean is that of a single pair: the probes are the same in every
+    # step, so their errors hardly average out.
     pairs = lagged_gradients(run, lags=LAGS, every=7).compute()
     by_epoch = epochs.select(pairs.groupby("epoch").mean(), run.n_epochs)
     return {

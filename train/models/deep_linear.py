@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def stack(
     weights: Sequence[Tensor], activation: Callable[[], nn.Module] | None = None
 ) -> nn.Sequential:
-    """Return layers with the given weights, without biases, and activations between them."""
+    """Return layers with the given weights and no biases; put activations between them."""
     layers: list[nn.Module] = []
     for weight in weights:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -42,7 +42,7 @@ def aligned_weights(
 
 
 def random_weights(widths: Sequence[int], *, initial: float) -> list[Tensor]:
-    """Return float32 weights with independent normal entries, starting at the first layer."""
+    """Return float32 weights with independent normal entries, in the order of layers."""
     # If all widths are equal, the product multiplies lengths by `initial` on average.
     scale = initial ** (1 / (len(widths) - 1))
     return [

@@ -165,7 +165,7 @@ def _training_of(run: Run, device: str | None, data_dir: str | None) -> Training
 def _check_rebuilt(run: Run, rebuilt: RebuiltTraining) -> None:
     """Refuse a rebuilt model whose loss in the first step is not the recorded loss."""
     # The losses cannot be compared if dropout or augmentation makes them random. A recording
-    # that was resumed may have begun late, so that its first parameters are unknown.
+    # that was resumed may have begun after the first step of training, at unknown parameters.
     if rebuilt.training.full_batch or run.stored.document.resumes or run.n_steps == 0:
         return
     indices = _indices(run, slice(0, 1))[0]

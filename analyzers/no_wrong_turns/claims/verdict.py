@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 def inside(
     number: Measured, *, low: float = -math.inf, high: float = math.inf
 ) -> Verdict:
-    """Test whether the whole error bar of a number, or no part of it, is between limits."""
+    """Return supported if the error bar is within limits, contradicted if it is outside."""
     bottom = number.value - DECISIVE_STDERRS * number.stderr
     top = number.value + DECISIVE_STDERRS * number.stderr
     if bottom > low and top < high:
