@@ -6,9 +6,9 @@ classes with a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
 S. Shalev-Shwartz, "Beyond Convexity: Stochastic Quasi-Convex Optimization", NeurIPS 2015, arXiv
 1507.02030, and H. Daneshmand et al., "Escaping Saddles with Stochastic Gradients", ICML
 2018, arXiv 1803.05999. The text of Islamov et al. that we read does not give the formula. It
-does give the smallest loss of a point, 0.000523853, and our formula reproduces all digits of
-this number for points of norm 1. The distribution and the dimension of the points are our own
-choices.
+does give the smallest loss that a point can have, 0.000523853, and our formula reproduces all
+digits of this number for points of norm 1. The distribution and the dimension of the points are
+our own choices.
 """
 
 from typing import Final
@@ -30,7 +30,7 @@ CLASS_DISTANCE: Final = 4.0
 REGULARISATION: Final = 1e-5
 
 MIN_POINT_LOSS: Final = 0.000523853
-"""Smallest loss of a point of norm 1."""
+"""Smallest loss that a single point of norm 1 can have, over all x."""
 
 
 class HalfSpace(nn.Module):

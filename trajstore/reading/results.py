@@ -15,7 +15,7 @@ from trajstore.reading.target import Target
 from trajstore.store.location import open_store, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
-"""First words of the target labels that end with a name."""
+"""First words of the target labels that end with a name or number."""
 
 
 def results_location(run: Run) -> str:

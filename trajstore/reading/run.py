@@ -268,7 +268,7 @@ class Run:
         -------
         xarray.Dataset
             Loaded. ``start`` is the first optimizer step of a window and ``stop`` the step
-            after its last; for a measurement, both are numbers of rows. ``weights``
+            after its last; for a measurement, both are row numbers. ``weights``
             (window, layer) are the weights of the sketch, and ``probes`` (window, probe)
             the probes of the anchor; both are NaN where a chunk is damaged.
 

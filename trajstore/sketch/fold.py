@@ -10,10 +10,10 @@ The widths of weight matrices are highly composite. A prime width p keeps the co
 matrix from falling on the same few buckets.
 
 The column signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random signs, so
-they need little memory. The variance of a product over tau is the sum of
+they need little memory. The variance over tau of an inner product is the sum of
 ``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2`` over pairs of rows b, b'. Within
-a pair, the products of signs at different columns are uncorrelated. The mean of the variance over
-c is therefore the same as with independent signs.
+a pair, the products ``sigma[b, j] sigma[b', j]`` of different columns j are uncorrelated. The mean
+of the variance over c is therefore the same as with independent signs.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ GOLDEN: Final = 633
 """Approximate width of large folds modulo `BLOCK`: `BLOCK` times the golden ratio 0.618.
 
 Each tensor begins at the start of a block, and a small tensor is followed by zeros. With this
-remainder, tensors that begin in different rows begin in buckets far from each other."""
+width modulo `BLOCK`, tensors that begin in different rows begin in buckets far from each other."""
 
 SHIFT: Final = 2
 """Number of places by which the sequence of column signs moves from row to row."""
@@ -85,7 +85,7 @@ class Fold:
         )
 
     def signed_rows(self, vector: FloatArray, first: int = 0) -> FloatArray:
-        """Return entries from row `first` on, times column signs, (row, width)."""
+        """Return entries that begin at row `first`, times column signs, (row, width)."""
         # The last row is padded with zeros.
         rows = -(-len(vector) // self.width)
         padded = np.zeros(rows * self.width, np.float32)

@@ -70,8 +70,8 @@ def _missing_chunks(
     store: CheckedStore, name: str, array: StoredArray, size: ChunkSize
 ) -> list[str]:
     """Return a problem if a large array lacks most of its chunks."""
-    # Damage rarely affects most chunks. Forged metadata, which could make a reader fill its
-    # memory, has almost no chunks.
+    # A damaged store rarely lacks most chunks of an array. A store with forged metadata, which
+    # could make a reader fill its memory, has almost none.
     n_chunks = -(-array.length // array.spec.chunk[0])
     if n_chunks * size.decoded <= MAX_UNCHECKED_BYTES:
         return []
