@@ -338,7 +338,7 @@ def attempt(path: Path, training: Training, **options: Any) -> None:
         (
             lambda: Training(width=31),
             {},
-            r"(?s)another run.*0\.bias: shape \(31,\), recorded with \(30,\)",
+            r"(?s)a different run.*0\.bias: shape \(31,\), recorded with \(30,\)",
         ),
         (Training, {"sketch_bits": 128}, "sketch_bits: 128, recorded with 64"),
         (Training, {"steps_per_epoch": 7}, "steps_per_epoch: 7, recorded with 6"),
