@@ -13,8 +13,8 @@ class TrajectoryCallback(LightningHooks, Callback):
     is the loss of the first process. Gradients are recorded as the optimizer finds them:
     accumulated, unscaled and clipped.
 
-    Recording begins and ends with training. The status of the store is then complete, or failed
-    if `fit` raised an exception. Checkpoints contain the state of the recording;
+    Recording begins and ends with training. Afterwards the status of the store is complete,
+    or failed if `fit` raised an exception. Checkpoints contain the state of the recording;
     ``fit(ckpt_path=...)`` resumes it.
 
     Parameters

@@ -45,7 +45,7 @@ class LightningHooks:
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder during training in processes that record; otherwise None."""
+        """The recorder, if this process records and training is under way; otherwise None."""
         return self._recorder
 
     @property
@@ -86,7 +86,7 @@ class LightningHooks:
         return {"resume": True, "step": trainer.global_step}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin an epoch, unless the recorder counts them."""
+        """Begin an epoch, unless the recorder itself counts epochs."""
         # A resumed epoch may have begun before the checkpoint.
         is_new = trainer.current_epoch != self._epoch
         if self._recorder is not None and not self._counts_epochs and is_new:
@@ -214,7 +214,7 @@ def _scaler(trainer: Any) -> Any:
 
 
 def _mean_loss(losses: Sequence[Tensor], trainer: Any) -> Tensor:
-    """Average the losses of one step, and remove the factors of Lightning and the scaler."""
+    """Average the losses of one step, without the factors that Lightning and the scaler apply."""
     n_batches: int = trainer.accumulate_grad_batches
     loss = torch.stack(list(losses)).mean() * n_batches
     scaler = _scaler(trainer)

@@ -6,4 +6,4 @@ from trajstore.integrations.lightning_hooks import LightningHooks
 
 
 class TrajectoryCallback(LightningHooks, Callback):
-    """The callback of `trajstore.integrations.lightning`, for trainers of this package."""
+    """The callback of `trajstore.integrations.lightning`, for ``pytorch_lightning`` trainers."""

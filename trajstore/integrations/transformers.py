@@ -82,7 +82,7 @@ class TrajectoryCallback(TrainerCallback):
 
     @property
     def recorder(self) -> Recorder | None:
-        """The recorder during training in processes that record; otherwise None."""
+        """The recorder, if this process records and training is under way; otherwise None."""
         return self._recorder
 
     def log(self, **scalars: float | Tensor) -> None:
@@ -132,7 +132,7 @@ class TrajectoryCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Begin an epoch, unless the recorder counts them."""
+        """Begin an epoch, unless the recorder itself counts epochs."""
         # Training may be resumed within an epoch.
         is_new, self._is_within_epoch = not self._is_within_epoch, False
         if self._recorder is not None and not self._counts_epochs and is_new:

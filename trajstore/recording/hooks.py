@@ -22,8 +22,8 @@ class StepHooks:
     """Run callbacks when a step of one or several optimizers begins and ends.
 
     A step of several optimizers begins when the first of them is about to step. It ends
-    when all of them have stepped, or when one of them is about to step a second time: a
-    `torch.amp.GradScaler` skips optimizers whose gradients are not finite.
+    when all of them have stepped. A `torch.amp.GradScaler` skips optimizers whose gradients
+    are not finite; the step then ends when one of the optimizers is about to step again.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
     """Return the model's parameters that optimizers hold, in the model's order."""
-    # Names are the names in the model without torch.compile, DistributedDataParallel and
-    # activation checkpointing.
+    # Names are as in the model before torch.compile, DistributedDataParallel or activation
+    # checkpointing wrapped it.
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise NotImplementedError(
             "LBFGS takes many steps within one call of step(), each with its own gradient, so "

@@ -12,7 +12,7 @@ from warnings import warn
 
 
 def close_at_exit(close: Callable[[str], None]) -> Callable[[], None]:
-    """Arrange for `close(status)` when the program ends; return a function that cancels it."""
+    """Call `close(status)` when the program ends; return a function that cancels this."""
     at_exit = partial(_close, close)
     atexit.register(at_exit)
     undo_sigterm = _exit_on_sigterm()

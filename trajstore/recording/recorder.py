@@ -52,8 +52,9 @@ class Recorder:
         Optimizer steps in an epoch. Without this option, epochs begin with `start_epoch`.
     total_steps : int, optional
         Optimizer steps in the run, if known. Windows then get shorter towards the end, which
-        keeps the last steps as precise as the earlier steps. Without this option, gamma of the
-        last epoch is lost if the learning rate decays to nearly 0.
+        keeps the last steps as precise as the earlier steps. Without this option, gamma, the
+        cosine of the gradient and ``x_k - x*``, is lost in the last epoch if the learning rate
+        decays to nearly 0.
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
         the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`. An anchor takes
@@ -76,7 +77,7 @@ class Recorder:
     seed : int, default: 0
         Seed of the recorder's random signs, which do not use torch's random generators.
     flush_rows : int, default: 1024
-        Rows are written when this number of rows is waiting, or when they take 8 MB.
+        Rows are written when this number of rows is waiting, or when the waiting rows take 8 MB.
     flush_seconds : float, default: 30.0
         Seconds after which waiting rows are written.
     resume : mapping or bool, default: False
@@ -105,8 +106,8 @@ class Recorder:
     group : torch.distributed.ProcessGroup, optional
         The ranks that together hold the parameters. Each rank makes a recorder, and the first
         rank writes. Default: all ranks if parameters are DTensors, as under FSDP2 and tensor
-        parallelism. If ranks hold copies of an ordinary tensor, the first copy is recorded. Not
-        needed under DistributedDataParallel: give the wrapped model.
+        parallelism. If ranks hold copies of an ordinary tensor, the first copy is recorded.
+        Under DistributedDataParallel, leave out this option and give the wrapped model.
     samples : int, default: 0
         Largest number of indices of examples to keep per step, see `log_samples`. Each index
         takes about two bytes on disk.
@@ -247,14 +248,15 @@ class Recorder:
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Add the indices of the examples in the batch to the row of the next optimizer step.
 
-        `trajstore.Run.samples` returns them, for example for the batch's loss at another iterate.
+        `trajstore.Run.samples` returns these indices, for example to compute the batch's loss at
+        another iterate.
 
         Parameters
         ----------
         indices : torch.Tensor or array_like of int
             Indices of the examples in the data set, counted from 0, in the order of the batch.
             Their number is limited by the recorder's option ``samples``. They are read
-            immediately; to avoid waiting for a device, give them as the loader returns them.
+            immediately; to avoid waiting for a device, give them before they are moved to it.
             After several calls before a step, the indices of the last call are recorded.
 
         Raises
@@ -297,7 +299,7 @@ class Recorder:
     def take_gradient(self) -> None:
         """Record the current gradient in the row of the next step.
 
-        Call this before a change to the gradient that should not be recorded, such as clipping.
+        Call this before a change, such as clipping, that the recorded gradient should lack.
         The norm of the gradient that the step finds is recorded as ``step_grad_norm``, in
         addition to ``grad_norm``. Under a `torch.amp.GradScaler`, call
         ``scaler.unscale_(optimizer)`` first. After several calls before a step, the gradient of
@@ -309,7 +311,7 @@ class Recorder:
             self._guard.record(steps.take_gradient)
 
     def start_epoch(self) -> None:
-        """Begin an epoch with the next optimizer step, unless an epoch already begins there.
+        """Begin an epoch with the next optimizer step, unless an epoch already begins with it.
 
         Raises
         ------

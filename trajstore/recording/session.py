@@ -124,7 +124,7 @@ class Session:
         return resumption
 
     def _start_from(self, resumption: Resumption) -> tuple[Resumption, str | None]:
-        """Restore the tracker; return the start without vectors, and a warning or None."""
+        """Restore the tracker; return `resumption` without its vectors, and a warning or None."""
         shared = self._placement.broadcast(resumption.without_vectors())
         own = resumption if self._placement.is_first else shared
         warning = restore(self.tracker, own)
@@ -245,7 +245,7 @@ class Session:
                 if amendment:
                     writer.steps.amend_last(to_floats(amendment))
                 writer.write_final(read, status=status)
-                # The commit belongs to this block because it reads the iterate.
+                # Commit within this block, because the commit reads the iterate.
                 writer.commit()
             queue.forget_journal()
 

@@ -54,7 +54,7 @@ class StepRecorder:
         self._row: dict[str, Tensor] | None = None
         self._step_entry: Entry | None = None
         self._gradients: GradientVersions | None = None
-        # Names of scalars; None before the first row of this session.
+        # Names of the scalars in the last row; None before the first row of this session.
         self._last_names: Collection[str] | None = None
         self._gradient_is_taken = False
 
@@ -82,7 +82,7 @@ class StepRecorder:
             norm = self._session.tracker.gradient_norm(scaling)
             self._pending["step_grad_norm"] = norm
             return
-        # Remember versions once per window, and again if a closure is evaluated again.
+        # Keep the gradients' versions once per window, and again if a closure is called again.
         is_new_window = self.position.step == self.position.next_window
         is_due = is_new_window or self._gradients is not None
         self._begin_row(scaling)
@@ -96,7 +96,7 @@ class StepRecorder:
         self._gradient_is_taken = True
 
     def begin_later(self, optimizer: Optimizer) -> None:
-        """Warn, once per window, if a later optimizer steps with changed gradients."""
+        """Warn, once per window, if an optimizer's gradients changed after the step began."""
         if self._gradients is None or self._gradients.match(optimizer):
             return
         self._gradients = None
@@ -253,7 +253,7 @@ class StepRecorder:
             self._queue.append_window(NewWindow(number, start, anchor, keyframe))
 
     def _note(self) -> None:
-        """Keep the scalars and the place of a step; later scalars may be for the next step."""
+        """Keep the scalars and place of a step; scalars logged later may be for the next step."""
         rates = _learning_rates(self._session.optimizers)
         n_samples, earlier = self._session.spec.samples, self._step_entry
         samples = self._samples

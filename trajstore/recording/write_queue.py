@@ -31,7 +31,7 @@ class NewWindow(NamedTuple):
     """First step of the window."""
     anchor: CodedAnchor
     keyframe: Tensor | None
-    """The tracker's own anchor, read later by the writer thread; None unless it is a keyframe."""
+    """The tracker's own anchor, which the writer thread reads later; None if not a keyframe."""
 
 
 class NewMeasurement(NamedTuple):

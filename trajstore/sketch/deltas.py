@@ -1,7 +1,7 @@
 """Code an anchor as its int8 differences from the previous anchor.
 
 Every block of `trajstore.format.layout.BLOCK` elements has its own scale: the block's largest
-absolute difference, divided by 127. The rounding of the codes does no harm. Training and
+absolute difference, divided by 127. The rounding of the codes does no harm, because training and
 analysis both use the *decoded* vector as the anchor, and the next difference is taken from that
 vector. Decoding is a product and a sum in float32, so every platform gets the same bits.
 """

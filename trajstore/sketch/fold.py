@@ -1,19 +1,20 @@
 """Fold a long vector into a few thousand buckets with random signs.
 
-The vector is laid out in rows of a prime width p, multiplied by random column signs, and its rows
-are summed with further random signs: ``y = sum_b tau_b (sigma_b * g_b)``. Inner products are kept
+A vector g is laid out in rows g_b of a prime width p. Each row is multiplied by random column
+signs sigma_b, and the rows are summed with random row signs tau_b, one sign per row:
+``y = sum_b tau_b (sigma_b * g_b)``. Inner products are kept
 on average, ``E <fold(g), fold(v)> = <g, v>``, and with fresh row signs tau the errors of different
 steps are independent for any sigma. The size of the errors depends on sigma, so the sketch draws
 new column signs in every window: no tensor has bad luck for a whole run.
 
-The widths of weight matrices are highly composite. A prime width p keeps the columns of such a
-matrix from falling on the same few buckets.
+The widths of weight matrices are highly composite. A prime width p keeps the elements
+of a column of such a matrix from falling on the same few buckets.
 
 The column signs are ``sigma[b, j] = c[SHIFT * b + j]`` with one sequence c of random signs, so
 they need little memory. The variance over tau of an inner product is the sum of
 ``(<sigma_b g_b, sigma_b' v_b'> + <sigma_b g_b', sigma_b' v_b>)^2`` over pairs of rows b, b'. Within
 a pair, the products ``sigma[b, j] sigma[b', j]`` of different columns j are uncorrelated. The mean
-of the variance over c is therefore the same as with independent signs.
+over c of that variance is therefore the same as with independent signs.
 """
 
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Fold:
         )
 
     def signed_rows(self, vector: FloatArray, first: int = 0) -> FloatArray:
-        """Return entries that begin at row `first`, times column signs, (row, width)."""
+        """Return part of a vector, beginning at row `first`, times column signs, (row, width)."""
         # The last row is padded with zeros.
         rows = -(-len(vector) // self.width)
         padded = np.zeros(rows * self.width, np.float32)

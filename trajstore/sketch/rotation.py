@@ -1,15 +1,15 @@
 """Rotate vectors randomly, by two rounds of signs and Hadamard transforms.
 
-Each round multiplies by random signs and applies the normalised Hadamard transform in
-blocks of at most `MAX_BLOCK`: ``z = H rho' H rho y``. After one round a vector with few
-large entries is still far from Gaussian, and a 1-bit code of it is biased; two rounds
-suffice. Every factor is symmetric or diagonal and orthogonal, so the inverse is
-``y = rho H rho' H z``.
+Each round multiplies by random signs, rho and then rho', and applies the normalised
+Hadamard transform H in blocks of at most `MAX_BLOCK`: ``z = H rho' H rho y``. After one
+round a vector with few large entries is still far from Gaussian, and a 1-bit code of it is
+biased; two rounds suffice. Every factor is symmetric and orthogonal, and thus its own inverse,
+so the inverse of the product is ``y = rho H rho' H z``.
 
 The signs are fresh in every step, which makes the errors of different steps independent.
-The second round uses the signs of the first with their halves swapped. In the first round, a
-vector with few large entries depends on few signs, so the signs of the second round are almost
-independent of its result.
+The second round uses the signs of the first round with their halves swapped. If a vector has
+few large entries, the result of its first round depends on few signs, so the signs of the
+second round are almost independent of that result.
 """
 
 from functools import cache
@@ -106,5 +106,5 @@ def rotate_back(
 
 
 def second_round(signs: FloatArray) -> FloatArray:
-    """Return the signs of the second round: the signs of the first with halves swapped."""
+    """Return the signs of the second round: those of the first round with halves swapped."""
     return np.roll(signs, signs.shape[-1] // 2, axis=-1)

@@ -24,12 +24,12 @@ from trajstore.sketch.signs import Role, random_signs
 FloatArray = npt.NDArray[np.float32]
 
 FOLD_VARIANCE: Final = 1.0
-"""Variance of a product that is estimated from uncoded folds into m buckets, times m.
+"""m times the variance of a product that is estimated from uncoded folds into m buckets.
 
 Holds for vectors of norm 1 that cover many rows."""
 
 CODE_VARIANCE: Final = np.pi / 2 - 1
-"""Variance that coding with one bit per number adds, times m."""
+"""m times the variance that coding with one bit per number adds."""
 
 
 @dataclass(frozen=True, slots=False, kw_only=True)

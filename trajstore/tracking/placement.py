@@ -195,7 +195,7 @@ class Placement:
     def _copy(
         self, start: int, part: Tensor, vector: Tensor, *, target: Tensor
     ) -> None:
-        """Copy between a part of the whole vector and this rank's vector."""
+        """Copy between a part of the whole vector and this rank's vector, into `target`."""
         for span in self.spans:
             first = max(start, span.start)
             length = min(start + len(part), span.start + span.length) - first
@@ -312,7 +312,7 @@ def _piece(parameter: Any, layout: Layout, i: int) -> Piece | None:
 
 
 def local_part(tensor: Any, like: Any = None) -> Any:
-    """Return this rank's part of a tensor, which is first sharded like `like` if given."""
+    """Return this rank's part of a tensor; if `like` is given, shard the tensor like it first."""
     if tensor is None or not is_divided(tensor):
         return tensor
     if like is not None and tensor.placements != like.placements:

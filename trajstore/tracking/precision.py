@@ -18,7 +18,7 @@ FULL: Final = {"none", "ieee"}
 
 def no_grad_float32(device: torch.device) -> AbstractContextManager[None]:
     """Return a context for computing without gradients and in full float32 precision."""
-    # `no_grad` alone costs less than all three contexts; this matters for small nets.
+    # `no_grad` alone costs less than `_full_precision`; this matters for small nets.
     general = torch.backends.fp32_precision  # type: ignore[attr-defined]
     is_rounded = general not in FULL or any(
         backend.fp32_precision not in FULL for backend in MATMUL_BACKENDS

@@ -22,7 +22,7 @@ def scaling_at_step(
 ) -> Scaling | None:
     """Return the factor that gradients contain just before an optimizer steps, if any."""
     # Before most optimizers step, the scaler divides their gradients by its factor. Fused
-    # optimizers divide by the factor themselves, so the scaler has set it as `grad_scale`.
+    # optimizers divide by the factor themselves, so the scaler gives it to them as `grad_scale`.
     factor: Tensor | None = getattr(optimizer, "grad_scale", None)
     scaled = [] if factor is None else [optimizer]
     if len(optimizers) > 1 and (scaler := _stepping_scaler()) is not None:

@@ -266,7 +266,7 @@ class Tracker:
         """Measure the update of a measured step as if it were a gradient."""
         with torch.no_grad(), self._backend.preserve_state():
             self._backend.measure(self._updates(), number, row)
-        # An update begins at the parameters before the step: copy the measurements made there.
+        # An update begins at the parameters before the step: copy their measurements.
         columns = table_columns(self._spec)
         tables, step_tables = row["tables"], step["tables"]
         for name in ("displacement_sq", "displacement_dot_basis"):

@@ -1,6 +1,6 @@
 """The interface of backends, which measure gradients and updates on one device.
 
-The vectors are float32 (size,), have the layout of `trajstore.tracking.placement.Placement`, and
+Flat vectors are float32 (size,), have the layout of `trajstore.tracking.placement.Placement`, and
 are zero in the gaps between tensors. A row is one step of the buffers from
 `trajstore.tracking.tracker.Tracker.allocate`; backends overwrite its tensors. Only
 `parameters_unchanged_since_step` waits for an accelerator.

@@ -26,11 +26,12 @@ drawn on the device.
 them row by row: its three folds stay in registers, and no two programs add to the same place. A
 program has only one warp, so a sum needs no barrier. If there are too few columns to fill the
 device, the rows are divided into parts, for as many programs as can run simultaneously. The folds
-of these parts, 12 bytes per bucket and part, are then added in a fixed order. Because the width is
-prime, a segment can contain elements of two tensors, but never of three, because it is shorter than
-a block. Products are summed within a segment, separately for the two tensors, and then in float64
-layer by layer in a fixed order. There are no atomic operations: on one kind of device, the same
-step gives the same bits.
+of these parts, 12 bytes per bucket and part, are then added in a fixed order. The width is
+prime, so a segment can contain elements of two tensors. It never contains elements of three,
+because it is shorter than a block, and every tensor begins at the start of a block. Products
+are summed within a segment, separately for the two tensors, and then in float64 layer by layer in
+a fixed order. There are no atomic operations: on one kind of device, the same step gives the same
+bits.
 
 **Work of the host.** The number of operations that the host starts does not grow with the number
 of tensors. In every step the host reads the addresses of the tensors, and uploads them from pinned
