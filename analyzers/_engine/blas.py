@@ -1,4 +1,4 @@
-"""Limit BLAS to one thread while Dask's threads compute: more BLAS threads would compete."""
+"""Limit BLAS to one thread, because more would compete with the threads of Dask."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,8 @@ _n_users = 0
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread in this process while any such block is open."""
-    # The limit holds for the whole process, but tasks start and end in many threads.
+    # The limit holds for the whole process, but tasks start and end in many threads: the
+    # first user sets it, and the last one lifts it.
     global _n_users  # noqa: PLW0603 - BLAS has a global setting, and this counts its users
     with _lock:
         if _n_users == 0:

@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 NAMES: Final = ("gradient_probes", "displacement_probes", "probe_scales")
 
 CALIBRATION_STEPS: Final = 32
-"""Number of steps on either side of a step whose cosines calibrate the step's error."""
+"""Steps on either side of a step; the cosines of all of them calibrate its error."""
 
 
 def read_probes(

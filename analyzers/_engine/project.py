@@ -192,7 +192,7 @@ def _probe_end(
     run: Run, window: int, vectors: WindowVectors, rows: slice
 ) -> Float32Array:
     """Return the probes of end - anchor in the last window, and zeros in other windows."""
-    # The store has the probes of both ends of the other windows.
+    # In other windows, end - anchor is the difference of two anchors with stored probes.
     probes = run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window == run.n_windows - 1:

@@ -25,8 +25,8 @@ class VectorFile:
 
 def write_vector_file(values: npt.NDArray[np.float32]) -> VectorFile:
     """Write a vector to a temporary file that lasts as long as the returned object."""
-    # On a cluster, every machine must see the directory that ``temporary-directory`` of
-    # ``dask.config`` names, or else the system's default directory for temporary files.
+    # On a cluster, every machine must see the directory of the file: Dask's setting
+    # ``temporary-directory``, or the system's default where that is not set.
     directory = dask.config.get("temporary-directory", None)
     with tempfile.NamedTemporaryFile(
         prefix="trajstore-", suffix=".npy", dir=directory, delete=False

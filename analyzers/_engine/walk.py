@@ -40,7 +40,7 @@ class WindowVectors(NamedTuple):
             np.subtract(anchor, past[part], out=row)
         np.subtract(self.target[part], anchor, out=out[-2])
         np.subtract(self.end[part], anchor, out=out[-1])
-        # Any known numbers can replace damaged elements of end - anchor; 0 is good enough.
+        # Damaged elements of end - anchor may be replaced by any known numbers, such as 0.
         if not np.isfinite(out[-1] @ out[-1]):
             out[-1][~np.isfinite(out[-1])] = 0
 
@@ -68,9 +68,9 @@ def walk(
     first = min(past_windows(windows.start, rank), default=windows.start)
     until = min(windows.stop, last) + 1
     n = elements.stop - elements.start
-    # There is a buffer for each window from the oldest that the basis uses to the one
-    # after the current window. Buffers are allocated once: touching new memory costs more
-    # than the arithmetic.
+    # The buffers hold the anchors of consecutive windows: from the oldest window that the
+    # basis uses to the window after the current one. They are allocated once, because
+    # touching new memory costs more than the arithmetic.
     reach = 1 << max(0, rank - 2)
     buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
     decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)

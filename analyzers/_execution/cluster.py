@@ -24,7 +24,7 @@ def connected(
     dashboard: bool = False,
     report: Path | None = None,
 ) -> Iterator[Any]:
-    """Compute the block on the requested cluster, if any; yield its client, else None."""
+    """Compute the block on a cluster and yield its client; yield None if none is requested."""
     # `scheduler` is the address of a running scheduler, such as tcp://host:8786. `workers` is
     # the number of processes to start on this machine; `dashboard` alone starts one process
     # per core. `report` is the HTML file for Dask's performance report.

@@ -48,9 +48,9 @@ def plan(
 ) -> None:
     """Predict the disk space, the memory and the error of a recording.
 
-    Give --stderr to plan the smallest store that reaches this error.
+    Give --stderr to plan the smallest store whose error is at most this value.
 
-    Give --disk to plan the store of at most this size with the lowest error.
+    Give --disk to plan the store with the lowest error among those of at most this size.
 
     Without these options, the plan uses the recorder's defaults.
 
@@ -132,7 +132,7 @@ def _layout(params: float | None, tensors: int | None, model: str | None) -> Lay
 
 
 def layout_of_model(path: str) -> Layout:
-    """Return the layout of the trainable parameters of the model of ``module:factory``."""
+    """Return the layout of the trainable parameters of the model that a factory returns."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise ValueError(f"--model must have the form module:factory, got {path!r}.")
@@ -203,7 +203,7 @@ def _sizes(plan: Plan) -> Table:
     anchors = dict(plan.bytes_of_anchors)
     keyframes = anchors.pop("references/keyframes")
     table.add_row("anchors", "", _bytes(sum(anchors.values())))
-    table.add_row("every 32nd in full", "", _bytes(keyframes))
+    table.add_row("every 32nd anchor in full", "", _bytes(keyframes))
     table.add_row("final parameters", "", _bytes(plan.bytes_of_final))
     table.add_row("metadata", "", _bytes(plan.bytes_of_metadata))
     per_step = _bytes(sum(plan.bytes_per_step.values()))
@@ -230,7 +230,7 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
             plan.stderr(mean_of=spec.steps_per_epoch)
         )
     facts["first, last epoch"] = (
-        f"{END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times the error"
+        f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
     )
     return facts
 

@@ -18,7 +18,7 @@ SAMPLES: Final = "samples"
 """Name of the array that stores the indices of the examples in each step's batch."""
 
 NO_SAMPLE: Final = -1
-"""Fill value of ``samples``, for smaller batches and for indices that were not logged."""
+"""Fill value of ``samples``: after the end of a small batch, and for indices not logged."""
 
 KEYFRAMES: Final = "references/keyframes"
 
@@ -214,7 +214,7 @@ def row_arrays(
         n_metrics=n_metric_columns(0),
         n_blocks=n_blocks(spec.sketch_bits),
     )
-    # Names of scalars that appeared later have widened the array, but not its chunks.
+    # Scalars first logged after the array was created have widened it, but not its chunks.
     inner = (n_metric_columns(n_metrics),)
     arrays["scalars"] = replace(arrays["scalars"], inner=inner)
     if not group:
@@ -272,7 +272,7 @@ def n_columns(spec: RunSpec) -> int:
 
 def first_sign_number(measurement: int) -> int:
     """Return the number that seeds the random signs of a measurement's first row."""
-    # Later rows of the measurement have the following numbers, and steps are seeded by
+    # Each further row of the measurement has the next number, and steps are seeded by
     # their step numbers. No table reaches 2**40 rows, so no two rows share a number.
     return (measurement + 1) << 40
 

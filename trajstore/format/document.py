@@ -1,7 +1,7 @@
 """Parse and check the root document of a store.
 
-The document may be damaged or malicious. The sizes in it are therefore bounded before any
-memory is allocated for them; no real run comes close to the bounds.
+The document may be damaged or malicious. The sizes in it are therefore checked
+against bounds before any memory is allocated for them; no real run comes close to the bounds.
 """
 
 import json
@@ -149,7 +149,7 @@ def parse_document(text: bytes) -> Document:
 
 
 def differences(name: str, expected: Mapping[str, object], found: Any) -> list[str]:
-    """Return the differences of an array's metadata, each as ``"name: key: problem"``."""
+    """Return how `found` metadata differs from `expected`, each as ``"name: key: problem"``."""
     if not isinstance(found, Mapping):
         return [f"{name}: missing"]
     problems = []
@@ -336,7 +336,7 @@ def _length(metadata: Mapping[str, Any], name: str) -> int:
 def _array_problems(
     arrays: Mapping[str, StoredArray], metadata: Mapping[str, Any]
 ) -> list[str]:
-    """List where metadata differ from the expected arrays, and chunks that are too large."""
+    """List differences of metadata from the expected arrays, and chunks that are too large."""
     problems, large = [], []
     for name, array in arrays.items():
         problems += differences(name, array.metadata(), metadata.get(name))

@@ -1,8 +1,8 @@
 """Lay out named parameter tensors in one flat vector.
 
 Tensors are stored row-major, in the order of ``named_parameters()``. Each starts at a
-multiple of `BLOCK`, and the gaps are zero. A block therefore belongs to only one tensor,
-and the sum over the blocks of a tensor is the sum over the tensor.
+multiple of `BLOCK`, and the gaps between them are zero. A block therefore belongs to only
+one tensor, and the sum over the blocks of a tensor is the sum over the tensor.
 """
 
 from collections.abc import Mapping

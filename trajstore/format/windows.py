@@ -23,7 +23,7 @@ class Windows:
     steps_per_epoch: int | None
     """Steps in an epoch; None if epochs are started by hand."""
     reference_every: int | None
-    """Steps in a window; None for one epoch (`DEFAULT_LENGTH` if its length is unknown)."""
+    """Steps in a window; None for one epoch, or `DEFAULT_LENGTH` if no epoch length is known."""
     total_steps: int | None
     """Steps in the run; None if unknown."""
 
@@ -34,8 +34,8 @@ class Windows:
 
     def next_start(self, step: int, epoch_start: int) -> int:
         """Return the first step, `step` or later, that starts a window."""
-        # `epoch_start` is the first step of the epoch that `step` belongs to. If an
-        # epoch is started by hand before the returned step, it also starts a window.
+        # `epoch_start` is the first step of the epoch that `step` belongs to. If an epoch
+        # is started by hand before the returned step, that epoch starts a window as well.
         start = self._uncut_start(step, epoch_start)
         if start < step:
             start += self.length

@@ -2,8 +2,8 @@
 
 Sizes follow from the format (`trajstore.format.arrays`) and from measured compression
 ratios. The error of gamma (`docs/estimator.md`) is the error of a sketch without weights
-or basis, times a ratio that accounts for them. Both kinds of ratios depend on the training
-run; `benchmarks/planning.py` measured them for three runs.
+or basis, times a ratio that accounts for weights and basis. Compression ratios and error
+ratios depend on the training run; `benchmarks/planning.py` measured them for three runs.
 """
 
 import json
@@ -58,7 +58,7 @@ MEASURED_BASES: Final = (0, 1, 3)
 """Sizes of the basis for which errors were measured."""
 
 END_ERROR_RATIOS: Final = (0.7, 2.7)
-"""Errors in the first and last epoch relative to mid-run (``benchmarks/accuracy.py``)."""
+"""Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,8 +273,8 @@ def plan_recording(
 def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
     """Return a plausible layout of a network with `n_params` parameters."""
     # Half of the tensors are matrices of equal size; the others are vectors as long as a
-    # side of a matrix. The number of tensors grows with the cube root of the number of
-    # parameters; it is exact for ResNet-18 (62 tensors, 11.2 million parameters).
+    # side of a matrix. By default, the number of tensors grows with the cube root of the
+    # number of parameters, scaled to ResNet-18 (62 tensors, 11.2 million parameters).
     if n_params < 1:
         raise ValueError(f"`n_params` must be at least 1, got {n_params}.")
     if n_tensors is None:

@@ -50,7 +50,7 @@ class Anchors:
     def decode_each(
         self, windows: range, elements: slice, buffers: Sequence[FloatArray]
     ) -> Iterator[FloatArray]:
-        """Yield one part of successive anchors, using two or more buffers in turn."""
+        """Yield one part of successive anchors, written to two or more `buffers` in turn."""
         # Decoding begins with the last keyframe at or before the first window.
         first = windows.start - windows.start % KEYFRAME_EVERY
         before = None

@@ -1,6 +1,6 @@
 """Write results of analyses to a store of their own, ``run.analysis.zarr`` next to a run.
 
-A run's own store has only one writer: its recorder.
+Analyses do not write to the run's own store, because its only writer is the recorder.
 """
 
 import json

@@ -80,7 +80,7 @@ class Run:
 
     @property
     def group(self) -> RowGroup:
-        """The stored rows in `steps`: optimizer steps, or the rows of a measurement.
+        """The group of rows that `steps` returns: the optimizer steps, or one measurement.
 
         ``group.name`` is the name of the measurement, empty for the steps.
         """

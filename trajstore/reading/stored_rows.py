@@ -159,9 +159,9 @@ class StoredRows:
 
     def rows(self, name: str, rows: slice) -> Array:
         """Return rows of an array, read-only; recent chunks are cached."""
-        # In damaged chunks, floats read as NaN, samples as -1 and other integers as 0. Epochs,
-        # iterations and windows are recomputed if possible, otherwise -1. `is_missing`
-        # distinguishes all of these from stored values.
+        # Epochs, iterations and windows in damaged chunks are recomputed if possible, and
+        # otherwise read as -1. Of other arrays, floats read as NaN, samples as -1 and other
+        # integers as 0. `is_missing` distinguishes all of these from stored values.
         return self._from_chunks(name, rows, _values)
 
     def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Find targets x*, the points that analyses measure against, after training."""
+"""After training, find targets x*: the points that analyses measure against."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from trajstore.store.location import is_remote, name_of
 FloatArray = npt.NDArray[np.float32]
 
 TargetLike = str | int | Run | Mapping[str, Any]
-"""Values that users may pass as ``reference=``, see `find_target`."""
+"""Types of values that users may pass as ``reference=``, see `parameters_at`."""
 
 PART: Final = 1 << 22
 """Number of elements of a vector to read at a time."""
@@ -36,7 +36,7 @@ class Target:
 
 
 def find_target(run: Run, reference: TargetLike) -> Target:
-    """Return the target for a ``reference=`` argument, described in `parameters_at`."""
+    """Return the target that a ``reference=`` selects; `parameters_at` explains its values."""
     if isinstance(reference, str):
         return _final(run) if reference == "final" else _snapshot(run, reference)
     if isinstance(reference, int | np.integer) and not isinstance(reference, bool):
@@ -67,9 +67,10 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     run : Run
         As returned by `trajstore.open_run`.
     reference : str, int, Run or mapping, default: "final"
-        ``"final"`` selects the last iterate; any other string, the snapshot of that name;
-        an integer, the anchor at the start of that epoch; another run, its last iterate;
-        a mapping from parameter name to array, these arrays (unknown names are ignored).
+        ``"final"`` for the last iterate; any other string for the snapshot of that name;
+        an integer for the anchor at the start of that epoch; another run for its last
+        iterate; or a mapping from parameter name to array for the arrays themselves
+        (unknown names are ignored).
 
     Returns
     -------

@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     """Yield every problem of a store with a valid root document."""
     # Reading a chunk verifies its checksum. Some values are checked as well: steps must be
-    # consecutive, the two records of window starts must agree, and anchors must be finite.
+    # consecutive, ``window`` must agree with ``references/start``, and anchors must be finite.
     # `track` wraps the sequence of all chunks, for a progress bar.
     for name in run.stored.document.arrays:
         yield from _document_problems(run, name)

@@ -19,7 +19,7 @@ class StoreVersion(NamedTuple):
     """A store as of one commit, described by the size of its contents."""
 
     created: str  # start time of the recording, which identifies it
-    n_resumes: int  # a further resumption may have replaced rows
+    n_resumes: int  # a resumption after this commit may have replaced rows
     n_steps: int
     n_windows: int
     n_metrics: int

@@ -81,7 +81,7 @@ class CheckedStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, limit: int
     ) -> Buffer | None:
         if not isinstance(self._store, ObjectStore):
-            # One byte beyond the limit shows that the value is longer.
+            # Read one byte beyond the limit, to notice values that are longer.
             request = RangeByteRequest(0, limit + 1)
             value = await self._store.get(key, prototype, request)
             if value is not None and len(value) > limit:

@@ -58,7 +58,7 @@ class Committer:
     def continue_from(
         self, arrays: Mapping[str, ArraySpec], lengths: Mapping[str, int]
     ) -> None:
-        """Add arrays that the store already has; new rows follow the first `lengths` rows."""
+        """Add arrays of the store; new rows of an array follow its first ``lengths[name]`` rows."""
         assert not self._writes
         self._specs |= arrays
         self._lengths |= lengths
@@ -136,7 +136,7 @@ class Committer:
         return self._tails[name]
 
     def _check_presence(self, name: str, row_of_chunks: int) -> None:
-        """Raise ValueError if a chunk of integers, which cannot be NaN, is missing."""
+        """Raise ValueError if a chunk of integers is missing; only missing floats read as NaN."""
         spec = self._specs[name]
         if spec.dtype.startswith("float") or self._lengths[name] == 0:
             return

@@ -50,10 +50,11 @@ def open_store(
     own_loop: bool = False,
     fsync: bool = False,
 ) -> Store:
-    """Open the storage at a location from `locate`, even if it does not exist yet."""
+    """Open the storage at `location`, returned by `locate`, even if it does not exist yet."""
     # With `own_loop`, the store runs in another event loop than Zarr's, so it must not share
-    # connections. With `fsync`, each file in a directory is synced to the disk before the
-    # next is written, so writes survive a power loss; in object storage they always do.
+    # connections with other stores. With `fsync`, each file in a directory is synced to the
+    # disk before the next is written, so writes survive a power loss, as they always do in
+    # object storage.
     if not is_remote(location):
         kind = SyncedStore if fsync else LocalStore
         return kind(location, read_only=read_only)
@@ -90,7 +91,7 @@ def _sync(path: Path) -> None:
 
 
 def _client_options() -> dict[str, Any]:
-    """Return options that allow unencrypted endpoints if a URL begins with ``http://``."""
+    """Return options that allow plain HTTP if the URL of an endpoint begins with ``http://``."""
     endpoints = [os.environ.get(f"AWS_ENDPOINT_URL{s}", "") for s in ("", "_S3")]
     return {"allow_http": any(url.startswith("http://") for url in endpoints)}
 

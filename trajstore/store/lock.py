@@ -159,7 +159,7 @@ class WriterLock:
 
 
 def is_written(location: str, store: Store) -> bool:
-    """Whether a process holds the lock of a directory, or a valid lease elsewhere."""
+    """Whether a process holds the store's lock or, where there are no locks, a valid lease."""
     if is_remote(location):
         return sync(_has_lease(store))
     path = Path(location) / LOCK

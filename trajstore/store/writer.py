@@ -45,8 +45,8 @@ class Window(NamedTuple):
     codes: Array  # coded difference from the previous anchor, int8 (param,)
     scales: Array  # scales of the codes, float32 (block,)
     weights: Array  # weights of the sketch, float32 (layer,)
-    # Products of the window's first iterate with itself and with the old basis, before the
-    # anchor moved, float32 (layer, coordinate).
+    # Products of x - r with itself and with the basis of the previous window, where x is the
+    # window's first iterate and r the previous anchor, float32 (layer, coordinate).
     arrival: Array
     probes: Array  # probes of the anchor, float64 (probe,); empty in exact recordings
     keyframe: Array | None  # decoded anchor, float32 (param,); None if not a keyframe

@@ -108,7 +108,7 @@ def crowding(
     # of layer j in the same bucket.
     n_rows, width = squares.shape
     n_layers = len(sizes)
-    # In no row does a layer begin or end between these columns.
+    # Between two neighbours among these columns, no layer begins or ends in any row.
     borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
     columns = np.unique(borders)
     rows_until = np.ceil(((offsets + sizes)[None] - columns[:, None]) / width)
