@@ -226,7 +226,7 @@ def feasible_set(
         unless the other increases. Without a dimension: ``best_alpha`` and
         ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
         ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
-        both -1 if only beta >= 0 does so, through alpha >= beta + `min_gap`; ``n_steps``
+        both -1 if no step does so, only alpha >= beta + `min_gap` and beta >= 0; ``n_steps``
         and ``n_missing`` as in `margin`. If no pair is feasible, there are no corners, and
         ``attrs["note"]`` names a step that rules out all pairs.
 

@@ -26,7 +26,7 @@ class Steps(NamedTuple):
 
     product: FloatArray  # a_k = <g_k, x_k - x*>
     excess: FloatArray  # c_k = l_k - r_k, the loss minus the loss of the batch at x*
-    gap: FloatArray  # d_k = l_k - f*, at least `excess` and 0
+    gap: FloatArray  # d_k = l_k - f*, at least max(`excess`, 0)
 
 
 class Boundary(NamedTuple):

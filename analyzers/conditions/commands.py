@@ -46,7 +46,7 @@ def alpha_beta(
 
     Needs the losses at x*, which traj-train replay RUN computes. Prints the smallest pairs.
     Writes results of each run to RUN.analysis.zarr, next to that run. The pairs for all
-    runs and the figure, in RUN.figures, go next to the first run.
+    runs go to RUN.analysis.zarr of the first run, and the figure goes to its RUN.figures.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _pairs(
         values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
         best.add_row(label, *values)
     return [
-        f"The condition holds at all {steps} from these pairs upwards:",
+        f"Smallest pairs for which the condition holds at all {steps}:",
         _corners(pairs, names),
         "Smallest alpha + beta:",
         best,

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from analyzers._panels import Curve, Panel, draw_panels, ordered_colors
 
 EXCLUDED_COLOR: Final = "0.85"
-"""Colour of the region alpha < beta + min_gap, whose points are not pairs."""
+"""Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
 
 STDERR_COLOR: Final = "tab:orange"
 

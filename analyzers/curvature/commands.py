@@ -219,7 +219,7 @@ def convexity(
     title = f"tangents at the iterates, towards {label}"
     panels = [plots.convexity(found, title=title)]
     parts: list[Table | str] = [
-        f"Tangents at the iterates, towards {label} with the loss {loss:.6g}:",
+        f"Tangents at the iterates, towards {label}, where the loss is {loss:.6g}:",
         _slacks(found, ("slack",)),
     ]
     if _is_full_batch(run):

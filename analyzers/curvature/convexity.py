@@ -54,8 +54,8 @@ def convexity(
         The target x*, as `path_geometry` takes it.
     reference_loss : float, optional
         Loss over all data at x*. Default: the loss that the run recorded at x* in a
-        measurement ``"full_batch"``: after the last step, or at the start of the epoch that
-        `reference` numbers. If the run trained with the full batch, a loss logged at the
+        measurement ``"full_batch"``: after the last step, or at the start of the epoch whose
+        number is `reference`. If the run trained with the full batch, a loss logged at the
         first step of that epoch, or in a measurement ``"same_batch"`` at x*, also serves.
 
     Returns
@@ -234,7 +234,7 @@ def _recorded_loss(run: Run, reference: TargetLike) -> float:
 
 
 def _step_of(run: Run, reference: TargetLike) -> int | None:
-    """Return the number of steps before the target, None if it is not on the path."""
+    """Return the number of steps before the last iterate or an epoch, otherwise None."""
     if isinstance(reference, str) and reference == "final":
         return run.n_steps
     if isinstance(reference, int):

@@ -211,7 +211,7 @@ def _rule_and_momentum(
 
 
 def _summary(ratio: xr.DataArray) -> dict[str, float]:
-    """Return the first step above the threshold, and statistics of later ratios."""
+    """Return the first step at or above the threshold, and statistics from there on."""
     values = ratio.values
     above = np.flatnonzero(values >= 1)
     if not len(above):

@@ -136,7 +136,7 @@ def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def _averaged(label: str, values: xr.DataArray) -> Curve:
-    """Return a curve of at most `MAX_POINTS` means, with a band of the averaged values."""
+    """Return a curve of at most `MAX_POINTS` means, with the range of averaged values."""
     y, x = values.values, values["step"].values
     size = -(-len(y) // MAX_POINTS)
     if size <= 1:

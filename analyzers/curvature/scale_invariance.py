@@ -19,11 +19,11 @@ TABLES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
 LONG_NAMES: Final = {
     "cosine": "cosine of a layer and its gradient",
     "cosine_mean": "mean over the steps of the cosine of a layer and its gradient",
-    "cosine_rms": "root mean square of that cosine",
-    "cosine_max": "largest absolute value of that cosine",
+    "cosine_rms": "root mean square of the cosine of a layer and its gradient",
+    "cosine_max": "largest |cosine| of a layer and its gradient",
     "is_invariant": "whether the loss does not depend on the scale of the layer",
     "growth": "squared norm of the last iterate minus that of the first",
-    "expected_growth": "the same growth, if the layer is invariant",
+    "expected_growth": "growth of the squared norm to expect if the layer is invariant",
 }
 
 

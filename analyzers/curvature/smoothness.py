@@ -46,7 +46,7 @@ def smoothness(
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     measurement : str, optional
-        Name of the measurement that repeats the examples of a step after it, such as
+        Name of the measurement that, after a step, repeats the step's examples, such as
         ``"same_batch"``. Record it by ``traj-train run NAME --same-batch-every 10``, or in
         your own loop by ``recorder.measure("same_batch")`` between two steps, after a
         backward pass over the examples of the previous step. Default: compare the gradients
@@ -63,8 +63,8 @@ def smoothness(
         ``smoothness`` is the ratio above. ``curvature`` is the change of the gradient along
         the update, :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`: the
         second derivative of the loss along the update, averaged over the update. It is NaN
-        unless every update is -lr times the gradient. Both are NaN at the first step, where
-        an update is 0, and where the change of the gradient is below its rounding error,
+        unless every update is -lr times the gradient. Both are NaN at the first step, after
+        an update of 0, and where the change of the gradient is below its rounding error,
         about one thousandth of the gradient.
 
     Raises
@@ -78,7 +78,7 @@ def smoothness(
     constant of the gradient of *their* loss on the segment between the iterates. It does
     not bound the Lipschitz constant of the whole loss, which may be smaller or larger. It
     shows only the curvature in the direction of the update. This curvature is close to the
-    largest eigenvalue of the Hessian if the update points along the eigenvector.
+    largest eigenvalue of the Hessian if the update points along its eigenvector.
 
     *For different examples* (the default), smoothness is neither an upper nor a lower bound
     unless the run uses the full batch. Let f be the whole loss, and :math:`\Sigma_k` the
@@ -91,7 +91,7 @@ def smoothness(
     not shrink with the step, so it dominates when steps are short.
 
     Float32 sums cause a relative error of about :math:`10^{-6} (|g_k|^2 + |g_{k-1}|^2) /
-    |g_k - g_{k-1}|^2`.
+    |g_k - g_{k-1}|^2` in :math:`|g_k - g_{k-1}|^2`.
 
     References
     ----------

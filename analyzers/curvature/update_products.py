@@ -79,7 +79,7 @@ def update_products(run: Run) -> xr.Dataset:
 
 def is_plain_descent(run: Run) -> xr.DataArray:
     """Whether every update of every layer is -lr times its gradient, lazy, bool ()."""
-    # Compares update and gradient by their norms, to 0.1 percent or the rounding of the
+    # Compares update and gradient by their norms, to 0.1 percent plus the rounding of the
     # parameters, and by their products with the displacement x - r. Returns False unless
     # exactly one learning rate was recorded.
     if "lr" not in run.metrics or "lr_1" in run.metrics:

@@ -192,7 +192,8 @@ def half_time(*, strength: float, initial: float, depth: int = 2) -> float:
     r"""Time that a mode takes under gradient flow to reach half of its limit.
 
     For two layers, the time is :math:`\ln(\lambda / a(0) - 1) / (2 \lambda)`; for L layers,
-    it is the integral of :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))`.
+    it is the integral of :math:`dt = da / (L a^{2 - 2/L} (\lambda - a))` from :math:`a(0)`
+    to :math:`\lambda / 2`.
 
     Parameters
     ----------

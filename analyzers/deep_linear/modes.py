@@ -39,7 +39,7 @@ SOURCE: Final = (
 LONG_NAMES: Final = {
     "modes": ("singular mode of the product of weights", "u^T W_L ... W_1 v"),
     "closed_form": (
-        "the same mode under gradient flow",
+        "singular mode under gradient flow",
         "da/dt = L a^(2 - 2/L) (strength - a)",
     ),
     "error": ("mode less closed form", "modes - closed_form"),
@@ -48,11 +48,11 @@ LONG_NAMES: Final = {
         "interpolated between steps",
     ),
     "half_time_closed_form": (
-        "the same time under gradient flow",
+        "time to half of the strength under gradient flow",
         "integral of dt = da / (L a^(2 - 2/L) (strength - a))",
     ),
     "between_modes": (
-        "largest entry of the product of weights other than the modes",
+        "largest entry, other than the modes, of the product of weights",
         "largest |u_i^T W_L ... W_1 v_j|",
     ),
     "effective_rank": (
@@ -109,7 +109,7 @@ def linear_modes(
         ``run.attrs["loss_convention"]``, or ``"half-sum"`` if the run has no such attribute.
     start : int, default: 0
         Step whose modes are the initial values of the closed form. Randomly initialised
-        weights align with the modes only after a number of steps.
+        weights align with the modes only after a number of steps, so choose a later start.
 
     Returns
     -------
@@ -123,8 +123,8 @@ def linear_modes(
           forms are NaN before `start` and for modes that are not positive at `start`.
         - ``half_time``, the time at which a mode first reaches half of its strength, and
           ``half_time_closed_form`` (mode). NaN if half is not reached.
-        - ``between_modes`` (step), the largest entry of W in the bases U and V that is not
-          a mode; and ``effective_rank`` (step) of W.
+        - ``between_modes`` (step), the largest entry, other than the modes, of W in the
+          bases U and V; and ``effective_rank`` (step) of W.
         - ``imbalance`` (step), the largest entry of :math:`W_{l+1}^T W_{l+1} - W_l W_l^T`;
           and ``drift`` (step), the largest change of such an entry since the first step.
 

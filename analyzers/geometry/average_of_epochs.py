@@ -45,8 +45,8 @@ def average_of_epochs(
 
     Notes
     -----
-    The function needs memory for one float32 vector of all parameters, and 64 MB. Anchors
-    other than keyframes are lossy copies of the iterates, with 8 bits per parameter.
+    The function needs memory for one float32 vector of all parameters, and another 64 MB.
+    Anchors other than keyframes are lossy copies of the iterates, with 8 bits per parameter.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def average_of_epochs(
 
 
 def read_reference(text: str, run: Run) -> TargetLike:
-    """Read a target from the command line; a snapshot of that name takes precedence."""
+    """Read a target from the command line; a snapshot named `text` takes precedence."""
     if text.startswith("mean:") and text not in run.snapshots:
         return average_of_epochs(run, _epochs(text))
     return targets.read_target(text, run)

@@ -49,7 +49,7 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     ----------
     .. [1] C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The
        Simple Geometry Of Neural Networks Optimization Paths", 2023, section 6, equation
-       (8), for steps of one length. arXiv 2306.11922.
+       (8), for steps of equal length. arXiv 2306.11922.
     """
     stop = run.n_steps if stop is None else stop
     if not 1 <= stop <= run.n_steps:
@@ -124,5 +124,5 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
         return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(
         f"The geometry is relative to {reference!r}, to which no steps of the run lead. "
-        "Use reference='final', or a later epoch."
+        "Use reference='final', or an epoch after epoch 0."
     )

@@ -22,8 +22,8 @@ from trajstore.reading.target import Target, TargetLike, find_target
 
 RESULT_ROWS: Final = (4096, 16384)
 """Smallest and largest number of steps in a chunk of the result; runs of 16384 steps or
-more have at least four chunks. Small chunks repeat work, because each chunk decodes the
-anchors since the last keyframe again."""
+more have at least four chunks. Small chunks repeat work, because each chunk first decodes
+again the anchors since the last keyframe before it."""
 
 RESULT_VALUES: Final = 1 << 20
 """Largest number of steps times layers in a chunk of the result."""
@@ -77,7 +77,7 @@ def path_geometry(
     ----------
     run : trajstore.Run
         As returned by `trajstore.open_run`; or by `trajstore.Run.measured`, to measure
-        other gradients, or updates instead of gradients.
+        the gradients of a measurement, or updates, instead of the gradients of steps.
     reference : str, int, Run or mapping, default: "final"
         The target x*: ``"final"`` for the last iterate, another string for the snapshot
         of that name, an int for the stored anchor at the start of that epoch, another
@@ -123,13 +123,14 @@ def path_geometry(
     order in the errors of the product and of the distance.
 
     With w the weights of the sketch and v the residual, the error of gamma for a single
-    layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``:
-    means over epochs are useful, but single steps of small layers are not. Standard errors
-    do not include rounding, which matters in layers with fewer elements than the basis has
-    vectors. A run recorded with ``exact=True`` has standard errors of 0.
+    layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``.
+    Here ``|w g|`` covers all layers, so single steps of small layers are not useful, but
+    means over epochs are. Standard errors do not include rounding, which matters in layers
+    with fewer elements than the basis has vectors. A run recorded with ``exact=True`` has
+    standard errors of 0.
 
-    The analysis costs two floating-point operations per parameter and step, and 12 per sign
-    and step. A worker needs a few hundred MB of memory, however large the run.
+    For each step, the analysis costs two floating-point operations per parameter, and 12
+    per sign of the sketch. A worker needs a few hundred MB of memory, however large the run.
 
     References
     ----------

@@ -20,7 +20,7 @@ from trajstore.reading.target import TargetLike
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
-"""Array in the group of a result that marks complete chunks, bool (chunk,)."""
+"""Array that marks complete chunks, in the group of a result, bool (chunk,)."""
 
 
 def store_geometry(

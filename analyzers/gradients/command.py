@@ -46,7 +46,7 @@ def zigzag(
     layers : bool, default: False
         Also compare each parameter tensor separately.
     window : int, default: 11
-        Number of steps in the running median, odd.
+        Number of steps in the running median of the cosines, odd.
     threshold : float, default: 0.5
         Steps zigzag where the running median is below minus this number, and are smooth
         where it is above this number.
@@ -110,7 +110,7 @@ def compare_branches(
         Paths or URLs of branches that traj-train branch recorded, all starting from the
         same epoch.
     window : int, default: 11
-        Number of steps in the running median, odd.
+        Number of steps in the running median of the cosines, odd.
     threshold : float, default: 0.5
         Steps zigzag where the running median is below minus this number, and are smooth
         where it is above this number.

@@ -12,7 +12,7 @@ from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))
-"""Steps between two gradients, by default. In a zigzag, odd and even lags differ."""
+"""Steps between two gradients, by default. Cosines of a zigzag alternate with the lag."""
 
 N_PAIRS: Final = 64
 """Number of pairs of gradients for each lag, by default."""

@@ -29,7 +29,7 @@ EVERY: Final = 51
 """Steps between the first gradients of successive pairs, as in the published code."""
 
 BASES: Final = 64
-"""Number of first gradients in a task."""
+"""Number of first gradients that one task compares with later gradients."""
 
 ROWS: Final = 16
 """Rows of the target's fold to probe in one batch."""
@@ -98,7 +98,8 @@ def lagged_gradients(
     more accurate than a single pair. A run recorded with ``exact=True`` has standard errors
     of 0.
 
-    The published code [1]_ measures the same quantities, in the second of two training runs.
+    The published code [1]_ measures the same quantities, in the second of its two training
+    runs.
 
     References
     ----------
@@ -175,7 +176,7 @@ def compare(
     gradients, iterates = read_probes(run, needed)
     ratios = error_ratios(run, bases)[:, None]
     orthogonal = gradients - rsi[needed - steps.start, None] * (iterates - target)
-    # A pair beyond the end compares the base with itself, and is set to NaN below.
+    # A pair beyond the end here compares a step with itself, and is set to NaN below.
     pairs = np.where(exists, pairs, bases[:, None])
     first = np.searchsorted(needed, np.broadcast_to(bases[:, None], pairs.shape))
     second = np.searchsorted(needed, pairs)

@@ -52,10 +52,10 @@ def zigzag_layers(
     -------
     xarray.Dataset
         Loaded, with the dimension ``layer`` and units of 1. By ``part``, for up to 60 parts
-        with the same number of steps: ``cosine``, the median, and ``first``, the first step
-        of the part. By ``kind``: ``step_share``, the share of steps of each kind, where the
-        criterion of `zigzag_segments` is applied to the layer alone. ``mean_cosine`` is the
-        mean over all steps. Values are NaN where gradients are 0.
+        with the same number of steps: the median ``cosine``; and ``first``, the first step.
+        By ``kind``: ``step_share``, the share of steps of each kind, where the criterion of
+        `zigzag_segments` is applied to the layer alone. ``mean_cosine`` is the mean over all
+        steps. Values are NaN where gradients are 0.
 
     Raises
     ------

@@ -139,11 +139,12 @@ def zigzag_segments(
     because the noise of two batches is independent. While the loss falls steadily, the cosine
     is about the share of the signal in :math:`|g|^2`; above 0.5 there is more signal than
     noise. Where the iterate is stationary and driven only by noise, the cosine is
-    :math:`-\eta \lambda / 2`: it is negative at *any* learning rate, since later steps must
-    undo each step. Only below -0.5 does it imply :math:`\eta \lambda > 1`, averaged over the
-    modes by their share in :math:`|g|^2`. A threshold of 0.5 therefore means the same with
-    and without noise, but noise may hide a zigzag in a segment that is "neither". Both
-    formulas hold for plain SGD on a quadratic, but not with momentum, which changes the step.
+    :math:`-\eta \lambda / 2`: it is negative at *any* learning rate, since each step must be
+    undone by the steps after it. Only below -0.5 does it imply :math:`\eta \lambda > 1`,
+    averaged over the modes by their share in :math:`|g|^2`. A threshold of 0.5 therefore means
+    the same with and without noise, but noise may hide a zigzag in a segment that is "neither".
+    The formulas with :math:`\eta \lambda` hold for plain SGD on a quadratic, but not with
+    momentum, which changes the step.
 
     *Window.* With a median over 11 steps, a zigzag needs a majority of negative cosines:
     single negative cosines also occur on smooth paths, and under noise. In a run of pure
@@ -152,11 +153,11 @@ def zigzag_segments(
 
     *Loss.* The decrease of a segment is the decrease of the running mean of the recorded losses
     from the first step of the segment to the first step after it. It may be negative, and the
-    decreases of all segments add up to the decrease of the whole run. A loss less than half a
-    `smoothing` from a border counts partly for the segment on the other side, and losses at
-    both ends of the run are smoothed over fewer steps. Standard errors treat deviations from
-    the running mean as independent noise, even where the loss itself zigzags. Shares mean
-    nothing if the total decrease is not well above its standard error.
+    decreases of all segments add up to the decrease of the whole run. A loss that is less
+    than `smoothing` / 2 steps from a border counts partly for the segment on the other side,
+    and losses at both ends of the run are smoothed over fewer steps. Standard errors treat
+    deviations from the running mean as independent noise, even where the loss itself zigzags.
+    Shares mean nothing if the total decrease is not well above its standard error.
 
     *Path and displacement.* ``path_share`` is the exact share of :math:`\sum_k |u_k|`, where
     :math:`u_k` is the update. ``displacement_share`` is :math:`\langle D_\mathrm{kind}, D

@@ -39,8 +39,8 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
         Lazy, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
         the dimension ``layer`` if requested. The variable ``cosine`` is float64, with units
         of 1. It is NaN in the first step, in steps where either gradient is 0 or not finite,
-        and in steps whose previous gradient was not recorded, as after an interruption
-        without ``recorder.state_dict()``.
+        and in steps whose previous gradient was not recorded, as when training was
+        resumed without a saved ``recorder.state_dict()``.
 
     Raises
     ------
@@ -56,9 +56,9 @@ def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
     Under gradient descent with the learning rate :math:`\eta`, the gradient along an
     eigenvector of the Hessian with eigenvalue :math:`\lambda` follows :math:`g_{k+1} = (1 -
     \eta \lambda) g_k`. Where one eigenvector dominates, the cosine is the sign of :math:`1 -
-    \eta \lambda`: -1 means that the step overshoots the bottom of the valley,
-    :math:`\eta \lambda > 1`. The noise of mini-batches draws the cosine towards 0 and, where the
-    iterate no longer makes progress, towards :math:`-\eta \lambda / 2`; see
+    \eta \lambda`: -1 means that the step overshoots the bottom of the valley, that
+    is, :math:`\eta \lambda > 1`. The noise of mini-batches draws the cosine towards 0 and,
+    where the iterate no longer makes progress, towards :math:`-\eta \lambda / 2`; see
     `zigzag_segments`.
 
     Cosines of gradients further apart are not recorded, but `analyzers.lagged_gradients` and

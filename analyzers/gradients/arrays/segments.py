@@ -147,7 +147,7 @@ def loss_decrease(
 
 def displacement_share(by_kind: FloatArray) -> Estimate:
     """Return the share of each kind in the squared net displacement, (kind,)."""
-    # `by_kind` holds the displacement D_kind of each kind or its probes, (kind, probe). The
+    # `by_kind` (kind, probe) holds the displacements D_kind, or the probes of D_kind. The
     # rows add up to D, the displacement from the first to the last iterate, so the shares
     # <D_kind, D> / |D|^2 add up to 1. Probes estimate a share as a ratio of two sums over
     # probes. Shares are NaN if the path ends where it began.
