@@ -35,7 +35,7 @@ class Curve(NamedTuple):
     Attributes
     ----------
     label : str
-        Text in the legend; without a text, the curve is not listed there.
+        Text in the legend; the legend does not list curves without a text.
     x, y : numpy.ndarray
         Coordinates of the points on the line, shape ``(point,)``.
     stderr : numpy.ndarray or None
@@ -174,7 +174,7 @@ def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
 
 
 def _set_limits(panel: Panel, ax: Axes) -> None:
-    """Set vertical limits that show zero, lines, legend, and bands to `MAX_BAND_EXCESS`."""
+    """Set vertical limits that show zero, lines, legend, and bands up to `MAX_BAND_EXCESS`."""
     lines = _finite([curve.y for curve in panel.curves])
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
     bands = _finite([*ends, lines])

@@ -46,7 +46,7 @@ def report(
     figures : mapping of str to Figure or Axes
         Figures to save and close, by file name without the extension.
     groups : sequence of str
-        Groups that hold the results. The printed code opens the first group.
+        Groups that hold the results. Python code that opens the first group is printed.
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
     """
@@ -117,6 +117,6 @@ def shown_rows(n: int, limit: int = MAX_ROWS) -> range:
 
 
 def spans(n_steps: int, limit: int = 20) -> list[slice]:
-    """Divide steps into at most `limit` spans of equal length; the last may be shorter."""
+    """Divide steps into at most `limit` spans of equal length; the last span may be shorter."""
     rows = shown_rows(n_steps, limit)
     return [slice(i, min(i + rows.step, n_steps)) for i in rows]

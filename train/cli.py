@@ -360,7 +360,7 @@ def main() -> None:
 
 
 def _check_name(arguments: list[str]) -> None:
-    """Exit with one sentence that names similar workloads if the workload is unknown."""
+    """If the workload is unknown, exit with one sentence that names similar workloads."""
     match arguments:
         case ["run" | "two-run", name, *_] if (
             not name.startswith("-") and name not in WORKLOADS

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 class RandomLabels(Dataset[Any]):
     """A data set whose targets are permuted once; a seed chooses the permutation."""
 
-    # If the data draw a random example on every access, as Vaihingen's patches do, the target
-    # is that of another random example.
+    # If the data draw a random example on every access, as Vaihingen's patches do, inputs and
+    # target come from two independent draws.
 
     def __init__(self, data: Any, seed: int) -> None:
         self._data = data

@@ -31,7 +31,7 @@ def restored_state(model: nn.Module) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the random states of the CPU and the device (None if that is the CPU too)."""
+    """Return the random states of the CPU and the device (None if it is the CPU)."""
     if device.type == "cpu":
         return torch.get_rng_state(), None
     module = torch.get_device_module(device)

@@ -36,7 +36,7 @@ from train.workloads.tasks import Task
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
 
 Save = Callable[[dict[str, Any], Log], None]
-"""Called between two epochs with two arguments: the state to resume from, the observer."""
+"""Called between two epochs with two arguments: the state to resume from, and the observer."""
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -182,7 +182,7 @@ class _Loop:
             self._measure_all_data(observer)
         first = epoch * self.steps_per_epoch
         n_steps = min(self.steps_per_epoch, self.total_steps - first)
-        # Not strict, because `max_steps` can end the last epoch before its data end.
+        # Not strict, because `max_steps` can end the last epoch before all data are used.
         for step, batches in zip(
             range(first, first + n_steps), self._batches(observer), strict=False
         ):

@@ -1,4 +1,4 @@
-"""Protocols between a training loop and its observer.
+"""Interfaces between a training loop and its observer.
 
 The same loop runs without recording (`unobserved`), with recording
 (``partial(trajstore.Recorder, path)``), or under the two-run protocol

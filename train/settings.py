@@ -57,8 +57,8 @@ class Training:
     full_gradients : bool
         Record the gradient of all training data at the start of every epoch.
     same_batch_every : int
-        Number of steps between measurements that repeat the gradient of a step's batch after
-        the step; 0 for never.
+        Number of steps between measurements that compute the gradient of a step's batch again
+        after the step; 0 for never.
     sharpness_every : int
         Number of steps between measurements of the largest eigenvalue of the Hessian; 0 for
         never.

@@ -61,7 +61,7 @@ def gamma_by_seed_and_budget(
 def gamma_by_batch_size(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 6: gamma by batch size, and divided by the square root of the batch size."""
+    """Figure 6: gamma by batch size, and gamma divided by the root of the batch size."""
     labelled = labelled_sweep(runs, "batch_size")
     curves = [
         curve(
@@ -130,7 +130,7 @@ def _of_models(
 
 
 def _by_workload(chosen: Sequence[TrainedRun]) -> list[tuple[str, TrainedRun]]:
-    """Label runs with their workload, and with the optimizer if it differs."""
+    """Label runs with their workload, and with the optimizer if the optimizers differ."""
     optimizers = [run.settings["optimizer"] for run in chosen]
     suffixes = [f", {name}" if len({*optimizers}) > 1 else "" for name in optimizers]
     return [
@@ -141,7 +141,8 @@ def _by_workload(chosen: Sequence[TrainedRun]) -> list[tuple[str, TrainedRun]]:
 
 def _budgets_from_one_run(runs: Sequence[TrainedRun], epochs: EpochSelection) -> Panel:
     """Show gamma of the longest run, with x* at several epochs."""
-    # x* is taken where shorter runs ended; without these, at a half and three quarters.
+    # x* is taken where shorter runs ended. Without shorter runs, it is taken at a half and at
+    # three quarters of the epochs.
     chosen = sweep(runs, "epochs") or data_sets(runs)[:1]
     if not chosen:
         return panel("x* within one run", [], "gamma", epochs, needs="a run")

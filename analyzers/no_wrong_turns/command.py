@@ -28,8 +28,8 @@ def figure(
 ) -> None:
     """Draw a figure of "No Wrong Turns" from recorded runs.
 
-    Chooses, by their training settings, the runs that the figure needs, analyses those that
-    have no results yet, and writes figure-NUMBER.png.
+    Chooses runs by their training settings, analyses the chosen runs that have no results
+    yet, and writes figure-NUMBER.png.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def paper(
     """Draw the figures of "No Wrong Turns" from recorded runs, and test its statements.
 
     Draws every figure for which there are runs. Writes paper.md, where each figure is
-    followed by the paper's statements on it and a verdict: supported, contradicted or
-    inconclusive.
+    followed by the paper's statements on it, each with a verdict: supported, contradicted
+    or inconclusive.
 
     Parameters
     ----------

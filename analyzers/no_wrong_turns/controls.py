@@ -45,7 +45,7 @@ def gamma_of_controls(
             controls,
             "gamma",
             epochs,
-            needs="a run with random labels or noise for gradients, and one without",
+            needs="a run with random labels or with noise as gradients, and one with neither",
         ),
         panel(
             title_of(full, "full batch"),

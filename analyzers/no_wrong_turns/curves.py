@@ -23,7 +23,7 @@ NEEDS_NETWORK: Final = "a run of a network"
 class EpochSelection:
     """Range of epochs that figures show."""
 
-    keep_final: bool = False  # whether to show the epoch on which x* depends
+    keep_final: bool = False  # whether to show the final epoch, on which x* depends
     until: int | None = None  # last epoch to show; 155 in the paper for ImageNet
 
     def last(self, n_epochs: int) -> int:

@@ -35,7 +35,7 @@ LAGS: Final = (1, 5, 20)
 def other_measurements(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Show gamma of other directions, and compare gradients and iterates by lag."""
+    """Show gamma of additional directions, and compare gradients and iterates by lag."""
     chosen = [run for run in plain_runs(runs) if run.run.measurements][:1]
     directions = [c for run in chosen for c in _by_direction(run, epochs)]
     updates = [c for run in chosen for c in _of_updates(run.run, epochs)]

@@ -38,14 +38,14 @@ of the interval does, and **inconclusive** otherwise. "Mid-run" means the middle
 epochs. Errors are standard errors of the mean, as
 `analyzers.no_wrong_turns.claims.statistics.mean_over` defines them. Where settings are
 compared, errors include the standard deviation over seeds: over runs of the same workload,
-or of another workload if only that was run with several seeds.
+or of another workload if the same workload was run with one seed only.
 """
 
 
 def write_page(
     runs: Sequence[TrainedRun], out: Path, *, epochs: EpochSelection
 ) -> Path:
-    """Write ``paper.md`` to `out` and figures to ``images/paper`` below; return the page."""
+    """Write ``paper.md`` to `out`, and figures to ``images/paper`` in `out`; return the path."""
     if not runs:
         raise ValueError(
             f"The page needs runs of networks; found {describe(runs)}. Record some with "

@@ -45,7 +45,7 @@ CLOSED_FORM_PREFIX: Final = "deep-linear-"
 """Prefix of workloads with a closed-form solution, which do not represent other networks."""
 
 WIDTH_SUFFIX: Final = re.compile(r"-(2|half|wide)$")
-"""Suffix of workloads that differ from the standard width."""
+"""Suffix of workloads whose width is not the standard width."""
 
 LABEL_ORDER: Final = (*OPTIMIZERS, *CONTROLS)
 
@@ -124,9 +124,9 @@ def full_batch_runs(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def sweep(runs: Iterable[TrainedRun], factor: str) -> list[TrainedRun]:
-    """Choose runs that differ in one setting and its coupled settings only, in order."""
-    # Chooses the group of runs with the most values of the setting; if several groups have
-    # as many, the one with the most runs.
+    """Choose runs that differ in one setting and its coupled settings only; sort by the setting."""
+    # Chooses the group of runs with the most values of the setting. If several groups have
+    # equally many values, chooses the group with the most runs among them.
     plain = runs if factor == "control" else plain_runs(runs)
     free = {factor, *COUPLED_SETTINGS[factor], *NON_ESSENTIAL_SETTINGS}
     groups: defaultdict[str, list[TrainedRun]] = defaultdict(list)
@@ -245,7 +245,7 @@ def depths(runs: Iterable[TrainedRun]) -> list[TrainedRun]:
 
 
 def widths(runs: Iterable[TrainedRun]) -> dict[str, tuple[TrainedRun, TrainedRun]]:
-    """Choose pairs of base runs, of standard and of another width, by name of the latter."""
+    """Choose pairs (standard width, other width) of base runs, by workload of the second run."""
     base = base_runs(runs)
     return {
         name: (base[standard], run)

@@ -60,7 +60,7 @@ def _of_run(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel:
 def lolr_and_schedule(
     runs: Sequence[TrainedRun], epochs: EpochSelection
 ) -> list[Panel]:
-    """Figure 3: locally optimal and used learning rate of one run per data set."""
+    """Figure 3: the locally optimal and the used learning rate, for one run per data set."""
     falling = {run.family: run for run in scheduled(runs)}
     panels = []
     for any_run in data_sets(runs):

@@ -170,7 +170,7 @@ def preconditioner_of(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter]
 ) -> Tensor | None:
     """Return the numbers by which an optimizer divides its gradients, (param,), or None."""
-    # None stands for optimizers other than Adam and RMSprop, and for these before a step.
+    # None is returned before the first step, and for optimizers other than Adam and RMSprop.
     # The divisors, without the learning rate, are (1 - beta_1^t) (sqrt(v_t / (1 - beta_2^t))
     # + eps) for Adam after t steps, and sqrt(v_t) + eps for RMSprop, where v_t is the average
     # of squared gradients. v_t does not include the gradient of the next step yet. J. Cohen

@@ -1,8 +1,8 @@
 """Counter-examples, in which negative gradients do not always point to the end of the path.
 
-The paper describes two of them in words, an asymmetric linear model (ALM) and a sinusoidal
-mixture (SM); we know neither the formulas of the paper's Eq. 9 nor the constants. The functions
-in this module follow the description in section 6, with our own constants.
+The paper describes two counter-examples in words: an asymmetric linear model (ALM) and a
+sinusoidal mixture (SM). We know neither the formulas of the paper's Eq. 9 nor the constants. The
+functions in this module follow the description in section 6, with our own constants.
 
 C. Guille-Escuret, H. Naganuma, K. Fatras, I. Mitliagkas, "No Wrong Turns: The Simple
 Geometry Of Neural Networks Optimization Paths", 2023, arXiv 2306.11922.

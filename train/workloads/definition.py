@@ -26,7 +26,7 @@ class Workload:
     data: Callable[[Training], Splits]
     model: Callable[[Splits, Training], nn.Module]  # draws from torch's random stream
     facts: Callable[[Training], dict[str, Any]] = _no_facts
-    """Returns other facts about the data, for the ``attrs`` of the store."""
+    """Returns facts about the data besides the note, for the ``attrs`` of the store."""
 
 
 def by_name(*workloads: Workload) -> dict[str, Workload]:

@@ -1,8 +1,8 @@
 """Learning a half-space with the sigmoid loss, a non-convex problem with few parameters.
 
 R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, "Loss Landscape Characterization of Neural
-Networks without Over-Parametrization", NeurIPS 2024, learn it from 20 points in each of two
-classes with a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
+Networks without Over-Parametrization", NeurIPS 2024, learn a half-space from 20 points in
+each of two classes, with a regularisation of 1e-5. The loss follows E. Hazan, K. Levy,
 S. Shalev-Shwartz, "Beyond Convexity: Stochastic Quasi-Convex Optimization", NeurIPS 2015, arXiv
 1507.02030, and H. Daneshmand et al., "Escaping Saddles with Stochastic Gradients", ICML
 2018, arXiv 1803.05999. The text of Islamov et al. that we read does not give the formula. It

@@ -169,7 +169,7 @@ def seeds_vary_less(numbers: Numbers) -> Outcome:
 
 
 def _deviation(values: list[float]) -> Measured:
-    """Return the standard deviation and its error for normally distributed values."""
+    """Return the standard deviation, and its error if the values are normally distributed."""
     if len(values) < 2:
         return UNKNOWN
     deviation = float(np.std(values, ddof=1))

@@ -48,7 +48,7 @@ def _finding(claim: Claim, runs: Sequence[TrainedRun], geometry: Geometry) -> Fi
     ):
         verdict = "inconclusive"
     names = sorted({run.workload for run in chosen.values()})
-    # Numbers of several workloads already name their workloads.
+    # If the labels of the numbers are workloads, the text names them already.
     if not all(name in text for name in names):
         text = f"{', '.join(names)}: {text}"
     return Finding(claim.text, claim.figure, verdict, text)

@@ -16,7 +16,8 @@ from trajstore.reading.run import Run
 POWER_OF_DISTANCE: Final = {
     "gamma": -1, "rsi": -2, "eb": -1, "lolr": 0, "distance": 1, "excess": -1,
 }  # fmt: skip
-"""Exponent of the distance in each quantity; all steps share the error of the distance."""
+"""Exponent of the distance in each quantity. It multiplies the relative error of the distance,
+which all steps share."""
 
 LATE_START: Final = 155 / 180
 """Fraction of the epochs at which the late part of a run begins."""
@@ -83,7 +84,7 @@ def mid_run(quantity: str) -> Statistic:
 
 
 def excess_over_walk(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the mean excess of gamma over a random walk with the same step lengths."""
+    """Return the mean excess of gamma over that of a random walk of the same step lengths."""
     return mean_over(geometry.assign(excess_gamma(geometry, run)), "excess", epochs)
 
 
@@ -95,7 +96,7 @@ def distance_from_start(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measu
 
 
 def late_distance(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
-    """Return the mean distance to x* late in the run, relative to the start."""
+    """Return the mean distance to x* late in the run, relative to the initial distance."""
     del epochs
     late = Epochs(int(LATE_START * run.n_epochs), run.n_epochs)
     mean, start = mean_over(geometry, "distance", late), geometry["distance"].values[0]
@@ -105,7 +106,7 @@ def late_distance(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
 def variance_within_epochs(
     geometry: xr.Dataset, run: Run | None, epochs: Epochs
 ) -> Measured:
-    """Return the variance of gamma within epochs, minus the variance due to its error."""
+    """Return the variance of gamma within epochs, minus the variance due to errors of gamma."""
     del run
     return _over_epochs([own for own, _ in _own_variances(geometry, epochs)])
 
@@ -113,7 +114,7 @@ def variance_within_epochs(
 def relative_variance(
     geometry: xr.Dataset, run: Run | None, epochs: Epochs
 ) -> Measured:
-    """Return `variance_within_epochs` relative to the squared mean of gamma by epoch."""
+    """Return `variance_within_epochs`, divided in each epoch by the squared mean of gamma."""
     del run
     return _over_epochs(
         [own / mean**2 for own, mean in _own_variances(geometry, epochs)]
@@ -123,7 +124,8 @@ def relative_variance(
 def _own_variances(
     geometry: xr.Dataset, epochs: Epochs
 ) -> Iterator[tuple[float, float]]:
-    """Yield the variance and mean of gamma in every epoch with at least two values."""
+    """Yield the variance of gamma, minus that due to its errors, and its mean, by epoch."""
+    # Epochs with fewer than two values are left out.
     for epoch in range(epochs.first, epochs.stop):
         steps = steps_of(geometry, Epochs(epoch, epoch + 1))
         values, stderr = steps["gamma"].values, steps["gamma_stderr"].values

@@ -62,7 +62,7 @@ MAX_NEGATIVE_SHARE: Final = 0.01
 """Share of steps with a negative gamma that still counts as almost none."""
 
 NEGATIVE_BY_CHANCE: Final = 0.023
-"""Share of steps that chance puts over two standard errors below zero if gamma is 0."""
+"""Share of steps that chance puts more than two standard errors below zero if gamma is 0."""
 
 MAX_STEADY_RATIO: Final = 2.0
 """Ratio of the largest to the smallest epoch mean below which a quantity is steady."""
@@ -77,7 +77,8 @@ class Selection(NamedTuple):
     choose: Callable[[Sequence[TrainedRun]], Labelled]
     needs: str  # description of the runs, shown if they are missing
     has_seed_errors: bool = True  # whether errors include the spread over seeds
-    is_until_shortest: bool = False  # whether to use the middle of the shortest run
+    is_until_shortest: bool = False
+    """Whether all runs are measured in the middle epochs of the shortest run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +153,11 @@ BATCH_SIZES: Final = Selection(
 )
 OPTIMIZERS: Final = Selection(
     _best_by("optimizer"),
-    "runs that differ in the optimizer, with SGD, momentum and Adam",
+    "runs that differ in the optimizer: SGD, momentum and Adam",
 )
 SEEDS: Final = Selection(
     _seeds_and_settings,
-    "runs that differ in the seed, and in another setting",
+    "runs that differ in the seed, and runs that differ in another setting",
     has_seed_errors=False,
 )
 BUDGETS: Final = Selection(
@@ -234,7 +235,9 @@ CLAIMS: Final = (
     Claim(
         text="Width matters little: a different width changes gamma by less than a quarter.",
         figure="1",
-        runs=Selection(_of_widths, "a ResNet of standard width and one of another"),
+        runs=Selection(
+            _of_widths, "a ResNet of standard width and one of another width"
+        ),
         statistic=GAMMA,
         criterion=alike(
             "Relative to standard width: {}.", of=relative_to_standard_width
@@ -363,7 +366,7 @@ CLAIMS: Final = (
         text="Mid-run, gamma of SGD without momentum exceeds gamma of a random walk with "
         "the same step lengths; the walk's gamma is positive only because x* is its end.",
         figure="controls",
-        runs=OPTIMIZERS._replace(needs="a run of SGD, and of other optimizers"),
+        runs=OPTIMIZERS._replace(needs="a run of SGD, and runs of other optimizers"),
         statistic=excess_over_walk,
         criterion=positive("sgd", "gamma minus gamma of the walk: {}."),
     ),
