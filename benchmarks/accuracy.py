@@ -198,8 +198,8 @@ def compare(run: trajstore.Run, exact: xr.Dataset, errors: Array) -> dict[str, A
     epochs = run.stored.array("epoch")[:]
     last = epochs.max()
     step = np.arange(run.n_steps)
-    # The middle excludes the first epoch, windows 0 and 1, and all windows from the last one
-    # that starts before the last epoch. The last part excludes the last two steps.
+    # The middle excludes the first epoch, windows 0 and 1, the last window that starts before
+    # the last epoch, and all windows after it. The part "last" excludes the last two steps.
     windows = run.stored.array("window")[:]
     whole = np.flatnonzero(start < np.flatnonzero(epochs == last)[0])
     parts = {

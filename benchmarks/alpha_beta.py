@@ -131,7 +131,7 @@ def main(
             sets[width] = [
                 analyzers.feasible_set(recorded[width], n_stderr=n) for n in (-1, 0, 1)
             ]
-        # Without seeds, the call only sets the width of the workload again.
+        # With 0 seeds, the call records nothing, and only sets the workload's width to DRAWN.
         record_width(training, DRAWN, 0, Path(directory))
         whole = [
             record(

@@ -1,7 +1,7 @@
 """Measure the speed of an analysis relative to the machine's own matrix product.
 
-The benchmark analyses a synthetic run of the size of a ResNet-18, with one window per epoch,
-several times. Analyses alternate with float32 matrix products on the same number of threads,
+The benchmark analyses a synthetic run several times; it has the size of a ResNet-18, and one
+window per epoch. Analyses alternate with float32 matrix products on the same number of threads,
 so that other load on the machine affects both. The analysis is timed first on single-threaded
 worker processes, as ``traj-analyze --workers`` starts them, and then on the threads of one
 process, which compete for Python's global lock. The time includes reading, decoding anchors

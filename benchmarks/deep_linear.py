@@ -1,10 +1,10 @@
-"""Record deep linear networks, compare them with their closed form, and draw.
+"""Record deep linear networks, compare them with their closed form, and draw figures.
 
-The figures show singular modes next to gradient flow; errors, and the drift of conserved
-quantities, against the step size; and effective ranks. Modes and ranks are also shown for
-networks with tanh or ReLU between the layers. Takes about two minutes on 2 cores. Figures go to
-docs/images/deep-linear, numbers to results/deep_linear.json; benchmarks/readme.py writes
-them into the page.
+The figures show singular modes next to those of gradient flow, effective ranks, and two
+quantities by step size: the error of the modes, and the drift of conserved quantities. Modes
+and ranks are also shown for networks with tanh or ReLU between the layers. Takes about two
+minutes on 2 cores. Figures go to docs/images/deep-linear, and numbers to
+results/deep_linear.json, from which benchmarks/readme.py writes them into docs/deep-linear.md.
 """
 
 import tempfile

@@ -1,11 +1,11 @@
 """Compare all measurements of one recording with the exact two-run protocol.
 
-The benchmark compares gamma of the gradient with weight decay, of the update, and of the
-gradients of fixed batches and of all data, cosines of gradients several steps apart, and
-distances between parameters. It reports errors over standard errors. All steps of a run are
-probed with the same signs, so the errors of its cosines and distances are dependent; both are
-therefore taken from several recordings with different signs. Takes about 15 minutes on
-2 cores.
+The benchmark compares cosines of gradients several steps apart, distances between parameters,
+and gamma: of the gradient, without and with weight decay, of the update, and of the gradients
+of fixed batches and of all data. It reports errors over standard errors. All steps of a run are
+probed with the same signs, so the errors of its cosines and distances are dependent; cosines
+and distances are therefore taken from several recordings with different signs. Takes about
+15 minutes on 2 cores.
 """
 
 import tempfile
@@ -62,7 +62,7 @@ def directions(training: Training, directory: Path) -> dict[str, dict[str, Any]]
         )
         rows = run if direction == "gradient" else run.measured(direction)
         estimated = analyzers.path_geometry(rows, weight_decay=decay).compute()
-        # In the last steps, x - x* is as short as an update.
+        # The last steps are excluded, because x - x* is as short as an update in them.
         is_before_end = exact.step.values < run.n_steps - run.spec.steps_per_epoch // 2
         results[title] = scores([estimated], exact, "gamma", is_before_end)
     return results
@@ -110,7 +110,8 @@ def main(*, epochs: int = 8, measure_every: int = 11, seeds: int = 8) -> None:
     Parameters
     ----------
     epochs : int
-        Epochs of the digits ResNet; recordings for cosines have half as many.
+        Epochs of the digits ResNet; recordings for cosines and distances have
+        half as many.
     measure_every : int
         Steps between measurements of the fixed batches.
     seeds : int

@@ -26,7 +26,7 @@ from train.protocols.sweep import load_sweep
 
 LAGS = (1, 2, 5, 10, 20, 50)
 PROBES = 1 << 14
-"""Number of probes. The error that all lagged cosines of a run share is 0.008."""
+"""Number of probes. With this number, all lagged cosines of a run share an error of 0.008."""
 
 
 def adjacent_cosine(run: trajstore.Run) -> xr.DataArray:

@@ -105,7 +105,7 @@ def turns(mode: str, epochs: int) -> None:
         begin()
         analyzers.path_geometry(trajstore.open_run(path)).compute()
         end()
-    # The exit of a process takes a while, and must not disturb the turns of the others.
+    # The exit of a process takes a while, and must not disturb the turns of other modes.
     sys.stdin.readline()
 
 
@@ -325,8 +325,8 @@ def main(
     turns_of : str, optional
         Act as a child process: ``plain``, ``recorded``, ``two-run`` or ``memory``.
     device : {"cpu", "cuda"}, default: "cpu"
-        Device of the training. On a CUDA device ``overhead_cuda.py`` measures, which
-        takes a few minutes.
+        Device of the training. With "cuda", ``overhead_cuda.py`` makes the measurements,
+        in a few minutes.
     tiny : bool, default: False
         Try the benchmark for CUDA devices with tiny sizes, even on a CPU; the times
         are meaningless.

@@ -37,8 +37,8 @@ BYTES_PER_ELEMENT = 36 + n_codes(BASIS)
 """Bytes read and written per element in a step.
 
 Before the step, the recorder reads the gradient, the parameter, the previous gradient, the
-anchor and codes of past anchors, and writes the gradient and the displacement. After the
-step, it reads the parameter, the anchor and the displacement. Codes have one byte,
+anchor and codes of past anchors, and writes a copy of the gradient, and the displacement. After
+the step, it reads the parameter, the anchor and the displacement. Codes have one byte,
 everything else is float32."""
 
 

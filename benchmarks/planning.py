@@ -146,7 +146,7 @@ def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(experiment: Any) -> int:
-    """Return the steps in an epoch; a training of one step passes them to its observer."""
+    """Return the steps in an epoch, as an observer of a training of one step gets them."""
     lengths: list[int] = []
 
     @contextmanager

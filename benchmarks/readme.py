@@ -1,4 +1,4 @@
-"""Write the tables of results into README.md and docs, between the markers there."""
+"""Write the tables of results into README.md and docs, between the markers in these files."""
 
 import json
 import math
@@ -117,7 +117,7 @@ def scale_table(results: list[dict[str, Any]]) -> str:
 
 
 def measurements_table(results: dict[str, Any]) -> str:
-    """Return the table of other measurements, with one line per direction."""
+    """Return the table of measurements and their errors, with one line per measurement."""
     lines = [
         "| measured on the digits ResNet | mean | rms error | std of error / standard error |",
         "|---|---|---|---|",

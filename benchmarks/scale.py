@@ -1,6 +1,6 @@
 """Measure how the cost of a store and its analysis grows with steps and parameters.
 
-The synthetic runs have the real format, with three lengths and three sizes. The benchmark
+The synthetic runs have the real format, and differ in length and in size. The benchmark
 measures files, bytes per step, the time to open the store, the speed of the analysis with
 one and with two single-threaded worker processes, and the peak memory of a worker. Analyses
 with one and with two workers alternate, so that other load affects both. The full size takes
@@ -116,7 +116,7 @@ def main(
         Number of analyses of each store; with 0, only the largest store is measured,
         without an analysis.
     directory : Path, optional
-        Directory for the stores, one at a time.
+        Directory for the stores, of which only one exists at a time.
     """
     sizes = [(n_steps // 4, n_params // k) for k in (4, 2, 1)]
     sizes += [(n_steps // k, n_params) for k in (2, 1)]

@@ -53,7 +53,7 @@ def timed_recorder(
 ) -> Iterator[TimedRecorder]:
     """Yield a recorder whose hooks are timed in every step."""
     before, after = Stopwatch(), Stopwatch()
-    # Hooks run in the order of their registration.
+    # Hooks run in the order of registration, so the recorder's run between start and stop.
     optimizer.register_step_pre_hook(before.start)
     optimizer.register_step_post_hook(after.start)
     with Recorder(path, model, optimizer, **options) as recorder:

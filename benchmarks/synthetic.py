@@ -1,4 +1,4 @@
-"""Write stores in the real format, with random contents of any length and size."""
+"""Write stores of any length and size, in the real format and with random contents."""
 
 from pathlib import Path
 

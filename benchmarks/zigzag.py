@@ -1,6 +1,6 @@
 """Measure where small nets on digits zigzag, and how that depends on the learning rate.
 
-The runs use full batches and mini-batches, each with a large and a small learning rate. Two
+Four runs use full batches or mini-batches, with a large or a small learning rate. Two more
 runs have no valley to zigzag in (random labels, noise as gradients). Branches repeat parts of
 two runs with smaller learning rates. The benchmark draws the figures of docs/zigzag.md, and
 saves the numbers of its tables. Takes about three minutes on a CPU.
@@ -45,10 +45,10 @@ BRANCHES: Final[dict[str, tuple[int, dict[float, int]]]] = {
     LARGE: (95, {0.7: 40, 0.5: 56, 0.2: 140, 0.1: 280}),
     MINI: (2, {0.5: 4, 0.2: 10, 0.1: 20, 0.05: 40}),
 }
-"""By parent: the epoch at which its branches start, and their number of epochs by scale.
+"""By parent: the epoch at which its branches start, and the length of each branch in epochs.
 
-All branches of a parent have the same sum of learning rates. The parent is compared up to
-that sum."""
+The keys of these lengths are scales, which multiply the parent's learning rate. All branches
+of a parent have the same sum of learning rates. The parent is compared up to that sum."""
 
 THRESHOLDS: Final = tuple(np.linspace(0, 0.95, 20))
 

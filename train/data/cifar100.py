@@ -1,7 +1,7 @@
 """CIFAR-100: 60,000 colour images of 32 x 32 pixels in a hundred classes.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The images are
-not augmented, so that the loss of a batch can be computed again at other points.
+not augmented, so that the loss of a batch can be computed again with other parameters.
 """
 
 from typing import Final, Literal

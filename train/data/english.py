@@ -7,11 +7,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 VOCABULARY: Final = 128
-"""Tokens are ASCII codes; other characters are replaced by a question mark."""
+"""Tokens are ASCII codes; a question mark replaces each character that is not ASCII."""
 
 
 def english(context: int) -> TensorDataset:
-    """Cut the text into inputs and targets, which are the next tokens, int64 (context,)."""
+    """Cut the text into inputs and targets (the next tokens), int64 (context,)."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     tokens = torch.tensor(list(text.encode("ascii", "replace")))
     n = (len(tokens) - 1) // context

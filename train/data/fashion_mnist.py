@@ -81,7 +81,7 @@ def _folder(directory: str | None) -> Path | None:
 
 
 def _existing_files(folder: Path, name: str) -> list[Path]:
-    """Return the existing files with a name, the unpacked file before the compressed file."""
+    """Return the existing files of a name: the unpacked file first, then the compressed."""
     paths = (folder / name, folder / f"{name}.gz")
     return [path for path in paths if path.is_file()]
 

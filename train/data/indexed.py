@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 class IndexedDataset(Dataset[Any]):
     """A data set with the index of every example appended to the example."""
 
-    # It draws no random numbers and reads no other examples, so batches and random streams
-    # are the same as without it.
+    # The wrapper draws no random numbers and reads no additional examples, so batches and
+    # random streams are the same as with the wrapped data set alone.
 
     def __init__(self, data: Any) -> None:
         self._data = data

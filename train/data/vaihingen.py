@@ -79,7 +79,7 @@ class RandomPatches(Dataset[Any]):
 
 
 def _root(directory: str | None) -> Path:
-    """Return the directory of the tiles, and refuse a directory that lacks any tile."""
+    """Return the directory of the tiles, and refuse one in which a tile is missing."""
     if directory is None:
         raise FileNotFoundError(f"Vaihingen: no directory was given. {DOWNLOAD_ADVICE}")
     root = Path(directory)

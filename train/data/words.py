@@ -38,7 +38,7 @@ def vocabulary(lines: Iterable[str], min_frequency: int) -> dict[str, int]:
 def sequences(
     lines: Iterable[str], numbers: dict[str, int], context: int
 ) -> TensorDataset:
-    """Cut lines into inputs and targets, which are the next words, int64 (context,)."""
+    """Cut lines into inputs and targets (the next words), int64 (context,)."""
     # Empty lines are skipped.
     unknown = numbers[UNKNOWN]
     tokens = torch.tensor(

@@ -1,4 +1,4 @@
-"""Models of the workloads, one family per module, which cites its paper in the first lines.
+"""Models of the workloads, one family per module; its first lines cite the paper.
 
 Imports torch only. Start reading with `mlp`, then `resnet`.
 """

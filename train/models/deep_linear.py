@@ -35,7 +35,8 @@ def aligned_weights(
     inner = [orthonormal(width, n_modes) for _ in range(depth - 1)]
     # Let U and V be the singular vectors, R_1, ..., R_(L-1) the orthonormal matrices, and
     # s^L = initial. Then W_1 = s R_1 V^T, W_l = s R_l R_(l-1)^T and W_L = s U R_(L-1)^T.
-    # Therefore W_(l+1)^T W_(l+1) = W_l W_l^T, and the product of all layers is s^L U V^T.
+    # Therefore the weights are balanced, which means that W_(l+1)^T W_(l+1) = W_l W_l^T, and
+    # the product of all layers is s^L U V^T.
     bases = [right.T, *inner, left]
     s = initial ** (1 / depth)
     return [(s * out @ into.T).float() for into, out in pairwise(bases)]
@@ -43,7 +44,8 @@ def aligned_weights(
 
 def random_weights(widths: Sequence[int], *, initial: float) -> list[Tensor]:
     """Return float32 weights with independent normal entries, in the order of layers."""
-    # If all widths are equal, the product multiplies lengths by `initial` on average.
+    # If all widths are equal, the product of all layers multiplies lengths by `initial` on
+    # average.
     scale = initial ** (1 / (len(widths) - 1))
     return [
         scale * torch.randn(n_out, n_in) / n_in**0.5 for n_in, n_out in pairwise(widths)

@@ -43,5 +43,6 @@ def lstm_language_model(n_tokens: int, width: int) -> LSTMLanguageModel:
     # R. Islamov et al., "Loss Landscape Characterization of Neural Networks without
     # Over-Parametrization", NeurIPS 2024, give 35.4 million parameters on Penn Treebank and
     # 44.8 on WikiText-2 with 33,278 words, but no widths. The difference of these numbers
-    # matches a tied embedding of 400; we chose the width of 1473 because it gives both.
+    # matches a tied embedding of 400; we chose the width of 1473 because it gives both
+    # numbers.
     return LSTMLanguageModel(n_tokens, dim=EMBEDDING_DIM, width=width)

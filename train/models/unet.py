@@ -1,8 +1,8 @@
 """U-Net: an encoder and a decoder, joined by skip connections, that classify every pixel.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation", MICCAI 2015, arXiv 1505.04597. This network has half as many channels, padded
-convolutions and batch normalisation.
+Segmentation", MICCAI 2015, arXiv 1505.04597. Unlike the published network, this one has padded
+convolutions and batch normalisation, and half as many channels.
 """
 
 from collections.abc import Sequence

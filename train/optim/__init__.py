@@ -2,9 +2,9 @@
 
 Each module has a pure function that states the published step, and an optimizer that applies
 it. Torch's hooks, and therefore a recorder, can observe the optimizer. After a step, every
-parameter group holds two numbers that a recorder stores. ``lr`` is the largest step size or
-the length of a step, and a step does not change it; ``step_size`` is the factor that multiplied
-the gradient or momentum in that step.
+parameter group holds two numbers that a recorder stores. ``lr``, which a step does not
+change, is the largest step size or, in `NormalizedSGD`, the length of a step; ``step_size`` is
+the factor that multiplied the gradient or momentum in that step.
 
 Imports torch only. Start reading with `normalized_sgd`; all optimizers use `gradient_steps`.
 """

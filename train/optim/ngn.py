@@ -23,7 +23,8 @@ from train.optim.gradient_steps import (
 
 def ngn_step_size(loss: Tensor, gradient_sq: Tensor, *, largest: float) -> Tensor:
     """Return ``largest / (1 + largest * gradient_sq / (2 * loss))``, shape ()."""
-    # A gradient of 0 gives the largest step size; otherwise a loss of 0 gives 0.
+    # A gradient of 0 gives the largest step size. With any other gradient, a loss of 0 gives
+    # a step size of 0.
     divisor = 1 + largest * gradient_sq / (2 * loss)
     return torch.where(gradient_sq > 0, largest / divisor, largest)
 
