@@ -6,12 +6,15 @@ storage service (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are 
 """
 
 import os
+import stat
+from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from zarr.abc.buffer import Buffer
-from zarr.abc.store import Store
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 OBJECT_SCHEMES: Final = frozenset(
@@ -43,6 +46,41 @@ def sibling(location: str, ending: str) -> str:
     return location.removesuffix(".zarr") + ending
 
 
+class OutsideStoreError(ValueError):
+    """A path in a store's directory that leads out of it, or is a pipe or a device."""
+
+    def __init__(self, root: str | Path, key: str, reason: str) -> None:
+        self.root, self.key, self.reason = root, key, reason
+        super().__init__(
+            f"{Path(root) / key} {reason}; a store has only files and directories, and "
+            "nothing else in it is read, written or deleted. Remove it, or copy the "
+            "store with its links resolved."
+        )
+
+    def __reduce__(self) -> tuple[type["OutsideStoreError"], tuple[Any, ...]]:
+        return OutsideStoreError, (self.root, self.key, self.reason)
+
+
+def inside(root: str | Path, key: str) -> Path:
+    """Return the path of a key, if it is a file or directory inside `root`, or is missing."""
+    # `root` itself may be a link, for example to another disk.
+    path = os.fspath(root)
+    for part in key.split("/"):
+        if part == "..":
+            raise OutsideStoreError(root, key, "leads out of the store")
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISLNK(mode):
+            raise OutsideStoreError(root, key, "leads through a link")
+        # Reading from a pipe or a device may never end.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OutsideStoreError(root, key, "is not a file")
+    return Path(path)
+
+
 def open_store(
     location: str,
     *,
@@ -55,7 +93,7 @@ def open_store(
     # connections. With `fsync`, each file in a directory is synced to the disk before the
     # next is written, so writes survive a power loss; in object storage they always do.
     if not is_remote(location):
-        kind = SyncedStore if fsync else LocalStore
+        kind = SyncedStore if fsync else DirectoryStore
         return kind(location, read_only=read_only)
     scheme = location.partition("://")[0]
     if scheme in OBJECT_SCHEMES:
@@ -67,7 +105,82 @@ def open_store(
     return FsspecStore.from_url(location, options, read_only=read_only)
 
 
-class SyncedStore(LocalStore):
+class DirectoryStore(LocalStore):
+    """A directory in which links, pipes and devices are refused."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return the contents of a file, or None if it is missing."""
+        inside(self.root, key)
+        return await super().get(key, prototype, byte_range)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return the contents of a file, or None if it is missing."""
+        inside(self.root, key)
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file."""
+        inside(self.root, key)
+        await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a file unless it exists."""
+        inside(self.root, key)
+        await super().set_if_not_exists(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write a file."""
+        inside(self.root, key)
+        super().set_sync(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Delete a file or a directory."""
+        inside(self.root, key)
+        await super().delete(key)
+
+    def delete_sync(self, key: str) -> None:
+        """Delete a file or a directory."""
+        inside(self.root, key)
+        super().delete_sync(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete a directory."""
+        inside(self.root, prefix)
+        await super().delete_dir(prefix)
+
+    async def exists(self, key: str) -> bool:
+        """Whether a file exists."""
+        return inside(self.root, key).is_file()
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the keys of all files below a directory."""
+        inside(self.root, prefix)
+        async for key in super().list_prefix(prefix):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the names in a directory."""
+        inside(self.root, prefix)
+        async for name in super().list_dir(prefix):
+            yield name
+
+    async def getsize(self, key: str) -> int:
+        """Return the size of a file."""
+        return inside(self.root, key).stat().st_size
+
+
+class SyncedStore(DirectoryStore):
     """A directory whose files are synced to the disk one by one."""
 
     async def set(self, key: str, value: Buffer) -> None:

@@ -27,7 +27,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from trajstore.store.location import is_remote
+from trajstore.store.location import inside, is_remote
 
 PROTOTYPE: Final = default_buffer_prototype()
 
@@ -52,6 +52,8 @@ class WriterLock:
 
     def __init__(self, location: str, store: Store) -> None:
         self._location, self._store = location, store
+        for name in () if is_remote(location) else (LOCK, WRITER):
+            inside(location, name)
         self._holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

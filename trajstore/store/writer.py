@@ -31,7 +31,7 @@ from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
-from trajstore.store.location import is_remote, locate, open_store
+from trajstore.store.location import inside, is_remote, locate, open_store
 from trajstore.store.lock import PROTOTYPE, WriterLock
 from trajstore.store.row_table import RowTable
 
@@ -127,7 +127,8 @@ class Writer:
         """Remove files that a killed process did not finish."""
         if not is_remote(self.location):
             for partial in Path(self.location).rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+                if not partial.is_dir():
+                    partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
         """Refuse a directory with files that no recording creates."""
@@ -159,7 +160,6 @@ class Writer:
                 f"state belongs to a recording that began at {created}."
             )
             raise SchemaError([problem])
-        self._remove_partial_files()
         self._snapshots |= document.snapshots
         self._resumes += map(dict, document.resumes)
         self._attrs |= document.attrs
@@ -173,6 +173,11 @@ class Writer:
         vectors = [snapshot.array for snapshot in self._snapshots.values()]
         vectors += ["final"] if document.has_final else []
         specs |= dict.fromkeys(vectors, vector_array(self._size))
+        if not is_remote(self.location):
+            for path in specs:
+                inside(self.location, f"{path}/zarr.json")
+                inside(self.location, f"{path}/c")
+        self._remove_partial_files()
         lengths = {path: document.arrays[path].length for path in specs}
         self._arrays.continue_from(specs, lengths)
         self.n_windows = document.n_windows

@@ -411,6 +411,28 @@ def test_runs_that_cannot_be_resumed_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", [".journal", "signs", "signs/c", "snapshots", "final"])
+def test_nothing_outside_the_store_is_changed(name: str, tmp_path: Path):
+    path, training = tmp_path / "run.zarr", Training()
+    with Recorder(path, training.model, training.optimizer, **SMALL) as recorder:
+        training.run(recorder, range(3))
+        state = recorder.state_dict()
+        training.run(recorder, range(3, 6))
+        recorder.snapshot("late")
+    (path / ".journal").mkdir()
+    (path / ".journal" / "notes.txt").write_text("theirs")
+    shutil.move(path / name, tmp_path / "outside")
+    (path / name).symlink_to(tmp_path / "outside")
+    before = bytes_of(tmp_path)
+    with pytest.raises(ValueError, match=f"{name}.* leads through a link"):
+        Recorder(path, training.model, training.optimizer, resume=state, **SMALL)
+    assert bytes_of(tmp_path) == before
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in directory.rglob("*") if f.is_file()}
+
+
 def test_something_else_is_not_resumed(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"")

@@ -1,5 +1,6 @@
 """Test that a journal returns its records, up to the first incomplete record."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trajstore.handmade import small_spec
+from tests.trajstore.handmade import small_spec, write_run
 from trajstore.cli import main as cli
 from trajstore.format.layout import Layout
 from trajstore.format.rows import measured_arrays
 from trajstore.reading.run import open_run
 from trajstore.store.journal import JOURNAL, Journal, Record, read_journal, recover
+from trajstore.store.location import OutsideStoreError
 
 SPEC = small_spec({"a": (5,), "b": (2, 3)})
 SIZE = Layout(SPEC.names, SPEC.shapes).size
@@ -134,3 +136,30 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
     assert found.steps["loss"].values.tolist() == list(range(13))
     assert recover(copy) == 0
     assert not (copy / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", [".journal", ".journal/0", ".lock", ".writer"])
+def test_recovery_touches_nothing_outside_the_store(
+    name: str, kind: str, tmp_path: Path
+):
+    store, outside = tmp_path / "run.zarr", tmp_path / "outside"
+    write_run(store, n_steps=3, status=None)
+    write(store, range(3, 5))
+    place = store / name
+    if place.exists():
+        shutil.move(place, outside)
+    else:
+        outside.write_bytes(b"theirs")
+    if kind == "link":
+        place.symlink_to(outside)
+    else:
+        os.mkfifo(place)
+    before = contents(tmp_path)
+    with pytest.raises(OutsideStoreError, match=f"{name} (leads through a|is not a)"):
+        recover(store)
+    assert contents(tmp_path) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in directory.rglob("*") if f.is_file()}
