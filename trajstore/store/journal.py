@@ -68,7 +68,17 @@ class Journal:
             "scalars": record.scalars,
         }
         line = json.dumps(header).encode() + b"\n"
-        self._file.write(b"%08x " % _checksum(line, body) + line + body)
+        rest = memoryview(b"%08x " % _checksum(line, body) + line + body)
+        start, descriptor = self._file.tell(), self._file.fileno()
+        try:
+            # If the disk is nearly full, the system writes only a part of the bytes.
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except BaseException:
+            # Reading would stop at an incomplete record and miss all later ones.
+            self._file.seek(start)
+            self._file.truncate()
+            raise
 
     def discard(self, first: int) -> None:
         """Delete the file of a committed buffer."""

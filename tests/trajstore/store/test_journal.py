@@ -71,6 +71,37 @@ def test_a_truncated_record_is_left_out(tmp_path: Path):
         assert [r.step for r in read(tmp_path)] == list(range(end // length)), end
 
 
+def test_a_record_is_written_completely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_some = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write_some(file, data[:50]))
+    write(tmp_path, range(3))
+    found = read(tmp_path)
+    assert [r.step for r in found] == [0, 1, 2]
+    for r in found:
+        assert_same(r, record(r.step))
+
+
+def test_a_record_that_does_not_fit_raises_and_leaves_no_part(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    journal, limits = Journal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal.begin(0)
+    journal.append(record(0))
+    file = tmp_path / JOURNAL / "0"
+    # The system writes the first half of the record, and then nothing more.
+    half = file.stat().st_size * 3 // 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.append(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.append(record(1))
+    journal.close()
+    assert [r.step for r in read(tmp_path)] == [0, 1]
+
+
 @given(place=st.integers(0, 700), value=st.integers(0, 255))
 def test_a_damaged_record_is_left_out_or_correct(place: int, value: int):
     import tempfile
