@@ -94,14 +94,15 @@ class WriterLock:
 
     async def release(self) -> None:
         """Let other processes write; leave a store alone that was taken over."""
-        is_mine = await self._is_mine()
-        if is_mine:
-            await self._store.delete(WRITER)
-        if self._file is not None:
-            if is_mine:
-                # Delete the file while it is locked: waiting writers notice that it is gone.
-                await self._store.delete(LOCK)
-            self._file.release()
+        try:
+            if await self._is_mine():
+                await self._store.delete(WRITER)
+                if self._file is not None:
+                    # Waiting writers notice that the file was deleted while it was locked.
+                    await self._store.delete(LOCK)
+        finally:
+            if self._file is not None:
+                self._file.release()
 
     async def _acquire_lease(self, store: ObjectStore[Any]) -> None:
         obstore = import_module("obstore")

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.location import inside, is_remote, locate, open_store
-from trajstore.store.lock import PROTOTYPE, WriterLock
+from trajstore.store.lock import LEASE_SECONDS, PROTOTYPE, WRITER, WriterLock
 from trajstore.store.row_table import RowTable
 
 Array = npt.NDArray[Any]
@@ -297,11 +298,20 @@ class Writer:
         self._arrays.write_vector(key, vector_array(self._size), self._size, read)
 
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._loop.run(self._lock.release())
-            self._lock = None
-        self._loop.close()
+        """Release the lock; warn if that fails, because all commits are complete."""
+        lock, self._lock = self._lock, None
+        try:
+            if lock is not None:
+                self._loop.run(lock.release())
+        except Exception as error:  # noqa: BLE001 - each kind of storage has its own errors
+            warn(
+                f"{self.location} could not be marked as free ({error!r}). Its contents "
+                "are complete up to the last commit. If it is refused as being written, "
+                f"delete {WRITER!r} in it, or wait {LEASE_SECONDS // 60} minutes.",
+                stacklevel=2,
+            )
+        finally:
+            self._loop.close()
 
     def commit(self) -> None:
         """Make everything written so far visible; check that the lock is still held."""

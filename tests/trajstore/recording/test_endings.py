@@ -359,6 +359,28 @@ def test_training_continues_after_an_error_of_measuring(
     assert (run.n_steps, run.status, run.has_final) == (1, "interrupted", False)
 
 
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_lock_that_cannot_be_released_is_warned_of(
+    on_error: Any, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from zarr.storage import LocalStore
+
+    async def refuse(_: LocalStore, key: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), key)
+
+    path = tmp_path / "run.zarr"
+    recorder = training.record(path, on_error=on_error)
+    training.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "delete", refuse)
+        with pytest.warns(UserWarning, match=r"run\.zarr could not be .*complete"):
+            recorder.close()
+    run = open_run(path)
+    assert (run.n_steps, run.status, run.has_final) == (1, "complete", True)
+    # The system's lock is free, so the recording can be resumed.
+    training.record(path, resume=True, step=1).close()
+
+
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "replaced"])
 def test_a_store_deleted_during_recording_is_not_recreated(
     is_replaced: bool, training: Training, tmp_path: Path
