@@ -7,6 +7,7 @@ return the fill value instead.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from typing import Any, Final, NamedTuple, Self
 
@@ -190,17 +191,24 @@ def chunk_key(array: Any, chunk: Part) -> str:
 
 
 def _read(array: Any, part: Part) -> Array:
-    try:
+    with naming_damage(array.path):
         values: Array = array[part]
+    return values
+
+
+@contextmanager
+def naming_damage(path: str) -> Iterator[None]:
+    """Turn an error of decoding a chunk of an array into a `ChunkError`."""
+    try:
+        yield
     except ChunkError:
         raise
     except ValueError as error:
-        raise ChunkError(array.path, f"is damaged: {error}") from error
+        raise ChunkError(path, f"is damaged: {error}") from error
     except RuntimeError as error:
         if "blosc" not in str(error):
             raise
-        raise ChunkError(array.path, f"is damaged: {error}") from error
-    return values
+        raise ChunkError(path, f"is damaged: {error}") from error
 
 
 def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zarr.abc.buffer import Buffer
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import BufferPrototype
+from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 OBJECT_SCHEMES: Final = frozenset(
@@ -108,26 +107,15 @@ def open_store(
 class DirectoryStore(LocalStore):
     """A directory in which links, pipes and devices are refused."""
 
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
+    async def get(self, key: str, *part: Any, **options: Any) -> Buffer | None:
         """Return the contents of a file, or None if it is missing."""
         inside(self.root, key)
-        return await super().get(key, prototype, byte_range)
+        return await super().get(key, *part, **options)
 
-    def get_sync(
-        self,
-        key: str,
-        *,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
+    def get_sync(self, key: str, **options: Any) -> Buffer | None:
         """Return the contents of a file, or None if it is missing."""
         inside(self.root, key)
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return super().get_sync(key, **options)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file."""

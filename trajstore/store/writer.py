@@ -230,7 +230,7 @@ class Writer:
         snapshots: Iterable[str],
         measured: Mapping[str, int],
     ) -> None:
-        """Keep the first `n_steps` and the named snapshots, and commit."""
+        """Keep the first `n_steps` and the named snapshots in the next commit."""
         # `measured` holds the number of rows to keep of each measurement, default 0.
         n_steps = min(n_steps, self.n_steps)
         starts = self.read("references/start", slice(0, self.n_windows))
@@ -249,8 +249,9 @@ class Writer:
         if self._has_final:
             self._arrays.remove("final")
             self._has_final = False
-        # Commit before new rows overwrite the dropped ones.
-        self.commit()
+        # Every table that later rows are appended to must be intact.
+        large = {"references/codes", KEYFRAMES}
+        self._arrays.read_tails(name for name in lengths if name not in large)
 
     def note_resumption(self, step: int) -> None:
         """Note that the recording resumes at `step`, and the number of steps lost before."""
