@@ -55,9 +55,8 @@ def _kind_problems(
         if name not in values:
             yield f"{prefix}{name}: expected {expected}, found nothing"
         elif not _is_kind(values[name], kind):
-            found = repr(values[name])
-            shown = found if len(found) < 80 else f"{found[:80]}..."
-            yield f"{prefix}{name}: expected {expected}, found {shown}"
+            found = repr(values[name])[:80]
+            yield f"{prefix}{name}: expected {expected}, found {found}"
 
 
 def _is_kind(value: object, kind: Any) -> bool:

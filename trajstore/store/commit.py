@@ -141,10 +141,8 @@ class Committer:
             try:
                 self._tails[name] = self.read(name, slice(start, length))
             except ChunkError as error:
-                raise ValueError(
-                    f"{error}, so no rows can be appended. `traj-store verify` lists all "
-                    "damage."
-                ) from error
+                advice = "`traj-store verify` lists all damage."
+                raise ValueError(f"{error}. {advice}") from error
         return self._tails[name]
 
     async def _commit(self, root: dict[str, object]) -> None:

@@ -48,16 +48,16 @@ def sibling(location: str, ending: str) -> str:
 class OutsideStoreError(ValueError):
     """A path in a store's directory that leads out of it, or is a pipe or a device."""
 
-    def __init__(self, root: str | Path, key: str, reason: str) -> None:
-        self.root, self.key, self.reason = root, key, reason
-        super().__init__(
-            f"{Path(root) / key} {reason}; a store has only files and directories, and "
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]} {self.reason}; a store has only files and directories, and "
             "nothing else in it is read, written or deleted. Remove it, or copy the "
             "store with its links resolved."
         )
-
-    def __reduce__(self) -> tuple[type["OutsideStoreError"], tuple[Any, ...]]:
-        return OutsideStoreError, (self.root, self.key, self.reason)
 
 
 def inside(root: str | Path, key: str) -> Path:
@@ -66,17 +66,17 @@ def inside(root: str | Path, key: str) -> Path:
     path = os.fspath(root)
     for part in key.split("/"):
         if part == "..":
-            raise OutsideStoreError(root, key, "leads out of the store")
+            raise OutsideStoreError(f"{root}/{key}", "leads out of the store")
         path = f"{path}/{part}"
         try:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
         if stat.S_ISLNK(mode):
-            raise OutsideStoreError(root, key, "leads through a link")
+            raise OutsideStoreError(f"{root}/{key}", "leads through a link")
         # Reading from a pipe or a device may never end.
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OutsideStoreError(root, key, "is not a file")
+            raise OutsideStoreError(f"{root}/{key}", "is not a file")
     return Path(path)
 
 
@@ -173,9 +173,11 @@ class SyncedStore(DirectoryStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file and return once it would survive a power loss."""
-        await super().set(key, value)
-        path = self.root / key
-        _sync(path)
+        # Rename the file when its bytes are on the disk, so it is never seen without them.
+        partial, path = self.root / f"{key}.partial", inside(self.root, key)
+        await super().set(f"{key}.partial", value)
+        _sync(partial)
+        partial.replace(path)
         for directory in path.parents:
             _sync(directory)
             if directory == self.root:

@@ -412,7 +412,8 @@ def test_synced_commits_reach_the_disk_before_their_root(
     sync = os.fsync
 
     def fsync(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(name.removesuffix(".partial"))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -425,6 +426,31 @@ def test_synced_commits_reach_the_disk_before_their_root(
     with training.record(tmp_path / "other.zarr"):
         training.step()
     assert len(synced) == plain
+
+
+def test_files_are_synced_before_they_are_renamed(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A name never leads to bytes that a power failure would lose."""
+    path, synced, renamed = tmp_path / "run.zarr", set[int](), list[str]()
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def replace_synced(file: Path, target: Path) -> Path:
+        if not target.name.endswith(".partial"):
+            renamed.append(str(target.relative_to(path)))
+            assert file.stat().st_ino in synced, target
+        return replace(file, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_synced)
+    with training.record(path, fsync=True):
+        training.step()
+    assert {"zarr.json", "tables/zarr.json", "tables/c/0/0/0"} <= set(renamed)
+    assert not list(path.rglob("*.partial"))
 
 
 def test_a_journal_needs_a_directory(training: Training):
