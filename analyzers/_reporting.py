@@ -13,7 +13,7 @@ from rich.table import Table
 
 from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
-from trajstore.store.location import is_remote, name_of, sibling
+from trajstore.store.location import inside, is_remote, name_of, sibling
 
 MAX_ROWS: Final = 40
 """Largest number of table rows; a longer table shows every second, third, ... row."""
@@ -57,7 +57,7 @@ def report(
             console.print()
     directory = figures_directory(run)
     paths = [
-        save_figure(figure, directory / f"{file}.png")
+        save_figure(figure, inside(directory, f"{file}.png"))
         for file, figure in figures.items()
     ]
     several = f"Figures: {directory}{os.sep}"
@@ -81,7 +81,8 @@ def figures_directory(run: Run) -> Path:
     directory = Path(sibling(run.location, ".figures"))
     if is_remote(run.location):
         directory = Path(name_of(sibling(run.location, ".figures")))
-    directory.mkdir(exist_ok=True)
+    # Nobody named this path, so a link there may lead anywhere.
+    inside(directory.parent, directory.name).mkdir(exist_ok=True)
     return directory
 
 

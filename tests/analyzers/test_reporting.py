@@ -12,6 +12,7 @@ from rich.console import Console
 from analyzers._reporting import make_table, report, shown_rows, spans
 from trajstore.reading.results import write_results
 from trajstore.reading.run import Run, open_run
+from trajstore.store.location import OutsideStoreError
 
 
 @pytest.fixture
@@ -66,6 +67,23 @@ def test_a_single_figure_is_named(run: Run, capsys: pytest.CaptureFixture[str]):
     [line] = [x for x in capsys.readouterr().out.splitlines() if "Figure" in x]
     assert line.startswith("Figure: ")
     assert Path(line.removeprefix("Figure: ")).exists()
+
+
+@pytest.mark.parametrize("name", ["digits.figures", "digits.figures/a.png"])
+def test_figures_are_not_written_through_links(name: str, run: Run, tmp_path: Path):
+    outside, link = tmp_path / "outside", tmp_path / name
+    if link.suffix == ".png":
+        outside.write_text("theirs")
+    else:
+        outside.mkdir()
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    figures = {"a": plt.figure()}
+    with pytest.raises(OutsideStoreError, match=f"{name} leads through a link"):
+        report(run, figures=figures, groups=["g"], name="found", example="found")
+    plt.close("all")
+    assert outside.is_dir() or outside.read_text() == "theirs"
+    assert outside.is_file() or not list(outside.iterdir())
 
 
 def test_long_texts_in_a_table_are_folded(capsys: pytest.CaptureFixture[str]):

@@ -3,7 +3,8 @@
 Begin with `run_spec` (everything known when recording begins), `arrays` (the arrays that
 follow from it) and `document` (``zarr.json``, checked and parsed). `layout` places tensors
 in flat vectors, `windows` schedules anchors, `rows` turns measured steps into stored rows,
-`attrs` names keys and measurements that training and analysis share.
+`attrs` names keys and measurements that training and analysis share, `resume_state` checks the
+state with which a recording resumes.
 
 Nothing here reads or writes a store. May import: the standard library and NumPy.
 """

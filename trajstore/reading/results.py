@@ -4,6 +4,7 @@ Analyses do not write to the run's own store, because its only writer is the rec
 """
 
 import json
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ import zarr
 
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
-from trajstore.store.location import open_store, sibling
+from trajstore.store.location import inside, is_remote, open_store, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
 """First words of the target labels that end with a name or number."""
@@ -20,7 +21,11 @@ KINDS: Final = ("snapshot", "epoch", "final of")
 
 def results_location(run: Run) -> str:
     """Return the location of a run's results, ``run.analysis.zarr``."""
-    return sibling(run.location, ".analysis.zarr")
+    location = sibling(run.location, ".analysis.zarr")
+    if not is_remote(location):
+        # Nobody named this path, so unlike a store it must not be a link either.
+        inside(Path(location).parent, Path(location).name)
+    return location
 
 
 def target_slug(label: str) -> str:

@@ -22,6 +22,9 @@ from trajstore.store.chunks import (
     read_chunk,
     read_part,
 )
+from trajstore.store.journal import JOURNAL
+from trajstore.store.location import OutsideStoreError, inside, is_remote
+from trajstore.store.lock import LOCK, WRITER
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]
@@ -54,6 +57,7 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     # Reading a chunk verifies its checksum. Some values are checked as well: steps must be
     # consecutive, ``window`` must agree with ``references/start``, and anchors must be finite.
     # `track` wraps the sequence of all chunks, for a progress bar.
+    yield from _path_problems(run)
     for name in run.stored.document.arrays:
         yield from _document_problems(run, name)
     for name, chunk in track(all_chunks(run)):
@@ -71,6 +75,15 @@ def all_chunks(run: Run) -> list[Place]:
         for name in run.stored.document.arrays
         for chunk in chunks_of(run.stored.array(name))
     ]
+
+
+def _path_problems(run: Run) -> Iterator[Problem]:
+    """Report links and pipes among the files that only writers use."""
+    for name in () if is_remote(run.location) else (JOURNAL, LOCK, WRITER):
+        try:
+            inside(run.location, name)
+        except OutsideStoreError as error:
+            yield Problem(name, error.reason, "resuming and `traj-store recover`")
 
 
 def _document_problems(run: Run, name: str) -> Iterator[Problem]:

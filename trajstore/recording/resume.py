@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import KEYFRAME_EVERY, STEP, table_columns
+from trajstore.format.resume_state import state_problems
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.format.windows import Windows
 from trajstore.recording.host_copies import to_numpy
+from trajstore.sketch.deltas import n_codes
 from trajstore.store.writer import Writer
 from trajstore.tracking.tracker import Tracker
 
@@ -106,8 +108,8 @@ def first_step(
     return step or 0
 
 
-def check_state(state: object) -> dict[str, Any]:
-    """Check that a state was made by `make_state`, and return it."""
+def check_state(state: object, *, size: int, samples: int) -> dict[str, Any]:
+    """Check that a state was made by `make_state` for such a recording, and return it."""
     keys = {
         *("created", "position", "groups", "previous_gradient"),
         *("snapshots", "measured"),
@@ -118,6 +120,21 @@ def check_state(state: object) -> dict[str, Any]:
             "`resume` must be True or the result of recorder.state_dict(), got "
             f"{found}. Save it in the checkpoint with the states of model and optimizer."
         )
+    problems = state_problems(state, samples=samples)
+    gradient, expected = state["previous_gradient"], f"torch.float32 ({size},)"
+    is_dense = isinstance(gradient, Tensor) and gradient.layout == torch.strided
+    kind = f"{gradient.dtype} {tuple(gradient.shape)}" if is_dense else repr(gradient)
+    if kind != expected:
+        problems.append(
+            f"previous_gradient: expected {expected} for this model, found {kind}"
+        )
+    if problems:
+        advice = (
+            "The state to resume is not what recorder.state_dict() returns for this "
+            "recording. The store has not been changed. Resume from another checkpoint, "
+            "or with `resume=True` and `step`. Problems:"
+        )
+        raise SchemaError([advice, *problems])
     return state
 
 
@@ -174,37 +191,44 @@ def rewind(
     step: int,
     state: Mapping[str, Any] | None,
 ) -> Resumption:
-    """Rewind a store to a step, commit, and read the values that `restore` needs."""
-    if state is not None:
-        snapshots, measured = state["snapshots"], state["measured"]
-    else:
-        snapshots = [
-            name for name, taken_at in writer.snapshots.items() if taken_at <= step
-        ]
-        measured = _measured_before(writer, step)
-    writer.rewind(step, snapshots=snapshots, measured=measured)
-    n_kept = writer.n_steps
+    """Read the values that `restore` needs, then rewind a store to a step, and commit."""
+    try:
+        if state is not None:
+            snapshots, measured = state["snapshots"], state["measured"]
+        else:
+            taken = writer.snapshots
+            snapshots = [name for name in taken if taken[name] <= step]
+            measured = _measured_before(writer, step)
+        writer.rewind(step, snapshots=snapshots, measured=measured)
+        position = (
+            Position(**state["position"])
+            if state is not None
+            else _position_from_rows(writer, step)
+        )
+        position = replace(position, next_window=step, n_windows=writer.n_windows)
+        resumption = Resumption(
+            position,
+            restoration=_restoration(writer, spec) if writer.n_windows > 0 else None,
+            previous_gradient=state["previous_gradient"] if state is not None else None,
+        )
+        # At the beginning and after a gap, the next step begins a window.
+        if 0 < step == writer.n_steps:
+            position.next_window = windows.next_start(step, position.epoch_start)
+            expected_sq, scale = _expected_sq(writer, spec)
+            resumption = resumption._replace(expected_sq=expected_sq, scale=scale)
+    except ValueError as error:
+        raise ValueError(
+            f"{writer.location} cannot be resumed at step {step}, and has not been changed: "
+            f"{error} Resume from another checkpoint, restore the damaged files from a "
+            "backup, or record to a new path."
+        ) from error
+    # Commit before new rows overwrite the dropped ones.
+    writer.commit()
     writer.note_resumption(step)
-    position = (
-        Position(**state["position"])
-        if state is not None
-        else _position_from_rows(writer, step)
-    )
     # Steps that the store lacks become rows of NaN; the attribute ``resumes`` counts them.
     _append_missing(writer, spec, position)
     writer.commit()
-    position = replace(position, next_window=step, n_windows=writer.n_windows)
-    resumption = Resumption(
-        position,
-        restoration=_restoration(writer, spec) if writer.n_windows > 0 else None,
-        previous_gradient=state["previous_gradient"] if state is not None else None,
-    )
-    if not 0 < step == n_kept:
-        # At the beginning and after a gap, the next step begins a window.
-        return resumption
-    position.next_window = windows.next_start(step, position.epoch_start)
-    expected_sq, scale = _expected_sq(writer, spec)
-    return resumption._replace(expected_sq=expected_sq, scale=scale)
+    return resumption
 
 
 def restore(tracker: Tracker, resumption: Resumption) -> str | None:
@@ -283,6 +307,10 @@ def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
     def codes(index: int) -> tuple[Tensor, Tensor]:
         return row("references/codes", index), row("references/scales", index)
 
+    # The tracker reads these codes after the store is rewound, so they must be intact.
+    kept = window + 1 - n_codes(spec.basis)
+    for needed in range(max(1, min(keyframe * KEYFRAME_EVERY + 1, kept)), window + 1):
+        codes(needed)
     [start] = writer.read("references/start", slice(window, window + 1))
     tables = writer.read("tables", slice(int(start), writer.n_steps))
     energies = tables[..., table_columns(spec)["grad_sq"].start]

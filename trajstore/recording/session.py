@@ -97,7 +97,8 @@ class Session:
     def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
         if not isinstance(resume, Mapping) or not self._placement.is_first:
             return None
-        state = check_state(resume)
+        size, samples = self._placement.layout.size, self.spec.samples
+        state = check_state(resume, size=size, samples=samples)
         check_groups(state, self.groups)
         return state
 

@@ -6,10 +6,9 @@ states another unpacked size is not unpacked. A missing chunk is an error here; 
 return the fill value instead.
 """
 
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -19,7 +18,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.buffer import default_buffer_prototype
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore, WrapperStore
+from zarr.storage import ObjectStore, WrapperStore
 
 from trajstore.format.arrays import StoredArray
 from trajstore.format.chunk_size import (
@@ -27,6 +26,7 @@ from trajstore.format.chunk_size import (
     CHECKSUM_BYTES,
     ChunkSize,
 )
+from trajstore.store.location import OutsideStoreError
 
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
@@ -64,11 +64,12 @@ class CheckedStore(WrapperStore[Store]):
     ) -> Buffer | None:
         """Return a document (None if missing), or a chunk that is safe to decode."""
         del byte_range  # The check needs the whole value.
-        if isinstance(self._store, LocalStore):
-            _check_path(self._store.root, key)
         size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
-        value = await self._get_bounded(key, prototype, limit)
+        try:
+            value = await self._get_bounded(key, prototype, limit)
+        except OutsideStoreError as error:
+            raise ChunkError(key, error.reason) from error
         if value is None and size is None:
             return None
         if value is None:
@@ -103,16 +104,6 @@ class CheckedStore(WrapperStore[Store]):
     async def getsize_prefix(self, prefix: str) -> int:
         """Return the number of bytes of all values below a prefix."""
         return await self._store.getsize_prefix(prefix)
-
-
-def _check_path(root: Path, key: str) -> None:
-    """Refuse pipes, devices, and links that leave the store's directory."""
-    path = Path(os.path.realpath(root / key))
-    if not path.is_relative_to(os.path.realpath(root)):
-        raise ChunkError(key, "leads out of the store")
-    # Reading from a pipe or a device may never end.
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ChunkError(key, "is not a file")
 
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
@@ -200,17 +191,24 @@ def chunk_key(array: Any, chunk: Part) -> str:
 
 
 def _read(array: Any, part: Part) -> Array:
-    try:
+    with naming_damage(array.path):
         values: Array = array[part]
+    return values
+
+
+@contextmanager
+def naming_damage(path: str) -> Iterator[None]:
+    """Turn an error of decoding a chunk of an array into a `ChunkError`."""
+    try:
+        yield
     except ChunkError:
         raise
     except ValueError as error:
-        raise ChunkError(array.path, f"is damaged: {error}") from error
+        raise ChunkError(path, f"is damaged: {error}") from error
     except RuntimeError as error:
         if "blosc" not in str(error):
             raise
-        raise ChunkError(array.path, f"is damaged: {error}") from error
-    return values
+        raise ChunkError(path, f"is damaged: {error}") from error
 
 
 def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:

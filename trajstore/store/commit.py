@@ -7,7 +7,7 @@ invisible, even if they are on disk.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -21,6 +21,8 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import StorePath
 
 from trajstore.format.arrays import ArraySpec, group_metadata
+from trajstore.format.chunk_size import chunk_size
+from trajstore.store.chunks import CheckedStore, ChunkError, naming_damage
 from trajstore.store.event_loop import EventLoop
 
 Array = npt.NDArray[Any]
@@ -71,7 +73,7 @@ class Committer:
         self._removed.add(name)
 
     def read(self, name: str, rows: slice) -> Array:
-        """Read committed rows of an array."""
+        """Read committed rows of an array; a damaged chunk raises a ChunkError."""
         return self._loop.run(self._read(name, rows))
 
     def widen(self, name: str, size: int) -> None:
@@ -126,28 +128,22 @@ class Committer:
             self._loop.run(self._store.delete_dir(name))
         self._removed.clear()
 
+    def read_tails(self, names: Iterable[str]) -> None:
+        """Read everything that later appends to these arrays need; raise if it is damaged."""
+        for name in names:
+            self._tail(name)
+
     def _tail(self, name: str) -> Array:
         """Return the rows of the last chunk of an array, read from the store if necessary."""
         if name not in self._tails:
             length, rows = self._lengths[name], self._specs[name].chunk[0]
             start = max(length - 1, 0) // rows * rows
-            self._check_presence(name, start // rows)
-            self._tails[name] = self.read(name, slice(start, length))
+            try:
+                self._tails[name] = self.read(name, slice(start, length))
+            except ChunkError as error:
+                advice = "`traj-store verify` lists all damage."
+                raise ValueError(f"{error}. {advice}") from error
         return self._tails[name]
-
-    def _check_presence(self, name: str, row_of_chunks: int) -> None:
-        """Raise ValueError if a chunk of integers is missing; only missing floats read as NaN."""
-        spec = self._specs[name]
-        if spec.dtype.startswith("float") or self._lengths[name] == 0:
-            return
-        counts = [-(-n // m) for n, m in zip(spec.inner, spec.chunk[1:], strict=True)]
-        for place in product([row_of_chunks], *map(range, counts)):
-            key = "/".join([name, "c", *map(str, place)])
-            if not self._loop.run(self._store.exists(key)):
-                raise ValueError(
-                    f"The chunk {key!r} is missing from the store, so no rows can be "
-                    "appended. `traj-store verify` lists all damage."
-                )
 
     async def _commit(self, root: dict[str, object]) -> None:
         for name, columns in self._widened.items():
@@ -171,8 +167,8 @@ class Committer:
         await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
 
     async def _write(self, name: str, start: int, rows: PendingRows) -> None:
-        # The shape ends with the new rows, so that Zarr overwrites chunks without reading them.
-        array = self._array(name, start + rows.shape[0])
+        # If the shape ends with the new rows, Zarr does not read before it writes.
+        array = self._array(name, start + rows.shape[0], self._store)
         # Write one chunk at a time; Zarr would otherwise hold copies of all chunks.
         chunk = self._specs[name].chunk[:2]
         for part in product(*map(_slices, rows.shape[:2], chunk)):
@@ -182,17 +178,20 @@ class Committer:
     async def _fill(self, name: str, columns: slice) -> None:
         """Fill new columns with NaN, in all rows before the last chunk."""
         end = self._lengths[name] - len(self._tails[name])
-        array = self._array(name, end)
+        array = self._array(name, end, self._store)
         for rows in _slices(end, self._specs[name].chunk[0]):
             await array.setitem((rows, columns), np.nan)
 
     async def _read(self, name: str, rows: slice) -> Array:
-        return np.array(await self._array(name, self._lengths[name]).getitem(rows))
+        checked = CheckedStore(self._store, {name: chunk_size(self._specs[name])})
+        array = self._array(name, self._lengths[name], checked)
+        with naming_damage(name):
+            return np.array(await array.getitem(rows))
 
-    def _array(self, name: str, length: int) -> AsyncArray[Any]:
+    def _array(self, name: str, length: int, store: Store) -> AsyncArray[Any]:
         metadata: Any = _metadata(self._specs[name], length)
         return AsyncArray(
-            metadata, StorePath(self._store, name), config={"write_empty_chunks": True}
+            metadata, StorePath(store, name), config={"write_empty_chunks": True}
         )
 
     async def _put(self, key: str, document: object) -> None:

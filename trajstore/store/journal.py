@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import SAMPLES
-from trajstore.format.document import parse_document
 from trajstore.format.rows import complete_rows, measured_arrays
 from trajstore.format.run_spec import RunSpec
-from trajstore.store.location import is_remote, locate
+from trajstore.store.location import inside, is_remote, locate
+from trajstore.store.opening import open_checked
 from trajstore.store.writer import Writer
 
 Array = npt.NDArray[Any]
@@ -46,14 +46,15 @@ class Journal:
     """Writes records to the journal of a store."""
 
     def __init__(self, store: Path) -> None:
-        self._directory = store / JOURNAL
+        self._store = store
         self._file: BinaryIO | None = None
 
     def begin(self, first: int) -> None:
         """Start the file of a buffer whose first step is `first`."""
         self.close()
-        self._directory.mkdir(exist_ok=True)
-        self._file = (self._directory / str(first)).open("wb", buffering=0)
+        inside(self._store, JOURNAL).mkdir(exist_ok=True)
+        path = inside(self._store, f"{JOURNAL}/{first}")
+        self._file = path.open("wb", buffering=0)
 
     def append(self, record: Record) -> None:
         """Write a record, which then survives a crash of the process."""
@@ -67,11 +68,21 @@ class Journal:
             "scalars": record.scalars,
         }
         line = json.dumps(header).encode() + b"\n"
-        self._file.write(b"%08x " % _checksum(line, body) + line + body)
+        rest = memoryview(b"%08x " % _checksum(line, body) + line + body)
+        start, descriptor = self._file.tell(), self._file.fileno()
+        try:
+            # If the disk is nearly full, the system writes only a part of the bytes.
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except BaseException:
+            # Reading would stop at an incomplete record and miss all later ones.
+            self._file.seek(start)
+            self._file.truncate()
+            raise
 
     def discard(self, first: int) -> None:
         """Delete the file of a committed buffer."""
-        (self._directory / str(first)).unlink(missing_ok=True)
+        inside(self._store, f"{JOURNAL}/{first}").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file."""
@@ -82,18 +93,18 @@ class Journal:
     def remove(self) -> None:
         """Delete the journal."""
         self.close()
-        if self._directory.exists():
-            for file in self._directory.iterdir():
+        directory = inside(self._store, JOURNAL)
+        if directory.exists():
+            for file in directory.iterdir():
                 file.unlink()
-            self._directory.rmdir()
+            directory.rmdir()
 
 
 def read_journal(store: Path, spec: RunSpec, size: int) -> Iterator[Record]:
     """Yield the complete records of a store's journal, ordered by step."""
-    directory = store / JOURNAL
-    files = [f for f in directory.glob("*") if f.name.isdigit()]
-    for path in sorted(files, key=lambda f: int(f.name)):
-        with path.open("rb") as file:
+    names = [f.name for f in inside(store, JOURNAL).glob("*") if f.name.isdigit()]
+    for name in sorted(names, key=int):
+        with inside(store, f"{JOURNAL}/{name}").open("rb") as file:
             while (record := _read_record(file, spec, size)) is not None:
                 yield record
 
@@ -151,7 +162,7 @@ def recover(path: str | os.PathLike[str]) -> int:
 
 
 def _recover(store: Path) -> int:
-    document = parse_document((store / "zarr.json").read_bytes())
+    document = open_checked(str(store)).document
     spec, size = document.spec, document.layout.size
     writer = Writer(store, spec, resume=True)
     try:

@@ -6,6 +6,8 @@ storage service (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are 
 """
 
 import os
+import stat
+from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +45,41 @@ def sibling(location: str, ending: str) -> str:
     return location.removesuffix(".zarr") + ending
 
 
+class OutsideStoreError(ValueError):
+    """A path in a store's directory that leads out of it, or is a pipe or a device."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]} {self.reason}; a store has only files and directories, and "
+            "nothing else in it is read, written or deleted. Remove it, or copy the "
+            "store with its links resolved."
+        )
+
+
+def inside(root: str | Path, key: str) -> Path:
+    """Return the path of a key, if it is a file or directory inside `root`, or is missing."""
+    # `root` itself may be a link, for example to another disk.
+    path = os.fspath(root)
+    for part in key.split("/"):
+        if part == "..":
+            raise OutsideStoreError(f"{root}/{key}", "leads out of the store")
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISLNK(mode):
+            raise OutsideStoreError(f"{root}/{key}", "leads through a link")
+        # Reading from a pipe or a device may never end.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OutsideStoreError(f"{root}/{key}", "is not a file")
+    return Path(path)
+
+
 def open_store(
     location: str,
     *,
@@ -56,7 +93,7 @@ def open_store(
     # disk before the next is written, so writes survive a power loss, as they always do in
     # object storage.
     if not is_remote(location):
-        kind = SyncedStore if fsync else LocalStore
+        kind = SyncedStore if fsync else DirectoryStore
         return kind(location, read_only=read_only)
     scheme = location.partition("://")[0]
     if scheme in OBJECT_SCHEMES:
@@ -68,14 +105,80 @@ def open_store(
     return FsspecStore.from_url(location, options, read_only=read_only)
 
 
-class SyncedStore(LocalStore):
+class DirectoryStore(LocalStore):
+    """A directory in which links, pipes and devices are refused."""
+
+    async def get(self, key: str, *part: Any, **options: Any) -> Buffer | None:
+        """Return the contents of a file, or None if it is missing."""
+        inside(self.root, key)
+        return await super().get(key, *part, **options)
+
+    def get_sync(self, key: str, **options: Any) -> Buffer | None:
+        """Return the contents of a file, or None if it is missing."""
+        inside(self.root, key)
+        return super().get_sync(key, **options)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file."""
+        inside(self.root, key)
+        await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a file unless it exists."""
+        inside(self.root, key)
+        await super().set_if_not_exists(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write a file."""
+        inside(self.root, key)
+        super().set_sync(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Delete a file or a directory."""
+        inside(self.root, key)
+        await super().delete(key)
+
+    def delete_sync(self, key: str) -> None:
+        """Delete a file or a directory."""
+        inside(self.root, key)
+        super().delete_sync(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete a directory."""
+        inside(self.root, prefix)
+        await super().delete_dir(prefix)
+
+    async def exists(self, key: str) -> bool:
+        """Whether a file exists."""
+        return inside(self.root, key).is_file()
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the keys of all files below a directory."""
+        inside(self.root, prefix)
+        async for key in super().list_prefix(prefix):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the names in a directory."""
+        inside(self.root, prefix)
+        async for name in super().list_dir(prefix):
+            yield name
+
+    async def getsize(self, key: str) -> int:
+        """Return the size of a file."""
+        return inside(self.root, key).stat().st_size
+
+
+class SyncedStore(DirectoryStore):
     """A directory whose files are synced to the disk one by one."""
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file and return once it would survive a power loss."""
-        await super().set(key, value)
-        path = self.root / key
-        _sync(path)
+        # Rename the file when its bytes are on the disk, so it is never seen without them.
+        partial, path = self.root / f"{key}.partial", inside(self.root, key)
+        await super().set(f"{key}.partial", value)
+        _sync(partial)
+        partial.replace(path)
         for directory in path.parents:
             _sync(directory)
             if directory == self.root:

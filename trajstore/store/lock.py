@@ -27,7 +27,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from trajstore.store.location import is_remote
+from trajstore.store.location import inside, is_remote
 
 PROTOTYPE: Final = default_buffer_prototype()
 
@@ -52,6 +52,8 @@ class WriterLock:
 
     def __init__(self, location: str, store: Store) -> None:
         self._location, self._store = location, store
+        for name in () if is_remote(location) else (LOCK, WRITER):
+            inside(location, name)
         self._holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -91,15 +93,16 @@ class WriterLock:
             await self._store.set(WRITER, self._document())
 
     async def release(self) -> None:
-        """Let other processes write; leave alone a store that was taken over."""
-        is_mine = await self._is_mine()
-        if is_mine:
-            await self._store.delete(WRITER)
-        if self._file is not None:
-            if is_mine:
-                # Delete the file while it is locked: waiting writers notice that it is gone.
-                await self._store.delete(LOCK)
-            self._file.release()
+        """Let other processes write; leave a store alone that was taken over."""
+        try:
+            if await self._is_mine():
+                await self._store.delete(WRITER)
+                if self._file is not None:
+                    # Waiting writers notice that the file was deleted while it was locked.
+                    await self._store.delete(LOCK)
+        finally:
+            if self._file is not None:
+                self._file.release()
 
     async def _acquire_lease(self, store: ObjectStore[Any]) -> None:
         obstore = import_module("obstore")

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,8 @@ from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
-from trajstore.store.location import is_remote, locate, open_store
-from trajstore.store.lock import PROTOTYPE, WriterLock
+from trajstore.store.location import inside, is_remote, locate, open_store
+from trajstore.store.lock import LEASE_SECONDS, PROTOTYPE, WRITER, WriterLock
 from trajstore.store.row_table import RowTable
 
 Array = npt.NDArray[Any]
@@ -127,7 +128,8 @@ class Writer:
         """Remove files that a killed process did not finish."""
         if not is_remote(self.location):
             for partial in Path(self.location).rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+                if not partial.is_dir():
+                    partial.unlink(missing_ok=True)
 
     def _check_leftovers(self) -> None:
         """Refuse a directory with files that no recording creates."""
@@ -159,7 +161,6 @@ class Writer:
                 f"to resume from belongs to a recording that began at {created}."
             )
             raise SchemaError([problem])
-        self._remove_partial_files()
         self._snapshots |= document.snapshots
         self._resumes += map(dict, document.resumes)
         self._attrs |= document.attrs
@@ -173,6 +174,11 @@ class Writer:
         vectors = [snapshot.array for snapshot in self._snapshots.values()]
         vectors += ["final"] if document.has_final else []
         specs |= dict.fromkeys(vectors, vector_array(self._size))
+        if not is_remote(self.location):
+            for path in specs:
+                inside(self.location, f"{path}/zarr.json")
+                inside(self.location, f"{path}/c")
+        self._remove_partial_files()
         lengths = {path: document.arrays[path].length for path in specs}
         self._arrays.continue_from(specs, lengths)
         self.n_windows = document.n_windows
@@ -224,7 +230,7 @@ class Writer:
         snapshots: Iterable[str],
         measured: Mapping[str, int],
     ) -> None:
-        """Keep the first `n_steps` and the named snapshots, and commit."""
+        """Keep the first `n_steps` and the named snapshots in the next commit."""
         # `measured` holds the number of rows to keep of each measurement, default 0.
         n_steps = min(n_steps, self.n_steps)
         starts = self.read("references/start", slice(0, self.n_windows))
@@ -243,8 +249,9 @@ class Writer:
         if self._has_final:
             self._arrays.remove("final")
             self._has_final = False
-        # Commit before new rows overwrite the dropped ones.
-        self.commit()
+        # Every table that later rows are appended to must be intact.
+        large = {"references/codes", KEYFRAMES}
+        self._arrays.read_tails(name for name in lengths if name not in large)
 
     def note_resumption(self, step: int) -> None:
         """Note the step at which the recording resumes, and how many steps before it are lost."""
@@ -292,11 +299,20 @@ class Writer:
         self._arrays.write_vector(key, vector_array(self._size), self._size, read)
 
     def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._loop.run(self._lock.release())
-            self._lock = None
-        self._loop.close()
+        """Release the lock; warn if that fails, because all commits are complete."""
+        lock, self._lock = self._lock, None
+        try:
+            if lock is not None:
+                self._loop.run(lock.release())
+        except Exception as error:  # noqa: BLE001 - each kind of storage has its own errors
+            warn(
+                f"{self.location} could not be marked as free ({error!r}). Its contents "
+                "are complete up to the last commit. If it is refused as being written, "
+                f"delete {WRITER!r} in it, or wait {LEASE_SECONDS // 60} minutes.",
+                stacklevel=2,
+            )
+        finally:
+            self._loop.close()
 
     def commit(self) -> None:
         """Make everything written so far visible; check that the lock is still held."""

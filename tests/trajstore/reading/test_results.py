@@ -1,5 +1,7 @@
 """Test that results are stored next to their run, in groups named after their target."""
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from trajstore.reading.results import (
     write_results,
 )
 from trajstore.reading.target import find_target
+from trajstore.store.location import OutsideStoreError
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,24 @@ def test_results_replace_the_contents_of_their_group_only(tmp_path: Path):
     )
     assert (list(a), list(b)) == (["x3"], ["x2"])
     assert replay_group(find_target(run, "final")) == "replay-final"
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/x"], ids=["top", "group", "array"])
+def test_results_are_not_written_through_links(place: str, tmp_path: Path):
+    write_run(tmp_path / "run.zarr", n_steps=4)
+    run = open_run(tmp_path / "run.zarr")
+    write_results(run, "a", xr.Dataset({"x": ("t", [1.0, 2.0])}))
+    linked = tmp_path / "run.analysis.zarr" / place
+    shutil.move(linked, tmp_path / "outside")
+    linked.symlink_to(tmp_path / "outside")
+    before = contents(tmp_path / "outside")
+    # A linked array is replaced, together with its group.
+    refused = pytest.raises(OutsideStoreError, match="leads through a link")
+    with nullcontext() if place == "a/x" else refused:
+        write_results(run, "a", xr.Dataset({"x": ("t", [3.0, 4.0])}))
+    assert contents(tmp_path / "outside") == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = [f for f in directory.rglob("*") if f.is_file()]
+    return {str(f.relative_to(directory)): f.read_bytes() for f in files}

@@ -296,3 +296,11 @@ def test_the_command_fails_on_anything_but_a_store(
     with pytest.raises(SystemExit, match=r"^1$"):
         verify(path, monkeypatch)
     assert "truncated or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".journal", ".lock", ".writer"])
+def test_a_linked_file_of_the_writer_is_reported(name: str, path: Path, tmp_path: Path):
+    (path / name).symlink_to(tmp_path)
+    [problem] = found(path)
+    assert (problem.place, problem.text) == (name, "leads through a link")
+    assert "recover" in problem.cost

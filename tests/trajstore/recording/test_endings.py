@@ -359,6 +359,28 @@ def test_training_continues_after_an_error_of_measuring(
     assert (run.n_steps, run.status, run.has_final) == (1, "interrupted", False)
 
 
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_lock_that_cannot_be_released_is_warned_of(
+    on_error: Any, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from zarr.storage import LocalStore
+
+    async def refuse(_: LocalStore, key: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), key)
+
+    path = tmp_path / "run.zarr"
+    recorder = training.record(path, on_error=on_error)
+    training.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "delete", refuse)
+        with pytest.warns(UserWarning, match=r"run\.zarr could not be .*complete"):
+            recorder.close()
+    run = open_run(path)
+    assert (run.n_steps, run.status, run.has_final) == (1, "complete", True)
+    # The system's lock is free, so the recording can be resumed.
+    training.record(path, resume=True, step=1).close()
+
+
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "replaced"])
 def test_a_store_deleted_during_recording_is_not_recreated(
     is_replaced: bool, training: Training, tmp_path: Path
@@ -390,7 +412,8 @@ def test_synced_commits_reach_the_disk_before_their_root(
     sync = os.fsync
 
     def fsync(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(name.removesuffix(".partial"))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -403,6 +426,31 @@ def test_synced_commits_reach_the_disk_before_their_root(
     with training.record(tmp_path / "other.zarr"):
         training.step()
     assert len(synced) == plain
+
+
+def test_files_are_synced_before_they_are_renamed(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A name never leads to bytes that a power failure would lose."""
+    path, synced, renamed = tmp_path / "run.zarr", set[int](), list[str]()
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def replace_synced(file: Path, target: Path) -> Path:
+        if not target.name.endswith(".partial"):
+            renamed.append(str(target.relative_to(path)))
+            assert file.stat().st_ino in synced, target
+        return replace(file, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_synced)
+    with training.record(path, fsync=True):
+        training.step()
+    assert {"zarr.json", "tables/zarr.json", "tables/c/0/0/0"} <= set(renamed)
+    assert not list(path.rglob("*.partial"))
 
 
 def test_a_journal_needs_a_directory(training: Training):

@@ -110,8 +110,8 @@ PACKED = {
     "claim": (claim_more, "claims to unpack to 2147483647 bytes instead of "),
     "length": (claim_longer, "has a damaged header"),
     "spoilt": (spoil_the_packing, "is damaged: error during blosc decompression"),
-    "link": (lead_out, "leads out of the store"),
-    "linked directory": (lead_a_directory_out, "leads out of the store"),
+    "link": (lead_out, "leads through a link"),
+    "linked directory": (lead_a_directory_out, "leads through a link"),
     "pipe": (make_a_pipe, "is not a file"),
 }
 

@@ -1,5 +1,6 @@
 """Test that a journal returns its records, up to the first incomplete record."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trajstore.handmade import small_spec
+from tests.trajstore.handmade import small_spec, write_run
 from trajstore.cli import main as cli
 from trajstore.format.layout import Layout
 from trajstore.format.rows import measured_arrays
 from trajstore.reading.run import open_run
 from trajstore.store.journal import JOURNAL, Journal, Record, read_journal, recover
+from trajstore.store.location import OutsideStoreError
 
 SPEC = small_spec({"a": (5,), "b": (2, 3)})
 SIZE = Layout(SPEC.names, SPEC.shapes).size
@@ -67,6 +69,37 @@ def test_a_truncated_record_is_left_out(tmp_path: Path):
     for end in [0, 1, length - 1, length, length + 30, 2 * length - 1, len(whole) - 1]:
         path.write_bytes(whole[:end])
         assert [r.step for r in read(tmp_path)] == list(range(end // length)), end
+
+
+def test_a_record_is_written_completely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_some = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write_some(file, data[:50]))
+    write(tmp_path, range(3))
+    found = read(tmp_path)
+    assert [r.step for r in found] == [0, 1, 2]
+    for r in found:
+        assert_same(r, record(r.step))
+
+
+def test_a_record_that_does_not_fit_raises_and_leaves_no_part(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    journal, limits = Journal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal.begin(0)
+    journal.append(record(0))
+    file = tmp_path / JOURNAL / "0"
+    # The system writes the first half of the record, and then nothing more.
+    half = file.stat().st_size * 3 // 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.append(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.append(record(1))
+    journal.close()
+    assert [r.step for r in read(tmp_path)] == [0, 1]
 
 
 @given(place=st.integers(0, 700), value=st.integers(0, 255))
@@ -134,3 +167,30 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
     assert found.steps["loss"].values.tolist() == list(range(13))
     assert recover(copy) == 0
     assert not (copy / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", [".journal", ".journal/0", ".lock", ".writer"])
+def test_recovery_touches_nothing_outside_the_store(
+    name: str, kind: str, tmp_path: Path
+):
+    store, outside = tmp_path / "run.zarr", tmp_path / "outside"
+    write_run(store, n_steps=3, status=None)
+    write(store, range(3, 5))
+    place = store / name
+    if place.exists():
+        shutil.move(place, outside)
+    else:
+        outside.write_bytes(b"theirs")
+    if kind == "link":
+        place.symlink_to(outside)
+    else:
+        os.mkfifo(place)
+    before = contents(tmp_path)
+    with pytest.raises(OutsideStoreError, match=f"{name} (leads through a|is not a)"):
+        recover(store)
+    assert contents(tmp_path) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in directory.rglob("*") if f.is_file()}
