@@ -6,13 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyzers._engine.labels import step_coordinates
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import FULL_BATCH
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
+from trajstore.reading.stored_results import ExpectedArray, open_arrays, read_attributes
 from trajstore.reading.target import TargetLike, find_target
-from trajstore.store.location import open_store
+from trajstore.store.chunks import ChunkError, read_chunk
 
 
 def gradients_of(run: Run, measurement: str | None) -> Run:
@@ -82,26 +85,42 @@ def replayed(
     # training data, and stores them next to the run. `otherwise` ends error messages with
     # an alternative for the user.
     point = find_target(run, reference)
-    store = open_store(results_location(run), read_only=True)
     command = ""
     # The command line takes no arrays.
     if not isinstance(reference, Mapping):
         command = f"compute them with {_replay_command(run, reference)}, or "
+    location, group = results_location(run), replay_group(point)
+    shapes = {"reference_loss": (run.n_steps,), "full_reference_loss": ()}
+    expected = {name: ExpectedArray(shape) for name, shape in shapes.items()}
+    losses = {}
     try:
-        losses: xr.Dataset = xr.open_zarr(
-            store, group=replay_group(point), consolidated=False, chunks=None
-        ).load()
-    except FileNotFoundError as error:
+        attributes = read_attributes(location, group)
+        arrays = attributes and open_arrays(location, group, expected)
+        if not attributes or not arrays:
+            raise ValueError(
+                f"The losses of the batches at x* are not known for {run.location}; "
+                f"{command}{otherwise}."
+            )
+        if attributes.get("computed_from") != replayed_from(run, point):
+            raise ValueError(
+                f"The losses at x* next to {run.location} belong to another state of the "
+                f"run, or to another x*; {command}{otherwise}."
+            )
+        for name, array in arrays.items():
+            losses[name] = read_chunk(array, tuple(slice(0, n) for n in array.shape))
+    except (SchemaError, ChunkError) as error:
         raise ValueError(
-            f"The losses of the batches at x* are not known for {run.location}; {command}"
-            f"{otherwise}."
+            f"The losses at x* next to {run.location} are not valid: {error}. Delete the "
+            f"group {group!r} of {location}, then {command}{otherwise}."
         ) from error
-    if losses.attrs.get("computed_from") != replayed_from(run, point):
-        raise ValueError(
-            f"The losses at x* next to {run.location} belong to another state of the run, "
-            f"or to another x*; {command}{otherwise}."
-        )
-    return losses
+    return xr.Dataset(
+        {
+            "reference_loss": (STEP, losses["reference_loss"]),
+            "full_reference_loss": losses["full_reference_loss"],
+        },
+        step_coordinates(run),
+        {"method": str(attributes.get("method", ""))},
+    )
 
 
 def _replay_command(run: Run, reference: TargetLike) -> str:

@@ -4,13 +4,16 @@ A run's own store has only one writer: its recorder.
 """
 
 import json
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from trajstore.reading.run import Run
+from trajstore.reading.stored_results import refuse_links
 from trajstore.reading.target import Target
 from trajstore.store.location import open_store, sibling
 
@@ -54,6 +57,25 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
+    refuse_links(results_location(run), group)
     store = open_store(results_location(run))
-    zarr.open_group(store, mode="a", use_consolidated=False)
-    result.to_zarr(store, group=group, mode="w", consolidated=False)
+    zarr.open_group(store, mode="a", use_consolidated=False, zarr_format=3)
+    to_group(store, group, result)
+
+
+def to_group(store: Store, group: str, result: xr.Dataset, **options: Any) -> None:
+    """Write a dataset to a group, replacing its contents, with a checksum in every chunk."""
+    packed = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+    encoding = {
+        name: {"compressors": [packed, Crc32cCodec()]} for name in result.variables
+    }
+    result.to_zarr(
+        store,
+        group=group,
+        mode="w",
+        zarr_format=3,
+        consolidated=False,
+        encoding=encoding,
+        write_empty_chunks=True,
+        **options,
+    )

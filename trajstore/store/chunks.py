@@ -3,7 +3,7 @@
 A store may come from an untrusted source, and disks fail. The metadata of an array
 determines the size of its chunks: a longer chunk is not read, and a chunk whose header
 states another unpacked size is not unpacked. A missing chunk is an error here; Zarr would
-return the fill value instead.
+return the fill value instead. Only results of earlier versions lack checksums and empty chunks.
 """
 
 import os
@@ -30,6 +30,9 @@ from trajstore.format.chunk_size import (
 
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
+
+ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
+ZSTD_HEADER_BYTES: Final = 14  # largest header of a frame without a dictionary
 
 MAX_DOCUMENT_BYTES: Final = 8 << 20  # largest permitted JSON document
 
@@ -69,7 +72,7 @@ class CheckedStore(WrapperStore[Store]):
         size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
         value = await self._get_bounded(key, prototype, limit)
-        if value is None and size is None:
+        if value is None and (size is None or not size.has_checksum):
             return None
         if value is None:
             raise ChunkError(key, "is missing")
@@ -117,6 +120,13 @@ def _check_path(root: Path, key: str) -> None:
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
     """Describe the damage of a stored chunk that cannot be decoded; None if there is none."""
+    if not size.has_checksum:
+        unpacked = _zstd_content_size(value[:ZSTD_HEADER_BYTES].to_bytes())
+        if unpacked == size.decoded:
+            return None
+        if unpacked is None:
+            return "has a damaged header"
+        return f"claims to unpack to {unpacked} bytes instead of {size.decoded}"
     if not size.is_packed:
         if len(value) == size.stored:
             return None
@@ -131,6 +141,19 @@ def _damage(value: Buffer, size: ChunkSize) -> str | None:
     if packed != len(value) - CHECKSUM_BYTES or not 0 < block <= unpacked:
         return "has a damaged header"
     return None
+
+
+def _zstd_content_size(header: bytes) -> int | None:
+    """Return the unpacked size in the header of a Zstandard frame; None without one."""
+    # RFC 8878, section 3.1.1: magic number, descriptor, [window], [dictionary], content size.
+    if not header.startswith(ZSTD_MAGIC) or len(header) < 6:
+        return None
+    size_flag, is_single, dictionary = header[4] >> 6, header[4] >> 5 & 1, header[4] & 3
+    if dictionary or (size_flag == 0 and not is_single):
+        return None
+    start = 5 if is_single else 6
+    size = int.from_bytes(header[start : start + (1 << size_flag)], "little")
+    return size + 256 if size_flag == 1 else size
 
 
 class ReadResult(NamedTuple):
@@ -207,7 +230,7 @@ def _read(array: Any, part: Part) -> Array:
     except ValueError as error:
         raise ChunkError(array.path, f"is damaged: {error}") from error
     except RuntimeError as error:
-        if "blosc" not in str(error):
+        if not any(codec in str(error) for codec in ("blosc", "Zstd")):
             raise
         raise ChunkError(array.path, f"is damaged: {error}") from error
     return values
