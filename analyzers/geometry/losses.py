@@ -90,37 +90,34 @@ def replayed(
     if not isinstance(reference, Mapping):
         command = f"compute them with {_replay_command(run, reference)}, or "
     location, group = results_location(run), replay_group(point)
+    steps = slice(0, run.n_steps)
     shapes = {"reference_loss": (run.n_steps,), "full_reference_loss": ()}
     expected = {name: ExpectedArray(shape) for name, shape in shapes.items()}
-    losses = {}
     try:
         attributes = read_attributes(location, group)
-        arrays = attributes and open_arrays(location, group, expected)
+        computed_from = (attributes or {}).get("computed_from")
+        if attributes and computed_from != replayed_from(run, point):
+            raise ValueError(
+                f"The losses at x* next to {run.location} belong to another state of the "
+                f"run, or to another x*; {command}{otherwise}."
+            )
+        arrays = open_arrays(location, group, expected) if attributes else None
         if not attributes or not arrays:
             raise ValueError(
                 f"The losses of the batches at x* are not known for {run.location}; "
                 f"{command}{otherwise}."
             )
-        if attributes.get("computed_from") != replayed_from(run, point):
-            raise ValueError(
-                f"The losses at x* next to {run.location} belong to another state of the "
-                f"run, or to another x*; {command}{otherwise}."
-            )
-        for name, array in arrays.items():
-            losses[name] = read_chunk(array, tuple(slice(0, n) for n in array.shape))
+        losses = {
+            name: (array.ndim * (STEP,), read_chunk(array, array.ndim * (steps,)))
+            for name, array in arrays.items()
+        }
     except (SchemaError, ChunkError) as error:
         raise ValueError(
             f"The losses at x* next to {run.location} are not valid: {error}. Delete the "
             f"group {group!r} of {location}, then {command}{otherwise}."
         ) from error
-    return xr.Dataset(
-        {
-            "reference_loss": (STEP, losses["reference_loss"]),
-            "full_reference_loss": losses["full_reference_loss"],
-        },
-        step_coordinates(run),
-        {"method": str(attributes.get("method", ""))},
-    )
+    attrs = {"method": str(attributes.get("method", ""))}
+    return xr.Dataset(losses, step_coordinates(run), attrs)
 
 
 def _replay_command(run: Run, reference: TargetLike) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from analyzers._engine.tasks import NAMES, task
@@ -18,15 +19,13 @@ from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import GeometryPlan, plan_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.run_spec import SchemaError
-from trajstore.reading.ranges import as_ranges
 from trajstore.reading.results import results_location, target_slug, to_group
 from trajstore.reading.run import Run
 from trajstore.reading.stored_results import (
     ExpectedArray,
-    missing_chunks,
     open_arrays,
     read_attributes,
-    refuse_links,
+    writable_store,
 )
 from trajstore.reading.target import TargetLike
 from trajstore.store.chunks import Array, ChunkError, Part, read_chunk, read_part
@@ -86,10 +85,9 @@ def store_geometry(
     location, group = results_location(run), result_group(plan.dataset)
     stored = _stored_arrays(location, group, plan)
     done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
-    if not done.all():
-        refuse_links(location, group)
-    if not stored:
-        _begin(location, group, plan.dataset)
+    store = None if done.all() else writable_store(location, group)
+    if store and not stored:
+        _begin(store, group, plan.dataset)
     tasks = [
         task(partial(store_chunk, location, group, i, steps), values)
         for i, (steps, values) in enumerate(zip(plan.chunks, plan.tasks, strict=True))
@@ -134,17 +132,13 @@ def _stored_arrays(
 
 
 def _done_chunks(stored: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return which chunks are marked as complete and exist, bool (chunk,)."""
+    """Return which chunks are marked as complete, bool (chunk,)."""
     marks = stored[DONE]
     done = np.asarray(read_part(marks, (slice(0, marks.shape[0]),)).values, bool)
-    missing = set[int]().union(*(missing_chunks(stored[name]) for name in NAMES))
-    if lost := [i for i in sorted(missing) if done[i]]:
-        text = (
-            f"Chunks {as_ranges(lost)} of a stored result are missing from "
-            f"{marks.store_path}, and are computed again."
-        )
+    if any(stored[name].nchunks_initialized < done.sum() for name in NAMES):
+        text = f"Chunks are missing below {marks.store_path}; all are computed again."
         warnings.warn(text, stacklevel=3)
-    done[lost] = False
+        done[:] = False
     return done
 
 
@@ -179,14 +173,13 @@ def _read_stored(array: Any, chunk: Part) -> Array:
         raise ChunkError(error.key, error.reason + advice) from error
 
 
-def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
+def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     """Write a result without its values, and mark all chunks as incomplete."""
-    store = open_store(location)
-    root = zarr.open_group(store, mode="a", use_consolidated=False, zarr_format=3)
     # The marks are removed first: a partly removed result must not look complete.
     sync(store.delete_dir(f"{group}/{DONE}"))
     to_group(store, group, lazy, compute=False)
     n_chunks = len(lazy.chunksizes[STEP])
+    root = zarr.open_group(store, mode="r+", use_consolidated=False, zarr_format=3)
     root.create_array(
         f"{group}/{DONE}",
         shape=(n_chunks,),

@@ -8,14 +8,13 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from trajstore.reading.run import Run
-from trajstore.reading.stored_results import refuse_links
+from trajstore.reading.stored_results import writable_store
 from trajstore.reading.target import Target
-from trajstore.store.location import open_store, sibling
+from trajstore.store.location import sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
 """First words of the target labels that end with a name."""
@@ -57,10 +56,7 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
-    refuse_links(results_location(run), group)
-    store = open_store(results_location(run))
-    zarr.open_group(store, mode="a", use_consolidated=False, zarr_format=3)
-    to_group(store, group, result)
+    to_group(writable_store(results_location(run), group), group, result)
 
 
 def to_group(store: Store, group: str, result: xr.Dataset, **options: Any) -> None:

@@ -6,37 +6,32 @@ documents choose no decoder: they must name the codecs that results are written 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
+from zarr.abc.store import Store
 from zarr.storage import StorePath
 
+from trajstore.format.arrays import ArraySpec
 from trajstore.format.chunk_size import ChunkSize
 from trajstore.format.document import differences
 from trajstore.format.run_spec import SchemaError
 from trajstore.store.chunks import CheckedStore, ChunkError, read_bytes
 from trajstore.store.location import is_remote, open_store
 
+_ROWS: Final = ArraySpec(
+    dims=("step",), dtype="float64", inner=(), chunk=(1,), code="dense"
+)
+
+CHECKSUMMED: Final = _ROWS.metadata(0)["codecs"]
+"""Codecs of results, those of the tables of a run. Every chunk is stored."""
+
 _BYTES: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD: Final = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
-_BLOSC: Final = {
-    "name": "blosc",
-    "configuration": {
-        "typesize": 8,
-        "cname": "zstd",
-        "clevel": 1,
-        "shuffle": "shuffle",
-        "blocksize": 0,
-    },
-}
-
-CHECKSUMMED: Final = [_BYTES, _BLOSC, {"name": "crc32c"}]
-"""Codecs of results. Every chunk is stored."""
 
 CODECS: Final = {
     "float64": (CHECKSUMMED, [_BYTES, _ZSTD]),
@@ -98,29 +93,24 @@ def open_arrays(
     return dict(zip(expected, arrays, strict=True))
 
 
-def missing_chunks(array: Any) -> set[int]:
-    """Return the first indices of chunks that are missing; with checksums, all must exist."""
-    if len(array.metadata.codecs) != len(CHECKSUMMED):
-        return set()
-
-    async def listed() -> list[str]:
-        return [name async for name in array.store.list_dir(f"{array.path}/c")]
-
-    names = set(sync(listed()))
-    n_chunks = -(-array.shape[0] // array.chunks[0])
-    return {i for i in range(n_chunks) if str(i) not in names}
-
-
-def refuse_links(location: str, group: str) -> None:
-    """Refuse to write to a group with links in it, which may lead out of the results."""
+def writable_store(location: str, group: str) -> Store:
+    """Return the store of results, ready to write a group into it."""
     top = Path(location, group)
+    # Links may lead out of the results.
     if not is_remote(location) and any(map(Path.is_symlink, (top, *top.rglob("*")))):
         raise ValueError(f"{top} contains links, and is not written to; delete it.")
+    store = open_store(location)
+    root = _read_document(CheckedStore(store, {}), "")
+    is_group = isinstance(root, Mapping) and root.get("node_type") == "group"
+    if root is not None and not is_group:
+        raise SchemaError([f"{location} is not a store of results; delete it."])
+    zarr.open_group(store, mode="a", use_consolidated=False, zarr_format=3)
+    return store
 
 
 def _read_document(store: CheckedStore, path: str) -> Any:
     """Read the document of an array or a group; return None if it is missing."""
-    key = f"{path}/zarr.json"
+    key = f"{path}/zarr.json".removeprefix("/")
     try:
         return json.loads(read_bytes(store, key) or b"null")
     except ChunkError as error:
@@ -132,10 +122,9 @@ def _read_document(store: CheckedStore, path: str) -> Any:
 def _expected_document(expected: ExpectedArray, found: Any) -> dict[str, Any]:
     """Return the document that an array must have, with permitted choices of `found`."""
     chosen = found if isinstance(found, Mapping) else {}
-    grid = {"name": "regular", "configuration": {"chunk_shape": list(expected.shape)}}
-    if expected.chunk:
-        grid["configuration"] = {"chunk_shape": list(expected.chunk)}
-    elif _is_within(chosen.get("chunk_grid"), expected.shape):
+    chunk = expected.chunk or [max(1, n) for n in expected.shape]
+    grid: Any = {"name": "regular", "configuration": {"chunk_shape": list(chunk)}}
+    if expected.chunk is None and _is_within(chosen.get("chunk_grid"), chunk):
         grid = chosen["chunk_grid"]
     return {
         "zarr_format": 3,
@@ -154,13 +143,13 @@ def _choice(found: object, permitted: Sequence[Any]) -> Any:
     return found if found in permitted else permitted[0]
 
 
-def _is_within(grid: Any, shape: Iterable[int]) -> bool:
-    """Whether a chunk grid is regular, with chunks no larger than the shape."""
+def _is_within(grid: Any, largest: Sequence[int]) -> bool:
+    """Whether a chunk grid is regular, with chunks of at most the largest shape."""
     try:
         chunk = grid["configuration"]["chunk_shape"]
-        pairs = list(zip(chunk, shape, strict=True))
+        fits = all(
+            type(c) is int and 0 < c <= n for c, n in zip(chunk, largest, strict=True)
+        )
     except (TypeError, KeyError, ValueError):
         return False
-    return grid == {"name": "regular", "configuration": {"chunk_shape": chunk}} and all(
-        type(c) is int and 0 < c <= max(n, 1) for c, n in pairs
-    )
+    return fits and grid == {"name": "regular", "configuration": {"chunk_shape": chunk}}

@@ -69,7 +69,9 @@ class CheckedStore(WrapperStore[Store]):
         del byte_range  # The check needs the whole value.
         if isinstance(self._store, LocalStore):
             _check_path(self._store.root, key)
-        size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
+        # The only chunk of an array without dimensions has the key ".../c".
+        name, is_chunk, _ = f"{key}/".partition("/c/")
+        size = self._sizes.get(name) if is_chunk else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
         value = await self._get_bounded(key, prototype, limit)
         if value is None and (size is None or not size.has_checksum):
