@@ -93,29 +93,25 @@ def replayed(
     steps = slice(0, run.n_steps)
     shapes = {"reference_loss": (run.n_steps,), "full_reference_loss": ()}
     expected = {name: ExpectedArray(shape) for name, shape in shapes.items()}
+    subject = f"The losses at x* next to {run.location}"
+    advice = f"{command}{otherwise}."
     try:
-        attributes = read_attributes(location, group)
-        computed_from = (attributes or {}).get("computed_from")
-        if attributes and computed_from != replayed_from(run, point):
-            raise ValueError(
-                f"The losses at x* next to {run.location} belong to another state of the "
-                f"run, or to another x*; {command}{otherwise}."
-            )
-        arrays = open_arrays(location, group, expected) if attributes else None
+        attributes = read_attributes(location, group) or {}
+        computed_from = replayed_from(run, point)
+        if attributes and attributes.get("computed_from") != computed_from:
+            state = "belong to another state of the run, or to another x*"
+            raise ValueError(f"{subject} {state}; {advice}")
+        arrays = open_arrays(location, group, expected)
         if not attributes or not arrays:
-            raise ValueError(
-                f"The losses of the batches at x* are not known for {run.location}; "
-                f"{command}{otherwise}."
-            )
+            what = f"The losses of the batches at x* are not known for {run.location}"
+            raise ValueError(f"{what}; {advice}")
         losses = {
             name: (array.ndim * (STEP,), read_chunk(array, array.ndim * (steps,)))
             for name, array in arrays.items()
         }
     except (SchemaError, ChunkError) as error:
-        raise ValueError(
-            f"The losses at x* next to {run.location} are not valid: {error}. Delete the "
-            f"group {group!r} of {location}, then {command}{otherwise}."
-        ) from error
+        delete = f"Delete the group {group!r} of {location}, then {advice}"
+        raise ValueError(f"{subject} are not valid: {error}. {delete}") from error
     attrs = {"method": str(attributes.get("method", ""))}
     return xr.Dataset(losses, step_coordinates(run), attrs)
 

@@ -179,7 +179,7 @@ def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     sync(store.delete_dir(f"{group}/{DONE}"))
     to_group(store, group, lazy, compute=False)
     n_chunks = len(lazy.chunksizes[STEP])
-    root = zarr.open_group(store, mode="r+", use_consolidated=False, zarr_format=3)
+    root = _open_group(store, "")
     root.create_array(
         f"{group}/{DONE}",
         shape=(n_chunks,),
@@ -187,6 +187,11 @@ def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
         dtype="bool",
         fill_value=False,
     )
+
+
+def _open_group(store: Store, path: str) -> Any:
+    options: Any = {"mode": "r+", "use_consolidated": False, "zarr_format": 3}
+    return zarr.open_group(store, path=path, **options)
 
 
 def store_chunk(
@@ -197,13 +202,7 @@ def store_chunk(
     values: npt.NDArray[np.float64],
 ) -> None:
     """Write one chunk of steps, and then mark it as complete."""
-    stored: Any = zarr.open_group(
-        open_store(location),
-        path=group,
-        mode="r+",
-        use_consolidated=False,
-        zarr_format=3,
-    )
+    stored = _open_group(open_store(location), group)
     # A chunk of zeros is stored like any other, so a missing chunk is noticed.
     whole: Any = {"write_empty_chunks": True}
     for name, quantity in zip(NAMES, values, strict=True):

@@ -52,8 +52,6 @@ class ExpectedArray(NamedTuple):
 
 def read_attributes(location: str, group: str) -> Mapping[str, Any] | None:
     """Read the attributes of a group of results; return None without such a group."""
-    if not is_remote(location) and not Path(location).exists():
-        return None
     store = CheckedStore(open_store(location, read_only=True), {})
     document = _read_document(store, group)
     if document is None:
@@ -113,6 +111,8 @@ def _read_document(store: CheckedStore, path: str) -> Any:
     key = f"{path}/zarr.json".removeprefix("/")
     try:
         return json.loads(read_bytes(store, key) or b"null")
+    except FileNotFoundError:  # There is no such directory.
+        return None
     except ChunkError as error:
         raise SchemaError([f"{key} {error.reason}"]) from error
     except (ValueError, RecursionError) as error:

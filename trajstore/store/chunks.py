@@ -126,8 +126,6 @@ def _damage(value: Buffer, size: ChunkSize) -> str | None:
         unpacked = _zstd_content_size(value[:ZSTD_HEADER_BYTES].to_bytes())
         if unpacked == size.decoded:
             return None
-        if unpacked is None:
-            return "has a damaged header"
         return f"claims to unpack to {unpacked} bytes instead of {size.decoded}"
     if not size.is_packed:
         if len(value) == size.stored:
@@ -145,14 +143,13 @@ def _damage(value: Buffer, size: ChunkSize) -> str | None:
     return None
 
 
-def _zstd_content_size(header: bytes) -> int | None:
-    """Return the unpacked size in the header of a Zstandard frame; None without one."""
+def _zstd_content_size(header: bytes) -> int:
+    """Return the unpacked size in the header of a Zstandard frame; -1 without one."""
     # RFC 8878, section 3.1.1: magic number, descriptor, [window], [dictionary], content size.
-    if not header.startswith(ZSTD_MAGIC) or len(header) < 6:
-        return None
-    size_flag, is_single, dictionary = header[4] >> 6, header[4] >> 5 & 1, header[4] & 3
-    if dictionary or (size_flag == 0 and not is_single):
-        return None
+    descriptor = header[4] if header.startswith(ZSTD_MAGIC) and len(header) > 5 else 0
+    size_flag, is_single = descriptor >> 6, descriptor >> 5 & 1
+    if descriptor & 3 or not (size_flag or is_single):
+        return -1
     start = 5 if is_single else 6
     size = int.from_bytes(header[start : start + (1 << size_flag)], "little")
     return size + 256 if size_flag == 1 else size

@@ -73,3 +73,12 @@ def test_a_missing_chunk_of_a_single_loss_is_noticed(run: Run):
     remove(Path(results_location(run), "replay-final/full_reference_loss/c"))
     with pytest.raises(ValueError, match="full_reference_loss/c is missing"):
         replayed(run)
+
+
+def test_absent_losses_are_named_with_the_command(run: Run):
+    for part in ("replay-final/full_reference_loss", "replay-final", ""):
+        shutil.rmtree(Path(results_location(run), part))
+        with pytest.raises(
+            ValueError, match="not known.*; compute them with traj-train"
+        ):
+            replayed(run)

@@ -19,7 +19,9 @@ from numcodecs.registry import register_codec  # type: ignore[import-untyped]
 
 import analyzers
 import trajstore
+from analyzers._engine.tasks import NAMES
 from analyzers.geometry import stored as results
+from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
 from trajstore.store.chunks import ChunkError
 
@@ -208,7 +210,7 @@ def test_foreign_codecs_of_zarr_v2_are_not_called(run: Run, stored_chunks: list[
     """The codecs of Zarr v2 execute stored code, for example pickle."""
     register_codec(Spy)
     expected = analyzers.store_geometry(run).compute()
-    location = Path(results.results_location(run))
+    location = Path(results_location(run))
     foreign = xr.open_zarr(location, group="final", consolidated=False).load()
     shutil.rmtree(location)
     encoding = {name: {"compressors": [Spy()]} for name in foreign}
@@ -228,7 +230,7 @@ def test_foreign_codecs_of_zarr_v2_are_not_called(run: Run, stored_chunks: list[
 @pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
 def test_other_documents_are_computed_again(run: Run, layers: bool):
     expected = analyzers.store_geometry(run, layers=layers).compute()
-    group = Path(results.results_location(run), results.result_group(expected))
+    group = Path(results_location(run), results.result_group(expected))
     for change in ({"shape": [1 << 40]}, {"codecs": [{"name": "pickle"}]}):
         file = group / "gamma/zarr.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -242,7 +244,7 @@ def test_other_documents_are_computed_again(run: Run, layers: bool):
 @pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
 def test_missing_chunks_are_computed_again(run: Run, layers: bool):
     expected = analyzers.store_geometry(run, layers=layers).compute()
-    group = Path(results.results_location(run), results.result_group(expected))
+    group = Path(results_location(run), results.result_group(expected))
     chunk = group / "rsi/c/3" / ("0" if layers else "")
     chunk.unlink()
     with pytest.warns(
@@ -259,8 +261,8 @@ def test_missing_chunks_are_computed_again(run: Run, layers: bool):
 
 def test_chunks_of_zeros_are_stored(run: Run, stored_chunks: list[int]):
     analyzers.store_geometry(run)
-    group = Path(results.results_location(run), "final")
-    store_chunk, zeros = results.store_chunk, np.zeros((len(results.NAMES), CHUNK))
+    group = Path(results_location(run), "final")
+    store_chunk, zeros = results.store_chunk, np.zeros((len(NAMES), CHUNK))
     store_chunk(str(group.parent), "final", 0, slice(0, CHUNK), zeros)
     assert (group / "gamma/c/0").exists()
     stored = analyzers.store_geometry(run)
@@ -269,7 +271,7 @@ def test_chunks_of_zeros_are_stored(run: Run, stored_chunks: list[int]):
 
 def test_flipped_bits_of_a_result_are_noticed(run: Run):
     stored = analyzers.store_geometry(run)
-    file = Path(results.results_location(run), "final/gamma/c/2")
+    file = Path(results_location(run), "final/gamma/c/2")
     intact = file.read_bytes()
     for i in range(0, 8 * len(intact), 17):
         data = bytearray(intact)
@@ -292,7 +294,7 @@ def test_flipped_bits_of_a_result_are_noticed(run: Run):
 def test_results_of_earlier_versions_are_read(run: Run, stored_chunks: list[int]):
     """They lack checksums; their chunks are packed by Zstandard."""
     expected = analyzers.store_geometry(run).compute()
-    location = results.results_location(run)
+    location = results_location(run)
     earlier = xr.open_zarr(location, group="final", consolidated=False).load()
     marks: Any = zarr.open_array(f"{location}/final/progress/done", mode="r")[:]
     chunked = earlier.drop_encoding().chunk(step=CHUNK)
@@ -310,7 +312,7 @@ def test_results_of_earlier_versions_are_read(run: Run, stored_chunks: list[int]
 
 def test_a_result_is_not_written_through_links(run: Run, tmp_path: Path):
     analyzers.store_geometry(run)
-    group, outside = Path(results.results_location(run), "final"), tmp_path / "outside"
+    group, outside = Path(results_location(run), "final"), tmp_path / "outside"
     (group / "progress").rename(outside)
     (group / "progress").symlink_to(outside)
     before = sorted(outside.rglob("*"))
