@@ -203,7 +203,7 @@ def store_chunk(
 ) -> None:
     """Write one chunk of steps, and then mark it as complete."""
     stored = _open_group(open_store(location), group)
-    # A chunk of zeros is stored like any other, so a missing chunk is noticed.
+    # Chunks of NaN are stored like all others, so a missing chunk is noticed.
     whole: Any = {"write_empty_chunks": True}
     for name, quantity in zip(NAMES, values, strict=True):
         array = zarr.AsyncArray(stored[name].metadata, stored[name].store_path, whole)

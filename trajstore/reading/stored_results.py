@@ -23,11 +23,9 @@ from trajstore.format.run_spec import SchemaError
 from trajstore.store.chunks import CheckedStore, ChunkError, read_bytes
 from trajstore.store.location import is_remote, open_store
 
-_ROWS: Final = ArraySpec(
+CHECKSUMMED: Final = ArraySpec(
     dims=("step",), dtype="float64", inner=(), chunk=(1,), code="dense"
-)
-
-CHECKSUMMED: Final = _ROWS.metadata(0)["codecs"]
+).metadata(0)["codecs"]
 """Codecs of results, those of the tables of a run. Every chunk is stored."""
 
 _BYTES: Final = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -53,8 +51,7 @@ class ExpectedArray(NamedTuple):
 def read_attributes(location: str, group: str) -> Mapping[str, Any] | None:
     """Read the attributes of a group of results; return None without such a group."""
     store = CheckedStore(open_store(location, read_only=True), {})
-    document = _read_document(store, group)
-    if document is None:
+    if (document := _read_document(store, group)) is None:
         return None
     attributes = document.get("attributes") if isinstance(document, Mapping) else None
     if not isinstance(attributes, Mapping):
@@ -99,8 +96,7 @@ def writable_store(location: str, group: str) -> Store:
         raise ValueError(f"{top} contains links, and is not written to; delete it.")
     store = open_store(location)
     root = _read_document(CheckedStore(store, {}), "")
-    is_group = isinstance(root, Mapping) and root.get("node_type") == "group"
-    if root is not None and not is_group:
+    if root is not None and differences("", {"node_type": "group"}, root):
         raise SchemaError([f"{location} is not a store of results; delete it."])
     zarr.open_group(store, mode="a", use_consolidated=False, zarr_format=3)
     return store

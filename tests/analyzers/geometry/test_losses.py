@@ -79,6 +79,6 @@ def test_absent_losses_are_named_with_the_command(run: Run):
     for part in ("replay-final/full_reference_loss", "replay-final", ""):
         shutil.rmtree(Path(results_location(run), part))
         with pytest.raises(
-            ValueError, match="not known.*; compute them with traj-train"
+            ValueError, match=r"not known.*; compute them with traj-train"
         ):
             replayed(run)
