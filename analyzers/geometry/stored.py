@@ -136,7 +136,10 @@ def _done_chunks(stored: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     marks = stored[DONE]
     done = np.asarray(read_part(marks, (slice(0, marks.shape[0]),)).values, bool)
     if any(stored[name].nchunks_initialized < done.sum() for name in NAMES):
-        text = f"Chunks are missing below {marks.store_path}; all are computed again."
+        group = marks.path.removesuffix(f"/{DONE}")
+        text = (
+            f"Chunks of the stored result {group} are missing; all are computed again."
+        )
         warnings.warn(text, stacklevel=3)
         done[:] = False
     return done
@@ -153,7 +156,9 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
         inner = [slice(0, n) for n in lazy.shape[1:]]
         chunks = [
             da.from_delayed(  # type: ignore[no-untyped-call]
-                task(_read_stored, stored[name], (steps, *inner)),
+                task(
+                    _read_stored, stored[name], (steps, *inner), f"{location}/{group}"
+                ),
                 shape=(steps.stop - steps.start, *lazy.shape[1:]),
                 dtype=np.float64,
             )
@@ -164,12 +169,12 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
     return plan.dataset.assign(variables)
 
 
-def _read_stored(array: Any, chunk: Part) -> Array:
-    """Read a chunk of a stored result."""
+def _read_stored(array: Any, chunk: Part, place: str) -> Array:
+    """Read a chunk of the result at a place."""
     try:
         return read_chunk(array, chunk)
     except ChunkError as error:
-        advice = f"; to compute it again, delete {array.store_path}"
+        advice = f"; to compute the result again, delete {place}"
         raise ChunkError(error.key, error.reason + advice) from error
 
 

@@ -247,14 +247,12 @@ def test_missing_chunks_are_computed_again(run: Run, layers: bool):
     group = Path(results_location(run), results.result_group(expected))
     chunk = group / "rsi/c/3" / ("0" if layers else "")
     chunk.unlink()
-    with pytest.warns(
-        UserWarning, match="Chunks are missing below .*run.analysis.zarr"
-    ):
+    with pytest.warns(UserWarning, match="Chunks of the stored result final.* are mis"):
         stored = analyzers.store_geometry(run, layers=layers)
     xr.testing.assert_identical(stored.compute(), expected)
     chunk.unlink()
     with pytest.raises(
-        ChunkError, match=r"rsi/c/3.* is missing; to compute it again, de"
+        ChunkError, match=r"rsi/c/3.* is missing; to compute .*, delete /"
     ):
         stored.compute()
 
@@ -282,7 +280,7 @@ def test_flipped_bits_of_a_result_are_noticed(run: Run):
         with (
             dask.config.set(scheduler="synchronous"),
             pytest.raises(
-                ChunkError, match=r"gamma/c/2 .*; to compute it again, delete"
+                ChunkError, match=r"gamma/c/2 .*; to compute the result again, delete /"
             ),
         ):
             stored.gamma[2 * CHUNK : 3 * CHUNK].compute()
@@ -307,7 +305,9 @@ def test_results_of_earlier_versions_are_read(run: Run, stored_chunks: list[int]
     xr.testing.assert_identical(analyzers.store_geometry(run).compute(), expected)
     assert stored_chunks == []
     Path(location, "final/gamma/c/1").unlink()
-    with pytest.warns(UserWarning, match="Chunks are missing below"):
+    with pytest.warns(
+        UserWarning, match="Chunks of the stored result final are missing"
+    ):
         stored = analyzers.store_geometry(run)
     xr.testing.assert_identical(stored.compute(), expected)
 
