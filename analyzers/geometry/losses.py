@@ -6,13 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyzers._engine.labels import step_coordinates
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import FULL_BATCH
+from trajstore.format.run_spec import SchemaError
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
+from trajstore.reading.stored_results import ExpectedArray, open_arrays, read_attributes
 from trajstore.reading.target import TargetLike, find_target
-from trajstore.store.location import open_store
+from trajstore.store.chunks import ChunkError, read_chunk
 
 
 def gradients_of(run: Run, measurement: str | None) -> Run:
@@ -82,26 +85,35 @@ def replayed(
     # training data, and stores them next to the run. `otherwise` ends error messages with
     # an alternative for the user.
     point = find_target(run, reference)
-    store = open_store(results_location(run), read_only=True)
     command = ""
     # The command line takes no arrays.
     if not isinstance(reference, Mapping):
         command = f"compute them with {_replay_command(run, reference)}, or "
+    location, group = results_location(run), replay_group(point)
+    steps = slice(0, run.n_steps)
+    shapes = {"reference_loss": (run.n_steps,), "full_reference_loss": ()}
+    expected = {name: ExpectedArray(shape) for name, shape in shapes.items()}
+    subject = f"The losses at x* next to {run.location}"
+    advice = f"{command}{otherwise}."
     try:
-        losses: xr.Dataset = xr.open_zarr(
-            store, group=replay_group(point), consolidated=False, chunks=None
-        ).load()
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"The losses of the batches at x* are not known for {run.location}; {command}"
-            f"{otherwise}."
-        ) from error
-    if losses.attrs.get("computed_from") != replayed_from(run, point):
-        raise ValueError(
-            f"The losses at x* next to {run.location} belong to another state of the run, "
-            f"or to another x*; {command}{otherwise}."
-        )
-    return losses
+        attributes = read_attributes(location, group) or {}
+        computed_from = replayed_from(run, point)
+        if attributes and attributes.get("computed_from") != computed_from:
+            state = "belong to another state of the run, or to another x*"
+            raise ValueError(f"{subject} {state}; {advice}")
+        arrays = open_arrays(location, group, expected)
+        if not attributes or not arrays:
+            what = f"The losses of the batches at x* are not known for {run.location}"
+            raise ValueError(f"{what}; {advice}")
+        losses = {
+            name: (array.ndim * (STEP,), read_chunk(array, array.ndim * (steps,)))
+            for name, array in arrays.items()
+        }
+    except (SchemaError, ChunkError) as error:
+        delete = f"Delete the group {group!r} of {location}, then {advice}"
+        raise ValueError(f"{subject} are not valid: {error}. {delete}") from error
+    attrs = {"method": str(attributes.get("method", ""))}
+    return xr.Dataset(losses, step_coordinates(run), attrs)
 
 
 def _replay_command(run: Run, reference: TargetLike) -> str:

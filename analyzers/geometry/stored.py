@@ -1,22 +1,34 @@
 """Store the geometry of a run next to the run, and compute no chunk twice."""
 
+import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
+from zarr.core.sync import sync
 
 from analyzers._engine.tasks import NAMES, task
 from analyzers._execution.progress import compute
-from analyzers.geometry.path_geometry import plan_geometry
+from analyzers.geometry.path_geometry import GeometryPlan, plan_geometry
 from trajstore.format.arrays import STEP
-from trajstore.reading.epochs import index_epochs
-from trajstore.reading.results import results_location, target_slug
+from trajstore.format.run_spec import SchemaError
+from trajstore.reading.results import results_location, target_slug, to_group
 from trajstore.reading.run import Run
+from trajstore.reading.stored_results import (
+    ExpectedArray,
+    open_arrays,
+    read_attributes,
+    writable_store,
+)
 from trajstore.reading.target import TargetLike
+from trajstore.store.chunks import Array, ChunkError, Part, read_chunk, read_part
 from trajstore.store.location import open_store
 
 DONE: Final = "progress/done"
@@ -71,10 +83,11 @@ def store_geometry(
     """
     plan = plan_geometry(run, reference, layers=layers, weight_decay=weight_decay)
     location, group = results_location(run), result_group(plan.dataset)
-    done = _done_chunks(location, group, plan.dataset.attrs["computed_from"])
-    if done is None:
-        _begin(location, group, plan.dataset)
-        done = np.zeros(len(plan.chunks), bool)
+    stored = _stored_arrays(location, group, plan)
+    done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
+    store = None if done.all() else writable_store(location, group)
+    if store and not stored:
+        _begin(store, group, plan.dataset)
     tasks = [
         task(partial(store_chunk, location, group, i, steps), values)
         for i, (steps, values) in enumerate(zip(plan.chunks, plan.tasks, strict=True))
@@ -82,7 +95,7 @@ def store_geometry(
     ]
     if tasks:
         compute(tasks, "analysing")
-    return open_results(location, group)
+    return _open_stored(location, group, plan)
 
 
 def result_group(geometry: xr.Dataset) -> str:
@@ -94,45 +107,84 @@ def result_group(geometry: xr.Dataset) -> str:
     return f"{group}-layers" if "layer" in geometry.dims else group
 
 
-def open_results(location: str, group: str) -> xr.Dataset:
-    """Open results lazily."""
-    read = partial(
-        xr.open_zarr,
-        open_store(location, read_only=True),
-        group=group,
-        consolidated=False,
-    )
-    # Coordinates are read in this process, not by a cluster.
-    coordinates = read(chunks=None)[["epoch", "iteration"]].load().coords
-    stored: xr.Dataset = read().assign_coords(coordinates)
-    return index_epochs(stored)
+def _expected(plan: GeometryPlan) -> dict[str, ExpectedArray]:
+    """Return the arrays that a stored geometry must have, by name."""
+    shape = plan.dataset[NAMES[0]].shape
+    chunk = (plan.chunks[0].stop, *shape[1:])
+    marks = ExpectedArray((len(plan.chunks),), (1,), "bool")
+    return dict.fromkeys(NAMES, ExpectedArray(shape, chunk)) | {DONE: marks}
 
 
-def _done_chunks(
-    location: str, group: str, computed_from: str
-) -> npt.NDArray[np.bool_] | None:
-    """Read the marks of complete chunks, bool (chunk,); None if this result is not stored."""
+def _stored_arrays(
+    location: str, group: str, plan: GeometryPlan
+) -> dict[str, Any] | None:
+    """Open the stored result of a plan, None without one; warn of an invalid result."""
+    computed_from = plan.dataset.attrs["computed_from"]
     try:
-        stored = zarr.open_group(
-            open_store(location), path=group, mode="r", use_consolidated=False
-        )
-        if stored.attrs.get("computed_from") != computed_from or DONE not in stored:
+        attributes = read_attributes(location, group)
+        if not attributes or attributes.get("computed_from") != computed_from:
             return None
-    except FileNotFoundError:
+        return open_arrays(location, group, _expected(plan))
+    except SchemaError as error:
+        text = f"A stored result is not valid, and is computed again: {error}."
+        warnings.warn(text, stacklevel=3)
         return None
-    done: Any = stored[DONE]
-    return np.asarray(done[:], bool)
 
 
-def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
+def _done_chunks(stored: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return which chunks are marked as complete, bool (chunk,)."""
+    marks = stored[DONE]
+    done = np.asarray(read_part(marks, (slice(0, marks.shape[0]),)).values, bool)
+    if any(stored[name].nchunks_initialized < done.sum() for name in NAMES):
+        group = marks.path.removesuffix(f"/{DONE}")
+        text = (
+            f"Chunks of the stored result {group} are missing; all are computed again."
+        )
+        warnings.warn(text, stacklevel=3)
+        done[:] = False
+    return done
+
+
+def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
+    """Return the dataset of a plan with its stored values, lazy."""
+    # Coordinates and attributes are those of the plan; only numbers are read.
+    stored = open_arrays(location, group, _expected(plan))
+    assert stored is not None
+    variables = {}
+    for name in NAMES:
+        lazy = plan.dataset[name].variable
+        inner = [slice(0, n) for n in lazy.shape[1:]]
+        chunks = [
+            da.from_delayed(  # type: ignore[no-untyped-call]
+                task(
+                    _read_stored, stored[name], (steps, *inner), f"{location}/{group}"
+                ),
+                shape=(steps.stop - steps.start, *lazy.shape[1:]),
+                dtype=np.float64,
+            )
+            for steps in plan.chunks
+        ]
+        values = da.concatenate(chunks)  # type: ignore[no-untyped-call]
+        variables[name] = (lazy.dims, values, lazy.attrs)
+    return plan.dataset.assign(variables)
+
+
+def _read_stored(array: Any, chunk: Part, place: str) -> Array:
+    """Read a chunk of the result at a place."""
+    try:
+        return read_chunk(array, chunk)
+    except ChunkError as error:
+        advice = f"; to compute the result again, delete {place}"
+        raise ChunkError(error.key, error.reason + advice) from error
+
+
+def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     """Write a result without its values, and mark all chunks as incomplete."""
-    store = open_store(location)
-    root = zarr.open_group(store, mode="a", use_consolidated=False)
     # The marks are removed first: a partly removed result must not look complete.
-    if DONE in root.require_group(group):
-        del root[f"{group}/{DONE}"]
-    lazy.to_zarr(store, group=group, mode="w", consolidated=False, compute=False)
+    sync(store.delete_dir(f"{group}/{DONE}"))
+    to_group(store, group, lazy, compute=False)
     n_chunks = len(lazy.chunksizes[STEP])
+    root = _open_group(store, "")
     root.create_array(
         f"{group}/{DONE}",
         shape=(n_chunks,),
@@ -140,6 +192,11 @@ def _begin(location: str, group: str, lazy: xr.Dataset) -> None:
         dtype="bool",
         fill_value=False,
     )
+
+
+def _open_group(store: Store, path: str) -> Any:
+    options: Any = {"mode": "r+", "use_consolidated": False, "zarr_format": 3}
+    return zarr.open_group(store, path=path, **options)
 
 
 def store_chunk(
@@ -150,9 +207,10 @@ def store_chunk(
     values: npt.NDArray[np.float64],
 ) -> None:
     """Write one chunk of steps, and then mark it as complete."""
-    stored: Any = zarr.open_group(
-        open_store(location), path=group, mode="r+", use_consolidated=False
-    )
+    stored = _open_group(open_store(location), group)
+    # Chunks of NaN are stored like all others, so a missing chunk is noticed.
+    whole: Any = {"write_empty_chunks": True}
     for name, quantity in zip(NAMES, values, strict=True):
-        stored[name][steps] = quantity
+        array = zarr.AsyncArray(stored[name].metadata, stored[name].store_path, whole)
+        zarr.Array(array)[steps] = quantity
     stored[DONE][index] = True

@@ -5,15 +5,17 @@ Analyses do not write to the run's own store, because its only writer is the rec
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import xarray as xr
-import zarr
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from trajstore.reading.run import Run
+from trajstore.reading.stored_results import writable_store
 from trajstore.reading.target import Target
-from trajstore.store.location import inside, is_remote, open_store, sibling
+from trajstore.store.location import inside, is_remote, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
 """First words of the target labels that end with a name or number."""
@@ -59,6 +61,22 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
-    store = open_store(results_location(run))
-    zarr.open_group(store, mode="a", use_consolidated=False)
-    result.to_zarr(store, group=group, mode="w", consolidated=False)
+    to_group(writable_store(results_location(run), group), group, result)
+
+
+def to_group(store: Store, group: str, result: xr.Dataset, **options: Any) -> None:
+    """Write a dataset to a group, replacing its contents, with a checksum in every chunk."""
+    packed = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+    encoding = {
+        name: {"compressors": [packed, Crc32cCodec()]} for name in result.variables
+    }
+    result.to_zarr(
+        store,
+        group=group,
+        mode="w",
+        zarr_format=3,
+        consolidated=False,
+        encoding=encoding,
+        write_empty_chunks=True,
+        **options,
+    )

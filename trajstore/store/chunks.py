@@ -3,7 +3,7 @@
 A store may come from an untrusted source, and disks fail. The metadata of an array
 determines the size of its chunks: a longer chunk is not read, and a chunk whose header
 states another unpacked size is not unpacked. A missing chunk is an error here; Zarr would
-return the fill value instead.
+return the fill value instead. Only results of earlier versions lack checksums and empty chunks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,9 @@ from trajstore.store.location import OutsideStoreError
 
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
+
+ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
+ZSTD_HEADER_BYTES: Final = 14  # largest header of a frame without a dictionary
 
 MAX_DOCUMENT_BYTES: Final = 8 << 20  # largest permitted JSON document
 
@@ -64,13 +67,15 @@ class CheckedStore(WrapperStore[Store]):
     ) -> Buffer | None:
         """Return a document (None if missing), or a chunk that is safe to decode."""
         del byte_range  # The check needs the whole value.
-        size = self._sizes.get(key.partition("/c/")[0]) if "/c/" in key else None
+        # The only chunk of an array without dimensions has the key ".../c".
+        name, is_chunk, _ = f"{key}/".partition("/c/")
+        size = self._sizes.get(name) if is_chunk else None
         limit = MAX_DOCUMENT_BYTES if size is None else size.stored
         try:
             value = await self._get_bounded(key, prototype, limit)
         except OutsideStoreError as error:
             raise ChunkError(key, error.reason) from error
-        if value is None and size is None:
+        if value is None and (size is None or not size.has_checksum):
             return None
         if value is None:
             raise ChunkError(key, "is missing")
@@ -108,6 +113,11 @@ class CheckedStore(WrapperStore[Store]):
 
 def _damage(value: Buffer, size: ChunkSize) -> str | None:
     """Describe damage that keeps a stored chunk from being decoded; None if none is found."""
+    if not size.has_checksum:
+        unpacked = _zstd_content_size(value[:ZSTD_HEADER_BYTES].to_bytes())
+        if unpacked == size.decoded:
+            return None
+        return f"claims to unpack to {unpacked} bytes instead of {size.decoded}"
     if not size.is_packed:
         if len(value) == size.stored:
             return None
@@ -122,6 +132,18 @@ def _damage(value: Buffer, size: ChunkSize) -> str | None:
     if packed != len(value) - CHECKSUM_BYTES or not 0 < block <= unpacked:
         return "has a damaged header"
     return None
+
+
+def _zstd_content_size(header: bytes) -> int:
+    """Return the unpacked size in the header of a Zstandard frame; -1 without one."""
+    # RFC 8878, section 3.1.1: magic number, descriptor, [window], [dictionary], content size.
+    descriptor = header[4] if header.startswith(ZSTD_MAGIC) and len(header) > 5 else 0
+    size_flag, is_single = descriptor >> 6, descriptor >> 5 & 1
+    if descriptor & 3 or not (size_flag or is_single):
+        return -1
+    start = 5 if is_single else 6
+    size = int.from_bytes(header[start : start + (1 << size_flag)], "little")
+    return size + 256 if size_flag == 1 else size
 
 
 class ReadResult(NamedTuple):
@@ -206,7 +228,7 @@ def naming_damage(path: str) -> Iterator[None]:
     except ValueError as error:
         raise ChunkError(path, f"is damaged: {error}") from error
     except RuntimeError as error:
-        if "blosc" not in str(error):
+        if not any(codec in str(error) for codec in ("blosc", "Zstd")):
             raise
         raise ChunkError(path, f"is damaged: {error}") from error
 

@@ -1,22 +1,29 @@
 """Test ``analyzers.geometry.stored``."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from numcodecs.abc import Codec  # type: ignore[import-untyped]
+from numcodecs.registry import register_codec  # type: ignore[import-untyped]
 
 import analyzers
 import trajstore
+from analyzers._engine.tasks import NAMES
 from analyzers.geometry import stored as results
+from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
+from trajstore.store.chunks import ChunkError
 
 CHUNK = 8
 """Number of steps in a chunk of the result; the run has 60 steps."""
@@ -183,3 +190,137 @@ def test_tasks_are_built_once(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "geometry_tasks", built)
     analyzers.store_geometry(run)
     assert built.call_count == 1
+
+
+class Spy(Codec):  # type: ignore[misc]
+    """A codec that notes its calls; its place in an attack would be taken by pickle."""
+
+    codec_id = "trajstore-test-spy"
+    calls: ClassVar[list[str]] = []
+
+    def encode(self, buf: Any) -> Any:
+        return buf
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        self.calls.append("decode")
+        return buf if out is None else out
+
+
+def test_foreign_codecs_of_zarr_v2_are_not_called(run: Run, stored_chunks: list[int]):
+    """The codecs of Zarr v2 execute stored code, for example pickle."""
+    register_codec(Spy)
+    expected = analyzers.store_geometry(run).compute()
+    location = Path(results_location(run))
+    foreign = xr.open_zarr(location, group="final", consolidated=False).load()
+    shutil.rmtree(location)
+    encoding = {name: {"compressors": [Spy()]} for name in foreign}
+    foreign.drop_encoding().to_zarr(
+        location, group="final", zarr_format=2, encoding=encoding, consolidated=False
+    )
+    root: Any = zarr.open_group(location, zarr_format=2, use_consolidated=False)
+    root["final"].create_array("progress/done", data=np.ones(8, bool), chunks=(1,))
+    assert root["final"].attrs["computed_from"] == expected.attrs["computed_from"]
+    stored_chunks.clear()
+    Spy.calls.clear()
+    xr.testing.assert_identical(analyzers.store_geometry(run).compute(), expected)
+    assert sorted(stored_chunks) == list(range(8))
+    assert Spy.calls == []
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_other_documents_are_computed_again(run: Run, layers: bool):
+    expected = analyzers.store_geometry(run, layers=layers).compute()
+    group = Path(results_location(run), results.result_group(expected))
+    for change in ({"shape": [1 << 40]}, {"codecs": [{"name": "pickle"}]}):
+        file = group / "gamma/zarr.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        with pytest.warns(
+            UserWarning, match="is not valid, and is computed again: .*gam"
+        ):
+            stored = analyzers.store_geometry(run, layers=layers)
+        xr.testing.assert_identical(stored.compute(), expected)
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_missing_chunks_are_computed_again(run: Run, layers: bool):
+    expected = analyzers.store_geometry(run, layers=layers).compute()
+    group = Path(results_location(run), results.result_group(expected))
+    chunk = group / "rsi/c/3" / ("0" if layers else "")
+    chunk.unlink()
+    with pytest.warns(UserWarning, match="Chunks of the stored result final.* are mis"):
+        stored = analyzers.store_geometry(run, layers=layers)
+    xr.testing.assert_identical(stored.compute(), expected)
+    chunk.unlink()
+    with pytest.raises(
+        ChunkError, match=r"rsi/c/3.* is missing; to compute .*, delete /"
+    ):
+        stored.compute()
+
+
+def test_chunks_of_nan_are_stored(run: Run):
+    """Otherwise a missing chunk would look like a run that diverged."""
+    analyzers.store_geometry(run)
+    location = results_location(run)
+    file = Path(location, "final/gamma/c/0")
+    file.unlink()
+    values = np.full((len(NAMES), CHUNK), np.nan)
+    results.store_chunk(location, "final", 0, slice(0, CHUNK), values)
+    assert file.exists()
+    assert np.isnan(analyzers.store_geometry(run).gamma[:CHUNK].values).all()
+
+
+def test_flipped_bits_of_a_result_are_noticed(run: Run):
+    stored = analyzers.store_geometry(run)
+    file = Path(results_location(run), "final/gamma/c/2")
+    intact = file.read_bytes()
+    for i in range(0, 8 * len(intact), 17):
+        data = bytearray(intact)
+        data[i // 8] ^= 1 << i % 8
+        file.write_bytes(data)
+        with (
+            dask.config.set(scheduler="synchronous"),
+            pytest.raises(
+                ChunkError, match=r"gamma/c/2 .*; to compute the result again, delete /"
+            ),
+        ):
+            stored.gamma[2 * CHUNK : 3 * CHUNK].compute()
+    with pytest.raises(ChunkError, match=r"gamma/c/2"):
+        analyzers.store_geometry(run).compute()
+    shutil.rmtree(file.parents[1])
+    computed = analyzers.path_geometry(run).compute()
+    xr.testing.assert_identical(analyzers.store_geometry(run).compute(), computed)
+
+
+def test_results_of_earlier_versions_are_read(run: Run, stored_chunks: list[int]):
+    """They lack checksums; their chunks are packed by Zstandard."""
+    expected = analyzers.store_geometry(run).compute()
+    location = results_location(run)
+    earlier = xr.open_zarr(location, group="final", consolidated=False).load()
+    marks: Any = zarr.open_array(f"{location}/final/progress/done", mode="r")[:]
+    chunked = earlier.drop_encoding().chunk(step=CHUNK)
+    chunked.to_zarr(location, group="final", mode="w", consolidated=False)
+    root: Any = zarr.open_group(location, use_consolidated=False)
+    root.create_array("final/progress/done", data=marks, chunks=(1,))
+    stored_chunks.clear()
+    xr.testing.assert_identical(analyzers.store_geometry(run).compute(), expected)
+    assert stored_chunks == []
+    Path(location, "final/gamma/c/1").unlink()
+    with pytest.warns(
+        UserWarning, match="Chunks of the stored result final are missing"
+    ):
+        stored = analyzers.store_geometry(run)
+    xr.testing.assert_identical(stored.compute(), expected)
+
+
+def test_a_result_is_not_written_through_links(run: Run, tmp_path: Path):
+    analyzers.store_geometry(run)
+    group, outside = Path(results_location(run), "final"), tmp_path / "outside"
+    (group / "progress").rename(outside)
+    (group / "progress").symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    with (
+        pytest.warns(UserWarning, match="leads out of the store"),
+        pytest.raises(ValueError, match=r"final contains links.*delete it"),
+    ):
+        analyzers.store_geometry(run)
+    assert sorted(outside.rglob("*")) == before
