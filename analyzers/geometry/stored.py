@@ -85,7 +85,7 @@ def store_geometry(
     location, group = results_location(run), result_group(plan.dataset)
     stored = _stored_arrays(location, group, plan)
     done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
-    store = None if done.all() else writable_store(location, group)
+    store = None if done.all() else writable_store(location)
     if store and not stored:
         _begin(store, group, plan.dataset)
     tasks = [

@@ -50,7 +50,7 @@ def plan(
 
     Give --stderr to plan the smallest store whose error is at most this value.
 
-    Give --disk to plan the store with the lowest error among those of at most this size.
+    Give --disk to plan the most precise store that is at most this large.
 
     Without these options, the plan uses the recorder's defaults.
 

@@ -61,7 +61,7 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
-    to_group(writable_store(results_location(run), group), group, result)
+    to_group(writable_store(results_location(run)), group, result)
 
 
 def to_group(store: Store, group: str, result: xr.Dataset, **options: Any) -> None:

@@ -8,7 +8,6 @@ documents choose no decoder: they must name the codecs that results are written 
 import json
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from trajstore.format.chunk_size import ChunkSize
 from trajstore.format.document import differences
 from trajstore.format.run_spec import SchemaError
 from trajstore.store.chunks import CheckedStore, ChunkError, read_bytes
-from trajstore.store.location import is_remote, open_store
+from trajstore.store.location import open_store
 
 CHECKSUMMED: Final = ArraySpec(
     dims=("step",), dtype="float64", inner=(), chunk=(1,), code="dense"
@@ -88,12 +87,8 @@ def open_arrays(
     return dict(zip(expected, arrays, strict=True))
 
 
-def writable_store(location: str, group: str) -> Store:
+def writable_store(location: str) -> Store:
     """Return the store of results, ready to write a group into it."""
-    top = Path(location, group)
-    # Links may lead out of the results.
-    if not is_remote(location) and any(map(Path.is_symlink, (top, *top.rglob("*")))):
-        raise ValueError(f"{top} contains links, and is not written to; delete it.")
     store = open_store(location)
     root = _read_document(CheckedStore(store, {}), "")
     if root is not None and differences("", {"node_type": "group"}, root):

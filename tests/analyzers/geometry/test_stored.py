@@ -319,8 +319,10 @@ def test_a_result_is_not_written_through_links(run: Run, tmp_path: Path):
     (group / "progress").symlink_to(outside)
     before = sorted(outside.rglob("*"))
     with (
-        pytest.warns(UserWarning, match="leads out of the store"),
-        pytest.raises(ValueError, match=r"final contains links.*delete it"),
+        pytest.warns(UserWarning, match="leads through a link"),
+        pytest.raises(
+            ValueError, match=r"progress/done leads through a link.* Remove it"
+        ),
     ):
         analyzers.store_geometry(run)
     assert sorted(outside.rglob("*")) == before
