@@ -96,7 +96,7 @@ class Schemes:
         self.errors.append([(centred - p - exact) / norm for p in products])
 
     def _products(self, g: Array, step: int) -> list[float]:
-        """Return the estimate of <g, v> by each scheme."""
+        """Return the estimate of <g, v> by each scheme; v is x* less the anchor."""
         sketch, v = self._sketch, self._v
         floats = BITS // 32
         signs, rows = sketch.step_signs(step)

@@ -62,7 +62,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 
 
 def turns(mode: str, epochs: int) -> None:
-    """Train in one mode, one epoch per line on standard input, as a child process."""
+    """Train in one mode in a child process; wait for a line of input before each epoch."""
     path = Path(tempfile.mkdtemp()) / "run.zarr"
     recorders: list[trajstore.Recorder] = []
     started = 0.0
@@ -251,7 +251,7 @@ def peak_memory() -> None:
             small(torch.ones(1, 4)).sum().backward()
             other.step()
         before = resident()
-        # This resets the peak that the system reports to the current value.
+        # This sets the reported peak back to the memory in use now.
         Path("/proc/self/clear_refs").write_text("5")
         path = Path(directory) / "run.zarr"
         with trajstore.Recorder(

@@ -28,7 +28,7 @@ class Stopwatch:
         self.seconds.append(time.perf_counter() - self._started)
 
     def timing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that times its calls; calls timed by other stopwatches may nest."""
+        """Return `function` with every call timed; it may call functions timed by others."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -53,7 +53,7 @@ def timed_recorder(
 ) -> Iterator[TimedRecorder]:
     """Yield a recorder whose hooks are timed in every step."""
     before, after = Stopwatch(), Stopwatch()
-    # Hooks run in the order of registration, so the recorder's run between start and stop.
+    # Hooks run in the order of registration, so those of the recorder run between start and stop.
     optimizer.register_step_pre_hook(before.start)
     optimizer.register_step_post_hook(after.start)
     with Recorder(path, model, optimizer, **options) as recorder:

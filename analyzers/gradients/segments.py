@@ -138,7 +138,7 @@ def zigzag_segments(
     mode clearly outweighs the other. The noise of mini-batches draws the cosine towards 0,
     because the noise of two batches is independent. While the loss falls steadily, the cosine
     is about the share of the signal in :math:`|g|^2`; above 0.5 there is more signal than
-    noise. Where the iterate is stationary and driven only by noise, the cosine is
+    noise. Once the iterate only fluctuates about a minimum, driven by noise, the cosine is
     :math:`-\eta \lambda / 2`: it is negative at *any* learning rate, since each step must be
     undone by the steps after it. Only below -0.5 does it imply :math:`\eta \lambda > 1`,
     averaged over the modes by their share in :math:`|g|^2`. A threshold of 0.5 therefore means

@@ -214,7 +214,7 @@ def row_arrays(
         n_metrics=n_metric_columns(0),
         n_blocks=n_blocks(spec.sketch_bits),
     )
-    # Scalars first logged after the array was created have widened it, but not its chunks.
+    # Scalars logged later for the first time widen the array; its chunks keep their width.
     inner = (n_metric_columns(n_metrics),)
     arrays["scalars"] = replace(arrays["scalars"], inner=inner)
     if not group:

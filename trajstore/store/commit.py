@@ -129,7 +129,7 @@ class Committer:
         self._removed.clear()
 
     def read_tails(self, names: Iterable[str]) -> None:
-        """Read everything that later appends to these arrays need; raise if it is damaged."""
+        """Read the chunks that later appends need, now; raise if one of them is damaged."""
         for name in names:
             self._tail(name)
 
