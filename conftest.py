@@ -37,6 +37,7 @@ if not HAS_TORCH:
     collect_ignore += [
         "tests/trajstore/tracking/random_walk.py",
         "tests/trajstore/recording/crash_training.py",
+        "tests/trajstore/recording/resumable.py",
         "tests/trajstore/recording/sharded_training.py",
     ]
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Literal, Self
 from warnings import warn
 
@@ -27,9 +27,8 @@ class Recorder:
     """Record every step of an optimizer into a trajectory store.
 
     Row k of the store describes optimizer step k, counted from 0: the gradients and parameters
-    that the step starts with, and the update. The recorder only reads. It draws no random
-    numbers, does not touch the autograd graph and writes to no parameter. A recorded training
-    run therefore equals an unrecorded run bit for bit.
+    that the step starts with, and the update. The recorder draws no random numbers and writes
+    to no parameter: a recorded training run equals an unrecorded run bit for bit.
 
     Use the recorder as a context manager, or call `close`. All methods raise a `RuntimeError`
     after the recorder is closed, after writing has failed, in forked processes, and while a
@@ -69,11 +68,9 @@ class Recorder:
         gradients to the target; norms of parameters, and the products of parameters with
         gradients, are unknown.
     probes : int, default: 1024
-        Number of fixed random projections of each gradient and displacement, a power of two.
-        Distances are estimated from these projections.
+        Number of fixed random projections, a power of two, from which distances are estimated.
     exact : bool, default: False
-        Store whole gradients and iterates, 8 bytes per parameter and step, instead of
-        sketches. This is meant for small networks and for checks.
+        Store whole gradients and iterates, 8 bytes per parameter and step, for small networks.
     seed : int, default: 0
         Seed of the recorder's random signs, which do not use torch's random generators.
     flush_rows : int, default: 1024
@@ -109,13 +106,11 @@ class Recorder:
         parallelism. If ranks hold copies of an ordinary tensor, the first copy is recorded.
         Under DistributedDataParallel, leave out this option and give the wrapped model.
     samples : int, default: 0
-        Largest number of indices of examples to keep per step, see `log_samples`. Each index
-        takes about two bytes on disk.
+        Largest number of indices to keep per step, two bytes each, see `log_samples`.
     offload : bool, default: False
-        Keep the recorder's vectors in host memory, and measure steps on the host. The recorder
-        then takes no memory on an accelerator, but every step waits until its gradients, and
-        the parameters before and after it, are copied: 12 bytes per parameter. On a CPU, this
-        option changes nothing.
+        Keep the recorder's vectors in host memory, and measure steps on the host. The
+        accelerator's memory stays free, but every step waits until its gradients, and the
+        parameters before and after it, are copied: 12 bytes per parameter.
 
     Raises
     ------
@@ -134,16 +129,12 @@ class Recorder:
 
     Notes
     -----
-    In addition to the model, the recorder takes memory for three float32 vectors of the length
-    of the parameters (four if it uses the plain torch backend on an accelerator). It also takes
-    one byte per parameter for each of ``2**(basis - 2)`` past anchors and for an anchor that is
-    being written, and has two row buffers of 8 MB each.
+    The recorder holds three float32 vectors of the length of the parameters, one byte per
+    parameter for each of ``2**(basis - 2) + 1`` anchors, and two row buffers of 8 MB each.
 
-    Compared with a basis of r vectors, ``basis=0`` saves ``8 + 8 r`` bytes on disk per tensor
-    and step, before compression. It takes as much memory as ``basis=1``. Gamma stays unbiased;
-    in three training runs its error was 1.1 to 2.7 times the error with the default basis (see
-    ``traj-store plan --basis 0``). With ``basis=0``, `analyzers.scale_invariance` cannot be
-    computed, and `analyzers.path_geometry` supports weight decay only if the recording is exact.
+    With ``basis=0`` gamma stays unbiased; in three training runs its error was 1.1 to 2.7 times
+    the error with the default basis. `analyzers.scale_invariance` cannot be computed then, and
+    `analyzers.path_geometry` supports weight decay only if the recording is exact.
 
     Examples
     --------
@@ -161,8 +152,7 @@ class Recorder:
     ...         optimizer.step()
     ...     state = recorder.state_dict()
 
-    Resume the recording, record the gradient before clipping, and measure a gradient over more
-    data:
+    Resume the recording, take the gradient before clipping, and measure one over more data:
 
     >>> with Recorder(path, model, optimizer, steps_per_epoch=2, resume=state) as new:
     ...     new.take_gradient()
@@ -226,16 +216,14 @@ class Recorder:
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step.
 
-        After the last step, a scalar is added to the row of that step, unless that row
-        already has a scalar of this name.
+        After the last step, scalars with new names are added to its row.
 
         Parameters
         ----------
         **scalars : float or torch.Tensor
             Numbers or one-element tensors, by name. Tensors are copied without waiting for the
-            device, and converted when rows are written. If a name is logged more than once
-            before a step, its last value is recorded. New names may be logged at any time, and
-            have the value NaN in earlier rows.
+            device. The last value before a step is recorded. New names may be logged at any
+            time, and are NaN in earlier rows.
 
         Raises
         ------
@@ -393,9 +381,9 @@ class Recorder:
 
     def __exit__(
         self,
-        exception_type: type[BaseException] | None,
+        _type: object,
         exception: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: object,
     ) -> None:
         if exception is None:
             self.close()
