@@ -42,7 +42,9 @@ class Stores:
         self._runs: dict[str, trajstore.Run] = {}
         for archive in sorted(STORES.glob("*.tar.xz")):
             with tarfile.open(archive) as members:
-                members.extractall(directory, filter="data")
+                # Python 3.11.3 and older have no filters, and ignore this attribute.
+                members.extraction_filter = getattr(tarfile, "data_filter", None)
+                members.extractall(directory)
         for name in JOURNALS:
             recovered = self._path(f"{name}_recovered")
             shutil.copytree(self._path(name), recovered)
