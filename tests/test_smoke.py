@@ -24,6 +24,12 @@ def test_importing_trajstore_imports_neither_torch_nor_dask():
     assert run(code).stdout.strip() == "[]"
 
 
+def test_importing_analyzers_imports_no_large_library():
+    large = {"dask", "matplotlib", "numpy", "scipy", "torch", "xarray", "zarr"}
+    code = f"import sys, analyzers; print(sorted({large} & set(sys.modules)))"
+    assert run(code).stdout.strip() == "[]"
+
+
 def test_importing_the_recorder_does_not_change_the_threads_of_torch():
     pytest.importorskip("torch")
     code = (
