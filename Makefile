@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo paper benchmarks scale slow no-torch clean
+.PHONY: test lint demo paper benchmarks public-codes scale slow no-torch clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -44,6 +44,16 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/deep_linear.py
 	$(BIN)/python benchmarks/null_models.py
 
+# Some twenty training codes of others, recorded and compared; torchvision needs the torch it was built for.
+public-codes: .venv-codes/installed
+	.venv-codes/bin/python benchmarks/public_codes
+
+.venv-codes/installed: pyproject.toml benchmarks/public_codes/requirements.txt
+	test -x .venv-codes/bin/python || $(PYTHON) -m venv .venv-codes
+	.venv-codes/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	.venv-codes/bin/pip install --quiet --disable-pip-version-check -e ".[all,integrations]" -r benchmarks/public_codes/requirements.txt
+	touch $@
+
 # Takes hours and about 15 GB of disk; scale.py has options for smaller sizes.
 scale: .venv/installed
 	$(BIN)/python benchmarks/scale.py
@@ -64,4 +74,4 @@ no-torch: .venv-no-torch/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-no-torch demo
+	rm -rf .venv .venv-codes .venv-no-torch demo
