@@ -27,6 +27,12 @@ from trajstore.format.arrays import (
 )
 from trajstore.format.chunk_size import chunk_size
 from trajstore.format.layout import Layout
+from trajstore.format.optimizer_facts import (
+    OPTIMIZER,
+    GroupFacts,
+    is_facts,
+    parse_facts,
+)
 from trajstore.format.run_spec import RunSpec, SchemaError, is_names, validate_spec
 
 FORMAT: Final = "trajstore"
@@ -98,6 +104,7 @@ class Document:
     snapshots: Mapping[str, Snapshot]
     resumes: tuple[Mapping[str, Any], ...]  # "step" and "n_missing" of each resumption
     attrs: Mapping[str, Any]  # user metadata from Recorder(attrs=...)
+    optimizer: tuple[GroupFacts, ...]  # by parameter group; empty in older stores
     arrays: Mapping[str, StoredArray]  # arrays by path in the store
 
     @property
@@ -267,6 +274,10 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
     ]
     if problems:
         return problems
+    facts, n_tensors = attributes.get(OPTIMIZER, []), len(spec.names)
+    if not is_facts(facts, n_tensors=n_tensors, max_step=MAX_ROWS):
+        expected = "the class, tensors and settings of each parameter group"
+        return [f"{OPTIMIZER}: expected {expected}, got {_shown(facts)}"]
     size = Layout(spec.names, spec.shapes).size
     if not 0 < size <= MAX_SIZE:
         return [f"shapes: expected 1 to {MAX_SIZE} elements in total, got {size}"]
@@ -314,6 +325,7 @@ def _document(
         snapshots=snapshots,
         resumes=tuple(attributes["resumes"]),
         attrs=attributes["attrs"],
+        optimizer=parse_facts(attributes.get(OPTIMIZER)),
         arrays=arrays | dict.fromkeys(vectors, vector),
     )
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from trajstore.format.optimizer_facts import continued
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies
 from trajstore.recording.logged import Scalar, to_floats
+from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
     ParameterWatch,
@@ -79,6 +81,7 @@ class Session:
             options.resume, options.step, state
         )
         step: int = self._placement.broadcast(own_step)
+        self._settings = SettingsWatch(parameters, self.optimizers, step)
         self.tracker = Tracker(tensors, layout, self.spec, self._placement, measures_on)
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
@@ -147,6 +150,10 @@ class Session:
         )
         try:
             resumption = self._find_start(writer, step, state)
+            self._settings.facts = continued(
+                writer.optimizer, self._settings.facts, step
+            )
+            writer.optimizer = self._settings.facts
             writer.commit()
             self.queue = WriteQueue(
                 writer,
@@ -189,6 +196,11 @@ class Session:
             if replay(writer, directory, self.spec, self.tracker.size):
                 writer.commit()
             Journal(directory).remove()
+
+    def note_settings(self, step: int) -> None:
+        """Note the settings that the optimizers have in a step."""
+        if self._settings.observe(step) and self.writer is not None:
+            self.writer.optimizer = self._settings.facts
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""

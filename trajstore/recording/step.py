@@ -255,6 +255,7 @@ class StepRecorder:
     def _note(self) -> None:
         """Keep the scalars and place of a step; scalars logged later may be for the next step."""
         rates = _learning_rates(self._session.optimizers)
+        self._session.note_settings(self.position.step)
         n_samples, earlier = self._session.spec.samples, self._step_entry
         samples = self._samples
         if earlier is None:

@@ -29,6 +29,7 @@ from trajstore.format.document import (
     parse_document,
 )
 from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.optimizer_facts import OPTIMIZER, GroupFacts
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
@@ -80,6 +81,8 @@ class Writer:
         self._snapshots: dict[str, Snapshot] = {}
         self._resumes: list[dict[str, Any]] = []
         self._attrs: dict[str, Any] = {}
+        # Replaced as a whole by the training thread.
+        self.optimizer: tuple[GroupFacts, ...] = ()
         self._has_final = False
         self._attributes: dict[str, object] = {
             "format": FORMAT,
@@ -164,6 +167,7 @@ class Writer:
         self._snapshots |= document.snapshots
         self._resumes += map(dict, document.resumes)
         self._attrs |= document.attrs
+        self.optimizer = document.optimizer
         self._attributes["created"] = document.created
         self.steps = self._table(document, document.steps)
         for name, group in document.measurements.items():
@@ -314,6 +318,11 @@ class Writer:
         finally:
             self._loop.close()
 
+    def _facts(self) -> dict[str, object]:
+        """Return the attribute with facts about the optimizer, if there are any."""
+        facts = [group.to_json() for group in self.optimizer]
+        return {OPTIMIZER: facts} if facts else {}
+
     def commit(self) -> None:
         """Make everything written so far visible; check that the lock is still held."""
         assert self._lock is not None
@@ -334,6 +343,7 @@ class Writer:
                 },
                 "resumes": self._resumes,
             }
+            | self._facts()
         )
 
 
