@@ -67,7 +67,9 @@ def _combine_window(
 ) -> dict[str, FloatArray]:
     fit = parts[0].fit
     columns = zip(*(part.sums for part in parts), strict=True)
-    sums = ResidualSums(*(np.sum(column, axis=0) for column in columns))
+    sums = ResidualSums(
+        *(np.asarray(np.sum(c, axis=0, dtype=np.float64)) for c in columns)
+    )
     tables = read_tables(run, steps)
     gradient_sq = tables["grad_sq"]
     # Values are not finite where training diverged; the quantities are NaN there.

@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.geometry import crowding
+from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.fit import Fit, fit_window, window_products
 from analyzers._engine.slices import SEGMENT, segments, slices
-from analyzers._engine.tables import sketch_weights
+from analyzers._engine.tables import read_tables, sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
@@ -37,9 +37,10 @@ class ResidualSums(NamedTuple):
 
     # w are the weights of the sketch.
     energy: FloatArray  # |v_perp / w|^2, float64 (layer,)
-    crowd: FloatArray  # crowding of v_perp / w, see `crowding`, float64 (layer, layer)
+    crowd: FloatArray  # see `sketch_variance`, float64 (step, layer)
     probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
-    layer_probes: FloatArray  # probes of v_perp, (layer, probe); empty without layers
+    # Probes of v_perp, float32 (layer, probe); empty without layers.
+    layer_probes: FloatArray
 
 
 class Projected(NamedTuple):
@@ -84,7 +85,14 @@ def project(
                 fitted[c] if fits else fit_window(window_products(run, vectors, pieces))
             )
             sums = write_residual(
-                run, c, vectors.cut(inside), rows, fit, layers=layers, out=matrix
+                run,
+                c,
+                by_window[c],
+                vectors.cut(inside),
+                rows,
+                fit,
+                layers=layers,
+                out=matrix,
             )
             products = [
                 contract(run, rows, decode(run, part, buckets), matrix, layers=layers)
@@ -104,6 +112,7 @@ def _steps_per_batch(run: Run, by_window: Mapping[int, slice]) -> int:
 def write_residual(
     run: Run,
     window: int,
+    steps: slice,
     vectors: WindowVectors,
     rows: slice,
     fit: Fit,
@@ -126,18 +135,29 @@ def write_residual(
     for layer, part in pieces:
         flat[part] *= inverse[layer]
     out *= fold.column_signs[rows]
-    crowded = [
-        crowding(
+    energies = sum(
+        bucket_energies(
             np.square(out[i : i + FOLD_ROWS]),
             rows.start + i,
             layout.offsets,
             layout.sizes,
         )
         for i in range(0, len(out), FOLD_ROWS)
-    ]
-    energy, crowd = (np.sum(parts, axis=0) for parts in zip(*crowded, strict=True))
+    )
+    crowd = energies @ _gradient_densities(run, window, steps).T
+    energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    return ResidualSums(energy, crowd, probes, layer_probes)
+    return ResidualSums(energy, crowd.T, probes, layer_probes)
+
+
+def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
+    """Return the energy of w g in one bucket per interval, float64 (step, interval)."""
+    sizes, width = run.layout.sizes, run.stored.sketch.fold.width
+    energies = read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
+    density = energies / np.maximum(sizes, 1)
+    # Gradients are not finite where training diverged; the quantities are NaN there.
+    with np.errstate(invalid="ignore"):
+        return bucket_densities(density, run.layout.offsets, sizes, width)
 
 
 def _subtract_fit(
@@ -177,7 +197,8 @@ def _probe_layers(
 ) -> FloatArray:
     """Return the probes of each layer, (layer, probe), or (0, probe) without layers."""
     probes = run.stored.probes
-    result = np.zeros((len(run.layout.names) if layers else 0, probes.count))
+    shape = (len(run.layout.names) if layers else 0, probes.count)
+    result = np.zeros(shape, np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
     for layer, parts in _pieces_by_layer(run, rows).items() if layers else ():
         folded = np.zeros(probes.fold.width, np.float32)

@@ -95,38 +95,6 @@ def distance(a_sq: FloatArray, product: Estimate, v_sq: FloatArray) -> Estimate:
     return Estimate(length, np.minimum(stderr, limit))
 
 
-def crowding(
-    squares: FloatArray,
-    first_row: int,
-    offsets: npt.NDArray[np.int64],
-    sizes: npt.NDArray[np.int64],
-) -> tuple[FloatArray, FloatArray]:
-    """Return the energy of a vector by layer, (layer,), and its crowding, (layer, layer)."""
-    # `squares` holds the squared elements of the vector, (row, bucket), in the rows of the
-    # fold from `first_row` on, and 0 between layers. `offsets` must ascend.
-    # Each element of layer i adds to crowding [i, j] its square times the number of elements
-    # of layer j in the same bucket.
-    n_rows, width = squares.shape
-    n_layers = len(sizes)
-    # Between two neighbours among these columns, no layer begins or ends in any row.
-    borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
-    columns = np.unique(borders)
-    rows_until = np.ceil(((offsets + sizes)[None] - columns[:, None]) / width)
-    rows_before = np.ceil((offsets[None] - columns[:, None]) / width)
-    n_elements = rows_until - rows_before
-
-    # float32 is enough for sums of a few hundred terms that only affect standard errors.
-    energies = np.add.reduceat(squares, columns, axis=1).astype(np.float64)
-    first = (first_row + np.arange(n_rows))[:, None] * width + columns
-    layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
-    # The gap after the last layer belongs to no layer: its sums are dropped.
-    owner = np.append(np.flatnonzero(sizes > 0), n_layers)[layers]
-    by_column = np.zeros((n_layers + 1, len(columns)))
-    np.add.at(by_column, (owner, np.arange(len(columns))[None]), energies)
-    by_column = by_column[:n_layers]
-    return by_column.sum(1), by_column @ n_elements
-
-
 def sketch_variance(
     gradient_sq: FloatArray,
     residual_sq: FloatArray,
@@ -137,15 +105,16 @@ def sketch_variance(
 ) -> FloatArray:
     """Return the variance of products estimated from a sketch, (step, layer)."""
     # Let G = w g and u = v / w, with the weights w, in rows b and buckets j of the fold.
-    # `gradient_sq` is |G|^2, (step, layer); `residual_sq` (|u|^2) and `crowd` are
-    # the results of `crowding` for u. The variance of a whole product is the sum over layers.
+    # `gradient_sq` is |G|^2, (step, layer), `residual_sq` is |u|^2, (layer,), and `crowd` sums
+    # u_bj^2 times the energy of G in bucket j, (step, layer): a product of the two results of
+    # `crowding`. The variance of a whole product is the sum over layers.
     #
     # The fold contributes sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2, and
     # the 1-bit code contributes CODE_VARIANCE / bits |G|^2 |u|^2. The energy of G is assumed
     # to be even within each layer. If G and u are even everywhere, the variance is
     # ((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2.
     density = gradient_sq / np.maximum(sizes, 1)
-    fold = FOLD_VARIANCE * (density @ crowd.T - density * residual_sq)
+    fold = FOLD_VARIANCE * (crowd - density * residual_sq)
     whole = gradient_sq.sum(1, keepdims=True)
     variance: FloatArray = (
         np.maximum(fold, 0) + CODE_VARIANCE / bits * whole * residual_sq

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.arrays.geometry import (
     QUANTITIES,
     Estimate,
     Sampled,
-    crowding,
     decayed,
     distance,
     geometry,
@@ -157,12 +157,12 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
     n_rows = -(-n.sum() // width)
     rows = np.pad(u_sq, (0, n_rows * width - n.sum())).reshape(n_rows, width)
     # Rows may come in pieces.
-    parts = [
-        crowding(rows[:1], 0, offsets, n),
-        crowding(rows[1:], 1, offsets, n),
-    ]
-    energy, crowd = (sum(column) for column in zip(*parts, strict=True))
+    energies = bucket_energies(rows[:1], 0, offsets, n)
+    energies += bucket_energies(rows[1:], 1, offsets, n)
+    energy = energies.sum(1)
     np.testing.assert_allclose(energy, residual_sq, rtol=1e-12)
+    densities = bucket_densities(gradient_sq / np.maximum(n, 1), offsets, n, width)
+    crowd = (energies @ densities.T).T
     result = sketch_variance(gradient_sq, energy, crowd, n, bits=64)
     np.testing.assert_allclose(result, expected + code, rtol=1e-9, atol=1e-12)
 
@@ -172,8 +172,9 @@ def test_variance_over_even_buckets(n_rows: int):
     """The variance is (1 - 1 / n_rows + pi / 2 - 1) / bits times both energies."""
     size, offset = np.array([64 * n_rows]), np.array([0])
     squares = np.full((n_rows, 64), 5 / 64 / n_rows)
-    _, crowd = crowding(squares, 0, offset, size)
     gradient_sq = np.array([[2.0], [3.0]])
+    densities = bucket_densities(gradient_sq / size, offset, size, 64)
+    crowd = (bucket_energies(squares, 0, offset, size) @ densities.T).T
     result = sketch_variance(gradient_sq, np.array([5.0]), crowd, size, bits=64)
     expected = (1 - 1 / n_rows + np.pi / 2 - 1) / 64 * 5 * gradient_sq
     np.testing.assert_allclose(result, expected, rtol=1e-12)
