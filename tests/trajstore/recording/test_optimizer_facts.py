@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch")
 from torch import nn
 
 from trajstore import Recorder, open_run
