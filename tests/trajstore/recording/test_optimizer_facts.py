@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn
+from torch.optim import Optimizer
 
 from trajstore import Recorder, open_run
 from trajstore.format.optimizer_facts import GroupFacts
@@ -14,7 +15,7 @@ from trajstore.format.optimizer_facts import GroupFacts
 OPTIONS: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "steps_per_epoch": 4}
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def step(model: nn.Module, optimizer: Optimizer) -> None:
     optimizer.zero_grad()
     model(torch.ones(1, 3)).square().sum().backward()
     optimizer.step()
