@@ -1,39 +1,66 @@
 """Command line ``traj-analyze``: one sub-command for each analysis."""
 
+import os
 import sys
-from collections.abc import Callable
 from typing import Final
 
-import matplotlib as mpl
+from rich.console import Console
 
-from analyzers._reporting import say
-from analyzers.conditions.commands import aiming, alpha_beta, polyak_lojasiewicz
-from analyzers.curvature.commands import (
-    convexity,
-    edge_of_stability,
-    scale_invariance,
-    smoothness,
-)
-from analyzers.deep_linear.command import linear_modes
-from analyzers.geometry.command import geometry
-from analyzers.gradients.command import compare_branches, zigzag
-from analyzers.no_wrong_turns.command import figure, paper
-from trajstore.cli.command_line import run_command_line
+from trajstore.cli.command_line import Command, run_command_line
 
-COMMANDS: Final[dict[str, Callable[..., None]]] = {
-    "geometry": geometry,
-    "zigzag": zigzag,
-    "compare-branches": compare_branches,
-    "linear-modes": linear_modes,
-    "alpha-beta": alpha_beta,
-    "aiming": aiming,
-    "polyak-lojasiewicz": polyak_lojasiewicz,
-    "smoothness": smoothness,
-    "convexity": convexity,
-    "edge-of-stability": edge_of_stability,
-    "scale-invariance": scale_invariance,
-    "figure": figure,
-    "paper": paper,
+COMMANDS: Final = {
+    "geometry": Command(
+        "analyzers.geometry.command:geometry",
+        "Measure RSI, EB and gamma of every step, with error bars, relative to a target.",
+    ),
+    "zigzag": Command(
+        "analyzers.gradients.command:zigzag",
+        "Find where a run zigzags, from the cosines of adjacent gradients.",
+    ),
+    "compare-branches": Command(
+        "analyzers.gradients.command:compare_branches",
+        "Compare the zigzags of a run and of its branches, which have other learning rates.",
+    ),
+    "linear-modes": Command(
+        "analyzers.deep_linear.command:linear_modes",
+        "Singular modes of a deep linear network, compared with their closed form.",
+    ),
+    "alpha-beta": Command(
+        "analyzers.conditions.commands:alpha_beta",
+        "Pairs (alpha, beta) for which the alpha-beta condition holds at every step.",
+    ),
+    "aiming": Command(
+        "analyzers.conditions.commands:aiming",
+        "Angle between the gradient and x - x*, and theta of the aiming condition.",
+    ),
+    "polyak-lojasiewicz": Command(
+        "analyzers.conditions.commands:polyak_lojasiewicz",
+        "Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.",
+    ),
+    "smoothness": Command(
+        "analyzers.curvature.commands:smoothness",
+        "Change of the gradient divided by the change of the parameters, by step.",
+    ),
+    "convexity": Command(
+        "analyzers.curvature.commands:convexity",
+        "Slack of convexity: the loss at the target minus the tangents at the iterates.",
+    ),
+    "edge-of-stability": Command(
+        "analyzers.curvature.commands:edge_of_stability",
+        "Ratio of the largest Hessian eigenvalue to the stability threshold of the optimizer.",
+    ),
+    "scale-invariance": Command(
+        "analyzers.curvature.commands:scale_invariance",
+        "Cosine of every layer and its gradient, to find layers whose scale has no effect.",
+    ),
+    "figure": Command(
+        "analyzers.no_wrong_turns.command:figure",
+        'Draw a figure of "No Wrong Turns" from recorded runs.',
+    ),
+    "paper": Command(
+        "analyzers.no_wrong_turns.command:paper",
+        'Draw the figures of "No Wrong Turns" from recorded runs, and test its statements.',
+    ),
 }
 
 OLD_NAMES: Final = {
@@ -51,7 +78,7 @@ SYNONYMS: Final = {"path-geometry": "geometry"}
 
 def main() -> None:
     """Run the command line."""
-    mpl.use("agg")
+    os.environ["MPLBACKEND"] = "agg"  # importing matplotlib here would delay the help
     sys.argv[1:2] = [_current_name(argument) for argument in sys.argv[1:2]]
     run_command_line(
         COMMANDS, prog="traj-analyze", description="Measure recorded training paths."
@@ -61,9 +88,8 @@ def main() -> None:
 def _current_name(command: str) -> str:
     """Return the current name of a command, with a notice on stderr for a deprecated name."""
     if command in OLD_NAMES:
-        say(
-            f"traj-analyze: {command!r} is deprecated; use {OLD_NAMES[command]!r}.",
-            stderr=True,
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"traj-analyze: {command!r} is deprecated; use {OLD_NAMES[command]!r}."
         )
     return (OLD_NAMES | SYNONYMS).get(command, command)
 

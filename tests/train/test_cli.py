@@ -13,11 +13,12 @@ pytest.importorskip("sklearn")
 import xarray as xr
 
 from tests.train.small_workloads import truncate
-from train import cli
+from train import cli, commands
 from train.loop import train
 from train.protocols.sweep import sweep_names
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import WORKLOADS
+from trajstore.cli.command_line import Command
 from trajstore.reading.run import open_run
 
 SHORT = ["--epochs", "2", "--batch-size", "20"]
@@ -32,6 +33,12 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
     monkeypatch.setattr("sys.argv", ["traj-train", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "500")  # sentences are not wrapped
     cli.main()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=lambda c: c.target)
+def test_summaries_are_the_first_lines_of_docstrings(command: Command):
+    docstring = getattr(commands, command.target.partition(":")[2]).__doc__
+    assert " ".join(docstring.partition("\n\n")[0].split()) == command.summary
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--list"]])
@@ -165,7 +172,7 @@ def test_two_run_refuses_a_path_before_it_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(FileExistsError, match="exists already; choose a new path"):
-        cli.two_run(None, out=tmp_path)  # type: ignore[arg-type]
+        commands.two_run(None, out=tmp_path)  # type: ignore[arg-type]
 
 
 def test_paths_with_brackets_are_shown_whole(

@@ -3,13 +3,13 @@
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS, check_width
+from trajstore.cli.command_line import nearest
 
 DIRECTORY = files("train") / "sweeps"
 
@@ -91,9 +91,3 @@ def _runs(
         except ValueError as error:
             raise ValueError(f"{name}: {label}: {error}") from error
         yield PlannedRun(label, training, updates)
-
-
-def nearest(name: str, known: Any) -> str:
-    """Return a hint that lists the known names nearest to an unknown name."""
-    matches = get_close_matches(name, list(known), cutoff=0.4)
-    return f"; the nearest are {', '.join(matches)}" if matches else ""

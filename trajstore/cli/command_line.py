@@ -1,32 +1,115 @@
 """Run a subcommand of a console script, and print errors without a traceback."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple, NoReturn
 
 import tyro
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+USAGE_ERROR: Final = 2
+"""Exit status after wrong arguments, as argparse uses it."""
+
+EXTRAS: Final = {
+    "analyze": ("bokeh", "dask", "distributed", "h5netcdf", "matplotlib", "scipy"),
+    "train": ("llvmlite", "numba", "sklearn", "torch"),
+    "remote": ("fsspec", "obstore"),
+    "data": ("datasets", "PIL"),
+}
+"""Modules that each extra of the distribution installs."""
+
+
+class Command(NamedTuple):
+    """A subcommand; its module is imported only when the command runs."""
+
+    target: str  # "module:function"; signature and docstring define the arguments
+    summary: str
 
 
 def run_command_line(
-    commands: dict[str, Callable[..., None]], *, prog: str, description: str
+    commands: Mapping[str, Command], *, prog: str, description: str
 ) -> None:
     """Run the subcommand named in the arguments of the process."""
-    # Signatures and docstrings of `commands` define the arguments. Errors that a user can
-    # act on are printed without a traceback, and the process ends with status 1.
+    # Errors that a user can act on are printed without a traceback, and the status is 1.
+    match sys.argv[1:]:
+        case []:
+            _print_help(commands, prog, description)
+            sys.exit(USAGE_ERROR)
+        case ["-h" | "--help", *_]:
+            _print_help(commands, prog, description)
+            sys.exit(0)
+        case ["--version", *_]:
+            Console().print(f"trajstore {version('trajstore')}", highlight=False)
+            sys.exit(0)
+        case [name, *_] if name not in commands:
+            near = nearest(name, commands)
+            _fail(
+                f"{prog}: there is no command {name!r}{near}. See {prog} --help.",
+                USAGE_ERROR,
+            )
+        case [name, *arguments]:
+            _run(commands[name], f"{prog} {name}", prog, arguments)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that lists the known names nearest to an unknown name."""
+    matches = get_close_matches(name, list(known), cutoff=0.4)
+    return f"; the nearest are {', '.join(matches)}" if matches else ""
+
+
+def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None:
     config: tuple[Any, ...] = (
         tyro.conf.CascadeSubcommandArgs,
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
     )
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog=prog, description=description, config=config
+        module, _, function = command.target.partition(":")
+        tyro.cli(
+            getattr(import_module(module), function),
+            prog=prog,
+            args=arguments,
+            config=config,
         )
+    except ModuleNotFoundError as error:
+        _fail(f"{script}: {_missing(error)}", 1)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
-        console = Console(stderr=True, emoji=False)
-        # Without line breaks, paths and commands in the text can be copied.
-        console.print(f"{prog}: {text}", markup=False, soft_wrap=True, style="red")
-        sys.exit(1)
+        _fail(f"{script}: {text}", 1)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """Say which extra installs a missing module; raise the error again if none does."""
+    top = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if top in modules:
+            return (
+                f"this command needs the package {top}, which is not installed. Run\n"
+                f'pip install "trajstore[{extra}]"'
+            )
+    raise error
+
+
+def _print_help(commands: Mapping[str, Command], prog: str, description: str) -> None:
+    console = Console(highlight=False)
+    console.print(f"usage: {prog} COMMAND ...\n\n{description}\n", markup=False)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, command in commands.items():
+        table.add_row(name, Text(command.summary))
+    console.print(table)
+    console.print(f"\n{prog} COMMAND --help describes a command.", markup=False)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    console = Console(stderr=True, emoji=False, highlight=False)
+    # Without line breaks, paths and commands in the text can be copied.
+    console.print(text, markup=False, soft_wrap=True, style="red")
+    sys.exit(status)

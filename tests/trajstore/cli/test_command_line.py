@@ -1,12 +1,17 @@
 """Test that commands run by name, and that users' errors have no traceback."""
 
 import re
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from trajstore.cli.command_line import run_command_line
+from analyzers.cli import COMMANDS as ANALYSES
+from trajstore.cli.command_line import EXTRAS, Command, run_command_line
+from trajstore.cli.main import COMMANDS as STORE_COMMANDS
 from trajstore.format.run_spec import SchemaError
 
 
@@ -21,8 +26,13 @@ def run_with(
     commands: dict[str, Callable[..., None]],
     *arguments: str,
 ) -> None:
+    module = ModuleType("tried_commands")
+    for name, command in commands.items():
+        setattr(module, name, command)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("sys.argv", ["tool", *arguments])
-    run_command_line(commands, prog="tool", description="Try commands.")
+    table = {name: Command(f"tried_commands:{name}", "Try.") for name in commands}
+    run_command_line(table, prog="tool", description="Try commands.")
 
 
 def failing_with(error: Exception) -> Callable[[], None]:
@@ -62,13 +72,48 @@ def test_help_names_the_commands(
     assert re.search(r"\btwo\b", shown)
 
 
-def test_an_unknown_command_is_a_usage_error(
+def test_an_unknown_command_is_a_usage_error_that_names_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    commands = {"one": failing_with(OSError()), "two": failing_with(OSError())}
+    commands = {"one": failing_with(OSError()), "three": failing_with(OSError())}
     with pytest.raises(SystemExit, match=r"^2$"):
-        run_with(monkeypatch, commands, "three")
-    assert "three" in capsys.readouterr().err
+        run_with(monkeypatch, commands, "thre")
+    expected = (
+        "tool: there is no command 'thre'; the nearest are three. See tool --help.\n"
+    )
+    assert capsys.readouterr().err == expected
+
+
+def test_without_arguments_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run_with(monkeypatch, {"one": failing_with(OSError())})
+    assert "Try commands." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    package = EXTRAS[extra][0]
+    error = ModuleNotFoundError("no such module", name=f"{package}.inner")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        run_with(monkeypatch, {"fail": failing_with(error)}, "fail")
+    expected = (
+        f"tool: this command needs the package {package}, which is not installed. Run\n"
+        f'pip install "trajstore[{extra}]"\n'
+    )
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    "command", [*STORE_COMMANDS.values(), *ANALYSES.values()], ids=lambda c: c.target
+)
+def test_summaries_are_the_first_lines_of_docstrings(command: Command):
+    module, _, name = command.target.partition(":")
+    docstring = getattr(import_module(module), name).__doc__
+    assert " ".join(docstring.partition("\n\n")[0].split()) == command.summary
 
 
 ERRORS: dict[str, tuple[Exception, str]] = {

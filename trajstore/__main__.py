@@ -1,0 +1,5 @@
+"""Let ``python -m trajstore`` run ``traj-store``."""
+
+from trajstore.cli.main import main
+
+main()

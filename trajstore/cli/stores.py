@@ -1,0 +1,142 @@
+"""The commands of ``traj-store`` that read or mend a store."""
+
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from trajstore.reading.run import Run, open_run
+from trajstore.reading.verify import all_chunks, problems
+from trajstore.store.journal import has_journal
+from trajstore.store.journal import recover as recover_steps
+
+MAX_LISTINGS: Final = 10
+"""Largest number of attempts to list a store that changes during the listing."""
+
+
+def info(store: Positional[str]) -> None:
+    """Show the contents, the size and the status of a store.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in _facts(run).items():
+        table.add_row(name, Text(text))
+    Console().print(table)
+
+
+def verify(store: Positional[str]) -> None:
+    """Read every chunk of a store, and list the damage and the data lost with it.
+
+    The exit status is 1 if there is any damage.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the trajectory store.
+    """
+    run = open_run(store)
+    progress = partial(
+        track, description="reading", console=Console(stderr=True), transient=True
+    )
+    listed = list(problems(run, track=progress))
+    console = Console(soft_wrap=True)
+    for problem in listed:
+        console.print(str(problem), markup=False, highlight=False)
+    chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    if listed:
+        console.print(f"{len(listed)} problems in {chunks}.", highlight=False)
+        sys.exit(1)
+    console.print(f"No problem in {chunks}.", highlight=False)
+
+
+def recover(store: Positional[str]) -> None:
+    """Write to the store the steps that only the journal holds.
+
+    Resuming the recording does the same; use this if it will not be resumed.
+
+    Parameters
+    ----------
+    store : str
+        Path of the trajectory store.
+    """
+    n_recovered = recover_steps(store)
+    n_steps = open_run(store).n_steps
+    Console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
+
+
+def _facts(run: Run) -> dict[str, str]:
+    spec, layout = run.spec, run.layout
+    total, anchors, measured, *vectors = (
+        _bytes_below(run.stored.store, prefix)
+        for prefix in ("", "references", "measurements", "snapshots", "final")
+    )
+    whole = sum(vectors)
+    steps = total - anchors - measured - whole
+    basis = f"basis of {spec.basis}" if spec.basis else "no basis"
+    sketch = (
+        "exact: whole gradients and parameters"
+        if spec.exact
+        else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
+    )
+    facts = {
+        "store": run.location,
+        "status": f"{run.status}, started {run.stored.document.created[:19]} UTC",
+        "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
+        "steps": f"{run.n_steps:,}",
+        "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
+        "recorded": sketch,
+        "scalars": ", ".join(run.metrics) or "none",
+        "snapshots": ", ".join(run.snapshots) or "none",
+    }
+    if run.measurements:
+        facts["measurements"] = ", ".join(
+            f"{name} ({run.measured(name).n_steps:,})" for name in run.measurements
+        )
+    if resumes := run.stored.document.resumes:
+        missing = sum(resumption["n_missing"] for resumption in resumes)
+        facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
+    if has_journal(run.location):
+        facts["journal"] = "may hold more steps; run traj-store recover"
+    parts = {
+        "steps": steps,
+        "measurements": measured,
+        "anchors": anchors,
+        "snapshots and final": whole,
+    }
+    sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
+    facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
+    if run.n_steps:
+        per_step, gradient = steps / run.n_steps, 4 * layout.n_params
+        facts["bytes per step"] = (
+            f"{decimal(round(per_step))}, compared with {decimal(gradient)} for a float32 gradient"
+        )
+        facts["compression"] = (
+            f"{gradient / per_step:.3g} x for a step; all gradients would need "
+            f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
+            "the whole store"
+        )
+    return facts
+
+
+def _bytes_below(store: Store, prefix: str) -> int:
+    for _ in range(MAX_LISTINGS):
+        # While a run is recorded, a file may be renamed between listing and reading its size.
+        with suppress(FileNotFoundError):
+            return sync(store.getsize_prefix(prefix))
+    return 0
