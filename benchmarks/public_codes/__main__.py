@@ -1,30 +1,38 @@
 """Record training codes of others on small data, and compare with plain and exact runs.
 
 ``make public-codes`` installs the packages and runs all codes that the package index serves;
-``python benchmarks/public_codes NAME ...`` runs the codes of these distributions.
+``python benchmarks/public_codes NAME ...`` runs the codes of these distributions. With the
+environment variable ``CHECKOUTS``, a directory of clones named like their repositories, the
+codes of these repositories are run too.
 Figures go to ``benchmarks/results/public_codes.json``.
 """
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import checkouts
+import packages
 import torch
-from harness import compare
-from packages import CODES
+from harness import Code, compare
 from rich.console import Console
 from rich.progress import track
 
+CODES = [*packages.CODES, *checkouts.CODES]
 RESULTS = Path(__file__).parent.parent / "results" / "public_codes.json"
 
 
 def main() -> None:
     """Run the chosen codes, and keep the figures of all others."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    chosen = [code for code in CODES if not sys.argv[1:] or code.source in sys.argv[1:]]
+    at_hand = CODES if os.environ.get("CHECKOUTS") else packages.CODES
+    names = sys.argv[1:]
+    chosen = [code for code in at_hand if not names or code.source in names]
     failed = []
     console = Console(stderr=True)
     for code in track(chosen, description="training", console=console):
@@ -36,7 +44,7 @@ def main() -> None:
             continue
         results[code.name] = {
             "source": code.source,
-            "version": version(code.source),
+            "version": version_of(code),
             "lines": code.lines,
             **figures,
         }
@@ -48,6 +56,17 @@ def main() -> None:
     for problem in (*failed, *(f"{name}: recording changed bits" for name in changed)):
         console.print(problem, style="red", markup=False, soft_wrap=True)
     sys.exit(bool(failed or changed))
+
+
+def version_of(code: Code) -> str:
+    """Return the version of a distribution, or the commit of a checkout."""
+    if "/" not in code.source:
+        return version(code.source)
+    directory = checkouts.CHECKOUTS / code.source.partition("/")[2]
+    command = ["git", "-C", str(directory), "rev-parse", "--short=7", "HEAD"]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 if __name__ == "__main__":
