@@ -47,6 +47,7 @@ WORKLOADS: dict[str, Any] = {
 SCHEMES = ("float32 projection", "CountSketch", "1 bit", "+ weights", "+ low rank")
 BITS = 65536
 WHITE_LIMIT = 1 / np.sqrt(2 * np.log(2) * BITS)
+"""Smallest error of a code of white gradients of infinitely many parameters."""
 
 
 class Schemes:

@@ -325,7 +325,12 @@ def measure_case(
     epochs = {"first": slice(0, 1), "middle": slice(1, -1), "last": slice(-1, None)}
     result: dict[str, Any] = {
         "parameters": sum(kept.layers.values()),
+        "sizes of layers": list(kept.layers.values()),
         "steps": training.n_steps,
+        "steps per epoch": training.steps_per_epoch,
+        "optimizer": training.optimizer,
+        "rate": training.rate,
+        "sketch bits": runs[0].spec.sketch_bits,
         "seeds": len(runs),
         "bytes": np.mean([_size(Path(run.location)) for run in runs])
         / len(kept.gradients),

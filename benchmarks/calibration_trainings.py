@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from trajstore.planning.errors import Rate
+from trajstore.planning.measured import Optimizer as Kind
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -49,6 +52,8 @@ class Training:
     epochs: int = 15
     with_epochs: bool = True  # whether recorders know the epochs
     resume_at: int | None = None  # step at which all recordings are resumed
+    optimizer: Kind = "sgd"
+    rate: Rate = "constant"
 
     @property
     def n_steps(self) -> int:
@@ -286,16 +291,21 @@ TRAININGS: dict[str, Training] = {
     "cnn": Training(
         start=partial(cnn, n_steps=300),
         cases=DEFAULT | {"length not given": Case(recorder={"total_steps": None})},
+        optimizer="momentum",
+        rate="cosine",
     ),
     "transformer": Training(
         start=transformer,
         cases=DEFAULT | {"weight decay 0.05": Case(weight_decay=0.05)},
+        optimizer="adaptive",
         steps_per_epoch=100,
         epochs=6,
     ),
-    "vocabulary": Training(start=large_vocabulary, cases=DEFAULT, epochs=12),
+    "vocabulary": Training(
+        start=large_vocabulary, cases=DEFAULT, epochs=12, optimizer="adaptive"
+    ),
     "lstm": Training(start=lstm, cases=DEFAULT, steps_per_epoch=25, epochs=12),
-    "heavy": Training(start=heavy_tails, cases=DEFAULT),
+    "heavy": Training(start=heavy_tails, cases=DEFAULT, optimizer="momentum"),
     "decay": Training(
         start=partial(
             perceptron,
@@ -308,6 +318,7 @@ TRAININGS: dict[str, Training] = {
             f"weight decay {decay:g}": Case(weight_decay=decay)
             for decay in (0.0, 0.01, 0.5, 5.0)
         },
+        optimizer="momentum",
     ),
     "references": Training(
         start=partial(perceptron, widths=(20, 58, 58, 5), lr=0.02, momentum=0.9),
@@ -315,6 +326,7 @@ TRAININGS: dict[str, Training] = {
             name: Case(reference=name)
             for name in ("snapshot", "epoch", "average", "another run")
         },
+        optimizer="momentum",
     ),
     "resumed": Training(start=_mlp(100), cases=DEFAULT, resume_at=133),
     "descent90": Training(

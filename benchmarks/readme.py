@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from trajstore.format.run_spec import SKETCH_BITS
-from trajstore.planning.estimate import plain_error
+from trajstore.planning.errors import plain_error
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,13 +47,29 @@ def accuracy_table(results: dict[str, Any]) -> str:
     )
     whole = "bytes of a float32 projection over the whole store"
     add("the same bytes / bytes of the whole store", whole, digits=0)
-    limit = results["white limit"]
+    limits = [code_limit(w["parameters"], SKETCH_BITS) for w in workloads.values()]
+    cells = " | ".join(f"{limit:.4f}" for limit in limits)
+    lines.append(
+        f"| limit of any code of 65,536 bits, unstructured gradients | {cells} |"
+    )
+    small = 1 << 14
     lines.append("")
     lines.append(
-        f"No code of 65,536 bits can do better than {limit:.4f} on unstructured "
-        "gradients; the rows with weights and low rank exploit structure, and can do better."
+        "Unbiased codes that know nothing of the target cannot do better than this limit unless "
+        "gradients have structure; the rows with weights and low rank exploit structure. The "
+        f"limit grows with the number of parameters, to {results['white limit']:.4f} for "
+        f"infinitely many. For {small:,} parameters it is "
+        f"{code_limit(small, SKETCH_BITS):.5f}."
     )
     return "\n".join(lines)
+
+
+def code_limit(n_params: int, bits: int) -> float:
+    """Return the smallest error of gamma that an unbiased code of white gradients can have."""
+    # The rate-distortion limit of a Gaussian gradient is a squared error of 4^(-bits / n_params),
+    # relative to its squared norm. Scaling a decoded gradient to be unbiased increases that error;
+    # the product with a target that the code does not depend on has a share 1 / n_params of it.
+    return 1 / math.sqrt(n_params * math.expm1(2 * math.log(2) * bits / n_params))
 
 
 def overhead_table(results: dict[str, Any]) -> str:

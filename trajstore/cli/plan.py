@@ -13,15 +13,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import BASIS
-from trajstore.planning.estimate import (
-    END_ERROR_RATIOS,
-    MEASURED_RUNS,
-    ErrorRange,
-    Plan,
-    guess_layout,
-    plan_recording,
-)
+from trajstore.format.run_spec import BASIS, PROBES
+from trajstore.planning.errors import ErrorRange, Rate
+from trajstore.planning.estimate import Plan, guess_layout, plan_recording
+from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
 from trajstore.planning.search import best_plan
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -43,6 +38,9 @@ def plan(
     model: str | None = None,
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
+    probes: int = PROBES,
+    rate: Rate = "constant",
+    optimizer: Optimizer | None = None,
     stderr: float | None = None,
     disk: str | None = None,
 ) -> None:
@@ -70,6 +68,13 @@ def plan(
         Optimizer steps in an epoch.
     basis : int, default: 3
         Number of directions in which gradients are stored exactly; 0 for none.
+    probes : int, default: 1024
+        Number of fixed random projections, a power of two.
+    rate : {"constant", "linear", "cosine"}, default: "constant"
+        Course of the learning rate; linear and cosine decay to 0.
+    optimizer : {"sgd", "momentum", "adaptive"}, optional
+        Kind of optimizer: SGD without or with momentum, or another one. Means of epochs
+        are most precise with SGD.
     stderr : float, optional
         Largest standard error of gamma in one step, mid-run.
     disk : str, optional
@@ -88,7 +93,14 @@ def plan(
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
     layout = _layout(params, tensors, model)
-    run: Any = {"n_steps": steps, "steps_per_epoch": steps_per_epoch, "basis": basis}
+    run: Any = {
+        "n_steps": steps,
+        "steps_per_epoch": steps_per_epoch,
+        "basis": basis,
+        "probes": probes,
+        "rate": rate,
+        "optimizer": optimizer,
+    }
     if stderr is not None:
         chosen = best_plan(layout, **run, stderr=stderr)
     elif disk is not None:
@@ -236,9 +248,11 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
 
 
 def _arguments(plan: Plan) -> str:
-    basis = "" if plan.spec.basis == BASIS else f"basis={plan.spec.basis}, "
+    spec = plan.spec
+    basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
+    probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
     return (
-        f"sketch_bits={plan.spec.sketch_bits}, {basis}"
+        f"sketch_bits={spec.sketch_bits}, {basis}{probes}"
         f"reference_every={plan.windows.length}, total_steps={plan.n_steps}"
     )
 

@@ -1,19 +1,16 @@
 """Predict the disk space, the memory and the error of gamma of a recording.
 
 Sizes follow from the format (`trajstore.format.arrays`) and from measured compression
-ratios. The error of gamma (`docs/estimator.md`) is the error of a sketch without weights
-or basis, times a ratio that accounts for weights and basis. Compression ratios and error
-ratios depend on the training run; `benchmarks/planning.py` measured them for three runs.
+ratios. `trajstore.planning.errors` predicts the error. Compression ratios depend on the training
+run; `benchmarks/planning.py` measured them.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, hypot, isqrt, log, prod, sqrt
-from typing import Final, NamedTuple
-
-import numpy as np
+from math import isqrt, prod
+from typing import Final
 
 from trajstore.format.arrays import (
     ITEM_SIZE,
@@ -35,8 +32,14 @@ from trajstore.format.run_spec import (
     RunSpec,
 )
 from trajstore.format.windows import Windows
+from trajstore.planning.errors import (
+    ErrorRange,
+    ExpectedErrors,
+    Rate,
+    plain_error,
+)
+from trajstore.planning.measured import Optimizer
 from trajstore.sketch.deltas import n_codes
-from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
 
 COMPRESSION: Final = {
     "epoch": 0.05,
@@ -54,72 +57,14 @@ COMPRESSION: Final = {
 N_VECTORS: Final = 3
 """Number of float32 vectors in a recorder: previous gradient, displacement and anchor."""
 
-MEASURED_BASES: Final = (0, 1, 3)
-"""Sizes of the basis for which errors were measured."""
-
-END_ERROR_RATIOS: Final = (0.7, 2.7)
-"""Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredErrors:
-    """Errors of gamma measured in one run, without its first and last epoch."""
-
-    shares: tuple[float, ...]  # window lengths as fractions of the run, ascending
-    # For each basis size: root-mean-square standard error of gamma at each window length,
-    # relative to the error of a sketch without weights or basis.
-    ratios: Mapping[int, tuple[float, ...]]
-    # For each basis size, with windows of one epoch and `PROBES` probes: the part of the
-    # error that comes from the estimated distance to the target. Neither more signs nor
-    # averages over an epoch reduce it.
-    from_distance: Mapping[int, float]
-
-
-MEASURED_RUNS: Final = {
-    "digits ResNet": MeasuredErrors(
-        shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        ratios={
-            0: (0.619, 0.623, 0.635, 0.668, 0.725, 0.786),
-            1: (0.349, 0.352, 0.362, 0.388, 0.422, 0.451),
-            3: (0.282, 0.281, 0.285, 0.296, 0.315, 0.334),
-        },
-        from_distance={0: 9.39e-5, 1: 6.49e-5, 3: 5.4e-5},
-    ),
-    "digits MLP": MeasuredErrors(
-        shares=(0.0054, 0.0109, 0.02, 0.04, 0.08, 0.16),
-        ratios={
-            0: (0.922, 0.931, 0.951, 0.997, 1.111, 1.243),
-            1: (0.802, 0.809, 0.825, 0.865, 0.962, 1.078),
-            3: (0.633, 0.539, 0.439, 0.375, 0.378, 0.45),
-        },
-        from_distance={0: 7.68e-4, 1: 7.11e-4, 3: 2.72e-4},
-    ),
-    "English transformer": MeasuredErrors(
-        shares=(0.0248, 0.0496, 0.0992, 0.2, 0.4, 0.8),
-        ratios={
-            0: (0.465, 0.478, 0.508, 0.581, 0.734, 0.581),
-            1: (0.443, 0.456, 0.484, 0.557, 0.706, 0.558),
-            3: (0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
-        },
-        from_distance={0: 1.22e-4, 1: 1.23e-4, 3: 1.21e-4},
-    ),
-}
-"""Measured by ``benchmarks/planning.py``."""
-
-
-class ErrorRange(NamedTuple):
-    """Expected error: lowest, geometric mean and highest over the measured runs."""
-
-    low: float
-    typical: float
-    high: float
-
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Plan:
     """Predicted size and errors of a recording."""
 
     spec: RunSpec  # its `total_steps` is not None
+    rate: Rate = "constant"
+    optimizer: Optimizer | None = None  # None if unknown
 
     @property
     def n_steps(self) -> int:
@@ -212,20 +157,18 @@ class Plan:
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
-        # A mean reduces the error of the sketch, but not that of the distance. Both
-        # are extrapolated from small networks, for the largest measured basis that has no
-        # more vectors than the planned basis.
-        plain = plain_error(self._size, self.spec.sketch_bits)
-        basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
-        errors = [
-            hypot(
-                _ratio(measured, basis, self.window_share) * plain / sqrt(mean_of),
-                measured.from_distance[basis] * sqrt(PROBES / self.spec.probes),
-            )
-            for measured in MEASURED_RUNS.values()
-        ]
-        typical = exp(sum(map(log, errors)) / len(errors))
-        return ErrorRange(min(errors), typical, max(errors))
+        steps = self.spec.steps_per_epoch or self.windows.length
+        expected = ExpectedErrors(
+            plain=plain_error(self._size, self.spec.sketch_bits),
+            basis=self.spec.basis,
+            probes=self.spec.probes,
+            n_steps=self.n_steps,
+            window=self.window_share,
+            epoch=min(1.0, steps / self.n_steps),
+            rate=self.rate,
+            optimizer=self.optimizer,
+        )
+        return expected.stderr(mean_of=mean_of)
 
     @property
     def _size(self) -> int:
@@ -248,8 +191,11 @@ def plan_recording(
     steps_per_epoch: int | None = None,
     sketch_bits: int = SKETCH_BITS,
     basis: int = BASIS,
+    probes: int = PROBES,
     reference_every: int | None = None,
     exact: bool = False,
+    rate: Rate = "constant",
+    optimizer: Optimizer | None = None,
 ) -> Plan:
     """Return the plan of a recording by a `trajstore.Recorder` with these arguments."""
     return Plan(
@@ -260,13 +206,15 @@ def plan_recording(
                 "seed": 0,
                 "sketch_bits": sketch_bits,
                 "basis": basis,
-                "probes": PROBES,
+                "probes": probes,
                 "steps_per_epoch": steps_per_epoch,
                 "reference_every": reference_every,
                 "total_steps": n_steps,
                 "exact": exact,
             }
-        )
+        ),
+        rate=rate,
+        optimizer=optimizer,
     )
 
 
@@ -304,17 +252,6 @@ def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
     while start < n_steps:
         yield start
         start = windows.next_start(start + 1, 0)
-
-
-def plain_error(size: int, bits: int) -> float:
-    """Return the standard error of gamma from a sketch without weights or basis."""
-    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
-    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
-
-
-def _ratio(measured: MeasuredErrors, basis: int, share: float) -> float:
-    """Interpolate an error ratio in log(share), constant outside the measured range."""
-    return float(np.interp(log(share), np.log(measured.shares), measured.ratios[basis]))
 
 
 def _bytes_of_row(array: ArraySpec) -> int:

@@ -1,13 +1,16 @@
 """Find the number of signs and the window length of the smallest or most precise plan."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from rich.filesize import decimal
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import BASIS
+from trajstore.format.run_spec import BASIS, PROBES
+from trajstore.planning.errors import Rate
 from trajstore.planning.estimate import Plan, plan_recording
+from trajstore.planning.measured import Optimizer
 
 SIGNS: Final = tuple(1 << k for k in range(12, 25))
 """Candidate numbers of signs; errors were measured up to 2**18."""
@@ -22,6 +25,9 @@ def best_plan(
     n_steps: int,
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
+    probes: int = PROBES,
+    rate: Rate = "constant",
+    optimizer: Optimizer | None = None,
     stderr: float | None = None,
     disk: float | None = None,
 ) -> Plan:
@@ -29,9 +35,19 @@ def best_plan(
     # `stderr` bounds the typical standard error of gamma in one step, mid-run; `disk` bounds
     # the size of the store in bytes.
     assert (stderr is None) != (disk is None)
+    make_plan = partial(
+        plan_recording,
+        layout,
+        n_steps=n_steps,
+        steps_per_epoch=steps_per_epoch,
+        basis=basis,
+        probes=probes,
+        rate=rate,
+        optimizer=optimizer,
+    )
     scored = [
         ((plan.disk, plan.stderr().typical), plan)
-        for plan in _candidates(layout, n_steps, steps_per_epoch, basis)
+        for plan in _candidates(make_plan, n_steps, steps_per_epoch)
     ]
     by_disk = sorted(scored, key=lambda item: item[0])
     by_error = sorted(scored, key=lambda item: item[0][::-1])
@@ -59,24 +75,15 @@ def best_plan(
 
 
 def _candidates(
-    layout: Layout, n_steps: int, steps_per_epoch: int | None, basis: int
+    make_plan: Callable[..., Plan], n_steps: int, steps_per_epoch: int | None
 ) -> Iterator[Plan]:
     """Yield a plan for every number of signs and every window length."""
     # Raise SchemaError for values out of range before they are used as divisors.
-    plan_recording(
-        layout, n_steps=n_steps, steps_per_epoch=steps_per_epoch, basis=basis
-    )
+    make_plan()
     lengths = {_fit_to_epochs(n_steps * share, steps_per_epoch) for share in SHARES}
     for reference_every in sorted(lengths):
         for sketch_bits in SIGNS:
-            yield plan_recording(
-                layout,
-                n_steps=n_steps,
-                steps_per_epoch=steps_per_epoch,
-                sketch_bits=sketch_bits,
-                basis=basis,
-                reference_every=reference_every,
-            )
+            yield make_plan(sketch_bits=sketch_bits, reference_every=reference_every)
 
 
 def _fit_to_epochs(length: float, steps_per_epoch: int | None) -> int:

@@ -57,6 +57,8 @@ COMMANDS = {
     "--steps-per-epoch 5000 --tensors 161",
     "huge": "traj-store plan --params 7e9 --steps 1000000 --stderr 1.5e-3",
     "tiny": "traj-store plan --params 10 --steps 1",
+    "decay": "traj-store plan --params 11e6 --steps 37000 --steps-per-epoch 390 "
+    "--rate cosine --optimizer momentum --probes 4096",
     "no basis": "traj-store plan --params 11e6 --steps 37000 --stderr 2e-3 --basis 0",
 }
 
@@ -68,7 +70,8 @@ def test_output_fits_a_terminal(
     lines = run(command, monkeypatch, capsys).splitlines()
     assert max(map(len, lines)) <= 80
     assert re.fullmatch(
-        r"sketch_bits=\d+, (basis=0, )?reference_every=\d+, total_steps=\d+", lines[-1]
+        r"sketch_bits=\d+, (basis=0, )?(probes=4096, )?reference_every=\d+, total_steps=\d+",
+        lines[-1],
     )
 
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
+from trajstore.planning.errors import ErrorRange
 from trajstore.planning.estimate import (
     COMPRESSION,
-    END_ERROR_RATIOS,
-    MEASURED_RUNS,
     Plan,
     guess_layout,
     plan_recording,
     window_starts,
 )
+from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
 from trajstore.reading.run import open_run
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.signs import Role
@@ -180,6 +180,58 @@ def test_error_falls_with_the_root_of_signs_and_steps():
     # For both numbers of signs, the fold has many rows and the distance adds little error.
     assert error(1 << 12) == pytest.approx(4 * error(1 << 16), rel=0.02)
     assert error(1 << 12, 16) == pytest.approx(error(1 << 12) / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("mean_of", [1, 40])
+def test_errors_grow_if_the_learning_rate_decays(mean_of: int):
+    errors = [
+        plan_recording(LAYOUT, n_steps=1000, steps_per_epoch=40, rate=rate).stderr(
+            mean_of=mean_of
+        )
+        for rate in ("constant", "linear", "cosine")
+    ]
+    for less, more in pairwise(errors):
+        assert all(a < b for a, b in zip(less, more, strict=True))
+
+
+def test_more_probes_reduce_the_error_that_more_signs_leave():
+    def saved(bits: int) -> float:
+        errors = [
+            plan_recording(
+                LAYOUT,
+                n_steps=1000,
+                reference_every=100,
+                sketch_bits=bits,
+                probes=probes,
+            ).stderr()
+            for probes in (1024, 4096)
+        ]
+        return errors[1].typical / errors[0].typical
+
+    assert saved(1 << 24) < 0.75
+    assert 0.9 < saved(1 << 16) < 1
+
+
+def test_a_plan_for_an_optimizer_uses_the_runs_with_this_optimizer():
+    def error(optimizer: Optimizer | None, mean_of: int) -> ErrorRange:
+        plan = plan_recording(
+            LAYOUT, n_steps=1000, steps_per_epoch=40, optimizer=optimizer
+        )
+        return plan.stderr(mean_of=mean_of)
+
+    kinds = {run.optimizer for run in MEASURED_RUNS.values()}
+    assert len({error(kind, 40) for kind in kinds}) == 3
+    assert min(error(kind, 40).low for kind in kinds) == error(None, 40).low
+    # The error of a step does not depend on the optimizer.
+    assert {error(kind, 1) for kind in kinds} == {error(None, 1)}
+
+
+def test_a_run_of_one_step_has_no_error_from_the_distance():
+    few, many = (
+        plan_recording(LAYOUT, n_steps=1, sketch_bits=bits).stderr().typical
+        for bits in (1 << 20, 1 << 24)
+    )
+    assert many < 0.26 * few
 
 
 def test_a_larger_basis_gives_a_smaller_error():

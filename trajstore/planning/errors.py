@@ -1,0 +1,139 @@
+"""Predict the error of gamma mid-run: of a step, and of the mean of an epoch.
+
+The error has two parts. The part that falls with the number of signs is the error of a sketch
+without weights or basis, times a ratio that accounts for weights, basis and window length. The
+part that remains comes from the estimated distance to the target, and falls with the number of
+probes. Both grow if the learning rate decays, because the remaining distance then falls by a
+larger factor within a window. ``benchmarks/planning.py`` measured all constants.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, hypot, log, sqrt
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.run_spec import BASIS, PROBES
+from trajstore.planning.measured import (
+    MEASURED_BASES,
+    MEASURED_RUNS,
+    MeasuredErrors,
+    Optimizer,
+)
+from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+Rate = Literal["constant", "linear", "cosine"]
+"""Course of the learning rate; linear and cosine decay to 0."""
+
+REMAINING: Final[Mapping[Rate, Callable[[FloatArray], FloatArray]]] = {
+    "constant": lambda s: 1 - s,
+    "linear": lambda s: (1 - s) ** 2 / 2,
+    "cosine": lambda s: (1 - s - np.sin(np.pi * s) / np.pi) / 2,
+}
+"""Sum of the learning rates after the fraction s of a run, relative to the first rate."""
+
+POWER: Final = 0.9
+"""The distance to the end is about this power of the sum of the remaining learning rates."""
+
+POINTS: Final = 500
+"""Number of points of a run at which errors are predicted."""
+
+
+class ErrorRange(NamedTuple):
+    """Expected error: lowest, geometric mean and highest over the measured runs."""
+
+    low: float
+    typical: float
+    high: float
+
+
+class Growth(NamedTuple):
+    """Root-mean-square growth of errors within windows, mid-run."""
+
+    signs: float  # of the part that falls with the number of signs
+    distance: float  # of the part that comes from the distance
+
+
+@lru_cache(maxsize=1024)
+def growth(rate: Rate, *, n_steps: int, window: float, epoch: float) -> Growth:
+    """Return the growth of errors with windows and epochs of given fractions of a run."""
+    # The residual is as long as the distance to the end at the window's start; the sketch's
+    # error is that length over the current distance. The distance's error is also proportional
+    # to the displacement within the window, again over the current distance.
+    edge = min(max(epoch, window), 0.25)
+    s = edge + (1 - 2 * edge) * (np.arange(POINTS) + 0.5) / POINTS
+    s = np.floor(s * n_steps) / n_steps
+    start = np.floor(s / window + 1e-9) * window
+    now, then = REMAINING[rate](s), REMAINING[rate](start)
+    longer, moved = (then / now) ** POWER, (then - now) / now
+    return Growth(
+        sqrt(float(np.mean(longer**2))), sqrt(float(np.mean((longer * moved) ** 2)))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedErrors:
+    """Errors of gamma that measured runs predict for a planned run."""
+
+    plain: float  # error of a sketch without weights or basis
+    basis: int
+    probes: int
+    n_steps: int
+    window: float  # length of a window that is not cut, as a fraction of the run
+    epoch: float  # length of an epoch, as a fraction of the run
+    rate: Rate
+    optimizer: Optimizer | None  # None if unknown
+
+    def stderr(self, *, mean_of: int = 1) -> ErrorRange:
+        """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
+        errors = [
+            self._stderr(measured, mean_of)
+            for measured in MEASURED_RUNS.values()
+            # The optimizer matters to means only.
+            if mean_of == 1 or self.optimizer in {None, measured.optimizer}
+        ]
+        typical = exp(sum(map(log, errors)) / len(errors))
+        return ErrorRange(min(errors), typical, max(errors))
+
+    def _stderr(self, measured: MeasuredErrors, mean_of: int) -> float:
+        # Measured runs have a constant rate. The largest measured basis is used that has no
+        # more vectors than the planned basis.
+        basis = max(r for r in MEASURED_BASES if r <= self.basis)
+        grown = self._grown(self.rate)
+        signs = (
+            self.plain
+            * _interpolated(measured.shares, measured.ratios[basis], self.window)
+            * grown.signs
+            / self._grown("constant").signs
+        )
+        share = measured.epoch
+        there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
+        rest = sqrt(PROBES / self.probes) * grown.distance / there.distance
+        rest *= measured.from_distance[basis]
+        if mean_of > 1:
+            # What is known of a window's sum says less about a part of the window.
+            known = min(1.0, self.epoch / self.window)
+            signs *= sqrt((1 - known * (1 - measured.mean_ratio**2)) / mean_of)
+            rest *= measured.mean_from_distance / measured.from_distance[BASIS]
+        return hypot(signs, rest)
+
+    def _grown(self, rate: Rate) -> Growth:
+        return growth(rate, n_steps=self.n_steps, window=self.window, epoch=self.epoch)
+
+
+def plain_error(size: int, bits: int) -> float:
+    """Return the standard error of gamma from a sketch without weights or basis."""
+    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
+    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
+
+
+def _interpolated(
+    shares: tuple[float, ...], ratios: tuple[float, ...], share: float
+) -> float:
+    """Interpolate in log(share), constant outside the measured range."""
+    return float(np.interp(log(share), np.log(shares), ratios))
