@@ -81,7 +81,7 @@ def _combine_window(
             sums.energy,
             sums.crowd,
             run.layout.sizes,
-            bits=run.spec.sketch_bits,
+            code_variance=run.stored.sketch.code_variance,
         )
         if not layers:
             known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
