@@ -86,6 +86,10 @@ def _combine_window(
         if not layers:
             known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
         estimated = np.sum([part.products for part in parts], axis=0)
+        if run.spec.is_packed:
+            # The error of the code is orthogonal to the gradient.
+            along = run.stored.sketch.code_variance * estimated**2
+            variance = np.maximum(variance - along, 0)
         numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(run, window, steps, tables, fit, sums, layers=layers)
         if not layers:

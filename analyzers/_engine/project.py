@@ -158,12 +158,10 @@ def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
     density = energies / np.maximum(sizes, 1)
     # Gradients are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
-        return bucket_densities(density, run.layout.offsets, sizes, width)
+        return bucket_densities(density, run.stored.folded_offsets, sizes, width)
 
 
-def _folded_pieces(
-    run: Run, rows: slice, n: int
-) -> list[tuple[int, slice, slice]]:
+def _folded_pieces(run: Run, rows: slice, n: int) -> list[tuple[int, slice, slice]]:
     """Cut the n elements of `rows` into pieces of a layer: (layer, elements, place in the rows)."""
     # A packed row lacks the gaps between layers.
     layout, width = run.layout, run.stored.sketch.fold.width

@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from trajstore.cli.command_line import run_command_line
-from trajstore.cli.plan import plan
+from trajstore.cli.plan import describe_sketch, plan
 from trajstore.reading.run import Run, open_run
 from trajstore.reading.verify import all_chunks, problems
 from trajstore.store.journal import has_journal
@@ -94,7 +94,7 @@ def _facts(run: Run) -> dict[str, str]:
     sketch = (
         "exact: whole gradients and parameters"
         if spec.exact
-        else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
+        else f"{describe_sketch(spec)}, {basis}, {spec.probes} probes"
     )
     facts = {
         "store": run.location,

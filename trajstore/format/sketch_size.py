@@ -21,9 +21,7 @@ def is_size(value: object) -> bool:
     """Whether a number of bits or probes is supported: a power of two from 8 to 2**24."""
     # isinstance would accept true, because bool is a subclass of int.
     return (
-        type(value) is int
-        and MIN_SIZE <= value <= MAX_SIZE
-        and value.bit_count() == 1
+        type(value) is int and MIN_SIZE <= value <= MAX_SIZE and value.bit_count() == 1
     )
 
 

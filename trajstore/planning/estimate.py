@@ -34,9 +34,10 @@ from trajstore.format.run_spec import (
     SKETCH_BITS,
     RunSpec,
 )
+from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.sketch.deltas import n_codes
-from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+from trajstore.sketch.sketch import FOLD_VARIANCE, sketch_of
 
 COMPRESSION: Final = {
     "epoch": 0.05,
@@ -215,7 +216,7 @@ class Plan:
         # A mean reduces the error of the sketch, but not that of the distance. Both
         # are extrapolated from small networks, for the largest measured basis that has no
         # more vectors than the planned basis.
-        plain = plain_error(self._size, self.spec.sketch_bits)
+        plain = plain_error(self.spec, self.layout)
         basis = max(r for r in MEASURED_BASES if r <= self.spec.basis)
         errors = [
             hypot(
@@ -237,7 +238,7 @@ class Plan:
             self.spec,
             size=self._size,
             n_metrics=n_metric_columns(0),
-            n_blocks=n_blocks(self.spec.sketch_bits),
+            n_blocks=n_blocks(self.spec.sketch_numbers),
         )
 
 
@@ -258,7 +259,7 @@ def plan_recording(
                 "names": layout.names,
                 "shapes": layout.shapes,
                 "seed": 0,
-                "sketch_bits": sketch_bits,
+                **sketch_fields(layout.n_params, sketch_bits),
                 "basis": basis,
                 "probes": PROBES,
                 "steps_per_epoch": steps_per_epoch,
@@ -306,10 +307,11 @@ def window_starts(windows: Windows, n_steps: int) -> Iterator[int]:
         start = windows.next_start(start + 1, 0)
 
 
-def plain_error(size: int, bits: int) -> float:
+def plain_error(spec: RunSpec, layout: Layout) -> float:
     """Return the standard error of gamma from a sketch without weights or basis."""
-    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
-    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
+    sketch = sketch_of(spec, layout)
+    fold = (1 - 1 / sketch.fold.n_rows) * FOLD_VARIANCE / sketch.numbers
+    return sqrt(fold + sketch.code_variance)
 
 
 def _ratio(measured: MeasuredErrors, basis: int, share: float) -> float:

@@ -57,7 +57,9 @@ def levels(bits: int) -> FloatArray:
         positive = np.array(POSITIVE_LEVELS[bits])
     else:
         quantile = NormalDist(sigma=np.sqrt(3)).inv_cdf
-        positive = np.array([quantile(0.5 + (i + 0.5) / (2 * half)) for i in range(half)])
+        positive = np.array(
+            [quantile(0.5 + (i + 0.5) / (2 * half)) for i in range(half)]
+        )
     return np.concatenate([-positive[::-1], positive]).astype(np.float32)
 
 
@@ -91,16 +93,17 @@ def decode(
 ) -> FloatArray:
     """Return levels times their scales, float32 (..., size); written to `out` if given."""
     if bits > 8:
-        codes = packed.view(">u2").astype(np.int64)
-        table = levels(bits)
-        shape = codes.shape
+        indices, table = packed.view(">u2"), levels(bits)
+        shape = indices.shape
     else:
-        codes, table = packed, _levels_of_byte(bits)
+        indices, table = packed, _levels_of_byte(bits)
         shape = (*packed.shape, 8 // bits)
     if out is None:
         out = np.empty((*packed.shape[:-1], 8 * packed.shape[-1] // bits), np.float32)
     # Every code is a valid index, and mode "clip" lets NumPy write to `out` without a copy.
-    np.take(table, codes, axis=0, out=out.reshape(shape), mode="clip")
+    np.take(
+        table, indices.astype(np.int64), axis=0, out=out.reshape(shape), mode="clip"
+    )
     blocks = out.reshape(*scales.shape, -1)
     blocks *= scales[..., None]
     return out
@@ -121,4 +124,5 @@ def _levels_of_byte(bits: int) -> FloatArray:
     """Return the levels that each value of a byte stands for, float32 (256, number)."""
     shifts = np.arange(8 - bits, -1, -bits)
     codes = (np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)
-    return levels(bits)[codes]
+    by_byte: FloatArray = levels(bits)[codes]
+    return by_byte

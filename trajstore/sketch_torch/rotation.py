@@ -10,7 +10,9 @@ from trajstore.sketch import rotation
 class Rotation:
     """Rotates vectors of a fixed size on one device."""
 
-    def __init__(self, size: int, device: torch.device, *, is_mixed: bool = False) -> None:
+    def __init__(
+        self, size: int, device: torch.device, *, is_mixed: bool = False
+    ) -> None:
         n = n_blocks(size)
         block = size // n
         self._matrices = [

@@ -116,7 +116,5 @@ def sketch_variance(
     density = gradient_sq / np.maximum(sizes, 1)
     fold = FOLD_VARIANCE * (crowd - density * residual_sq)
     whole = gradient_sq.sum(1, keepdims=True)
-    variance: FloatArray = (
-        np.maximum(fold, 0) + code_variance * whole * residual_sq
-    )
+    variance: FloatArray = np.maximum(fold, 0) + code_variance * whole * residual_sq
     return variance

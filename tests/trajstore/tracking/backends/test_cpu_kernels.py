@@ -125,7 +125,10 @@ def test_zero_counts_as_positive():
 @pytest.mark.parametrize("filled", [5, 70_000, 2**18])
 def test_rotation_mixes_blocks(filled: int):
     size = 2**18
-    vector, signs = np.zeros(size, np.float32), random_signs(size, seed=2, role=Role.STEP)
+    vector, signs = (
+        np.zeros(size, np.float32),
+        random_signs(size, seed=2, role=Role.STEP),
+    )
     vector[:filled] = normal(filled)
     folds = vector[None, None].copy()
     kernels.rotate(folds, filled, signs, size, MAX_BLOCK)
