@@ -8,8 +8,20 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from trajstore.format.run_spec import SKETCH_BITS
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import SKETCH_BITS, RunSpec
 from trajstore.planning.errors import plain_error
+
+SPEC: dict[str, Any] = {
+    "seed": 0,
+    "sketch_bits": SKETCH_BITS,
+    "basis": 0,
+    "probes": 8,
+    "steps_per_epoch": None,
+    "reference_every": None,
+    "total_steps": None,
+    "exact": False,
+}
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -177,7 +189,10 @@ def planning_table(results: dict[str, Any]) -> str:
     for name, training in results.items():
         lengths, others = training["by epochs in a window"], training["by basis"]
         shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
-        plain = plain_error(training["padded parameters"], SKETCH_BITS)
+        # The measured sketches have one bit per number.
+        layout = Layout(("all",), ((training["padded parameters"],),))
+        fields = {**SPEC, "names": layout.names, "shapes": layout.shapes}
+        plain = plain_error(RunSpec(**fields), layout)
         cells = [", ".join(shares)]
         for by_length in (lengths, others["1"], others["0"]):
             left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]

@@ -81,11 +81,15 @@ def _combine_window(
             sums.energy,
             sums.crowd,
             run.layout.sizes,
-            bits=run.spec.sketch_bits,
+            code_variance=run.stored.sketch.code_variance,
         )
         if not layers:
             known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
         estimated = np.sum([part.products for part in parts], axis=0)
+        if run.spec.is_packed:
+            # The error of the code is orthogonal to the gradient.
+            along = run.stored.sketch.code_variance * estimated**2
+            variance = np.maximum(variance - along, 0)
         numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(run, window, steps, tables, fit, sums, layers=layers)
         if not layers:

@@ -68,6 +68,9 @@ def project(
     windows = range(min(by_window), max(by_window) + 1)
     width, layout = run.stored.sketch.fold.width, run.layout
     elements = slice(rows.start * width, min(rows.stop * width, layout.size))
+    if run.spec.is_packed:
+        # There is one row, and gaps lie between its elements.
+        elements = slice(0, layout.size)
     first_block, last_block = elements.start // BLOCK, -(-elements.stop // BLOCK)
     whole_blocks = slice(first_block * BLOCK, last_block * BLOCK)
     inside = slice(
@@ -104,7 +107,7 @@ def project(
 
 def _steps_per_batch(run: Run, by_window: Mapping[int, slice]) -> int:
     """Return the number of sketches to decode per batch; batches have similar sizes."""
-    most = max(1, STEP_BYTES // (4 * run.spec.sketch_bits))
+    most = max(1, STEP_BYTES // (4 * run.spec.sketch_numbers))
     longest: int = max(part.stop - part.start for part in by_window.values())
     return -(-longest // -(-longest // most))
 
@@ -123,23 +126,21 @@ def write_residual(
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     layout, fold = run.layout, run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
-    pieces = segments(
-        layout, slice(rows.start * fold.width, rows.start * fold.width + n)
-    )
+    pieces = _folded_pieces(run, rows, n)
     flat = out.reshape(-1)
     flat[n:] = 0
     _subtract_fit(vectors, pieces, fit, out=flat)
     residual_probes = _probe_rows(run, rows, out)
     layer_probes = _probe_layers(run, rows, out, layers=layers)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
-    for layer, part in pieces:
-        flat[part] *= inverse[layer]
+    for layer, _, place in pieces:
+        flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
     energies = sum(
         bucket_energies(
             np.square(out[i : i + FOLD_ROWS]),
             rows.start + i,
-            layout.offsets,
+            run.stored.folded_offsets,
             layout.sizes,
         )
         for i in range(0, len(out), FOLD_ROWS)
@@ -157,12 +158,29 @@ def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
     density = energies / np.maximum(sizes, 1)
     # Gradients are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
-        return bucket_densities(density, run.layout.offsets, sizes, width)
+        return bucket_densities(density, run.stored.folded_offsets, sizes, width)
+
+
+def _folded_pieces(run: Run, rows: slice, n: int) -> list[tuple[int, slice, slice]]:
+    """Cut the n elements of `rows` into pieces of a layer: (layer, elements, place in the rows)."""
+    # A packed row lacks the gaps between layers.
+    layout, width = run.layout, run.stored.sketch.fold.width
+    pieces = segments(layout, slice(rows.start * width, rows.start * width + n))
+    if not run.spec.is_packed:
+        return [(layer, part, part) for layer, part in pieces]
+    packed = []
+    for layer, part in pieces:
+        start = int(layout.offsets[layer])
+        stop = min(part.stop, start + int(layout.sizes[layer]))
+        shift = int(layout.packed_offsets[layer]) - start
+        place = slice(part.start + shift, stop + shift)
+        packed.append((layer, slice(part.start, stop), place))
+    return packed
 
 
 def _subtract_fit(
     vectors: WindowVectors,
-    pieces: Sequence[tuple[int, slice]],
+    pieces: Sequence[tuple[int, slice, slice]],
     fit: Fit,
     *,
     out: Float32Array,
@@ -170,14 +188,14 @@ def _subtract_fit(
     """Write to `out` the residual: target - anchor minus its fit on the basis."""
     rank = fit.coefficients.shape[-1]
     scratch = np.empty((rank + 2, SEGMENT), np.float32)
-    for layer, part in pieces:
+    for layer, part, place in pieces:
         segment = scratch[:, : part.stop - part.start]
         vectors.write(part, out=segment)
         v = segment[rank]
         for i, coefficient in enumerate(fit.coefficients[layer]):
             segment[i] *= np.float32(coefficient)
             v -= segment[i]
-        out[part] = v
+        out[place] = v
 
 
 def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
@@ -219,6 +237,7 @@ def _probe_end(
     if window == run.n_windows - 1:
         displacement = vectors.end - vectors.anchor
         displacement[~np.isfinite(displacement)] = 0
+        displacement = run.stored.folded(displacement)
         signed = probes.fold.signed_rows(displacement, rows.start)
         folded = probes.row_signs[rows] @ signed
     return probes.of_folded(folded)
@@ -263,7 +282,7 @@ def _pieces_by_layer(run: Run, rows: slice) -> dict[int, list[tuple[int, slice]]
     first, last = rows.start * width, rows.stop * width
     pieces: dict[int, list[tuple[int, slice]]] = {}
     for layer, (offset, size) in enumerate(
-        zip(layout.offsets, layout.sizes, strict=True)
+        zip(run.stored.folded_offsets, layout.sizes, strict=True)
     ):
         start, stop = max(int(offset), first), min(int(offset + size), last)
         while start < stop:

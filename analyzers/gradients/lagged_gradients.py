@@ -150,6 +150,9 @@ def probe_target(run: Run, target: Target) -> FloatArray:
     if run.spec.exact:
         return target.read(slice(0, run.layout.size)).astype(np.float64)
     probes = run.stored.probes
+    if run.spec.is_packed:
+        whole = run.stored.folded(target.read(slice(0, run.layout.size)))
+        return probes(whole).astype(np.float64)
     width, folded = probes.fold.width, np.zeros(probes.fold.width)
     for rows in slices(slice(0, probes.fold.n_rows), ROWS):
         elements = slice(rows.start * width, min(rows.stop * width, run.layout.size))

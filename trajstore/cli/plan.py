@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import BASIS, PROBES
+from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
@@ -229,7 +229,7 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
     vectors = plan.memory / (4 * layout.n_params)
     facts = {
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{estimated}",
-        "signs": f"{spec.sketch_bits:,} per step",
+        "sketch": f"{describe_sketch(spec)} per step",
         "windows": (
             f"{plan.n_windows:,} of {plan.windows.length:,} steps, shorter at both ends; "
             "one anchor each"
@@ -245,6 +245,13 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
         f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
     )
     return facts
+
+
+def describe_sketch(spec: RunSpec) -> str:
+    """Return the size of a step's sketch in words."""
+    if spec.bits_per_number == 1:
+        return f"{spec.sketch_numbers:,} signs"
+    return f"{spec.sketch_numbers:,} numbers of {spec.bits_per_number} bits"
 
 
 def _arguments(plan: Plan) -> str:

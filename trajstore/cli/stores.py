@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
+from trajstore.cli.plan import describe_sketch
 from trajstore.reading.run import Run, open_run
 from trajstore.reading.verify import all_chunks, problems
 from trajstore.store.journal import has_journal
@@ -92,7 +93,7 @@ def _facts(run: Run) -> dict[str, str]:
     sketch = (
         "exact: whole gradients and parameters"
         if spec.exact
-        else f"{spec.sketch_bits} signs, {basis}, {spec.probes} probes"
+        else f"{describe_sketch(spec)}, {basis}, {spec.probes} probes"
     )
     facts = {
         "store": run.location,

@@ -212,7 +212,7 @@ def row_arrays(
         spec,
         size=Layout(spec.names, spec.shapes).size,
         n_metrics=n_metric_columns(0),
-        n_blocks=n_blocks(spec.sketch_bits),
+        n_blocks=n_blocks(spec.sketch_numbers),
     )
     # Scalars logged later for the first time widen the array; its chunks keep their width.
     inner = (n_metric_columns(n_metrics),)

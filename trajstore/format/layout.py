@@ -55,6 +55,17 @@ class Layout:
         """Index of the tensor that each block belongs to, int64 (block,)."""
         return np.repeat(np.arange(len(self.names)), self.blocks)
 
+    @cached_property
+    def packed_offsets(self) -> npt.NDArray[np.int64]:
+        """Index of each tensor's first element in a vector without gaps, int64 (layer,)."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    @cached_property
+    def packed_elements(self) -> npt.NDArray[np.int64]:
+        """Index in the flat vector of each element of a vector without gaps, int64 (param,)."""
+        shift = np.repeat(self.offsets - self.packed_offsets, self.sizes)
+        return np.arange(self.n_params) + shift
+
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
         """Return named arrays as one flat vector, float32 (size,)."""
         # Keys that name no parameter are ignored. The error lists all missing arrays and wrong shapes.

@@ -24,7 +24,7 @@ def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int,
         )
     return arrays | {
         "signs": ("uint8", (spec.sketch_bits // 8,)),
-        "scales": ("float32", (n_blocks(spec.sketch_bits),)),
+        "scales": ("float32", (n_blocks(spec.sketch_numbers),)),
         "probes": ("float32", (2, spec.probes)),
     }
 

@@ -5,6 +5,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from math import inf, prod
 from typing import Any, Final, Self, cast
 
+from trajstore.format.sketch_size import MAX_BITS, SKETCH_VERSION, is_size, sketch_size
+
 SKETCH_BITS: Final = 65536
 """Default number of signs in the sketch of a gradient."""
 
@@ -58,6 +60,26 @@ class RunSpec:
     """Whether whole gradients and displacements are stored instead of sketches."""
     samples: int = 0
     """Largest number of example indices stored per step; older stores lack this field."""
+    # `trajstore.format.sketch_size` determines the next two fields; older stores lack them.
+    sketch_version: int = 1
+    """Arrangement of sketches and probes (`docs/estimator.md`): 2, or 1 in older stores."""
+    bits_per_number: int = 1
+    """Bits for each number of a sketch, more than 1 only for small networks."""
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        return sum(map(prod, self.shapes))
+
+    @property
+    def sketch_numbers(self) -> int:
+        """Number of numbers in the sketch of a gradient, a power of two."""
+        return self.sketch_bits // self.bits_per_number
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a sketch has a number for every parameter, so that nothing is folded."""
+        return self.sketch_version > 1 and self.n_params <= self.sketch_numbers
 
     @classmethod
     def from_json(cls, document: object) -> Self:
@@ -94,12 +116,21 @@ def validate_spec(document: object) -> list[str]:
             f"shapes: expected one shape for each of the {len(document['names'])} names, got "
             f"{len(document['shapes'])}"
         )
-    return problems
+    return problems or _sketch_problems(document)
 
 
-def is_sketch_size(value: object) -> bool:
-    """Whether a number of signs or probes is supported: a power of two from 8 to 2**24."""
-    return _is_int(value, 8, 1 << 24) and not value & (value - 1)  # type: ignore[operator]
+def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
+    """Return what no recorder would choose in the size of the sketch."""
+    given = {name: document.get(name, 1) for name in ("bits_per_number", "sketch_bits")}
+    expected = {"bits_per_number": 1, "sketch_bits": given["sketch_bits"]}
+    if document.get("sketch_version", 1) > 1:
+        n_params = sum(map(prod, document["shapes"]))
+        expected = sketch_size(n_params, given["sketch_bits"])
+    return [
+        f"{name}: expected {expected[name]} for these shapes, got {given[name]}"
+        for name in given
+        if given[name] != expected[name]
+    ]
 
 
 def is_names(value: object) -> bool:
@@ -114,6 +145,14 @@ def is_names(value: object) -> bool:
 def _is_int(value: object, least: int, most: float = inf) -> bool:
     # isinstance would accept true, because bool is a subclass of int.
     return type(value) is int and least <= value <= most
+
+
+def _is_version(value: object) -> bool:
+    return _is_int(value, 1, SKETCH_VERSION)
+
+
+def _is_bits(value: object) -> bool:
+    return _is_int(value, 1, MAX_BITS) and not value & (value - 1)  # type: ignore[operator]
 
 
 def _is_seed(value: object) -> bool:
@@ -148,7 +187,7 @@ def _is_shapes(value: object) -> bool:
 
 
 _COUNT_OR_NONE: Final = (_is_count_or_none, "an integer of at least 1, or None")
-_SIZE: Final = (is_sketch_size, "a power of two from 8 to 2**24")
+_SIZE: Final = (is_size, "a power of two from 8 to 2**24")
 
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "names": (_is_nonempty_names, "a list of different strings"),
@@ -162,6 +201,8 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "total_steps": _COUNT_OR_NONE,
     "exact": (_is_bool, "true or false"),
     "samples": (_is_natural, "an integer of at least 0"),
+    "sketch_version": (_is_version, f"an integer from 1 to {SKETCH_VERSION}"),
+    "bits_per_number": (_is_bits, f"a power of two from 1 to {MAX_BITS}"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

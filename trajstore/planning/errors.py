@@ -16,14 +16,15 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.run_spec import BASIS, PROBES
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.measured import (
     MEASURED_BASES,
     MEASURED_RUNS,
     MeasuredErrors,
     Optimizer,
 )
-from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE, Sketch
+from trajstore.sketch.sketch import FOLD_VARIANCE, sketch_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -126,10 +127,11 @@ class ExpectedErrors:
         return growth(rate, n_steps=self.n_steps, window=self.window, epoch=self.epoch)
 
 
-def plain_error(size: int, bits: int) -> float:
+def plain_error(spec: RunSpec, layout: Layout) -> float:
     """Return the standard error of gamma from a sketch without weights or basis."""
-    n_rows = Sketch(size=size, bits=bits, seed=0).fold.n_rows
-    return sqrt(((1 - 1 / n_rows) * FOLD_VARIANCE + CODE_VARIANCE) / bits)
+    sketch = sketch_of(spec, layout)
+    fold = (1 - 1 / sketch.fold.n_rows) * FOLD_VARIANCE / sketch.numbers
+    return sqrt(fold + sketch.code_variance)
 
 
 def _interpolated(

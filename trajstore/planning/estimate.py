@@ -31,6 +31,7 @@ from trajstore.format.run_spec import (
     SKETCH_BITS,
     RunSpec,
 )
+from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.planning.errors import (
     ErrorRange,
@@ -159,7 +160,7 @@ class Plan:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
         steps = self.spec.steps_per_epoch or self.windows.length
         expected = ExpectedErrors(
-            plain=plain_error(self._size, self.spec.sketch_bits),
+            plain=plain_error(self.spec, self.layout),
             basis=self.spec.basis,
             probes=self.spec.probes,
             n_steps=self.n_steps,
@@ -180,7 +181,7 @@ class Plan:
             self.spec,
             size=self._size,
             n_metrics=n_metric_columns(0),
-            n_blocks=n_blocks(self.spec.sketch_bits),
+            n_blocks=n_blocks(self.spec.sketch_numbers),
         )
 
 
@@ -204,7 +205,7 @@ def plan_recording(
                 "names": layout.names,
                 "shapes": layout.shapes,
                 "seed": 0,
-                "sketch_bits": sketch_bits,
+                **sketch_fields(layout.n_params, sketch_bits),
                 "basis": basis,
                 "probes": probes,
                 "steps_per_epoch": steps_per_epoch,

@@ -14,7 +14,7 @@ from trajstore.format.document import Document, RowGroup
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.anchors import Anchors
 from trajstore.sketch.probes import Probes
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.store.chunks import (
     CheckedStore,
     ChunkError,
@@ -127,8 +127,7 @@ class StoredRows:
     @cached_property
     def sketch(self) -> Sketch:
         """Sketch of the gradients in the first window."""
-        spec, size = self.document.spec, self.document.layout.size
-        return Sketch(size=size, bits=spec.sketch_bits, seed=spec.seed)
+        return sketch_of(self.document.spec, self.document.layout)
 
     def sketch_of(self, window: int) -> Sketch:
         """Return the sketch of the gradients in a window."""
@@ -137,7 +136,19 @@ class StoredRows:
     @cached_property
     def probes(self) -> Probes:
         """Random projections of gradients and displacements."""
-        return Probes(fold=self.sketch.fold, count=self.document.spec.probes)
+        return probes_of(self.document.spec, self.document.layout)
+
+    @property
+    def folded_offsets(self) -> npt.NDArray[np.int64]:
+        """Index of each tensor's first element in the vector that is folded, int64 (layer,)."""
+        layout = self.document.layout
+        return layout.packed_offsets if self.sketch.is_packed else layout.offsets
+
+    def folded(self, vector: FloatArray) -> FloatArray:
+        """Return the elements of a whole flat vector that the sketch and the probes fold."""
+        if self.sketch.is_packed:
+            return vector[self.document.layout.packed_elements]
+        return vector
 
     @cached_property
     def anchors(self) -> Anchors:

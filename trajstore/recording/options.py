@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self, TypedDict
 
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.store.location import is_remote
 
@@ -95,7 +96,7 @@ class RecorderOptions:
                 "names": layout.names,
                 "shapes": layout.shapes,
                 "seed": self.seed,
-                "sketch_bits": self.sketch_bits,
+                **sketch_fields(layout.n_params, self.sketch_bits),
                 "basis": self.basis,
                 "probes": self.probes,
                 "steps_per_epoch": self.steps_per_epoch,

@@ -56,10 +56,13 @@ class Fold:
     seed: int  # seed of the run
     column_role: Role  # random stream of the column signs
     window: int = 0  # window whose column signs are used
+    is_packed: bool = False  # whether the whole vector is one row
 
     @cached_property
     def width(self) -> int:
-        """The prime length of a row, which is also the number of filled buckets."""
+        """The length of a row, prime unless packed, which is the number of filled buckets."""
+        if self.is_packed:
+            return self.size
         spare = BLOCK - GOLDEN if self.buckets >= 8 * BLOCK else 0
         return largest_prime_below(self.buckets - spare)
 

@@ -6,6 +6,11 @@ round a vector with few large entries is still far from Gaussian, and a 1-bit co
 biased; two rounds suffice. Every factor is symmetric and orthogonal, and thus its own inverse,
 so the inverse of the product is ``y = rho H rho' H z``.
 
+If there are several blocks, the first transform also runs across them (`mix_blocks`), so that it
+transforms the whole vector. Every block then gets the same share of every number of y: without
+this, blocks that y leaves empty would be wasted, and the blocks of z would differ in energy. Stores
+of `sketch_version` 1 lack this step.
+
 The signs are fresh in every step, which makes the errors of different steps independent.
 The second round uses the signs of the first round with their halves swapped. If a vector has
 few large entries, the result of its first round depends on few signs, so the signs of the
@@ -79,9 +84,14 @@ def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> 
     )
 
 
-def rotate(vectors: FloatArray, signs: FloatArray) -> FloatArray:
+def rotate(
+    vectors: FloatArray, signs: FloatArray, *, is_mixed: bool = False
+) -> FloatArray:
     """Return vectors, float32 (..., size), rotated with random signs of the same shape."""
-    return hadamard(second_round(signs) * hadamard(signs * vectors))
+    rotated = hadamard(signs * vectors)
+    if is_mixed:
+        rotated = mix_blocks(rotated)
+    return hadamard(second_round(signs) * rotated)
 
 
 def rotate_back(
@@ -89,6 +99,8 @@ def rotate_back(
     signs: FloatArray,
     buffers: tuple[FloatArray, FloatArray] | None = None,
     out: FloatArray | None = None,
+    *,
+    is_mixed: bool = False,
 ) -> FloatArray:
     """Undo `rotate` with the same signs; return the vectors, float32 (..., size)."""
     # `hadamard` explains the buffers. A shorter `out` receives only the first entries.
@@ -99,10 +111,24 @@ def rotate_back(
     rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
     rotated[..., :half] *= signs[..., signs.shape[-1] - half :]
     spare = buffers[0] if rotated is buffers[1] else buffers[1]
+    if is_mixed and (mixed := mix_blocks(rotated, out=spare)) is spare:
+        rotated, spare = mixed, rotated
     rotated = hadamard(rotated, (spare, rotated))
     out = rotated if out is None else out
     n = out.shape[-1]
     return np.multiply(rotated[..., :n], signs[..., :n], out=out)
+
+
+def mix_blocks(vectors: FloatArray, out: FloatArray | None = None) -> FloatArray:
+    """Apply the normalised Hadamard transform across blocks; the result may lie in `out`."""
+    # After `hadamard`, this completes the transform of a whole vector, which is symmetric.
+    n = n_blocks(vectors.shape[-1])
+    if n == 1:
+        return vectors
+    shape = (*vectors.shape[:-1], n, -1)
+    out = np.empty_like(vectors) if out is None else out
+    np.matmul(hadamard_matrix(n), vectors.reshape(shape), out=out.reshape(shape))
+    return out
 
 
 def second_round(signs: FloatArray) -> FloatArray:

@@ -10,8 +10,11 @@ from trajstore.sketch import rotation
 class Rotation:
     """Rotates vectors of a fixed size on one device."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        block = size // n_blocks(size)
+    def __init__(
+        self, size: int, device: torch.device, *, is_mixed: bool = False
+    ) -> None:
+        n = n_blocks(size)
+        block = size // n
         self._matrices = [
             torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
             for n in rotation.factors(block)
@@ -19,12 +22,19 @@ class Rotation:
         # Allocating this buffer in every step would cost more than the arithmetic.
         self._spare = torch.empty(size, dtype=torch.float32, device=device)
         self._block = block
+        across = rotation.hadamard_matrix(n) if is_mixed and n > 1 else None
+        self._across = None if across is None else torch.from_numpy(across).to(device)
 
     def __call__(self, vector: Tensor, signs: Tensor) -> None:
         """Rotate a vector, float32 (size,), in place with random signs (size,)."""
         half = len(vector) // 2
         vector.mul_(signs)
         self._hadamard(vector)
+        if self._across is not None:
+            n = len(self._across)
+            mixed = self._spare.view(n, -1)
+            torch.mm(self._across, vector.view(n, -1), out=mixed)
+            vector.copy_(self._spare)
         vector[:half].mul_(signs[half:])
         vector[half:].mul_(signs[:half])
         self._hadamard(vector)

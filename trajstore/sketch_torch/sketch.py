@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from trajstore.sketch.sketch import Sketch
-from trajstore.sketch_torch import onebit as onebit_torch
 from trajstore.sketch_torch.fold import FoldOnDevice, Span, Weighted
+from trajstore.sketch_torch.levels import Encoder
+from trajstore.sketch_torch.packing import PackOnDevice
 from trajstore.sketch_torch.rotation import Rotation
 from trajstore.sketch_torch.signs import SignsOnDevice
 
@@ -19,13 +22,19 @@ class SketchOnDevice:
         sketch: Sketch,
         buffers: Sequence[Tensor],  # each float32 (vector, size); vector 0 is sketched
         spans: Sequence[Span],  # places of the elements in the buffers
+        elements: npt.NDArray[np.int64],  # `Layout.packed_elements`
     ) -> None:
-        device = buffers[0].device
+        device, numbers = buffers[0].device, sketch.numbers
         self._sketch = sketch
-        self._fold = FoldOnDevice(sketch.fold, buffers, spans)
-        self._rotation = Rotation(sketch.bits, device)
+        self._fold: FoldOnDevice | PackOnDevice = (
+            PackOnDevice(sketch.fold, buffers, spans, elements)
+            if sketch.is_packed
+            else FoldOnDevice(sketch.fold, buffers, spans)
+        )
+        self._rotation = Rotation(numbers, device, is_mixed=sketch.is_mixed)
+        self._encoder = Encoder(sketch.bits_per_number, device)
         self._signs = SignsOnDevice(sum(sketch.sign_counts), device)
-        self._buckets = buffers[0].new_zeros(sketch.bits)
+        self._buckets = buffers[0].new_zeros(numbers)
         self._rotation_signs = self._buckets
 
     def start_window(self, window: int) -> None:
@@ -56,6 +65,6 @@ class SketchOnDevice:
         return self._buckets
 
     def encode(self, *, signs: Tensor, scales: Tensor) -> None:
-        """Write signs, uint8 (bits / 8,), and scales, float32 (block,), of the weighted fold."""
+        """Write codes, uint8 (bits / 8,), and scales, float32 (block,), of the weighted fold."""
         self._rotation(self._buckets, self._rotation_signs)
-        onebit_torch.encode(self._buckets, signs=signs, scales=scales)
+        self._encoder(self._buckets, signs=signs, scales=scales)

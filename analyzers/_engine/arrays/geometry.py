@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
+from trajstore.sketch.sketch import FOLD_VARIANCE
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -101,7 +101,7 @@ def sketch_variance(
     crowd: FloatArray,
     sizes: npt.NDArray[np.int64],
     *,
-    bits: int,
+    code_variance: float,
 ) -> FloatArray:
     """Return the variance of products estimated from a sketch, (step, layer)."""
     # Let G = w g and u = v / w, with the weights w, in rows b and buckets j of the fold.
@@ -110,13 +110,11 @@ def sketch_variance(
     # `crowding`. The variance of a whole product is the sum over layers.
     #
     # The fold contributes sum_j (sum_b G_bj^2) (sum_b u_bj^2) - sum_bj G_bj^2 u_bj^2, and
-    # the 1-bit code contributes CODE_VARIANCE / bits |G|^2 |u|^2. The energy of G is assumed
+    # the code contributes `code_variance` |G|^2 |u|^2. The energy of G is assumed
     # to be even within each layer. If G and u are even everywhere, the variance is
-    # ((1 - 1 / n_rows) FOLD_VARIANCE + CODE_VARIANCE) / bits |G|^2 |u|^2.
+    # ((1 - 1 / n_rows) FOLD_VARIANCE / bits + code_variance) |G|^2 |u|^2.
     density = gradient_sq / np.maximum(sizes, 1)
     fold = FOLD_VARIANCE * (crowd - density * residual_sq)
     whole = gradient_sq.sum(1, keepdims=True)
-    variance: FloatArray = (
-        np.maximum(fold, 0) + CODE_VARIANCE / bits * whole * residual_sq
-    )
+    variance: FloatArray = np.maximum(fold, 0) + code_variance * whole * residual_sq
     return variance

@@ -81,7 +81,7 @@ def test_the_plan_of_the_smallest_store_is_printed(
     printed = run(COMMANDS["error"], monkeypatch, capsys)
     plan = best_plan(guess_layout(11_000_000), n_steps=37_000, stderr=1e-3)
     assert "11,000,000 in 62 tensors (estimated)" in printed
-    assert f"{plan.spec.sketch_bits:,} per step" in printed
+    assert f"{plan.spec.sketch_bits:,} signs per step" in printed
     assert f"{plan.n_windows} of {plan.windows.length:,} steps" in printed
     assert re.search(rf"total +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
     assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)

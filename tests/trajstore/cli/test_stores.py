@@ -87,7 +87,7 @@ def test_info_prints_the_facts_of_a_recorded_run(
     assert facts["parameters"] == "963 in 4 tensors"
     assert facts["steps"] == "60"
     assert facts["epochs, windows"] == f"5, {run.n_windows}"
-    assert facts["recorded"] == "1024 signs, basis of 3, 256 probes"
+    assert facts["recorded"] == "1,024 signs, basis of 3, 256 probes"
     logged = ["loss", "lr", "wall_time", "grad_norm", "update_norm", "param_norm"]
     assert sorted(facts["scalars"].split(", ")) == sorted(logged)
     assert facts["snapshots"] == "middle"

@@ -1,15 +1,18 @@
 """Test the rules for the specification of a run, and its conversion to JSON."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trajstore.format.run_spec import RunSpec, SchemaError, validate_spec
+from trajstore.format.sketch_size import sketch_fields
 
 FIELDS = [field.name for field in fields(RunSpec)]
+OPTIONAL = ("samples", "sketch_version", "bits_per_number")
 
 VALID: dict[str, object] = {
     "names": ["a", "b"],
@@ -23,6 +26,8 @@ VALID: dict[str, object] = {
     "total_steps": 100,
     "exact": False,
     "samples": 5,
+    "sketch_version": 1,
+    "bits_per_number": 1,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -37,6 +42,8 @@ INVALID: dict[str, list[object]] = {
     "total_steps": [0, -1, 1.5, False],
     "exact": [0, 1, "true", None],
     "samples": [-1, 1.0, True, None],
+    "sketch_version": [0, 3, 1.0, True, None],
+    "bits_per_number": [0, 3, 32, 1.0, True, None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -75,8 +82,15 @@ def specs(draw: st.DrawFn) -> RunSpec:
     )
 
 
+@st.composite
+def new_specs(draw: st.DrawFn) -> RunSpec:
+    spec = draw(specs())
+    fields: dict[str, Any] = {**sketch_fields(spec.n_params, spec.sketch_bits)}
+    return replace(spec, **fields)
+
+
 @settings(max_examples=50)
-@given(spec=specs())
+@given(spec=specs() | new_specs())
 def test_a_spec_survives_json(spec: RunSpec):
     document = json.loads(json.dumps(spec.to_json()))
     assert validate_spec(document) == []
@@ -110,16 +124,34 @@ def test_values_at_the_limits_are_valid(key: str, value: object):
     assert validate_spec(VALID | {key: value}) == []
 
 
-@pytest.mark.parametrize("key", [key for key in FIELDS if key != "samples"])
+@pytest.mark.parametrize("key", [key for key in FIELDS if key not in OPTIONAL])
 def test_a_missing_key_is_named(key: str):
     document = {k: v for k, v in VALID.items() if k != key}
     assert validate_spec(document) == [f"{key}: missing"]
 
 
-def test_an_older_spec_has_no_samples():
-    document = {k: v for k, v in VALID.items() if k != "samples"}
+def test_an_older_spec_lacks_optional_fields():
+    document = {k: v for k, v in VALID.items() if k not in OPTIONAL}
     assert validate_spec(document) == []
-    assert RunSpec.from_json(document) == RunSpec.from_json(VALID | {"samples": 0})
+    defaults = {"samples": 0, "sketch_version": 1, "bits_per_number": 1}
+    assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
+
+
+def test_no_recorder_writes_another_size_of_the_sketch():
+    # A network of 13 parameters has 16 numbers of 16 bits.
+    new: dict[str, object] = VALID | {"sketch_version": 2}
+    assert validate_spec(VALID | {"bits_per_number": 2}) == [
+        "bits_per_number: expected 1 for these shapes, got 2"
+    ]
+    assert validate_spec(new | {"sketch_bits": 256, "bits_per_number": 16}) == []
+    assert validate_spec(new | {"sketch_bits": 256, "bits_per_number": 8}) == [
+        "bits_per_number: expected 16 for these shapes, got 8"
+    ]
+    assert validate_spec(new | {"sketch_bits": 512, "bits_per_number": 16}) == [
+        "sketch_bits: expected 256 for these shapes, got 512"
+    ]
+    # Eight bits are too few to give every parameter a number.
+    assert validate_spec(new | {"sketch_bits": 8, "bits_per_number": 1}) == []
 
 
 def test_an_unknown_key_is_named():

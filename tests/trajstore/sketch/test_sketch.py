@@ -293,7 +293,7 @@ def test_torch_sketches_like_numpy(size, bits):
     sketch = Sketch(size=size, bits=bits, seed=15)
     placement = unsharded(Layout(("x",), ((size,),)))
     buffer = torch.zeros(2, placement.size)
-    on_device = SketchOnDevice(sketch, [buffer], placement.spans)
+    on_device = SketchOnDevice(sketch, [buffer], placement.spans, np.arange(size))
     weights = rng.choice(np.array([0.5, 1, 2], np.float32), buffer.shape[1] // BLOCK)
     by_element = np.repeat(weights, BLOCK)[:size]
     for step in (0, 77):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,7 @@ from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch import deltas
-from trajstore.sketch.probes import Probes
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import probes_of, sketch_of
 from trajstore.sketch.weights import tensor_weights
 from trajstore.tracking.placement import Placement, unsharded
 from trajstore.tracking.tracker import CodedAnchor, Tracker
@@ -225,17 +225,20 @@ def expected(walk: Walk) -> Expected:
         return Expected(tables, None, None, None, arrival, weights, None)
 
     codes, probes = [], []
-    sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
-    probe = Probes(fold=sketch.fold, count=spec.probes)
+    sketch, probe_folded = sketch_of(spec, layout), probes_of(spec, layout)
+
+    def folded(vector: Any) -> Any:
+        return vector[layout.packed_elements] if spec.is_packed else vector
+
+    def probe(vector: Any) -> Any:
+        return probe_folded(folded(vector))
+
     for k, window in enumerate(walk.window):
         # Weights are float32, as is their product with the gradient.
         block_weights = weights[window].astype(np.float32)[layout.layer_of_block]
         weighted = walk.gradients[k].reshape(len(block_weights), -1)
         weighted = (weighted * block_weights[:, None]).reshape(-1)
-        in_window = Sketch(
-            size=layout.size, bits=spec.sketch_bits, seed=spec.seed, window=window
-        )
-        codes.append(in_window.encode(weighted, k))
+        codes.append(replace(sketch, window=window).encode(folded(weighted), k))
         vectors = walk.gradients[k], walk.before[k] - anchors[window]
         probes.append([probe(vector) for vector in vectors])
     signs, scales = (np.array(values) for values in zip(*codes, strict=True))

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.arrays import n_blocks
-from trajstore.format.layout import Layout
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.probes import Probes
+from trajstore.sketch import levels
 from trajstore.sketch.signs import Role
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.tracking.backends import cpu_kernels as kernels
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.memory import huge_zeros, row_major
@@ -64,14 +63,15 @@ class _Folding:
 
     sketch: Sketch | None
     width: int  # width of the fold; 0 in exact mode
+    places: Integers  # (block,): places of the blocks in the vector that is folded
     filled: int  # number of buckets that may differ from 0
     probe_columns: Floats  # sequence of the column signs of the probes
     probe_rows: Floats  # row signs of the probes
-    probe_signs: Floats  # (row, probe): signs of the second fold
+    second_fold: tuple[Floats, int, int, int]  # arguments of `kernels.probe`
     step_signs: Floats  # signs drawn in every step
     row_signs: Floats  # the part of `step_signs` for the rows of the fold
     folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
-    block: int  # number of bits of the sketch that share a scale
+    blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
 
 
 class CPUBackend:
@@ -138,6 +138,7 @@ class CPUBackend:
             columns.products,
             columns.basis,
             folding.width,
+            folding.places,
             self._sketch_columns,
             folding.probe_columns,
             folding.probe_rows,
@@ -153,15 +154,19 @@ class CPUBackend:
                 row[name].numpy()[:] = vector
             return
         probes = row["probes"].numpy()
-        kernels.probe(folding.folds, folding.filled, folding.probe_signs, probes)
-        kernels.sketch(
+        kernels.probe(folding.folds, folding.filled, *folding.second_fold, probes)
+        numbers = folding.folds[0, -1]
+        kernels.rotate(
             folding.folds,
             folding.filled,
-            folding.step_signs[: folding.sketch.bits],
-            folding.block,
-            row["signs"].numpy(),
-            row["scales"].numpy(),
+            folding.step_signs[: len(numbers)],
+            *folding.blocks,
         )
+        code, scales = row["signs"].numpy(), row["scales"].numpy()
+        if self._spec.bits_per_number == 1:
+            kernels.code_signs(numbers, code, scales)
+        else:
+            kernels.code_levels(numbers, *_levels(self._spec), code, scales)
 
     def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
         """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
@@ -198,17 +203,19 @@ class CPUBackend:
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,)."""
-        folding = self._folding
+        folding, vector = self._folding, self._rows[1]
+        if self._spec.is_packed:
+            vector = vector[self._layout.packed_elements]
         folds = np.zeros((1, 1, folding.folds.shape[2]), np.float32)
         kernels.fold(
-            self._rows[1],
+            vector,
             folding.width,
             folding.probe_columns,
             folding.probe_rows,
             folds[0, 0],
         )
         out = np.zeros((1, self._spec.probes), np.float32)
-        kernels.probe(folds, folding.width, folding.probe_signs, out)
+        kernels.probe(folds, folding.width, *folding.second_fold, out)
         return torch.from_numpy(out[0])
 
     def _measure_after(self) -> tuple[npt.NDArray[np.float64], Integers]:
@@ -276,27 +283,59 @@ def _columns(spec: RunSpec) -> _Columns:
 
 def _no_folding(n_parts: int) -> _Folding:
     empty = np.zeros(0, np.float32)
-    folds = np.zeros((n_parts, 3, 0), np.float32)
-    return _Folding(None, 0, 0, empty, empty, empty, empty, empty, folds, 0)
+    return _Folding(
+        sketch=None,
+        width=0,
+        places=np.zeros(0, np.int64),
+        filled=0,
+        probe_columns=empty,
+        probe_rows=empty,
+        second_fold=(empty, 1, 1, 0),
+        step_signs=empty,
+        row_signs=empty,
+        folds=np.zeros((n_parts, 3, 0), np.float32),
+        blocks=(1, 1),
+    )
 
 
 def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
-    sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
-    fold, probes = sketch.fold, Probes(fold=sketch.fold, count=spec.probes)
-    n_signs = sum(sketch.sign_counts)
+    sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
+    fold, numbers, n_signs = sketch.fold, sketch.numbers, sum(sketch.sign_counts)
+    offsets = layout.packed_offsets if spec.is_packed else layout.offsets
+    block = numbers // sketch.n_blocks
     signs = huge_zeros(-(-n_signs // WORD) * WORD, device=CPU).numpy()
     return _Folding(
         sketch=sketch,
         width=fold.width,
-        filled=min(fold.width, layout.size),
+        places=_places(layout, offsets),
+        filled=min(fold.width, sketch.size),
         probe_columns=fold.column_sequence,
         probe_rows=probes.row_signs,
-        probe_signs=probes.bucket_fold.column_signs.copy(),
+        second_fold=(
+            probes.bucket_signs.copy(),
+            probes.bucket_fold.width,
+            probes.block,
+            probes.shift,
+        ),
         step_signs=signs,
-        row_signs=signs[sketch.bits : n_signs],
+        row_signs=signs[numbers:n_signs],
         folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
-        block=sketch.bits // n_blocks(sketch.bits),
+        blocks=(numbers if sketch.is_mixed else block, block),
     )
+
+
+def _places(layout: Layout, offsets: Integers) -> Integers:
+    """Return the place of each block's first element, for these places of tensors, (block,)."""
+    layers = layout.layer_of_block
+    starts = BLOCK * np.arange(len(layers)) - layout.offsets[layers]
+    places: Integers = offsets[layers] + starts
+    return places
+
+
+def _levels(spec: RunSpec) -> tuple[int, Floats, Floats]:
+    """Return the number of bits per number, and the levels and borders of the codes."""
+    bits = spec.bits_per_number
+    return bits, levels.levels(bits), levels.borders(bits)
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:

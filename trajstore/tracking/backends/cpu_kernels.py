@@ -425,7 +425,7 @@ _LAYOUT: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
 _BEFORE: Final = (
     *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
-    *(int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
+    *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
 )
 _AFTER: Final = (
     *(_INTEGERS, *_LAYOUT, _ROWS),
@@ -485,7 +485,8 @@ def _measure_block_before(
 @_inlined
 def _fold_block(
     start: int,
-    stop: int,
+    place: int,
+    n_elements: int,
     rows: Floats,
     width: int,
     sketch_columns: Floats,
@@ -496,9 +497,11 @@ def _fold_block(
     folds: Floats,
 ) -> None:
     """Fold neighbouring elements of a tensor, which may be in several rows of the fold."""
+    # Element `start` of the flat vector has the place `place` in the vector that is folded.
+    stop = start + n_elements
     while start < stop:
-        row = start // width
-        column = start - row * width
+        row = place // width
+        column = place - row * width
         n = min(stop - start, width - column)
         first = SHIFT * row + column
         _fold(
@@ -513,6 +516,7 @@ def _fold_block(
             folds[2, column : column + n],
         )
         start += n
+        place += n
 
 
 @_compiled(int64, _INTEGERS, *_BEFORE)
@@ -532,6 +536,7 @@ def measure_before(
     columns: Integers,  # (product,): columns of `PRODUCTS` in `sums`
     basis_columns: Integers,  # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     width: int,  # length of a row of the fold; 0 if nothing is folded
+    places: Integers,  # (block,): places of the first elements in the vector that is folded
     sketch_columns: Floats,  # (sign,): `Fold.column_sequence` of the sketch
     probe_columns: Floats,  # (sign,): `Fold.column_sequence` of the probes
     probe_signs: Floats,  # (row,): row signs of the probes
@@ -567,7 +572,8 @@ def measure_before(
         if width > 0:
             _fold_block(
                 start,
-                start + n,
+                places[block],
+                n,
                 rows,
                 width,
                 sketch_columns,
@@ -684,51 +690,109 @@ def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
             _write_signs(words[k], address + 4 * (i + 64 * k))
 
 
-@_compiled(_FOLDS, int64, _ROWS, _ROWS)
+@_compiled(_FOLDS, int64, _FLOATS, int64, int64, int64, _ROWS)
 def probe(
     folds: Floats,  # (part, fold, bucket): first folds; the parts are added up
     filled: int,  # number of buckets of the first fold that may differ from 0
-    signs: Floats,  # (row, probe): fixed signs of the second fold
+    signs: Floats,  # (bucket,): fixed signs of the second fold
+    n_probes: int,
+    # `block` and `shift` of `trajstore.sketch.probes.Probes`.
+    block: int,
+    shift: int,
     out: Floats,  # (vector, probe or more): overwritten; vector i is fold i of `folds`
 ) -> None:
     """Compute probes from first folds, as described in `trajstore.sketch.probes`."""
-    length = signs.shape[1]
     out[:] = 0
     for part in range(len(folds)):
         for vector in range(len(out)):
-            for row in range(-(-filled // length)):
-                start = row * length
-                n = min(length, filled - start)
-                _add_signed(
-                    folds[part, vector, start : start + n],
-                    signs[row, :n],
-                    out[vector, :n],
-                )
+            for first in range(0, filled, block):
+                start, stop = first, min(first + block, filled)
+                place = (first + shift * (first // block)) % n_probes
+                while start < stop:
+                    n = min(stop - start, n_probes - place)
+                    _add_signed(
+                        folds[part, vector, start : start + n],
+                        signs[start : start + n],
+                        out[vector, place : place + n],
+                    )
+                    start += n
+                    place = 0
 
 
-@_compiled(_FOLDS, int64, _FLOATS, int64, uint8[::1], _FLOATS)
-def sketch(
-    folds: Floats,  # (part, fold, bits): reads the last fold, and overwrites it in part 0
+@_compiled(_FOLDS, int64, _FLOATS, int64, int64)
+def rotate(
+    folds: Floats,  # (part, fold, number): reads the last fold, and overwrites it in part 0
     filled: int,  # number of buckets of a fold that may differ from 0
-    signs: Floats,  # (bits,): random signs of the rotation
-    block: int,  # length of a block of the Hadamard transform
-    code: npt.NDArray[np.uint8],  # (bits / 8,): overwritten
-    scales: Floats,  # (block,): overwritten
+    signs: Floats,  # (number,): random signs of the rotation
+    first_block: int,  # length of a block of the first Hadamard transform
+    block: int,  # length of a block of the second Hadamard transform
 ) -> None:
-    """Rotate and code a fold, as `trajstore.sketch.rotation` and `onebit` do."""
+    """Rotate a fold, as `trajstore.sketch.rotation` does."""
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
         buckets[:filled] += folds[part, -1, :filled]
     half = len(buckets) // 2
+    _multiply(buckets[:filled], signs, np.float32(1 / np.sqrt(first_block)))
+    for start in range(0, filled, first_block):
+        part = buckets[start : start + first_block]
+        _hadamard(part, min(first_block, filled - start))
     scale = np.float32(1 / np.sqrt(block))
-    _multiply(buckets[:filled], signs, scale)
-    for start in range(0, filled, block):
-        _hadamard(buckets[start : start + block], min(block, filled - start))
     _multiply(buckets[:half], signs[half:], scale)
     _multiply(buckets[half:], signs[:half], scale)
+    for start in range(0, len(buckets), block):
+        _hadamard(buckets[start : start + block], block)
+
+
+@_compiled(_FLOATS, uint8[::1], _FLOATS)
+def code_signs(
+    numbers: Floats,  # (number,)
+    code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
+    scales: Floats,  # (block,): overwritten
+) -> None:
+    """Code numbers with one bit each, as `trajstore.sketch.onebit` does."""
+    block = len(numbers) // len(scales)
     for i in range(len(scales)):
-        part = buckets[i * block : (i + 1) * block]
-        _hadamard(part, block)
-        energy, magnitude = _norms(part)
+        energy, magnitude = _norms(numbers[i * block : (i + 1) * block])
         scales[i] = energy / magnitude if magnitude != 0 else 0
-    _pack(buckets, code)
+    _pack(numbers, code)
+
+
+@_inlined
+def _level_of(number: np.float32, bits: int, borders: Floats) -> int:
+    """Return how many borders do not exceed a number."""
+    level = 0
+    for k in range(bits - 1, -1, -1):
+        if borders[level + (1 << k) - 1] <= number:
+            level += 1 << k
+    return level
+
+
+@_compiled(_FLOATS, int64, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
+def code_levels(
+    numbers: Floats,  # (number,)
+    bits: int,  # number of bits per number, at least 2
+    levels: Floats,  # (2^bits,)
+    borders: Floats,  # (2^bits - 1,)
+    code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
+    scales: Floats,  # (block,): overwritten
+) -> None:
+    """Code numbers with several bits each, as `trajstore.sketch.levels` does."""
+    block = len(numbers) // len(scales)
+    code[:] = 0
+    for i in range(len(scales)):
+        part = numbers[i * block : (i + 1) * block]
+        energy, _ = _norms(part)
+        inverse = np.float32(1)
+        if energy != 0:
+            inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
+        product = np.float32(0)
+        for k in range(block):
+            level = _level_of(part[k] * inverse, bits, borders)
+            product += part[k] * levels[level]
+            bit = bits * (i * block + k)
+            if bits > 8:
+                code[bit // 8] = level >> 8
+                code[bit // 8 + 1] = level & 255
+            else:
+                code[bit // 8] |= np.uint8(level << (8 - bits - bit % 8))
+        scales[i] = energy / product if energy != 0 else 0

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.probes import Probes
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import probes_of, sketch_of
 from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.sketch import SketchOnDevice
 from trajstore.tracking.backends.columns import Columns, measured_columns
@@ -70,13 +69,14 @@ class EagerBackend:
         self._block_weights = torch.ones(placement.size // BLOCK, device=device)
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
-            sketch = Sketch(
-                size=placement.layout.size, bits=spec.sketch_bits, seed=spec.seed
+            layout = placement.layout
+            self._sketch = SketchOnDevice(
+                sketch_of(spec, layout),
+                [_with_displacement(self._rows, row) for row in TURNS],
+                placement.spans,
+                layout.packed_elements,
             )
-            probes = Probes(fold=sketch.fold, count=spec.probes)
-            pairs = [_with_displacement(self._rows, row) for row in TURNS]
-            self._sketch = SketchOnDevice(sketch, pairs, placement.spans)
-            self._probes = ProbesOnDevice(probes, 2, device)
+            self._probes = ProbesOnDevice(probes_of(spec, layout), 2, device)
 
     @property
     def frame(self) -> Tensor:

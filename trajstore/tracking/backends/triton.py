@@ -50,11 +50,10 @@ from torch import Tensor
 
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.fold import SHIFT
-from trajstore.sketch.probes import Probes
+from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch.signs import Role, random_signs
-from trajstore.sketch.sketch import Sketch
-from trajstore.sketch_torch import onebit as onebit_torch
+from trajstore.sketch.sketch import probes_of, sketch_of
+from trajstore.sketch_torch.levels import Encoder
 from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.rotation import Rotation
 from trajstore.sketch_torch.uploads import upload
@@ -109,27 +108,50 @@ class _Folding:
     def __init__(
         self, layout: Layout, spec: RunSpec, grid: _Grid, device: torch.device
     ) -> None:
-        self.sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
-        fold = self.sketch.fold
-        self.probes = ProbesOnDevice(Probes(fold=fold, count=spec.probes), 2, device)
-        self.probe_columns = upload(fold.column_sequence.astype(np.int8), device)
+        self.sketch = sketch_of(spec, layout)
+        fold, numbers = self.sketch.fold, self.sketch.numbers
+        self.probes = ProbesOnDevice(probes_of(spec, layout), 2, device)
+        # Kernels fold a packed vector as one row that still has gaps; `add_up` removes them.
+        self._device = device
+        self._elements: Tensor | None = None
+        self._size = layout.size
+        if self.sketch.is_packed:
+            self._elements = upload(layout.packed_elements, device)
+        self.probe_columns = self.columns(fold)
         n_tiles, n_parts = grid.programs
         self.folds = torch.zeros((n_parts, 3, n_tiles * SEGMENT), device=device)
         counts = self.sketch.sign_counts
         self.step_signs = torch.empty(sum(counts), device=device)
         self._rotation_signs, self.row_signs = self.step_signs.split(counts)
-        self._rotation = Rotation(self.sketch.bits, device)
-        self._buckets = torch.zeros(self.sketch.bits, device=device)
+        self._rotation = Rotation(numbers, device, is_mixed=self.sketch.is_mixed)
+        self._encoder = Encoder(self.sketch.bits_per_number, device)
+        self._buckets = torch.zeros(numbers, device=device)
+
+    def columns(self, fold: Fold) -> Tensor:
+        """Return the column signs of a fold as kernels read them, int8 (sign,)."""
+        sequence = upload(fold.column_sequence.astype(np.int8), self._device)
+        if self._elements is None:
+            return sequence
+        spread = sequence.new_zeros(self._size)
+        spread[self._elements] = sequence
+        return spread
+
+    def add_up(self, folds: Tensor, out: Tensor) -> None:
+        """Add up the folds of all parts, (part, ..., column); write to `out`, (..., bucket)."""
+        if self._elements is None:
+            torch.sum(folds[..., : out.shape[-1]], 0, out=out)
+        else:
+            out.copy_(folds[0].index_select(-1, self._elements))
 
     def write(self, row: Mapping[str, Tensor]) -> None:
         """Encode the folds as sketch and probes, and write both to a row."""
         width = self.sketch.fold.width
-        torch.sum(self.folds[:, :2, :width], 0, out=self.probes.folds[:, :width])
+        self.add_up(self.folds[:, :2], self.probes.folds)
         self.probes.write(row["probes"])
         self._buckets[width:] = 0
-        torch.sum(self.folds[:, 2, :width], 0, out=self._buckets[:width])
+        self.add_up(self.folds[:, 2], self._buckets[:width])
         self._rotation(self._buckets, self._rotation_signs)
-        onebit_torch.encode(self._buckets, signs=row["signs"], scales=row["scales"])
+        self._encoder(self._buckets, signs=row["signs"], scales=row["scales"])
 
 
 class TritonBackend:
@@ -170,8 +192,8 @@ class TritonBackend:
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
         if self._folding is not None:
-            sequence = replace(self._folding.sketch.fold, window=window).column_sequence
-            self._sketch_columns = upload(sequence.astype(np.int8), self._device)
+            fold = replace(self._folding.sketch.fold, window=window)
+            self._sketch_columns = self._folding.columns(fold)
         self._weights.copy_(weights)
         self._past_addresses = upload(self._past.addresses, self._device)
 
@@ -297,8 +319,7 @@ class TritonBackend:
                 SEGMENT=SEGMENT,
                 **ONE_WARP,
             )
-            width = grid.width
-            torch.sum(folds[:, :width], 0, out=folding.probes.folds[1, :width])
+            folding.add_up(folds, folding.probes.folds[1])
             probes = torch.zeros(2, self._spec.probes, device=self._device)
             folding.probes.write(probes)
         return probes[1]
@@ -325,8 +346,7 @@ class TritonBackend:
 def _grid(layout: Layout, spec: RunSpec, device: torch.device) -> _Grid:
     width = min(EXACT_WIDTH, layout.size)
     if not spec.exact:
-        sketch = Sketch(size=layout.size, bits=spec.sketch_bits, seed=spec.seed)
-        width = sketch.fold.width
+        width = layout.size if spec.is_packed else sketch_of(spec, layout).fold.width
     n_rows, n_tiles = -(-layout.size // width), -(-width // SEGMENT)
     n_parts = max(1, min(n_rows, _max_programs(device) // n_tiles))
     rows_each = -(-n_rows // n_parts)

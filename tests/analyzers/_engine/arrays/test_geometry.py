@@ -163,7 +163,9 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
     np.testing.assert_allclose(energy, residual_sq, rtol=1e-12)
     densities = bucket_densities(gradient_sq / np.maximum(n, 1), offsets, n, width)
     crowd = (energies @ densities.T).T
-    result = sketch_variance(gradient_sq, energy, crowd, n, bits=64)
+    result = sketch_variance(
+        gradient_sq, energy, crowd, n, code_variance=(np.pi / 2 - 1) / 64
+    )
     np.testing.assert_allclose(result, expected + code, rtol=1e-9, atol=1e-12)
 
 
@@ -175,7 +177,9 @@ def test_variance_over_even_buckets(n_rows: int):
     gradient_sq = np.array([[2.0], [3.0]])
     densities = bucket_densities(gradient_sq / size, offset, size, 64)
     crowd = (bucket_energies(squares, 0, offset, size) @ densities.T).T
-    result = sketch_variance(gradient_sq, np.array([5.0]), crowd, size, bits=64)
+    result = sketch_variance(
+        gradient_sq, np.array([5.0]), crowd, size, code_variance=(np.pi / 2 - 1) / 64
+    )
     expected = (1 - 1 / n_rows + np.pi / 2 - 1) / 64 * 5 * gradient_sq
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 

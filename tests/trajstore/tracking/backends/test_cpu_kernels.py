@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from trajstore.format.arrays import MAX_BLOCK, n_blocks
-from trajstore.sketch import onebit
+from trajstore.sketch import levels, onebit
 from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate
@@ -55,6 +55,11 @@ def test_hadamard_adds_in_a_fixed_order(n: int):
     np.testing.assert_array_equal(vector, expected)
 
 
+def sketch(folds: Any, filled: int, signs: Any, block: int, code: Any, scales: Any):
+    kernels.rotate(folds, filled, signs, block, block)
+    kernels.code_signs(folds[0, -1], code, scales)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_sketch_equals_rotation_and_code(size: int):
     vector = normal(size)
@@ -66,7 +71,7 @@ def test_sketch_equals_rotation_and_code(size: int):
     # Only the last fold is read, and its parts are added up.
     folds = np.full((2, 3, size), np.nan, np.float32)
     folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
-    kernels.sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
+    sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
 
     np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
     different = np.unpackbits(code ^ expected_code).astype(bool)
@@ -84,7 +89,7 @@ def test_skipping_zero_buckets_does_not_change_the_sketch(filled: int):
         folds = np.zeros((2, 1, size), np.float32)
         folds[:, 0, :filled] = normal(2, filled)
         code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
-        kernels.sketch(folds, filled_argument, signs, block, code, scales)
+        sketch(folds, filled_argument, signs, block, code, scales)
         sketches.append((code, scales))
     (code, scales), (expected_code, expected_scales) = sketches
     np.testing.assert_array_equal(code, expected_code)
@@ -100,13 +105,13 @@ def test_scale_of_zero_or_nonfinite_blocks(bad: float, scale: float):
     scales = np.ones(1, np.float32)
     ones = np.ones(256, np.float32)
     folds = vector[None, None]
-    kernels.sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
+    sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
 def test_zero_counts_as_positive():
     code = np.zeros(2, np.uint8)
-    kernels.sketch(
+    sketch(
         np.zeros((1, 1, 16), np.float32),
         16,
         np.ones(16, np.float32),
@@ -115,6 +120,52 @@ def test_zero_counts_as_positive():
         np.zeros(1, np.float32),
     )
     assert code.tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("filled", [5, 70_000, 2**18])
+def test_rotation_mixes_blocks(filled: int):
+    size = 2**18
+    vector, signs = (
+        np.zeros(size, np.float32),
+        random_signs(size, seed=2, role=Role.STEP),
+    )
+    vector[:filled] = normal(filled)
+    folds = vector[None, None].copy()
+    kernels.rotate(folds, filled, signs, size, MAX_BLOCK)
+    expected = rotate(vector, signs, is_mixed=True)
+    np.testing.assert_allclose(folds[0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 4])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
+    numbers = normal(1024)
+    numbers[:256] *= 100
+    numbers[5], numbers[6] = 0, -0.0
+    code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
+    arguments = bits, levels.levels(bits), levels.borders(bits)
+    kernels.code_levels(numbers, *arguments, code, scales)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
+        expected_code, expected_scales = levels.encode(numbers, bits)
+    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
+    ones = np.ones(1, np.float32)
+    found, expected = (levels.decode(c, ones, bits) for c in (code, expected_code))
+    # Rounding may move a number to the neighbouring level.
+    assert (found != expected).mean() < 0.02
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
+)
+@pytest.mark.parametrize("bits", [2, 16])
+def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
+    numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
+    numbers[3] = bad
+    arguments = bits, levels.levels(bits), levels.borders(bits)
+    kernels.code_levels(numbers, *arguments, np.zeros(bits, np.uint8), scales)
+    np.testing.assert_array_equal(scales, np.float32(scale))
 
 
 @pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
@@ -138,19 +189,31 @@ def test_signs_equal_numpys(n: int, step: int, seed: int):
     np.testing.assert_array_equal(signs, expected)
 
 
-@pytest.mark.parametrize("size", [40, 61, 1000, 5000])
-def test_fold_and_probe_equal_numpys(size: int):
-    fold = Fold(size=size, buckets=64, seed=5, column_role=Role.FOLD)
-    probes = Probes(fold=fold, count=16)
+def second_fold(probes: Probes) -> tuple[Any, int, int, int]:
+    width = probes.bucket_fold.width
+    return probes.bucket_signs.copy(), width, probes.block, probes.shift
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize(
+    ("size", "buckets", "count"),
+    [(40, 64, 16), (61, 64, 16), (1000, 64, 16), (5000, 64, 16), (9000, 4096, 1024)],
+)
+def test_fold_and_probe_equal_numpys(
+    size: int, buckets: int, count: int, is_shifted: bool
+):
+    fold = Fold(size=size, buckets=buckets, seed=5, column_role=Role.FOLD)
+    probes = Probes(fold=fold, count=count, is_shifted=is_shifted)
     vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
     columns = random_signs(
         fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
     )
-    folded, out = np.zeros((2, 1, 64), np.float32), np.full((1, 16), 7, np.float32)
+    folded = np.zeros((2, 1, buckets), np.float32)
+    out = np.full((1, count), 7, np.float32)
 
     for part in folded:
         kernels.fold(vector, fold.width, columns, probes.row_signs, part[0])
-    kernels.probe(folded, fold.width, probes.bucket_fold.column_signs.copy(), out)
+    kernels.probe(folded, fold.width, *second_fold(probes), out)
 
     np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
     # Both parts hold the same fold.
@@ -160,12 +223,12 @@ def test_fold_and_probe_equal_numpys(size: int):
 @pytest.mark.parametrize("filled", [1, 16, 17, 40, 61])
 def test_skipping_zero_buckets_does_not_change_probes(filled: int):
     fold = Fold(size=5000, buckets=64, seed=5, column_role=Role.FOLD)
-    signs = Probes(fold=fold, count=16).bucket_fold.column_signs.copy()
+    arguments = second_fold(Probes(fold=fold, count=16))
     folded = np.zeros((1, 1, 64), np.float32)
     folded[0, 0, :filled] = normal(filled)
     whole, part = np.zeros((2, 1, 16), np.float32)
-    kernels.probe(folded, fold.width, signs, whole)
-    kernels.probe(folded, filled, signs, part)
+    kernels.probe(folded, fold.width, *arguments, whole)
+    kernels.probe(folded, filled, *arguments, part)
     np.testing.assert_array_equal(part, whole)
 
 
