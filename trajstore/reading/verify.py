@@ -62,6 +62,10 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
         yield from _document_problems(run, name)
     for name, chunk in track(all_chunks(run)):
         yield from _chunk_problems(run, name, chunk)
+    for name in run.stored.document.arrays:
+        checks = run.stored.live.of(name)
+        for error in checks.lost.values() if checks else ():
+            yield Problem(error.key, error.reason, "")
     yield from _epoch_problems(run)
     yield from _window_problems(run)
     for name in run.measurements:
@@ -116,10 +120,15 @@ def _is_ahead(found: Any, expected: dict[str, Any]) -> bool:
 
 
 def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
-    array = run.stored.array(name)
+    array, live = run.stored.array(name), run.stored.live
     key = chunk_key(array, chunk)
     try:
-        values = read_chunk(array, chunk)
+        try:
+            values = read_chunk(array, chunk, live.of(name))
+        except ChunkError:
+            if not live.renew():
+                raise
+            values = read_chunk(array, chunk, live.of(name))
     except ChunkError as error:
         yield Problem(key, error.reason, _cost(run, name, chunk))
         return
@@ -176,7 +185,8 @@ def _starts(run: Run) -> Array | None:
 def _intact(run: Run, name: str) -> Array | None:
     """Read an array with one number per row; return None if a part of the array is lost."""
     array = run.stored.array(name)
-    read = read_part(array, (slice(0, array.shape[0]),))
+    path = run.stored.path(name)
+    read = read_part(array, (slice(0, array.shape[0]),), run.stored.live.of(path))
     return read.values if read.missing is None else None
 
 
