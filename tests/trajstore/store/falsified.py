@@ -77,18 +77,17 @@ def record(kind: str, directory: Path) -> Store:
         if step in EARLIER:
             recorder.flush()
             backup = directory / f"backup{len(backups)}"
-                backups.append(shutil.copytree(path, backup))
+            backups.append(shutil.copytree(path, backup))
 
     if kind == "resumed":
         training.run(recorder, range(12), each)
-        state = training.checkpoint(recorder)
-        saved = {k: torch.save(v, directory / k) for k, v in state.items()}
+        torch.save(training.checkpoint(recorder), directory / "state.pt")
         training.run(recorder, range(12, 26), each)
         recorder.flush()
         leave(recorder)
         backups.append(shutil.copytree(path, directory / "discarded"))
         training = Training()
-        state = {k: torch.load(directory / k, weights_only=True) for k in saved}
+        state = torch.load(directory / "state.pt", weights_only=True)
         training.restore(state)
         options["resume"] = state["recorder"]
         recorder = Recorder(path, training.model, training.optimizer, **options)
