@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from trajstore.reading.run import Run, open_run
-from trajstore.reading.verify import all_chunks, problems
+from trajstore.reading.verify import all_chunks, problems, protection
 from trajstore.store.journal import has_journal
 from trajstore.store.journal import recover as recover_steps
 
@@ -59,10 +59,10 @@ def verify(store: Positional[str]) -> None:
     for problem in listed:
         console.print(str(problem), markup=False, highlight=False)
     chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    summary = f"{len(listed)} problems" if listed else "No problem"
+    console.print(f"{summary} in {chunks}. {protection(run)}", highlight=False)
     if listed:
-        console.print(f"{len(listed)} problems in {chunks}.", highlight=False)
         sys.exit(1)
-    console.print(f"No problem in {chunks}.", highlight=False)
 
 
 def recover(store: Positional[str]) -> None:

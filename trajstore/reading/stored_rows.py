@@ -73,7 +73,11 @@ class StoredRows:
     def step_numbers(self) -> npt.NDArray[np.int64]:
         """Number of optimizer steps before each row, int64 (row,)."""
         if self.group.is_measurement:
-            return self._read_rows(STEP, slice(0, self.n_rows)).values
+            read = self._read_rows(STEP, slice(0, self.n_rows))
+            if read.missing is not None:
+                text = "damaged, so the steps of the rows are unknown"
+                raise SchemaError([self._problem(f"{self.path(STEP)}: {text}")])
+            return read.values
         return np.arange(self.n_rows)
 
     @cached_property

@@ -4,7 +4,6 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import numpy as np
