@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import METRIC_BLOCK, step_arrays
+from trajstore.format.checks import seal
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.store.writer import Window, Writer
@@ -97,7 +98,7 @@ Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 
 
 def change_root_of(path: Path, edit: Edit) -> None:
-    """Change attributes and metadata of arrays in the root document of a run."""
+    """Change attributes and metadata of arrays in the root document of a run, and seal it."""
     document = json.loads((path / "zarr.json").read_bytes())
     edit(document["attributes"], document["consolidated_metadata"]["metadata"])
-    (path / "zarr.json").write_text(json.dumps(document))
+    (path / "zarr.json").write_bytes(seal(document))

@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from trajstore.cli.plan import describe_sketch
 from trajstore.reading.run import Run, open_run
-from trajstore.reading.verify import all_chunks, problems
+from trajstore.reading.verify import all_chunks, problems, protection
 from trajstore.store.journal import has_journal
 from trajstore.store.journal import recover as recover_steps
 
@@ -60,10 +60,10 @@ def verify(store: Positional[str]) -> None:
     for problem in listed:
         console.print(str(problem), markup=False, highlight=False)
     chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    summary = f"{len(listed)} problems" if listed else "No problem"
+    console.print(f"{summary} in {chunks}. {protection(run)}", highlight=False)
     if listed:
-        console.print(f"{len(listed)} problems in {chunks}.", highlight=False)
         sys.exit(1)
-    console.print(f"No problem in {chunks}.", highlight=False)
 
 
 def recover(store: Positional[str]) -> None:

@@ -7,7 +7,7 @@ against bounds before any memory is allocated for them; no real run comes close 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from reprlib import Repr
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,11 @@ from trajstore.format.arrays import (
     vector_array,
     window_arrays,
 )
+from trajstore.format.checks import (
+    RootChecks,
+    is_sealed,
+    seal_is_intact,
+)
 from trajstore.format.chunk_size import chunk_size
 from trajstore.format.layout import Layout
 from trajstore.format.optimizer_facts import (
@@ -36,7 +41,8 @@ from trajstore.format.optimizer_facts import (
 from trajstore.format.run_spec import RunSpec, SchemaError, is_names, validate_spec
 
 FORMAT: Final = "trajstore"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Version of new stores. Stores of version 1 have no checks."""
 
 STATUSES: Final = ("running", "complete", "failed")
 """Values of the stored status: still open, closed, and closed after an exception."""
@@ -106,6 +112,15 @@ class Document:
     attrs: Mapping[str, Any]  # user metadata from Recorder(attrs=...)
     optimizer: tuple[GroupFacts, ...]  # by parameter group; empty in older stores
     arrays: Mapping[str, StoredArray]  # arrays by path in the store
+    version: int
+    # The last two differ between commits, even if nothing else does.
+    checksum: str = field(compare=False)  # checksum of the document; empty in version 1
+    checks: RootChecks = field(compare=False)
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether the document is sealed, and holds the checks of all chunks."""
+        return self.version > 1
 
     @property
     def n_windows(self) -> int:
@@ -135,10 +150,14 @@ def parse_document(text: bytes) -> Document:
             [f"not a trajectory store: its attributes lack the format {FORMAT!r}."]
         )
     version = attributes.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        problem = f"format_version: expected {FORMAT_VERSION}, got {_shown(version)}."
+    if version not in range(1, FORMAT_VERSION + 1) or type(version) is not int:
+        problem = (
+            f"format_version: expected 1 to {FORMAT_VERSION}, got {_shown(version)}."
+        )
         problem = f"{problem} Open it with the version of trajstore that wrote it."
         raise SchemaError([problem])
+    if damage := _seal_problem(text, version, attributes):
+        raise SchemaError([damage])
     spec, problems = _valid_spec(attributes)
     consolidated = root.get("consolidated_metadata")
     metadata = (
@@ -153,6 +172,22 @@ def parse_document(text: bytes) -> Document:
     if problems := _array_problems(document.arrays, metadata):
         raise SchemaError(problems)
     return document
+
+
+def _seal_problem(
+    text: bytes, version: int, attributes: Mapping[str, Any]
+) -> str | None:
+    """Describe what shows that a root document was changed after it was written."""
+    if version == 1:
+        if {"checksum", "checks"}.intersection(attributes):
+            return "format_version: expected 2, because the document has checks, got 1."
+        return None
+    if is_sealed(text) and seal_is_intact(text):
+        return None
+    return (
+        "zarr.json: does not match its checksum. It is damaged, or was changed by another "
+        "program. Restore it from a copy of the store."
+    )
 
 
 def differences(name: str, expected: Mapping[str, object], found: Any) -> list[str]:
@@ -238,10 +273,16 @@ def _is_object(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
+def _is_object_or_none(value: object) -> bool:
+    return value is None or isinstance(value, Mapping)
+
+
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "status": (_is_status, f"one of {STATUSES}"),
     "created": (_is_text, "a string"),
     "attrs": (_is_object, "an object"),
+    "checks": (_is_object_or_none, "an object"),
+    "pending_checks": (_is_object_or_none, "an object"),
     "measurements": (_is_measurements, "an object of objects with numbered `group`s"),
     "metrics": (_is_metrics, "a list of different strings"),
     "resumes": (_is_resumes, "a list of objects with `step` and `n_missing`"),
@@ -315,6 +356,13 @@ def _document(
     vectors = [snapshot.array for snapshot in snapshots.values()]
     vectors += ["final"] if "final" in metadata else []
     vector = StoredArray(vector_array(layout.size), layout.size)
+    arrays |= dict.fromkeys(vectors, vector)
+    has_checks = attributes["format_version"] > 1
+    checks = RootChecks(
+        arrays if has_checks else {},
+        attributes.get("checks") or {},
+        attributes.get("pending_checks") or {},
+    )
     return Document(
         spec=spec,
         layout=layout,
@@ -326,7 +374,10 @@ def _document(
         resumes=tuple(attributes["resumes"]),
         attrs=attributes["attrs"],
         optimizer=parse_facts(attributes.get(OPTIMIZER)),
-        arrays=arrays | dict.fromkeys(vectors, vector),
+        arrays=arrays,
+        version=attributes["format_version"],
+        checksum=attributes.get("checksum", ""),
+        checks=checks,
     )
 
 

@@ -20,6 +20,7 @@ from trajstore.format.arrays import (
 from trajstore.format.document import RowGroup
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
+from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.lazy_rows import lazy_rows
 from trajstore.reading.stored_rows import StoredRows
@@ -322,7 +323,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def _run(location: str, opened: OpenedStore, *, is_written: bool) -> Run:
     store, document = opened
-    return Run(StoredRows(location, store, document, document.steps, is_written))
+    live = LiveChecks(location, store, document)
+    return Run(StoredRows(location, store, document, document.steps, is_written, live))
 
 
 _reopening = Lock()

@@ -13,6 +13,7 @@ from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
 from trajstore.format.document import Document, RowGroup
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.anchors import Anchors
+from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.store.chunks import (
@@ -47,6 +48,7 @@ class StoredRows:
     document: Document
     group: RowGroup
     is_written: bool  # whether a process was writing the store when it was opened
+    live: LiveChecks  # shared by all groups of rows
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False)
     _reported: set[str] = field(default_factory=set, repr=False)
 
@@ -71,7 +73,11 @@ class StoredRows:
     def step_numbers(self) -> npt.NDArray[np.int64]:
         """Number of optimizer steps before each row, int64 (row,)."""
         if self.group.is_measurement:
-            return self._read_rows(STEP, slice(0, self.n_rows)).values
+            read = self._read_rows(STEP, slice(0, self.n_rows))
+            if read.missing is not None:
+                text = "damaged, so the steps of the rows are unknown"
+                raise SchemaError([self._problem(f"{self.path(STEP)}: {text}")])
+            return read.values
         return np.arange(self.n_rows)
 
     @cached_property
@@ -191,9 +197,14 @@ class StoredRows:
     def read(self, name: str, *part: slice) -> ReadResult:
         """Read slices of the leading dimensions, and warn of damage."""
         array = self.array(name)
-        others = [slice(0, n) for n in array.shape[len(part) :]]
-        read = read_part(array, (*part, *others))
+        whole = (*part, *(slice(0, n) for n in array.shape[len(part) :]))
+        checks = self.live.of(array.path)
+        read = read_part(array, whole, checks)
+        if read.errors and self.live.renew():
+            read = read_part(array, whole, self.live.of(array.path))
         self._report(read.errors)
+        if checks is not None and checks.lost:
+            self._report_lost([*checks.lost.values()])
         return read
 
     @cached_property
@@ -257,6 +268,13 @@ class StoredRows:
                 self._reported.add(error.key)
                 text = self._problem(f"{error}; its values read as NaN")
                 warnings.warn(text, UserWarning, stacklevel=2)
+
+    def _report_lost(self, segments: Iterable[ChunkError]) -> None:
+        for error in segments:
+            if error.key not in self._reported:
+                self._reported.add(error.key)
+                text = self._problem(f"the list of checks {error.key} {error.reason}")
+                warnings.warn(text, UserWarning, stacklevel=3)
 
     def _problem(self, problem: str) -> str:
         return f"{self.location}: {problem}. See traj-store verify {self.location}"

@@ -2,13 +2,20 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.arrays import KEYFRAME_EVERY, KEYFRAMES, NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.arrays import (
+    KEYFRAME_EVERY,
+    KEYFRAMES,
+    NO_SAMPLE,
+    SAMPLES,
+    STEP,
+    group_metadata,
+)
 from trajstore.format.document import differences
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.ranges import as_ranges
@@ -58,10 +65,20 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     # consecutive, ``window`` must agree with ``references/start``, and anchors must be finite.
     # `track` wraps the sequence of all chunks, for a progress bar.
     yield from _path_problems(run)
-    for name in run.stored.document.arrays:
-        yield from _document_problems(run, name)
+    arrays = run.stored.document.arrays
+    is_unfinished = _has_unfinished_commit(run)
+    for name, array in arrays.items():
+        yield from _document_problems(
+            run, name, array.metadata(), any_length=is_unfinished
+        )
+    for name in sorted({name.rpartition("/")[0] for name in arrays} - {""}):
+        yield from _document_problems(run, name, group_metadata({}))
     for name, chunk in track(all_chunks(run)):
         yield from _chunk_problems(run, name, chunk)
+    for name in run.stored.document.arrays:
+        checks = run.stored.live.of(name)
+        for error in checks.lost.values() if checks else ():
+            yield Problem(error.key, error.reason, "")
     yield from _epoch_problems(run)
     yield from _window_problems(run)
     for name in run.measurements:
@@ -86,8 +103,22 @@ def _path_problems(run: Run) -> Iterator[Problem]:
             yield Problem(name, error.reason, "resuming and `traj-store recover`")
 
 
-def _document_problems(run: Run, name: str) -> Iterator[Problem]:
-    """Compare an array's own metadata with the metadata in the root document."""
+def _has_unfinished_commit(run: Run) -> bool:
+    """Whether a process writes the store, or was killed while it wrote the store."""
+    # The writer of a resumed run may be killed before it replaces the root document, which
+    # then still says that the run is complete.
+    if run.status in {"running", "interrupted"}:
+        return True
+    try:
+        return read_bytes(run.stored.store, WRITER) is not None
+    except ChunkError:
+        return False
+
+
+def _document_problems(
+    run: Run, name: str, expected: Mapping[str, Any], *, any_length: bool = False
+) -> Iterator[Problem]:
+    """Compare an array's or a group's own metadata with the metadata in the root document."""
     key = f"{name}/zarr.json"
     try:
         found = json.loads(read_bytes(run.stored.store, key) or b"null")
@@ -96,30 +127,46 @@ def _document_problems(run: Run, name: str) -> Iterator[Problem]:
     except (ValueError, RecursionError):
         yield Problem(key, "is truncated or damaged", "")
     else:
-        expected = run.stored.document.arrays[name].metadata()
-        if run.status in {"running", "interrupted"} and _is_ahead(found, expected):
-            # A commit writes this document before the root document, and may be unfinished.
-            expected["shape"] = found["shape"]
+        if any_length and _differs_in_size(found, expected):
+            # A commit, or a resumption, writes this document before the root document.
+            expected = {**expected, "shape": found["shape"]}
         for difference in differences(name, expected, found):
             problem = difference.removeprefix(f"{name}: ")
             yield Problem(key, f"does not agree with the root document: {problem}", "")
 
 
-def _is_ahead(found: Any, expected: dict[str, Any]) -> bool:
+def _differs_in_size(found: Any, expected: Mapping[str, Any]) -> bool:
+    """Whether a shape has other rows, or columns of scalars, and is possible otherwise."""
     shape = found.get("shape") if isinstance(found, dict) else None
+    n_free = 2 if "metric" in expected["dimension_names"] else 1
     return (
         isinstance(shape, list)
         and len(shape) == len(expected["shape"])
-        and all(isinstance(n, int) for n in shape)
-        and all(n >= m for n, m in zip(shape, expected["shape"], strict=True))
+        and all(type(n) is int and n >= 0 for n in shape)
+        and shape[n_free:] == expected["shape"][n_free:]
+    )
+
+
+def protection(run: Run) -> str:
+    """Say which damage of a store can be noticed."""
+    if run.stored.document.has_checks:
+        return "Every chunk is compared with its check in the root document."
+    return (
+        "The store has format version 1: changed bytes of chunks are noticed, but neither a "
+        "copy of another chunk nor a change of the root document."
     )
 
 
 def _chunk_problems(run: Run, name: str, chunk: Part) -> Iterator[Problem]:
-    array = run.stored.array(name)
+    array, live = run.stored.array(name), run.stored.live
     key = chunk_key(array, chunk)
     try:
-        values = read_chunk(array, chunk)
+        try:
+            values = read_chunk(array, chunk, live.of(name))
+        except ChunkError:
+            if not live.renew():
+                raise
+            values = read_chunk(array, chunk, live.of(name))
     except ChunkError as error:
         yield Problem(key, error.reason, _cost(run, name, chunk))
         return
@@ -176,7 +223,8 @@ def _starts(run: Run) -> Array | None:
 def _intact(run: Run, name: str) -> Array | None:
     """Read an array with one number per row; return None if a part of the array is lost."""
     array = run.stored.array(name)
-    read = read_part(array, (slice(0, array.shape[0]),))
+    path = run.stored.path(name)
+    read = read_part(array, (slice(0, array.shape[0]),), run.stored.live.of(path))
     return read.values if read.missing is None else None
 
 

@@ -54,7 +54,7 @@ def version_of(document: Document, *, is_written: bool) -> StoreVersion:
 def view_at(location: str, opened: OpenedStore, version: StoreVersion) -> OpenedStore:
     """Return a store as it was at `version`; raise ValueError if that is impossible."""
     document = opened.document
-    if problem := _replacement(document, version):
+    if problem := replacement(document, version):
         raise ValueError(
             f"{location} has changed since it was opened: {problem}. Open the run again, "
             "and repeat the computations."
@@ -79,7 +79,7 @@ def _narrowed(group: RowGroup, n_metrics: int) -> RowGroup:
     return replace(group, metrics=group.metrics[:n_metrics])
 
 
-def _replacement(document: Document, version: StoreVersion) -> str | None:
+def replacement(document: Document, version: StoreVersion) -> str | None:
     """Describe the change if a store no longer extends `version`; None if it still does."""
     if document.created != version.created:
         return f"it was created at {document.created}, not {version.created}"

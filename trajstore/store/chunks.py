@@ -6,7 +6,7 @@ states another unpacked size is not unpacked. A missing chunk is an error here; 
 return the fill value instead. Only results of earlier versions lack checksums and empty chunks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import Any, Final, NamedTuple, Self
@@ -21,6 +21,13 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore, WrapperStore
 
 from trajstore.format.arrays import StoredArray
+from trajstore.format.checks import (
+    CheckList,
+    LostChecksError,
+    StoredChecks,
+    check_of,
+    n_columns,
+)
 from trajstore.format.chunk_size import (
     BLOSC_HEADER_BYTES,
     CHECKSUM_BYTES,
@@ -33,6 +40,11 @@ Part = tuple[slice, ...]
 
 ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
 ZSTD_HEADER_BYTES: Final = 14  # largest header of a frame without a dictionary
+
+MISPLACED: Final = (
+    "is not the chunk that was committed there: it belongs to another place, another commit or "
+    "another run"
+)
 
 MAX_DOCUMENT_BYTES: Final = 8 << 20  # largest permitted JSON document
 
@@ -146,6 +158,47 @@ def _zstd_content_size(header: bytes) -> int:
     return size + 256 if size_flag == 1 else size
 
 
+class ChunkChecks(NamedTuple):
+    """Checks with which the chunks of an array are compared."""
+
+    array: Any  # array with the shape that the checks belong to
+    list: CheckList
+    pending: Sequence[int]  # further permitted checks of the last row of chunks
+    lost: dict[str, ChunkError]  # segments that could not be read, by key
+
+    def read(self, part: Part) -> Array:
+        """Read a part; a ChunkError names a chunk that is not the committed one."""
+        whole = whole_chunks(self.array, part)
+        values = _read(self.array, whole)
+        self.compare(whole, values)
+        return values[_within(part, whole)]
+
+    def compare(self, whole: Part, values: Array) -> None:
+        """Compare the values of whole chunks with their checks."""
+        grid = [
+            -(-n // c) for n, c in zip(self.array.shape, self.array.chunks, strict=True)
+        ]
+        for chunk in chunks_of(self.array, whole):
+            place = [
+                s.start // n for s, n in zip(chunk, self.array.chunks, strict=True)
+            ]
+            index = int(np.ravel_multi_index(place, grid))
+            try:
+                expected = [self.list[index], *self._alternatives(index)]
+            except LostChecksError as error:
+                text = (
+                    "is missing or damaged, so its chunks are read without this check"
+                )
+                self.lost[error.key] = ChunkError(error.key, text)
+                continue
+            if check_of(values[_within(chunk, whole)]) not in expected:
+                raise ChunkError(chunk_key(self.array, chunk), MISPLACED)
+
+    def _alternatives(self, index: int) -> Sequence[int]:
+        n_fixed = len(self.list) - len(self.pending)
+        return [self.pending[index - n_fixed]] if index >= n_fixed else []
+
+
 class ReadResult(NamedTuple):
     """The readable values of a part of an array."""
 
@@ -155,10 +208,10 @@ class ReadResult(NamedTuple):
     errors: tuple[ChunkError, ...] = ()  # one error for each damaged chunk
 
 
-def read_part(array: Any, part: Part) -> ReadResult:
+def read_part(array: Any, part: Part, checks: ChunkChecks | None = None) -> ReadResult:
     """Read a part of a `zarr.Array` in a `CheckedStore`, skipping damaged chunks."""
     try:
-        return ReadResult(_read(array, part))
+        return ReadResult(checks.read(part) if checks else _read(array, part))
     except ChunkError:
         pass
     shape = tuple(s.stop - s.start for s in part)
@@ -171,22 +224,19 @@ def read_part(array: Any, part: Part) -> ReadResult:
             slice(max(s.start, c.start), min(s.stop, c.stop))
             for s, c in zip(part, chunk, strict=True)
         )
-        position = tuple(
-            slice(i.start - s.start, i.stop - s.start)
-            for i, s in zip(overlap, part, strict=True)
-        )
+        position = _within(overlap, part)
         try:
-            values[position] = read_chunk(array, overlap)
+            values[position] = read_chunk(array, overlap, checks)
         except ChunkError as error:
             missing[position] = True
             errors.append(error)
     return ReadResult(values, missing, tuple(errors)) if errors else ReadResult(values)
 
 
-def read_chunk(array: Any, part: Part) -> Array:
+def read_chunk(array: Any, part: Part, checks: ChunkChecks | None = None) -> Array:
     """Read a chunk, or a part of a chunk, of a `zarr.Array` in a `CheckedStore`."""
     try:
-        return _read(array, part)
+        return checks.read(part) if checks else _read(array, part)
     except ChunkError as error:
         # Zarr's own errors do not name the chunk.
         raise ChunkError(chunk_key(array, part), error.reason) from error
@@ -204,6 +254,22 @@ def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
             slice(i * n, min((i + 1) * n, size))
             for i, n, size in zip(index, array.chunks, array.shape, strict=True)
         )
+
+
+def whole_chunks(array: Any, part: Part) -> Part:
+    """Enlarge a part of an array to whole chunks."""
+    return tuple(
+        slice(s.start // n * n, min(-(-s.stop // n) * n, size))
+        for s, n, size in zip(part, array.chunks, array.shape, strict=True)
+    )
+
+
+def _within(part: Part, whole: Part) -> Part:
+    """Return the slices that select a part of an array from a larger part."""
+    return tuple(
+        slice(p.start - w.start, p.stop - w.start)
+        for p, w in zip(part, whole, strict=True)
+    )
 
 
 def chunk_key(array: Any, chunk: Part) -> str:
@@ -231,6 +297,24 @@ def naming_damage(path: str) -> Iterator[None]:
         if not any(codec in str(error) for codec in ("blosc", "Zstd")):
             raise
         raise ChunkError(path, f"is damaged: {error}") from error
+
+
+def open_checks(store: CheckedStore, path: str, checks: StoredChecks) -> ChunkChecks:
+    """Return the checks of an array's chunks, without reading anything."""
+
+    def load(key: str) -> bytes:
+        try:
+            return read_bytes(store, key) or b""
+        except ChunkError:
+            return b""
+
+    levels, n_last = checks.open, n_columns(checks.array.spec)
+    return ChunkChecks(
+        open_array(store, path, checks.array),
+        CheckList(path, load, n_last=n_last, levels=levels),
+        checks.pending.tolist(),
+        {},
+    )
 
 
 def open_array(store: CheckedStore, path: str, array: StoredArray) -> Any:

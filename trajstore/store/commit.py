@@ -2,8 +2,8 @@
 
 A commit writes chunks, then the metadata of the arrays, and finally the metadata of the
 root group: one small document, replaced atomically. The root document holds the
-consolidated metadata of all arrays, including their shapes. Rows beyond these shapes are
-invisible, even if they are on disk.
+consolidated metadata of all arrays, including their shapes, and the checks of their chunks
+(`trajstore.format.checks`). Rows beyond these shapes are invisible, even if they are on disk.
 """
 
 import json
@@ -21,9 +21,17 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import StorePath
 
 from trajstore.format.arrays import ArraySpec, group_metadata
+from trajstore.format.checks import RootChecks, check_of, encoded, seal
 from trajstore.format.chunk_size import chunk_size
-from trajstore.store.chunks import CheckedStore, ChunkError, naming_damage
+from trajstore.store.chunks import (
+    CheckedStore,
+    ChunkChecks,
+    ChunkError,
+    naming_damage,
+    whole_chunks,
+)
 from trajstore.store.event_loop import EventLoop
+from trajstore.store.row_checks import RowChecks
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +49,14 @@ class Committer:
 
     def __init__(self, store: Store, loop: EventLoop) -> None:
         self._store, self._loop = store, loop
+        self.has_checks = (
+            True  # False for stores of version 1, which are continued as such
+        )
+        self._checks: dict[str, RowChecks] = {}
+        self._vector_checks: dict[
+            str, dict[int, int]
+        ] = {}  # by array and first element
+        self._root: dict[str, Any] = {}  # the last root document
         self._specs: dict[str, ArraySpec] = {}
         self._lengths: dict[str, int] = {}
         # Rows in the last chunk of each array, which an append writes again.
@@ -56,25 +72,60 @@ class Committer:
             self._specs[name] = spec
             self._lengths[name] = 0
             self._tails[name] = np.empty((0, *spec.inner), spec.dtype)
+            if self.has_checks:
+                self._checks[name] = RowChecks(name, spec, self._load)
 
     def continue_from(
-        self, arrays: Mapping[str, ArraySpec], lengths: Mapping[str, int]
+        self,
+        arrays: Mapping[str, ArraySpec],
+        lengths: Mapping[str, int],
+        checks: RootChecks,
     ) -> None:
-        """Add arrays of the store; new rows of an array follow its first ``lengths[name]`` rows."""
-        assert not self._writes
+        """Add arrays of the store, with their lengths and checks in its root document."""
         self._specs |= arrays
         self._lengths |= lengths
-        for name in lengths:
+        for name, spec in arrays.items():
+            if (stored := checks.of(name)) is not None:
+                self._checks[name] = RowChecks(name, spec, self._load, stored)
+
+    def rewind(self, lengths: Mapping[str, int]) -> None:
+        """Keep the first ``lengths[name]`` rows of each array; its new rows follow them."""
+        assert not self._writes
+        for name, length in lengths.items():
+            start = length - length % self._specs[name].chunk[0]
+            tail = self._read_or_advise(name, slice(start, length))
+            self._lengths[name] = length
             self._tails.pop(name, None)
+            if start < length:
+                self._tails[name] = tail
+            if self.has_checks:
+                self._checks[name].rewind(length, tail)
 
     def remove(self, name: str) -> None:
         """Remove an array from the store."""
         del self._specs[name], self._lengths[name]
+        self._checks.pop(name, None)
         self._removed.add(name)
 
     def read(self, name: str, rows: slice) -> Array:
         """Read committed rows of an array; a damaged chunk raises a ChunkError."""
-        return self._loop.run(self._read(name, rows))
+        assert not any(waiting == name for waiting, _ in self._writes)
+        spec, length = self._specs[name], self._lengths[name]
+        if rows.start == rows.stop:
+            return np.empty((0, *spec.inner), spec.dtype)
+        checked = CheckedStore(self._store, {name: chunk_size(spec)})
+        array = self._array(name, length, checked)
+        part = (rows, *(slice(0, n) for n in spec.inner))
+        whole = whole_chunks(array, part)
+        values = self._loop.run(_read(array, whole))
+        if self.has_checks:
+            lost: dict[str, ChunkError] = {}
+            checks = ChunkChecks(array, self._checks[name].list, (), lost)
+            checks.compare(whole, values)
+            if lost:
+                raise next(iter(lost.values()))
+        first = whole[0].start
+        return values[rows.start - first : rows.stop - first]
 
     def widen(self, name: str, size: int) -> None:
         """Enlarge the second dimension of an array; new columns read as NaN."""
@@ -86,12 +137,16 @@ class Committer:
         wider = np.full((len(tail), size, *spec.inner[1:]), np.nan, spec.dtype)
         wider[:, : tail.shape[1]] = tail
         self._tails[name] = wider
+        if self.has_checks:
+            self._checks[name].widen(self._specs[name])
 
     def append(self, rows: Mapping[str, Array]) -> None:
         """Append rows to the named arrays."""
         for name, new in rows.items():
             before = self._tail(name)
             tail = np.concatenate([before, new])
+            if self.has_checks:
+                self._checks[name].append(new)
             start = self._lengths[name] - len(before)
             self._lengths[name] += len(new)
             self._writes[name, start] = _rows(tail)
@@ -101,6 +156,8 @@ class Committer:
 
     def append_large(self, name: str, row: Array) -> None:
         """Append a row, without keeping a copy, to an array whose chunks hold one row."""
+        if self.has_checks:
+            self._checks[name].append(row[None])
         self._writes[name, self._lengths[name]] = _rows(row[None])
         self._lengths[name] += 1
 
@@ -111,6 +168,8 @@ class Committer:
         tail[-1, list(columns)] = list(columns.values())
         self._writes[name, self._lengths[name] - len(tail)] = _rows(tail)
         self._tails[name] = tail
+        if self.has_checks:
+            self._checks[name].amend(tail)
 
     def write_vector(
         self, name: str, spec: ArraySpec, size: int, read: Callable[[slice], Array]
@@ -118,7 +177,14 @@ class Committer:
         """Add a one-dimensional array to the next commit, which calls `read` for its parts."""
         self._specs[name] = spec
         self._lengths[name] = size
-        self._writes[name, 0] = PendingRows((size,), lambda index: read(index[0]))
+        checks = self._vector_checks[name] = {}
+
+        def read_and_check(index: tuple[slice]) -> Array:
+            values = read(index[0])
+            checks[index[0].start] = check_of(np.asarray(values, spec.dtype))
+            return values
+
+        self._writes[name, 0] = PendingRows((size,), read_and_check)
 
     def commit(self, attributes: Mapping[str, object]) -> None:
         """Write everything that was collected, then make it and the attributes visible."""
@@ -138,33 +204,70 @@ class Committer:
         if name not in self._tails:
             length, rows = self._lengths[name], self._specs[name].chunk[0]
             start = max(length - 1, 0) // rows * rows
-            try:
-                self._tails[name] = self.read(name, slice(start, length))
-            except ChunkError as error:
-                advice = "`traj-store verify` lists all damage."
-                raise ValueError(f"{error}. {advice}") from error
+            self._tails[name] = self._read_or_advise(name, slice(start, length))
         return self._tails[name]
 
-    async def _commit(self, root: dict[str, object]) -> None:
+    def _read_or_advise(self, name: str, rows: slice) -> Array:
+        try:
+            return self.read(name, rows)
+        except ChunkError as error:
+            advice = "`traj-store verify` lists all damage."
+            raise ValueError(f"{error}. {advice}") from error
+
+    def _load(self, key: str) -> bytes:
+        value = self._loop.run(self._store.get(key, default_buffer_prototype()))
+        return b"" if value is None else value.to_bytes()
+
+    async def _commit(self, root: dict[str, Any]) -> None:
+        amended = {k: c.pending for k, c in self._checks.items() if c.pending}
+        if amended and self._root:
+            # If the commit is not finished, the amended rows match this document.
+            pending = {name: encoded(checks) for name, checks in amended.items()}
+            attributes = self._root["attributes"] | {"pending_checks": pending}
+            await self._put("zarr.json", seal(self._root | {"attributes": attributes}))
         for name, columns in self._widened.items():
             await self._fill(name, columns)
         self._widened.clear()
         for (name, start), rows in self._writes.items():
             await self._write(name, start, rows)
+        await self._write_checks()
         groups = {name.rpartition("/")[0] for name in self._specs} - {""}
         documents: dict[str, object] = {name: group_metadata({}) for name in groups}
         for name, spec in self._specs.items():
             documents[name] = _metadata(spec, self._lengths[name])
         for name, document in documents.items():
             if self._committed.get(name) != document:
-                await self._put(f"{name}/zarr.json", document)
+                await self._put(f"{name}/zarr.json", json.dumps(document).encode())
         self._committed = documents
         consolidated = {
             "kind": "inline",
             "must_understand": False,
             "metadata": documents,
         }
-        await self._put("zarr.json", root | {"consolidated_metadata": consolidated})
+        root |= {"consolidated_metadata": consolidated}
+        if self.has_checks:
+            texts = {name: checks.list.text() for name, checks in self._checks.items()}
+            root["attributes"] = {**root["attributes"], "checks": texts}
+            await self._put("zarr.json", seal(root))
+        else:
+            await self._put("zarr.json", json.dumps(root).encode())
+        self._root = root
+        for checks in self._checks.values():
+            checks.committed()
+
+    async def _write_checks(self) -> None:
+        """Write the segments of checks that have become complete."""
+        if not self.has_checks:
+            return
+        for name, checks in self._vector_checks.items():
+            vector = self._checks[name] = RowChecks(name, self._specs[name], self._load)
+            vector.replace(
+                [checks[start] for start in sorted(checks)], self._lengths[name]
+            )
+        self._vector_checks.clear()
+        for rows in self._checks.values():
+            for key, segment in rows.list.seal().items():
+                await self._put(key, segment)
 
     async def _write(self, name: str, start: int, rows: PendingRows) -> None:
         # If the shape ends with the new rows, Zarr does not read before it writes.
@@ -182,21 +285,20 @@ class Committer:
         for rows in _slices(end, self._specs[name].chunk[0]):
             await array.setitem((rows, columns), np.nan)
 
-    async def _read(self, name: str, rows: slice) -> Array:
-        checked = CheckedStore(self._store, {name: chunk_size(self._specs[name])})
-        array = self._array(name, self._lengths[name], checked)
-        with naming_damage(name):
-            return np.array(await array.getitem(rows))
-
     def _array(self, name: str, length: int, store: Store) -> AsyncArray[Any]:
         metadata: Any = _metadata(self._specs[name], length)
         return AsyncArray(
             metadata, StorePath(store, name), config={"write_empty_chunks": True}
         )
 
-    async def _put(self, key: str, document: object) -> None:
+    async def _put(self, key: str, text: bytes) -> None:
         buffer = default_buffer_prototype().buffer
-        await self._store.set(key, buffer.from_bytes(json.dumps(document).encode()))
+        await self._store.set(key, buffer.from_bytes(text))
+
+
+async def _read(array: AsyncArray[Any], part: tuple[slice, ...]) -> Array:
+    with naming_damage(array.path):
+        return np.array(await array.getitem(part))
 
 
 def _metadata(spec: ArraySpec, length: int) -> dict[str, object]:

@@ -184,7 +184,9 @@ class Writer:
                 inside(self.location, f"{path}/c")
         self._remove_partial_files()
         lengths = {path: document.arrays[path].length for path in specs}
-        self._arrays.continue_from(specs, lengths)
+        self._arrays.has_checks = document.has_checks
+        self._attributes["format_version"] = document.version
+        self._arrays.continue_from(specs, lengths, document.checks)
         self.n_windows = document.n_windows
         self._has_final = document.has_final
 
@@ -246,7 +248,7 @@ class Writer:
             table.n_rows = min(table.n_rows, measured.get(name, 0))
         for table in (self.steps, *self.measurements.values()):
             lengths |= dict.fromkeys(table.arrays, table.n_rows)
-        self._arrays.continue_from({}, lengths)
+        self._arrays.rewind(lengths)
         kept = set(snapshots)
         for name in [name for name in self._snapshots if name not in kept]:
             self._arrays.remove(self._snapshots.pop(name).array)
@@ -286,7 +288,8 @@ class Writer:
         numbers = [int(s.array.partition("/")[2]) for s in self._snapshots.values()]
         key = f"snapshots/{max(numbers, default=-1) + 1}"
         if name in self._snapshots:
-            key = self._snapshots[name].array
+            # Until the commit, readers need the former vector.
+            self._arrays.remove(self._snapshots.pop(name).array)
         self._write_vector(key, read)
         self._snapshots[name] = Snapshot(key, step)
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.trajstore.handmade import SIZE, SPEC, Edit, write_run
 from trajstore.format.arrays import StoredArray, first_sign_number
+from trajstore.format.checks import seal
 from trajstore.format.document import (
     Document,
     RowGroup,
@@ -35,7 +36,7 @@ def root(whole: Root) -> Root:
 
 
 def parse(root: Root) -> Document:
-    return parse_document(json.dumps(root).encode())
+    return parse_document(seal(root))
 
 
 def problems_of(root: Root) -> tuple[str, ...]:
@@ -101,12 +102,12 @@ SNAPSHOTS = "an object of objects with `array` and `step`"
 
 DAMAGED: dict[str, tuple[Edit, list[str]]] = {
     "another version": (
-        setting(format_version=2),
-        [f"format_version: expected 1, got 2. {OPEN_WITH}"],
+        setting(format_version=3),
+        [f"format_version: expected 1 to 2, got 3. {OPEN_WITH}"],
     ),
     "no version": (
         without("format_version"),
-        [f"format_version: expected 1, got None. {OPEN_WITH}"],
+        [f"format_version: expected 1 to 2, got None. {OPEN_WITH}"],
     ),
     "no attributes": (
         without("spec", "status", "metrics", "snapshots"),
@@ -160,7 +161,7 @@ DAMAGED: dict[str, tuple[Edit, list[str]]] = {
     ),
     "true is not a version": (
         setting(format_version=True),
-        [f"format_version: expected 1, got True. {OPEN_WITH}"],
+        [f"format_version: expected 1 to 2, got True. {OPEN_WITH}"],
     ),
     "missing scalars": (without_arrays("scalars"), ["scalars: missing"]),
 }

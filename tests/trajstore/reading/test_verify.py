@@ -155,9 +155,30 @@ def test_arrays_of_an_open_run_may_be_ahead_of_the_root_document(tmp_path: Path)
     write_run(path, n_steps=3, status=None)
     edit_document(path / "scalars/zarr.json", shape=[5, 64])
     assert found(path) == []
-    edit_document(path / "scalars/zarr.json", shape=[2, 32])
+    edit_document(path / "scalars/zarr.json", shape=[3])
     [problem] = found(path)
-    assert problem.text.endswith("shape: expected [3, 32], got [2, 32]")
+    assert problem.text.endswith("shape: expected [3, 32], got [3]")
+
+
+def test_a_killed_resumption_leaves_metadata_behind_the_root_document(tmp_path: Path):
+    """The root document still describes the complete run; the writer's document is left."""
+    path = tmp_path / "run.zarr"
+    write_run(path, n_steps=3)
+    edit_document(path / "scalars/zarr.json", shape=[2, 32])
+    edit_document(path / "epoch/zarr.json", shape=[2])
+    assert len(found(path)) == 2
+    (path / ".writer").write_text("{}")
+    assert found(path) == []
+    edit_document(path / "tables/zarr.json", shape=[2, 3, 12])
+    [problem] = found(path)
+    assert problem.text.endswith("shape: expected [3, 2, 12], got [2, 3, 12]")
+
+
+def test_damaged_metadata_of_a_group_are_reported(path: Path):
+    edit_document(path / "references/zarr.json", node_type="array")
+    [problem] = found(path)
+    assert problem.place == "references/zarr.json"
+    assert "node_type: expected 'group', got 'array'" in problem.text
 
 
 def write_wrong(path: Path, name: str, values: list[int]) -> None:
@@ -262,6 +283,8 @@ def test_anchors_that_are_not_finite_are_named(tmp_path: Path, field: str, place
 
 # The command
 
+COMPARED = "Every chunk is compared with its check in the root document."
+
 
 def verify(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["traj-store", "verify", str(path)])
@@ -272,7 +295,8 @@ def test_the_command_reports_no_problem(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     verify(whole, monkeypatch)
-    assert capsys.readouterr().out == "No problem in 90 chunks, 70 steps.\n"
+    text = f"No problem in 90 chunks, 70 steps. {COMPARED}\n"
+    assert capsys.readouterr().out == text
 
 
 def test_the_command_lists_problems_and_fails(
@@ -285,7 +309,7 @@ def test_the_command_lists_problems_and_fails(
     assert capsys.readouterr().out.splitlines() == [
         "references/codes/c/40/0 is missing; lost: steps 40-64",
         "final/c/0 is missing; lost: analyses with the target final",
-        "2 problems in 90 chunks, 70 steps.",
+        f"2 problems in 90 chunks, 70 steps. {COMPARED}",
     ]
 
 

@@ -124,7 +124,9 @@ def test_attributes_equal_those_of_the_last_commit(tmp_path: Path):
     store = commits_at(tmp_path / "store")
     store.commit({"a": 1, "b": [2]})
     store.commit({"a": "later"})
-    assert open_root(tmp_path / "store").attrs.asdict() == {"a": "later"}
+    attributes = open_root(tmp_path / "store").attrs.asdict()
+    assert len(attributes.pop("checksum")) == 8  # type: ignore[arg-type]
+    assert attributes == {"a": "later", "checks": {}}
 
 
 def test_nothing_is_visible_before_a_commit(tmp_path: Path):
@@ -331,7 +333,8 @@ def test_chunks_come_before_metadata_and_the_root_is_last(
     write_history(tmp_path / "store", [])
     keys = written_keys
     roots = [i for i, key in enumerate(keys) if key == "zarr.json"]
-    assert len(roots) == 5
+    # Before the last row is amended, the root document also permits the amended row.
+    assert len(roots) == 6
     for start, stop in itertools.pairwise([-1, *roots]):
         is_metadata = [key.endswith("zarr.json") for key in keys[start + 1 : stop]]
         assert is_metadata == sorted(is_metadata)

@@ -87,9 +87,11 @@ def test_the_root_describes_the_run(path: Path, writer: Writer):
     writer.commit()
     attributes = root(path)
     assert attributes.pop("created").endswith("+00:00")
+    assert len(attributes.pop("checksum")) == 8
+    assert "references/start" in attributes.pop("checks")
     assert attributes == {
         "format": "trajstore",
-        "format_version": 1,
+        "format_version": 2,
         "status": "running",
         "spec": SPEC.to_json(),
         "attrs": {},
