@@ -105,7 +105,7 @@ def record(
     options = {name: dict(case.recorder) for name, case in training.cases.items()}
     # Cases with the same options share their recordings.
     distinct = {json.dumps(o, sort_keys=True): o for o in options.values()}
-    common: dict[str, Any] = {"total_steps": training.n_steps}
+    common: dict[str, Any] = {"total_steps": training.total_steps}
     if training.with_epochs:
         common["steps_per_epoch"] = training.steps_per_epoch
     arguments = {
@@ -124,7 +124,7 @@ def record(
 
     def before_step(step: int) -> None:
         advance()
-        if step == training.n_steps // 2:
+        if step == training.total_steps // 2:
             for recorder in recorders.values():
                 recorder.snapshot("middle")
 
@@ -134,12 +134,12 @@ def record(
             recorder.close()
             recorders[key] = trajstore.Recorder(**arguments[key], resume=state)
 
-    kept = train(loop, training.resume_at or training.n_steps, before_step)
+    kept = train(loop, training.resume_at or training.total_steps, before_step)
     if training.resume_at is not None:
         resume()
         first = training.resume_at
         rest = train(
-            loop, training.n_steps - first, lambda step: before_step(first + step)
+            loop, training.total_steps - first, lambda step: before_step(first + step)
         )
         kept = Kept(
             np.concatenate([kept.iterates[:-1], rest.iterates]),
@@ -316,17 +316,17 @@ def measure_case(
                 ].compute()
             )
         advance()
-    last = training.n_steps - training.steps_per_epoch
+    last = training.total_steps - training.steps_per_epoch
     rows = {
         "first": slice(0, training.steps_per_epoch),
         "middle": slice(training.steps_per_epoch, last),
-        "last": slice(last, training.n_steps - 2),
+        "last": slice(last, training.total_steps - 2),
     }
     epochs = {"first": slice(0, 1), "middle": slice(1, -1), "last": slice(-1, None)}
     result: dict[str, Any] = {
         "parameters": sum(kept.layers.values()),
         "sizes of layers": list(kept.layers.values()),
-        "steps": training.n_steps,
+        "steps": training.total_steps,
         "steps per epoch": training.steps_per_epoch,
         "optimizer": training.optimizer,
         "rate": training.rate,
@@ -369,7 +369,7 @@ def find_target(
     """Return the target of a case, for the analysis and as a flat vector."""
     middle = training.epochs // 2
     if case.reference == "snapshot":
-        return "middle", kept.iterates[training.n_steps // 2]
+        return "middle", kept.iterates[training.total_steps // 2]
     if case.reference == "another run":
         assert others is not None
         return others[1], others[0].iterates[-1]
@@ -399,7 +399,7 @@ def measure(
     phase: Callable[[str, int], Callable[[], None]],
 ) -> dict[str, dict[str, Any]]:
     """Record and analyse one training run; return the results by case."""
-    n_steps = training.n_steps
+    n_steps = training.total_steps
     kept, runs = record(training, seeds, directory, phase("recording", n_steps))
     others = None
     if any(case.reference == "another run" for case in training.cases.values()):

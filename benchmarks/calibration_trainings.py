@@ -56,7 +56,7 @@ class Training:
     rate: Rate = "constant"
 
     @property
-    def n_steps(self) -> int:
+    def total_steps(self) -> int:
         """Number of optimizer steps."""
         return self.steps_per_epoch * self.epochs
 

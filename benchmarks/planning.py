@@ -1,10 +1,11 @@
-"""Measure the constants of `trajstore.planning.estimate`.
+"""Measure the constants of `trajstore.planning`.
 
 Each network is trained twice: once under recorders with several window lengths and several
 numbers of signs, and once under recorders with several bases. Recorders do not change the
 training. The MLP is also trained for fewer epochs, to distinguish the effect of window
-lengths in epochs from that of lengths relative to the run. Takes about twenty minutes on
-2 cores.
+lengths in epochs from that of lengths relative to the run. The distance to the end is compared
+with the sum of later learning rates in trainings of ``calibration.py``. Takes about half an
+hour on 2 cores.
 """
 
 import json
@@ -16,10 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
+from calibration import train as train_and_keep
+from calibration_trainings import TRAININGS, Training
 from rich.console import Console
 from saving import RESULTS, save_results
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 import analyzers
 import trajstore
@@ -27,15 +32,23 @@ from train.loop import train as train_workload
 from train.observer import Log
 from train.workloads.catalogue import settings_of
 from trajstore.format.arrays import ITEM_SIZE
+from trajstore.planning.errors import REMAINING
 
 WORKLOADS: dict[str, Any] = {
     "digits ResNet": settings_of("digits-resnet"),
     "digits MLP": settings_of("digits-mlp"),
     "English transformer": settings_of("english-transformer"),
     "digits MLP, 8 epochs": replace(settings_of("digits-mlp"), epochs=8),
+    "perceptron": TRAININGS["mlp300k"],
+    "LSTM": TRAININGS["lstm"],
+    "heavy tails": TRAININGS["heavy"],
+    "large vocabulary": TRAININGS["vocabulary"],
 }
+"""Training runs to measure: of `train`, and of ``calibration_trainings.py``."""
+
 WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
 SIGNS = (1 << 12, 1 << 18)
+LENGTHS = ("steps_per_epoch", "total_steps")
 BASES = (0, 1)
 """Sizes of the basis other than a recorder's default."""
 
@@ -73,7 +86,13 @@ def record(
                 ]
             )
 
-    train_workload(experiment, observe)
+    if isinstance(experiment, Training):
+        lengths = {name: getattr(experiment, name) for name in LENGTHS}
+        loop = experiment.start(0)
+        with observe(loop.model, loop.optimizer, **lengths):
+            train_and_keep(loop, experiment.total_steps)
+    else:
+        train_workload(experiment, observe)
     return [trajstore.open_run(path) for path in paths]
 
 
@@ -83,14 +102,49 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
     is_middle = (geometry.epoch > 0) & (geometry.epoch < run.n_epochs - 1)
     squares = geometry.gamma_stderr**2
     from_distance = (geometry.gamma * geometry.distance_stderr / geometry.distance) ** 2
+    means = analyzers.epoch_means(geometry).isel(epoch=slice(1, -1))
     return {
-        name: math.sqrt(float(values.where(is_middle).mean()))
+        name: math.sqrt(float(values.mean()))
         for name, values in {
-            "stderr of gamma": squares,
-            "from signs": squares - from_distance,
-            "from distance": from_distance,
+            "stderr of gamma": squares.where(is_middle),
+            "from signs": (squares - from_distance).where(is_middle),
+            "from distance": from_distance.where(is_middle),
+            "stderr of epoch means": means.gamma_stderr**2,
         }.items()
     }
+
+
+def powers(training: Training) -> dict[str, float]:
+    """Return the exponent of the distance to the end by the sum of later rates, mid-run."""
+    n_steps, exponents = training.total_steps, {}
+    for rate, remaining in REMAINING.items():
+        loop = training.start(0)
+        share = np.linspace(0, 1, n_steps, endpoint=False)
+        rates = -np.diff(remaining(np.linspace(0, 1, n_steps + 1))) * n_steps
+        for group in loop.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = group.get("initial_lr", group["lr"])
+        schedule = LambdaLR(loop.optimizer, lambda k, r=rates: r[min(k, len(r) - 1)])
+        iterates = train_and_keep(loop._replace(schedule=schedule), n_steps).iterates
+        distance = [np.linalg.norm(x - iterates[-1]) for x in iterates[:-1]]
+        middle = slice(training.steps_per_epoch, -training.steps_per_epoch)
+        logs = np.log(remaining(share)), np.log(distance)
+        exponents[rate] = float(np.polyfit(*(values[middle] for values in logs), 1)[0])
+    return exponents
+
+
+def parts_of_means(
+    run: trajstore.Run, by_signs: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """Split the error of epoch means in a part that falls with signs, and the rest.
+
+    The first part is relative to that of a step, divided by the root of the steps of an epoch.
+    """
+    few, many = (errors["stderr of epoch means"] ** 2 for errors in by_signs)
+    # The variance is a + b / signs.
+    slope = (few - many) / (1 / SIGNS[0] - 1 / SIGNS[1])
+    rest = max(0.0, many - slope / SIGNS[1])
+    step = by_signs[0]["from signs"] ** 2 * SIGNS[0] / run.spec.steps_per_epoch
+    return {"ratio": math.sqrt(slope / step), "rest": math.sqrt(rest)}
 
 
 def compression(run: trajstore.Run) -> dict[str, float]:
@@ -125,6 +179,7 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
         "epochs": default.n_epochs,
         "by epochs in a window": dict(zip(titles, errors, strict=False)),
         "by signs": dict(zip(map(str, SIGNS), errors[len(lengths) :], strict=True)),
+        "of epoch means": parts_of_means(default, errors[len(lengths) :]),
         "bytes on disk over bytes in memory": compression(default),
     }
 
@@ -147,6 +202,8 @@ def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
 
 def steps_per_epoch(experiment: Any) -> int:
     """Return the steps in an epoch, as an observer of a training of one step gets them."""
+    if isinstance(experiment, Training):
+        return experiment.steps_per_epoch
     lengths: list[int] = []
 
     @contextmanager
@@ -175,6 +232,12 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
             results[name] = measure(WORKLOADS[name], Path(directory) / "lengths")
             results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
         Console().print_json(json.dumps({name: results[name]}))
+    if only is None:
+        results["power"] = {
+            name: powers(training)
+            for name, training in TRAININGS.items()
+            if "descent" not in name
+        }
     save_results(results, out)
 
 

@@ -65,15 +65,22 @@ def growth(rate: Rate, *, n_steps: int, window: float, epoch: float) -> Growth:
     """Return the growth of errors with windows and epochs of given fractions of a run."""
     # The residual is as long as the distance to the end at the window's start; the sketch's
     # error is that length over the current distance. The distance's error is also proportional
-    # to the displacement within the window, again over the current distance.
+    # to the displacement from the straight line between anchors, again over the current
+    # distance. That displacement is a random walk from anchor to anchor.
     edge = min(max(epoch, window), 0.25)
     s = edge + (1 - 2 * edge) * (np.arange(POINTS) + 0.5) / POINTS
     s = np.floor(s * n_steps) / n_steps
     start = np.floor(s / window + 1e-9) * window
-    now, then = REMAINING[rate](s), REMAINING[rate](start)
-    longer, moved = (then / now) ** POWER, (then - now) / now
+    stop = np.minimum(start + window, 1)
+    now, before, after = (REMAINING[rate](at) for at in (s, start, stop))
+    longer = (before / now) ** POWER
+    # Each step of the walk is proportional to the learning rate; the mean rate of the window
+    # will do.
+    mean_rate = (before - after) / (stop - start)
+    walk = mean_rate * (before - now) * (now - after) / (before - after)
     return Growth(
-        sqrt(float(np.mean(longer**2))), sqrt(float(np.mean((longer * moved) ** 2)))
+        sqrt(float(np.mean(longer**2))),
+        sqrt(float(np.mean(longer**2 * walk / now ** (2 * POWER)))),
     )
 
 
