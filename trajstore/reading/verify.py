@@ -22,9 +22,10 @@ from trajstore.store.chunks import (
     read_chunk,
     read_part,
 )
+from trajstore.store.holder import WRITER
 from trajstore.store.journal import JOURNAL
 from trajstore.store.location import OutsideStoreError, inside, is_remote
-from trajstore.store.lock import LOCK, WRITER
+from trajstore.store.lock import LOCK
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]
@@ -97,7 +98,7 @@ def _document_problems(run: Run, name: str) -> Iterator[Problem]:
         yield Problem(key, "is truncated or damaged", "")
     else:
         expected = run.stored.document.arrays[name].metadata()
-        if run.status in {"running", "interrupted"} and _is_ahead(found, expected):
+        if run.stored.document.status == "running" and _is_ahead(found, expected):
             # A commit writes this document before the root document, and may be unfinished.
             expected["shape"] = found["shape"]
         for difference in differences(name, expected, found):
