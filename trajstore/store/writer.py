@@ -33,8 +33,15 @@ from trajstore.format.optimizer_facts import OPTIMIZER, GroupFacts
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
+from trajstore.store.leftovers import remove_leftovers
 from trajstore.store.location import inside, is_remote, locate, open_store
-from trajstore.store.lock import LEASE_SECONDS, PROTOTYPE, WRITER, WriterLock
+from trajstore.store.lock import (
+    LEASE_SECONDS,
+    PROTOTYPE,
+    WRITER,
+    StoreLockedError,
+    WriterLock,
+)
 from trajstore.store.row_table import RowTable
 
 Array = npt.NDArray[Any]
@@ -328,6 +335,13 @@ class Writer:
 
     def commit(self) -> None:
         """Make everything written so far visible; check that the lock is still held."""
+        try:
+            self._commit()
+        except StoreLockedError:
+            remove_leftovers(self.location, self._loop, self._arrays.names)
+            raise
+
+    def _commit(self) -> None:
         assert self._lock is not None
         self._loop.run(self._lock.confirm())
         self._arrays.commit(
@@ -348,6 +362,8 @@ class Writer:
             }
             | self._facts()
         )
+        # If the store was deleted during the commit, parts of it were written again.
+        self._loop.run(self._lock.confirm())
 
 
 def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:
