@@ -13,7 +13,13 @@ from trajstore.format.attrs import FULL_BATCH
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
-from trajstore.reading.stored_results import ExpectedArray, open_arrays, read_attributes
+from trajstore.reading.stored_results import (
+    CHECKS,
+    ExpectedArray,
+    check_result,
+    open_arrays,
+    read_attributes,
+)
 from trajstore.reading.target import TargetLike, find_target
 from trajstore.store.chunks import ChunkError, read_chunk
 
@@ -105,10 +111,16 @@ def replayed(
         if not attributes or not arrays:
             what = f"The losses of the batches at x* are not known for {run.location}"
             raise ValueError(f"{what}; {advice}")
-        losses = {
-            name: (array.ndim * (STEP,), read_chunk(array, array.ndim * (steps,)))
-            for name, array in arrays.items()
-        }
+        losses, checks = {}, attributes.get(CHECKS)
+        for name, array in arrays.items():
+            values = read_chunk(array, array.ndim * (steps,))
+            # Losses of earlier versions have no checks.
+            if isinstance(checks, Mapping):
+                expected_check, key = checks.get(name), array.path
+                check_result(
+                    values, computed_from, name, expected=expected_check, key=key
+                )
+            losses[name] = (array.ndim * (STEP,), values)
     except (SchemaError, ChunkError) as error:
         delete = f"Delete the group {group!r} of {location}, then {advice}"
         raise ValueError(f"{subject} are not valid: {error}. {delete}") from error

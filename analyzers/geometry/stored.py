@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from analyzers._engine.tasks import NAMES, task
@@ -23,16 +24,25 @@ from trajstore.reading.results import results_location, target_slug, to_group
 from trajstore.reading.run import Run
 from trajstore.reading.stored_results import (
     ExpectedArray,
+    check_result,
     open_arrays,
     read_attributes,
+    result_check,
     writable_store,
 )
 from trajstore.reading.target import TargetLike
-from trajstore.store.chunks import Array, ChunkError, Part, read_chunk, read_part
+from trajstore.store.chunks import (
+    Array,
+    ChunkError,
+    Part,
+    chunk_key,
+    read_chunk,
+    read_part,
+)
 from trajstore.store.location import open_store
 
-DONE: Final = "progress/done"
-"""Array that marks complete chunks, in the group of a result, bool (chunk,)."""
+DONE: Final = "progress/checks"
+"""Array of the checks of each chunk's values, 0 for missing chunks, uint32 (chunk, quantity)."""
 
 
 def store_geometry(
@@ -111,7 +121,7 @@ def _expected(plan: GeometryPlan) -> dict[str, ExpectedArray]:
     """Return the arrays that a stored geometry must have, by name."""
     shape = plan.dataset[NAMES[0]].shape
     chunk = (plan.chunks[0].stop, *shape[1:])
-    marks = ExpectedArray((len(plan.chunks),), (1,), "bool")
+    marks = ExpectedArray((len(plan.chunks), len(NAMES)), (1, len(NAMES)), "uint32")
     return dict.fromkeys(NAMES, ExpectedArray(shape, chunk)) | {DONE: marks}
 
 
@@ -134,7 +144,7 @@ def _stored_arrays(
 def _done_chunks(stored: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     """Return which chunks are marked as complete, bool (chunk,)."""
     marks = stored[DONE]
-    done = np.asarray(read_part(marks, (slice(0, marks.shape[0]),)).values, bool)
+    done = np.asarray(_checks(marks).all(axis=1))
     if any(stored[name].nchunks_initialized < done.sum() for name in NAMES):
         group = marks.path.removesuffix(f"/{DONE}")
         text = (
@@ -145,37 +155,53 @@ def _done_chunks(stored: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     return done
 
 
+def _checks(marks: Any) -> Array:
+    """Read the checks of all chunks, 0 where a check is missing or damaged."""
+    return read_part(marks, tuple(slice(0, n) for n in marks.shape)).values
+
+
 def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
     """Return the dataset of a plan with its stored values, lazy."""
     # Coordinates and attributes are those of the plan; only numbers are read.
     stored = open_arrays(location, group, _expected(plan))
     assert stored is not None
-    variables = {}
-    for name in NAMES:
+    checks, variables = _checks(stored[DONE]), {}
+    identity = plan.dataset.attrs["computed_from"]
+    for j, name in enumerate(NAMES):
         lazy = plan.dataset[name].variable
         inner = [slice(0, n) for n in lazy.shape[1:]]
         chunks = [
             da.from_delayed(  # type: ignore[no-untyped-call]
                 task(
-                    _read_stored, stored[name], (steps, *inner), f"{location}/{group}"
+                    partial(_read_stored, place=f"{location}/{group}"),
+                    stored[name],
+                    (steps, *inner),
+                    f"{name} {i}",
+                    (identity, int(checks[i, j])),
                 ),
                 shape=(steps.stop - steps.start, *lazy.shape[1:]),
                 dtype=np.float64,
             )
-            for steps in plan.chunks
+            for i, steps in enumerate(plan.chunks)
         ]
         values = da.concatenate(chunks)  # type: ignore[no-untyped-call]
         variables[name] = (lazy.dims, values, lazy.attrs)
     return plan.dataset.assign(variables)
 
 
-def _read_stored(array: Any, chunk: Part, place: str) -> Array:
-    """Read a chunk of the result at a place."""
+def _read_stored(
+    array: Any, chunk: Part, key: str, check: tuple[str, int], *, place: str
+) -> Array:
+    """Read a chunk of the result at a place, and compare it with its check."""
+    identity, expected = check
     try:
-        return read_chunk(array, chunk)
+        values = read_chunk(array, chunk)
+        name = chunk_key(array, chunk)
+        check_result(values, identity, key, expected=expected, key=name)
     except ChunkError as error:
         advice = f"; to compute the result again, delete {place}"
         raise ChunkError(error.key, error.reason + advice) from error
+    return values
 
 
 def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
@@ -187,10 +213,12 @@ def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     root = _open_group(store, "")
     root.create_array(
         f"{group}/{DONE}",
-        shape=(n_chunks,),
-        chunks=(1,),
-        dtype="bool",
-        fill_value=False,
+        shape=(n_chunks, len(NAMES)),
+        chunks=(1, len(NAMES)),
+        dtype="uint32",
+        fill_value=0,
+        filters=None,
+        compressors=[Crc32cCodec()],
     )
 
 
@@ -210,7 +238,9 @@ def store_chunk(
     stored = _open_group(open_store(location), group)
     # Chunks of NaN are stored like all others, so a missing chunk is noticed.
     whole: Any = {"write_empty_chunks": True}
+    identity, checks = str(stored.attrs["computed_from"]), []
     for name, quantity in zip(NAMES, values, strict=True):
+        checks.append(result_check(identity, f"{name} {index}", quantity))
         array = zarr.AsyncArray(stored[name].metadata, stored[name].store_path, whole)
         zarr.Array(array)[steps] = quantity
-    stored[DONE][index] = True
+    stored[DONE][index] = np.array(checks, np.uint32)

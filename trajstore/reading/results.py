@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from trajstore.reading.run import Run
-from trajstore.reading.stored_results import writable_store
+from trajstore.reading.stored_results import CHECKS, result_check, writable_store
 from trajstore.reading.target import Target
 from trajstore.store.location import inside, is_remote, sibling
 
@@ -61,7 +62,18 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
-    to_group(writable_store(results_location(run)), group, result)
+    checked = result.assign_attrs({CHECKS: _checks(result)})
+    to_group(writable_store(results_location(run)), group, checked)
+
+
+def _checks(result: xr.Dataset) -> dict[str, int]:
+    """Return the checks of the variables that hold float64."""
+    identity = str(result.attrs.get("computed_from", ""))
+    return {
+        str(name): result_check(identity, str(name), variable.values)
+        for name, variable in result.variables.items()
+        if variable.dtype == np.float64
+    }
 
 
 def to_group(store: Store, group: str, result: xr.Dataset, **options: Any) -> None:

@@ -11,11 +11,13 @@ from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.storage import StorePath
 
 from trajstore.format.arrays import ArraySpec
+from trajstore.format.checks import check_of, check_of_bytes
 from trajstore.format.chunk_size import ChunkSize
 from trajstore.format.document import differences
 from trajstore.format.run_spec import SchemaError
@@ -32,11 +34,14 @@ _ZSTD: Final = {"name": "zstd", "configuration": {"level": 0, "checksum": False}
 
 CODECS: Final = {
     "float64": (CHECKSUMMED, [_BYTES, _ZSTD]),
-    "bool": ([{"name": "bytes"}, _ZSTD], [_BYTES, _ZSTD]),
+    "uint32": ([_BYTES, {"name": "crc32c"}],),
 }
-"""Permitted codecs by data type. Earlier results and marks have no checksums."""
+"""Permitted codecs by data type. Results of earlier versions have no checksums."""
 
-FILL_VALUES: Final = {"float64": ("NaN", 0.0), "bool": (False,)}
+FILL_VALUES: Final = {"float64": ("NaN", 0.0), "uint32": (0,)}
+
+CHECKS: Final = "checks"
+"""Attribute of a result with the check of each variable, by name."""
 
 
 class ExpectedArray(NamedTuple):
@@ -74,8 +79,8 @@ def open_arrays(
         chunk = documents[path]["chunk_grid"]["configuration"]["chunk_shape"]
         sizes[path] = ChunkSize(
             prod(chunk) * np.dtype(array.dtype).itemsize,
-            is_packed=True,
-            has_checksum=documents[path]["codecs"] == CHECKSUMMED,
+            is_packed=array.dtype != "uint32",
+            has_checksum=documents[path]["codecs"][-1] == CHECKSUMMED[-1],
         )
     if problems:
         raise SchemaError([f"{location}/{group}: {problem}" for problem in problems])
@@ -85,6 +90,21 @@ def open_arrays(
         for path, document in documents.items()
     ]
     return dict(zip(expected, arrays, strict=True))
+
+
+def result_check(identity: str, place: str, values: npt.NDArray[Any]) -> int:
+    """Return the crc32c of values of a result and their place, never 0."""
+    # `identity` tells the result from results of other runs, and of other states of the run.
+    before = check_of_bytes(f"{identity} {place}".encode())
+    return check_of(np.asarray(values), before) or 1
+
+
+def check_result(
+    values: npt.NDArray[Any], identity: str, place: str, *, expected: object, key: str
+) -> None:
+    """Raise a ChunkError, which names `key`, if values do not match their check."""
+    if result_check(identity, place, values) != expected:
+        raise ChunkError(key, "is not the part of this result that was written there")
 
 
 def writable_store(location: str) -> Store:

@@ -108,7 +108,7 @@ def _has_unfinished_commit(run: Run) -> bool:
     """Whether a process writes the store, or was killed while it wrote the store."""
     # The writer of a resumed run may be killed before it replaces the root document, which
     # then still says that the run is complete.
-    if run.status in {"running", "interrupted"}:
+    if run.stored.document.status == "running":
         return True
     try:
         return read_bytes(run.stored.store, WRITER) is not None

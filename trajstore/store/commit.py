@@ -66,6 +66,11 @@ class Committer:
         self._removed: set[str] = set()
         self._widened: dict[str, slice] = {}  # new columns by array
 
+    @property
+    def names(self) -> list[str]:
+        """Paths of the arrays in the last commit."""
+        return [name for name in self._committed if name in self._specs]
+
     def declare(self, arrays: Mapping[str, ArraySpec]) -> None:
         """Add empty arrays."""
         for name, spec in arrays.items():

@@ -33,8 +33,9 @@ from trajstore.format.optimizer_facts import OPTIMIZER, GroupFacts
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
-from trajstore.store.holder import PROTOTYPE, WRITER
+from trajstore.store.holder import PROTOTYPE, WRITER, StoreLockedError
 from trajstore.store.lease import LEASE_SECONDS
+from trajstore.store.leftovers import remove_leftovers
 from trajstore.store.location import inside, is_remote, locate, open_store
 from trajstore.store.lock import WriterLock, writer_lock
 from trajstore.store.row_table import RowTable
@@ -330,6 +331,13 @@ class Writer:
 
     def commit(self) -> None:
         """Make everything written so far visible; raise an error if the lock was lost."""
+        try:
+            self._commit()
+        except StoreLockedError:
+            remove_leftovers(self.location, self._loop, self._arrays.names)
+            raise
+
+    def _commit(self) -> None:
         assert self._lock is not None
         self._loop.run(self._lock.confirm())
         self._arrays.commit(
@@ -350,7 +358,8 @@ class Writer:
             }
             | self._facts()
         )
-        # A successor that took over before this commit may have read the root document before.
+        # A successor that took over before this commit may have read the root document before;
+        # and if the store was deleted during the commit, parts of it were written again.
         self._loop.run(self._lock.confirm())
 
 

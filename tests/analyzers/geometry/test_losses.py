@@ -68,6 +68,18 @@ def test_damaged_losses_are_refused(
         replayed(run)
 
 
+def test_losses_of_another_run_are_refused(run: Run, tmp_path: Path):
+    file = Path(results_location(run), "replay-final/reference_loss/c/0")
+    shutil.copy(file, tmp_path / "chunk")
+    attrs = {"computed_from": replayed_from(run, find_target(run, "final"))}
+    losses = {"reference_loss": ("step", 2 * LOSSES), "full_reference_loss": 0.0}
+    write_results(run, "replay-final", xr.Dataset(losses, attrs=attrs))
+    assert replayed(run)["reference_loss"][3] == 2 * LOSSES[3]
+    shutil.copy(tmp_path / "chunk", file)
+    with pytest.raises(ValueError, match="is not the part of this result"):
+        replayed(run)
+
+
 def test_a_missing_chunk_of_a_single_loss_is_noticed(run: Run):
     """The full loss is 0, which Zarr would not store by itself."""
     remove(Path(results_location(run), "replay-final/full_reference_loss/c"))

@@ -87,7 +87,7 @@ def interrupt_after(
                 monkeypatch.setattr(results, "DONE", "progress/absent")
                 with pytest.raises(KeyError, match="progress/absent"):
                     store_chunk(location, group, i, steps, np.zeros_like(v))
-                monkeypatch.setattr(results, "DONE", "progress/done")
+                monkeypatch.setattr(results, "DONE", "progress/checks")
             raise KeyboardInterrupt("by the test")
         store_chunk(location, group, i, steps, v)
         stored.append(i)
@@ -291,25 +291,51 @@ def test_flipped_bits_of_a_result_are_noticed(run: Run):
     xr.testing.assert_identical(analyzers.store_geometry(run).compute(), computed)
 
 
-def test_results_of_earlier_versions_are_read(run: Run, stored_chunks: list[int]):
-    """They lack checksums; their chunks are packed by Zstandard."""
+def test_results_of_earlier_versions_are_computed_again(
+    run: Run, stored_chunks: list[int]
+):
+    """They have marks of complete chunks, but no checks."""
     expected = analyzers.store_geometry(run).compute()
     location = results_location(run)
-    earlier = xr.open_zarr(location, group="final", consolidated=False).load()
-    marks: Any = zarr.open_array(f"{location}/final/progress/done", mode="r")[:]
-    chunked = earlier.drop_encoding().chunk(step=CHUNK)
-    chunked.to_zarr(location, group="final", mode="w", consolidated=False)
+    shutil.rmtree(Path(location, "final/progress"))
     root: Any = zarr.open_group(location, use_consolidated=False)
-    root.create_array("final/progress/done", data=marks, chunks=(1,))
+    root.create_array("final/progress/done", data=np.ones(8, bool), chunks=(1,))
     stored_chunks.clear()
     xr.testing.assert_identical(analyzers.store_geometry(run).compute(), expected)
-    assert stored_chunks == []
-    Path(location, "final/gamma/c/1").unlink()
-    with pytest.warns(
-        UserWarning, match="Chunks of the stored result final are missing"
-    ):
-        stored = analyzers.store_geometry(run)
-    xr.testing.assert_identical(stored.compute(), expected)
+    assert sorted(stored_chunks) == list(range(8))
+
+
+FALSIFIED = {
+    "another chunk": ("gamma/c/2", "gamma/c/5"),
+    "another quantity": ("gamma/c/2", "rsi/c/2"),
+    "another check": ("progress/checks/c/2/0", "progress/checks/c/5/0"),
+}
+
+
+@pytest.mark.parametrize(("key", "source"), FALSIFIED.values(), ids=FALSIFIED)
+def test_chunks_of_a_result_belong_to_their_places(run: Run, key: str, source: str):
+    analyzers.store_geometry(run).compute()
+    group = Path(results_location(run), "final")
+    shutil.copy(group / source, group / key)
+    stored = analyzers.store_geometry(run)
+    stored.gamma[: 2 * CHUNK].compute()
+    with pytest.raises(ChunkError, match=r"gamma/c/2 is not the part of this result"):
+        stored.gamma.compute()
+
+
+def test_chunks_of_another_run_are_noticed(run: Run, tmp_path: Path):
+    analyzers.store_geometry(run).compute()
+    group = Path(results_location(run), "final")
+    shutil.copytree(group, tmp_path / "before")
+    analyzers.store_geometry(run, weight_decay=0.1)
+    shutil.rmtree(group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["analyzers.geometry.path_geometry"], "ESTIMATOR", -1)
+        analyzers.store_geometry(run).compute()
+        for name in ("gamma/c/2", "progress/checks/c/2/0"):
+            shutil.copy(tmp_path / "before" / name, group / name)
+        with pytest.raises(ChunkError, match="is not the part of this result"):
+            analyzers.store_geometry(run).gamma.compute()
 
 
 def test_a_result_is_not_written_through_links(run: Run, tmp_path: Path):
@@ -321,7 +347,7 @@ def test_a_result_is_not_written_through_links(run: Run, tmp_path: Path):
     with (
         pytest.warns(UserWarning, match="leads through a link"),
         pytest.raises(
-            ValueError, match=r"progress/done leads through a link.* Remove it"
+            ValueError, match=r"progress/checks leads through a link.* Remove it"
         ),
     ):
         analyzers.store_geometry(run)

@@ -423,6 +423,10 @@ def test_the_command_writes_next_to_the_run(
         np.testing.assert_array_equal(
             stored["reference_loss"], expected["reference_loss"]
         )
+        assert set(stored.attrs.pop("checks")) == {
+            "reference_loss",
+            "full_reference_loss",
+        }
         assert stored.attrs == expected.attrs
 
 

@@ -61,7 +61,9 @@ def opened(location: Path, **changes: Any) -> Any:
 def test_results_are_read_back(fixture: str, request: pytest.FixtureRequest):
     path = request.getfixturevalue(fixture)
     np.testing.assert_array_equal(read_chunk(opened(path), WHOLE), VALUES)
-    assert read_attributes(str(path), "a") == {"computed_from": "text"}
+    attributes = dict(read_attributes(str(path), "a") or {})
+    assert ("x" in attributes.pop("checks", {})) == (fixture == "location")
+    assert attributes == {"computed_from": "text"}
 
 
 def test_absent_results_are_none(location: Path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import LocalStore
 
 from trajstore.reading.run import open_run
 from trajstore.recording.background import Background
@@ -402,6 +403,35 @@ def test_a_store_deleted_during_recording_is_not_recreated(
         assert (path / "zarr.json").read_bytes() == before
     else:
         assert not (path / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("after", ["tables/c/0/0/0", "tables/zarr.json", "zarr.json"])
+def test_a_store_deleted_during_a_commit_leaves_nothing(
+    after: str, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "run.zarr"
+    recorder = training.record(path)
+    training.step()
+    recorder.flush()
+    whole = LocalStore.set
+
+    async def set_and_delete(self: LocalStore, key: str, *args: Any) -> None:
+        await whole(self, key, *args)
+        if key == after and path.exists():
+            shutil.rmtree(path)
+            # A file that was written while the directory was deleted.
+            path.mkdir()
+            (path / "zarr.json").write_text("{}")
+
+    monkeypatch.setattr(LocalStore, "set", set_and_delete)
+    training.step()
+    with pytest.raises(RuntimeError, match=r"run\.zarr was deleted, or taken over"):
+        recorder.flush()
+    monkeypatch.undo()
+    with suppress(RuntimeError):
+        recorder.close()
+    assert not path.exists()
+    Training().record(path).close()
 
 
 def test_synced_commits_reach_the_disk_before_their_root(
