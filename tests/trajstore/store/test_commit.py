@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from trajstore.format.arrays import ITEM_SIZE, ArraySpec, Code
+from trajstore.format import checks as checks_module
+from trajstore.format.arrays import ITEM_SIZE, ArraySpec, Code, StoredArray
+from trajstore.format.checks import CheckList, RootChecks, n_columns
+from trajstore.store.chunks import ChunkChecks
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
 
@@ -51,6 +56,14 @@ LOOP = EventLoop()
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _small_segments() -> Iterator[None]:
+    """Let a few checks fill a segment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks_module, "SEGMENT", 2)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _close_loop() -> Iterator[None]:
     yield
     LOOP.close()
@@ -66,8 +79,36 @@ def open_root(path: Path) -> zarr.Group:
 
 
 def read(path: Path) -> State:
-    members = open_root(path).members(max_depth=None)
-    return {k: np.asarray(v[...]) for k, v in members if isinstance(v, zarr.Array)}
+    """Read all arrays, and compare all chunks with their checks."""
+    root = open_root(path)
+    members = root.members(max_depth=None)
+    arrays = {k: v for k, v in members if isinstance(v, zarr.Array)}
+    values = {k: np.asarray(v[...]) for k, v in arrays.items()}
+    stored = {
+        name: StoredArray(
+            ArraySpec(
+                dims=(),
+                dtype=str(array.dtype),
+                inner=array.shape[1:],
+                chunk=array.chunks,
+                code="none",
+            ),
+            array.shape[0],
+        )
+        for name, array in arrays.items()
+    }
+    texts, pending = (root.attrs.get(k, {}) for k in ("checks", "pending_checks"))
+    checks = RootChecks(stored, texts, pending)  # type: ignore[arg-type]
+    for name, array in arrays.items():
+        if (known := checks.of(name)) is not None and array.size:
+            load = lambda key: (path / key).read_bytes()
+            listed = CheckList(
+                name, load, n_last=n_columns(known.array.spec), levels=known.open
+            )
+            of_chunks = ChunkChecks(array, listed, known.pending.tolist(), {})
+            of_chunks.compare(tuple(slice(0, n) for n in array.shape), values[name])
+            assert not of_chunks.lost
+    return values
 
 
 def assert_same(found: State, expected: State) -> None:
@@ -366,11 +407,56 @@ def test_the_metadata_of_arrays_agree_with_the_root(tmp_path: Path):
         assert json.loads((path / name / "zarr.json").read_text()) == document
 
 
+@pytest.mark.parametrize("n_kept", range(15))
+def test_rewound_rows_have_checks(tmp_path: Path, n_kept: int):
+    """A second committer continues a store, rewinds it and appends."""
+    path, spec = tmp_path / "store", rows_array(inner=(4,))
+    spec = replace(spec, chunk=(3, 2))
+    store = commits_at(path)
+    store.declare({"x": spec})
+    store.append({"x": numbers(14, 4)})
+    store.commit({})
+    again = store_at(path, spec, 14)
+    again.rewind({"x": n_kept})
+    again.commit({})
+    assert_same(read(path), {"x": numbers(14, 4)[:n_kept]})
+    again.append({"x": numbers(5, 4, start=100)})
+    again.commit({})
+    expected = np.concatenate([numbers(14, 4)[:n_kept], numbers(5, 4, start=100)])
+    assert_same(read(path), {"x": expected})
+    assert np.array_equal(again.read("x", slice(1, n_kept + 4)), expected[1:-1])
+
+
+def test_rows_of_another_place_are_not_continued(tmp_path: Path):
+    path, spec = tmp_path / "store", rows_array()
+    store = commits_at(path)
+    store.declare({"x": spec})
+    store.append({"x": numbers(8, 2)})
+    store.commit({})
+    shutil.copy(path / "x/c/0/0", path / "x/c/2/0")
+    with pytest.raises(
+        ValueError, match=r"x/c/2/0 is not the chunk that was committed"
+    ):
+        store_at(path, spec, 8).read("x", slice(0, 8))
+
+
+def store_at(path: Path, spec: ArraySpec, n: int) -> Committer:
+    root = json.loads((path / "zarr.json").read_text())["attributes"]
+    store = Committer(LocalStore(path), LOOP)
+    checks = RootChecks({"x": StoredArray(spec, n)}, root["checks"], {})
+    store.continue_from({"x": spec}, {"x": n}, checks)
+    return store
+
+
 def test_appending_does_not_read_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    async def refuse(*_args: Any, **_kwargs: Any) -> None:
-        raise AssertionError("the writer has read from the store")
+    whole = LocalStore.get
+
+    async def refuse(self: LocalStore, key: str, *args: Any) -> Any:
+        # Lists of checks are read when columns are added.
+        assert "/checks/" in key, "the writer has read from the store"
+        return await whole(self, key, *args)
 
     monkeypatch.setattr(LocalStore, "get", refuse)
     states: list[State] = []
