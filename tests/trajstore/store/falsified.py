@@ -337,7 +337,7 @@ def _parts(run: Any) -> dict[str, Callable[[], Values]]:
     if run.spec.samples:
         parts["samples"] = lambda: {"": run.samples.values}
     for name in run.snapshots:
-        parts[f"snapshot {name}"] = partial(geometry, run, name)
+        parts[f"geometry at {name}"] = partial(geometry, run, name)
     for name in run.measurements:
         parts[f"measured {name}"] = partial(of_steps, run.measured(name))
         parts[f"geometry of {name}"] = partial(geometry, run.measured(name), reference)
