@@ -29,12 +29,14 @@ CHECKSUMMED: Final = ArraySpec(
 ).metadata(0)["codecs"]
 """Codecs of results, those of the tables of a run. Every chunk is stored."""
 
+CRC32C: Final = {"name": "crc32c"}
+
 _BYTES: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD: Final = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
 
 CODECS: Final = {
     "float64": (CHECKSUMMED, [_BYTES, _ZSTD]),
-    "uint32": ([_BYTES, {"name": "crc32c"}],),
+    "uint32": ([_BYTES, CRC32C],),
 }
 """Permitted codecs by data type. Results of earlier versions have no checksums."""
 
@@ -80,7 +82,7 @@ def open_arrays(
         sizes[path] = ChunkSize(
             prod(chunk) * np.dtype(array.dtype).itemsize,
             is_packed=array.dtype != "uint32",
-            has_checksum=documents[path]["codecs"][-1] == CHECKSUMMED[-1],
+            has_checksum=documents[path]["codecs"][-1] == CRC32C,
         )
     if problems:
         raise SchemaError([f"{location}/{group}: {problem}" for problem in problems])

@@ -29,7 +29,7 @@ from trajstore.store.chunks import (
     read_chunk,
     read_part,
 )
-from trajstore.store.holder import WRITER
+from trajstore.store.holder import WRITER, parse_holder
 from trajstore.store.journal import JOURNAL
 from trajstore.store.location import OutsideStoreError, inside, is_remote
 from trajstore.store.lock import LOCK
@@ -111,9 +111,10 @@ def _has_unfinished_commit(run: Run) -> bool:
     if run.stored.document.status == "running":
         return True
     try:
-        return read_bytes(run.stored.store, WRITER) is not None
+        writer = read_bytes(run.stored.store, WRITER)
     except ChunkError:
         return False
+    return writer is not None and not parse_holder(writer).get("released")
 
 
 def _document_problems(

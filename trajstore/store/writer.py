@@ -358,8 +358,8 @@ class Writer:
             }
             | self._facts()
         )
-        # A successor that took over before this commit may have read the root document before.
-        # If the store was deleted during the commit, parts of it were written again.
+        # A successor that took over before this commit may have read the root document before;
+        # and if the store was deleted during the commit, parts of it were written again.
         self._loop.run(self._lock.confirm())
 
 

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,32 +137,36 @@ def _bytes(change: Callable[[bytearray, Generator], object]) -> Damaging:
     return damage
 
 
+def _below(n: int, rng: Generator) -> int:
+    return int(rng.integers(n))
+
+
 def _flip(data: bytearray, rng: Generator) -> None:
-    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    data[_below(len(data), rng)] ^= 1 << _below(8, rng)
 
 
 def _digit(data: bytearray, rng: Generator) -> None:
     digits = [i for i, byte in enumerate(data) if chr(byte).isdecimal() and byte < 128]
     if digits:
-        data[rng.choice(digits)] = ord("0") + rng.integers(10)
+        data[digits[_below(len(digits), rng)]] = ord("0") + _below(10, rng)
 
 
 def _byte(data: bytearray, rng: Generator) -> None:
-    data[rng.integers(len(data))] = rng.integers(256)
+    data[_below(len(data), rng)] = _below(256, rng)
 
 
 def _zeros(data: bytearray, rng: Generator) -> None:
-    start = rng.integers(len(data))
-    stop = min(len(data), start + rng.integers(1, 64))
+    start = _below(len(data), rng)
+    stop = min(len(data), start + 1 + _below(63, rng))
     data[start:stop] = bytes(stop - start)
 
 
 def _cut(data: bytearray, rng: Generator) -> None:
-    del data[rng.integers(len(data)) :]
+    del data[_below(len(data), rng) :]
 
 
 def _lengthen(data: bytearray, rng: Generator) -> None:
-    data += rng.bytes(rng.integers(1, 5000))
+    data += rng.bytes(1 + _below(5000, rng))
 
 
 def _deleted(_store: Store, key: str, _rng: Generator) -> Damage:
@@ -325,18 +330,17 @@ def _parts(run: Any) -> dict[str, Callable[[], Values]]:
 
     reference = "final" if run.has_final else 0
     parts: dict[str, Callable[[], Values]] = {
-        "steps": lambda: of_steps(run),
+        "steps": partial(of_steps, run),
         "windows": lambda: {str(k): v.values for k, v in run.windows.items()},
-        "geometry": lambda: geometry(run, reference),
+        "geometry": partial(geometry, run, reference),
     }
     if run.spec.samples:
         parts["samples"] = lambda: {"": run.samples.values}
     for name in run.snapshots:
-        parts[f"snapshot {name}"] = lambda name=name: geometry(run, name)
+        parts[f"geometry at {name}"] = partial(geometry, run, name)
     for name in run.measurements:
-        rows = run.measured(name)
-        parts[f"measured {name}"] = lambda rows=rows: of_steps(rows)
-        parts[f"geometry of {name}"] = lambda rows=rows: geometry(rows, reference)
+        parts[f"measured {name}"] = partial(of_steps, run.measured(name))
+        parts[f"geometry of {name}"] = partial(geometry, run.measured(name), reference)
     return parts
 
 

@@ -83,7 +83,7 @@ def falsify(store: Store, clean: Reading, n: int, seed: int) -> list[str]:
                 faults.append(f"{case}: not found by verify")
             if time.monotonic() - before > MAX_SECONDS:
                 faults.append(f"{case}: took more than {MAX_SECONDS} s")
-    print(store.kind, sum(counts.values()), dict(counts))
+    print(store.kind, sum(counts.values()), dict(counts), *faults, sep="\n")
     return faults
 
 
