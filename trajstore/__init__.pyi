@@ -3,8 +3,8 @@ from .reading.epochs import epoch_grid, index_epochs
 from .reading.run import Run, open_run
 from .reading.target import iterate, parameters_at
 from .recording.recorder import Recorder
+from .store.holder import StoreLockedError
 from .store.journal import recover
-from .store.lock import StoreLockedError
 
 __all__ = [
     "Recorder",

@@ -25,7 +25,7 @@ from trajstore.reading.epochs import index_epochs
 from trajstore.reading.lazy_rows import lazy_rows
 from trajstore.reading.stored_rows import StoredRows
 from trajstore.reading.version import StoreVersion, version_of, view_at
-from trajstore.store.location import locate, open_store
+from trajstore.store.location import locate
 from trajstore.store.lock import is_written
 from trajstore.store.opening import OpenedStore, open_checked
 
@@ -92,11 +92,14 @@ class Run:
         """How the run ended: ``running``, ``complete``, ``failed`` or ``interrupted``.
 
         A run has failed if it was closed after an exception. It was interrupted if no
-        process is writing to the store although the run was not closed.
+        process is writing to the store although the run was not closed. The status is
+        ``unknown`` if the run was not closed, and the lock of its writer cannot be tested
+        because files cannot be read or locked.
         """
         status = self.stored.document.status
-        is_running = status == "running"
-        return "interrupted" if is_running and not self.stored.is_written else status
+        if status != "running" or self.stored.is_written:
+            return status
+        return "unknown" if self.stored.is_written is None else "interrupted"
 
     @property
     def n_steps(self) -> int:
@@ -317,11 +320,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     location = locate(path)
     # Look for a writer before reading the status: a run that is closed in between must not
     # look interrupted.
-    written = is_written(location, open_store(location, read_only=True))
+    written = is_written(location)
     return _run(location, open_checked(location), is_written=written)
 
 
-def _run(location: str, opened: OpenedStore, *, is_written: bool) -> Run:
+def _run(location: str, opened: OpenedStore, *, is_written: bool | None) -> Run:
     store, document = opened
     live = LiveChecks(location, store, document)
     return Run(StoredRows(location, store, document, document.steps, is_written, live))

@@ -29,9 +29,10 @@ from trajstore.store.chunks import (
     read_chunk,
     read_part,
 )
+from trajstore.store.holder import WRITER
 from trajstore.store.journal import JOURNAL
 from trajstore.store.location import OutsideStoreError, inside, is_remote
-from trajstore.store.lock import LOCK, WRITER
+from trajstore.store.lock import LOCK
 
 Array = npt.NDArray[Any]
 Place = tuple[str, Part]

@@ -28,11 +28,11 @@ class StoreVersion(NamedTuple):
         tuple[int, int], ...
     ]  # numbers of rows and scalars of each measurement
     has_final: bool
-    is_written: bool  # whether a process was writing the store
+    is_written: bool | None  # whether a process was writing the store
     status: str
 
 
-def version_of(document: Document, *, is_written: bool) -> StoreVersion:
+def version_of(document: Document, *, is_written: bool | None) -> StoreVersion:
     """Return the version that a root document describes."""
     return StoreVersion(
         created=document.created,

@@ -7,7 +7,7 @@ storage service (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` and so on) and are 
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,8 @@ from typing import Any, Final
 from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
+
+from trajstore.store.fenced import FencedStore
 
 OBJECT_SCHEMES: Final = frozenset(
     ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"]
@@ -99,7 +101,7 @@ def open_store(
     if scheme in OBJECT_SCHEMES:
         obstore = _import("obstore.store", scheme)
         store = obstore.from_url(location, client_options=_client_options())
-        return ObjectStore(store, read_only=read_only)
+        return ObjectStore(store, read_only=True) if read_only else FencedStore(store)
     _import("fsspec", scheme)
     options = {"skip_instance_cache": True} if own_loop else {}
     return FsspecStore.from_url(location, options, read_only=read_only)
@@ -107,6 +109,15 @@ def open_store(
 
 class DirectoryStore(LocalStore):
     """A directory in which links, pipes and devices are refused."""
+
+    # Called before every change; raises an error if this process is no longer the writer.
+    fence: Callable[[], None] | None = None
+
+    def _changeable(self, key: str) -> Path:
+        """Return the path of a key that may be changed."""
+        if self.fence is not None:
+            self.fence()
+        return inside(self.root, key)
 
     async def get(self, key: str, *part: Any, **options: Any) -> Buffer | None:
         """Return the contents of a file, or None if it is missing."""
@@ -120,32 +131,32 @@ class DirectoryStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file."""
-        inside(self.root, key)
+        self._changeable(key)
         await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a file unless it exists."""
-        inside(self.root, key)
+        self._changeable(key)
         await super().set_if_not_exists(key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write a file."""
-        inside(self.root, key)
+        self._changeable(key)
         super().set_sync(key, value)
 
     async def delete(self, key: str) -> None:
         """Delete a file or a directory."""
-        inside(self.root, key)
+        self._changeable(key)
         await super().delete(key)
 
     def delete_sync(self, key: str) -> None:
         """Delete a file or a directory."""
-        inside(self.root, key)
+        self._changeable(key)
         super().delete_sync(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete a directory."""
-        inside(self.root, prefix)
+        self._changeable(prefix)
         await super().delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
@@ -175,7 +186,7 @@ class SyncedStore(DirectoryStore):
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file and return once it would survive a power loss."""
         # Rename the file when its bytes are on the disk, so it is never seen without them.
-        partial, path = self.root / f"{key}.partial", inside(self.root, key)
+        partial, path = self.root / f"{key}.partial", self._changeable(key)
         await super().set(f"{key}.partial", value)
         _sync(partial)
         partial.replace(path)

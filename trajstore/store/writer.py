@@ -33,8 +33,10 @@ from trajstore.format.optimizer_facts import OPTIMIZER, GroupFacts
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
 from trajstore.store.event_loop import EventLoop
+from trajstore.store.holder import PROTOTYPE, WRITER
+from trajstore.store.lease import LEASE_SECONDS
 from trajstore.store.location import inside, is_remote, locate, open_store
-from trajstore.store.lock import LEASE_SECONDS, PROTOTYPE, WRITER, WriterLock
+from trajstore.store.lock import WriterLock, writer_lock
 from trajstore.store.row_table import RowTable
 
 Array = npt.NDArray[Any]
@@ -111,7 +113,7 @@ class Writer:
             )
         if is_free and not is_remote(self.location):
             Path(self.location).mkdir(parents=True)
-        self._lock = WriterLock(self.location, self._store)
+        self._lock = writer_lock(self.location, self._store)
         self._loop.run(self._lock.acquire())
         root = self._loop.run(self._store.get("zarr.json", PROTOTYPE))
         if root is not None:
@@ -327,7 +329,7 @@ class Writer:
         return {OPTIMIZER: facts} if facts else {}
 
     def commit(self) -> None:
-        """Make everything written so far visible; check that the lock is still held."""
+        """Make everything written so far visible; raise an error if the lock was lost."""
         assert self._lock is not None
         self._loop.run(self._lock.confirm())
         self._arrays.commit(
@@ -348,6 +350,8 @@ class Writer:
             }
             | self._facts()
         )
+        # A successor that took over before this commit may have read the root document before.
+        self._loop.run(self._lock.confirm())
 
 
 def spec_differences(stored: RunSpec, given: RunSpec) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from trajstore.reading.run import open_run
 from trajstore.recording.background import Background
-from trajstore.store.lock import StoreLockedError
+from trajstore.store.holder import StoreLockedError
 
 torch = pytest.importorskip("torch")
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from analyzers import cli
 from analyzers.geometry import stored as results
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
+from trajstore.store import lease
 from trajstore.store import location as locations
-from trajstore.store import lock
+from trajstore.store.holder import WRITER, StoreLockedError
 from trajstore.store.location import open_store
-from trajstore.store.lock import LEASE_SECONDS, WRITER, StoreLockedError
 
 torch = pytest.importorskip("torch")
 
@@ -160,17 +159,10 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
 def test_only_one_of_two_rivals_takes_over_an_expired_lease(
     remote: str, training: Training, monkeypatch: pytest.MonkeyPatch
 ):
-    class Later(datetime):
-        """Return a time at which the lease has run out."""
-
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(tz) + timedelta(seconds=LEASE_SECONDS + 1)
-
     silent = training.record(remote)
     training.run(range(3))
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "datetime", Later)
+        patch.setattr(lease, "LEASE_SECONDS", 0)
         rival = Training().record(remote, resume=True, step=0)
     # The writer whose lease ran out notices this, and writes nothing more.
     with pytest.raises(RuntimeError, match=r"deleted, or taken over by another writer"):

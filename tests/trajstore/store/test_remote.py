@@ -1,6 +1,5 @@
 """Test that runs in object storage are read, verified and sized like local runs."""
 
-import json
 import pickle
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +13,10 @@ from tests.trajstore.handmade import SIZE, write_run
 from trajstore import open_run
 from trajstore.cli import main as cli
 from trajstore.reading.verify import problems
-from trajstore.store import lock
+from trajstore.store import lease
+from trajstore.store.holder import WRITER
+from trajstore.store.lease import LEASE_SECONDS
 from trajstore.store.location import open_store
-from trajstore.store.lock import LEASE_SECONDS, WRITER
 
 obstore = pytest.importorskip("obstore")
 
@@ -126,11 +126,11 @@ def test_the_lease_of_a_remote_writer_expires(
             return datetime.now(tz) + timedelta(seconds=age)
 
     obstore.put(storage(open_remote), WRITER, b'{"host": "a", "pid": 1}')
-    monkeypatch.setattr(lock, "datetime", Later)
+    monkeypatch.setattr(lease, "datetime", Later)
     assert open_run(open_remote).status == status
 
 
-def test_fsspec_leases_expire_by_the_time_in_their_document(tmp_path: Path):
+def test_fsspec_leases_expire_by_the_date_of_the_storage(tmp_path: Path):
     fsspec = pytest.importorskip("fsspec")
     write_run(tmp_path / "run.zarr", n_steps=2, status=None)
     memory = fsspec.filesystem("memory")
@@ -138,9 +138,9 @@ def test_fsspec_leases_expire_by_the_time_in_their_document(tmp_path: Path):
     try:
         assert open_run("memory://there/run.zarr").status == "interrupted"
         for age, status in ((0, "running"), (LEASE_SECONDS, "interrupted")):
+            memory.pipe("/there/run.zarr/.writer", b'{"host": "a", "pid": 1}')
             renewed = datetime.now(UTC) - timedelta(seconds=age)
-            document = json.dumps({"renewed": renewed.isoformat()})
-            memory.pipe("/there/run.zarr/.writer", document.encode())
+            memory.store["/there/run.zarr/.writer"].created = renewed
             assert open_run("memory://there/run.zarr").status == status
         memory.pipe("/there/run.zarr/.writer", b"damaged")
         run = open_run("memory://there/run.zarr")
