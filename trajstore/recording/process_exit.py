@@ -1,27 +1,81 @@
-"""Close a recording properly when the program ends or receives SIGTERM."""
+"""Close a recording properly when the program ends or receives a signal."""
 
 import atexit
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
+from typing import Any, Final
 from warnings import warn
 
+LOGGER: Final = logging.getLogger("trajstore")
 
-def close_at_exit(close: Callable[[str], None]) -> Callable[[], None]:
-    """Call `close(status)` when the program ends; return a function that cancels this."""
+CLOSING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""Signals that wait while a recording is closed."""
+
+
+def close_at_exit(
+    close: Callable[[str], None], location: str
+) -> Callable[[], AbstractContextManager[None]]:
+    """Call `close(status)` at the end of the program; return a function that makes a context."""
+    # In the context the recording at a location can be closed: signals wait in it, and nothing
+    # is called at the end of the program after it. SIGTERM ends the program regularly.
     at_exit = partial(_close, close)
     atexit.register(at_exit)
     undo_sigterm = _exit_on_sigterm()
 
-    def undo() -> None:
-        atexit.unregister(at_exit)
-        undo_sigterm()
+    @contextmanager
+    def closing() -> Iterator[None]:
+        try:
+            with signals_wait(location):
+                yield
+        finally:
+            atexit.unregister(at_exit)
+            undo_sigterm()
 
-    return undo
+    return closing
+
+
+@contextmanager
+def signals_wait(location: str) -> Iterator[None]:
+    """Let SIGINT and SIGTERM take effect after the context, in which a recording is closed."""
+    # Python runs handlers in the main thread only, so signals do not interrupt other threads.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, waiting = os.getpid(), list[int]()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        waiting.append(number)
+        LOGGER.warning(
+            "Closing the recording %s. The signal takes effect when all rows are written. "
+            "To end at once and lose rows that are not committed: kill -9 %d",
+            location,
+            owner,
+        )
+
+    before: dict[int, Any] = {}
+    try:
+        for number in CLOSING_SIGNALS:
+            handler = signal.getsignal(number)
+            # Leave ignored signals, and handlers that are not Python functions.
+            if handler not in {None, signal.SIG_IGN}:
+                before[number] = handler
+                signal.signal(number, note)
+        yield
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
+        for noted in dict.fromkeys(waiting):
+            signal.raise_signal(noted)
 
 
 def _close(close: Callable[[str], None]) -> None:

@@ -204,7 +204,7 @@ class Recorder:
         self._first_step = steps.position.step
         self._guard = guard = Guard(on_error, steps.position)
         self._is_open = True
-        self._undo_exit = close_at_exit(self._close_if_live)
+        self._closing = close_at_exit(self._close_if_live, str(path))
         self._hooks = StepHooks(
             session.optimizers,
             begin=partial(guard.record, steps.begin),
@@ -367,7 +367,9 @@ class Recorder:
             although there was no optimizer step; if the optimizer was later given parameters
             that are not recorded; or if there were more steps than `total_steps`.
         """
-        if (steps := self._live()) is not None:
+        if (steps := self._live()) is None:
+            return
+        with self._closing():
             self._hooks.finish()
             self._settle(steps)
             for message in steps.closing_warnings(
@@ -396,11 +398,11 @@ class Recorder:
 
     def _close_if_live(self, status: str) -> None:
         if (steps := self._live()) is not None:
-            self._close(steps, status)
+            with self._closing():
+                self._close(steps, status)
 
     def _close(self, steps: StepRecorder, status: str) -> None:
         self._is_open = False
-        self._undo_exit()
         self._hooks.remove()
         # If training failed, scalars logged for the next step do not belong to the last step.
         amendment = steps.amendment() if status == "complete" else {}

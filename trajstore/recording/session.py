@@ -23,6 +23,7 @@ from trajstore.recording.parameters import (
     group_names,
     trained_parameters,
 )
+from trajstore.recording.process_exit import signals_wait
 from trajstore.recording.resume import (
     Position,
     Resumption,
@@ -93,9 +94,16 @@ class Session:
             resumption = self._open_together(path, step, state)
             self.start, self.resume_warning = self._start_from(resumption)
         except BaseException:
-            self.background.close()
+            # After Ctrl-C the writer thread still finishes opening the store.
+            with signals_wait(str(path)):
+                self.background.close(self._give_up)
             raise
         self._snapshots = set(self.start.snapshots)
+
+    def _give_up(self) -> None:
+        """Close a store that was opened in vain."""
+        if self.writer is not None:
+            self.writer.close()
 
     def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
         if not isinstance(resume, Mapping) or not self._placement.is_first:

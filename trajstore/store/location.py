@@ -26,10 +26,11 @@ OBJECT_SCHEMES: Final = frozenset(
 
 def locate(path: str | os.PathLike[str]) -> str:
     """Return the location of a user's path or URL, without a trailing slash."""
+    # A path is made absolute, so that a program may change its working directory.
     text = os.fspath(path)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    return text.rstrip("/") if is_remote(text) else str(Path(text))
+    return text.rstrip("/") if is_remote(text) else str(Path(text).absolute())
 
 
 def is_remote(location: str) -> bool:
