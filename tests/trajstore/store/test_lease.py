@@ -76,7 +76,7 @@ class Delay:
         self, store: FencedStore, n: int, act: Callable[[], None], *, after: bool
     ) -> None:
         self._put, self._n, self._act, self._after = store._put, n, act, after
-        store._put = self.put  # type: ignore[method-assign]
+        store._put = self.put  # type: ignore[method-assign, assignment]
 
     async def put(self, *arguments: Any) -> Any:
         self._n -= 1

@@ -17,8 +17,8 @@ import pytest
 
 from tests.trajstore.handmade import write_run
 from trajstore.reading.run import open_run
-from trajstore.store import lock
 from trajstore.store.holder import (
+    PROTOTYPE,
     WRITER,
     StoreLockedError,
     hold,
@@ -243,7 +243,7 @@ def test_nothing_is_written_after_the_lock_file_is_gone(killed: Path):
     shutil.rmtree(killed)
     with pytest.raises(StoreLockedError, match=r"run\.zarr was deleted, or taken over"):
         writer._loop.run(
-            writer._store.set("zarr.json", lock.PROTOTYPE.buffer.from_bytes(b""))
+            writer._store.set("zarr.json", PROTOTYPE.buffer.from_bytes(b""))
         )
     with pytest.raises(StoreLockedError, match=r"run\.zarr was deleted, or taken over"):
         writer.commit()
