@@ -47,7 +47,8 @@ class StoredRows:
     store: CheckedStore
     document: Document
     group: RowGroup
-    is_written: bool | None  # whether a process was writing the store; None if unknown
+    # Whether a process was writing the store when it was opened; None if that is unknown.
+    is_written: bool | None
     live: LiveChecks  # shared by all groups of rows
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False)
     _reported: set[str] = field(default_factory=set, repr=False)

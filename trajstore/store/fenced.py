@@ -5,8 +5,7 @@ every object is written only if it is still in the state in which this writer le
 is not, the lease decides: it is renewed after the object was looked at, so no successor had
 written the object then, and the object is replaced only if it has not changed since.
 
-An answer that is lost looks the same: the object is not what the writer knows. If it has the
-bytes that were to be written, it has been written.
+After an answer is lost, the object is not what the writer knows either, and is written again.
 """
 
 from collections import OrderedDict
@@ -33,7 +32,7 @@ class Found(NamedTuple):
 
     version: Version
     modified: datetime  # by the clock of the storage
-    contents: bytes | None  # None if the object has more than the expected size
+    contents: bytes | None  # None unless they were asked for and are short
 
 
 class FencedStore(ObjectStore[Any]):
@@ -55,15 +54,11 @@ class FencedStore(ObjectStore[Any]):
             return
         # Forget the version until the object is written, for example after Ctrl-C.
         version = self._versions.pop(key, None)
-        while True:
-            written = await self.put_if(key, contents, version)
-            if written is not None:
-                break
-            found = await self.find(key, at_most=len(contents))
+        while (written := await self.put_if(key, contents, version)) is None:
+            # Even an object with these contents is written again, because the writer that
+            # wrote it still knows its version.
+            found = await self.find(key)
             await self.fence()
-            if found is not None and found.contents == contents:
-                written = found.version
-                break
             version = None if found is None else found.version
         self._versions[key] = written
         if len(self._versions) > MAX_VERSIONS:
@@ -93,19 +88,19 @@ class FencedStore(ObjectStore[Any]):
         result = await self._call("put_async", key, contents, mode=mode)
         return _version(result)
 
-    async def find(self, key: str, *, at_most: int) -> Found | None:
-        """Return an object, with its contents unless they are too long; None if it is missing."""
+    async def find(self, key: str, *, at_most: int = 0) -> Found | None:
+        """Return an object, with its contents if they are short; None if it is missing."""
 
         async def request() -> Found | None:
+            contents = None
             try:
-                response = await self._call("get_async", key)
+                meta = await self._call("head_async", key)
+                if at_most and meta["size"] <= at_most:
+                    response = await self._call("get_async", key)
+                    meta, contents = response.meta, bytes(await response.bytes_async())
             except FileNotFoundError:
                 return None
-            contents = None
-            if response.meta["size"] <= at_most:
-                contents = bytes(await response.bytes_async())
-            modified = response.meta["last_modified"]
-            return Found(_version(response.meta), modified, contents)
+            return Found(_version(meta), meta["last_modified"], contents)
 
         return await patiently(request, seconds=self.patience)
 
@@ -119,6 +114,12 @@ class FencedStore(ObjectStore[Any]):
         return await patiently(
             lambda: super(FencedStore, self).get(key, prototype, byte_range),
             seconds=self.patience,
+        )
+
+    async def is_empty(self, prefix: str) -> bool:
+        """Whether there are no objects below a prefix."""
+        return await patiently(
+            lambda: super(FencedStore, self).is_empty(prefix), seconds=self.patience
         )
 
     async def delete(self, key: str) -> None:

@@ -114,7 +114,7 @@ class Lease:
     async def _now(self) -> datetime:
         """Return the time of the storage."""
         await self._store.set(CLOCK, PROTOTYPE.buffer.from_bytes(uuid4().bytes))
-        found = await self._store.find(CLOCK, at_most=0)
+        found = await self._store.find(CLOCK)
         await self._store.delete(CLOCK)
         # A rival may have deleted the object first.
         return datetime.min.replace(tzinfo=UTC) if found is None else found.modified
