@@ -1,10 +1,9 @@
 """Store the geometry of a run next to the run, and compute no chunk twice."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote
 
 import dask.array as da
 import numpy as np
@@ -19,7 +18,14 @@ from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import GeometryPlan, plan_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.run_spec import SchemaError
-from trajstore.reading.results import results_location, target_slug, to_group
+from trajstore.reading.results import (
+    is_being_written,
+    path_component,
+    results_location,
+    results_lock,
+    target_slug,
+    to_group,
+)
 from trajstore.reading.run import Run
 from trajstore.reading.stored_results import (
     ExpectedArray,
@@ -47,7 +53,9 @@ def store_geometry(
     The result is written chunk by chunk. After an interruption, the next call computes only
     the missing chunks; if all chunks are stored, it returns immediately. A result lists
     everything it depends on in ``attrs["computed_from"]``. It is computed again if the run
-    has grown, or if the target or the estimator has changed.
+    has grown, or if the target or the estimator has changed. Processes that compute the same
+    result take turns, and each computes only the chunks that are still missing. If a result
+    is replaced after it was opened, its chunks are computed when they are needed.
 
     Parameters
     ----------
@@ -83,19 +91,23 @@ def store_geometry(
     """
     plan = plan_geometry(run, reference, layers=layers, weight_decay=weight_decay)
     location, group = results_location(run), result_group(plan.dataset)
-    stored = _stored_arrays(location, group, plan)
-    done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
-    store = None if done.all() else writable_store(location)
-    if store and not stored:
-        _begin(store, group, plan.dataset)
-    tasks = [
-        task(partial(store_chunk, location, group, i, steps), values)
-        for i, (steps, values) in enumerate(zip(plan.chunks, plan.tasks, strict=True))
-        if not done[i]
-    ]
-    if tasks:
-        compute(tasks, "analysing")
-    return _open_stored(location, group, plan)
+    # A second process waits here, and then finds the chunks that the first has stored.
+    with results_lock(location, group):
+        stored = _stored_arrays(location, group, plan)
+        done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
+        store = None if done.all() else writable_store(location)
+        if store and not stored:
+            _begin(store, group, plan.dataset)
+        tasks = [
+            task(partial(store_chunk, location, group, i, steps), values)
+            for i, (steps, values) in enumerate(
+                zip(plan.chunks, plan.tasks, strict=True)
+            )
+            if not done[i]
+        ]
+        if tasks:
+            compute(tasks, "analysing")
+        return _open_stored(location, group, plan)
 
 
 def result_group(geometry: xr.Dataset) -> str:
@@ -103,7 +115,7 @@ def result_group(geometry: xr.Dataset) -> str:
     group = target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
-        group = f"{group}-of-{quote(direction, safe='')}"
+        group = f"{group}-of-{path_component(direction)}"
     return f"{group}-layers" if "layer" in geometry.dims else group
 
 
@@ -150,6 +162,7 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
     # Coordinates and attributes are those of the plan; only numbers are read.
     stored = open_arrays(location, group, _expected(plan))
     assert stored is not None
+    computed_from = plan.dataset.attrs["computed_from"]
     variables = {}
     for name in NAMES:
         lazy = plan.dataset[name].variable
@@ -157,7 +170,10 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
         chunks = [
             da.from_delayed(  # type: ignore[no-untyped-call]
                 task(
-                    _read_stored, stored[name], (steps, *inner), f"{location}/{group}"
+                    partial(_read_stored, plan.compute_steps, computed_from),
+                    stored[name],
+                    (steps, *inner),
+                    (location, group),
                 ),
                 shape=(steps.stop - steps.start, *lazy.shape[1:]),
                 dtype=np.float64,
@@ -169,18 +185,41 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
     return plan.dataset.assign(variables)
 
 
-def _read_stored(array: Any, chunk: Part, place: str) -> Array:
-    """Read a chunk of the result at a place."""
+def _read_stored(
+    compute_steps: Callable[[slice], Array],
+    computed_from: str,
+    array: Any,
+    chunk: Part,
+    place: tuple[str, str],
+) -> Array:
+    """Read a chunk of the result at a place; compute it if that is another result by now."""
     try:
-        return read_chunk(array, chunk)
+        values = read_chunk(array, chunk)
     except ChunkError as error:
-        advice = f"; to compute the result again, delete {place}"
-        raise ChunkError(error.key, error.reason + advice) from error
+        if _is_current(computed_from, *place) and not is_being_written(*place):
+            advice = f"; to compute the result again, delete {'/'.join(place)}"
+            raise ChunkError(error.key, error.reason + advice) from error
+    else:
+        if _is_current(computed_from, *place):
+            return values
+    name = array.path.rpartition("/")[2]
+    return compute_steps(chunk[0])[NAMES.index(name)]
+
+
+def _is_current(computed_from: str, location: str, group: str) -> bool:
+    """Whether a group of results still holds the result that was opened."""
+    try:
+        attributes = read_attributes(location, group) or {}
+    except SchemaError:
+        return True  # Damage is no replacement; the chunk decides.
+    return attributes.get("computed_from") == computed_from
 
 
 def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     """Write a result without its values, and mark all chunks as incomplete."""
-    # The marks are removed first: a partly removed result must not look complete.
+    # The document is removed first: a partly removed result must not look like a complete
+    # one, or like a damaged one.
+    sync(store.delete(f"{group}/zarr.json"))
     sync(store.delete_dir(f"{group}/{DONE}"))
     to_group(store, group, lazy, compute=False)
     n_chunks = len(lazy.chunksizes[STEP])

@@ -1,6 +1,7 @@
 """Check and copy the scalars and the indices of examples that users log."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Final
 
 import numpy as np
@@ -49,6 +50,16 @@ def to_scalar(name: str, value: object) -> Scalar:
     raise TypeError(
         f"{name!r} must be a real number or a tensor of one real number, got {value!r}."
     )
+
+
+def rate_or_nan(rate: object) -> Scalar:
+    """Return a learning rate as a float or tensor, and NaN for anything but one number."""
+    # Some optimizers, such as Adafactor, choose their rates themselves and hold None.
+    try:
+        is_number = isinstance(rate, Number | np.ndarray)
+        return float(rate) if is_number else to_scalar("lr", rate)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
 
 
 def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
