@@ -206,7 +206,9 @@ def compute_steps(
     [task] = geometry_tasks(
         run, target, [steps], layers=layers, weight_decay=weight_decay
     )
-    values: npt.NDArray[np.float64] = task.compute(scheduler="synchronous")
+    values: npt.NDArray[np.float64] = task.compute(  # type: ignore[no-untyped-call]
+        scheduler="synchronous"
+    )
     return values
 
 

@@ -203,7 +203,8 @@ def _read_stored(
         if _is_current(computed_from, *place):
             return values
     name = array.path.rpartition("/")[2]
-    return compute_steps(chunk[0])[NAMES.index(name)]
+    computed: Array = compute_steps(chunk[0])[NAMES.index(name)]
+    return computed
 
 
 def _is_current(computed_from: str, location: str, group: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,9 @@ def rate_or_nan(rate: object) -> Scalar:
     """Return a learning rate as a float or tensor, and NaN for anything but one number."""
     # Some optimizers, such as Adafactor, choose their rates themselves and hold None.
     try:
-        is_number = isinstance(rate, Number | np.ndarray)
-        return float(rate) if is_number else to_scalar("lr", rate)  # type: ignore[arg-type]
+        number: Any = rate.item() if isinstance(rate, np.ndarray) else rate
+        is_number = isinstance(number, Number)
+        return float(number) if is_number else to_scalar("lr", number)
     except (TypeError, ValueError, OverflowError):
         return float("nan")
 
