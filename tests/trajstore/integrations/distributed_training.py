@@ -124,7 +124,7 @@ def fabric(path: Path) -> None:
     here.launch()
     net = make_net()
     net, optimizer = here.setup(net, make_sgd(net))
-    loader = here.setup_dataloaders(DataLoader(make_data(), batch_size=1))
+    loader: Any = here.setup_dataloaders(DataLoader(make_data(), batch_size=1))
     with Recorder(path, net, optimizer, steps_per_epoch=N_BATCHES, exact=True) as r:
         for _ in range(EPOCHS):
             for batch in loader:
