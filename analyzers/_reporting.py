@@ -70,7 +70,10 @@ def save_figure(drawn: Drawn, path: Path) -> Path:
     """Save a figure, or the figure of the given axes, close it, and return the path."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)
-    figure.savefig(path, dpi=DPI)
+    # Another process may draw the same figure.
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    figure.savefig(partial, dpi=DPI)
+    partial.replace(path)
     plt.close(figure)
     return path
 

@@ -1,12 +1,15 @@
 """Compute RSI, EB and gamma of gradients, relative to a target chosen after training."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from dask.delayed import Delayed
 
@@ -53,6 +56,8 @@ class GeometryPlan(NamedTuple):
     dataset: xr.Dataset  # the lazy result of `path_geometry`
     chunks: list[slice]  # steps of each chunk
     tasks: list[Delayed]  # one task per chunk, float64 (quantity, step[, layer])
+    # Computes the result of a range of steps in the calling thread.
+    compute_steps: Callable[[slice], npt.NDArray[np.float64]]
 
 
 def path_geometry(
@@ -188,7 +193,23 @@ def plan_geometry(
     }
     variables = {name: (dims, values[i]) for i, name in enumerate(NAMES)}
     dataset = describe(xr.Dataset(variables, coordinates, attributes), DESCRIPTIONS)
-    return GeometryPlan(index_epochs(dataset), chunks, tasks)
+    compute = partial(
+        compute_steps, run, target, layers=layers, weight_decay=weight_decay
+    )
+    return GeometryPlan(index_epochs(dataset), chunks, tasks, compute)
+
+
+def compute_steps(
+    run: Run, target: Target, steps: slice, *, layers: bool, weight_decay: float
+) -> npt.NDArray[np.float64]:
+    """Compute the geometry of a range of steps, float64 (quantity, step[, layer])."""
+    [task] = geometry_tasks(
+        run, target, [steps], layers=layers, weight_decay=weight_decay
+    )
+    values: npt.NDArray[np.float64] = task.compute(  # type: ignore[no-untyped-call]
+        scheduler="synchronous"
+    )
+    return values
 
 
 def analysis_target(run: Run, reference: TargetLike) -> Target:

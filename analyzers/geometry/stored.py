@@ -1,10 +1,9 @@
 """Store the geometry of a run next to the run, and compute no chunk twice."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote
 
 import dask.array as da
 import numpy as np
@@ -20,7 +19,14 @@ from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import GeometryPlan, plan_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.run_spec import SchemaError
-from trajstore.reading.results import results_location, target_slug, to_group
+from trajstore.reading.results import (
+    is_being_written,
+    path_component,
+    results_location,
+    results_lock,
+    target_slug,
+    to_group,
+)
 from trajstore.reading.run import Run
 from trajstore.reading.stored_results import (
     ExpectedArray,
@@ -57,7 +63,9 @@ def store_geometry(
     The result is written chunk by chunk. After an interruption, the next call computes only
     the missing chunks; if all chunks are stored, it returns immediately. A result lists
     everything it depends on in ``attrs["computed_from"]``. It is computed again if the run
-    has grown, or if the target or the estimator has changed.
+    has grown, or if the target or the estimator has changed. Processes that compute the same
+    result take turns, and each computes only the chunks that are still missing. If a result
+    is replaced after it was opened, its chunks are computed when they are needed.
 
     Parameters
     ----------
@@ -93,19 +101,23 @@ def store_geometry(
     """
     plan = plan_geometry(run, reference, layers=layers, weight_decay=weight_decay)
     location, group = results_location(run), result_group(plan.dataset)
-    stored = _stored_arrays(location, group, plan)
-    done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
-    store = None if done.all() else writable_store(location)
-    if store and not stored:
-        _begin(store, group, plan.dataset)
-    tasks = [
-        task(partial(store_chunk, location, group, i, steps), values)
-        for i, (steps, values) in enumerate(zip(plan.chunks, plan.tasks, strict=True))
-        if not done[i]
-    ]
-    if tasks:
-        compute(tasks, "analysing")
-    return _open_stored(location, group, plan)
+    # A second process waits here, and then finds the chunks that the first has stored.
+    with results_lock(location, group):
+        stored = _stored_arrays(location, group, plan)
+        done = _done_chunks(stored) if stored else np.zeros(len(plan.chunks), bool)
+        store = None if done.all() else writable_store(location)
+        if store and not stored:
+            _begin(store, group, plan.dataset)
+        tasks = [
+            task(partial(store_chunk, location, group, i, steps), values)
+            for i, (steps, values) in enumerate(
+                zip(plan.chunks, plan.tasks, strict=True)
+            )
+            if not done[i]
+        ]
+        if tasks:
+            compute(tasks, "analysing")
+        return _open_stored(location, group, plan)
 
 
 def result_group(geometry: xr.Dataset) -> str:
@@ -113,7 +125,7 @@ def result_group(geometry: xr.Dataset) -> str:
     group = target_slug(geometry.attrs["reference"])
     direction = geometry.attrs["direction"]
     if direction != "gradient":
-        group = f"{group}-of-{quote(direction, safe='')}"
+        group = f"{group}-of-{path_component(direction)}"
     return f"{group}-layers" if "layer" in geometry.dims else group
 
 
@@ -166,18 +178,22 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
     stored = open_arrays(location, group, _expected(plan))
     assert stored is not None
     checks, variables = _checks(stored[DONE]), {}
-    identity = plan.dataset.attrs["computed_from"]
+    computed_from = plan.dataset.attrs["computed_from"]
     for j, name in enumerate(NAMES):
         lazy = plan.dataset[name].variable
         inner = [slice(0, n) for n in lazy.shape[1:]]
         chunks = [
             da.from_delayed(  # type: ignore[no-untyped-call]
                 task(
-                    partial(_read_stored, place=f"{location}/{group}"),
+                    partial(
+                        _read_stored,
+                        plan.compute_steps,
+                        place=(location, group),
+                        key=f"{name} {i}",
+                        check=(computed_from, int(checks[i, j])),
+                    ),
                     stored[name],
                     (steps, *inner),
-                    f"{name} {i}",
-                    (identity, int(checks[i, j])),
                 ),
                 shape=(steps.stop - steps.start, *lazy.shape[1:]),
                 dtype=np.float64,
@@ -190,23 +206,46 @@ def _open_stored(location: str, group: str, plan: GeometryPlan) -> xr.Dataset:
 
 
 def _read_stored(
-    array: Any, chunk: Part, key: str, check: tuple[str, int], *, place: str
+    compute_steps: Callable[[slice], Array],
+    array: Any,
+    chunk: Part,
+    *,
+    place: tuple[str, str],
+    key: str,
+    check: tuple[str, int],
 ) -> Array:
-    """Read a chunk of the result at a place, and compare it with its check."""
-    identity, expected = check
+    """Read a chunk of the result at a place; compute it if that is another result by now."""
+    computed_from, expected = check
     try:
         values = read_chunk(array, chunk)
         name = chunk_key(array, chunk)
-        check_result(values, identity, key, expected=expected, key=name)
+        check_result(values, computed_from, key, expected=expected, key=name)
     except ChunkError as error:
-        advice = f"; to compute the result again, delete {place}"
-        raise ChunkError(error.key, error.reason + advice) from error
-    return values
+        if _is_current(computed_from, *place) and not is_being_written(*place):
+            advice = f"; to compute the result again, delete {'/'.join(place)}"
+            raise ChunkError(error.key, error.reason + advice) from error
+    else:
+        if _is_current(computed_from, *place):
+            return values
+    index = NAMES.index(array.path.rpartition("/")[2])
+    computed: Array = compute_steps(chunk[0])[index]
+    return computed
+
+
+def _is_current(computed_from: str, location: str, group: str) -> bool:
+    """Whether a group of results still holds the result that was opened."""
+    try:
+        attributes = read_attributes(location, group) or {}
+    except SchemaError:
+        return True  # Damage is no replacement; the chunk decides.
+    return attributes.get("computed_from") == computed_from
 
 
 def _begin(store: Store, group: str, lazy: xr.Dataset) -> None:
     """Write a result without its values, and mark all chunks as incomplete."""
-    # The marks are removed first: a partly removed result must not look complete.
+    # The document is removed first: a partly removed result must not look like a complete
+    # one, or like a damaged one.
+    sync(store.delete(f"{group}/zarr.json"))
     sync(store.delete_dir(f"{group}/{DONE}"))
     to_group(store, group, lazy, compute=False)
     n_chunks = len(lazy.chunksizes[STEP])

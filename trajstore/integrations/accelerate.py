@@ -10,6 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
+from trajstore.integrations.attempts import default_on_error, warn_of
 from trajstore.integrations.participation import takes_part
 from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder, no_op_recorder
@@ -41,13 +42,14 @@ def record(
     **options : Any
         Other options of `trajstore.Recorder`. `steps_per_epoch` counts optimizer steps:
         ``ceil(len(loader) / n)`` if gradients are accumulated over n batches of the prepared
-        loader.
+        loader. The default of `on_error` is ``"warn"``: an error of the recording ends the
+        recording, and training continues. Sharded recordings raise errors.
 
     Yields
     ------
     Recorder
-        The recorder. In processes that do not record, it does nothing, and its `state_dict` is
-        empty.
+        The recorder. In processes that do not record, and if the recording cannot begin, it does
+        nothing, and its `state_dict` is empty.
 
     Examples
     --------
@@ -68,7 +70,15 @@ def record(
     if not takes_part(inner, is_main=accelerator.is_main_process):
         yield no_op_recorder()
         return
-    with Recorder(path, accelerator.unwrap_model(model), inner, **options) as recorder:
+    tolerant = default_on_error(options, inner)
+    try:
+        recorder = Recorder(path, accelerator.unwrap_model(model), inner, **tolerant)
+    except Exception as error:
+        if tolerant["on_error"] == "raise":
+            raise
+        warn_of(error)
+        recorder = no_op_recorder()
+    with recorder:
         yield recorder
 
 

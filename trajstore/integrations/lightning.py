@@ -32,9 +32,11 @@ class TrajectoryCallback(LightningHooks, Callback):
         Record gradients before ``gradient_clip_val`` is applied. The norm of the gradient
         that the step finds is then recorded as ``step_grad_norm``.
     **options : Any
-        Other options of `trajstore.Recorder`, except `resume` and `step`. By default,
-        `total_steps` and `steps_per_epoch` are taken from the trainer; if the number of steps
-        per epoch varies, epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. Epochs begin when the
+        trainer begins them, however long they are. By default, `total_steps` and
+        `reference_every` are taken from the trainer; under manual optimization, they assume one
+        step per batch. The default of `on_error` is ``"warn"``: an error of the recording ends
+        the recording, and training continues. Sharded recordings raise errors.
 
     Raises
     ------
@@ -43,6 +45,9 @@ class TrajectoryCallback(LightningHooks, Callback):
 
     Notes
     -----
+    If training begins again at step 0, for example with a smaller batch after running out of
+    memory, it is recorded to another store: ``run-2.zarr``, then ``run-3.zarr`` and so on.
+
     A ``fast_dev_run`` is not recorded. Training may also resume from a checkpoint that was
     saved without this callback; the recording then resumes as with
     ``Recorder(resume=True, step=...)``.

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trajstore.integrations.attempts import (
+    attempt_of,
+    default_on_error,
+    numbered,
+    tolerant,
+    warn_of,
+)
 from trajstore.integrations.participation import takes_part
 from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
@@ -42,6 +49,14 @@ class LightningHooks:
         self._epoch: int | None = None
         self._losses: list[Tensor] = []
         self._state: dict[str, Any] = {}
+        self._attempt = 0  # number of training runs that have begun at step 0
+
+    def _raises(self) -> bool:
+        return self._options.get("on_error") == "raise"
+
+    def _release(self) -> Recorder | None:
+        recorder, self._recorder = self._recorder, None
+        return recorder
 
     @property
     def recorder(self) -> Recorder | None:
@@ -53,6 +68,7 @@ class LightningHooks:
         """Name of the state in checkpoints; the name contains the optimizers' indices."""
         return f"TrajectoryCallback{[*(self._indices or [0])]}"
 
+    @tolerant
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open or resume the recording."""
         if trainer.fast_dev_run:
@@ -60,22 +76,32 @@ class LightningHooks:
         optimizers = _choose(trainer.optimizers, self._indices)
         if not takes_part(optimizers, is_main=trainer.is_global_zero):
             return
-        options = _schedule(trainer, pl_module) | self._options
+        schedule = _schedule(trainer)
+        options = schedule | default_on_error(self._options, optimizers)
         self._counts_epochs = options.get("steps_per_epoch") is not None
         self._losses = []
         self._optimizers = optimizers
+        resumption = self._resumption(trainer, schedule.get("reference_every"))
         self._recorder = Recorder(
-            self._path, pl_module, optimizers, **self._resumption(trainer), **options
+            numbered(self._path, self._attempt + (not resumption)),
+            pl_module,
+            optimizers,
+            **resumption,
+            **options,
         )
+        self._attempt += not resumption
 
-    def _resumption(self, trainer: Any) -> dict[str, Any]:
+    def _resumption(self, trainer: Any, per_epoch: int | None) -> dict[str, Any]:
         """Return the options that resume the recording, if training is resumed."""
         if trainer.global_step == 0:
             self._epoch = None
             return {}
         if self._state:
+            state = self._state["recorder"]
             self._epoch = self._state["epoch"]
-            return {"resume": self._state["recorder"]}
+            self._attempt = attempt_of(self._path, state)
+            return {"resume": state}
+        self._attempt = self._attempt or 1
         if len(trainer.optimizers) > 1:
             raise ValueError(
                 "The checkpoint holds no state of this recording, and with "
@@ -83,16 +109,22 @@ class LightningHooks:
                 f"{trainer.global_step} does not determine the number of recorded steps. "
                 "Resume from a checkpoint that was saved with this callback."
             )
+        is_within_epoch = per_epoch is not None and trainer.global_step % per_epoch > 0
+        self._epoch = trainer.current_epoch if is_within_epoch else None
         return {"resume": True, "step": trainer.global_step}
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin an epoch, unless the recorder itself counts epochs."""
-        # A resumed epoch may have begun before the checkpoint.
+    @tolerant
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin an epoch with its first batch, unless the recorder itself counts epochs."""
+        # A resumed epoch may have begun before the checkpoint; no hook tells its start then.
         is_new = trainer.current_epoch != self._epoch
         if self._recorder is not None and not self._counts_epochs and is_new:
             self._recorder.start_epoch()
         self._epoch = trainer.current_epoch
 
+    @tolerant
     def on_before_backward(
         self,
         trainer: Any,
@@ -103,6 +135,7 @@ class LightningHooks:
         if self._recorder is not None and pl_module.automatic_optimization:
             self._losses.append(loss.detach())
 
+    @tolerant
     def on_before_optimizer_step(
         self,
         trainer: Any,
@@ -133,14 +166,16 @@ class LightningHooks:
         if self._before_clipping:
             self._recorder.take_gradient()
 
+    @tolerant
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the recording."""
         if self._recorder is not None:
             # Checkpoints may be saved after training.
             self._state = self.state_dict()
-            self._recorder.close()
-            self._recorder = None
+            if (recorder := self._release()) is not None:
+                recorder.close()
 
+    @tolerant
     def on_exception(
         self,
         trainer: Any,
@@ -149,8 +184,7 @@ class LightningHooks:
     ) -> None:
         """Close the recording as failed."""
         self._state = {}
-        if self._recorder is not None:
-            recorder, self._recorder = self._recorder, None
+        if (recorder := self._release()) is not None:
             recorder.__exit__(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,7 +197,14 @@ class LightningHooks:
         """
         if self._recorder is None:
             return self._state
-        return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
+        try:
+            return {"recorder": self._recorder.state_dict(), "epoch": self._epoch}
+        except Exception as error:
+            if self._raises():
+                raise
+            self._release()
+            warn_of(error)
+            return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep the state that a checkpoint holds, until the recording resumes from it.
@@ -190,22 +231,17 @@ def _choose(
     return [optimizers[i] for i in indices]
 
 
-def _schedule(trainer: Any, pl_module: Any) -> dict[str, int]:
-    """Return the numbers of steps in an epoch and in the run as options, if known."""
-    if not pl_module.automatic_optimization:
-        # Under manual optimization, steps may be taken at any time.
-        return {}
+def _schedule(trainer: Any) -> dict[str, int]:
+    """Return the number of steps in a window and in the run as options, if known."""
+    # Epochs may vary in length, so the trainer begins them. A window is as long as the first
+    # epoch. Under manual optimization, one step per batch is assumed.
     schedule, total = {}, trainer.estimated_stepping_batches
-    if isfinite(total) and total > 0:
+    if isfinite(total) and total > 0 and not trainer.reload_dataloaders_every_n_epochs:
         schedule["total_steps"] = int(total)
-    # A scaler may skip steps, and callbacks with the method below change the number of steps.
-    number_varies = _scaler(trainer) is not None or any(
-        hasattr(callback, "going_to_accumulate_grad_batches")
-        for callback in trainer.callbacks
-    )
     n_batches = trainer.num_training_batches
-    if isfinite(n_batches) and not number_varies:
-        schedule["steps_per_epoch"] = ceil(n_batches / trainer.accumulate_grad_batches)
+    if isfinite(n_batches) and n_batches > 0:
+        n_steps = ceil(n_batches / trainer.accumulate_grad_batches)
+        schedule["reference_every"] = n_steps
     return schedule
 
 

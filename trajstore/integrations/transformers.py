@@ -1,6 +1,7 @@
 """A callback that records the training of Hugging Face's ``Trainer``."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,13 @@ from transformers import (
 )
 
 from trajstore.integrations.accelerate import inner_optimizer
+from trajstore.integrations.attempts import (
+    attempt_of,
+    created_at,
+    default_on_error,
+    numbered,
+    tolerant,
+)
 from trajstore.integrations.participation import takes_part
 from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
@@ -43,9 +51,11 @@ class TrajectoryCallback(TrainerCallback):
     path : str or os.PathLike
         Path of the store, see `trajstore.Recorder`.
     **options : Any
-        Other options of `trajstore.Recorder`, except `resume` and `step`. By default,
-        `total_steps` and `steps_per_epoch` are taken from the trainer; if the number of steps
-        per epoch varies, epochs begin when the trainer begins them.
+        Other options of `trajstore.Recorder`, except `resume` and `step`. Epochs begin when the
+        trainer begins them, however long they are. By default, `total_steps` and
+        `reference_every` are taken from the trainer. The default of `on_error` is ``"warn"``: an
+        error of the recording ends the recording, and training continues. Sharded recordings
+        raise errors.
 
     Raises
     ------
@@ -60,6 +70,11 @@ class TrajectoryCallback(TrainerCallback):
     ``compute_loss_func``. The same holds under ``torch_compile`` and under ``DataParallel``,
     where the hook cannot be used. A trainer that overrides ``compute_loss`` may call
     ``callback.log(my_loss=loss)``.
+
+    If training begins again at step 0, for example in a search or with a smaller batch after
+    running out of memory, it is recorded to another store: ``run-2.zarr``, then ``run-3.zarr``
+    and so on. A checkpoint may have been moved: without its state, the recording resumes from
+    the store, and only one product of two gradients is unknown.
 
     With ``load_best_model_at_end``, the final iterate is the best model, and the recorder warns
     that the parameters have changed since the last step.
@@ -79,12 +94,17 @@ class TrajectoryCallback(TrainerCallback):
         self._is_within_epoch = False
         self._losses: list[Tensor] = []
         self._loss_is_share = False
+        self._attempt = 0  # number of training runs that have begun at step 0
+
+    def _raises(self) -> bool:
+        return self._options.get("on_error") == "raise"
 
     @property
     def recorder(self) -> Recorder | None:
         """The recorder, if this process records and training is under way; otherwise None."""
         return self._recorder
 
+    @tolerant
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step, in processes that record.
 
@@ -96,6 +116,7 @@ class TrajectoryCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.log(**scalars)
 
+    @tolerant
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -109,22 +130,53 @@ class TrajectoryCallback(TrainerCallback):
         if not takes_part([optimizer], is_main=state.is_world_process_zero):
             return
         steps_per_epoch = _steps_per_epoch(args, kwargs.get("train_dataloader"))
-        options = {"total_steps": state.max_steps} | self._options
-        if not args.fp16:
-            # A scaler may skip steps.
-            options = {"steps_per_epoch": steps_per_epoch} | options
+        # Epochs may vary in length, so the trainer begins them. A window is as long as the
+        # first epoch.
+        options = {
+            "total_steps": state.max_steps,
+            "reference_every": steps_per_epoch,
+            **default_on_error(self._options, [optimizer]),
+        }
         self._counts_epochs = options.get("steps_per_epoch") is not None
         self._is_within_epoch = (
             state.global_step % (steps_per_epoch or args.max_steps) > 0
         )
+        resumption = self._resumption(args, state)
         self._recorder = Recorder(
-            self._path, model, optimizer, **_resumption(args, state), **options
+            numbered(self._path, self._attempt + (not resumption)),
+            model,
+            optimizer,
+            **resumption,
+            **options,
         )
+        self._attempt += not resumption
         self._losses = []
         if not args.torch_compile and args.n_gpu <= 1:
             hook = model.register_forward_hook(self._take_loss, with_kwargs=True)
             self._unhook = hook.remove
 
+    def _resumption(
+        self, args: TrainingArguments, state: TrainerState
+    ) -> dict[str, Any]:
+        """Return the options that resume the recording, if training is resumed."""
+        if state.global_step == 0:
+            return {}
+        checkpoint = args.resume_from_checkpoint
+        folders = [Path(checkpoint)] if isinstance(checkpoint, str) else []
+        for folder in [*folders, _checkpoint(args, state)]:
+            if (folder / STATE_FILE).exists():
+                saved = torch.load(folder / STATE_FILE, weights_only=True)
+                self._attempt = attempt_of(self._path, saved)
+                with suppress(OSError, ValueError):
+                    location = numbered(self._path, self._attempt)
+                    # A folder of this name may belong to another run.
+                    if created_at(location) == saved.get("created"):
+                        return {"resume": saved}
+        self._attempt = self._attempt or 1
+        # The steps are in the store; only the last gradient is unknown.
+        return {"resume": True, "step": state.global_step}
+
+    @tolerant
     def on_epoch_begin(
         self,
         args: TrainingArguments,
@@ -150,6 +202,7 @@ class TrajectoryCallback(TrainerCallback):
             self._losses.append(loss.detach().reshape(()))
             self._loss_is_share = kwargs.get("num_items_in_batch") is not None
 
+    @tolerant
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,
@@ -166,6 +219,7 @@ class TrajectoryCallback(TrainerCallback):
             )
         self._losses = []
 
+    @tolerant
     def on_save(
         self,
         args: TrainingArguments,
@@ -183,6 +237,7 @@ class TrajectoryCallback(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(recording, folder / STATE_FILE)
 
+    @tolerant
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -233,17 +288,3 @@ def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint of the current step."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-def _resumption(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-    """Return the options that resume the recording, if training is resumed."""
-    if state.global_step == 0:
-        return {}
-    checkpoint = args.resume_from_checkpoint
-    folders = [Path(checkpoint)] if isinstance(checkpoint, str) else []
-    for folder in [*folders, _checkpoint(args, state)]:
-        if (folder / STATE_FILE).exists():
-            saved = torch.load(folder / STATE_FILE, weights_only=True)
-            return {"resume": saved}
-    # The steps are in the store; only the last gradient is unknown.
-    return {"resume": True, "step": state.global_step}

@@ -4,12 +4,16 @@ Analyses do not write to the run's own store, because its only writer is the rec
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
+from filelock import FileLock, Timeout
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -20,6 +24,10 @@ from trajstore.store.location import inside, is_remote, sibling
 
 KINDS: Final = ("snapshot", "epoch", "final of")
 """First words of the target labels that end with a name or number."""
+
+
+MAX_SLUG: Final = 100
+"""Longest name of a target in a path; a longer one ends with a digest."""
 
 
 def results_location(run: Run) -> str:
@@ -36,9 +44,18 @@ def target_slug(label: str) -> str:
     # Users choose the names, which may contain characters that a path cannot.
     for kind in KINDS:
         if label.startswith(f"{kind} "):
-            name = quote(label.removeprefix(f"{kind} "), safe="")
+            name = path_component(label.removeprefix(f"{kind} "))
             return f"{kind.replace(' ', '-')}-{name}"
     return label
+
+
+def path_component(name: str) -> str:
+    """Return a name as a component of a path: quoted, and not longer than `MAX_SLUG`."""
+    component = quote(name, safe="", errors="backslashreplace")
+    if len(component) <= MAX_SLUG:
+        return component
+    digest = sha256(component.encode()).hexdigest()[:16]
+    return f"{component[: MAX_SLUG - 17]}-{digest}"
 
 
 def replay_group(target: Target) -> str:
@@ -62,8 +79,44 @@ def replayed_from(run: Run, target: Target) -> str:
 
 def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     """Write a loaded dataset to a group of a run's results, replacing its contents."""
-    checked = result.assign_attrs({CHECKS: _checks(result)})
-    to_group(writable_store(results_location(run)), group, checked)
+    location = results_location(run)
+    with results_lock(location, group):
+        checked = result.assign_attrs({CHECKS: _checks(result)})
+        to_group(writable_store(location), group, checked)
+
+
+@contextmanager
+def results_lock(location: str, group: str) -> Iterator[None]:
+    """Keep other processes from writing a group of results inside the block."""
+    # The operating system releases the lock when the process ends, even after a crash.
+    # Object storage and some file systems have no locks. Results in a directory that cannot
+    # be written need none.
+    with ExitStack() as stack:
+        if not is_remote(location):
+            path = inside(location, _lock_name(group))
+            try:
+                Path(location).mkdir(exist_ok=True)
+                stack.enter_context(FileLock(path, thread_local=False))
+            except (OSError, NotImplementedError):
+                pass
+        yield
+
+
+def is_being_written(location: str, group: str) -> bool:
+    """Whether a process holds the lock of a group of results."""
+    if is_remote(location) or not inside(location, _lock_name(group)).exists():
+        return False
+    try:
+        with FileLock(Path(location, _lock_name(group)), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _lock_name(group: str) -> str:
+    return f".lock-{group}"
 
 
 def _checks(result: xr.Dataset) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Check and copy the scalars and the indices of examples that users log."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from numbers import Number
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,17 @@ def to_scalar(name: str, value: object) -> Scalar:
     raise TypeError(
         f"{name!r} must be a real number or a tensor of one real number, got {value!r}."
     )
+
+
+def rate_or_nan(rate: object) -> Scalar:
+    """Return a learning rate as a float or tensor, and NaN for anything but one number."""
+    # Some optimizers, such as Adafactor, choose their rates themselves and hold None.
+    try:
+        number: Any = rate.item() if isinstance(rate, np.ndarray) else rate
+        is_number = isinstance(number, Number)
+        return float(number) if is_number else to_scalar("lr", number)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
 
 
 def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Choose and check the parameters of a model to record."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
     """Return the model's parameters that optimizers hold, in the model's order."""
-    # Names are as in the model before torch.compile, DistributedDataParallel or activation
-    # checkpointing wrapped it.
+    # Names are as in the model before torch.compile, DistributedDataParallel, Lightning Fabric
+    # or activation checkpointing wrapped it.
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise NotImplementedError(
             "LBFGS takes many steps within one call of step(), each with its own gradient, so "
@@ -104,26 +104,32 @@ def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
             "`model` must be a torch.nn.Module, or a mapping from name to parameter such as "
             f"dict(model.named_parameters()), got {type(model).__name__}."
         )
-    parameters = _unwrapped(model).named_parameters()
+    *_, unwrapped = _layers(model)
+    parameters = unwrapped.named_parameters()
     return {WRAPPER.sub("", name): p for name, p in parameters}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel and torch.compile."""
-    compiled: Any = getattr(model, "_orig_mod", None)
-    if compiled is not None:
-        return _unwrapped(compiled)
-    if isinstance(model, DistributedDataParallel):
-        return _unwrapped(model.module)
-    return model
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model and the models inside it that wrappers of whole models hold."""
+    while True:
+        yield model
+        inner: Any = getattr(model, "_orig_mod", None)  # torch.compile
+        if inner is None and isinstance(model, DistributedDataParallel):
+            inner = model.module
+        if inner is None and type(model).__name__ == "_FabricModule":
+            inner = getattr(model, "_forward_module", None)  # Lightning Fabric
+        if inner is None:
+            return
+        model = inner
 
 
 def is_copy(model: object) -> bool:
     """Whether another rank of DistributedDataParallel records the same model."""
-    model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, DistributedDataParallel):
-        return False
-    return dist.get_rank(model.process_group) > 0
+    return isinstance(model, nn.Module) and any(
+        isinstance(layer, DistributedDataParallel)
+        and dist.get_rank(layer.process_group) > 0
+        for layer in _layers(model)
+    )
 
 
 def group_names(

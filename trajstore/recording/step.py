@@ -20,9 +20,9 @@ from trajstore.recording.logged import (
     Scalar,
     empty_sample_row,
     logged_indices,
+    rate_or_nan,
     sample_row,
     to_floats,
-    to_scalar,
     to_scalars,
 )
 from trajstore.recording.row_buffer import Entry
@@ -317,6 +317,6 @@ def _learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:
                     # In most groups, rates are plain floats, which need no check.
                     is_plain = type(rate) is float
                     key = f"{name}_{i}" if i else name
-                    rates[key] = rate if is_plain else to_scalar(name, rate)
+                    rates[key] = rate if is_plain else rate_or_nan(rate)
             i += 1
     return rates

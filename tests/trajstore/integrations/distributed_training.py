@@ -115,8 +115,28 @@ def accelerate(path: Path) -> None:
     accelerator.end_training()
 
 
+def fabric(path: Path) -> None:
+    from lightning.fabric import Fabric
+
+    from trajstore.recording.recorder import Recorder
+
+    here = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    here.launch()
+    net = make_net()
+    net, optimizer = here.setup(net, make_sgd(net))
+    loader: Any = here.setup_dataloaders(DataLoader(make_data(), batch_size=1))
+    with Recorder(path, net, optimizer, steps_per_epoch=N_BATCHES, exact=True) as r:
+        for _ in range(EPOCHS):
+            for batch in loader:
+                loss = loss_of(net, batch)
+                here.backward(loss)
+                r.log(loss=loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+
 if __name__ == "__main__":
-    {f.__name__: f for f in (lightning, transformers, accelerate)}[sys.argv[1]](
+    {f.__name__: f for f in (lightning, transformers, accelerate, fabric)}[sys.argv[1]](
         Path(sys.argv[2])
     )
     # A gloo thread that frees the last tensor while the interpreter ends aborts

@@ -23,9 +23,11 @@ from trajstore.reading.run import open_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("library", ["accelerate", "lightning", "transformers"])
+@pytest.mark.parametrize(
+    "library", ["accelerate", "fabric", "lightning", "transformers"]
+)
 def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
-    pytest.importorskip(library)
+    pytest.importorskip("lightning" if library == "fabric" else library)
     script = Path(distributed_training.__file__)
     root = script.parents[3]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -43,4 +45,6 @@ def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
         for step, loss in zip(train_by_hand(), run.steps.loss.values, strict=True)
     ]
     check_rows(tmp_path / "run", steps, steps_per_epoch=N_BATCHES)
+    prefix = "net." if library in {"lightning", "transformers"} else ""
+    assert run.spec.names[0] == f"{prefix}0.weight"
     assert np.isfinite(run.steps.loss).all()

@@ -82,7 +82,7 @@ def test_rows_are_the_optimizer_steps(
     per_epoch = -(-N_BATCHES // accumulate)
     run = check_rows(tmp_path / "run", steps, steps_per_epoch=per_epoch)
     np.testing.assert_array_equal(final(run), flat(module.parameters()))
-    assert run.spec.steps_per_epoch == per_epoch
+    assert run.spec.reference_every == per_epoch
     assert run.spec.total_steps == EPOCHS * per_epoch
     assert run.attrs == {"note": "hand"}
     assert run.spec.names[0] == "net.0.weight"
@@ -140,7 +140,9 @@ def test_metrics_of_the_step_are_recorded_on_request(tmp_path: Path):
 
 
 def test_metrics_that_are_not_there_are_named(tmp_path: Path):
-    callback = TrajectoryCallback(tmp_path / "run", log=["of_epoch"], **SMALL)
+    callback = TrajectoryCallback(
+        tmp_path / "run", log=["of_epoch"], on_error="raise", **SMALL
+    )
     with pytest.raises(
         KeyError, match=r"No metrics \['of_epoch'\] were .*\['last_loss'\]"
     ):
@@ -248,7 +250,7 @@ def test_epochs_of_unknown_length_are_the_trainers(tmp_path: Path):
     callback = TrajectoryCallback(tmp_path / "run", exact=True)
     make_trainer(callback).fit(Module(), DataLoader(Stream(), batch_size=2))
     run = check_rows(tmp_path / "run", train_by_hand(), steps_per_epoch=N_BATCHES)
-    assert run.spec.steps_per_epoch is run.spec.total_steps is None
+    assert run.spec.reference_every is run.spec.total_steps is None
 
 
 def test_epochs_of_varying_length_are_the_trainers(tmp_path: Path):
@@ -345,7 +347,9 @@ def test_optimizers_that_step_together_are_one(tmp_path: Path):
 def test_one_of_several_optimizers_is_to_be_chosen(
     tmp_path: Path, optimizer: int | None
 ):
-    callback = TrajectoryCallback(tmp_path / "run", optimizer=optimizer)
+    callback = TrajectoryCallback(
+        tmp_path / "run", optimizer=optimizer, on_error="raise"
+    )
     with pytest.raises(ValueError, match="has 2 optimizers, and `optimizer` is"):
         make_trainer(callback).fit(Pair(), make_loader())
     assert not (tmp_path / "run").exists()
@@ -355,7 +359,7 @@ def test_steps_of_several_optimizers_are_not_guessed(tmp_path: Path):
     trainer = make_trainer(max_epochs=1)
     trainer.fit(Pair(), make_loader())
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
-    callback = TrajectoryCallback(tmp_path / "run", optimizer=0)
+    callback = TrajectoryCallback(tmp_path / "run", optimizer=0, on_error="raise")
     with pytest.raises(
         ValueError, match=r"2 optimizers .*`global_step` = 22 does not determine"
     ):

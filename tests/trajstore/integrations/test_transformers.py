@@ -109,7 +109,7 @@ def test_rows_are_the_optimizer_steps(
     per_epoch = -(-N_BATCHES // accumulate)
     run = check_rows(tmp_path / "run", steps, steps_per_epoch=per_epoch)
     np.testing.assert_array_equal(final(run), flat(model.parameters()))
-    assert run.spec.steps_per_epoch == per_epoch
+    assert run.spec.reference_every == per_epoch
     assert run.spec.total_steps == EPOCHS * per_epoch
     assert run.attrs == {"note": "hand"}
     assert run.spec.names[0] == "net.0.weight"
@@ -285,9 +285,11 @@ def test_a_recording_left_open_by_an_exception_is_closed_by_the_next(tmp_path: P
     with pytest.raises(ZeroDivisionError, match=r"No more\."):
         trainer.train()
     assert open_run(tmp_path / "run").status == "running"
-    with pytest.raises(FileExistsError, match="never overwrites"):
-        trainer.train()
+    trainer.remove_callback(Failing)
+    trainer.train()
     assert open_run(tmp_path / "run").status == "failed"
+    again = open_run(tmp_path / "run-2")
+    assert (again.status, again.n_steps) == ("complete", EPOCHS * N_BATCHES)
 
 
 def test_scalars_logged_by_users_belong_to_the_next_step(tmp_path: Path):
