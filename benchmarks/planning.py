@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from calibration import train as train_and_keep
+from calibration_errors import train as train_and_keep
 from calibration_trainings import TRAININGS, Training
 from rich.console import Console
 from saving import RESULTS, save_results

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from calibration_tables import calibration_table, plans_table, signs_table
 from rich.filesize import decimal
 
 from trajstore.format.layout import Layout
@@ -392,8 +393,15 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
-    "docs/estimator.md": {"measurements": measurements_table},
-    "docs/planning.md": {"planning": planning_table},
+    "docs/estimator.md": {
+        "calibration": calibration_table,
+        "measurements": measurements_table,
+    },
+    "docs/planning.md": {
+        "planning": planning_table,
+        "plans": plans_table,
+        "signs": signs_table,
+    },
     "docs/deep-linear.md": {
         "deep_linear": deep_linear_table,
         "between_layers": between_layers_table,
@@ -403,7 +411,11 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 
-FILES = {"between_layers": "deep_linear"}
+FILES = {
+    "between_layers": "deep_linear",
+    "plans": "calibration",
+    "signs": "calibration",
+}
 """Names of results files that differ from the names of their tables."""
 
 
