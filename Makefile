@@ -32,7 +32,9 @@ slow: .venv/installed
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/measurements.py
+	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/per_step.py
 	$(BIN)/python benchmarks/memory.py

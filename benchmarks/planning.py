@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import tyro
-from calibration import train as train_and_keep
+from calibration_errors import train as train_and_keep
 from calibration_trainings import TRAININGS, Training
+from planning_tables import plain_error_of
 from rich.console import Console
 from saving import RESULTS, save_results
 from torch import Tensor
@@ -45,6 +46,20 @@ WORKLOADS: dict[str, Any] = {
     "large vocabulary": TRAININGS["vocabulary"],
 }
 """Training runs to measure: of `train`, and of ``calibration_trainings.py``."""
+
+FITTED = {
+    "digits ResNet": "momentum",
+    "digits MLP": "sgd",
+    "English transformer": "adaptive",
+    "perceptron": "sgd",
+    "LSTM": "sgd",
+    "heavy tails": "momentum",
+    "large vocabulary": "adaptive",
+}
+"""Runs from which plans extrapolate, and their optimizers."""
+
+CONSTANTS = Path(__file__).parents[1] / "trajstore" / "planning" / "measured.py"
+"""Module that ends with the constants of the fitted runs."""
 
 WINDOWS_PER_EPOCH = (8, 4, 2, 1, 1 / 2, 1 / 4)
 SIGNS = (1 << 12, 1 << 18)
@@ -216,6 +231,42 @@ def steps_per_epoch(experiment: Any) -> int:
     return lengths[0]
 
 
+def constants(results: Mapping[str, Any]) -> str:
+    """Return the source text of `trajstore.planning.measured.MEASURED_RUNS`."""
+    lines = ["MEASURED_RUNS: Final = {"]
+    for name, optimizer in FITTED.items():
+        run = results[name]
+        by_length = run["by epochs in a window"]
+        by_basis = {**run["by basis"], "3": by_length}
+        plain = plain_error_of(run)
+        ratios = {
+            basis: tuple(round(at["from signs"] / plain, 3) for at in found.values())
+            for basis, found in sorted(by_basis.items())
+        }
+        rest = {
+            basis: float(f"{found['1.000']['from distance']:.3g}")
+            for basis, found in sorted(by_basis.items())
+        }
+        shares = tuple(float(f"{float(n) / run['epochs']:.3g}") for n in by_length)
+        means = run["of epoch means"]
+        lines += [
+            f'"{name}": MeasuredErrors(',
+            f'optimizer="{optimizer}", n_steps={run["steps"]},',
+            f"epoch={1 / run['epochs']:.3g}, shares={shares},",
+            f"ratios={{{', '.join(f'{b}: {r}' for b, r in ratios.items())}}},",
+            f"from_distance={{{', '.join(f'{b}: {r}' for b, r in rest.items())}}},",
+            f"mean_ratio={means['ratio']:.3g}, mean_from_distance={means['rest']:.3g},",
+            "),",
+        ]
+    return "\n".join([*lines, "}", '"""Measured by ``benchmarks/planning.py``."""'])
+
+
+def write_constants(results: Mapping[str, Any]) -> None:
+    """Write the constants into the package; format the file afterwards."""
+    before = CONSTANTS.read_text().partition("MEASURED_RUNS: Final")[0]
+    CONSTANTS.write_text(before + constants(results) + "\n")
+
+
 def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> None:
     """Measure, print and save the results.
 
@@ -239,6 +290,7 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
             if "descent" not in name
         }
     save_results(results, out)
+    write_constants(results)
 
 
 if __name__ == "__main__":

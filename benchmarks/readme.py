@@ -6,22 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from planning_tables import planning_table
 from rich.filesize import decimal
 
-from trajstore.format.layout import Layout
-from trajstore.format.run_spec import SKETCH_BITS, RunSpec
-from trajstore.planning.errors import plain_error
-
-SPEC: dict[str, Any] = {
-    "seed": 0,
-    "sketch_bits": SKETCH_BITS,
-    "basis": 0,
-    "probes": 8,
-    "steps_per_epoch": None,
-    "reference_every": None,
-    "total_steps": None,
-    "exact": False,
-}
+from trajstore.format.run_spec import SKETCH_BITS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -172,32 +160,6 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
     exact = results["exact"]
     label = f"{exact['width']}, whole gradients"
     lines.append(f"| {label} | {shown(exact['pair'])} | | |")
-    return "\n".join(lines)
-
-
-def planning_table(results: dict[str, Any]) -> str:
-    """Return the table of errors by window length, with one line per training run."""
-    titles = (
-        "training",
-        "length of windows, % of the run",
-        "error / error of a plain sketch, `basis=3`",
-    )
-    lines = [
-        f"| {' | '.join(titles)} | `basis=1` | `basis=0` |",
-        "|---|---|---|---|---|",
-    ]
-    for name, training in results.items():
-        lengths, others = training["by epochs in a window"], training["by basis"]
-        shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
-        # The measured sketches have one bit per number.
-        layout = Layout(("all",), ((training["padded parameters"],),))
-        fields = {**SPEC, "names": layout.names, "shapes": layout.shapes}
-        plain = plain_error(RunSpec(**fields), layout)
-        cells = [", ".join(shares)]
-        for by_length in (lengths, others["1"], others["0"]):
-            left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]
-            cells.append(", ".join(left))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -392,8 +354,12 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
-    "docs/estimator.md": {"measurements": measurements_table},
-    "docs/planning.md": {"planning": planning_table},
+    "docs/estimator.md": {
+        "measurements": measurements_table,
+    },
+    "docs/planning.md": {
+        "planning": planning_table,
+    },
     "docs/deep-linear.md": {
         "deep_linear": deep_linear_table,
         "between_layers": between_layers_table,
@@ -403,7 +369,9 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 
-FILES = {"between_layers": "deep_linear"}
+FILES = {
+    "between_layers": "deep_linear",
+}
 """Names of results files that differ from the names of their tables."""
 
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,14 @@ LR, STEPS = 0.25, 12
 
 @pytest.fixture
 def calibration(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import the benchmark, and remove its modules after the test."""
+    """Import the modules of the benchmark, and remove them after the test."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module("calibration")
-    for name in ("calibration", "calibration_trainings", "saving"):
+    names = ("calibration_trainings", "calibration_errors", "calibration")
+    found: dict[str, Any] = {}
+    for name in names:
+        found |= vars(importlib.import_module(name))
+    yield SimpleNamespace(**found)
+    for name in (*names, "calibration_report", "saving"):
         sys.modules.pop(name, None)
 
 

@@ -136,9 +136,14 @@ class ExpectedErrors:
 
 def plain_error(spec: RunSpec, layout: Layout) -> float:
     """Return the standard error of gamma from a sketch without weights or basis."""
+    # Of two elements in a bucket, one of the gradient multiplies one of the other vector. The last
+    # row of the fold may fill a part of the buckets only.
     sketch = sketch_of(spec, layout)
-    fold = (1 - 1 / sketch.fold.n_rows) * FOLD_VARIANCE / sketch.numbers
-    return sqrt(fold + sketch.code_variance)
+    fold, size = sketch.fold, sketch.size
+    full = fold.n_rows - 1
+    in_last = size - full * fold.width
+    pairs = full * (full - 1) * fold.width + 2 * full * in_last
+    return sqrt(FOLD_VARIANCE * pairs / size**2 + sketch.code_variance)
 
 
 def _interpolated(

@@ -156,11 +156,16 @@ class Plan:
         """Length of a window that is not cut, as a fraction of the run."""
         return min(1.0, self.windows.length / self.n_steps)
 
+    @cached_property
+    def plain_error(self) -> float:
+        """Standard error of gamma from a sketch without weights or basis."""
+        return plain_error(self.spec, self.layout)
+
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
         steps = self.spec.steps_per_epoch or self.windows.length
         expected = ExpectedErrors(
-            plain=plain_error(self.spec, self.layout),
+            plain=self.plain_error,
             basis=self.spec.basis,
             probes=self.spec.probes,
             n_steps=self.n_steps,

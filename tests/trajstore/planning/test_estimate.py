@@ -6,6 +6,7 @@ from math import pi, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimiz
 from trajstore.reading.run import open_run
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.signs import Role
+from trajstore.sketch.sketch import sketch_of
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 LAYOUT = Layout(("weight", "bias"), ((2000, 500), (500,)))
@@ -232,6 +234,18 @@ def test_a_run_of_one_step_has_no_error_from_the_distance():
         for bits in (1 << 20, 1 << 24)
     )
     assert many < 0.26 * few
+
+
+@pytest.mark.parametrize("n_params", [5000, 82_000, 300_000, 2_000_000])
+@pytest.mark.parametrize("bits", [1 << 12, 1 << 16, 1 << 18])
+def test_the_plain_error_counts_pairs_of_elements_in_the_same_bucket(n_params, bits):
+    layout = Layout(("all",), ((n_params,),))
+    plan = plan_recording(layout, n_steps=1000, sketch_bits=bits)
+    sketch = sketch_of(plan.spec, layout)
+    counts = np.bincount(np.arange(sketch.size) % sketch.fold.width)
+    pairs = int((counts**2).sum()) - sketch.size
+    variance = pairs / sketch.size**2 + sketch.code_variance
+    assert plan.plain_error == pytest.approx(sqrt(variance), rel=1e-9)
 
 
 def test_a_larger_basis_gives_a_smaller_error():

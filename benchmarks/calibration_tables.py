@@ -1,0 +1,58 @@
+"""Table of the results of ``calibration.py``, for the documentation."""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def calibration_table(results: dict[str, Any]) -> str:
+    """Return the table of honest standard errors, with one line per case."""
+    titles = (
+        "training",
+        "parameters",
+        "rms error of gamma: step, epoch mean",
+        "z of steps",
+        "z of epoch means",
+        "z, first epoch",
+        "z, last epoch",
+        "z by layer",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+
+    def spread(scored: Iterable[dict[str, float]]) -> str:
+        values = [s["z"] for s in scored]
+        return f"{min(values):.2f} to {max(values):.2f}" if values else ""
+
+    for name, result in results.items():
+        parts = result["quantities"].values()
+        middle = result["quantities"]["gamma"]["middle"]
+        cells = [
+            name,
+            f"{result['parameters']:,}",
+            f"{middle['step']['error']:.5f}, {middle['mean']['error']:.5f}",
+            spread(part["middle"]["step"] for part in parts),
+            spread(part["middle"]["mean"] for part in parts),
+            spread(part["first"]["step"] for part in parts),
+            spread(part["last"]["step"] for part in parts),
+            spread(
+                layer
+                for layers in result.get("layers", {}).values()
+                for layer in layers.values()
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    worst = max(
+        (abs(scored["t"]), f"{quantity} of {name}, {kind}")
+        for name, result in results.items()
+        for quantity, parts in result["quantities"].items()
+        for kind, scored in parts["middle"].items()
+    )
+    n = sum(2 * len(result["quantities"]) for result in results.values())
+    seeds = {result["seeds"] for result in results.values()}
+    lines += [
+        "",
+        (
+            f"{' or '.join(map(str, sorted(seeds)))} recorders per case. The largest of the {n} "
+            f"mean errors mid-run is {worst[0]:.1f} standard errors of that mean ({worst[1]})."
+        ),
+    ]
+    return "\n".join(lines)

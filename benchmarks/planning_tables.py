@@ -1,0 +1,116 @@
+"""Tables of the results of ``planning.py``, and of plans compared with ``calibration.py``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import SKETCH_BITS
+from trajstore.planning.errors import ErrorRange, plain_error
+from trajstore.planning.estimate import Plan, plan_recording
+
+HELD_OUT = ("mlp82k", "cnn", "transformer")
+"""Trainings that no constant of plans was fitted to."""
+
+
+def plain_error_of(run: Mapping[str, Any]) -> float:
+    """Return the error of a plain sketch with the default number of bits."""
+    size = run["parameters"]
+    if size > SKETCH_BITS:
+        size = run["padded parameters"]
+    layout = Layout(("all",), ((size,),))
+    spec = plan_recording(layout, n_steps=run["steps"]).spec
+    return plain_error(spec, layout)
+
+
+def planning_table(results: dict[str, Any]) -> str:
+    """Return the table of errors by window length, with one line per training run."""
+    titles = (
+        "training",
+        "length of windows, % of the run",
+        "error / error of a plain sketch, `basis=3`",
+    )
+    lines = [
+        f"| {' | '.join(titles)} | `basis=1` | `basis=0` |",
+        "|---|---|---|---|---|",
+    ]
+    for name, training in results.items():
+        if name == "power":
+            continue
+        lengths, others = training["by epochs in a window"], training["by basis"]
+        shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
+        plain = plain_error_of(training)
+        cells = [", ".join(shares)]
+        for by_length in (lengths, others["1"], others["0"]):
+            left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]
+            cells.append(", ".join(left))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plan_of(result: Mapping[str, Any]) -> Plan:
+    """Return the plan of a recording of the calibration."""
+    sizes = result["sizes of layers"]
+    names = tuple(f"tensor {i}" for i in range(len(sizes)))
+    return plan_recording(
+        Layout(names, tuple((size,) for size in sizes)),
+        n_steps=result["steps"],
+        steps_per_epoch=result["steps per epoch"],
+        sketch_bits=result["sketch bits"],
+        rate=result["rate"],
+        optimizer=result["optimizer"],
+    )
+
+
+def plans_table(results: Mapping[str, Any]) -> str:
+    """Return the table of planned and of actual errors of gamma."""
+    titles = (
+        "training",
+        "error of a step: plan",
+        "measured",
+        "error of an epoch mean: plan",
+        "measured",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+
+    def shown(error: ErrorRange) -> str:
+        return f"{error.typical:.5f} ({error.low:.5f} to {error.high:.5f})"
+
+    for name in HELD_OUT:
+        result = results[name]
+        plan, measured = plan_of(result), result["quantities"]["gamma"]["middle"]
+        cells = [
+            f"{name}, {result['optimizer']}, {result['rate']} rate",
+            shown(plan.stderr()),
+            f"{measured['step']['error']:.5f}",
+            shown(plan.stderr(mean_of=result["steps per epoch"])),
+            f"{measured['mean']['error']:.5f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def signs_table(results: Mapping[str, Any]) -> str:
+    """Return the table of errors by the number of signs, relative to the default number."""
+    titles = ("training", "`sketch_bits`", "error / default error: plan", "measured")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for title, result in results.items():
+        name, _, case = title.partition(", ")
+        if not case.endswith(" signs") or result["parameters"] < 2000:
+            continue
+        planned, measured = (
+            [of(results[name]), of(result)]
+            for of in (lambda r: plan_of(r).plain_error, _numerator_error)
+        )
+        cells = [
+            f"{result['parameters']:,} parameters",
+            f"{result['sketch bits']:,}",
+            *(f"{new / old:.3f}" for old, new in (planned, measured)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _numerator_error(result: Mapping[str, Any]) -> float:
+    """Return the rms error of <g, x - x*> mid-run, relative to |g| |x - x*|."""
+    error: float = result["quantities"]["lolr"]["middle"]["step"]["error"]
+    return error
