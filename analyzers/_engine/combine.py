@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.arrays.collisions import SINGLE_ERROR, Collisions
 from analyzers._engine.arrays.displacement_product import (
     ProbedVectors,
     displacement_product,
@@ -90,6 +91,7 @@ def _combine_window(
             # The error of the code is orthogonal to the gradient.
             along = run.stored.sketch.code_variance * estimated**2
             variance = np.maximum(variance - along, 0)
+            variance += _rounding(gradient_sq, tables, fit, layers=layers)
         numerator = Estimate(known - estimated, np.sqrt(variance))
         to_target = _distance(run, window, steps, tables, fit, sums, layers=layers)
         if not layers:
@@ -100,6 +102,20 @@ def _combine_window(
             products = _parameter_products(tables, fit, layers=layers)
             sampled = decayed(sampled, to_target, **products, weight_decay=weight_decay)
         return geometry(sampled, to_target)
+
+
+def _rounding(
+    vector_sq: FloatArray, tables: dict[str, FloatArray], fit: Fit, *, layers: bool
+) -> FloatArray:
+    """Return the variance that float32 adds to products of a vector with x - x*, (step, result)."""
+    # The products with the displacement, the basis and target - anchor are rounded one by one.
+    squares = np.diagonal(fit.products, axis1=-2, axis2=-1)
+    rank = fit.coefficients.shape[-1]
+    known = (fit.coefficients**2 * squares[:, :rank]).sum(-1) + squares[:, rank]
+    variance: FloatArray = (
+        SINGLE_ERROR**2 * vector_sq * (tables["displacement_sq"] + known)
+    )
+    return variance if layers else variance.sum(1, keepdims=True)
 
 
 def _parameter_products(
@@ -144,6 +160,9 @@ def _distance(
     # The residual is v minus its fit on the basis.
     residual = v - (products[..., :rank] @ coefficients[..., None])[..., 0]
     explained = (coefficients * residual[:, :rank]).sum(-1)
+    collisions = None
+    if run.spec.is_packed:
+        collisions = Collisions(sums.probe_energies, sums.overlap)
     residual_sq = np.maximum(residual[:, rank] - explained, 0)
     whole = displacement_product(
         a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
@@ -151,10 +170,15 @@ def _distance(
         f=ProbedVectors(f[:, rank + 1].sum(), f[:, :rank].sum(0), end_probes),
         v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
+        collisions=collisions,
     )
     known = (on_basis * coefficients).sum(-1)
+    rounding: FloatArray = np.zeros((1, 1))
+    if run.spec.is_packed:
+        rounding = _rounding(squares, tables, fit, layers=layers)
     if not layers:
-        product = Estimate(known.sum(1) + whole.estimate.value, whole.estimate.stderr)
+        stderr = np.hypot(whole.estimate.stderr, np.sqrt(rounding[:, 0]))
+        product = Estimate(known.sum(1) + whole.estimate.value, stderr)
         return distance(squares.sum(1), product, v[:, rank].sum())
     by_layer = layer_products(
         whole,
@@ -164,8 +188,11 @@ def _distance(
         f_dot_basis=f[:, :rank],
         f_dot_v=residual[:, rank + 1],
         v_sq=residual_sq,
+        v_dot_basis=residual[:, :rank],
         v_probes=sums.layer_probes,
         gram=gram,
+        collisions=collisions,
     )
-    product = Estimate(known + by_layer.value, by_layer.stderr)
+    stderr = np.hypot(by_layer.stderr, np.sqrt(rounding))
+    product = Estimate(known + by_layer.value, stderr)
     return distance(squares, product, v[:, rank])

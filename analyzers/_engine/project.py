@@ -11,6 +11,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.arrays.collisions import (
+    Collisions,
+    find_collisions,
+    no_collisions,
+)
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.fit import Fit, fit_window, window_products
@@ -41,6 +46,9 @@ class ResidualSums(NamedTuple):
     probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
     # Probes of v_perp, float32 (layer, probe); empty without layers.
     layer_probes: FloatArray
+    # Fields of `Collisions`; empty unless the sketch is packed.
+    probe_energies: FloatArray
+    overlap: FloatArray
 
 
 class Projected(NamedTuple):
@@ -132,6 +140,7 @@ def write_residual(
     _subtract_fit(vectors, pieces, fit, out=flat)
     residual_probes = _probe_rows(run, rows, out)
     layer_probes = _probe_layers(run, rows, out, layers=layers)
+    collisions = _collisions(run, vectors, out, layers=layers)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
     for layer, _, place in pieces:
         flat[place] *= inverse[layer]
@@ -148,7 +157,7 @@ def write_residual(
     crowd = energies @ _gradient_densities(run, window, steps).T
     energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    return ResidualSums(energy, crowd.T, probes, layer_probes)
+    return ResidualSums(energy, crowd.T, probes, layer_probes, *collisions)
 
 
 def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
@@ -225,6 +234,25 @@ def _probe_layers(
             folded[columns] += row_signs[row] * signed
         result[layer] = probes.of_folded(folded)
     return result
+
+
+def _collisions(
+    run: Run, vectors: WindowVectors, residual: Float32Array, *, layers: bool
+) -> Collisions:
+    """Find elements that share probes, if the sketch and thus the network are small."""
+    probes, layout = run.stored.probes, run.layout
+    if not run.spec.is_packed:
+        return no_collisions(probes.count)
+    f = run.stored.folded(vectors.end - vectors.anchor)
+    n_layers = len(layout.names)
+    return find_collisions(
+        np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0),
+        residual[0],
+        probes.probe_of_bucket,
+        np.repeat(np.arange(n_layers), layout.sizes),
+        n_probes=probes.count,
+        n_layers=n_layers if layers else 0,
+    )
 
 
 def _probe_end(

@@ -12,6 +12,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.arrays.collisions import (
+    Collisions,
+    inverse_counts,
+    rounding_variance,
+)
 from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.low_rank import regress
 
@@ -40,6 +45,7 @@ class Product(NamedTuple):
     advance: FloatArray  # coefficient of a along f, after removing the basis, (step,)
     aside: FloatArray  # norm of the rest of a, (step,)
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
+    probes: FloatArray  # probes of a, (step, probe)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
 
 
@@ -49,6 +55,7 @@ def displacement_product(
     f: ProbedVectors,
     v: ProbedVectors,
     f_dot_v: float,
+    collisions: Collisions | None = None,
 ) -> Product:
     """Estimate products of displacements `a` with a vector v orthogonal to the basis."""
     # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
@@ -68,8 +75,18 @@ def displacement_product(
     cosine_error = aside * v_aside * (1 - cosine**2)
     v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
     advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
-    stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
+    if collisions is None:
+        stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
+    else:
+        by_advance = inverse_counts(a_rest.probes, collisions)[:, 0] * advance_error**2
+        by_cosine = inverse_counts(aside_probes, collisions)[:, 1] * cosine_error**2
+        to_advance = _ratio(v_along**2, f_rest.sq) * f_rest.probes**2
+        rounded = rounding_variance(a.probes, np.sqrt(v_probes**2 + to_advance))
+        stderr = np.sqrt(by_advance + by_cosine + rounded)
     value = advance * f_dot_v + aside * v_aside * cosine
+    if collisions is not None:
+        # The regression on the basis leaves v slightly oblique to the basis.
+        value += (a_on_basis - advance[:, None] * f_on_basis) @ v.on_basis
     return Product(
         Estimate(value, stderr),
         a_on_basis,
@@ -77,6 +94,7 @@ def displacement_product(
         advance,
         aside,
         aside_probes,
+        a.probes,
         cosine,
     )
 
@@ -90,13 +108,15 @@ def layer_products(
     f_dot_basis: FloatArray,
     f_dot_v: FloatArray,
     v_sq: FloatArray,
+    v_dot_basis: FloatArray,
     v_probes: FloatArray,
     gram: FloatArray,
+    collisions: Collisions | None = None,
 ) -> Estimate:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
-    # (layer,), `f_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram` (layer,
-    # basis, basis).
+    # (layer,), `f_dot_basis`, `v_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram`
+    # (layer, basis, basis).
     # The probes of `a` cover all layers, so products with a small layer of v are noisy. A
     # normal prior of width `LAYER_SPREAD` therefore draws the cosine of each layer towards
     # the cosine of the whole vectors, which biases the estimate.
@@ -106,10 +126,20 @@ def layer_products(
     length = np.sqrt(v_sq)
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]
+    if collisions is not None:
+        counts = inverse_counts(whole.aside_probes, collisions)[:, 2:]
+        noise = np.square(whole.aside[:, None] * length) * counts
+        noise += rounding_variance(whole.probes, v_probes)
     expected = whole.cosine[:, None] * aside * length
     spread = np.square(LAYER_SPREAD * aside * length)
     trust = _ratio(spread, spread + noise)
+    if collisions is not None:
+        # No prior is needed where every element has a probe of its own.
+        trust = np.where(counts == 0, 1.0, trust)
     value = whole.advance[:, None] * f_dot_v + expected + trust * (probed - expected)
+    if collisions is not None:
+        removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
+        value += removed @ v_dot_basis.T
     return Estimate(value, np.sqrt(trust * noise))
 
 

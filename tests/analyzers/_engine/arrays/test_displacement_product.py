@@ -168,6 +168,7 @@ def by_layer(path: Path, whole: Product, probes: np.ndarray) -> tuple[np.ndarray
         f_dot_basis=split(path.f, path.basis).T,
         f_dot_v=split(path.f, path.v),
         v_sq=split(path.v, path.v),
+        v_dot_basis=split(path.v, path.basis).T,
         v_probes=np.stack([path.v[part] @ probes[:, part].T for part in LAYERS]),
         gram=np.moveaxis(split(path.basis, path.basis), -1, 0),
     )
@@ -232,6 +233,7 @@ def test_single_layer_is_the_whole():
         f_dot_basis=(path.f @ path.basis.T)[None],
         f_dot_v=np.array([path.f @ path.v]),
         v_sq=np.array([path.v @ path.v]),
+        v_dot_basis=(path.v @ path.basis.T)[None],
         v_probes=path.v[None] @ probes.T,
         gram=(path.basis @ path.basis.T)[None],
     )

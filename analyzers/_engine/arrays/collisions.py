@@ -1,0 +1,95 @@
+"""Errors of products of probes in small networks, where few elements share a probe.
+
+The probes P of two vectors a and v estimate <a, v>. Errors come from pairs of different elements
+in the same probe: the variance is the sum over probes j of A_j V_j, minus the sum over elements
+of a_e^2 v_e^2, if A_j and V_j are the energies in probe j. For large vectors that are spread
+evenly it is |a|^2 |v|^2 / n for n probes. In a small network it may be much smaller, and it is 0
+if every element has a probe of its own.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+HALF_ERROR: Final = 2.0**-22 / 3 * 0.54
+"""Mean square of the relative rounding error of float16: 2^-22 / 3 just above a power of two, a
+quarter of that just below the next, and 0.54 of it on average."""
+
+SINGLE_ERROR: Final = 2.0**-23
+"""Relative error of products in float32: of a rounded product, and of the sums before it."""
+
+
+class Collisions(NamedTuple):
+    """Which elements of known vectors share probes with elements of an unknown vector."""
+
+    # Rows: the profile, which stands for the squared elements of the unknown vector; the
+    # displacement f from the anchor to the next anchor; the part v of the residual orthogonal
+    # to f; and the parts of v in each layer, if layers are measured.
+    energies: FloatArray  # sums of squares by probe, float64 (row, probe)
+    overlap: (
+        FloatArray  # sums over elements of the profile times the square, float64 (row,)
+    )
+
+
+def no_collisions(n_probes: int) -> Collisions:
+    """Return the value for networks that are too large to count collisions."""
+    return Collisions(np.zeros((0, n_probes)), np.zeros(0))
+
+
+def find_collisions(
+    f: FloatArray,  # (element,)
+    residual: FloatArray,  # (element,)
+    probe: IntArray,  # (element,): probe of each element
+    layer: IntArray,  # (element,): layer of each element
+    *,
+    n_probes: int,
+    n_layers: int,  # 0 to leave out the layers
+) -> Collisions:
+    """Sum energies of known vectors by probe."""
+    f, residual = f.astype(np.float64), residual.astype(np.float64)
+    along = (f @ residual) / max(float(f @ f), np.finfo(float).tiny)
+    f_sq, v_sq = f**2, (residual - along * f) ** 2
+    # Displacements within a window have most of their energy in the same elements as f, but not
+    # exactly: half of the profile is spread evenly over each layer.
+    even = np.bincount(layer, f_sq) / np.maximum(np.bincount(layer), 1)
+    profile = (f_sq + even[layer]) / 2
+    rows = [profile, f_sq, v_sq]
+    energies = [np.bincount(probe, row, n_probes) for row in rows]
+    overlap = [profile @ row for row in rows]
+    if n_layers:
+        by_layer = np.bincount(layer * n_probes + probe, v_sq, n_layers * n_probes)
+        energies += [*by_layer.reshape(n_layers, n_probes)]
+        overlap += [*np.bincount(layer, profile * v_sq, n_layers)]
+    return Collisions(np.array(energies), np.array(overlap))
+
+
+def inverse_counts(probes: FloatArray, collisions: Collisions) -> FloatArray:
+    """Return 1 / n for products with each known vector, (step, row): n probes err as much."""
+    # `probes` (step, probe) are those of the unknown vectors; their squares stand for energies.
+    profile, energies = collisions.energies[0], collisions.energies[1:]
+    weights = _shares(probes**2)
+    pairs, single = energies @ profile, collisions.overlap[1:]
+    alone = np.divide(single, pairs, out=np.zeros_like(pairs), where=pairs > 0)
+    # Rounding leaves differences where every element has a probe of its own.
+    together = np.where(alone > 1 - 1e-9, 0.0, 1 - alone)
+    counts: FloatArray = (weights @ _shares(energies).T) * together
+    return counts
+
+
+def _shares(energies: FloatArray) -> FloatArray:
+    """Divide rows by their sums, where these are not 0."""
+    whole = energies.sum(-1, keepdims=True)
+    shares: FloatArray = np.zeros_like(energies)
+    np.divide(energies, whole, out=shares, where=whole > 0)
+    return shares
+
+
+def rounding_variance(probes: FloatArray, known: FloatArray) -> FloatArray:
+    """Return the variance of products of probes (step, probe) stored as float16, (step, ...)."""
+    # `known` holds the probes (..., probe) of other vectors, which are not rounded.
+    variance: FloatArray = HALF_ERROR * probes**2 @ np.square(known).T
+    return variance
