@@ -22,6 +22,13 @@ NO_SAMPLE: Final = -1
 
 KEYFRAMES: Final = "references/keyframes"
 
+ENERGIES: Final = "references/energies"
+SUM_SIGNS: Final = "references/sum_signs"
+SUM_SCALES: Final = "references/sum_scales"
+
+ENDED: Final = (ENERGIES, SUM_SIGNS, SUM_SCALES)
+"""Arrays whose rows are written when a window ends: a run without an end lacks the last row."""
+
 # g: gradient, u: update, x: iterate, r: anchor of the window.
 GRADIENT_TABLE: Final = ("grad_dot_previous", "grad_sq", "grad_dot_displacement")
 """Products of the gradient, by layer: <g, previous g>, |g|^2 and <g, x - r>."""
@@ -233,7 +240,7 @@ def window_arrays(
     n_layers = len(spec.names)
     arrival = ((LAYER, n_layers), ("coordinate", 1 + spec.basis))
     probes = ("probe", 0 if spec.exact else spec.probes)
-    return {
+    arrays = {
         "references/start": _small_rows("int64", first="window"),
         "references/weights": _small_rows("float32", (LAYER, n_layers), first="window"),
         "references/arrival": _small_rows("float32", *arrival, first="window"),
@@ -244,6 +251,18 @@ def window_arrays(
         ),
         KEYFRAMES: _vector_rows("keyframe", "float32", size, code="none"),
     }
+    if spec.energies:
+        blocks = ("block", size // block)
+        arrays[ENERGIES] = _small_rows("float16", blocks, first="window")
+    if n_folds := spec.window_folds:
+        folds = ("fold", n_folds)
+        n = spec.sketch_numbers
+        signs, scales = ("byte", n // 8), ("scale", n_blocks(n))
+        arrays[SUM_SIGNS] = _small_rows(
+            "uint8", folds, signs, first="window", code="fast"
+        )
+        arrays[SUM_SCALES] = _small_rows("float32", folds, scales, first="window")
+    return arrays
 
 
 def table_columns(spec: RunSpec) -> dict[str, slice]:

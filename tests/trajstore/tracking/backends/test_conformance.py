@@ -18,6 +18,7 @@ from tests.trajstore.tracking.random_walk import (
     one_rank,
     spec_of,
 )
+from tests.trajstore.tracking.window_ends import expected_energies, expected_sums
 from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
 from trajstore.tracking.backends import cpu
@@ -127,6 +128,14 @@ def assert_measured(walk: Walk) -> None:
         assert np.unpackbits(walk.rows["signs"] ^ reference.signs).mean() < 1e-3
     probes = np.array([anchor.probes for anchor in walk.anchors])
     np.testing.assert_allclose(probes, reference.anchor_probes, atol=1e-3)
+    if not walk.spec.window_folds:
+        return
+    energies = np.array([ended.energies for ended in walk.ended])
+    # Energies are float16.
+    np.testing.assert_allclose(energies, expected_energies(walk), rtol=1e-3)
+    for ended, (signs, scales) in zip(walk.ended, expected_sums(walk), strict=True):
+        np.testing.assert_allclose(ended.sum_scales, scales, rtol=1e-5)
+        assert np.unpackbits(ended.sum_signs ^ signs).mean() < 1e-3
 
 
 @pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
@@ -203,6 +212,9 @@ def test_the_same_steps_give_the_same_bits_with_measurements_between_them(name: 
     first, second = walk_of(name, 3), take(name, measures_aside=True)
     for array, values in first.rows.items():
         np.testing.assert_array_equal(second.rows[array], values, err_msg=array)
+    for ended, again in zip(first.ended, second.ended, strict=True):
+        for values, values_again in zip(ended, again, strict=True):
+            np.testing.assert_array_equal(values_again, values)
 
 
 def test_a_last_bit_of_a_parameter_is_noticed(name: str):
@@ -232,12 +244,40 @@ def test_the_previous_gradient_can_be_set_and_forgotten(name: str):
     assert row["tables"][0, column].isnan()
 
 
+def test_energies_are_those_of_the_blocks(name: str):
+    case, shapes = case_of(name), {"a": (50, 61), "b": (7,)}
+    spec = spec_of(shapes, sketch_bits=512, energies=True)
+    layout = Layout(spec.names, spec.shapes)
+    parameters = [torch.zeros(shape, device=case.device) for shape in shapes.values()]
+    generator, squares = torch.Generator().manual_seed(1), np.zeros(layout.size)
+    with threads(case.threads):
+        tracker = Tracker(parameters, layout, spec, backend=case.backend)
+        tracker.start()
+        row = {name: values[0] for name, values in tracker.allocate(1).items()}
+        for step in range(3):
+            grads = [torch.randn(p.shape, generator=generator) for p in parameters]
+            grads[0][:20] *= 5
+            for p, gradient in zip(parameters, grads, strict=True):
+                p.grad = gradient.to(case.device)
+            flat = layout.flatten(
+                {n: g.numpy() for n, g in zip(shapes, grads, strict=True)}
+            )
+            squares += np.float64(flat) ** 2
+            tracker.before_step(step, row)
+            tracker.after_step(row)
+        energies = tracker.end_window().energies.cpu().numpy()
+    blocks = squares.reshape(-1, 1024).sum(1) / [1024, 1024, 1002, 7]
+    expected = np.append(blocks[:3] / blocks[:3].max(), 1)
+    np.testing.assert_allclose(energies, expected, rtol=1e-3)
+
+
 def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
     def public(cls: type) -> set[str]:
         return {member for member in dir(cls) if not member.startswith("_")}
 
-    # CPUBackend sets `frame` as an instance attribute.
-    assert public(case_of(name).backend) | {"frame"} == public(StepBackend)
+    # Backends may set these as instance attributes.
+    own = {"frame", "block_energies", "window_folds"}
+    assert public(case_of(name).backend) | own == public(StepBackend)
 
 
 def test_a_parameter_of_another_shape_is_refused_by_compiled_loops(name: str):
