@@ -121,14 +121,15 @@ def path_geometry(
     The numerator of RSI is exact except for the product of the gradient with the residual.
     With r the anchor of the step's window, the residual is the part of :math:`x^* - r` that
     a few recorded directions, the basis, do not explain. A run recorded with ``basis=0`` has
-    no such directions. The product with the residual is estimated from the 1-bit sketch of
+    no such directions. The product with the residual is estimated from the sketch of
     the gradient. The estimate is unbiased, its errors are independent between steps, and
     `trajstore.sketch.sketch` states its variance. The distance is computed from fixed random
     probes; its error is small, but shared by neighbouring steps. Standard errors are first
     order in the errors of the product and of the distance.
 
     With w the weights of the sketch and v the residual, the error of gamma for a single
-    layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``.
+    layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``;
+    below `sketch_bits` parameters it is smaller, and falls with every bit of a number.
     Here ``|w g|`` covers all layers, so single steps of small layers are not useful, but
     means over epochs are. Standard errors do not include rounding, which matters in layers
     with fewer elements than the basis has vectors. A run recorded with ``exact=True`` has

@@ -60,8 +60,9 @@ class Recorder:
         one byte per parameter on disk. Gamma is most precise if a window is a few percent of
         the run (see ``traj-store plan``).
     sketch_bits : int, default: 65536
-        Number of signs kept of every gradient, a power of two. The error of gamma falls with
-        the square root of this number. Networks of a few thousand parameters need fewer signs.
+        Number of bits kept of every gradient, a power of two. The error of gamma falls with
+        the square root of this number, and faster in networks with fewer parameters: they get
+        up to 16 bits for every parameter, and those of up to 2048 parameters need fewer bits.
     basis : int, default: 3
         Number of directions in which gradients are known exactly: the anchor and
         ``basis - 1`` displacements of past windows. With 0, only the sketch relates

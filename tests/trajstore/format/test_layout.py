@@ -135,3 +135,15 @@ def test_a_layout_may_have_only_empty_tensors():
     flat = layout.flatten({"x": [], "y": np.zeros((3, 0))})
     assert flat.shape == (0,)
     assert layout.unflatten(flat)["y"].shape == (3, 0)
+
+
+def test_packed_vectors_have_no_gaps():
+    layout = Layout(("a", "empty", "b", "c"), ((2, 3), (0, 4), (1025,), ()))
+    np.testing.assert_array_equal(layout.packed_offsets, [0, 6, 6, 1031])
+    tensors = {
+        name: np.arange(np.prod(shape, dtype=int)).reshape(shape) + 1
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+    }
+    packed = layout.flatten(tensors)[layout.packed_elements]
+    expected = np.concatenate([tensor.ravel() for tensor in tensors.values()])
+    np.testing.assert_array_equal(packed, expected)

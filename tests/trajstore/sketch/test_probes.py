@@ -74,6 +74,49 @@ def test_runs_of_other_seeds_have_other_probes(size, buckets, count):
     assert len({probe.tobytes() for probe in probes}) > 15
 
 
+SHIFTED = [
+    pytest.param(70_000, 65_536, 1024, id="usual"),
+    pytest.param(9000, 4096, 512, id="short blocks"),
+    pytest.param(9000, 4096, 64, id="few probes"),
+    pytest.param(9000, 4096, 4096, id="many probes"),
+]
+
+
+def shifted(size: int, buckets: int, count: int) -> Probes:
+    fold = Fold(size=size, buckets=buckets, seed=3, column_role=Role.FOLD)
+    return Probes(fold=fold, count=count, is_shifted=True)
+
+
+@pytest.mark.parametrize(("size", "buckets", "count"), SHIFTED)
+def test_shifted_probes_equal_a_slow_sum(size, buckets, count):
+    probes, vector = shifted(size, buckets, count), integers(4, size)
+    folded = probes.fold(vector, probes.row_signs)
+    width, expected = probes.bucket_fold.width, np.zeros(count)
+    signs = random_signs(10**6, seed=3, role=Role.PROBE_FOLD)
+    step = round(0.618034 * width) - 1024
+    for bucket in range(probes.fold.width):
+        row, column = divmod(bucket, width)
+        place = (bucket + step * (bucket // 1024)) % width
+        expected[place] += float(signs[2 * row + column]) * float(folded[bucket])
+    np.testing.assert_array_equal(probes(vector), expected)
+
+
+@pytest.mark.parametrize("count", [256, 512, 1024, 2048])
+def test_small_tensors_are_spread_over_the_probes(count):
+    """Thirty tensors of 30 elements begin at the starts of blocks."""
+    probes = shifted(30 * 1024, 65_536, count)
+    places = 1024 * np.arange(30)[:, None] + np.arange(30)
+    hits = np.bincount(probes.probe_of_bucket[places.ravel()], minlength=count)
+    fair = 900 / probes.bucket_fold.width
+    # Random places would have pairs of elements in a probe in proportion to fair^2.
+    assert hits.max() <= 2 * fair + 2
+    assert (hits * (hits - 1)).sum() < 1.2 * 900 * fair
+    without = make_probes(30 * 1024, 65_536, count).probe_of_bucket[places.ravel()]
+    crowded = np.bincount(without, minlength=count)
+    if count == 1024:
+        assert (crowded * (crowded - 1)).sum() > 5 * 900 * fair
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation):
     size, buckets, count, n_runs = 4000, 1024, 64, 2000
@@ -97,13 +140,16 @@ def test_inner_products_are_kept_on_average_with_the_stated_variance(correlation
     assert exact == pytest.approx((1 + cosine**2) / count, rel=0.06)
 
 
-@pytest.mark.parametrize(("size", "buckets", "count"), SHAPES)
-def test_torch_probes_like_numpy(size, buckets, count):
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize(("size", "buckets", "count"), [*SHAPES, *SHIFTED[1:]])
+def test_torch_probes_like_numpy(size, buckets, count, is_shifted):
     torch = pytest.importorskip("torch")
     from trajstore.sketch_torch.fold import FoldOnDevice, Span
     from trajstore.sketch_torch.probes import ProbesOnDevice
 
     probes = make_probes(size, buckets, count)
+    if is_shifted:
+        probes = shifted(size, buckets, count)
     device = torch.device("cpu")
     buffer = torch.zeros(2, -(-size // 1024) * 1024)
     fold = FoldOnDevice(probes.fold, [buffer], [Span(0, 0, size)])

@@ -163,3 +163,30 @@ def test_torch_rotates_exactly_where_sums_are_exact(size):
     swapped = np.concatenate([signs[size // 2 :], signs[: size // 2]])
     exact = hadamard_slowly(swapped * hadamard_slowly(signs * vector))
     np.testing.assert_array_equal(rotated.numpy(), exact)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 8])
+def test_mixed_blocks_have_equal_energies_and_rotate_back(
+    n_blocks: int, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    from trajstore.sketch_torch.rotation import Rotation
+
+    size = 4096
+    monkeypatch.setattr("trajstore.format.arrays.MAX_BLOCK", size // n_blocks)
+    vectors, signs = random_vectors(size)
+    # One vector fills only the first block, and another has one entry.
+    vectors[0, size // n_blocks :] = 0
+    vectors = np.concatenate([vectors, np.eye(size, dtype=np.float32)[5:6]])
+    rotated = rotate(vectors, signs, is_mixed=True)
+    energies = np.square(rotated).reshape(len(vectors), n_blocks, -1).sum(-1)
+    share = energies / energies.sum(1, keepdims=True)
+    # The energy of n normal numbers has a relative standard deviation of sqrt(2 / n).
+    deviation = 5 * np.sqrt(2 / (size // n_blocks)) / n_blocks
+    np.testing.assert_allclose(share, 1 / n_blocks, atol=deviation)
+    back = rotate_back(rotated, signs, is_mixed=True)
+    np.testing.assert_allclose(back, vectors, atol=1e-5)
+    on_device = Rotation(size, torch.device("cpu"), is_mixed=True)
+    vector = torch.from_numpy(vectors[0].copy())
+    on_device(vector, torch.from_numpy(signs))
+    np.testing.assert_allclose(vector.numpy(), rotated[0], atol=1e-5)
