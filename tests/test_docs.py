@@ -96,8 +96,11 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("page", MEASURED)
-def test_figures_of_pages_are_the_measured_ones(page: str):
+def test_figures_of_pages_are_the_measured_ones(
+    page: str, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     filled = runpy.run_path(str(ROOT / "benchmarks/readme.py"))["filled"]
     text = (ROOT / page).read_text()
     assert MEASURED[page] in text
