@@ -1,5 +1,6 @@
 """Test that no falsified store gives wrong values, or none, without a word."""
 
+import json
 import resource
 import time
 from collections import Counter
@@ -23,6 +24,10 @@ from tests.trajstore.store.falsified import (
     record,
     small_chunks,
 )
+from trajstore import open_run
+from trajstore.format.document import parse_document
+from trajstore.format.run_spec import SchemaError
+from trajstore.reading.verify import _document_problems
 
 N_PER_DAMAGE: Final = 15
 """Number of falsified files by kind of store and of damage; five kinds and 16 damages."""
@@ -85,6 +90,58 @@ def falsify(store: Store, clean: Reading, n: int, seed: int) -> list[str]:
                 faults.append(f"{case}: took more than {MAX_SECONDS} s")
     print(store.kind, sum(counts.values()), dict(counts), *faults, sep="\n")
     return faults
+
+
+def changed_texts(text: bytes, every: int) -> Iterator[bytes]:
+    """Yield a text with one changed bit, or another digit, at every n-th place."""
+    for i in range(0, len(text), every):
+        new = {text[i] ^ 1 << k for k in range(8)}
+        if text[i : i + 1].isdigit():
+            new |= set(b"0123456789")
+        for byte in sorted(new - {text[i]}):
+            yield text[:i] + bytes([byte]) + text[i + 1 :]
+
+
+def accepted_roots(store: Store, every: int) -> tuple[int, int]:
+    """Count the changes of the root document, and the changes that are accepted."""
+    text, n, n_accepted = (store.path / "zarr.json").read_bytes(), 0, 0
+    for changed in changed_texts(text, every):
+        n += 1
+        try:
+            parse_document(changed)
+        except SchemaError:
+            continue
+        n_accepted += 1
+    return n, n_accepted
+
+
+def unnoticed_documents(store: Store, every: int) -> tuple[int, list[str]]:
+    """Count the changes of other documents, and list those that verify does not report."""
+    run, n, unnoticed = open_run(store.path), 0, list[str]()
+    for name, array in run.stored.document.arrays.items():
+        file, expected = store.path / name / "zarr.json", array.metadata()
+        text = file.read_bytes()
+        for changed in changed_texts(text, every):
+            n += 1
+            file.write_bytes(changed)
+            if list(_document_problems(run, name, expected)):
+                continue
+            if json.loads(changed) != json.loads(text):
+                unnoticed.append(f"{name}: {changed!r}")
+        file.write_bytes(text)
+    return n, unnoticed
+
+
+def test_changed_bits_of_the_root_document_are_refused(store: Store):
+    n, n_accepted = accepted_roots(store, every=97)
+    assert n > 500
+    assert n_accepted == 0
+
+
+@pytest.mark.slow
+def test_every_changed_bit_of_a_document_is_noticed(store: Store):
+    assert accepted_roots(store, every=1)[1] == 0
+    assert unnoticed_documents(store, every=3)[1] == []
 
 
 def test_the_clean_store_has_no_problem(store: Store, clean: Reading):
