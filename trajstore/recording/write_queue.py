@@ -179,6 +179,11 @@ class WriteQueue:
         if self._journal is not None:
             self._journal.remove()
 
+    def close_journal(self) -> None:
+        """Close the file of the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
     def _write(
         self,
         full: RowBuffer,
