@@ -82,6 +82,10 @@ class Training:
         self.numbers = count()
         self.recorder = Recorder(path, self.model, self.optimizer, **options)
 
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self.step()
+
     def step(self) -> None:
         self.optimizer.zero_grad()
         self.model(torch.ones(3, 5)).square().mean().backward()
@@ -89,7 +93,7 @@ class Training:
 
 
 CALLS: dict[str, Callable[[Training], object]] = {
-    "step": lambda t: [t.step() for _ in range(8)],
+    "steps": lambda t: t.steps(8),
     "flush": lambda t: t.recorder.flush(),
     "state_dict": lambda t: t.recorder.state_dict(),
     "snapshot": lambda t: t.recorder.snapshot(f"{next(t.numbers)}"),
@@ -112,7 +116,7 @@ def use(training: Training, first: str) -> None:
             call(training)
             training.step()
     assert training.recorder.state_dict()["position"]["step"] == 3 + 8 + 9 + (
-        8 if first == "step" else 0
+        8 if first == "steps" else 0
     )
 
 
