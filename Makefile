@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo paper benchmarks public-codes scale slow no-torch clean
+.PHONY: test lint demo paper benchmarks public-codes scale slow kills no-torch clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -28,7 +28,11 @@ paper: .venv/installed
 	$(BIN)/traj-analyze paper --stores runs --out docs
 
 slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not kills"
+
+# Kills 1100 recordings, recoveries and analyses at random moments; takes half an hour.
+kills: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py

@@ -69,4 +69,4 @@ def _is_kind(value: object, kind: Any) -> bool:
     if kind is int:
         # bool is a subclass of int.
         return type(value) is int and 0 <= value <= MAX_COUNT
-    return isinstance(value, (int, float) if kind is float else kind)
+    return type(value) in {int, float} if kind is float else isinstance(value, kind)

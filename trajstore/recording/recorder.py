@@ -89,7 +89,7 @@ class Recorder:
     on_error : {"raise", "warn"}, default: "raise"
         Response to a failure of recording during training, for example because the disk is
         full: raise an error from the optimizer's step, or warn and let training continue
-        unrecorded.
+        unrecorded. Errors of opening the recorder are raised in both cases.
     journal : bool, default: False
         Write every step to a local file immediately, which preserves the steps since the last
         flush if the process is killed. On an accelerator, every step then waits for the device.

@@ -289,6 +289,7 @@ class Session:
             if with_final:
                 self.background.submit(write)
         finally:
+            queue.close_journal()
             self.background.close(writer.close)
 
     def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:

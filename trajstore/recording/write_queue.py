@@ -188,6 +188,11 @@ class WriteQueue:
         if ended is not None and self._writer.n_ended == number:
             self._writer.end_window(stored.EndedWindow(*self._copies.fetch(ended)))
 
+    def close_journal(self) -> None:
+        """Close the file of the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
     def _write(
         self,
         full: RowBuffer,

@@ -101,8 +101,12 @@ def open_store(
     scheme = location.partition("://")[0]
     if scheme in OBJECT_SCHEMES:
         obstore = _import("obstore.store", scheme)
-        store = obstore.from_url(location, client_options=_client_options())
-        return ObjectStore(store, read_only=True) if read_only else FencedStore(store)
+        options: dict[str, Any] = {"client_options": _client_options()}
+        if read_only:
+            return ObjectStore(obstore.from_url(location, **options), read_only=True)
+        # A writer repeats requests by itself, for longer (`patience`).
+        options["retry_config"] = {"max_retries": 3}
+        return FencedStore(obstore.from_url(location, **options))
     _import("fsspec", scheme)
     options = {"skip_instance_cache": True} if own_loop else {}
     return FsspecStore.from_url(location, options, read_only=read_only)

@@ -33,7 +33,13 @@ from trajstore.store.holder import (
     new_holder,
     read_holder,
 )
-from trajstore.store.lease import Lease, UnconditionalLease, has_lease, loss
+from trajstore.store.lease import (
+    LEASE_SECONDS,
+    Lease,
+    UnconditionalLease,
+    has_lease,
+    loss,
+)
 from trajstore.store.location import (
     DirectoryStore,
     OutsideStoreError,
@@ -44,6 +50,17 @@ from trajstore.store.location import (
 
 if sys.platform != "win32":
     import fcntl
+
+__all__ = [
+    "LEASE_SECONDS",
+    "LOCK",
+    "PROTOTYPE",
+    "WRITER",
+    "StoreLockedError",
+    "WriterLock",
+    "is_written",
+    "writer_lock",
+]
 
 LOCK: Final = ".lock"
 """File in a local store that its writer locks."""

@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
+def train(path: Path, *, save_every: int = 8, **changes: Any) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     The checkpoint and the acknowledgements lie next to the store.
@@ -32,7 +32,8 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
     model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     saved = path.with_suffix(".pt")
-    options = OPTIONS | {"journal": journal}
+    options = OPTIONS | changes
+    journal = options.get("journal", False)
     start = 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -56,6 +57,14 @@ def train(path: Path, *, journal: bool = False, save_every: int = 8) -> None:
                 partial = saved.with_suffix(".partial")
                 torch.save(state, partial)
                 Path(partial).replace(saved)
+            if step in {5, 17}:
+                recorder.snapshot(f"at {step}")
+            if step % 5 == 2:
+                optimizer.zero_grad()
+                model(torch.ones(4, 40)).square().mean().backward()
+                recorder.measure("ones", at=step)
+            if "samples" in options:
+                recorder.log_samples([step, step + 1])
             inputs = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             loss = (model(inputs) - inputs[:, :3].sin()).square().mean()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -10,11 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from analyzers.geometry.stored import store_geometry
+from trajstore.format.arrays import KEYFRAMES
 from trajstore.reading.run import open_run
+from trajstore.reading.verify import problems
 from trajstore.store.journal import recover
 
 pytest.importorskip("torch")
@@ -23,7 +28,22 @@ from tests.trajstore.recording.warm_process import WarmProcess
 
 Array = npt.NDArray[Any]
 
-IN_CI, IN_THE_LONG_RUN = 20, 200
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "journal": {"journal": True},
+    "synced": {"fsync": True},
+    "synced journal": {"fsync": True, "journal": True},
+    "updates": {"updates": True},
+    "samples": {"samples": 3},
+    "exact": {"exact": True},
+    "no basis": {"basis": 0},
+    "one row a flush": {"flush_rows": 1},
+    "many rows": {"flush_rows": 20, "save_every": 13},
+}
+"""Options of recordings, by name."""
+
+IN_CI, IN_THE_LONG_RUN = 10, 100
+"""Kills of each kind."""
 
 
 def program(path: Path, **options: Any) -> str:
@@ -33,6 +53,27 @@ def program(path: Path, **options: Any) -> str:
         "from pathlib import Path; from crash_training import train\n"
         f"train(Path({str(path)!r}), **{options!r})\n"
         # A regular exit of the interpreter takes longer than the training.
+        "import os; os._exit(0)\n"
+    )
+
+
+def recovery(path: Path) -> str:
+    """Return a program that recovers the journal of a store."""
+    return (
+        "from trajstore.store.journal import recover\n"
+        f"recover({str(path)!r})\n"
+        "import os; os._exit(0)\n"
+    )
+
+
+def analysis(path: Path) -> str:
+    """Return a program that stores the geometry of a run next to it."""
+    return (
+        "import dask\n"
+        "from trajstore.reading.run import open_run\n"
+        "from analyzers.geometry.stored import store_geometry\n"
+        "with dask.config.set(scheduler='sync'):\n"
+        f"    store_geometry(open_run({str(path)!r}), reference='final')\n"
         "import os; os._exit(0)\n"
     )
 
@@ -48,31 +89,20 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(
-    warm_process: WarmProcess, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Array]:
-    """Contents of a run that was not killed."""
-    path = tmp_path_factory.mktemp("whole") / "run.zarr"
-    assert warm_process.run(program(path)).code == 0
-    return contents(path)
-
-
 def contents(path: Path) -> dict[str, Array]:
-    """Read everything that a recording stores, except times of day."""
+    """Read everything that a recording stores, except times of day and final iterates."""
     run = open_run(path)
+    document = run.stored.document
     arrays = {
         name: np.asarray(run.stored.array(name)[...])
-        for name in (
-            *("epoch", "iteration", "window", "tables", "signs", "scales"),
-            *("gradient_probes", "displacement_probes", "probe_scales"),
-        )
+        for name in document.arrays
+        if not name.endswith("scalars")
+        and name != "final"
+        and not name.startswith("snapshots/")
     }
     arrays["loss"] = run.steps["loss"].values if run.n_steps else np.zeros(0)
-    for name in ("start", "codes", "scales", "weights", "arrival", "probes"):
-        arrays[f"references/{name}"] = np.asarray(
-            run.stored.array(f"references/{name}")[...]
-        )
+    for name, snapshot in document.snapshots.items():
+        arrays[f"snapshots/{name}"] = np.asarray(run.stored.array(snapshot.array)[...])
     return arrays
 
 
@@ -92,74 +122,158 @@ def check(path: Path, expected: dict[str, Array]) -> None:
     if not (path / "zarr.json").exists():
         assert kept == 0
         return
-    found, n = contents(path), open_run(path).n_steps
-    assert n >= kept, f"{kept - n} acknowledged steps were lost"
-    n_windows = len(found["references/start"])
+    run, found = open_run(path), contents(path)
+    assert run.n_steps >= kept, f"{kept - run.n_steps} acknowledged steps were lost"
     for name, values in found.items():
-        length = n_windows if name.startswith("references/") else n
-        assert len(values) == length, name
+        length = len(values)
+        if "/" not in name:
+            assert length == run.n_steps, name
+        elif name.startswith("references/") and name != KEYFRAMES:
+            assert length == run.n_windows, name
         assert values.tobytes() == expected[name][:length].tobytes(), name
+    assert [str(problem) for problem in problems(run, track=iter)] == []
+
+
+class Killer:
+    """Kills programs after random times, and counts the kills."""
+
+    def __init__(self, warm_process: WarmProcess, seed: int) -> None:
+        self._process = warm_process
+        self.rng = random.Random(seed)
+        self.seconds = 0.0  # longest time until a kill
+        self.n = 0
+
+    def time(self, program: str) -> None:
+        """Run a program to its end, to see how long it takes."""
+        start = time.monotonic()
+        finished = self._process.run(program)
+        assert finished.code == 0, finished.errors
+        self.seconds = time.monotonic() - start
+
+    def run(self, program: str, *, to_the_end: bool = False) -> int:
+        """Run a program, and kill it unless it shall end; return its exit code."""
+        child = self._process.start(program)
+        if not to_the_end:
+            time.sleep(self.rng.uniform(0, self.seconds))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        finished = self._process.finish()
+        assert finished.code in {0, -signal.SIGKILL}, finished.errors
+        self.n += finished.code != 0
+        return finished.code
 
 
 def kill_again_and_again(
-    warm_process: WarmProcess,
-    directory: Path,
-    uninterrupted: dict[str, Array],
-    n_kills: int,
-    *,
-    journal: bool,
+    warm_process: WarmProcess, directory: Path, n_kills: int, kind: str
 ) -> None:
-    """Kill `n_kills` training runs, each after a random time."""
-    start = time.monotonic()
-    whole = program(directory / "whole.zarr", journal=journal)
-    assert warm_process.run(whole).code == 0
-    seconds = time.monotonic() - start
-    rng = random.Random(n_kills + journal)
-    kills = runs = 0
-    while kills < n_kills:
+    """Kill `n_kills` training runs and recoveries, each after a random time."""
+    killer, options = Killer(warm_process, n_kills + len(kind)), KINDS[kind]
+    whole = directory / "whole.zarr"
+    killer.time(program(whole, **options))
+    expected = contents(whole)
+    final = np.asarray(open_run(whole).stored.array("final")[...])
+    runs = 0
+    while killer.n < n_kills:
         path, code = directory / f"{runs}.zarr", 1
         runs += 1
         while code != 0:
-            child = warm_process.start(program(path, journal=journal))
             # After a few kills a run may finish.
-            if kills < runs * 6:
-                time.sleep(rng.uniform(0, seconds))
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            code = warm_process.finish().code
-            assert code in {0, -signal.SIGKILL}
-            kills += code != 0
+            to_the_end = killer.n >= min(runs * 6, n_kills)
+            code = killer.run(program(path, **options), to_the_end=to_the_end)
             has_journal = (path / ".journal").exists()
-            if has_journal and (path / "zarr.json").exists() and rng.random() < 0.5:
-                recover(path)
-                has_journal = False
+            if has_journal and (path / "zarr.json").exists():
+                if killer.rng.random() < 0.5:
+                    has_journal = killer.run(recovery(path)) != 0
+                if has_journal and killer.rng.random() < 0.5:
+                    recover(path)
+                    has_journal = False
             if not has_journal:
-                check(path, uninterrupted)
-        assert open_run(path).status == "complete"
+                check(path, expected)
+        run = open_run(path)
+        assert (run.status, run.snapshots) == (
+            "complete",
+            ("at 5", "at 17", "last"),
+        )
+        assert np.asarray(run.stored.array("final")[...]).tobytes() == final.tobytes()
+        assert contents(path).keys() == expected.keys()
         assert not list(path.rglob("*.partial"))
         assert not (path / ".journal").exists()
+    print(f"{kind}: {killer.n} kills of {runs} runs")
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
 def test_kills_lose_nothing_that_was_acknowledged(
-    warm_process: WarmProcess,
-    uninterrupted: dict[str, Array],
-    journal: bool,
-    directory: Path,
+    warm_process: WarmProcess, journal: bool, directory: Path
 ):
-    kill_again_and_again(
-        warm_process, directory, uninterrupted, IN_CI // 2, journal=journal
-    )
+    kind = "journal" if journal else "plain"
+    kill_again_and_again(warm_process, directory, IN_CI, kind)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
+@pytest.mark.kills
+@pytest.mark.parametrize("kind", KINDS)
 def test_many_kills_lose_nothing_that_was_acknowledged(
-    warm_process: WarmProcess,
-    uninterrupted: dict[str, Array],
-    journal: bool,
-    directory: Path,
+    warm_process: WarmProcess, kind: str, directory: Path
 ):
-    kill_again_and_again(
-        warm_process, directory, uninterrupted, IN_THE_LONG_RUN, journal=journal
+    kill_again_and_again(warm_process, directory, IN_THE_LONG_RUN, kind)
+
+
+def kill_analyses(warm_process: WarmProcess, directory: Path, n_kills: int) -> None:
+    """Kill analyses that store their results, until the results are complete."""
+    path = directory / "run.zarr"
+    finished = warm_process.run(program(path))
+    assert finished.code == 0, finished.errors
+    results, before = directory / "run.analysis.zarr", bytes_of(path)
+    killer = Killer(warm_process, n_kills)
+    killer.time(analysis(path))
+    expected = geometry(path)
+    runs = 0
+    while killer.n < n_kills:
+        shutil.rmtree(results)
+        runs, code = runs + 1, 1
+        while code != 0:
+            to_the_end = killer.n >= min(runs * 6, n_kills)
+            code = killer.run(analysis(path), to_the_end=to_the_end)
+            if results.exists():
+                # An unfinished result is completed or computed again, never taken as it is.
+                assert list(problems(open_run(path), track=iter)) == []
+        found = geometry(path)
+        for name, values in expected.items():
+            assert found[name].tobytes() == values.tobytes(), name
+        assert bytes_of(path) == before
+    print(f"analysis: {killer.n} kills of {runs} results")
+
+
+def geometry(path: Path) -> dict[str, Array]:
+    """Read the stored geometry of a run."""
+    with dask.config.set(scheduler="sync"):
+        result = store_geometry(open_run(path), reference="final").compute()
+    return {str(name): values.values for name, values in result.items()}
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in directory.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def warm_analysis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
+    """A process that starts programs without importing the analyses again."""
+    process = WarmProcess(
+        tmp_path_factory.mktemp("warm-analysis"), "analyzers.geometry.stored"
     )
+    yield process
+    process.close()
+
+
+def test_killed_analyses_leave_no_wrong_results(
+    warm_analysis: WarmProcess, directory: Path
+):
+    kill_analyses(warm_analysis, directory, IN_CI // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.kills
+def test_many_killed_analyses_leave_no_wrong_results(
+    warm_analysis: WarmProcess, directory: Path
+):
+    kill_analyses(warm_analysis, directory, IN_THE_LONG_RUN)

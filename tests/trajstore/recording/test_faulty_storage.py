@@ -1,6 +1,7 @@
 """Recordings in object storage that stumbles, hangs and loses answers."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
+from trajstore.store import lease
 
 pytest.importorskip("torch")
 pytest.importorskip("obstore")
@@ -109,6 +111,51 @@ def test_many_faults_of_the_network_end_no_recording(
 ):
     record_through(proxy, bucket, undisturbed, IN_THE_LONG_RUN)
     print(dict(proxy.counts))
+
+
+def test_an_outage_is_waited_out(
+    proxy: FaultyProxy, bucket: str, undisturbed: dict[str, Any]
+):
+    """Rows wait in memory, and training waits when two buffers are full."""
+    location, training = f"{bucket}/outage/run.zarr", Training()
+    with record(location, training) as recorder:
+        training.run(recorder, range(4))
+        proxy.faults, proxy.rate = ("reset", "503"), 1.0
+        threading.Timer(3.0, setattr, (proxy, "rate", 0.0)).start()
+        training.run(recorder, range(4, N_STEPS))
+        recorder.snapshot("late")
+    assert proxy.counts["reset"] > 0
+    found = arrays_of(location)
+    for name, values in undisturbed.items():
+        assert found[name].tobytes() == values.tobytes(), name
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_lasting_outage_is_an_error(
+    on_error: str, proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease, "OUTAGE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "OPENING_SECONDS", 0.1)
+    location, training = f"{bucket}/lasting-{on_error}/run.zarr", Training()
+    recorder = record(location, training, on_error=on_error)
+    training.run(recorder, range(4))
+    recorder.flush()
+    proxy.faults, proxy.rate = ("reset",), 1.0
+    if on_error == "raise":
+        with pytest.raises(RuntimeError, match="committed earlier stays readable"):
+            training.run(recorder, range(4, 40))
+        with (
+            pytest.raises(RuntimeError, match="error sending request"),
+            pytest.warns(UserWarning, match="marked as free"),
+        ):
+            recorder.close()
+    else:
+        with pytest.warns(UserWarning, match=r"ended before step.*Training continues"):
+            training.run(recorder, range(4, 40))
+        with pytest.warns(UserWarning, match="marked as free"):
+            recorder.close()
+    proxy.rate = 0.0
+    assert open_run(location).n_steps == 4
 
 
 @pytest.mark.parametrize("key", [".writer", "run.zarr/zarr.json", "signs/c/0/0"])

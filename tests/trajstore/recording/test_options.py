@@ -11,7 +11,13 @@ from trajstore.reading.run import open_run
 torch = pytest.importorskip("torch")
 
 
-from tests.trajstore.recording.regression import SMALL, count_hooks, record, regression
+from tests.trajstore.recording.regression import (
+    SMALL,
+    count_hooks,
+    record,
+    regression,
+    take_step,
+)
 from trajstore.recording.recorder import Recorder
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
@@ -85,3 +91,25 @@ def test_numbers_of_steps_are_integers(name: str, tmp_path: Path):
     options: dict[str, Any] = {name: 28.0}
     with pytest.raises(TypeError, match=f"`{name}` must be an integer, got 28.0"):
         Recorder(tmp_path / "run", training.model, training.optimizer, **options)
+
+
+def test_the_working_directory_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training, path = regression(), Path("run.zarr")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {**SMALL, "flush_rows": 2, "journal": True}
+    with Recorder(path, training.model, training.optimizer, **options) as recorder:
+        monkeypatch.chdir("other")
+        for step in range(5):
+            take_step(training, step)
+        state = recorder.state_dict()
+    monkeypatch.chdir(tmp_path)
+    run = open_run("run.zarr")
+    monkeypatch.chdir("other")
+    assert run.location == str(tmp_path / "run.zarr")
+    assert np.isfinite(run.steps["grad_norm"].values).all()
+    assert list(Path().iterdir()) == []
+    path = Path("../run.zarr")
+    Recorder(path, training.model, training.optimizer, resume=state, **options).close()

@@ -183,6 +183,58 @@ def test_a_malformed_state_leaves_the_store_unchanged(
     assert bytes_of(path) == before
 
 
+WRONG: dict[str, Any] = {
+    "nothing": ...,
+    "None": None,
+    "text": "20",
+    "bytes": b"20",
+    "negative": -1,
+    "huge": 1 << 70,
+    "fraction": 0.5,
+    "NaN": float("nan"),
+    "truth": True,
+    "list": [[20]],
+    "mapping": {"a": {"b": 1}},
+    "tensor": torch.zeros(2, 2),
+    "object": object(),
+}
+PLACES: list[tuple[str, ...]] = [
+    *(("position", name) for name in ("step", "epoch", "epoch_start", "wall_time")),
+    *(("position", name) for name in ("pending", "samples")),
+    *((name,) for name in ("created", "position", "groups", "snapshots")),
+    *((name,) for name in ("measured", "previous_gradient")),
+]
+# Times are numbers, older states lack samples, and no snapshot may be listed.
+RIGHT = {
+    *(("wall_time", name) for name in ("huge", "fraction")),
+    *(("samples", name) for name in ("nothing",)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_more_than_a_hundred_malformed_states_leave_the_store_unchanged(
+    place: tuple[str, ...], interrupted: tuple[Path, Any]
+):
+    path, checkpoint = interrupted
+    training, before = Training(), bytes_of(path)
+    training.restore(checkpoint)
+    n_refused = 0
+    for kind, value in WRONG.items():
+        if (place[-1], kind) in RIGHT:
+            continue
+        state = copy.deepcopy(checkpoint["recorder"])
+        inner = state[place[0]] if len(place) > 1 else state
+        if value is ...:
+            del inner[place[-1]]
+        else:
+            inner[place[-1]] = value
+        with pytest.raises(ValueError, match=r"state|resume"):
+            attempt(path, training, resume=state, samples=2)
+        assert bytes_of(path) == before, kind
+        n_refused += 1
+    assert n_refused >= len(WRONG) - 2
+
+
 NEEDED = [
     *("references/start/c/0", "references/keyframes/c/0/0", "references/codes/c/1/0"),
     *("references/codes/c/3/0", "references/scales/c/0/0", "references/probes/c/0/0"),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,11 @@ class Finished(NamedTuple):
 class WarmProcess:
     """Start programs, one at a time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *modules: str) -> None:
+        # Programs find `modules` imported, in addition to torch and the recorder.
         self._directory = directory
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -101,6 +103,8 @@ if __name__ == "__main__":
 
     import trajstore.recording.recorder  # noqa: F401
 
+    for module in sys.argv[1:]:
+        import_module(module)
     # Making the first optimizer imports torch's compiler.
     torch.optim.SGD([torch.zeros(1)])
     torch.set_num_threads(1)
