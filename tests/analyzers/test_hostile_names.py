@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,7 +72,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: torch.nn.Parameter(torch.randn(3, generator=generator)) for name in NAMES
     }
     optimizer = torch.optim.SGD(tensors.values(), lr=0.1)
-    options = {"sketch_bits": 64, "probes": 16, "basis": 1}
+    options: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "basis": 1}
     attrs = {name: name for name in NAMES}
     with Recorder(
         path, tensors, optimizer, steps_per_epoch=4, attrs=attrs, **options
