@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import MaxNLocator
 
 Values = npt.NDArray[Any]
@@ -25,8 +26,50 @@ BAND_OPACITY: Final = 0.13
 MAX_BAND_EXCESS: Final = 1.0
 """Largest visible part of a band beyond the lines, relative to the range of the lines."""
 
+MAX_HEIGHT: Final = 41.6
+"""Largest height of a figure in inches; that of 200 layers."""
+
+MAX_LAYER_NAMES: Final = 200
+"""Largest number of rows of an image that are labelled."""
+
+MAX_NAME: Final = 60
+"""Longest name in a figure, in characters; the middle of a longer one is left out."""
+
 MAX_TWO_COLUMN_LABEL: Final = 20
 """Longest label, in characters, that fits a legend with two columns."""
+
+
+def name_text(name: object) -> str:
+    """Return a name as text that matplotlib draws as it is, in one line."""
+    # Names may come from an untrusted store. A dollar would begin a formula, and a legend
+    # leaves out labels that begin with an underscore.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+    if len(text) > MAX_NAME:
+        text = f"{text[: MAX_NAME // 2]}...{text[-MAX_NAME // 2 :]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def drawable(text: str) -> str:
+    """Return text as it is if matplotlib can draw it, else with its dollars as characters."""
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    try:
+        MathTextParser("path").parse(text)
+    except (ValueError, RuntimeError):
+        text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def layer_height(n_layers: int) -> float:
+    """Return the height in inches of a figure with one row for each layer."""
+    return min(1.6 + 0.2 * n_layers, MAX_HEIGHT)
+
+
+def draw_layer_names(ax: Axes, names: Sequence[object] | Values) -> None:
+    """Label the rows 0, 1, ... of an image with the names of layers, or with some of them."""
+    every = -(-len(names) // MAX_LAYER_NAMES)
+    rows = range(0, len(names), every)
+    ax.set_yticks(rows, [name_text(names[i]) for i in rows], fontsize="small")
 
 
 class Curve(NamedTuple):
@@ -125,14 +168,14 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
 
 def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
     """Draw the lines, error bars and bands of a panel, and return the axes."""
-    ax.set_title(panel.title, fontsize="medium")
+    ax.set_title(drawable(panel.title), fontsize="medium")
     if not panel.curves:
         ax.text(0.5, 0.5, f"needs {panel.needs}", wrap=True, ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return ax
     for curve, color in zip(panel.curves, _colors(panel), strict=True):
         _draw_curve(curve, color, ax)
-    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.set(xlabel=drawable(panel.xlabel), ylabel=drawable(panel.ylabel))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     _set_limits(panel, ax)
     if any(curve.label for curve in panel.curves):
@@ -169,7 +212,7 @@ def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
         linestyle=curve.style,
         linewidth=curve.width,
         elinewidth=0.8,
-        label=curve.label or None,
+        label=drawable(curve.label) or None,
     )
 
 

@@ -8,9 +8,9 @@ from typing import Final
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
+from trajstore.cli.console import make_console
 from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
 from trajstore.store.location import inside, is_remote, name_of, sibling
@@ -50,7 +50,7 @@ def report(
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
     """
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = make_console()
     for part in parts:
         if part:
             console.print(part)
@@ -91,8 +91,7 @@ def figures_directory(run: Run) -> Path:
 
 def say(text: str, *, stderr: bool = False) -> None:
     """Print text without wrapping it, so that paths in it can be copied."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    console.print(text, soft_wrap=True)
+    make_console(stderr=stderr).print(text, soft_wrap=True)
 
 
 def _say_how_to_open(run: Run, group: str, name: str, example: str) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
@@ -19,6 +18,7 @@ from train.protocols.sweep import load_sweep, sweep_names
 from train.protocols.two_run import two_run as exact_geometry
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
+from trajstore.cli.console import make_console
 from trajstore.format.attrs import BRANCH
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.reading.results import replay_group, results_location, write_results
@@ -77,7 +77,7 @@ def run(
         basis=basis,
         branch_at=branch_at,
     )
-    Console().print(
+    make_console().print(
         f"Recorded {out}. Next: traj-analyze geometry {out}",
         markup=False,
         soft_wrap=True,
@@ -148,7 +148,7 @@ def branch(
             epochs=epochs,
             **{name: value for name, value in overrides.items() if value is not None},
         )
-    Console().print(
+    make_console().print(
         f"Recorded {len(paths)} branches, starting from "
         f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
         f"{' '.join(map(str, paths))}",
@@ -193,7 +193,7 @@ def two_run(
         direction=direction,
     )
     exact.to_zarr(out, mode="w-", consolidated=False)
-    Console().print(
+    make_console().print(
         f'Exact geometry in {out}: xarray.open_zarr("{out}", consolidated=False)',
         markup=False,
         soft_wrap=True,
@@ -243,7 +243,7 @@ def sweep(
     if measurements:
         changes |= {"measure_every": 100, "full_gradients": True}
     plan = load_sweep(name, **changes)
-    console = Console()
+    console = make_console()
     out.mkdir(parents=True, exist_ok=True)
     table = Table("run", "workload", "steps", "status", box=None, pad_edge=False)
     stores = [out / f"{planned.name}.zarr" for planned in plan.runs]
@@ -307,7 +307,7 @@ def replay(
     group = replay_group(find_target(recorded, target))
     write_results(recorded, group, result)
     n_known = int(result["reference_loss"].notnull().sum())
-    Console().print(
+    make_console().print(
         f"Computed the losses of {n_known:,} of {recorded.n_steps:,} batches at "
         f"{result.attrs['reference']}: {result.attrs['method']}.\n"
         "Loss of all training data at that point: "
@@ -322,7 +322,7 @@ def replay(
 
 def list_workloads() -> None:
     """List workloads and sweeps."""
-    console = Console()
+    console = make_console()
     table = Table("workload", "description", box=None, pad_edge=False)
     for name, workload in WORKLOADS.items():
         table.add_row(name, workload.summary)

@@ -44,7 +44,9 @@ def describe(
 def layer_names(run: Run) -> npt.NDArray[np.object_]:
     """Return the names of the layers, objects (layer,)."""
     # Zarr's specification covers variable-length strings, but not fixed-width strings.
-    return np.array(run.layout.names, object)
+    # Halves of characters, which a foreign store may contain, cannot be encoded.
+    names = [n.encode(errors="backslashreplace").decode() for n in run.layout.names]
+    return np.array(names, object)
 
 
 def step_coordinates(run: Run, rows: Any = slice(None)) -> dict[str, Any]:

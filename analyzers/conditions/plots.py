@@ -11,7 +11,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._panels import Curve, Panel, draw_panels, ordered_colors
+from analyzers._panels import Curve, Panel, draw_panels, name_text, ordered_colors
 
 EXCLUDED_COLOR: Final = "0.85"
 """Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
@@ -163,7 +163,9 @@ def aiming(aimed: xr.Dataset) -> Figure:
         )
         panels.append(Panel(title=title, ylabel=ylabel, curves=(curve,), needs=""))
     figure = draw_panels(panels, n_columns=2)
-    figure.suptitle(f"gradients: {aimed.attrs['gradient']}", fontsize="medium")
+    figure.suptitle(
+        f"gradients: {name_text(aimed.attrs['gradient'])}", fontsize="medium"
+    )
     return figure
 
 
@@ -188,7 +190,7 @@ def polyak_lojasiewicz(bounds: xr.Dataset) -> Figure:
         values, label = least.sel(delta=order), rf"$\delta$ = {order:g}"
         ax.semilogy(least["epoch"], values, color=color, label=label)
     ax.set(xlabel="epoch", ylabel=r"smallest $\mu_k(\delta)$")
-    ax.set_title(f"gradients: {bounds.attrs['gradient']}", fontsize="medium")
+    ax.set_title(f"gradients: {name_text(bounds.attrs['gradient'])}", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     ax.legend(fontsize="small", frameon=False)
     return figure

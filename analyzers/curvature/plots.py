@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from analyzers._panels import Curve, Panel
+from analyzers._panels import Curve, Panel, draw_layer_names, layer_height, name_text
 
 MAX_POINTS: Final = 400
 """Largest number of points on a line; longer lines show means of neighbours."""
@@ -37,7 +37,7 @@ def edge_of_stability(found: xr.Dataset, *, title: str | None = None) -> Panel:
         Curve("threshold", step, found["threshold"].values, style="--"),
     )
     return Panel(
-        title=Path(found.attrs["run"]).stem if title is None else title,
+        title=name_text(Path(found.attrs["run"]).stem) if title is None else title,
         ylabel=f"{kind}sharpness",
         curves=curves,
         needs="sharpness",
@@ -118,7 +118,7 @@ def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """
     n_layers = found.sizes["layer"]
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 1.2 + 0.2 * n_layers), layout="constrained")
+        _, ax = plt.subplots(figsize=(7, layer_height(n_layers)), layout="constrained")
     rows = np.arange(n_layers)
     for name, marker, label in (
         ("cosine_max", "o", "largest"),
@@ -128,7 +128,7 @@ def scale_invariance(found: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     tolerance = found.attrs["tolerance"]
     ax.axvline(tolerance, color="0.5", linestyle="--", linewidth=0.8, label="tolerance")
     ax.set_xscale("log")
-    ax.set_yticks(rows, found["layer"].values, fontsize="small")
+    draw_layer_names(ax, found["layer"].values)
     ax.invert_yaxis()
     ax.set(xlabel="|cosine| of a layer and its gradient")
     ax.legend(fontsize="small", frameon=False, loc="upper left")

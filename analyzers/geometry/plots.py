@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analyzers._panels import draw_layer_names, layer_height, name_text
+
 LABELS: Final = {
     "gamma": r"$\gamma$",
     "rsi": "RSI",
@@ -135,7 +137,7 @@ def path_geometry(
     )
     reference = means.attrs.get("reference", "")
     run = Path(means.attrs.get("run", "")).name
-    figure.suptitle(f"{run}, $x^*$: {reference}")
+    figure.suptitle(f"{name_text(run)}, $x^*$: {name_text(reference)}")
     return figure
 
 
@@ -163,7 +165,7 @@ def layer_image(
     values = means[name].transpose("layer", "epoch")
     n_layers = values.sizes["layer"]
     if ax is None:
-        _, ax = plt.subplots(figsize=(8, 1.5 + 0.2 * n_layers), layout="constrained")
+        _, ax = plt.subplots(figsize=(8, layer_height(n_layers)), layout="constrained")
     unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
     sure = before.where(~unsure)
@@ -189,7 +191,7 @@ def layer_image(
         markersize=3,
         markeredgewidth=0.6,
     )
-    ax.set_yticks(range(n_layers), means["layer"].values, fontsize="small")
+    draw_layer_names(ax, means["layer"].values)
     ax.invert_yaxis()
     ax.set(
         xlabel="epoch",

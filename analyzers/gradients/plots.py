@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._panels import ordered_colors
+from analyzers._panels import draw_layer_names, layer_height, name_text, ordered_colors
 
 COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
 SHARES: Final = {
@@ -44,7 +44,7 @@ def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figur
     _loss(segments, axes[1, 0])
     share_bars(segments, ax=axes[0, 1])
     _lag_curve(curve, axes[1, 1])
-    figure.suptitle(title or Path(segments.attrs["run"]).name)
+    figure.suptitle(title or name_text(Path(segments.attrs["run"]).name))
     return figure
 
 
@@ -137,7 +137,7 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """
     n_layers = layers.sizes["layer"]
     if ax is None:
-        size = (8, 1.6 + 0.2 * n_layers)
+        size = (8, layer_height(n_layers))
         _, ax = plt.subplots(figsize=size, layout="constrained")
     image = ax.pcolormesh(
         layers["first"],
@@ -149,7 +149,7 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         shading="nearest",
     )
     ax.figure.colorbar(image, ax=ax, label="cosine")
-    ax.set_yticks(range(n_layers), layers["layer"].values, fontsize="small")
+    draw_layer_names(ax, layers["layer"].values)
     ax.invert_yaxis()
     ax.set(xlabel="step")
     ax.set_title(f"{COSINE}, by layer", fontsize="medium")
@@ -199,7 +199,8 @@ def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
     axes[1, 0].set(xlabel="cosine", ylabel="share of steps")
     axes[1, 0].set_title("distribution", fontsize="medium")
     _branch_shares(branches, axes[1, 1])
-    figure.suptitle(title or f"{Path(branches.attrs['run']).name} and its branches")
+    parent = name_text(Path(branches.attrs["run"]).name)
+    figure.suptitle(title or f"{parent} and its branches")
     return figure
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trajstore.cli.console import make_console, printed_warnings
+
 USAGE_ERROR: Final = 2
 """Exit status after wrong arguments, as argparse uses it."""
 
@@ -70,12 +72,13 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
     )
     try:
         module, _, function = command.target.partition(":")
-        tyro.cli(
-            getattr(import_module(module), function),
-            prog=prog,
-            args=arguments,
-            config=config,
-        )
+        with printed_warnings():
+            tyro.cli(
+                getattr(import_module(module), function),
+                prog=prog,
+                args=arguments,
+                config=config,
+            )
     except ModuleNotFoundError as error:
         _fail(f"{script}: {_missing(error)}", 1)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -109,7 +112,6 @@ def _print_help(commands: Mapping[str, Command], prog: str, description: str) ->
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    console = Console(stderr=True, emoji=False, highlight=False)
     # Without line breaks, paths and commands in the text can be copied.
-    console.print(text, markup=False, soft_wrap=True, style="red")
+    make_console(stderr=True).print(text, soft_wrap=True, style="red")
     sys.exit(status)

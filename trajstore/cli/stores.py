@@ -5,16 +5,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
+from trajstore.cli.console import make_console
 from trajstore.cli.plan import describe_sketch
+from trajstore.format.shown import shown
 from trajstore.reading.run import Run, open_run
 from trajstore.reading.verify import all_chunks, problems, protection
 from trajstore.store.journal import has_journal
@@ -37,8 +37,8 @@ def info(store: Positional[str]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in _facts(run).items():
-        table.add_row(name, Text(text))
-    Console().print(table)
+        table.add_row(name, shown(text))
+    make_console().print(table)
 
 
 def verify(store: Positional[str]) -> None:
@@ -53,12 +53,12 @@ def verify(store: Positional[str]) -> None:
     """
     run = open_run(store)
     progress = partial(
-        track, description="reading", console=Console(stderr=True), transient=True
+        track, description="reading", console=make_console(stderr=True), transient=True
     )
     listed = list(problems(run, track=progress))
-    console = Console(soft_wrap=True)
+    console = make_console()
     for problem in listed:
-        console.print(str(problem), markup=False, highlight=False)
+        console.print(shown(str(problem)), soft_wrap=True)
     chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
     summary = f"{len(listed)} problems" if listed else "No problem"
     console.print(f"{summary} in {chunks}. {protection(run)}", highlight=False)
@@ -78,7 +78,7 @@ def recover(store: Positional[str]) -> None:
     """
     n_recovered = recover_steps(store)
     n_steps = open_run(store).n_steps
-    Console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
+    make_console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
 
 
 def _facts(run: Run) -> dict[str, str]:

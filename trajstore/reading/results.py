@@ -97,6 +97,8 @@ def results_lock(location: str, group: str) -> Iterator[None]:
             try:
                 Path(location).mkdir(exist_ok=True)
                 stack.enter_context(FileLock(path, thread_local=False))
+                # Waiting processes notice that the file was deleted while it was locked.
+                stack.callback(path.unlink, missing_ok=True)
             except (OSError, NotImplementedError):
                 pass
         yield

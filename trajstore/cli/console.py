@@ -1,0 +1,45 @@
+"""Print to a terminal that text from stores cannot control."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from trajstore.format.shown import shown
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is: without markup, and without escapes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string to printable text."""
+        options |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(shown(text, keep="\n\t"), **options)
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console for text that may come from a store."""
+    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print warnings as single printable lines inside the block."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if issubclass(category, UserWarning):
+            text = f"warning: {message}"
+            make_console(stderr=True).print(text, soft_wrap=True, style="yellow")
+        else:
+            sys.stderr.write(shown(f"{category.__name__}: {message}") + "\n")
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
