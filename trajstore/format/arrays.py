@@ -22,6 +22,9 @@ NO_SAMPLE: Final = -1
 
 KEYFRAMES: Final = "references/keyframes"
 
+ENDED: Final = ("references/energies", "references/sum_signs", "references/sum_scales")
+"""Arrays whose rows are written when a window ends: a run without an end lacks the last row."""
+
 # g: gradient, u: update, x: iterate, r: anchor of the window.
 GRADIENT_TABLE: Final = ("grad_dot_previous", "grad_sq", "grad_dot_displacement")
 """Products of the gradient, by layer: <g, previous g>, |g|^2 and <g, x - r>."""
@@ -233,7 +236,7 @@ def window_arrays(
     n_layers = len(spec.names)
     arrival = ((LAYER, n_layers), ("coordinate", 1 + spec.basis))
     probes = ("probe", 0 if spec.exact else spec.probes)
-    return {
+    arrays = {
         "references/start": _small_rows("int64", first="window"),
         "references/weights": _small_rows("float32", (LAYER, n_layers), first="window"),
         "references/arrival": _small_rows("float32", *arrival, first="window"),
@@ -244,6 +247,16 @@ def window_arrays(
         ),
         KEYFRAMES: _vector_rows("keyframe", "float32", size, code="none"),
     }
+    energies, sum_signs, sum_scales = ENDED
+    if spec.energies:
+        blocks = ("block", size // block)
+        arrays[energies] = _small_rows("float16", blocks, first="window")
+    if n_folds := spec.window_folds:
+        folds = ("fold", n_folds)
+        signs, scales = ("byte", spec.sketch_bits // 8), ("scale", n_blocks(spec.sketch_bits))
+        arrays[sum_signs] = _small_rows("uint8", folds, signs, first="window", code="fast")
+        arrays[sum_scales] = _small_rows("float32", folds, scales, first="window")
+    return arrays
 
 
 def table_columns(spec: RunSpec) -> dict[str, slice]:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from trajstore.format.arrays import (
     DERIVED_TABLE,
+    ENDED,
     KEYFRAMES,
     LAYER,
     STEP,
@@ -59,6 +60,7 @@ MAX_CHUNK_BYTES: Final = 1 << 30
 """Largest permitted chunk in memory; only exact recordings come close to it."""
 
 MAX_MEASUREMENTS: Final = 1 << 10
+MAX_WINDOW_FOLDS: Final = 1 << 8
 
 _RESERVED: Final = frozenset(
     {*DERIVED_TABLE, STEP, LAYER, "basis", "epoch", "iteration", "window"}
@@ -126,6 +128,11 @@ class Document:
     def n_windows(self) -> int:
         """Number of windows."""
         return self.arrays["references/start"].length
+
+    @property
+    def n_ended(self) -> int:
+        """Number of windows whose energies or sums of gradients are stored."""
+        return max((self.arrays[n].length for n in ENDED if n in self.arrays), default=0)
 
     @property
     def has_final(self) -> bool:
@@ -305,6 +312,8 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
         "names: tensors": (len(spec.names), MAX_TENSORS),
         "basis": (spec.basis, MAX_BASIS),
         "samples": (spec.samples, MAX_SAMPLES),
+        "window_folds": (spec.window_folds, 0 if spec.exact else MAX_WINDOW_FOLDS),
+        "energies": (spec.energies, not spec.exact),
         "shapes: dimensions": (max(dimensions), MAX_DIMENSIONS),
         "shapes: elements in a dimension": (max(sizes, default=1), MAX_SIZE),
     }
@@ -353,6 +362,11 @@ def _document(
     n_windows = _length(metadata, "references/start")
     _add(arrays, windows, n_windows)
     arrays[KEYFRAMES] = StoredArray(windows[KEYFRAMES], n_keyframes(n_windows))
+    ended = [name for name in ENDED if name in windows]
+    for name in ended:
+        # The last window may be open. Any other length is a problem that the caller finds.
+        n_ended = min(max(_length(metadata, ended[0]), n_windows - 1), n_windows)
+        arrays[name] = StoredArray(windows[name], max(n_ended, 0))
     vectors = [snapshot.array for snapshot in snapshots.values()]
     vectors += ["final"] if "final" in metadata else []
     vector = StoredArray(vector_array(layout.size), layout.size)

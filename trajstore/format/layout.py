@@ -66,6 +66,13 @@ class Layout:
         shift = np.repeat(self.offsets - self.packed_offsets, self.sizes)
         return np.arange(self.n_params) + shift
 
+    @cached_property
+    def elements_of_block(self) -> npt.NDArray[np.int64]:
+        """Number of elements in each block that belong to a tensor, int64 (block,)."""
+        starts = BLOCK * np.arange(len(self.layer_of_block))
+        ends = (self.offsets + self.sizes)[self.layer_of_block]
+        return np.minimum(ends - starts, BLOCK)
+
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
         """Return named arrays as one flat vector, float32 (size,)."""
         # Keys that name no parameter are ignored. The error lists all missing arrays and wrong shapes.

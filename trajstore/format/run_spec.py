@@ -65,6 +65,10 @@ class RunSpec:
     """Arrangement of sketches and probes (`docs/estimator.md`): 2, or 1 in older stores."""
     bits_per_number: int = 1
     """Bits for each number of a sketch, more than 1 only for small networks."""
+    window_folds: int = 0
+    """Number of folds in the sketch of a window's sum of gradients; 0 if no sums are stored."""
+    energies: bool = False
+    """Whether the energies of the gradient's blocks are stored, as window means."""
 
     @property
     def n_params(self) -> int:
@@ -203,6 +207,8 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "samples": (_is_natural, "an integer of at least 0"),
     "sketch_version": (_is_version, f"an integer from 1 to {SKETCH_VERSION}"),
     "bits_per_number": (_is_bits, f"a power of two from 1 to {MAX_BITS}"),
+    "window_folds": (_is_natural, "an integer of at least 0"),
+    "energies": (_is_bool, "true or false"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from trajstore.format.arrays import (
+    ENDED,
     KEYFRAMES,
     StoredArray,
     n_keyframes,
@@ -22,6 +23,7 @@ class StoreVersion(NamedTuple):
     n_resumes: int  # a resumption after this commit may have replaced rows
     n_steps: int
     n_windows: int
+    n_ended: int  # windows whose energies or sums of gradients are stored
     n_metrics: int
     n_snapshots: int
     n_measured: tuple[
@@ -39,6 +41,7 @@ def version_of(document: Document, *, is_written: bool | None) -> StoreVersion:
         n_resumes=len(document.resumes),
         n_steps=document.n_rows(document.steps),
         n_windows=document.n_windows,
+        n_ended=document.n_ended,
         n_metrics=len(document.steps.metrics),
         n_snapshots=len(document.snapshots),
         n_measured=tuple(
@@ -89,6 +92,7 @@ def replacement(document: Document, version: StoreVersion) -> str | None:
     lengths = {
         "steps": (now.n_steps, version.n_steps),
         "windows": (now.n_windows, version.n_windows),
+        "ended windows": (now.n_ended, version.n_ended),
         "scalars": (now.n_metrics, version.n_metrics),
         "snapshots": (now.n_snapshots, version.n_snapshots),
         "measurements": (len(now.n_measured), len(version.n_measured)),
@@ -119,6 +123,7 @@ def _cut(view: Document, version: StoreVersion) -> Mapping[str, StoredArray]:
         elif parent == "references":
             n = version.n_windows
             length = n_keyframes(n) if path == KEYFRAMES else n
+            length = version.n_ended if path in ENDED else length
         elif parent in n_rows:
             length = n_rows[parent]
             if name == "scalars":

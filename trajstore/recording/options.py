@@ -1,16 +1,19 @@
 """Define and check the options of a recorder."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from operator import index
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypedDict
+
+from torch.optim import SGD, Optimizer
 
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
+from trajstore.sketch.window_sum import best_window_folds
 from trajstore.store.location import is_remote
 
 OnError = Literal["raise", "warn"]
@@ -89,7 +92,7 @@ class RecorderOptions:
                 f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
             )
 
-    def run_spec(self, layout: Layout) -> RunSpec:
+    def run_spec(self, layout: Layout, optimizers: Sequence[Optimizer]) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
@@ -108,7 +111,10 @@ class RecorderOptions:
         )
         if layout.size == 0:
             raise ValueError("The model's parameters have no elements to record.")
-        return spec
+        # What SGD does in a window follows from the anchors, without a sum of gradients.
+        is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
+        n_folds = 0 if is_sgd else best_window_folds(spec, self.windows().length)
+        return replace(spec, energies=not spec.exact, window_folds=n_folds)
 
     def windows(self) -> Windows:
         """Return the schedule of windows."""

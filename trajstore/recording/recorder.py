@@ -407,7 +407,10 @@ class Recorder:
         # If training failed, scalars logged for the next step do not belong to the last step.
         amendment = steps.amendment() if status == "complete" else {}
         with_final = self._guard.is_recording
-        self._session.close(status, amendment, with_final=with_final)
+        n_windows = steps.end_windows()
+        self._session.close(
+            status, amendment, with_final=with_final, n_windows=n_windows
+        )
 
     def _settle(self, steps: StepRecorder) -> None:
         """End a step that some optimizers have skipped, and count unrecorded steps."""

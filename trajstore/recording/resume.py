@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import KEYFRAME_EVERY, STEP, table_columns
+from trajstore.format.layout import BLOCK
 from trajstore.format.resume_state import state_problems
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.format.windows import Windows
 from trajstore.recording.host_copies import to_numpy
 from trajstore.sketch.deltas import n_codes
+from trajstore.store.location import locate
+from trajstore.store.opening import open_checked
 from trajstore.store.writer import Writer
 from trajstore.tracking.tracker import Tracker
 
@@ -54,6 +58,7 @@ class Restoration(NamedTuple):
     weights: Tensor
     probes: Tensor
     gradient_energies: Tensor
+    sums: Mapping[str, Tensor] | None
 
 
 class Resumption(NamedTuple):
@@ -77,7 +82,9 @@ class Resumption(NamedTuple):
         """Return a copy without the long vectors, which other ranks receive separately."""
         restoration, gradient = self.restoration, self.previous_gradient
         if restoration is not None:
-            restoration = restoration._replace(keyframe=EMPTY_TENSOR, codes=_no_codes)
+            restoration = restoration._replace(
+                keyframe=EMPTY_TENSOR, codes=_no_codes, sums=None
+            )
         gradient = None if gradient is None else EMPTY_TENSOR
         return self._replace(restoration=restoration, previous_gradient=gradient)
 
@@ -108,7 +115,17 @@ def first_step(
     return step or 0
 
 
-def check_state(state: object, *, size: int, samples: int) -> dict[str, Any]:
+def as_recorded(path: str | PathLike[str], spec: RunSpec) -> RunSpec:
+    """Return a spec with those choices of an existing store that are no options."""
+    try:
+        stored = open_checked(locate(path)).document.spec
+    except (OSError, SchemaError):
+        # Opening the store for writing reports what is wrong.
+        return spec
+    return replace(spec, energies=stored.energies, window_folds=stored.window_folds)
+
+
+def check_state(state: object, *, size: int, spec: RunSpec) -> dict[str, Any]:
     """Check that a state was made by `make_state` for such a recording, and return it."""
     keys = {
         *("created", "position", "groups", "previous_gradient"),
@@ -120,13 +137,18 @@ def check_state(state: object, *, size: int, samples: int) -> dict[str, Any]:
             "`resume` must be True or the result of recorder.state_dict(), got "
             f"{found}. Save it in the checkpoint with the states of model and optimizer."
         )
-    problems = state_problems(state, samples=samples)
+    problems = state_problems(state, samples=spec.samples)
     gradient, expected = state["previous_gradient"], f"torch.float32 ({size},)"
     is_dense = isinstance(gradient, Tensor) and gradient.layout == torch.strided
     kind = f"{gradient.dtype} {tuple(gradient.shape)}" if is_dense else repr(gradient)
     if kind != expected:
         problems.append(
             f"previous_gradient: expected {expected} for this model, found {kind}"
+        )
+    if not _is_sums(state.get("window_sums"), size, spec):
+        problems.append(
+            "window_sums: expected None or sums of a window of this recording, found "
+            f"{repr(state['window_sums'])[:80]}"
         )
     if problems:
         advice = (
@@ -136,6 +158,19 @@ def check_state(state: object, *, size: int, samples: int) -> dict[str, Any]:
         )
         raise SchemaError([advice, *problems])
     return state
+
+
+def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
+    """Whether a value is None, or sums of `trajstore.tracking.window_sums.WindowSums`."""
+    if sums is None:
+        return True
+    if not isinstance(sums, Mapping) or sums.keys() != {"energies", "folds"}:
+        return False
+    if not all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in sums.values()):
+        return False
+    energies, folds = sums["energies"], sums["folds"]
+    shape = (spec.window_folds, 0 if spec.exact else spec.sketch_bits)
+    return energies.shape == (size // BLOCK,) and folds.ndim == 3 and folds.shape[1:] == shape
 
 
 def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
@@ -164,8 +199,9 @@ def make_state(
     writer: Writer,
     previous_gradient: Tensor,
     groups: list[list[str]],
+    sums: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
-    """Return the state from which a recording resumes: numbers, strings and a tensor."""
+    """Return the state from which a recording resumes: numbers, strings and tensors."""
     return {
         "created": writer.created,
         "position": {
@@ -180,6 +216,8 @@ def make_state(
         "measured": {name: t.n_rows for name, t in writer.measurements.items()},
         "groups": groups,
         "previous_gradient": previous_gradient.detach().cpu().clone(),
+        "n_windows": writer.n_windows,
+        "window_sums": sums,
     }
 
 
@@ -211,6 +249,10 @@ def rewind(
             restoration=_restoration(writer, spec) if writer.n_windows > 0 else None,
             previous_gradient=state["previous_gradient"] if state is not None else None,
         )
+        if resumption.restoration is not None and state is not None:
+            sums = _window_sums(writer, state)
+            restoration = resumption.restoration._replace(sums=sums)
+            resumption = resumption._replace(restoration=restoration)
         # At the beginning and after a gap, the next step begins a window.
         if 0 < step == writer.n_steps:
             position.next_window = windows.next_start(step, position.epoch_start)
@@ -324,7 +366,18 @@ def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
         row("references/weights", window),
         row("references/probes", window),
         torch.from_numpy(energies[is_recorded]),
+        None,
     )
+
+
+def _window_sums(
+    writer: Writer, state: Mapping[str, Any]
+) -> Mapping[str, Tensor] | None:
+    """Return the sums in a state if they are those of the last window of the store."""
+    # States of older versions have no sums. If the store lacks rows, it may lack windows too.
+    is_same = state.get("n_windows") == writer.n_windows
+    is_complete = state["position"]["step"] == writer.n_steps
+    return state["window_sums"] if is_same and is_complete else None
 
 
 def _expected_sq(writer: Writer, spec: RunSpec) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from trajstore.format.optimizer_facts import continued
+from trajstore.format.run_spec import RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies
 from trajstore.recording.logged import Scalar, to_floats
@@ -27,6 +28,7 @@ from trajstore.recording.process_exit import signals_wait
 from trajstore.recording.resume import (
     Position,
     Resumption,
+    as_recorded,
     check_groups,
     check_state,
     first_step,
@@ -72,7 +74,10 @@ class Session:
             options.check_sharded()
         tensors, self._placement = place(parameters, group)
         layout = self._placement.layout
-        self.spec = options.run_spec(layout)
+        spec = options.run_spec(layout, self.optimizers)
+        if options.resume and self._placement.is_first:
+            spec = as_recorded(path, spec)
+        self.spec: RunSpec = self._placement.broadcast(spec)
         self.groups = group_names(parameters, self.optimizers)
         self.watch = ParameterWatch(parameters, self.optimizers)
         self.device = next(t.device for t in tensors if t is not None)
@@ -108,8 +113,8 @@ class Session:
     def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
         if not isinstance(resume, Mapping) or not self._placement.is_first:
             return None
-        size, samples = self._placement.layout.size, self.spec.samples
-        state = check_state(resume, size=size, samples=samples)
+        size = self._placement.layout.size
+        state = check_state(resume, size=size, spec=self.spec)
         check_groups(state, self.groups)
         return state
 
@@ -246,15 +251,23 @@ class Session:
         previous_gradient = self.tracker.previous_gradient
         if self.writer is None:
             return {}
-        return make_state(position, self.writer, previous_gradient, self.groups)
+        sums = self.tracker.sums.state()
+        return make_state(position, self.writer, previous_gradient, self.groups, sums)
 
     def close(
-        self, status: str, amendment: Mapping[str, Scalar], *, with_final: bool
+        self,
+        status: str,
+        amendment: Mapping[str, Scalar],
+        *,
+        with_final: bool,
+        n_windows: int,
     ) -> None:
         """Write the remaining rows, amend the last row, write the final iterate, and close."""
         # After a failure, other ranks might not take part in gathering the parameters.
         can_gather = status == "complete" or self._placement.group is None
         read = self._parameters_reader() if can_gather else None
+        has_end = can_gather and with_final and n_windows > 0
+        ended = self.tracker.end_window() if has_end else None
         self.copies.mark()
         writer, queue = self.writer, self.queue
         if writer is None or queue is None:
@@ -265,6 +278,7 @@ class Session:
             with self.copies.after_mark():
                 if amendment:
                     writer.steps.amend_last(to_floats(amendment))
+                queue.end_window(n_windows - 1, ended)
                 writer.write_final(read, status=status)
                 # Commit within this block, because the commit reads the iterate.
                 writer.commit()

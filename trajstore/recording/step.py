@@ -177,6 +177,13 @@ class StepRecorder:
         recorded = self._last_names or ()
         return {n: v for n, v in self._pending.items() if n not in recorded}
 
+    def end_windows(self) -> int:
+        """Return the number of windows of a recording that is about to be closed."""
+        if self._row is not None:
+            # The sums of the last window contain a gradient that no step was taken with.
+            self._session.tracker.sums.forget()
+        return self.position.n_windows
+
     def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
         session, has_stepped = self._session, self._last_names is not None
@@ -233,6 +240,7 @@ class StepRecorder:
 
     def _start_window(self) -> None:
         tracker, position, start = self._session.tracker, self.position, 0
+        ended = tracker.end_window() if position.n_windows > 0 else None
         for message in self._added_parameters():
             warn(message, stacklevel=6)
         if self._queue is not None:
@@ -250,7 +258,8 @@ class StepRecorder:
             position.step + 1, position.epoch_start
         )
         if self._queue is not None:
-            self._queue.append_window(NewWindow(number, start, anchor, keyframe))
+            new = NewWindow(number, start, anchor, keyframe, ended)
+            self._queue.append_window(new)
 
     def _note(self) -> None:
         """Keep the scalars and place of a step; scalars logged later may be for the next step."""

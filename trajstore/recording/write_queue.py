@@ -15,8 +15,10 @@ from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.store.journal import Journal, Record
+from trajstore.store import writer as stored
 from trajstore.store.writer import Window, Writer
 from trajstore.tracking.tracker import CodedAnchor
+from trajstore.tracking.window_sums import EndedWindow
 
 HEAD_START: Final = 0.002
 """Seconds that the writer thread sleeps before it writes, while the training thread continues;
@@ -32,6 +34,8 @@ class NewWindow(NamedTuple):
     anchor: CodedAnchor
     keyframe: Tensor | None
     """The tracker's own anchor, which the writer thread reads later; None if not a keyframe."""
+    ended: EndedWindow | None = None
+    """What is known of the window before this one, which has ended."""
 
 
 class NewMeasurement(NamedTuple):
@@ -179,6 +183,11 @@ class WriteQueue:
         if self._journal is not None:
             self._journal.remove()
 
+    def end_window(self, number: int, ended: EndedWindow | None) -> None:
+        """Write what is known of a window that has ended; call this in the writer thread."""
+        if ended is not None and self._writer.n_ended == number:
+            self._writer.end_window(stored.EndedWindow(*self._copies.fetch(ended)))
+
     def _write(
         self,
         full: RowBuffer,
@@ -187,6 +196,7 @@ class WriteQueue:
     ) -> None:
         for window in windows:
             if window.number >= self._writer.n_windows:
+                self.end_window(window.number - 1, window.ended)
                 self._writer.append_window(_to_store(window, self._copies.fetch))
         if len(full) > 0:
             rows = full.arrays(self._spec, self._copies.fetch)

@@ -28,6 +28,9 @@ class Role(IntEnum):
     """Row signs of the probes' fold, fixed for a run."""
     PROBE_FOLD = 3
     """Signs of the fold from buckets to probes, fixed for a run."""
+    WINDOW = 4
+    """Signs of the sum of a window's gradients, fresh in every window: first for the rows, then for
+    the rotations. The window number serves as the step."""
 
 
 def random_bytes(

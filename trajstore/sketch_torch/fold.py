@@ -61,6 +61,9 @@ class FoldOnDevice:
         spans: Sequence[Span],  # places of the elements in the buffers
     ) -> None:
         device, n_vectors = buffers[0].device, len(buffers[0])
+        # Row signs of the folds of the window's sum, (row, fold), and these folds.
+        self._dealt_signs = torch.zeros((fold.n_rows, 0), device=device)
+        self._window_folds = torch.zeros((0, fold.buckets), device=device)
         self._fold = fold
         run_sequence = torch.from_numpy(fold.column_sequence).to(device)
         self._window_sequence = run_sequence.clone()
@@ -83,6 +86,19 @@ class FoldOnDevice:
         sequence = replace(self._fold, window=window).column_sequence
         self._window_sequence.copy_(upload(sequence, self._window_sequence.device))
 
+    def start_sum(
+        self,
+        row_signs: Tensor,  # float32 (row,)
+        folds: Tensor,  # float32 (fold, bucket): every weighted fold is added, row by row in turn
+    ) -> None:
+        """Add up weighted vectors in several folds; see `trajstore.sketch.window_sum`."""
+        n_rows, n_folds = len(row_signs), len(folds)
+        dealt = row_signs.new_zeros(n_rows, n_folds)
+        if n_folds:
+            rows = torch.arange(n_rows, device=row_signs.device)
+            dealt[rows, rows % n_folds] = row_signs
+        self._dealt_signs, self._window_folds = dealt, folds
+
     def __call__(
         self,
         buffer_index: int,  # which buffer to fold
@@ -101,6 +117,10 @@ class FoldOnDevice:
                 weighted.out[chunk.buckets].addmv_(
                     chunk.columns[0], weighted.row_signs[chunk.rows]
                 )
+                if len(self._window_folds):
+                    self._window_folds[:, chunk.buckets].addmm_(
+                        self._dealt_signs[chunk.rows].T, chunk.signed[0]
+                    )
 
 
 class _Bounds(NamedTuple):

@@ -41,6 +41,10 @@ class SketchOnDevice:
         """Use the column signs of this window from now on."""
         self._fold.start_window(window)
 
+    def start_sum(self, row_signs: Tensor, folds: Tensor) -> None:
+        """Add weighted gradients to `folds` as well, see `trajstore.sketch.window_sum`."""
+        self._fold.start_sum(row_signs, folds)
+
     def fold(self, buffer_index: int, row_signs: Tensor, out: Tensor) -> None:
         """Add the folds of all vectors in a buffer to `out`, float32 (vector, bucket)."""
         self._fold(buffer_index, row_signs, out)

@@ -106,6 +106,10 @@ class Committer:
             if self.has_checks:
                 self._checks[name].rewind(length, tail)
 
+    def length(self, name: str) -> int:
+        """Return the number of rows of an array, counting those that are not committed yet."""
+        return self._lengths[name]
+
     def remove(self, name: str) -> None:
         """Remove an array from the store."""
         del self._specs[name], self._lengths[name]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import (
+    ENDED,
     KEYFRAMES,
     ArraySpec,
     n_keyframes,
@@ -55,6 +56,18 @@ class Window(NamedTuple):
     arrival: Array
     probes: Array  # probes of the anchor, float64 (probe,); empty in exact recordings
     keyframe: Array | None  # decoded anchor, float32 (param,); None if not a keyframe
+
+
+class EndedWindow(NamedTuple):
+    """What is known when a window ends, in its stored form; NaN where it is not known."""
+
+    # Energy of the gradient per element of each block, float16 (block,), relative to the
+    # largest in the layer; the mean of the window's steps.
+    energies: Array
+    # Sketch of the sum of the window's gradients: signs, uint8 (fold, byte), and scales,
+    # float32 (fold, scale).
+    sum_signs: Array
+    sum_scales: Array
 
 
 class Writer:
@@ -211,6 +224,12 @@ class Writer:
         return self.steps.n_rows
 
     @property
+    def n_ended(self) -> int:
+        """Number of windows whose end is written, in a store that keeps what is known there."""
+        lengths = [self._arrays.length(n) for n in ENDED if n in self._window_arrays()]
+        return max(lengths, default=self.n_windows)
+
+    @property
     def snapshots(self) -> dict[str, int]:
         """The step that followed each snapshot, by name."""
         return {name: snapshot.step for name, snapshot in self._snapshots.items()}
@@ -246,6 +265,9 @@ class Writer:
         self.n_windows = int(np.searchsorted(starts, n_steps))
         lengths = dict.fromkeys(self._window_arrays(), self.n_windows)
         lengths[KEYFRAMES] = n_keyframes(self.n_windows)
+        # The last window is open again.
+        ended = [name for name in ENDED if name in lengths]
+        lengths |= dict.fromkeys(ended, min(self.n_ended, max(self.n_windows - 1, 0)))
         self.steps.n_rows = n_steps
         for name, table in self.measurements.items():
             table.n_rows = min(table.n_rows, measured.get(name, 0))
@@ -269,7 +291,9 @@ class Writer:
         self._resumes.append({"step": step, "n_missing": n_missing, "at": now})
 
     def append_window(self, window: Window) -> None:
-        """Append a window."""
+        """Append a window; nothing is known of the end of a window that was not ended before."""
+        if self.n_ended < self.n_windows:
+            self.end_window(self._unknown_end())
         self.n_windows += 1
         if window.keyframe is not None:
             self._arrays.append_large("references/keyframes", window.keyframe)
@@ -282,6 +306,19 @@ class Writer:
                 "references/arrival": window.arrival[None],
                 "references/probes": window.probes[None],
             }
+        )
+
+    def end_window(self, ended: EndedWindow) -> None:
+        """Append what is known at the end of the last window."""
+        rows = dict(zip(ENDED, ended, strict=True))
+        arrays = self._window_arrays()
+        self._arrays.append({n: row[None] for n, row in rows.items() if n in arrays})
+
+    def _unknown_end(self) -> EndedWindow:
+        arrays = self._window_arrays()
+        specs = [arrays.get(name, arrays["references/start"]) for name in ENDED]
+        return EndedWindow(
+            *(np.full(spec.inner, spec.missing, spec.dtype) for spec in specs)
         )
 
     def write_snapshot(

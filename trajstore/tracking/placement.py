@@ -136,6 +136,16 @@ class Placement:
         values[: len(blocks)] = whole[blocks]
         return whole
 
+    def block_sum(self, values: Tensor) -> Tensor:
+        """Return the sums over ranks of values of local blocks, float32 (block,)."""
+        if self.group is None:
+            return values
+        blocks = torch.from_numpy(self._blocks).to(values.device)
+        whole = values.new_zeros(self.layout.size // BLOCK)
+        whole[blocks] = values[: len(blocks)]
+        dist.all_reduce(whole, group=self.group)
+        return whole
+
     def gather(self, vector: Tensor) -> Tensor:
         """Return the whole vector, (layout.size,), in the first rank's host memory."""
         # Elements of other ranks are zero in `vector`, (size,). Without sharding, `vector` itself

@@ -23,6 +23,7 @@ from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
 from trajstore.tracking.precision import no_grad_float32
 from trajstore.tracking.scaling import Scaling
+from trajstore.tracking.window_sums import EndedWindow, WindowSums
 
 # Rows of `StepBackend.frame`.
 DISPLACEMENT, ANCHOR = 0, 1
@@ -57,7 +58,7 @@ class Tracker:
         backend: type[StepBackend] | None = None,  # default: the fastest on the device
     ) -> None:
         self._parameters = list(parameters)
-        self._layout, self._spec = layout, spec
+        self._spec = spec
         self.device = device or next(p.device for p in parameters if p is not None)
         self._placement = placement or unsharded(layout)
         if backend is None:
@@ -68,6 +69,7 @@ class Tracker:
             parameters, self._placement, spec, self._past, self.device
         )
         self._frame = self._backend.frame
+        self.sums = WindowSums(spec, self._placement, self._backend, self.device)
         blocks = self._frame.unflatten(1, (-1, BLOCK))
         self._factors = {
             "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
@@ -87,7 +89,7 @@ class Tracker:
     @property
     def size(self) -> int:
         """Length of the flat vector."""
-        return self._layout.size
+        return self._placement.layout.size
 
     @property
     def anchor(self) -> Tensor:
@@ -105,9 +107,7 @@ class Tracker:
             name: torch.zeros(
                 (n_rows, *shape), dtype=getattr(torch, dtype), device=self.device
             )
-            for name, (dtype, shape) in measured_arrays(
-                self._spec, self._layout.size
-            ).items()
+            for name, (dtype, shape) in measured_arrays(self._spec, self.size).items()
         }
 
     def start(self) -> CodedAnchor:
@@ -118,14 +118,15 @@ class Tracker:
     def _start(self) -> CodedAnchor:
         # The anchor is 0 before the first window, so the displacement equals the parameters.
         self._backend.read_displacement()
+        self.sums.start(0)
         self.anchor.copy_(self._frame[DISPLACEMENT])
         self._add_anchor_probes()
-        n_layers = len(self._layout.names)
+        n_layers = len(self._placement.layout.names)
         return CodedAnchor(
             codes=self._placement.gather(
                 torch.zeros_like(self.anchor, dtype=torch.int8)
             ),
-            scales=self._zeros(self._layout.size // BLOCK),
+            scales=self._zeros(self._placement.layout.size // BLOCK),
             weights=self._zeros(n_layers).fill_(1.0),
             arrival=self._zeros(n_layers, 1 + self._spec.basis).fill_(torch.nan),
             probes=self._anchor_probes.clone(),
@@ -150,6 +151,7 @@ class Tracker:
         )
         self._window += 1
         self._backend.start_window(self._window, weights)
+        self.sums.start(self._window)
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_anchor_probes()
@@ -161,6 +163,11 @@ class Tracker:
             self._anchor_probes.clone(),
         )
 
+    def end_window(self) -> EndedWindow:
+        """Return what is known of the current window at its end."""
+        with no_grad_float32(self.device):
+            return self.sums.end()
+
     def restore(
         self,
         window: int,
@@ -169,6 +176,7 @@ class Tracker:
         weights: Tensor,  # float32 (layer,): weights of the sketch in the window
         probes: Tensor,  # float64 (probe,): probes of the anchor; empty in exact mode
         gradient_energies: Tensor,  # float32 (step, layer): |g|^2 in the window so far
+        sums: Mapping[str, Tensor] | None,  # `WindowSums.state`
     ) -> None:
         """Continue in the middle of a window of an earlier recording."""
         with no_grad_float32(self.device):
@@ -180,6 +188,7 @@ class Tracker:
                 self._past.append(*self._on_device(codes(earlier)))
             if window > 0:
                 self._backend.start_window(window, weights.to(self.device))
+            self.sums.restore(window, sums)
             self._window = window
             self._anchor_probes.copy_(probes)
             # Add step by step, as the recording did: sums of floats depend on the order.
@@ -205,6 +214,8 @@ class Tracker:
 
     def forget_previous_gradient(self) -> None:
         """Replace the last gradient by NaN, so that the next product with it is NaN."""
+        # The sums of the window may contain this gradient, although it belongs to no step.
+        self.sums.forget()
         for view in self._placement.views(self._backend.last_gradient):
             view.fill_(torch.nan)
 
@@ -253,6 +264,7 @@ class Tracker:
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure the update; `row` is the row that `before_step` overwrote."""
         self._backend.after_step(row, self._gradient_energy)
+        self.sums.add()
         self._n_gradients += 1
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
@@ -324,7 +336,7 @@ class Tracker:
     def _read_parameters(self, elements: slice) -> Tensor:
         part = self._zeros(elements.stop - elements.start)
         for offset, parameter in zip(
-            self._layout.offsets.tolist(), self._parameters, strict=True
+            self._placement.layout.offsets.tolist(), self._parameters, strict=True
         ):
             assert parameter is not None
             first = max(elements.start, offset)

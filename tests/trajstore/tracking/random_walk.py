@@ -17,8 +17,9 @@ from trajstore.sketch.sketch import probes_of, sketch_of
 from trajstore.sketch.weights import tensor_weights
 from trajstore.tracking.placement import Placement, unsharded
 from trajstore.tracking.tracker import CodedAnchor, Tracker
+from trajstore.tracking.window_sums import EndedWindow
 
-SHAPES = {"matrix": (32, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
+SHAPES = {"matrix": (64, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
 """The matrix fills its blocks, so that some row of the fold has elements of two tensors."""
 
 N_STEPS = 5
@@ -51,6 +52,7 @@ class Walk(NamedTuple):
     after: list[Any]  # parameters after each step
     window: list[int]  # window of each step
     anchors: list[Any]  # `CodedAnchor` of each window, with NumPy arrays
+    ended: list[Any]  # `EndedWindow` of each window, with NumPy arrays
     unchanged: bool  # answer of the tracker before a parameter was changed
     unchanged_after_change: bool  # answer of the tracker after a parameter was changed
 
@@ -91,7 +93,10 @@ def follow(
         name: arrange.get(name, unchanged_tensor)(draw(shape))
         for name, shape in SHAPES.items()
     }
-    spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
+    sums = {"energies": True, "window_folds": 2}
+    if options.get("exact"):
+        sums = {}
+    spec = spec_of(SHAPES, **({"sketch_bits": 512} | sums | options))
     layout = Layout(spec.names, spec.shapes)
     placement = unsharded(layout)
     if group is not None:
@@ -112,10 +117,11 @@ def follow(
     rows["tables"].fill_(torch.nan)
     anchors = [tracker.start()]
     walk = Walk(
-        spec, {}, [], [], [], [], [], unchanged=True, unchanged_after_change=True
+        spec, {}, [], [], [], [], [], [], unchanged=True, unchanged_after_change=True
     )
     for step in range(N_STEPS):
         if step > 1:
+            walk.ended.append(tracker.end_window())
             anchors.append(tracker.move())
         for i, (name, parameter) in enumerate(parameters.items()):
             gradient = arrange.get(name, unchanged_tensor)(draw(parameter.shape))
@@ -135,6 +141,7 @@ def follow(
             parameter.add_(0.01 * draw(parameter.shape))
         tracker.after_step(row)
         walk.after.append(flat(parameters))
+    walk.ended.append(tracker.end_window())
     unchanged = tracker.parameters_unchanged_since_step()
     changed = parameters["bias"]
     # The tracker rounds float64 to float32, so change the last bit of the float32 number.
@@ -143,6 +150,7 @@ def follow(
     return walk._replace(
         rows={name: values.cpu().numpy().copy() for name, values in rows.items()},
         anchors=[CodedAnchor._make(t.cpu().numpy().copy() for t in a) for a in anchors],
+        ended=[EndedWindow._make(t.cpu().numpy().copy() for t in e) for e in walk.ended],
         unchanged=unchanged,
         unchanged_after_change=tracker.parameters_unchanged_since_step(),
     )

@@ -103,6 +103,12 @@ class CPUBackend:
         )
         self._sketch_columns = self._folding.probe_columns
         self._weights = np.ones(len(layout.names), np.float32)
+        self.block_energies = torch.zeros(blocks)
+        n_buckets = self._folding.folds.shape[2]
+        self.window_folds = huge_zeros(
+            n_parts, spec.window_folds, n_buckets, device=CPU
+        )
+        self._window_signs = np.zeros(0, np.float32)
         self._checks = np.zeros((0, 0), np.int64)
         self._measure_before = _on_threads(
             n_parts, kernels.measure_before, kernels.measure_before_in_parts
@@ -117,6 +123,11 @@ class CPUBackend:
             fold = replace(self._folding.sketch.fold, window=window)
             self._sketch_columns = fold.column_sequence
         self._weights = weights.numpy().copy()
+
+    def start_sum(self, row_signs: Tensor) -> None:
+        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+        self.window_folds.zero_()
+        self._window_signs = row_signs.numpy()
 
     def measure(
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
@@ -145,6 +156,9 @@ class CPUBackend:
             folding.row_signs,
             self._weights,
             folding.folds,
+            self._window_signs,
+            self.window_folds.numpy(),
+            self.block_energies.numpy(),
         )
         self._measure_before(self._bounds, *arguments)
         kernels.add_up(sums, columns.before, row["tables"].numpy())
@@ -186,10 +200,14 @@ class CPUBackend:
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
-        """Restore the last gradient and the displacement on exit."""
+        """Restore all results but rows on exit."""
         kept = self._rows[:2].copy()
+        sums = self.block_energies, self.window_folds
+        kept_sums = [total.clone() for total in sums]
         yield
         self._rows[:2] = kept
+        for total, before in zip(sums, kept_sums, strict=True):
+            total.copy_(before)
 
     @property
     def last_gradient(self) -> Tensor:

@@ -131,6 +131,32 @@ def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
 
 
 @_loop
+def _measure_vectors(
+    parameter: Floats,
+    anchor: Floats,
+    gradient: Floats,
+    previous: Floats,
+    displacement: Floats,
+) -> tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]:
+    """Set `displacement`, replace the previous gradient, and return their inner products."""
+    # The products: the gradient with the previous one, itself, the displacement and the anchor;
+    # the displacement with itself and the anchor.
+    g_previous = g_g = g_a = g_r = a_a = a_r = np.float32(0)
+    for i in range(len(parameter)):
+        g, r = gradient[i], anchor[i]
+        a = parameter[i] - r
+        g_previous += g * previous[i]
+        g_g += g * g
+        g_a += g * a
+        g_r += g * r
+        a_a += a * a
+        a_r += a * r
+        displacement[i] = a
+        previous[i] = g
+    return g_previous, g_g, g_a, g_r, a_a, a_r
+
+
+@_loop
 def _add_decoded(
     codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats
 ) -> None:
@@ -163,6 +189,31 @@ def _fold(
     """Add signed vectors to the three folds, as described in `measure_before`."""
     for i in range(len(signs)):
         weighted_fold[i] += weighted_sign * signs[i] * gradient[i]
+    for i in range(len(signs)):
+        sign = probe_sign * probe_signs[i]
+        gradient_fold[i] += sign * gradient[i]
+        displacement_fold[i] += sign * displacement[i]
+
+
+@_loop
+def _fold_with_sum(
+    gradient: Floats,
+    displacement: Floats,
+    signs: Floats,
+    probe_signs: Floats,
+    probe_sign: np.float32,
+    weighted_sign: np.float32,
+    window_sign: np.float32,
+    gradient_fold: Floats,
+    displacement_fold: Floats,
+    weighted_fold: Floats,
+    window_fold: Floats,
+) -> None:
+    """Add signed vectors to the three folds and to the fold of the window's sum."""
+    for i in range(len(signs)):
+        signed = signs[i] * gradient[i]
+        weighted_fold[i] += weighted_sign * signed
+        window_fold[i] += window_sign * signed
     for i in range(len(signs)):
         sign = probe_sign * probe_signs[i]
         gradient_fold[i] += sign * gradient[i]
@@ -426,6 +477,7 @@ _BEFORE: Final = (
     *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
     *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
+    *(_FLOATS, _FOLDS, _FLOATS),
 )
 _AFTER: Final = (
     *(_INTEGERS, *_LAYOUT, _ROWS),
@@ -446,40 +498,47 @@ def _measure_block_before(
     sums: Doubles,
     columns: Integers,
     basis_columns: Integers,
-) -> None:
+) -> np.float32:
     """Measure n elements, beginning with element `start` of the flat vector."""
-    # That element is element `index_in_tensor` of its tensor.
+    # That element is element `index_in_tensor` of its tensor. Returns the gradient's |g|^2.
+    square = np.float32(0)
     stop = start + n
-    previous, displacement = rows[0, start:stop], rows[1, start:stop]
+    gradient, displacement = rows[0, start:stop], rows[1, start:stop]
     anchor = rows[2, start:stop]
     parameter = _elements(parameter_address, index_in_tensor, n)
-    _subtract(parameter, anchor, displacement)
     if gradient_address == 0:
-        previous[:] = 0
+        gradient[:] = 0
+        _subtract(parameter, anchor, displacement)
+        gradient_product = np.float32(0)
+        a_a, displacement_product = _products(displacement, anchor, displacement)
     else:
-        gradient = _elements(gradient_address, index_in_tensor, n)
-        sums[columns[0]] += _product(gradient, previous)
-        previous[:] = gradient
-        square, product = _products(gradient, displacement, gradient)
-        sums[columns[1]] += square
-        sums[columns[2]] += product
-    sums[columns[3]] += _product(displacement, displacement)
-    vector[:] = 0
-    for i in range(basis_columns.shape[1]):
-        if i == 0:
-            gradient_product, displacement_product = _products(
-                previous, displacement, anchor
+        g_previous, square, g_a, gradient_product, a_a, displacement_product = (
+            _measure_vectors(
+                parameter,
+                anchor,
+                _elements(gradient_address, index_in_tensor, n),
+                gradient,
+                displacement,
             )
-        else:
+        )
+        sums[columns[0]] += g_previous
+        sums[columns[1]] += square
+        sums[columns[2]] += g_a
+    sums[columns[3]] += a_a
+    for i in range(basis_columns.shape[1]):
+        if i == 1:
+            vector[:] = 0
+        if i > 0:
             # The anchor minus an earlier anchor is the sum of the codes between them.
             for k in range((1 << i) >> 2, min((1 << i) >> 1, past.shape[1])):
                 scale = _elements(past[1, k], start // BLOCK, 1)[0]
                 _add_decoded(_codes(past[0, k], start, n), scale, vector)
             gradient_product, displacement_product = _products(
-                previous, displacement, vector[:n]
+                gradient, displacement, vector[:n]
             )
         sums[basis_columns[0, i]] += gradient_product
         sums[basis_columns[1, i]] += displacement_product
+    return square
 
 
 @_inlined
@@ -495,6 +554,8 @@ def _fold_block(
     row_signs: Floats,
     weight: np.float32,
     folds: Floats,
+    window_signs: Floats,
+    window_folds: Floats,
 ) -> None:
     """Fold neighbouring elements of a tensor, which may be in several rows of the fold."""
     # Element `start` of the flat vector has the place `place` in the vector that is folded.
@@ -504,17 +565,32 @@ def _fold_block(
         column = place - row * width
         n = min(stop - start, width - column)
         first = SHIFT * row + column
-        _fold(
-            rows[0, start : start + n],
-            rows[1, start : start + n],
-            sketch_columns[first : first + n],
-            probe_columns[first : first + n],
-            probe_signs[row],
-            row_signs[row] * weight,
-            folds[0, column : column + n],
-            folds[1, column : column + n],
-            folds[2, column : column + n],
-        )
+        if len(window_folds) == 0:
+            _fold(
+                rows[0, start : start + n],
+                rows[1, start : start + n],
+                sketch_columns[first : first + n],
+                probe_columns[first : first + n],
+                probe_signs[row],
+                row_signs[row] * weight,
+                folds[0, column : column + n],
+                folds[1, column : column + n],
+                folds[2, column : column + n],
+            )
+        else:
+            _fold_with_sum(
+                rows[0, start : start + n],
+                rows[1, start : start + n],
+                sketch_columns[first : first + n],
+                probe_columns[first : first + n],
+                probe_signs[row],
+                row_signs[row] * weight,
+                window_signs[row] * weight,
+                folds[0, column : column + n],
+                folds[1, column : column + n],
+                folds[2, column : column + n],
+                window_folds[row % len(window_folds), column : column + n],
+            )
         start += n
         place += n
 
@@ -545,6 +621,10 @@ def measure_before(
     # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
     # probes, and of the weighted gradient for the sketch.
     folds: Floats,
+    window_signs: Floats,  # (row,): row signs of the window's sum
+    # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
+    window_folds: Floats,
+    energies: Floats,  # (block,): overwritten with |g|^2 of every block
 ) -> None:
     """Measure gradients and parameters in the blocks of one part."""
     vector = np.empty(BLOCK, np.float32)
@@ -556,7 +636,7 @@ def measure_before(
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
         n = min(BLOCK, sizes[layer] - index_in_tensor)
-        _measure_block_before(
+        energies[block] = _measure_block_before(
             gradients[layer],
             parameters[layer],
             index_in_tensor,
@@ -582,6 +662,8 @@ def measure_before(
                 row_signs,
                 weights[layer],
                 folds[part],
+                window_signs,
+                window_folds[part],
             )
 
 

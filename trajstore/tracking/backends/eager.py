@@ -67,6 +67,9 @@ class EagerBackend:
         )
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
         self._block_weights = torch.ones(placement.size // BLOCK, device=device)
+        self.block_energies = self._rows.new_zeros(placement.size // BLOCK)
+        n_buckets = 0 if spec.exact else spec.sketch_bits
+        self.window_folds = self._rows.new_zeros(1, spec.window_folds, n_buckets)
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
             layout = placement.layout
@@ -94,6 +97,12 @@ class EagerBackend:
             out=self._block_weights[: len(self._layer_of_block)],
         )
 
+    def start_sum(self, row_signs: Tensor) -> None:
+        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+        self.window_folds.zero_()
+        if self._sketch is not None:
+            self._sketch.start_sum(row_signs, self.window_folds[0])
+
     def measure(
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
@@ -111,8 +120,10 @@ class EagerBackend:
         _read([local_part(vector, like) for vector, like in pairs], turn.gradient_views)
         self.read_displacement()
         past_products = self._past.products(turn.with_displacement)
+        gradient_products = _products(turn.gradient_factors)
+        self.block_energies = gradient_products[:, self._row_of_gradient]
         products = (
-            _products(turn.gradient_factors),
+            gradient_products,
             _products(self._displacement_factors),
             past_products.flatten(1),
         )
@@ -158,11 +169,14 @@ class EagerBackend:
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
-        """Restore the last gradient and the displacement on exit."""
+        """Restore all results but rows on exit."""
         kept, row = self._rows[:ANCHOR].clone(), self._row_of_gradient
+        energies, folds = self.block_energies, self.window_folds.clone()
         yield
         self._rows[:ANCHOR] = kept
         self._row_of_gradient = row
+        self.block_energies = energies
+        self.window_folds.copy_(folds)
 
     @property
     def last_gradient(self) -> Tensor:

@@ -39,8 +39,23 @@ class StepBackend(Protocol):
     def last_gradient(self) -> Tensor:
         """The last measured gradient, a writable float32 view (size,)."""
 
+    @property
+    def block_energies(self) -> Tensor:
+        """|g|^2 of the last measured gradient in each block on this rank, float32 (block,)."""
+
+    @property
+    def window_folds(self) -> Tensor:
+        """Folds of the sum of the window's gradients, float32 (part, fold, bucket).
+
+        `measure` adds the weighted gradient, as `trajstore.sketch.window_sum` describes. The folds
+        are the sums over the parts, each of which belongs to a thread or program.
+        """
+
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
+
+    def start_sum(self, row_signs: Tensor) -> None:
+        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
 
     def measure(
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
@@ -60,7 +75,10 @@ class StepBackend(Protocol):
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
 
     def preserve_state(self) -> AbstractContextManager[None]:
-        """Return a context that restores the last gradient and the displacement on exit."""
+        """Return a context that restores all results but rows on exit.
+
+        These are the last gradient, the displacement, `block_energies` and `window_folds`.
+        """
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""

@@ -65,6 +65,7 @@ from trajstore.tracking.backends.triton_tables import (
     ONE_WARP,
     SEGMENT,
     AddressTable,
+    SumsByBlock,
     SumsByLayer,
     column_constants,
     segments_of,
@@ -182,6 +183,13 @@ class TritonBackend:
             self._folding = _Folding(layout, spec, self._grid, device)
             self._sketch_columns = self._folding.probe_columns
         self._weights = torch.ones(len(layout.names), device=device)
+        n_tiles, n_parts = self._grid.programs
+        self._energies = SumsByBlock(layout, self._grid.width, n_tiles, device)
+        # The last buckets of a tile lie outside of the fold, and stay 0.
+        self._window_folds = torch.zeros(
+            (n_parts, spec.window_folds, n_tiles * SEGMENT), device=device
+        )
+        self._window_signs = self._weights
         self._past_addresses = upload(past.addresses, device)
 
     @property
@@ -197,6 +205,22 @@ class TritonBackend:
         self._weights.copy_(weights)
         self._past_addresses = upload(self._past.addresses, self._device)
 
+    @property
+    def block_energies(self) -> Tensor:
+        """|g|^2 of the last measured gradient in each block, float32 (block,)."""
+        return self._energies.totals
+
+    @property
+    def window_folds(self) -> Tensor:
+        """Folds of the sum of the window's gradients, float32 (part, fold, bucket)."""
+        n_buckets = 0 if self._folding is None else self._spec.sketch_bits
+        return self._window_folds[..., :n_buckets]
+
+    def start_sum(self, row_signs: Tensor) -> None:
+        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+        self._window_folds.zero_()
+        self._window_signs = row_signs
+
     def measure(
         self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
     ) -> None:
@@ -205,6 +229,7 @@ class TritonBackend:
             if self._folding is not None:
                 draw_signs(self._folding.step_signs, self._spec.seed, number)
             self._measure_before(vectors)
+            self._energies.add_up()
             self._tables.before.write(
                 row["tables"][:, self._columns.before.table_slice]
             )
@@ -239,9 +264,13 @@ class TritonBackend:
             row_signs,
             probe_rows,
             folds,
+            self._window_signs,
+            self._window_folds,
+            self._energies.parts,
             grid.n_rows,
             grid.rows_each,
             grid.width,
+            N_WINDOW_FOLDS=self._spec.window_folds,
             N_BASIS=self._spec.basis,
             **column_constants(self._columns.before),
             HAS_GRADIENTS=gradients,
@@ -272,10 +301,13 @@ class TritonBackend:
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
-        """Restore the last gradient and the displacement on exit."""
-        kept = self._rows[:2].clone()
+        """Restore all results but rows on exit."""
+        sums = self._energies.totals, self._window_folds
+        kept, kept_sums = self._rows[:2].clone(), [total.clone() for total in sums]
         yield
         self._rows[:2] = kept
+        for total, before in zip(sums, kept_sums, strict=True):
+            total.copy_(before)
 
     @property
     def last_gradient(self) -> Tensor:

@@ -103,9 +103,17 @@ def measure_before(
     # float32 (part, 3, bucket): overwritten with folds of the gradient and the displacement for
     # the probes, and of the weighted gradient for the sketch.
     folds,
+    window_row_signs,  # float32 (row,): row signs of the window's sum
+    # float32 (part, N_WINDOW_FOLDS, bucket): the weighted gradient is added to it; the rows are
+    # dealt to the folds in turn.
+    window_folds,
+    # float32 (segment, 2): overwritten with |g|^2 in the first block of each segment, and in the
+    # next block.
+    energies,
     n_rows,  # number of rows of the fold
     n_rows_each,  # maximum number of rows per program
     width,  # length of a row of the fold
+    N_WINDOW_FOLDS: tl.constexpr,
     N_BASIS: tl.constexpr,
     N_COLUMNS: tl.constexpr,
     GRAD_DOT_PREVIOUS: tl.constexpr,
@@ -128,81 +136,104 @@ def measure_before(
     gradient_fold = tl.zeros([SEGMENT], tl.float32)
     displacement_fold = tl.zeros([SEGMENT], tl.float32)
     weighted_fold = tl.zeros([SEGMENT], tl.float32)
+    n_buckets = tl.num_programs(0) * SEGMENT
     first_row = part * n_rows_each
-    for row in range(first_row, tl.minimum(first_row + n_rows_each, n_rows)):
-        segment = segments + 4 * (row * tl.num_programs(0) + tile)
-        first, second = tl.load(segment), tl.load(segment + 1)
-        sums_row, border = tl.load(segment + 2), tl.load(segment + 3)
-        element = tl.cast(row, tl.int64) * width + column
-        is_second = element >= border.to(tl.int64) * BLOCK
-        is_split = first != second
-        end = tl.where(is_second, tl.load(ends + second), tl.load(ends + first))
-        mask = is_inside & (element < end)
+    stop_row = tl.minimum(first_row + n_rows_each, n_rows)
+    # Rows of one fold of the window's sum follow each other, so that it stays in registers.
+    STRIDE: tl.constexpr = max(N_WINDOW_FOLDS, 1)
+    for i_fold in range(STRIDE):
+        window_fold = tl.zeros([SEGMENT], tl.float32)
+        start_row = first_row + (i_fold + STRIDE - first_row % STRIDE) % STRIDE
+        for row in range(start_row, stop_row, STRIDE):
+            segment = segments + 4 * (row * tl.num_programs(0) + tile)
+            first, second = tl.load(segment), tl.load(segment + 1)
+            sums_row, border = tl.load(segment + 2), tl.load(segment + 3)
+            element = tl.cast(row, tl.int64) * width + column
+            is_second = element >= border.to(tl.int64) * BLOCK
+            is_split = first != second
+            end = tl.where(is_second, tl.load(ends + second), tl.load(ends + first))
+            mask = is_inside & (element < end)
 
-        previous_pointer = rows + element
-        displacement_pointer = previous_pointer + size
-        anchor_pointer = displacement_pointer + size
-        previous = tl.load(previous_pointer, mask=mask, other=0.0)
-        anchor = tl.load(anchor_pointer, mask=mask, other=0.0)
-        gradient = _read(
-            gradients, n_layers, first, second, is_second, element, mask, HAS_GRADIENTS
-        )
-        parameter = _read(
-            parameters,
-            n_layers,
-            first,
-            second,
-            is_second,
-            element,
-            mask,
-            HAS_PARAMETERS,
-        )
-        displacement = parameter - anchor
-        tl.store(previous_pointer, gradient, mask=mask)
-        tl.store(displacement_pointer, displacement, mask=mask)
+            previous_pointer = rows + element
+            displacement_pointer = previous_pointer + size
+            anchor_pointer = displacement_pointer + size
+            previous = tl.load(previous_pointer, mask=mask, other=0.0)
+            anchor = tl.load(anchor_pointer, mask=mask, other=0.0)
+            gradient = _read(
+                gradients, n_layers, first, second, is_second, element, mask, HAS_GRADIENTS
+            )
+            parameter = _read(
+                parameters,
+                n_layers,
+                first,
+                second,
+                is_second,
+                element,
+                mask,
+                HAS_PARAMETERS,
+            )
+            displacement = parameter - anchor
+            tl.store(previous_pointer, gradient, mask=mask)
+            tl.store(displacement_pointer, displacement, mask=mask)
 
-        target = sums + sums_row.to(tl.int64) * N_COLUMNS
-        sum_pointer = target + GRAD_DOT_PREVIOUS
-        _store_sum(gradient * previous, is_second, is_split, sum_pointer, N_COLUMNS)
-        sum_pointer = target + GRAD_SQ
-        _store_sum(gradient * gradient, is_second, is_split, sum_pointer, N_COLUMNS)
-        sum_pointer = target + GRAD_DOT_DISPLACEMENT
-        _store_sum(gradient * displacement, is_second, is_split, sum_pointer, N_COLUMNS)
-        sum_pointer = target + DISPLACEMENT_SQ
-        _store_sum(
-            displacement * displacement, is_second, is_split, sum_pointer, N_COLUMNS
-        )
-        vector = anchor
-        for i in tl.static_range(N_BASIS):
-            if i == 1:
-                vector = tl.zeros([SEGMENT], tl.float32)
-            if i > 0:
-                # The anchor minus an earlier anchor is the sum of the codes between them.
-                for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
-                    vector += _decode(past + k, n_codes, element, mask, BLOCK)
-            sum_pointer = target + GRAD_DOT_BASIS + i
-            _store_sum(gradient * vector, is_second, is_split, sum_pointer, N_COLUMNS)
-            sum_pointer = target + DISPLACEMENT_DOT_BASIS + i
+            target = sums + sums_row.to(tl.int64) * N_COLUMNS
+            sum_pointer = target + GRAD_DOT_PREVIOUS
+            _store_sum(gradient * previous, is_second, is_split, sum_pointer, N_COLUMNS)
+            # A border between tensors is a border between blocks, and no segment has two.
+            square = gradient * gradient
+            is_next = element // BLOCK > (element - tl.arange(0, SEGMENT)) // BLOCK
+            in_first = tl.sum(tl.where(is_next, 0.0, square), 0)
+            in_next = tl.sum(tl.where(is_next, square, 0.0), 0)
+            energy = energies + 2 * (row * tl.num_programs(0) + tile)
+            tl.store(energy, in_first)
+            tl.store(energy + 1, in_next)
+            if is_split:
+                tl.store(target + GRAD_SQ, in_first)
+                tl.store(target + GRAD_SQ + N_COLUMNS, in_next)
+            else:
+                tl.store(target + GRAD_SQ, in_first + in_next)
+            sum_pointer = target + GRAD_DOT_DISPLACEMENT
+            _store_sum(gradient * displacement, is_second, is_split, sum_pointer, N_COLUMNS)
+            sum_pointer = target + DISPLACEMENT_SQ
             _store_sum(
-                displacement * vector, is_second, is_split, sum_pointer, N_COLUMNS
+                displacement * displacement, is_second, is_split, sum_pointer, N_COLUMNS
             )
+            vector = anchor
+            for i in tl.static_range(N_BASIS):
+                if i == 1:
+                    vector = tl.zeros([SEGMENT], tl.float32)
+                if i > 0:
+                    # The anchor minus an earlier anchor is the sum of the codes between them.
+                    for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
+                        vector += _decode(past + k, n_codes, element, mask, BLOCK)
+                sum_pointer = target + GRAD_DOT_BASIS + i
+                _store_sum(gradient * vector, is_second, is_split, sum_pointer, N_COLUMNS)
+                sum_pointer = target + DISPLACEMENT_DOT_BASIS + i
+                _store_sum(
+                    displacement * vector, is_second, is_split, sum_pointer, N_COLUMNS
+                )
 
-        if WITH_FOLDS:
-            weight = tl.where(
-                is_second, tl.load(weights + second), tl.load(weights + first)
-            )
-            sign_index = SHIFT * row + column
-            sign = tl.load(columns + sign_index, mask=is_inside, other=0).to(tl.float32)
-            weighted_fold += tl.load(row_signs + row) * sign * (weight * gradient)
-            sign = tl.load(probe_columns + sign_index, mask=is_inside, other=0).to(
-                tl.float32
-            )
-            sign *= tl.load(probe_row_signs + row)
-            gradient_fold += sign * gradient
-            displacement_fold += sign * displacement
+            if WITH_FOLDS:
+                weight = tl.where(
+                    is_second, tl.load(weights + second), tl.load(weights + first)
+                )
+                sign_index = SHIFT * row + column
+                sign = tl.load(columns + sign_index, mask=is_inside, other=0).to(tl.float32)
+                weighted = sign * (weight * gradient)
+                weighted_fold += tl.load(row_signs + row) * weighted
+                if N_WINDOW_FOLDS > 0:
+                    window_fold += tl.load(window_row_signs + row) * weighted
+                sign = tl.load(probe_columns + sign_index, mask=is_inside, other=0).to(
+                    tl.float32
+                )
+                sign *= tl.load(probe_row_signs + row)
+                gradient_fold += sign * gradient
+                displacement_fold += sign * displacement
+        if N_WINDOW_FOLDS > 0:
+            out = window_folds + (part * N_WINDOW_FOLDS + i_fold) * n_buckets + column
+            tl.store(out, tl.load(out) + window_fold)
 
     if WITH_FOLDS:
-        n_buckets = tl.num_programs(0) * SEGMENT
         out = folds + part * 3 * n_buckets + column
         tl.store(out, gradient_fold)
         tl.store(out + n_buckets, displacement_fold)
@@ -320,6 +351,26 @@ def add_up(
     column = tl.arange(0, COLUMNS)
     target = out + group * out_stride + column
     tl.store(target, tl.sum(total, 0), mask=column < N_COLUMNS)
+
+
+@_jit()
+def add_neighbours(
+    values,  # float32 (value,)
+    bounds,  # int32 (group + 1,): first value of each group of neighbours, and their number
+    out,  # float32 (group,): overwritten
+    n_groups,
+    most,  # number of values in the largest group
+    LANES: tl.constexpr,
+):
+    """Add up the values of each group in a fixed order; program i handles `LANES` groups."""
+    group = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    mask = group < n_groups
+    first = tl.load(bounds + group, mask=mask, other=0)
+    n_values = tl.load(bounds + group + 1, mask=mask, other=0) - first
+    total = tl.zeros([LANES], tl.float32)
+    for i in range(most):
+        total += tl.load(values + first + i, mask=mask & (i < n_values), other=0.0)
+    tl.store(out + group, total, mask=mask)
 
 
 @_jit(varying=("seed", "step"))

@@ -22,6 +22,9 @@ SEGMENT: Final = 256
 ROWS_PER_PROGRAM: Final = 256
 """Maximum number of rows of a table that one program adds up."""
 
+LANES: Final = 256
+"""Number of groups of neighbours that one program adds up."""
+
 ONE_WARP: Final = {"num_warps": 1, "enable_fp_fusion": True}
 FOUR_WARPS: Final = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -74,6 +77,40 @@ class AddressTable:
             tensor = tensor.to_dense()
         return (
             tensor.detach().to(self._device, torch.float32).resolve_neg().contiguous()
+        )
+
+
+class SumsByBlock:
+    """Adds up the parts of blocks, which are parts of neighbouring segments."""
+
+    def __init__(
+        self, layout: Layout, width: int, n_tiles: int, device: torch.device
+    ) -> None:
+        row_starts = width * np.arange(-(-layout.size // width))[:, None]
+        starts = row_starts + SEGMENT * np.arange(n_tiles)
+        ends = np.minimum(starts + SEGMENT, row_starts + width) - 1
+        # A segment has a part in the block of its first element, and one in the block of its
+        # last element; if these blocks are the same, the second part is 0.
+        blocks = np.stack([starts, ends], -1) // BLOCK
+        n_blocks = layout.size // BLOCK
+        bounds = np.searchsorted(blocks.reshape(-1), np.arange(n_blocks + 1))
+        self._bounds = upload(bounds.astype(np.int32), device)
+        self._most = int(np.diff(bounds).max())
+        # float32 (segment, 2): the parts, which kernels fill.
+        self.parts = torch.zeros((starts.size, 2), device=device)
+        self.totals = torch.zeros(n_blocks, device=device)
+
+    def add_up(self) -> None:
+        """Write the sums of the parts to `totals`, float32 (block,)."""
+        n_blocks = len(self.totals)
+        triton_kernels.add_neighbours[(-(-n_blocks // LANES),)](
+            self.parts,
+            self._bounds,
+            self.totals,
+            n_blocks,
+            self._most,
+            LANES=LANES,
+            **FOUR_WARPS,
         )
 
 

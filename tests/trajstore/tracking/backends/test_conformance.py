@@ -18,6 +18,7 @@ from tests.trajstore.tracking.random_walk import (
     one_rank,
     spec_of,
 )
+from tests.trajstore.tracking.window_ends import expected_energies, expected_sums
 from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
 from trajstore.tracking.backends import cpu
@@ -127,6 +128,12 @@ def assert_measured(walk: Walk) -> None:
         assert np.unpackbits(walk.rows["signs"] ^ reference.signs).mean() < 1e-3
     probes = np.array([anchor.probes for anchor in walk.anchors])
     np.testing.assert_allclose(probes, reference.anchor_probes, atol=1e-3)
+    energies = np.array([ended.energies for ended in walk.ended])
+    # Energies are float16.
+    np.testing.assert_allclose(energies, expected_energies(walk), rtol=1e-3)
+    for ended, (signs, scales) in zip(walk.ended, expected_sums(walk), strict=True):
+        np.testing.assert_allclose(ended.sum_scales, scales, rtol=1e-5)
+        assert np.unpackbits(ended.sum_signs ^ signs).mean() < 1e-3
 
 
 @pytest.mark.parametrize("basis", [0, 1, 2, 3, 4])
@@ -203,6 +210,9 @@ def test_the_same_steps_give_the_same_bits_with_measurements_between_them(name: 
     first, second = walk_of(name, 3), take(name, measures_aside=True)
     for array, values in first.rows.items():
         np.testing.assert_array_equal(second.rows[array], values, err_msg=array)
+    for ended, again in zip(first.ended, second.ended, strict=True):
+        for values, values_again in zip(ended, again, strict=True):
+            np.testing.assert_array_equal(values_again, values)
 
 
 def test_a_last_bit_of_a_parameter_is_noticed(name: str):
@@ -236,8 +246,9 @@ def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
     def public(cls: type) -> set[str]:
         return {member for member in dir(cls) if not member.startswith("_")}
 
-    # CPUBackend sets `frame` as an instance attribute.
-    assert public(case_of(name).backend) | {"frame"} == public(StepBackend)
+    # Backends may set these as instance attributes.
+    own = {"frame", "block_energies", "window_folds"}
+    assert public(case_of(name).backend) | own == public(StepBackend)
 
 
 def test_a_parameter_of_another_shape_is_refused_by_compiled_loops(name: str):
@@ -268,7 +279,7 @@ def test_measurements_of_ranks_add_up_to_the_whole():
     offset = int(layout.offsets[0])
     pieces = {
         "first": (Piece((12, 32), (32, 1), offset), None, None, None),
-        "second": (Piece((20, 32), (32, 1), offset + 12 * 32), None, bias, scalar),
+        "second": (Piece((52, 32), (32, 1), offset + 12 * 32), None, bias, scalar),
     }
     rows = {}
     for rank, part in [

@@ -1,0 +1,93 @@
+"""Sketch the sum of all gradients of a window, for the means over many steps.
+
+The errors of single steps are independent, so the mean of n steps keeps a part of them. The sum of
+the window's gradients, sketched once, estimates the same mean with an error of its own: noise that
+differs from step to step cancels in the sum before the sum is coded.
+
+Folding is linear. A fold whose signs stay the same during a window therefore adds up step by step,
+without a vector as long as the gradient. The rows of `trajstore.sketch.fold` are dealt to `n_folds`
+folds in turn: row b, with the column signs of the window and a row sign, is added to fold
+``b % n_folds``. At the end of the window every fold is rotated and coded with one bit per number.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trajstore.format.arrays import n_columns
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import RunSpec
+from trajstore.sketch import onebit
+from trajstore.sketch.rotation import rotate, rotate_back
+from trajstore.sketch.signs import Role, random_signs
+from trajstore.sketch.sketch import Sketch
+
+FloatArray = npt.NDArray[np.float32]
+
+BYTES_SHARE: Final = 0.04
+"""Largest share of a window's bytes that its sum may take."""
+
+MAX_FOLDS: Final = 8
+"""Largest number of folds: with more of them, the errors of distances prevail in means."""
+
+
+@dataclass(frozen=True, slots=False, kw_only=True)
+class WindowSum:
+    """Encodes and decodes the sum of the weighted gradients of one window."""
+
+    sketch: Sketch  # sketch of the window, whose weights and column signs the sum shares
+    n_folds: int  # at most the number of rows of a fold
+
+    @cached_property
+    def _signs(self) -> FloatArray:
+        n_rotation = self.n_folds * self.sketch.bits
+        return random_signs(
+            self.sketch.fold.n_rows + n_rotation,
+            seed=self.sketch.seed,
+            role=Role.WINDOW,
+            step=self.sketch.window,
+        )
+
+    @property
+    def row_signs(self) -> FloatArray:
+        """The signs of the rows of the fold, float32 (row,)."""
+        return self._signs[: self.sketch.fold.n_rows]
+
+    @property
+    def rotation_signs(self) -> FloatArray:
+        """The signs of the rotations, float32 (fold, bits)."""
+        rotation = self._signs[self.sketch.fold.n_rows :]
+        return rotation.reshape(self.n_folds, self.sketch.bits)
+
+    def fold(self, total: FloatArray) -> FloatArray:
+        """Return the folds of a weighted sum of gradients, float32 (fold, bits)."""
+        rows = self.row_signs[:, None] * self.sketch.fold.signed_rows(total)
+        folds = np.zeros((self.n_folds, self.sketch.bits), np.float32)
+        for i in range(self.n_folds):
+            folds[i, : rows.shape[1]] = rows[i :: self.n_folds].sum(0)
+        return folds
+
+    def encode(self, total: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+        """Return the signs (fold, bits / 8) and scales (fold, n_blocks) of a weighted sum."""
+        return onebit.encode(rotate(self.fold(total), self.rotation_signs))
+
+    def decode(self, signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
+        """Return unbiased estimates of the folds, float32 (fold, width)."""
+        folds = rotate_back(onebit.decode(signs, scales), self.rotation_signs)
+        return folds[:, : self.sketch.fold.width]
+
+
+def best_window_folds(spec: RunSpec, n_steps: int) -> int:
+    """Return the number of folds for windows of `n_steps`; 0 if a sum takes too many bytes."""
+    if spec.exact:
+        return 0
+    size = Layout(spec.names, spec.shapes).size
+    sketch = Sketch(size=size, bits=spec.sketch_bits, seed=spec.seed)
+    # A row has signs, probes of one and of two bytes, and tables.
+    tables = 4 * len(spec.names) * n_columns(spec)
+    row_bytes = spec.sketch_bits // 8 + 3 * spec.probes + tables
+    affordable = BYTES_SHARE * (size + n_steps * row_bytes) / (spec.sketch_bits // 8)
+    return min(int(affordable), sketch.fold.n_rows, MAX_FOLDS)

@@ -1,0 +1,126 @@
+"""Add up what is known of a window at its end: its sum of gradients, and energies by block."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajstore.format.arrays import n_blocks
+from trajstore.format.layout import BLOCK
+from trajstore.format.run_spec import RunSpec
+from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.window_sum import WindowSum
+from trajstore.sketch_torch import onebit as onebit_torch
+from trajstore.sketch_torch.rotation import Rotation
+from trajstore.sketch_torch.uploads import upload
+from trajstore.tracking.backends.protocol import StepBackend
+from trajstore.tracking.placement import Placement
+
+TINY: Final = 1e-37
+"""A number below every positive density, which keeps the density of a tensor of zeros 0."""
+
+
+class EndedWindow(NamedTuple):
+    """What is known of a window at its end, on the device; NaN where it is not known."""
+
+    # Energy of the gradient per element of each block, relative to the largest of the layer,
+    # float16 (block,); the mean over the steps of the window.
+    energies: Tensor
+    # Sketch of the sum of the window's gradients: signs, uint8 (fold, byte), and scales, float32
+    # (fold, scale); see `trajstore.sketch.window_sum`.
+    sum_signs: Tensor
+    sum_scales: Tensor
+
+
+class WindowSums:
+    """Adds up the gradients of a window in the folds of a backend, and their energies."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        placement: Placement,
+        backend: StepBackend,
+        device: torch.device,
+    ) -> None:
+        self._spec, self._placement, self._backend = spec, placement, backend
+        self._device = device
+        self._energies = torch.zeros_like(backend.block_energies)
+        self._rotation = Rotation(spec.sketch_bits, device)
+        self._window_sum: WindowSum | None = None
+        # Whether the sums are those of all steps of the window.
+        self._is_whole = False
+
+    def start(self, window: int) -> None:
+        """Begin a window, whose sums are empty."""
+        self._is_whole = True
+        self._energies.zero_()
+        if self._spec.window_folds:
+            spec, size = self._spec, self._placement.layout.size
+            sketch = Sketch(
+                size=size, bits=spec.sketch_bits, seed=spec.seed, window=window
+            )
+            self._window_sum = WindowSum(sketch=sketch, n_folds=spec.window_folds)
+            row_signs = self._window_sum.row_signs.copy()
+            self._backend.start_sum(upload(row_signs, self._device))
+
+    def add(self) -> None:
+        """Add the energies of a step; the backend has added its gradient to the folds."""
+        if self._spec.energies:
+            self._energies += self._backend.block_energies
+
+    def forget(self) -> None:
+        """Note that the sums of this window are not those of its steps."""
+        self._is_whole = False
+
+    def end(self) -> EndedWindow:
+        """Return what is known of the window that ends; all ranks call this together."""
+        spec, folds = self._spec, self._backend.window_folds.sum(0)
+        bits = spec.sketch_bits
+        signs = torch.zeros(
+            (len(folds), bits // 8), dtype=torch.uint8, device=self._device
+        )
+        scales = folds.new_zeros(len(folds), n_blocks(bits))
+        self._placement.all_reduce(folds)
+        if self._window_sum is not None:
+            rotation_signs = upload(self._window_sum.rotation_signs.copy(), self._device)
+            for i, fold in enumerate(folds):
+                self._rotation(fold, rotation_signs[i])
+                onebit_torch.encode(fold, signs=signs[i], scales=scales[i])
+        energies = self._relative_energies()
+        if not self._is_whole:
+            energies.fill_(torch.nan)
+            scales.fill_(torch.nan)
+        return EndedWindow(energies, signs, scales)
+
+    def _relative_energies(self) -> Tensor:
+        """Return the energies per element, relative to the largest of the layer, (block,)."""
+        layout, energies = self._placement.layout, self._energies
+        density = self._placement.block_sum(energies).double()
+        density /= upload(layout.elements_of_block.astype(np.float64), energies.device)
+        layers = upload(layout.layer_of_block, energies.device)
+        largest = density.new_zeros(len(layout.names))
+        largest.scatter_reduce_(0, layers, density, "amax")
+        return (density / largest.clamp(min=TINY)[layers]).half()
+
+    def state(self) -> dict[str, Tensor] | None:
+        """Return the sums so far for a checkpoint; None if they are not known here."""
+        # Sums over ranks would not be the same bits after resuming.
+        if not self._is_whole or self._placement.group is not None:
+            return None
+        sums = {"energies": self._energies, "folds": self._backend.window_folds}
+        return {name: total.detach().cpu().clone() for name, total in sums.items()}
+
+    def restore(self, window: int, state: Mapping[str, Tensor] | None) -> None:
+        """Continue in the middle of a window, with the result of `state` there."""
+        self.start(window)
+        self._is_whole = state is not None
+        if state is not None:
+            self._energies.copy_(state["energies"])
+            folds, stored = self._backend.window_folds, state["folds"]
+            if stored.shape == folds.shape:
+                folds.copy_(stored)
+            else:
+                # The work was divided otherwise; the sum over the parts is the same.
+                folds[0] = stored.sum(0)
