@@ -18,6 +18,7 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
+from analyzers._engine.energies import spread, uneven_weights, window_total
 from analyzers._engine.fit import Fit, fit_window, window_products
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -46,6 +47,9 @@ class ResidualSums(NamedTuple):
     probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
     # Probes of v_perp, float32 (layer, probe); empty without layers.
     layer_probes: FloatArray
+    # Product of v_perp with the sum of the window's gradients, and its variance, float64
+    # (2, layer); NaN if the sum is not stored.
+    window_sum: FloatArray
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
     overlap: FloatArray
@@ -145,19 +149,43 @@ def write_residual(
     for layer, _, place in pieces:
         flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
-    energies = sum(
-        bucket_energies(
-            np.square(out[i : i + FOLD_ROWS]),
-            rows.start + i,
-            run.stored.folded_offsets,
-            layout.sizes,
-        )
-        for i in range(0, len(out), FOLD_ROWS)
-    )
-    crowd = energies @ _gradient_densities(run, window, steps).T
+    energies, uneven, window_sum = _energy_sums(run, window, steps, rows, out)
+    crowd = energies @ _gradient_densities(run, window, steps).T + uneven
     energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    return ResidualSums(energy, crowd.T, probes, layer_probes, *collisions)
+    sums = energy, crowd.T, probes, layer_probes, window_sum
+    return ResidualSums(*sums, *collisions)
+
+
+def _energy_sums(
+    run: Run, window: int, steps: slice, rows: slice, matrix: Float32Array
+) -> tuple[Any, FloatArray, FloatArray]:
+    """Return sums over a vector whose signed fold rows are `matrix`.
+
+    These are its energies by layer and interval, (layer, interval); what uneven energies of the
+    gradients add to its crowding, (layer, step) or 0; and `ResidualSums.window_sum`.
+    """
+    places = run.stored.folded_offsets, run.layout.sizes
+    found = spread(run, window, steps)
+    uneven = None if found is None else uneven_weights(run, found)
+    total = None if found is None else window_total(run, window, found)
+    energies: Any = 0
+    extra = np.zeros(len(run.layout.sizes))
+    window_sum = np.full((2, len(extra)), np.nan if total is None else 0.0)
+    for i in range(0, len(matrix), FOLD_ROWS):
+        part, first = matrix[i : i + FOLD_ROWS], rows.start + i
+        squares = np.square(part)
+        energies = energies + bucket_energies(squares, first, *places)
+        if uneven is not None:
+            terms = squares * uneven.of_rows(first, len(part))
+            extra += bucket_energies(terms, first, *places).sum(1)
+        if total is not None:
+            terms = part * total.of_rows(first, len(part))
+            window_sum[0] += bucket_energies(terms, first, *places).sum(1)
+            terms = squares * total.weights.of_rows(first, len(part))
+            window_sum[1] += bucket_energies(terms, first, *places).sum(1)
+    by_step = np.zeros((1, 1)) if found is None else extra[:, None] * found.steps
+    return energies, by_step, window_sum
 
 
 def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:

@@ -22,7 +22,11 @@ NO_SAMPLE: Final = -1
 
 KEYFRAMES: Final = "references/keyframes"
 
-ENDED: Final = ("references/energies", "references/sum_signs", "references/sum_scales")
+ENERGIES: Final = "references/energies"
+SUM_SIGNS: Final = "references/sum_signs"
+SUM_SCALES: Final = "references/sum_scales"
+
+ENDED: Final = (ENERGIES, SUM_SIGNS, SUM_SCALES)
 """Arrays whose rows are written when a window ends: a run without an end lacks the last row."""
 
 # g: gradient, u: update, x: iterate, r: anchor of the window.
@@ -247,15 +251,14 @@ def window_arrays(
         ),
         KEYFRAMES: _vector_rows("keyframe", "float32", size, code="none"),
     }
-    energies, sum_signs, sum_scales = ENDED
     if spec.energies:
         blocks = ("block", size // block)
-        arrays[energies] = _small_rows("float16", blocks, first="window")
+        arrays[ENERGIES] = _small_rows("float16", blocks, first="window")
     if n_folds := spec.window_folds:
         folds = ("fold", n_folds)
         signs, scales = ("byte", spec.sketch_bits // 8), ("scale", n_blocks(spec.sketch_bits))
-        arrays[sum_signs] = _small_rows("uint8", folds, signs, first="window", code="fast")
-        arrays[sum_scales] = _small_rows("float32", folds, scales, first="window")
+        arrays[SUM_SIGNS] = _small_rows("uint8", folds, signs, first="window", code="fast")
+        arrays[SUM_SCALES] = _small_rows("float32", folds, scales, first="window")
     return arrays
 
 

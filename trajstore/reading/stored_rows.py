@@ -9,13 +9,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.arrays import NO_SAMPLE, SAMPLES, STEP
+from trajstore.format.arrays import (
+    ENERGIES,
+    NO_SAMPLE,
+    SAMPLES,
+    STEP,
+    SUM_SCALES,
+    SUM_SIGNS,
+)
 from trajstore.format.document import Document, RowGroup
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.anchors import Anchors
 from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
+from trajstore.sketch.window_sum import WindowSum
 from trajstore.store.chunks import (
     CheckedStore,
     ChunkError,
@@ -139,6 +147,37 @@ class StoredRows:
     def sketch_of(self, window: int) -> Sketch:
         """Return the sketch of the gradients in a window."""
         return replace(self.sketch, window=window)
+
+    def block_energies(self, window: int) -> FloatArray | None:
+        """Return relative energies of elements of a window's gradients, float32 (block,)."""
+        # The open window of a run has the energies of the window before it. Measurements are
+        # not made of the gradients of the steps.
+        name, n_ended = ENERGIES, self.document.n_ended
+        if self.group.is_measurement or name not in self.document.arrays:
+            return None
+        for known in range(min(window, n_ended - 1), max(window - 2, -1), -1):
+            energies = self.rows(name, slice(known, known + 1))[0]
+            if np.isfinite(energies).all():
+                return energies.astype(np.float32)
+        return None
+
+    def window_sum(self, window: int) -> FloatArray | None:
+        """Return decoded folds of the sum of a window's gradients, float32 (fold, width)."""
+        spec = self.document.spec
+        if self.group.is_measurement or not spec.window_folds:
+            return None
+        row = slice(window, window + 1)
+        if window >= self.document.n_ended or self.is_missing(SUM_SIGNS, row).any():
+            return None
+        signs, scales = (self.rows(name, row)[0] for name in (SUM_SIGNS, SUM_SCALES))
+        if not np.isfinite(scales).all():
+            return None
+        return self.window_sum_of(window).decode(signs, scales)
+
+    def window_sum_of(self, window: int) -> WindowSum:
+        """Return the sketch of the sum of a window's gradients."""
+        n_folds = self.document.spec.window_folds
+        return WindowSum(sketch=self.sketch_of(window), n_folds=n_folds)
 
     @cached_property
     def probes(self) -> Probes:
