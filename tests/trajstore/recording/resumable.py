@@ -21,14 +21,19 @@ SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
 class Training:
     """A small training run whose complete state is in its checkpoint."""
 
-    def __init__(self, *, width: int = 30, groups: int = 1) -> None:
+    def __init__(
+        self, *, width: int = 30, groups: int = 1, adam: bool = False
+    ) -> None:
         torch.manual_seed(2)
         self.model = nn.Sequential(nn.Linear(40, width), nn.Tanh(), nn.Linear(width, 3))
         parameters = list(self.model.parameters())
         parts = [parameters[i::groups] for i in range(groups)]
-        self.optimizer = torch.optim.SGD(
-            [{"params": part} for part in parts], lr=0.05, momentum=0.9
+        groups_of = [{"params": part} for part in parts]
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            groups_of, lr=0.05, momentum=0.9
         )
+        if adam:
+            self.optimizer = torch.optim.AdamW(groups_of, lr=0.01)
 
     def run(
         self,
@@ -63,10 +68,12 @@ def record(
     steps: range = range(N_STEPS),
     save: Path | None = None,
     each: Callable[[int, Recorder], None] = lambda *_: None,
+    *,
+    adam: bool = False,
     **options: Any,
 ) -> None:
     """Record several steps, and save a checkpoint at the end if `save` is given."""
-    training = Training()
+    training = Training(adam=adam)
     options = SMALL | {"steps_per_epoch": SPE} | options
     resume = options.get("resume")
     if isinstance(resume, Path):

@@ -34,6 +34,7 @@ from trajstore.tracking.backends.choose import CHOICE
     ("options", "interruptions"),
     [
         ({}, [0, 1, 2, 3, 7, 20, 35]),
+        ({"adam": True}, [7, SPE * 3, 20]),
         ({"basis": 5}, [29]),
         ({"basis": 1}, [SPE * 3]),
         ({"basis": 0}, [7, SPE * 3]),
