@@ -111,7 +111,7 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     # to be spread over the elements as in the single gradients.
     n_folds, n_rows = run.spec.window_folds, run.stored.sketch.fold.n_rows
     scales = run.stored.rows(SUM_SCALES, slice(window, window + 1))[0].astype(np.float64)
-    m = run.spec.sketch_bits
+    m = run.spec.sketch_numbers
     energies = 2 / np.pi * m * (scales**2).mean(1)
     density = spread.by_block * (energies.sum() / spread.total)
     rows = np.arange(n_rows)

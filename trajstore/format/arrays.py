@@ -256,7 +256,8 @@ def window_arrays(
         arrays[ENERGIES] = _small_rows("float16", blocks, first="window")
     if n_folds := spec.window_folds:
         folds = ("fold", n_folds)
-        signs, scales = ("byte", spec.sketch_bits // 8), ("scale", n_blocks(spec.sketch_bits))
+        n = spec.sketch_numbers
+        signs, scales = ("byte", n // 8), ("scale", n_blocks(n))
         arrays[SUM_SIGNS] = _small_rows("uint8", folds, signs, first="window", code="fast")
         arrays[SUM_SCALES] = _small_rows("float32", folds, scales, first="window")
     return arrays

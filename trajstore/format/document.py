@@ -307,13 +307,14 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
             return [f"metrics: {clash} are names of tables or coordinates"]
     dimensions = [len(shape) for shape in spec.shapes]
     sizes = [size for shape in spec.shapes for size in shape]
+    is_folded = not (spec.exact or spec.is_packed)
     bounded = {
         "measurements": (len(measurements), MAX_MEASUREMENTS),
         "names: tensors": (len(spec.names), MAX_TENSORS),
         "basis": (spec.basis, MAX_BASIS),
         "samples": (spec.samples, MAX_SAMPLES),
-        "window_folds": (spec.window_folds, 0 if spec.exact else MAX_WINDOW_FOLDS),
-        "energies": (spec.energies, not spec.exact),
+        "window_folds": (spec.window_folds, MAX_WINDOW_FOLDS if is_folded else 0),
+        "energies": (spec.energies, is_folded),
         "shapes: dimensions": (max(dimensions), MAX_DIMENSIONS),
         "shapes: elements in a dimension": (max(sizes, default=1), MAX_SIZE),
     }

@@ -114,7 +114,8 @@ class RecorderOptions:
         # What SGD does in a window follows from the anchors, without a sum of gradients.
         is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
         n_folds = 0 if is_sgd else best_window_folds(spec, self.windows().length)
-        return replace(spec, energies=not spec.exact, window_folds=n_folds)
+        has_energies = not (spec.exact or spec.is_packed)
+        return replace(spec, energies=has_energies, window_folds=n_folds)
 
     def windows(self) -> Windows:
         """Return the schedule of windows."""

@@ -169,7 +169,7 @@ def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
     if not all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in sums.values()):
         return False
     energies, folds = sums["energies"], sums["folds"]
-    shape = (spec.window_folds, 0 if spec.exact else spec.sketch_bits)
+    shape = (spec.window_folds, spec.sketch_numbers)
     return energies.shape == (size // BLOCK,) and folds.ndim == 3 and folds.shape[1:] == shape
 
 

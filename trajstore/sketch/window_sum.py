@@ -23,7 +23,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.sketch import onebit
 from trajstore.sketch.rotation import rotate, rotate_back
 from trajstore.sketch.signs import Role, random_signs
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import Sketch, sketch_of
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class WindowSum:
 
     @cached_property
     def _signs(self) -> FloatArray:
-        n_rotation = self.n_folds * self.sketch.bits
+        n_rotation = self.n_folds * self.sketch.numbers
         return random_signs(
             self.sketch.fold.n_rows + n_rotation,
             seed=self.sketch.seed,
@@ -58,36 +58,40 @@ class WindowSum:
 
     @property
     def rotation_signs(self) -> FloatArray:
-        """The signs of the rotations, float32 (fold, bits)."""
+        """The signs of the rotations, float32 (fold, number)."""
         rotation = self._signs[self.sketch.fold.n_rows :]
-        return rotation.reshape(self.n_folds, self.sketch.bits)
+        return rotation.reshape(self.n_folds, self.sketch.numbers)
 
     def fold(self, total: FloatArray) -> FloatArray:
-        """Return the folds of a weighted sum of gradients, float32 (fold, bits)."""
+        """Return the folds of a weighted sum of gradients, float32 (fold, number)."""
         rows = self.row_signs[:, None] * self.sketch.fold.signed_rows(total)
-        folds = np.zeros((self.n_folds, self.sketch.bits), np.float32)
+        folds = np.zeros((self.n_folds, self.sketch.numbers), np.float32)
         for i in range(self.n_folds):
             folds[i, : rows.shape[1]] = rows[i :: self.n_folds].sum(0)
         return folds
 
     def encode(self, total: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
         """Return the signs (fold, bits / 8) and scales (fold, n_blocks) of a weighted sum."""
-        return onebit.encode(rotate(self.fold(total), self.rotation_signs))
+        is_mixed = self.sketch.is_mixed
+        rotated = rotate(self.fold(total), self.rotation_signs, is_mixed=is_mixed)
+        return onebit.encode(rotated)
 
     def decode(self, signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
         """Return unbiased estimates of the folds, float32 (fold, width)."""
-        folds = rotate_back(onebit.decode(signs, scales), self.rotation_signs)
+        is_mixed = self.sketch.is_mixed
+        coded = onebit.decode(signs, scales)
+        folds = rotate_back(coded, self.rotation_signs, is_mixed=is_mixed)
         return folds[:, : self.sketch.fold.width]
 
 
 def best_window_folds(spec: RunSpec, n_steps: int) -> int:
     """Return the number of folds for windows of `n_steps`; 0 if a sum takes too many bytes."""
-    if spec.exact:
+    if spec.exact or spec.is_packed:
         return 0
-    size = Layout(spec.names, spec.shapes).size
-    sketch = Sketch(size=size, bits=spec.sketch_bits, seed=spec.seed)
+    layout = Layout(spec.names, spec.shapes)
+    n_rows = sketch_of(spec, layout).fold.n_rows
     # A row has signs, probes of one and of two bytes, and tables.
     tables = 4 * len(spec.names) * n_columns(spec)
     row_bytes = spec.sketch_bits // 8 + 3 * spec.probes + tables
-    affordable = BYTES_SHARE * (size + n_steps * row_bytes) / (spec.sketch_bits // 8)
-    return min(int(affordable), sketch.fold.n_rows, MAX_FOLDS)
+    affordable = BYTES_SHARE * (layout.size + n_steps * row_bytes) / (spec.sketch_bits // 8)
+    return min(int(affordable), n_rows, MAX_FOLDS)

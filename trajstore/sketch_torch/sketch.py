@@ -43,6 +43,7 @@ class SketchOnDevice:
 
     def start_sum(self, row_signs: Tensor, folds: Tensor) -> None:
         """Add weighted gradients to `folds` as well, see `trajstore.sketch.window_sum`."""
+        assert isinstance(self._fold, FoldOnDevice)
         self._fold.start_sum(row_signs, folds)
 
     def fold(self, buffer_index: int, row_signs: Tensor, out: Tensor) -> None:

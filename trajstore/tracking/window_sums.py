@@ -1,6 +1,7 @@
 """Add up what is known of a window at its end: its sum of gradients, and energies by block."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from trajstore.format.arrays import n_blocks
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import sketch_of
 from trajstore.sketch.window_sum import WindowSum
 from trajstore.sketch_torch import onebit as onebit_torch
 from trajstore.sketch_torch.rotation import Rotation
@@ -47,7 +48,10 @@ class WindowSums:
         self._spec, self._placement, self._backend = spec, placement, backend
         self._device = device
         self._energies = torch.zeros_like(backend.block_energies)
-        self._rotation = Rotation(spec.sketch_bits, device)
+        self._sketch = sketch_of(spec, placement.layout)
+        self._rotation = Rotation(
+            self._sketch.numbers, device, is_mixed=self._sketch.is_mixed
+        )
         self._window_sum: WindowSum | None = None
         # Whether the sums are those of all steps of the window.
         self._is_whole = False
@@ -57,11 +61,9 @@ class WindowSums:
         self._is_whole = True
         self._energies.zero_()
         if self._spec.window_folds:
-            spec, size = self._spec, self._placement.layout.size
-            sketch = Sketch(
-                size=size, bits=spec.sketch_bits, seed=spec.seed, window=window
-            )
-            self._window_sum = WindowSum(sketch=sketch, n_folds=spec.window_folds)
+            sketch = replace(self._sketch, window=window)
+            n_folds = self._spec.window_folds
+            self._window_sum = WindowSum(sketch=sketch, n_folds=n_folds)
             row_signs = self._window_sum.row_signs.copy()
             self._backend.start_sum(upload(row_signs, self._device))
 
@@ -77,11 +79,11 @@ class WindowSums:
     def end(self) -> EndedWindow:
         """Return what is known of the window that ends; all ranks call this together."""
         spec, folds = self._spec, self._backend.window_folds.sum(0)
-        bits = spec.sketch_bits
+        n = spec.sketch_numbers
         signs = torch.zeros(
-            (len(folds), bits // 8), dtype=torch.uint8, device=self._device
+            (len(folds), n // 8), dtype=torch.uint8, device=self._device
         )
-        scales = folds.new_zeros(len(folds), n_blocks(bits))
+        scales = folds.new_zeros(len(folds), n_blocks(n))
         self._placement.all_reduce(folds)
         if self._window_sum is not None:
             rotation_signs = upload(self._window_sum.rotation_signs.copy(), self._device)

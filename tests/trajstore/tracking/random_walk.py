@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from trajstore.tracking.placement import Placement, unsharded
 from trajstore.tracking.tracker import CodedAnchor, Tracker
 from trajstore.tracking.window_sums import EndedWindow
 
-SHAPES = {"matrix": (64, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
+SHAPES = {"matrix": (32, 32), "empty": (0, 3), "bias": (70,), "scalar": ()}
 """The matrix fills its blocks, so that some row of the fold has elements of two tensors."""
 
 N_STEPS = 5
@@ -93,10 +94,9 @@ def follow(
         name: arrange.get(name, unchanged_tensor)(draw(shape))
         for name, shape in SHAPES.items()
     }
-    sums = {"energies": True, "window_folds": 2}
-    if options.get("exact"):
-        sums = {}
-    spec = spec_of(SHAPES, **({"sketch_bits": 512} | sums | options))
+    spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
+    if not (spec.exact or spec.is_packed):
+        spec = replace(spec, energies=True, window_folds=2)
     layout = Layout(spec.names, spec.shapes)
     placement = unsharded(layout)
     if group is not None:

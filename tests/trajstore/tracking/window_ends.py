@@ -1,12 +1,13 @@
 """Compute with NumPy what a tracker knows at the ends of the windows of a walk."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tests.trajstore.tracking.random_walk import Walk
 from trajstore.format.layout import BLOCK, Layout
-from trajstore.sketch.sketch import Sketch
+from trajstore.sketch.sketch import sketch_of
 from trajstore.sketch.window_sum import WindowSum
 
 
@@ -39,9 +40,7 @@ def expected_sums(walk: Walk) -> list[Any]:
     for window, anchor in enumerate(walk.anchors):
         weights = np.repeat(anchor.weights, layout.blocks * BLOCK)
         total = np.sum([weights * g for g in gradients_of(walk, window)], 0)
-        sketch = Sketch(
-            size=layout.size, bits=spec.sketch_bits, seed=spec.seed, window=window
-        )
+        sketch = replace(sketch_of(spec, layout), window=window)
         window_sum = WindowSum(sketch=sketch, n_folds=spec.window_folds)
         codes.append(window_sum.encode(total.astype(np.float32)))
     return codes

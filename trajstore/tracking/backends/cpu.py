@@ -104,9 +104,8 @@ class CPUBackend:
         self._sketch_columns = self._folding.probe_columns
         self._weights = np.ones(len(layout.names), np.float32)
         self.block_energies = torch.zeros(blocks)
-        n_buckets = self._folding.folds.shape[2]
         self.window_folds = huge_zeros(
-            n_parts, spec.window_folds, n_buckets, device=CPU
+            n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
         )
         self._window_signs = np.zeros(0, np.float32)
         self._checks = np.zeros((0, 0), np.int64)

@@ -68,8 +68,9 @@ class EagerBackend:
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
         self._block_weights = torch.ones(placement.size // BLOCK, device=device)
         self.block_energies = self._rows.new_zeros(placement.size // BLOCK)
-        n_buckets = 0 if spec.exact else spec.sketch_bits
-        self.window_folds = self._rows.new_zeros(1, spec.window_folds, n_buckets)
+        self.window_folds = self._rows.new_zeros(
+            1, spec.window_folds, spec.sketch_numbers
+        )
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
             layout = placement.layout

@@ -213,8 +213,7 @@ class TritonBackend:
     @property
     def window_folds(self) -> Tensor:
         """Folds of the sum of the window's gradients, float32 (part, fold, bucket)."""
-        n_buckets = 0 if self._folding is None else self._spec.sketch_bits
-        return self._window_folds[..., :n_buckets]
+        return self._window_folds[..., : self._spec.sketch_numbers]
 
     def start_sum(self, row_signs: Tensor) -> None:
         """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
