@@ -110,7 +110,9 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     # the energies of the folds, because rotated numbers are nearly Gaussian. The energy is taken
     # to be spread over the elements as in the single gradients.
     n_folds, n_rows = run.spec.window_folds, run.stored.sketch.fold.n_rows
-    scales = run.stored.rows(SUM_SCALES, slice(window, window + 1))[0].astype(np.float64)
+    scales = run.stored.rows(SUM_SCALES, slice(window, window + 1))[0].astype(
+        np.float64
+    )
     m = run.spec.sketch_numbers
     energies = 2 / np.pi * m * (scales**2).mean(1)
     density = spread.by_block * (energies.sum() / spread.total)
@@ -120,7 +122,9 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     return Weights(FOLD_VARIANCE * np.stack(folded) + coded[:, None], density)
 
 
-def in_buckets(run: Run, density: FloatArray, rows: IntArray | None = None) -> FloatArray:
+def in_buckets(
+    run: Run, density: FloatArray, rows: IntArray | None = None
+) -> FloatArray:
     """Return the energy in every bucket, given that of an element of each block, (bucket,)."""
     # If `rows` is given, only elements in these rows of the fold count.
     width = run.stored.sketch.fold.width
@@ -138,9 +142,15 @@ def _cut(
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Cut blocks at the ends of rows, and keep the pieces in `rows`."""
     first = starts // width
-    n_pieces = np.where(sizes > 0, (starts + np.maximum(sizes, 1) - 1) // width - first + 1, 0)
+    n_pieces = np.where(
+        sizes > 0, (starts + np.maximum(sizes, 1) - 1) // width - first + 1, 0
+    )
     block = np.repeat(np.arange(len(starts)), n_pieces)
-    row = first[block] + np.arange(len(block)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    row = (
+        first[block]
+        + np.arange(len(block))
+        - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    )
     start = np.maximum(starts[block], row * width)
     stop = np.minimum((starts + sizes)[block], (row + 1) * width)
     kept = np.isin(row, rows)

@@ -258,7 +258,9 @@ def window_arrays(
         folds = ("fold", n_folds)
         n = spec.sketch_numbers
         signs, scales = ("byte", n // 8), ("scale", n_blocks(n))
-        arrays[SUM_SIGNS] = _small_rows("uint8", folds, signs, first="window", code="fast")
+        arrays[SUM_SIGNS] = _small_rows(
+            "uint8", folds, signs, first="window", code="fast"
+        )
         arrays[SUM_SCALES] = _small_rows("float32", folds, scales, first="window")
     return arrays
 

@@ -132,7 +132,9 @@ class Document:
     @property
     def n_ended(self) -> int:
         """Number of windows whose energies or sums of gradients are stored."""
-        return max((self.arrays[n].length for n in ENDED if n in self.arrays), default=0)
+        return max(
+            (self.arrays[n].length for n in ENDED if n in self.arrays), default=0
+        )
 
     @property
     def has_final(self) -> bool:

@@ -166,11 +166,17 @@ def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
         return True
     if not isinstance(sums, Mapping) or sums.keys() != {"energies", "folds"}:
         return False
-    if not all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in sums.values()):
+    if not all(
+        isinstance(t, Tensor) and t.dtype == torch.float32 for t in sums.values()
+    ):
         return False
     energies, folds = sums["energies"], sums["folds"]
     shape = (spec.window_folds, spec.sketch_numbers)
-    return energies.shape == (size // BLOCK,) and folds.ndim == 3 and folds.shape[1:] == shape
+    return (
+        energies.shape == (size // BLOCK,)
+        and folds.ndim == 3
+        and folds.shape[1:] == shape
+    )
 
 
 def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:

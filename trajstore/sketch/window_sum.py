@@ -38,7 +38,9 @@ MAX_FOLDS: Final = 8
 class WindowSum:
     """Encodes and decodes the sum of the weighted gradients of one window."""
 
-    sketch: Sketch  # sketch of the window, whose weights and column signs the sum shares
+    sketch: (
+        Sketch  # sketch of the window, whose weights and column signs the sum shares
+    )
     n_folds: int  # at most the number of rows of a fold
 
     @cached_property
@@ -93,5 +95,7 @@ def best_window_folds(spec: RunSpec, n_steps: int) -> int:
     # A row has signs, probes of one and of two bytes, and tables.
     tables = 4 * len(spec.names) * n_columns(spec)
     row_bytes = spec.sketch_bits // 8 + 3 * spec.probes + tables
-    affordable = BYTES_SHARE * (layout.size + n_steps * row_bytes) / (spec.sketch_bits // 8)
+    affordable = (
+        BYTES_SHARE * (layout.size + n_steps * row_bytes) / (spec.sketch_bits // 8)
+    )
     return min(int(affordable), n_rows, MAX_FOLDS)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import n_blocks
-from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.sketch import sketch_of
 from trajstore.sketch.window_sum import WindowSum
@@ -86,7 +85,9 @@ class WindowSums:
         scales = folds.new_zeros(len(folds), n_blocks(n))
         self._placement.all_reduce(folds)
         if self._window_sum is not None:
-            rotation_signs = upload(self._window_sum.rotation_signs.copy(), self._device)
+            rotation_signs = upload(
+                self._window_sum.rotation_signs.copy(), self._device
+            )
             for i, fold in enumerate(folds):
                 self._rotation(fold, rotation_signs[i])
                 onebit_torch.encode(fold, signs=signs[i], scales=scales[i])

@@ -21,9 +21,7 @@ SMALL: dict[str, Any] = {"sketch_bits": 64, "probes": 16}
 class Training:
     """A small training run whose complete state is in its checkpoint."""
 
-    def __init__(
-        self, *, width: int = 30, groups: int = 1, adam: bool = False
-    ) -> None:
+    def __init__(self, *, width: int = 30, groups: int = 1, adam: bool = False) -> None:
         torch.manual_seed(2)
         self.model = nn.Sequential(nn.Linear(40, width), nn.Tanh(), nn.Linear(width, 3))
         parameters = list(self.model.parameters())

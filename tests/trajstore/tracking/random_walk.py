@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +149,9 @@ def follow(
     return walk._replace(
         rows={name: values.cpu().numpy().copy() for name, values in rows.items()},
         anchors=[CodedAnchor._make(t.cpu().numpy().copy() for t in a) for a in anchors],
-        ended=[EndedWindow._make(t.cpu().numpy().copy() for t in e) for e in walk.ended],
+        ended=[
+            EndedWindow._make(t.cpu().numpy().copy() for t in e) for e in walk.ended
+        ],
         unchanged=unchanged,
         unchanged_after_change=tracker.parameters_unchanged_since_step(),
     )

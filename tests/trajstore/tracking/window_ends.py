@@ -22,9 +22,7 @@ def expected_energies(walk: Walk) -> Any:
             zip(layout.offsets, layout.sizes, strict=True)
         ):
             tensor = squares[offset : offset + size]
-            blocks = [
-                tensor[i : i + BLOCK].mean() for i in range(0, int(size), BLOCK)
-            ]
+            blocks = [tensor[i : i + BLOCK].mean() for i in range(0, int(size), BLOCK)]
             largest = max(blocks, default=0)
             density += [b / largest if largest else 0 for b in blocks]
             assert len(blocks) == layout.blocks[layer]
@@ -48,6 +46,4 @@ def expected_sums(walk: Walk) -> list[Any]:
 
 def gradients_of(walk: Walk, window: int) -> list[Any]:
     """Return the gradients of the steps of a window."""
-    return [
-        g for g, w in zip(walk.gradients, walk.window, strict=True) if w == window
-    ]
+    return [g for g, w in zip(walk.gradients, walk.window, strict=True) if w == window]

@@ -160,7 +160,14 @@ def measure_before(
             previous = tl.load(previous_pointer, mask=mask, other=0.0)
             anchor = tl.load(anchor_pointer, mask=mask, other=0.0)
             gradient = _read(
-                gradients, n_layers, first, second, is_second, element, mask, HAS_GRADIENTS
+                gradients,
+                n_layers,
+                first,
+                second,
+                is_second,
+                element,
+                mask,
+                HAS_GRADIENTS,
             )
             parameter = _read(
                 parameters,
@@ -193,7 +200,9 @@ def measure_before(
             else:
                 tl.store(target + GRAD_SQ, in_first + in_next)
             sum_pointer = target + GRAD_DOT_DISPLACEMENT
-            _store_sum(gradient * displacement, is_second, is_split, sum_pointer, N_COLUMNS)
+            _store_sum(
+                gradient * displacement, is_second, is_split, sum_pointer, N_COLUMNS
+            )
             sum_pointer = target + DISPLACEMENT_SQ
             _store_sum(
                 displacement * displacement, is_second, is_split, sum_pointer, N_COLUMNS
@@ -207,7 +216,9 @@ def measure_before(
                     for k in range((1 << i) >> 2, tl.minimum((1 << i) >> 1, n_codes)):
                         vector += _decode(past + k, n_codes, element, mask, BLOCK)
                 sum_pointer = target + GRAD_DOT_BASIS + i
-                _store_sum(gradient * vector, is_second, is_split, sum_pointer, N_COLUMNS)
+                _store_sum(
+                    gradient * vector, is_second, is_split, sum_pointer, N_COLUMNS
+                )
                 sum_pointer = target + DISPLACEMENT_DOT_BASIS + i
                 _store_sum(
                     displacement * vector, is_second, is_split, sum_pointer, N_COLUMNS
@@ -218,7 +229,9 @@ def measure_before(
                     is_second, tl.load(weights + second), tl.load(weights + first)
                 )
                 sign_index = SHIFT * row + column
-                sign = tl.load(columns + sign_index, mask=is_inside, other=0).to(tl.float32)
+                sign = tl.load(columns + sign_index, mask=is_inside, other=0).to(
+                    tl.float32
+                )
                 weighted = sign * (weight * gradient)
                 weighted_fold += tl.load(row_signs + row) * weighted
                 if N_WINDOW_FOLDS > 0:
