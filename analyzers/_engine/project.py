@@ -136,7 +136,7 @@ def write_residual(
     out: Float32Array,
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
-    layout, fold = run.layout, run.stored.sketch_of(window).fold
+    fold = run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
     pieces = _folded_pieces(run, rows, n)
     flat = out.reshape(-1)
@@ -153,17 +153,16 @@ def write_residual(
     crowd = energies @ _gradient_densities(run, window, steps).T + uneven
     energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    return ResidualSums(energy, crowd.T, probes, layer_probes, window_sum, *collisions)
+    sums = energy, crowd.T, probes, layer_probes, window_sum
+    return ResidualSums(*sums, *collisions)
 
 
 def _energy_sums(
     run: Run, window: int, steps: slice, rows: slice, matrix: Float32Array
 ) -> tuple[Any, FloatArray, FloatArray]:
-    """Return sums over a vector whose signed fold rows are `matrix`.
-
-    These are its energies by layer and interval, (layer, interval); what uneven energies of the
-    gradients add to its crowding, (layer, step) or 0; and `ResidualSums.window_sum`.
-    """
+    """Return sums over a vector whose signed fold rows are `matrix`."""
+    # These are its energies by layer and interval, (layer, interval); what uneven energies of the
+    # gradients add to its crowding, (layer, step) or zeros; and `ResidualSums.window_sum`.
     places = run.stored.folded_offsets, run.layout.sizes
     found = spread(run, window, steps)
     uneven = None if found is None else uneven_weights(run, found)

@@ -240,7 +240,9 @@ def contents(outside: Path) -> dict[str, bytes]:
     zstd = bytes.fromhex("28b52ffd") + bytes([0xE0]) + (1 << 50).to_bytes(8, "little")
     return {
         "blosc bomb": blosc + sizes + bytes(200),
-        "blosc zero block": blosc + np.array([512, 0, 200], "<u4").tobytes() + bytes(200),
+        "blosc zero block": blosc
+        + np.array([512, 0, 200], "<u4").tobytes()
+        + bytes(200),
         "zstd bomb": zstd + bytes(100),
         "zlib bomb": zlib.compress(bytes(200_000_000), 9),
         "pickle": pickle.dumps(Bomb(str(outside / "code was run"))),
@@ -302,7 +304,10 @@ def cases() -> list[Case]:
     ]
     found += [
         Case(f"{place}: {key} = {str(value)[:60]}", partial(change, place, key, value))
-        for place in ("run.zarr/tables/zarr.json", "run.analysis.zarr/final/gamma/zarr.json")
+        for place in (
+            "run.zarr/tables/zarr.json",
+            "run.analysis.zarr/final/gamma/zarr.json",
+        )
         for key, value in FIELDS
     ]
     found += [
@@ -317,7 +322,11 @@ def cases() -> list[Case]:
     ]
     found += [
         Case(f"{place} of version 2 with {codec}", partial(version_2, place, codec))
-        for place in ("run.zarr/tables", "run.analysis.zarr/final/gamma", "run.analysis.zarr/final/progress")
+        for place in (
+            "run.zarr/tables",
+            "run.analysis.zarr/final/gamma",
+            "run.analysis.zarr/final/progress",
+        )
         for codec in ("pickle", "vlen-utf8", "json2", "msgpack2", "only version 2")
     ]
     found += [
@@ -397,7 +406,13 @@ def examine(folder: Path, outside: Path, out: int) -> None:
             outcomes[name] = "done"
         except SystemExit:
             outcomes[name] = "problems"
-        except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
+        except (
+            ValueError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             outcomes[name] = f"{type(error).__name__}: {str(error)[:200]}"
         except BaseException:
             outcomes[name] = "CRASH " + traceback.format_exc()[-1500:]
@@ -442,7 +457,9 @@ def main(source: Path, work: Path, first: int, every: int) -> None:
         with os.fdopen(read, "rb") as pipe:
             text = pipe.read()
         _, status = os.waitpid(child, 0)
-        result = json.loads(text) if text else {"outcomes": {}, "touched": [], "peak": 0}
+        result = (
+            json.loads(text) if text else {"outcomes": {}, "touched": [], "peak": 0}
+        )
         result |= {"case": case.name, "status": status}
         result["changed"] = snapshot(outside) != before
         print(json.dumps(result), flush=True)

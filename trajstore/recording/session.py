@@ -12,7 +12,6 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from trajstore.format.optimizer_facts import continued
-from trajstore.format.run_spec import RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies
 from trajstore.recording.logged import Scalar, to_floats
@@ -77,7 +76,7 @@ class Session:
         spec = options.run_spec(layout, self.optimizers)
         if options.resume and self._placement.is_first:
             spec = as_recorded(path, spec)
-        self.spec: RunSpec = self._placement.broadcast(spec)
+        self.spec = self._placement.broadcast(spec)
         self.groups = group_names(parameters, self.optimizers)
         self.watch = ParameterWatch(parameters, self.optimizers)
         self.device = next(t.device for t in tensors if t is not None)

@@ -14,8 +14,8 @@ from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
-from trajstore.store.journal import Journal, Record
 from trajstore.store import writer as stored
+from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow

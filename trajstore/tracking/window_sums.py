@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import n_blocks
-from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.sketch import sketch_of
 from trajstore.sketch.window_sum import WindowSum

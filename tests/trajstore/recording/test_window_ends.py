@@ -41,15 +41,13 @@ def test_the_sum_is_that_of_the_gradients_of_the_window(tmp_path: Path):
 
         def add(*_: Any) -> None:
             if sums:
-                grads = [p.grad.double() for p in training.model.parameters()]
-                flat = {n: g.numpy() for n, g in zip(names, grads, strict=True)}
-                sums[-1] = sums[
-                    -1
-                ] + recorder._session.tracker._placement.layout.flatten(flat).astype(
-                    np.float64
+                named = dict(training.model.named_parameters())
+                flat = layout.flatten(
+                    {n: p.grad.numpy() for n, p in named.items() if p.grad is not None}
                 )
+                sums[-1] = sums[-1] + flat.astype(np.float64)
 
-        names = [name for name, _ in training.model.named_parameters()]
+        layout = recorder._session.tracker._placement.layout
         training.optimizer.register_step_pre_hook(add)
         training.run(recorder, range(3 * SPE), each)
     run = open_run(tmp_path / "run.zarr")

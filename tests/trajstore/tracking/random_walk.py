@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
