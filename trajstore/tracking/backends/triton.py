@@ -184,6 +184,10 @@ class TritonBackend:
         self._weights = torch.ones(len(layout.names), device=device)
         self._past_addresses = upload(past.addresses, device)
 
+    def follow(self, parameters: Sequence[Tensor | None]) -> None:
+        """Follow other tensors of the same shapes from now on."""
+        self._parameters = list(parameters)
+
     @property
     def frame(self) -> Tensor:
         """The displacement and the anchor, float32 (2, size)."""
