@@ -1,7 +1,7 @@
 """Turn measured steps into stored rows, and encode and decode their probes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,15 @@ from trajstore.format.arrays import n_blocks, table_columns
 from trajstore.format.run_spec import RunSpec
 
 Array = npt.NDArray[Any]
+
+LOST: Final = 64
+"""Products with an iterate are not known if the anchor is this many times |x| away from x."""
+
+FAR_PRODUCTS: Final = (
+    *("grad_dot_displacement", "grad_dot_basis", "displacement_sq"),
+    *("displacement_dot_basis", "update_dot_displacement"),
+)
+"""Products with the displacement from the anchor, and with the anchor."""
 
 
 def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -41,6 +50,7 @@ def complete_rows(
     # epoch, iteration and window of each step; `anchor_sq` is the squared norm of the
     # anchor, float64 (step, layer).
     rows = dict(measured)
+    forget_far_iterates(rows, anchor_sq, spec)
     rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
     rows["tables"] = complete_tables(rows["tables"], anchor_sq, spec)
     if not spec.exact:
@@ -70,6 +80,42 @@ def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
         param_sq = displacement_sq + 2 * displacement_dot_anchor + anchor_sq
         derived = [np.maximum(param_sq, 0), grad_dot_displacement + grad_dot_anchor]
         return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
+
+
+def is_far(tables: Array, anchor_sq: float, spec: RunSpec, times: float) -> Array:
+    """Whether |x - r| > times |x| in measured tables (..., layer, quantity): r is far from x."""
+    # After a blow-up that is taken back, the anchor r may be 10^5 times as far from the origin as
+    # the iterate x. The difference x - r then lacks the last digits of x.
+    columns = table_columns(spec)
+    displacement_sq, dot_anchor = (
+        tables[..., columns[name].start].sum(-1, dtype=np.float64)
+        for name in ("displacement_sq", "displacement_dot_basis")
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        param_sq = displacement_sq + 2 * dot_anchor + anchor_sq
+        far: Array = displacement_sq > times**2 * param_sq
+    return far
+
+
+def forget_far_iterates(
+    rows: dict[str, Array], anchor_sq: Array, spec: RunSpec
+) -> None:
+    """Set products with iterates to NaN where too many digits of the iterate are lost."""
+    if not spec.basis:
+        return
+    far = is_far(rows["tables"], anchor_sq.sum(-1), spec, LOST)
+    if not far.any():
+        return
+    columns = table_columns(spec)
+    rows["tables"] = rows["tables"].copy()
+    for name in FAR_PRODUCTS:
+        rows["tables"][far, :, columns[name]] = np.nan
+    vectors = "displacement" if spec.exact else "probes"
+    rows[vectors] = rows[vectors].copy()
+    if spec.exact:
+        rows["displacement"][far] = np.nan
+    else:
+        rows["probes"][far, 1] = np.nan
 
 
 def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:

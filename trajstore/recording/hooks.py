@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import currentframe
 from traceback import walk_stack
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.compiler import disable
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from trajstore.recording.loops.idle import is_idle
 from trajstore.tracking.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
@@ -18,45 +20,62 @@ HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class Steps(NamedTuple):
+    """Functions that are called while optimizers step."""
+
+    begin: Callable[[Optimizer, Scaling | None], None]
+    """Called before the step of the first optimizer, unless the step has a closure."""
+    begin_closure: Callable[[Optimizer], None]
+    """Called before the step of the first optimizer if the step has a closure."""
+    before_evaluation: Callable[[], None]
+    after_evaluation: Callable[[], None]
+    begin_later: Callable[[Optimizer], None]
+    """Called before the step of every optimizer except the first."""
+    after: Callable[[bool], None]
+    """Called after each optimizer's step, with True if all have now stepped."""
+    end: Callable[[], None]
+    """Called at the end of a step that some optimizers have skipped."""
+
+
 class StepHooks:
     """Run callbacks when a step of one or several optimizers begins and ends.
 
     A step of several optimizers begins when the first of them is about to step. It ends
     when all of them have stepped. A `torch.amp.GradScaler` skips optimizers whose gradients
     are not finite; the step then ends when one of the optimizers is about to step again.
+
+    The hook before a step runs after all other such hooks, which may change gradients.
     """
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        *,
-        begin: Callable[[Scaling | None], None],
-        begin_later: Callable[[Optimizer], None],
-        after: Callable[[bool], None],
-        end: Callable[[], None],
+        steps: Steps,
     ) -> None:
-        # `begin` is called as soon as the gradients of a step are known: before the step,
-        # or, if the step has a closure, after each evaluation of the closure.
-        self._begin = begin
-        # `begin_later` is called before the step of every optimizer except the first.
-        self._begin_later = begin_later
-        # `after` is called after each optimizer's step, with True if all have now stepped.
-        self._after_step = after
-        # `end` is called at the end of a step that some optimizers have skipped.
-        self._end = end
+        self._steps = steps
         self._optimizers = optimizers
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
         self.n_ended = 0
         """Number of steps that have ended."""
-        self._handles = []
+        self.is_suspended = False
+        """Whether calls of `step` are ignored, because they are parts of a step of the user's."""
+        self._handles: list[Any] = []
+        # Keys of the hooks before a step, in the optimizers' dictionaries of hooks.
+        self._keys: dict[int, int] = {}
         for i, optimizer in enumerate(optimizers):
             # Without `disable`, a compiled step would compile the hooks again and again.
-            pre_hook = disable(partial(self._before, i))
+            pre_hook = optimizer.register_step_pre_hook(
+                disable(partial(self._before, i))
+            )
+            self._keys[id(optimizer)] = pre_hook.id
             post_hook = disable(partial(self._after, i))
-            self._handles.append(optimizer.register_step_pre_hook(pre_hook))
-            self._handles.append(optimizer.register_step_post_hook(post_hook))
+            self._handles += [pre_hook, optimizer.register_step_post_hook(post_hook)]
+        # Hooks of all optimizers run first, when the order of the other hooks may still change.
+        self._handles.append(
+            register_optimizer_step_pre_hook(disable(self._become_last))
+        )
 
     def finish(self) -> None:
         """End the current step, even if some optimizers have not stepped."""
@@ -65,7 +84,7 @@ class StepHooks:
         self._stepped.clear()
         if has_stepped:
             self.n_ended += 1
-            self._end()
+            self._steps.end()
 
     def settle(self) -> None:
         """End the current step, unless an optimizer is still taking it."""
@@ -77,9 +96,19 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
 
+    def _become_last(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Move the hook before a step to the end: hooks that users add later may clip."""
+        key = self._keys.get(id(optimizer))
+        if key is not None:
+            hooks: Any = optimizer._optimizer_step_pre_hooks
+            if next(reversed(hooks)) != key:
+                hooks.move_to_end(key)
+
     def _before(
         self, i: int, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> Arguments | None:
+        if self.is_suspended:
+            return None
         if _will_be_skipped(optimizer):
             self._started.discard(i)
             return None
@@ -87,27 +116,31 @@ class StepHooks:
             # A subclass's `step` calls the `step` of its base class, which runs the hooks again.
             self._n_inner[i] += 1
             return None
+        # The first of the positional arguments is the optimizer itself.
+        closure = kwargs.get("closure", next(iter(args[1:]), None))
+        if closure is None and is_idle(optimizer):
+            self._started.discard(i)
+            return None
         self._n_inner[i] = 0
         if i in self._started:
             # Other optimizers were skipped, or the last step of this optimizer failed.
             self.finish()
-        is_first = not self._started
+        steps, is_first = self._steps, not self._started
         self._started.add(i)
         if not is_first:
-            self._begin_later(optimizer)
+            steps.begin_later(optimizer)
+            if closure is None:
+                return None
+            check = partial(steps.begin_later, optimizer)
+            evaluate = _around(closure, before=_nothing, after=check)
+        elif closure is None:
+            steps.begin(optimizer, scaling_at_step(optimizer, self._optimizers))
             return None
-        scaling = scaling_at_step(optimizer, self._optimizers)
-        # The first of the positional arguments is the optimizer itself.
-        closure = kwargs.get("closure", next(iter(args[1:]), None))
-        if closure is None:
-            self._begin(scaling)
-            return None
-
-        def evaluate(*closure_args: Any, **closure_kwargs: Any) -> Any:
-            loss = closure(*closure_args, **closure_kwargs)
-            self._begin(scaling)
-            return loss
-
+        else:
+            steps.begin_closure(optimizer)
+            evaluate = _around(
+                closure, before=steps.before_evaluation, after=steps.after_evaluation
+            )
         if "closure" in kwargs:
             return args, {**kwargs, "closure": evaluate}
         return (args[0], evaluate, *args[2:]), kwargs
@@ -124,7 +157,28 @@ class StepHooks:
             self._started.clear()
             self._stepped.clear()
             self.n_ended += 1
-        self._after_step(is_last)
+        self._steps.after(is_last)
+
+
+def _around(
+    closure: Callable[..., Any],
+    *,
+    before: Callable[[], None],
+    after: Callable[[], None],
+) -> Callable[..., Any]:
+    """Return a closure that also calls other functions, before and after each evaluation."""
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        before()
+        loss = closure(*args, **kwargs)
+        after()
+        return loss
+
+    return evaluate
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _n_open_calls(optimizer: Optimizer) -> int:

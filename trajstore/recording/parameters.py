@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from trajstore.tracking.placement import is_divided
+from trajstore.tracking.placement import is_divided, local_part
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
 """Parts of parameter names that `torch.compile` and activation checkpointing insert."""
@@ -19,6 +22,8 @@ WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
 
 def as_optimizers(optimizer: object) -> list[Optimizer]:
     """Return one or several optimizers as a list, after checking that they have hooks."""
+    if optimizer is None:
+        return []
     optimizers: list[Any] = [optimizer]
     if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
         optimizers = [*optimizer]
@@ -27,15 +32,17 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
         found = type(invalid[0]).__name__ if invalid else "no optimizer"
         raise TypeError(
             "`optimizer` must be a torch.optim.Optimizer or a sequence of them, got "
-            f"{found}. Give the optimizer whose step() trains the model."
+            f"{found}. Give the optimizer whose step() trains the model; or None, and put "
+            "`with recorder.step():` around every update."
         )
     for candidate in optimizers:
         if not hasattr(candidate, "_optimizer_step_pre_hooks"):
             raise TypeError(
                 f"{type(candidate).__name__} has no hooks, which the recorder needs: this "
-                "optimizer calls another one. Give the recorder the inner optimizer, which may "
-                "be `optimizer.optimizer`; trajstore.integrations.accelerate does this for "
-                "Accelerate."
+                "optimizer calls another one. Give the recorder None instead, and put `with "
+                "recorder.step():` around its step(); or, if it only passes calls on, give the "
+                "inner optimizer, which may be `optimizer.optimizer`, as "
+                "trajstore.integrations.accelerate does."
             )
     return optimizers
 
@@ -46,17 +53,14 @@ def trained_parameters(
     """Return the model's parameters that optimizers hold, in the model's order."""
     # Names are as in the model before torch.compile, DistributedDataParallel, Lightning Fabric
     # or activation checkpointing wrapped it.
-    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise NotImplementedError(
-            "LBFGS takes many steps within one call of step(), each with its own gradient, so "
-            "the call has no single gradient to record. Use an optimizer that evaluates the "
-            "gradient once per step, such as SGD or Adam."
-        )
-    named = _named(model)
+    named = named_tensors(model)
     if not named:
         raise ValueError("The model has no parameters; there is nothing to record.")
     groups = [group for o in optimizers for group in o.param_groups]
     held = {id(p) for group in groups for p in group["params"]}
+    if not optimizers:
+        is_module = isinstance(model, nn.Module)
+        held = {id(p) for p in named.values() if p.requires_grad or not is_module}
     foreign = len(held - {id(p) for p in named.values()})
     if foreign:
         raise ValueError(
@@ -96,9 +100,36 @@ def trained_parameters(
     return parameters
 
 
-def _named(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def recorded_parameters(
+    model: nn.Module | Mapping[str, Tensor],
+    optimizers: Sequence[Optimizer],
+    resume: Mapping[str, Any] | bool,
+) -> tuple[dict[str, Tensor], str | None]:
+    """Return the parameters to record, and a warning of others that the optimizers hold."""
+    # A resumed recording follows the tensors that it has followed before, as an uninterrupted one
+    # does: tensors may have been unfrozen or frozen since it began.
+    held = trained_parameters(model, optimizers)
+    groups = resume.get("groups") if isinstance(resume, Mapping) else None
+    before = {n for group in groups or [] for n in group}
+    named = named_tensors(model)
+    if not before or not before <= named.keys():
+        return held, None
+    parameters = {name: p for name, p in named.items() if name in before}
+    if not (new := held.keys() - before):
+        return parameters, None
+    return parameters, (
+        f"{len(new)} tensors that the optimizer holds are not recorded, because the resumed "
+        f"recording began without them: {sorted(new)}. Distances and products are those of the "
+        "other tensors. To record all, make a recorder with a new path."
+    )
+
+
+def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a model or mapping by name, each tensor once."""
     if isinstance(model, Mapping):
-        return dict(model)
+        # A tensor under several names is recorded under its first name, as in a module.
+        first = {id(p): name for name, p in reversed([*model.items()])}
+        return {name: p for name, p in model.items() if first[id(p)] == name}
     if not isinstance(model, nn.Module):
         raise TypeError(
             "`model` must be a torch.nn.Module, or a mapping from name to parameter such as "
@@ -138,30 +169,13 @@ def group_names(
     """Return the names of the parameters in each group of the optimizers."""
     names = {id(p): name for name, p in parameters.items()}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [[names[id(p)] for p in group["params"]] for group in groups]
+    return [
+        [names[id(p)] for p in group["params"] if id(p) in names] for group in groups
+    ]
 
 
-class ParameterWatch:
-    """Detect writes to parameters, and tensors that are added to the optimizers."""
-
-    def __init__(
-        self, parameters: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
-    ) -> None:
-        self._optimizers = optimizers
-        # Tensors made in inference mode do not count writes.
-        self._counted = [p for p in parameters.values() if not p.is_inference()]
-        self._versions = [p._version for p in self._counted]
-        self._n_held = self._count_held()
-
-    def have_changed(self) -> bool:
-        """Whether a parameter has been written to since the watch began."""
-        return self._versions != [p._version for p in self._counted]
-
-    def count_added(self) -> int:
-        """Count the tensors that were added to the optimizers since the last call."""
-        n_before, self._n_held = self._n_held, max(self._n_held, self._count_held())
-        return self._n_held - n_before
-
-    def _count_held(self) -> int:
-        groups = [group for o in self._optimizers for group in o.param_groups]
-        return sum(len(group["params"]) for group in groups)
+def checksum(parameters: Iterable[Tensor]) -> npt.NDArray[np.float64]:
+    """Return the norms of the parts of parameters on this rank, which waits for the device."""
+    local = [local_part(p).detach().to_dense() for p in parameters]
+    norms = [torch.linalg.vector_norm(p.double()) for p in local if p.numel() > 0]
+    return torch.stack(norms).cpu().numpy() if norms else np.zeros(0)

@@ -2,20 +2,28 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
-from warnings import warn
 
 import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trajstore.format.run_spec import BASIS, FLUSH_ROWS, PROBES, SKETCH_BITS
+from trajstore.format.run_spec import (
+    BASIS,
+    FLUSH_ROWS,
+    PROBES,
+    SKETCH_BITS,
+    SchemaError,
+)
 from trajstore.recording.guard import Guard
-from trajstore.recording.hooks import StepHooks
+from trajstore.recording.hooks import StepHooks, Steps
 from trajstore.recording.logged import to_scalars
+from trajstore.recording.loops.manual import Gradients, manual_step, step
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import is_copy
 from trajstore.recording.process_exit import close_at_exit
@@ -44,9 +52,10 @@ class Recorder:
         The model. Those of its parameters that `optimizer` holds are recorded, in the order of
         ``named_parameters()``; tied parameters are recorded once. Give a mapping from names to
         tensors if the optimizer holds float32 copies of the model's parameters.
-    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
+    optimizer : torch.optim.Optimizer, sequence of torch.optim.Optimizer, or None
         The optimizer whose steps are recorded, through hooks. With several optimizers, a row
-        begins when the first optimizer is about to step, and ends when all have stepped.
+        begins when the first optimizer is about to step, and ends when all have stepped. Give
+        None to record updates by `step` only.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch. Without this option, epochs begin with `start_epoch`.
     total_steps : int, optional
@@ -121,8 +130,8 @@ class Recorder:
         to resume has another model, another optimizer or other options (the message lists the
         differences).
     NotImplementedError
-        For complex parameters, parameters on several devices, the optimizer LBFGS, and options
-        that sharded models do not support.
+        For complex parameters, parameters on several devices, and options that sharded models
+        do not support.
     FileExistsError, FileNotFoundError
         If `path` exists and `resume` is not given; or if there is no store to resume.
     StoreLockedError
@@ -130,12 +139,9 @@ class Recorder:
 
     Notes
     -----
-    The recorder holds three float32 vectors of the length of the parameters (four with plain torch
-    on an accelerator), two row buffers of 8 MB, and int8 codes of ``2**(basis - 2)`` anchors.
-
     With ``basis=0`` gamma stays unbiased; in three training runs its error was 1.1 to 2.7 times
-    the error with the default basis. `analyzers.scale_invariance` cannot be computed then, and
-    `analyzers.path_geometry` supports weight decay only if the recording is exact.
+    that of the default basis. `analyzers.scale_invariance`, and weight decay in
+    `analyzers.path_geometry` unless the recording is exact, need a basis.
 
     Examples
     --------
@@ -171,7 +177,7 @@ class Recorder:
         self,
         path: str | Path,
         model: nn.Module | Mapping[str, Tensor],
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         *,
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
@@ -198,21 +204,35 @@ class Recorder:
             return
         # Every keyword argument has the name of a field of `RecorderOptions`.
         options = RecorderOptions.pick(locals())
-        self._session = session = Session(path, model, optimizer, options)
-        if session.resume_warning is not None:
-            warn(session.resume_warning, stacklevel=2)
+        try:
+            self._session = session = Session(path, model, optimizer, options)
+        except SchemaError as error:
+            if on_error == "raise" or not options.resume:
+                raise
+            warn_user(f"Nothing more is recorded: {error} Training continues.")
+            return
+        for message in session.resume_warnings:
+            warn_user(message)
         self._steps = steps = StepRecorder(session)
         self._first_step = steps.position.step
         self._guard = guard = Guard(on_error, steps.position)
         self._is_open = True
         self._closing = close_at_exit(self._close_if_live, str(path))
-        self._hooks = StepHooks(
-            session.optimizers,
-            begin=partial(guard.record, steps.begin),
-            begin_later=partial(guard.record, steps.begin_later),
-            after=partial(guard.record, steps.after),
-            end=partial(guard.record, steps.end),
-        )
+        functions = [partial(guard.record, getattr(steps, n)) for n in Steps._fields]
+        self._hooks = StepHooks(session.optimizers, Steps(*functions))
+
+    step = step  # documented in its own module, because this class is long
+
+    def _start_step(
+        self, gradients: Gradients | None, parameters: Mapping[str, Tensor] | None
+    ) -> AbstractContextManager[None]:
+        """Return the block of `step`."""
+        if (steps := self._opened()) is None:
+            return nullcontext()
+        self._settle(steps)
+        begin = partial(self._guard.record, steps.begin_manual, gradients, parameters)
+        end = partial(self._guard.record, steps.end_manual, gradients)
+        return manual_step(self._hooks, begin, end)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars to the row of the next optimizer step.
@@ -262,9 +282,7 @@ class Recorder:
 
         Call this between two optimizer steps, after a backward pass of your choice, for example
         over the whole data set or a fixed batch. `trajstore.Run.measured` returns the rows. To
-        choose the gradient in the row of the next step, call `take_gradient` instead. During
-        the call the recorder needs two more float32 vectors of the length of the parameters, or
-        three if it uses the plain torch backend on an accelerator.
+        choose the gradient in the row of the next step, call `take_gradient` instead.
 
         Parameters
         ----------
@@ -323,12 +341,7 @@ class Recorder:
         Parameters
         ----------
         name : str
-            Name of the snapshot, for ``reference=`` in analyses.
-
-        Raises
-        ------
-        ValueError
-            If the name is empty, is ``"final"``, or has been used before.
+            Name for ``reference=`` in analyses, which must be new and not ``"final"``.
         """
         if (steps := self._opened()) is not None:
             self._session.check_snapshot(name)
@@ -337,8 +350,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Commit every row so far to the store, and wait for the commit."""
-        if self._opened() is not None:
-            self._guard.run(self._session.flush)
+        if (steps := self._opened()) is not None:
+            self._guard.run(steps.flush)
 
     def state_dict(self) -> dict[str, Any]:
         """Flush the recording, and return its state for a checkpoint and for `resume`.
@@ -364,19 +377,12 @@ class Recorder:
         Warns
         -----
         UserWarning
-            If the parameters have changed since the last optimizer step, or have changed
-            although there was no optimizer step; if the optimizer was later given parameters
-            that are not recorded; or if there were more steps than `total_steps`.
+            If the parameters have changed since the last step or without a step, if parameters
+            are not recorded, or if there were more steps than `total_steps`.
         """
         if (steps := self._live()) is None:
             return
         with self._closing():
-            self._hooks.finish()
-            self._settle(steps)
-            for message in steps.closing_warnings(
-                is_recording=self._guard.is_recording
-            ):
-                warn(message, stacklevel=2)
             self._guard.run(self._close, steps, "complete")
 
     def __enter__(self) -> Self:
@@ -390,12 +396,12 @@ class Recorder:
     ) -> None:
         if exception is None:
             self.close()
-        else:
-            try:
-                self._close_if_live("failed")
-            except RuntimeError as error:
-                if error.__cause__ is not exception.__cause__:
-                    exception.add_note(str(error))
+            return
+        try:
+            self._close_if_live("failed")
+        except RuntimeError as error:
+            if error.__cause__ is not exception.__cause__:
+                exception.add_note(str(error))
 
     def _close_if_live(self, status: str) -> None:
         if (steps := self._live()) is not None:
@@ -403,15 +409,26 @@ class Recorder:
                 self._close(steps, status)
 
     def _close(self, steps: StepRecorder, status: str) -> None:
+        is_recording = self._guard.is_recording
+        if status == "complete":
+            self._hooks.finish()
+            self._settle(steps)
+            for message in steps.closing_warnings(is_recording=is_recording):
+                warn_user(message)
         self._is_open = False
         self._hooks.remove()
         # If training failed, scalars logged for the next step do not belong to the last step.
         amendment = steps.amendment() if status == "complete" else {}
-        with_final = self._guard.is_recording
-        n_windows = steps.end_windows()
-        self._session.close(
-            status, amendment, with_final=with_final, n_windows=n_windows
-        )
+        try:
+            if is_recording:
+                steps.finish(status)
+        finally:
+            self._session.close(
+                status,
+                amendment,
+                with_final=is_recording,
+                n_windows=steps.end_windows(),
+            )
 
     def _settle(self, steps: StepRecorder) -> None:
         """End a step that some optimizers have skipped, and count unrecorded steps."""

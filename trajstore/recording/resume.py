@@ -189,6 +189,10 @@ def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
 
 def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
     """List the differences between a checkpoint's parameter groups and the current groups."""
+    # Tensors that are held in one of the two only have been frozen or unfrozen.
+    names = {n for group in before for n in group} & {n for group in now for n in group}
+    before, now = ([[n for n in g if n in names] for g in gs] for gs in (before, now))
+    before, now = [g for g in before if g], [g for g in now if g]
     problems = []
     if len(before) != len(now):
         problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,11 @@ from trajstore.recording.logged import Scalar, to_floats
 from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
-    ParameterWatch,
     as_optimizers,
+    checksum,
     group_names,
-    trained_parameters,
+    named_tensors,
+    recorded_parameters,
 )
 from trajstore.recording.process_exit import signals_wait
 from trajstore.recording.resume import (
@@ -58,14 +61,16 @@ class Session:
         self,
         path: str | Path,
         model: nn.Module | Mapping[str, Tensor],
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         options: RecorderOptions,
     ) -> None:
         options.check_path(path)
         # Do not keep the state to resume, which holds a vector as long as the parameters.
         self.options = replace(options, resume=bool(options.resume))
         self.optimizers = as_optimizers(optimizer)
-        parameters = trained_parameters(model, self.optimizers)
+        parameters, unrecorded = recorded_parameters(
+            model, self.optimizers, options.resume
+        )
         group = options.group
         if group is None and any(is_divided(p) for p in parameters.values()):
             group = dist.group.WORLD
@@ -78,7 +83,8 @@ class Session:
             spec = as_recorded(path, spec)
         self.spec = self._placement.broadcast(spec)
         self.groups = group_names(parameters, self.optimizers)
-        self.watch = ParameterWatch(parameters, self.optimizers)
+        self.named = partial(named_tensors, model)
+        self._checksum = checksum(parameters.values())
         self.device = next(t.device for t in tensors if t is not None)
         measures_on = torch.device("cpu") if options.offload else self.device
         state = self._checked_state(options.resume)
@@ -96,12 +102,13 @@ class Session:
         leave_threads_to_training(self.background.call)
         try:
             resumption = self._open_together(path, step, state)
-            self.start, self.resume_warning = self._start_from(resumption)
+            self.start, warning = self._start_from(resumption)
         except BaseException:
             # After Ctrl-C the writer thread still finishes opening the store.
             with signals_wait(str(path)):
                 self.background.close(self._give_up)
             raise
+        self.resume_warnings = [w for w in (unrecorded, warning) if w is not None]
         self._snapshots = set(self.start.snapshots)
 
     def _give_up(self) -> None:
@@ -213,6 +220,16 @@ class Session:
         """Note the settings that the optimizers have in a step."""
         if self._settings.observe(step) and self.writer is not None:
             self.writer.optimizer = self._settings.facts
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other rank takes part in the recording."""
+        return self._placement.group is None
+
+    def have_parameters_changed(self) -> bool:
+        """Whether parameters have changed since the recording was opened."""
+        held = [p for p in self.tracker.parameters if p is not None]
+        return not np.array_equal(checksum(held), self._checksum, equal_nan=True)
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""

@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final
-from warnings import warn
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trajstore.format.arrays import KEYFRAME_EVERY, first_sign_number
-from trajstore.format.attrs import UPDATE
-from trajstore.recording.gradient_versions import GradientVersions
+from trajstore.format.arrays import KEYFRAME_EVERY
+from trajstore.format.rows import is_far
 from trajstore.recording.hooks import refuse_capture
 from trajstore.recording.logged import (
     SampleRow,
@@ -25,13 +24,34 @@ from trajstore.recording.logged import (
     to_floats,
     to_scalars,
 )
+from trajstore.recording.loops.closures import ClosureSteps, StartCopies
+from trajstore.recording.loops.manual import Gradients, by_layer
+from trajstore.recording.loops.watch import LoopWatch, added_message
+from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
 from trajstore.recording.session import Session
-from trajstore.recording.write_queue import NewMeasurement, NewWindow
+from trajstore.recording.write_queue import NewWindow
 from trajstore.tracking.scaling import Scaling
+from trajstore.tracking.unknown_values import (
+    forget_gradient,
+    forget_iterate,
+    forget_update,
+)
 
 RATES: Final = ("lr", "step_size")
 """Settings of parameter groups that are recorded with every step."""
+
+FAR: Final = 8
+"""A window begins early if the anchor is this many times |x| away from the iterate x."""
+
+UNKNOWN_END: Final = (
+    "The parameters after the last step are not known: its update is NaN, and the final "
+    "iterate is the last one known. Update the mapping of parameters in place, as in "
+    "`parameters.update(new)`, before the recording ends."
+)
+
+CHECK_EVERY: Final = 4
+"""Number of steps between two checks of the distance from the anchor."""
 
 
 class StepRecorder:
@@ -40,7 +60,7 @@ class StepRecorder:
     def __init__(self, session: Session) -> None:
         self._session, self._queue = session, session.queue
         self.position = position = session.start.position
-        self._n_measured = dict(session.start.n_measured)
+        self._measurements = MeasurementRows(session, position, self._entry)
         self._pending: dict[str, Scalar] = dict(position.pending)
         self._samples: SampleRow | None = None
         if position.samples:
@@ -50,13 +70,23 @@ class StepRecorder:
         if position.n_windows > 0:
             self._anchor_sq = session.tracker.anchor_sq()
         # Ranks without a queue fill the same row in every step.
-        self._own_row = self._new_row() if self._queue is None else {}
+        self._own_row = self._measurements.new_row() if self._queue is None else {}
+        # The row of the step that begins; None between two steps.
         self._row: dict[str, Tensor] | None = None
         self._step_entry: Entry | None = None
-        self._gradients: GradientVersions | None = None
+        # The row of the step that was taken last, until its update is measured.
+        self._taken: tuple[dict[str, Tensor], Entry] | None = None
         # Names of the scalars in the last row; None before the first row of this session.
         self._last_names: Collection[str] | None = None
-        self._gradient_is_taken = False
+        self._gradient_is_taken = self._is_far = False
+        self._watch = LoopWatch(session)
+        self._manual_copies: StartCopies | None = None
+        self._closures = ClosureSteps(
+            session.optimizers,
+            lambda: session.tracker.parameters,
+            self._measure_start,
+            self._measure_copies,
+        )
 
     def log(self, scalars: Mapping[str, object]) -> None:
         """Keep scalars for the row of the next step."""
@@ -75,73 +105,180 @@ class StepRecorder:
             position.epoch += 1
             position.epoch_start = position.next_window = position.step
 
-    def begin(self, scaling: Scaling | None) -> None:
+    def begin(self, optimizer: Optimizer, scaling: Scaling | None) -> None:
         """Measure the gradient that a step finds, unless its row has a gradient already."""
+        self._watch.check_point(optimizer)
+        self._measure_start(scaling)
+
+    def begin_closure(self, optimizer: Optimizer) -> None:
+        """Begin a step whose gradient a closure makes."""
+        if self._gradient_is_taken:
+            self._watch.check_point(optimizer)
+        self._settle_last()
+        self._closures.begin(self.position.step)
+
+    def before_evaluation(self) -> None:
+        """Note the state before a closure is called."""
+        self._closures.before_evaluation()
+
+    def after_evaluation(self) -> None:
+        """Measure the gradient if the closure made it where the step began."""
+        self._closures.after_evaluation()
+
+    def _measure_start(
+        self,
+        scaling: Scaling | None = None,
+        gradients: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Measure the current gradients and parameters for the row of the step that begins."""
         if self._gradient_is_taken:
             refuse_capture(self._session.device)
             norm = self._session.tracker.gradient_norm(scaling)
             self._pending["step_grad_norm"] = norm
             return
-        # Keep the gradients' versions once per window, and again if a closure is called again.
-        is_new_window = self.position.step == self.position.next_window
-        is_due = is_new_window or self._gradients is not None
-        self._begin_row(scaling)
-        optimizers = self._session.optimizers
-        if is_due and len(optimizers) > 1:
-            self._gradients = GradientVersions(optimizers)
+        self._begin_row(scaling, gradients)
+        self._watch.note_gradients()
+
+    def _measure_copies(
+        self, copies: StartCopies | None, gradients: Sequence[Tensor | None] | None
+    ) -> None:
+        """Measure gradients, NaN if they are not known, at copies of the parameters."""
+        tracker = self._session.tracker
+        if self._gradient_is_taken:
+            return
+        at = nullcontext() if copies is None else tracker.at(copies.parameters)
+        known = [None] * len(tracker.parameters) if gradients is None else gradients
+        with at:
+            self._begin_row(None, known)
+        assert self._row is not None
+        if gradients is None:
+            forget_gradient(self._row, self._session.spec)
+            tracker.forget_previous_gradient()
+        if copies is None:
+            forget_iterate(self._row, self._session.spec)
+            tracker.forget_displacement()
 
     def take_gradient(self) -> None:
         """Measure the current gradient for the row of the next step."""
         self._begin_row(None)
         self._gradient_is_taken = True
 
-    def begin_later(self, optimizer: Optimizer) -> None:
-        """Warn, once per window, if an optimizer's gradients changed after the step began."""
-        if self._gradients is None or self._gradients.match(optimizer):
+    def begin_manual(
+        self, gradients: Gradients | None, parameters: Mapping[str, Tensor] | None
+    ) -> None:
+        """Measure the gradients and parameters that a step of the user's begins with."""
+        self._watch.track_named(parameters)
+        tracker, names = self._session.tracker, self._session.spec.names
+        known = by_layer(gradients, names)
+        if known is None and gradients is None:
+            known = by_layer(tracker.gradients(), names)
+        self._manual_copies = None
+        if self._gradient_is_taken or known is not None:
+            self._measure_start(None, known)
             return
-        self._gradients = None
-        warn(
-            f"The gradients of {type(optimizer).__name__} have changed since they were "
-            f"recorded, when the first of {len(self._session.optimizers)} optimizers was "
-            "about to step. Clip all gradients before the first optimizer steps. If each "
-            "optimizer steps after its own backward pass, make a recorder for each.",
-            stacklevel=4,
-        )
+        self._settle_last()
+        self._manual_copies = StartCopies(tracker.parameters)
+
+    def end_manual(self, gradients: Gradients | None) -> None:
+        """End a step of the user's."""
+        copies, self._manual_copies = self._manual_copies, None
+        if copies is not None:
+            tracker, names = self._session.tracker, self._session.spec.names
+            found = tracker.gradients() if gradients is None else gradients
+            known = by_layer(found, names)
+            if known is None:
+                self._watch.warn_once("manual", _unknown(self.position.step))
+            self._measure_copies(copies, known)
+        self._note()
+        self.end()
+
+    def begin_later(self, optimizer: Optimizer) -> None:
+        """Check the gradients of an optimizer that is not the first to step."""
+        self._watch.check_gradients(optimizer, self.position.n_windows)
 
     def after(self, is_last: bool) -> None:
         """Note scalars after each optimizer's step; finish the row after the last optimizer."""
+        if self._closures.is_open and not self._closures.end():
+            self._watch.warn_once(
+                "closure",
+                f"The gradient of step {self.position.step} is not known, and is recorded as "
+                "NaN: the optimizer did not make a gradient with its closure where the step "
+                "began. If it makes one in later steps, those are recorded.",
+            )
         self._note()
         if is_last:
             self.end()
 
     def end(self) -> None:
-        """Measure the step that the optimizers have taken, and queue its row."""
+        """End the step that the optimizers have taken; `complete` measures its update."""
         row, entry, step = self._row, self._step_entry, self.position.step
-        self._step_entry = self._gradients = None
-        if row is None or entry is None:
-            raise RuntimeError(
-                f"The recorder saw no gradient before step {step} was taken: the optimizer "
-                "did not evaluate its closure. Evaluate the closure yourself with "
-                "`loss = closure()`, and then call `optimizer.step()`."
-            )
-        self._session.tracker.after_step(row)
-        if self._session.options.updates:
-            self._measure_update(row)
-        if self._queue is not None:
-            self._queue.append(step, entry, row)
+        self._step_entry = None
+        assert row is not None
+        assert entry is not None
+        self._taken = row, entry
         self._row, self._gradient_is_taken = None, False
         self._last_names = entry.scalars.keys()
         self.position.step = step + 1
+        self._watch.end()
+        if self._session.options.journal:
+            # A step must be in the journal when it returns.
+            self._watch.measured_early(is_written=True)
+            self.complete()
+
+    def complete(self, *, is_known: bool = True) -> None:
+        """Measure the update of the last step, if it is not measured yet, and queue the row.
+
+        The update leads to the parameters as they are now: changes that follow the optimizer's
+        step, such as clamping, belong to it. Without `is_known`, the update is NaN.
+        """
+        if self._taken is None:
+            return
+        (row, entry), self._taken = self._taken, None
+        tracker, number = self._session.tracker, self.position.step - 1
+        try:
+            if is_known:
+                tracker.after_step(row)
+                if self._session.options.updates:
+                    self._measurements.measure_update(row)
+        except ValueError:
+            # The shape of a parameter has changed.
+            is_known = False
+        if not is_known:
+            tracker.skip_after_step(row)
+            forget_update(row, self._session.spec)
         if self._queue is not None:
+            self._queue.append(number, entry, row)
             self._queue.submit_if_due()
+
+    def flush(self) -> None:
+        """Commit every row so far, and wait for the commit."""
+        if self._taken is not None:
+            self._watch.measured_early(is_written=False)
+        self.complete()
+        self._session.flush()
+
+    def finish(self, status: str) -> None:
+        """Measure the update of the last step when the recording ends."""
+        if not self._watch.track_at_end():
+            self._watch.warn_once("end", UNKNOWN_END)
+            self.complete(is_known=False)
+        # After a failure, other ranks might not take part in adding up sums.
+        is_known = status == "complete" or self._session.is_alone
+        self.complete(is_known=is_known)
+        self._watch.close()
+
+    def _settle_last(self) -> None:
+        """Complete the last step, now that the parameters are those of the next step."""
+        if self._row is None:
+            self._watch.begin(self.position.step)
+        try:
+            self._watch.follow()
+        finally:
+            self.complete()
 
     def check_measurement(self, name: str) -> None:
         """Raise an error if a name cannot be given to a measurement."""
-        if not name or (self._session.options.updates and name == UPDATE):
-            raise ValueError(
-                f"A measurement cannot be called {name!r}: a name must not be empty, and "
-                f"{UPDATE!r} is the recorder's own measurement with `updates=True`."
-            )
+        self._measurements.check_name(name)
 
     def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
         """Queue the current gradients as a row of a measurement."""
@@ -150,12 +287,10 @@ class StepRecorder:
         self._enter_epoch()
         if self.position.n_windows == 0:
             self._start_window()
-        row = self._new_row()
-        self._session.tracker.measure(self._sign_number(name), row)
-        self._append_measurement(name, row, scalars)
+        self._measurements.measure(name, scalars)
         if self._session.options.journal:
             # A journal keeps only steps, so commit the measurement immediately.
-            self._session.flush()
+            self.flush()
 
     def state(self, *, is_recording: bool) -> dict[str, Any]:
         """Return the state of the recording for a checkpoint."""
@@ -189,18 +324,19 @@ class StepRecorder:
         session, has_stepped = self._session, self._last_names is not None
         # After a step that failed halfway, the expected parameters are not known.
         is_known = is_recording and has_stepped and self._row is None
-        if is_known and not session.tracker.parameters_unchanged_since_step():
+        if is_known and self._watch.moved_at_end():
             yield (
                 "The parameters have changed since the last optimizer step. Their "
                 "current values are stored as the final iterate."
             )
-        if is_recording and not has_stepped and session.watch.have_changed():
+        if is_recording and not has_stepped and session.have_parameters_changed():
             yield (
                 "The parameters have changed, but the recorder saw no optimizer step and "
-                "recorded nothing. Give it the optimizer whose step() is called; if an "
-                "optimizer wraps another, as SAM does, give the inner optimizer."
+                "recorded nothing. Give it the optimizer whose step() is called, or put "
+                "`with recorder.step():` around every update of the parameters."
             )
-        yield from self._added_parameters()
+        if (change := self._watch.held.change()) is not None and change.n_added:
+            yield added_message(change.n_added)
         planned, step = session.spec.total_steps, self.position.step
         if planned is not None and step > planned:
             yield (
@@ -208,16 +344,12 @@ class StepRecorder:
                 f"were planned to end at step {planned}, and later steps are less precise."
             )
 
-    def _added_parameters(self) -> Iterator[str]:
-        if n_added := self._session.watch.count_added():
-            yield (
-                f"{n_added} tensors were given to the optimizer after the recorder was "
-                "made, and are not recorded. Give the optimizer all tensors, including those "
-                "frozen with requires_grad=False, before you make the recorder; or make a new "
-                "recorder with its own store."
-            )
-
-    def _begin_row(self, scaling: Scaling | None) -> None:
+    def _begin_row(
+        self,
+        scaling: Scaling | None,
+        gradients: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        self._settle_last()
         self._enter_epoch()
         refuse_capture(self._session.device)
         queue, position = self._queue, self.position
@@ -229,7 +361,22 @@ class StepRecorder:
             # No step was taken with the gradient measured earlier for this row.
             self._session.tracker.forget_previous_gradient()
         self._row = row = self._own_row if queue is None else queue.row()
-        self._session.tracker.before_step(position.step, row, scaling)
+        self._session.tracker.before_step(position.step, row, scaling, gradients)
+        if position.step % CHECK_EVERY == 0 or self._is_far:
+            self._check_anchor(row)
+
+    def _check_anchor(self, row: Mapping[str, Tensor]) -> None:
+        """Begin a window with the next step if the anchor is far from the iterate."""
+        spec, tables = self._session.spec, row["tables"]
+        # On an accelerator this would wait; windows begin there as they are planned.
+        self._is_far = bool(
+            spec.basis
+            and tables.is_cpu
+            and self._session.is_alone
+            and is_far(tables.numpy(), float(self._anchor_sq.sum()), spec, FAR)
+        )
+        if self._is_far:
+            self.position.next_window = self.position.step + 1
 
     def _enter_epoch(self) -> None:
         """Set the epoch of the next step, if `steps_per_epoch` determines it."""
@@ -241,8 +388,6 @@ class StepRecorder:
     def _start_window(self) -> None:
         tracker, position, start = self._session.tracker, self.position, 0
         ended = tracker.end_window() if position.n_windows > 0 else None
-        for message in self._added_parameters():
-            warn(message, stacklevel=6)
         if self._queue is not None:
             self._queue.wait_for_keyframe()
         if position.n_windows == 0:
@@ -286,31 +431,14 @@ class StepRecorder:
         scalars["wall_time"] = time.monotonic() - self._started
         return Entry(place, self._anchor_sq, scalars, samples)
 
-    def _new_row(self) -> dict[str, Tensor]:
-        return {
-            name: rows[0] for name, rows in self._session.tracker.allocate(1).items()
-        }
 
-    def _measure_update(self, row: dict[str, Tensor]) -> None:
-        """Queue the update of a step as a row of the measurement of updates."""
-        update = self._new_row()
-        number = self._sign_number(UPDATE)
-        self._session.tracker.measure_update(number, row, update)
-        self._append_measurement(UPDATE, update, {})
-
-    def _sign_number(self, name: str) -> int:
-        """Return the number that selects the random signs of a measurement's next row."""
-        names = list(self._n_measured | {name: 0})
-        return first_sign_number(names.index(name)) + self._n_measured.get(name, 0)
-
-    def _append_measurement(
-        self, name: str, row: dict[str, Tensor], scalars: dict[str, Scalar]
-    ) -> None:
-        number, entry = self._n_measured.get(name, 0), self._entry(scalars)
-        self._n_measured[name] = number + 1
-        if self._queue is not None:
-            new = NewMeasurement(name, number, self.position.step, entry, row)
-            self._queue.append_measurement(new)
+def _unknown(step: int) -> str:
+    """Return a warning of a gradient that is not known."""
+    return (
+        f"The gradient of step {step} is not known, and is recorded as NaN: no gradient was "
+        "found when the block of recorder.step() began and when it ended. Give it to "
+        "recorder.step(gradients=...), or keep `grad` until the block ends."
+    )
 
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:

@@ -5,7 +5,8 @@ converts later. The buffers are three float32 vectors as long as the parameters 
 `trajstore.tracking.backends.eager`) and the codes of past anchors, each one byte per element.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ class Tracker:
         backend: type[StepBackend] | None = None,  # default: the fastest on the device
     ) -> None:
         self._parameters = list(parameters)
+        # Layers whose tensors no optimizer holds any more.
+        self._idle: frozenset[int] = frozenset()
         self._spec = spec
         self.device = device or next(p.device for p in parameters if p is not None)
         self._placement = placement or unsharded(layout)
@@ -226,15 +229,47 @@ class Tracker:
             return self._by_layer(self._products("displacement"))[:, 0]
 
     def before_step(
-        self, step: int, row: Mapping[str, Tensor], scaling: Scaling | None = None
+        self,
+        step: int,
+        row: Mapping[str, Tensor],
+        scaling: Scaling | None = None,
+        gradients: Sequence[Tensor | None] | None = None,
     ) -> None:
         """Measure gradients and parameters before a step, whose number selects random signs."""
-        # Overwrites `row`, which is one step of the buffers from `allocate`. The gradients are
-        # divided by the factor in `scaling`.
-        self._backend.measure(self._gradients(scaling), step, row)
+        # Overwrites `row`, which is one step of the buffers from `allocate`. The gradients, by
+        # default those of the parameters, are divided by the factor in `scaling`.
+        if gradients is None:
+            gradients = self.gradients(scaling)
+        self._backend.measure(gradients, step, row)
 
-    def _gradients(self, scaling: Scaling | None) -> list[Tensor | None]:
+    @property
+    def parameters(self) -> list[Tensor | None]:
+        """The tensors that are followed, one per layer; None if a layer is not on this rank."""
+        return self._parameters
+
+    def follow(
+        self, parameters: Sequence[Tensor | None], *, idle: Collection[int] = ()
+    ) -> None:
+        """Follow other tensors of the same shapes; ignore gradients of the layers `idle`."""
+        self._parameters, self._idle = list(parameters), frozenset(idle)
+        self._backend.follow(self._parameters)
+
+    @contextmanager
+    def at(self, copies: Sequence[Tensor | None]) -> Iterator[None]:
+        """Measure copies of the parameters, which were made earlier, instead of the parameters."""
+        parameters, self._parameters = self._parameters, list(copies)
+        self._backend.follow(self._parameters)
+        try:
+            yield
+        finally:
+            self._parameters = parameters
+            self._backend.follow(parameters)
+
+    def gradients(self, scaling: Scaling | None = None) -> list[Tensor | None]:
+        """Return the current gradients, one per layer, divided by the factor in `scaling`."""
         gradients = [None if p is None else p.grad for p in self._parameters]
+        for i in self._idle:
+            gradients[i] = None
         if scaling is None:
             return gradients
         scaled = {
@@ -254,7 +289,7 @@ class Tracker:
         """Return the norm of the current gradients, a float32 scalar on the device."""
         with torch.no_grad():
             squares = self._zeros(1)
-            for gradient in self._placement.local(self._gradients(scaling)):
+            for gradient in self._placement.local(self.gradients(scaling)):
                 if gradient is not None:
                     dense = local_part(gradient).to_dense()
                     squares += dense.float().square().sum().to(self.device)
@@ -267,10 +302,23 @@ class Tracker:
         self.sums.add()
         self._n_gradients += 1
 
+    def skip_after_step(self, row: Mapping[str, Tensor]) -> None:
+        """Leave out `after_step` for a row, but count its gradient."""
+        self.sums.add()
+        self._gradient_energy += row["tables"][
+            :, table_columns(self._spec)["grad_sq"].start
+        ]
+        self._n_gradients += 1
+
+    def forget_displacement(self) -> None:
+        """Replace the displacement of a measured row by NaN, so that its update is NaN."""
+        for view in self._placement.views(self._frame[DISPLACEMENT]):
+            view.fill_(torch.nan)
+
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
         """Measure the current gradients outside a step; `number` selects the random signs."""
         with self._backend.preserve_state():
-            self._backend.measure(self._gradients(None), number, row)
+            self._backend.measure(self.gradients(), number, row)
 
     def measure_update(
         self, number: int, step: Mapping[str, Tensor], row: Mapping[str, Tensor]
@@ -311,7 +359,8 @@ class Tracker:
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
-        return self._backend.parameters_unchanged_since_step()
+        with self._backend.preserve_state():
+            return self._backend.parameters_unchanged_since_step()
 
     def anchor_sq(self) -> Tensor:
         """Return the squared norm of the anchor in each layer, float64 (layer,)."""
@@ -335,13 +384,19 @@ class Tracker:
     @torch.no_grad()
     def _read_parameters(self, elements: slice) -> Tensor:
         part = self._zeros(elements.stop - elements.start)
-        for offset, parameter in zip(
-            self._placement.layout.offsets.tolist(), self._parameters, strict=True
+        layout = self._placement.layout
+        for offset, size, parameter in zip(
+            layout.offsets.tolist(),
+            layout.sizes.tolist(),
+            self._parameters,
+            strict=True,
         ):
             assert parameter is not None
             first = max(elements.start, offset)
-            last = min(elements.stop, offset + parameter.numel())
-            if first < last:
+            last = min(elements.stop, offset + size)
+            if first < last and parameter.numel() != size:
+                part[first - elements.start : last - elements.start] = torch.nan
+            elif first < last:
                 values = parameter.reshape(-1)[first - offset : last - offset]
                 part[first - elements.start : last - elements.start] = values
         return part

@@ -153,6 +153,25 @@ steps(23)
     assert (run.n_steps, run.status, run.has_final) == (23, "complete", True)
 
 
+@pytest.mark.parametrize("how", ["data", "no_grad", "assign"])
+def test_a_program_that_ends_without_a_step_is_told(
+    how: str, warm_process: WarmProcess, tmp_path: Path
+):
+    updates = {
+        "data": "p.data.mul_(0.9)",
+        "no_grad": "p.detach().mul_(0.9)",
+        "assign": "p.data = 0.9 * p.data",
+    }
+    program = f"""
+recorder = Recorder(path, model, optimizer, **options)
+for p in model.parameters():
+    {updates[how]}
+"""
+    code, _, errors = warm_process.run(text(tmp_path / "run.zarr", program))
+    assert code == 0
+    assert "UserWarning: The parameters have changed, but the recorder saw no" in errors
+
+
 def test_a_program_that_fails_says_so_in_the_store(
     warm_process: WarmProcess, tmp_path: Path
 ):

@@ -116,6 +116,10 @@ class CPUBackend:
             n_parts, kernels.measure_after, kernels.measure_after_in_parts
         )
 
+    def follow(self, parameters: Sequence[Tensor | None]) -> None:
+        """Follow other tensors of the same shapes from now on."""
+        self._parameters = list(parameters)
+
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
         if self._folding.sketch is not None:

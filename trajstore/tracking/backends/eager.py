@@ -82,6 +82,10 @@ class EagerBackend:
             )
             self._probes = ProbesOnDevice(probes_of(spec, layout), 2, device)
 
+    def follow(self, parameters: Sequence[Tensor | None]) -> None:
+        """Follow other tensors of the same shapes from now on."""
+        self._parameters = list(parameters)
+
     @property
     def frame(self) -> Tensor:
         """The displacement and the anchor, float32 (2, size)."""

@@ -31,6 +31,9 @@ class StepBackend(Protocol):
     ) -> None:
         """Follow these parameters, one per layer; None for a layer that only other ranks have."""
 
+    def follow(self, parameters: Sequence[Tensor | None]) -> None:
+        """Follow other tensors of the same shapes from now on."""
+
     @property
     def frame(self) -> Tensor:
         """The displacement and the anchor, float32 (2, size); the tracker moves the anchor."""

@@ -192,6 +192,10 @@ class TritonBackend:
         self._window_signs = self._weights
         self._past_addresses = upload(past.addresses, device)
 
+    def follow(self, parameters: Sequence[Tensor | None]) -> None:
+        """Follow other tensors of the same shapes from now on."""
+        self._parameters = list(parameters)
+
     @property
     def frame(self) -> Tensor:
         """The displacement and the anchor, float32 (2, size)."""

@@ -1,0 +1,130 @@
+"""Find the gradient of a step among the evaluations of its closure.
+
+An optimizer may evaluate its closure at any points and any number of times, as line searches and
+sharpness-aware optimizers do. The gradient of a step belongs to x_k, the parameters that the step
+begins with. It is made by an evaluation there, or after such an evaluation returned, or before the
+step. Where x_k may be left before its gradient is known, the parameters and gradients are copied.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trajstore.recording.loops.gradient_versions import GradientVersions
+from trajstore.recording.loops.marks import Marks
+
+Tensors = list[Tensor | None]
+
+
+class StartCopies:
+    """Copies of the parameters and gradients that a step begins with."""
+
+    def __init__(self, parameters: Sequence[Tensor | None]) -> None:
+        self.parameters: Tensors = [_copy(p) for p in parameters]
+        self.gradients: Tensors = [
+            _copy(None if p is None else p.grad) for p in parameters
+        ]
+
+    def have_gradients(self) -> bool:
+        """Whether a gradient is not zero; `zero_grad` leaves zeros or None."""
+        return any(g.count_nonzero() for g in self.gradients if g is not None)
+
+
+class ClosureSteps:
+    """Follows the evaluations of closures, one step after another."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        tensors: Callable[[], Sequence[Tensor | None]],
+        begin: Callable[[], None],
+        measure: Callable[[StartCopies | None, Sequence[Tensor | None] | None], None],
+    ) -> None:
+        # `begin` measures gradients and parameters as they are. `measure` measures gradients, None
+        # if they are not known, at copies of parameters, None if there are none.
+        self._begin = begin
+        self._optimizers, self._tensors, self._measure = optimizers, tensors, measure
+        self._copies: StartCopies | None = None
+        # Whether the last step needed copies, and so the next step may.
+        self._needs_copies = True
+        self.is_open = False
+        """Whether a step with a closure is being taken."""
+        # Gradients at the end of the last step with a closure, and the number of the next step.
+        self._left, self._next = GradientVersions(optimizers), 0
+
+    def begin(self, step: int) -> None:
+        """Begin a step with a closure."""
+        parameters = self._tensors()
+        self._marks = Marks(parameters)
+        self._start = self._marks.read()
+        self._copies = StartCopies(parameters) if self._needs_copies else None
+        self.is_open, self._is_found, self._needs_copies = True, False, False
+        self._n_evaluations = 0
+        # Whether the gradient at x_k is expected: an evaluation there has made none so far.
+        self._is_due = False
+        self._gradients = GradientVersions(self._optimizers)
+        # Whether the gradients that the step finds were made after the step before.
+        self._is_fresh = step == self._next and not self._same(self._left)
+        self._next = step + 1
+
+    def before_evaluation(self) -> None:
+        """Note the gradients before the closure is called."""
+        self._take_late_gradient()
+        self._is_at_start = self._is_still_there()
+        self._gradients = GradientVersions(self._optimizers)
+
+    def after_evaluation(self) -> None:
+        """Measure the gradient if the closure made it at x_k."""
+        self._n_evaluations += 1
+        if not (self._is_at_start and self._is_still_there()):
+            return
+        if self._same(self._gradients):
+            self._is_due = not self._is_found
+            return
+        self._begin()
+        self._is_found, self._is_due = True, False
+
+    def end(self) -> bool:
+        """End the step; return whether its gradient is known."""
+        self._take_late_gradient()
+        copies, self._copies, self.is_open = self._copies, None, False
+        if not self._is_found:
+            self._needs_copies = True
+            # Without evaluations, the step used the gradients that it found.
+            is_used = self._is_fresh or self._n_evaluations == 0
+            if copies is not None and is_used and copies.have_gradients():
+                self._measure(copies, copies.gradients)
+                self._is_found = True
+            else:
+                self._measure(copies, None)
+        self._left = GradientVersions(self._optimizers)
+        return self._is_found
+
+    def _take_late_gradient(self) -> None:
+        """Measure a gradient at x_k that was made after the evaluation there had returned."""
+        if not self._is_due or self._same(self._gradients):
+            return
+        self._is_due = False
+        if self._is_still_there():
+            self._begin()
+            self._is_found = True
+            return
+        self._needs_copies = True
+        if self._copies is not None:
+            gradients: Tensors = [
+                None if p is None else p.grad for p in self._tensors()
+            ]
+            self._measure(self._copies, gradients)
+            self._is_found = True
+
+    def _is_still_there(self) -> bool:
+        return self._marks.read() == self._start
+
+    def _same(self, versions: GradientVersions) -> bool:
+        return all(versions.match(optimizer) for optimizer in self._optimizers)
+
+
+def _copy(tensor: Any) -> Any:
+    return None if tensor is None else tensor.detach().clone()

@@ -1,0 +1,107 @@
+"""Steps that no optimizer takes through its hooks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from trajstore.recording.hooks import StepHooks
+
+Gradients = Mapping[str, Tensor | None] | Sequence[Tensor | None]
+
+
+class HasSteps(Protocol):
+    """A recorder, of which `step` is a method."""
+
+    def _start_step(
+        self, gradients: Gradients | None, parameters: Mapping[str, Tensor] | None
+    ) -> AbstractContextManager[None]: ...
+
+
+def step(
+    self: HasSteps,
+    gradients: Gradients | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> AbstractContextManager[None]:
+    """Record an update that no hooks of an optimizer report.
+
+    Write ``with recorder.step():`` around the update of the parameters. Calls of
+    ``optimizer.step()`` within the block are parts of this step.
+
+    Parameters
+    ----------
+    gradients : mapping from str to torch.Tensor, or sequence of torch.Tensor, optional
+        Gradients by name, or in the order of the recorded parameters. Default: the attributes
+        ``grad``. They are read when the block begins or, if there are none yet, when it ends.
+        If there are none at all, the gradient of the step is NaN.
+    parameters : mapping from str to torch.Tensor, optional
+        The parameters before the update, if updates make new tensors. Default: those of the
+        recorder's model or mapping. A mapping is read again at the next step and at the end of
+        the recording: update it in place.
+
+    Returns
+    -------
+    context manager
+        The block of the step. If it raises an exception, there is no row.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the gradients or parameters do not match the recorded parameters, or if the block of
+        another step has not ended.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from trajstore import Recorder
+    >>> x = torch.ones(3, requires_grad=True)
+    >>> with Recorder(tmp_path / "run.zarr", {"x": x}, None) as recorder:
+    ...     x.square().sum().backward()
+    ...     with recorder.step():
+    ...         x.data -= 0.1 * x.grad
+    """
+    return self._start_step(gradients, parameters)
+
+
+@contextmanager
+def manual_step(
+    hooks: StepHooks, begin: Callable[[], None], end: Callable[[], None]
+) -> Iterator[None]:
+    """Call `begin` and `end` around an update, and ignore calls of optimizers within it."""
+    if hooks.is_suspended:
+        raise RuntimeError(
+            "recorder.step() was called within the block of another recorder.step(). "
+            "Leave the first block before the next step."
+        )
+    hooks.is_suspended = True
+    try:
+        begin()
+        yield
+        hooks.n_ended += 1
+        end()
+    finally:
+        hooks.is_suspended = False
+
+
+def by_layer(
+    gradients: Gradients | None, names: Sequence[str]
+) -> list[Tensor | None] | None:
+    """Return gradients in the order of the layers; None if there are none."""
+    if gradients is None:
+        return None
+    if isinstance(gradients, Mapping):
+        if unknown := sorted(set(gradients) - set(names)):
+            raise ValueError(
+                f"Gradients of {unknown} were given, but only parameters of these names are "
+                f"recorded: {list(names)}."
+            )
+        listed: list[Any] = [gradients.get(name) for name in names]
+    else:
+        listed = list(gradients)
+        if listed and len(listed) != len(names):
+            raise ValueError(
+                f"Expected {len(names)} gradients, one for each of {list(names)}, got "
+                f"{len(listed)}. Give None for a parameter without a gradient."
+            )
+    return listed if any(g is not None for g in listed) else None

@@ -1,0 +1,173 @@
+"""Check in every step that the recorded values are those of the step."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trajstore.recording.loops.gradient_versions import GradientVersions
+from trajstore.recording.loops.held import HeldTensors
+from trajstore.recording.loops.marks import GradientPoint, Marks
+from trajstore.recording.loops.notices import warn_user
+from trajstore.recording.session import Session
+
+N_FIRST: Final = 4
+EVERY: Final = 64
+"""The first steps, and every so many steps, parameters are compared with those after the step."""
+
+
+class LoopWatch:
+    """Warns of states in which the values of a step are not what they seem."""
+
+    def __init__(self, session: Session) -> None:
+        self._tracker, self._optimizers = session.tracker, session.optimizers
+        self.held = HeldTensors(
+            session.spec.names,
+            self._tracker.parameters,
+            session.optimizers,
+            session.named,
+        )
+        if idle := self.held.idle():
+            self._tracker.follow(self._tracker.parameters, idle=idle)
+        # Whether users give the parameters of every step.
+        self._is_given = False
+        self._point = GradientPoint(self._tracker.parameters)
+        self._marks = Marks(self._tracker.parameters)
+        self._marks_after: list[Any] | None = None
+        # Whether parameters were moved between the last two steps.
+        self._moved_before = False
+        # Whether the update of the last step was measured before the next step began.
+        self._is_measured_early = self._is_written = False
+        self._gradients: GradientVersions | None = None
+        # Number of the window of the last warning of gradients that changed.
+        self._warned_window = 0
+        self._warned: set[str] = set()
+
+    def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
+        """Follow these tensors, one per layer; ignore gradients of the layers `idle`."""
+        self._tracker.follow(tensors, idle=idle)
+        self._marks = Marks(tensors)
+        self._marks_after = None
+        self._point.remove()
+        self._point = GradientPoint(tensors)
+
+    def track_named(self, parameters: Mapping[str, Tensor] | None) -> None:
+        """Follow tensors that users update themselves, as the model or a mapping has them."""
+        if parameters is not None:
+            self.held.named = lambda: parameters
+            self._is_given = True
+        if self._is_given or not self._optimizers:
+            before = self._tracker.parameters
+            now = self.held.replace(self.held.named())
+            if any(new is not old for new, old in zip(now, before, strict=True)):
+                self.track(now, idle=[])
+
+    def track_at_end(self) -> bool:
+        """Follow the last parameters; return whether the last update can be known."""
+        before, marks = self._tracker.parameters, self._marks_after
+        is_given, is_same = self._is_given, not self._has_moved()
+        self.track_named(None)
+        now = zip(self._tracker.parameters, before, strict=True)
+        is_same = is_same and all(new is old for new, old in now)
+        return not (is_given and is_same and marks is not None)
+
+    def begin(self, step: int) -> None:
+        """Note whether parameters were moved since the last step, and tell if a row lacks this."""
+        # In a loop that moves parameters after every step, some steps tell.
+        if step < N_FIRST or step % EVERY == 0 or self._is_written:
+            self._moved_before = self._has_moved()
+        if self._is_measured_early:
+            self._is_measured_early = False
+            is_same = (
+                not self._moved_before
+                if self._is_written
+                else self._tracker.parameters_unchanged_since_step()
+            )
+            if not is_same:
+                self.warn_once(
+                    "early",
+                    f"The parameters have changed since step {step - 1} was written, and its "
+                    "update lacks this change. Change parameters before flush() and "
+                    "state_dict(), and record loops that change them after every step "
+                    "without a journal.",
+                )
+        self._marks_after = None
+
+    def follow(self) -> None:
+        """Follow the tensors that the optimizers hold now."""
+        change = self.held.change()
+        if change is None:
+            return
+        if change.n_added:
+            warn_user(added_message(change.n_added))
+        self.track(change.tensors, idle=change.idle)
+
+    def check_point(self, optimizer: Optimizer) -> None:
+        """Warn once if parameters were moved between the backward pass and the step."""
+        if self._point.has_moved():
+            self.warn_once(
+                "point",
+                "The parameters were moved between the backward pass and the step of "
+                f"{type(optimizer).__name__}. Rows hold the parameters that this step begins "
+                "with, but gradients that were computed at another point. If another optimizer "
+                "wraps this one, give the recorder the outer optimizer, or call "
+                "its step() within `with recorder.step():`.",
+            )
+
+    def note_gradients(self) -> None:
+        """Keep the versions of the gradients of several optimizers."""
+        if len(self._optimizers) > 1:
+            self._gradients = GradientVersions(self._optimizers)
+
+    def check_gradients(self, optimizer: Optimizer, window: int) -> None:
+        """Warn, once per window, if an optimizer's gradients changed after the step began."""
+        gradients = self._gradients
+        if gradients is None or gradients.match(optimizer):
+            return
+        if self._warned_window == window:
+            return
+        self._warned_window = window
+        warn_user(
+            f"The gradients of {type(optimizer).__name__} have changed since they were "
+            f"recorded, when the first of {len(self._optimizers)} optimizers was "
+            "about to step. Clip all gradients before the first optimizer steps. If each "
+            "optimizer steps after its own backward pass, make a recorder for each."
+        )
+
+    def end(self) -> None:
+        """Note the parameters and forget the gradients when a step has been taken."""
+        self._gradients = None
+        self._marks_after = self._marks.read()
+
+    def measured_early(self, *, is_written: bool) -> None:
+        """Note that the update of the last step is measured before the next step begins."""
+        self._is_measured_early, self._is_written = True, is_written
+
+    def moved_at_end(self) -> bool:
+        """Whether parameters were moved after the last step, but not after the step before."""
+        return self._has_moved() and not self._moved_before
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn once per recording for each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warn_user(message)
+
+    def close(self) -> None:
+        """Remove hooks from parameters."""
+        self._point.remove()
+
+    def _has_moved(self) -> bool:
+        before = self._marks_after
+        return before is not None and before != self._marks.read()
+
+
+def added_message(n_added: int) -> str:
+    """Return a warning of tensors that are not recorded."""
+    return (
+        f"{n_added} tensors were given to the optimizer after the recorder was "
+        "made, and are not recorded. Give the optimizer all tensors, including those "
+        "frozen with requires_grad=False, before you make the recorder; or make a new "
+        "recorder with its own store."
+    )

@@ -1,0 +1,68 @@
+"""Make the rows of measurements, which are separate from the rows of steps."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from trajstore.format.arrays import first_sign_number
+from trajstore.format.attrs import UPDATE
+from trajstore.recording.logged import Scalar
+from trajstore.recording.resume import Position
+from trajstore.recording.row_buffer import Entry
+from trajstore.recording.session import Session
+from trajstore.recording.write_queue import NewMeasurement
+
+Row = dict[str, Tensor]
+
+
+class MeasurementRows:
+    """Measure gradients and updates as rows of measurements, and queue the rows."""
+
+    def __init__(
+        self,
+        session: Session,
+        position: Position,
+        entry: Callable[[dict[str, Scalar]], Entry],
+    ) -> None:
+        # `entry` returns the entry of a row with these scalars.
+        self._session, self._position, self._entry = session, position, entry
+        self._counts = dict(session.start.n_measured)
+
+    def check_name(self, name: str) -> None:
+        """Raise an error if a name cannot be given to a measurement."""
+        if not name or (self._session.options.updates and name == UPDATE):
+            raise ValueError(
+                f"A measurement cannot be called {name!r}: a name must not be empty, and "
+                f"{UPDATE!r} is the recorder's own measurement with `updates=True`."
+            )
+
+    def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
+        """Measure and queue the current gradients."""
+        row = self.new_row()
+        self._session.tracker.measure(self._sign_number(name), row)
+        self._append(name, row, scalars)
+
+    def measure_update(self, step: Row) -> None:
+        """Measure and queue the update of a step, given the row of the step."""
+        row, number = self.new_row(), self._sign_number(UPDATE)
+        self._session.tracker.measure_update(number, step, row)
+        self._append(UPDATE, row, {})
+
+    def new_row(self) -> Row:
+        """Return a row outside of the write queue's buffers."""
+        return {
+            name: rows[0] for name, rows in self._session.tracker.allocate(1).items()
+        }
+
+    def _sign_number(self, name: str) -> int:
+        """Return the number that selects the random signs of a measurement's next row."""
+        names = list(self._counts | {name: 0})
+        return first_sign_number(names.index(name)) + self._counts.get(name, 0)
+
+    def _append(self, name: str, row: Row, scalars: dict[str, Scalar]) -> None:
+        number, entry = self._counts.get(name, 0), self._entry(scalars)
+        self._counts[name] = number + 1
+        if self._session.queue is not None:
+            step = self._position.step
+            new = NewMeasurement(name, number, step, entry, row)
+            self._session.queue.append_measurement(new)

@@ -1,0 +1,40 @@
+"""Set the values of a measured row that are not known to NaN."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nan
+
+from trajstore.format.arrays import GRADIENT_TABLE, UPDATE_TABLE, table_columns
+from trajstore.format.run_spec import RunSpec
+
+Row = Mapping[str, Tensor]
+
+
+def forget_gradient(row: Row, spec: RunSpec) -> None:
+    """Set everything that depends on the gradient to NaN."""
+    _forget(row, spec, *GRADIENT_TABLE, "grad_dot_basis")
+    if spec.exact:
+        row["gradient"].fill_(nan)
+    else:
+        row["scales"].fill_(nan)
+        row["probes"][0] = nan
+
+
+def forget_iterate(row: Row, spec: RunSpec) -> None:
+    """Set everything that depends on the parameters to NaN."""
+    _forget(
+        row, spec, "grad_dot_displacement", "displacement_sq", "displacement_dot_basis"
+    )
+    vector = row["displacement"] if spec.exact else row["probes"][1]
+    vector.fill_(nan)
+
+
+def forget_update(row: Row, spec: RunSpec) -> None:
+    """Set everything that depends on the update to NaN."""
+    _forget(row, spec, *UPDATE_TABLE)
+
+
+def _forget(row: Row, spec: RunSpec, *names: str) -> None:
+    columns = table_columns(spec)
+    for name in names:
+        row["tables"][:, columns[name]] = nan
