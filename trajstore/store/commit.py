@@ -53,9 +53,9 @@ class Committer:
             True  # False for stores of version 1, which are continued as such
         )
         self._checks: dict[str, RowChecks] = {}
-        self._vector_checks: dict[
-            str, dict[int, int]
-        ] = {}  # by array and first element
+        # Checks of vectors by array and first element, and arrays whose checks have changed.
+        self._vector_checks: dict[str, dict[int, int]] = {}
+        self._changed: set[str] = set()
         self._root: dict[str, Any] = {}  # the last root document
         self._specs: dict[str, ArraySpec] = {}
         self._lengths: dict[str, int] = {}
@@ -104,7 +104,7 @@ class Committer:
             if start < length:
                 self._tails[name] = tail
             if self.has_checks:
-                self._checks[name].rewind(length, tail)
+                self._changing(name).rewind(length, tail)
 
     def length(self, name: str) -> int:
         """Return the number of rows of an array, counting those that are not committed yet."""
@@ -147,7 +147,7 @@ class Committer:
         wider[:, : tail.shape[1]] = tail
         self._tails[name] = wider
         if self.has_checks:
-            self._checks[name].widen(self._specs[name])
+            self._changing(name).widen(self._specs[name])
 
     def append(self, rows: Mapping[str, Array]) -> None:
         """Append rows to the named arrays."""
@@ -155,7 +155,7 @@ class Committer:
             before = self._tail(name)
             tail = np.concatenate([before, new])
             if self.has_checks:
-                self._checks[name].append(new)
+                self._changing(name).append(new)
             start = self._lengths[name] - len(before)
             self._lengths[name] += len(new)
             self._writes[name, start] = _rows(tail)
@@ -166,7 +166,7 @@ class Committer:
     def append_large(self, name: str, row: Array) -> None:
         """Append a row, without keeping a copy, to an array whose chunks hold one row."""
         if self.has_checks:
-            self._checks[name].append(row[None])
+            self._changing(name).append(row[None])
         self._writes[name, self._lengths[name]] = _rows(row[None])
         self._lengths[name] += 1
 
@@ -178,7 +178,7 @@ class Committer:
         self._writes[name, self._lengths[name] - len(tail)] = _rows(tail)
         self._tails[name] = tail
         if self.has_checks:
-            self._checks[name].amend(tail)
+            self._changing(name).amend(tail)
 
     def write_vector(
         self, name: str, spec: ArraySpec, size: int, read: Callable[[slice], Array]
@@ -202,6 +202,10 @@ class Committer:
         for name in self._removed:
             self._loop.run(self._store.delete_dir(name))
         self._removed.clear()
+
+    def _changing(self, name: str) -> RowChecks:
+        self._changed.add(name)
+        return self._checks[name]
 
     def read_tails(self, names: Iterable[str]) -> None:
         """Read the chunks that later appends need, now; raise if one of them is damaged."""
@@ -228,7 +232,8 @@ class Committer:
         return b"" if value is None else value.to_bytes()
 
     async def _commit(self, root: dict[str, Any]) -> None:
-        amended = {k: c.pending for k, c in self._checks.items() if c.pending}
+        changed = [self._checks[name] for name in self._changed if name in self._checks]
+        amended = {c.path: c.pending for c in changed if c.pending}
         if amended and self._root:
             # If the commit is not finished, the amended rows match this document.
             pending = {name: encoded(checks) for name, checks in amended.items()}
@@ -239,7 +244,7 @@ class Committer:
         self._widened.clear()
         for (name, start), rows in self._writes.items():
             await self._write(name, start, rows)
-        await self._write_checks()
+        await self._write_checks(changed)
         groups = {name.rpartition("/")[0] for name in self._specs} - {""}
         documents: dict[str, object] = {name: group_metadata({}) for name in groups}
         for name, spec in self._specs.items():
@@ -261,20 +266,21 @@ class Committer:
         else:
             await self._put("zarr.json", json.dumps(root).encode())
         self._root = root
-        for checks in self._checks.values():
+        for checks in changed:
             checks.committed()
+        self._changed.clear()
 
-    async def _write_checks(self) -> None:
+    async def _write_checks(self, changed: list[RowChecks]) -> None:
         """Write the segments of checks that have become complete."""
         if not self.has_checks:
             return
         for name, checks in self._vector_checks.items():
             vector = self._checks[name] = RowChecks(name, self._specs[name], self._load)
-            vector.replace(
-                [checks[start] for start in sorted(checks)], self._lengths[name]
-            )
+            numbers = [checks[start] for start in sorted(checks)]
+            vector.replace(numbers, self._lengths[name])
+            changed.append(vector)
         self._vector_checks.clear()
-        for rows in self._checks.values():
+        for rows in changed:
             for key, segment in rows.list.seal().items():
                 await self._put(key, segment)
 

@@ -25,7 +25,7 @@ class RowChecks:
         load: Load,
         stored: StoredChecks | None = None,
     ) -> None:
-        self._path, self._spec, self._load = path, spec, load
+        self.path, self._spec, self._load = path, spec, load
         self.n_rows = stored.array.length if stored else 0
         self.list = CheckList(
             path,
@@ -34,8 +34,9 @@ class RowChecks:
             levels=stored.open if stored else (),
         )
         # Checks in the last root document, and alternatives once its last row was amended.
+        self._n_columns = n_columns(spec)
         self._committed = self.n_rows
-        self._n_committed_columns = n_columns(spec)
+        self._n_committed_columns = self._n_columns
         self.pending: list[int] = []
 
     def append(self, rows: Array) -> None:
@@ -70,16 +71,16 @@ class RowChecks:
         """Keep the checks of the first `n_rows`; `tail` holds those in an incomplete chunk."""
         n_chunk = self._spec.chunk[0]
         self.n_rows = n_rows - len(tail)
-        self.list.truncate(-(-self.n_rows // n_chunk) * n_columns(self._spec))
+        self.list.truncate(-(-self.n_rows // n_chunk) * self._n_columns)
         self.append(tail)
 
     def widen(self, spec: ArraySpec) -> None:
         """Add the checks of new columns, which hold NaN."""
-        n_chunk, n_before = self._spec.chunk[0], n_columns(self._spec)
+        n_chunk, n_before = self._spec.chunk[0], self._n_columns
         assert self._spec.inner[0] % self._spec.chunk[1] == 0
         checks = [self.list[i] for i in range(len(self.list))]
-        self._spec = spec
-        self.list = CheckList(self._path, self._load, n_last=n_columns(spec))
+        self._spec, self._n_columns = spec, n_columns(spec)
+        self.list = CheckList(self.path, self._load, n_last=self._n_columns)
         whole: list[int] = []
         for i in range(0, len(checks), n_before):
             n_rows = min(n_chunk, self.n_rows - i // n_before * n_chunk)
@@ -92,7 +93,7 @@ class RowChecks:
         """Note that a root document holds the checks."""
         self.list.written()
         self._committed, self.pending = self.n_rows, []
-        self._n_committed_columns = n_columns(self._spec)
+        self._n_committed_columns = self._n_columns
 
 
 def column_blocks(rows: Array, spec: ArraySpec) -> Iterator[Array]:
