@@ -45,7 +45,7 @@ class Weights(NamedTuple):
         rows = np.arange(first, first + n_rows)
         elements = slice(first * width, (first + n_rows) * width)
         own = of_elements(self.by_block, elements).reshape(n_rows, width)
-        return (self.by_bucket[rows % n] - own).astype(np.float32)
+        return np.asarray(self.by_bucket[rows % n] - own, np.float32)
 
 
 class WindowTotal(NamedTuple):

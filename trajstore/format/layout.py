@@ -71,7 +71,7 @@ class Layout:
         """Number of elements in each block that belong to a tensor, int64 (block,)."""
         starts = BLOCK * np.arange(len(self.layer_of_block))
         ends = (self.offsets + self.sizes)[self.layer_of_block]
-        return np.minimum(ends - starts, BLOCK)
+        return np.asarray(np.minimum(ends - starts, BLOCK), np.int64)
 
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
         """Return named arrays as one flat vector, float32 (size,)."""

@@ -158,7 +158,7 @@ class StoredRows:
         for known in range(min(window, n_ended - 1), max(window - 2, -1), -1):
             energies = self.rows(name, slice(known, known + 1))[0]
             if np.isfinite(energies).all():
-                return energies.astype(np.float32)
+                return np.asarray(energies, np.float32)
         return None
 
     def window_sum(self, window: int) -> FloatArray | None:

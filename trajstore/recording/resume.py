@@ -172,7 +172,7 @@ def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
         return False
     energies, folds = sums["energies"], sums["folds"]
     shape = (spec.window_folds, spec.sketch_numbers)
-    return (
+    return bool(
         energies.shape == (size // BLOCK,)
         and folds.ndim == 3
         and folds.shape[1:] == shape

@@ -31,7 +31,7 @@ def is_known(run: Run) -> list[bool]:
 
 
 def test_the_sum_is_that_of_the_gradients_of_the_window(tmp_path: Path):
-    training, sums = Training(adam=True), []
+    training, sums = Training(adam=True), list[Any]()
     with open_recorder(tmp_path / "run.zarr", training) as recorder:
 
         def each(step: int, _recorder: Recorder) -> None:
@@ -45,7 +45,7 @@ def test_the_sum_is_that_of_the_gradients_of_the_window(tmp_path: Path):
                 flat = layout.flatten(
                     {n: p.grad.numpy() for n, p in named.items() if p.grad is not None}
                 )
-                sums[-1] = sums[-1] + flat.astype(np.float64)
+                sums[-1] += flat.astype(np.float64)
 
         layout = recorder._session.tracker._placement.layout
         training.optimizer.register_step_pre_hook(add)
