@@ -839,14 +839,42 @@ def code_signs(
     _pack(numbers, code)
 
 
-@_inlined
-def _level_of(number: np.float32, bits: int, borders: Floats) -> int:
-    """Return how many borders do not exceed a number."""
-    level = 0
-    for k in range(bits - 1, -1, -1):
-        if borders[level + (1 << k) - 1] <= number:
-            level += 1 << k
-    return level
+@_loop
+def _find_levels(
+    a: Floats, scale: np.float32, bits: int, borders: Floats, found: Integers
+) -> None:
+    """Write how many borders do not exceed each number of a, times a scale."""
+    # A search without branches, whose outcomes no processor could predict.
+    for i in range(len(a)):
+        number, level = a[i] * scale, 0
+        for k in range(bits - 1, -1, -1):
+            level += np.int64(borders[level + (1 << k) - 1] <= number) << k
+        found[i] = level
+
+
+@_loop
+def _product_with_levels(a: Floats, levels: Floats, found: Integers) -> np.float32:
+    """Return the product of a with the levels that were found for it."""
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * levels[found[i]]
+    return total
+
+
+@_loop
+def _pack_levels(found: Integers, bits: int, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with several bits each, highest bit first."""
+    if bits > 8:
+        for i in range(len(found)):
+            code[2 * i] = found[i] >> 8
+            code[2 * i + 1] = found[i] & 255
+        return
+    n = 8 // bits
+    for i in range(len(code)):
+        byte = 0
+        for k in range(n):
+            byte = (byte << bits) | found[n * i + k]
+        code[i] = byte
 
 
 @_compiled(_FLOATS, int64, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
@@ -860,21 +888,15 @@ def code_levels(
 ) -> None:
     """Code numbers with several bits each, as `trajstore.sketch.levels` does."""
     block = len(numbers) // len(scales)
-    code[:] = 0
+    found = np.empty(len(numbers), np.int64)
     for i in range(len(scales)):
         part = numbers[i * block : (i + 1) * block]
+        levels_of_part = found[i * block : (i + 1) * block]
         energy, _ = _norms(part)
         inverse = np.float32(1)
         if energy != 0:
             inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
-        product = np.float32(0)
-        for k in range(block):
-            level = _level_of(part[k] * inverse, bits, borders)
-            product += part[k] * levels[level]
-            bit = bits * (i * block + k)
-            if bits > 8:
-                code[bit // 8] = level >> 8
-                code[bit // 8 + 1] = level & 255
-            else:
-                code[bit // 8] |= np.uint8(level << (8 - bits - bit % 8))
+        _find_levels(part, inverse, bits, borders, levels_of_part)
+        product = _product_with_levels(part, levels, levels_of_part)
         scales[i] = energy / product if energy != 0 else 0
+    _pack_levels(found, bits, code)
