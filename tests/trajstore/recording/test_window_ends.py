@@ -72,6 +72,9 @@ def test_a_run_that_is_being_written_lacks_the_end_of_its_last_window(tmp_path: 
     written = open_run(tmp_path / "run.zarr")
     assert written.stored.document.n_ended == written.n_windows - 1
     assert is_known(written) == [True] * (written.n_windows - 1) + [False]
+    *_, before, last = map(written.stored.block_energies, range(written.n_windows))
+    assert before is not None
+    np.testing.assert_array_equal(last, before)
     recorder.close()
     closed = open_run(tmp_path / "run.zarr")
     assert is_known(closed) == [True] * closed.n_windows
