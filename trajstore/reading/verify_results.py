@@ -65,7 +65,9 @@ def _array_problems(location: str, group: str, name: str) -> Iterator[tuple[str,
     """Read every chunk of an array of float64, the type of all results that are read back."""
     document = read_metadata(location, f"{group}/{name}")
     shape = document.get("shape")
-    if document.get("data_type") != "float64" or not _is_shape(shape):
+    if not isinstance(shape, list) or not _is_shape(shape):
+        return
+    if document.get("data_type") != "float64":
         return
     attributes = read_attributes(location, group) or {}
     identity = str(attributes.get("computed_from", ""))
@@ -105,15 +107,15 @@ def _array_problems(location: str, group: str, name: str) -> Iterator[tuple[str,
             yield error.key, error.reason
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+def _is_shape(shape: list[Any]) -> bool:
+    return all(type(n) is int and n >= 0 for n in shape)
 
 
 def _progress(location: str, group: str) -> dict[int, list[int]] | None:
     """Return the checks of complete chunks by number, None for a result written at once."""
     document = read_metadata(location, f"{group}/{PROGRESS}")
     shape = document.get("shape")
-    if not _is_shape(shape) or len(shape) != 2:
+    if not isinstance(shape, list) or not _is_shape(shape) or len(shape) != 2:
         return None
     expected = ExpectedArray(tuple(shape), (1, shape[1]), "uint32")
     arrays = open_arrays(location, group, {PROGRESS: expected})
