@@ -54,6 +54,13 @@ class ExpectedArray(NamedTuple):
     dtype: str = "float64"
 
 
+def read_metadata(location: str, path: str) -> Mapping[str, Any]:
+    """Read the document of an array of results, empty if it is missing or no object."""
+    store = CheckedStore(open_store(location, read_only=True), {})
+    document = _read_document(store, path)
+    return document if isinstance(document, Mapping) else {}
+
+
 def read_attributes(location: str, group: str) -> Mapping[str, Any] | None:
     """Read the attributes of a group of results; return None without such a group."""
     store = CheckedStore(open_store(location, read_only=True), {})

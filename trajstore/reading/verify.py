@@ -20,6 +20,7 @@ from trajstore.format.document import differences
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
+from trajstore.reading.verify_results import result_problems
 from trajstore.store.chunks import (
     ChunkError,
     Part,
@@ -84,6 +85,10 @@ def problems(run: Run, *, track: Track = iter) -> Iterator[Problem]:
     yield from _window_problems(run)
     for name in run.measurements:
         yield from _measurement_problems(run.measured(name))
+    for key, text in result_problems(run):
+        yield Problem(
+            f"results: {key}", text, "this result; delete it, and compute it again"
+        )
 
 
 def all_chunks(run: Run) -> list[Place]:

@@ -23,6 +23,7 @@ from analyzers._engine.tasks import NAMES
 from analyzers.geometry import stored as results
 from trajstore.reading.results import results_location
 from trajstore.reading.run import Run
+from trajstore.reading.verify import problems
 from trajstore.store.chunks import ChunkError
 
 CHUNK = 8
@@ -316,7 +317,10 @@ FALSIFIED = {
 def test_chunks_of_a_result_belong_to_their_places(run: Run, key: str, source: str):
     analyzers.store_geometry(run).compute()
     group = Path(results_location(run), "final")
+    assert list(problems(run)) == []
     shutil.copy(group / source, group / key)
+    found = [problem.place for problem in problems(run)]
+    assert "results: final/gamma/c/2" in found
     stored = analyzers.store_geometry(run)
     stored.gamma[: 2 * CHUNK].compute()
     with pytest.raises(ChunkError, match=r"gamma/c/2 is not the part of this result"):
