@@ -56,6 +56,7 @@ class WarmProcess:
 
     def has_finished(self) -> bool:
         """Whether the program has ended."""
+        assert self._server.stdout is not None
         return bool(select.select([self._server.stdout], [], [], 0)[0])
 
     def finish(self) -> Finished:
