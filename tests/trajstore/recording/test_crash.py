@@ -140,26 +140,25 @@ class Killer:
     def __init__(self, warm_process: WarmProcess, seed: int) -> None:
         self._process = warm_process
         self.rng = random.Random(seed)
-        self.seconds = 0.0  # longest time until a kill
+        self.seconds = 0.0  # time that the last complete program took
         self.n = 0
-
-    def time(self, program: str) -> None:
-        """Run a program to its end, to see how long it takes."""
-        start = time.monotonic()
-        finished = self._process.run(program)
-        assert finished.code == 0, finished.errors
-        self.seconds = time.monotonic() - start
 
     def run(self, program: str, *, to_the_end: bool = False) -> int:
         """Run a program, and kill it unless it shall end; return its exit code."""
+        start = time.monotonic()
         child = self._process.start(program)
         if not to_the_end:
-            time.sleep(self.rng.uniform(0, self.seconds))
+            # Wait for the kill or the end, whichever is first.
+            moment = start + self.rng.uniform(0, self.seconds)
+            while time.monotonic() < moment and not self._process.has_finished():
+                time.sleep(0.002)
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         finished = self._process.finish()
         assert finished.code in {0, -signal.SIGKILL}, finished.errors
         self.n += finished.code != 0
+        if finished.code == 0:
+            self.seconds = time.monotonic() - start
         return finished.code
 
 
@@ -169,21 +168,23 @@ def kill_again_and_again(
     """Kill `n_kills` training runs and recoveries, each after a random time."""
     killer, options = Killer(warm_process, n_kills + len(kind)), KINDS[kind]
     whole = directory / "whole.zarr"
-    killer.time(program(whole, **options))
+    killer.run(program(whole, **options), to_the_end=True)
+    recoverer = Killer(warm_process, n_kills)
+    recoverer.seconds = killer.seconds / 2
     expected = contents(whole)
     final = np.asarray(open_run(whole).stored.array("final")[...])
     runs = 0
-    while killer.n < n_kills:
+    while killer.n + recoverer.n < n_kills:
         path, code = directory / f"{runs}.zarr", 1
         runs += 1
         while code != 0:
             # After a few kills a run may finish.
-            to_the_end = killer.n >= min(runs * 6, n_kills)
+            to_the_end = killer.n + recoverer.n >= min(runs * 6, n_kills)
             code = killer.run(program(path, **options), to_the_end=to_the_end)
             has_journal = (path / ".journal").exists()
             if has_journal and (path / "zarr.json").exists():
                 if killer.rng.random() < 0.5:
-                    has_journal = killer.run(recovery(path)) != 0
+                    has_journal = recoverer.run(recovery(path)) != 0
                 if has_journal and killer.rng.random() < 0.5:
                     recover(path)
                     has_journal = False
@@ -198,7 +199,7 @@ def kill_again_and_again(
         assert contents(path).keys() == expected.keys()
         assert not list(path.rglob("*.partial"))
         assert not (path / ".journal").exists()
-    print(f"{kind}: {killer.n} kills of {runs} runs")
+    print(f"{kind}: {killer.n} kills of {runs} runs, {recoverer.n} of recoveries")
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["plain", "journal"])
@@ -225,7 +226,7 @@ def kill_analyses(warm_process: WarmProcess, directory: Path, n_kills: int) -> N
     assert finished.code == 0, finished.errors
     results, before = directory / "run.analysis.zarr", bytes_of(path)
     killer = Killer(warm_process, n_kills)
-    killer.time(analysis(path))
+    killer.run(analysis(path), to_the_end=True)
     expected = geometry(path)
     runs = 0
     while killer.n < n_kills:

@@ -6,6 +6,7 @@ ends the way the program ends.
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -52,6 +53,11 @@ class WarmProcess:
                 break
             time.sleep(0.01)
         return process
+
+    def has_finished(self) -> bool:
+        """Whether the program has ended."""
+        assert self._server.stdout is not None
+        return bool(select.select([self._server.stdout], [], [], 0)[0])
 
     def finish(self) -> Finished:
         """Wait until the program ends."""

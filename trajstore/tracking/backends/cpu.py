@@ -389,7 +389,8 @@ def _as_float32(tensor: Tensor) -> Tensor:
 
 
 def _start_threads() -> None:
-    """Start Numba's threads before the first step."""
+    """Compile functions for Numba's threads, and start these, before the first step."""
+    kernels.compile_for_threads()
     empty = np.zeros(0, np.int64)
     with preserve_torch_threads():
         kernels.measure_after_in_parts(

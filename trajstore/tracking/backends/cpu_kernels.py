@@ -12,6 +12,7 @@ few arrays: the compiler can rule out that so few arrays overlap, and vectorises
 """
 
 from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any, Final, TypeVar, cast
 
 import numba
@@ -50,13 +51,42 @@ def _jit(function: F, *signature: Any, **options: Any) -> F:
     return cast("F", compiled)
 
 
-def _compiled(*signature: Any, in_threads: bool = False) -> Callable[[F], F]:
+def _compiled(*signature: Any) -> Callable[[F], F]:
     """Compile a function on import for arguments of these types."""
-    # If `in_threads` is true, loops over `prange` run in threads.
 
     def compiled(function: F) -> F:
-        with preserve_torch_threads():
-            return _jit(function, void(*signature), parallel=in_threads)
+        return _jit(function, void(*signature))
+
+    return compiled
+
+
+_IN_THREADS: Final = list[Callable[[], Any]]()  # compile functions that run in threads
+
+
+def compile_for_threads() -> None:
+    """Compile the functions that run in threads."""
+    for compiled_now in _IN_THREADS:
+        compiled_now()
+
+
+def _compiled_in_threads(*signature: Any) -> Callable[[F], F]:
+    """Compile a function, whose loops over `prange` run in threads, when it is needed."""
+
+    # Compiling starts Numba's threads. With GNU OpenMP, processes that are forked later cannot
+    # use Numba in threads of their own, so no threads are started where one is enough.
+    def compiled(function: F) -> F:
+        @cache
+        def compiled_now() -> F:
+            with preserve_torch_threads():
+                return _jit(function, void(*signature), parallel=True)
+
+        _IN_THREADS.append(compiled_now)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return compiled_now()(*arguments)
+
+        return cast("F", call)
 
     return compiled
 
@@ -667,7 +697,7 @@ def measure_before(
             )
 
 
-@_compiled(_INTEGERS, types.Tuple(_BEFORE), in_threads=True)
+@_compiled_in_threads(_INTEGERS, types.Tuple(_BEFORE))
 def measure_before_in_parts(bounds: Integers, arguments: Any) -> None:
     """Run `measure_before` for all parts, each in a thread of its own."""
     for part in prange(len(bounds) - 1):
@@ -706,7 +736,7 @@ def measure_after(
         checks[part, layer] += _sum_of_bits(parameter.view(np.int32), index_in_tensor)
 
 
-@_compiled(_INTEGERS, types.Tuple(_AFTER), in_threads=True)
+@_compiled_in_threads(_INTEGERS, types.Tuple(_AFTER))
 def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
     """Run `measure_after` for all parts, each in a thread of its own."""
     for part in prange(len(bounds) - 1):
