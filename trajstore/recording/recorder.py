@@ -420,8 +420,7 @@ class Recorder:
         # If training failed, scalars logged for the next step do not belong to the last step.
         amendment = steps.amendment() if status == "complete" else {}
         try:
-            if is_recording:
-                steps.finish(status)
+            steps.finish(status, is_recording=is_recording)
         finally:
             self._session.close(
                 status,

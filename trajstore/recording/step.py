@@ -18,8 +18,8 @@ from trajstore.recording.logged import (
     SampleRow,
     Scalar,
     empty_sample_row,
+    learning_rates,
     logged_indices,
-    rate_or_nan,
     sample_row,
     to_floats,
     to_scalars,
@@ -38,9 +38,6 @@ from trajstore.tracking.unknown_values import (
     forget_update,
 )
 
-RATES: Final = ("lr", "step_size")
-"""Settings of parameter groups that are recorded with every step."""
-
 FAR: Final = 8
 """A window begins early if the anchor is this many times |x| away from the iterate x."""
 
@@ -58,7 +55,7 @@ class StepRecorder:
     """Measure every optimizer step as a row, and give the rows to the write queue."""
 
     def __init__(self, session: Session) -> None:
-        self._session, self._queue = session, session.queue
+        self._session = session
         self.position = position = session.start.position
         self._measurements = MeasurementRows(session, position, self._entry)
         self._pending: dict[str, Scalar] = dict(position.pending)
@@ -70,7 +67,9 @@ class StepRecorder:
         if position.n_windows > 0:
             self._anchor_sq = session.tracker.anchor_sq()
         # Ranks without a queue fill the same row in every step.
-        self._own_row = self._measurements.new_row() if self._queue is None else {}
+        self._own_row = (
+            self._measurements.new_row() if self._session.queue is None else {}
+        )
         # The row of the step that begins; None between two steps.
         self._row: dict[str, Tensor] | None = None
         self._step_entry: Entry | None = None
@@ -78,9 +77,8 @@ class StepRecorder:
         self._taken: tuple[dict[str, Tensor], Entry] | None = None
         # Names of the scalars in the last row; None before the first row of this session.
         self._last_names: Collection[str] | None = None
-        self._gradient_is_taken = self._is_far = False
+        self._gradient_is_taken = False
         self._watch = LoopWatch(session)
-        self._manual_copies: StartCopies | None = None
         self._closures = ClosureSteps(
             session.optimizers,
             lambda: session.tracker.parameters,
@@ -172,16 +170,16 @@ class StepRecorder:
         known = by_layer(gradients, names)
         if known is None and gradients is None:
             known = by_layer(tracker.gradients(), names)
-        self._manual_copies = None
+        self._watch.copies = None
         if self._gradient_is_taken or known is not None:
             self._measure_start(None, known)
             return
         self._settle_last()
-        self._manual_copies = StartCopies(tracker.parameters)
+        self._watch.copies = StartCopies(tracker.parameters)
 
     def end_manual(self, gradients: Gradients | None) -> None:
         """End a step of the user's."""
-        copies, self._manual_copies = self._manual_copies, None
+        copies, self._watch.copies = self._watch.copies, None
         if copies is not None:
             tracker, names = self._session.tracker, self._session.spec.names
             found = tracker.gradients() if gradients is None else gradients
@@ -238,6 +236,8 @@ class StepRecorder:
         try:
             if is_known:
                 tracker.after_step(row)
+                if self._watch.rounding.is_needed:
+                    self._watch.rounding.forget(row, entry.anchor_sq)
                 if self._session.options.updates:
                     self._measurements.measure_update(row)
         except ValueError:
@@ -246,9 +246,9 @@ class StepRecorder:
         if not is_known:
             tracker.skip_after_step(row)
             forget_update(row, self._session.spec)
-        if self._queue is not None:
-            self._queue.append(number, entry, row)
-            self._queue.submit_if_due()
+        if self._session.queue is not None:
+            self._session.queue.append(number, entry, row)
+            self._session.queue.submit_if_due()
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""
@@ -257,15 +257,19 @@ class StepRecorder:
         self.complete()
         self._session.flush()
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, *, is_recording: bool) -> None:
         """Measure the update of the last step when the recording ends."""
+        self._watch.close()
+        if not is_recording:
+            return
         if not self._watch.track_at_end():
             self._watch.warn_once("end", UNKNOWN_END)
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
         is_known = status == "complete" or self._session.is_alone
         self.complete(is_known=is_known)
-        self._watch.close()
+        if is_known and (message := self._watch.rounding.message()) is not None:
+            self._watch.warn_once("rounding", message)
 
     def _settle_last(self) -> None:
         """Complete the last step, now that the parameters are those of the next step."""
@@ -352,7 +356,7 @@ class StepRecorder:
         self._settle_last()
         self._enter_epoch()
         refuse_capture(self._session.device)
-        queue, position = self._queue, self.position
+        queue, position = self._session.queue, self.position
         if queue is not None:
             queue.check()
         if position.step == position.next_window:
@@ -362,20 +366,20 @@ class StepRecorder:
             self._session.tracker.forget_previous_gradient()
         self._row = row = self._own_row if queue is None else queue.row()
         self._session.tracker.before_step(position.step, row, scaling, gradients)
-        if position.step % CHECK_EVERY == 0 or self._is_far:
+        if position.step % CHECK_EVERY == 0 or self._watch.is_far:
             self._check_anchor(row)
 
     def _check_anchor(self, row: Mapping[str, Tensor]) -> None:
         """Begin a window with the next step if the anchor is far from the iterate."""
         spec, tables = self._session.spec, row["tables"]
         # On an accelerator this would wait; windows begin there as they are planned.
-        self._is_far = bool(
+        self._watch.is_far = bool(
             spec.basis
             and tables.is_cpu
             and self._session.is_alone
             and is_far(tables.numpy(), float(self._anchor_sq.sum()), spec, FAR)
         )
-        if self._is_far:
+        if self._watch.is_far:
             self.position.next_window = self.position.step + 1
 
     def _enter_epoch(self) -> None:
@@ -388,8 +392,8 @@ class StepRecorder:
     def _start_window(self) -> None:
         tracker, position, start = self._session.tracker, self.position, 0
         ended = tracker.end_window() if position.n_windows > 0 else None
-        if self._queue is not None:
-            self._queue.wait_for_keyframe()
+        if self._session.queue is not None:
+            self._session.queue.wait_for_keyframe()
         if position.n_windows == 0:
             # If a recording begins after step 0, earlier steps also belong to this window.
             anchor = tracker.start()
@@ -402,13 +406,13 @@ class StepRecorder:
         position.next_window = self._session.options.windows().next_start(
             position.step + 1, position.epoch_start
         )
-        if self._queue is not None:
+        if self._session.queue is not None:
             new = NewWindow(number, start, anchor, keyframe, ended)
-            self._queue.append_window(new)
+            self._session.queue.append_window(new)
 
     def _note(self) -> None:
         """Keep the scalars and place of a step; scalars logged later may be for the next step."""
-        rates = _learning_rates(self._session.optimizers)
+        rates = learning_rates(self._session.optimizers)
         self._session.note_settings(self.position.step)
         n_samples, earlier = self._session.spec.samples, self._step_entry
         samples = self._samples
@@ -439,21 +443,3 @@ def _unknown(step: int) -> str:
         "found when the block of recorder.step() began and when it ended. Give it to "
         "recorder.step(gradients=...), or keep `grad` until the block ends."
     )
-
-
-def _learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:
-    """Return the rates of all parameter groups: ``lr``, then ``lr_1`` and so on."""
-    # Some optimizers choose a step size for every step in addition to "lr".
-    rates: dict[str, Scalar] = {}
-    i = 0
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for name in RATES:
-                if name in group:
-                    rate = group[name]
-                    # In most groups, rates are plain floats, which need no check.
-                    is_plain = type(rate) is float
-                    key = f"{name}_{i}" if i else name
-                    rates[key] = rate if is_plain else rate_or_nan(rate)
-            i += 1
-    return rates

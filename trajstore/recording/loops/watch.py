@@ -1,7 +1,7 @@
 """Check in every step that the recorded values are those of the step."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,7 +10,11 @@ from trajstore.recording.loops.gradient_versions import GradientVersions
 from trajstore.recording.loops.held import HeldTensors
 from trajstore.recording.loops.marks import GradientPoint, Marks
 from trajstore.recording.loops.notices import warn_user
+from trajstore.recording.loops.rounding import Rounding
 from trajstore.recording.session import Session
+
+if TYPE_CHECKING:
+    from trajstore.recording.loops.closures import StartCopies
 
 N_FIRST: Final = 4
 EVERY: Final = 64
@@ -43,6 +47,11 @@ class LoopWatch:
         # Number of the window of the last warning of gradients that changed.
         self._warned_window = 0
         self._warned: set[str] = set()
+        self.rounding = Rounding(self._tracker.parameters, session.spec)
+        self.copies: StartCopies | None = None
+        """Copies for a step of the user's whose gradient is not known yet."""
+        self.is_far = False
+        """Whether the anchor was far from the iterate in the last check."""
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
         """Follow these tensors, one per layer; ignore gradients of the layers `idle`."""
@@ -50,7 +59,8 @@ class LoopWatch:
         self._marks = Marks(tensors)
         self._marks_after = None
         self._point.remove()
-        self._point = GradientPoint(tensors)
+        has_hooks = bool(self._optimizers) and not self._is_given
+        self._point = GradientPoint(tensors if has_hooks else [])
 
     def track_named(self, parameters: Mapping[str, Tensor] | None) -> None:
         """Follow tensors that users update themselves, as the model or a mapping has them."""

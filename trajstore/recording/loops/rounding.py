@@ -1,0 +1,55 @@
+"""Forget values of float64 parameters that rounding to float32 has eaten."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trajstore.format.arrays import UPDATE_TABLE, table_columns
+from trajstore.format.rows import FAR_PRODUCTS
+from trajstore.format.run_spec import RunSpec
+
+RESOLVED: Final = 64 * 2.0**-24
+"""Least |u| / |x| that float32 resolves, to about two percent."""
+
+
+class Rounding:
+    """Sets products with iterates to NaN in steps that float32 does not resolve.
+
+    A row holds float32 differences of parameters, which are exact for float32 parameters only.
+    """
+
+    def __init__(self, tensors: list[Tensor | None], spec: RunSpec) -> None:
+        held = [t for t in tensors if t is not None]
+        self._spec = spec
+        self.is_needed = spec.basis > 0 and any(t.dtype == torch.float64 for t in held)
+        """Whether some parameters are float64, and the rows have norms of parameters."""
+        self._n_lost = torch.zeros((), dtype=torch.int64, device=held[0].device)
+
+    def forget(self, row: Mapping[str, Tensor], anchor_sq: Tensor) -> None:
+        """Set the products of a complete row to NaN if its update is too small."""
+        tables, columns = row["tables"], table_columns(self._spec)
+        update_sq, displacement_sq, dot_anchor = (
+            tables[:, columns[name].start].double().sum()
+            for name in ("update_sq", "displacement_sq", "displacement_dot_basis")
+        )
+        param_sq = displacement_sq + 2 * dot_anchor + anchor_sq.sum()
+        is_lost = update_sq < RESOLVED**2 * param_sq
+        # Adding 0 or NaN does not wait for an accelerator.
+        change = torch.where(is_lost, torch.nan, 0.0).float()
+        for name in (*FAR_PRODUCTS, *UPDATE_TABLE):
+            tables[:, columns[name]] += change
+        vector = row["displacement"] if self._spec.exact else row["probes"][1]
+        vector += change
+        self._n_lost += is_lost.to(self._n_lost.device)
+
+    def message(self) -> str | None:
+        """Return a warning of the steps that are lost, if any."""
+        if n_lost := int(self._n_lost):
+            return (
+                f"Parameters of float64 are recorded in float32, which does not resolve {n_lost} "
+                f"steps: their updates are smaller than {RESOLVED:.1e} |x|. Updates, distances "
+                "and products with parameters of these steps are NaN."
+            )
+        return None
