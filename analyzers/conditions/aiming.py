@@ -12,6 +12,7 @@ from analyzers.geometry.losses import (
     products,
     recorded_losses,
 )
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
@@ -23,6 +24,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def aiming(
     run: Run, *, reference: TargetLike = "final", measurement: str | None = None
 ) -> xr.Dataset:

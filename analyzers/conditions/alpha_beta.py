@@ -14,6 +14,7 @@ import xarray as xr
 from analyzers._engine.labels import describe
 from analyzers.conditions.arrays import NO_STEP, Steps, feasible, smallest_margin
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
@@ -34,6 +35,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def alpha_beta(
     run: Run,
     *,

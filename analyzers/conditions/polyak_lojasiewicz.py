@@ -8,12 +8,14 @@ import xarray as xr
 
 from analyzers.conditions.arrays import largest_mu
 from analyzers.geometry.losses import gradient_name, gradients_of, recorded_losses
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
 """Orders of the condition: the orders that figures of Islamov et al. show, and 2."""
 
 
+@accepts_path
 def polyak_lojasiewicz(
     run: Run,
     *,

@@ -10,6 +10,7 @@ from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
@@ -36,6 +37,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def convexity(
     run: Run, *, reference: TargetLike = "final", reference_loss: float | None = None
 ) -> xr.Dataset:
@@ -109,6 +111,7 @@ def convexity(
     return _dataset({"slack": (slack, stderr)}, rounding, attributes)
 
 
+@accepts_path
 def adjacent_convexity(run: Run) -> xr.Dataset:
     r"""Slack of convexity between neighbouring iterates, from the tangents at both.
 

@@ -8,6 +8,7 @@ import xarray as xr
 from analyzers._engine.labels import describe, step_coordinates
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import MOMENTUM, training_settings
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -110,6 +111,7 @@ def stability_threshold(
     )
 
 
+@accepts_path
 def edge_of_stability(
     run: Run, *, optimizer: Rule | None = None, momentum: float | None = None
 ) -> xr.Dataset:

@@ -9,6 +9,7 @@ from analyzers._engine.labels import describe
 from analyzers._engine.tables import check_basis, tables
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 TOLERANCE: Final = 1e-4
@@ -27,6 +28,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     r"""Cosine of every layer and its gradient, and the growth of the layer's norm.
 

@@ -9,6 +9,7 @@ from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import LAYER, STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 CHANGE_RTOL: Final = 2.0**-19
@@ -26,6 +27,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def smoothness(
     run: Run, *, measurement: str | None = None, layers: bool = False
 ) -> xr.Dataset:

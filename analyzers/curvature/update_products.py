@@ -13,6 +13,7 @@ from analyzers._engine.tables import tables
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import MOMENTUM, UPDATE, training_settings
 from trajstore.format.rows import decode_probes
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -36,6 +37,7 @@ ROWS_PER_READ: Final = 1024
 """Number of rows of probes to read at a time."""
 
 
+@accepts_path
 def update_products(run: Run) -> xr.Dataset:
     r"""Inner products of every update with the gradients before and after it.
 

@@ -20,6 +20,7 @@ from analyzers.deep_linear.arrays import (
     time_of_steps,
 )
 from trajstore.format.arrays import STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -77,6 +78,7 @@ DIMS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+@accepts_path
 def linear_modes(
     run: Run,
     *,

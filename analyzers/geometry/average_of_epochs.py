@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from analyzers._engine.slices import slices
 from trajstore.reading import target as targets
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
@@ -17,6 +18,7 @@ PART: Final = 1 << 22
 """Elements to average in one batch."""
 
 
+@accepts_path
 def average_of_epochs(
     run: Run, epochs: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float32]]:

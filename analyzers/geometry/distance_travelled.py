@@ -4,9 +4,11 @@ import numpy as np
 import xarray as xr
 
 from analyzers.geometry.path_geometry import path_geometry
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 
+@accepts_path
 def distance_travelled(run: Run) -> xr.Dataset:
     """Return the length of the path up to every step, and the distance from the start.
 

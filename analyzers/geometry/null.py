@@ -3,9 +3,11 @@
 import numpy as np
 import xarray as xr
 
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 
+@accepts_path
 def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     r"""Return gamma of a random walk with the step lengths of a run.
 

@@ -19,6 +19,7 @@ from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target, TargetLike, find_target
@@ -60,6 +61,7 @@ class GeometryPlan(NamedTuple):
     compute_steps: Callable[[slice], npt.NDArray[np.float64]]
 
 
+@accepts_path
 def path_geometry(
     run: Run,
     *,
@@ -80,13 +82,13 @@ def path_geometry(
 
     Parameters
     ----------
-    run : trajstore.Run
-        As returned by `trajstore.open_run`; or by `trajstore.Run.measured`, to measure
+    run : trajstore.Run or str
+        As returned by `trajstore.open_run`, or the path of the store; or as returned by `trajstore.Run.measured`, to measure
         the gradients of a measurement, or updates, instead of the gradients of steps.
     reference : str, int, Run or mapping, default: "final"
         The target x*: ``"final"`` for the last iterate, another string for the snapshot
         of that name, an int for the stored anchor at the start of that epoch, another
-        run for its last iterate, or a mapping from parameter names to arrays or CPU
+        run or the path of its store for its last iterate, or a mapping from parameter names to arrays or CPU
         tensors, in which other keys are ignored.
     layers : bool, default: False
         Measure each layer (parameter tensor) separately. All variables then have the

@@ -19,6 +19,7 @@ from analyzers._execution.progress import compute
 from analyzers.geometry.path_geometry import GeometryPlan, plan_geometry
 from trajstore.format.arrays import STEP
 from trajstore.format.run_spec import SchemaError
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.results import (
     is_being_written,
     path_component,
@@ -51,6 +52,7 @@ DONE: Final = "progress/checks"
 """Array of the checks of each chunk's values, 0 for missing chunks, uint32 (chunk, quantity)."""
 
 
+@accepts_path
 def store_geometry(
     run: Run,
     *,

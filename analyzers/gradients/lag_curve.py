@@ -9,6 +9,7 @@ import xarray as xr
 from analyzers._engine.arrays.probed import cosine, scaled
 from analyzers._engine.labels import describe
 from analyzers._engine.probes import error_ratios, read_probes
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 LAGS: Final = tuple(range(1, 21))
@@ -24,6 +25,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def lag_curve(
     run: Run, *, lags: Sequence[int] = LAGS, n_pairs: int = N_PAIRS
 ) -> xr.Dataset:

@@ -16,6 +16,7 @@ from analyzers._engine.slices import slices
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
 from trajstore.format.arrays import STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target, TargetLike
@@ -47,6 +48,7 @@ DESCRIPTIONS: Final = {
 NAMES: Final = [name for q in DESCRIPTIONS for name in (q, f"{q}_stderr")]
 
 
+@accepts_path
 def lagged_gradients(
     run: Run,
     *,

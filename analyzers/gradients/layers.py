@@ -21,6 +21,7 @@ from analyzers.gradients.segments import (
 )
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import LAYER
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 
 N_PARTS: Final = 60
@@ -34,6 +35,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def zigzag_layers(
     run: Run, *, window: int = WINDOW, threshold: float = THRESHOLD
 ) -> xr.Dataset:

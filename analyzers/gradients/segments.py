@@ -25,6 +25,7 @@ from analyzers.gradients.arrays.segments import (
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import FULL_BATCH, training_settings
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -71,6 +72,7 @@ SEGMENT_NAMES: Final = {
 }
 
 
+@accepts_path
 def zigzag_segments(
     run: Run,
     *,
@@ -207,6 +209,7 @@ def zigzag_segments(
     return index_epochs(describe(result, SEGMENT_NAMES))
 
 
+@accepts_path
 def zigzag_shares(
     run: Run,
     *,

@@ -9,6 +9,7 @@ from analyzers._engine.arrays.probed import adjacent_cosine
 from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from trajstore.format.arrays import LAYER, STEP
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
 
@@ -20,6 +21,7 @@ LONG_NAMES: Final = {
 }
 
 
+@accepts_path
 def zigzag(run: Run, *, layers: bool = False) -> xr.Dataset:
     r"""Return the exact cosine of the gradients of adjacent steps.
 

@@ -4,6 +4,7 @@
 name, the outcome of each call, the peak of the memory, and everything it touched outside.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import dask
 import numpy as np
 
 SECONDS: Final = 60
@@ -369,7 +371,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             optimizer.step()
 
     yield "open", lambda: repr(open_run(path))
-    yield "steps", lambda: open_run(path).steps.load()
+    yield "steps", lambda: open_run(path).steps.load()  # noqa: PLW0108
     yield "info", partial(info, path)
     yield "verify", partial(verify, path)
     yield "geometry", geometry
@@ -414,7 +416,7 @@ def examine(folder: Path, outside: Path, out: int) -> None:
             NotImplementedError,
         ) as error:
             outcomes[name] = f"{type(error).__name__}: {str(error)[:200]}"
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             outcomes[name] = "CRASH " + traceback.format_exc()[-1500:]
         finally:
             signal.alarm(0)
@@ -434,8 +436,13 @@ def main(source: Path, work: Path, first: int, every: int) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    for _ in calls(work):  # imports
-        break
+    # Everything is loaded and compiled once, before processes are forked.
+    dask.config.set(scheduler="synchronous")
+    for name in ("run.zarr", "run.analysis.zarr"):
+        shutil.copytree(source.with_name(name), work / "intact" / name)
+    with contextlib.redirect_stdout(sys.stderr):
+        for _, call in calls(work / "intact"):
+            call()
     chosen = cases()[first::every]
     for number, case in enumerate(chosen):
         folder, outside = work / f"{number}" / "in", work / f"{number}" / "outside"

@@ -1,10 +1,12 @@
 """Run a subcommand of a console script, and print errors without a traceback."""
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
+from inspect import Parameter, signature
 from typing import Any, Final, NamedTuple, NoReturn
 
 import tyro
@@ -70,11 +72,13 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
     )
+    function: Any = None
     try:
-        module, _, function = command.target.partition(":")
+        module, _, name = command.target.partition(":")
+        function = getattr(import_module(module), name)
         with printed_warnings():
             tyro.cli(
-                getattr(import_module(module), function),
+                function,
                 prog=prog,
                 args=arguments,
                 config=config,
@@ -84,7 +88,19 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
-        _fail(f"{script}: {text}", 1)
+        _fail(f"{script}: {with_options(str(text), function)}", 1)
+
+
+def with_options(text: str, function: Any) -> str:
+    """Replace the arguments of a command's function by the command's options in a message."""
+    # Arguments are named as `name` or name=value; a call such as f(name=value) stays.
+    parameters = {} if function is None else signature(function).parameters
+    for name, parameter in parameters.items():
+        if parameter.kind == Parameter.KEYWORD_ONLY:
+            option = f"--{name.replace('_', '-')}"
+            text = re.sub(rf"`{name}`|(?<!\S)`{name}=`", option, text)
+            text = re.sub(rf"(?<![^\s`]){name}=(?=[^\s=])", f"{option} ", text)
+    return text
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -1,5 +1,6 @@
 """After training, find targets x*: the points that analyses measure against."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run, open_run
 from trajstore.store.location import is_remote, name_of
 
 FloatArray = npt.NDArray[np.float32]
 
-TargetLike = str | int | Run | Mapping[str, Any]
+TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str]
 """Types of values that users may pass as ``reference=``, see `parameters_at`."""
 
 PART: Final = 1 << 22
@@ -37,8 +39,14 @@ class Target:
 
 def find_target(run: Run, reference: TargetLike) -> Target:
     """Return the target that a ``reference=`` selects; `parameters_at` explains its values."""
+    if isinstance(reference, os.PathLike):
+        return _final_of(open_run(reference), run)
     if isinstance(reference, str):
-        return _final(run) if reference == "final" else _snapshot(run, reference)
+        if reference == "final":
+            return _final(run)
+        if reference in run.snapshots or not _is_place(reference):
+            return _snapshot(run, reference)
+        return _final_of(open_run(reference), run)
     if isinstance(reference, int | np.integer) and not isinstance(reference, bool):
         return _epoch(run, int(reference))
     if isinstance(reference, Run):
@@ -59,6 +67,7 @@ def find_target(run: Run, reference: TargetLike) -> Target:
     )
 
 
+@accepts_path
 def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatArray]:
     """Return the parameters at a point of the run, for a model to load.
 
@@ -68,9 +77,9 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
         As returned by `trajstore.open_run`.
     reference : str, int, Run or mapping, default: "final"
         ``"final"`` for the last iterate; any other string for the snapshot of that name;
-        an integer for the anchor at the start of that epoch; another run for its last
-        iterate; or a mapping from parameter name to array for the arrays themselves
-        (unknown names are ignored).
+        an integer for the anchor at the start of that epoch; another run, or the path or URL
+        of its store, for its last iterate; or a mapping from parameter name to array for the
+        arrays themselves (unknown names are ignored).
 
     Returns
     -------
@@ -120,7 +129,15 @@ def read_target(text: str, run: Run) -> TargetLike:
         return text
     if text.isdecimal():
         return int(text)
-    return open_run(text) if is_remote(text) or Path(text).is_dir() else text
+    return open_run(text) if _is_place(text) else text
+
+
+def _is_place(text: str) -> bool:
+    """Whether a target names a URL or a directory, so that it may be another run."""
+    try:
+        return is_remote(text) or (bool(text) and Path(text).is_dir())
+    except (OSError, ValueError):  # The text cannot be a path.
+        return False
 
 
 # Other processes read targets. A partial of these functions can be pickled, because runs
