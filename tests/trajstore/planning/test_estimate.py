@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trajstore.format.arrays import SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
@@ -226,6 +227,23 @@ def test_a_plan_for_an_optimizer_uses_the_runs_with_this_optimizer():
     assert min(error(kind, 40).low for kind in kinds) == error(None, 40).low
     # The error of a step does not depend on the optimizer.
     assert {error(kind, 1) for kind in kinds} == {error(None, 1)}
+
+
+def test_plans_count_the_sums_of_gradients_that_only_other_optimizers_need():
+    def planned(optimizer: Optimizer | None) -> Plan:
+        return plan_recording(
+            guess_layout(2_000_000),
+            n_steps=4000,
+            reference_every=400,
+            optimizer=optimizer,
+        )
+
+    adaptive, sgd = planned("adaptive"), planned("sgd")
+    assert (sgd.spec.window_folds, planned(None).spec) == (0, adaptive.spec)
+    sums = adaptive.bytes_of_anchors[SUM_SIGNS]
+    per_window = adaptive.spec.window_folds * SKETCH_BITS / 8
+    assert sums == pytest.approx(adaptive.n_windows * per_window)
+    assert 0 < adaptive.disk - sgd.disk < 0.05 * sgd.disk
 
 
 def test_a_run_of_one_step_has_no_error_from_the_distance():
