@@ -60,9 +60,10 @@ def record(
     options = {name: dict(case.recorder) for name, case in training.cases.items()}
     # Cases with the same options share their recordings.
     distinct = {json.dumps(o, sort_keys=True): o for o in options.values()}
-    common: dict[str, Any] = {"total_steps": training.total_steps}
-    if training.with_epochs:
-        common["steps_per_epoch"] = training.steps_per_epoch
+    common = {
+        "total_steps": training.total_steps,
+        "steps_per_epoch": training.steps_per_epoch,
+    }
     arguments = {
         (key, seed): {
             "path": directory / f"{i}-{seed}.zarr",
@@ -130,10 +131,7 @@ def measure_case(
         exact.append(truth)
         options = {"reference": reference, "weight_decay": case.weight_decay}
         geometry = analyzers.path_geometry(run, **options).compute()
-        # Recordings without epochs are compared in parts of equal length, too.
-        epoch = np.arange(run.n_steps) // training.steps_per_epoch
-        geometry = geometry.drop_indexes(["epoch", "iteration"], errors="ignore")
-        estimated.append(geometry.assign_coords(epoch=("step", epoch)))
+        estimated.append(geometry)
         if case.layers:
             layers = analyzers.path_geometry(run, **options, layers=True)
             by_layer.append(

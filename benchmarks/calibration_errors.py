@@ -14,6 +14,10 @@ import analyzers
 
 Array = npt.NDArray[Any]
 
+DIVIDED = ("gamma", "rsi", "eb")
+IMPRECISE = 0.3
+"""Relative error of the distance above which means leave out quantities divided by it."""
+
 ROUNDING = 1e-6
 """Relative errors that float32 explains; smaller standard errors are not compared."""
 
@@ -172,10 +176,16 @@ def compare_means(
         means = analyzers.epoch_means(geometry).compute()
         epochs = geometry["epoch"].values
         averaged = np.isfinite(geometry[name].values)
+        if name in DIVIDED:
+            # Means leave out steps whose distance is imprecise.
+            relative = geometry["distance_stderr"] / geometry["distance"]
+            averaged &= relative.values <= IMPRECISE
         largest = largest_values(truth)[name][:, 0]
         rows = [averaged & (epochs == epoch) for epoch in means["epoch"].values]
-        true = np.array([truth[name][row, 0].mean() for row in rows])
-        unit = np.array([largest[row].mean() for row in rows])
+        true, unit = (
+            np.array([column[row].mean() if row.any() else np.nan for row in rows])
+            for column in (truth[name][:, 0], largest)
+        )
         errors.append((means[name].values - true) / unit)
         stderrs.append(means[f"{name}_stderr"].values / unit)
     return Compared(np.array(errors)[..., None], np.array(stderrs)[..., None])

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from calibration_report import SMALLEST_ERROR
+
 
 def calibration_table(results: dict[str, Any]) -> str:
     """Return the table of honest standard errors, with one line per case."""
@@ -19,12 +21,17 @@ def calibration_table(results: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
     def spread(scored: Iterable[dict[str, float]]) -> str:
-        values = [s["z"] for s in scored]
-        return f"{min(values):.2f} to {max(values):.2f}" if values else ""
+        values = [s["z"] for s in scored if s["error"] >= SMALLEST_ERROR]
+        return f"{min(values):.2f} to {max(values):.2f}" if values else "exact"
 
     for name, result in results.items():
         parts = result["quantities"].values()
         middle = result["quantities"]["gamma"]["middle"]
+        layers = [
+            layer
+            for found in result.get("layers", {}).values()
+            for layer in found.values()
+        ]
         cells = [
             name,
             f"{result['parameters']:,}",
@@ -33,11 +40,7 @@ def calibration_table(results: dict[str, Any]) -> str:
             spread(part["middle"]["mean"] for part in parts),
             spread(part["first"]["step"] for part in parts),
             spread(part["last"]["step"] for part in parts),
-            spread(
-                layer
-                for layers in result.get("layers", {}).values()
-                for layer in layers.values()
-            ),
+            spread(layers) if layers else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     worst = max(
@@ -45,6 +48,7 @@ def calibration_table(results: dict[str, Any]) -> str:
         for name, result in results.items()
         for quantity, parts in result["quantities"].items()
         for kind, scored in parts["middle"].items()
+        if scored["error"] >= SMALLEST_ERROR
     )
     n = sum(2 * len(result["quantities"]) for result in results.values())
     seeds = {result["seeds"] for result in results.values()}

@@ -50,7 +50,6 @@ class Training:
     cases: Mapping[str, Case]
     steps_per_epoch: int = 20
     epochs: int = 15
-    with_epochs: bool = True  # whether recorders know the epochs
     resume_at: int | None = None  # step at which all recordings are resumed
     optimizer: Kind = "sgd"
     rate: Rate = "constant"
@@ -337,10 +336,10 @@ TRAININGS: dict[str, Training] = {
     ),
     "descent1k": Training(
         start=partial(full_batch, width=333, lr=0.01),
-        cases=DEFAULT,
+        cases=DEFAULT
+        | {"windows of 5 epochs": Case(recorder={"reference_every": 500})},
         steps_per_epoch=100,
         epochs=12,
-        with_epochs=False,
     ),
     "descent10k": Training(
         start=partial(full_batch, width=3333, lr=0.001),

@@ -47,16 +47,16 @@ WORKLOADS: dict[str, Any] = {
 }
 """Training runs to measure: of `train`, and of ``calibration_trainings.py``."""
 
-FITTED = {
-    "digits ResNet": "momentum",
-    "digits MLP": "sgd",
-    "English transformer": "adaptive",
-    "perceptron": "sgd",
-    "LSTM": "sgd",
-    "heavy tails": "momentum",
-    "large vocabulary": "adaptive",
-}
-"""Runs from which plans extrapolate, and their optimizers."""
+FITTED = (
+    "digits ResNet",
+    "digits MLP",
+    "English transformer",
+    "perceptron",
+    "LSTM",
+    "heavy tails",
+    "large vocabulary",
+)
+"""Runs from which plans extrapolate."""
 
 CONSTANTS = Path(__file__).parents[1] / "trajstore" / "planning" / "measured.py"
 """Module that ends with the constants of the fitted runs."""
@@ -117,14 +117,12 @@ def errors_mid_run(run: trajstore.Run) -> dict[str, float]:
     is_middle = (geometry.epoch > 0) & (geometry.epoch < run.n_epochs - 1)
     squares = geometry.gamma_stderr**2
     from_distance = (geometry.gamma * geometry.distance_stderr / geometry.distance) ** 2
-    means = analyzers.epoch_means(geometry).isel(epoch=slice(1, -1))
     return {
         name: math.sqrt(float(values.mean()))
         for name, values in {
             "stderr of gamma": squares.where(is_middle),
             "from signs": (squares - from_distance).where(is_middle),
             "from distance": from_distance.where(is_middle),
-            "stderr of epoch means": means.gamma_stderr**2,
         }.items()
     }
 
@@ -145,21 +143,6 @@ def powers(training: Training) -> dict[str, float]:
         logs = np.log(remaining(share)), np.log(distance)
         exponents[rate] = float(np.polyfit(*(values[middle] for values in logs), 1)[0])
     return exponents
-
-
-def parts_of_means(
-    run: trajstore.Run, by_signs: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
-    """Split the error of epoch means in a part that falls with signs, and the rest.
-
-    The first part is relative to that of a step, divided by the root of the steps of an epoch.
-    """
-    few, many = (errors["stderr of epoch means"] ** 2 for errors in by_signs)
-    # The variance is a + b / signs.
-    slope = (few - many) / (1 / SIGNS[0] - 1 / SIGNS[1])
-    rest = max(0.0, many - slope / SIGNS[1])
-    step = by_signs[0]["from signs"] ** 2 * SIGNS[0] / run.spec.steps_per_epoch
-    return {"ratio": math.sqrt(slope / step), "rest": math.sqrt(rest)}
 
 
 def compression(run: trajstore.Run) -> dict[str, float]:
@@ -194,7 +177,6 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
         "epochs": default.n_epochs,
         "by epochs in a window": dict(zip(titles, errors, strict=False)),
         "by signs": dict(zip(map(str, SIGNS), errors[len(lengths) :], strict=True)),
-        "of epoch means": parts_of_means(default, errors[len(lengths) :]),
         "bytes on disk over bytes in memory": compression(default),
     }
 
@@ -234,7 +216,7 @@ def steps_per_epoch(experiment: Any) -> int:
 def constants(results: Mapping[str, Any]) -> str:
     """Return the source text of `trajstore.planning.measured.MEASURED_RUNS`."""
     lines = ["MEASURED_RUNS: Final = {"]
-    for name, optimizer in FITTED.items():
+    for name in FITTED:
         run = results[name]
         by_length = run["by epochs in a window"]
         by_basis = {**run["by basis"], "3": by_length}
@@ -248,14 +230,12 @@ def constants(results: Mapping[str, Any]) -> str:
             for basis, found in sorted(by_basis.items())
         }
         shares = tuple(float(f"{float(n) / run['epochs']:.3g}") for n in by_length)
-        means = run["of epoch means"]
         lines += [
             f'"{name}": MeasuredErrors(',
-            f'optimizer="{optimizer}", n_steps={run["steps"]},',
+            f"n_steps={run['steps']},",
             f"epoch={1 / run['epochs']:.3g}, shares={shares},",
             f"ratios={{{', '.join(f'{b}: {r}' for b, r in ratios.items())}}},",
             f"from_distance={{{', '.join(f'{b}: {r}' for b, r in rest.items())}}},",
-            f"mean_ratio={means['ratio']:.3g}, mean_from_distance={means['rest']:.3g},",
             "),",
         ]
     return "\n".join([*lines, "}", '"""Measured by ``benchmarks/planning.py``."""'])

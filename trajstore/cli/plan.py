@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from trajstore.format.arrays import ENERGIES, SUM_SCALES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
@@ -214,7 +215,10 @@ def _sizes(plan: Plan) -> Table:
         table.add_row(title, _bytes(step), _bytes(step * plan.n_steps))
     anchors = dict(plan.bytes_of_anchors)
     keyframes = anchors.pop("references/keyframes")
+    sums = sum(anchors.pop(name, 0) for name in (ENERGIES, SUM_SIGNS, SUM_SCALES))
     table.add_row("anchors", "", _bytes(sum(anchors.values())))
+    if sums:
+        table.add_row("sums and energies of windows", "", _bytes(sums))
     table.add_row("every 32nd anchor in full", "", _bytes(keyframes))
     table.add_row("final parameters", "", _bytes(plan.bytes_of_final))
     table.add_row("metadata", "", _bytes(plan.bytes_of_metadata))

@@ -3,7 +3,7 @@
 The error has two parts. The part that falls with the number of signs is the error of a sketch
 without weights or basis, times a ratio that accounts for weights, basis and window length. The
 part that remains comes from the estimated distance to the target, and falls with the number of
-probes. Both grow if the learning rate decays, because the remaining distance then falls by a
+probes; with SGD the distance is known more precisely than from probes, and little remains. Both grow if the learning rate decays, because the remaining distance then falls by a
 larger factor within a window. ``benchmarks/planning.py`` measured all constants.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import BASIS, PROBES, RunSpec
+from trajstore.format.run_spec import PROBES, RunSpec
 from trajstore.planning.measured import (
+    MEAN_RATIOS,
     MEASURED_BASES,
     MEASURED_RUNS,
     MeasuredErrors,
@@ -95,16 +96,11 @@ class ExpectedErrors:
     window: float  # length of a window that is not cut, as a fraction of the run
     epoch: float  # length of an epoch, as a fraction of the run
     rate: Rate
-    optimizer: Optimizer | None  # None if unknown
+    optimizer: Optimizer | None  # None if unknown, treated as adaptive
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
-        errors = [
-            self._stderr(measured, mean_of)
-            for measured in MEASURED_RUNS.values()
-            # The optimizer matters to means only.
-            if mean_of == 1 or self.optimizer in {None, measured.optimizer}
-        ]
+        errors = [self._stderr(run, mean_of) for run in MEASURED_RUNS.values()]
         typical = exp(sum(map(log, errors)) / len(errors))
         return ErrorRange(min(errors), typical, max(errors))
 
@@ -123,11 +119,14 @@ class ExpectedErrors:
         there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
         rest = sqrt(PROBES / self.probes) * grown.distance / there.distance
         rest *= measured.from_distance[basis]
+        ratios = MEAN_RATIOS[self.optimizer or "adaptive"]
+        if not ratios.distance:
+            rest = 0.0
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
             known = min(1.0, self.epoch / self.window)
-            signs *= sqrt((1 - known * (1 - measured.mean_ratio**2)) / mean_of)
-            rest *= measured.mean_from_distance / measured.from_distance[BASIS]
+            signs *= sqrt((1 - known * (1 - ratios.signs**2)) / mean_of)
+            rest *= ratios.distance
         return hypot(signs, rest)
 
     def _grown(self, rate: Rate) -> Growth:

@@ -41,6 +41,7 @@ from trajstore.planning.errors import (
 )
 from trajstore.planning.measured import Optimizer
 from trajstore.sketch.deltas import n_codes
+from trajstore.sketch.window_sum import with_window_sums
 
 COMPRESSION: Final = {
     "epoch": 0.05,
@@ -204,24 +205,24 @@ def plan_recording(
     optimizer: Optimizer | None = None,
 ) -> Plan:
     """Return the plan of a recording by a `trajstore.Recorder` with these arguments."""
-    return Plan(
-        spec=RunSpec.from_json(
-            {
-                "names": layout.names,
-                "shapes": layout.shapes,
-                "seed": 0,
-                **sketch_fields(layout.n_params, sketch_bits),
-                "basis": basis,
-                "probes": probes,
-                "steps_per_epoch": steps_per_epoch,
-                "reference_every": reference_every,
-                "total_steps": n_steps,
-                "exact": exact,
-            }
-        ),
-        rate=rate,
-        optimizer=optimizer,
+    spec = RunSpec.from_json(
+        {
+            "names": layout.names,
+            "shapes": layout.shapes,
+            "seed": 0,
+            **sketch_fields(layout.n_params, sketch_bits),
+            "basis": basis,
+            "probes": probes,
+            "steps_per_epoch": steps_per_epoch,
+            "reference_every": reference_every,
+            "total_steps": n_steps,
+            "exact": exact,
+        }
     )
+    length = Plan(spec=spec).windows.length
+    is_sgd = optimizer in {"sgd", "momentum"}
+    spec = with_window_sums(spec, length, is_sgd=is_sgd)
+    return Plan(spec=spec, rate=rate, optimizer=optimizer)
 
 
 def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:

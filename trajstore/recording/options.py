@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypedDict
@@ -13,7 +13,7 @@ from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
-from trajstore.sketch.window_sum import best_window_folds
+from trajstore.sketch.window_sum import with_window_sums
 from trajstore.store.location import is_remote
 
 OnError = Literal["raise", "warn"]
@@ -111,11 +111,8 @@ class RecorderOptions:
         )
         if layout.size == 0:
             raise ValueError("The model's parameters have no elements to record.")
-        # What SGD does in a window follows from the anchors, without a sum of gradients.
         is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
-        n_folds = 0 if is_sgd else best_window_folds(spec, self.windows().length)
-        has_energies = not (spec.exact or spec.is_packed)
-        return replace(spec, energies=has_energies, window_folds=n_folds)
+        return with_window_sums(spec, self.windows().length, is_sgd=is_sgd)
 
     def windows(self) -> Windows:
         """Return the schedule of windows."""

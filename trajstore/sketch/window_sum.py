@@ -10,7 +10,7 @@ folds in turn: row b, with the column signs of the window and a row sign, is add
 ``b % n_folds``. At the end of the window every fold is rotated and coded with one bit per number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -84,6 +84,14 @@ class WindowSum:
         coded = onebit.decode(signs, scales)
         folds = rotate_back(coded, self.rotation_signs, is_mixed=is_mixed)
         return folds[:, : self.sketch.fold.width]
+
+
+def with_window_sums(spec: RunSpec, n_steps: int, *, is_sgd: bool) -> RunSpec:
+    """Return a spec that stores what is best for windows of `n_steps`."""
+    # What SGD does in a window follows from the anchors, without a sum of gradients.
+    n_folds = 0 if is_sgd else best_window_folds(spec, n_steps)
+    has_energies = not (spec.exact or spec.is_packed)
+    return replace(spec, energies=has_energies, window_folds=n_folds)
 
 
 def best_window_folds(spec: RunSpec, n_steps: int) -> int:

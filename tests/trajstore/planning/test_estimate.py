@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trajstore.format.arrays import SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
-from trajstore.planning.errors import ErrorRange
 from trajstore.planning.estimate import (
     COMPRESSION,
     Plan,
@@ -22,7 +22,12 @@ from trajstore.planning.estimate import (
     plan_recording,
     window_starts,
 )
-from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
+from trajstore.planning.measured import (
+    END_ERROR_RATIOS,
+    MEAN_RATIOS,
+    MEASURED_RUNS,
+    Optimizer,
+)
 from trajstore.reading.run import open_run
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.signs import Role
@@ -214,18 +219,42 @@ def test_more_probes_reduce_the_error_that_more_signs_leave():
     assert 0.9 < saved(1 << 16) < 1
 
 
-def test_a_plan_for_an_optimizer_uses_the_runs_with_this_optimizer():
-    def error(optimizer: Optimizer | None, mean_of: int) -> ErrorRange:
+def test_sums_of_updates_make_means_under_sgd_more_precise():
+    def error(optimizer: Optimizer | None, length: int, mean_of: int) -> float:
         plan = plan_recording(
-            LAYOUT, n_steps=1000, steps_per_epoch=40, optimizer=optimizer
+            LAYOUT,
+            n_steps=1000,
+            steps_per_epoch=40,
+            reference_every=length,
+            optimizer=optimizer,
         )
-        return plan.stderr(mean_of=mean_of)
+        return plan.stderr(mean_of=mean_of).typical
 
-    kinds = {run.optimizer for run in MEASURED_RUNS.values()}
-    assert len({error(kind, 40) for kind in kinds}) == 3
-    assert min(error(kind, 40).low for kind in kinds) == error(None, 40).low
-    # The error of a step does not depend on the optimizer.
-    assert {error(kind, 1) for kind in kinds} == {error(None, 1)}
+    kinds: tuple[Optimizer, ...] = ("sgd", "momentum", "adaptive")
+    means = [error(kind, 40, 40) for kind in kinds]
+    assert means == sorted(means)
+    assert means[-1] == error(None, 40, 40)
+    # The sum of a long window says little about one epoch.
+    step = error("sgd", 40, 1)
+    assert means[0] == pytest.approx(MEAN_RATIOS["sgd"].signs * step / sqrt(40))
+    assert error("sgd", 400, 40) > 0.9 * error("sgd", 400, 1) / sqrt(40)
+
+
+def test_plans_count_the_sums_of_gradients_that_only_other_optimizers_need():
+    def planned(optimizer: Optimizer | None) -> Plan:
+        return plan_recording(
+            guess_layout(2_000_000),
+            n_steps=4000,
+            reference_every=400,
+            optimizer=optimizer,
+        )
+
+    adaptive, sgd = planned("adaptive"), planned("sgd")
+    assert (sgd.spec.window_folds, planned(None).spec) == (0, adaptive.spec)
+    sums = adaptive.bytes_of_anchors[SUM_SIGNS]
+    per_window = adaptive.spec.window_folds * SKETCH_BITS / 8
+    assert sums == pytest.approx(adaptive.n_windows * per_window)
+    assert 0 < adaptive.disk - sgd.disk < 0.05 * sgd.disk
 
 
 def test_a_run_of_one_step_has_no_error_from_the_distance():
