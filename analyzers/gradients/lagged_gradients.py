@@ -94,8 +94,9 @@ def lagged_gradients(
     elements share a probe. Standard errors of cosines are therefore scaled by the observed
     errors of 64 adjacent gradients nearby, whose cosines are known exactly. This is not
     possible for measurements. The signs of the probes are the same in the whole run, so the
-    errors of different pairs are *not* independent, and a mean over many pairs is hardly
-    more accurate than a single pair. A run recorded with ``exact=True`` has standard errors
+    errors of different pairs agree as far as their gradients do. Most gradients are nearly
+    orthogonal: the error of a mean over n pairs then falls nearly like :math:`1 / \sqrt{n}`,
+    as `lag_curve` states it. A run recorded with ``exact=True`` has standard errors
     of 0.
 
     The published code [1]_ measures the same quantities, in the second of its two training
