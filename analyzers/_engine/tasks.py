@@ -83,8 +83,8 @@ def _sketch_tasks(
     is_whole = len(row_parts) == 1
     fits: dict[int, Delayed] = {}
     parts = parts_of(run, layers=layers)
-    projected = []
-    for steps in chunks:
+    projected, covering = [], _covering(run, chunks)
+    for steps in covering:
         windows = window_steps(run, steps)
         groups = sorted({c // KEYFRAME_EVERY for c in windows if not is_whole})
         for group in groups:
@@ -102,15 +102,27 @@ def _sketch_tasks(
         needed_steps = list(needed_windows(run, steps).values())
         needed = [
             i
-            for i, chunk in enumerate(chunks)
+            for i, chunk in enumerate(covering)
             if chunk.stop > needed_steps[0].start
             and chunk.start < needed_steps[-1].stop
         ]
-        near = [chunks[i] for i in needed]
+        near = [covering[i] for i in needed]
         yield task(
             partial(combine, run, steps, near, parts=parts, weight_decay=weight_decay),
             [projected[i] for i in needed],
         )
+
+
+def _covering(run: Run, chunks: Sequence[slice]) -> list[slice]:
+    """Extend consecutive chunks by the steps before and after them that they depend on."""
+    needed = [
+        part
+        for steps in (chunks[0], chunks[-1])
+        for part in needed_windows(run, steps).values()
+    ]
+    start, stop = min(s.start for s in needed), max(s.stop for s in needed)
+    whole = [slice(start, chunks[0].start), *chunks, slice(chunks[-1].stop, stop)]
+    return [steps for steps in whole if steps.start < steps.stop]
 
 
 def _fit_task(run: Run, target: Target, group: int) -> Delayed:

@@ -50,8 +50,10 @@ def scaled(estimate: Estimate, ratio: FloatArray) -> Estimate:
     return Estimate(estimate.value, ratio * estimate.stderr)
 
 
-def length(a: FloatArray) -> Estimate:
+def length(a: FloatArray, rounding: FloatArray | float = 0.0) -> Estimate:
     """Estimate norms from probes (..., probe); the squared norms are unbiased."""
+    # `rounding` (...) is the expected sum of squares of the rounding errors of the probes.
+    # It is subtracted from the squared norm; its own spread adds to the standard error.
     # As in `cosine`, let u be the probes scaled to norm 1. Dominant elements contribute
     # e = max(sum_j u_j^4 - 3 / n, 0), and the relative variance of the squared norm is
     # 2 (1 - e) / n.
@@ -60,8 +62,14 @@ def length(a: FloatArray) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         fourth = (squares**2).sum(-1) / total**2
     single = np.maximum(np.where(total > 0, fourth, 0) - 3 / n, 0)
-    norm = np.sqrt(total)
-    return Estimate(norm, norm * np.sqrt(np.maximum(1 - single, 0) / (2 * n)))
+    left = np.maximum(total - rounding, 0)
+    norm, spread = np.sqrt(left), np.maximum(1 - single, 0)
+    variance = 2 * spread * left**2 + 4 * rounding * left + 2 * np.square(rounding)
+    error = np.sqrt(variance / n)
+    # First order in the squared norm, and bounded where that is near 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stderr = np.fmin(error / (2 * norm), np.sqrt(error))
+    return Estimate(norm, stderr)
 
 
 def adjacent_cosine(
