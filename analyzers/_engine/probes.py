@@ -56,7 +56,8 @@ def rounding_squares(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
     units = run.stored.rows("displacement_probes", rows)[chosen]
     scales = run.stored.rows("probe_scales", rows)[chosen, 1].astype(np.float64)
     # The errors are even within half a unit in the last place.
-    places = np.spacing(np.abs(units)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        places = np.spacing(np.abs(units)).astype(np.float64)
     with np.errstate(invalid="ignore"):
         result: FloatArray = scales**2 * (places**2).sum(1) / 12
     return result
