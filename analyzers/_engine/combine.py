@@ -1,198 +1,231 @@
 """Combine exact tables, fits and estimated products into the quantities of each step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.collisions import SINGLE_ERROR, Collisions
-from analyzers._engine.arrays.displacement_product import (
-    ProbedVectors,
-    displacement_product,
-    layer_products,
-)
 from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    DISTANCE_LIMIT,
+    QUANTITIES,
+    USES_SUM,
     Estimate,
     Sampled,
     decayed,
     distance,
     geometry,
-    sketch_variance,
+    quantities,
 )
-from analyzers._engine.fit import Fit
-from analyzers._engine.project import Projected, ResidualSums
-from analyzers._engine.tables import read_tables, sketch_weights
-from analyzers._engine.walk import past_windows, window_steps
-from trajstore.format.rows import decode_probes
+from analyzers._engine.arrays.mean_errors import ErrorModel, covariance_with_sum
+from analyzers._engine.measured_window import (
+    Measured,
+    gather,
+    measure,
+    needed_windows,
+)
+from analyzers._engine.project import Projected
+from analyzers._engine.rules import Parts, has_rule, rule_of
+from analyzers._engine.window_constraint import (
+    Constrained,
+    Memory,
+    constrain_window,
+)
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
+class Combined(NamedTuple):
+    """Estimates of <g, v'> and <a, v'>, and what their errors have in common."""
+
+    products: Estimate  # (step, result)
+    displacement: Estimate  # (step, result)
+    covariance: FloatArray  # of the two, in a step, (step, result)
+    probe_stderr: FloatArray  # of <a, v'> from the probes alone, (step, result)
+    probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
+
+
 def combine(
     run: Run,
     steps: slice,
-    parts: Sequence[Mapping[int, Projected]],
+    chunks: Sequence[slice],
+    projected: Sequence[Sequence[Mapping[int, Projected]]],
     *,
-    layers: bool,
+    parts: Parts,
     weight_decay: float,
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
-    # `parts` are results of `project` that together cover all rows of the fold.
-    by_window = [
-        _combine_window(
-            run,
-            c,
-            part,
-            [projected[c] for projected in parts],
-            layers=layers,
-            weight_decay=weight_decay,
-        )
-        for c, part in window_steps(run, steps).items()
-    ]
+    # `projected` holds the results of `project` for the `chunks` of `needed_windows`.
+    by_window, memory = [], None
+    # Values are not finite where training diverged; the quantities are NaN there.
+    with np.errstate(invalid="ignore"):
+        for window, whole in needed_windows(run, steps).items():
+            gathered = gather(run, window, whole, chunks, projected)
+            measured = measure(run, window, whole, gathered, parts)
+            constrained = _constrained(run, measured, parts, memory)
+            memory = constrained.memory if constrained else None
+            first = max(steps.start, whole.start) - whole.start
+            kept = slice(first, min(steps.stop, whole.stop) - whole.start)
+            if kept.start < kept.stop:
+                values = _quantities(
+                    run, measured, constrained, parts, weight_decay=weight_decay
+                )
+                by_window.append({name: value[kept] for name, value in values.items()})
     return {
         name: np.concatenate([values[name] for values in by_window])
         for name in by_window[0]
     }
 
 
-def _combine_window(
+def _constrained(
+    run: Run, measured: Measured, parts: Parts, memory: Memory | None
+) -> Constrained | None:
+    if not has_rule(run) or not measured.has_end:
+        return None
+    rule = rule_of(run, measured.steps)
+    return constrain_window(measured, rule, parts, memory)
+
+
+def _quantities(
     run: Run,
-    window: int,
-    steps: slice,
-    parts: Sequence[Projected],
+    measured: Measured,
+    constrained: Constrained | None,
+    parts: Parts,
     *,
-    layers: bool,
     weight_decay: float,
 ) -> dict[str, FloatArray]:
-    fit = parts[0].fit
-    columns = zip(*(part.sums for part in parts), strict=True)
-    sums = ResidualSums(
-        *(np.asarray(np.sum(c, axis=0, dtype=np.float64)) for c in columns)
+    """Return the quantities of the steps of one window."""
+    combined = _combined(measured, constrained, parts)
+    tables, fit, n = measured.tables, measured.fit, len(measured.products.value)
+    a_sq, on_basis = measured.displacement_sq[:n], measured.displacement_on_basis[:n]
+    v_sq = fit.products[:, run.spec.basis, run.spec.basis]
+
+    def add(values: FloatArray) -> FloatArray:
+        return values if parts.are_layers else values.sum(1, keepdims=True)
+
+    low_rank = (tables["grad_dot_basis"] * fit.coefficients).sum(-1)
+    known = add(tables["grad_dot_displacement"] - low_rank)
+    numerator = Estimate(known - combined.products.value, combined.products.stderr)
+    known_product = add((on_basis * fit.coefficients).sum(-1))
+    product = Estimate(
+        known_product + combined.displacement.value, combined.displacement.stderr
     )
-    tables = read_tables(run, steps)
-    gradient_sq = tables["grad_sq"]
-    # Values are not finite where training diverged; the quantities are NaN there.
-    with np.errstate(invalid="ignore"):
-        low_rank = (tables["grad_dot_basis"] * fit.coefficients).sum(-1)
-        known = tables["grad_dot_displacement"] - low_rank
-        variance = sketch_variance(
-            gradient_sq * sketch_weights(run, window) ** 2,
-            sums.energy,
-            sums.crowd,
-            run.layout.sizes,
-            code_variance=run.stored.sketch.code_variance,
+    to_target = distance(add(a_sq), product, add(v_sq[None]))
+    squares = add(tables["grad_sq"])
+    sampled = Sampled(numerator, squares, np.zeros_like(squares))
+    if weight_decay:
+        radial = on_basis[..., 0] - fit.products[:, 0, run.spec.basis]
+        sampled = decayed(
+            sampled,
+            to_target,
+            param_sq=add(tables["param_sq"]),
+            grad_dot_param=add(tables["grad_dot_param"]),
+            known_radial=add(radial + (a_sq - v_sq) / 2),
+            weight_decay=weight_decay,
         )
-        if not layers:
-            known, variance = (a.sum(1, keepdims=True) for a in (known, variance))
-        estimated = np.sum([part.products for part in parts], axis=0)
-        if run.spec.is_packed:
-            # The error of the code is orthogonal to the gradient.
-            along = run.stored.sketch.code_variance * estimated**2
-            variance = np.maximum(variance - along, 0)
-            variance += _rounding(gradient_sq, tables, fit, layers=layers)
-        numerator = Estimate(known - estimated, np.sqrt(variance))
-        to_target = _distance(run, window, steps, tables, fit, sums, layers=layers)
-        if not layers:
-            numerator = Estimate(numerator.value[:, 0], numerator.stderr[:, 0])
-            gradient_sq = gradient_sq.sum(1)
-        sampled = Sampled(numerator, gradient_sq, np.zeros_like(gradient_sq))
-        if weight_decay:
-            products = _parameter_products(tables, fit, layers=layers)
-            sampled = decayed(sampled, to_target, **products, weight_decay=weight_decay)
-        return geometry(sampled, to_target)
-
-
-def _rounding(
-    vector_sq: FloatArray, tables: dict[str, FloatArray], fit: Fit, *, layers: bool
-) -> FloatArray:
-    """Return the variance that float32 adds to products of a vector with x - x*, (step, result)."""
-    # The products with the displacement, the basis and target - anchor are rounded one by one.
-    squares = np.diagonal(fit.products, axis1=-2, axis2=-1)
-    rank = fit.coefficients.shape[-1]
-    known = (fit.coefficients**2 * squares[:, :rank]).sum(-1) + squares[:, rank]
-    variance: FloatArray = (
-        SINGLE_ERROR**2 * vector_sq * (tables["displacement_sq"] + known)
+    # The error of the distance is proportional to the error of <a, v'>.
+    slope = np.divide(
+        to_target.stderr,
+        product.stderr,
+        out=np.zeros_like(product.stderr),
+        where=product.stderr > 0,
     )
-    return variance if layers else variance.sum(1, keepdims=True)
+    values = geometry(sampled, to_target, slope * combined.covariance)
+    mixed = _covariances(
+        run, measured, constrained, combined, sampled, to_target, slope
+    )
+    values |= dict(zip([f"{q}{COVARIANCE}" for q in QUANTITIES], mixed, strict=True))
+    values[USES_SUM] = np.where(combined.probe_share < 1, 1.0, 0.0)
+    if not parts.are_layers:
+        values = {name: value[:, 0] for name, value in values.items()}
+    return values
 
 
-def _parameter_products(
-    tables: dict[str, FloatArray], fit: Fit, *, layers: bool
-) -> dict[str, FloatArray]:
-    """Return the arguments of `decayed` that involve x or x*; the run needs a basis."""
-    products, rank = fit.products, fit.coefficients.shape[-1]
-    # x* = r + v, where the anchor r is the first vector of the basis.
-    target_sq = products[:, 0, 0] + 2 * products[:, 0, rank] + products[:, rank, rank]
-    squares = {
-        "param_sq": tables["param_sq"],
-        "grad_dot_param": tables["grad_dot_param"],
-        "target_sq": np.broadcast_to(target_sq, tables["param_sq"].shape),
-    }
-    return squares if layers else {name: v.sum(1) for name, v in squares.items()}
+def _combined(
+    measured: Measured, constrained: Constrained | None, parts: Parts
+) -> Combined:
+    """Combine the sums of a window with its probes, by inverse variance."""
+    n = len(measured.products.value)
+
+    def add(values: FloatArray) -> FloatArray:
+        return values if parts.are_layers else values.sum(1, keepdims=True)
+
+    probes = Estimate(*(column[:n] for column in measured.displacement))
+    if not parts.are_layers:
+        probes = Estimate(*(column[:n, None] for column in measured.probed.estimate))
+    if constrained is None:
+        value, stderr = measured.products
+        products = Estimate(add(value), np.sqrt(add(stderr**2)))
+        zeros = np.zeros_like(probes.value)
+        return Combined(products, probes, zeros, probes.stderr, zeros + 1)
+    posterior = constrained.posterior
+    variance = posterior.variance - (posterior.gains**2).sum(0)
+    products = Estimate(
+        add(posterior.value[:n]), np.sqrt(np.maximum(add(variance[:n]), 0))
+    )
+    summed = constrained.displacement
+    sum_variance, probe_variance = add(summed.stderr**2), probes.stderr**2
+    total = sum_variance + probe_variance
+    share = np.divide(sum_variance, total, out=np.zeros_like(total), where=total > 0)
+    share = np.where(np.isinf(sum_variance), 1.0, share)
+    # The product at the start of the window comes from the same probes.
+    share[0] = np.where(np.isinf(sum_variance[0]), 1.0, 0.0)
+    sharpened = share * probes.value + (1 - share) * add(summed.value)
+    value = np.where(share < 1, sharpened, probes.value)
+    rest = np.where(share < 1, (1 - share) ** 2 * sum_variance, 0.0)
+    return Combined(
+        products,
+        Estimate(value, np.sqrt(share**2 * probe_variance + rest)),
+        (1 - share) * add(constrained.covariance),
+        probes.stderr,
+        share,
+    )
 
 
-def _distance(
+def _covariances(
     run: Run,
-    window: int,
-    steps: slice,
-    tables: dict[str, FloatArray],
-    fit: Fit,
-    sums: ResidualSums,
-    *,
-    layers: bool,
-) -> Estimate:
-    """Estimate |x - x*| at `steps` as the root of ``|a|^2 - 2 <a, v> + |v|^2``."""
-    # With the anchor r of the window: a = x - r, v = x* - r and f = end of window - r.
-    rank = run.spec.basis
-    squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
-    names = ("gradient_probes", "displacement_probes", "probe_scales")
-    _, probes = decode_probes({name: run.stored.rows(name, steps) for name in names})
-    anchors = run.windows["probes"].values
-    anchor, past = anchors[window], past_windows(window, rank)
-    is_last = window == run.n_windows - 1
-    end_probes = sums.probes[1] if is_last else anchors[window + 1] - anchor
-    basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
-
-    products, coefficients = fit.products, fit.coefficients
-    gram, v, f = products[:, :rank, :rank], products[:, rank], products[:, rank + 1]
-    # The residual is v minus its fit on the basis.
-    residual = v - (products[..., :rank] @ coefficients[..., None])[..., 0]
-    explained = (coefficients * residual[:, :rank]).sum(-1)
-    collisions = None
-    if run.spec.is_packed:
-        collisions = Collisions(sums.probe_energies, sums.overlap)
-    residual_sq = np.maximum(residual[:, rank] - explained, 0)
-    whole = displacement_product(
-        a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
-        basis=ProbedVectors(np.zeros(rank), gram.sum(0), np.stack(basis_probes)[:rank]),
-        f=ProbedVectors(f[:, rank + 1].sum(), f[:, :rank].sum(0), end_probes),
-        v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
-        f_dot_v=residual[:, rank + 1].sum(),
-        collisions=collisions,
+    measured: Measured,
+    constrained: Constrained | None,
+    combined: Combined,
+    sampled: Sampled,
+    to_target: Estimate,
+    slope: FloatArray,
+) -> FloatArray:
+    """Return the covariances of errors with their sum over the window's part of an epoch."""
+    n = len(measured.products.value)
+    lengths = np.linalg.norm(measured.probed.aside_probes[:n], axis=1)
+    directions = np.divide(
+        measured.probed.aside_probes[:n],
+        lengths[:, None],
+        out=np.zeros_like(measured.probed.aside_probes[:n]),
+        where=(lengths > 0)[:, None],
     )
-    known = (on_basis * coefficients).sum(-1)
-    rounding: FloatArray = np.zeros((1, 1))
-    if run.spec.is_packed:
-        rounding = _rounding(squares, tables, fit, layers=layers)
-    if not layers:
-        stderr = np.hypot(whole.estimate.stderr, np.sqrt(rounding[:, 0]))
-        product = Estimate(known.sum(1) + whole.estimate.value, stderr)
-        return distance(squares.sum(1), product, v[:, rank].sum())
-    by_layer = layer_products(
-        whole,
-        a_sq=squares,
-        a_dot_basis=on_basis,
-        f_sq=f[:, rank + 1],
-        f_dot_basis=f[:, :rank],
-        f_dot_v=residual[:, rank + 1],
-        v_sq=residual_sq,
-        v_dot_basis=residual[:, :rank],
-        v_probes=sums.layer_probes,
-        gram=gram,
-        collisions=collisions,
+    model = ErrorModel(
+        product_variance=measured.products.stderr**2,
+        posterior=None if constrained is None else constrained.posterior,
+        rule=None if constrained is None else constrained.rule,
+        probe_stderr=np.nan_to_num(combined.probe_stderr),
+        probe_share=np.nan_to_num(combined.probe_share),
+        probe_directions=np.nan_to_num(directions),
     )
-    stderr = np.hypot(by_layer.stderr, np.sqrt(rounding))
-    product = Estimate(known + by_layer.value, stderr)
-    return distance(squares, product, v[:, rank])
+    found = quantities(sampled, to_target)
+    # The numerator is what is known minus <g, v'>, and |x - x*|^2 contains -2 <a, v'>.
+    by_product = np.stack([-found[q].by_product for q in QUANTITIES], 1)
+    by_displacement = np.stack([-found[q].by_distance * slope for q in QUANTITIES], 1)
+    is_left_out = to_target.stderr > DISTANCE_LIMIT * to_target.value
+    for i, name in enumerate(QUANTITIES):
+        if name in {"gamma", "rsi", "eb"}:
+            by_product[:, i][is_left_out] = 0
+            by_displacement[:, i][is_left_out] = 0
+    epochs = run.stored.epochs[measured.steps]
+    total = np.zeros_like(by_product)
+    for epoch in np.unique(epochs):
+        is_in = (epochs == epoch)[:, None, None]
+        total += covariance_with_sum(
+            model,
+            np.where(is_in, np.nan_to_num(by_product), 0),
+            np.where(is_in, np.nan_to_num(by_displacement), 0),
+        )
+    return np.moveaxis(total, 1, 0)

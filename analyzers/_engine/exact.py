@@ -6,7 +6,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.geometry import Estimate, Sampled, geometry
+from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    QUANTITIES,
+    USES_SUM,
+    Estimate,
+    Sampled,
+    geometry,
+)
 from analyzers._engine.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
@@ -61,4 +68,6 @@ def combine_exact(
         gradient_sq = gradient_sq.sum(1)
     zeros = np.zeros_like(products)
     sampled = Sampled(Estimate(products, zeros), gradient_sq, zeros)
-    return geometry(sampled, Estimate(np.sqrt(distance_sq), zeros))
+    result = geometry(sampled, Estimate(np.sqrt(distance_sq), zeros))
+    result |= {f"{q}{COVARIANCE}": 0 * result[q] for q in QUANTITIES}
+    return result | {USES_SUM: zeros}

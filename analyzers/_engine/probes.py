@@ -46,6 +46,23 @@ def read_probes(
     return gradients, run.windows["probes"].values[windows] + displacements
 
 
+def rounding_squares(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
+    """Return the expected sums of squared rounding errors of iterates' probes, (step,)."""
+    # `steps` must ascend. Probes of displacements are float16 numbers times a scale.
+    if run.spec.exact:
+        return np.zeros(len(steps))
+    rows = slice(int(steps[0]), int(steps[-1]) + 1)
+    chosen = steps - rows.start
+    units = run.stored.rows("displacement_probes", rows)[chosen]
+    scales = run.stored.rows("probe_scales", rows)[chosen, 1].astype(np.float64)
+    # The errors are even within half a unit in the last place.
+    with np.errstate(invalid="ignore"):
+        places = np.spacing(np.abs(units)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        result: FloatArray = scales**2 * (places**2).sum(1) / 12
+    return result
+
+
 def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
     """Return the rms ratio of error to standard error near each step, (step,)."""
     # The cosines of adjacent gradients are known exactly, so they reveal the true errors.

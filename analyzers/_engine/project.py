@@ -20,6 +20,7 @@ from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.energies import spread, uneven_weights, window_total
 from analyzers._engine.fit import Fit, fit_window, window_products
+from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
@@ -45,8 +46,8 @@ class ResidualSums(NamedTuple):
     energy: FloatArray  # |v_perp / w|^2, float64 (layer,)
     crowd: FloatArray  # see `sketch_variance`, float64 (step, layer)
     probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
-    # Probes of v_perp, float32 (layer, probe); empty without layers.
-    layer_probes: FloatArray
+    # Probes of v_perp, float32 (part, probe); empty for a single part.
+    part_probes: FloatArray
     # Product of v_perp with the sum of the window's gradients, and its variance, float64
     # (2, layer); NaN if the sum is not stored.
     window_sum: FloatArray
@@ -59,7 +60,7 @@ class Projected(NamedTuple):
     """Products of a window's gradients with the residual, over a range of fold rows."""
 
     fit: Fit
-    products: FloatArray  # <g, v_perp>, float64 (step, layer); (step, 1) without layers
+    products: FloatArray  # <g, v_perp>, float64 (step, part)
     sums: ResidualSums
 
 
@@ -70,7 +71,7 @@ def project(
     rows: slice,
     fits: Sequence[Mapping[int, Fit]],
     *,
-    layers: bool,
+    parts: Parts,
 ) -> dict[int, Projected]:
     """Estimate <g, v_perp> for `steps` over `rows` of the fold, window by window."""
     # If `fits` is empty, `rows` must be all rows: the windows are then fitted here, from
@@ -106,11 +107,11 @@ def project(
                 vectors.cut(inside),
                 rows,
                 fit,
-                layers=layers,
+                parts=parts,
                 out=matrix,
             )
             products = [
-                contract(run, rows, decode(run, part, buckets), matrix, layers=layers)
+                contract(run, rows, decode(run, part, buckets), matrix, parts=parts)
                 for part in slices(by_window[c], len(buckets))
             ]
             projected[c] = Projected(fit, np.concatenate(products), sums)
@@ -132,7 +133,7 @@ def write_residual(
     rows: slice,
     fit: Fit,
     *,
-    layers: bool,
+    parts: Parts,
     out: Float32Array,
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
@@ -143,8 +144,8 @@ def write_residual(
     flat[n:] = 0
     _subtract_fit(vectors, pieces, fit, out=flat)
     residual_probes = _probe_rows(run, rows, out)
-    layer_probes = _probe_layers(run, rows, out, layers=layers)
-    collisions = _collisions(run, vectors, out, layers=layers)
+    part_probes = _probe_parts(run, rows, out, parts=parts)
+    collisions = _collisions(run, vectors, out, parts=parts)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
     for layer, _, place in pieces:
         flat[place] *= inverse[layer]
@@ -153,7 +154,7 @@ def write_residual(
     crowd = energies @ _gradient_densities(run, window, steps).T + uneven
     energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    sums = energy, crowd.T, probes, layer_probes, window_sum
+    sums = energy, crowd.T, probes, part_probes, window_sum
     return ResidualSums(*sums, *collisions)
 
 
@@ -245,39 +246,39 @@ def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
     return probes.of_folded(folded)
 
 
-def _probe_layers(
-    run: Run, rows: slice, matrix: Float32Array, *, layers: bool
+def _probe_parts(
+    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts
 ) -> FloatArray:
-    """Return the probes of each layer, (layer, probe), or (0, probe) without layers."""
+    """Return the probes of each part, (part, probe), or (0, probe) for a single part."""
     probes = run.stored.probes
-    shape = (len(run.layout.names) if layers else 0, probes.count)
+    shape = (parts.count if parts.count > 1 else 0, probes.count)
     result = np.zeros(shape, np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
-    for layer, parts in _pieces_by_layer(run, rows).items() if layers else ():
+    by_part = _pieces_by_part(run, rows, parts) if parts.count > 1 else {}
+    for i, pieces in by_part.items():
         folded = np.zeros(probes.fold.width, np.float32)
-        for row, columns in parts:
+        for row, columns in pieces:
             signed = matrix[row, columns] * column_signs[row, columns]
             folded[columns] += row_signs[row] * signed
-        result[layer] = probes.of_folded(folded)
+        result[i] = probes.of_folded(folded)
     return result
 
 
 def _collisions(
-    run: Run, vectors: WindowVectors, residual: Float32Array, *, layers: bool
+    run: Run, vectors: WindowVectors, residual: Float32Array, *, parts: Parts
 ) -> Collisions:
     """Find elements that share probes, if the sketch and thus the network are small."""
     probes, layout = run.stored.probes, run.layout
     if not run.spec.is_packed:
         return no_collisions(probes.count)
     f = run.stored.folded(vectors.end - vectors.anchor)
-    n_layers = len(layout.names)
     return find_collisions(
         np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0),
         residual[0],
         probes.probe_of_bucket,
-        np.repeat(np.arange(n_layers), layout.sizes),
+        np.repeat(parts.of_layer, layout.sizes),
         n_probes=probes.count,
-        n_layers=n_layers if layers else 0,
+        n_layers=parts.count if parts.count > 1 else 0,
     )
 
 
@@ -308,40 +309,49 @@ def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
 
 
 def contract(
-    run: Run, rows: slice, decoded: Decoded, residual: Float32Array, *, layers: bool
+    run: Run, rows: slice, decoded: Decoded, residual: Float32Array, *, parts: Parts
 ) -> FloatArray:
-    """Estimate <g, v_perp> over `rows` of the fold, float64 (step, layer) or (step, 1)."""
+    """Estimate <g, v_perp> over `rows` of the fold, float64 (step, part)."""
     row_signs = decoded.row_signs[:, rows]
-    if not layers:
+    total = np.zeros((len(decoded.buckets), parts.count))
+    if not parts.are_layers:
         products = decoded.buckets @ residual.T
-        sums: FloatArray = (products * row_signs).sum(1, dtype=np.float64)
-        return sums[:, None]
-    total = np.zeros((len(decoded.buckets), len(run.layout.names)))
+        total[:, parts.largest] = (products * row_signs).sum(1, dtype=np.float64)
+        if parts.count == 1:
+            return total
     all_columns = slice(0, run.stored.sketch.fold.width)
-    for layer, pieces in _pieces_by_layer(run, rows).items():
+    for i, pieces in _pieces_by_part(run, rows, parts).items():
+        if i == parts.largest and not parts.are_layers:
+            continue
         whole_rows = [row for row, columns in pieces if columns == all_columns]
         if whole_rows:
             products = decoded.buckets @ residual[whole_rows].T
-            total[:, layer] += (products * row_signs[:, whole_rows]).sum(1)
+            total[:, i] += (products * row_signs[:, whole_rows]).sum(1)
         for row, columns in pieces:
             if row not in whole_rows:
                 part = decoded.buckets[:, columns] @ residual[row, columns]
-                total[:, layer] += part * row_signs[:, row]
+                total[:, i] += part * row_signs[:, row]
+    if not parts.are_layers:
+        # The largest part is the whole without the others.
+        others = np.delete(total, parts.largest, axis=1)
+        total[:, parts.largest] -= others.sum(1)
     return total
 
 
-def _pieces_by_layer(run: Run, rows: slice) -> dict[int, list[tuple[int, slice]]]:
-    """Cut `rows` of the fold at layer borders; return pieces (row, columns) by layer."""
+def _pieces_by_part(
+    run: Run, rows: slice, parts: Parts
+) -> dict[int, list[tuple[int, slice]]]:
+    """Cut `rows` of the fold at layer borders; return pieces (row, columns) by part."""
     layout, width = run.layout, run.stored.sketch.fold.width
     first, last = rows.start * width, rows.stop * width
     pieces: dict[int, list[tuple[int, slice]]] = {}
-    for layer, (offset, size) in enumerate(
-        zip(run.stored.folded_offsets, layout.sizes, strict=True)
+    for i, offset, size in zip(
+        parts.of_layer, run.stored.folded_offsets, layout.sizes, strict=True
     ):
         start, stop = max(int(offset), first), min(int(offset + size), last)
         while start < stop:
             row, column = divmod(start - first, width)
             end = min(stop - start + column, width)
-            pieces.setdefault(layer, []).append((row, slice(column, end)))
+            pieces.setdefault(int(i), []).append((row, slice(column, end)))
             start += end - column
     return pieces

@@ -20,11 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
-from analyzers._engine.arrays.geometry import QUANTITIES
+from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    FROM_DISTANCE,
+    QUANTITIES,
+    USES_SUM,
+)
 from analyzers._engine.combine import combine
 from analyzers._engine.exact import combine_exact, exact_sums
 from analyzers._engine.fit import fit, inner_products
+from analyzers._engine.measured_window import needed_windows
 from analyzers._engine.project import project
+from analyzers._engine.rules import parts_of
 from analyzers._engine.slices import slices
 from analyzers._engine.walk import window_steps
 from trajstore.format.arrays import KEYFRAME_EVERY
@@ -38,7 +45,9 @@ several workers finish at about the same time."""
 ROW_PART: Final = 1 << 24
 """Elements per task of the second pass: many, because each task decodes whole sketches."""
 
-NAMES: Final = [name for q in QUANTITIES for name in (q, f"{q}_stderr")]
+SUFFIXES: Final = ("", "_stderr", FROM_DISTANCE, COVARIANCE)
+
+NAMES: Final = [*(f"{q}{suffix}" for q in QUANTITIES for suffix in SUFFIXES), USES_SUM]
 """Names of the computed arrays, in the order of the first axis of results."""
 
 
@@ -73,21 +82,47 @@ def _sketch_tasks(
     row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))
     is_whole = len(row_parts) == 1
     fits: dict[int, Delayed] = {}
-    for steps in chunks:
+    parts = parts_of(run, layers=layers)
+    projected, covering = [], _covering(run, chunks)
+    for steps in covering:
         windows = window_steps(run, steps)
         groups = sorted({c // KEYFRAME_EVERY for c in windows if not is_whole})
         for group in groups:
             if group not in fits:
                 fits[group] = _fit_task(run, target, group)
         fitted = [fits[group] for group in groups]
-        parts = [
-            task(partial(project, run, target, steps, rows, layers=layers), fitted)
-            for rows in row_parts
-        ]
-        yield task(
-            partial(combine, run, steps, layers=layers, weight_decay=weight_decay),
-            parts,
+        projected.append(
+            [
+                task(partial(project, run, target, steps, rows, parts=parts), fitted)
+                for rows in row_parts
+            ]
         )
+    for steps in chunks:
+        # Windows are combined as a whole, and may overlap several chunks.
+        needed_steps = list(needed_windows(run, steps).values())
+        needed = [
+            i
+            for i, chunk in enumerate(covering)
+            if chunk.stop > needed_steps[0].start
+            and chunk.start < needed_steps[-1].stop
+        ]
+        near = [covering[i] for i in needed]
+        yield task(
+            partial(combine, run, steps, near, parts=parts, weight_decay=weight_decay),
+            [projected[i] for i in needed],
+        )
+
+
+def _covering(run: Run, chunks: Sequence[slice]) -> list[slice]:
+    """Extend consecutive chunks by the steps before and after them that they depend on."""
+    needed = [
+        part
+        for steps in (chunks[0], chunks[-1])
+        for part in needed_windows(run, steps).values()
+    ]
+    start, stop = min(s.start for s in needed), max(s.stop for s in needed)
+    whole = [slice(start, chunks[0].start), *chunks, slice(chunks[-1].stop, stop)]
+    return [steps for steps in whole if steps.start < steps.stop]
 
 
 def _fit_task(run: Run, target: Target, group: int) -> Delayed:

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.labels import describe, step_coordinates
+from analyzers._engine.rules import SGD
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import MOMENTUM, training_settings
 from trajstore.reading.accepts_path import accepts_path
@@ -22,6 +23,9 @@ RULES: Final[dict[str, tuple[Rule, float]]] = {
     "adam": ("adam", 0.9),
 }
 """Rule and momentum by the optimizer's name in the training settings of a run."""
+
+ADAM: Final = ("torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
+"""Classes of the optimizer Adam in the facts of a store, which lack its betas."""
 
 THRESHOLD_RTOL: Final = 0.1
 """Largest relative distance from the threshold that counts as near: our own criterion."""
@@ -125,10 +129,11 @@ def edge_of_stability(
         Adam, the logged scalar must be ``preconditioned_sharpness``.
     optimizer : {"sgd", "nesterov", "adam"}, optional
         Optimizer, as `stability_threshold` takes it. Default: from the training settings in
-        ``run.attrs``.
+        ``run.attrs`` or, without these, from the optimizer's class in the store.
     momentum : float, optional
-        Momentum, as `stability_threshold` takes it. Default: from the training settings; if
-        `optimizer` is given, 0.9 for Adam and 0 otherwise.
+        Momentum, as `stability_threshold` takes it. Default: from the training settings or,
+        without these, from the settings of the optimizer in the store, if they belong to
+        `optimizer`; otherwise 0.9 for Adam and 0 for others.
 
     Returns
     -------
@@ -198,18 +203,34 @@ def edge_of_stability(
 def _rule_and_momentum(
     run: Run, optimizer: Rule | None, momentum: float | None
 ) -> tuple[Rule, float]:
-    """Return the rule and momentum, as given or from the training settings."""
-    recorded = training_settings(run.attrs).get("optimizer")
-    if optimizer is None and recorded not in RULES:
+    """Return the rule and momentum, as given or as recorded."""
+    name = training_settings(run.attrs).get("optimizer")
+    recorded = RULES[str(name)] if name in RULES else _from_facts(run)
+    if optimizer is None and recorded is None:
         raise ValueError(
             f"{run.location} does not say by which optimizer it was trained; give "
             "`optimizer` ('sgd', 'nesterov' or 'adam') and `momentum`."
         )
-    if optimizer is None:
-        rule, beta = RULES[str(recorded)]
-    else:
-        rule, beta = optimizer, 0.9 if optimizer == "adam" else 0.0
+    rule: Rule = optimizer or recorded[0]  # type: ignore[index]
+    beta = 0.9 if rule == "adam" else 0.0
+    # Nesterov's method has the momentum of SGD.
+    if recorded is not None and (rule == "adam") == (recorded[0] == "adam"):
+        beta = recorded[1]
     return rule, beta if momentum is None else momentum
+
+
+def _from_facts(run: Run) -> tuple[Rule, float] | None:
+    """Return the rule and momentum that the store names, if all groups share them."""
+    found: set[tuple[Rule, float]] = set()
+    for group in run.stored.document.optimizer:
+        if group.optimizer in ADAM:
+            found.add(("adam", 0.9))
+        for _, settings in group.settings if group.optimizer == SGD else ():
+            rule: Rule = "nesterov" if settings.get("nesterov") else "sgd"
+            found.add((rule, settings.get("momentum", 0.0)))
+        if group.optimizer not in {SGD, *ADAM}:
+            return None
+    return found.pop() if len(found) == 1 else None
 
 
 def _summary(ratio: xr.DataArray) -> dict[str, float]:

@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyzers._engine.anchor_norms import anchor_norms
 from analyzers._engine.arrays.probed import cosine
 from analyzers._engine.labels import step_coordinates
 from analyzers._engine.tables import tables
+from analyzers.curvature.anchor_norms import anchor_norms
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import MOMENTUM, UPDATE, training_settings
 from trajstore.format.rows import decode_probes

@@ -13,7 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 from dask.delayed import Delayed
 
+from analyzers._engine.arrays.geometry import COVARIANCE, FROM_DISTANCE, USES_SUM
 from analyzers._engine.labels import describe, layer_names, step_coordinates
+from analyzers._engine.rules import has_rule
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
@@ -32,7 +34,7 @@ again the anchors since the last keyframe before it."""
 RESULT_VALUES: Final = 1 << 20
 """Largest number of steps times layers in a chunk of the result."""
 
-ESTIMATOR: Final = 2
+ESTIMATOR: Final = 3
 """Version of the estimator, incremented when results change."""
 
 SOURCE: Final = (
@@ -49,6 +51,24 @@ DESCRIPTIONS: Final = {
     "distance": ("distance to x*", "|x - x*|"),
 }
 """Long names and definitions of the quantities."""
+
+ERROR_NAMES: Final = {
+    FROM_DISTANCE: "error of {} if the distance is one standard error too long",
+    COVARIANCE: "covariance of the error of {} with the sum of the errors in the window's "
+    "part of the epoch",
+}
+"""Long names of the variables that describe errors, by suffix."""
+
+
+LABELS: Final = (
+    DESCRIPTIONS
+    | {
+        f"{quantity}{suffix}": long_name.format(quantity)
+        for quantity in DESCRIPTIONS
+        for suffix, long_name in ERROR_NAMES.items()
+    }
+    | {USES_SUM: "1 where the displacement of the window sharpens the estimates"}
+)
 
 
 class GeometryPlan(NamedTuple):
@@ -105,6 +125,11 @@ def path_geometry(
         the dimension ``layer`` if requested. The variables ``gamma``, ``rsi``, ``eb``,
         ``lolr`` and ``distance`` are float64, each with its standard error in a variable
         ending in ``_stderr``. All units are 1: loss and parameters count as dimensionless.
+        Two more variables for each quantity serve means and derived quantities: its error if
+        the distance is one standard error too long, ending in ``_from_distance``, and the
+        covariance of its error with the sum of the errors in the same window and epoch,
+        ending in ``_covariance``. ``uses_window_sum`` is 1 where the known displacement of
+        the window has sharpened the estimates, and 0 elsewhere.
         Values are NaN where the gradient or the parameters are not finite, and where a norm
         is 0.
 
@@ -128,6 +153,15 @@ def path_geometry(
     `trajstore.sketch.sketch` states its variance. The distance is computed from fixed random
     probes; its error is small, but shared by neighbouring steps. Standard errors are first
     order in the errors of the product and of the distance.
+
+    If `torch.optim.SGD` trained the run, with or without momentum, dampening, Nesterov's
+    method, weight decay and ``maximize``, the gradients of a window add up to its known
+    displacement. The products of all gradients in the window are corrected accordingly, and
+    their running sum improves the distance. Errors of steps of a window then depend on each
+    other: their mean is more precise than independent errors would make it. This is not done
+    where recorded products of the updates show that the rule does not hold, for example
+    because a step was skipped, gradients were changed after they were recorded, or parameters
+    were changed by hand; nor in windows with lost steps, nor for a run with ``basis=0``.
 
     With w the weights of the sketch and v the residual, the error of gamma for a single
     layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``;
@@ -190,12 +224,14 @@ def plan_geometry(
         "reference": target.label,
         "reference_note": target.note,
         "status": run.status,
+        "n_steps": run.n_steps,
+        "window_sums": _window_sums(run),
         "direction": direction,
         "computed_from": computed_from(run, target, direction, layers=layers),
         "source": SOURCE,
     }
     variables = {name: (dims, values[i]) for i, name in enumerate(NAMES)}
-    dataset = describe(xr.Dataset(variables, coordinates, attributes), DESCRIPTIONS)
+    dataset = describe(xr.Dataset(variables, coordinates, attributes), LABELS)
     compute = partial(
         compute_steps, run, target, layers=layers, weight_decay=weight_decay
     )
@@ -213,6 +249,17 @@ def compute_steps(
         scheduler="synchronous"
     )
     return values
+
+
+def _window_sums(run: Run) -> str:
+    """Say whether the known displacements of windows can sharpen the estimates."""
+    if has_rule(run):
+        return "used where the updates are those of SGD, as `uses_window_sum` says"
+    if run.group.is_measurement:
+        return "not used: the updates are not made of the gradients of a measurement"
+    if run.spec.exact:
+        return "not needed: the run was recorded exactly"
+    return "not used: the store does not say that SGD trained the run, or has no basis"
 
 
 def analysis_target(run: Run, reference: TargetLike) -> Target:

@@ -8,6 +8,7 @@ follow from the definitions of RSI and EB.
 
 import xarray as xr
 
+from analyzers._engine.arrays.geometry import FROM_DISTANCE
 from analyzers._engine.labels import describe
 
 
@@ -41,7 +42,8 @@ def step_contraction(geometry: xr.Dataset, *, lr: float | xr.DataArray) -> xr.Da
     """
     rsi, eb = geometry["rsi"], geometry["eb"]
     from_gradient = 2 * lr * _own_error_of_rsi(geometry)
-    from_distance = (4 * lr * rsi - 2 * lr**2 * eb**2) * _error_of_distance(geometry)
+    from_rsi, from_eb = (_from_distance(geometry, name) for name in ("rsi", "eb"))
+    from_distance = 2 * lr**2 * eb * from_eb - 2 * lr * from_rsi
     return _with_stderr(
         "ratio",
         1 - 2 * lr * rsi + lr**2 * eb**2,
@@ -71,7 +73,7 @@ def locally_optimal_lr(geometry: xr.Dataset) -> xr.Dataset:
     return _with_stderr(
         "lolr",
         (rsi / eb**2).where(rsi > 0),
-        (_own_error_of_rsi(geometry) / eb**2).where(rsi > 0),
+        _error_of_lolr(geometry).where(rsi > 0),
         long_name="locally optimal learning rate",
     )
 
@@ -169,15 +171,26 @@ def linear_rate(geometry: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _error_of_distance(geometry: xr.Dataset) -> xr.DataArray:
-    """Return the relative error of the distance, the only error in EB."""
-    return geometry["eb_stderr"] / geometry["eb"]
+def _from_distance(geometry: xr.Dataset, name: str) -> xr.DataArray:
+    """Return the error of RSI or EB if the distance is one standard error too long."""
+    if f"{name}{FROM_DISTANCE}" in geometry:
+        return geometry[f"{name}{FROM_DISTANCE}"]
+    # Without weight decay, RSI is the product divided by the squared distance.
+    power = {"rsi": 2, "eb": 1}[name]
+    return -power * geometry[name] * geometry["eb_stderr"] / geometry["eb"]
 
 
 def _own_error_of_rsi(geometry: xr.Dataset) -> xr.DataArray:
     """Return the part of the standard error of RSI that is not due to the distance."""
-    shared = 2 * geometry["rsi"] * _error_of_distance(geometry)
+    shared = _from_distance(geometry, "rsi")
     return (geometry["rsi_stderr"] ** 2 - shared**2).clip(min=0) ** 0.5
+
+
+def _error_of_lolr(geometry: xr.Dataset) -> xr.DataArray:
+    """Return the standard error of RSI / EB^2, in which the distance cancels."""
+    if "lolr_stderr" in geometry:
+        return geometry["lolr_stderr"]
+    return _own_error_of_rsi(geometry) / geometry["eb"] ** 2
 
 
 def _with_stderr(

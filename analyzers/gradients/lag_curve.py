@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from analyzers._engine.arrays.probed import cosine, scaled
+from analyzers._engine.arrays.probed import cosine, cosine_errors, scaled
 from analyzers._engine.labels import describe
 from analyzers._engine.probes import error_ratios, read_probes
 from trajstore.reading.accepts_path import accepts_path
@@ -59,9 +60,9 @@ def lag_curve(
     -----
     Cosines are computed from the probes of gradients, as in `analyzers.lagged_gradients`,
     but without a target. The signs of the probes are the same in the whole run, so the errors
-    of different pairs may agree. The standard error of the mean is therefore the mean of the
-    standard errors of the pairs, which is an upper bound. A run recorded with ``exact=True``
-    has standard errors of 0.
+    of different pairs agree as far as their gradients do. The standard error of the mean takes
+    this into account: it adds up the errors of the pairs probe by probe (the infinitesimal
+    jackknife). A run recorded with ``exact=True`` has standard errors of 0.
     """
     lag = np.array(lags, np.int64)
     if n_pairs < 1 or len(lag) == 0 or (lag < 1).any():
@@ -74,25 +75,26 @@ def lag_curve(
             f"{run.location} holds {run.n_steps} steps; a pair of gradients needs two."
         )
     bases = np.unique(np.linspace(0, run.n_steps - 2, n_pairs).astype(np.int64))
-    values = np.full((2, len(bases), len(lag)), np.nan)
+    values = np.full((len(bases), len(lag)), np.nan)
+    error: npt.NDArray[np.float64] | float = 0.0
     for i, base in enumerate(bases):
         exists = base + lag < run.n_steps
         needed, position = np.unique(
             np.append(base + lag[exists], base), return_inverse=True
         )
         gradients, _ = read_probes(run, needed)
-        cosines = cosine(gradients[position[:-1]], gradients[position[-1]])
-        values[:, i, exists] = scaled(cosines, error_ratios(run, bases[i : i + 1]))
-    if run.spec.exact:
-        values[1] = np.where(np.isnan(values[0]), np.nan, 0.0)
-    pairs = xr.Dataset(
-        {
-            "cosine": (("pair", "lag"), values[0]),
-            "cosine_stderr": (("pair", "lag"), values[1]),
-        },
-        {"lag": lag},
-    )
-    curve = pairs.mean("pair")
-    curve["spread"] = pairs["cosine"].std("pair")
-    curve["n_pairs"] = pairs["cosine"].notnull().sum("pair")
+        first, second = gradients[position[:-1]], gradients[position[-1]]
+        cosines = scaled(cosine(first, second), error_ratios(run, bases[i : i + 1]))
+        values[i, exists] = cosines.value
+        if not run.spec.exact and exists.any():
+            errors = np.zeros((len(lag), gradients.shape[-1]))
+            errors[exists] = cosine_errors(first, second, cosines.stderr)
+            error = error + np.nan_to_num(errors)
+    pairs = xr.DataArray(values, {"lag": lag}, ("pair", "lag"))
+    n = pairs.notnull().sum("pair")
+    curve = xr.Dataset({"cosine": pairs.mean("pair")})
+    total = np.linalg.norm(np.broadcast_to(error, (len(lag), run.spec.probes)), axis=1)
+    curve["cosine_stderr"] = xr.DataArray(total, dims="lag") / n.where(n > 0)
+    curve["spread"] = pairs.std("pair")
+    curve["n_pairs"] = n
     return describe(curve, LONG_NAMES).assign_attrs(run=run.location)

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.probed import cosine, length, scaled
 from analyzers._engine.labels import describe, step_coordinates
-from analyzers._engine.probes import error_ratios, read_probes
+from analyzers._engine.probes import error_ratios, read_probes, rounding_squares
 from analyzers._engine.slices import slices
+from analyzers._engine.tables import read_tables
 from analyzers._engine.tasks import task
 from analyzers.geometry.path_geometry import SOURCE, analysis_target, path_geometry
 from trajstore.format.arrays import STEP
@@ -91,13 +93,16 @@ def lagged_gradients(
     -----
     All variables are computed from the fixed probes of gradients and iterates, with n numbers
     per vector. A cosine c has a standard error of about :math:`(1 - c^2) / \sqrt{n}`, and a
-    distance has a relative standard error of about :math:`1 / \sqrt{2 n}`. Errors are
+    distance has a relative standard error of about :math:`1 / \sqrt{2 n}`; the stored probes
+    of iterates are rounded to float16, which adds to it for short distances. The distance of
+    two neighbouring steps is the recorded length of the update. Errors are
     smaller where few elements hold most of a vector; by how much depends on which of these
     elements share a probe. Standard errors of cosines are therefore scaled by the observed
     errors of 64 adjacent gradients nearby, whose cosines are known exactly. This is not
     possible for measurements. The signs of the probes are the same in the whole run, so the
-    errors of different pairs are *not* independent, and a mean over many pairs is hardly
-    more accurate than a single pair. A run recorded with ``exact=True`` has standard errors
+    errors of different pairs agree as far as their gradients do. Most gradients are nearly
+    orthogonal: the error of a mean over n pairs then falls nearly like :math:`1 / \sqrt{n}`,
+    as `lag_curve` states it. A run recorded with ``exact=True`` has standard errors
     of 0.
 
     The published code [1]_ measures the same quantities, in the second of its two training
@@ -188,9 +193,31 @@ def compare(
     estimates = [
         scaled(cosine(gradients[first], gradients[second]), ratios),
         scaled(cosine(orthogonal[first], orthogonal[second]), ratios),
-        length(iterates[first] - iterates[second]),
+        _distances(run, needed, iterates, first, second),
     ]
     result = np.array([part for estimate in estimates for part in estimate])
     if run.spec.exact:
         result[1::2] = 0
     return np.where(exists, result, np.nan)
+
+
+def _distances(
+    run: Run,
+    steps: npt.NDArray[np.int64],
+    iterates: FloatArray,
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+) -> Estimate:
+    """Return the distances of pairs of `steps`, given by their indices, (base, lag)."""
+    rounding = rounding_squares(run, steps)
+    difference = iterates[first] - iterates[second]
+    value, stderr = length(difference, rounding[first] + rounding[second])
+    if run.group.is_measurement or run.spec.exact:
+        return Estimate(value, stderr)
+    rows = slice(int(steps[0]), int(steps[-1]) + 1)
+    update_sq = read_tables(run, rows)["update_sq"].sum(1)[steps - rows.start]
+    is_next = steps[second] - steps[first] == 1
+    return Estimate(
+        np.where(is_next, np.sqrt(update_sq[first]), value),
+        np.where(is_next, 0.0, stderr),
+    )

@@ -44,6 +44,7 @@ class Product(NamedTuple):
     f_on_basis: FloatArray  # coefficients of f on the basis, (basis,)
     advance: FloatArray  # coefficient of a along f, after removing the basis, (step,)
     aside: FloatArray  # norm of the rest of a, (step,)
+    share: FloatArray  # of `aside` in the norm of a without the basis, (step,)
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
     probes: FloatArray  # probes of a, (step, probe)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
@@ -93,6 +94,7 @@ def displacement_product(
         f_on_basis,
         advance,
         aside,
+        _ratio(aside, np.sqrt(a_rest.sq)),
         aside_probes,
         a.probes,
         cosine,
@@ -123,6 +125,8 @@ def layer_products(
     a_rest = _layer_rest_sq(a_sq, a_dot_basis, gram, whole.a_on_basis[:, None])
     f_rest = _layer_rest_sq(f_sq, f_dot_basis, gram, whole.f_on_basis)
     aside = np.sqrt(np.abs(a_rest - whole.advance[:, None] ** 2 * f_rest))
+    # The layer need not advance along f like the whole, so the difference may vanish by chance.
+    aside = np.maximum(aside, whole.share[:, None] * np.sqrt(a_rest))
     length = np.sqrt(v_sq)
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]

@@ -11,6 +11,19 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
 
+DISTANCE_LIMIT: Final = 0.3
+"""Relative error of the distance above which first-order errors of its inverse mislead."""
+
+USES_SUM: Final = "uses_window_sum"
+"""Name of the mark of steps whose estimates meet the known displacement of their window."""
+
+FROM_DISTANCE: Final = "_from_distance"
+"""Suffix of the error of a quantity if the distance is one standard error too long."""
+
+COVARIANCE: Final = "_covariance"
+"""Suffix of the covariance of a step's error with the sum of the errors of all steps in the
+same epoch."""
+
 
 class Estimate(NamedTuple):
     """A value and its standard error, of the same shape."""
@@ -29,34 +42,58 @@ class Sampled(NamedTuple):
     slope: FloatArray  # derivative of <d, x - x*> by |x - x*|
 
 
-def geometry(sampled: Sampled, to_target: Estimate) -> dict[str, FloatArray]:
-    """Return `QUANTITIES` and their standard errors by name; all shapes agree."""
-    # `analyzers.path_geometry` defines the quantities; `to_target` is |x - x*|. Standard
-    # errors are first order. Values are NaN where a norm is 0 or not finite.
+class Quantity(NamedTuple):
+    """A quantity of the geometry, with its derivatives."""
+
+    value: FloatArray
+    by_product: FloatArray  # derivative by the numerator
+    by_distance: FloatArray  # derivative by the distance, including the numerator's
+
+
+def quantities(sampled: Sampled, to_target: Estimate) -> dict[str, Quantity]:
+    """Return `QUANTITIES` by name; all shapes agree."""
+    # `analyzers.path_geometry` defines the quantities; `to_target` is |x - x*|. Values are
+    # NaN where a norm is 0 or not finite, and the derivatives are 0 there.
     with np.errstate(divide="ignore", invalid="ignore"):
-        numerator, slope = sampled.numerator, sampled.slope
-        product, length = numerator.value, to_target.value
-        norm = np.sqrt(sampled.squares)
-        gamma, rsi = product / (norm * length), product / length**2
-        eb, lolr = norm / length, product / norm**2
-        error, length_error = numerator.stderr, to_target.stderr
-        gamma_slope = (slope / norm - gamma) / length
-        rsi_slope = (slope / length - 2 * rsi) / length
-        estimates = {
-            "gamma": (
-                gamma,
-                np.hypot(error / (norm * length), gamma_slope * length_error),
-            ),
-            "rsi": (rsi, np.hypot(error / length**2, rsi_slope * length_error)),
-            "eb": (eb, eb / length * length_error),
-            "lolr": (lolr, np.hypot(error, slope * length_error) / norm**2),
-            "distance": to_target,
+        product, slope = sampled.numerator.value, sampled.slope
+        length, norm = to_target.value, np.sqrt(sampled.squares)
+        gamma, rsi, eb = product / (norm * length), product / length**2, norm / length
+        zeros = np.zeros_like(eb)
+        found = {
+            "gamma": (gamma, 1 / (norm * length), (slope / norm - gamma) / length),
+            "rsi": (rsi, 1 / length**2, (slope / length - 2 * rsi) / length),
+            "eb": (eb, zeros, -eb / length),
+            "lolr": (product / norm**2, 1 / norm**2, slope / norm**2),
+            "distance": (length, zeros, np.ones_like(length)),
         }
     results = {}
-    for name, (value, stderr) in estimates.items():
+    for name, (value, *derivatives) in found.items():
         is_known = np.isfinite(value)
-        results[name] = np.where(is_known, value, np.nan)
+        results[name] = Quantity(
+            np.where(is_known, value, np.nan),
+            *(np.where(is_known, slope, 0.0) for slope in derivatives),
+        )
+    return results
+
+
+def geometry(
+    sampled: Sampled, to_target: Estimate, covariance: FloatArray | float = 0.0
+) -> dict[str, FloatArray]:
+    """Return `QUANTITIES`, their standard errors and the distance's part in these."""
+    # `covariance` is the covariance of the errors of the numerator and of the distance.
+    # Standard errors are first order.
+    results = {}
+    error, length_error = sampled.numerator.stderr, to_target.stderr
+    for name, q in quantities(sampled, to_target).items():
+        from_distance = q.by_distance * length_error
+        with np.errstate(invalid="ignore"):
+            mixed = 2 * q.by_product * q.by_distance * covariance
+            variance = (q.by_product * error) ** 2 + from_distance**2 + mixed
+        is_known = np.isfinite(q.value)
+        results[name] = q.value
+        stderr = np.sqrt(np.maximum(variance, 0))
         results[f"{name}_stderr"] = np.where(is_known, stderr, np.nan)
+        results[f"{name}{FROM_DISTANCE}"] = np.where(is_known, from_distance, np.nan)
     return results
 
 
@@ -65,14 +102,17 @@ def decayed(
     to_target: Estimate,
     *,
     param_sq: FloatArray,
-    target_sq: FloatArray,
     grad_dot_param: FloatArray,
+    known_radial: FloatArray,
     weight_decay: float,
 ) -> Sampled:
     """Return the directions ``g + weight_decay * x``; all shapes agree."""
-    # <x, x - x*> = (|x|^2 - |x*|^2 + |x - x*|^2) / 2.
+    # With the anchor r, a = x - r and v = x* - r:
+    # <x, x - x*> = <a, r> - <r, v> + (|a|^2 - |v|^2 + |x - x*|^2) / 2.
+    # `known_radial` is the right-hand side without |x - x*|^2 / 2. Unlike |x|^2 - |x*|^2, its
+    # terms are small near the target.
     length = to_target.value
-    radial = weight_decay * (param_sq - target_sq + length**2) / 2
+    radial = weight_decay * (known_radial + length**2 / 2)
     squares = (
         gradient.squares
         + 2 * weight_decay * grad_dot_param

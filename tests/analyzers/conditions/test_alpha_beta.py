@@ -48,15 +48,18 @@ def test_products_are_lazy(known: KnownRun):
 
 
 def test_errors_of_products_do_not_depend_on_the_distance(tmp_path: Path):
-    """Errors of products come from the signs; the distance comes from the probes."""
+    """Errors of products come from the signs; the distance comes from the probes.
+
+    The probes only tell how far the ends of windows are from their anchors.
+    """
     few, more = (
         train(tmp_path / f"{n}.zarr", exact=False, sketch_bits=512, probes=n)
         for n in (8, 1024)
     )
-    assert_same = np.testing.assert_allclose
     a, b = few.compared(), more.compared()
-    assert_same(a["product"], b["product"], rtol=1e-6, atol=1e-9)
-    assert_same(a["product_stderr"], b["product_stderr"], rtol=1e-6, atol=1e-9)
+    stderr = a["product_stderr"] + 1e-9
+    assert (abs(a["product"] - b["product"]) <= 0.5 * stderr).all()
+    assert (abs(stderr - b["product_stderr"]) <= 0.5 * stderr + 1e-8).all()
     z = (a["product"] - few.product) / a["product_stderr"].where(a["product"] != 0)
     assert 0 < float(abs(z[:-2]).max()) < 5
 

@@ -78,10 +78,21 @@ def test_unknown_momentum_and_optimizer_are_refused():
 SHARPNESS = [5.0, 15.0, 21.0, 17.0, 19.0, 23.0]
 
 
-def record(path: Path, *, log: str = "sharpness", **attrs: Any) -> None:
+class Own(torch.optim.SGD):  # type: ignore[misc, name-defined]
+    """An optimizer that the analysis does not know."""
+
+
+def record(
+    path: Path,
+    *,
+    log: str = "sharpness",
+    kind: Any = torch.optim.SGD,
+    momentum: float = 0.0,
+    **attrs: Any,
+) -> None:
     """Record the sharpness at every other step, with the learning rate 0.1, later 0.2."""
     model = torch.nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = kind(model.parameters(), lr=0.1, momentum=momentum)
     with Recorder(path, model, optimizer, steps_per_epoch=4, attrs=attrs) as recorder:
         for step in range(12):
             optimizer.param_groups[0]["lr"] = 0.1 if step < 10 else 0.2
@@ -113,6 +124,7 @@ def test_ratios_belong_to_the_evaluated_steps(tmp_path: Path):
     ("attrs", "options", "factor", "log"),
     [
         ({"optimizer": "momentum"}, {}, 3.8, "sharpness"),
+        ({"optimizer": "momentum"}, {"optimizer": "sgd"}, 3.8, "sharpness"),
         ({"optimizer": "adam"}, {}, 38.0, "preconditioned_sharpness"),
         ({"optimizer": "adam"}, {"momentum": 0.5}, 6.0, "preconditioned_sharpness"),
         ({"optimizer": "adam"}, {"optimizer": "sgd"}, 2.0, "sharpness"),
@@ -132,6 +144,16 @@ def test_the_threshold_matches_the_optimizer(
     assert found.attrs["recorded_as"] == log
 
 
+def test_the_store_knows_the_momentum_of_its_optimizer(tmp_path: Path):
+    record(tmp_path / "run.zarr", momentum=0.5)
+    run = open_run(tmp_path / "run.zarr")
+    for found in (
+        analyzers.edge_of_stability(run),
+        analyzers.edge_of_stability(run, optimizer="sgd"),
+    ):
+        np.testing.assert_allclose(found.threshold[0], 3.0 / 0.1, rtol=1e-6)
+
+
 def test_a_threshold_that_is_never_reached_has_no_summary(tmp_path: Path):
     record(tmp_path / "run.zarr", log="preconditioned_sharpness")
     found = analyzers.edge_of_stability(
@@ -147,7 +169,7 @@ def test_errors_say_what_to_do(tmp_path: Path, example_run: Path):
         analyzers.edge_of_stability(open_run(example_run), optimizer="sgd")
     with pytest.raises(KeyError, match=r"recorder.log\(preconditioned_sharpness"):
         analyzers.edge_of_stability(open_run(example_run), optimizer="adam")
-    record(tmp_path / "run.zarr")
+    record(tmp_path / "run.zarr", kind=Own)
     with pytest.raises(ValueError, match="by which optimizer it was trained; give"):
         analyzers.edge_of_stability(open_run(tmp_path / "run.zarr"))
 

@@ -28,7 +28,10 @@ def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:
         own = rng.uniform(0.1, 1, shape) if name in {"gamma", "rsi", "lolr"} else 0
         attributes = {"long_name": name, "units": "1"}
         variables[name] = (dims, value, attributes)
-        variables[f"{name}_stderr"] = (dims, np.hypot(own, power * value * relative))
+        shared = power * value * relative
+        variables[f"{name}_stderr"] = (dims, np.hypot(own, shared))
+        variables[f"{name}_from_distance"] = (dims, shared)
+        variables[f"{name}_covariance"] = (dims, rng.uniform(0, 1, shape))
     coordinates: dict[str, Any] = {"epoch": ("step", EPOCHS)}
     if layers:
         coordinates["layer"] = ["a", "b", "c"]
@@ -36,15 +39,14 @@ def synthetic(*, layers: bool = False, seed: int = 0) -> xr.Dataset:
 
 
 def slow_stderr(geometry: xr.Dataset, name: str, steps: list[int]) -> float:
-    """Evaluate the formula in the docstring of `epoch_means`, one step at a time."""
+    """Evaluate the formula for parts of epochs in the docstring of `epoch_means`."""
     own_variance, shared, n = 0.0, 0.0, 0
     for k in steps:
         step = geometry.isel(step=k)
         value, stderr = float(step[name]), float(step[f"{name}_stderr"])
         if np.isnan(value):
             continue
-        relative = float(step.distance_stderr) / float(step.distance)
-        from_distance = POWER[name] * value * relative
+        from_distance = float(step[f"{name}_from_distance"])
         own_variance += max(stderr**2 - from_distance**2, 0)
         shared += from_distance
         n += 1
@@ -95,7 +97,7 @@ def test_standard_error_of_a_layer_depends_on_that_layer_only(name: str):
 
 def test_independent_errors_fall_with_the_root_of_the_number_of_steps():
     geometry = synthetic()
-    geometry["distance_stderr"][:] = 0
+    geometry["gamma_from_distance"][:] = 0
     geometry["gamma_stderr"][:] = 0.2
     means = analyzers.epoch_means(geometry)
     np.testing.assert_allclose(means.gamma_stderr, 0.2 / np.sqrt([3, 4, 1]), rtol=1e-12)
@@ -105,6 +107,7 @@ def test_shared_errors_do_not_fall():
     geometry = synthetic()
     geometry["distance"][:] = 2
     geometry["distance_stderr"][:] = 0.1
+    geometry["distance_from_distance"][:] = 0.1
     means = analyzers.epoch_means(geometry)
     np.testing.assert_allclose(means.distance_stderr, 0.1, rtol=1e-12)
 
@@ -120,12 +123,58 @@ def test_mean_of_one_step_has_the_error_of_the_step():
         )
 
 
+def whole_run(**options: Any) -> xr.Dataset:
+    """Return `synthetic` as if these were all steps of a run."""
+    geometry = synthetic(**options).assign_coords(step=np.arange(len(EPOCHS)))
+    return geometry.assign_attrs(n_steps=len(EPOCHS))
+
+
+@pytest.mark.parametrize("name", POWER)
+def test_covariances_of_whole_epochs_add_up(name: str):
+    geometry = whole_run()
+    means = analyzers.epoch_means(geometry)
+    for epoch in (0, 2, 5):
+        own = geometry[f"{name}_covariance"].values[np.array(EPOCHS) == epoch]
+        expected = np.sqrt(own.sum()) / len(own)
+        found = means[f"{name}_stderr"].sel(epoch=epoch)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_covariances_do_not_describe_parts_of_epochs():
+    """The first epoch is cut by the selection; the second one is whole."""
+    geometry = whole_run()
+    apart = analyzers.epoch_means(synthetic().isel(step=slice(1, None)))
+    means = analyzers.epoch_means(geometry.isel(step=slice(1, None)))
+    together = analyzers.epoch_means(geometry)
+    for name in POWER:
+        stderr = means[f"{name}_stderr"]
+        assert float(stderr[0]) == float(apart[f"{name}_stderr"][0])
+        assert float(stderr[1]) == float(together[f"{name}_stderr"][1])
+
+
+def test_steps_with_an_imprecise_distance_are_left_out_and_counted():
+    """Where the distance has an error of 40 %, 1 / distance is far from first order."""
+    geometry = synthetic()
+    geometry["distance_stderr"][1] = 0.4 * geometry["distance"][1]
+    means = analyzers.epoch_means(geometry)
+    assert means.n_imprecise.values.tolist() == [1, 0, 0]
+    assert means.n_missing.values.tolist() == [0, 0, 0]
+    for name in ("gamma", "rsi", "eb"):
+        np.testing.assert_allclose(
+            means[name][0], geometry[name][[0, 2]].mean(), rtol=1e-14
+        )
+    for name in ("lolr", "distance"):
+        np.testing.assert_allclose(
+            means[name][0], geometry[name][:3].mean(), rtol=1e-14
+        )
+
+
 def test_steps_without_a_value_are_counted_and_left_out():
     geometry = synthetic()
     bad = [1, 3, 4, 7]
     for name in ("gamma", "rsi", "eb", "lolr"):
-        geometry[name][bad] = np.nan
-        geometry[f"{name}_stderr"][bad] = np.nan
+        for suffix in ("", "_stderr", "_from_distance", "_covariance"):
+            geometry[f"{name}{suffix}"][bad] = np.nan
     means = analyzers.epoch_means(geometry)
     assert means.n_missing.values.tolist() == [1, 2, 1]
     assert means.n_steps.values.tolist() == [2, 2, 0]
@@ -173,7 +222,7 @@ def test_attributes_carry_over():
 def test_dataset_without_the_quantities_is_refused():
     with pytest.raises(
         KeyError,
-        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', 'rsi'.*result of analyzers\.path_geometry",
+        match=r"No variables \['gamma', 'eb'\].*has \['gamma_stderr', .*result of analyzers\.path_geometry",
     ):
         analyzers.epoch_means(synthetic().drop_vars(["gamma", "eb"]))
 
@@ -195,7 +244,8 @@ def test_means_of_a_run_are_those_of_its_groups(example_run: Path, layers: bool)
         xr.testing.assert_allclose(
             means[name], geometry[name].groupby("epoch").mean("step")
         )
-    # Averaging reduces errors at most as much as it would reduce independent errors.
+    # The sums of windows are known, so errors of steps nearly cancel in means.
     independent = (geometry.gamma_stderr**2).groupby("epoch").sum("step") ** 0.5 / 12
-    assert (means.gamma_stderr > 0.3 * independent).all()
-    assert (means.gamma_stderr < 12**0.5 * independent).all()
+    assert (means.gamma_stderr > 0).all()
+    if not layers:
+        assert (means.gamma_stderr < independent)[1:].all()

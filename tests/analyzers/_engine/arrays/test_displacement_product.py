@@ -207,6 +207,9 @@ def test_layers_are_drawn_towards_the_cosine_of_the_whole():
         f_sq = f[part] @ f[part]
         a_rest_sq = (a_rest[:-1, part] ** 2).sum(1)
         own_aside = np.sqrt(abs(a_rest_sq - whole.advance[:-1] ** 2 * f_sq))
+        # The length of the rest of a layer is at least the share that the whole has left.
+        share = np.linalg.norm(aside, axis=1) / np.linalg.norm(a_rest, axis=1)
+        own_aside = np.maximum(own_aside, share[:-1] * np.sqrt(a_rest_sq))
         along = whole.advance[:-1] * (path.f[part] @ path.v[part])
         own = aside[:-1, part] @ path.v[part]
         expected = whole.cosine[:-1] * own_aside * length

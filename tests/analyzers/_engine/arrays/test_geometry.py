@@ -192,7 +192,7 @@ def with_decay(distance: float, stderr: float, *, g: float, decay: float) -> Any
         Sampled(estimate(0.7 * g, 0.0), g**2 * one, 0 * one),
         to_target,
         param_sq=9 * one,
-        target_sq=4 * one,
+        known_radial=2.5 * one,
         grad_dot_param=3 * g * one,
         weight_decay=decay,
     )
@@ -218,7 +218,7 @@ def test_the_cosine_of_pure_weight_decay_is_known():
         Sampled(estimate(0.0, 0.0), nothing, nothing),
         to_target,
         param_sq=np.array([9.0]),
-        target_sq=nothing,
+        known_radial=np.array([4.5]),
         grad_dot_param=nothing,
         weight_decay=0.1,
     )

@@ -1,4 +1,4 @@
-"""Test ``analyzers._engine.anchor_norms``."""
+"""Test ``analyzers.curvature.anchor_norms``."""
 
 from pathlib import Path
 

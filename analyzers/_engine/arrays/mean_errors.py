@@ -1,0 +1,76 @@
+"""How the errors of the steps of an epoch add up in a mean."""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers._engine.arrays.window_sums import (
+    Posterior,
+    Rule,
+    gradient_of,
+    states,
+    times_covariance,
+)
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+GRAM_STEPS: Final = 1024
+"""Steps up to which products of all pairs of steps are cheaper than sums over probes."""
+
+
+class ErrorModel(NamedTuple):
+    """The errors of a window's products, before they are multiplied by derivatives."""
+
+    # The last axis separates parts, which add up to results along `sum_parts`.
+    product_variance: FloatArray  # of <g, v'>, (step, part); used without `posterior`
+    posterior: Posterior | None
+    rule: Rule | None
+    probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
+    probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
+    probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
+
+
+def covariance_with_sum(
+    model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
+) -> FloatArray:
+    """Return the covariance of each error with the sum of all, (step, quantity, result)."""
+    # The error of a quantity is `by_product` times the error of <g, v'>, plus
+    # `by_displacement` times the error of <a, v'>; both are (step, quantity, result), and 0
+    # for steps that are left out of the sum.
+    share, n_results = model.probe_share[:, None], by_product.shape[-1]
+    if model.posterior is None or model.rule is None:
+        variance: FloatArray = model.product_variance
+        if n_results == 1:
+            variance = variance.sum(1, keepdims=True)
+        total: FloatArray = by_product**2 * variance[:, None]
+    else:
+        total = _telescoped(
+            model.posterior, model.rule, by_product, by_displacement * (1 - share)
+        )
+    scaled = by_displacement * share * model.probe_stderr[:, None]
+    u, flat = model.probe_directions, scaled.reshape(len(scaled), -1)
+    # The error of <a, v'> is linear in a, so errors correlate like the directions of a.
+    mixed = (u @ u.T) @ flat if len(u) <= GRAM_STEPS else u @ (u.T @ flat)
+    result: FloatArray = total + scaled * mixed.reshape(scaled.shape)
+    return result
+
+
+def _telescoped(
+    posterior: Posterior,
+    rule: Rule,
+    by_product: FloatArray,
+    by_displacement: FloatArray,
+) -> FloatArray:
+    """Return the part of `covariance_with_sum` that the gradients' sketches cause."""
+    n, n_quantities, n_results = by_product.shape
+    shape = (n, n_quantities, rule.lr.shape[-1])
+    on_products = np.broadcast_to(by_product, shape)
+    on_displacement = np.zeros((n + 1, *shape[1:]))
+    on_displacement[:n] = by_displacement
+    rows = gradient_of(rule, on_displacement, np.zeros(shape[1:]))
+    rows[:n] += on_products
+    mixed = times_covariance(posterior, rows)
+    along = states(rule, mixed).displacement[:n]
+    total = on_products * mixed[:n] + on_displacement[:n] * along
+    return total.sum(-1, keepdims=True) if n_results == 1 else total

@@ -1,0 +1,242 @@
+"""Estimate the products of a window's gradients and displacements with the residual."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers._engine.arrays.collisions import SINGLE_ERROR, Collisions
+from analyzers._engine.arrays.displacement_product import (
+    ProbedVectors,
+    Product,
+    displacement_product,
+    layer_products,
+)
+from analyzers._engine.arrays.geometry import Estimate, sketch_variance
+from analyzers._engine.fit import Fit
+from analyzers._engine.project import Projected, ResidualSums
+from analyzers._engine.rules import Parts, has_rule, steps_of_memory
+from analyzers._engine.tables import read_tables, sketch_weights
+from analyzers._engine.walk import past_windows, window_steps
+from trajstore.format.arrays import n_columns
+from trajstore.format.rows import decode_probes
+from trajstore.reading.run import Run
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+WINDOW_VALUES: Final = 1 << 24
+"""Largest number of probes and table values of a window that is analysed as a whole."""
+
+PROBES: Final = ("gradient_probes", "displacement_probes", "probe_scales")
+
+
+class Measured(NamedTuple):
+    """Products of n steps of a window, and of the window's end if it is known."""
+
+    steps: slice
+    tables: dict[str, FloatArray]  # (step, layer, ...)
+    fit: Fit
+    products: Estimate  # <g, v'>, (step, part)
+    # The rows of the displacements a = x - r are the steps, and the window's end if known.
+    displacement: Estimate  # <a, v'> from the probes, (row, part)
+    displacement_sq: FloatArray  # |a|^2, (row, layer)
+    displacement_on_basis: FloatArray  # <a, s>, (row, layer, basis)
+    residual_sq: FloatArray  # |v'|^2, (layer,)
+    probed: Product  # what the probes say of the whole vectors, by row
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the window's end is known."""
+        n = self.steps.stop - self.steps.start
+        return bool(len(self.displacement_sq) == n + 1)
+
+
+def needed_windows(run: Run, steps: slice) -> dict[int, slice]:
+    """Return the windows that the results of `steps` depend on, with their steps."""
+    # These are the windows of the steps, and the windows before them that momentum remembers.
+    # Of very long windows, only the given steps are used.
+    n_columns_ = len(run.layout.names) * n_columns(run.spec) + run.spec.probes
+    longest = max(1, WINDOW_VALUES // n_columns_)
+    own = window_steps(run, steps)
+    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    windows = {}
+    for c, part in own.items():
+        is_short = stops[c] - starts[c] <= longest
+        windows[c] = slice(int(starts[c]), int(stops[c])) if is_short else part
+    first = min(own)
+    until = starts[first] - (steps_of_memory(run) if has_rule(run) else 0)
+    c = first - 1
+    while c >= 0 and stops[c] > until and stops[c] - starts[c] <= longest:
+        if stops[c] > starts[c]:
+            windows[c] = slice(int(starts[c]), int(stops[c]))
+        c -= 1
+    return dict(sorted(windows.items()))
+
+
+def gather(
+    run: Run,
+    window: int,
+    steps: slice,
+    chunks: Sequence[slice],
+    projected: Sequence[Sequence[Mapping[int, Projected]]],
+) -> Projected:
+    """Add up the rows of the fold, and join the products of a window's steps."""
+    # `projected` holds, for each of the adjacent `chunks`, the results of `project` that
+    # together cover all rows of the fold.
+    pieces, crowds, found = [], [], None
+    for chunk, by_rows in zip(chunks, projected, strict=True):
+        part = window_steps(run, chunk).get(window)
+        if part is None or part.stop <= steps.start or steps.stop <= part.start:
+            continue
+        found = [rows[window] for rows in by_rows]
+        kept = slice(max(steps.start - part.start, 0), steps.stop - part.start)
+        pieces.append(np.sum([rows.products for rows in found], axis=0)[kept])
+        crowds.append(np.sum([rows.sums.crowd for rows in found], axis=0)[kept])
+    assert found is not None
+    columns = zip(*(rows.sums for rows in found), strict=True)
+    sums = ResidualSums(
+        *(np.asarray(np.sum(c, axis=0, dtype=np.float64)) for c in columns)
+    )
+    sums = sums._replace(crowd=np.concatenate(crowds))
+    return Projected(found[0].fit, np.concatenate(pieces), sums)
+
+
+def measure(
+    run: Run, window: int, steps: slice, projected: Projected, parts: Parts
+) -> Measured:
+    """Estimate the products of `steps`, all in one window."""
+    fit, _, sums = projected
+    tables = read_tables(run, steps)
+    sketch = run.stored.sketch
+    variance = sketch_variance(
+        tables["grad_sq"] * sketch_weights(run, window) ** 2,
+        sums.energy,
+        sums.crowd,
+        run.layout.sizes,
+        code_variance=sketch.code_variance,
+    )
+    variance = parts.sum(variance, 1)
+    if run.spec.is_packed:
+        # The error of the code is orthogonal to the gradient.
+        along = sketch.code_variance * projected.products**2
+        variance = np.maximum(variance - along, 0)
+        variance += _rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
+    products = Estimate(projected.products, np.sqrt(variance))
+    return _with_displacements(run, window, steps, tables, fit, sums, products, parts)
+
+
+def _with_displacements(
+    run: Run,
+    window: int,
+    steps: slice,
+    tables: dict[str, FloatArray],
+    fit: Fit,
+    sums: ResidualSums,
+    products: Estimate,
+    parts: Parts,
+) -> Measured:
+    # With the anchor r of the window: a = x - r, v = x* - r and f = end of window - r.
+    rank = run.spec.basis
+    squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
+    stored = {name: run.stored.rows(name, steps) for name in PROBES}
+    _, probes = decode_probes(stored)
+    anchors = run.windows["probes"].values
+    anchor, past = anchors[window], past_windows(window, rank)
+    is_last = window == run.n_windows - 1
+    end_probes = sums.probes[1] if is_last else anchors[window + 1] - anchor
+    inner, coefficients = fit.products, fit.coefficients
+    f, f_dot_f = inner[:, rank + 1], inner[:, rank + 1, rank + 1]
+    end = _end(run, window, steps, f, end_probes)
+    if end is not None:
+        squares = np.concatenate([squares, end.sq[None]])
+        on_basis = np.concatenate([on_basis, end.on_basis[None]])
+        probes = np.concatenate([probes, end.probes[None]])
+    basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
+    gram, v = inner[:, :rank, :rank], inner[:, rank]
+    # The residual is v minus its fit on the basis.
+    residual = v - (inner[..., :rank] @ coefficients[..., None])[..., 0]
+    explained = (coefficients * residual[:, :rank]).sum(-1)
+    residual_sq = np.maximum(residual[:, rank] - explained, 0)
+    collisions = None
+    if run.spec.is_packed:
+        collisions = Collisions(sums.probe_energies, sums.overlap)
+    whole = displacement_product(
+        a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
+        basis=ProbedVectors(np.zeros(rank), gram.sum(0), np.stack(basis_probes)[:rank]),
+        f=ProbedVectors(f_dot_f.sum(), f[:, :rank].sum(0), end_probes),
+        v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
+        f_dot_v=residual[:, rank + 1].sum(),
+        collisions=collisions,
+    )
+    estimate = Estimate(*(column[:, None] for column in whole.estimate))
+    if parts.count > 1:
+        estimate = layer_products(
+            whole,
+            a_sq=parts.sum(squares, 1),
+            a_dot_basis=parts.sum(on_basis, 1),
+            f_sq=parts.sum(f_dot_f, 0),
+            f_dot_basis=parts.sum(f[:, :rank], 0),
+            f_dot_v=parts.sum(residual[:, rank + 1], 0),
+            v_sq=parts.sum(residual_sq, 0),
+            v_dot_basis=parts.sum(residual[:, :rank], 0),
+            v_probes=sums.part_probes,
+            gram=parts.sum(gram, 0),
+            collisions=collisions,
+        )
+    if run.spec.is_packed:
+        rounding = _rounding(squares, squares, fit, parts)
+        value, stderr = estimate
+        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounding)))
+        value, stderr = whole.estimate
+        both = np.hypot(stderr, np.sqrt(rounding.sum(1)))
+        whole = whole._replace(estimate=Estimate(value, both))
+    return Measured(
+        steps=steps,
+        tables=tables,
+        fit=fit,
+        products=products,
+        displacement=estimate,
+        displacement_sq=squares,
+        displacement_on_basis=on_basis,
+        residual_sq=residual_sq,
+        probed=whole,
+    )
+
+
+def _rounding(
+    vector_sq: FloatArray, a_sq: FloatArray, fit: Fit, parts: Parts
+) -> FloatArray:
+    """Return the variance that float32 adds to products of vectors with x - x*, (row, part)."""
+    # The products with the displacement, the basis and target - anchor are rounded one by one.
+    squares = np.diagonal(fit.products, axis1=-2, axis2=-1)
+    rank = fit.coefficients.shape[-1]
+    known = (fit.coefficients**2 * squares[:, :rank]).sum(-1) + squares[:, rank]
+    return parts.sum(SINGLE_ERROR**2 * vector_sq * (a_sq + known), 1)
+
+
+def _end(
+    run: Run, window: int, steps: slice, f: FloatArray, end_probes: FloatArray
+) -> ProbedVectors | None:
+    """Return the displacement at the end of a window, by layer; None if it is not known."""
+    rank = run.spec.basis
+    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    is_whole = (steps.start, steps.stop) == (starts[window], stops[window])
+    if not has_rule(run) or not is_whole:
+        return None
+    if window == run.n_windows - 1:
+        if not run.has_final:
+            return None
+        return ProbedVectors(f[:, rank + 1], f[:, :rank], end_probes)
+    following = slice(window + 1, window + 2)
+    [arrival] = run.stored.rows("references/arrival", following)
+    row = int(starts[window + 1])
+    if row >= run.n_steps:
+        return None
+    stored = {name: run.stored.rows(name, slice(row, row + 1)) for name in PROBES}
+    _, [probes] = decode_probes(stored)
+    return ProbedVectors(
+        arrival[:, 0].astype(np.float64),
+        arrival[:, 1:].astype(np.float64),
+        end_probes + probes,
+    )

@@ -1,0 +1,242 @@
+"""Sharpen a window's estimates by its known displacement, where the optimizer's rule holds.
+
+The rule is checked in every window against exact products of the updates: with gradients that
+were recorded before a change such as clipping, after a skipped step, or with parameters that
+were changed by hand, it does not hold, and the window's estimates stay as they are.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers._engine.arrays.geometry import Estimate
+from analyzers._engine.arrays.window_sums import (
+    Posterior,
+    Rule,
+    constrain,
+    displacement_variance,
+    gradient_of,
+    states,
+)
+from analyzers._engine.measured_window import Measured
+from analyzers._engine.rules import Parts, take
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+RULE_RTOL: Final = 1e-4
+"""Largest difference of an update from the rule, relative to the update."""
+
+TABLE_RTOL: Final = 2.0**-20
+"""Rounding error of recorded products, relative to the product of the norms."""
+
+UPDATE_RTOL: Final = 2.0**-24
+"""Rounding error of an update in float32, relative to the parameters."""
+
+MAX_SCORE: Final = 5.0
+"""Largest residual of a window's sum, in standard errors, at which the rule may hold."""
+
+
+class Memory(NamedTuple):
+    """The product of the momentum buffer at the end of a window with its x* - r."""
+
+    value: FloatArray  # (part,)
+    variance: FloatArray  # (part,)
+
+
+class Constrained(NamedTuple):
+    """Estimates of a window that meet its displacement."""
+
+    rule: Rule  # by part
+    posterior: (
+        Posterior  # rows: <g, v'> of every step, <a, v'> and <m, v'> at the start
+    )
+    displacement: Estimate  # <a, v'>, (step, part)
+    covariance: FloatArray  # of <g, v'> and <a, v'> in a step, (step, part)
+    memory: Memory
+
+
+class Traced(NamedTuple):
+    """Products of the updates with the basis, compared with the rule."""
+
+    holds: npt.NDArray[np.bool_]  # (layer,)
+    is_idle: npt.NDArray[np.bool_]  # layers without gradients and updates, (layer,)
+    first: FloatArray  # <m, s> at the start, with the buffer m, (layer, basis)
+    first_error: FloatArray  # its rounding error
+    last: FloatArray  # <m, s> at the end
+
+
+def constrain_window(
+    measured: Measured, rule: Rule, parts: Parts, memory: Memory | None
+) -> Constrained | None:
+    """Constrain a window; return None where the rule, given by layer, does not hold."""
+    with np.errstate(all="ignore"):
+        traced = trace(measured, rule, parts.sizes)
+        if not parts.are_layers and not traced.holds.all():
+            return None
+        _, layers = np.unique(parts.of_layer, return_index=True)
+        by_part = take(rule, layers)
+        if parts.are_layers:
+            is_moving = ~traced.is_idle & traced.holds
+            by_part = by_part._replace(
+                **{
+                    name: np.where(is_moving, values, 0.0)
+                    for name, values in by_part._asdict().items()
+                }
+            )
+        start = _buffer_at_start(measured, rule, traced, parts, memory)
+        rounding = parts.sum(_rounding(measured, parts.sizes), 0)
+        is_off = ~traced.holds if parts.are_layers else np.zeros(parts.count, bool)
+        posterior, _ = _posterior(measured, by_part, start, rounding, is_off)
+        # A part whose sum does not fit is left to its probes.
+        is_off |= ~(np.abs(posterior.scores[0]) <= MAX_SCORE)
+        if is_off.all() or (is_off.any() and not parts.are_layers):
+            return None
+        posterior, variance = _posterior(measured, by_part, start, rounding, is_off)
+        a = states(by_part, posterior.value)
+        n = len(measured.products.value)
+        variance = np.where(is_off, np.inf, variance[:-1])
+        on_start = [states(by_part, gain).displacement[:-1] for gain in posterior.gains]
+        mixed = -sum(
+            gain[:n] * along
+            for gain, along in zip(posterior.gains, on_start, strict=True)
+        )
+        return Constrained(
+            by_part,
+            posterior,
+            Estimate(a.displacement[:-1], np.sqrt(variance)),
+            np.where(is_off, 0.0, mixed),
+            _buffer_at_end(measured, by_part, posterior, traced, parts, a.buffer[-1]),
+        )
+
+
+def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Traced:
+    """Follow the buffer's products with the basis, and compare the updates with the rule."""
+    tables, on_basis = measured.tables, measured.displacement_on_basis
+    rank = on_basis.shape[-1]
+    gram = measured.fit.products[:, :rank, :rank]
+    lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
+    by_basis = Rule(*(values[..., None] for values in rule))
+    d = by_basis.sign * tables["grad_dot_basis"]
+    d = d + by_basis.decay * (gram[:, 0] + on_basis[:-1])
+    updates = np.diff(on_basis, axis=0)
+    pull, push = by_basis.pull, by_basis.push
+    a = np.sqrt(measured.displacement_sq)
+    x, u, g = (np.sqrt(tables[f"{n}_sq"]) for n in ("param", "update", "grad"))
+    spread = UPDATE_RTOL * x * np.minimum(1, 16 / np.sqrt(np.maximum(sizes, 1)))
+    slack = TABLE_RTOL * (a[:-1] + a[1:]) + 4 * spread
+    slack += RULE_RTOL * (u + np.abs(rule.lr) * (g + rule.decay * x))
+    has_buffer = push[0] != 0
+    first = np.divide(
+        -updates[0] - pull[0] * d[0],
+        push[0],
+        out=np.zeros_like(d[0]),
+        where=has_buffer & (measured.steps.start > 0),
+    )
+    error = (TABLE_RTOL / 8 * (a[0] + a[1]) + spread[0])[:, None] * lengths
+    first_error = np.where(has_buffer, error / push[0], 0)
+    m, agrees = first, np.ones(len(sizes), bool)
+    for k, update in enumerate(updates):
+        difference = np.abs(update + pull[k] * d[k] + push[k] * m)
+        agrees &= (difference <= slack[k][:, None] * lengths).all(-1)
+        m = by_basis.momentum[k] * m + by_basis.intake[k] * d[k]
+    # The recorded updates must be the only changes of the parameters.
+    along, u_sq = tables["update_dot_displacement"], tables["update_sq"]
+    expected = measured.displacement_sq[:-1] + 2 * along + u_sq
+    terms = measured.displacement_sq[:-1] + 2 * np.abs(along) + u_sq
+    change = np.abs(measured.displacement_sq[1:] - expected)
+    agrees &= (change <= 8 * TABLE_RTOL * terms + (4 * spread) ** 2).all(0)
+    # Without a buffer, the length of an update is known as well.
+    mixed = 2 * rule.sign * rule.decay * tables["grad_dot_param"]
+    d_sq = tables["grad_sq"] + mixed + rule.decay**2 * tables["param_sq"]
+    gap = np.abs(u - rule.pull * np.sqrt(np.maximum(d_sq, 0)))
+    agrees &= ((gap <= slack + UPDATE_RTOL * x) | (rule.push != 0)).all(0)
+    is_idle = ((tables["grad_sq"] == 0) & (u_sq == 0)).all(0)
+    return Traced(agrees | is_idle, is_idle, first, first_error, m)
+
+
+def _buffer_at_start(
+    measured: Measured,
+    rule: Rule,
+    traced: Traced,
+    parts: Parts,
+    memory: Memory | None,
+) -> Memory:
+    """Return the product of the buffer with v' at the start of a window."""
+    push = rule.push[0]
+    zeros = np.zeros(parts.count)
+    if measured.steps.start == 0 or not push.any():
+        return Memory(zeros, zeros)
+    tables = measured.tables
+    x, u, g = (np.sqrt(tables[f"{n}_sq"][0]) for n in ("param", "update", "grad"))
+    bound = u + np.abs(rule.pull[0]) * (g + rule.decay[0] * x)
+    bound = np.divide(bound, push, out=np.zeros_like(bound), where=push != 0)
+    largest = parts.sum(bound**2, 0) * parts.sum(measured.residual_sq, 0)
+    rank = traced.first.shape[-1]
+    if memory is None or rank < 2:
+        return Memory(zeros, largest)
+    # With the anchors r and r' of the last window and of this one, x* - r' is x* - r minus
+    # r' - r, which is the second vector of this window's basis.
+    weights = measured.fit.coefficients.copy()
+    weights[:, 1] += 1
+    shift = parts.sum((weights * traced.first).sum(-1), 0)
+    error = parts.sum(((weights * traced.first_error) ** 2).sum(-1), 0)
+    variance = memory.variance + error
+    is_better = variance < largest
+    return Memory(
+        np.where(is_better, memory.value - shift, 0),
+        np.where(is_better, variance, largest),
+    )
+
+
+def _buffer_at_end(
+    measured: Measured,
+    rule: Rule,
+    posterior: Posterior,
+    traced: Traced,
+    parts: Parts,
+    buffer: FloatArray,
+) -> Memory:
+    """Return the product of the buffer with x* - r at the end of a window."""
+    n = len(measured.products.value)
+    on_end = gradient_of(rule, np.zeros((n + 1, parts.count)), np.ones(parts.count))
+    variance = (posterior.variance * on_end**2).sum(0)
+    for gain in posterior.gains:
+        variance -= (gain * on_end).sum(0) ** 2
+    explained = (measured.fit.coefficients * traced.last).sum(-1)
+    return Memory(buffer + parts.sum(explained, 0), np.maximum(variance, 0))
+
+
+def _rounding(measured: Measured, sizes: npt.NDArray[np.int64]) -> FloatArray:
+    """Return the variance that rounding the parameters adds to <a, v'> in a step, (layer,)."""
+    x_sq = measured.tables["param_sq"].mean(0)
+    variance: FloatArray = x_sq * measured.residual_sq / np.maximum(sizes, 1)
+    return UPDATE_RTOL**2 * variance
+
+
+def _posterior(
+    measured: Measured,
+    rule: Rule,
+    start: Memory,
+    rounding: FloatArray,
+    is_off: npt.NDArray[np.bool_],
+) -> tuple[Posterior, FloatArray]:
+    """Constrain the rows of a window; also return the variance of <a, v'>, (step + 1, part)."""
+    products, displacement = measured.products, measured.displacement
+    n, count = products.value.shape
+    value = np.vstack([products.value, displacement.value[0], start.value])
+    variance = [products.stderr**2, displacement.stderr[0] ** 2, start.variance]
+    on_end = np.zeros((n + 1, count))
+    on_end[-1] = 1
+    coefficients = gradient_of(rule, on_end, np.zeros(count))
+    posterior = constrain(
+        value,
+        np.vstack(variance),
+        coefficients[None],
+        displacement.value[-1:],
+        np.where(is_off, np.inf, displacement.stderr[-1:] ** 2 + n * rounding),
+    )
+    # Rounding errors add up like a random walk between two known ends.
+    passed = np.arange(n + 1)[:, None] / n
+    bridge = n * rounding * passed * (1 - passed)
+    return posterior, displacement_variance(rule, posterior) + bridge
