@@ -6,7 +6,7 @@ import dask
 import numpy as np
 import pytest
 
-from analyzers._engine import anchor_norms
+from analyzers.curvature import anchor_norms
 from tests.analyzers.laziness import fail_if_computed
 from trajstore import open_run
 

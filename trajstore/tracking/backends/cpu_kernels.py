@@ -878,7 +878,7 @@ def _find_levels(
     for i in range(len(a)):
         number, level = a[i] * scale, 0
         for k in range(bits - 1, -1, -1):
-            level += np.int64(borders[level + (1 << k) - 1] <= number) << k
+            level += int(borders[level + (1 << k) - 1] <= number) << k
         found[i] = level
 
 
