@@ -87,14 +87,19 @@ def constrain_window(
         start = _buffer_at_start(measured, rule, traced, parts, memory)
         rounding = parts.sum(_rounding(measured, parts.sizes), 0)
         is_off = ~traced.holds if parts.are_layers else np.zeros(parts.count, bool)
-        posterior, _ = _posterior(measured, by_part, start, rounding, is_off)
+        posterior = _posterior(measured, by_part, start, rounding, is_off)
         # A part whose sum does not fit is left to its probes.
         is_off |= ~(np.abs(posterior.scores[0]) <= MAX_SCORE)
         if is_off.all() or (is_off.any() and not parts.are_layers):
             return None
-        posterior, variance = _posterior(measured, by_part, start, rounding, is_off)
-        a = states(by_part, posterior.value)
+        if is_off.any():
+            posterior = _posterior(measured, by_part, start, rounding, is_off)
+        # Rounding errors add up like a random walk between two known ends.
         n = len(measured.products.value)
+        passed = np.arange(n + 1)[:, None] / n
+        bridge = n * rounding * passed * (1 - passed)
+        variance = displacement_variance(by_part, posterior) + bridge
+        a = states(by_part, posterior.value)
         variance = np.where(is_off, np.inf, variance[:-1])
         on_start = [states(by_part, gain).displacement[:-1] for gain in posterior.gains]
         mixed = -sum(
@@ -220,8 +225,8 @@ def _posterior(
     start: Memory,
     rounding: FloatArray,
     is_off: npt.NDArray[np.bool_],
-) -> tuple[Posterior, FloatArray]:
-    """Constrain the rows of a window; also return the variance of <a, v'>, (step + 1, part)."""
+) -> Posterior:
+    """Constrain the rows of a window."""
     products, displacement = measured.products, measured.displacement
     n, count = products.value.shape
     value = np.vstack([products.value, displacement.value[0], start.value])
@@ -229,14 +234,10 @@ def _posterior(
     on_end = np.zeros((n + 1, count))
     on_end[-1] = 1
     coefficients = gradient_of(rule, on_end, np.zeros(count))
-    posterior = constrain(
+    return constrain(
         value,
         np.vstack(variance),
         coefficients[None],
         displacement.value[-1:],
         np.where(is_off, np.inf, displacement.stderr[-1:] ** 2 + n * rounding),
     )
-    # Rounding errors add up like a random walk between two known ends.
-    passed = np.arange(n + 1)[:, None] / n
-    bridge = n * rounding * passed * (1 - passed)
-    return posterior, displacement_variance(rule, posterior) + bridge
