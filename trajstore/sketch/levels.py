@@ -49,6 +49,10 @@ POSITIVE_LEVELS: Final[Mapping[int, tuple[float, ...]]] = {
 """By number of bits: levels with the smallest squared error."""
 
 
+GUIDED: Final = 8.0
+"""Numbers below this magnitude are coded with the help of a `guide`."""
+
+
 @cache
 def levels(bits: int) -> FloatArray:
     """Return the levels of normal numbers in ascending order, float32 (2^bits,)."""
@@ -68,6 +72,16 @@ def borders(bits: int) -> FloatArray:
     """Return the numbers half-way between neighbouring levels, float32 (2^bits - 1,)."""
     centres = levels(bits).astype(np.float64)
     return ((centres[1:] + centres[:-1]) / 2).astype(np.float32)
+
+
+@cache
+def guide(bits: int) -> npt.NDArray[np.int32]:
+    """Return a lower bound of the levels of all numbers in a cell, int32 (cell,)."""
+    # Cells of equal length divide the numbers between -GUIDED and GUIDED.
+    n_cells = 1 << min(bits + 4, 16)
+    # A number that rounding moves to the next cell is at most one cell off.
+    starts = GUIDED * (2 * (np.arange(n_cells) - 1) / n_cells - 1)
+    return np.searchsorted(borders(bits), starts, side="right").astype(np.int32)
 
 
 def encode(vectors: FloatArray, bits: int) -> tuple[Bytes, FloatArray]:

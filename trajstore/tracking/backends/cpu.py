@@ -353,10 +353,10 @@ def _places(layout: Layout, offsets: Integers) -> Integers:
     return places
 
 
-def _levels(spec: RunSpec) -> tuple[int, Floats, Floats]:
-    """Return the number of bits per number, and the levels and borders of the codes."""
+def _levels(spec: RunSpec) -> tuple[int, Floats, Floats, npt.NDArray[np.int32]]:
+    """Return the number of bits per number, and the levels, borders and guide of the codes."""
     bits = spec.bits_per_number
-    return bits, levels.levels(bits), levels.borders(bits)
+    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:

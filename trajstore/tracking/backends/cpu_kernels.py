@@ -19,11 +19,23 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import float32, float64, int8, int64, prange, types, uint8, uint64, void
+from numba import (
+    float32,
+    float64,
+    int8,
+    int32,
+    int64,
+    prange,
+    types,
+    uint8,
+    uint64,
+    void,
+)
 from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
+from trajstore.sketch.levels import GUIDED
 from trajstore.tracking.backends.threads import preserve_torch_threads
 
 Floats = npt.NDArray[np.float32]
@@ -883,6 +895,29 @@ def _find_levels(
 
 
 @_loop
+def _find_levels_from_guide(
+    a: Floats,
+    scale: np.float32,
+    bits: int,
+    borders: Floats,
+    guide: npt.NDArray[np.int32],
+    found: Integers,
+) -> None:
+    """Do the same in fewer steps, if there are many borders."""
+    n, half = len(borders), len(guide) // 2
+    cells_per_unit = np.float32(half / GUIDED)
+    for i in range(len(a)):
+        number = a[i] * scale
+        if abs(number) < GUIDED:
+            level = guide[int(number * cells_per_unit + half)]
+            while level < n and borders[level] <= number:
+                level += 1
+            found[i] = level
+        else:
+            _find_levels(a[i : i + 1], scale, bits, borders, found[i : i + 1])
+
+
+@_loop
 def _product_with_levels(a: Floats, levels: Floats, found: Integers) -> np.float32:
     """Return the product of a with the levels that were found for it."""
     total = np.float32(0)
@@ -907,12 +942,13 @@ def _pack_levels(found: Integers, bits: int, code: npt.NDArray[np.uint8]) -> Non
         code[i] = byte
 
 
-@_compiled(_FLOATS, int64, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
+@_compiled(_FLOATS, int64, _FLOATS, _FLOATS, int32[::1], uint8[::1], _FLOATS)
 def code_levels(
     numbers: Floats,  # (number,)
     bits: int,  # number of bits per number, at least 2
     levels: Floats,  # (2^bits,)
     borders: Floats,  # (2^bits - 1,)
+    guide: npt.NDArray[np.int32],  # (cell,): see `trajstore.sketch.levels.guide`
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
 ) -> None:
@@ -926,7 +962,10 @@ def code_levels(
         inverse = np.float32(1)
         if energy != 0:
             inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
-        _find_levels(part, inverse, bits, borders, levels_of_part)
+        if bits < 8:
+            _find_levels(part, inverse, bits, borders, levels_of_part)
+        else:
+            _find_levels_from_guide(part, inverse, bits, borders, guide, levels_of_part)
         product = _product_with_levels(part, levels, levels_of_part)
         scales[i] = energy / product if energy != 0 else 0
     _pack_levels(found, bits, code)

@@ -143,7 +143,7 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     numbers[:256] *= 100
     numbers[5], numbers[6] = 0, -0.0
     code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
-    arguments = bits, levels.levels(bits), levels.borders(bits)
+    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     kernels.code_levels(numbers, *arguments, code, scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
@@ -163,7 +163,7 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
 def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
     numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
     numbers[3] = bad
-    arguments = bits, levels.levels(bits), levels.borders(bits)
+    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     kernels.code_levels(numbers, *arguments, np.zeros(bits, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
