@@ -19,6 +19,7 @@ from analyzers._engine.arrays.geometry import (
     quantities,
 )
 from analyzers._engine.arrays.mean_errors import ErrorModel, covariance_with_sum
+from analyzers._engine.arrays.window_sums import Posterior, Rule, row_stderr
 from analyzers._engine.measured_window import (
     Measured,
     gather,
@@ -30,6 +31,7 @@ from analyzers._engine.rules import Parts, has_rule, rule_of
 from analyzers._engine.window_constraint import (
     Constrained,
     Memory,
+    constrain_total,
     constrain_window,
 )
 from trajstore.reading.run import Run
@@ -97,7 +99,8 @@ def _quantities(
     weight_decay: float,
 ) -> dict[str, FloatArray]:
     """Return the quantities of the steps of one window."""
-    combined = _combined(measured, constrained, parts)
+    total = constrain_total(measured) if constrained is None else None
+    combined = _combined(measured, constrained, total, parts)
     tables, fit, n = measured.tables, measured.fit, len(measured.products.value)
     a_sq, on_basis = measured.displacement_sq[:n], measured.displacement_on_basis[:n]
     v_sq = fit.products[:, run.spec.basis, run.spec.basis]
@@ -133,9 +136,10 @@ def _quantities(
         where=product.stderr > 0,
     )
     values = geometry(sampled, to_target, slope * combined.covariance)
-    mixed = _covariances(
-        run, measured, constrained, combined, sampled, to_target, slope
-    )
+    posterior = total if constrained is None else constrained.posterior
+    rule = None if constrained is None else constrained.rule
+    model = _error_model(measured, posterior, rule, combined)
+    mixed = _covariances(run, measured.steps, model, sampled, to_target, slope)
     values |= dict(zip([f"{q}{COVARIANCE}" for q in QUANTITIES], mixed, strict=True))
     values[USES_SUM] = np.where(combined.probe_share < 1, 1.0, 0.0)
     if not parts.are_layers:
@@ -144,7 +148,10 @@ def _quantities(
 
 
 def _combined(
-    measured: Measured, constrained: Constrained | None, parts: Parts
+    measured: Measured,
+    constrained: Constrained | None,
+    met: Posterior | None,
+    parts: Parts,
 ) -> Combined:
     """Combine the sums of a window with its probes, by inverse variance."""
     n = len(measured.products.value)
@@ -157,14 +164,14 @@ def _combined(
         probes = Estimate(*(column[:n, None] for column in measured.probed.estimate))
     if constrained is None:
         value, stderr = measured.products
+        if met is not None:
+            value, stderr = met.value, row_stderr(met)
         products = Estimate(add(value), np.sqrt(add(stderr**2)))
         zeros = np.zeros_like(probes.value)
         return Combined(products, probes, zeros, probes.stderr, zeros + 1)
     posterior = constrained.posterior
-    variance = posterior.variance - (posterior.gains**2).sum(0)
-    products = Estimate(
-        add(posterior.value[:n]), np.sqrt(np.maximum(add(variance[:n]), 0))
-    )
+    variance = row_stderr(posterior)[:n] ** 2
+    products = Estimate(add(posterior.value[:n]), np.sqrt(add(variance)))
     summed = constrained.displacement
     sum_variance, probe_variance = add(summed.stderr**2), probes.stderr**2
     total = sum_variance + probe_variance
@@ -184,16 +191,12 @@ def _combined(
     )
 
 
-def _covariances(
-    run: Run,
+def _error_model(
     measured: Measured,
-    constrained: Constrained | None,
+    posterior: Posterior | None,
+    rule: Rule | None,
     combined: Combined,
-    sampled: Sampled,
-    to_target: Estimate,
-    slope: FloatArray,
-) -> FloatArray:
-    """Return the covariances of errors with their sum over the window's part of an epoch."""
+) -> ErrorModel:
     n = len(measured.products.value)
     lengths = np.linalg.norm(measured.probed.aside_probes[:n], axis=1)
     directions = np.divide(
@@ -202,14 +205,25 @@ def _covariances(
         out=np.zeros_like(measured.probed.aside_probes[:n]),
         where=(lengths > 0)[:, None],
     )
-    model = ErrorModel(
+    return ErrorModel(
         product_variance=measured.products.stderr**2,
-        posterior=None if constrained is None else constrained.posterior,
-        rule=None if constrained is None else constrained.rule,
+        posterior=posterior,
+        rule=rule,
         probe_stderr=np.nan_to_num(combined.probe_stderr),
         probe_share=np.nan_to_num(combined.probe_share),
         probe_directions=np.nan_to_num(directions),
     )
+
+
+def _covariances(
+    run: Run,
+    steps: slice,
+    model: ErrorModel,
+    sampled: Sampled,
+    to_target: Estimate,
+    slope: FloatArray,
+) -> FloatArray:
+    """Return the covariances of errors with their sum over the window's part of an epoch."""
     found = quantities(sampled, to_target)
     # The numerator is what is known minus <g, v'>, and |x - x*|^2 contains -2 <a, v'>.
     by_product = np.stack([-found[q].by_product for q in QUANTITIES], 1)
@@ -219,7 +233,7 @@ def _covariances(
         if name in {"gamma", "rsi", "eb"}:
             by_product[:, i][is_left_out] = 0
             by_displacement[:, i][is_left_out] = 0
-    epochs = run.stored.epochs[measured.steps]
+    epochs = run.stored.epochs[steps]
     total = np.zeros_like(by_product)
     for epoch in np.unique(epochs):
         is_in = (epochs == epoch)[:, None, None]

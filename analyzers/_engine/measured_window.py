@@ -44,6 +44,8 @@ class Measured(NamedTuple):
     displacement_on_basis: FloatArray  # <a, s>, (row, layer, basis)
     residual_sq: FloatArray  # |v'|^2, (layer,)
     probed: Product  # what the probes say of the whole vectors, by row
+    # Product of v' with the sum of the steps' gradients, (part,); None if it is not known.
+    total: Estimate | None = None
 
     @property
     def has_end(self) -> bool:
@@ -123,7 +125,23 @@ def measure(
         variance = np.maximum(variance - along, 0)
         variance += _rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
-    return _with_displacements(run, window, steps, tables, fit, sums, products, parts)
+    measured = _with_displacements(
+        run, window, steps, tables, fit, sums, products, parts
+    )
+    return measured._replace(total=_total(run, window, steps, sums, parts))
+
+
+def _total(
+    run: Run, window: int, steps: slice, sums: ResidualSums, parts: Parts
+) -> Estimate | None:
+    """Return the product with the sum of the window's gradients; None if it is not known."""
+    start, stop = (int(run.windows[n].values[window]) for n in ("start", "stop"))
+    if (steps.start, steps.stop) != (start, stop):
+        return None
+    if not np.isfinite(sums.window_sum).all():
+        return None
+    value, variance = parts.sum(sums.window_sum, 1)
+    return Estimate(value, np.sqrt(np.maximum(variance, 0)))
 
 
 def _with_displacements(

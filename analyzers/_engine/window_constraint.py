@@ -115,6 +115,19 @@ def constrain_window(
         )
 
 
+def constrain_total(measured: Measured) -> Posterior | None:
+    """Let the products of the gradients meet the recorded product of their sum, if it is known."""
+    total, (value, stderr) = measured.total, measured.products
+    if total is None or not (np.isfinite(value) & np.isfinite(stderr)).all():
+        return None
+    known = value, stderr**2, np.ones_like(value)[None], total.value[None]
+    variance = total.stderr[None] ** 2
+    posterior = constrain(*known, variance)
+    # A sum that does not fit is damaged, or is not the sum of these gradients.
+    is_off = ~(np.abs(posterior.scores) <= MAX_SCORE)
+    return constrain(*known, np.where(is_off, np.inf, variance))
+
+
 def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Traced:
     """Follow the buffer's products with the basis, and compare the updates with the rule."""
     tables, on_basis = measured.tables, measured.displacement_on_basis
@@ -233,11 +246,20 @@ def _posterior(
     variance = [products.stderr**2, displacement.stderr[0] ** 2, start.variance]
     on_end = np.zeros((n + 1, count))
     on_end[-1] = 1
-    coefficients = gradient_of(rule, on_end, np.zeros(count))
+    coefficients = [gradient_of(rule, on_end, np.zeros(count))]
+    sums = [displacement.value[-1]]
+    sum_variance = [
+        np.where(is_off, np.inf, displacement.stderr[-1] ** 2 + n * rounding)
+    ]
+    if measured.total is not None:
+        of_steps = np.arange(n + 2)[:, None] < n
+        coefficients.append(np.broadcast_to(of_steps, value.shape).astype(np.float64))
+        sums.append(measured.total.value)
+        sum_variance.append(measured.total.stderr**2)
     return constrain(
         value,
         np.vstack(variance),
-        coefficients[None],
-        displacement.value[-1:],
-        np.where(is_off, np.inf, displacement.stderr[-1:] ** 2 + n * rounding),
+        np.stack(coefficients),
+        np.stack(sums),
+        np.stack(sum_variance),
     )

@@ -163,6 +163,11 @@ def path_geometry(
     because a step was skipped, gradients were changed after they were recorded, or parameters
     were changed by hand; nor in windows with lost steps, nor for a run with ``basis=0``.
 
+    If another optimizer trained the run, the sum of every window's gradients is recorded, in a
+    sketch of its own. The products of all gradients in the window are corrected by it, which
+    makes means over the window more precise, also of single layers, and changes single steps
+    little.
+
     With w the weights of the sketch and v the residual, the error of gamma for a single
     layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``;
     below `sketch_bits` parameters it is smaller, and falls with every bit of a number.
@@ -259,6 +264,8 @@ def _window_sums(run: Run) -> str:
         return "not used: the updates are not made of the gradients of a measurement"
     if run.spec.exact:
         return "not needed: the run was recorded exactly"
+    if run.spec.window_folds:
+        return "the recorded sums of gradients are used where a window has one"
     return "not used: the store does not say that SGD trained the run, or has no basis"
 
 

@@ -25,7 +25,7 @@ class ErrorModel(NamedTuple):
     # The last axis separates parts, which add up to results along `sum_parts`.
     product_variance: FloatArray  # of <g, v'>, (step, part); used without `posterior`
     posterior: Posterior | None
-    rule: Rule | None
+    rule: Rule | None  # None if the gradients say nothing of the displacements
     probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
     probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
@@ -39,11 +39,17 @@ def covariance_with_sum(
     # `by_displacement` times the error of <a, v'>; both are (step, quantity, result), and 0
     # for steps that are left out of the sum.
     share, n_results = model.probe_share[:, None], by_product.shape[-1]
-    if model.posterior is None or model.rule is None:
+    if model.posterior is None:
         variance: FloatArray = model.product_variance
         if n_results == 1:
             variance = variance.sum(1, keepdims=True)
         total: FloatArray = by_product**2 * variance[:, None]
+    elif model.rule is None:
+        shape = (*by_product.shape[:2], model.posterior.value.shape[-1])
+        vector = np.broadcast_to(by_product, shape)
+        total = vector * times_covariance(model.posterior, vector)
+        if n_results == 1:
+            total = total.sum(-1, keepdims=True)
     else:
         total = _telescoped(
             model.posterior, model.rule, by_product, by_displacement * (1 - share)

@@ -60,6 +60,13 @@ def constrain(
     return Posterior(value, variance, gains, scores)
 
 
+def row_stderr(posterior: Posterior) -> FloatArray:
+    """Return the standard errors of the rows, (row, part)."""
+    variance = posterior.variance - (posterior.gains**2).sum(0)
+    stderr: FloatArray = np.sqrt(np.maximum(variance, 0))
+    return stderr
+
+
 def times_covariance(posterior: Posterior, vector: FloatArray) -> FloatArray:
     """Multiply vectors (row, ..., part) by the covariance of the rows."""
     shape = (len(vector), *[1] * (vector.ndim - 2), vector.shape[-1])

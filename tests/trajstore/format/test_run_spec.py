@@ -12,7 +12,10 @@ from trajstore.format.run_spec import RunSpec, SchemaError, validate_spec
 from trajstore.format.sketch_size import sketch_fields
 
 FIELDS = [field.name for field in fields(RunSpec)]
-OPTIONAL = ("samples", "sketch_version", "bits_per_number")
+OPTIONAL = (
+    *("samples", "sketch_version", "bits_per_number"),
+    *("window_folds", "energies"),
+)
 
 VALID: dict[str, object] = {
     "names": ["a", "b"],
@@ -28,6 +31,8 @@ VALID: dict[str, object] = {
     "samples": 5,
     "sketch_version": 1,
     "bits_per_number": 1,
+    "window_folds": 2,
+    "energies": True,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -44,6 +49,8 @@ INVALID: dict[str, list[object]] = {
     "samples": [-1, 1.0, True, None],
     "sketch_version": [0, 3, 1.0, True, None],
     "bits_per_number": [0, 3, 32, 1.0, True, None],
+    "window_folds": [-1, 1.0, True, None],
+    "energies": [0, 1, "true", None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -133,7 +140,13 @@ def test_a_missing_key_is_named(key: str):
 def test_an_older_spec_lacks_optional_fields():
     document = {k: v for k, v in VALID.items() if k not in OPTIONAL}
     assert validate_spec(document) == []
-    defaults = {"samples": 0, "sketch_version": 1, "bits_per_number": 1}
+    defaults: dict[str, object] = {
+        "samples": 0,
+        "sketch_version": 1,
+        "bits_per_number": 1,
+        "window_folds": 0,
+        "energies": False,
+    }
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
 
 

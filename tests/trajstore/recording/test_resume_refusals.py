@@ -202,10 +202,11 @@ PLACES: list[tuple[str, ...]] = [
     *(("position", name) for name in ("step", "epoch", "epoch_start", "wall_time")),
     *(("position", name) for name in ("pending", "samples")),
     *((name,) for name in ("created", "position", "groups", "snapshots")),
-    *((name,) for name in ("measured", "previous_gradient")),
+    *((name,) for name in ("measured", "previous_gradient", "window_sums")),
 ]
-# Times are numbers, older states lack samples, and no snapshot may be listed.
+# Times are numbers, older states lack samples and sums, and no snapshot may be listed.
 RIGHT = {
+    *(("window_sums", name) for name in ("nothing", "None")),
     *(("wall_time", name) for name in ("huge", "fraction")),
     *(("samples", name) for name in ("nothing",)),
 }
