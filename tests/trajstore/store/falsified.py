@@ -360,7 +360,8 @@ class Verdict(NamedTuple):
 def judge(found: Reading, clean: Reading) -> Verdict:
     """Compare what was read from a falsified store with what was read from the clean one."""
     # With an earlier root document, the run is as it was then.
-    is_earlier = "interrupted" in found.words and "interrupted" not in clean.words
+    n_steps = [len(x.values.get("steps epoch", ())) for x in (found, clean)]
+    is_earlier = "interrupted" in found.words and n_steps[0] < n_steps[1]
     wrong, missing = list[str](), list[str]()
     for name, whole in clean.values.items():
         values, expected = found.values.get(name), whole
@@ -385,7 +386,7 @@ def judge(found: Reading, clean: Reading) -> Verdict:
         if (~same & lost).any():
             missing.append(name)
     new_words = [word for word in found.words if word not in clean.words]
-    is_silent = not new_words
+    is_silent = not new_words and not is_earlier
     return Verdict(
         wrong if is_silent else [],
         missing if is_silent else [],
