@@ -26,8 +26,8 @@ from trajstore.store.location import (
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("runs/a.zarr/", "runs/a.zarr"),
-        (Path("runs") / "a.zarr", "runs/a.zarr"),
+        ("runs/a.zarr/", str(Path.cwd() / "runs/a.zarr")),
+        (Path("runs") / "a.zarr", str(Path.cwd() / "runs/a.zarr")),
         ("file:///data/a.zarr", "/data/a.zarr"),
         ("s3://bucket/runs/a.zarr/", "s3://bucket/runs/a.zarr"),
         ("memory://a.zarr", "memory://a.zarr"),
