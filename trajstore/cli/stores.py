@@ -61,7 +61,7 @@ def verify(store: Positional[str]) -> None:
         console.print(shown(str(problem)), soft_wrap=True)
     chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
     summary = f"{len(listed)} problems" if listed else "No problem"
-    console.print(f"{summary} in {chunks}. {protection(run)}", highlight=False)
+    console.print(f"{summary} in {chunks}. {protection(run)}", soft_wrap=True)
     if listed:
         sys.exit(1)
 
