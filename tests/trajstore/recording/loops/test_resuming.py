@@ -20,7 +20,7 @@ def test_tensors_that_were_unfrozen_or_frozen(change: str, tmp_path: Path):
     """The resumed recording follows the tensors that it has followed before."""
     path, training = tmp_path / "run.zarr", Training()
     model, optimizer = training.model, training.optimizer
-    first, all_tensors = list(model[2].parameters()), list(model.parameters())  # type: ignore[index]
+    first, all_tensors = list(model[2].parameters()), list(model.parameters())
     before, after = [first, all_tensors][:: 1 if change == "unfrozen" else -1]
     group = optimizer.param_groups[0]
     group["params"] = list(before)
