@@ -25,7 +25,7 @@ class SettingsWatch:
         self.facts = tuple(
             GroupFacts(
                 _class_name(optimizer),
-                tuple(index[id(p)] for p in group["params"]),
+                tuple(index[id(p)] for p in group["params"] if id(p) in index),
                 ((step, settings),),
             )
             for (optimizer, group), settings in zip(

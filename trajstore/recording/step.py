@@ -377,7 +377,7 @@ class StepRecorder:
             spec.basis
             and tables.is_cpu
             and self._session.is_alone
-            and is_far(tables.numpy(), float(self._anchor_sq.sum()), spec, FAR)
+            and is_far(tables.numpy(), self._anchor_sq.numpy().sum(), spec, FAR)
         )
         if self._watch.is_far:
             self.position.next_window = self.position.step + 1
