@@ -58,6 +58,9 @@ FITTED = (
 )
 """Runs from which plans extrapolate."""
 
+POWERS = ("mlp5k", "heavy", "mlp13k", "lstm")
+"""Trainings in which the distance to the end is compared with later learning rates."""
+
 CONSTANTS = Path(__file__).parents[1] / "trajstore" / "planning" / "measured.py"
 """Module that ends with the constants of the fitted runs."""
 
@@ -264,11 +267,7 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
             results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
         Console().print_json(json.dumps({name: results[name]}))
     if only is None:
-        results["power"] = {
-            name: powers(training)
-            for name, training in TRAININGS.items()
-            if "descent" not in name
-        }
+        results["power"] = {name: powers(TRAININGS[name]) for name in POWERS}
     save_results(results, out)
     write_constants(results)
 

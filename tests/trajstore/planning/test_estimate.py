@@ -15,6 +15,7 @@ from trajstore.format.arrays import SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
+from trajstore.planning.errors import POWER
 from trajstore.planning.estimate import (
     COMPRESSION,
     Plan,
@@ -355,6 +356,13 @@ def test_errors_with_fewer_and_more_signs_are_as_predicted(name: str, bits: int)
     ratio = errors.ratios[BASIS][list(measured["by epochs in a window"]).index("1.000")]
     found = measured["by signs"][str(bits)]
     assert ratio * plain == pytest.approx(found["from signs"], rel=0.1)
+
+
+def test_the_power_of_the_remaining_rates_is_the_measured_mean():
+    powers = [
+        p for rates in results("planning")["power"].values() for p in rates.values()
+    ]
+    assert pytest.approx(np.mean(powers), abs=0.05) == POWER
 
 
 def test_errors_at_both_ends_equal_the_measured_ones():
