@@ -33,7 +33,9 @@ from train.loop import train as train_workload
 from train.observer import Log
 from train.workloads.catalogue import settings_of
 from trajstore.format.arrays import ITEM_SIZE
+from trajstore.format.run_spec import BASIS
 from trajstore.planning.errors import REMAINING
+from trajstore.planning.estimate import Plan
 
 WORKLOADS: dict[str, Any] = {
     "digits ResNet": settings_of("digits-resnet"),
@@ -57,6 +59,9 @@ FITTED = (
     "large vocabulary",
 )
 """Runs from which plans extrapolate."""
+
+POWERS = ("mlp5k", "heavy", "mlp13k", "lstm")
+"""Trainings in which the distance to the end is compared with later learning rates."""
 
 CONSTANTS = Path(__file__).parents[1] / "trajstore" / "planning" / "measured.py"
 """Module that ends with the constants of the fitted runs."""
@@ -175,6 +180,7 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
         "tensors": len(default.layout.names),
         "steps": default.n_steps,
         "epochs": default.n_epochs,
+        "plain error": Plan(spec=default.spec).plain_error,
         "by epochs in a window": dict(zip(titles, errors, strict=False)),
         "by signs": dict(zip(map(str, SIGNS), errors[len(lengths) :], strict=True)),
         "bytes on disk over bytes in memory": compression(default),
@@ -219,7 +225,7 @@ def constants(results: Mapping[str, Any]) -> str:
     for name in FITTED:
         run = results[name]
         by_length = run["by epochs in a window"]
-        by_basis = {**run["by basis"], "3": by_length}
+        by_basis = {**run["by basis"], str(BASIS): by_length}
         plain = plain_error_of(run)
         ratios = {
             basis: tuple(round(at["from signs"] / plain, 3) for at in found.values())
@@ -264,11 +270,7 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
             results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
         Console().print_json(json.dumps({name: results[name]}))
     if only is None:
-        results["power"] = {
-            name: powers(training)
-            for name, training in TRAININGS.items()
-            if "descent" not in name
-        }
+        results["power"] = {name: powers(TRAININGS[name]) for name in POWERS}
     save_results(results, out)
     write_constants(results)
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trajstore.format.layout import Layout
-from trajstore.format.run_spec import SKETCH_BITS
-from trajstore.planning.errors import ErrorRange, plain_error
+from trajstore.planning.errors import ErrorRange
 from trajstore.planning.estimate import Plan, plan_recording
 
 HELD_OUT = ("mlp82k", "cnn", "transformer")
@@ -14,12 +13,10 @@ HELD_OUT = ("mlp82k", "cnn", "transformer")
 
 def plain_error_of(run: Mapping[str, Any]) -> float:
     """Return the error of a plain sketch with the default number of bits."""
-    size = run["parameters"]
-    if size > SKETCH_BITS:
-        size = run["padded parameters"]
-    layout = Layout(("all",), ((size,),))
-    spec = plan_recording(layout, n_steps=run["steps"]).spec
-    return plain_error(spec, layout)
+    if "plain error" in run:
+        return float(run["plain error"])
+    layout = Layout(("all",), ((run["padded parameters"],),))
+    return plan_recording(layout, n_steps=run["steps"]).plain_error
 
 
 def planning_table(results: dict[str, Any]) -> str:
@@ -40,7 +37,7 @@ def planning_table(results: dict[str, Any]) -> str:
         shares = [f"{100 * float(n) / training['epochs']:.2g}" for n in lengths]
         plain = plain_error_of(training)
         cells = [", ".join(shares)]
-        for by_length in (lengths, others["1"], others["0"]):
+        for by_length in (lengths, others.get("1", {}), others.get("0", {})):
             left = [f"{e['from signs'] / plain:.2f}" for e in by_length.values()]
             cells.append(", ".join(left))
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from planning_tables import planning_table
+from calibration_tables import calibration_table
+from planning_tables import planning_table, plans_table, signs_table
 from rich.filesize import decimal
 
 from trajstore.format.run_spec import SKETCH_BITS
@@ -355,10 +356,13 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/estimator.md": {
+        "calibration": calibration_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
+        "plans": plans_table,
+        "signs": signs_table,
     },
     "docs/deep-linear.md": {
         "deep_linear": deep_linear_table,
@@ -371,6 +375,8 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
 
 FILES = {
     "between_layers": "deep_linear",
+    "plans": "calibration",
+    "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
 

@@ -199,7 +199,7 @@ def _print(plan: Plan, *, tensors_are_estimated: bool) -> None:
     console.print(facts)
     console.print(
         f"\nErrors of gamma: typical (smallest to largest), extrapolated from "
-        f"{len(MEASURED_RUNS)} runs of 0.3 to 0.8 million parameters. Trust the order of "
+        f"{len(MEASURED_RUNS)} runs of 0.03 to 0.8 million parameters. Trust the order of "
         "magnitude, not the digits. Pass to Recorder:\n"
     )
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,6 @@ from trajstore.format.layout import Layout
 from trajstore.format.run_spec import PROBES, RunSpec
 from trajstore.planning.measured import (
     MEAN_RATIOS,
-    MEASURED_BASES,
     MEASURED_RUNS,
     MeasuredErrors,
     Optimizer,
@@ -106,8 +105,9 @@ class ExpectedErrors:
 
     def _stderr(self, measured: MeasuredErrors, mean_of: int) -> float:
         # Measured runs have a constant rate. The largest measured basis is used that has no
-        # more vectors than the planned basis.
-        basis = max(r for r in MEASURED_BASES if r <= self.basis)
+        # more vectors than the planned basis, or else the smallest.
+        bases = sorted(measured.ratios)
+        basis = max([r for r in bases if r <= self.basis], default=bases[0])
         grown = self._grown(self.rate)
         signs = (
             self.plain

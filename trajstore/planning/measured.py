@@ -16,15 +16,12 @@ class MeanRatios(NamedTuple):
 
 
 MEAN_RATIOS: Final[Mapping[Optimizer, MeanRatios]] = {
-    "sgd": MeanRatios(0.3, 0),
-    "momentum": MeanRatios(0.89, 0),
-    "adaptive": MeanRatios(1.0, 0.7),
+    "sgd": MeanRatios(0.28, 0),
+    "momentum": MeanRatios(0.87, 0),
+    "adaptive": MeanRatios(0.64, 0.82),
 }
 """Measured by ``benchmarks/calibration.py``. The updates of SGD in a window add up to a known
 vector, from which distances follow: only the part from signs is left."""
-
-MEASURED_BASES: Final = (0, 1, 3)
-"""Sizes of the basis for which errors were measured."""
 
 END_ERROR_RATIOS: Final = (0.7, 2.7)
 """Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
@@ -37,10 +34,10 @@ class MeasuredErrors:
     n_steps: int
     epoch: float  # length of an epoch, as a fraction of the run
     shares: tuple[float, ...]  # window lengths as fractions of the run, ascending
-    # For each basis size: root-mean-square standard error of gamma from signs at each window
+    # For each measured basis size: root-mean-square standard error of gamma from signs at each window
     # length, relative to the error of a sketch without weights or basis.
     ratios: Mapping[int, tuple[float, ...]]
-    # For each basis size, with windows of one epoch and `PROBES` probes: the part of the
+    # For each of these sizes, with windows of one epoch and `PROBES` probes: the part of the
     # error that comes from the distance to the target, if probes alone estimate the distance.
     from_distance: Mapping[int, float]
 
@@ -78,6 +75,13 @@ MEASURED_RUNS: Final = {
             3: (0.422, 0.43, 0.456, 0.535, 0.687, 0.535),
         },
         from_distance={0: 1.22e-4, 1: 1.23e-4, 3: 1.21e-4},
+    ),
+    "LSTM": MeasuredErrors(
+        n_steps=300,
+        epoch=0.0833,
+        shares=(0.01, 0.02, 0.04, 0.0833, 0.167, 0.333),
+        ratios={3: (0.845, 0.838, 0.85, 0.858, 0.94, 1.056)},
+        from_distance={3: 7.48e-4},
     ),
 }
 """Measured by ``benchmarks/planning.py``."""
