@@ -96,6 +96,7 @@ class ExpectedErrors:
     epoch: float  # length of an epoch, as a fraction of the run
     rate: Rate
     optimizer: Optimizer | None  # None if unknown, treated as adaptive
+    has_sums: bool  # whether the sums of the gradients of windows are known
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
@@ -124,7 +125,7 @@ class ExpectedErrors:
             rest = 0.0
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
-            known = min(1.0, self.epoch / self.window)
+            known = min(1.0, self.epoch / self.window) if self.has_sums else 0.0
             signs *= sqrt((1 - known * (1 - ratios.signs**2)) / mean_of)
             rest *= ratios.distance
         return hypot(signs, rest)

@@ -174,6 +174,7 @@ class Plan:
             epoch=min(1.0, steps / self.n_steps),
             rate=self.rate,
             optimizer=self.optimizer,
+            has_sums=is_sgd(self.optimizer) or self.spec.window_folds > 0,
         )
         return expected.stderr(mean_of=mean_of)
 
@@ -220,9 +221,13 @@ def plan_recording(
         }
     )
     length = Plan(spec=spec).windows.length
-    is_sgd = optimizer in {"sgd", "momentum"}
-    spec = with_window_sums(spec, length, is_sgd=is_sgd)
+    spec = with_window_sums(spec, length, is_sgd=is_sgd(optimizer))
     return Plan(spec=spec, rate=rate, optimizer=optimizer)
+
+
+def is_sgd(optimizer: Optimizer | None) -> bool:
+    """Whether the updates of an optimizer are known sums of gradients."""
+    return optimizer in {"sgd", "momentum"}
 
 
 def guess_layout(n_params: int, n_tensors: int | None = None) -> Layout:
