@@ -51,11 +51,12 @@ def calibration_table(results: dict[str, Any]) -> str:
         if scored["error"] >= SMALLEST_ERROR
     )
     n = sum(2 * len(result["quantities"]) for result in results.values())
-    seeds = {result["seeds"] for result in results.values()}
+    seeds = sorted({result["seeds"] for result in results.values()})
+    n_recorders = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     lines += [
         "",
         (
-            f"{' or '.join(map(str, sorted(seeds)))} recorders per case. The largest of the {n} "
+            f"{n_recorders} recorders per case. The largest of the {n} "
             f"mean errors mid-run is {worst[0]:.1f} standard errors of that mean ({worst[1]})."
         ),
     ]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from calibration_report import SMALLEST_ERROR
+
 from trajstore.format.layout import Layout
 from trajstore.planning.errors import ErrorRange
 from trajstore.planning.estimate import Plan, plan_recording
@@ -94,14 +96,14 @@ def signs_table(results: Mapping[str, Any]) -> str:
         name, _, case = title.partition(", ")
         if not case.endswith(" signs") or result["parameters"] < 2000:
             continue
-        planned, measured = (
-            [of(results[name]), of(result)]
-            for of in (lambda r: plan_of(r).plain_error, _numerator_error)
-        )
+        planned = plan_of(result).plain_error / plan_of(results[name]).plain_error
+        error = _numerator_error(result)
+        measured = f"{error / _numerator_error(results[name]):.4f}"
         cells = [
             f"{result['parameters']:,} parameters",
             f"{result['sketch bits']:,}",
-            *(f"{new / old:.3f}" for old, new in (planned, measured)),
+            f"{planned:.4f}",
+            measured if error >= SMALLEST_ERROR else "exact",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
