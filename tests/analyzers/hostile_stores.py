@@ -249,7 +249,7 @@ def contents(outside: Path) -> dict[str, bytes]:
         "zlib bomb": zlib.compress(bytes(200_000_000), 9),
         "pickle": pickle.dumps(Bomb(str(outside / "code was run"))),
         "long": bytes(1 << 20),
-        "empty": b"",
+        "nothing": b"",
     }
 
 

@@ -42,11 +42,13 @@ class MeasurementRows:
         self._session.tracker.measure(self._sign_number(name), row)
         self._append(name, row, scalars)
 
-    def measure_update(self, step: Row) -> None:
-        """Measure and queue the update of a step, given the row of the step."""
-        row, number = self.new_row(), self._sign_number(UPDATE)
-        self._session.tracker.measure_update(number, step, row)
-        self._append(UPDATE, row, {})
+    def measure_update(self, number: int, entry: Entry, step: Row) -> None:
+        """Measure and queue the update of a step, given the entry and the row of the step."""
+        row = self.new_row()
+        self._session.tracker.measure_update(self._sign_number(UPDATE), step, row)
+        # The update is measured when the next step begins, but belongs to its own step.
+        scalars = {"wall_time": entry.scalars["wall_time"]}
+        self._queue(UPDATE, number, entry._replace(scalars=scalars, samples=None), row)
 
     def new_row(self) -> Row:
         """Return a row outside of the write queue's buffers."""
@@ -60,9 +62,11 @@ class MeasurementRows:
         return first_sign_number(names.index(name)) + self._counts.get(name, 0)
 
     def _append(self, name: str, row: Row, scalars: dict[str, Scalar]) -> None:
-        number, entry = self._counts.get(name, 0), self._entry(scalars)
+        self._queue(name, self._position.step, self._entry(scalars), row)
+
+    def _queue(self, name: str, step: int, entry: Entry, row: Row) -> None:
+        number = self._counts.get(name, 0)
         self._counts[name] = number + 1
         if self._session.queue is not None:
-            step = self._position.step
             new = NewMeasurement(name, number, step, entry, row)
             self._session.queue.append_measurement(new)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +110,9 @@ def recorded_parameters(
     # does: tensors may have been unfrozen or frozen since it began.
     held = trained_parameters(model, optimizers)
     groups = resume.get("groups") if isinstance(resume, Mapping) else None
-    before = {n for group in groups or [] for n in group}
+    if not _is_groups(groups):
+        return held, None  # no state, or one that is refused later
+    before = {name for group in groups for name in group}
     named = named_tensors(model)
     if not before or not before <= named.keys():
         return held, None
@@ -121,6 +123,13 @@ def recorded_parameters(
         f"{len(new)} tensors that the optimizer holds are not recorded, because the resumed "
         f"recording began without them: {sorted(new)}. Distances and products are those of the "
         "other tensors. To record all, make a recorder with a new path."
+    )
+
+
+def _is_groups(groups: object) -> TypeGuard[Sequence[Sequence[str]]]:
+    return isinstance(groups, (list, tuple)) and all(
+        isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+        for names in groups
     )
 
 

@@ -239,7 +239,7 @@ class StepRecorder:
                 if self._watch.rounding.is_needed:
                     self._watch.rounding.forget(row, entry.anchor_sq)
                 if self._session.options.updates:
-                    self._measurements.measure_update(row)
+                    self._measurements.measure_update(number, entry, row)
         except ValueError:
             # The shape of a parameter has changed.
             is_known = False

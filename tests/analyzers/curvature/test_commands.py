@@ -178,9 +178,9 @@ def test_layers_are_shown_separately(store: Path, traj_analyze: Callable[..., st
     ("arguments", "message"),
     [
         (["edge-of-stability", "--optimizer", "sgd"], "--sharpness-every"),
-        (["edge-of-stability"], "does not say by which optimizer"),
+        (["edge-of-stability"], "No sharpness in"),
         (["smoothness", "--measurement", "same_batch"], "--same-batch-every"),
-        (["convexity"], "pass `reference_loss`"),
+        (["convexity"], "pass --reference-loss"),
         (["scale-invariance", "--tolerance", "2"], "between 0 and 1, got 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

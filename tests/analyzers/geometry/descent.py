@@ -1,5 +1,6 @@
 """Runs of a noisy quadratic, recorded with gradients that a test may change."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,25 +38,27 @@ def by_hand(
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
 
-    def clean(*_: object) -> None:
-        for p in model.parameters():
-            assert p.grad is not None
-            torch.nan_to_num_(p.grad, nan=0.0, posinf=0.0)
+    class Healing(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+            for p in model.parameters():
+                assert p.grad is not None
+                if heal:
+                    torch.nan_to_num_(p.grad, nan=0.0, posinf=0.0)
+            inspect.unwrap(torch.optim.SGD.step)(self)  # without hooks
+
+    optimizer = Healing(model.parameters(), lr=0.1, momentum=0.5)
 
     with observe(
         model, optimizer, steps_per_epoch=steps_per_epoch, total_steps=n_steps or None
     ):
-        # Hooks run in the order of their registration: the observer still sees the NaN.
-        handle = optimizer.register_step_pre_hook(clean if heal else lambda *_: None)
         for step in range(n_steps):
             for p in model.parameters():
                 noise = torch.randn(p.shape, generator=generator)
                 p.grad = 0.2 * p.detach() + noise
                 spoil(step, p.grad)
             optimizer.step()
-        handle.remove()
 
 
 def recorded(path: Path, train: Train, **options: Any) -> Run:

@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
+import pytest
+
+torch = pytest.importorskip("torch")
+
 from torch import nn
+from torch.optim import Optimizer
 
 from trajstore import Recorder, open_run
 from trajstore.reading.run import Run
 
 Array = npt.NDArray[np.float64]
-Intervene = Callable[[int, nn.Module, torch.optim.Optimizer], None]
+Intervene = Callable[[int, nn.Module, Optimizer], None]
 
 
 class Seeded(NamedTuple):
@@ -40,7 +44,7 @@ class Seeded(NamedTuple):
 
 def train(
     folder: Path,
-    make: Callable[[nn.Module], torch.optim.Optimizer],
+    make: Callable[[nn.Module], Optimizer],
     *,
     n_seeds: int = 4,
     n_steps: int = 64,

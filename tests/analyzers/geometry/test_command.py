@@ -197,7 +197,7 @@ def test_stores_whose_names_have_dots_do_not_share_results(
     [
         (["--reference", "warm"], r"No snapshot 'warm' .* it has ['middle']."),
         (["--reference", "77"], "No anchor at the start of epoch 77 "),
-        (["--reference", "."], ".: not a trajectory store; it has no zarr.json."),
+        (["--reference", "."], ": not a trajectory store; it has no zarr.json."),
     ],
     ids=["name", "epoch", "directory"],
 )

@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
+
+torch = pytest.importorskip("torch")
+
 from torch import nn
+from torch.optim import SGD, Optimizer
 
 import analyzers
 from analyzers.geometry import path_geometry as module
 from tests.analyzers.geometry.seeded import Seeded, train
 from trajstore.reading.run import Run
 
-SGD = torch.optim.SGD
 MIDDLE = slice(16, 48)
 
 
-def two_groups(model: nn.Module) -> torch.optim.Optimizer:
+def two_groups(model: nn.Module) -> Optimizer:
     """Return SGD with weight decay for matrices only."""
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [
@@ -30,7 +32,7 @@ def two_groups(model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Case(NamedTuple):
-    make: Callable[[nn.Module], torch.optim.Optimizer]
+    make: Callable[[nn.Module], Optimizer]
     gain: float  # largest error of epoch means relative to the error without sums
 
 
@@ -114,13 +116,13 @@ def shift(step: int, model: nn.Module, _optimizer: Any) -> None:
         next(model.parameters()).mul_(1.01)
 
 
-def forget(step: int, _model: Any, optimizer: torch.optim.Optimizer) -> None:
+def forget(step: int, _model: Any, optimizer: Optimizer) -> None:
     """Clear the momentum after step 20."""
     if step == 20:
         optimizer.state.clear()
 
 
-def skip(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def skip(step: int, model: nn.Module, optimizer: Optimizer) -> None:
     """Undo step 20, as if it had been skipped."""
     if step == 20:
         for p in model.parameters():

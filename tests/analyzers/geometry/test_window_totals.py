@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 import analyzers
 from tests.analyzers.geometry.seeded import Seeded, train
@@ -20,8 +24,8 @@ WIDE: dict[str, Any] = {"widths": (32, 100, 8), "sketch_bits": 256, "probes": 10
 MIDDLE = slice(16, 48)
 
 
-def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=0.003)
+def adam(model: nn.Module) -> Optimizer:
+    return AdamW(model.parameters(), lr=0.003)
 
 
 def geometries(runs: list[Run], **arguments: Any) -> list[xr.Dataset]:

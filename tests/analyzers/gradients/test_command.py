@@ -101,7 +101,7 @@ def test_branches_are_compared_with_their_parent(tmp_path: Path, traj_analyze: R
     ("arguments", "message"),
     [
         (["zigzag"], "No losses 'loss' in"),
-        (["zigzag", "--window", "4"], "`window` must be an odd number of steps, got 4"),
+        (["zigzag", "--window", "4"], "--window must be an odd number of steps, got 4"),
         (["compare-branches"], "No branches of"),
     ],
 )

@@ -200,7 +200,10 @@ def damaged(path: Path) -> None:
 PROBLEMS = {
     "missing": (missing, "There is no trajectory store at {path}."),
     "foreign": (foreign, "{path}: not a trajectory store; it has no zarr.json."),
-    "damaged": (damaged, "{path}: basis: expected an integer of at least 0, got -1"),
+    "damaged": (
+        damaged,
+        "{path}: zarr.json: does not match its checksum. It is damaged, or was changed by another program. Restore it from a copy of the store.",
+    ),
 }
 
 

@@ -317,14 +317,14 @@ def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 DISKS = pytest.mark.parametrize("disk", ["small_disk", "full_disk"])
-LARGE: dict[str, Any] = {"sketch_bits": 65536, "flush_rows": 8}
+LARGE: dict[str, Any] = {"probes": 16384, "flush_rows": 8}
 
 
 def train(training: Training, n_steps: int) -> None:
     """Train slowly, to let the disk fill during training."""
     for _ in range(n_steps):
         training.step()
-        time.sleep(0.002)
+        time.sleep(0.001)
 
 
 @DISKS
@@ -353,7 +353,7 @@ def test_training_continues_after_a_warning(
     path = request.getfixturevalue(disk) / "run.zarr"
     with training.record(path, on_error="warn", **LARGE) as recorder:
         with pytest.warns(UserWarning, match=r"ended before.*No space left"):
-            train(training, 300)
+            train(training, 900)
         # After the warning, no call in a training loop raises an error.
         recorder.log(loss=1.0)
         recorder.flush()

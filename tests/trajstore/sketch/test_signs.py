@@ -45,6 +45,7 @@ def test_roles_keep_their_numbers():
         "STEP": 1,
         "PROBE_ROWS": 2,
         "PROBE_FOLD": 3,
+        "WINDOW": 4,
     }
 
 

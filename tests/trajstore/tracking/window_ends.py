@@ -4,6 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
+
+pytest.importorskip("torch")
 
 from tests.trajstore.tracking.random_walk import Walk
 from trajstore.format.layout import BLOCK, Layout
