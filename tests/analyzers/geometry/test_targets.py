@@ -106,9 +106,11 @@ def test_any_target_of_a_sketched_run(sketched: Run, exact: Run, other: Run, kin
     assert 0.5 < float(z.std()) < 1.5
     assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)
     assert float(abs(z).max()) < 4.5
+    # At x* itself, gamma is not defined.
+    known = ~estimated & (expected.distance > 1e-6)
     np.testing.assert_allclose(
-        result.gamma.where(~estimated, drop=True),
-        expected.gamma.where(~estimated, drop=True),
+        result.gamma.where(known, drop=True),
+        expected.gamma.where(known, drop=True),
         atol=1e-4,
     )
 
