@@ -22,7 +22,13 @@ from trajstore.reading.stored_results import (
     read_metadata,
     result_check,
 )
-from trajstore.store.chunks import ChunkError, chunk_key, chunks_of, read_chunk
+from trajstore.store.chunks import (
+    MISSING,
+    ChunkError,
+    chunk_key,
+    chunks_of,
+    read_chunk,
+)
 from trajstore.store.location import OutsideStoreError, open_store
 
 PROGRESS: Final = "progress/checks"
@@ -78,11 +84,13 @@ def _array_problems(location: str, group: str, name: str) -> Iterator[tuple[str,
     if prod(array.chunks) * 8 > MAX_CHUNK_BYTES:
         return
     progress = _progress(location, group)
+    # A process that was killed when it began a result leaves neither checks nor marks.
+    is_complete = progress is not None or isinstance(attributes.get(CHECKS), Mapping)
     values = np.empty(array.shape) if prod(array.shape) * 8 < MAX_CHUNK_BYTES else None
     for i, chunk in enumerate(chunks_of(array)):
         key = chunk_key(array, chunk)
         checks = progress.get(i, []) if progress is not None else []
-        if progress is not None and not all(checks):
+        if not all(checks):
             continue  # The chunk is not computed yet.
         try:
             part = read_chunk(array, chunk)
@@ -92,7 +100,8 @@ def _array_problems(location: str, group: str, name: str) -> Iterator[tuple[str,
             ):
                 yield key, "is not the part of this result that was written there"
         except ChunkError as error:
-            yield error.key, error.reason
+            if is_complete or error.reason != MISSING:
+                yield error.key, error.reason
             values = None
             continue
         if values is not None:

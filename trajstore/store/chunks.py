@@ -49,6 +49,10 @@ MISPLACED: Final = (
 MAX_DOCUMENT_BYTES: Final = 8 << 20  # largest permitted JSON document
 
 
+MISSING: Final = "is missing"
+"""What is wrong with a chunk that does not exist."""
+
+
 class ChunkError(ValueError):
     """A chunk that is missing or damaged."""
 
@@ -90,7 +94,7 @@ class CheckedStore(WrapperStore[Store]):
         if value is None and (size is None or not size.has_checksum):
             return None
         if value is None:
-            raise ChunkError(key, "is missing")
+            raise ChunkError(key, MISSING)
         if size is not None and (damage := _damage(value, size)):
             raise ChunkError(key, damage)
         return value

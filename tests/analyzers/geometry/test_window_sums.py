@@ -87,7 +87,9 @@ def test_sums_sharpen_means_and_errors_stay_honest(tmp_path: Path, case: Case):
         z = by_step[:, MIDDLE] / stderr[:, MIDDLE]
         # 128 values: the spread is known to 6 percent. Errors of distances are shared by the
         # steps of a window: they are worth some ten values.
-        assert (0.5 if name == "distance" else 0.75) < np.sqrt((z**2).mean()) < 1.3, name
+        assert (0.5 if name == "distance" else 0.75) < np.sqrt((z**2).mean()) < 1.3, (
+            name
+        )
         assert abs(z).max() < 6, name
         stderr = np.array([mean[f"{name}_stderr"].values for mean in means])
         # Eight values. In a net this small, few elements share a probe, so the ends of windows
