@@ -347,6 +347,28 @@ def sharpness_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def public_codes_table(results: dict[str, Any]) -> str:
+    """Return the table of training codes that others have written."""
+    lines = [
+        "| code | version | lines | parameters | steps | bits | mean gamma | rms error | error / standard error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, code in results.items():
+        cells = [
+            f"{name} (`{code['source']}`)",
+            code["version"],
+            str(code["lines"]),
+            f"{code['n_params']:,}",
+            str(code["n_steps"]),
+            "equal" if code["same_bits"] else "different",
+            f"{code['gamma']:.3f}",
+            f"{code['rms_error']:.1g}",
+            f"{code['sd_z']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {
         "accuracy": accuracy_table,
@@ -355,6 +377,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
+    "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
         "measurements": measurements_table,
