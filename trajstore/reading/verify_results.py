@@ -36,6 +36,9 @@ PROGRESS: Final = "progress/checks"
 
 MAX_ARRAYS: Final = 10_000
 
+MAX_CHUNKS: Final = 1 << 16
+"""Largest number of chunks of an array of results."""
+
 
 def result_problems(run: Run) -> Iterator[tuple[str, str]]:
     """Yield the key and the description of every problem of a run's results."""
@@ -82,6 +85,10 @@ def _array_problems(location: str, group: str, name: str) -> Iterator[tuple[str,
         return
     [array] = arrays.values()
     if prod(array.chunks) * 8 > MAX_CHUNK_BYTES:
+        return
+    n_chunks = prod(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+    if n_chunks > MAX_CHUNKS:
+        yield f"{group}/{name}", f"claims {n_chunks} chunks, more than any result has"
         return
     progress = _progress(location, group)
     # A process that was killed when it began a result leaves neither checks nor marks.
