@@ -115,13 +115,22 @@ def first_step(
     return step or 0
 
 
-def as_recorded(path: str | PathLike[str], spec: RunSpec) -> RunSpec:
+def as_recorded(
+    path: str | PathLike[str], spec: RunSpec, *, sketch_bits: int
+) -> RunSpec:
     """Return a spec with those choices of an existing store that are no options."""
     try:
         stored = open_checked(locate(path)).document.spec
     except (OSError, SchemaError):
         # Opening the store for writing reports what is wrong.
         return spec
+    if stored.sketch_version != spec.sketch_version:
+        spec = replace(
+            spec,
+            sketch_version=stored.sketch_version,
+            sketch_bits=sketch_bits,
+            bits_per_number=1,
+        )
     return replace(spec, energies=stored.energies, window_folds=stored.window_folds)
 
 

@@ -80,7 +80,7 @@ class Session:
         layout = self._placement.layout
         spec = options.run_spec(layout, self.optimizers)
         if options.resume and self._placement.is_first:
-            spec = as_recorded(path, spec)
+            spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
         self.spec = self._placement.broadcast(spec)
         self.groups = group_names(parameters, self.optimizers)
         self.named = partial(named_tensors, model)

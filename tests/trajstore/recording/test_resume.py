@@ -212,6 +212,23 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path):
     assert not leftover.exists()
 
 
+def test_a_recording_with_an_earlier_sketch_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def earlier(_n_params: int, most_bits: int) -> dict[str, int]:
+        return {"sketch_bits": most_bits}  # the defaults of other fields
+
+    whole, resumed, checkpoint = (tmp_path / name for name in ("w", "r", "c.pt"))
+    with monkeypatch.context() as patch:
+        patch.setattr("trajstore.recording.options.sketch_fields", earlier)
+        record(whole)
+        record(resumed, range(20), save=checkpoint)
+    record(resumed, range(20, N_STEPS), resume=checkpoint)
+    run = open_run(resumed)
+    assert (run.spec.sketch_version, run.spec.bits_per_number) == (1, 1)
+    assert_same_bits(run, open_run(whole))
+
+
 @pytest.mark.parametrize(
     "name", ["references/start/zarr.1234.partial", "zarr.1234.partial"]
 )
