@@ -30,7 +30,7 @@ from trajstore.store.chunks import (
     read_chunk,
     read_part,
 )
-from trajstore.store.holder import WRITER, parse_holder
+from trajstore.store.holder import WRITER, is_damaged, parse_holder
 from trajstore.store.journal import JOURNAL
 from trajstore.store.location import OutsideStoreError, inside, is_remote
 from trajstore.store.lock import LOCK
@@ -107,6 +107,14 @@ def _path_problems(run: Run) -> Iterator[Problem]:
             inside(run.location, name)
         except OutsideStoreError as error:
             yield Problem(name, error.reason, "resuming and `traj-store recover`")
+            return
+    try:
+        writer = read_bytes(run.stored.store, WRITER)
+    except ChunkError as error:
+        yield Problem(WRITER, error.reason, "the name of the writer")
+        return
+    if writer is not None and is_damaged(writer):
+        yield Problem(WRITER, "is truncated or damaged", "the name of the writer")
 
 
 def _has_unfinished_commit(run: Run) -> bool:

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+import google_crc32c
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore
+
+CHECK: Final = "check"
+"""Key of the crc32c of the other contents."""
 
 PROTOTYPE: Final = default_buffer_prototype()
 
@@ -91,13 +95,35 @@ async def read_holder(store: Store) -> dict[str, Any]:
     return parse_holder(document.to_bytes()) if document is not None else {}
 
 
+def holder_document(holder: Mapping[str, Any]) -> bytes:
+    """Return the document that names a writer, with a check of its contents."""
+    return json.dumps(dict(holder) | {CHECK: _check(holder)}).encode()
+
+
 def parse_holder(document: bytes) -> dict[str, Any]:
     """Return the contents of a document that names a writer, empty if it is damaged."""
+    return _parsed(document) or {}
+
+
+def is_damaged(document: bytes) -> bool:
+    """Whether a document that names a writer is not as it was written."""
+    return _parsed(document) is None
+
+
+def _parsed(document: bytes) -> dict[str, Any] | None:
     try:
         holder = json.loads(document)
     except (ValueError, RecursionError):
-        holder = {}
-    return holder if isinstance(holder, dict) else {}
+        return None
+    if not isinstance(holder, dict):
+        return None
+    # Writers of earlier versions wrote no check.
+    check = holder.pop(CHECK, None)
+    return holder if check is None or check == _check(holder) else None
+
+
+def _check(holder: Mapping[str, Any]) -> int:
+    return int(google_crc32c.value(json.dumps(dict(holder), sort_keys=True).encode()))
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,6 @@ Storage that only fsspec reaches has no conditional puts; there, two rivals that
 same instant are not detected.
 """
 
-import json
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
@@ -27,6 +26,7 @@ from trajstore.store.holder import (
     StoreLockedError,
     describe,
     hold,
+    holder_document,
     is_running,
     let_go,
     new_holder,
@@ -109,7 +109,7 @@ class Lease:
     def _document(self, *, released: bool = False) -> bytes:
         now = datetime.now(UTC).isoformat()
         document = self._holder | {"renewed": now, "renewal": uuid4().hex}
-        return json.dumps(document | ({"released": True} if released else {})).encode()
+        return holder_document(document | ({"released": True} if released else {}))
 
     async def _now(self) -> datetime:
         """Return the time of the storage."""
@@ -160,7 +160,7 @@ class UnconditionalLease:
     async def _put(self, *, released: bool = False) -> None:
         document = self._holder | {"renewed": datetime.now(UTC).isoformat()}
         document |= {"released": True} if released else {}
-        value = PROTOTYPE.buffer.from_bytes(json.dumps(document).encode())
+        value = PROTOTYPE.buffer.from_bytes(holder_document(document))
         await self._store.set(WRITER, value)
 
 

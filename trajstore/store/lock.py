@@ -8,7 +8,6 @@ In every store, the document `WRITER` names the writer. A writer whose lock file
 is deleted or replaced stops writing.
 """
 
-import json
 import os
 import sys
 import time
@@ -28,6 +27,7 @@ from trajstore.store.holder import (
     StoreLockedError,
     describe,
     hold,
+    holder_document,
     is_running,
     let_go,
     new_holder,
@@ -119,7 +119,7 @@ class DirectoryLock:
                 self._lock_file()
             self._identity = _identity(self._path)
             hold(self._holder)
-            document = PROTOTYPE.buffer.from_bytes(json.dumps(self._holder).encode())
+            document = PROTOTYPE.buffer.from_bytes(holder_document(self._holder))
             await self._store.set(WRITER, document)
         self._store.fence = self.check
 
