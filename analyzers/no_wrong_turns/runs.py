@@ -22,6 +22,7 @@ from trajstore.format.attrs import (
     TRAINING,
 )
 from trajstore.format.run_spec import SchemaError
+from trajstore.format.shown import shown
 from trajstore.reading.run import Run, open_run
 
 COUPLED_SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -46,6 +47,9 @@ CLOSED_FORM_PREFIX: Final = "deep-linear-"
 
 WIDTH_SUFFIX: Final = re.compile(r"-(2|half|wide)$")
 """Suffix of workloads whose width is not the standard width."""
+
+PLAIN: Final = re.compile(r"[\w.+-]{0,60}")
+"""Text of names and values of settings."""
 
 LABEL_ORDER: Final = (*OPTIMIZERS, *CONTROLS)
 
@@ -94,8 +98,31 @@ def find_runs(directory: str | os.PathLike[str]) -> list[TrainedRun]:
     return [
         trained(run)
         for run in runs
-        if run.has_final and TRAINING in run.attrs and BRANCH not in run.attrs
+        if run.has_final
+        and TRAINING in run.attrs
+        and BRANCH not in run.attrs
+        and _has_plain_settings(run)
     ]
+
+
+def _has_plain_settings(run: Run) -> bool:
+    """Whether the settings are of the kind that traj-train writes; warn if they are not."""
+    # Settings are shown in titles and pages, where other text could be markup.
+    settings = run.attrs[TRAINING]
+    is_plain = isinstance(settings, dict) and all(
+        PLAIN.fullmatch(text)
+        for name, value in settings.items()
+        if name != "data_dir"  # is not shown
+        for text in (name, str(value))
+    )
+    if not (is_plain and {"workload", "data", "control"} <= settings.keys()):
+        text = (
+            f"The training settings of {shown(run.location)} are not those of traj-train. "
+            "It is left out."
+        )
+        warnings.warn(text, UserWarning, stacklevel=4)
+        return False
+    return True
 
 
 def _opened(path: str) -> list[Run]:

@@ -9,6 +9,7 @@ import pytest
 
 from analyzers.no_wrong_turns import runs as choose
 from analyzers.no_wrong_turns.runs import TrainedRun
+from trajstore import Recorder
 from trajstore.reading.run import Run
 
 BASE: dict[str, Any] = {
@@ -191,6 +192,26 @@ def test_runs_are_found_in_directories_below(
 def test_runs_without_training_settings_are_left_out(example_run: Path, tmp_path: Path):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     assert choose.find_runs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "workload", ["<script>x</script>", "$\\frac$", "[a](b)", "\x1b[2J"]
+)
+def test_settings_with_markup_are_left_out_with_a_warning(
+    tmp_path: Path, workload: str
+):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"workload": workload, "data": "embedded", "control": "none"}
+    options: Any = {"attrs": {"training": settings}, "steps_per_epoch": 2}
+    with Recorder(tmp_path / "run.zarr", model, optimizer, **options):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(2)).sum().backward()
+            optimizer.step()
+    with pytest.warns(UserWarning, match="are not those of traj-train. It is left out"):
+        assert choose.find_runs(tmp_path) == []
 
 
 def test_other_zarr_stores_are_left_out_with_a_warning(stores: Path, tmp_path: Path):
