@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+import trajstore
 from analyzers.no_wrong_turns import runs as choose
 from analyzers.no_wrong_turns.runs import TrainedRun
-from trajstore import Recorder
 from trajstore.reading.run import Run
 
 BASE: dict[str, Any] = {
@@ -205,7 +205,7 @@ def test_settings_with_markup_are_left_out_with_a_warning(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"workload": workload, "data": "embedded", "control": "none"}
     options: Any = {"attrs": {"training": settings}, "steps_per_epoch": 2}
-    with Recorder(tmp_path / "run.zarr", model, optimizer, **options):
+    with trajstore.Recorder(tmp_path / "run.zarr", model, optimizer, **options):
         for _ in range(4):
             optimizer.zero_grad()
             model(torch.ones(2)).sum().backward()
