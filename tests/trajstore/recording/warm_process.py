@@ -7,6 +7,7 @@ ends the way the program ends.
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ class WarmProcess:
 
 def serve() -> str:
     """Fork for every request and report the exit code; return the program in the fork."""
+    # A shell lets its background jobs ignore this signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         child = os.fork()
