@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 from harness import Code, Session, state
-from packages import CLASSES, EPOCHS, perceptron
+from packages import plain_loop
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -254,31 +254,20 @@ def schedule_free_example(session: Session) -> Trained:
 
 def muon(session: Session) -> Trained:
     """Train a perceptron with Muon for its matrices and Adam for the rest."""
-    with checkout("Muon") as recording:
+    with checkout("Muon"):
         from muon import SingleDeviceMuonWithAuxAdam  # type: ignore[import-not-found]
 
-        model = perceptron()
-        groups = [
-            {
-                "params": [p for p in model.parameters() if p.ndim == 2],
-                "use_muon": True,
-            },
-            {
-                "params": [p for p in model.parameters() if p.ndim < 2],
-                "use_muon": False,
-            },
-        ]
-        optimizer = SingleDeviceMuonWithAuxAdam(groups)
-        inputs = torch.randn(160, 20)
-        labels = inputs[:, :CLASSES].argmax(1)
-        recording.enter_context(session.record(model, optimizer, steps_per_epoch=10))
-        loader = DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True)
-        for _ in range(EPOCHS):
-            for x, y in loader:
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-        return state(model)
+        def make(parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+            held = list(parameters)
+            matrices = [p for p in held if p.ndim == 2]
+            others = [p for p in held if p.ndim < 2]
+            groups = [
+                {"params": matrices, "use_muon": True},
+                {"params": others, "use_muon": False},
+            ]
+            return SingleDeviceMuonWithAuxAdam(groups)
+
+        return plain_loop(session, make)
 
 
 def papers_own_code(session: Session) -> Trained:

@@ -65,19 +65,15 @@ def of(package: str, name: str, **settings: Any) -> Any:
     return partial(getattr(import_module(package), name), **settings)
 
 
-def schedule_free(session: Session, name: str, **settings: Any) -> Trained:
-    """Train with a schedule-free optimizer, which has modes for training and evaluation."""
-    inputs, labels = examples()
-    model = perceptron()
-    optimizer = of("schedulefree", name, **settings)(model.parameters())
-    optimizer.train()
-    with session.record(model, optimizer, steps_per_epoch=STEPS):
-        for _ in range(EPOCHS):
-            for x, y in batches(inputs, labels):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-    return state(model)
+def schedule_free(name: str, **settings: Any) -> Any:
+    """Return a constructor of a schedule-free optimizer in its mode for training."""
+
+    def make(parameters: Any) -> Any:
+        optimizer = of("schedulefree", name, **settings)(parameters)
+        optimizer.train()
+        return optimizer
+
+    return make
 
 
 def sharpness_aware(session: Session) -> Trained:
@@ -430,11 +426,11 @@ CODES: list[Code] = [
     Code("SAM", "pytorch-optimizer", 1, sharpness_aware),
     Code(
         "schedule-free AdamW", "schedulefree", 1,
-        partial(schedule_free, name="AdamWScheduleFree", lr=0.01),
+        partial(plain_loop, make_optimizer=schedule_free("AdamWScheduleFree", lr=0.01)),
     ),
     Code(
         "schedule-free SGD", "schedulefree", 1,
-        partial(schedule_free, name="SGDScheduleFree", lr=0.1),
+        partial(plain_loop, make_optimizer=schedule_free("SGDScheduleFree", lr=0.1)),
     ),
     Code(
         "Lion", "lion-pytorch", 1,
