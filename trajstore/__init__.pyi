@@ -1,3 +1,4 @@
+from . import analyzers as analyzers
 from . import curvature as curvature
 from . import evaluation as evaluation
 from . import optim as optim

@@ -6,7 +6,7 @@ loss at x* needs neither a second training run nor a backward pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
