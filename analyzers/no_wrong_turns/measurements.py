@@ -160,8 +160,8 @@ def _decreases(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
     }
     means = epochs.select(xr.Dataset(steps).groupby("epoch").mean(), run.n_epochs)
     x = means["epoch"].values
-    for label, style in zip(steps, ("-", "--", "-"), strict=True):
-        yield Curve(label, x, means[label].values, style=style)
+    for label in steps:
+        yield Curve(label, x, means[label].values)
     last = epochs.last(run.n_epochs)
     before_end = geometry.isel(step=np.flatnonzero(run.stored.epochs <= last))
     guaranteed = 1 - float(linear_rate(before_end)["rate"])
