@@ -12,28 +12,27 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
-from train.curvature.sharpness import Sharpness
 from train.data import Splits
 from train.data.indexed import IndexedDataset
 from train.evaluation import (
-    Batch,
     accumulate_gradients,
     evaluate,
     fixed_batches,
-    on_device_of,
     random_state,
-    restored_state,
     set_random_state,
 )
 from train.observer import Log, Observer, Track
-from train.optim.ngn import NGN
-from train.optim.normalized_sgd import NormalizedSGD
-from train.optim.sps_max import SPSmax
 from train.schedules import learning_rate, weight_decay
 from train.settings import Training
+from train.sharpness import sharpness_of
 from train.workloads.catalogue import WORKLOADS, check_width
 from train.workloads.tasks import Task
+from trajstore.evaluation.restored_state import restored_state
+from trajstore.evaluation.setup import Batch, on_device_of
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
+from trajstore.optim.ngn import NGN
+from trajstore.optim.normalized_sgd import NormalizedSGD
+from trajstore.optim.sps_max import SPSmax
 
 Save = Callable[[dict[str, Any], Log], None]
 """Called between two epochs with two arguments: the state to resume from, and the observer."""
@@ -180,9 +179,11 @@ class _Loop:
             self._fixed_batches = fixed_batches(
                 data, training.batch_size, training.seed
             )
-        self._sharpness: Sharpness | None = None
-        if training.sharpness_every:
-            self._sharpness = Sharpness(training, model, optimizer, task, data)
+        self._sharpness = (
+            sharpness_of(training, model, optimizer, task, data)
+            if training.sharpness_every
+            else None
+        )
 
     @property
     def sharpness_directions(self) -> dict[str, Tensor]:

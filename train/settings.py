@@ -25,7 +25,7 @@ class Training:
         Number of examples in a batch; an incomplete last batch is dropped.
     optimizer : {"sgd", "momentum", "adam", "adamw", "nadamw", "nsgd", "spsmax", "ngn"}
         Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), AdamW, NAdam with decoupled
-        weight decay, or an optimizer of `train.optim`: normalised SGD with a momentum of 0.9,
+        weight decay, or an optimizer of `trajstore.optim`: normalised SGD with a momentum of 0.9,
         SPSmax, NGN.
     lr : float
         Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
