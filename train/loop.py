@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
@@ -41,6 +41,8 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
     "momentum": partial(SGD, momentum=MOMENTUM),
     "adam": Adam,
+    "adamw": AdamW,
+    "nadamw": partial(NAdam, decoupled_weight_decay=True),
     "nsgd": NormalizedSGD,
     "spsmax": SPSmax,
     "ngn": NGN,
@@ -70,7 +72,9 @@ def train(
         # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
     # The weight decay, like the learning rate, is set before every step.
-    optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
+    optimizer = OPTIMIZERS[training.optimizer](
+        model.parameters(), lr=training.lr, **_betas(training)
+    )
     data = training_data(splits, training)
     loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
     first = 0
@@ -111,6 +115,16 @@ def train(
                 }
                 save(state, observer)
     return model
+
+
+def _betas(training: Training) -> dict[str, Any]:
+    """Return the coefficients of moments that the settings choose."""
+    if training.beta1 is None and training.beta2 is None:
+        return {}
+    beta1, beta2 = training.beta1, training.beta2
+    return {
+        "betas": (0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2)
+    }
 
 
 def training_data(splits: Splits, training: Training) -> Dataset[Any]:
