@@ -26,15 +26,14 @@ def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int,
     # Every step has tables (layer, quantity). An exact recording adds gradient and
     # displacement (param,); any other recording adds signs, scales and probes (2, probe).
     n_measured = table_columns(spec)["update_dot_displacement"].stop
-    arrays = {"tables": ("float32", (len(spec.names), n_measured))}
+    real = spec.float_type
+    arrays = {"tables": (real, (len(spec.names), n_measured))}
     if spec.exact:
-        return arrays | dict.fromkeys(
-            ("gradient", "displacement"), ("float32", (size,))
-        )
+        return arrays | dict.fromkeys(("gradient", "displacement"), (real, (size,)))
     return arrays | {
         "signs": ("uint8", (spec.sketch_bits // 8,)),
-        "scales": ("float32", (n_blocks(spec.sketch_numbers),)),
-        "probes": ("float32", (2, spec.probes)),
+        "scales": (real, (n_blocks(spec.sketch_numbers),)),
+        "probes": (real, (2, spec.probes)),
     }
 
 
@@ -64,7 +63,7 @@ def complete_rows(
 
 
 def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
-    """Append |x|^2 and <g, x> to measured products, float32 (step, layer, quantity)."""
+    """Append |x|^2 and <g, x> to measured products, (step, layer, quantity)."""
     # The iterate x is the anchor r plus the displacement a, so |x|^2 = |a|^2 + 2 <a, r> +
     # |r|^2 and <g, x> = <g, a> + <g, r>. Without a basis, products with r are not measured.
     if not spec.basis:
@@ -79,7 +78,9 @@ def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         param_sq = displacement_sq + 2 * displacement_dot_anchor + anchor_sq
         derived = [np.maximum(param_sq, 0), grad_dot_displacement + grad_dot_anchor]
-        return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
+        return np.concatenate(
+            [measured, np.stack(derived, -1)], -1, dtype=measured.dtype
+        )
 
 
 def is_far(tables: Array, anchor_sq: float, spec: RunSpec, times: float) -> Array:

@@ -92,7 +92,9 @@ class RecorderOptions:
                 f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
             )
 
-    def run_spec(self, layout: Layout, optimizers: Sequence[Optimizer]) -> RunSpec:
+    def run_spec(
+        self, layout: Layout, optimizers: Sequence[Optimizer], *, float64: bool = False
+    ) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
@@ -107,6 +109,7 @@ class RecorderOptions:
                 "total_steps": self.total_steps,
                 "exact": self.exact,
                 "samples": self.samples,
+                "float64": float64,
             }
         )
         if layout.size == 0:

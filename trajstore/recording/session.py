@@ -78,7 +78,11 @@ class Session:
             options.check_sharded()
         tensors, self._placement = place(parameters, group)
         layout = self._placement.layout
-        spec = options.run_spec(layout, self.optimizers)
+        # Parts of float64 parameters on several ranks are recorded in float32.
+        is_double = group is None and any(
+            p.dtype == torch.float64 for p in parameters.values()
+        )
+        spec = options.run_spec(layout, self.optimizers, float64=is_double)
         if options.resume and self._placement.is_first:
             spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
         self.spec = self._placement.broadcast(spec)
