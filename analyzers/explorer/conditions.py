@@ -50,7 +50,7 @@ def _zigzag(shown: ShownRun) -> tuple[Columns | None, Columns | None]:
     groups = buckets(len(cosine), MAX_POINTS)
     low, high = extremes(cosine, groups)
     middle = median[np.minimum(groups.starts + groups.size // 2, len(median) - 1)]
-    columns = {"x": shown.position[groups.starts]}
+    columns: Columns = {"x": shown.position[groups.starts]}
     columns |= {"median": middle, "low": low, "high": high}
     labels = step_kinds(middle if groups.size > 1 else median, THRESHOLD)
     starts = np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
