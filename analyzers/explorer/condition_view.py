@@ -14,16 +14,10 @@ from bokeh.models import (
     Span,
 )
 
+from analyzers._style import NEGATIVE, POSITIVE
 from analyzers.explorer.conditions import Conditions
 from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import (
-    INK,
-    MUTED,
-    NEGATIVE,
-    POSITIVE,
-    RULE,
-    make_figure,
-)
+from analyzers.explorer.style import INK, MUTED, RULE, make_figure
 
 HEIGHT: Final = 270
 KIND_COLORS: Final = {-1: NEGATIVE, 0: "#d8dde3", 1: POSITIVE}

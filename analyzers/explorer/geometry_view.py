@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool, Range1d
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    LinearScale,
+    LogScale,
+    Range1d,
+)
 
 from analyzers.explorer.curves import QUANTITIES, Columns, GeometryCurves
 from analyzers.explorer.shown_run import ShownRun
@@ -43,34 +50,32 @@ PANELS: Final = (
     PanelSpec(
         key="rsi",
         title="RSI",
-        note="restricted secant inequality, ⟨g, x − x*⟩ / |x − x*|²",
+        note="⟨g, x − x*⟩ / |x − x*|²",
         y_label="RSI",
         is_log=True,
     ),
     PanelSpec(
         key="eb",
         title="EB",
-        note="error bound, |g| / |x − x*|",
+        note="|g| / |x − x*|",
         y_label="EB",
         is_log=True,
     ),
     PanelSpec(
         key="lolr",
-        title="loLR and the rate used",
-        note="locally optimal learning rate, RSI / EB²; dashed: the rate used",
+        title="loLR",
+        note="dashed: the rate used",
         y_label="learning rate",
         is_log=True,
     ),
     PanelSpec(
         key="loss",
         title="Loss",
-        note="of the batches of training; dashed: validation",
+        note="training; dashed: validation",
         y_label="loss",
         is_log=True,
     ),
 )
-
-SCALES: Final = ("linear", "log")
 
 
 def geometry_view(
@@ -105,11 +110,8 @@ def geometry_view(
             )
         sources[run.key] = own
         models += own.values()
-    roots = [
-        _panel(panel, scale, shown, sources, x_range, models)
-        for panel in PANELS
-        for scale in SCALES
-    ]
+    roots = [_panel(panel, shown, sources, x_range, models) for panel in PANELS]
+    models += [LinearScale(name="scale-linear"), LogScale(name="scale-log")]
     facts = {
         "panels": [
             {"key": p.key, "log": p.is_log, "title": p.title, "note": p.note}
@@ -162,28 +164,30 @@ def _scalar_columns(run: ShownRun, by_epoch: Columns) -> dict[str, Any]:
 
 def _panel(
     panel: PanelSpec,
-    scale: str,
     shown: Sequence[ShownRun],
     sources: Mapping[str, Mapping[str, ColumnDataSource]],
     x_range: Range1d,
     models: list[Any],
 ) -> Any:
-    """Return one panel with a linear or a logarithmic axis."""
-    low = 1e-3 if scale == "log" else 0.0
+    """Return one panel; the page's script sets the scale and the ticks of its axis."""
+    q = panel.key
     made = make_figure(
-        f"{panel.key}-{scale}",
+        q,
         height=HEIGHT,
         x_range=x_range,
-        y_range=Range1d(low, 1.0, name=f"{panel.key}-{scale}-y"),
+        y_range=Range1d(0.1, 1.0, name=f"{q}-y"),
         y_label=panel.y_label,
-        y_axis_type=scale,
     )
-    q = panel.key
+    made.yaxis.ticker = FixedTicker(ticks=[], name=f"{q}-ticks")
+    made.ygrid.ticker = made.yaxis[0].ticker
     markers = []
     for run in shown:
         own = sources[run.key]
         source = own["scalars"] if q == "loss" else own["active"]
-        view = _view_source(f"{run.key}-{q}-view", models)
+        view = ColumnDataSource(
+            name=f"{run.key}-{q}-view", data={"x": [], "low": [], "high": []}
+        )
+        models.append(view)
         _draw_run(made, run, q, source, view)
         if q == "lolr":
             made.line(
@@ -290,13 +294,3 @@ def _draw_run(made: Any, run: ShownRun, q: str, source: Any, view: Any) -> None:
         line_width=1.8,
         name=f"{run.key}-means",
     )
-
-
-def _view_source(name: str, models: list[Any]) -> ColumnDataSource:
-    """Return the source of the steps in view, which both scales of a panel share."""
-    for model in models:
-        if model.name == name:
-            return model
-    source = ColumnDataSource(name=name, data={"x": [], "low": [], "high": []})
-    models.append(source)
-    return source

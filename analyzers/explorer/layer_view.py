@@ -23,6 +23,10 @@ HEIGHTS: Final = (220, 1100)
 FRAME: Final = 92
 """Height of the toolbar and the axis in pixels."""
 
+LABEL_WIDTH: Final = 190
+BAR_WIDTH: Final = 64
+"""Widths of the names of layers, and of the colour bar, in pixels."""
+
 MAX_NAMES: Final = 90
 """Largest number of rows whose names are written."""
 
@@ -81,6 +85,7 @@ def _image_figure(
         y_range=Range1d(len(first.layers), 0, name="layer-image-y"),
         dimensions="width",
     )
+    made.min_border_right = BAR_WIDTH
     cells = ColumnDataSource(
         name="layer-cells",
         data={name: [] for name in CELL_COLUMNS},
@@ -131,7 +136,7 @@ def _image_figure(
         )
     )
     made.grid.visible = False
-    made.min_border_left = 150
+    made.min_border_left = LABEL_WIDTH
     name_rows(made, first.layers)
     mapper = LinearColorMapper(
         palette=list(SIGNED), low=-1, high=1, name="layer-colors"
@@ -174,6 +179,8 @@ def _curve_figure(x_range: Range1d, models: list[Any]) -> Any:
         x_range=x_range,
         y_range=Range1d(-1, 1, name="layer-curve-y"),
     )
+    # The curve lies below the image, epoch by epoch.
+    made.min_border_left, made.min_border_right = LABEL_WIDTH, BAR_WIDTH
     source = ColumnDataSource(
         name="layer-curve-data",
         data={"x": [], "value": [], "low": [], "high": [], "stderr": []},

@@ -11,6 +11,7 @@ from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMappe
 from bokeh.palettes import Viridis256
 
 from analyzers.explorer.curves import Columns
+from analyzers.explorer.probed_path import between_anchors
 from analyzers.explorer.shown_run import ShownRun
 from analyzers.explorer.style import FONT, MUTED, make_figure
 
@@ -40,20 +41,22 @@ def map_view(
         dimensions="both",
     )
     made.match_aspect = True
-    models, columns = [], []
+    models, paths, columns = [], [], []
     for run, rows in zip(shown, _rows_of_runs(pca), strict=True):
         found = _points(run, pca, rows, scalars[run.key], gammas.get(run.key))
         columns.append(found)
         models.append(ColumnDataSource(name=f"{run.key}-map", data=found))
+        path = ColumnDataSource(data=_line(run, pca, rows))
+        paths.append(path)
     mapper = LinearColorMapper(palette=Viridis256, name="map-colors")
     mapper.low, mapper.high = _range([c["epoch"] for c in columns])
     mapper.nan_color = "#c9d0d8"
     markers = []
-    for run, source in zip(shown, models, strict=True):
+    for run, source, path in zip(shown, models, paths, strict=True):
         made.line(
             "pc1",
             "pc2",
-            source=source,
+            source=path,
             line_color=run.color,
             line_width=1.6,
             line_alpha=0.75,
@@ -135,6 +138,19 @@ def _points(
         "marker": [MARKERS.get(kind, "circle") for kind in kinds],
         "size": [SIZES.get(kind, 7) for kind in kinds],
     }
+
+
+def _line(run: ShownRun, pca: xr.Dataset, rows: slice) -> dict[str, Floats]:
+    """Return the path through the stored iterates, and through probed ones between them."""
+    steps = np.asarray(pca["step"].values[rows], np.int64)
+    coordinates = np.asarray(pca["coordinate"].values[rows], float)[:, :2]
+    if coordinates.shape[1] < 2:
+        coordinates = np.hstack([coordinates, np.zeros((len(steps), 1))])
+    between = between_anchors(run.run, steps, coordinates)
+    all_steps = np.concatenate([steps, between.steps])
+    order = np.argsort(all_steps, kind="stable")
+    line = np.vstack([coordinates, between.coordinates])[order]
+    return {"pc1": line[:, 0], "pc2": line[:, 1]}
 
 
 def _at(place: Floats, curves: Columns | None, name: str) -> Floats:

@@ -30,7 +30,7 @@ from analyzers.explorer.layer_view import layer_view
 from analyzers.explorer.map_view import map_view
 from analyzers.explorer.shown_run import ShownRun, show_runs
 from analyzers.explorer.stored_geometries import stored_geometries
-from analyzers.explorer.style import NEGATIVE, POSITIVE, SIGNED, UNSIGNED
+from analyzers.explorer.style import SIGNED, UNSIGNED
 from trajstore.format.shown import shown as printable
 from trajstore.reading.run import Run
 
@@ -162,8 +162,6 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
             for figure, name, note in conditions
         ],
         distances=contents.distances,
-        positive=POSITIVE,
-        negative=NEGATIVE,
         live=None,
     )
 

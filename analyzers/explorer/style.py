@@ -6,22 +6,20 @@ from typing import Any, Final
 from bokeh.models import (
     BoxSelectTool,
     BoxZoomTool,
+    CustomJSTickFormatter,
     PanTool,
     Range,
     ResetTool,
     SaveTool,
     WheelZoomTool,
 )
+from bokeh.palettes import Viridis11
 from bokeh.plotting import figure
 
-RUN_COLORS: Final = ("#0f766e", "#c2700a", "#7a4fa3", "#5b6b7d", "#a3456f", "#6f7d1c")
-"""Colours of runs. Blue and red are left to signs."""
+from analyzers._style import COLORS
 
-POSITIVE: Final = "#2166ac"
-"""Blue: towards x*, smooth, positive. The blue end of the colours of every signed image."""
-
-NEGATIVE: Final = "#b2182b"
-"""Red: away from x*, zigzag, negative. The red end of the colours of every signed image."""
+RUN_COLORS: Final = COLORS
+"""Colours of runs, those of every figure."""
 
 SIGNED: Final = (
     *("#67001f", "#b2182b", "#d6604d", "#f4a582", "#fddbc7", "#f7f7f7"),
@@ -29,11 +27,8 @@ SIGNED: Final = (
 )
 """Colours from negative to positive values, those of matplotlib's RdBu."""
 
-UNSIGNED: Final = (
-    *("#f4f8f7", "#d9ecea", "#b0d9d4", "#82c2bb", "#54a8a0"),
-    *("#2f8d85", "#0f766e", "#0b5a54", "#073f3b"),
-)
-"""Colours from small to large positive values."""
+UNSIGNED: Final = Viridis11
+"""Colours from small to large values."""
 
 INK: Final = "#1f2933"
 MUTED: Final = "#66727f"
@@ -43,10 +38,17 @@ FONT: Final = (
     "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', sans-serif"
 )
 
-TOOLTIP_STYLE: Final = (
-    ":host{font:12px/1.45 " + FONT + ";color:" + INK + "}"
-    ".bk-tooltip-row-label{color:" + MUTED + ";padding-right:8px}"
-)
+TICK_TEXT: Final = """
+const digits = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+if (tick === 0) return "0";
+const size = Math.abs(tick), power = Math.floor(Math.log10(size) + 1e-9);
+if (power >= -3 && power < 5) return String(Number(tick.toPrecision(4))).replace("-", "−");
+const lead = Number((tick / 10 ** power).toPrecision(3));
+const raised = (power < 0 ? "⁻" : "") + [...String(Math.abs(power))].map(d => digits[d]).join("");
+const front = lead === 1 ? "" : lead === -1 ? "−" : `${String(lead).replace("-", "−")}·`;
+return `${front}10${raised}`;
+"""
+"""JavaScript that writes the number at a tick."""
 
 
 def make_figure(
@@ -57,7 +59,6 @@ def make_figure(
     y_range: Range | None = None,
     x_label: str = "epoch",
     y_label: str = "",
-    y_axis_type: str = "linear",
     dimensions: str = "width",
     tools: Sequence[Any] = (),
 ) -> Any:
@@ -72,7 +73,6 @@ def make_figure(
         name=name,
         height=height,
         sizing_mode="stretch_width",
-        y_axis_type=y_axis_type,
         tools=[
             zoom,
             PanTool(dimensions=dimensions),
@@ -85,6 +85,7 @@ def make_figure(
         active_drag=zoom,
         active_scroll=None,
         toolbar_location="above",
+        toolbar_inner=True,
         min_border_left=58,
         min_border_right=12,
         output_backend="canvas",
@@ -116,6 +117,6 @@ def style_figure(made: Any, *, x_label: str, y_label: str) -> None:
         axis.major_tick_line_color = RULE
         axis.minor_tick_line_color = None
         axis.axis_label_standoff = 6
+    made.yaxis.formatter = CustomJSTickFormatter(code=TICK_TEXT)
     made.xaxis.ticker.desired_num_ticks = 7
-    for ticker in made.yaxis.ticker if isinstance(made.yaxis.ticker, list) else []:
-        ticker.desired_num_ticks = 5
+    made.yaxis.ticker.desired_num_ticks = 5

@@ -105,7 +105,7 @@ window.startExplorer = (() => {
       return figure.inner_width || 400;
     }
     function refreshPanel(q) {
-      const scale = scales[q], figure = model(`${q}-${scale}`);
+      const scale = scales[q], figure = model(q);
       const width = frameWidth(figure), span = range.end - range.start;
       const steps = width / span > PIXELS_PER_EPOCH;
       const extent = new Extent(scale === "log");
@@ -123,7 +123,10 @@ window.startExplorer = (() => {
         if (q === "loss") extent.addColumn(data, "validation", range);
         if (draw) extent.addSteps(view.data, range);
       }
-      extent.apply(model(`${q}-${scale}-y`), q !== "loss" && scale === "linear");
+      const ticks = extent.apply(model(`${q}-y`), q !== "loss");
+      const wanted = model(`scale-${scale}`);
+      if (figure.y_scale.type !== wanted.type) figure.y_scale = wanted;
+      if (ticks) model(`${q}-ticks`).ticks = ticks;
     }
 
     // The range of an axis that shows the curves in view, and most of their bands.
@@ -161,7 +164,7 @@ window.startExplorer = (() => {
           low = Math.min(low, lines[0]); high = Math.max(high, lines[lines.length - 1]);
           const pad = Math.max(Math.log(high / low) * 0.06, 0.02);
           axis.setv({ start: low / Math.exp(pad), end: high * Math.exp(pad) });
-          return;
+          return logTicks(axis.start, axis.end);
         }
         const size = high - low || Math.abs(high) || 1;
         low = Math.max(quantile(bands, 0.01), low - size); high = Math.min(quantile(bands, 0.99), high + size);
@@ -169,7 +172,25 @@ window.startExplorer = (() => {
         if (withZero && low > 0 && low < 0.6 * high) low = 0;
         const pad = (high - low || Math.abs(high) || 1) * 0.05;
         axis.setv({ start: low === 0 ? 0 : low - pad, end: high + pad });
+        return linearTicks(axis.start, axis.end);
       }
+    }
+    function linearTicks(low, high) {
+      const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+      const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough), ticks = [];
+      for (let i = Math.ceil(low / step); i * step <= high * (1 + 1e-12); i++) ticks.push(i * step);
+      return ticks;
+    }
+    // Powers of ten, and 1, 2, 5 between them where there is room.
+    function logTicks(low, high) {
+      const decades = Math.log10(high / low), ticks = [];
+      const mantissas = decades < 0.5 ? [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8] : decades < 1.2 ? [1, 2, 3, 5] : decades < 2.5 ? [1, 3] : [1];
+      const every = Math.max(1, Math.ceil(decades / 6));
+      for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+        if (power % every !== 0) continue;
+        for (const m of mantissas) { const t = m * 10 ** power; if (t >= low && t <= high) ticks.push(t); }
+      }
+      return ticks;
     }
     function sorted(values) { return Float64Array.from(values).sort(); }
     function quantile(values, share) { return values[Math.min(values.length - 1, Math.floor(share * values.length))]; }
@@ -184,7 +205,6 @@ window.startExplorer = (() => {
         button.addEventListener("click", () => {
           scales[q] = button.dataset.scale;
           for (const other of card.querySelectorAll("button[data-scale]")) other.classList.toggle("on", other === button);
-          for (const box of card.querySelectorAll("[data-of]")) box.hidden = box.dataset.of !== scales[q];
           refreshPanel(q);
         });
       }
