@@ -81,7 +81,7 @@ scale: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[all,integrations,triton,test,lint]"
+	$(PIP) -c constraints.txt -e ".[all,curvature,integrations,triton,test,lint]"
 	touch $@
 
 no-torch: .venv-no-torch/installed

@@ -1,6 +1,7 @@
 from . import plots as plots
 from ._old_names import scales as scales
 from ._old_names import step_bound as step_bound
+from .comparison.path_pca import path_pca
 from .conditions.aiming import aiming
 from .conditions.alpha_beta import (
     alpha_beta,
@@ -58,6 +59,7 @@ __all__ = [
     "margin",
     "mode_strength",
     "path_geometry",
+    "path_pca",
     "polyak_lojasiewicz",
     "random_walk_gamma",
     "scale_invariance",

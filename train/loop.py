@@ -8,32 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
-from train.curvature.sharpness import Sharpness
 from train.data import Splits
 from train.data.indexed import IndexedDataset
 from train.evaluation import (
-    Batch,
     accumulate_gradients,
     evaluate,
     fixed_batches,
-    on_device_of,
     random_state,
-    restored_state,
     set_random_state,
 )
 from train.observer import Log, Observer, Track
-from train.optim.ngn import NGN
-from train.optim.normalized_sgd import NormalizedSGD
-from train.optim.sps_max import SPSmax
 from train.schedules import learning_rate, weight_decay
 from train.settings import Training
+from train.sharpness import sharpness_of
 from train.workloads.catalogue import WORKLOADS, check_width
 from train.workloads.tasks import Task
+from trajstore.evaluation.restored_state import restored_state
+from trajstore.evaluation.setup import Batch, on_device_of
 from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
+from trajstore.optim.ngn import NGN
+from trajstore.optim.normalized_sgd import NormalizedSGD
+from trajstore.optim.sps_max import SPSmax
 
 Save = Callable[[dict[str, Any], Log], None]
 """Called between two epochs with two arguments: the state to resume from, and the observer."""
@@ -42,6 +41,8 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
     "momentum": partial(SGD, momentum=MOMENTUM),
     "adam": Adam,
+    "adamw": AdamW,
+    "nadamw": partial(NAdam, decoupled_weight_decay=True),
     "nsgd": NormalizedSGD,
     "spsmax": SPSmax,
     "ngn": NGN,
@@ -71,7 +72,9 @@ def train(
         # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
     # The weight decay, like the learning rate, is set before every step.
-    optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
+    optimizer = OPTIMIZERS[training.optimizer](
+        model.parameters(), lr=training.lr, **_betas(training)
+    )
     data = training_data(splits, training)
     loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
     first = 0
@@ -112,6 +115,16 @@ def train(
                 }
                 save(state, observer)
     return model
+
+
+def _betas(training: Training) -> dict[str, Any]:
+    """Return the coefficients of moments that the settings choose."""
+    if training.beta1 is None and training.beta2 is None:
+        return {}
+    beta1, beta2 = training.beta1, training.beta2
+    return {
+        "betas": (0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2)
+    }
 
 
 def training_data(splits: Splits, training: Training) -> Dataset[Any]:
@@ -166,9 +179,11 @@ class _Loop:
             self._fixed_batches = fixed_batches(
                 data, training.batch_size, training.seed
             )
-        self._sharpness: Sharpness | None = None
-        if training.sharpness_every:
-            self._sharpness = Sharpness(training, model, optimizer, task, data)
+        self._sharpness = (
+            sharpness_of(training, model, optimizer, task, data)
+            if training.sharpness_every
+            else None
+        )
 
     @property
     def sharpness_directions(self) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import analyzers
 import trajstore
+from trajstore import analyzers
 
 torch.manual_seed(3)
 digits = load_digits()

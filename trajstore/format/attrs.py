@@ -28,8 +28,20 @@ FIXED_BATCHES: Final = "fixed_batches"
 UPDATE: Final = "update"
 """Name of the measurement of updates, which ``Recorder(..., updates=True)`` makes."""
 
-OPTIMIZERS: Final = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
+OPTIMIZERS: Final = (
+    "sgd",
+    "momentum",
+    "adam",
+    "adamw",
+    "nadamw",
+    "nsgd",
+    "spsmax",
+    "ngn",
+)
 """Values of the setting ``optimizer``, in the order in which figures show them."""
+
+DECOUPLED_DECAY: Final = ("adamw", "nadamw")
+"""Optimizers whose weight decay shrinks parameters and leaves gradients as they are."""
 
 MOMENTUM: Final = 0.9
 """Momentum coefficient of the optimizer ``"momentum"``."""

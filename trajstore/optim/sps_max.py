@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from train.optim.gradient_steps import (
+from trajstore.optim.gradient_steps import (
     check_at_least,
     check_no_closure,
     checked_loss,

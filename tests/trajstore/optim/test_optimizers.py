@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from train.optim.ngn import NGN
-from train.optim.normalized_sgd import NormalizedSGD
-from train.optim.sps_max import SPSmax
+from trajstore.optim.ngn import NGN
+from trajstore.optim.normalized_sgd import NormalizedSGD
+from trajstore.optim.sps_max import SPSmax
 from trajstore.reading.run import open_run
 from trajstore.recording.recorder import Recorder
 

@@ -8,3 +8,7 @@ the factor that multiplied the gradient or momentum in that step.
 
 Imports torch only. Start reading with `normalized_sgd`; all optimizers use `gradient_steps`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

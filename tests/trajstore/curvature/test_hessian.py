@@ -11,7 +11,11 @@ pytest.importorskip("scipy")
 
 from torch import nn
 
-from train.curvature.hessian import hessian_product, preconditioner_of, top_eigenvalues
+from trajstore.curvature.hessian import (
+    hessian_product,
+    preconditioner_of,
+    top_eigenvalues,
+)
 
 
 def example(dtype: Any = torch.float64) -> tuple[nn.Module, Any, Any]:
@@ -167,6 +171,6 @@ def test_plain_descent_has_no_preconditioner():
 
 
 def test_the_former_path_is_deprecated():
-    with pytest.warns(DeprecationWarning, match=r"now train\.curvature\.hessian\.top_"):
+    with pytest.warns(DeprecationWarning, match=r"now trajstore\.curvature\.top_"):
         from train.hessian import top_eigenvalues as former
     assert former is top_eigenvalues
