@@ -33,6 +33,7 @@ class RecorderKeywords(TypedDict, total=False):
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -60,6 +61,7 @@ class RecorderOptions:
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -95,7 +97,13 @@ class RecorderOptions:
                 f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
             )
 
-    def run_spec(self, layout: Layout, optimizers: Sequence[Optimizer]) -> RunSpec:
+    def run_spec(
+        self,
+        layout: Layout,
+        optimizers: Sequence[Optimizer],
+        *,
+        is_double: bool = False,  # whether some parameters are float64
+    ) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
@@ -110,6 +118,7 @@ class RecorderOptions:
                 "total_steps": self.total_steps,
                 "exact": self.exact,
                 "samples": self.samples,
+                "float64": self.float64 or is_double,
             }
         )
         if layout.size == 0:
@@ -137,6 +146,7 @@ class RecorderOptions:
         """Raise an error if an option is given that sharded parameters do not support."""
         unsupported = {
             "exact=True": self.exact,
+            "float64=True": self.float64,
             "on_error='warn'": self.on_error == "warn",
             "offload=True": self.offload,
         }
