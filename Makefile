@@ -61,6 +61,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/zigzag.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/deep_linear.py
+	$(BIN)/python benchmarks/tangent_kernel.py
 	$(BIN)/python benchmarks/null_models.py
 
 # Some twenty training codes of others, recorded and compared; torchvision needs the torch it was built for.
@@ -81,7 +82,7 @@ scale: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[all,curvature,integrations,triton,test,lint]"
+	$(PIP) -c constraints.txt -e ".[all,integrations,triton,test,lint]"
 	touch $@
 
 no-torch: .venv-no-torch/installed
