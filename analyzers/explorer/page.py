@@ -1,5 +1,6 @@
 """Put the views of runs together in one HTML page."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,9 @@ from bokeh.embed import file_html
 from bokeh.models import CustomJS, Range1d
 from bokeh.resources import Resources
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
+from threadpoolctl import threadpool_limits
 
+from analyzers.comparison.path_pca import path_pca
 from analyzers.explorer.comparison_view import comparison_view, facts_table
 from analyzers.explorer.condition_view import condition_view
 from analyzers.explorer.conditions import Conditions, conditions_of
@@ -88,8 +91,28 @@ def collect(
     )
 
 
-def fill_document(document: Document, contents: Contents, *, title: str) -> None:
+def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
+    """Return the principal components of runs of one architecture, None for other runs."""
+    try:
+        found = path_pca(runs)
+        with threadpool_limits(1, user_api="blas"):
+            return found.compute()
+    except ValueError as error:
+        warnings.warn(f"The page has no path map: {error}", stacklevel=2)
+        return None
+
+
+def fill_document(
+    document: Document,
+    contents: Contents,
+    *,
+    title: str,
+    live_figures: Sequence[Any] = (),
+    live_models: Sequence[Any] = (),
+    live_facts: Sequence[tuple[str, str, str]] = (),
+) -> None:
     """Add the models and the template of a page to a Bokeh document."""
+    # The first figure carries the models that no figure draws.
     shown = contents.shown
     n_epochs = max(run.n_epochs for run in shown)
     pad = 0.012 * n_epochs
@@ -130,8 +153,11 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
         "layers": layer_facts,
         "signed": list(SIGNED),
         "unsigned": list(UNSIGNED),
+        "live": bool(live_figures),
         **facts,
     }
+    roots = [*live_figures, *roots]
+    models = [*live_models, *models]
     # Sources that no figure draws travel as tags of a figure: a root must have a place.
     roots[0].tags = models
     with document.models.freeze():
@@ -162,7 +188,7 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
             for figure, name, note in conditions
         ],
         distances=contents.distances,
-        live=None,
+        live=[{"name": n, "title": t, "note": note} for n, t, note in live_facts],
     )
 
 
