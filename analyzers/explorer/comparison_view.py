@@ -112,7 +112,13 @@ def _difference_figure(
         y_label="difference",
     )
     made.add_layout(
-        Span(location=0, dimension="width", line_color=RULE, line_width=1.5)
+        Span(
+            level="underlay",
+            location=0,
+            dimension="width",
+            line_color=RULE,
+            line_width=1.5,
+        )
     )
     markers = []
     for run in shown[1:]:

@@ -415,7 +415,7 @@ window.startExplorer = (() => {
         $("live-bytes").textContent = bytes(f.bytes);
         $("live-free").textContent = bytes(f.free);
         $("live-travelled").textContent = Number(f.travelled.toPrecision(4));
-        $("live-silent").textContent = f.status === "running" ? duration(f.silent) : "–";
+        $("live-silent").textContent = f.status === "running" ? `${duration(f.silent)} ago` : "–";
         $("live-behind").textContent = f.step > loaded ? `, after step ${count(loaded)}: reload it to see ${count(f.step - loaded)} more` : "";
       }
       function showAlerts() {

@@ -13,7 +13,7 @@ from analyzers.explorer.style import INK, MUTED, RULE, RUN_COLORS, make_figure
 
 HEIGHT: Final = 230
 
-MAX_POINTS: Final = 1200
+MAX_POINTS: Final = 240
 """Largest number of points of a curve."""
 
 BANDED: Final = ("loss", "ratio", "cosine")
@@ -100,9 +100,19 @@ def _figure(
             fill_alpha=0.16,
         )
     if column == "cosine":
-        zero = Span(location=0, dimension="width", line_color=RULE, line_width=1.5)
+        zero = Span(
+            level="underlay",
+            location=0,
+            dimension="width",
+            line_color=RULE,
+            line_width=1.5,
+        )
         limit = Span(
-            location=-0.5, dimension="width", line_color=NEGATIVE, line_dash=[4, 4]
+            level="underlay",
+            location=-0.5,
+            dimension="width",
+            line_color=NEGATIVE,
+            line_dash=[4, 4],
         )
         made.add_layout(zero)
         made.add_layout(limit)
