@@ -17,23 +17,25 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from threadpoolctl import threadpool_limits
 
 from analyzers.comparison.path_pca import path_pca
-from analyzers.explorer.comparison_view import comparison_view, facts_table
-from analyzers.explorer.condition_view import condition_view
-from analyzers.explorer.conditions import Conditions, conditions_of
-from analyzers.explorer.curves import (
+from analyzers.explorer.contents.conditions import Conditions, conditions_of
+from analyzers.explorer.contents.curves import (
     Columns,
     GeometryCurves,
     geometry_curves,
     null_curve,
     scalar_curves,
 )
-from analyzers.explorer.geometry_view import geometry_view
-from analyzers.explorer.layer_grid import LayerGrid, layer_grid
-from analyzers.explorer.layer_view import layer_view
-from analyzers.explorer.map_view import map_view
-from analyzers.explorer.shown_run import ShownRun, show_runs
-from analyzers.explorer.stored_geometries import stored_geometries
-from analyzers.explorer.style import SIGNED, UNSIGNED
+from analyzers.explorer.contents.end_distances import end_distances
+from analyzers.explorer.contents.layer_grid import LayerGrid, layer_grid
+from analyzers.explorer.contents.probed_path import path_lines
+from analyzers.explorer.contents.shown_run import ShownRun, show_runs
+from analyzers.explorer.contents.stored_geometries import stored_geometries
+from analyzers.explorer.views.comparison import comparison_view, facts_table
+from analyzers.explorer.views.condition import condition_view
+from analyzers.explorer.views.geometry import geometry_view
+from analyzers.explorer.views.layer import layer_view
+from analyzers.explorer.views.map import map_view
+from analyzers.explorer.views.style import SIGNED, UNSIGNED
 from trajstore.format.shown import shown as printable
 from trajstore.reading.run import Run
 
@@ -57,12 +59,11 @@ class Contents:
     grids: Mapping[str, LayerGrid]
     conditions: Mapping[str, Conditions]
     pca: xr.Dataset | None
+    lines: Mapping[str, Any]  # paths on the map, (point, 2)
     distances: Mapping[str, Any] | None
 
 
-def collect(
-    runs: Sequence[Run], *, pca: xr.Dataset | None = None, distances: Any = None
-) -> Contents:
+def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     """Read everything that a page of runs shows; runs must have steps."""
     shown = show_runs(runs)
     stored = {run.key: stored_geometries(run.run)[:MAX_TARGETS] for run in shown}
@@ -87,7 +88,8 @@ def collect(
         },
         conditions={run.key: conditions_of(run) for run in shown},
         pca=pca,
-        distances=distances,
+        lines={} if pca is None else path_lines(shown, pca),
+        distances=end_distances(shown),
     )
 
 
@@ -136,7 +138,9 @@ def fill_document(
             for run in shown
         }
         by_epoch = {key: pair[0] for key, pair in contents.scalars.items()}
-        root, extra, map_facts = map_view(shown, contents.pca, by_epoch, gammas)
+        root, extra, map_facts = map_view(
+            shown, contents.pca, contents.lines, by_epoch, gammas
+        )
         roots.append(root)
         models += extra
     layer_roots, extra, layer_facts = layer_view(shown, contents.grids, x_range)

@@ -11,19 +11,19 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.server.server import Server
 
-from analyzers.explorer.curves import geometry_curves
-from analyzers.explorer.geometry_view import epoch_columns
+from analyzers.explorer.contents.curves import geometry_curves
+from analyzers.explorer.contents.stored_geometries import stored_geometries
 from analyzers.explorer.live.alerts import Alert, find_alerts
-from analyzers.explorer.live.geometry_job import GeometryJob, parse_target
-from analyzers.explorer.live.live_view import (
+from analyzers.explorer.live.figures import (
     FIGURES,
     LiveModels,
     live_columns,
     live_figures,
 )
+from analyzers.explorer.live.geometry_job import GeometryJob, parse_target
 from analyzers.explorer.live.readings import Readings, expected_steps
 from analyzers.explorer.page import collect, fill_document, page_title, path_map
-from analyzers.explorer.stored_geometries import stored_geometries
+from analyzers.explorer.views.geometry import epoch_columns
 from trajstore.format.shown import shown as printable
 from trajstore.reading.run import Run
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 from bokeh.models import ColumnDataSource, HoverTool, Range1d, Span
 
 from analyzers._style import NEGATIVE
-from analyzers.explorer.decimation import buckets, extremes, means_of_groups
+from analyzers.explorer.contents.decimation import buckets, extremes, means_of_groups
 from analyzers.explorer.live.readings import Readings
-from analyzers.explorer.style import INK, MUTED, RULE, RUN_COLORS, make_figure
+from analyzers.explorer.views.style import INK, MUTED, RULE, RUN_COLORS, make_figure
 
 HEIGHT: Final = 230
 

@@ -15,9 +15,9 @@ from bokeh.models import (
 )
 
 from analyzers._style import NEGATIVE, POSITIVE
-from analyzers.explorer.conditions import Conditions
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import INK, MUTED, RULE, make_figure
+from analyzers.explorer.contents.conditions import Conditions
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.views.style import INK, MUTED, RULE, make_figure
 
 HEIGHT: Final = 270
 KIND_COLORS: Final = {-1: NEGATIVE, 0: "#d8dde3", 1: POSITIVE}
