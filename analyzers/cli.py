@@ -13,6 +13,10 @@ COMMANDS: Final = {
         "analyzers.geometry.command:geometry",
         "Measure RSI, EB and gamma of every step, with error bars, relative to a target.",
     ),
+    "compare": Command(
+        "analyzers.comparison.command:compare",
+        "Compare the geometry of several runs, with the settings in which they differ.",
+    ),
     "zigzag": Command(
         "analyzers.gradients.command:zigzag",
         "Find where a run zigzags, from the cosines of adjacent gradients.",
