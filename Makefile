@@ -43,7 +43,7 @@ paper: .venv/installed
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"
 
-# Kills 1100 recordings, recoveries and analyses at random moments; takes half an hour.
+# Kills 1120 recordings, recoveries, analyses and replays at random moments; takes 15 minutes.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
