@@ -196,7 +196,7 @@ class Session:
                 first=step,
                 flush_rows=options.flush_rows,
                 flush_seconds=options.flush_seconds,
-                journal=Journal(Path(writer.location)) if options.journal else None,
+                journal=_journal(writer) if options.journal else None,
                 copies=self.copies,
                 reports=self._reports,
             )
@@ -347,3 +347,7 @@ class Session:
     def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
         read = self.tracker.gathered_parameters()
         return lambda elements: self.copies.fetch([read(elements)])[0]
+
+
+def _journal(writer: Writer) -> Journal:
+    return Journal(Path(writer.location), recording=writer.identity)
