@@ -10,7 +10,10 @@ import numpy as np
 import xarray as xr
 
 from analyzers._reporting import existing_figures
-from analyzers.explorer.stored_geometries import read_geometry, stored_geometries
+from analyzers.explorer.contents.stored_geometries import (
+    read_geometry,
+    stored_geometries,
+)
 from analyzers.geometry.epoch_means import epoch_means
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
