@@ -13,6 +13,7 @@ from train.loop import train
 from train.protocols.branch import branch as train_branch
 from train.protocols.branch import branch_path, branch_training
 from train.protocols.record import is_complete, record, record_resumably
+from train.protocols.replay import losses_along
 from train.protocols.replay import replay as replay_batches
 from train.protocols.sweep import load_sweep, sweep_names
 from train.protocols.two_run import two_run as exact_geometry
@@ -275,13 +276,16 @@ def replay(
     store: Positional[str],
     *,
     reference: str = "final",
+    lines: bool = False,
+    plane: int = 0,
     device: str | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Evaluate the losses of the recorded batches at another point.
+    """Evaluate the losses of the recorded batches at another point, or losses along the path.
 
-    The run must contain the indices of its examples: traj-train run NAME --record-samples.
-    No backward pass is needed. Results are written to RUN.analysis.zarr, next to the store.
+    The run must contain the indices of its examples: traj-train run NAME --record-samples;
+    --lines and --plane need no indices. No backward pass is needed. Results are written to
+    RUN.analysis.zarr, next to the store; traj-analyze losses draws those of --lines and --plane.
 
     Parameters
     ----------
@@ -290,6 +294,11 @@ def replay(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
         URL of another store, whose final iterate is used.
+    lines : bool, default: False
+        Instead, evaluate the loss of all training data on the lines from iterates to x*.
+    plane : int, default: 0
+        Instead, evaluate the loss of all training data on the plane of the path's first two
+        principal components, at this number of points in each direction.
     device : str, optional
         Device, as torch names it. Default: the device of the run.
     data_dir : str, optional
@@ -297,6 +306,26 @@ def replay(
     """
     recorded = open_run(store)
     target = read_target(reference, recorded)
+    if lines or plane:
+        along = losses_along(
+            recorded,
+            reference=target,
+            lines=lines,
+            plane=plane,
+            track=partial(track, description="evaluating"),
+            device=device,
+            data_dir=data_dir,
+        )
+        for group, losses in along.items():
+            write_results(recorded, group, losses)
+        make_console().print(
+            f"Results: {results_location(recorded)}, groups {', '.join(along)}\n"
+            f"Next: traj-analyze losses {store}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     result = replay_batches(
         recorded,
         reference=target,

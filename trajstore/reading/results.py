@@ -27,6 +27,10 @@ KINDS: Final = ("snapshot", "epoch", "final of")
 """First words of the target labels that end with a name or number."""
 
 
+LINES: Final = "losses-towards"
+PLANE: Final = "losses-on-plane"
+"""Groups of losses on lines to a target, and on the plane of a path."""
+
 MAX_SLUG: Final = 100
 """Longest name of a target in a path; a longer one ends with a digest."""
 
