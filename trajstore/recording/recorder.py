@@ -19,8 +19,7 @@ from trajstore.format.run_spec import (
     SKETCH_BITS,
     SchemaError,
 )
-from trajstore.recording.guard import Guard
-from trajstore.recording.hooks import StepHooks, Steps
+from trajstore.recording.hooks import Guard, StepHooks, Steps
 from trajstore.recording.logged import to_scalars
 from trajstore.recording.loops.manual import Gradients, manual_step, step
 from trajstore.recording.loops.notices import warn_user
@@ -389,10 +388,7 @@ class Recorder:
         return self
 
     def __exit__(
-        self,
-        _type: object,
-        exception: BaseException | None,
-        _traceback: object,
+        self, _type: object, exception: BaseException | None, _traceback: object
     ) -> None:
         if exception is None:
             self.close()
@@ -417,17 +413,7 @@ class Recorder:
                 warn_user(message)
         self._is_open = False
         self._hooks.remove()
-        # If training failed, scalars logged for the next step do not belong to the last step.
-        amendment = steps.amendment() if status == "complete" else {}
-        try:
-            steps.finish(status, is_recording=is_recording)
-        finally:
-            self._session.close(
-                status,
-                amendment,
-                with_final=is_recording,
-                n_windows=steps.end_windows(),
-            )
+        steps.close(status, is_recording=is_recording)
 
     def _settle(self, steps: StepRecorder) -> None:
         """End a step that some optimizers have skipped, and count unrecorded steps."""

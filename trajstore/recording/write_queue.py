@@ -92,17 +92,16 @@ class WriteQueue:
         if journal is not None:
             journal.begin(first)
 
-    def check(self) -> None:
-        """Raise an error if writing has failed."""
+    def row(self, n_open: int = 0) -> dict[str, Tensor] | None:
+        """Return views of the free row after `n_open` rows; None if the buffer ends there."""
+        # Raises an error if writing has failed.
         written = self._spare.written
         if written is not None and written.done():
             self._background.check()
             self._spare.written = None
-
-    def row(self) -> dict[str, Tensor]:
-        """Return views of the next free row."""
         buffer = self._buffer
-        return buffer.rows[len(buffer.entries)]
+        number = len(buffer.entries) + n_open
+        return buffer.rows[number] if number < len(buffer.rows) else None
 
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
         """Append a filled row; `submit_if_due` then makes room for the next row."""
@@ -115,7 +114,8 @@ class WriteQueue:
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
-        self._copies.mark()
+        if self._copies.is_needed:
+            self._copies.mark()
 
     def submit_if_due(self) -> None:
         """Submit rows if the buffer is full or rows have waited long enough."""

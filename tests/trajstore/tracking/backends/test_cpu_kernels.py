@@ -13,8 +13,11 @@ from trajstore.sketch.fold import SHIFT, Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate
 from trajstore.sketch.signs import Role, random_signs
+from trajstore.tracking.backends import compiling
 from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends.cpu_kernels import _hadamard, _sum_of_bits
+from trajstore.tracking.backends import cpu_sketch as sketching
+from trajstore.tracking.backends.cpu_kernels import _sum_of_bits
+from trajstore.tracking.backends.cpu_sketch import _hadamard
 
 SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
 """Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
@@ -56,8 +59,8 @@ def test_hadamard_adds_in_a_fixed_order(n: int):
 
 
 def sketch(folds: Any, filled: int, signs: Any, block: int, code: Any, scales: Any):
-    kernels.rotate(folds, filled, signs, block, block)
-    kernels.code_signs(folds[0, -1], code, scales)
+    sketching.rotate(folds, filled, signs, block, block)
+    sketching.code_signs(folds[0, -1], code, scales)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -131,7 +134,7 @@ def test_rotation_mixes_blocks(filled: int):
     )
     vector[:filled] = normal(filled)
     folds = vector[None, None].copy()
-    kernels.rotate(folds, filled, signs, size, MAX_BLOCK)
+    sketching.rotate(folds, filled, signs, size, MAX_BLOCK)
     expected = rotate(vector, signs, is_mixed=True)
     np.testing.assert_allclose(folds[0, 0], expected, atol=1e-5)
 
@@ -143,8 +146,8 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     numbers[:256] *= 100
     numbers[5], numbers[6] = 0, -0.0
     code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    kernels.code_levels(numbers, *arguments, code, scales)
+    arguments = bits, levels.levels(bits), levels.brackets(bits), levels.guide(bits)
+    sketching.code_levels(numbers, *arguments, code, scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
         expected_code, expected_scales = levels.encode(numbers, bits)
@@ -163,8 +166,8 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
 def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
     numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
     numbers[3] = bad
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    kernels.code_levels(numbers, *arguments, np.zeros(bits, np.uint8), scales)
+    arguments = bits, levels.levels(bits), levels.brackets(bits), levels.guide(bits)
+    sketching.code_levels(numbers, *arguments, np.zeros(bits, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
@@ -175,7 +178,7 @@ def test_packed_signs_equal_numpys(n_bytes: int):
         np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
     )
     code = np.zeros(n_bytes, np.uint8)
-    kernels._pack(vector, code)
+    sketching._pack(vector, code)
     np.testing.assert_array_equal(code, np.packbits(vector >= 0))
 
 
@@ -184,7 +187,7 @@ def test_packed_signs_equal_numpys(n_bytes: int):
 @pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
 def test_signs_equal_numpys(n: int, step: int, seed: int):
     signs = np.zeros(n, np.float32)
-    kernels.draw_signs(seed, Role.STEP, step, signs)
+    sketching.draw_signs(seed, Role.STEP, step, signs)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
     np.testing.assert_array_equal(signs, expected)
 
@@ -212,8 +215,8 @@ def test_fold_and_probe_equal_numpys(
     out = np.full((1, count), 7, np.float32)
 
     for part in folded:
-        kernels.fold(vector, fold.width, columns, probes.row_signs, part[0])
-    kernels.probe(folded, fold.width, *second_fold(probes), out)
+        sketching.fold(vector, fold.width, columns, probes.row_signs, part[0])
+    sketching.probe(folded, fold.width, *second_fold(probes), out)
 
     np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
     # Both parts hold the same fold.
@@ -227,8 +230,8 @@ def test_skipping_zero_buckets_does_not_change_probes(filled: int):
     folded = np.zeros((1, 1, 64), np.float32)
     folded[0, 0, :filled] = normal(filled)
     whole, part = np.zeros((2, 1, 16), np.float32)
-    kernels.probe(folded, fold.width, *arguments, whole)
-    kernels.probe(folded, filled, *arguments, part)
+    sketching.probe(folded, fold.width, *arguments, whole)
+    sketching.probe(folded, filled, *arguments, part)
     np.testing.assert_array_equal(part, whole)
 
 
@@ -237,8 +240,7 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
     sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
     table, total = np.full((3, 6), 7, np.float32), np.ones(3)
     expected = sums.sum(0).astype(np.float32)
-    kernels.add_up(sums, 3, table)
-    kernels.add_column(table, 4, total)
+    kernels.add_update(sums, 3, table, 4, total)
     np.testing.assert_array_equal(table[:, 3:5], expected)
     np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
     np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))
@@ -267,4 +269,4 @@ def test_a_function_is_compiled_without_a_cache_directory(
     def double(x: float) -> float:
         return 2 * x
 
-    assert kernels._jit(double)(3.0) == 6.0
+    assert compiling.jit(double)(3.0) == 6.0
