@@ -360,7 +360,7 @@ class StepRecorder:
             if queue is not None and self._taken is not None and not begins_window:
                 # The update of the last step is measured together with the next row.
                 can_join = session.tracker.joins_updates and not session.options.updates
-                joined = queue.row(1) if can_join else None
+                joined = queue.row(self._taken[0]) if can_join else None
         finally:
             if joined is None:
                 self.complete()

@@ -92,16 +92,22 @@ class WriteQueue:
         if journal is not None:
             journal.begin(first)
 
-    def row(self, n_open: int = 0) -> dict[str, Tensor] | None:
-        """Return views of the free row after `n_open` rows; None if the buffer ends there."""
-        # Raises an error if writing has failed.
+    def row(
+        self, after: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor] | None:
+        """Return views of the next free row, or of the row after it if it is `after`."""
+        # Raises an error if writing has failed. None if there is no such row: the buffer ends, or
+        # a flush has swapped the buffers since the row `after` began.
         written = self._spare.written
         if written is not None and written.done():
             self._background.check()
             self._spare.written = None
         buffer = self._buffer
-        number = len(buffer.entries) + n_open
-        return buffer.rows[number] if number < len(buffer.rows) else None
+        number = len(buffer.entries)
+        if after is None:
+            return buffer.rows[number]
+        is_next = buffer.rows[number] is after and number + 1 < len(buffer.rows)
+        return buffer.rows[number + 1] if is_next else None
 
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
         """Append a filled row; `submit_if_due` then makes room for the next row."""

@@ -89,7 +89,8 @@ def _subtraction(_context: Any, _a: Any, _b: Any) -> Any:
     def generate_code(
         _context: Any, builder: Any, _signature: Any, arguments: Any
     ) -> Any:
-        return builder.fsub(*arguments)
+        # Numba adds flags that permit reordering to operations without flags only.
+        return builder.fsub(*arguments, flags=("nsz",))
 
     return float32(float32, float32), generate_code
 
