@@ -69,6 +69,10 @@ COMMANDS: Final = {
         "analyzers.no_wrong_turns.command:figure",
         'Draw a figure of "No Wrong Turns" from recorded runs.',
     ),
+    "optimizers": Command(
+        "analyzers.optimizer_page.command:optimizers",
+        "Compare optimizers by geometry, conditions and sharpness, and test statements.",
+    ),
     "paper": Command(
         "analyzers.no_wrong_turns.command:paper",
         'Draw the figures of "No Wrong Turns" from recorded runs, and test its statements.',
