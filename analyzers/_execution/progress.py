@@ -11,7 +11,7 @@ from dask.delayed import Delayed
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from trajstore.cli.console import QUIET, make_console
+from trajstore.cli.console import hides_progress, make_console
 
 
 def compute(tasks: Sequence[Delayed], description: str) -> None:
@@ -54,7 +54,7 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
 
 def _bars() -> Progress:
     """Return progress bars on stderr, so that a command's output can be piped."""
-    return Progress(console=make_console(stderr=True), disable=QUIET.get())
+    return Progress(console=make_console(stderr=True), disable=hides_progress())
 
 
 @contextmanager

@@ -1,6 +1,9 @@
-"""List and read the iterates that a run keeps whole: anchors, snapshots and the final one."""
+"""List and read the iterates that a run keeps whole: anchors, snapshots and the final one.
 
-from collections.abc import Iterator, Sequence
+A run recorded with ``exact=True`` keeps the iterates of all steps.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +13,7 @@ from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.float32]
 
-Kind = Literal["anchor", "snapshot", "final"]
+Kind = Literal["anchor", "snapshot", "step", "final"]
 
 
 class StoredIterate(NamedTuple):
@@ -19,29 +22,32 @@ class StoredIterate(NamedTuple):
     step: int  # number of optimizer steps before it
     epoch: int  # -1 if it is lost
     kind: Kind
-    window: int  # window of an anchor, otherwise -1
-    array: (
-        str  # path of the array of a snapshot or of the final iterate, otherwise empty
-    )
+    window: int = -1  # window of an anchor or of a step of an exact run
+    array: str = ""  # path of the array of a snapshot or of the final iterate
 
 
-def stored_iterates(run: Run) -> list[StoredIterate]:
-    """Return the whole iterates of a run by step; anchors come before other iterates."""
-    # Several windows start at the same step if a recording was resumed there; the last of
-    # their anchors is the one that steps refer to.
-    window_of = {int(start): c for c, start in enumerate(run.stored.starts)}
+def stored_iterates(run: Run, steps: Iterable[int] = ()) -> list[StoredIterate]:
+    """Return the anchors, snapshots, given steps of an exact run, and the final iterate."""
+    # They are in the order of their steps; at the same step, in the order above.
     listed = [
-        StoredIterate(step, epoch_of(run, step), "anchor", c, "")
-        for step, c in window_of.items()
+        StoredIterate(int(start), epoch_of(run, int(start)), "anchor", window=c)
+        for c, start in enumerate(run.stored.starts)
     ]
     listed += [
-        StoredIterate(s.step, epoch_of(run, s.step), "snapshot", -1, s.array)
+        StoredIterate(s.step, epoch_of(run, s.step), "snapshot", array=s.array)
         for s in run.stored.document.snapshots.values()
     ]
+    if run.spec.exact:
+        windows = run.stored.rows("window", slice(0, run.n_steps))
+        listed += [
+            StoredIterate(k, epoch_of(run, k), "step", window=int(windows[k]))
+            for k in steps
+            if k < run.n_steps
+        ]
     listed.sort(key=lambda iterate: iterate.step)
     if run.has_final:
         step = run.n_steps
-        listed.append(StoredIterate(step, epoch_of(run, step), "final", -1, "final"))
+        listed.append(StoredIterate(step, epoch_of(run, step), "final", array="final"))
     return listed
 
 
@@ -55,19 +61,19 @@ def epoch_of(run: Run, step: int) -> int:
 def read_iterates(
     run: Run, iterates: Sequence[StoredIterate], elements: slice
 ) -> Iterator[FloatArray]:
-    """Yield a part of each iterate, float32 (element,); anchors share two buffers."""
-    # `iterates` are in the order of `stored_iterates`; anchors are decoded one after the other.
-    windows = [iterate.window for iterate in iterates if iterate.kind == "anchor"]
+    """Yield a part of each of `stored_iterates`, float32 (element,); buffers are shared."""
+    # Anchors are decoded one after the other, each into one of two buffers.
     buffers = np.empty((2, elements.stop - elements.start), np.float32)
-    every = range(windows[0], windows[-1] + 1) if windows else range(0)
-    decoded = zip(
-        every, run.stored.anchors.decode_each(every, elements, [*buffers]), strict=True
-    )
+    decoded = run.stored.anchors.decode_each(range(run.n_windows), elements, [*buffers])
+    anchors: dict[int, FloatArray] = {}
     for iterate in iterates:
-        if iterate.kind != "anchor":
-            yield run.stored.vector(iterate.array, elements)
-            continue
-        for window, anchor in decoded:
-            if window == iterate.window:
-                yield anchor
-                break
+        match iterate.kind:
+            case "anchor":
+                anchors = {iterate.window: next(decoded)}
+                yield anchors[iterate.window]
+            case "step":
+                row = slice(iterate.step, iterate.step + 1)
+                displacement = run.stored.large_rows("displacement", row, elements)[0]
+                yield anchors[iterate.window] + displacement
+            case _:
+                yield run.stored.vector(iterate.array, elements)

@@ -42,8 +42,13 @@ def make_console(*, stderr: bool = False) -> Console:
 def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
     """Iterate over items, and show the progress on stderr."""
     return track(
-        items, description, console=make_console(stderr=True), disable=QUIET.get()
+        items, description, console=make_console(stderr=True), disable=hides_progress()
     )
+
+
+def hides_progress() -> bool:
+    """Whether progress is hidden: if asked for, and in logs, where bars are clutter."""
+    return QUIET.get() or not make_console(stderr=True).is_terminal
 
 
 @contextmanager

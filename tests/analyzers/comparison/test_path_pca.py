@@ -12,7 +12,8 @@ import xarray as xr
 
 import analyzers
 import trajstore
-from analyzers.comparison import gram
+from analyzers.comparison import products
+from analyzers.comparison.arrays.components import principal_components
 from tests.analyzers.geometry.seeded import train
 from tests.analyzers.laziness import fail_if_computed
 from tests.analyzers.paths import path_of
@@ -92,10 +93,10 @@ def test_parts_of_the_parameters_add_up(
     example_run: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = analyzers.path_pca(example_run).compute()
-    monkeypatch.setattr(gram, "VALUES", 0)
+    monkeypatch.setattr(products, "VALUES", 0)
     with dask.config.set(scheduler=fail_if_computed):
         lazy = analyzers.path_pca(example_run)
-    parts = sum("gram_of_part" in str(key) for key in dict(lazy.__dask_graph__()))  # type: ignore[no-untyped-call]
+    parts = sum("products_of_part" in str(key) for key in dict(lazy.__dask_graph__()))  # type: ignore[no-untyped-call]
     assert parts == trajstore.open_run(example_run).layout.size / 1024
     xr.testing.assert_allclose(lazy.compute(), whole, rtol=1e-9, atol=1e-9)
 
@@ -158,12 +159,42 @@ def test_other_architectures_are_refused(example_run: Path, tmp_path: Path):
 def test_the_map_of_a_random_walk_is_the_known_curve():
     """Compare with the covariance min(j, k) of a walk; its map is known in closed form."""
     steps = np.arange(400.0)
-    found: Any = analyzers.comparison.arrays.principal_components(
-        np.minimum(steps[:, None], steps), 2
-    )
+    found: Any = principal_components(np.minimum(steps[:, None], steps), 2)
     np.testing.assert_allclose(
         found.explained, 6 / np.pi**2 / np.array([1, 4]), rtol=1e-3
     )
     cosine = np.cos(np.pi * (steps + 0.5) / 400)
     curve = found.coordinates[:, 0] / np.abs(found.coordinates[:, 0]).max()
     np.testing.assert_allclose(np.abs(curve), np.abs(cosine), atol=5e-3)
+
+
+def test_iterates_between_anchors_are_located_from_probes(tmp_path: Path):
+    scores = []
+    recorded = train(
+        tmp_path,
+        lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
+        n_seeds=8,
+        widths=(64, 128, 10),
+        sketch_bits=2048,
+        probes=256,
+    )
+    for run in recorded.runs:
+        found = analyzers.path_pca(run, every=5).compute()
+        without = analyzers.path_pca(run).compute()
+        is_step = found.kind.values == "step"
+        assert not set(found.step.values[is_step]) & set(without.step.values)
+        stored = found.isel(point=~is_step)
+        np.testing.assert_allclose(stored.coordinate, without.coordinate, rtol=1e-9)
+        assert (stored.coordinate_stderr == 0).all()
+        whole = recorded.x[without.step]
+        _, _, v = np.linalg.svd(whole - whole.mean(0), full_matrices=False)
+        expected = (recorded.x[found.step] - whole.mean(0)) @ v[:2].T
+        expected *= np.sign((expected * found.coordinate.values).sum(0))
+        error = (found.coordinate - expected) / found.coordinate_stderr
+        scores.append(error.values[is_step])
+    assert 0.7 < np.sqrt(np.mean(np.square(scores))) < 1.3
+
+
+def test_no_iterates_between_anchors_are_refused(example_run: Path):
+    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
+        analyzers.path_pca(example_run, every=0)

@@ -1,4 +1,4 @@
-"""Principal components and distances of points that are given by their inner products."""
+"""Principal components of points that are given by their inner products."""
 
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ class Components(NamedTuple):
 
     coordinates: FloatArray  # float64 (point, component)
     explained: FloatArray  # share of the variance, float64 (component,)
-    weights: (
-        FloatArray  # direction of a component as a sum of points, (point, component)
-    )
+    # Direction of a component as a weighted sum of points, (point, component).
+    weights: FloatArray
+    is_known: npt.NDArray[
+        np.bool_
+    ]  # whether the products of a point are finite, (point,)
 
 
 def principal_components(gram: FloatArray, n: int) -> Components:
@@ -41,7 +43,7 @@ def principal_components(gram: FloatArray, n: int) -> Components:
     with np.errstate(divide="ignore", invalid="ignore"):
         explained[found] = values / np.trace(centred)
         weights[known, found] = np.where(scales > 0, vectors / scales, 0)
-    return Components(coordinates, explained, weights)
+    return Components(coordinates, explained, weights, known)
 
 
 def _sign_of_largest(vectors: FloatArray) -> FloatArray:
