@@ -30,7 +30,11 @@ from analyzers.explorer.contents.layer_grid import LayerGrid, layer_grid
 from analyzers.explorer.contents.probed_path import path_lines
 from analyzers.explorer.contents.shown_run import ShownRun, show_runs
 from analyzers.explorer.contents.stored_geometries import stored_geometries
-from analyzers.explorer.views.comparison import comparison_view, facts_table
+from analyzers.explorer.views.comparison import (
+    comparison_view,
+    distance_table,
+    facts_table,
+)
 from analyzers.explorer.views.condition import condition_view
 from analyzers.explorer.views.geometry import geometry_view
 from analyzers.explorer.views.layer import layer_view
@@ -191,7 +195,7 @@ def fill_document(
             {"name": figure.name, "title": name, "note": note}
             for figure, name, note in conditions
         ],
-        distances=contents.distances,
+        distances=distance_table(contents.distances),
         live=[{"name": n, "title": t, "note": note} for n, t, note in live_facts],
     )
 

@@ -15,6 +15,9 @@ HEIGHT: Final = 290
 NULL_COLOR: Final = "#8b96a3"
 MAX_SETTINGS: Final = 60
 
+LAST_DIGIT: Final = 5e-5
+"""Half of the last of four digits, relative to the value."""
+
 
 def comparison_view(
     shown: Sequence[ShownRun],
@@ -187,7 +190,13 @@ def _value(curves: Sequence[GeometryCurves], name: str) -> str:
         return "–"
     value = mid_run(curves[0].by_epoch, name)
     stderr = mid_run(curves[0].by_epoch, f"{name}_stderr")
-    return f"{_number(value)} ± {stderr:.1g}"
+    return with_error(value, stderr)
+
+
+def with_error(value: float, stderr: float) -> str:
+    """Write a value with four digits, and its standard error if that reaches the last one."""
+    is_visible = stderr > LAST_DIGIT * abs(value)
+    return f"{value:.4g} ± {stderr:.1g}" if is_visible else f"{value:.4g}"
 
 
 def _number(value: float) -> str:
@@ -197,3 +206,15 @@ def _number(value: float) -> str:
 def _short(text: str) -> str:
     text = printable(text)
     return text if len(text) <= 40 else f"{text[:38]}…"
+
+
+def distance_table(distances: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the names, cells and note of the table of distances, if there are any."""
+    if distances is None:
+        return None
+    rows = zip(distances["values"], distances["stderr"], strict=True)
+    cells = [
+        [with_error(value, stderr) for value, stderr in zip(*row, strict=True)]
+        for row in rows
+    ]
+    return {"names": distances["names"], "cells": cells, "note": distances["note"]}
