@@ -400,7 +400,7 @@ window.startExplorer = (() => {
       while (n >= 1000 && i < 4) { n /= 1000; i++; }
       return `${n.toPrecision(3).replace(/\.?0+$/, "")} ${units[i]}`;
     }
-    const count = (n) => Math.round(n).toLocaleString("en").replaceAll(",", "\u2009");
+    const count = (n) => Math.round(n).toLocaleString("en").replaceAll(",", "\u202f");
     function startLive() {
       const facts = model("live-facts"), curves = model("live-curves"), alerts = model("live-alerts"), job = model("live-job");
       const loaded = config.runs[0].steps;
@@ -408,7 +408,8 @@ window.startExplorer = (() => {
         const f = Object.fromEntries(Object.entries(facts.data).map(([k, v]) => [k, v[0]]));
         if (f.step === undefined) return;
         $("live-status").textContent = f.status;
-        $("live-step").textContent = f.total ? `${count(f.step)} / ${count(f.total)}` : count(f.step);
+        $("live-step").textContent = count(f.step);
+        $("live-total").textContent = f.total ? ` of ${count(f.total)}` : "";
         $("live-epoch").textContent = count(f.epoch);
         $("live-speed").textContent = finite(f.speed) ? Number(f.speed.toPrecision(3)) : "–";
         $("live-left").textContent = f.status === "running" ? duration(f.left) : "–";
@@ -435,7 +436,8 @@ window.startExplorer = (() => {
           if (name === "live-cosine") { model(`${name}-y`).setv({ start: -1.05, end: 1.05 }); continue; }
           const extent = new Extent(name !== "live-travelled");
           for (const column of names) for (const v of data[column]) if (extent.ok(v)) extent.lines.push(v);
-          extent.apply(model(`${name}-y`), true);
+          const ticks = extent.apply(model(`${name}-y`), true);
+          if (ticks) model(`${name}-ticks`).ticks = ticks;
         }
       }
       function showJob() {

@@ -86,7 +86,8 @@ def _not_finite(columns: Mapping[str, Floats]) -> Alert | None:
         return None
     step = min(first.values())
     which = " and ".join(label for label, k in first.items() if k == step)
-    return Alert("non-finite", step, f"The {which} of step {step:,} is not finite.")
+    verb = "are" if " and " in which else "is"
+    return Alert("non-finite", step, f"The {which} of step {step:,} {verb} not finite.")
 
 
 def _blow_up(loss: Floats) -> Alert | None:
