@@ -20,7 +20,6 @@ from analyzers.explorer.contents.curves import (
     scalar_curves,
 )
 from analyzers.explorer.contents.layer_grid import layer_grid, modules_of
-from analyzers.explorer.contents.probed_path import between_anchors
 from analyzers.explorer.contents.shown_run import (
     ShownRun,
     known_epochs,
@@ -135,31 +134,3 @@ def test_images_are_means_of_epochs_by_layer(shown: ShownRun):
 def test_layers_are_grouped_by_module():
     names = ["stem.weight", "stem.bias", "blocks.0.w", "blocks.1.w", "head"]
     assert modules_of(names) == [("stem", 0, 2), ("blocks", 2, 4), ("head", 4, 5)]
-
-
-def test_probed_iterates_lie_near_the_exact_path(example_run: Path, exact_run: Path):
-    # Both runs are the same training, so the exact one tells where each iterate is.
-    run, exact = trajstore.open_run(example_run), trajstore.open_run(exact_run)
-    pca = analyzers.path_pca(run).compute()
-    found = between_anchors(run, pca["step"].values, pca["coordinate"].values)
-    whole = slice(0, exact.layout.size)
-    points = []
-    for step in [*pca["step"].values, *found.steps]:
-        if step == exact.n_steps:
-            points.append(exact.stored.vector("final", whole).astype(float))
-            continue
-        rows = slice(int(step), int(step) + 1)
-        window = int(exact.stored.rows("window", rows)[0])
-        anchor = exact.stored.anchors.decode(window, whole).astype(float)
-        points.append(anchor + exact.stored.large_rows("displacement", rows, whole)[0])
-    vectors = np.array(points)
-    n_known = pca.sizes["point"]
-    mean = vectors[:n_known].mean(0)
-    # The axes of the map, from the known points.
-    axes, *_ = np.linalg.lstsq(
-        vectors[:n_known] - mean, pca["coordinate"].values, rcond=None
-    )
-    true = (vectors[n_known:] - mean) @ axes
-    size = np.ptp(pca["coordinate"].values[:, 0])
-    assert len(found.steps) > 15
-    assert np.abs(true - found.coordinates).max() < 0.05 * size
