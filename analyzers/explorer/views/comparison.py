@@ -8,6 +8,7 @@ from bokeh.models import ColumnDataSource, HoverTool, Range1d, Span
 
 from analyzers.explorer.contents.curves import Columns, GeometryCurves, mid_run
 from analyzers.explorer.contents.shown_run import ShownRun, settings_of
+from analyzers.explorer.views.geometry import marker_size
 from analyzers.explorer.views.style import RULE, make_figure
 from trajstore.format.shown import shown as printable
 
@@ -84,7 +85,7 @@ def _null_figure(
                 "gamma",
                 source=source,
                 color=run.color,
-                size=5,
+                size=marker_size(run),
                 nonselection_alpha=0.12,
                 name=f"{run.key}-points",
             )
@@ -134,7 +135,9 @@ def _difference_figure(
         made.segment("x", "low", "x", "high", line_width=1.6, **options)
         made.line("x", "value", line_width=1.8, **options)
         markers.append(
-            made.scatter("x", "value", source=source, color=run.color, size=5)
+            made.scatter(
+                "x", "value", source=source, color=run.color, size=marker_size(run)
+            )
         )
     made.add_tools(
         HoverTool(

@@ -18,8 +18,11 @@ HEIGHT: Final = 460
 
 MARKERS: Final = {"snapshot": "square", "final": "star"}
 SIZES: Final = {"step": 3, "anchor": 7, "snapshot": 10, "final": 15}
+CROWD: Final = 100
+"""Number of anchors above which they are drawn smaller."""
+
 NAMES: Final = {"step": "iterate, from its probes", "final": "last iterate"}
-"""Markers, sizes and names of points by their kind."""
+"""Names of points by their kind."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -131,12 +134,15 @@ def _points(
     columns["gamma"] = _at(place, gamma, "gamma")
     columns["color_by"] = columns["epoch"]
     arrays = {name: np.asarray(c, np.float64) for name, c in columns.items()}
+    is_crowded = kinds.count("anchor") > CROWD
+    edge = 0.5 if is_crowded else 1.2
+    sizes = {**SIZES, "anchor": 4} if is_crowded else SIZES
     return arrays | {
         "run": [run.name] * len(steps),
         "kind": [NAMES.get(kind, kind) for kind in kinds],
         "marker": [MARKERS.get(kind, "circle") for kind in kinds],
-        "edge": [0.0 if kind == "step" else 1.2 for kind in kinds],
-        "size": [SIZES.get(kind, 7) for kind in kinds],
+        "edge": [0.0 if kind == "step" else edge for kind in kinds],
+        "size": [sizes.get(kind, 7) for kind in kinds],
     }
 
 

@@ -120,7 +120,9 @@ def test_images_are_means_of_epochs_by_layer(shown: ShownRun):
     geometry = analyzers.path_geometry(shown.run, layers=True)
     means = analyzers.epoch_means(geometry).transpose("layer", "epoch").compute()
     np.testing.assert_allclose(images["gamma"].values, means.gamma.values)
-    np.testing.assert_allclose(images["gamma"].stderr, means.gamma_stderr.values)
+    stderr = images["gamma"].stderr
+    assert stderr is not None
+    np.testing.assert_allclose(stderr, means.gamma_stderr.values)
     cosine = analyzers.zigzag(shown.run, layers=True).cosine.groupby("epoch").mean()
     wanted = cosine.transpose("layer", "epoch").values
     np.testing.assert_allclose(images["cosine"].values, wanted, rtol=1e-5)
