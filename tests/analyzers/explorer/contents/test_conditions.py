@@ -66,7 +66,9 @@ def test_ratios_are_those_of_the_edge_of_stability(oscillation: Run):
     expected = analyzers.edge_of_stability(oscillation)
     assert found.stability is not None
     np.testing.assert_allclose(found.stability["ratio"], expected.ratio, rtol=1e-6)
-    np.testing.assert_allclose(found.stability["x"], np.arange(0, 60, 7) / 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.stability["x"], np.arange(0, 60, 7) / 10, rtol=1e-6
+    )
 
 
 def test_pairs_are_those_of_the_alpha_beta_condition(
