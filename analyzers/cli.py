@@ -17,6 +17,10 @@ COMMANDS: Final = {
         "analyzers.comparison.command:compare",
         "Compare the geometry of several runs, with the settings in which they differ.",
     ),
+    "explore": Command(
+        "analyzers.explorer.command:explore",
+        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+    ),
     "zigzag": Command(
         "analyzers.gradients.command:zigzag",
         "Find where a run zigzags, from the cosines of adjacent gradients.",

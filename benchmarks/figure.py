@@ -1,4 +1,4 @@
-"""Draw the figure of the README: gamma of one recorded run and of two exact runs."""
+"""Draw the figure of docs/accuracy.md: gamma of one recorded run and of two exact runs."""
 
 import tempfile
 from functools import partial

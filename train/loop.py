@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
@@ -21,7 +20,10 @@ from train.evaluation import (
     random_state,
     set_random_state,
 )
+from train.kernel import kernel_of
 from train.observer import Log, Observer, Track
+from train.optimizers import make_optimizer
+from train.scaling import scaled
 from train.schedules import learning_rate, weight_decay
 from train.settings import Training
 from train.sharpness import sharpness_of
@@ -29,24 +31,12 @@ from train.workloads.catalogue import WORKLOADS, check_width
 from train.workloads.tasks import Task
 from trajstore.evaluation.restored_state import restored_state
 from trajstore.evaluation.setup import Batch, on_device_of
-from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
+from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, SAME_BATCH
 from trajstore.optim.ngn import NGN
-from trajstore.optim.normalized_sgd import NormalizedSGD
 from trajstore.optim.sps_max import SPSmax
 
 Save = Callable[[dict[str, Any], Log], None]
 """Called between two epochs with two arguments: the state to resume from, and the observer."""
-
-OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
-    "sgd": SGD,
-    "momentum": partial(SGD, momentum=MOMENTUM),
-    "adam": Adam,
-    "adamw": AdamW,
-    "nadamw": partial(NAdam, decoupled_weight_decay=True),
-    "nsgd": NormalizedSGD,
-    "spsmax": SPSmax,
-    "ngn": NGN,
-}
 
 
 def train(
@@ -67,16 +57,17 @@ def train(
     check_width(training)
     torch.manual_seed(training.seed)
     splits = workload.data(training)
-    model = workload.model(splits, training).to(device_of(training))
+    model, task = scaled(
+        workload.model(splits, training).to(device_of(training)),
+        workload.task,
+        training.output_scale,
+    )
     if training.control == "random-walk":
         # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
-    # The weight decay, like the learning rate, is set before every step.
-    optimizer = OPTIMIZERS[training.optimizer](
-        model.parameters(), lr=training.lr, **_betas(training)
-    )
+    optimizer = make_optimizer(model, training)
     data = training_data(splits, training)
-    loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
+    loop = _Loop(training, model, optimizer, task, data, splits.n_classes)
     first = 0
     if start is not None:
         first = start["epoch"]
@@ -87,6 +78,8 @@ def train(
         if "rng" in start:
             torch.set_rng_state(start["rng"])
         loop.sharpness_directions.update(start.get("directions", {}))
+        if loop.kernel is not None:
+            loop.kernel.initial = start.get("kernel")
     # The scores at the end of an epoch are logged with the next step, which starts from the
     # evaluated parameters; no step follows the last epoch, so its scores go to the last step.
     with observe(
@@ -103,7 +96,7 @@ def train(
                     training.batch_size,
                     num_workers=training.num_workers,
                 )
-                scores = evaluate(model, workload.task, loader)
+                scores = evaluate(model, task, loader)
                 observer.log(**scores)
             if save is not None and epoch + 1 < loop.n_epochs:
                 state = {
@@ -112,19 +105,10 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "rng": torch.get_rng_state(),
                     "directions": loop.sharpness_directions,
+                    "kernel": None if loop.kernel is None else loop.kernel.initial,
                 }
                 save(state, observer)
     return model
-
-
-def _betas(training: Training) -> dict[str, Any]:
-    """Return the coefficients of moments that the settings choose."""
-    if training.beta1 is None and training.beta2 is None:
-        return {}
-    beta1, beta2 = training.beta1, training.beta2
-    return {
-        "betas": (0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2)
-    }
 
 
 def training_data(splits: Splits, training: Training) -> Dataset[Any]:
@@ -184,6 +168,9 @@ class _Loop:
             if training.sharpness_every
             else None
         )
+        self.kernel = (
+            kernel_of(training, model, data) if training.kernel_every else None
+        )
 
     @property
     def sharpness_directions(self) -> dict[str, Tensor]:
@@ -205,6 +192,8 @@ class _Loop:
                 self._measure_fixed_batches(observer)
             if self._sharpness is not None and step % training.sharpness_every == 0:
                 observer.log(**self._sharpness.measure())
+            if self.kernel is not None and step % training.kernel_every == 0:
+                observer.log(**self.kernel.measure())
             if training.same_batch_every and step % training.same_batch_every == 0:
                 self._step_and_remeasure(step, batches, observer)
             else:

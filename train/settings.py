@@ -23,16 +23,19 @@ class Training:
         Number of passes over the training data.
     batch_size : int
         Number of examples in a batch; an incomplete last batch is dropped.
-    optimizer : {"sgd", "momentum", "adam", "adamw", "nadamw", "nsgd", "spsmax", "ngn"}
-        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), AdamW, NAdam with decoupled
-        weight decay, or an optimizer of `trajstore.optim`: normalised SGD with a momentum of 0.9,
-        SPSmax, NGN.
+    optimizer : str
+        Plain SGD (``"sgd"``), SGD with a momentum of 0.9 (``"momentum"``), ``"adam"``,
+        ``"adamw"``, NAdam with decoupled weight decay (``"nadamw"``); the optimizers of
+        `trajstore.optim`, normalised SGD with a momentum of 0.9 (``"nsgd"``), ``"spsmax"`` and
+        ``"ngn"``; or those of pytorch-optimizer, ``"sign-sgd"``, ``"lion"``, ``"muon"`` (AdamW
+        for all but hidden matrices) and ``"soap"``.
     lr : float
         Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
         for spsmax and ngn, the largest step size.
     weight_decay : float
-        The optimizer adds the parameters times this number to the gradient; adamw and nadamw
-        instead shrink the parameters by this number times the learning rate. Must be 0 for
+        The optimizer adds the parameters times this number to the gradient; adamw, nadamw
+        and pytorch-optimizer's instead shrink the parameters by this number times the learning
+        rate. Must be 0 for
         nsgd, spsmax and ngn.
     beta1, beta2 : float or None
         Coefficients of the first and second moment, for adam, adamw and nadamw. Default:
@@ -76,6 +79,15 @@ class Training:
         used.
     n_eigenvalues : int
         Number of eigenvalues of the Hessian to log, in descending order.
+    kernel_every : int
+        Number of steps between measurements of the tangent kernel; 0 for never.
+    kernel_examples : int
+        Number of training examples whose tangent kernel is measured; the first ones are used.
+    output_scale : float
+        Factor of the model's outputs, from which the initial outputs are subtracted first; the
+        loss is divided by its square. 1 leaves model and loss as they are; larger factors make
+        training lazy (L. Chizat, E. Oyallon, F. Bach, "On Lazy Training in Differentiable
+        Programming", NeurIPS 2019, arXiv 1812.07956).
     as_published : bool
         Follow the published code of "No Wrong Turns": the transformer attends across the
         batch, and the weight decay stays unchanged in the last epoch.
@@ -95,7 +107,18 @@ class Training:
     epochs: int
     batch_size: int
     optimizer: Literal[
-        "sgd", "momentum", "adam", "adamw", "nadamw", "nsgd", "spsmax", "ngn"
+        "sgd",
+        "momentum",
+        "adam",
+        "adamw",
+        "nadamw",
+        "nsgd",
+        "spsmax",
+        "ngn",
+        "sign-sgd",
+        "lion",
+        "muon",
+        "soap",
     ]
     lr: float
     weight_decay: float = 0.0
@@ -120,6 +143,9 @@ class Training:
     sharpness_every: int = 0
     sharpness_examples: int = 5000
     n_eigenvalues: int = 1
+    kernel_every: int = 0
+    kernel_examples: int = 16
+    output_scale: float = 1.0
     as_published: bool = False
     record_samples: bool = False
     max_steps: int | None = None
@@ -144,6 +170,8 @@ class Training:
             "sharpness_every": (self.sharpness_every, 0),
             "sharpness_examples": (self.sharpness_examples, 1),
             "n_eigenvalues": (self.n_eigenvalues, 1),
+            "kernel_every": (self.kernel_every, 0),
+            "kernel_examples": (self.kernel_examples, 1),
             "clip": (1 if self.clip is None else self.clip, 0),
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
@@ -151,6 +179,10 @@ class Training:
             # This form of the comparison also refuses NaN.
             if not value >= bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
+        if not self.output_scale > 0:
+            raise ValueError(
+                f"output_scale: expected a positive number, got {self.output_scale}."
+            )
         self._check_moments_and_warmup()
         if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
             raise ValueError(

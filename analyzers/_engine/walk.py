@@ -22,7 +22,10 @@ READ_ELEMENTS: Final = 1 << 22
 
 
 class WindowVectors(NamedTuple):
-    """Vectors of a window over a range of elements, each float32 (element,)."""
+    """Vectors of a window over a range of elements, each (element,).
+
+    All have the type of the anchors, float32 or float64.
+    """
 
     anchor: Float32Array
     past: Sequence[Float32Array]  # earlier anchors that the basis contains
@@ -72,7 +75,7 @@ def walk(
     # basis uses to the window after the current one. They are allocated once, because
     # touching new memory costs more than the arithmetic.
     reach = 1 << max(0, rank - 2)
-    buffers = [np.empty(n, np.float32) for _ in range(reach + 2)]
+    buffers = [np.empty(n, run.stored.anchors.dtype) for _ in range(reach + 2)]
     decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)
     kept: dict[int, Float32Array] = {}
     for c in windows:
@@ -98,11 +101,8 @@ def window_steps(run: Run, steps: slice) -> dict[int, slice]:
 
 def read_vector(read: Callable[[slice], Float32Array], elements: slice) -> Float32Array:
     """Read a large part of a vector, a few chunks at a time."""
-    values = np.empty(elements.stop - elements.start, np.float32)
-    for part in slices(elements, READ_ELEMENTS):
-        start = part.start - elements.start
-        values[start : start + part.stop - part.start] = read(part)
-    return values
+    parts = [read(part) for part in slices(elements, READ_ELEMENTS)]
+    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
 def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array:

@@ -3,6 +3,7 @@
 import torch
 
 from train.loop import device_of, training_data
+from train.scaling import scaled
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from trajstore.evaluation.setup import TrainingSetup
@@ -14,10 +15,14 @@ def rebuild(training: Training) -> TrainingSetup:
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         splits = workload.data(training)
-        model = workload.model(splits, training).to(device_of(training))
+        model, task = scaled(
+            workload.model(splits, training).to(device_of(training)),
+            workload.task,
+            training.output_scale,
+        )
     return TrainingSetup(
         model=model,
-        loss=workload.task.loss,
+        loss=task.loss,
         data=training_data(splits, training),
         batch_size=training.batch_size,
         full_batch=training.full_batch,

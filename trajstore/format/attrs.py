@@ -37,10 +37,14 @@ OPTIMIZERS: Final = (
     "nsgd",
     "spsmax",
     "ngn",
+    "sign-sgd",
+    "lion",
+    "muon",
+    "soap",
 )
 """Values of the setting ``optimizer``, in the order in which figures show them."""
 
-DECOUPLED_DECAY: Final = ("adamw", "nadamw")
+DECOUPLED_DECAY: Final = ("adamw", "nadamw", "sign-sgd", "lion", "muon", "soap")
 """Optimizers whose weight decay shrinks parameters and leaves gradients as they are."""
 
 MOMENTUM: Final = 0.9
@@ -61,6 +65,8 @@ ENVIRONMENT_SETTINGS: Final = ("data_dir", "device", "num_workers")
 NON_ESSENTIAL_SETTINGS: Final = (
     *ENVIRONMENT_SETTINGS,
     "full_gradients",
+    "kernel_every",
+    "kernel_examples",
     "measure_every",
     "n_eigenvalues",
     "record_samples",

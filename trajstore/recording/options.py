@@ -32,6 +32,7 @@ class RecorderKeywords(TypedDict, total=False):
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -58,6 +59,7 @@ class RecorderOptions:
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -92,7 +94,13 @@ class RecorderOptions:
                 f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
             )
 
-    def run_spec(self, layout: Layout, optimizers: Sequence[Optimizer]) -> RunSpec:
+    def run_spec(
+        self,
+        layout: Layout,
+        optimizers: Sequence[Optimizer],
+        *,
+        is_double: bool = False,  # whether some parameters are float64
+    ) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
@@ -107,6 +115,7 @@ class RecorderOptions:
                 "total_steps": self.total_steps,
                 "exact": self.exact,
                 "samples": self.samples,
+                "float64": self.float64 or is_double,
             }
         )
         if layout.size == 0:
@@ -134,6 +143,7 @@ class RecorderOptions:
         """Raise an error if an option is given that sharded parameters do not support."""
         unsupported = {
             "exact=True": self.exact,
+            "float64=True": self.float64,
             "on_error='warn'": self.on_error == "warn",
             "offload=True": self.offload,
         }

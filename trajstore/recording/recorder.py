@@ -81,6 +81,10 @@ class Recorder:
         Number of fixed random projections, a power of two, from which distances are estimated.
     exact : bool, default: False
         Store whole gradients and iterates, 8 bytes per parameter and step, for small networks.
+    float64 : bool, default: False
+        Store all values and vectors in float64, which takes up to twice the bytes. This is always
+        done if some parameters are float64. Gradients of narrower parameters need it if their
+        norms are below 1e-19 or above 1e19, because float32 cannot hold their squares.
     seed : int, default: 0
         Seed of the recorder's random signs, which do not use torch's random generators.
     flush_rows : int, default: 1024
@@ -186,6 +190,7 @@ class Recorder:
         basis: int = BASIS,
         probes: int = PROBES,
         exact: bool = False,
+        float64: bool = False,
         seed: int = 0,
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = 30.0,
@@ -428,6 +433,8 @@ class Recorder:
                 with_final=is_recording,
                 n_windows=steps.end_windows(),
             )
+        if status == "complete" and (lost := self._session.range_message) is not None:
+            warn_user(lost)
 
     def _settle(self, steps: StepRecorder) -> None:
         """End a step that some optimizers have skipped, and count unrecorded steps."""

@@ -78,7 +78,11 @@ class Session:
             options.check_sharded()
         tensors, self._placement = place(parameters, group)
         layout = self._placement.layout
-        spec = options.run_spec(layout, self.optimizers)
+        # Parts of float64 parameters on several ranks are recorded in float32.
+        is_double = group is None and any(
+            p.dtype == torch.float64 for p in parameters.values()
+        )
+        spec = options.run_spec(layout, self.optimizers, is_double=is_double)
         if options.resume and self._placement.is_first:
             spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
         self.spec = self._placement.broadcast(spec)
@@ -230,6 +234,17 @@ class Session:
         """Whether parameters have changed since the recording was opened."""
         held = [p for p in self.tracker.parameters if p is not None]
         return not np.array_equal(checksum(held), self._checksum, equal_nan=True)
+
+    @property
+    def range_message(self) -> str | None:
+        """A warning of gradients that leave the range of float32, if there were any."""
+        if self.queue is None or not (n := self.queue.n_without_squares):
+            return None
+        return (
+            f"The norms of {n} gradients are NaN, because float32 cannot hold their squares: they "
+            "are smaller than 1e-19 or larger than 1e19. Their sketches are lost as well. Scale "
+            "the loss, or record with float64=True."
+        )
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""

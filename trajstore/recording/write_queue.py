@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
+from trajstore.format.rows import n_without_squares
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
@@ -85,6 +86,8 @@ class WriteQueue:
         self._windows: list[NewWindow] = []
         self._measurements: list[NewMeasurement] = []
         self._measured_bytes = 0
+        self.n_without_squares = 0
+        """Number of rows whose gradients have squares that float32 cannot hold."""
         self._keyframe_is_pending = False
         self._flush_seconds = flush_seconds
         self._last_flush = time.monotonic()
@@ -205,6 +208,7 @@ class WriteQueue:
                 self._writer.append_window(_to_store(window, self._copies.fetch))
         if len(full) > 0:
             rows = full.arrays(self._spec, self._copies.fetch)
+            self.n_without_squares += n_without_squares(rows[0]["tables"], self._spec)
             self._writer.steps.append(*rows, first=full.first)
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
