@@ -43,7 +43,7 @@ paper: .venv/installed
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"
 
-# Kills 1100 recordings, recoveries and analyses at random moments; takes half an hour.
+# Kills 1120 recordings, recoveries, analyses and replays at random moments; takes 15 minutes.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
@@ -61,6 +61,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/zigzag.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/deep_linear.py
+	$(BIN)/python benchmarks/tangent_kernel.py
 	$(BIN)/python benchmarks/null_models.py
 
 # Some twenty training codes of others, recorded and compared; torchvision needs the torch it was built for.
@@ -81,7 +82,7 @@ scale: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[all,curvature,integrations,triton,test,lint]"
+	$(PIP) -c constraints.txt -e ".[all,integrations,triton,test,lint]"
 	touch $@
 
 no-torch: .venv-no-torch/installed

@@ -264,6 +264,26 @@ def zigzag_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tangent_kernel_table(results: dict[str, Any]) -> str:
+    """Return the table of the tangent kernel, with one line per width and scale."""
+    lines = [
+        "| width | scale | moved, of the initial norm | change of the kernel | distance of the kernel | last loss / first loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for width, scales in results["runs"].items():
+        for scale, runs in scales.items():
+
+            def mean(name: str, runs: Any = runs) -> float:
+                return float(sum(run[-1][name] for run in runs) / len(runs))
+
+            losses = mean("loss") * len(runs) / sum(run[0]["loss"] for run in runs)
+            cells = [width, scale]
+            names = ("moved", "kernel_change", "kernel_distance")
+            cells += [f"{mean(name):.2g}" for name in names]
+            lines.append("| " + " | ".join([*cells, f"{losses:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
 def deep_linear_table(results: dict[str, Any]) -> str:
     """Return the table of deep linear networks, with one line per depth."""
     error = "largest error over largest strength, %"
@@ -423,6 +443,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "deep_linear": deep_linear_table,
         "between_layers": between_layers_table,
     },
+    "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
     "docs/null-models.md": {"null_models": null_models_table},
     "docs/sharpness.md": {"sharpness": sharpness_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},

@@ -97,6 +97,7 @@ MEASURED = {
     "docs/null-models.md": "| random-walk |",
     "docs/planning.md": "| digits ResNet |",
     "docs/sharpness.md": "| gradient descent, 0.4 |",
+    "docs/tangent-kernel.md": "| 512 | 10.0 |",
     "docs/zigzag.md": "| mini-batches, lr 0.3 |",
 }
 """Pages with measured figures, and part of a line that each page must contain."""
@@ -112,6 +113,19 @@ def test_figures_of_pages_are_the_measured_ones(
     text = (ROOT / page).read_text()
     assert MEASURED[page] in text
     assert filled(page) == text
+
+
+def test_the_snippet_of_the_page_on_the_tangent_kernel_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/tangent-kernel.md").read_text()
+    [block] = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    exec(compile(block, "docs/tangent-kernel.md", "exec"), {})
+    change = open_run("own.zarr").steps["kernel_change"].dropna("step")
+    assert change["step"].values.tolist() == [0, 10, 20, 30]
+    assert change[0] == 0 < change[3]
 
 
 def test_snippets_of_the_page_on_sharpness_run(

@@ -1,17 +1,13 @@
 """Sub-command that writes a page of runs."""
 
 import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import xarray as xr
-from threadpoolctl import threadpool_limits
 from tyro.conf import Positional, arg
 
 from analyzers._reporting import figures_directory, say
-from analyzers.comparison.path_pca import path_pca
-from analyzers.explorer.page import collect, page_title, static_page
+from analyzers.explorer.page import collect, page_title, path_map, static_page
 from analyzers.geometry.average_of_epochs import read_reference
 from analyzers.geometry.stored import store_geometry
 from trajstore.reading.run import Run, open_run
@@ -70,17 +66,6 @@ def _compute(run: Run, reference: str | None, *, layers: bool) -> None:
     store_geometry(run, reference=target)
     if layers:
         store_geometry(run, reference=target, layers=True)
-
-
-def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
-    """Return the principal components of runs of one architecture, None for other runs."""
-    try:
-        found = path_pca(runs)
-        with threadpool_limits(1, user_api="blas"):
-            return found.compute()
-    except ValueError as error:
-        say(f"The page has no path map: {error}", stderr=True)
-        return None
 
 
 def default_reference(run: Run) -> str:

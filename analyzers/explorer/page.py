@@ -1,5 +1,6 @@
 """Put the views of runs together in one HTML page."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,24 +14,28 @@ from bokeh.embed import file_html
 from bokeh.models import CustomJS, Range1d
 from bokeh.resources import Resources
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
+from threadpoolctl import threadpool_limits
 
-from analyzers.explorer.comparison_view import comparison_view, facts_table
-from analyzers.explorer.condition_view import condition_view
-from analyzers.explorer.conditions import Conditions, conditions_of
-from analyzers.explorer.curves import (
+from analyzers.comparison.path_pca import path_pca
+from analyzers.explorer.contents.conditions import Conditions, conditions_of
+from analyzers.explorer.contents.curves import (
     Columns,
     GeometryCurves,
     geometry_curves,
     null_curve,
     scalar_curves,
 )
-from analyzers.explorer.geometry_view import geometry_view
-from analyzers.explorer.layer_grid import LayerGrid, layer_grid
-from analyzers.explorer.layer_view import layer_view
-from analyzers.explorer.map_view import map_view
-from analyzers.explorer.shown_run import ShownRun, show_runs
-from analyzers.explorer.stored_geometries import stored_geometries
-from analyzers.explorer.style import SIGNED, UNSIGNED
+from analyzers.explorer.contents.end_distances import end_distances
+from analyzers.explorer.contents.layer_grid import LayerGrid, layer_grid
+from analyzers.explorer.contents.probed_path import path_lines
+from analyzers.explorer.contents.shown_run import ShownRun, show_runs
+from analyzers.explorer.contents.stored_geometries import stored_geometries
+from analyzers.explorer.views.comparison import comparison_view, facts_table
+from analyzers.explorer.views.condition import condition_view
+from analyzers.explorer.views.geometry import geometry_view
+from analyzers.explorer.views.layer import layer_view
+from analyzers.explorer.views.map import map_view
+from analyzers.explorer.views.style import SIGNED, UNSIGNED
 from trajstore.format.shown import shown as printable
 from trajstore.reading.run import Run
 
@@ -54,12 +59,11 @@ class Contents:
     grids: Mapping[str, LayerGrid]
     conditions: Mapping[str, Conditions]
     pca: xr.Dataset | None
+    lines: Mapping[str, Any]  # paths on the map, (point, 2)
     distances: Mapping[str, Any] | None
 
 
-def collect(
-    runs: Sequence[Run], *, pca: xr.Dataset | None = None, distances: Any = None
-) -> Contents:
+def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     """Read everything that a page of runs shows; runs must have steps."""
     shown = show_runs(runs)
     stored = {run.key: stored_geometries(run.run)[:MAX_TARGETS] for run in shown}
@@ -84,12 +88,33 @@ def collect(
         },
         conditions={run.key: conditions_of(run) for run in shown},
         pca=pca,
-        distances=distances,
+        lines={} if pca is None else path_lines(shown, pca),
+        distances=end_distances(shown),
     )
 
 
-def fill_document(document: Document, contents: Contents, *, title: str) -> None:
+def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
+    """Return the principal components of runs of one architecture, None for other runs."""
+    try:
+        found = path_pca(runs)
+        with threadpool_limits(1, user_api="blas"):
+            return found.compute()
+    except ValueError as error:
+        warnings.warn(f"The page has no path map: {error}", stacklevel=2)
+        return None
+
+
+def fill_document(
+    document: Document,
+    contents: Contents,
+    *,
+    title: str,
+    live_figures: Sequence[Any] = (),
+    live_models: Sequence[Any] = (),
+    live_facts: Sequence[tuple[str, str, str]] = (),
+) -> None:
     """Add the models and the template of a page to a Bokeh document."""
+    # The first figure carries the models that no figure draws.
     shown = contents.shown
     n_epochs = max(run.n_epochs for run in shown)
     pad = 0.012 * n_epochs
@@ -113,7 +138,9 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
             for run in shown
         }
         by_epoch = {key: pair[0] for key, pair in contents.scalars.items()}
-        root, extra, map_facts = map_view(shown, contents.pca, by_epoch, gammas)
+        root, extra, map_facts = map_view(
+            shown, contents.pca, contents.lines, by_epoch, gammas
+        )
         roots.append(root)
         models += extra
     layer_roots, extra, layer_facts = layer_view(shown, contents.grids, x_range)
@@ -130,8 +157,11 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
         "layers": layer_facts,
         "signed": list(SIGNED),
         "unsigned": list(UNSIGNED),
+        "live": bool(live_figures),
         **facts,
     }
+    roots = [*live_figures, *roots]
+    models = [*live_models, *models]
     # Sources that no figure draws travel as tags of a figure: a root must have a place.
     roots[0].tags = models
     with document.models.freeze():
@@ -162,7 +192,7 @@ def fill_document(document: Document, contents: Contents, *, title: str) -> None
             for figure, name, note in conditions
         ],
         distances=contents.distances,
-        live=None,
+        live=[{"name": n, "title": t, "note": note} for n, t, note in live_facts],
     )
 
 

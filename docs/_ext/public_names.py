@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module
+from inspect import ismodule
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +26,13 @@ def public_names() -> set[str]:
                 continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             module = import_module(".".join(parts).removesuffix(".__init__"))
-            names |= {f"{module.__name__}.{name}" for name in module.__all__}
+            if module.__name__.rpartition(".")[2].startswith("_"):
+                continue
+            names |= {
+                f"{module.__name__}.{name}"
+                for name in module.__all__
+                if not ismodule(getattr(module, name))
+            }
     return names
 
 

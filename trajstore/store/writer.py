@@ -239,6 +239,11 @@ class Writer:
         """Time at which the recording began; identifies the store."""
         return str(self._attributes["created"])
 
+    @property
+    def identity(self) -> str:
+        """The recording, and how often it was resumed; the records of its journal name it."""
+        return f"{self.created} {len(self._resumes)}"
+
     def read(self, name: str, rows: slice) -> Array:
         """Read committed rows of an array."""
         return self._arrays.read(name, rows)

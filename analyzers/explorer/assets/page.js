@@ -387,6 +387,84 @@ window.startExplorer = (() => {
     const linked = () => keys.flatMap((key) => [model(`${key}-active`), model(`${key}-scalars`), ...(config.map ? [model(`${key}-map`)] : [])]);
     for (const source of linked()) link(source, linked);
 
+    // ---- the live section ---------------------------------------------------------------
+    function duration(s) {
+      if (!finite(s)) return "–";
+      if (s < 60) return `${Math.round(s)} s`;
+      return s < 3600 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+    }
+    function bytes(n) {
+      if (!finite(n)) return "–";
+      const units = ["B", "kB", "MB", "GB", "TB"];
+      let i = 0;
+      while (n >= 1000 && i < 4) { n /= 1000; i++; }
+      return `${n.toPrecision(3).replace(/\.?0+$/, "")} ${units[i]}`;
+    }
+    const count = (n) => Math.round(n).toLocaleString("en").replaceAll(",", "\u2009");
+    function startLive() {
+      const facts = model("live-facts"), curves = model("live-curves"), alerts = model("live-alerts"), job = model("live-job");
+      const loaded = config.runs[0].steps;
+      function showFacts() {
+        const f = Object.fromEntries(Object.entries(facts.data).map(([k, v]) => [k, v[0]]));
+        if (f.step === undefined) return;
+        $("live-status").textContent = f.status;
+        $("live-step").textContent = f.total ? `${count(f.step)} / ${count(f.total)}` : count(f.step);
+        $("live-epoch").textContent = count(f.epoch);
+        $("live-speed").textContent = finite(f.speed) ? Number(f.speed.toPrecision(3)) : "–";
+        $("live-left").textContent = f.status === "running" ? duration(f.left) : "–";
+        $("live-bytes").textContent = bytes(f.bytes);
+        $("live-free").textContent = bytes(f.free);
+        $("live-travelled").textContent = Number(f.travelled.toPrecision(4));
+        $("live-silent").textContent = f.status === "running" ? `${duration(f.silent)} ago` : "–";
+        $("live-behind").textContent = f.step > loaded ? `, after step ${count(loaded)}: reload it to see ${count(f.step - loaded)} more` : "";
+      }
+      function showAlerts() {
+        const { kind, text } = alerts.data;
+        $("live-alerts").replaceChildren(...Array.from(kind, (k, i) => {
+          const node = document.createElement("div"), name = document.createElement("b");
+          node.className = "alert"; name.textContent = k; node.append(name, text[i]);
+          return node;
+        }));
+      }
+      const columns = { "live-loss": ["loss"], "live-rate": ["lr", "lolr"], "live-ratio": ["ratio"], "live-cosine": ["cosine"], "live-travelled": ["travelled"] };
+      function fitCurves() {
+        const data = curves.data, xs = data.x;
+        if (!xs || !xs.length) return;
+        model("live-x").setv({ start: 0, end: Math.max(1, xs[xs.length - 1] * 1.01) });
+        for (const [name, names] of Object.entries(columns)) {
+          if (name === "live-cosine") { model(`${name}-y`).setv({ start: -1.05, end: 1.05 }); continue; }
+          const extent = new Extent(name !== "live-travelled");
+          for (const column of names) for (const v of data[column]) if (extent.ok(v)) extent.lines.push(v);
+          extent.apply(model(`${name}-y`), true);
+        }
+      }
+      function showJob() {
+        const state = job.data.state[0], text = job.data.text[0], share = job.data.share[0];
+        if (state === undefined) return;
+        const progress = $("live-progress"), button = document.querySelector("#live-target button");
+        progress.hidden = state !== "running"; progress.value = share; button.disabled = state === "running";
+        $("live-job").textContent = { running: `computing ${text} …`, done: `computed: ${job.data.target[0]}`, failed: text }[state];
+        if (state === "done") {
+          const key = keys[0], label = job.data.target[0];
+          if (!config.targets[key].some((t) => t.label === label)) config.targets[key].push({ label, note: "" });
+          cache.clear();
+          fillTargets(); select.value = label; chooseTarget();
+        }
+      }
+      facts.properties.data.change.connect(showFacts);
+      alerts.properties.data.change.connect(showAlerts);
+      curves.properties.data.change.connect(fitCurves);
+      job.properties.data.change.connect(showJob);
+      const form = $("live-target");
+      const hints = { epoch: "12", mean: "10-20", snapshot: "name", run: "path/of/run.zarr" };
+      form.elements.kind.addEventListener("change", () => { form.elements.value.placeholder = hints[form.elements.kind.value]; });
+      form.addEventListener("submit", (event) => {
+        event.preventDefault();
+        model("live-request").data = { kind: [form.elements.kind.value], value: [form.elements.value.value], id: [Math.random()] };
+      });
+      showFacts(); showAlerts(); fitCurves();
+    }
+
     // ---- start ---------------------------------------------------------------------------
     let pending = false;
     function refresh() {
@@ -399,6 +477,7 @@ window.startExplorer = (() => {
         refreshDifference();
       });
     }
+    if (config.live) startLive();
     range.change.connect(refresh);
     window.addEventListener("resize", refresh);
     fillTargets();

@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analyzers.explorer.decimation import means_of_groups
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.stored_geometries import LAYERS, read_geometry
+from analyzers.explorer.contents.decimation import means_of_groups
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.contents.stored_geometries import LAYERS, read_geometry
 from trajstore.format.shown import shown as printable
 
 Floats = npt.NDArray[np.floating[Any]]

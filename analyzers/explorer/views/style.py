@@ -59,6 +59,7 @@ def make_figure(
     y_range: Range | None = None,
     x_label: str = "epoch",
     y_label: str = "",
+    y_axis_type: str = "linear",
     dimensions: str = "width",
     tools: Sequence[Any] = (),
 ) -> Any:
@@ -73,6 +74,7 @@ def make_figure(
         name=name,
         height=height,
         sizing_mode="stretch_width",
+        y_axis_type=y_axis_type,
         tools=[
             zoom,
             PanTool(dimensions=dimensions),

@@ -1,7 +1,6 @@
 """The path map: stored iterates of runs in the plane of their principal components."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -10,10 +9,10 @@ import xarray as xr
 from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMapper
 from bokeh.palettes import Viridis256
 
-from analyzers.explorer.curves import Columns
-from analyzers.explorer.probed_path import between_anchors
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import FONT, MUTED, make_figure
+from analyzers.explorer.contents.curves import Columns
+from analyzers.explorer.contents.probed_path import rows_of_runs
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.views.style import FONT, MUTED, make_figure
 
 HEIGHT: Final = 460
 
@@ -26,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 def map_view(
     shown: Sequence[ShownRun],
     pca: xr.Dataset,
+    lines: Mapping[str, Floats],
     scalars: Mapping[str, Columns],
     gammas: Mapping[str, Columns | None],
 ) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -42,12 +42,12 @@ def map_view(
     )
     made.match_aspect = True
     models, paths, columns = [], [], []
-    for run, rows in zip(shown, _rows_of_runs(pca), strict=True):
+    for run, rows in zip(shown, rows_of_runs(pca), strict=True):
         found = _points(run, pca, rows, scalars[run.key], gammas.get(run.key))
         columns.append(found)
         models.append(ColumnDataSource(name=f"{run.key}-map", data=found))
-        path = ColumnDataSource(data=_line(run, pca, rows))
-        paths.append(path)
+        line = lines[run.key]
+        paths.append(ColumnDataSource(data={"pc1": line[:, 0], "pc2": line[:, 1]}))
     mapper = LinearColorMapper(palette=Viridis256, name="map-colors")
     mapper.low, mapper.high = _range([c["epoch"] for c in columns])
     mapper.nan_color = "#c9d0d8"
@@ -100,13 +100,6 @@ def _axis_label(i: int, share: Floats) -> str:
     return f"{label} ({100 * share[i]:.1f} % of the variance)" if len(share) > i else ""
 
 
-def _rows_of_runs(pca: xr.Dataset) -> list[slice]:
-    """Return the points of every run; points of a run are consecutive."""
-    names = np.asarray(pca["run"].values)
-    borders = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
-    return [slice(a, b) for a, b in pairwise(borders)]
-
-
 def _points(
     run: ShownRun,
     pca: xr.Dataset,
@@ -138,19 +131,6 @@ def _points(
         "marker": [MARKERS.get(kind, "circle") for kind in kinds],
         "size": [SIZES.get(kind, 7) for kind in kinds],
     }
-
-
-def _line(run: ShownRun, pca: xr.Dataset, rows: slice) -> dict[str, Floats]:
-    """Return the path through the stored iterates, and through probed ones between them."""
-    steps = np.asarray(pca["step"].values[rows], np.int64)
-    coordinates = np.asarray(pca["coordinate"].values[rows], float)[:, :2]
-    if coordinates.shape[1] < 2:
-        coordinates = np.hstack([coordinates, np.zeros((len(steps), 1))])
-    between = between_anchors(run.run, steps, coordinates)
-    all_steps = np.concatenate([steps, between.steps])
-    order = np.argsort(all_steps, kind="stable")
-    line = np.vstack([coordinates, between.coordinates])[order]
-    return {"pc1": line[:, 0], "pc2": line[:, 1]}
 
 
 def _at(place: Floats, curves: Columns | None, name: str) -> Floats:

@@ -14,9 +14,9 @@ from bokeh.models import (
     Range1d,
 )
 
-from analyzers.explorer.curves import QUANTITIES, Columns, GeometryCurves
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import make_figure
+from analyzers.explorer.contents.curves import QUANTITIES, Columns, GeometryCurves
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.views.style import make_figure
 
 HEIGHT: Final = 250
 

@@ -8,9 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyzers.explorer.decimation import Buckets, buckets, extremes, means_of_groups
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.stored_geometries import StoredGeometry, read_geometry
+from analyzers.explorer.contents.decimation import (
+    Buckets,
+    buckets,
+    extremes,
+    means_of_groups,
+)
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.contents.stored_geometries import StoredGeometry, read_geometry
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.null import random_walk_gamma
 

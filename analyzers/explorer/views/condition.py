@@ -15,9 +15,9 @@ from bokeh.models import (
 )
 
 from analyzers._style import NEGATIVE, POSITIVE
-from analyzers.explorer.conditions import Conditions
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import INK, MUTED, RULE, make_figure
+from analyzers.explorer.contents.conditions import Conditions
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.views.style import INK, MUTED, RULE, make_figure
 
 HEIGHT: Final = 270
 KIND_COLORS: Final = {-1: NEGATIVE, 0: "#d8dde3", 1: POSITIVE}
@@ -74,7 +74,13 @@ def _cosine_figure(
         y_label="cosine",
     )
     made.add_layout(
-        Span(location=0, dimension="width", line_color=RULE, line_width=1.5)
+        Span(
+            level="underlay",
+            location=0,
+            dimension="width",
+            line_color=RULE,
+            line_width=1.5,
+        )
     )
     for run in shown:
         columns = found[run.key].cosine
@@ -166,7 +172,13 @@ def _stability_figure(
         "stability", height=HEIGHT, x_range=x_range, y_label="sharpness / threshold"
     )
     made.add_layout(
-        Span(location=1, dimension="width", line_color=MUTED, line_dash=[4, 4])
+        Span(
+            level="underlay",
+            location=1,
+            dimension="width",
+            line_color=MUTED,
+            line_dash=[4, 4],
+        )
     )
     markers = []
     for run in shown:

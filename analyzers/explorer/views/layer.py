@@ -14,9 +14,9 @@ from bokeh.models import (
     Range1d,
 )
 
-from analyzers.explorer.layer_grid import LayerGrid
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.style import FONT, INK, MUTED, SIGNED, make_figure
+from analyzers.explorer.contents.layer_grid import LayerGrid
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.views.style import FONT, INK, MUTED, SIGNED, make_figure
 
 ROW_HEIGHT: Final = 13
 HEIGHTS: Final = (220, 1100)

@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, Range1d, Span
 
-from analyzers.explorer.curves import Columns, GeometryCurves, mid_run
-from analyzers.explorer.shown_run import ShownRun, settings_of
-from analyzers.explorer.style import RULE, make_figure
+from analyzers.explorer.contents.curves import Columns, GeometryCurves, mid_run
+from analyzers.explorer.contents.shown_run import ShownRun, settings_of
+from analyzers.explorer.views.style import RULE, make_figure
 from trajstore.format.shown import shown as printable
 
 HEIGHT: Final = 290
@@ -112,7 +112,13 @@ def _difference_figure(
         y_label="difference",
     )
     made.add_layout(
-        Span(location=0, dimension="width", line_color=RULE, line_width=1.5)
+        Span(
+            level="underlay",
+            location=0,
+            dimension="width",
+            line_color=RULE,
+            line_width=1.5,
+        )
     )
     markers = []
     for run in shown[1:]:

@@ -5,13 +5,16 @@ between neighbouring anchors, whose coordinates on the map are known. Probes are
 projections, so inner products of displacements follow from them to a few percent.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from analyzers._engine.probes import read_probes
+from analyzers.explorer.contents.shown_run import ShownRun
 from trajstore.reading.run import Run
 
 MAX_POINTS: Final = 160
@@ -21,6 +24,27 @@ PER_WINDOW: Final = 6
 """Largest number of iterates in a window."""
 
 Floats = npt.NDArray[np.float64]
+
+
+def rows_of_runs(pca: xr.Dataset) -> list[slice]:
+    """Return the points of every run; points of a run are consecutive."""
+    names = np.asarray(pca["run"].values)
+    borders = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
+    return [slice(a, b) for a, b in pairwise(borders)]
+
+
+def path_lines(runs: Sequence[ShownRun], pca: xr.Dataset) -> dict[str, Floats]:
+    """Return each run's path through stored and probed iterates, float64 (point, 2)."""
+    lines = {}
+    for run, rows in zip(runs, rows_of_runs(pca), strict=True):
+        steps = np.asarray(pca["step"].values[rows], np.int64)
+        places = np.asarray(pca["coordinate"].values[rows], float)[:, :2]
+        if places.shape[1] < 2:
+            places = np.hstack([places, np.zeros((len(steps), 1))])
+        between = between_anchors(run.run, steps, places)
+        order = np.argsort(np.concatenate([steps, between.steps]), kind="stable")
+        lines[run.key] = np.vstack([places, between.coordinates])[order]
+    return lines
 
 
 class BetweenAnchors(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers.explorer.style import RUN_COLORS
+from analyzers._style import COLORS
 from trajstore.format.attrs import training_settings
 from trajstore.format.shown import shown
 from trajstore.reading.run import Run
@@ -65,7 +65,7 @@ def show_runs(runs: Sequence[Run]) -> list[ShownRun]:
                 run=run,
                 key=f"r{i}",
                 name=name,
-                color=RUN_COLORS[i % len(RUN_COLORS)],
+                color=COLORS[i % len(COLORS)],
                 position=positions(epoch),
                 epoch=epoch,
             )

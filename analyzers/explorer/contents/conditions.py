@@ -7,9 +7,9 @@ import xarray as xr
 
 from analyzers.conditions.alpha_beta import feasible_set, smallest_beta
 from analyzers.curvature.edge_of_stability import edge_of_stability
-from analyzers.explorer.decimation import buckets, extremes
-from analyzers.explorer.shown_run import ShownRun
-from analyzers.explorer.stored_geometries import read_geometry
+from analyzers.explorer.contents.decimation import buckets, extremes
+from analyzers.explorer.contents.shown_run import ShownRun
+from analyzers.explorer.contents.stored_geometries import read_geometry
 from analyzers.geometry.losses import replayed
 from analyzers.gradients.arrays.segments import running_median, step_kinds
 from analyzers.gradients.segments import THRESHOLD, WINDOW
