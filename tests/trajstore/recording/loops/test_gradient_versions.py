@@ -79,7 +79,18 @@ def clip_in_turn(model: Any, optimizers: list[Any], step: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("loop", [step_in_turn, clip_in_turn])
+def every_second_time(model: Any, optimizers: list[Any], step: int) -> None:
+    """Let the second optimizer step on a gradient of its own in every second row."""
+    optimizers[0].zero_grad()
+    loss_of(model, step).backward()
+    optimizers[0].step()
+    if step % 2:
+        optimizers[1].zero_grad()
+        loss_of(model, step + 1).backward()
+        optimizers[1].step()
+
+
+@pytest.mark.parametrize("loop", [step_in_turn, clip_in_turn, every_second_time])
 def test_optimizers_that_step_in_turn(
     loop: Callable[[Any, list[Any], int], None], tmp_path: Path
 ):
