@@ -1,6 +1,7 @@
 from . import plots as plots
 from ._old_names import scales as scales
 from ._old_names import step_bound as step_bound
+from .comparison.compare import compare
 from .comparison.path_distances import path_distances
 from .comparison.path_pca import path_pca
 from .conditions.aiming import aiming
@@ -43,6 +44,7 @@ __all__ = [
     "alpha_beta",
     "average_of_epochs",
     "chord_convexity",
+    "compare",
     "compare_branches",
     "convexity",
     "distance_travelled",

@@ -21,6 +21,10 @@ COMMANDS: Final = {
         "analyzers.explorer.live.command:watch",
         "Follow a run that is being recorded: a page on this machine, and alerts.",
     ),
+    "compare": Command(
+        "analyzers.comparison.command:compare",
+        "Compare the geometry of several runs, with the settings in which they differ.",
+    ),
     "zigzag": Command(
         "analyzers.gradients.command:zigzag",
         "Find where a run zigzags, from the cosines of adjacent gradients.",

@@ -7,6 +7,7 @@ return the axes. Functions that draw several return one figure.
 
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers._renamed import renamed
+from analyzers.comparison.plots import compare, path_distances, path_pca
 from analyzers.conditions.plots import (
     aiming,
     alpha_beta,
@@ -37,6 +38,7 @@ __all__ = [
     "Panel",
     "aiming",
     "alpha_beta",
+    "compare",
     "compare_branches",
     "condition_of_steps",
     "convexity",
@@ -49,7 +51,9 @@ __all__ = [
     "linear_modes",
     "mode_errors",
     "mode_trajectories",
+    "path_distances",
     "path_geometry",
+    "path_pca",
     "polyak_lojasiewicz",
     "scale_invariance",
     "segment_losses",

@@ -90,9 +90,11 @@ def recorded(directory: Path) -> dict[str, Run]:
 def edges(runs: dict[str, Run]) -> dict[str, Any]:
     """Draw sharpness and the stability threshold; return their ratios by run."""
     found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 3.1), layout="constrained")
-    for (name, (title, _)), ax in zip(DESCENT.items(), axes, strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(12.6, 6.2), layout="constrained")
+    for (name, (title, _)), ax in zip(DESCENT.items(), axes.flat, strict=False):
         plots.edge_of_stability(found[name], title=title, ax=ax)
+    for ax in axes.flat[len(DESCENT) :]:
+        ax.axis("off")
     save_figure(figure, "sharpness/edge")
     return {
         DESCENT[name][0]: {

@@ -2,11 +2,16 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
+# The gallery starts the console scripts of this environment.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
 
 project = "trajstore"
 author = "the trajstore developers"
@@ -19,6 +24,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -65,7 +71,12 @@ sphinx_gallery_conf = {
 
 html_theme = "furo"
 html_title = "trajstore"
-html_static_path = ["_static"]
+mathjax = import_module("sphinx-mathjax-offline").__file__
+html_static_path = [
+    "_static",
+    str(Path(mathjax).parent / "static/mathjax/tex-svg.js"),
+]
+mathjax_path = "tex-svg.js"  # formulas are shown without a network
 html_css_files = ["site.css"]
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_show_sphinx = False

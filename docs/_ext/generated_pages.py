@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from error_messages import find_messages
+from public_names import documented_names
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
@@ -110,6 +111,10 @@ def write_pages() -> None:
             for name, module in scripts().items()
         }
     pages["messages.md"] = error_page()
+    documented = documented_names()
+    for page in (DOCS / "reference/generated").glob("*.rst"):
+        if page.stem not in documented:
+            page.unlink()  # a name that an earlier version had
     for name, text in pages.items():
         path = DOCS / "reference" / name
         path.parent.mkdir(exist_ok=True)

@@ -179,6 +179,12 @@ def walk_pca(path: xr.Dataset, model: Model) -> None:
     near(path.explained_variance_ratio, shares, model.spread)
 
 
+def walk_compared(compared: xr.Dataset, model: Model) -> None:
+    for i in range(2):
+        walk_means(compared.isel(run=i), model)
+    assert (compared.gamma_difference == 0).all()
+
+
 def walk_distances(apart: xr.Dataset, model: Model) -> None:
     """Iterates j and k of a walk are lr sqrt(|j - k|) apart."""
     lag = np.abs(apart.step.values[:, None] - apart.other_step.values)
@@ -392,6 +398,10 @@ TABLE = {
         | {"rate_stderr": guarantees_nothing, "lr_stderr": guarantees_nothing},
     ),
     "path_pca": Analysis(of=lambda m: analyzers.path_pca(m.run), walk=walk_pca),
+    "compare": Analysis(
+        of=lambda m: analyzers.compare([m.run, m.run]),
+        walk=walk_compared,
+    ),
     "path_distances": Analysis(
         of=lambda m: analyzers.path_distances(m.run, steps=range(0, 101, 7)),
         walk=walk_distances,

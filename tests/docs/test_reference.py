@@ -36,7 +36,11 @@ def test_names_in_the_reference_exist(monkeypatch: pytest.MonkeyPatch):
                 continue
         elif module.endswith("plots"):
             module = "analyzers.plots"
-        assert getattr(import_module(module), attribute).__doc__, name
+        try:
+            found = getattr(import_module(module), attribute)
+        except ModuleNotFoundError:  # a library that is not installed
+            continue
+        assert found.__doc__, name
 
 
 def test_the_page_of_a_script_has_every_command_and_option(

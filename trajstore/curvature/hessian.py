@@ -95,7 +95,7 @@ def top_eigenvalues(
         Starting vector, shape ``(param,)``. The sum of eigenvectors found at earlier
         parameters saves most of the work. Default: fixed random numbers.
     tolerance : float, default: 1e-4
-        Largest residual |H v - lambda v| of an eigenvector v, relative to its eigenvalue
+        Largest residual ``|H v - lambda v|`` of an eigenvector v, relative to its eigenvalue
         lambda.
 
     Returns

@@ -15,6 +15,7 @@ from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.sketch.window_sum import with_window_sums
 from trajstore.store.location import is_remote
+from trajstore.trackers.reporter import ReportTo
 
 OnError = Literal["raise", "warn"]
 
@@ -46,6 +47,7 @@ class RecorderKeywords(TypedDict, total=False):
     group: Any
     samples: int
     offload: bool
+    report_to: ReportTo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +75,7 @@ class RecorderOptions:
     group: Any
     samples: int
     offload: bool
+    report_to: ReportTo
 
     @classmethod
     def pick(cls, arguments: Mapping[str, Any]) -> Self:

@@ -29,6 +29,7 @@ from trajstore.recording.parameters import is_copy
 from trajstore.recording.process_exit import close_at_exit
 from trajstore.recording.session import Session
 from trajstore.recording.step import StepRecorder
+from trajstore.trackers.reporter import ReportTo
 
 
 class Recorder:
@@ -125,6 +126,9 @@ class Recorder:
         Keep the recorder's vectors in host memory, and measure steps on the host. The
         accelerator's memory stays free, but every step waits until its gradients, and the
         parameters before and after it, are copied: 12 bytes per parameter.
+    report_to : str, Reporter, Sink or sequence of these, default: ()
+        Trackers that receive losses and norms of layers during training, such as
+        ``"tensorboard:logs"``, see `trajstore.trackers`. Their errors only lead to warnings.
 
     Raises
     ------
@@ -204,6 +208,7 @@ class Recorder:
         group: Any = None,
         samples: int = 0,
         offload: bool = False,
+        report_to: ReportTo = (),
     ) -> None:
         if is_copy(model):
             return

@@ -17,6 +17,7 @@ from trajstore.format.optimizer_facts import continued
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies
 from trajstore.recording.logged import Scalar, to_floats
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
@@ -42,6 +43,8 @@ from trajstore.recording.write_queue import WriteQueue
 from trajstore.store.journal import Journal, replay
 from trajstore.store.location import is_remote
 from trajstore.store.writer import Writer
+from trajstore.trackers.reporter import as_reporters
+from trajstore.trackers.reports import Reports
 from trajstore.tracking.backends.threads import leave_threads_to_training
 from trajstore.tracking.placement import is_divided, place
 from trajstore.tracking.tracker import Tracker
@@ -65,8 +68,9 @@ class Session:
         options: RecorderOptions,
     ) -> None:
         options.check_path(path)
+        reporters = as_reporters(options.report_to)
         # Do not keep the state to resume, which holds a vector as long as the parameters.
-        self.options = replace(options, resume=bool(options.resume))
+        self.options = replace(options, resume=bool(options.resume), report_to=())
         self.optimizers = as_optimizers(optimizer)
         parameters, unrecorded = recorded_parameters(
             model, self.optimizers, options.resume
@@ -101,6 +105,10 @@ class Session:
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
         self.queue: WriteQueue | None = None
+        self._reports: Reports | None = None
+        if reporters and self._placement.is_first:
+            settings = {"store": str(path), **options.attrs}
+            self._reports = Reports(reporters, self.spec, settings)
         # In its own thread the writer runs without an event loop, even in a notebook.
         self.background = Background(N_WAITING)
         leave_threads_to_training(self.background.call)
@@ -119,6 +127,8 @@ class Session:
         """Close a store that was opened in vain."""
         if self.writer is not None:
             self.writer.close()
+        if self._reports is not None:
+            self._reports.close()
 
     def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
         if not isinstance(resume, Mapping) or not self._placement.is_first:
@@ -188,6 +198,7 @@ class Session:
                 flush_seconds=options.flush_seconds,
                 journal=_journal(writer) if options.journal else None,
                 copies=self.copies,
+                reports=self._reports,
             )
         except BaseException:
             writer.close()
@@ -321,7 +332,17 @@ class Session:
                 self.background.submit(write)
         finally:
             queue.close_journal()
-            self.background.close(writer.close)
+            try:
+                self.background.close(writer.close)
+            finally:
+                self._close_reports()
+
+    def _close_reports(self) -> None:
+        """Wait for trackers, and warn of their errors."""
+        if self._reports is not None:
+            self._reports.close()
+            if message := self._reports.message():
+                warn_user(message)
 
     def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
         read = self.tracker.gathered_parameters()

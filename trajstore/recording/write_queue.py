@@ -14,10 +14,13 @@ from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.store import writer as stored
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
+from trajstore.trackers import rows as reported
+from trajstore.trackers.reports import Reports
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow
 
@@ -75,9 +78,10 @@ class WriteQueue:
         flush_seconds: float,
         journal: Journal | None,
         copies: HostCopies,
+        reports: Reports | None = None,
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
-        self._copies = copies
+        self._copies, self._reports = copies, reports
         row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
         row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
@@ -163,6 +167,8 @@ class WriteQueue:
         # After an interruption such as Ctrl-C, this method may run again for the same rows and
         # windows; the writer knows which of them it has written.
         self._last_flush = time.monotonic()
+        if self._reports is not None and (message := self._reports.message()):
+            warn_user(message)
         full, windows, measured = self._buffer, self._windows, self._measurements
         if len(full) == 0 and not windows and not measured:
             return
@@ -213,6 +219,9 @@ class WriteQueue:
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
+        if self._reports is not None and len(full) > 0:
+            arrays, scalars = rows
+            self._reports.send(reported.Rows(full.first, arrays["tables"], scalars))
         if self._journal is not None and len(full) > 0:
             self._journal.discard(full.first)
 
