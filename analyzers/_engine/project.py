@@ -19,7 +19,12 @@ from analyzers._engine.arrays.collisions import (
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.energies import spread, uneven_weights, window_total
-from analyzers._engine.fit import Fit, fit_window, window_products
+from analyzers._engine.fit import (
+    Fit,
+    fit_window,
+    longest_steps,
+    window_products,
+)
 from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -97,9 +102,11 @@ def project(
         for c, vectors in walk(run, target, windows, whole_blocks):
             if c not in by_window:
                 continue
-            fit = (
-                fitted[c] if fits else fit_window(window_products(run, vectors, pieces))
-            )
+            if fits:
+                fit = fitted[c]
+            else:
+                [longest] = longest_steps(run, range(c, c + 1))
+                fit = fit_window(window_products(run, vectors, pieces), longest)
             sums = write_residual(
                 run,
                 c,
