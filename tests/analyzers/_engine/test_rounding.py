@@ -22,8 +22,10 @@ def test_repetition_is_the_correlation_of_sawtooths(change: float):
 
 @pytest.mark.parametrize(
     ("change", "rounding"),
-    [(1e-4, Rounding(np.array(1.0), np.array(0.0)))]
-    + [(0.0, Rounding(np.array(0.0), np.array(1.0)))],
+    [
+        (1e-4, Rounding(np.array(1.0), np.array(0.0))),
+        (0.0, Rounding(np.array(0.0), np.array(1.0))),
+    ],
     ids=["random", "repeated"],
 )
 def test_sums_of_rounding_errors_have_the_stated_size(

@@ -1,6 +1,7 @@
 """Test descent whose updates are as small as the rounding errors of its parameters."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,17 +35,23 @@ class Wells(torch.nn.Module):
 def test_errors_by_layer_are_honest(tmp_path: Path, lr: float):
     model = Wells()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    x, g = [], []
-    options = {"steps_per_epoch": STEPS_PER_EPOCH, "total_steps": N_STEPS}
-    with Recorder(tmp_path / "run.zarr", model, optimizer, **options):
+    x: list[list[Any]] = []
+    gradients: list[list[Any]] = []
+    with Recorder(
+        tmp_path / "run.zarr",
+        model,
+        optimizer,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        total_steps=N_STEPS,
+    ):
         for _ in range(N_STEPS):
             optimizer.zero_grad()
             model().backward()
             x.append([p.detach().double().numpy().copy() for p in model.parameters()])
-            g.append([p.grad.double().numpy() for p in model.parameters()])
+            gradients.append([p.grad.double().numpy() for p in model.parameters()])
             optimizer.step()
     final = np.array([p.detach().double().numpy() for p in model.parameters()])
-    to_target, g = np.array(x) - final, np.array(g)
+    to_target, g = np.array(x) - final, np.array(gradients)
     distance = np.linalg.norm(to_target, axis=2)
     gamma = (g * to_target).sum(2) / (np.linalg.norm(g, axis=2) * distance)
     found = analyzers.path_geometry(open_run(tmp_path / "run.zarr"), layers=True)
