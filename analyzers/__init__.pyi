@@ -1,6 +1,9 @@
 from . import plots as plots
 from ._old_names import scales as scales
 from ._old_names import step_bound as step_bound
+from .comparison.compare import compare
+from .comparison.path_distances import path_distances
+from .comparison.path_pca import path_pca
 from .conditions.aiming import aiming
 from .conditions.alpha_beta import (
     alpha_beta,
@@ -41,6 +44,7 @@ __all__ = [
     "alpha_beta",
     "average_of_epochs",
     "chord_convexity",
+    "compare",
     "compare_branches",
     "convexity",
     "distance_travelled",
@@ -57,7 +61,9 @@ __all__ = [
     "locally_optimal_lr",
     "margin",
     "mode_strength",
+    "path_distances",
     "path_geometry",
+    "path_pca",
     "polyak_lojasiewicz",
     "random_walk_gamma",
     "scale_invariance",

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -21,9 +22,35 @@ MAX_ROWS: Final = 40
 MAX_TEXT: Final = 40
 """Largest width of a text column, in characters; longer cells are folded."""
 
-DPI: Final = 150
+DPI_RANGE: Final = (10, 600)
+"""Smallest and largest resolution of figures; the tallest figure has 25,000 rows at 600."""
 
 Drawn = Figure | Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureFiles:
+    """Format and resolution of the figures that a command writes.
+
+    Parameters
+    ----------
+    format : {"png", "pdf", "svg"}, default: "png"
+        Format of the figures.
+    dpi : int, default: 150
+        Resolution of the figures in dots per inch; in pdf and svg, of images within them.
+    """
+
+    format: Literal["png", "pdf", "svg"] = "png"
+    dpi: int = 150
+
+    def __post_init__(self) -> None:
+        """Check the resolution."""
+        low, high = DPI_RANGE
+        if not low <= self.dpi <= high:
+            raise ValueError(f"--dpi must be from {low} to {high}, got {self.dpi}.")
+
+
+PNG: Final = FigureFiles()
 
 
 def report(
@@ -33,6 +60,7 @@ def report(
     groups: Sequence[str],
     name: str,
     example: str,
+    files: FigureFiles = PNG,
 ) -> None:
     """Print tables and notes, save figures, and say where the results of a run lie.
 
@@ -49,6 +77,8 @@ def report(
         Groups that hold the results. Python code that opens the first group is printed.
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     console = make_console()
     for part in parts:
@@ -57,7 +87,7 @@ def report(
             console.print()
     directory = figures_directory(run)
     paths = [
-        save_figure(figure, inside(directory, f"{file}.png"))
+        save_figure(figure, inside(directory, f"{file}.{files.format}"), dpi=files.dpi)
         for file, figure in figures.items()
     ]
     several = f"Figures: {directory}{os.sep}"
@@ -66,13 +96,13 @@ def report(
     _say_how_to_open(run, groups[0], name, example)
 
 
-def save_figure(drawn: Drawn, path: Path) -> Path:
+def save_figure(drawn: Drawn, path: Path, *, dpi: int = PNG.dpi) -> Path:
     """Save a figure, or the figure of the given axes, close it, and return the path."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)
     # Another process may draw the same figure.
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(partial, dpi=DPI)
+    figure.savefig(partial, dpi=dpi)
     partial.replace(path)
     plt.close(figure)
     return path

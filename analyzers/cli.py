@@ -13,6 +13,18 @@ COMMANDS: Final = {
         "analyzers.geometry.command:geometry",
         "Measure RSI, EB and gamma of every step, with error bars, relative to a target.",
     ),
+    "explore": Command(
+        "analyzers.explorer.command:explore",
+        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+    ),
+    "watch": Command(
+        "analyzers.explorer.live.command:watch",
+        "Follow a run that is being recorded: a page on this machine, and alerts.",
+    ),
+    "compare": Command(
+        "analyzers.comparison.command:compare",
+        "Compare the geometry of several runs, with the settings in which they differ.",
+    ),
     "zigzag": Command(
         "analyzers.gradients.command:zigzag",
         "Find where a run zigzags, from the cosines of adjacent gradients.",

@@ -111,7 +111,7 @@ def project(
                 out=matrix,
             )
             products = [
-                contract(run, rows, decode(run, part, buckets), matrix, parts=parts)
+                _estimates(run, rows, part, buckets, matrix, parts=parts)
                 for part in slices(by_window[c], len(buckets))
             ]
             projected[c] = Projected(fit, np.concatenate(products), sums)
@@ -298,14 +298,33 @@ def _probe_end(
     return probes.of_folded(folded)
 
 
-def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
-    """Decode the sketches of `steps` into the first rows of `buffer`."""
+def _estimates(
+    run: Run,
+    rows: slice,
+    steps: slice,
+    buffer: Float32Array,
+    residual: Float32Array,
+    *,
+    parts: Parts,
+) -> FloatArray:
+    """Decode the sketches of `steps` in a buffer, and `contract` them with the residual."""
     signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
     # Lost signs read as zeros, which are valid signs; NaN scales mark these steps.
     lost = run.stored.is_missing("signs", steps)
-    scales = np.where(lost[:, None], np.float32(np.nan), scales)
+    scales = np.where(lost[:, None], scales.dtype.type(np.nan), scales)
+    factors: Any = 1.0
+    if scales.dtype == np.float64:
+        # Gradients of float64 may be too small or too large for float32.
+        _, exponents = np.frexp(scales.max(1, keepdims=True))
+        factors = np.ldexp(1.0, exponents.clip(-1021, 1023))
+        scales = (scales / factors).astype(np.float32)
     numbers = run.stored.sign_numbers[steps]
-    return run.stored.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
+    decoded = run.stored.sketch.decode(
+        signs, scales, numbers, out=buffer[: len(numbers)]
+    )
+    estimates = contract(run, rows, decoded, residual, parts=parts)
+    estimates *= factors
+    return estimates
 
 
 def contract(

@@ -23,7 +23,10 @@ READ_ELEMENTS: Final = 1 << 22
 
 
 class WindowVectors(NamedTuple):
-    """Vectors of a window over a range of elements, each float32 (element,)."""
+    """Vectors of a window over a range of elements, each (element,).
+
+    All have the type of the anchors, float32 or float64.
+    """
 
     anchor: Float32Array
     moves: Sequence[Float32Array]  # latest decoded differences of anchors, latest first
@@ -75,7 +78,8 @@ def walk(
     n = elements.stop - elements.start
     # One window is decoded ahead. Buffers are allocated once, because touching new memory costs
     # more than the arithmetic.
-    buffers = [np.empty(n, np.float32) for _ in range(2)]
+    dtype = run.stored.anchors.dtype
+    buffers = [np.empty(n, dtype) for _ in range(2)]
     moves = [np.empty(n, np.float32) for _ in range(n_moves + 1)]
     decoded = run.stored.anchors.decode_each(
         range(first, until), elements, buffers, moves
@@ -109,11 +113,8 @@ def window_steps(run: Run, steps: slice) -> dict[int, slice]:
 
 def read_vector(read: Callable[[slice], Float32Array], elements: slice) -> Float32Array:
     """Read a large part of a vector, a few chunks at a time."""
-    values = np.empty(elements.stop - elements.start, np.float32)
-    for part in slices(elements, READ_ELEMENTS):
-        start = part.start - elements.start
-        values[start : start + part.stop - part.start] = read(part)
-    return values
+    parts = [read(part) for part in slices(elements, READ_ELEMENTS)]
+    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
 def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array:

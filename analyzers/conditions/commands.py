@@ -11,7 +11,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.results import store_result
-from analyzers._reporting import make_table, report, shown_rows
+from analyzers._reporting import PNG, FigureFiles, make_table, report, shown_rows
 from analyzers.conditions import plots
 from analyzers.conditions.aiming import aiming as measure_aiming
 from analyzers.conditions.alpha_beta import MIN_GAP, feasible_set, margin, smallest_beta
@@ -41,6 +41,7 @@ def alpha_beta(
     reference: str = "final",
     optimal_loss: float = 0.0,
     min_gap: float = MIN_GAP,
+    files: FigureFiles = PNG,
 ) -> None:
     """Pairs (alpha, beta) for which the alpha-beta condition holds at every step.
 
@@ -59,6 +60,8 @@ def alpha_beta(
         Lower bound of the losses of all batches.
     min_gap : float, default: 0.1
         Smallest allowed alpha - beta.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     runs = [open_run(store) for store in stores]
     datasets = []
@@ -81,6 +84,7 @@ def alpha_beta(
         *_pairs(pairs, stricter, looser),
         _missing_steps(pairs),
         figures={f"alpha-beta-{slug}": figure},
+        files=files,
         groups=[f"feasible-{slug}", f"alpha-beta-{slug}"],
         name="pairs",
         example="pairs.alpha.values",
@@ -156,6 +160,7 @@ def aiming(
     *,
     reference: str = "final",
     measurement: str | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Angle between the gradient and x - x*, and theta of the aiming condition.
 
@@ -171,6 +176,8 @@ def aiming(
         URL of another store, whose final iterate is the target.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     target = read_reference(reference, run)
@@ -182,6 +189,7 @@ def aiming(
         _aiming_by_epoch(found),
         "" if measurement else MINIBATCH_NOTE,
         figures={group: plots.aiming(found)},
+        files=files,
         groups=[group],
         name="aimed",
         example="aimed.theta.min().item()",
@@ -224,6 +232,7 @@ def polyak_lojasiewicz(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
@@ -241,6 +250,8 @@ def polyak_lojasiewicz(
         Loss at x*. Default: the loss that traj-train replay computed.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     if reference_loss is None:
@@ -257,6 +268,7 @@ def polyak_lojasiewicz(
         _unbounded_steps(found),
         "" if measurement else MINIBATCH_NOTE,
         figures={group: plots.polyak_lojasiewicz(found)},
+        files=files,
         groups=[group],
         name="bounds",
         example="bounds.smallest.values",

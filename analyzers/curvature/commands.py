@@ -5,12 +5,15 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.results import store_result
-from analyzers._panels import draw_panels
-from analyzers._reporting import make_table, report, spans
+from analyzers._panels import name_text
+from analyzers._reporting import PNG, FigureFiles, make_table, report, spans
+from analyzers._style import new_figure
 from analyzers.curvature import plots
 from analyzers.curvature.convexity import adjacent_convexity
 from analyzers.curvature.convexity import convexity as measure_convexity
@@ -29,6 +32,7 @@ def edge_of_stability(
     *,
     optimizer: Literal["sgd", "nesterov", "adam"] | None = None,
     momentum: float | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Ratio of the largest Hessian eigenvalue to the stability threshold of the optimizer.
 
@@ -44,6 +48,8 @@ def edge_of_stability(
         Optimizer of the run: sgd, nesterov or adam. Default: from the settings of the run.
     momentum : float, optional
         Momentum; for Adam, the first beta. Default: from the settings of the run.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     lazy = measure_edge(run, optimizer=optimizer, momentum=momentum)
@@ -52,9 +58,8 @@ def edge_of_stability(
         run,
         _ratios(found),
         _threshold_note(found),
-        figures={
-            "sharpness": draw_panels([plots.edge_of_stability(found)], n_columns=1)
-        },
+        figures={"sharpness": plots.edge_of_stability(found)},
+        files=files,
         groups=["sharpness"],
         name="edge",
         example="edge.ratio.values",
@@ -94,7 +99,11 @@ def _threshold_note(found: xr.Dataset) -> str:
 
 
 def smoothness(
-    store: Positional[str], *, measurement: str | None = None, layers: bool = False
+    store: Positional[str],
+    *,
+    measurement: str | None = None,
+    layers: bool = False,
+    files: FigureFiles = PNG,
 ) -> None:
     """Change of the gradient divided by the change of the parameters, by step.
 
@@ -112,6 +121,8 @@ def smoothness(
         recorded.
     layers : bool, default: False
         Also print the median of every layer.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     if measurement is None and SAME_BATCH in run.measurements:
@@ -127,17 +138,27 @@ def smoothness(
         groups.append("smoothness-layers")
         split = measure_smoothness(run, measurement=measurement, layers=True)
         by_layer = _medians_by_layer(store_result(run, groups[-1], split))
-    panel = plots.smoothness(found, title=Path(run.location).stem)
+    ax = _draw_smoothness(found, title=name_text(Path(run.location).stem))
     report(
         run,
         _medians(found, run.n_steps),
         _examples_note(run, measurement),
         by_layer,
-        figures={"smoothness": draw_panels([panel], n_columns=1)},
+        figures={"smoothness": ax},
+        files=files,
         groups=groups,
         name="along",
         example="along.smoothness.median().values",
     )
+
+
+def _draw_smoothness(found: dict[str, xr.Dataset], *, title: str) -> Axes:
+    """Draw every result on the same axes."""
+    ax = None
+    for label, data in found.items():
+        ax = plots.smoothness(data, title=title, ax=ax, label=label)
+    assert ax is not None
+    return ax
 
 
 def _medians(found: dict[str, xr.Dataset], n_steps: int) -> Table:
@@ -188,6 +209,7 @@ def convexity(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Slack of convexity: the loss at the target minus the tangents at the iterates.
 
@@ -206,6 +228,8 @@ def convexity(
         Loss of all data at the target. Default: the loss that the run recorded there.
     measurement : str, optional
         Use the losses and gradients of a measurement, such as full_batch.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     lazy = measure_convexity(
@@ -216,8 +240,7 @@ def convexity(
     groups = [f"convexity-{result_group(lazy)}"]
     found = store_result(run, groups[0], lazy)
     label, loss = found.attrs["reference"], found.attrs["reference_loss"]
-    title = f"tangents at the iterates, towards {label}"
-    panels = [plots.convexity(found, title=title)]
+    drawn = {f"tangents at the iterates, towards {label}": found}
     parts: list[Table | str] = [
         f"Tangents at the iterates, towards {label}, where the loss is {loss:.6g}:",
         _slacks(found, ("slack",)),
@@ -225,8 +248,7 @@ def convexity(
     if _is_full_batch(run):
         groups.append("convexity-adjacent")
         adjacent = store_result(run, groups[-1], adjacent_convexity(run))
-        title = "tangents at neighbouring iterates"
-        panels.append(plots.convexity(adjacent, title=title))
+        drawn["tangents at neighbouring iterates"] = adjacent
         parts.append(f"Tangents at neighbouring iterates ({adjacent.attrs['rule']}):")
         parts.append(_slacks(adjacent, ("slack", "slack_back")))
     elif measurement is None:
@@ -238,11 +260,20 @@ def convexity(
     report(
         run,
         *parts,
-        figures={groups[0]: draw_panels(panels, n_columns=2)},
+        figures={groups[0]: _draw_slacks(drawn)},
+        files=files,
         groups=groups,
         name="slack",
         example="slack.is_violated.mean().values",
     )
+
+
+def _draw_slacks(found: dict[str, xr.Dataset]) -> Figure:
+    """Draw results side by side, by title."""
+    figure, [axes] = new_figure(1, len(found), figsize=(4.2 * len(found), 3.1))
+    for ax, (title, data) in zip(axes, found.items(), strict=True):
+        plots.convexity(data, title=title, ax=ax)
+    return figure
 
 
 def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
@@ -267,7 +298,12 @@ def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
     return table
 
 
-def scale_invariance(store: Positional[str], *, tolerance: float = TOLERANCE) -> None:
+def scale_invariance(
+    store: Positional[str],
+    *,
+    tolerance: float = TOLERANCE,
+    files: FigureFiles = PNG,
+) -> None:
     """Cosine of every layer and its gradient, to find layers whose scale has no effect.
 
     The cosine is zero if the loss does not depend on the scale of the layer. Prints a table
@@ -280,6 +316,8 @@ def scale_invariance(store: Positional[str], *, tolerance: float = TOLERANCE) ->
         Path or URL of the trajectory store.
     tolerance : float, default: 1e-4
         A layer counts as invariant if its |cosine| is at most this in every step.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     lazy = measure_invariance(run, tolerance=tolerance)
@@ -289,6 +327,7 @@ def scale_invariance(store: Positional[str], *, tolerance: float = TOLERANCE) ->
         _cosines(found),
         _invariant_layers(found),
         figures={"invariance": plots.scale_invariance(found)},
+        files=files,
         groups=["invariance"],
         name="found",
         example="found.cosine_max.values",

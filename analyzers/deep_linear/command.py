@@ -9,7 +9,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.results import store_result
-from analyzers._reporting import make_table, report
+from analyzers._reporting import PNG, FigureFiles, make_table, report
 from analyzers.deep_linear import plots
 from analyzers.deep_linear.arrays import LossConvention
 from analyzers.deep_linear.modes import linear_modes as measure_modes
@@ -24,6 +24,7 @@ def linear_modes(
     layers: tuple[str, ...] | None = None,
     loss: LossConvention | None = None,
     start: Annotated[int, tyro.conf.arg(metavar="STEP")] = 0,
+    files: FigureFiles = PNG,
 ) -> None:
     """Singular modes of a deep linear network, compared with their closed form.
 
@@ -43,6 +44,8 @@ def linear_modes(
         if it is not there.
     start : int, default: 0
         Step whose modes are the initial values of the closed form.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     lazy = measure_modes(run, layers=layers, loss=loss, start=start)
@@ -52,6 +55,7 @@ def linear_modes(
         _modes(modes),
         _summary(modes),
         figures={GROUP: plots.linear_modes(modes)},
+        files=files,
         groups=[GROUP],
         name="modes",
         example='abs(modes.error).max("step").values',

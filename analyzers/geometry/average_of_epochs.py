@@ -66,7 +66,7 @@ def average_of_epochs(
             f"{as_ranges(run.stored.epoch_windows) or 'none'}."
         )
     windows = sorted(run.stored.epoch_windows[epoch] for epoch in epochs)
-    average = np.empty(run.layout.size, np.float32)
+    average = np.empty(run.layout.size, run.stored.anchors.dtype)
     for part in slices(slice(0, run.layout.size), PART):
         total = np.zeros(part.stop - part.start)
         for window in windows:

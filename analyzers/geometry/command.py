@@ -8,7 +8,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from analyzers._execution.cluster import connected
-from analyzers._reporting import Drawn, make_table, say, shown_rows
+from analyzers._reporting import PNG, Drawn, FigureFiles, make_table, say, shown_rows
 from analyzers._reporting import report as print_report
 from analyzers.geometry import plots
 from analyzers.geometry.average_of_epochs import read_reference
@@ -29,6 +29,7 @@ def geometry(
     workers: int | None = None,
     dashboard: bool = False,
     report: Path | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Measure RSI, EB and gamma of every step, with error bars, relative to a target.
 
@@ -59,6 +60,8 @@ def geometry(
         Compute in processes on this machine, and print the link to Dask's dashboard.
     report : Path, optional
         Write Dask's performance report to this HTML file.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     target = read_reference(reference, run)
@@ -78,7 +81,7 @@ def geometry(
     figures: dict[str, Drawn] = {name: plots.path_geometry(means)}
     if by_layer is not None:
         by_epoch = epoch_means(by_layer).compute()
-        figures[f"{name}-layers"] = plots.layer_image(by_epoch)
+        figures[f"{name}-layers"] = plots.layer_means(by_epoch)
     print_report(
         run,
         _direction(whole),
@@ -87,6 +90,7 @@ def geometry(
         _imprecise(means),
         _status(run),
         figures=figures,
+        files=files,
         groups=[*figures],
         name="geometry",
         example='geometry.gamma.groupby("epoch").mean().values',

@@ -4,7 +4,7 @@ import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._reporting import MAX_ROWS, Drawn, make_table, report
+from analyzers._reporting import MAX_ROWS, PNG, Drawn, FigureFiles, make_table, report
 from analyzers.gradients import plots
 from analyzers.gradients.branches import compare_branches as compare
 from analyzers.gradients.lag_curve import lag_curve
@@ -31,6 +31,7 @@ def zigzag(
     threshold: float = THRESHOLD,
     loss: str = "loss",
     smoothing: int | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Find where a run zigzags, from the cosines of adjacent gradients.
 
@@ -55,6 +56,8 @@ def zigzag(
     smoothing : int, optional
         Number of steps in the running mean of the loss, odd. Default: 1 for a run of
         traj-train with full batches, else 11.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(store)
     scalar = None if loss == "none" else loss
@@ -76,13 +79,14 @@ def zigzag(
         groups["zigzag-layers"] = by_layer
         groups["zigzag"] = adjacent_cosines(run, layers=True).compute()
         tables.append(_layer_table(by_layer))
-        figures["zigzag-layers"] = plots.layer_cosines(by_layer)
+        figures["zigzag-layers"] = plots.zigzag_layers(by_layer)
     for group, result in groups.items():
         write_results(run, group, result)
     report(
         run,
         *tables,
         figures=figures,
+        files=files,
         groups=[*groups],
         name="segments",
         example="segments.running_cosine.values",
@@ -97,6 +101,7 @@ def compare_branches(
     threshold: float = THRESHOLD,
     loss: str = "loss",
     length: float | None = None,
+    files: FigureFiles = PNG,
 ) -> None:
     """Compare the zigzags of a run and of its branches, which have other learning rates.
 
@@ -118,6 +123,8 @@ def compare_branches(
         Scalar whose decrease is attributed to segments, or "none" to skip this.
     length : float, optional
         Stop after this path length, to compare paths of equal length.
+    files : FigureFiles
+        Format and resolution of the figures.
     """
     run = open_run(parent)
     compared = compare(
@@ -133,6 +140,7 @@ def compare_branches(
         run,
         _branch_table(compared),
         figures={GROUP: plots.compare_branches(compared)},
+        files=files,
         groups=[GROUP],
         name="branches",
         example="branches.step_share.values",

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from analyzers._reporting import make_table, report, shown_rows, spans
+from analyzers._reporting import FigureFiles, make_table, report, shown_rows, spans
 from trajstore.reading.results import write_results
 from trajstore.reading.run import Run, open_run
 from trajstore.store.location import OutsideStoreError
@@ -67,6 +68,29 @@ def test_a_single_figure_is_named(run: Run, capsys: pytest.CaptureFixture[str]):
     [line] = [x for x in capsys.readouterr().out.splitlines() if "Figure" in x]
     assert line.startswith("Figure: ")
     assert Path(line.removeprefix("Figure: ")).exists()
+
+
+@pytest.mark.parametrize(
+    ("format_", "start"),
+    [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")],
+)
+def test_figures_have_the_format_asked_for(
+    format_: Literal["png", "pdf", "svg"], start: bytes, run: Run, tmp_path: Path
+):
+    files = FigureFiles(format=format_, dpi=20)
+    figures = {"a": plt.figure(figsize=(3, 2))}
+    report(run, figures=figures, groups=["g"], name="a", example="a", files=files)
+    [path] = (tmp_path / "digits.figures").iterdir()
+    assert path.name == f"a.{format_}"
+    assert path.read_bytes().startswith(start)
+    if format_ == "png":
+        assert plt.imread(path).shape[:2] == (40, 60)
+
+
+@pytest.mark.parametrize("dpi", [0, -1, 9, 601])
+def test_resolution_is_bounded(dpi: int):
+    with pytest.raises(ValueError, match=rf"--dpi must be from 10 to 600, got {dpi}"):
+        FigureFiles(dpi=dpi)
 
 
 @pytest.mark.parametrize("name", ["digits.figures", "digits.figures/a.png"])

@@ -4,6 +4,7 @@ from typing import Final
 
 from train.settings import Training
 from train.workloads.alpha_beta import ALPHA_BETA
+from train.workloads.alpha_beta_large import ALPHA_BETA_LARGE
 from train.workloads.counter_examples import COUNTER_EXAMPLES
 from train.workloads.deep_linear import DEEP_LINEAR
 from train.workloads.definition import Workload
@@ -18,6 +19,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
     **DEEP_LINEAR,
     **NO_WRONG_TURNS,
     **ALPHA_BETA,
+    **ALPHA_BETA_LARGE,
 }
 
 

@@ -24,6 +24,10 @@ EXTRAS: Final = {
     "train": ("llvmlite", "numba", "sklearn", "torch"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
 }
 """Modules that each extra of the distribution installs."""
 

@@ -6,7 +6,7 @@ An anchor is stored as the coded difference from the anchor before it; every
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from trajstore.format.layout import BLOCK
 from trajstore.sketch import deltas
 from trajstore.store.chunks import ReadResult
 
-FloatArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 CACHED_PARTS: Final = 16
 """Number of decoded parts to keep in memory; analyses decode parts of 16 MB."""
@@ -28,7 +28,7 @@ class Source(Protocol):
     def read(self, name: str, *part: slice) -> ReadResult:
         """Read a part of an array."""
 
-    def rows(self, name: str, rows: slice) -> npt.NDArray[np.float32]:
+    def rows(self, name: str, rows: slice) -> npt.NDArray[Any]:
         """Read rows of an array."""
 
 
@@ -40,11 +40,13 @@ class Anchors:
     the last keyframe, is damaged.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, dtype: str = "float32") -> None:
         self._source = source
+        self.dtype = np.dtype(dtype)
+        """Type of the anchors."""
 
     def decode(self, window: int, elements: slice) -> FloatArray:
-        """Return a part of an anchor, float32 (element,), read-only; recent parts are cached."""
+        """Return a part of an anchor, (element,), read-only; recent parts are cached."""
         return self._decoded(window, elements.start, elements.stop)
 
     def decode_each(
@@ -74,7 +76,7 @@ class Anchors:
     def _decode(self, window: int, start: int, stop: int) -> FloatArray:
         is_keyframe = window % KEYFRAME_EVERY == 0
         before = None if is_keyframe else self._decoded(window - 1, start, stop)
-        anchor = np.empty(stop - start, np.float32)
+        anchor = np.empty(stop - start, self.dtype)
         self._decode_after(before, window, slice(start, stop), out=anchor)
         anchor.flags.writeable = False
         return anchor

@@ -19,6 +19,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import choose_backend
+from trajstore.tracking.backends.double import DoubleBackend
 from trajstore.tracking.backends.protocol import StepBackend
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
@@ -66,7 +67,11 @@ class Tracker:
         self._placement = placement or unsharded(layout)
         if backend is None:
             is_whole = self._placement.group is None
-            backend = choose_backend(self.device, is_whole=is_whole)
+            backend = (
+                DoubleBackend
+                if spec.float64
+                else choose_backend(self.device, is_whole=is_whole)
+            )
         self._past = PastAnchors(spec.basis)
         self._backend: StepBackend = backend(
             parameters, self._placement, spec, self._past, self.device
@@ -96,7 +101,7 @@ class Tracker:
 
     @property
     def anchor(self) -> Tensor:
-        """The part of the decoded anchor on this rank, float32, which `move` changes."""
+        """The part of the decoded anchor on this rank, which `move` changes."""
         return self._frame[ANCHOR]
 
     def keyframe(self) -> Tensor:
@@ -152,6 +157,9 @@ class Tracker:
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
             self._sizes,
         )
+        if self._spec.float64:
+            # Only ratios matter; without this, tiny gradients would leave the range of float32.
+            weights /= weights.amax()
         self._window += 1
         self._backend.start_window(self._window, weights)
         self.sums.start(self._window)
@@ -286,13 +294,14 @@ class Tracker:
         return gradients
 
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
-        """Return the norm of the current gradients, a float32 scalar on the device."""
+        """Return the norm of the current gradients, a float64 scalar on the device."""
         with torch.no_grad():
-            squares = self._zeros(1)
+            squares = self._zeros(1).double()
             for gradient in self._placement.local(self.gradients(scaling)):
                 if gradient is not None:
                     dense = local_part(gradient).to_dense()
-                    squares += dense.float().square().sum().to(self.device)
+                    norm = torch.linalg.vector_norm(dense, dtype=torch.float64)
+                    squares += norm.square().to(self.device)
             self._placement.all_reduce(squares)
             return squares.sqrt()[0]
 
@@ -345,7 +354,7 @@ class Tracker:
         )
         updates = iter(
             # Subtract in this order, as `after_step` does: near the anchor both results are exact.
-            (local_part(parameter).to(self.device, torch.float32) - r) - a
+            (local_part(parameter).to(self.device, r.dtype) - r) - a
             for parameter, r, a in zip(
                 self._placement.local(self._parameters),
                 anchor,
@@ -369,7 +378,7 @@ class Tracker:
 
     @torch.no_grad()
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
-        """Return a function that returns a range of the parameters, float32 (element,)."""
+        """Return a function that returns a range of the parameters, (element,)."""
         # Without sharding, the function reads the parameters in place, so they must not change
         # before it is called. With sharding, the function of the first rank reads a copy in host
         # memory, and the functions of the other ranks read an empty tensor.
@@ -383,7 +392,7 @@ class Tracker:
 
     @torch.no_grad()
     def _read_parameters(self, elements: slice) -> Tensor:
-        part = self._zeros(elements.stop - elements.start)
+        part = self._frame.new_zeros(elements.stop - elements.start)
         layout = self._placement.layout
         for offset, size, parameter in zip(
             layout.offsets.tolist(),

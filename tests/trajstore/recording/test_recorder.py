@@ -191,7 +191,7 @@ def test_an_exception_before_a_step_leaves_the_last_row_alone(tmp_path: Path):
 
 def test_help_shows_every_parameter_with_its_type():
     parameters = inspect.signature(trajstore.Recorder).parameters
-    assert len(parameters) == 23
+    assert len(parameters) == 25
     assert list(parameters)[:3] == ["path", "model", "optimizer"]
     for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
