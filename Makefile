@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo paper benchmarks public-codes scale slow kills no-torch clean
+.PHONY: test lint demo docs docs-output paper known-workloads benchmarks public-codes scale slow kills no-torch clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -22,15 +22,32 @@ demo: .venv/installed
 	$(BIN)/traj-train run digits-resnet --out demo/run.zarr
 	$(BIN)/traj-analyze geometry demo/run.zarr --layers
 
+# The site; warnings are errors. ONLINE=1 also links to the pages of other projects.
+docs: .venv/installed-docs
+	TRAJSTORE_DOCS_ONLINE=$(ONLINE) OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/_ext/check_links.py docs/_build/html
+
+# Writes the output of code into the pages that show it, and draws the picture of the README.
+docs-output: .venv/installed
+	$(BIN)/python docs/_ext/executed_pages.py
+
+.venv/installed-docs: .venv/installed
+	$(PIP) -c constraints.txt -e ".[docs]"
+	touch $@
+
 # Records the runs that runs/ lacks, and writes docs/paper.md; takes ten minutes.
 paper: .venv/installed
 	$(BIN)/traj-train sweep embedded --out runs
 	$(BIN)/traj-analyze paper --stores runs --out docs
 
+# What commands know of the workloads without importing torch.
+known-workloads: .venv/installed
+	$(BIN)/python -c "from train.workloads import catalogue, known; known.FILE.write_text(known.as_text(catalogue.known()))"
+
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"
 
-# Kills 1100 recordings, recoveries and analyses at random moments; takes half an hour.
+# Kills 1120 recordings, recoveries, analyses and replays at random moments; takes 15 minutes.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
@@ -48,6 +65,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/zigzag.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/deep_linear.py
+	$(BIN)/python benchmarks/tangent_kernel.py
 	$(BIN)/python benchmarks/null_models.py
 
 # Some twenty training codes of others, recorded and compared; torchvision needs the torch it was built for.
@@ -80,4 +98,4 @@ no-torch: .venv-no-torch/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-codes .venv-no-torch demo
+	rm -rf .venv .venv-codes .venv-no-torch demo docs/_build docs/auto_gallery docs/reference/generated

@@ -11,7 +11,10 @@ import matplotlib as mpl
 import pytest
 
 HAS_TORCH = find_spec("torch") is not None
-TORCH_PACKAGES = ("sketch_torch", "tracking", "recording", "integrations")
+TORCH_PACKAGES = (
+    *("curvature", "evaluation", "integrations", "optim", "recording"),
+    *("sketch_torch", "tracking"),
+)
 """Packages of trajstore that need torch."""
 STEPS_PER_EPOCH, EPOCHS = 12, 5
 

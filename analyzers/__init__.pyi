@@ -1,6 +1,9 @@
 from . import plots as plots
 from ._old_names import scales as scales
 from ._old_names import step_bound as step_bound
+from .comparison.compare import compare
+from .comparison.path_distances import path_distances
+from .comparison.path_pca import path_pca
 from .conditions.aiming import aiming
 from .conditions.alpha_beta import (
     alpha_beta,
@@ -34,6 +37,7 @@ from .gradients.lagged_gradients import lagged_gradients
 from .gradients.layers import zigzag_layers
 from .gradients.segments import zigzag_segments, zigzag_shares
 from .gradients.zigzag import zigzag
+from .trackers.send import log
 
 __all__ = [
     "adjacent_convexity",
@@ -41,6 +45,7 @@ __all__ = [
     "alpha_beta",
     "average_of_epochs",
     "chord_convexity",
+    "compare",
     "compare_branches",
     "convexity",
     "distance_travelled",
@@ -55,9 +60,12 @@ __all__ = [
     "linear_modes",
     "linear_rate",
     "locally_optimal_lr",
+    "log",
     "margin",
     "mode_strength",
+    "path_distances",
     "path_geometry",
+    "path_pca",
     "polyak_lojasiewicz",
     "random_walk_gamma",
     "scale_invariance",

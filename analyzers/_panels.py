@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import MaxNLocator
 
-Values = npt.NDArray[Any]
+from analyzers._style import (
+    COLORS,
+    Values,
+    draw_legend,
+    draw_series,
+    draw_zero,
+    new_figure,
+    ordered_colors,
+    set_log_scale,
+)
 
 PANEL_SIZE: Final = (4.2, 3.1)
 """Width and height of a panel in inches."""
-
-BAND_OPACITY: Final = 0.13
 
 MAX_BAND_EXCESS: Final = 1.0
 """Largest visible part of a band beyond the lines, relative to the range of the lines."""
@@ -86,7 +90,8 @@ class Curve(NamedTuple):
     low, high : numpy.ndarray or None
         Lower and upper edge of a band around the line.
     style : str
-        Line style in the notation of matplotlib.
+        Line style in the notation of matplotlib. Default: the next style of the panel; if
+        colours are ordered, a solid line.
     width : float
         Line width in points.
     """
@@ -97,7 +102,7 @@ class Curve(NamedTuple):
     stderr: Values | None = None
     low: Values | None = None
     high: Values | None = None
-    style: str = "-"
+    style: str = ""
     width: float = 1.2
 
 
@@ -121,6 +126,9 @@ class Panel:
     is_robust : bool
         Whether the limits of the vertical axis ignore the lowest and the highest 2 percent
         of the values.
+    is_log : bool
+        Whether the vertical axis is logarithmic. It is linear around zero if a curve is not
+        positive everywhere.
     xlabel : str
         Label of the horizontal axis.
     """
@@ -131,6 +139,7 @@ class Panel:
     needs: str
     is_ordered: bool = False
     is_robust: bool = False
+    is_log: bool = False
     xlabel: str = "epoch"
 
 
@@ -152,13 +161,8 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     width, height = PANEL_SIZE
-    figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(width * n_columns, height * n_rows),
-        layout="constrained",
-        squeeze=False,
-    )
+    size = (width * n_columns, height * n_rows)
+    figure, axes = new_figure(n_rows, n_columns, figsize=size)
     for panel, ax in zip(panels, axes.flat, strict=False):
         _draw_panel(panel, ax=ax)
     for ax in axes.flat[len(panels) :]:
@@ -174,12 +178,22 @@ def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
         ax.set(xticks=[], yticks=[])
         return ax
     for curve, color in zip(panel.curves, _colors(panel), strict=True):
-        _draw_curve(curve, color, ax)
+        draw_series(
+            ax,
+            *(curve.x, curve.y),
+            stderr=curve.stderr,
+            low=curve.low,
+            high=curve.high,
+            color=color,
+            style=curve.style or ("-" if panel.is_ordered else None),
+            has_markers=len(panel.curves) > 1 and not panel.is_ordered,
+            width=curve.width,
+            label=drawable(curve.label) or None,
+        )
     ax.set(xlabel=drawable(panel.xlabel), ylabel=drawable(panel.ylabel))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     _set_limits(panel, ax)
-    if any(curve.label for curve in panel.curves):
-        ax.legend(fontsize="small", frameon=False, ncols=_legend_columns(panel))
+    draw_legend(ax, ncols=_legend_columns(panel))
     return ax
 
 
@@ -191,29 +205,9 @@ def _legend_columns(panel: Panel) -> int:
 
 def _colors(panel: Panel) -> list[Any]:
     n = len(panel.curves)
-    return ordered_colors(n) if panel.is_ordered else [f"C{i % 10}" for i in range(n)]
-
-
-def ordered_colors(n: int) -> list[Any]:
-    """Return n colours from dark to light."""
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, n)))
-
-
-def _draw_curve(curve: Curve, color: Any, ax: Axes) -> None:
-    if curve.low is not None and curve.high is not None:
-        ax.fill_between(
-            curve.x, curve.low, curve.high, color=color, alpha=BAND_OPACITY, lw=0
-        )
-    ax.errorbar(
-        curve.x,
-        curve.y,
-        yerr=curve.stderr,
-        color=color,
-        linestyle=curve.style,
-        linewidth=curve.width,
-        elinewidth=0.8,
-        label=drawable(curve.label) or None,
-    )
+    if panel.is_ordered:
+        return ordered_colors(n)
+    return [COLORS[i % len(COLORS)] for i in range(n)]
 
 
 def _set_limits(panel: Panel, ax: Axes) -> None:
@@ -222,6 +216,13 @@ def _set_limits(panel: Panel, ax: Axes) -> None:
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
     bands = _finite([*ends, lines])
     if not len(lines):
+        return
+    if panel.is_log:
+        lows, highs = (
+            _finite([end for end in ends if end is not None] or [lines])
+            for ends in zip(*((c.low, c.high) for c in panel.curves), strict=True)
+        )
+        set_log_scale(ax, lines, lows, highs)
         return
     low, high = np.percentile(lines, (2, 98) if panel.is_robust else (0, 100))
     low, high = min(low, 0.0), max(high, 0.0)
@@ -234,7 +235,7 @@ def _set_limits(panel: Panel, ax: Axes) -> None:
     size = (high - low) or 1.0
     ax.set_ylim(low - 0.04 * size * (low < 0), high + (0.04 + room) * size)
     if low < 0:
-        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+        draw_zero(ax)
 
 
 def _finite(parts: Sequence[Values]) -> Values:

@@ -13,6 +13,18 @@ COMMANDS: Final = {
         "analyzers.geometry.command:geometry",
         "Measure RSI, EB and gamma of every step, with error bars, relative to a target.",
     ),
+    "explore": Command(
+        "analyzers.explorer.command:explore",
+        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+    ),
+    "watch": Command(
+        "analyzers.explorer.live.command:watch",
+        "Follow a run that is being recorded: a page on this machine, and alerts.",
+    ),
+    "compare": Command(
+        "analyzers.comparison.command:compare",
+        "Compare the geometry of several runs, with the settings in which they differ.",
+    ),
     "zigzag": Command(
         "analyzers.gradients.command:zigzag",
         "Find where a run zigzags, from the cosines of adjacent gradients.",
@@ -53,9 +65,17 @@ COMMANDS: Final = {
         "analyzers.curvature.commands:scale_invariance",
         "Cosine of every layer and its gradient, to find layers whose scale has no effect.",
     ),
+    "log": Command(
+        "analyzers.trackers.command:log",
+        "Send a run, its results and its figures to TensorBoard, W&B, MLflow or trackio.",
+    ),
     "figure": Command(
         "analyzers.no_wrong_turns.command:figure",
         'Draw a figure of "No Wrong Turns" from recorded runs.',
+    ),
+    "optimizers": Command(
+        "analyzers.optimizer_page.command:optimizers",
+        "Compare optimizers by geometry, conditions and sharpness, and test statements.",
     ),
     "paper": Command(
         "analyzers.no_wrong_turns.command:paper",

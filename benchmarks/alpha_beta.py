@@ -82,7 +82,7 @@ def draw(
     beta = np.linspace(0, alpha[-1] - 0.1, 250)
     margins = analyzers.margin(recorded[DRAWN], alpha, beta)
     boundaries = [analyzers.smallest_beta(s, alpha) for s in sets[DRAWN]]
-    plots.pairs(margins, sets[DRAWN][1], boundaries, ax=left)
+    plots.feasible_set(margins, sets[DRAWN][1], boundaries, ax=left)
     left.set_title(f"width {DRAWN}, {len(recorded[DRAWN])} seeds", fontsize="medium")
     alpha = np.geomspace(0.1, 20, 400)
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(sets)))

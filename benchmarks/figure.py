@@ -1,4 +1,4 @@
-"""Draw the figure of the README: gamma of one recorded run and of two exact runs."""
+"""Draw the figure of docs/accuracy.md: gamma of one recorded run and of two exact runs."""
 
 import tempfile
 from functools import partial
@@ -11,6 +11,7 @@ from rich.progress import track
 
 import analyzers
 import trajstore
+from analyzers._style import COLORS
 from train.loop import train as train_workload
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of
@@ -33,15 +34,28 @@ def main() -> None:
         1, 2, figsize=(10, 3.4), width_ratios=[3, 2], layout="constrained"
     )
     epoch = recorded["step"] / (int(recorded["iteration"].max()) + 1)
-    left.plot(epoch, exact["gamma"], ".", color="0.6", markersize=5)
+    # The exact values are hollow, so that they do not hide the recorded points.
     left.errorbar(
         epoch,
         recorded["gamma"],
         recorded["gamma_stderr"],
-        fmt="none",
-        ecolor="C0",
+        fmt=".",
+        color=COLORS[0],
+        markersize=3.5,
         elinewidth=1,
+        label="recorded, with standard errors",
     )
+    left.plot(
+        epoch,
+        exact["gamma"],
+        "o",
+        color="0.45",
+        markerfacecolor="none",
+        markersize=4.5,
+        markeredgewidth=0.6,
+        label="exact, two identical runs",
+    )
+    left.legend(frameon=False)
     left.set(
         xlabel="epoch",
         ylabel=r"$\gamma$",
@@ -54,7 +68,7 @@ def main() -> None:
         recorded["gamma"],
         recorded["gamma_stderr"],
         fmt=".",
-        color="C0",
+        color=COLORS[0],
         markersize=2,
         elinewidth=0.6,
     )

@@ -73,6 +73,36 @@ def code_limit(n_params: int, bits: int) -> float:
     return 1 / math.sqrt(n_params * math.expm1(2 * math.log(2) * bits / n_params))
 
 
+def numbers_table(results: dict[str, Any]) -> str:
+    """Return the table of the three most important figures, with their benchmarks."""
+    overhead = json.loads((RESULTS / "overhead.json").read_text())
+    ratio = overhead["digits ResNet"]["recorded over plain"]
+    runs = results["workloads"].values()
+    errors = [run["epoch means"]["rms error of gamma"] for run in runs]
+    fewer = [run["bytes of a float32 projection over the whole store"] for run in runs]
+    spreads = [run["middle"]["std of z"] for run in runs]
+    precise = (
+        "error of gamma, mean of an epoch, on three trainings; plain float32 projections of "
+        f"equal precision need {min(fewer):.0f} to {max(fewer):.0f} times the disk space"
+    )
+    honest = "standard deviation of error / standard error in a step; 1 means honest error bars"
+    fast = (
+        "time of recorded / plain training, small ResNet, 2 CPU cores "
+        f"(95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
+    )
+    rows = [
+        (f"{min(errors):.5f} to {max(errors):.5f}", precise, "accuracy.py"),
+        (f"{min(spreads):.2f} to {max(spreads):.2f}", honest, "accuracy.py"),
+        (f"{ratio['median']:.2f}", fast, "overhead.py"),
+    ]
+    lines = ["| | | measured by |", "|---|---|---|"]
+    lines += [
+        f"| **{value}** | {text} | [{file}](benchmarks/{file}) |"
+        for value, text, file in rows
+    ]
+    return "\n".join(lines)
+
+
 def overhead_table(results: dict[str, Any]) -> str:
     """Return the table of costs in time and memory."""
     digits = results["digits ResNet"]
@@ -234,6 +264,26 @@ def zigzag_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tangent_kernel_table(results: dict[str, Any]) -> str:
+    """Return the table of the tangent kernel, with one line per width and scale."""
+    lines = [
+        "| width | scale | moved, of the initial norm | change of the kernel | distance of the kernel | last loss / first loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for width, scales in results["runs"].items():
+        for scale, runs in scales.items():
+
+            def mean(name: str, runs: Any = runs) -> float:
+                return float(sum(run[-1][name] for run in runs) / len(runs))
+
+            losses = mean("loss") * len(runs) / sum(run[0]["loss"] for run in runs)
+            cells = [width, scale]
+            names = ("moved", "kernel_change", "kernel_distance")
+            cells += [f"{mean(name):.2g}" for name in names]
+            lines.append("| " + " | ".join([*cells, f"{losses:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
 def deep_linear_table(results: dict[str, Any]) -> str:
     """Return the table of deep linear networks, with one line per depth."""
     error = "largest error over largest strength, %"
@@ -369,14 +419,47 @@ def public_codes_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def explorer_table(results: dict[str, Any]) -> str:
+    """Return the table of sizes and times of explorer pages."""
+    lines = [
+        "| page | steps | layers | size | written in | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        cells = [
+            name,
+            f"{row['steps']:,}",
+            str(row["layers"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['seconds to write']:.1f} s",
+            f"{row['seconds to open']:.1f} s",
+            str(row["complaints and requests"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trackers_table(results: dict[str, Any]) -> str:
+    """Return the table of the time of steps with trackers."""
+    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
+    for name, ratio in results["ratio"].items():
+        low, high = results["quartiles"][name]
+        steps = "every step" if name == "every 1" else f"{name} steps"
+        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
-    "README.md": {
-        "accuracy": accuracy_table,
+    "README.md": {"numbers": numbers_table},
+    "docs/accuracy.md": {"accuracy": accuracy_table},
+    "docs/costs.md": {
         "overhead": overhead_table,
+        "per_step": per_step_table,
+        "memory": memory_table,
         "scale": scale_table,
     },
-    "docs/costs.md": {"per_step": per_step_table, "memory": memory_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
+    "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
@@ -391,12 +474,15 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "deep_linear": deep_linear_table,
         "between_layers": between_layers_table,
     },
+    "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
     "docs/null-models.md": {"null_models": null_models_table},
     "docs/sharpness.md": {"sharpness": sharpness_table},
+    "docs/trackers.md": {"trackers": trackers_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 
 FILES = {
+    "numbers": "accuracy",
     "between_layers": "deep_linear",
     "plans": "calibration",
     "signs": "calibration",

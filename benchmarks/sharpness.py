@@ -90,11 +90,12 @@ def recorded(directory: Path) -> dict[str, Run]:
 def edges(runs: dict[str, Run]) -> dict[str, Any]:
     """Draw sharpness and the stability threshold; return their ratios by run."""
     found = {name: analyzers.edge_of_stability(runs[name]) for name in DESCENT}
-    panels = [
-        plots.edge_of_stability(found[name], title=title)
-        for name, (title, _) in DESCENT.items()
-    ]
-    save_figure(plots.draw_panels(panels, n_columns=3), "sharpness/edge")
+    figure, axes = plt.subplots(2, 3, figsize=(12.6, 6.2), layout="constrained")
+    for (name, (title, _)), ax in zip(DESCENT.items(), axes.flat, strict=False):
+        plots.edge_of_stability(found[name], title=title, ax=ax)
+    for ax in axes.flat[len(DESCENT) :]:
+        ax.axis("off")
+    save_figure(figure, "sharpness/edge")
     return {
         DESCENT[name][0]: {
             "threshold": float(edge.threshold[-1]),
@@ -123,17 +124,19 @@ def smoothness(runs: dict[str, Run]) -> dict[str, Any]:
     same = analyzers.smoothness(mini, measurement="same_batch").compute()
     following = analyzers.smoothness(mini).compute()
     of_full, of_mini = (analyzers.edge_of_stability(run) for run in (full, mini))
-    panels = [
-        plots.smoothness(
-            {"gradients of steps": along, "sharpness": of_full},
-            title="gradient descent, 0.3",
-        ),
-        plots.smoothness(
-            {"next batch": following, "same batch": same, "sharpness": of_mini},
-            title="batches of 50, 0.1",
-        ),
-    ]
-    save_figure(plots.draw_panels(panels, n_columns=2), "sharpness/smoothness")
+    drawn = {
+        "gradient descent, 0.3": {"gradients of steps": along, "sharpness": of_full},
+        "batches of 50, 0.1": {
+            "next batch": following,
+            "same batch": same,
+            "sharpness": of_mini,
+        },
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.1), layout="constrained")
+    for (title, lines), ax in zip(drawn.items(), axes, strict=True):
+        for label, data in lines.items():
+            plots.smoothness(data, title=title, label=label, ax=ax)
+    save_figure(figure, "sharpness/smoothness")
     late = slice(int(of_full.reached) + 200, None)
     quarter = mini.n_steps // 4 * 3
     return {
@@ -166,11 +169,11 @@ def convexity(runs: dict[str, Run]) -> dict[str, Any]:
         run, reference_loss=float(chord.sel(fraction=1.0))
     ).compute()
     near = analyzers.adjacent_convexity(run)
-    panels = [
-        plots.convexity(towards, title="tangents at the iterates, towards the end"),
-        plots.convexity(near, title="tangents at neighbouring iterates"),
-    ]
-    save_figure(plots.draw_panels(panels, n_columns=2), "sharpness/convexity")
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.1), layout="constrained")
+    title = "tangents at the iterates, towards the end"
+    plots.convexity(towards, title=title, ax=axes[0])
+    plots.convexity(near, title="tangents at neighbouring iterates", ax=axes[1])
+    save_figure(figure, "sharpness/convexity")
     known = near.slack.notnull()
     return {
         "tangents that lie above the loss at the end": float(

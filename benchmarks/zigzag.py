@@ -109,7 +109,7 @@ def draw(
         2, 3, figsize=(12, 5.6), layout="constrained", sharey=True
     )
     for (name, run_segments), ax in zip(segments.items(), axes.flat, strict=True):
-        plots.cosine_panel(run_segments, ax=ax, title=name)
+        plots.zigzag_segments(run_segments, ax=ax, title=name)
     axes[0, 0].legend(
         fontsize="small", frameon=False, loc="center right", markerscale=3
     )
@@ -137,7 +137,7 @@ def draw(
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 2.8), layout="constrained")
     for name, ax in zip((LARGE, MINI), axes, strict=True):
-        plots.layer_cosines(analyzers.zigzag_layers(runs[name]), ax=ax)
+        plots.zigzag_layers(analyzers.zigzag_layers(runs[name]), ax=ax)
         ax.set_title(f"{name}: by tensor", fontsize="medium")
     save_figure(figure, "zigzag/layers", dpi=90)
 

@@ -1,7 +1,6 @@
-"""Evaluate a model during training, and restore its state afterwards."""
+"""Evaluate a model during training."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
 
@@ -10,24 +9,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from train.workloads.tasks import Task
-
-Batch = tuple[Tensor, Tensor]
+from trajstore.evaluation.restored_state import restored_state
+from trajstore.evaluation.setup import Batch, on_device_of
 
 N_FIXED_BATCHES: Final = 10
 """Number of fixed batches, as in the published code of "No Wrong Turns", arXiv 2306.11922."""
-
-
-@contextmanager
-def restored_state(model: nn.Module) -> Iterator[None]:
-    """Restore torch's random streams, the model's mode and its buffers on exit."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    is_training = model.training
-    with torch.random.fork_rng():
-        yield
-    model.train(is_training)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -67,13 +53,6 @@ def evaluate(
         # The perplexity of the data is not the mean of the batches' perplexities.
         means["val_perplexity"] = float(torch.tensor(means["val_loss"]).exp())
     return means
-
-
-def on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches on the device of a model."""
-    device = next(model.parameters()).device
-    for inputs, targets in batches:
-        yield inputs.to(device), targets.to(device)
 
 
 def fixed_batches(data: Dataset[Any], batch_size: int, seed: int) -> list[Batch]:

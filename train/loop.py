@@ -2,50 +2,42 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from train.controls import RandomLabels, replace_by_noise, with_label_noise
-from train.curvature.sharpness import Sharpness
 from train.data import Splits
 from train.data.indexed import IndexedDataset
 from train.evaluation import (
-    Batch,
     accumulate_gradients,
     evaluate,
     fixed_batches,
-    on_device_of,
     random_state,
-    restored_state,
     set_random_state,
 )
+from train.kernel import kernel_of
 from train.observer import Log, Observer, Track
-from train.optim.ngn import NGN
-from train.optim.normalized_sgd import NormalizedSGD
-from train.optim.sps_max import SPSmax
+from train.optimizers import make_optimizer
+from train.scaling import scaled
 from train.schedules import learning_rate, weight_decay
 from train.settings import Training
-from train.workloads.catalogue import WORKLOADS, check_width
+from train.sharpness import sharpness_of
+from train.workloads.catalogue import WORKLOADS
+from train.workloads.known import check_width
 from train.workloads.tasks import Task
-from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, MOMENTUM, SAME_BATCH
+from trajstore.evaluation.restored_state import restored_state
+from trajstore.evaluation.setup import Batch, on_device_of
+from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, SAME_BATCH
+from trajstore.optim.ngn import NGN
+from trajstore.optim.sps_max import SPSmax
 
 Save = Callable[[dict[str, Any], Log], None]
 """Called between two epochs with two arguments: the state to resume from, and the observer."""
-
-OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
-    "sgd": SGD,
-    "momentum": partial(SGD, momentum=MOMENTUM),
-    "adam": Adam,
-    "nsgd": NormalizedSGD,
-    "spsmax": SPSmax,
-    "ngn": NGN,
-}
 
 
 def train(
@@ -66,14 +58,17 @@ def train(
     check_width(training)
     torch.manual_seed(training.seed)
     splits = workload.data(training)
-    model = workload.model(splits, training).to(device_of(training))
+    model, task = scaled(
+        workload.model(splits, training).to(device_of(training)),
+        workload.task,
+        training.output_scale,
+    )
     if training.control == "random-walk":
         # Plain SGD, because steps of a random walk do not depend on earlier steps.
         training = replace(training, optimizer="sgd", weight_decay=0.0)
-    # The weight decay, like the learning rate, is set before every step.
-    optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
+    optimizer = make_optimizer(model, training)
     data = training_data(splits, training)
-    loop = _Loop(training, model, optimizer, workload.task, data, splits.n_classes)
+    loop = _Loop(training, model, optimizer, task, data, splits.n_classes)
     first = 0
     if start is not None:
         first = start["epoch"]
@@ -84,6 +79,8 @@ def train(
         if "rng" in start:
             torch.set_rng_state(start["rng"])
         loop.sharpness_directions.update(start.get("directions", {}))
+        if loop.kernel is not None:
+            loop.kernel.initial = start.get("kernel")
     # The scores at the end of an epoch are logged with the next step, which starts from the
     # evaluated parameters; no step follows the last epoch, so its scores go to the last step.
     with observe(
@@ -100,7 +97,7 @@ def train(
                     training.batch_size,
                     num_workers=training.num_workers,
                 )
-                scores = evaluate(model, workload.task, loader)
+                scores = evaluate(model, task, loader)
                 observer.log(**scores)
             if save is not None and epoch + 1 < loop.n_epochs:
                 state = {
@@ -109,6 +106,7 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "rng": torch.get_rng_state(),
                     "directions": loop.sharpness_directions,
+                    "kernel": None if loop.kernel is None else loop.kernel.initial,
                 }
                 save(state, observer)
     return model
@@ -166,9 +164,14 @@ class _Loop:
             self._fixed_batches = fixed_batches(
                 data, training.batch_size, training.seed
             )
-        self._sharpness: Sharpness | None = None
-        if training.sharpness_every:
-            self._sharpness = Sharpness(training, model, optimizer, task, data)
+        self._sharpness = (
+            sharpness_of(training, model, optimizer, task, data)
+            if training.sharpness_every
+            else None
+        )
+        self.kernel = (
+            kernel_of(training, model, data) if training.kernel_every else None
+        )
 
     @property
     def sharpness_directions(self) -> dict[str, Tensor]:
@@ -190,6 +193,8 @@ class _Loop:
                 self._measure_fixed_batches(observer)
             if self._sharpness is not None and step % training.sharpness_every == 0:
                 observer.log(**self._sharpness.measure())
+            if self.kernel is not None and step % training.kernel_every == 0:
+                observer.log(**self.kernel.measure())
             if training.same_batch_every and step % training.same_batch_every == 0:
                 self._step_and_remeasure(step, batches, observer)
             else:

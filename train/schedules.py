@@ -15,12 +15,14 @@ FINAL_FRACTION: Final = 1 / 25 / 1e4
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of an optimizer step, counted from 0."""
+    planned = training.epochs * steps_per_epoch
     warmup = training.warmup_epochs * steps_per_epoch
+    warmup = warmup or round(training.warmup_fraction * planned)
     if step < warmup:
         return training.lr * (step + 1) / warmup
-    done, total = step - warmup, training.epochs * steps_per_epoch - warmup
+    done, total = step - warmup, planned - warmup
     if training.schedule == "cosine":
-        return training.lr * _anneal(1, 0, done / max(1, total))
+        return _anneal(training.lr, training.final_lr, done / max(1, total))
     if training.schedule == "one-cycle":
         return training.lr * _one_cycle(done, total)
     if training.schedule == "decaying":

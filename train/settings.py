@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
+
+# Settings that may be absent, with the names of their values in the help.
+Count = Annotated[int | None, arg(metavar="INT")]
+Number = Annotated[float | None, arg(metavar="FLOAT")]
+Text = Annotated[str | None, arg(metavar="TEXT")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,22 +28,34 @@ class Training:
         Number of passes over the training data.
     batch_size : int
         Number of examples in a batch; an incomplete last batch is dropped.
-    optimizer : {"sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"}
-        Plain SGD, SGD with a momentum of 0.9, Adam (0.9, 0.999), or an optimizer of
-        `train.optim`: normalised SGD with a momentum of 0.9, SPSmax, NGN.
+    optimizer : str
+        Plain SGD (``"sgd"``), SGD with a momentum of 0.9 (``"momentum"``), ``"adam"``,
+        ``"adamw"``, NAdam with decoupled weight decay (``"nadamw"``); the optimizers of
+        `trajstore.optim`, normalised SGD with a momentum of 0.9 (``"nsgd"``), ``"spsmax"`` and
+        ``"ngn"``; or those of pytorch-optimizer, ``"sign-sgd"``, ``"lion"``, ``"muon"`` (AdamW
+        for all but hidden matrices) and ``"soap"``.
     lr : float
         Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
         for spsmax and ngn, the largest step size.
     weight_decay : float
-        The optimizer adds the parameters times this number to the gradient; must be 0 for
+        The optimizer adds the parameters times this number to the gradient; adamw, nadamw
+        and pytorch-optimizer's instead shrink the parameters by this number times the learning
+        rate. Must be 0 for
         nsgd, spsmax and ngn.
+    beta1, beta2 : float or None
+        Coefficients of the first and second moment, for adam, adamw and nadamw. Default:
+        those of torch, 0.9 and 0.999.
     schedule : {"constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"}
-        Schedule of the learning rate. cosine falls to 0; last-epoch-tenth divides the
+        Schedule of the learning rate. cosine falls to `final_lr`; last-epoch-tenth divides the
         learning rate and the weight decay by ten in the last epoch; one-cycle rises and
         falls; decaying divides the learning rate by k^(3/4) at step k, counted from 1
         after the warmup.
+    final_lr : float
+        Learning rate at the end of a cosine.
     warmup_epochs : int
         Number of epochs during which the learning rate rises linearly.
+    warmup_fraction : float
+        The same as a share of all steps; one of the two must be 0.
     width : int or None
         Width of the model, for workloads whose width can be chosen.
     seed : int
@@ -67,6 +84,15 @@ class Training:
         used.
     n_eigenvalues : int
         Number of eigenvalues of the Hessian to log, in descending order.
+    kernel_every : int
+        Number of steps between measurements of the tangent kernel; 0 for never.
+    kernel_examples : int
+        Number of training examples whose tangent kernel is measured; the first ones are used.
+    output_scale : float
+        Factor of the model's outputs, from which the initial outputs are subtracted first; the
+        loss is divided by its square. 1 leaves model and loss as they are; larger factors make
+        training lazy (L. Chizat, E. Oyallon, F. Bach, "On Lazy Training in Differentiable
+        Programming", NeurIPS 2019, arXiv 1812.07956).
     as_published : bool
         Follow the published code of "No Wrong Turns": the transformer attends across the
         batch, and the weight decay stays unchanged in the last epoch.
@@ -82,22 +108,39 @@ class Training:
 
     workload: Annotated[str, Suppress]
     data: Literal["true", "embedded"] = "true"
-    data_dir: str | None = None
+    data_dir: Text = None
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "momentum", "adam", "nsgd", "spsmax", "ngn"]
+    optimizer: Literal[
+        "sgd",
+        "momentum",
+        "adam",
+        "adamw",
+        "nadamw",
+        "nsgd",
+        "spsmax",
+        "ngn",
+        "sign-sgd",
+        "lion",
+        "muon",
+        "soap",
+    ]
     lr: float
     weight_decay: float = 0.0
+    beta1: Number = None
+    beta2: Number = None
     schedule: Literal[
         "constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"
     ] = "constant"
+    final_lr: float = 0.0
     warmup_epochs: int = 0
-    width: int | None = None
+    warmup_fraction: float = 0.0
+    width: Count = None
     seed: int = 0
     control: Literal[
         "none", "random-labels", "label-noise", "noise-gradients", "random-walk"
     ] = "none"
-    clip: float | None = None
+    clip: Number = None
     full_batch: bool = False
     measure_every: int = 0
     full_gradients: bool = False
@@ -105,10 +148,13 @@ class Training:
     sharpness_every: int = 0
     sharpness_examples: int = 5000
     n_eigenvalues: int = 1
+    kernel_every: int = 0
+    kernel_examples: int = 16
+    output_scale: float = 1.0
     as_published: bool = False
     record_samples: bool = False
-    max_steps: int | None = None
-    device: str | None = None
+    max_steps: Count = None
+    device: Text = None
     num_workers: int = 0
 
     def __post_init__(self) -> None:
@@ -120,13 +166,17 @@ class Training:
             "batch_size": (self.batch_size, 1),
             "lr": (self.lr, 0),
             "weight_decay": (self.weight_decay, 0),
+            "final_lr": (self.final_lr, 0),
             "warmup_epochs": (self.warmup_epochs, 0),
+            "warmup_fraction": (self.warmup_fraction, 0),
             "measure_every": (self.measure_every, 0),
             "width": (1 if self.width is None else self.width, 1),
             "same_batch_every": (self.same_batch_every, 0),
             "sharpness_every": (self.sharpness_every, 0),
             "sharpness_examples": (self.sharpness_examples, 1),
             "n_eigenvalues": (self.n_eigenvalues, 1),
+            "kernel_every": (self.kernel_every, 0),
+            "kernel_examples": (self.kernel_examples, 1),
             "clip": (1 if self.clip is None else self.clip, 0),
             "max_steps": (1 if self.max_steps is None else self.max_steps, 1),
         }
@@ -134,6 +184,11 @@ class Training:
             # This form of the comparison also refuses NaN.
             if not value >= bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}.")
+        if not self.output_scale > 0:
+            raise ValueError(
+                f"output_scale: expected a positive number, got {self.output_scale}."
+            )
+        self._check_moments_and_warmup()
         if self.weight_decay and self.optimizer in {"nsgd", "spsmax", "ngn"}:
             raise ValueError(
                 f"weight_decay: expected 0 with {self.optimizer}, which does not support "
@@ -147,6 +202,32 @@ class Training:
                 f"{conflict} changes the first gradient; leave out one of the two settings."
             )
 
+    def _check_moments_and_warmup(self) -> None:
+        """Refuse coefficients that the optimizer does not have, and two kinds of warmup."""
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if value is None:
+                continue
+            if self.optimizer not in WITH_MOMENTS:
+                raise ValueError(
+                    f"{name}: only {', '.join(WITH_MOMENTS)} have it, but the optimizer is "
+                    f"{self.optimizer}; leave it out."
+                )
+            if not 0 <= value < 1:
+                raise ValueError(
+                    f"{name}: expected at least 0 and less than 1, got {value}."
+                )
+        if not self.warmup_fraction < 1 or (
+            self.warmup_fraction and self.warmup_epochs
+        ):
+            raise ValueError(
+                "The warmup is a number of epochs or a share of the steps below 1, got "
+                f"warmup_epochs={self.warmup_epochs} and "
+                f"warmup_fraction={self.warmup_fraction}."
+            )
+
+
+WITH_MOMENTS: Final = ("adam", "adamw", "nadamw")
+"""Optimizers with coefficients of a first and a second moment."""
 
 KIND_NAMES: Final = {
     bool: "true or false",

@@ -1,3 +1,7 @@
+from . import analyzers as analyzers
+from . import curvature as curvature
+from . import evaluation as evaluation
+from . import optim as optim
 from .format.run_spec import SchemaError
 from .reading.epochs import epoch_grid, index_epochs
 from .reading.run import Run, open_run

@@ -19,7 +19,12 @@ from analyzers._engine.arrays.collisions import (
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.energies import spread, uneven_weights, window_total
-from analyzers._engine.fit import Fit, fit_window, window_products
+from analyzers._engine.fit import (
+    Fit,
+    fit_window,
+    longest_steps,
+    window_products,
+)
 from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -45,7 +50,7 @@ class ResidualSums(NamedTuple):
     # w are the weights of the sketch.
     energy: FloatArray  # |v_perp / w|^2, float64 (layer,)
     crowd: FloatArray  # see `sketch_variance`, float64 (step, layer)
-    probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
+    probes: FloatArray  # probes of v_perp and of the advance, float64 (2, probe)
     # Probes of v_perp, float32 (part, probe); empty for a single part.
     part_probes: FloatArray
     # Product of v_perp with the sum of the window's gradients, and its variance, float64
@@ -97,9 +102,11 @@ def project(
         for c, vectors in walk(run, target, windows, whole_blocks):
             if c not in by_window:
                 continue
-            fit = (
-                fitted[c] if fits else fit_window(window_products(run, vectors, pieces))
-            )
+            if fits:
+                fit = fitted[c]
+            else:
+                [longest] = longest_steps(run, range(c, c + 1))
+                fit = fit_window(window_products(run, vectors, pieces), longest)
             sums = write_residual(
                 run,
                 c,
@@ -111,7 +118,7 @@ def project(
                 out=matrix,
             )
             products = [
-                contract(run, rows, decode(run, part, buckets), matrix, parts=parts)
+                _estimates(run, rows, part, buckets, matrix, parts=parts)
                 for part in slices(by_window[c], len(buckets))
             ]
             projected[c] = Projected(fit, np.concatenate(products), sums)
@@ -271,7 +278,7 @@ def _collisions(
     probes, layout = run.stored.probes, run.layout
     if not run.spec.is_packed:
         return no_collisions(probes.count)
-    f = run.stored.folded(vectors.end - vectors.anchor)
+    f = run.stored.folded(vectors.advance)
     return find_collisions(
         np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0),
         residual[0],
@@ -285,12 +292,12 @@ def _collisions(
 def _probe_end(
     run: Run, window: int, vectors: WindowVectors, rows: slice
 ) -> Float32Array:
-    """Return the probes of end - anchor in the last window, and zeros in other windows."""
-    # In other windows, end - anchor is the difference of two anchors with stored probes.
+    """Return the probes of the advance in the last window, and zeros in other windows."""
+    # In other windows, the advance is the difference of two anchors with stored probes.
     probes = run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window == run.n_windows - 1:
-        displacement = vectors.end - vectors.anchor
+        displacement = vectors.advance.copy()
         displacement[~np.isfinite(displacement)] = 0
         displacement = run.stored.folded(displacement)
         signed = probes.fold.signed_rows(displacement, rows.start)
@@ -298,14 +305,33 @@ def _probe_end(
     return probes.of_folded(folded)
 
 
-def decode(run: Run, steps: slice, buffer: Float32Array) -> Decoded:
-    """Decode the sketches of `steps` into the first rows of `buffer`."""
+def _estimates(
+    run: Run,
+    rows: slice,
+    steps: slice,
+    buffer: Float32Array,
+    residual: Float32Array,
+    *,
+    parts: Parts,
+) -> FloatArray:
+    """Decode the sketches of `steps` in a buffer, and `contract` them with the residual."""
     signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
     # Lost signs read as zeros, which are valid signs; NaN scales mark these steps.
     lost = run.stored.is_missing("signs", steps)
-    scales = np.where(lost[:, None], np.float32(np.nan), scales)
+    scales = np.where(lost[:, None], scales.dtype.type(np.nan), scales)
+    factors: Any = 1.0
+    if scales.dtype == np.float64:
+        # Gradients of float64 may be too small or too large for float32.
+        _, exponents = np.frexp(scales.max(1, keepdims=True))
+        factors = np.ldexp(1.0, exponents.clip(-1021, 1023))
+        scales = (scales / factors).astype(np.float32)
     numbers = run.stored.sign_numbers[steps]
-    return run.stored.sketch.decode(signs, scales, numbers, out=buffer[: len(numbers)])
+    decoded = run.stored.sketch.decode(
+        signs, scales, numbers, out=buffer[: len(numbers)]
+    )
+    estimates = contract(run, rows, decoded, residual, parts=parts)
+    estimates *= factors
+    return estimates
 
 
 def contract(

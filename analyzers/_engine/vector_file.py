@@ -13,17 +13,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=False)
 class VectorFile:
-    """A float32 vector in a file; a call with a slice reads that part."""
+    """A vector in a file; a call with a slice reads that part."""
 
     path: str  # .npy file, which is mapped into memory for reading
 
-    def __call__(self, elements: slice) -> npt.NDArray[np.float32]:
+    def __call__(self, elements: slice) -> npt.NDArray[np.floating[Any]]:
         """Read a part of the vector."""
         part: Any = np.load(self.path, mmap_mode="r")[elements]
-        return np.asarray(part, np.float32)
+        return np.array(part)
 
 
-def write_vector_file(values: npt.NDArray[np.float32]) -> VectorFile:
+def write_vector_file(values: npt.NDArray[np.floating[Any]]) -> VectorFile:
     """Write a vector to a temporary file that lasts as long as the returned object."""
     # On a cluster, every machine must see the directory of the file: Dask's setting
     # ``temporary-directory``, or the system's default where that is not set.

@@ -1,9 +1,8 @@
 """Figures of the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -11,12 +10,22 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._panels import Curve, Panel, draw_panels, name_text, ordered_colors
+from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
+from analyzers._style import (
+    COLORS,
+    LINE_STYLES,
+    MARKERS,
+    SIGNED,
+    draw_legend,
+    new_axes,
+    new_figure,
+    ordered_colors,
+)
 
 EXCLUDED_COLOR: Final = "0.85"
 """Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
 
-STDERR_COLOR: Final = "tab:orange"
+STDERR_COLOR: Final = COLORS[1]
 
 AIMING_PANELS: Final = {
     "cosine": ("cosine of gradient and $x - x^*$", "cosine"),
@@ -50,22 +59,40 @@ def alpha_beta(
     matplotlib.figure.Figure
         A new figure.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    pairs(margins, feasible, boundaries, ax=left)
+    figure, [[left, right]] = new_figure(1, 2, figsize=(10, 4))
+    feasible_set(margins, feasible, boundaries, ax=left)
     condition_of_steps(datasets, feasible, ax=right)
     return figure
 
 
-def pairs(
+def feasible_set(
     margins: xr.Dataset,
     feasible: xr.Dataset,
     boundaries: Sequence[xr.DataArray],
     *,
     ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
 ) -> Axes:
-    """Draw the smallest T on a grid, and the boundary of the feasible pairs."""
-    if ax is None:
-        _, ax = plt.subplots(layout="constrained")
+    """Draw the smallest T on a grid, and the boundary of the feasible pairs.
+
+    Parameters
+    ----------
+    margins, feasible, boundaries
+        As in `alpha_beta`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : str or matplotlib.colors.Colormap, optional
+        Colour map. Default: red where the condition fails, blue where it holds.
+    label : str, optional
+        Label of the colour bar. Default: the symbol of the smallest T.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes() if ax is None else ax
     alpha, beta = margins["alpha"].values, margins["beta"].values
     top = alpha - feasible.attrs["min_gap"]
     values = margins["margin"].values.T
@@ -74,23 +101,35 @@ def pairs(
     # than negative margins.
     largest, smallest = max(shown.max(), 1e-12), min(shown.min(), -1e-12)
     norm = TwoSlopeNorm(0, smallest, largest)
-    image = ax.pcolormesh(alpha, beta, values, norm=norm, cmap="RdBu", rasterized=True)
+    image = ax.pcolormesh(
+        alpha, beta, values, norm=norm, cmap=color or SIGNED, rasterized=True
+    )
     ax.fill_between(alpha, top, beta[-1], color=EXCLUDED_COLOR, linewidth=0)
     ticks = [smallest, smallest / 2, 0, largest / 2, largest]
-    bar = ax.figure.colorbar(image, ax=ax, label=r"$\min_k T_k$", ticks=ticks)
+    text = r"$\min_k T_k$" if label is None else drawable(label)
+    bar = ax.figure.colorbar(image, ax=ax, label=text, ticks=ticks)
     bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
-    for boundary, width, color, label in zip(
+    for boundary, format_, width, line_label in zip(
         boundaries,
-        (0.9, 1.6, 0.9),
-        (STDERR_COLOR, "k", STDERR_COLOR),
+        ("--", "-", "--"),
+        (1.0, 1.6, 1.0),
         ("one standard error", "boundary", None),
         strict=True,
     ):
         lower = boundary.values.clip(min=0)
-        ax.plot(boundary["alpha"], lower, color=color, linewidth=width, label=label)
+        line_color = STDERR_COLOR if format_ == "--" else "k"
+        ax.plot(
+            boundary["alpha"],
+            lower,
+            format_,
+            color=line_color,
+            lw=width,
+            label=line_label,
+        )
     if np.isfinite(feasible["best_alpha"]):
-        label = r"smallest $\alpha + \beta$"
-        ax.plot(*_best(feasible), "k*", markersize=9, label=label, clip_on=False)
+        best = _best(feasible)
+        text = r"smallest $\alpha + \beta$"
+        ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
         ax.legend(fontsize="small", loc="upper left")
     else:
         ax.set_title("no pair holds", fontsize="medium")
@@ -104,11 +143,32 @@ def _best(feasible: xr.Dataset) -> tuple[float, float]:
 
 
 def condition_of_steps(
-    datasets: Sequence[xr.Dataset], feasible: xr.Dataset, *, ax: Axes | None = None
+    datasets: Sequence[xr.Dataset],
+    feasible: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
 ) -> Axes:
-    """Draw T_k by step for the feasible pair with the smallest alpha + beta."""
-    if ax is None:
-        _, ax = plt.subplots(layout="constrained")
+    """Draw T_k by step for the feasible pair with the smallest alpha + beta.
+
+    Parameters
+    ----------
+    datasets, feasible
+        As in `alpha_beta`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of all points. Default: another colour and marker for each run.
+    label : str, optional
+        Text of the points in the legend. Default: no legend.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes() if ax is None else ax
     alpha, beta = _best(feasible)
     if not np.isfinite(alpha):
         ax.text(0.5, 0.5, "no pair holds", ha="center", va="center")
@@ -125,14 +185,16 @@ def condition_of_steps(
             dataset["step"],
             margin,
             dataset["product_stderr"],
-            fmt=".",
-            markersize=2,
+            fmt=MARKERS[i % len(MARKERS)],
+            markersize=1.5,
             elinewidth=0.5,
-            color=f"C{i % 10}",
+            color=COLORS[i % len(COLORS)] if color is None else color,
+            label=drawable(label) if label is not None and i == 0 else None,
         )
     ax.axhline(0, color="k", linewidth=0.8)
     ax.set_yscale("symlog", linthresh=0.01)
     ax.set(xlabel="step k", ylabel=rf"$T_k({alpha:.3g}, {beta:.3g})$")
+    draw_legend(ax)
     return ax
 
 
@@ -169,28 +231,48 @@ def aiming(aimed: xr.Dataset) -> Figure:
     return figure
 
 
-def polyak_lojasiewicz(bounds: xr.Dataset) -> Figure:
+def polyak_lojasiewicz(
+    bounds: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
     """Draw the smallest mu of every epoch for every order of the condition.
 
     Parameters
     ----------
     bounds : xarray.Dataset
         As returned by `analyzers.polyak_lojasiewicz`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of all lines. Default: from dark to light by order; line styles differ too.
+    label : str, optional
+        Text before the order in the legend, such as the name of the run.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        A new figure.
+    matplotlib.axes.Axes
+        The axes with the drawing.
     """
+    ax = new_axes(figsize=(5.2, 3.6)) if ax is None else ax
     by_epoch = bounds["mu"].drop_indexes(["epoch", "iteration"], errors="ignore")
     least = by_epoch.groupby("epoch").min()
-    figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     orders = bounds["delta"].values
-    for order, color in zip(orders, ordered_colors(len(orders)), strict=True):
-        values, label = least.sel(delta=order), rf"$\delta$ = {order:g}"
-        ax.semilogy(least["epoch"], values, color=color, label=label)
+    prefix = "" if label is None else f"{drawable(label)}, "
+    for i, (order, own) in enumerate(
+        zip(orders, ordered_colors(len(orders)), strict=True)
+    ):
+        ax.semilogy(
+            least["epoch"],
+            least.sel(delta=order),
+            color=own if color is None else color,
+            linestyle=LINE_STYLES[i % len(LINE_STYLES)],
+            label=rf"{prefix}$\delta$ = {order:g}",
+        )
     ax.set(xlabel="epoch", ylabel=r"smallest $\mu_k(\delta)$")
     ax.set_title(f"gradients: {name_text(bounds.attrs['gradient'])}", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    ax.legend(fontsize="small", frameon=False)
-    return figure
+    draw_legend(ax)
+    return ax

@@ -47,7 +47,7 @@ def squares(run: Run, elements: slice) -> FloatArray:
     """Sum the squares of anchors over `elements` by layer, float64 (window, layer)."""
     pieces = segments(run.layout, elements)
     total = np.zeros((run.n_windows, len(run.layout.names)))
-    buffers = np.empty((2, elements.stop - elements.start), np.float32)
+    buffers = np.empty((2, elements.stop - elements.start), run.stored.anchors.dtype)
     windows = range(run.n_windows)
     for c, anchor in zip(
         windows,

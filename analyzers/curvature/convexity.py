@@ -182,7 +182,7 @@ def chord_convexity(losses: xr.DataArray) -> xr.Dataset:
     ----------
     losses : xarray.DataArray
         Losses with the dimension and coordinate ``fraction``, t, from 0 to 1 inclusive, as
-        computed by `train.protocols.chords.losses_between` or by your own code.
+        computed by `trajstore.evaluation.losses_between` or by your own code.
 
     Returns
     -------

@@ -7,13 +7,11 @@ import xarray as xr
 
 from analyzers._engine.labels import describe
 from analyzers._engine.tables import check_basis, tables
+from analyzers.curvature.defaults import TOLERANCE
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import STEP
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
-
-TOLERANCE: Final = 1e-4
-"""Largest |cosine| that counts as zero: our own criterion."""
 
 TABLES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
 
@@ -44,7 +42,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     run : trajstore.Run
         As returned by `trajstore.open_run`.
     tolerance : float, default: 1e-4
-        A layer counts as invariant if its |cosine| is at most this in every step.
+        A layer counts as invariant if its ``|cosine|`` is at most this in every step.
 
     Returns
     -------
@@ -53,7 +51,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
         ``layer``, the parameter tensors. No variable has units. ``cosine`` (step, layer) is
         :math:`\langle w, g \rangle / (|w| |g|)`, NaN where a norm is 0. By layer:
         ``cosine_mean``, the mean; ``cosine_rms``, the root mean square; ``cosine_max``, the
-        largest |cosine|; ``is_invariant``, whether ``cosine_max`` is at most `tolerance`;
+        largest ``|cosine|``; ``is_invariant``, whether ``cosine_max`` is at most `tolerance`;
         ``growth``, :math:`|w_{K-1}|^2 - |w_0|^2` for K recorded iterates; and
         ``expected_growth``, the sum of :math:`\eta_k^2 |g_k|^2` over the steps that
         lead from the first of these iterates to the last. ``expected_growth`` is NaN unless
@@ -72,7 +70,7 @@ def scale_invariance(run: Run, *, tolerance: float = TOLERANCE) -> xr.Dataset:
     and the constant that batch normalisation adds to the variance makes the loss depend
     slightly on the scale. A bias or a layer with few elements may be orthogonal to its
     gradient by chance in one step, but not in all steps. For this reason, the largest
-    |cosine| decides whether a layer counts as invariant. A deviation of about
+    ``|cosine|`` decides whether a layer counts as invariant. A deviation of about
     :math:`10^{-7} |w|^2` from the expected growth is rounding.
 
     References

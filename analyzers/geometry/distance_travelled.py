@@ -22,7 +22,7 @@ def distance_travelled(run: Run) -> xr.Dataset:
     xarray.Dataset
         Loaded, with the dimension ``step``, the coordinates ``epoch`` and ``iteration``, and
         units of 1. ``path_length`` is the exact sum of the lengths of the updates before
-        step k, and NaN after an update that is not finite. ``from_start`` is |x_k - x_0|,
+        step k, and NaN after an update that is not finite. ``from_start`` is ``|x_k - x_0|``,
         and ``from_start_stderr`` its standard error.
 
     Raises

@@ -1,17 +1,24 @@
 """Average geometry over epochs, with standard errors."""
 
+from typing import Any
+
+import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from analyzers._engine.arrays.geometry import (
-    COVARIANCE,
-    DISTANCE_LIMIT,
-    FROM_DISTANCE,
-    QUANTITIES,
+from analyzers._engine.arrays.epoch_sums import (
+    COUNTS,
+    N_PARTIAL,
+    N_RESULTS,
+    NAMES,
+    Codes,
+    by_name,
+    combined_sums,
+    means,
+    partial_sums,
 )
-
-_DIVIDED = ("gamma", "rsi", "eb")
-"""Quantities that are divided by the distance."""
+from analyzers._engine.arrays.geometry import QUANTITIES
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
@@ -52,69 +59,99 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     KeyError
         If `geometry` lacks a variable of `path_geometry`.
     """
-    suffixes = ("", "_stderr", FROM_DISTANCE, COVARIANCE)
-    names = [f"{name}{suffix}" for name in QUANTITIES for suffix in suffixes]
-    if missing := [name for name in names if name not in geometry]:
+    if missing := [name for name in NAMES if name not in geometry]:
         raise KeyError(
             f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. "
             "epoch_means takes the result of analyzers.path_geometry."
         )
     # Building the graph needs the labels of the epochs, which are small.
-    geometry = geometry.drop_indexes(["epoch", "iteration"], errors="ignore")
-    geometry = geometry.assign_coords(epoch=geometry["epoch"].compute())
-    is_whole = _whole_epochs(geometry)
-    # The relative error is undefined at x* itself.
-    distance = geometry["distance"].where(geometry["distance"] > 0)
-    is_imprecise = geometry["distance_stderr"] > DISTANCE_LIMIT * distance
-    variables = {}
+    labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
+    is_whole = _whole_epochs(geometry, labels, codes)
+    used = xr.broadcast(*(geometry[name] for name in NAMES))
+    used = tuple(variable.transpose("step", ...) for variable in used)
+    average = _lazy_means if any(v.chunks for v in used) else _eager_means
+    results = by_name(average(used, codes, is_whole))
+    dims = ("epoch", *used[0].dims[1:])
+    variables: dict[str, Any] = {}
     for name in QUANTITIES:
-        value, stderr = geometry[name], geometry[f"{name}_stderr"]
-        if name in _DIVIDED:
-            value = value.where(~is_imprecise)
-        is_known = value.notnull()
-        shared = geometry[f"{name}{FROM_DISTANCE}"].where(is_known)
-        own = (stderr.where(is_known) ** 2 - shared**2).clip(min=0)
-        together = geometry[f"{name}{COVARIANCE}"].where(is_known)
-        epochs = value.groupby("epoch")
-        n = epochs.count()
-        squared = (n**2).where(n > 0)
-        apart = own.groupby("epoch").sum() / squared
-        apart = apart + shared.groupby("epoch").mean() ** 2
-        # Rounding may push the variance of a sum that is known below 0.
-        exact = together.groupby("epoch").sum().clip(min=0) / squared
-        mean_stderr = exact.where(is_whole, apart) ** 0.5
-        attributes = value.attrs
-        variables[name] = epochs.mean().assign_attrs(attributes)
+        attributes = geometry[name].attrs
         long_name = f"standard error of the mean of {name}"
-        variables[f"{name}_stderr"] = mean_stderr.assign_attrs(
-            long_name=long_name, units="1"
-        )
-        variables[f"{name}_min"] = epochs.min().assign_attrs(attributes)
-        variables[f"{name}_max"] = epochs.max().assign_attrs(attributes)
-    finite = geometry["gamma"].notnull()
-    variables["n_steps"] = finite.groupby("epoch").sum()
-    variables["n_missing"] = (~finite).groupby("epoch").sum()
-    variables["n_imprecise"] = (finite & is_imprecise).groupby("epoch").sum()
-    return xr.Dataset(variables, attrs=geometry.attrs)
+        stderr_attributes = {"long_name": long_name, "units": "1"}
+        variables[name] = (dims, results[name], attributes)
+        variables[f"{name}_stderr"] = dims, results[f"{name}_stderr"], stderr_attributes
+        for suffix in ("_min", "_max"):
+            variables[f"{name}{suffix}"] = dims, results[f"{name}{suffix}"], attributes
+    for name, long_name in COUNTS.items():
+        attributes = {"long_name": long_name, "units": "1"}
+        variables[name] = dims, results[name].astype(np.int64), attributes
+    coordinates: dict[Any, Any] = {
+        name: coordinate
+        for name, coordinate in geometry.drop_indexes(
+            ["epoch", "iteration"], errors="ignore"
+        ).coords.items()
+        if "step" not in coordinate.dims
+    }
+    coordinates["epoch"] = ("epoch", labels, geometry["epoch"].attrs)
+    return xr.Dataset(variables, coordinates, geometry.attrs)
 
 
-def _whole_epochs(geometry: xr.Dataset) -> xr.DataArray:
+def _eager_means(
+    used: tuple[xr.DataArray, ...], codes: Codes, is_whole: npt.NDArray[np.bool_]
+) -> Any:
+    """Return the results of `means` in memory; `used` are the variables NAMES, (step, ...)."""
+    parts = partial_sums(codes, *(variable.values for variable in used))
+    total = combined_sums(parts, [np.unique(codes)], len(is_whole))
+    return means(total, is_whole)
+
+
+def _lazy_means(
+    used: tuple[xr.DataArray, ...], codes: Codes, is_whole: npt.NDArray[np.bool_]
+) -> Any:
+    """Return the results of `means` as a Dask array: sums by chunk, then one task."""
+    arrays = [da.asarray(variable.data) for variable in xr.unify_chunks(*used)]  # type: ignore[no-untyped-call]
+    chunks, *others = arrays[0].chunks
+    arrays = [array.rechunk((chunks, *others)) for array in arrays]
+    ends = np.cumsum(chunks)[:-1]
+    present = [np.unique(part) for part in np.split(codes, ends)]
+    shape = (-1, *[1] * len(others))
+    # All chunks of a Dask array must have the same number of axes as the variables.
+    numbered = da.from_array(codes.reshape(shape), (chunks, *[1] * len(others)))  # type: ignore[no-untyped-call]
+    sums = da.map_blocks(  # type: ignore[no-untyped-call]
+        lambda numbers, *variables: partial_sums(numbers.ravel(), *variables),
+        numbered,
+        *arrays,
+        dtype=np.float64,
+        new_axis=0,
+        chunks=((N_PARTIAL,), tuple(map(len, present)), *others),
+        meta=np.empty((0,) * (len(others) + 2)),
+    )
+    whole = sums.rechunk({1: -1})
+    return da.map_blocks(  # type: ignore[no-untyped-call]
+        lambda parts: means(combined_sums(parts, present, len(is_whole)), is_whole),
+        whole,
+        dtype=np.float64,
+        chunks=((N_RESULTS,), (len(is_whole),), *others),
+        meta=np.empty((0,) * (len(others) + 2)),
+    )
+
+
+def _whole_epochs(
+    geometry: xr.Dataset, labels: npt.NDArray[Any], codes: Codes
+) -> npt.NDArray[np.bool_]:
     """Return for each epoch whether the dataset holds all of its steps, (epoch,)."""
     # A result holds every step of a run, and attrs["n_steps"] says how many these are. An
     # epoch is whole if its steps follow each other, and the neighbouring steps are held too
     # or do not exist.
-    epochs = geometry["epoch"].values
-    labels = np.unique(epochs)
     n_steps = geometry.attrs.get("n_steps")
     if "step" not in geometry.coords or n_steps is None:
-        return xr.DataArray(np.zeros(len(labels), bool), {"epoch": labels}, ("epoch",))
+        return np.zeros(len(labels), bool)
     steps = geometry["step"].values
-    held, found = set(steps.tolist()), []
-    for label in labels:
-        own = steps[epochs == label]
-        first, last = int(own.min()), int(own.max())
-        follows = len(own) == last - first + 1
-        begins = first == 0 or first - 1 in held
-        ends = last == n_steps - 1 or last + 1 in held
-        found.append(follows and begins and ends)
-    return xr.DataArray(np.array(found, bool), {"epoch": labels}, ("epoch",))
+    first = np.full(len(labels), np.iinfo(np.int64).max)
+    last = np.full(len(labels), -1)
+    np.minimum.at(first, codes, steps)
+    np.maximum.at(last, codes, steps)
+    follows = np.bincount(codes, minlength=len(labels)) == last - first + 1
+    begins = (first == 0) | np.isin(first - 1, steps)
+    ends = (last == n_steps - 1) | np.isin(last + 1, steps)
+    result: npt.NDArray[np.bool_] = follows & begins & ends
+    return result

@@ -1,17 +1,27 @@
 """Draw the results of `analyzers.path_geometry`, averaged over epochs."""
 
-import math
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._panels import draw_layer_names, layer_height, name_text
+from analyzers._panels import draw_layer_names, drawable, layer_height, name_text
+from analyzers._style import (
+    SIGNED,
+    UNSIGNED,
+    draw_legend,
+    draw_series,
+    draw_zero,
+    n_series,
+    new_axes,
+    new_figure,
+    set_limits,
+    set_log_scale,
+)
 
 LABELS: Final = {
     "gamma": r"$\gamma$",
@@ -30,34 +40,49 @@ TITLES: Final = {
     "distance": "distance to $x^*$",
 }
 
+LOG_QUANTITIES: Final = ("rsi", "eb")
+"""Quantities that figures show on a logarithmic axis."""
+
 FINAL_NOTE: Final = "final epoch"
 NEAR_NOTE: Final = "epoch closest to $x^*$"
 
 
-def quantity(
+def epoch_means(
     means: xr.Dataset,
-    name: str,
+    name: str = "gamma",
     *,
     final: Literal["shade", "drop"] = "shade",
+    scale: Literal["linear", "log"] | None = None,
     ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
 ) -> Axes:
     """Draw the means of one quantity against the epoch.
 
     The wide band reaches from the smallest to the largest value of a step in the epoch. The
-    error bars show one standard error of the mean, not the spread of the steps.
+    error bars show one standard error of the mean, not the spread of the steps. Call the
+    function again with the same axes to compare runs.
 
     Parameters
     ----------
     means : xarray.Dataset
         As returned by `analyzers.epoch_means`, without the dimension ``layer``.
-    name : str
+    name : str, default: "gamma"
         The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     final : {"shade", "drop"}, default: "shade"
         Treatment of the epoch closest to x*, usually the final epoch. In that epoch, x* and
         the path are not independent, and most quantities blow up. ``"shade"`` shades the
         epoch and ignores it when choosing the limits of the axes; ``"drop"`` leaves it out.
+    scale : {"linear", "log"}, optional
+        Scale of the vertical axis. Default: logarithmic for RSI and EB. A logarithmic axis
+        is linear around zero if a mean is not positive.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of the line and the band. Default: the next colour of the axes.
+    label : str, optional
+        Text in the legend, such as the name of the run. Default: no legend; the line and
+        the band have labels that say what they show.
 
     Returns
     -------
@@ -65,49 +90,74 @@ def quantity(
         The axes with the drawing.
     """
     if ax is None:
-        _, ax = plt.subplots(layout="constrained")
+        ax = new_axes()
     n_epochs = means.sizes["epoch"]
     near = int(np.argmin(means["distance_min"].fillna(np.inf).values))
     others = means.drop_isel(epoch=near) if n_epochs > 1 else means
     shown = means if final == "shade" else others
-    epoch = shown["epoch"].values
-    low, high = shown[f"{name}_min"], shown[f"{name}_max"]
-    label = "smallest to largest step"
-    if shown.sizes["epoch"] > 1:
-        ax.fill_between(epoch, low, high, color="C0", alpha=0.2, lw=0, label=label)
-    else:
-        ax.bar(epoch, high - low, 0.5, low, color="C0", alpha=0.2, label=label)
-    ax.errorbar(
-        epoch,
-        shown[name],
-        yerr=shown[f"{name}_stderr"],
-        color="C0",
-        ecolor="C3",
-        elinewidth=1.5,
-        marker=".",
-        markersize=4,
-        linewidth=1,
-        label="mean, with its standard error",
+    is_single = shown.sizes["epoch"] == 1
+    low, high = shown[f"{name}_min"].values, shown[f"{name}_max"].values
+    band_label = "smallest to largest step" if label is None else None
+    line_label = "mean, with its standard error" if label is None else drawable(label)
+    drawn = draw_series(
+        ax,
+        shown["epoch"].values,
+        shown[name].values,
+        stderr=shown[f"{name}_stderr"].values,
+        low=None if is_single else low,
+        high=None if is_single else high,
+        color=color,
+        label=line_label,
+        band_label=band_label,
     )
-    ax.set_xlim(float(means["epoch"][0]) - 0.5, float(means["epoch"][-1]) + 0.5)
-    _set_limits(ax, others[f"{name}_min"], others[f"{name}_max"])
-    if final == "shade" and n_epochs > 1:
-        middle = float(means["epoch"][near])
-        label = FINAL_NOTE if means.attrs.get("reference") == "final" else NEAR_NOTE
-        ax.axvspan(middle - 0.5, middle + 0.5, color="0.85", zorder=0, label=label)
+    if is_single:
+        center = shown["epoch"].values
+        ax.bar(center, high - low, 0.5, low, color=drawn, alpha=0.2, label=band_label)
+    if n_epochs > 1 and final == "shade":
+        _shade(ax, means, near)
+    _set_epochs(ax, means["epoch"].values)
+    lines, lows, highs = (
+        others[f"{name}{ending}"].values for ending in ("", "_min", "_max")
+    )
+    if scale == "log" or (scale is None and name in LOG_QUANTITIES):
+        set_log_scale(ax, lines, lows, highs)
+    else:
+        _set_limits(ax, lows, highs)
     ax.set(xlabel="epoch", ylabel=LABELS[name], title=TITLES[name])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if label is not None:
+        draw_legend(ax)
     return ax
 
 
-def _set_limits(ax: Axes, lowest: xr.DataArray, highest: xr.DataArray) -> None:
+def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
+    """Shade the epoch closest to the target, unless it is shaded already."""
+    middle = float(means["epoch"][near])
+    is_final = means.attrs.get("reference") == "final"
+    label = FINAL_NOTE if is_final else NEAR_NOTE
+    if label in ax.get_legend_handles_labels()[1]:
+        label = "_nolegend_"
+    ax.axvspan(middle - 0.5, middle + 0.5, color="0.88", zorder=0, label=label)
+
+
+def _set_epochs(ax: Axes, epochs: Any) -> None:
+    """Show all epochs of all lines on the horizontal axis."""
+    first, last = float(epochs[0]) - 0.5, float(epochs[-1]) + 0.5
+    if n_series(ax) > 1:
+        first, last = min(first, ax.get_xlim()[0]), max(last, ax.get_xlim()[1])
+    ax.set_xlim(first, last)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _set_limits(ax: Axes, lowest: Any, highest: Any) -> None:
     """Set limits that show the whole band and zero, unless the band has no values."""
+    lowest, highest = lowest[np.isfinite(lowest)], highest[np.isfinite(highest)]
+    if not len(lowest) or not len(highest):
+        return
     low, high = float(lowest.min()), float(highest.max())
     margin = 0.05 * (high - low) or 1.0
-    if math.isfinite(margin):
-        ax.set_ylim(low - margin if low < 0 else 0, high + margin)
+    set_limits(ax, low - margin if low < 0 else 0.0, high + margin)
     if low < 0:
-        ax.axhline(0, color="0.5", linewidth=0.8, zorder=0.5)
+        draw_zero(ax)
 
 
 def path_geometry(
@@ -120,16 +170,16 @@ def path_geometry(
     means : xarray.Dataset
         As returned by `analyzers.epoch_means`, without the dimension ``layer``.
     final : {"shade", "drop"}, default: "shade"
-        Treatment of the epoch closest to x*, as in `quantity`.
+        Treatment of the epoch closest to x*, as in `epoch_means`.
 
     Returns
     -------
     matplotlib.figure.Figure
         A new figure.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    figure, axes = new_figure(2, 3, figsize=(12, 6.5))
     for name, ax in zip(LABELS, axes.flat, strict=False):
-        quantity(means, name, final=final, ax=ax)
+        epoch_means(means, name, final=final, ax=ax)
     legend = axes.flat[-1]
     legend.axis("off")
     legend.legend(
@@ -141,8 +191,13 @@ def path_geometry(
     return figure
 
 
-def layer_image(
-    means: xr.Dataset, name: str = "gamma", *, ax: Axes | None = None
+def layer_means(
+    means: xr.Dataset,
+    name: str = "gamma",
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
 ) -> Axes:
     """Draw the means of one quantity as an image, with layers as rows and epochs as columns.
 
@@ -156,6 +211,11 @@ def layer_image(
         The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure, taller for more layers.
+    color : str or matplotlib.colors.Colormap, optional
+        Colour map. Default: red for negative and blue for positive values, or viridis if no
+        value is negative.
+    label : str, optional
+        Label of the colour bar. Default: the symbol of the quantity.
 
     Returns
     -------
@@ -165,7 +225,7 @@ def layer_image(
     values = means[name].transpose("layer", "epoch")
     n_layers = values.sizes["layer"]
     if ax is None:
-        _, ax = plt.subplots(figsize=(8, layer_height(n_layers)), layout="constrained")
+        ax = new_axes(figsize=(8, layer_height(n_layers)))
     unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
     before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
     sure = before.where(~unsure)
@@ -176,12 +236,13 @@ def layer_image(
         means["epoch"],
         range(n_layers),
         values,
-        cmap="RdBu_r" if signed else "viridis",
+        cmap=color or (SIGNED if signed else UNSIGNED),
         vmin=-largest if signed else 0,
         vmax=largest,
         shading="nearest",
     )
-    ax.figure.colorbar(image, ax=ax, label=LABELS[name], extend="both")
+    text = LABELS[name] if label is None else drawable(label)
+    ax.figure.colorbar(image, ax=ax, label=text, extend="both")
     layer, epoch = unsure.values.nonzero()
     ax.plot(
         means["epoch"].values[epoch],

@@ -1,18 +1,37 @@
 """Draw the zigzag geometry of a run, of its layers and of its branches."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analyzers._panels import draw_layer_names, layer_height, name_text, ordered_colors
+from analyzers._panels import draw_layer_names, drawable, layer_height, name_text
+from analyzers._style import (
+    LINE_STYLES,
+    NEGATIVE,
+    POSITIVE,
+    SIGNED,
+    draw_legend,
+    draw_series,
+    draw_zero,
+    n_series,
+    new_axes,
+    new_figure,
+    ordered_colors,
+)
 
-COLORS: Final = {"zigzag": "C3", "neither": "0.6", "smooth": "C0"}
+KINDS: Final = {
+    "zigzag": (NEGATIVE, "//"),
+    "neither": ("0.65", ""),
+    "smooth": (POSITIVE, ".."),
+}
+"""Colour and hatching of each kind of segment."""
+
 SHARES: Final = {
     "step_share": "steps",
     "path_share": "path length",
@@ -39,65 +58,155 @@ def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figur
     matplotlib.figure.Figure
         A new figure.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
-    cosine_panel(segments, ax=axes[0, 0])
-    _loss(segments, axes[1, 0])
-    share_bars(segments, ax=axes[0, 1])
-    _lag_curve(curve, axes[1, 1])
+    figure, axes = new_figure(2, 2, figsize=(11, 6.5))
+    zigzag_segments(segments, ax=axes[0, 0])
+    segment_losses(segments, ax=axes[1, 0])
+    segment_shares(segments, ax=axes[0, 1])
+    lag_curve(curve, ax=axes[1, 1])
     figure.suptitle(title or name_text(Path(segments.attrs["run"]).name))
     return figure
 
 
-def cosine_panel(segments: xr.Dataset, *, ax: Axes, title: str = COSINE) -> Axes:
+def zigzag_segments(
+    segments: xr.Dataset,
+    *,
+    title: str = COSINE,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
     """Draw the cosine of every step, and the running median that decides the step's kind.
 
     Parameters
     ----------
     segments : xarray.Dataset
         As returned by `analyzers.zigzag_segments`.
-    ax : matplotlib.axes.Axes
-        Axes to draw on.
-    title : str
+    title : str, optional
         Title of the axes.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of the running median. Default: black, and the next colours for runs drawn
+        on the same axes.
+    label : str, optional
+        Text of the running median in the legend. Default: no legend.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The same axes.
+        The axes with the drawing.
     """
+    ax = new_axes() if ax is None else ax
     step = segments["step"].values
     _shade(segments, ax)
-    ax.plot(step, segments["cosine"], ".", color="0.55", markersize=2.5, label="step")
-    median = segments["running_cosine"]
-    ax.plot(step, median, color="k", linewidth=1.1, label="running median")
+    cosines = segments["cosine"].values
+    ax.plot(step, cosines, ".", color="0.55", markersize=2.5, label=_own("step", label))
+    _draw_median(
+        ax,
+        step,
+        segments["running_cosine"].values,
+        color=color,
+        label="running median" if label is None else drawable(label),
+    )
     for sign in (-1, 1):
         level = sign * segments.attrs["threshold"]
         ax.axhline(level, color="0.4", linewidth=0.7, linestyle=":")
-    ax.axhline(0, color="0.5", linewidth=0.7)
+    draw_zero(ax)
     ax.set(ylim=(-1.08, 1.08), xlabel="step", ylabel="cosine")
     ax.set_title(title, fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if label is not None:
+        draw_legend(ax)
     return ax
 
 
-def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
+def _own(text: str, label: str | None) -> str | None:
+    """Return a text for the legend, unless the caller has labelled the line."""
+    return text if label is None else None
+
+
+def _draw_median(ax: Axes, x: Any, y: Any, *, color: Any, label: str | None) -> None:
+    """Draw a line without markers; the first line of the axes is black."""
+    if color is None and not n_series(ax):
+        color = "k"
+    draw_series(ax, x, y, color=color, has_markers=False, width=1.1, label=label)
+
+
+def segment_losses(
+    segments: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the smoothed loss of every step, and shade steps by their kind.
+
+    Parameters
+    ----------
+    segments : xarray.Dataset
+        As returned by `analyzers.zigzag_segments`. If it has no loss, the axes say so.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of the line. Default: black, and the next colours for runs drawn on the same
+        axes.
+    label : str, optional
+        Text of the line in the legend. Default: no legend.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes() if ax is None else ax
+    ax.set_title("loss", fontsize="medium")
+    if "smooth_loss" not in segments:
+        ax.text(0.5, 0.5, "no loss was requested", ha="center", va="center")
+        ax.set(xticks=[], yticks=[])
+        return ax
+    loss = segments["smooth_loss"]
+    _shade(segments, ax)
+    text = None if label is None else drawable(label)
+    _draw_median(ax, segments["step"].values, loss.values, color=color, label=text)
+    if bool((loss.dropna("step") > 0).all()):
+        ax.set_yscale("log")
+    n = segments.attrs["smoothing"]
+    ax.set(xlabel="step", ylabel="loss" if n == 1 else f"loss, mean of {n} steps")
+    draw_legend(ax)
+    return ax
+
+
+def segment_shares(
+    segments: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Mapping[str, Any] | None = None,
+    label: str | None = None,
+) -> Axes:
     """Draw each kind's share of the steps, path length, displacement and loss decrease.
 
     Parameters
     ----------
     segments : xarray.Dataset
         As returned by `analyzers.zigzag_segments`.
-    ax : matplotlib.axes.Axes
-        Axes to draw on.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : mapping from str to color, optional
+        Colours of the kinds ``"zigzag"``, ``"neither"`` and ``"smooth"``. Default: red,
+        grey and blue, with different hatching.
+    label : str, optional
+        Text before the name of each kind in the legend, such as the name of the run.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The same axes.
+        The axes with the drawing.
     """
+    ax = new_axes() if ax is None else ax
+    prefix = "" if label is None else f"{drawable(label)}: "
     names = [name for name in SHARES if name in segments]
     position, height = np.arange(len(names)), 0.26
-    for i, (kind, color) in enumerate(COLORS.items()):
+    for i, (kind, (own_color, hatch)) in enumerate(KINDS.items()):
         shares = segments.sel(kind=kind)
         values = [float(shares[name]) for name in names]
         errors = [float(shares.get(f"{name}_stderr", 0.0)) for name in names]
@@ -106,9 +215,12 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
             values,
             height,
             xerr=errors,
-            color=color,
+            color=(color or {}).get(kind, own_color),
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
             error_kw={"elinewidth": 0.9},
-            label=kind,
+            label=f"{prefix}{kind}",
         )
     ax.set_yticks(position, [SHARES[name] for name in names])
     # The axis points downwards, and leaves room for the legend.
@@ -120,7 +232,13 @@ def share_bars(segments: xr.Dataset, *, ax: Axes) -> Axes:
     return ax
 
 
-def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def zigzag_layers(
+    layers: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
     """Draw the cosines as an image, with layers as rows and steps as columns.
 
     Parameters
@@ -129,6 +247,10 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         As returned by `analyzers.zigzag_layers`.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure, taller for more layers.
+    color : str or matplotlib.colors.Colormap, optional
+        Colour map. Default: red for negative and blue for positive cosines.
+    label : str, optional
+        Label of the colour bar. Default: cosine.
 
     Returns
     -------
@@ -137,18 +259,18 @@ def layer_cosines(layers: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """
     n_layers = layers.sizes["layer"]
     if ax is None:
-        size = (8, layer_height(n_layers))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
+        ax = new_axes(figsize=(8, layer_height(n_layers)))
     image = ax.pcolormesh(
         layers["first"],
         range(n_layers),
         layers["cosine"].transpose("layer", "part"),
-        cmap="RdBu",
+        cmap=color or SIGNED,
         vmin=-1,
         vmax=1,
         shading="nearest",
     )
-    ax.figure.colorbar(image, ax=ax, label="cosine")
+    text = "cosine" if label is None else drawable(label)
+    ax.figure.colorbar(image, ax=ax, label=text)
     draw_layer_names(ax, layers["layer"].values)
     ax.invert_yaxis()
     ax.set(xlabel="step")
@@ -171,10 +293,11 @@ def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
     matplotlib.figure.Figure
         A new figure.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6.8), layout="constrained")
+    figure, axes = new_figure(2, 2, figsize=(11, 6.8))
     for i, color in enumerate(ordered_colors(branches.sizes["branch"])):
         branch = branches.isel(branch=i)
         label = "parent" if i == 0 else f"lr x {float(branch['lr_scale']):g}"
+        style = LINE_STYLES[i % len(LINE_STYLES)]
         for name, ax in zip(("path", "lr_time"), axes[0], strict=True):
             ax.fill_between(
                 branch[name],
@@ -184,14 +307,13 @@ def compare_branches(branches: xr.Dataset, *, title: str = "") -> Figure:
                 alpha=0.15,
                 lw=0,
             )
-            ax.plot(branch[name], branch["cosine"], color=color, label=label, lw=1.3)
-        axes[1, 0].step(
-            branch["cosine_bin"], branch["histogram"], color=color, where="mid", lw=1.3
-        )
+            line = {"color": color, "linestyle": style, "lw": 1.3}
+            ax.plot(branch[name], branch["cosine"], label=label, **line)
+        axes[1, 0].step(branch["cosine_bin"], branch["histogram"], where="mid", **line)
     for ax, xlabel in zip(
         axes[0], ("path length since branching", "sum of learning rates"), strict=True
     ):
-        ax.axhline(0, color="0.5", linewidth=0.7)
+        draw_zero(ax)
         ax.set(ylim=(-1.08, 1.08), xlabel=xlabel, ylabel="cosine")
     axes[0, 0].legend(fontsize="small", frameon=False)
     axes[0, 0].set_title(f"{COSINE}: median and quartiles", fontsize="medium")
@@ -215,8 +337,8 @@ def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
             shares[name],
             width,
             yerr=errors,
-            color=f"C{i}",
-            error_kw={"elinewidth": 0.9},
+            color=f"{0.25 + 0.2 * i:.2f}",
+            error_kw={"elinewidth": 0.9, "ecolor": "k"},
             label=SHARES[name],
         )
     labels = ["parent", *(f"x {s:g}" for s in branches["lr_scale"].values[1:])]
@@ -228,25 +350,10 @@ def _branch_shares(branches: xr.Dataset, ax: Axes) -> None:
     ax.legend(fontsize="small", frameon=False, ncols=3, loc="upper center")
 
 
-def _loss(segments: xr.Dataset, ax: Axes) -> None:
-    ax.set_title("loss", fontsize="medium")
-    if "smooth_loss" not in segments:
-        ax.text(0.5, 0.5, "no loss was requested", ha="center", va="center")
-        ax.set(xticks=[], yticks=[])
-        return
-    loss = segments["smooth_loss"]
-    _shade(segments, ax)
-    ax.plot(segments["step"], loss, color="k", linewidth=1.1)
-    if bool((loss.dropna("step") > 0).all()):
-        ax.set_yscale("log")
-    n = segments.attrs["smoothing"]
-    ax.set(xlabel="step", ylabel="loss" if n == 1 else f"loss, mean of {n} steps")
-
-
 def _shade(segments: xr.Dataset, ax: Axes) -> None:
     """Colour the background of steps by their kind."""
     step, labels = segments["step"].values, segments["label"].values
-    for kind, color in ((-1, COLORS["zigzag"]), (1, COLORS["smooth"])):
+    for kind, color in ((-1, NEGATIVE), (1, POSITIVE)):
         ax.fill_between(
             step,
             0,
@@ -261,17 +368,43 @@ def _shade(segments: xr.Dataset, ax: Axes) -> None:
     ax.set_xlim(step[0] - 0.5, step[-1] + 0.5)
 
 
-def _lag_curve(curve: xr.Dataset, ax: Axes) -> None:
-    ax.errorbar(
-        curve["lag"],
-        curve["cosine"],
-        curve["cosine_stderr"],
-        color="C0",
-        marker=".",
-        elinewidth=0.9,
-        lw=1.1,
+def lag_curve(
+    curve: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the mean cosine of gradients against the number of steps between them.
+
+    Parameters
+    ----------
+    curve : xarray.Dataset
+        As returned by `analyzers.lag_curve`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of the line. Default: the next colour of the axes.
+    label : str, optional
+        Text of the line in the legend. Default: no legend.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes() if ax is None else ax
+    draw_series(
+        ax,
+        curve["lag"].values,
+        curve["cosine"].values,
+        stderr=curve["cosine_stderr"].values,
+        color=color,
+        label=None if label is None else drawable(label),
     )
-    ax.axhline(0, color="0.5", linewidth=0.7)
+    draw_zero(ax)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps between the gradients", ylabel="mean cosine")
     ax.set_title("gradients further apart, mean over the run", fontsize="medium")
+    draw_legend(ax)
+    return ax

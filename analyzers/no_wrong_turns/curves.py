@@ -10,7 +10,7 @@ import xarray as xr
 
 from analyzers._panels import Curve, Panel
 from analyzers.geometry.epoch_means import epoch_means
-from analyzers.geometry.plots import LABELS
+from analyzers.geometry.plots import LABELS, LOG_QUANTITIES
 from analyzers.geometry.stored import store_geometry
 from analyzers.no_wrong_turns.runs import TrainedRun
 from trajstore.reading.run import Run
@@ -90,4 +90,5 @@ def panel(
         ),
         needs=needs,
         is_ordered=is_ordered,
+        is_log=quantity in LOG_QUANTITIES,
     )

@@ -19,7 +19,7 @@ from analyzers.no_wrong_turns.runs import (
     plain_runs,
     title_of,
 )
-from trajstore.format.attrs import FIXED_BATCHES, FULL_BATCH, UPDATE
+from trajstore.format.attrs import DECOUPLED_DECAY, FIXED_BATCHES, FULL_BATCH, UPDATE
 from trajstore.reading.run import Run
 
 NEEDS_MEASUREMENTS: Final = (
@@ -74,8 +74,16 @@ def other_measurements(
     ]
 
 
+def _decay_in_gradient(run: TrainedRun) -> float:
+    """Return the weight decay that is added to gradients, 0 if it is decoupled from them."""
+    if run.settings["optimizer"] in DECOUPLED_DECAY:
+        return 0.0
+    decay: float = run.settings["weight_decay"]
+    return decay
+
+
 def _by_direction(run: TrainedRun, epochs: EpochSelection) -> Iterator[Curve]:
-    recorded, decay = run.run, run.settings["weight_decay"]
+    recorded, decay = run.run, _decay_in_gradient(run)
     yield curve(means_of(recorded, epochs), "gamma", label="of steps")
     if decay and (recorded.spec.basis or recorded.spec.exact):
         means = _means(store_geometry(recorded, weight_decay=decay), recorded, epochs)
@@ -160,8 +168,8 @@ def _decreases(run: Run, epochs: EpochSelection) -> Iterator[Curve]:
     }
     means = epochs.select(xr.Dataset(steps).groupby("epoch").mean(), run.n_epochs)
     x = means["epoch"].values
-    for label, style in zip(steps, ("-", "--", "-"), strict=True):
-        yield Curve(label, x, means[label].values, style=style)
+    for label in steps:
+        yield Curve(label, x, means[label].values)
     last = epochs.last(run.n_epochs)
     before_end = geometry.isel(step=np.flatnonzero(run.stored.epochs <= last))
     guaranteed = 1 - float(linear_rate(before_end)["rate"])

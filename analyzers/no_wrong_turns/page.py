@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Final
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 from PIL import Image
 
 from analyzers._panels import draw_panels
+from analyzers._reporting import FigureFiles
 from analyzers.no_wrong_turns.claims.engine import Finding, findings
 from analyzers.no_wrong_turns.curves import EpochSelection
+from analyzers.no_wrong_turns.defaults import SMALL_PNG
 from analyzers.no_wrong_turns.figures import FIGURES, missing_runs, panels_of
 from analyzers.no_wrong_turns.runs import TrainedRun, describe
-
-DPI: Final = 110
 
 COLORS: Final = 128
 """Number of colours in a figure, which limits the size of its file."""
@@ -43,7 +42,11 @@ or of another workload if the same workload was run with one seed only.
 
 
 def write_page(
-    runs: Sequence[TrainedRun], out: Path, *, epochs: EpochSelection
+    runs: Sequence[TrainedRun],
+    out: Path,
+    *,
+    epochs: EpochSelection,
+    files: FigureFiles = SMALL_PNG,
 ) -> Path:
     """Write ``paper.md`` to `out`, and figures to ``images/paper`` in `out`; return the path."""
     if not runs:
@@ -60,18 +63,21 @@ def write_page(
         panels = panels_of(number, runs, epochs=epochs)
         if panels:
             figure = draw_panels(panels, n_columns=FIGURES[number].n_columns)
-            save_small(figure, images / f"figure-{number}.png")
+            path = images / f"figure-{number}.{files.format}"
+            figure.savefig(path, dpi=files.dpi)
             plt.close(figure)
+            if files.format == "png":
+                reduce_colors(path)
         on_figure = [finding for finding in found if finding.figure == number]
-        parts.append(_section(number, on_figure, runs, is_drawn=bool(panels)))
+        drawn = f"figure-{number}.{files.format}" if panels else ""
+        parts.append(_section(number, on_figure, runs, drawn=drawn))
     page = out / "paper.md"
     page.write_text("\n".join(parts))
     return page
 
 
-def save_small(figure: Figure, path: Path) -> None:
-    """Save a figure with few colours, to keep its file small."""
-    figure.savefig(path, dpi=DPI)
+def reduce_colors(path: Path) -> None:
+    """Keep few colours of an image, to make its file small."""
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
@@ -82,13 +88,13 @@ def _section(
     found: Sequence[Finding],
     runs: Sequence[TrainedRun],
     *,
-    is_drawn: bool,
+    drawn: str,
 ) -> str:
     figure = FIGURES[number]
     name = f"Figure {number}" if number.isdecimal() else number.capitalize()
     lines = [f"## {name}: {figure.title}", ""]
-    if is_drawn:
-        lines += [f"![{figure.title}](images/paper/figure-{number}.png)", ""]
+    if drawn:
+        lines += [f"![{figure.title}](images/paper/{drawn})", ""]
     else:
         lines += [f"{missing_runs(number, runs)}", ""]
     if figure.note:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyzers._panels import Curve, Panel
 from analyzers.geometry.distance_travelled import distance_travelled
-from analyzers.geometry.plots import LABELS
+from analyzers.geometry.plots import LABELS, LOG_QUANTITIES
 from analyzers.geometry.stored import store_geometry
 from analyzers.no_wrong_turns.curves import (
     NEEDS_NETWORK,
@@ -110,6 +110,7 @@ def _every_step(run: TrainedRun, quantity: str, epochs: EpochSelection) -> Panel
         curves=(Curve("", values["step"].values, values.values, width=0.6),),
         needs="",
         is_robust=True,
+        is_log=quantity in LOG_QUANTITIES,
         xlabel="step",
     )
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import analyzers
 import trajstore
+from trajstore import analyzers
 
 images, labels = torch.randn(512, 64), torch.randint(10, (512,))
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))

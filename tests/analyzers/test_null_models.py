@@ -169,6 +169,30 @@ def walk_travelled(travelled: xr.Dataset, model: Model) -> None:
     near(travelled.from_start, LR * steps**0.5, deviation + 1e-6)
 
 
+def walk_pca(path: xr.Dataset, model: Model) -> None:
+    """Iterates of a walk have products lr^2 min(j, k) with each other."""
+    steps = path.step.values
+    products = LR**2 * np.minimum(steps[:, None], steps)
+    centre = np.eye(len(steps)) - 1 / len(steps)
+    values = np.linalg.eigvalsh(centre @ products @ centre)[::-1][:2]
+    shares = values / np.trace(centre @ products @ centre)
+    near(path.explained_variance_ratio, shares, model.spread)
+
+
+def walk_compared(compared: xr.Dataset, model: Model) -> None:
+    for i in range(2):
+        walk_means(compared.isel(run=i), model)
+    assert (compared.gamma_difference == 0).all()
+
+
+def walk_distances(apart: xr.Dataset, model: Model) -> None:
+    """Iterates j and k of a walk are lr sqrt(|j - k|) apart."""
+    lag = np.abs(apart.step.values[:, None] - apart.other_step.values)
+    expected = LR * np.sqrt(lag)
+    deviation = apart.distance_stderr + 1.5 * expected * model.spread
+    near(apart.distance, expected, deviation + 1e-9)
+
+
 def walk_zigzag(cosine: xr.Dataset, model: Model) -> None:
     near(cosine.cosine[1:], 0, model.spread)
     averages_to_zero(cosine.cosine)
@@ -373,6 +397,15 @@ TABLE = {
         nan={"rate": guarantees_nothing, "lr": guarantees_nothing}
         | {"rate_stderr": guarantees_nothing, "lr_stderr": guarantees_nothing},
     ),
+    "path_pca": Analysis(of=lambda m: analyzers.path_pca(m.run), walk=walk_pca),
+    "compare": Analysis(
+        of=lambda m: analyzers.compare([m.run, m.run]),
+        walk=walk_compared,
+    ),
+    "path_distances": Analysis(
+        of=lambda m: analyzers.path_distances(m.run, steps=range(0, 101, 7)),
+        walk=walk_distances,
+    ),
     "zigzag": Analysis(
         of=lambda m: analyzers.zigzag(m.run),
         walk=walk_zigzag,
@@ -471,7 +504,7 @@ def test_every_analysis_of_runs_has_an_entry():
     of_runs = {
         name
         for name in analyzers.__all__
-        if {"run", "geometry"}
+        if {"run", "runs", "geometry"}
         & set(inspect.signature(getattr(analyzers, name)).parameters)
     }
     assert of_runs - TESTED_ELSEWHERE <= set(TABLE)

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
+from analyzers._style import COLORS
 from analyzers.plots import Curve, Panel, draw_panels
 
 
@@ -61,8 +62,8 @@ def test_order_is_shown_by_colours():
         ax = drawn(panel(*(curve(c) for c in "abc"), is_ordered=is_ordered))
         return [line.get_color() for line in ax.lines]
 
-    assert colors(is_ordered=False) == ["C0", "C1", "C2"]
-    assert not set(map(str, colors(is_ordered=True))) & {"C0", "C1", "C2"}
+    assert colors(is_ordered=False) == list(COLORS[:3])
+    assert not set(map(str, colors(is_ordered=True))) & set(COLORS[:3])
 
 
 def test_limits_hold_bands_and_the_legend():

@@ -7,17 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from train.data import Splits
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 
 NARROW = {
+    "train.models.dlrm.N_EMBEDDINGS": 64,
+    "train.models.fastmri_unet.CHANNELS": (2, 4, 8),
+    "train.models.gpt_neox.CONTEXT": 32,
+    "train.models.gpt_neox.N_TOKENS": 256,
+    "train.models.gpt_neox.SIZES": {"70m": (16, 1, 2), "160m": (24, 2, 2)},
+    "train.models.graph_network.WIDTH": 8,
     "train.models.imagenet_resnet.STEM_CHANNELS": 8,
     "train.models.mlp.MEDIUM_WIDTH": 32,
     "train.models.resnet.CIFAR_CHANNELS": (8, 16, 32, 64),
     "train.models.resnet.DIGITS_CHANNELS": (8, 16, 32),
+    "train.models.translation_transformer.DIM": 16,
+    "train.models.translation_transformer.N_HEADS": 2,
+    "train.models.translation_transformer.N_LAYERS": 1,
     "train.models.segnet.VGG_STAGES": ([4] * 2, [8] * 2, [16] * 3, [32] * 3, [32] * 3),
     "train.models.unet.CHANNELS": (4, 8, 16, 32, 64),
     "train.workloads.english.N_TRANSFORMER_LAYERS": 1,
@@ -32,6 +41,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def first(dataset: Any, n: int) -> Any:
+    if not isinstance(dataset, TensorDataset):
+        return Subset(dataset, range(n))
     return TensorDataset(*(tensor[:n] for tensor in dataset.tensors))
 
 

@@ -4,6 +4,7 @@ K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition",
 CVPR 2016. arXiv 1512.03385.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class ResNet(nn.Module):
         n_in: int,
         widths: list[int],
         strides: list[int],
-        n_blocks: int,
+        n_blocks: Sequence[int],
         n_classes: int,
     ) -> None:
         super().__init__()
@@ -53,8 +54,8 @@ class ResNet(nn.Module):
             nn.ReLU(),
         )
         blocks, n = [], widths[0]
-        for width, stride in zip(widths, strides, strict=True):
-            for block in range(n_blocks):
+        for width, stride, length in zip(widths, strides, n_blocks, strict=True):
+            for block in range(length):
                 blocks.append(BasicBlock(n, width, stride if block == 0 else 1))
                 n = width
         self.blocks = nn.Sequential(*blocks)
@@ -70,12 +71,21 @@ def digits_resnet(width: int = 1, n_blocks: int = 1) -> ResNet:
     """Return a ResNet for 8 x 8 digits, with 308,074 parameters by default."""
     widths = [width * n for n in DIGITS_CHANNELS]
     # The images are so small that only the last stage halves their size.
-    return ResNet(1, widths, [1, 1, 2], n_blocks=n_blocks, n_classes=10)
+    return ResNet(1, widths, [1, 1, 2], n_blocks=[n_blocks] * 3, n_classes=10)
 
 
-def cifar_resnet18(width: int = 1) -> ResNet:
+def cifar_resnet18(width: int = 1, *, n_classes: int = 10) -> ResNet:
     """Return ResNet-18 for 32 x 32 images: 11,173,962 parameters at width 1."""
+    return _cifar_resnet([2, 2, 2, 2], width, n_classes)
+
+
+def cifar_resnet34(*, n_classes: int = 10) -> ResNet:
+    """Return ResNet-34 for 32 x 32 images: 21,282,122 parameters with ten classes."""
+    return _cifar_resnet([3, 4, 6, 3], 1, n_classes)
+
+
+def _cifar_resnet(n_blocks: Sequence[int], width: int, n_classes: int) -> ResNet:
     if width < 1:
         raise ValueError(f"The width is {width}; it must be at least 1.")
     widths = [width * n for n in CIFAR_CHANNELS]
-    return ResNet(3, widths, [1, 2, 2, 2], n_blocks=2, n_classes=10)
+    return ResNet(3, widths, [1, 2, 2, 2], n_blocks=n_blocks, n_classes=n_classes)

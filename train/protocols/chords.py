@@ -1,19 +1,16 @@
-"""Losses on the straight line between two iterates of a recorded run."""
+"""Losses between two iterates of a run that ``traj-train`` has recorded."""
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 import xarray as xr
 
-from train.evaluation import restored_state
 from train.protocols.rebuild import rebuild
 from train.settings import Training
+from trajstore.evaluation.chords import FRACTIONS
+from trajstore.evaluation.chords import losses_between as evaluate_between
 from trajstore.format.attrs import TRAINING, training_settings
 from trajstore.reading.run import Run
-from trajstore.reading.target import TargetLike, find_target
-
-FRACTIONS = tuple(np.linspace(0, 1, 11).tolist())
+from trajstore.reading.target import TargetLike
 
 
 def losses_between(
@@ -30,18 +27,14 @@ def losses_between(
     run : trajstore.Run
         A run recorded by ``traj-train``, whose settings are known.
     start, end : str, int, Run or mapping
-        The two points, given like `reference` in `analyzers.path_geometry`: ``"final"``, an
-        epoch, the name of a snapshot and so on. An epoch stands for its stored anchor, which
-        is close to the iterate but not equal to it.
+        The two points, as in `trajstore.evaluation.losses_between`.
     fractions : sequence of float, default: eleven from 0 to 1
         Positions on the chord: 0 is `start`, 1 is `end`.
 
     Returns
     -------
     xarray.DataArray
-        Mean losses, float64 (fraction), which `analyzers.chord_convexity` takes. The model is
-        in training mode, and batches have the size of the training run: as in training, batch
-        normalisation uses statistics of batches. Dropout is the same at every point.
+        Mean losses, float64 (fraction), as `trajstore.evaluation.losses_between` returns.
 
     Raises
     ------
@@ -51,18 +44,8 @@ def losses_between(
     if TRAINING not in run.attrs:
         raise KeyError(
             f"{run.location} does not say how it was trained, so its model and data cannot "
-            "be rebuilt; record the run with traj-train."
+            "be rebuilt; record the run with traj-train, or give the model and the data to "
+            "trajstore.evaluation.losses_between."
         )
-    rebuilt = rebuild(Training(**training_settings(run.attrs)))
-    whole = slice(0, run.layout.size)
-    first, last = (
-        find_target(run, point).read(whole).astype(np.float64) for point in (start, end)
-    )
-    losses = []
-    with restored_state(rebuilt.model), torch.no_grad():
-        for fraction in fractions:
-            flat = (1 - fraction) * first + fraction * last
-            rebuilt.load(run.layout.unflatten(flat.astype(np.float32)))
-            torch.manual_seed(rebuilt.training.seed)
-            losses.append(rebuilt.mean_loss())
-    return xr.DataArray(losses, {"fraction": list(fractions)}, ("fraction",), "loss")
+    setup = rebuild(Training(**training_settings(run.attrs)))
+    return evaluate_between(run, setup, start, end, fractions=fractions)

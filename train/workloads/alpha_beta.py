@@ -6,8 +6,8 @@ data, kinds of models, optimizers, step sizes, epochs and the batch sizes for im
 gives the widths and batch sizes that it varies. Our own choices are: plain SGD if the paper
 names no optimizer, the widths that the paper does not vary, the first layer of the CNN,
 sequences of 35 words in batches of 20, the momentum and step decay of normalised SGD, seeds,
-no augmentation, and the test images as validation data. The runs on Criteo, FastMRI, OGBG, WMT
-and SlimPajama are not included.
+no augmentation, and the test images as validation data. `alpha_beta_large` has the runs on
+Criteo, fastMRI, OGBG, WMT and SlimPajama.
 
 We have not tested the LSTMs' initial step sizes, 158 and 900, on the full data. With a small
 LSTM on the stand-in data, 158 increases the loss in the first 64 steps, whereas training works
@@ -28,6 +28,7 @@ from train.data.wikitext2 import wikitext2
 from train.models.cnn import cnn
 from train.models.lstm import lstm_language_model
 from train.models.mlp import mlp
+from train.models.resnet import cifar_resnet18, cifar_resnet34
 from train.models.resnet9 import resnet9
 from train.settings import Training
 from train.workloads import half_space
@@ -58,6 +59,21 @@ def _lstm(
         lr=lr,
         schedule="decaying",
         width=1473,
+    )
+
+
+def _deep(summary: str, workload: str, model: Any) -> Workload:
+    return published(
+        f"{summary} on CIFAR-100",
+        CLASSIFICATION,
+        ("CIFAR-100", "digits of 32 x 32 instead of CIFAR-100"),
+        cifar100,
+        lambda splits, _: model(n_classes=splits.n_classes),
+        workload=workload,
+        epochs=1000,
+        batch_size=64,
+        optimizer="momentum",
+        lr=0.01,
     )
 
 
@@ -102,6 +118,8 @@ ALPHA_BETA: Final = by_name(
         lr=0.01,
         schedule="one-cycle",
     ),
+    _deep("ResNet-18", "cifar100-resnet18", cifar_resnet18),
+    _deep("ResNet-34", "cifar100-resnet34", cifar_resnet34),
     _lstm(
         "three LSTM layers on Penn Treebank",
         "ptb-lstm",

@@ -17,6 +17,12 @@ COMMANDS: Final = {
         "trajstore.cli.stores:recover",
         "Write to the store the steps that only the journal holds.",
     ),
+    "watch": Command(
+        # The page needs the packages of the extra `analyze`; this name is all that
+        # trajstore knows of it.
+        "analyzers.explorer.live.command:watch",
+        "Follow a run that is being recorded: a page on this machine, and alerts.",
+    ),
     "plan": Command(
         "trajstore.cli.plan:plan",
         "Predict the disk space, the memory and the error of a recording.",

@@ -73,8 +73,8 @@ CHUNK_BYTES: Final = 2 << 20
 
 MAX_CHUNK_ROWS: Final = 8192
 
-VECTOR_CHUNK: Final = {"int8": 1 << 21, "float32": 1 << 20}
-"""Elements in a chunk of a parameter vector: coded (int8) or in full (float32)."""
+VECTOR_CHUNK: Final = {"int8": 1 << 21, "float32": 1 << 20, "float64": 1 << 19}
+"""Elements in a chunk of a parameter vector: coded (int8) or in full."""
 
 MAX_BLOCK: Final = 65536
 """Largest block of the Hadamard transform."""
@@ -172,12 +172,10 @@ def group_metadata(attributes: Mapping[str, object]) -> dict[str, object]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
-def vector_array(size: int) -> ArraySpec:
-    """Return the spec of a float32 parameter vector with `size` elements."""
-    chunk = (min(size, VECTOR_CHUNK["float32"]),)
-    return ArraySpec(
-        dims=("param",), dtype="float32", inner=(), chunk=chunk, code="none"
-    )
+def vector_array(size: int, dtype: str = "float32") -> ArraySpec:
+    """Return the spec of a parameter vector with `size` elements, stored in full."""
+    chunk = (min(size, VECTOR_CHUNK[dtype]),)
+    return ArraySpec(dims=("param",), dtype=dtype, inner=(), chunk=chunk, code="none")
 
 
 def step_arrays(
@@ -186,25 +184,26 @@ def step_arrays(
     """Return the specs of the arrays with one row per step, by name."""
     # `size` is the number of elements of a flat parameter vector.
     tables = ((LAYER, len(spec.names)), ("quantity", n_columns(spec)))
+    real = spec.float_type
     arrays = {
         "epoch": _small_rows("int32"),
         "iteration": _small_rows("int32"),
         "window": _small_rows("int32"),
         "scalars": _small_rows("float64", ("metric", n_metrics)),
-        "tables": _small_rows("float32", *tables),
+        "tables": _small_rows(real, *tables),
     }
     if spec.exact:
-        arrays["gradient"] = _small_rows("float32", ("param", size), code="none")
-        arrays["displacement"] = _small_rows("float32", ("param", size), code="none")
+        arrays["gradient"] = _small_rows(real, ("param", size), code="none")
+        arrays["displacement"] = _small_rows(real, ("param", size), code="none")
     else:
         probe = ("probe", spec.probes)
         arrays["signs"] = _small_rows(
             "uint8", ("byte", spec.sketch_bits // 8), code="fast"
         )
-        arrays["scales"] = _small_rows("float32", ("block", n_blocks))
+        arrays["scales"] = _small_rows(real, ("block", n_blocks))
         arrays["gradient_probes"] = _small_rows("int8", probe, code="fast")
         arrays["displacement_probes"] = _small_rows("float16", probe, code="fast")
-        arrays["probe_scales"] = _small_rows("float32", ("probed", 2))
+        arrays["probe_scales"] = _small_rows(real, ("probed", 2))
     if spec.samples:
         indices = _small_rows("int64", ("sample", spec.samples))
         arrays[SAMPLES] = replace(indices, fill=NO_SAMPLE)
@@ -249,7 +248,7 @@ def window_arrays(
         "references/scales": _small_rows(
             "float32", ("block", size // block), first="window"
         ),
-        KEYFRAMES: _vector_rows("keyframe", "float32", size, code="none"),
+        KEYFRAMES: _vector_rows("keyframe", spec.float_type, size, code="none"),
     }
     if spec.energies:
         blocks = ("block", size // block)

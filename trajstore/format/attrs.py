@@ -28,8 +28,24 @@ FIXED_BATCHES: Final = "fixed_batches"
 UPDATE: Final = "update"
 """Name of the measurement of updates, which ``Recorder(..., updates=True)`` makes."""
 
-OPTIMIZERS: Final = ("sgd", "momentum", "adam", "nsgd", "spsmax", "ngn")
+OPTIMIZERS: Final = (
+    "sgd",
+    "momentum",
+    "adam",
+    "adamw",
+    "nadamw",
+    "nsgd",
+    "spsmax",
+    "ngn",
+    "sign-sgd",
+    "lion",
+    "muon",
+    "soap",
+)
 """Values of the setting ``optimizer``, in the order in which figures show them."""
+
+DECOUPLED_DECAY: Final = ("adamw", "nadamw", "sign-sgd", "lion", "muon", "soap")
+"""Optimizers whose weight decay shrinks parameters and leaves gradients as they are."""
 
 MOMENTUM: Final = 0.9
 """Momentum coefficient of the optimizer ``"momentum"``."""
@@ -49,6 +65,8 @@ ENVIRONMENT_SETTINGS: Final = ("data_dir", "device", "num_workers")
 NON_ESSENTIAL_SETTINGS: Final = (
     *ENVIRONMENT_SETTINGS,
     "full_gradients",
+    "kernel_every",
+    "kernel_examples",
     "measure_every",
     "n_eigenvalues",
     "record_samples",

@@ -372,7 +372,7 @@ def _document(
         arrays[name] = StoredArray(windows[name], max(n_ended, 0))
     vectors = [snapshot.array for snapshot in snapshots.values()]
     vectors += ["final"] if "final" in metadata else []
-    vector = StoredArray(vector_array(layout.size), layout.size)
+    vector = StoredArray(vector_array(layout.size, spec.float_type), layout.size)
     arrays |= dict.fromkeys(vectors, vector)
     has_checks = attributes["format_version"] > 1
     checks = RootChecks(

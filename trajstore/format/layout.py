@@ -73,8 +73,10 @@ class Layout:
         ends = (self.offsets + self.sizes)[self.layer_of_block]
         return np.asarray(np.minimum(ends - starts, BLOCK), np.int64)
 
-    def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float32]:
-        """Return named arrays as one flat vector, float32 (size,)."""
+    def flatten(
+        self, tensors: Mapping[str, npt.ArrayLike], dtype: str = "float32"
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Return named arrays as one flat vector (size,) of a type."""
         # Keys that name no parameter are ignored. The error lists all missing arrays and wrong shapes.
         arrays = {
             name: np.asarray(tensors[name]) for name in self.names if name in tensors
@@ -89,7 +91,7 @@ class Layout:
                 f"The arrays do not fit the recorded parameters; {len(problems)} of "
                 f"{len(self.names)} differ:\n" + "\n".join(problems)
             )
-        flat = np.zeros(self.size, np.float32)
+        flat = np.zeros(self.size, dtype)
         for name, offset, size in zip(
             self.names, self.offsets, self.sizes, strict=True
         ):
@@ -97,8 +99,8 @@ class Layout:
         return flat
 
     def unflatten(
-        self, flat: npt.NDArray[np.float32]
-    ) -> dict[str, npt.NDArray[np.float32]]:
+        self, flat: npt.NDArray[np.floating[Any]]
+    ) -> dict[str, npt.NDArray[np.floating[Any]]]:
         """Return views of the tensors in a flat vector (size,), by name."""
         return {
             name: flat[offset : offset + size].reshape(shape)

@@ -14,6 +14,9 @@ Array = npt.NDArray[Any]
 LOST: Final = 64
 """Products with an iterate are not known if the anchor is this many times |x| away from x."""
 
+LEAST_SQUARE: Final = 1e-38
+"""Squares of smaller numbers lose digits in float32; its least normal number is a little larger."""
+
 FAR_PRODUCTS: Final = (
     *("grad_dot_displacement", "grad_dot_basis", "displacement_sq"),
     *("displacement_dot_basis", "update_dot_displacement"),
@@ -26,15 +29,14 @@ def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int,
     # Every step has tables (layer, quantity). An exact recording adds gradient and
     # displacement (param,); any other recording adds signs, scales and probes (2, probe).
     n_measured = table_columns(spec)["update_dot_displacement"].stop
-    arrays = {"tables": ("float32", (len(spec.names), n_measured))}
+    real = spec.float_type
+    arrays = {"tables": (real, (len(spec.names), n_measured))}
     if spec.exact:
-        return arrays | dict.fromkeys(
-            ("gradient", "displacement"), ("float32", (size,))
-        )
+        return arrays | dict.fromkeys(("gradient", "displacement"), (real, (size,)))
     return arrays | {
         "signs": ("uint8", (spec.sketch_bits // 8,)),
-        "scales": ("float32", (n_blocks(spec.sketch_numbers),)),
-        "probes": ("float32", (2, spec.probes)),
+        "scales": (real, (n_blocks(spec.sketch_numbers),)),
+        "probes": (real, (2, spec.probes)),
     }
 
 
@@ -51,6 +53,7 @@ def complete_rows(
     # anchor, float64 (step, layer).
     rows = dict(measured)
     forget_far_iterates(rows, anchor_sq, spec)
+    forget_squares(rows, spec)
     rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
     rows["tables"] = complete_tables(rows["tables"], anchor_sq, spec)
     if not spec.exact:
@@ -64,7 +67,7 @@ def complete_rows(
 
 
 def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
-    """Append |x|^2 and <g, x> to measured products, float32 (step, layer, quantity)."""
+    """Append |x|^2 and <g, x> to measured products, (step, layer, quantity)."""
     # The iterate x is the anchor r plus the displacement a, so |x|^2 = |a|^2 + 2 <a, r> +
     # |r|^2 and <g, x> = <g, a> + <g, r>. Without a basis, products with r are not measured.
     if not spec.basis:
@@ -79,7 +82,9 @@ def complete_tables(measured: Array, anchor_sq: Array, spec: RunSpec) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         param_sq = displacement_sq + 2 * displacement_dot_anchor + anchor_sq
         derived = [np.maximum(param_sq, 0), grad_dot_displacement + grad_dot_anchor]
-        return np.concatenate([measured, np.stack(derived, -1)], -1, dtype=np.float32)
+        return np.concatenate(
+            [measured, np.stack(derived, -1)], -1, dtype=measured.dtype
+        )
 
 
 def is_far(tables: Array, anchor_sq: float, spec: RunSpec, times: float) -> Array:
@@ -116,6 +121,35 @@ def forget_far_iterates(
         rows["displacement"][far] = np.nan
     else:
         rows["probes"][far, 1] = np.nan
+
+
+def forget_squares(rows: dict[str, Array], spec: RunSpec) -> None:
+    """Set |g|^2 and the scale of the sketch to NaN where float32 cannot hold squares of g."""
+    grad_sq = table_columns(spec)["grad_sq"].start
+    squares = rows["tables"][..., grad_sq]
+    total = squares.sum(-1, dtype=np.float64)
+    # Sums of elements, which have no squares, tell whether the gradient is 0, and whether finite.
+    sums = rows["gradient"] if spec.exact else rows["probes"][:, 0]
+    is_small = (total < spec.n_params * LEAST_SQUARE) & (sums != 0).any(-1)
+    is_large = np.isposinf(squares).any(-1) & np.isfinite(sums).all(-1)
+    if spec.float64 or not (lost := is_small | is_large).any():
+        return
+    rows["tables"] = rows["tables"].copy()
+    for name in ("grad_sq", "grad_dot_previous"):
+        rows["tables"][lost, :, table_columns(spec)[name]] = np.nan
+    if not spec.exact:
+        rows["scales"] = np.where(lost[:, None], np.float32(np.nan), rows["scales"])
+
+
+def n_without_squares(tables: Array, spec: RunSpec) -> int:
+    """Return the number of rows (row, layer, quantity) in which `forget_squares` found any."""
+    columns = table_columns(spec)
+    squares, products = (
+        tables[..., columns[name].start]
+        for name in ("grad_sq", "grad_dot_displacement")
+    )
+    is_lost = np.isnan(squares).all(-1) & np.isfinite(products).all(-1)
+    return int(is_lost.sum())
 
 
 def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:

@@ -69,11 +69,18 @@ class RunSpec:
     """Number of folds in the sketch of a window's sum of gradients; 0 if no sums are stored."""
     energies: bool = False
     """Whether the energies of the gradient's blocks are stored, as window means."""
+    float64: bool = False
+    """Whether rows and parameter vectors are float64, as some of the parameters are."""
 
     @property
     def n_params(self) -> int:
         """Number of parameters."""
         return sum(map(prod, self.shapes))
+
+    @property
+    def float_type(self) -> str:
+        """Type of measured values and of parameter vectors: float32 or float64."""
+        return "float64" if self.float64 else "float32"
 
     @property
     def sketch_numbers(self) -> int:
@@ -130,6 +137,10 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
     if document.get("sketch_version", 1) > 1:
         n_params = sum(map(prod, document["shapes"]))
         expected = sketch_size(n_params, given["sketch_bits"])
+    if document.get("float64") and (
+        document.get("energies") or document.get("window_folds")
+    ):
+        return ["float64: expected false for a run with energies or window_folds"]
     return [
         f"{name}: expected {expected[name]} for these shapes, got {given[name]}"
         for name in given
@@ -209,6 +220,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "bits_per_number": (_is_bits, f"a power of two from 1 to {MAX_BITS}"),
     "window_folds": (_is_natural, "an integer of at least 0"),
     "energies": (_is_bool, "true or false"),
+    "float64": (_is_bool, "true or false"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

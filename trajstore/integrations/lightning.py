@@ -35,7 +35,8 @@ class TrajectoryCallback(LightningHooks, Callback):
         Other options of `trajstore.Recorder`, except `resume` and `step`. Epochs begin when the
         trainer begins them, however long they are. By default, `total_steps` and
         `reference_every` are taken from the trainer; under manual optimization, they assume one
-        step per batch. The default of `on_error` is ``"warn"``: an error of the recording ends
+        step per batch. `report_to` may also be ``"trainer"``, for the trainer's own loggers. The
+        default of `on_error` is ``"warn"``: an error of the recording ends
         the recording, and training continues. Sharded recordings raise errors.
 
     Raises

@@ -16,6 +16,7 @@ from trajstore.integrations.attempts import (
     tolerant,
     warn_of,
 )
+from trajstore.integrations.loggers import LightningLoggers, with_trainer
 from trajstore.integrations.participation import takes_part
 from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
@@ -50,6 +51,7 @@ class LightningHooks:
         self._losses: list[Tensor] = []
         self._state: dict[str, Any] = {}
         self._attempt = 0  # number of training runs that have begun at step 0
+        self._loggers: LightningLoggers | None = None
 
     def _raises(self) -> bool:
         return self._options.get("on_error") == "raise"
@@ -82,6 +84,12 @@ class LightningHooks:
         self._losses = []
         self._optimizers = optimizers
         resumption = self._resumption(trainer, schedule.get("reference_every"))
+        if "report_to" in options:
+            self._loggers = (
+                LightningLoggers(trainer.loggers) if trainer.loggers else None
+            )
+            sinks = [] if self._loggers is None else [self._loggers]
+            options["report_to"] = with_trainer(options["report_to"], sinks)
         self._recorder = Recorder(
             numbered(self._path, self._attempt + (not resumption)),
             pl_module,
@@ -123,6 +131,11 @@ class LightningHooks:
         if self._recorder is not None and not self._counts_epochs and is_new:
             self._recorder.start_epoch()
         self._epoch = trainer.current_epoch
+
+    def on_train_batch_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """Give reports to loggers that only the training thread may call."""
+        if self._loggers is not None:
+            self._loggers.pass_on()
 
     @tolerant
     def on_before_backward(
@@ -174,6 +187,7 @@ class LightningHooks:
             self._state = self.state_dict()
             if (recorder := self._release()) is not None:
                 recorder.close()
+                self.on_train_batch_end()
 
     @tolerant
     def on_exception(

@@ -24,6 +24,7 @@ from trajstore.integrations.attempts import (
     numbered,
     tolerant,
 )
+from trajstore.integrations.loggers import transformers_sinks, with_trainer
 from trajstore.integrations.participation import takes_part
 from trajstore.recording.options import RecorderKeywords
 from trajstore.recording.recorder import Recorder
@@ -53,7 +54,8 @@ class TrajectoryCallback(TrainerCallback):
     **options : Any
         Other options of `trajstore.Recorder`, except `resume` and `step`. Epochs begin when the
         trainer begins them, however long they are. By default, `total_steps` and
-        `reference_every` are taken from the trainer. The default of `on_error` is ``"warn"``: an
+        `reference_every` are taken from the trainer. `report_to` may also be ``"trainer"``, for
+        the trackers to which the trainer reports. The default of `on_error` is ``"warn"``: an
         error of the recording ends the recording, and training continues. Sharded recordings
         raise errors.
 
@@ -137,6 +139,9 @@ class TrajectoryCallback(TrainerCallback):
             "reference_every": steps_per_epoch,
             **default_on_error(self._options, [optimizer]),
         }
+        if "report_to" in options:
+            sinks = transformers_sinks(args)
+            options["report_to"] = with_trainer(options["report_to"], sinks)
         self._counts_epochs = options.get("steps_per_epoch") is not None
         self._is_within_epoch = (
             state.global_step % (steps_per_epoch or args.max_steps) > 0

@@ -16,13 +16,14 @@ import xarray as xr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.sync import sync
 
 from trajstore.reading.run import Run
 from trajstore.reading.stored_results import CHECKS, result_check, writable_store
 from trajstore.reading.target import Target
 from trajstore.store.location import inside, is_remote, sibling
 
-KINDS: Final = ("snapshot", "epoch", "final of")
+KINDS: Final = ("snapshot", "epoch", "final of", "mean of epochs")
 """First words of the target labels that end with a name or number."""
 
 
@@ -82,7 +83,14 @@ def write_results(run: Run, group: str, result: xr.Dataset) -> None:
     location = results_location(run)
     with results_lock(location, group):
         checked = result.assign_attrs({CHECKS: _checks(result)})
-        to_group(writable_store(location), group, checked)
+        store = writable_store(location)
+        # A process that is killed here leaves no attributes: the result is then not known, rather
+        # than damaged.
+        sync(store.delete(f"{group}/zarr.json"))
+        to_group(store, group, result.drop_attrs(deep=False))
+        xr.Dataset(attrs=checked.attrs).to_zarr(
+            store, group=group, mode="a", zarr_format=3, consolidated=False
+        )
 
 
 @contextmanager

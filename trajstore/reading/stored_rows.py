@@ -33,7 +33,7 @@ from trajstore.store.chunks import (
 )
 
 Array = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 CACHED_CHUNKS: Final = 32
 """Number of chunks of rows to keep in memory, 2 MB each."""
@@ -199,7 +199,7 @@ class StoredRows:
     @cached_property
     def anchors(self) -> Anchors:
         """Decoder of the anchors of windows."""
-        return Anchors(self)
+        return Anchors(self, self.document.spec.float_type)
 
     def path(self, name: str) -> str:
         """Return the path of the group's array `name`, or `name` if it is already a path."""
@@ -231,12 +231,12 @@ class StoredRows:
         return self._from_chunks(name, rows, _missing_rows)
 
     def large_rows(self, name: str, rows: slice, elements: slice) -> FloatArray:
-        """Read a part of whole gradients or displacements, float32 (row, element), uncached."""
+        """Read a part of whole gradients or displacements, (row, element), uncached."""
         values: FloatArray = self.read(name, rows, elements).values
         return values
 
     def vector(self, path: str, elements: slice) -> FloatArray:
-        """Return a part of a parameter vector, float32 (element,), read-only and cached."""
+        """Return a part of a parameter vector, (element,), read-only and cached."""
         return self._vector_part(path, elements.start, elements.stop)
 
     def read(self, name: str, *part: slice) -> ReadResult:

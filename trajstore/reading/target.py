@@ -17,10 +17,7 @@ from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run, open_run
 from trajstore.store.location import is_remote, name_of
 
-FloatArray = npt.NDArray[np.float32]
-
-TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str]
-"""Types of values that users may pass as ``reference=``, see `parameters_at`."""
+FloatArray = npt.NDArray[np.floating[Any]]
 
 PART: Final = 1 << 22
 """Number of elements of a vector to read at a time."""
@@ -37,8 +34,15 @@ class Target:
     values: FloatArray | None = None  # flat vector; None if it is read from a store
 
 
+TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str] | Target
+"""Types of values that users may pass as ``reference=``, see `parameters_at`; and targets
+that are found already."""
+
+
 def find_target(run: Run, reference: TargetLike) -> Target:
     """Return the target that a ``reference=`` selects; `parameters_at` explains its values."""
+    if isinstance(reference, Target):
+        return reference
     if isinstance(reference, os.PathLike):
         return _final_of(open_run(reference), run)
     if isinstance(reference, str):
@@ -53,7 +57,8 @@ def find_target(run: Run, reference: TargetLike) -> Target:
         return _final_of(reference, run)
     if isinstance(reference, Mapping):
         names = [name for name in run.layout.names if name in reference]
-        flat = run.layout.flatten({name: _as_array(reference[name]) for name in names})
+        arrays = {name: _as_array(reference[name]) for name in names}
+        flat = run.layout.flatten(arrays, run.spec.float_type)
         return Target(
             label="given",
             note="arrays given by the caller",
@@ -84,7 +89,8 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     Returns
     -------
     dict from str to numpy.ndarray
-        Writable float32 arrays by parameter name, in the shapes of the parameters.
+        Writable arrays by parameter name, in the shapes of the parameters: float64 if some
+        of the run's parameters are float64, float32 otherwise.
         ``model.load_state_dict({k: torch.from_numpy(v) for k, v in ...}, strict=False)``
         loads them into a model, which keeps its buffers and its untrained parameters.
 
@@ -106,7 +112,7 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     {'0.weight': (40, 20), '0.bias': (40,), '2.weight': (3, 40), '2.bias': (3,)}
     """
     target, size = find_target(run, reference), run.layout.size
-    flat = np.empty(size, np.float32)
+    flat = np.empty(size, run.spec.float_type)
     for start in range(0, size, PART):
         part = slice(start, min(start + PART, size))
         flat[part] = target.read(part)
@@ -160,7 +166,7 @@ def _final(run: Run) -> Target:
         )
     return Target(
         label="final",
-        note="the last iterate, in float32",
+        note=f"the last iterate, in {run.spec.float_type}",
         identity="final",
         read=partial(_read_vector, run, "final"),
     )
@@ -185,7 +191,7 @@ def _snapshot(run: Run, name: str) -> Target:
     stored = run.stored.document.snapshots[name]
     return Target(
         label=f"snapshot {name}",
-        note=f"snapshot {name!r} before step {stored.step}, in float32",
+        note=f"snapshot {name!r} before step {stored.step}, in {run.spec.float_type}",
         identity=f"snapshot {stored.array} of step {stored.step}",
         read=partial(_read_vector, run, stored.array),
     )
@@ -217,12 +223,12 @@ def _final_of(other: Run, run: Run) -> Target:
     read, flat = final.read, None
     if other.layout != run.layout:
         values = other.layout.unflatten(final.read(slice(0, other.layout.size)))
-        flat = run.layout.flatten(values)
+        flat = run.layout.flatten(values, run.spec.float_type)
         read = flat.__getitem__
     created = other.stored.document.created
     return Target(
         label=f"final of {name_of(other.location)}",
-        note=f"the last iterate of {name_of(other.location)}, in float32",
+        note=f"the last iterate of {name_of(other.location)}, in {other.spec.float_type}",
         identity=f"final of {created}, {other.n_steps} steps, at {other.location}",
         read=read,
         values=flat,
@@ -231,4 +237,7 @@ def _final_of(other: Run, run: Run) -> Target:
 
 def _as_array(value: Any) -> Any:
     """Convert a tensor of any device and precision to an array, without importing torch."""
-    return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if tensor.element_size() < 4 else tensor).numpy()

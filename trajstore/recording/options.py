@@ -15,6 +15,7 @@ from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.sketch.window_sum import with_window_sums
 from trajstore.store.location import is_remote
+from trajstore.trackers.reporter import ReportTo
 
 OnError = Literal["raise", "warn"]
 
@@ -32,6 +33,7 @@ class RecorderKeywords(TypedDict, total=False):
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -45,6 +47,7 @@ class RecorderKeywords(TypedDict, total=False):
     group: Any
     samples: int
     offload: bool
+    report_to: ReportTo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +61,7 @@ class RecorderOptions:
     basis: int
     probes: int
     exact: bool
+    float64: bool
     seed: int
     flush_rows: int
     flush_seconds: float
@@ -71,6 +75,7 @@ class RecorderOptions:
     group: Any
     samples: int
     offload: bool
+    report_to: ReportTo
 
     @classmethod
     def pick(cls, arguments: Mapping[str, Any]) -> Self:
@@ -92,7 +97,13 @@ class RecorderOptions:
                 f"`on_error` must be 'raise' or 'warn', got {self.on_error!r}."
             )
 
-    def run_spec(self, layout: Layout, optimizers: Sequence[Optimizer]) -> RunSpec:
+    def run_spec(
+        self,
+        layout: Layout,
+        optimizers: Sequence[Optimizer],
+        *,
+        is_double: bool = False,  # whether some parameters are float64
+    ) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
         spec = RunSpec.from_json(
             {
@@ -107,6 +118,7 @@ class RecorderOptions:
                 "total_steps": self.total_steps,
                 "exact": self.exact,
                 "samples": self.samples,
+                "float64": self.float64 or is_double,
             }
         )
         if layout.size == 0:
@@ -134,6 +146,7 @@ class RecorderOptions:
         """Raise an error if an option is given that sharded parameters do not support."""
         unsupported = {
             "exact=True": self.exact,
+            "float64=True": self.float64,
             "on_error='warn'": self.on_error == "warn",
             "offload=True": self.offload,
         }

@@ -28,6 +28,7 @@ from trajstore.recording.parameters import is_copy
 from trajstore.recording.process_exit import close_at_exit
 from trajstore.recording.session import Session
 from trajstore.recording.step import StepRecorder
+from trajstore.trackers.reporter import ReportTo
 
 
 class Recorder:
@@ -80,6 +81,10 @@ class Recorder:
         Number of fixed random projections, a power of two, from which distances are estimated.
     exact : bool, default: False
         Store whole gradients and iterates, 8 bytes per parameter and step, for small networks.
+    float64 : bool, default: False
+        Store all values and vectors in float64, which takes up to twice the bytes. This is always
+        done if some parameters are float64. Gradients of narrower parameters need it if their
+        norms are below 1e-19 or above 1e19, because float32 cannot hold their squares.
     seed : int, default: 0
         Seed of the recorder's random signs, which do not use torch's random generators.
     flush_rows : int, default: 1024
@@ -120,6 +125,9 @@ class Recorder:
         Keep the recorder's vectors in host memory, and measure steps on the host. The
         accelerator's memory stays free, but every step waits until its gradients, and the
         parameters before and after it, are copied: 12 bytes per parameter.
+    report_to : str, Reporter, Sink or sequence of these, default: ()
+        Trackers that receive losses and norms of layers during training, such as
+        ``"tensorboard:logs"``, see `trajstore.trackers`. Their errors only lead to warnings.
 
     Raises
     ------
@@ -185,6 +193,7 @@ class Recorder:
         basis: int = BASIS,
         probes: int = PROBES,
         exact: bool = False,
+        float64: bool = False,
         seed: int = 0,
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = 30.0,
@@ -198,6 +207,7 @@ class Recorder:
         group: Any = None,
         samples: int = 0,
         offload: bool = False,
+        report_to: ReportTo = (),
     ) -> None:
         if is_copy(model):
             return
@@ -414,6 +424,8 @@ class Recorder:
         self._is_open = False
         self._hooks.remove()
         steps.close(status, is_recording=is_recording)
+        if status == "complete" and (lost := self._session.range_message) is not None:
+            warn_user(lost)
 
     def _settle(self, steps: StepRecorder) -> None:
         """End a step that some optimizers have skipped, and count unrecorded steps."""

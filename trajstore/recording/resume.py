@@ -131,7 +131,12 @@ def as_recorded(
             sketch_bits=sketch_bits,
             bits_per_number=1,
         )
-    return replace(spec, energies=stored.energies, window_folds=stored.window_folds)
+    return replace(
+        spec,
+        energies=stored.energies,
+        window_folds=stored.window_folds,
+        float64=stored.float64,
+    )
 
 
 def check_state(state: object, *, size: int, spec: RunSpec) -> dict[str, Any]:
@@ -147,7 +152,10 @@ def check_state(state: object, *, size: int, spec: RunSpec) -> dict[str, Any]:
             f"{found}. Save it in the checkpoint with the states of model and optimizer."
         )
     problems = state_problems(state, samples=spec.samples)
-    gradient, expected = state["previous_gradient"], f"torch.float32 ({size},)"
+    gradient, expected = (
+        state["previous_gradient"],
+        f"torch.{spec.float_type} ({size},)",
+    )
     is_dense = isinstance(gradient, Tensor) and gradient.layout == torch.strided
     kind = f"{gradient.dtype} {tuple(gradient.shape)}" if is_dense else repr(gradient)
     if kind != expected:

@@ -17,6 +17,7 @@ from trajstore.format.optimizer_facts import continued
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies
 from trajstore.recording.logged import Scalar, to_floats
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
@@ -42,6 +43,8 @@ from trajstore.recording.write_queue import WriteQueue
 from trajstore.store.journal import Journal, replay
 from trajstore.store.location import is_remote
 from trajstore.store.writer import Writer
+from trajstore.trackers.reporter import as_reporters
+from trajstore.trackers.reports import Reports
 from trajstore.tracking.backends.threads import leave_threads_to_training
 from trajstore.tracking.placement import is_divided, place
 from trajstore.tracking.tracker import Tracker
@@ -76,8 +79,9 @@ class Session:
         options: RecorderOptions,
     ) -> None:
         options.check_path(path)
+        reporters = as_reporters(options.report_to)
         # Do not keep the state to resume, which holds a vector as long as the parameters.
-        self.options = replace(options, resume=bool(options.resume))
+        self.options = replace(options, resume=bool(options.resume), report_to=())
         self.optimizers = as_optimizers(optimizer)
         parameters, unrecorded = recorded_parameters(
             model, self.optimizers, options.resume
@@ -89,7 +93,11 @@ class Session:
             options.check_sharded()
         tensors, self._placement = place(parameters, group)
         layout = self._placement.layout
-        spec = options.run_spec(layout, self.optimizers)
+        # Parts of float64 parameters on several ranks are recorded in float32.
+        is_double = group is None and any(
+            p.dtype == torch.float64 for p in parameters.values()
+        )
+        spec = options.run_spec(layout, self.optimizers, is_double=is_double)
         if options.resume and self._placement.is_first:
             spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
         self.spec = self._placement.broadcast(spec)
@@ -110,6 +118,10 @@ class Session:
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
         self.queue: WriteQueue | None = None
+        self._reports: Reports | None = None
+        if reporters and self._placement.is_first:
+            settings = {"store": str(path), **options.attrs}
+            self._reports = Reports(reporters, self.spec, settings)
         # In its own thread the writer runs without an event loop, even in a notebook.
         self.background = Background(N_WAITING)
         leave_threads_to_training(self.background.call)
@@ -128,6 +140,8 @@ class Session:
         """Close a store that was opened in vain."""
         if self.writer is not None:
             self.writer.close()
+        if self._reports is not None:
+            self._reports.close()
 
     def _checked_state(self, resume: Mapping[str, Any] | bool) -> dict[str, Any] | None:
         if not isinstance(resume, Mapping) or not self._placement.is_first:
@@ -193,8 +207,9 @@ class Session:
                 first=step,
                 flush_rows=options.flush_rows,
                 flush_seconds=options.flush_seconds,
-                journal=Journal(Path(writer.location)) if options.journal else None,
+                journal=_journal(writer) if options.journal else None,
                 copies=self.copies,
+                reports=self._reports,
             )
         except BaseException:
             writer.close()
@@ -242,6 +257,17 @@ class Session:
         held = [p for p in self.tracker.parameters if p is not None]
         return not np.array_equal(
             checksum(held), self.recorded.checksum, equal_nan=True
+        )
+
+    @property
+    def range_message(self) -> str | None:
+        """A warning of gradients that leave the range of float32, if there were any."""
+        if self.queue is None or not (n := self.queue.n_without_squares):
+            return None
+        return (
+            f"The norms of {n} gradients are NaN, because float32 cannot hold their squares: they "
+            "are smaller than 1e-19 or larger than 1e19. Their sketches are lost as well. Scale "
+            "the loss, or record with float64=True."
         )
 
     def flush(self) -> None:
@@ -321,8 +347,22 @@ class Session:
                 self.background.submit(write)
         finally:
             queue.close_journal()
-            self.background.close(writer.close)
+            try:
+                self.background.close(writer.close)
+            finally:
+                self._close_reports()
+
+    def _close_reports(self) -> None:
+        """Wait for trackers, and warn of their errors."""
+        if self._reports is not None:
+            self._reports.close()
+            if message := self._reports.message():
+                warn_user(message)
 
     def _parameters_reader(self) -> Callable[[slice], npt.NDArray[Any]]:
         read = self.tracker.gathered_parameters()
         return lambda elements: self.copies.fetch([read(elements)])[0]
+
+
+def _journal(writer: Writer) -> Journal:
+    return Journal(Path(writer.location), recording=writer.identity)

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
+from trajstore.format.rows import n_without_squares
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.store import writer as stored
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
+from trajstore.trackers.reports import Reports
+from trajstore.trackers.rows import Rows, products_of
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow
 
@@ -74,9 +78,10 @@ class WriteQueue:
         flush_seconds: float,
         journal: Journal | None,
         copies: HostCopies,
+        reports: Reports | None = None,
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
-        self._copies = copies
+        self._copies, self._reports = copies, reports
         row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
         row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
@@ -85,6 +90,8 @@ class WriteQueue:
         self._windows: list[NewWindow] = []
         self._measurements: list[NewMeasurement] = []
         self._measured_bytes = 0
+        self.n_without_squares = 0
+        """Number of rows whose gradients have squares that float32 cannot hold."""
         self._keyframe_is_pending = False
         self._flush_seconds = flush_seconds
         self._last_flush = time.monotonic()
@@ -166,6 +173,8 @@ class WriteQueue:
         # After an interruption such as Ctrl-C, this method may run again for the same rows and
         # windows; the writer knows which of them it has written.
         self._last_flush = time.monotonic()
+        if self._reports is not None and (message := self._reports.message()):
+            warn_user(message)
         full, windows, measured = self._buffer, self._windows, self._measurements
         if len(full) == 0 and not windows and not measured:
             return
@@ -211,10 +220,15 @@ class WriteQueue:
                 self._writer.append_window(_to_store(window, self._copies.fetch))
         if len(full) > 0:
             rows = full.arrays(self._spec, self._copies.fetch)
+            self.n_without_squares += n_without_squares(rows[0]["tables"], self._spec)
             self._writer.steps.append(*rows, first=full.first)
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
+        if self._reports is not None and len(full) > 0:
+            arrays, scalars = rows
+            products = products_of(arrays["tables"], self._spec)
+            self._reports.send(Rows(full.first, products, scalars))
         if self._journal is not None and len(full) > 0:
             self._journal.discard(full.first)
 

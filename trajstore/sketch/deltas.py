@@ -3,10 +3,11 @@
 Every block of `trajstore.format.layout.BLOCK` elements has its own scale: the block's largest
 absolute difference, divided by 127. The rounding of the codes does no harm, because training and
 analysis both use the *decoded* vector as the anchor, and the next difference is taken from that
-vector. Decoding is a product and a sum in float32, so every platform gets the same bits.
+vector. Decoding is a product in float32 and a sum in the type of the anchor, so every platform gets
+the same bits.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from trajstore.format.layout import BLOCK
 
 FloatArray = npt.NDArray[np.float32]
+AnyFloats = npt.NDArray[np.floating[Any]]
 
 LEVELS: Final = 127
 """Codes run from -LEVELS to LEVELS."""
@@ -51,10 +53,19 @@ def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
 
 
 def move(
-    before: FloatArray, codes: npt.NDArray[np.int8], scales: FloatArray, out: FloatArray
+    before: AnyFloats,
+    codes: npt.NDArray[np.int8],
+    scales: FloatArray,
+    out: AnyFloats,
+    difference: FloatArray | None = None,
 ) -> None:
     """Add a coded difference to the previous anchor; write the sum to `out`, (size,)."""
+    # The difference is written to `difference`, if given. The sum is rounded, so the anchors
+    # do not tell the difference exactly.
     for start in range(0, len(out), PIECE):
         piece = slice(start, min(start + PIECE, len(out)))
         blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)
-        np.add(before[piece], decode(codes[piece], scales[blocks]), out=out[piece])
+        decoded = decode(codes[piece], scales[blocks])
+        np.add(before[piece], decoded, out=out[piece])
+        if difference is not None:
+            difference[piece] = decoded

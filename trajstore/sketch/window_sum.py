@@ -90,13 +90,13 @@ def with_window_sums(spec: RunSpec, n_steps: int, *, is_sgd: bool) -> RunSpec:
     """Return a spec that stores what is best for windows of `n_steps`."""
     # What SGD does in a window follows from the anchors, without a sum of gradients.
     n_folds = 0 if is_sgd else best_window_folds(spec, n_steps)
-    has_energies = not (spec.exact or spec.is_packed)
+    has_energies = not (spec.exact or spec.is_packed or spec.float64)
     return replace(spec, energies=has_energies, window_folds=n_folds)
 
 
 def best_window_folds(spec: RunSpec, n_steps: int) -> int:
     """Return the number of folds for windows of `n_steps`; 0 if a sum takes too many bytes."""
-    if spec.exact or spec.is_packed:
+    if spec.exact or spec.is_packed or spec.float64:
         return 0
     layout = Layout(spec.names, spec.shapes)
     n_rows = sketch_of(spec, layout).fold.n_rows

@@ -3,7 +3,8 @@
 Once a record is written, it survives a crash of the process. Each buffer of rows has a
 file, ``.journal/STEP``, which is named after the buffer's first step and deleted when the
 rows are committed. A record consists of a line with a checksum and JSON, followed by the
-bytes of its arrays. Reading stops at the first incomplete record of a file.
+bytes of its arrays. Reading stops at the first incomplete record of a file. Every record names its
+recording, so that a journal in a wrong store is refused.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from trajstore.format.arrays import SAMPLES
 from trajstore.format.rows import complete_rows, measured_arrays
-from trajstore.format.run_spec import RunSpec
+from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.location import inside, is_remote, locate
 from trajstore.store.opening import open_checked
 from trajstore.store.writer import Writer
@@ -40,13 +41,15 @@ class Record(NamedTuple):
     # The arrays of `measured_arrays`; the anchor's squared norm `reference_sq`, float64
     # (layer,); and `samples`, int64 (sample,), if the run records them.
     arrays: Mapping[str, Array]
+    # `trajstore.store.writer.Writer.identity`; empty in records of earlier versions.
+    recording: str = ""
 
 
 class Journal:
     """Writes records to the journal of a store."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
+    def __init__(self, store: Path, *, recording: str = "") -> None:
+        self._store, self._recording = store, recording
         self._file: BinaryIO | None = None
 
     def begin(self, first: int) -> None:
@@ -66,6 +69,7 @@ class Journal:
             "step": record.step,
             "place": record.place,
             "scalars": record.scalars,
+            "recording": self._recording,
         }
         line = json.dumps(header).encode() + b"\n"
         rest = memoryview(b"%08x " % _checksum(line, body) + line + body)
@@ -113,6 +117,8 @@ def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
     """Append the steps that only the journal has, without a commit; return their number."""
     before = writer.n_steps
     for record in read_journal(store, spec, size):
+        if record.recording not in {"", writer.identity}:
+            raise SchemaError([_foreign(store, record, writer.identity)])
         # A window is committed before its steps, so the window of a valid step is stored.
         if record.step == writer.n_steps and record.place[2] < writer.n_windows:
             arrays = {name: array[None] for name, array in record.arrays.items()}
@@ -123,6 +129,16 @@ def replay(writer: Writer, store: Path, spec: RunSpec, size: int) -> int:
                 )
             )
     return writer.n_steps - before
+
+
+def _foreign(store: Path, record: Record, identity: str) -> str:
+    directory = store / JOURNAL
+    return (
+        f"{directory} is the journal of another recording: its step {record.step} belongs to "
+        f"{record.recording!r}, and the store to {identity!r} (the time at which a recording "
+        "began, and how often it was resumed). Nothing has been changed. Move the journal to the "
+        "store that it belongs to, or delete it."
+    )
 
 
 def has_journal(location: str) -> bool:
@@ -151,7 +167,7 @@ def recover(path: str | os.PathLike[str]) -> int:
     StoreLockedError
         If the store is being written.
     SchemaError
-        If `path` is not a trajectory store.
+        If `path` is not a trajectory store, or the journal belongs to another recording.
     """
     location = locate(path)
     if not has_journal(location):
@@ -192,6 +208,7 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
         header = json.loads(line)
         epoch, iteration, window = header["place"]
         step, scalars = int(header["step"]), dict(header["scalars"])
+        recording = str(header.get("recording", ""))
     except (ValueError, KeyError, TypeError):
         return None
     arrays, offset = {}, 0
@@ -199,7 +216,7 @@ def _read_record(file: BinaryIO, spec: RunSpec, size: int) -> Record | None:
         count = int(np.prod(shape))
         array = np.frombuffer(body, dtype, count, offset).reshape(shape)
         arrays[name], offset = array, offset + array.nbytes
-    return Record(step, (epoch, iteration, window), scalars, arrays)
+    return Record(step, (epoch, iteration, window), scalars, arrays, recording)
 
 
 def _checksum(line: bytes, body: bytes) -> int:

@@ -193,7 +193,7 @@ class Writer:
             specs |= table.arrays
         vectors = [snapshot.array for snapshot in self._snapshots.values()]
         vectors += ["final"] if document.has_final else []
-        specs |= dict.fromkeys(vectors, vector_array(self._size))
+        specs |= dict.fromkeys(vectors, self._vector_array())
         if not is_remote(self.location):
             for path in specs:
                 inside(self.location, f"{path}/zarr.json")
@@ -238,6 +238,11 @@ class Writer:
     def created(self) -> str:
         """Time at which the recording began; identifies the store."""
         return str(self._attributes["created"])
+
+    @property
+    def identity(self) -> str:
+        """The recording, and how often it was resumed; the records of its journal name it."""
+        return f"{self.created} {len(self._resumes)}"
 
     def read(self, name: str, rows: slice) -> Array:
         """Read committed rows of an array."""
@@ -343,7 +348,10 @@ class Writer:
         self._attributes["status"] = status
 
     def _write_vector(self, key: str, read: Callable[[slice], Array]) -> None:
-        self._arrays.write_vector(key, vector_array(self._size), self._size, read)
+        self._arrays.write_vector(key, self._vector_array(), self._size, read)
+
+    def _vector_array(self) -> ArraySpec:
+        return vector_array(self._size, self._spec.float_type)
 
     def close(self) -> None:
         """Release the lock; warn if that fails, because all commits are complete."""

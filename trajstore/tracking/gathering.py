@@ -12,15 +12,15 @@ from trajstore.tracking.placement import Placement, local_part
 
 @torch.no_grad()
 def gathered(
-    parameters: Sequence[Tensor | None], placement: Placement, device: torch.device
+    parameters: Sequence[Tensor | None], placement: Placement, like: Tensor
 ) -> Callable[[slice], Tensor]:
-    """Return a function that returns a range of the parameters, float32 (element,)."""
+    """Return a function that returns a range of the parameters, (element,), of the type of `like`."""
     # Without sharding, the function reads the parameters in place, so they must not change
     # before it is called. With sharding, the function of the first rank reads a copy in host
     # memory, and the functions of the other ranks read an empty tensor.
     if placement.group is None:
-        return partial(_read_in_place, list(parameters), placement.layout, device)
-    flat = torch.zeros(placement.size, device=device)
+        return partial(_read_in_place, list(parameters), placement.layout, like)
+    flat = like.new_zeros(placement.size)
     held = placement.local(parameters)
     for view, parameter in zip(placement.views(flat), held, strict=True):
         view.copy_(local_part(parameter))
@@ -31,10 +31,10 @@ def gathered(
 def _read_in_place(
     parameters: Sequence[Tensor | None],
     layout: Layout,
-    device: torch.device,
+    like: Tensor,
     elements: slice,
 ) -> Tensor:
-    part = torch.zeros(elements.stop - elements.start, device=device)
+    part = like.new_zeros(elements.stop - elements.start)
     for offset, size, parameter in zip(
         layout.offsets.tolist(), layout.sizes.tolist(), parameters, strict=True
     ):

@@ -8,7 +8,7 @@ converts later. The buffers are three float32 vectors as long as the parameters 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import choose_backend
+from trajstore.tracking.backends.double import DoubleBackend
 from trajstore.tracking.backends.protocol import LastStep, StepBackend
 from trajstore.tracking.gathering import gathered
 from trajstore.tracking.past_anchors import PastAnchors
@@ -30,6 +31,9 @@ from trajstore.tracking.window_sums import EndedWindow, WindowSums
 
 # Rows of `StepBackend.frame`.
 DISPLACEMENT, ANCHOR = 0, 1
+
+FAR_BACK: Final = 8
+"""Probes of an anchor are computed again if it is this many times closer to 0 than to the one before."""
 
 
 class CodedAnchor(NamedTuple):
@@ -68,7 +72,11 @@ class Tracker:
         self._placement = placement or unsharded(layout)
         if backend is None:
             is_whole = self._placement.group is None
-            backend = choose_backend(self.device, is_whole=is_whole)
+            backend = (
+                DoubleBackend
+                if spec.float64
+                else choose_backend(self.device, is_whole=is_whole)
+            )
         self._past = PastAnchors(spec.basis)
         self._backend: StepBackend = backend(
             parameters, self._placement, spec, self._past, self.device
@@ -101,7 +109,7 @@ class Tracker:
 
     @property
     def anchor(self) -> Tensor:
-        """The part of the decoded anchor on this rank, float32, which `move` changes."""
+        """The part of the decoded anchor on this rank, which `move` changes."""
         return self._backend.frame[ANCHOR]
 
     def keyframe(self) -> Tensor:
@@ -152,17 +160,27 @@ class Tracker:
         codes, scales, all_scales = self._code_displacement()
         self.anchor.add_(self._backend.frame[DISPLACEMENT])
         self._past.append(codes, scales)
+        moved_sq = self._by_layer(self._products("move"))[:, 0]
         weights = tensor_weights(
-            (self._by_layer(self._products("move"))[:, 0] / self._sizes).sqrt(),
+            (moved_sq / self._sizes).sqrt(),
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
             self._sizes,
         )
+        if self._spec.float64:
+            # Only ratios matter; without this, tiny gradients would leave the range of float32.
+            weights /= weights.amax()
         window = self.sums.window + 1
         self._backend.start_window(window, weights)
         self.sums.start(window)
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_anchor_probes()
+        # A sum of probes lacks digits after a long way back; an accelerator would have to wait.
+        way_back = FAR_BACK**2 * self._by_layer(self._products("anchor")).sum()
+        if self.device.type == "cpu" and moved_sq.sum() > way_back:
+            self._backend.frame[DISPLACEMENT].copy_(self.anchor)
+            self._anchor_probes.zero_()
+            self._add_anchor_probes()
         return CodedAnchor(
             self._placement.gather(codes),
             all_scales,
@@ -286,13 +304,14 @@ class Tracker:
         return unscaled(gradients, self._parameters, scaling)
 
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
-        """Return the norm of the current gradients, a float32 scalar on the device."""
+        """Return the norm of the current gradients, a float64 scalar on the device."""
         with torch.no_grad():
-            squares = self._zeros(1)
+            squares = self._zeros(1).double()
             for gradient in self._placement.local(self.gradients(scaling)):
                 if gradient is not None:
                     dense = local_part(gradient).to_dense()
-                    squares += dense.float().square().sum().to(self.device)
+                    norm = torch.linalg.vector_norm(dense, dtype=torch.float64)
+                    squares += norm.square().to(self.device)
             self._placement.all_reduce(squares)
             return squares.sqrt()[0]
 
@@ -344,7 +363,7 @@ class Tracker:
         )
         updates = iter(
             # Subtract in this order, as `after_step` does: near the anchor both results are exact.
-            (local_part(parameter).to(self.device, torch.float32) - r) - a
+            (local_part(parameter).to(self.device, r.dtype) - r) - a
             for parameter, r, a in zip(
                 self._placement.local(self._parameters),
                 anchor,
@@ -367,8 +386,9 @@ class Tracker:
             return self._by_layer(self._products("anchor"))[:, 0]
 
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
-        """Return a function that returns a range of the parameters, float32 (element,)."""
-        return gathered(self._parameters, self._placement, self.device)
+        """Return a function that returns a range of the parameters, (element,)."""
+        vector = self._backend.frame[DISPLACEMENT]
+        return gathered(self._parameters, self._placement, vector)
 
     def _arrival(self) -> Tensor:
         """Return products of the displacement with itself and the basis, (layer, 1 + basis)."""

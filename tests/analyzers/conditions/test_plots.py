@@ -72,9 +72,8 @@ def test_the_smallest_mu_of_every_epoch_is_drawn():
     mu = (("step", "delta"), [[1.0, 2.0], [3.0, 1.0], [5.0, 7.0]])
     coordinates = {"epoch": ("step", [0, 0, 1]), "delta": [1.0, 2.0]}
     bounds = xr.Dataset({"mu": mu}, coordinates, {"gradient": "minibatch"})
-    figure = plots.polyak_lojasiewicz(bounds)
-    first, second = figure.axes[0].get_lines()
+    first, second = plots.polyak_lojasiewicz(bounds).get_lines()
     np.testing.assert_array_equal(first.get_ydata(), [1, 5])
     np.testing.assert_array_equal(second.get_ydata(), [1, 7])
     assert first.get_label() == r"$\delta$ = 1"
-    plt.close(figure)
+    plt.close("all")

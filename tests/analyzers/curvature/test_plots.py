@@ -1,11 +1,20 @@
 """Test ``analyzers.curvature.plots``: figures show the numbers of the result."""
 
+from collections.abc import Iterator
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.collections import PolyCollection
 
 from analyzers import plots
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -22,40 +31,53 @@ def edge() -> xr.Dataset:
 
 
 def test_sharpness_is_drawn_with_the_threshold(edge: xr.Dataset):
-    panel = plots.edge_of_stability(edge)
-    assert panel.title == "slow"
-    assert panel.ylabel == "preconditioned sharpness"
-    found, threshold = panel.curves
-    np.testing.assert_array_equal(found.y, edge.sharpness)
-    np.testing.assert_array_equal(found.x, edge.step)
-    np.testing.assert_array_equal(threshold.y, 5)
-    assert plots.edge_of_stability(edge, title="fast").title == "fast"
+    ax = plots.edge_of_stability(edge)
+    assert ax.get_title() == "slow"
+    assert ax.get_ylabel() == "preconditioned sharpness"
+    found, threshold = ax.lines
+    np.testing.assert_array_equal(found.get_ydata(), edge.sharpness)
+    np.testing.assert_array_equal(found.get_xdata(), edge.step)
+    np.testing.assert_array_equal(threshold.get_ydata(), 5)
+    assert found.get_color() == threshold.get_color()
+    assert plots.edge_of_stability(edge, title="fast").get_title() == "fast"
 
 
 def test_lines_of_many_steps_are_means_with_their_range(edge: xr.Dataset):
     step = np.arange(1201)
     values = np.where(step % 4 == 0, np.nan, 10.0 * (step // 4) + step % 4)
     along = xr.Dataset({"smoothness": ("step", values)}, {"step": step})
-    panel = plots.smoothness({"steps": along, "sharpness": edge}, title="here")
-    mean, sharpness = panel.curves
-    np.testing.assert_allclose(mean.y, 10 * np.arange(300) + 2)
-    np.testing.assert_allclose(mean.x, 4 * np.arange(300) + 1.5)
-    assert mean.low is not None
-    assert mean.high is not None
-    np.testing.assert_allclose(mean.low, mean.y - 1)
-    np.testing.assert_allclose(mean.high, mean.y + 1)
-    np.testing.assert_array_equal(sharpness.y, edge.sharpness)
-    assert sharpness.low is None
+    ax = plots.smoothness(along, title="here", label="steps")
+    assert plots.smoothness(edge, ax=ax, label="sharpness") is ax
+    mean, sharpness = ax.lines
+    np.testing.assert_allclose(
+        np.asarray(mean.get_ydata(), float), 10 * np.arange(300) + 2
+    )
+    np.testing.assert_allclose(
+        np.asarray(mean.get_xdata(), float), 4 * np.arange(300) + 1.5
+    )
+    [band] = [c for c in ax.collections if isinstance(c, PolyCollection)]
+    ends = np.asarray(band.get_paths()[0].vertices)
+    assert (ends[:, 1].min(), ends[:, 1].max()) == (1, 10 * 299 + 3)
+    np.testing.assert_array_equal(sharpness.get_ydata(), edge.sharpness)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["steps", "sharpness"]
 
 
 def test_slack_is_drawn_through_zero():
     slack = xr.Dataset({"slack": ("step", [1.0, -1.0, 2.0])}, {"step": [0, 1, 2]})
-    figure = plots.draw_panels([plots.convexity(slack, title="near")], n_columns=1)
-    [ax] = figure.axes
+    ax = plots.convexity(slack, title="near")
     low, high = ax.get_ylim()
     assert low < 0 < high
     assert ax.get_title() == "near"
-    plt.close(figure)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_results_without_a_range_are_drawn(value: float):
+    slack = xr.Dataset({"slack": ("step", [value] * 3)}, {"step": [0, 1, 2]})
+    ax = plots.convexity(slack)
+    assert np.isfinite(ax.get_ylim()).all()
+    ax.figure.canvas.draw()
 
 
 def test_every_layer_is_drawn_with_its_largest_cosine():
@@ -77,4 +99,3 @@ def test_every_layer_is_drawn_with_its_largest_cosine():
     # The first tensor is at the top.
     low, high = ax.get_ylim()
     assert low > high
-    plt.close("all")

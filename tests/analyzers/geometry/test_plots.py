@@ -90,7 +90,7 @@ def shades(ax: Axes) -> list[Any]:
 @pytest.mark.parametrize("name", QUANTITIES[:-1])
 def test_band_and_bars_show_different_things(name: str):
     means = synthetic(5)
-    ax = plots.quantity(means, name)
+    ax = plots.epoch_means(means, name)
     value = means[name].values
     # The bars show the error of the mean; the band shows the range of the steps.
     np.testing.assert_allclose(
@@ -105,7 +105,7 @@ def test_band_and_bars_show_different_things(name: str):
 
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_axes_are_labelled(name: str):
-    ax = plots.quantity(synthetic(3), name)
+    ax = plots.epoch_means(synthetic(3), name)
     assert ax.get_xlabel() == "epoch"
     assert ax.get_ylabel()
     assert ax.get_title()
@@ -118,13 +118,13 @@ def test_axes_are_labelled(name: str):
 
 
 def test_quantities_have_labels_of_their_own():
-    labels = {plots.quantity(synthetic(3), name).get_ylabel() for name in QUANTITIES}
-    titles = {plots.quantity(synthetic(3), name).get_title() for name in QUANTITIES}
+    labels = {plots.epoch_means(synthetic(3), name).get_ylabel() for name in QUANTITIES}
+    titles = {plots.epoch_means(synthetic(3), name).get_title() for name in QUANTITIES}
     assert len(labels) == len(titles) == len(QUANTITIES)
 
 
 def test_final_epoch_is_shaded_and_does_not_set_the_limits():
-    ax = plots.quantity(synthetic(5), "gamma")
+    ax = plots.epoch_means(synthetic(5), "gamma")
     assert len(shades(ax)) == 1
     extent = shades(ax)[0].get_window_extent()
     left, right = ax.transData.inverted().transform(extent)[:, 0]
@@ -135,7 +135,7 @@ def test_final_epoch_is_shaded_and_does_not_set_the_limits():
 
 
 def test_final_epoch_can_be_dropped():
-    ax = plots.quantity(synthetic(5), "gamma", final="drop")
+    ax = plots.epoch_means(synthetic(5), "gamma", final="drop")
     assert shades(ax) == []
     assert len(band(ax)) == len(bars(ax)) == 4
     assert 5 < ax.get_ylim()[1] < 6
@@ -143,7 +143,7 @@ def test_final_epoch_can_be_dropped():
 
 @pytest.mark.parametrize("final", ["shade", "drop"])
 def test_single_epoch_is_shown(final: Any):
-    ax = plots.quantity(synthetic(1), "gamma", final=final)
+    ax = plots.epoch_means(synthetic(1), "gamma", final=final)
     assert shades(ax) == []
     np.testing.assert_allclose(bars(ax), [[0.75, 1.25]])
     low, high = ax.get_ylim()
@@ -152,14 +152,14 @@ def test_single_epoch_is_shown(final: Any):
 
 
 def test_negative_values_are_inside_the_limits_and_zero_is_marked():
-    ax = plots.quantity(synthetic(5, negative=True), "gamma")
+    ax = plots.epoch_means(synthetic(5, negative=True), "gamma")
     assert ax.get_ylim()[0] < -2.5
     zeros = [line for line in ax.lines if np.all(np.asarray(line.get_ydata()) == 0)]
     assert len(zeros) == 1
 
 
 def test_zero_is_inside_the_limits_of_positive_values():
-    ax = plots.quantity(synthetic(5), "gamma")
+    ax = plots.epoch_means(synthetic(5), "gamma")
     assert ax.get_ylim()[0] <= 0
     assert len(ax.lines) == 1
 
@@ -168,7 +168,7 @@ def test_epochs_that_are_missing_leave_a_gap():
     means = synthetic(5)
     for name in means.data_vars:
         means[name][2] = np.nan
-    ax = plots.quantity(means, "gamma")
+    ax = plots.epoch_means(means, "gamma")
     assert np.isfinite(ax.get_ylim()).all()
     ax.figure.canvas.draw()
 
@@ -182,8 +182,9 @@ def test_run_without_any_value_can_be_drawn(n_epochs: int, tmp_path: Path):
 
 def test_given_axes_are_drawn_on():
     _, ax = plt.subplots()
-    assert plots.quantity(synthetic(3), "rsi", ax=ax) is ax
-    assert plots.layer_image(synthetic(3, layers=2), ax=ax) is ax
+    assert plots.epoch_means(synthetic(3), "rsi", ax=ax) is ax
+    _, ax = plt.subplots()
+    assert plots.layer_means(synthetic(3, layers=2), ax=ax) is ax
 
 
 def test_overview_has_a_panel_for_every_quantity():
@@ -207,10 +208,10 @@ def mesh(ax: Axes) -> QuadMesh:
     return artist
 
 
-def test_layer_image_shows_layers_by_epochs():
+def test_layer_means_shows_layers_by_epochs():
     means = synthetic(4, layers=3)
     means["gamma"][:] = np.arange(12).reshape(4, 3)
-    ax = plots.layer_image(means)
+    ax = plots.layer_means(means)
     np.testing.assert_array_equal(mesh(ax).get_array(), means.gamma.values.T)
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["block.0.weight", "block.1.weight", "block.2.weight"]
@@ -226,18 +227,18 @@ def test_order_of_dimensions_does_not_matter():
     means = synthetic(4, layers=3)
     means["gamma"][:] = np.arange(12).reshape(4, 3)
     image, transposed = (
-        mesh(plots.layer_image(ds)).get_array()
+        mesh(plots.layer_means(ds)).get_array()
         for ds in (means, means.transpose("layer", "epoch"))
     )
     np.testing.assert_array_equal(image, transposed)
 
 
 def test_signed_values_are_coloured_around_zero():
-    signed = mesh(plots.layer_image(synthetic(5, layers=2, negative=True)))
+    signed = mesh(plots.layer_means(synthetic(5, layers=2, negative=True)))
     assert signed.norm.vmin == -signed.norm.vmax  # type: ignore[operator]
     # The last epoch does not set the scale; earlier values are from -2 to 1.
     assert signed.norm.vmax <= 2.0  # type: ignore[operator]
-    positive = mesh(plots.layer_image(synthetic(5, layers=2)))
+    positive = mesh(plots.layer_means(synthetic(5, layers=2)))
     assert positive.norm.vmin == 0
     assert positive.cmap.name != signed.cmap.name
 
@@ -246,9 +247,9 @@ def test_noise_of_one_layer_does_not_set_the_scale():
     means = synthetic(5, layers=3)
     means["gamma"][:, 2] = 400
     means["gamma_stderr"][:, 2] = 300
-    assert mesh(plots.layer_image(means)).norm.vmax <= 4  # type: ignore[operator]
+    assert mesh(plots.layer_means(means)).norm.vmax <= 4  # type: ignore[operator]
     means["gamma_stderr"][:] = 300
-    assert mesh(plots.layer_image(means)).norm.vmax > 4  # type: ignore[operator]
+    assert mesh(plots.layer_means(means)).norm.vmax > 4  # type: ignore[operator]
 
 
 def test_means_below_two_standard_errors_are_crossed_out():
@@ -257,7 +258,7 @@ def test_means_below_two_standard_errors_are_crossed_out():
     means["gamma"][2, 0] = 0.49
     means["gamma"][0, 0] = 0.51
     means["gamma"][0, 1] = -0.51
-    ax = plots.layer_image(means)
+    ax = plots.layer_means(means)
     [crosses] = ax.lines
     assert {tuple(point) for point in np.asarray(crosses.get_xydata()).tolist()} == {
         (1, 2),
@@ -266,8 +267,8 @@ def test_means_below_two_standard_errors_are_crossed_out():
 
 
 @pytest.mark.parametrize("n_epochs", [1, 2, 5])
-def test_layer_image_can_be_saved(n_epochs: int, tmp_path: Path):
-    plots.layer_image(synthetic(n_epochs, layers=2))
+def test_layer_means_can_be_saved(n_epochs: int, tmp_path: Path):
+    plots.layer_means(synthetic(n_epochs, layers=2))
     plt.savefig(tmp_path / "layers.png")
     assert plt.imread(tmp_path / "layers.png").std() > 0.01
 
@@ -280,6 +281,6 @@ def test_figures_of_a_run_are_saved_without_a_warning(
     plots.path_geometry(means).savefig(tmp_path / "overview.png")
     by_layer = analyzers.epoch_means(analyzers.path_geometry(run, layers=True))
     for name in ("gamma", "distance"):
-        plots.layer_image(by_layer.compute(), name)
+        plots.layer_means(by_layer.compute(), name)
         plt.savefig(tmp_path / f"{name}.png")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3

@@ -29,11 +29,12 @@ from train.data import Splits
 from train.loop import train
 from train.models.word_language_model import WordLanguageModel
 from train.protocols.record import attrs, record, record_resumably
-from train.protocols.replay import AUGMENTATION_REDRAWN, BY_BATCH, PER_EXAMPLE, replay
+from train.protocols.replay import replay
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
 from train.workloads.tasks import LANGUAGE, Task
 from trajstore import Recorder, open_run
+from trajstore.evaluation.replaying import AUGMENTATION_REDRAWN, BY_BATCH, PER_EXAMPLE
 
 N, BATCH = 50, 16
 NAMES = ("digits-mlp", "digits-resnet", "english-transformer")
@@ -321,7 +322,7 @@ def test_steps_without_indices_have_no_loss(
     expected = cross_entropy(model(images[some]), labels[some]).item()
     assert found[3] == pytest.approx(expected, rel=1e-5)
     # Replaying by batch gives the same losses.
-    monkeypatch.setattr("train.protocols.replay._is_mean", lambda *_: False)
+    monkeypatch.setattr("trajstore.evaluation.replaying._is_mean", lambda *_: False)
     again = replay(run)["reference_loss"].values
     np.testing.assert_allclose(again, found, rtol=1e-5)
 
@@ -383,7 +384,7 @@ def test_other_data_are_refused(mlp_store: Path, monkeypatch: pytest.MonkeyPatch
 
     change(monkeypatch, "digits-mlp", data=bright)
     with pytest.raises(
-        ValueError, match=r"rebuilt model and data differ.*was recorded.*data-dir"
+        ValueError, match=r"model, loss and data differ.*was recorded.*data-dir"
     ):
         replay(run)
 

@@ -14,6 +14,7 @@ from tests.train.small_workloads import narrow, truncate
 from train.data import Splits
 from train.protocols.record import record
 from train.settings import Training
+from train.workloads import catalogue, known
 from train.workloads.catalogue import WORKLOADS
 from trajstore.format import attrs
 from trajstore.reading.run import open_run
@@ -23,6 +24,14 @@ SIZES = {
     "cifar-resnet18-2": 44_662_922,
     "cifar-mlp": 46_190_602,
     "cifar100-resnet9": 6_621_540,
+    "cifar100-resnet18": 11_220_132,
+    "cifar100-resnet34": 21_328_292,
+    "criteo-dlrm": 539_267_457,
+    "fastmri-unet": 7_756_097,
+    "ogbg-gnn": 3_554_176,
+    "wmt-transformer": 133_521_408,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
     "imagenet-resnet18": 11_689_512,
     "imagenet-resnet18-2": 45_693_032,
     "imagenet-resnet50": 25_557_032,
@@ -37,6 +46,8 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_models_have_their_published_sizes(name: str):
+    if name.startswith("pythia"):
+        pytest.importorskip("transformers")
     workload = WORKLOADS[name]
     splits = Splits(None, None, 100)  # type: ignore[arg-type]
     with torch.device("meta"):
@@ -48,6 +59,8 @@ def test_models_have_their_published_sizes(name: str):
 def test_every_workload_trains_on_its_stand_in(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    if name.startswith("pythia"):
+        pytest.importorskip("transformers")
     narrow(monkeypatch)
     truncate(monkeypatch, name, 4, 2)
     settings = WORKLOADS[name].settings
@@ -68,3 +81,9 @@ def test_settings_offer_the_optimizers_and_controls_of_the_format():
     hints = get_type_hints(Training)
     assert get_args(hints["optimizer"]) == attrs.OPTIMIZERS
     assert get_args(hints["control"]) == attrs.CONTROLS
+
+
+def test_commands_know_the_workloads_of_the_catalogue():
+    """If this fails, run `make known-workloads`."""
+    assert known.FILE.read_text() == known.as_text(catalogue.known())
+    assert catalogue.known() == known.KNOWN

@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies"),
+    *("window_folds", "energies", "float64"),
 )
 
 VALID: dict[str, object] = {
@@ -33,6 +33,7 @@ VALID: dict[str, object] = {
     "bits_per_number": 1,
     "window_folds": 2,
     "energies": True,
+    "float64": False,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -51,6 +52,7 @@ INVALID: dict[str, list[object]] = {
     "bits_per_number": [0, 3, 32, 1.0, True, None],
     "window_folds": [-1, 1.0, True, None],
     "energies": [0, 1, "true", None],
+    "float64": [0, 1, "true", None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -102,6 +104,13 @@ def test_a_spec_survives_json(spec: RunSpec):
     document = json.loads(json.dumps(spec.to_json()))
     assert validate_spec(document) == []
     assert RunSpec.from_json(document) == spec
+
+
+def test_sums_of_windows_are_not_kept_in_float64():
+    (problem,) = validate_spec(VALID | {"float64": True})
+    assert problem.startswith("float64: expected false")
+    without_sums = {"energies": False, "window_folds": 0}
+    assert validate_spec(VALID | {"float64": True} | without_sums) == []
 
 
 def test_the_cases_cover_every_field():

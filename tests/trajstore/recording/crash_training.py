@@ -1,9 +1,14 @@
 """A recorded training run that may be killed at any moment, and resumes from a checkpoint.
 
 The run writes its progress to a file, which outlives the process: a line ``resumed N`` names
-the step at which it began, and ``committed N`` means that the store must keep N steps.
+the step at which it began, and ``committed N`` means that the store must keep N steps. A second
+file gets a line ``NAME SECONDS`` when a phase of the run begins, and ``end SECONDS`` after it.
 """
 
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 from torch import nn
 
 from trajstore.recording.recorder import Recorder
+from trajstore.store.location import open_store
 
 N_STEPS, STEPS_PER_EPOCH = 30, 10
 OPTIONS: dict[str, Any] = {
@@ -22,12 +28,23 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def train(path: Path, *, save_every: int = 8, **changes: Any) -> None:
+def train(
+    path: Path, *, save_every: int = 8, location: str | None = None, **changes: Any
+) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
-    The checkpoint and the acknowledgements lie next to the store.
+    The checkpoint and the acknowledgements lie next to the store, or where the store would be if it
+    is at a remote `location`.
     """
     torch.set_num_threads(1)
+    phases = path.with_suffix(".phases").open("ab", buffering=0)
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        phases.write(b"%s %.6f\n" % (name.encode(), time.monotonic()))
+        yield
+        phases.write(b"end %.6f\n" % time.monotonic())
+
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -41,28 +58,34 @@ def train(path: Path, *, save_every: int = 8, **changes: Any) -> None:
         optimizer.load_state_dict(state["optimizer"])
         start = state["recorder"]["position"]["step"]
         options["resume"] = state["recorder"]
-    elif path.exists():
+    elif has_store(location or path):
         options |= {"resume": True, "step": 0}
     log = path.with_suffix(".log").open("ab", buffering=0)
     # The recorder is about to drop the steps after the checkpoint.
     log.write(b"resumed %d\n" % start)
-    with log, Recorder(path, model, optimizer, **options) as recorder:
+    with phase("resuming" if "resume" in options else "opening"):
+        recorder = Recorder(location or path, model, optimizer, **options)
+    with log, recorder:
         for step in range(start, N_STEPS):
             if step > start and step % save_every == 0:
-                state = {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "recorder": recorder.state_dict(),
-                }
+                with phase("state"):
+                    state = {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "recorder": recorder.state_dict(),
+                    }
                 partial = saved.with_suffix(".partial")
                 torch.save(state, partial)
                 Path(partial).replace(saved)
             if step in {5, 17}:
-                recorder.snapshot(f"at {step}")
+                with phase("snapshot"):
+                    recorder.snapshot(f"at {step}")
             if step % 5 == 2:
                 optimizer.zero_grad()
                 model(torch.ones(4, 40)).square().mean().backward()
-                recorder.measure("ones", at=step)
+                with phase("measuring"):
+                    recorder.measure("ones", at=step)
+                    recorder.flush()
             if "samples" in options:
                 recorder.log_samples([step, step + 1])
             inputs = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
@@ -78,5 +101,14 @@ def train(path: Path, *, save_every: int = 8, **changes: Any) -> None:
         recorder.snapshot("last")
         recorder.flush()
         log.write(b"committed %d\n" % N_STEPS)
+        phases.write(b"closing %.6f\n" % time.monotonic())
+    phases.write(b"end %.6f\n" % time.monotonic())
     with path.with_suffix(".log").open("ab", buffering=0) as log:
         log.write(b"complete %d\n" % N_STEPS)
+
+
+def has_store(location: Path | str) -> bool:
+    """Whether there is something at a path or URL."""
+    if isinstance(location, Path):
+        return location.exists()
+    return not asyncio.run(open_store(location).is_empty(""))

@@ -18,7 +18,7 @@ def reference(run: Run, window: int) -> Array:
 
 
 def expected_references(run: Run, trace: list[Step]) -> list[Array]:
-    """Compute the anchors from the windows' first iterates, in float32."""
+    """Compute the anchors from the windows' first iterates, with codes in float32."""
     references: list[Array] = []
     for start in run.windows["start"].values:
         point = flat(run, trace[start].before)
@@ -28,8 +28,10 @@ def expected_references(run: Run, trace: list[Step]) -> list[Array]:
         difference = (point - references[-1]).reshape(-1, 1024)
         difference = np.where(np.isfinite(difference), difference, np.float32(0))
         scale = (np.abs(difference).max(1) / np.float32(127))[:, None]
+        scale = scale.astype(np.float32)
         levels = np.rint(difference / np.where(scale > 0, scale, np.float32(1)))
-        references.append(references[-1] + (levels * scale).reshape(-1))
+        decoded = levels.astype(np.float32) * scale
+        references.append(references[-1] + decoded.reshape(-1))
     return references
 
 

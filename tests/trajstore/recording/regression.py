@@ -93,7 +93,7 @@ def record(
 
 
 def flat(run: Run, tensors: dict[str, Array]) -> Array:
-    return run.layout.flatten(tensors)
+    return run.layout.flatten(tensors, run.spec.float_type)
 
 
 def count_hooks(optimizer: Any) -> int:

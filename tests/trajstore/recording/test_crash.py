@@ -1,19 +1,12 @@
 """Kill recordings at random moments: committed steps are kept and correct."""
 
-import os
-import random
 import shutil
-import signal
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dask
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from analyzers.geometry.stored import store_geometry
@@ -23,9 +16,16 @@ from trajstore.store.journal import recover
 
 pytest.importorskip("torch")
 
+from tests.trajstore.recording.kills import (
+    Array,
+    Killer,
+    check,
+    contents,
+    final,
+    program,
+    recovery,
+)
 from tests.trajstore.recording.warm_process import WarmProcess
-
-Array = npt.NDArray[Any]
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -41,28 +41,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Options of recordings, by name."""
 
-IN_CI, IN_THE_LONG_RUN = 10, 100
+IN_CI, IN_THE_LONG_RUN = 10, 70
 """Kills of each kind."""
-
-
-def program(path: Path, **options: Any) -> str:
-    """Return a program that trains to the end, from the last checkpoint if there is one."""
-    return (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path; from crash_training import train\n"
-        f"train(Path({str(path)!r}), **{options!r})\n"
-        # A regular exit of the interpreter takes longer than the training.
-        "import os; os._exit(0)\n"
-    )
-
-
-def recovery(path: Path) -> str:
-    """Return a program that recovers the journal of a store."""
-    return (
-        "from trajstore.store.journal import recover\n"
-        f"recover({str(path)!r})\n"
-        "import os; os._exit(0)\n"
-    )
 
 
 def analysis(path: Path) -> str:
@@ -88,78 +68,6 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def contents(path: Path) -> dict[str, Array]:
-    """Read everything that a recording stores, except times of day and final iterates."""
-    run = open_run(path)
-    document = run.stored.document
-    arrays = {
-        name: np.asarray(run.stored.array(name)[...])
-        for name in document.arrays
-        if not name.endswith("scalars")
-        and name != "final"
-        and not name.startswith("snapshots/")
-    }
-    arrays["loss"] = run.steps["loss"].values if run.n_steps else np.zeros(0)
-    for name, snapshot in document.snapshots.items():
-        arrays[f"snapshots/{name}"] = np.asarray(run.stored.array(snapshot.array)[...])
-    return arrays
-
-
-def acknowledged(path: Path) -> int:
-    """Return the number of steps that the store must hold according to the log."""
-    log = path.with_suffix(".log")
-    kept = 0
-    for line in log.read_text().splitlines() if log.exists() else ():
-        # A run that resumes from a checkpoint drops later steps.
-        kept = int(line.split()[1])
-    return kept
-
-
-def check(path: Path, expected: dict[str, Array]) -> None:
-    """Compare the store of a run that may have been killed with a run that was not."""
-    kept = acknowledged(path)
-    if not (path / "zarr.json").exists():
-        assert kept == 0
-        return
-    run, found = open_run(path), contents(path)
-    assert run.n_steps >= kept, f"{kept - run.n_steps} acknowledged steps were lost"
-    for name, values in found.items():
-        length = len(values)
-        # The parser of the root document has checked the lengths of the other arrays.
-        if "/" not in name:
-            assert length == run.n_steps, name
-        assert values.tobytes() == expected[name][:length].tobytes(), name
-    assert [str(problem) for problem in problems(run, track=iter)] == []
-
-
-class Killer:
-    """Kills programs after random times, and counts the kills."""
-
-    def __init__(self, warm_process: WarmProcess, seed: int) -> None:
-        self._process = warm_process
-        self.rng = random.Random(seed)
-        self.seconds = 0.0  # time that the last complete program took
-        self.n = 0
-
-    def run(self, program: str, *, to_the_end: bool = False) -> int:
-        """Run a program, and kill it unless it shall end; return its exit code."""
-        start = time.monotonic()
-        child = self._process.start(program)
-        if not to_the_end:
-            # Wait for the kill or the end, whichever is first.
-            moment = start + self.rng.uniform(0, self.seconds)
-            while time.monotonic() < moment and not self._process.has_finished():
-                time.sleep(0.002)
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        finished = self._process.finish()
-        assert finished.code in {0, -signal.SIGKILL}, finished.errors
-        self.n += finished.code != 0
-        if finished.code == 0:
-            self.seconds = time.monotonic() - start
-        return finished.code
-
-
 def kill_again_and_again(
     warm_process: WarmProcess, directory: Path, n_kills: int, kind: str
 ) -> None:
@@ -170,7 +78,7 @@ def kill_again_and_again(
     recoverer = Killer(warm_process, n_kills)
     recoverer.seconds = killer.seconds / 2
     expected = contents(whole)
-    final = np.asarray(open_run(whole).stored.array("final")[...])
+    last = final(whole)
     runs = 0
     while killer.n + recoverer.n < n_kills:
         path, code = directory / f"{runs}.zarr", 1
@@ -188,12 +96,7 @@ def kill_again_and_again(
                     has_journal = False
             if not has_journal:
                 check(path, expected)
-        run = open_run(path)
-        assert (run.status, run.snapshots) == (
-            "complete",
-            ("at 5", "at 17", "last"),
-        )
-        assert np.asarray(run.stored.array("final")[...]).tobytes() == final.tobytes()
+        assert final(path).tobytes() == last.tobytes()
         assert contents(path).keys() == expected.keys()
         assert not list(path.rglob("*.partial"))
         assert not (path / ".journal").exists()

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking.backends import cpu
+from trajstore.tracking.backends import cpu, cpu_kernels
 from trajstore.tracking.tracker import Tracker
 
 N_STEPS = 7
@@ -60,7 +60,7 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     tmp_path: Path,
 ):
     training, path = regression(), tmp_path / "run"
-    whole = cpu.kernels.measure_before
+    whole = cpu_kernels.measure_before
 
     def interrupted(*arguments: Any) -> None:
         whole(*arguments)
@@ -71,7 +71,8 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     before = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
     training.optimizer.step()
     after = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
-    recorder._session.tracker._backend._kernels = cpu._Kernels(
+    backend: Any = recorder._session.tracker._backend
+    backend._kernels = cpu._Kernels(
         lambda *arguments: interrupted(0, *arguments), lambda *_: None
     )
     with pytest.raises(KeyboardInterrupt, match="in a kernel"):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,91 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
     assert found.steps["loss"].values.tolist() == list(range(13))
     assert recover(copy) == 0
     assert not (copy / JOURNAL).exists()
+
+
+def killed(path: Path, *, seed: int, steps: int, resume: Any = None) -> Any:
+    """Leave the store of a killed recording with a journal at `path`; return a state."""
+    torch = pytest.importorskip("torch")
+    from trajstore.recording.recorder import Recorder
+
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(30, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "flush_rows": 5}
+    live = path.with_suffix(".live")
+    if resume is not None:
+        options["resume"] = resume
+        shutil.copytree(path, live, ignore=shutil.ignore_patterns(".lock", ".writer"))
+        shutil.rmtree(path)
+    with Recorder(live, model, optimizer, journal=True, **options) as recorder:
+        state = recorder.state_dict()
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(8, 30)).square().mean().backward()
+            optimizer.step()
+            if step == 4:
+                recorder.flush()
+        shutil.copytree(live, path, ignore=shutil.ignore_patterns(".lock", ".writer"))
+    shutil.rmtree(live)
+    return state
+
+
+@pytest.mark.filterwarnings("ignore:The parameters are not")
+@pytest.mark.parametrize("other", ["another recording", "before a resumption"])
+@pytest.mark.parametrize("how", ["recover", "resume"])
+def test_a_journal_of_another_recording_is_refused(
+    how: str, other: str, tmp_path: Path
+):
+    ours, theirs = tmp_path / "ours.zarr", tmp_path / "theirs.zarr"
+    state = killed(ours, seed=1, steps=7)
+    if other == "another recording":
+        killed(theirs, seed=2, steps=8)
+    else:
+        shutil.copytree(ours, theirs)
+        killed(ours, seed=2, steps=6, resume=state)
+    steps = open_run(ours).n_steps
+    assert steps >= 5
+    shutil.rmtree(ours / JOURNAL)
+    shutil.copytree(theirs / JOURNAL, ours / JOURNAL)
+    before = contents(ours)
+    replay: Any = {"recover": recover, "resume": partial(resume_at, step=steps)}[how]
+    with pytest.raises(ValueError, match="is the journal of another recording: its"):
+        replay(ours)
+    assert {n: b for n, b in contents(ours).items() if ".lock" not in n} == before
+
+
+def resume_at(path: Path, step: int) -> None:
+    import torch
+
+    from trajstore.recording.recorder import Recorder
+
+    model = torch.nn.Linear(30, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"sketch_bits": 64, "probes": 16, "flush_rows": 5}
+    Recorder(path, model, optimizer, resume=True, step=step, **options).close()
+
+
+def test_a_journal_of_an_earlier_version_names_no_recording(tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    killed(path, seed=1, steps=7)
+    for file in (path / JOURNAL).iterdir():
+        rewritten = [
+            r._replace(recording="")
+            for r in read_journal(path, *spec_and_size(path))
+            if r.step >= int(file.name)
+        ]
+        journal = Journal(path)
+        journal.begin(int(file.name))
+        for r in rewritten:
+            journal.append(r)
+        journal.close()
+    assert recover(path) == 2
+    assert open_run(path).n_steps == 7
+
+
+def spec_and_size(path: Path) -> tuple[Any, int]:
+    run = open_run(path)
+    return run.spec, run.layout.size
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])

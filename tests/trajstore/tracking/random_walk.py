@@ -94,7 +94,7 @@ def follow(
         for name, shape in SHAPES.items()
     }
     spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
-    if not (spec.exact or spec.is_packed):
+    if not (spec.exact or spec.is_packed or spec.float64):
         spec = replace(spec, energies=True, window_folds=2)
     layout = Layout(spec.names, spec.shapes)
     placement = unsharded(layout)
@@ -230,6 +230,8 @@ def expected(walk: Walk) -> Expected:
         weights[window] = tensor_weights(
             np.sqrt(by_layer(move, move) / sizes), np.sqrt(energy / sizes), sizes
         )
+        if spec.float64:
+            weights[window] /= weights[window].max()
     if spec.exact:
         return Expected(tables, None, None, None, arrival, weights, None)
 

@@ -23,8 +23,9 @@ class Rounding:
     def __init__(self, tensors: list[Tensor | None], spec: RunSpec) -> None:
         held = [t for t in tensors if t is not None]
         self._spec = spec
-        self.is_needed = spec.basis > 0 and any(t.dtype == torch.float64 for t in held)
-        """Whether some parameters are float64, and the rows have norms of parameters."""
+        is_narrow = not spec.float64 and any(t.dtype == torch.float64 for t in held)
+        self.is_needed = spec.basis > 0 and is_narrow
+        """Whether parameters of float64 are recorded in rows of float32 that have their norms."""
         self._n_lost = torch.zeros((), dtype=torch.int64, device=held[0].device)
 
     def forget(self, row: Mapping[str, Tensor], anchor_sq: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Parameters of float64, which are recorded in float32."""
+"""Parameters of float64 in recordings of float32, as earlier versions began them."""
 
 from pathlib import Path
 
@@ -10,11 +10,20 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 from trajstore.reading.run import open_run
+from trajstore.recording.options import RecorderOptions
 from trajstore.recording.recorder import Recorder
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_values_that_rounding_has_eaten_are_nan(exact: bool, tmp_path: Path):
+def test_values_that_rounding_has_eaten_are_nan(
+    exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_spec = RecorderOptions.run_spec
+    monkeypatch.setattr(
+        RecorderOptions,
+        "run_spec",
+        lambda options, *args, **_: run_spec(options, *args),
+    )
     x = nn.Parameter(torch.linspace(-1, 2, 30, dtype=torch.float64))
     optimizer, iterates = optim.SGD([x], lr=0.2), []
     recorder = Recorder(tmp_path / "run", {"x": x}, optimizer, exact=exact)

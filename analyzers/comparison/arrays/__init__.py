@@ -1,0 +1,1 @@
+"""Arithmetic of the analyses in this package, on arrays."""

@@ -1,0 +1,197 @@
+"""Put the geometry and the scalars of several runs side by side."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from analyzers._engine.arrays.geometry import QUANTITIES
+from analyzers._engine.labels import describe
+from analyzers.comparison.run_list import as_runs, run_names
+from analyzers.comparison.settings import different_settings
+from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.path_geometry import DESCRIPTIONS, path_geometry
+from trajstore.format.arrays import DESCRIPTIONS as SCALARS
+from trajstore.format.arrays import STEP
+from trajstore.reading.accepts_path import RunLike
+from trajstore.reading.run import Run
+from trajstore.reading.target import TargetLike
+
+METRICS: Final = ("loss", "lr", "grad_norm", "update_norm")
+"""Scalars whose means are compared, where a run has recorded them."""
+
+DIFFERENCE: Final = "_difference"
+
+
+def compare(runs: Iterable[RunLike], *, reference: TargetLike = "final") -> xr.Dataset:
+    r"""Return the geometry of several runs by epoch, and its difference from the first run.
+
+    Parameters
+    ----------
+    runs : iterable of trajstore.Run, str or os.PathLike
+        The runs to compare, or the paths of their stores. Their lengths and their
+        architectures may differ.
+    reference : str, int, Run or mapping, default: "final"
+        The target x* of every run, as in `path_geometry`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy, float64, with units of 1 and the dimensions ``run`` and ``epoch``. Values are NaN
+        where a run has no such epoch.
+
+        - ``gamma``, ``rsi``, ``eb``, ``lolr`` and ``distance``: the means of `epoch_means`,
+          each with its standard error, its smallest and its largest step (``_stderr``,
+          ``_min``, ``_max``);
+        - for each of them, ``_difference``: its mean minus that of the first run in the same
+          epoch, with its standard error ``_difference_stderr``;
+        - ``loss``, ``lr``, ``grad_norm`` and ``update_norm``: means over the epoch, if at
+          least one run has recorded the scalar;
+        - ``n_steps``: the number of averaged steps, 0 without the epoch.
+
+        ``run`` holds the shortest ends of the paths that tell the runs apart. Settings that
+        differ between the runs are further coordinates: keys of ``Recorder(attrs=...)``, with
+        dots between the names of nested ones (the settings of ``traj-train`` have no prefix),
+        ``optimizer.class`` and its settings, ``recorder.seed`` and other options of the
+        recorder, and ``steps``, ``epochs``, ``parameters``, ``steps_per_epoch`` and
+        ``status``. A setting with the name of a variable ends in ``_setting``. Characters of
+        names other than letters, digits and ``_.+-`` become underscores.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, and in the cases that `path_geometry` lists.
+    KeyError, TypeError
+        In the cases that `path_geometry` lists.
+
+    Notes
+    -----
+    Epochs are compared by their numbers. The standard error of a difference is
+    :math:`\sqrt{s_1^2 + s_2^2}`, as for independent errors. Errors of runs that were recorded
+    with different seeds are independent. Runs recorded with the same seed share their random
+    signs; their errors agree as far as both the gradients and the residuals of the two runs do
+    at the same step, so differences of nearly equal runs are more precise than stated. A run
+    minus itself is exactly 0.
+
+    Examples
+    --------
+    >>> import analyzers
+    >>> compared = analyzers.compare([example_run, example_run])
+    >>> float(abs(compared.gamma_difference).max())
+    0.0
+    """
+    opened = as_runs(runs)
+    return compare_geometries(
+        opened, [path_geometry(run, reference=reference) for run in opened]
+    )
+
+
+def compare_geometries(
+    runs: Sequence[Run], geometries: Sequence[xr.Dataset]
+) -> xr.Dataset:
+    """Compare runs whose geometry is computed or opened already."""
+    parts = []
+    for run, geometry in zip(runs, geometries, strict=True):
+        means = epoch_means(geometry).drop_vars(["n_missing", "n_imprecise"])
+        # Epochs of damaged chunks are -1.
+        known = means.isel(epoch=means["epoch"].values >= 0)
+        parts.append(known.assign(_scalar_means(run)))
+    aligned = xr.align(*parts, join="outer")
+    found = dict.fromkeys(name for part in parts for name in part.data_vars)
+    empty = aligned[0]["gamma"] * np.nan
+    dataset = xr.concat(
+        [
+            part.assign({n: empty for n in found if n not in part}).drop_attrs()
+            for part in aligned
+        ],
+        "run",
+    )
+    dataset["n_steps"] = dataset["n_steps"].fillna(0)
+    dataset = dataset.assign(_differences(dataset, runs, geometries))
+    dataset = _described(dataset.assign_coords(run=np.array(run_names(runs), object)))
+    coordinates = {
+        (f"{name}_setting" if name in {*dataset.variables} else name): ("run", values)
+        for name, values in different_settings(runs).items()
+    }
+    references = dict.fromkeys(g.attrs["reference"] for g in geometries)
+    return dataset.assign_coords(coordinates).assign_attrs(
+        runs=[run.location for run in runs],
+        reference=", ".join(references),
+    )
+
+
+def _scalar_means(run: Run) -> dict[str, xr.DataArray]:
+    """Return the means of scalars over epochs, lazy."""
+    names = [name for name in METRICS if name in run.metrics]
+    steps = run.steps[names].drop_vars("window").chunk({STEP: 1 << 16})
+    steps = steps.drop_indexes(["epoch", "iteration"])
+    return {name: steps[name].groupby("epoch").mean().drop_attrs() for name in names}
+
+
+def _differences(
+    dataset: xr.Dataset, runs: Sequence[Run], geometries: Sequence[xr.Dataset]
+) -> dict[str, xr.DataArray]:
+    """Return the quantities minus those of the first run, with their standard errors."""
+    identities = [g.attrs["computed_from"] for g in geometries]
+    is_first = xr.DataArray(
+        [
+            run.location == runs[0].location and identity == identities[0]
+            for run, identity in zip(runs, identities, strict=True)
+        ],
+        dims="run",
+    )
+    variables = {}
+    for name in QUANTITIES:
+        value, stderr = dataset[name], dataset[f"{name}_stderr"]
+        difference = value - value.isel(run=0)
+        error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
+        variables[f"{name}{DIFFERENCE}"] = difference
+        variables[f"{name}{DIFFERENCE}_stderr"] = error.where(~is_first, 0 * error)
+    return variables
+
+
+def _described(dataset: xr.Dataset) -> xr.Dataset:
+    labels: dict[str, str | tuple[str, str]] = {}
+    for name, (long_name, definition) in DESCRIPTIONS.items():
+        mean = f"mean over the epoch: {long_name}"
+        labels |= {
+            name: (mean, definition),
+            f"{name}_min": (f"smallest step: {long_name}", definition),
+            f"{name}_max": (f"largest step: {long_name}", definition),
+            f"{name}{DIFFERENCE}": f"{name} minus that of the first run",
+        }
+    labels |= {
+        name: f"mean over the epoch: {SCALARS.get(name, (name, ''))[0]}"
+        for name in METRICS
+    }
+    return describe(dataset, labels | {"n_steps": "number of averaged steps"})
+
+
+def mid_run(compared: xr.Dataset) -> xr.Dataset:
+    """Average a comparison over the epochs of each run, without its first and last one."""
+    # The result has the dimension ``run``. A run of one or two epochs keeps all of them.
+    held = compared["n_steps"] > 0
+    order = held.cumsum("epoch")
+    last = held.sum("epoch")
+    inner = held & (order > 1) & (order < last)
+    used = inner.where(last > 2, held)
+    variables: dict[str, Any] = {}
+    for name in QUANTITIES:
+        variables |= _mean(compared, name, used)
+        variables |= _mean(compared, f"{name}{DIFFERENCE}", used & used.isel(run=0))
+    for name in METRICS:
+        if name in compared:
+            variables[name] = compared[name].where(used).mean("epoch")
+    return xr.Dataset(variables, attrs=compared.attrs)
+
+
+def _mean(
+    compared: xr.Dataset, name: str, used: xr.DataArray
+) -> dict[str, xr.DataArray]:
+    """Return the mean over the epochs in use, and its standard error, each (run,)."""
+    value = compared[name].where(used)
+    n = value.count("epoch")
+    variances = compared[f"{name}_stderr"].where(value.notnull()) ** 2
+    stderr = variances.sum("epoch") ** 0.5 / n.where(n > 0)
+    return {name: value.mean("epoch"), f"{name}_stderr": stderr}

@@ -1,0 +1,205 @@
+"""Draw runs side by side, their paths and their distances."""
+
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
+from analyzers._style import (
+    COLORS,
+    LINE_STYLES,
+    MARKERS,
+    UNSIGNED,
+    draw_legend,
+    new_axes,
+)
+
+PANELS: Final = {
+    "gamma": (r"$\gamma$", "cosine of gradient and $x - x^*$", False),
+    "gamma_difference": (
+        r"$\gamma - \gamma_1$",
+        "$\\gamma$ minus the first run",
+        False,
+    ),
+    "distance": ("$|x_k - x^*|$", "distance to $x^*$", False),
+    "loss": ("loss", "loss", True),
+    "rsi": ("RSI", "restricted secant inequality", True),
+    "eb": ("EB", "error bound", True),
+    "lolr": ("loLR", "locally optimal learning rate", False),
+    "lr": ("lr", "learning rate", False),
+}
+"""Label, title and whether the axis is logarithmic, by variable."""
+
+
+def compare(compared: xr.Dataset) -> Figure:
+    """Draw the quantities of several runs against the epoch, with a panel for each quantity.
+
+    Error bars show one standard error of the mean over an epoch. The last epoch of each run is
+    left out of panels whose quantities blow up near x*.
+
+    Parameters
+    ----------
+    compared : xarray.Dataset
+        As returned by `analyzers.compare`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure.
+    """
+    n_runs = compared.sizes["run"]
+    panels = [
+        Panel(
+            title=title,
+            ylabel=label,
+            curves=tuple(_curve(compared, i, name) for i in range(n_runs)),
+            needs="a run",
+            is_log=is_log,
+        )
+        for name, (label, title, is_log) in PANELS.items()
+        if name in compared and compared[name].notnull().any()
+    ]
+    return draw_panels(panels, n_columns=4)
+
+
+def _curve(compared: xr.Dataset, i: int, name: str) -> Curve:
+    """Return the curve of a variable of run number `i`."""
+    is_held = compared["n_steps"].values > 0
+    kept = np.flatnonzero(is_held[i])
+    # The last epoch ends at x*, so its quantities blow up.
+    if name not in {"loss", "lr", "distance"} and len(kept) > 1:
+        kept = kept[:-1]
+        if name.endswith("_difference"):
+            kept = np.intersect1d(kept, np.flatnonzero(is_held[0])[:-1])
+    chosen = compared.isel(run=i, epoch=kept)
+    stderr = chosen.get(f"{name}_stderr")
+    return Curve(
+        name_text(chosen["run"].item()),
+        chosen["epoch"].values,
+        chosen[name].values,
+        None if stderr is None else stderr.values,
+    )
+
+
+def path_pca(
+    path: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the paths of runs in the plane of their first two principal components.
+
+    A line joins the iterates of a run in the order of their steps. A circle marks its first
+    iterate, a star its final one, and a diamond a snapshot.
+
+    Parameters
+    ----------
+    path : xarray.Dataset
+        As returned by `analyzers.path_pca`, with at least two components.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of all lines. Default: a colour for each run.
+    label : str, optional
+        Text of the first run in the legend. Default: the names of the runs, if there are
+        several.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+
+    Raises
+    ------
+    ValueError
+        If `path` has only one component.
+    """
+    if path.sizes["component"] < 2:
+        raise ValueError(
+            "A map needs two components, and the dataset has one; compute it with "
+            "path_pca(runs, components=2)."
+        )
+    ax = new_axes(figsize=(6.0, 5.0)) if ax is None else ax
+    names = list(dict.fromkeys(path["run"].values.tolist()))
+    for i, name in enumerate(names):
+        own = path.isel(point=path["run"].values == name)
+        x, y = own["coordinate"].values[:, :2].T
+        chosen = color if color is not None else COLORS[i % len(COLORS)]
+        shown = name_text(name) if len(names) > 1 else None
+        if i == 0 and label is not None:
+            shown = drawable(label)
+        ax.plot(
+            *(x, y),
+            color=chosen,
+            linestyle=LINE_STYLES[i % len(LINE_STYLES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=3.0,
+            linewidth=1.0,
+            label=shown,
+        )
+        ax.plot(x[:1], y[:1], "o", color=chosen, markersize=7, fillstyle="none")
+        for kind, marker in {"final": "*", "snapshot": "d"}.items():
+            marked = own["kind"].values == kind
+            ax.plot(x[marked], y[marked], marker, color=chosen, markersize=9)
+    shares = path["explained_variance_ratio"].values
+    ax.set(
+        xlabel=f"first component, {shares[0]:.0%} of the variance",
+        ylabel=f"second component, {shares[1]:.0%}",
+        title="stored iterates in principal directions",
+    )
+    ax.set_aspect("equal", adjustable="datalim")
+    draw_legend(ax)
+    return ax
+
+
+def path_distances(
+    apart: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the distances of all pairs of iterates as an image.
+
+    Parameters
+    ----------
+    apart : xarray.Dataset
+        As returned by `analyzers.path_distances`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : str or matplotlib.colors.Colormap, optional
+        Colour map. Default: viridis.
+    label : str, optional
+        Label of the colour bar. Default: "distance".
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes(figsize=(6.0, 5.0)) if ax is None else ax
+    image = ax.imshow(apart["distance"].values, cmap=color or UNSIGNED, vmin=0)
+    text = "distance" if label is None else drawable(label)
+    ax.figure.colorbar(image, ax=ax, label=text)
+    names = apart["run"].values.tolist()
+    starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+    if len(starts) > 1:
+        for start in starts[1:]:
+            ax.axhline(start - 0.5, color="white", linewidth=0.8)
+            ax.axvline(start - 0.5, color="white", linewidth=0.8)
+        ax.set_yticks(starts, [name_text(names[i]) for i in starts], fontsize="small")
+    else:
+        every = range(0, len(names), max(1, len(names) // 6))
+        ax.set_yticks(every, [str(apart["step"].values[i]) for i in every])
+    every = range(0, len(names), max(1, len(names) // 6))
+    ax.set_xticks(every, [str(apart["other_step"].values[i]) for i in every])
+    ax.set(
+        xlabel="step",
+        ylabel="step" if len(starts) == 1 else "",
+        title="distances of iterates",
+    )
+    return ax

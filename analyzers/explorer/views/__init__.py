@@ -1,0 +1,1 @@
+"""Bokeh models of what a page shows; they compute nothing but colours and ranges."""

@@ -1,0 +1,98 @@
+"""
+Gamma, RSI, EB and the distance
+===============================
+
+The five quantities by epoch, two learning rates on the same axes, and the layers of a network.
+"""
+
+# %%
+# A perceptron learns scikit-learn's digits twice, with different learning rates.
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import trajstore
+from trajstore import analyzers
+
+plots = analyzers.plots
+digits = load_digits()
+images = torch.tensor(digits.data / 16, dtype=torch.float32)
+labels = torch.tensor(digits.target)
+folder = Path(tempfile.mkdtemp())
+epochs, n = 12, 28
+
+
+def train(path, lr):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh()),
+        *(nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10)),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    with trajstore.Recorder(
+        path, model, optimizer, steps_per_epoch=n, total_steps=epochs * n
+    ) as recorder:
+        for _ in range(epochs):
+            for batch in torch.randperm(n * 64).split(64):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+                loss.backward()
+                recorder.log(loss=loss)
+                optimizer.step()
+    return trajstore.open_run(path)
+
+
+runs = {lr: train(folder / f"lr-{lr}.zarr", lr) for lr in (0.02, 0.1)}
+means = {
+    lr: analyzers.epoch_means(analyzers.path_geometry(run)).compute()
+    for lr, run in runs.items()
+}
+
+# %%
+# All quantities of one run
+# -------------------------
+# Lines are means over the steps of an epoch, with the standard errors of the means. Bands reach from
+# the smallest to the largest value of a step. In the shaded epoch x* is part of the path.
+
+plots.path_geometry(means[0.02])
+
+# %%
+# Several runs on the same axes
+# -----------------------------
+# Functions that draw one pair of axes take ``ax=``, ``color=`` and ``label=``, and return the axes.
+
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+for ax, name in zip(axes, ("gamma", "lolr", "distance"), strict=True):
+    for lr, each in means.items():
+        plots.epoch_means(each, name, final="drop", ax=ax, label=f"lr {lr}")
+    ax.legend(frameon=False)
+
+# %%
+# Layers
+# ------
+# The same store has gamma of every layer. Crosses mark means that are smaller than two standard
+# errors.
+
+by_layer = analyzers.path_geometry(runs[0.02], layers=True)
+plots.layer_means(analyzers.epoch_means(by_layer).compute())
+
+# %%
+# Two steps of theory
+# -------------------
+# A :class:`~analyzers.plots.Panel` holds any curves of yours, and
+# :func:`~analyzers.plots.draw_panels` arranges panels like the figures of the papers. Here: gamma of
+# the run, and gamma of a random walk with steps of the same lengths.
+
+walk = analyzers.random_walk_gamma(runs[0.02]).groupby("epoch").mean()
+epoch = means[0.02].epoch.values[:-1]
+gamma = plots.Curve("run", epoch, means[0.02].gamma.values[:-1])
+null = plots.Curve("random walk", epoch, walk.values[:-1])
+panel = plots.Panel(
+    title="gamma and chance", ylabel="gamma", curves=(gamma, null), needs="a run"
+)
+plots.draw_panels([panel], n_columns=1)

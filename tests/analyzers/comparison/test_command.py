@@ -1,0 +1,73 @@
+"""Test ``traj-analyze compare``."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests.analyzers.geometry.seeded import Seeded
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def stores(trainings: Sequence[Seeded], tmp_path: Path) -> list[Path]:
+    """Return copies of three runs, next to which results may be written."""
+    chosen = [(0, 0), (1, 0), (0, 1)]
+    paths = []
+    for i, (training, seed) in enumerate(chosen):
+        path = tmp_path / f"{'abc'[i]}.zarr"
+        shutil.copytree(trainings[training].runs[seed].location, path)
+        paths.append(path)
+    return paths
+
+
+def test_tables_fit_eighty_columns(
+    stores: list[Path], traj_analyze: Callable[..., str]
+):
+    text = traj_analyze("compare", *stores)
+    report, _, paths = text.partition("Figures: ")
+    assert max(map(len, report.splitlines())) <= 80
+    rows = [line.split() for line in report.splitlines()]
+    assert ["2", "b.zarr", "96", "6", "9,610", "complete"] in rows
+    assert ["lr", "0.01", "0.011", "0.01"] in rows
+    assert ["recorder.seed", "0", "0", "1"] in rows
+    assert "Differences from run 1" in report
+    assert str(stores[0].with_suffix("")) + ".figures" in paths
+    figures = {path.name for path in (stores[0].parent / "a.figures").iterdir()}
+    assert figures == {"compare.png", "compare-paths.png"}
+    stored = xr.open_zarr(
+        stores[0].parent / "a.analysis.zarr", group="compare", consolidated=False
+    )
+    assert stored.run.values.tolist() == ["a.zarr", "b.zarr", "c.zarr"]
+    assert (stored.gamma_difference[0, :4] == 0).all()
+    assert np.isnan(stored.gamma[0, 4:]).all()
+
+
+def test_many_runs_are_split_into_tables(
+    stores: list[Path], traj_analyze: Callable[..., str]
+):
+    text = traj_analyze("compare", *[stores[i % 3] for i in range(7)])
+    report, _, _ = text.partition("Figures: ")
+    assert max(map(len, report.splitlines())) <= 80
+    assert sum(line.startswith("setting") for line in report.splitlines()) == 2
+    rows = [line.split() for line in report.splitlines()]
+    assert ["7", "a.zarr", "(3)", "64", "4", "9,610", "complete"] in rows
+
+
+def test_a_single_store_is_refused(stores: list[Path], refused: Callable[..., str]):
+    assert "needs two stores or more, got 1" in refused("compare", stores[0])
+
+
+def test_other_targets_are_compared(
+    stores: list[Path], traj_analyze: Callable[..., str]
+):
+    traj_analyze("compare", stores[0], stores[1], "--reference", "2", "--format", "svg")
+    stored = xr.open_zarr(
+        stores[0].parent / "a.analysis.zarr", group="compare", consolidated=False
+    )
+    assert stored.attrs["reference"] == "epoch 2"
+    assert (stores[0].parent / "a.figures" / "compare.svg").exists()

@@ -1,0 +1,2 @@
+from analyzers import *
+from analyzers import plots as plots
