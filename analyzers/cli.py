@@ -15,7 +15,7 @@ COMMANDS: Final = {
     ),
     "explore": Command(
         "analyzers.explorer.command:explore",
-        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+        "Write one HTML page that shows runs: path, geometry, layers, comparison, conditions.",
     ),
     "watch": Command(
         "analyzers.explorer.live.command:watch",
