@@ -232,12 +232,28 @@ def save_figure(
 
 def figures_directory(run: "Run") -> Path:
     """Create the directory for the figures of a run, and return its path."""
+    directory = _figures_path(run)
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def existing_figures(run: "Run") -> tuple[list[Path], list[Path]]:
+    """Return the PNG figures and the pages of a run that have been written."""
+    directory = _figures_path(run)
+    figures, pages = (
+        [store.inside(directory, path.name) for path in sorted(directory.glob(pattern))]
+        for pattern in ("[!.]*.png", "[!.]*.html")
+    )
+    return figures, pages
+
+
+def _figures_path(run: "Run") -> Path:
     # Figures of a remote run go to the working directory.
     directory = Path(store.sibling(run.location, ".figures"))
     if store.is_remote(run.location):
         directory = Path(store.name_of(store.sibling(run.location, ".figures")))
     # Nobody named this path, so a link there may lead anywhere.
-    store.inside(directory.parent, directory.name).mkdir(exist_ok=True)
+    store.inside(directory.parent, directory.name)
     return directory
 
 
