@@ -394,6 +394,15 @@ class Recorder:
         with self._closing():
             self._guard.run(self._close, steps, "complete")
 
+    def __repr__(self) -> str:
+        if self._steps is None:
+            return "<trajstore.Recorder of another rank>"
+        writer = self._session.writer
+        place = repr(writer.location) if writer else "of another rank"
+        state = "open" if self._is_open else "closed"
+        n_steps = self._steps.position.step
+        return f"<trajstore.Recorder {place}: {n_steps} steps, {state}>"
+
     def __enter__(self) -> Self:
         return self
 
