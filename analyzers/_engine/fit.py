@@ -24,7 +24,7 @@ the path to it: float32 then lacks more than one of its digits."""
 class Fit(NamedTuple):
     """Inner products of a window's vectors, and coefficients of v on the basis."""
 
-    # The vectors are, in order, the basis, v = target - anchor, and end of window - anchor.
+    # The vectors are, in order, the basis, v = target - anchor, and the advance.
     products: FloatArray  # float64 (layer, rank + 2, rank + 2)
     coefficients: FloatArray  # float64 (layer, rank)
 

@@ -206,6 +206,7 @@ def _with_displacements(
             v_dot_basis=parts.sum(residual[:, :rank], 0),
             v_probes=sums.part_probes,
             gram=parts.sum(gram, 0),
+            sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             collisions=collisions,
         )
     if run.spec.is_packed:
