@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import dask.base
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
@@ -40,7 +42,7 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
     distributed = sys.modules["distributed"]
     futures = client.compute(list(tasks))
     try:
-        with Progress() as progress:
+        with Progress(console=_console()) as progress:
             bar = progress.add_task(description, total=len(futures))
             for future in distributed.as_completed(futures):
                 future.result()
@@ -50,10 +52,19 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
         client.cancel(futures)
 
 
+def _console() -> Console:
+    """Return a console for a progress bar: in notebooks without ipywidgets, for plain text."""
+    # Without ipywidgets, rich would warn in a notebook, and show nothing.
+    console = Console()
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(force_jupyter=False, force_terminal=False)
+    return console
+
+
 @contextmanager
 def task_progress(description: str) -> Iterator[None]:
     """Show the progress of the tasks that are computed inside the block."""
-    with Progress(transient=False) as progress:
+    with Progress(console=_console()) as progress:
         bar = progress.add_task(description, total=None)
 
         def start(_graph: Any, state: dict[str, Any]) -> None:
