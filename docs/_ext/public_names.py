@@ -2,8 +2,8 @@
 
 import re
 from importlib import import_module
-from inspect import ismodule
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("trajstore", "analyzers")
@@ -31,9 +31,16 @@ def public_names() -> set[str]:
             names |= {
                 f"{module.__name__}.{name}"
                 for name in module.__all__
-                if not ismodule(getattr(module, name))
+                if not _is_module(module, name)
             }
     return names
+
+
+def _is_module(package: ModuleType, name: str) -> bool:
+    try:
+        return isinstance(getattr(package, name), ModuleType)
+    except ModuleNotFoundError:  # a function that needs a package of an extra
+        return False
 
 
 def documented_names() -> set[str]:
