@@ -119,8 +119,8 @@ class Writer:
         is_free = self._is_free()
         if not is_free and not resume:
             raise FileExistsError(
-                f"{self.location} exists already. A recording never overwrites another: "
-                "choose a new path, resume the recording, or delete it first."
+                f"{self.location} exists already. A recording does not overwrite another: "
+                "choose a new path, resume the recording, or delete it with overwrite=True."
             )
         if is_free and created is not None:
             raise FileNotFoundError(
