@@ -70,7 +70,7 @@ def _browser() -> Any:
 def take_picture(page: Path) -> None:
     """Save a picture of the upper part of a page."""
     with _browser() as browser:
-        browser.open(page.as_uri(), width=1200, height=1310)
+        browser.open(page.as_uri(), width=1200, height=1450)
         browser.run("new Promise(done => setTimeout(done, 500))")
         PICTURE.parent.mkdir(exist_ok=True)
         browser.picture(PICTURE, is_whole=False)
