@@ -439,6 +439,16 @@ def explorer_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trackers_table(results: dict[str, Any]) -> str:
+    """Return the table of the time of steps with trackers."""
+    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
+    for name, ratio in results["ratio"].items():
+        low, high = results["quartiles"][name]
+        steps = "every step" if name == "every 1" else f"{name} steps"
+        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {"numbers": numbers_table},
     "docs/accuracy.md": {"accuracy": accuracy_table},
@@ -467,6 +477,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
     "docs/null-models.md": {"null_models": null_models_table},
     "docs/sharpness.md": {"sharpness": sharpness_table},
+    "docs/trackers.md": {"trackers": trackers_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.gradients.arrays.segments import ZIGZAG, running_median, step_kinds
-from analyzers.gradients.segments import THRESHOLD, WINDOW
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,0 +1,136 @@
+"""Every snippet of the pages is executed, and every command that they show exists."""
+
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+SCRIPTS = {
+    "traj-analyze": "analyzers.cli",
+    "traj-store": "trajstore.cli.main",
+    "traj-train": "train.cli",
+}
+EXECUTED = {
+    "integrations": "tests/test_integrations_page.py",
+    "meaning": "docs/_ext/executed_pages.py",
+    "querying": "tests/test_docs.py",
+    "sharpness": "tests/test_docs.py",
+    "tangent-kernel": "tests/test_docs.py",
+    "tutorial": "docs/_ext/executed_pages.py",
+}
+"""Files that name the pages whose snippets they execute."""
+
+HERE = {"clusters", "deep-linear", "zigzag"}
+"""Pages whose first snippet is executed by this module."""
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+def test_a_test_executes_the_snippets_of_every_page():
+    pages = {page.stem for page in PAGES if snippets(page)}
+    assert pages == EXECUTED.keys() | HERE
+    for name, file in EXECUTED.items():
+        assert f"{name}.md" in (ROOT / file).read_text()
+
+
+def test_python_is_marked_as_python():
+    """Only marked blocks are executed."""
+    for page in PAGES:
+        text = re.sub(
+            r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE
+        )
+        indented = re.findall(
+            r"^    (import \w+|from \w+ import .*)$", text, re.MULTILINE
+        )
+        # Recipes for schedulers that no test can start.
+        untested = ("dask_jobqueue", "dask_kubernetes", "distributed")
+        assert [
+            line for line in indented if line.split()[1].split(".")[0] not in untested
+        ] == []
+
+
+def run_first_snippet(page: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(snippets(ROOT / f"docs/{page}.md")[0], page, "exec"), names)
+    return names
+
+
+def test_the_snippet_on_zigzags_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    shutil.copytree(example_run, tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    names = run_first_snippet("zigzag")
+    assert names["by_tensor"].sizes == {"step": 60, "layer": 4}
+    assert np.isfinite(names["lags"].cosine).all()
+
+
+def test_the_snippet_on_clusters_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    shutil.copytree(example_run, tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    names = run_first_snippet("clusters")
+    assert np.isfinite(names["geometry"].gamma.values[:-1]).all()
+    assert (tmp_path / "run.analysis.zarr").exists()
+
+
+def test_the_snippet_on_deep_linear_networks_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    from train.protocols.record import record
+    from train.workloads.catalogue import settings_of
+
+    monkeypatch.chdir(tmp_path)
+    settings = replace(settings_of("deep-linear-2"), max_steps=60, lr=0.1)
+    record(settings, Path("run.zarr"), exact=True)
+    names = run_first_snippet("deep-linear")
+    assert names["modes"].sizes["step"] == 61
+    assert float(names["largest"].max()) < 0.1
+
+
+def shown_commands() -> list[str]:
+    """Return the command lines of scripts in the pages and in README."""
+    lines = [
+        line.strip().removeprefix("$ ")
+        for page in [*PAGES, ROOT / "README.md"]
+        for line in re.findall(r"^(?:    |\$ ).+", page.read_text(), re.MULTILINE)
+    ]
+    return sorted({line for line in lines if line.split()[0] in SCRIPTS})
+
+
+def test_commands_and_options_of_the_pages_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("torch")
+    helps: dict[tuple[str, str], str] = {}
+    commands = shown_commands()
+    assert len(commands) >= 35
+    for line in commands:
+        script, command, *arguments = shlex.split(line, comments=True)
+        if command.startswith("-"):
+            continue
+        module = import_module(SCRIPTS[script])
+        assert command in module.COMMANDS, line
+        if (script, command) not in helps:
+            monkeypatch.setattr("sys.argv", [script, command, "--help"])
+            with pytest.raises(SystemExit, match="0"):
+                module.main()
+            helps[script, command] = capsys.readouterr().out
+        for argument in arguments:
+            if argument.startswith("--"):
+                option = argument.partition("=")[0]
+                assert re.search(rf"(?<!\S){option}\b", helps[script, command]), line
