@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module
+from inspect import ismodule
 from pathlib import Path
 from types import ModuleType
 
@@ -37,9 +38,10 @@ def public_names() -> set[str]:
 
 
 def _is_module(package: ModuleType, name: str) -> bool:
+    """Whether a name is a module; the libraries of some classes need not be installed."""
     try:
-        return isinstance(getattr(package, name), ModuleType)
-    except ModuleNotFoundError:  # a function that needs a package of an extra
+        return ismodule(getattr(package, name))
+    except ModuleNotFoundError:
         return False
 
 

@@ -4,27 +4,19 @@ Matrices are never formed: they are linear operators, whose products take a pass
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Final, Literal
 
 import xarray as xr
 from torch import Tensor, nn
 
-try:
-    import curvlinops
-except ModuleNotFoundError as error:
-    message = (
-        f"Curvature matrices need the package {error.name}, which is not installed. Run\n"
-        'pip install "trajstore[curvature]"'
-    )
-    raise ModuleNotFoundError(message, name=error.name) from error
-
 Kind = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
 
-OPERATORS: Final[dict[Kind, Any]] = {
-    "hessian": curvlinops.HessianLinearOperator,
-    "ggn": curvlinops.GGNLinearOperator,
-    "fisher": curvlinops.FisherMCLinearOperator,
-    "empirical-fisher": curvlinops.EFLinearOperator,
+OPERATORS: Final[dict[Kind, str]] = {
+    "hessian": "HessianLinearOperator",
+    "ggn": "GGNLinearOperator",
+    "fisher": "FisherMCLinearOperator",
+    "empirical-fisher": "EFLinearOperator",
 }
 
 
@@ -68,7 +60,8 @@ def curvature_matrix(
     if kind not in OPERATORS:
         raise ValueError(f"kind: expected one of {tuple(OPERATORS)}, got {kind!r}.")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return OPERATORS[kind](model, loss, parameters, batches, **options)
+    operator = getattr(_curvlinops(), OPERATORS[kind])
+    return operator(model, loss, parameters, batches, **options)
 
 
 def trace(matrix: Any, *, n_products: int = 60) -> float:
@@ -91,7 +84,7 @@ def trace(matrix: Any, *, n_products: int = 60) -> float:
     .. [1] E. N. Epperly, J. A. Tropp, R. J. Webber, "XTrace: Making the Most of Every Sample
        in Stochastic Trace Estimation", SIAM J. Matrix Anal. Appl., 2024, arXiv 2301.07825.
     """
-    return float(curvlinops.xtrace(matrix, n_products))
+    return float(_curvlinops().xtrace(matrix, n_products))
 
 
 def spectral_density(
@@ -121,7 +114,7 @@ def spectral_density(
     .. [1] V. Papyan, "Traces of Class/Cross-Class Structure Pervade Deep Learning Spectra",
        JMLR 21, 2020.
     """
-    grid, density = curvlinops.lanczos_approximate_spectrum(
+    grid, density = _curvlinops().lanczos_approximate_spectrum(
         matrix, n_products, num_points=n_points, num_repeats=n_draws
     )
     return xr.DataArray(
@@ -130,3 +123,15 @@ def spectral_density(
         ("eigenvalue",),
         "density",
     )
+
+
+def _curvlinops() -> Any:
+    """Import the optional package when a matrix is asked for."""
+    try:
+        return import_module("curvlinops")
+    except ModuleNotFoundError as error:
+        message = (
+            f"Curvature matrices need the package {error.name}, which is not installed. "
+            'Run\npip install "trajstore[curvature]"'
+        )
+        raise ModuleNotFoundError(message, name=error.name) from error
