@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo docs docs-output paper benchmarks public-codes scale slow kills no-torch clean
+.PHONY: test lint demo docs docs-output paper known-workloads benchmarks public-codes scale slow kills no-torch clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -39,6 +39,10 @@ docs-output: .venv/installed
 paper: .venv/installed
 	$(BIN)/traj-train sweep embedded --out runs
 	$(BIN)/traj-analyze paper --stores runs --out docs
+
+# What commands know of the workloads without importing torch.
+known-workloads: .venv/installed
+	$(BIN)/python -c "from train.workloads import catalogue, known; known.FILE.write_text(known.as_text(catalogue.known()))"
 
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"

@@ -37,6 +37,7 @@ from .gradients.lagged_gradients import lagged_gradients
 from .gradients.layers import zigzag_layers
 from .gradients.segments import zigzag_segments, zigzag_shares
 from .gradients.zigzag import zigzag
+from .trackers.send import log
 
 __all__ = [
     "adjacent_convexity",
@@ -59,6 +60,7 @@ __all__ = [
     "linear_modes",
     "linear_rate",
     "locally_optimal_lr",
+    "log",
     "margin",
     "mode_strength",
     "path_distances",

@@ -65,9 +65,17 @@ COMMANDS: Final = {
         "analyzers.curvature.commands:scale_invariance",
         "Cosine of every layer and its gradient, to find layers whose scale has no effect.",
     ),
+    "log": Command(
+        "analyzers.trackers.command:log",
+        "Send a run, its results and its figures to TensorBoard, W&B, MLflow or trackio.",
+    ),
     "figure": Command(
         "analyzers.no_wrong_turns.command:figure",
         'Draw a figure of "No Wrong Turns" from recorded runs.',
+    ),
+    "optimizers": Command(
+        "analyzers.optimizer_page.command:optimizers",
+        "Compare optimizers by geometry, conditions and sharpness, and test statements.",
     ),
     "paper": Command(
         "analyzers.no_wrong_turns.command:paper",

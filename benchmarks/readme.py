@@ -419,6 +419,36 @@ def public_codes_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def explorer_table(results: dict[str, Any]) -> str:
+    """Return the table of sizes and times of explorer pages."""
+    lines = [
+        "| page | steps | layers | size | written in | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        cells = [
+            name,
+            f"{row['steps']:,}",
+            str(row["layers"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['seconds to write']:.1f} s",
+            f"{row['seconds to open']:.1f} s",
+            str(row["complaints and requests"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trackers_table(results: dict[str, Any]) -> str:
+    """Return the table of the time of steps with trackers."""
+    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
+    for name, ratio in results["ratio"].items():
+        low, high = results["quartiles"][name]
+        steps = "every step" if name == "every 1" else f"{name} steps"
+        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {"numbers": numbers_table},
     "docs/accuracy.md": {"accuracy": accuracy_table},
@@ -429,6 +459,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "scale": scale_table,
     },
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
+    "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
@@ -446,6 +477,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
     "docs/null-models.md": {"null_models": null_models_table},
     "docs/sharpness.md": {"sharpness": sharpness_table},
+    "docs/trackers.md": {"trackers": trackers_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},
 }
 

@@ -46,7 +46,7 @@ def _check_name(arguments: list[str]) -> None:
     """If the workload is unknown, exit with one sentence that names similar workloads."""
     match arguments:
         case ["run" | "two-run", name, *_] if not name.startswith("-"):
-            workloads = import_module("train.workloads.catalogue").WORKLOADS
+            workloads = import_module("train.workloads.known").KNOWN
             if name in workloads:
                 return
             Console(stderr=True).print(

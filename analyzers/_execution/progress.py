@@ -11,6 +11,8 @@ from dask.delayed import Delayed
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
+from trajstore.cli.console import hides_progress, make_console
+
 
 def compute(tasks: Sequence[Delayed], description: str) -> None:
     """Compute tasks for their side effects, and show their progress."""
@@ -40,7 +42,7 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
     distributed = sys.modules["distributed"]
     futures = client.compute(list(tasks))
     try:
-        with Progress() as progress:
+        with _bars() as progress:
             bar = progress.add_task(description, total=len(futures))
             for future in distributed.as_completed(futures):
                 future.result()
@@ -50,10 +52,15 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
         client.cancel(futures)
 
 
+def _bars() -> Progress:
+    """Return progress bars on stderr, so that a command's output can be piped."""
+    return Progress(console=make_console(stderr=True), disable=hides_progress())
+
+
 @contextmanager
 def task_progress(description: str) -> Iterator[None]:
     """Show the progress of the tasks that are computed inside the block."""
-    with Progress(transient=False) as progress:
+    with _bars() as progress:
         bar = progress.add_task(description, total=None)
 
         def start(_graph: Any, state: dict[str, Any]) -> None:

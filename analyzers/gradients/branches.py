@@ -15,12 +15,11 @@ from analyzers.gradients.arrays.segments import (
     running_median,
     step_kinds,
 )
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 from analyzers.gradients.segments import (
     CRITERION,
     KIND_NAMES,
     SEGMENT_NAMES,
-    THRESHOLD,
-    WINDOW,
     check_criterion,
     check_smoothing,
     decreases,

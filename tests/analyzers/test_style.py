@@ -28,7 +28,7 @@ from analyzers._style import (
 )
 
 FIGURES = {"aiming", "alpha_beta", "compare_branches", "linear_modes", "path_geometry"}
-FIGURES |= {"draw_panels", "zigzag"}
+FIGURES |= {"compare", "draw_panels", "zigzag"}
 CLASSES = {"Curve", "Panel"}
 AXES = sorted({*plots.__all__} - FIGURES - CLASSES)
 
@@ -131,6 +131,28 @@ def lags() -> xr.Dataset:
     return xr.Dataset({n: ("lag", [0.5, 0.2]) for n in names}, {"lag": [1, 2]})
 
 
+def pca() -> xr.Dataset:
+    return xr.Dataset(
+        {
+            "coordinate": (("point", "component"), np.eye(3)[:, :2]),
+            "explained_variance_ratio": ("component", [0.7, 0.2]),
+        },
+        {
+            "run": ("point", ["a", "a", "a"]),
+            "kind": ("point", ["anchor", "anchor", "final"]),
+            "step": ("point", [0, 1, 2]),
+        },
+    )
+
+
+def apart() -> xr.Dataset:
+    points = {"step": ("point", [0, 1]), "run": ("point", ["a", "a"])}
+    others = {"other_step": ("other", [0, 1]), "other_run": ("other", ["a", "a"])}
+    return xr.Dataset(
+        {"distance": (("point", "other"), 1 - np.eye(2))}, points | others
+    )
+
+
 LINES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "condition_of_steps": condition,
     "convexity": lambda: (along(slack=[1.0, -1.0, 2.0]),),
@@ -139,6 +161,7 @@ LINES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "lag_curve": lambda: (lags(),),
     "mode_errors": lambda: (modes(),),
     "mode_trajectories": lambda: (modes(),),
+    "path_pca": lambda: (pca(),),
     "polyak_lojasiewicz": lambda: (bounds(),),
     "scale_invariance": lambda: (layers(cosine_max=[0.1, 1], cosine_rms=[0.1, 1]),),
     "segment_losses": lambda: (segments(),),
@@ -151,7 +174,8 @@ IMAGES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "zigzag_layers": lambda: (cosines(),),
 }
 OTHERS: Mapping[str, Callable[[], tuple[Any, ...]]] = {
-    "segment_shares": lambda: (segments(),)
+    "path_distances": lambda: (apart(),),
+    "segment_shares": lambda: (segments(),),
 }
 
 

@@ -27,6 +27,13 @@ def test_the_reference_has_every_public_name(monkeypatch: pytest.MonkeyPatch):
     assert public - documented == set()
 
 
+def test_modules_that_trajstore_offers_are_public(monkeypatch: pytest.MonkeyPatch):
+    names = extension("public_names", monkeypatch)
+    offered = names["modules_of_trajstore"]()
+    assert "trajstore.curvature" in offered
+    assert offered - {"trajstore.analyzers"} <= set(names["MODULES"])
+
+
 def test_names_in_the_reference_exist(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("torch")
     for name in extension("public_names", monkeypatch)["documented_names"]():

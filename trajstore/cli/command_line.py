@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trajstore.cli.console import make_console, printed_warnings
+from trajstore.cli.help_text import prepared, wrapped_help
 
 USAGE_ERROR: Final = 2
 """Exit status after wrong arguments, as argparse uses it."""
@@ -75,14 +76,16 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
         tyro.conf.CascadeSubcommandArgs,
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
+        tyro.conf.FlagCreatePairsOff,
     )
     function: Any = None
     try:
         module, _, name = command.target.partition(":")
         function = getattr(import_module(module), name)
-        with printed_warnings():
+        runnable = prepared(function)
+        with printed_warnings(), wrapped_help(arguments):
             tyro.cli(
-                function,
+                runnable,
                 prog=prog,
                 args=arguments,
                 config=config,

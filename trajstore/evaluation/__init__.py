@@ -1,7 +1,8 @@
 """Evaluate a model at points of a recorded run.
 
 `replay` computes the losses of the recorded batches at another point, `losses_between` the
-losses on a chord; `restored_state` leaves a model as it was after an evaluation in the middle
+losses on a chord, `losses_towards` those on the lines from iterates to a target, and
+`losses_on_plane` those on the plane in which the path lies best; `restored_state` leaves a model as it was after an evaluation in the middle
 of training.
 
 Imports `reading`, torch and xarray. Start reading with `replay`.

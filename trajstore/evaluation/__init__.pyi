@@ -1,3 +1,4 @@
+from .along_path import losses_on_plane, losses_towards
 from .chords import losses_between
 from .replaying import OtherTrainingError, replay
 from .restored_state import restored_state
@@ -7,6 +8,8 @@ __all__ = [
     "OtherTrainingError",
     "TrainingSetup",
     "losses_between",
+    "losses_on_plane",
+    "losses_towards",
     "replay",
     "restored_state",
 ]

@@ -19,8 +19,8 @@ from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
 from trajstore.store import writer as stored
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
-from trajstore.trackers import rows as reported
 from trajstore.trackers.reports import Reports
+from trajstore.trackers.rows import Rows, products_of
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow
 
@@ -221,7 +221,8 @@ class WriteQueue:
         self._writer.commit()
         if self._reports is not None and len(full) > 0:
             arrays, scalars = rows
-            self._reports.send(reported.Rows(full.first, arrays["tables"], scalars))
+            products = products_of(arrays["tables"], self._spec)
+            self._reports.send(Rows(full.first, products, scalars))
         if self._journal is not None and len(full) > 0:
             self._journal.discard(full.first)
 

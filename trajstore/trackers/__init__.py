@@ -1,10 +1,10 @@
 """Send what is recorded to experiment trackers.
 
-`Reporter` says where values go and how often. Sinks write to one tracker each: `TensorBoard`,
-`WeightsAndBiases`, `MLflow` and `Trackio`; anything with the methods of `Sink` is a sink too.
-`rows` turns recorded rows into values, and `reports` sends them in a thread of its own, so that
-neither training nor recording waits. This package needs neither torch nor a store, and imports
-a tracker's library only when its sink is used.
+`Reporter` says where values go and how often. Sinks write to one tracker each, in the modules
+`tensorboard`, `wandb`, `mlflow` and `trackio`, which import their libraries and are imported by
+`open_sink` only; anything with the methods of `Sink` is a sink too. `rows` turns recorded rows
+into values, and `reports` sends them in a thread of its own, so that neither training nor
+recording waits. This package needs neither torch nor a store.
 """
 
 import lazy_loader

@@ -1,16 +1,4 @@
-from .mlflow import MLflow
 from .reporter import Reporter, open_sink
 from .sink import Sink
-from .tensorboard import TensorBoard
-from .trackio import Trackio
-from .wandb import WeightsAndBiases
 
-__all__ = [
-    "MLflow",
-    "Reporter",
-    "Sink",
-    "TensorBoard",
-    "Trackio",
-    "WeightsAndBiases",
-    "open_sink",
-]
+__all__ = ["Reporter", "Sink", "open_sink"]

@@ -13,7 +13,6 @@ from trajstore.trackers.rows import (
     Rows,
     StepValues,
     chosen_layers,
-    last_squares,
     step_values,
 )
 from trajstore.trackers.sink import Sink
@@ -40,7 +39,7 @@ class Reports:
         *,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
-        self._spec, self._close_seconds = spec, close_seconds
+        self._close_seconds = close_seconds
         self._previous_sq: Any = None
         self._next = -1
         self._channels = [_Channel(reporter, spec, settings) for reporter in reporters]
@@ -54,7 +53,7 @@ class Reports:
             previous = self._previous_sq if rows.first == self._next else None
             for channel in self._channels:
                 channel.send(rows, previous)
-            self._previous_sq = last_squares(rows, self._spec)
+            self._previous_sq = rows.products["grad_sq"][-1].copy()
             self._next = rows.first + len(rows.scalars)
         except Exception as error:  # noqa: BLE001 - reports must not end a recording
             for channel in self._channels:
@@ -81,7 +80,7 @@ class _Channel:
         self, reporter: Reporter, spec: RunSpec, settings: Mapping[str, object]
     ) -> None:
         assert isinstance(reporter.to, Sink)
-        self._sink, self._every, self._spec = reporter.to, reporter.every, spec
+        self._sink, self._every, self._names = reporter.to, reporter.every, spec.names
         self._layers = chosen_layers(spec.names, reporter.layers)
         self._settings = settings
         self._queue: Queue[tuple[float, list[StepValues]] | None] = Queue(MAX_WAITING)
@@ -99,7 +98,7 @@ class _Channel:
             return
         found = step_values(
             rows,
-            self._spec,
+            self._names,
             every=self._every,
             layers=self._layers,
             previous_sq=previous_sq,

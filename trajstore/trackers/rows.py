@@ -19,6 +19,8 @@ LAYER_GROUP: Final = "layer_"
 
 WALL_TIME: Final = "wall_time"
 
+PRODUCTS: Final = ("grad_sq", "update_sq", "param_sq", "grad_dot_previous")
+
 
 class StepValues(NamedTuple):
     """Values of one step for trackers."""
@@ -34,9 +36,17 @@ class Rows(NamedTuple):
 
     first: int
     """Optimizer step of the first row."""
-    tables: Array
-    """Products by layer, float (step, layer, quantity)."""
+    products: Mapping[str, Array]
+    """Products by layer, each float (step, layer), by name; those of `PRODUCTS` that exist."""
     scalars: Sequence[Mapping[str, float]]
+
+
+def products_of(tables: Array, spec: RunSpec) -> dict[str, Array]:
+    """Return the products that `step_values` needs, of tables (step, layer, quantity)."""
+    columns = table_columns(spec)
+    return {
+        name: tables[..., columns[name].start] for name in PRODUCTS if name in columns
+    }
 
 
 def chosen_layers(names: Sequence[str], layers: bool | Sequence[str]) -> list[int]:
@@ -52,7 +62,7 @@ def chosen_layers(names: Sequence[str], layers: bool | Sequence[str]) -> list[in
 
 def step_values(
     rows: Rows,
-    spec: RunSpec,
+    names: Sequence[str],
     *,
     every: int,
     layers: Sequence[int],
@@ -64,8 +74,11 @@ def step_values(
     chosen = [i for i in range(len(rows.scalars)) if (rows.first + i) % every == 0]
     found = []
     for i in chosen:
-        before = _squares(rows.tables[i - 1], spec) if i else previous_sq
-        quantities = _quantities(rows.tables[i], before, spec)
+        products = {
+            name: values[i].astype(np.float64) for name, values in rows.products.items()
+        }
+        before = rows.products["grad_sq"][i - 1] if i else previous_sq
+        quantities = _quantities(products, before)
         scalars = rows.scalars[i]
         values = {
             f"{RUN_GROUP}/{name}": value
@@ -78,45 +91,29 @@ def step_values(
                 values[f"{RUN_GROUP}/{name}"] = float(quantities[name][-1])
         for name, by_layer in quantities.items():
             for layer in layers:
-                key = f"{LAYER_GROUP}{name}/{spec.names[layer]}"
+                key = f"{LAYER_GROUP}{name}/{names[layer]}"
                 values[key] = float(by_layer[layer])
         elapsed = scalars.get(WALL_TIME, 0.0)
         found.append(StepValues(rows.first + i, elapsed, values))
     return found
 
 
-def last_squares(rows: Rows, spec: RunSpec) -> Array:
-    """Return |g|^2 by layer of the last row, float64 (layer,)."""
-    return _squares(rows.tables[-1], spec)
-
-
-def _squares(table: Array, spec: RunSpec) -> Array:
-    return _column(table, "grad_sq", spec)
-
-
-def _column(table: Array, name: str, spec: RunSpec) -> Array:
-    column: Array = table[:, table_columns(spec)[name].start].astype(np.float64)
-    return column
-
-
 def _quantities(
-    table: Array, previous_sq: Array | None, spec: RunSpec
+    products: Mapping[str, Array], previous_sq: Array | None
 ) -> dict[str, Array]:
     """Return each quantity by layer, and of all layers as the last element."""
+    sums = {name: _with_sum(values) for name, values in products.items()}
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        grad_sq, update_sq = (
-            _with_sum(_column(table, name, spec)) for name in ("grad_sq", "update_sq")
-        )
-        found = {"grad_norm": np.sqrt(grad_sq), "update_norm": np.sqrt(update_sq)}
-        if "param_sq" in table_columns(spec):
-            param_sq = _with_sum(_column(table, "param_sq", spec))
-            found["update_ratio"] = np.sqrt(update_sq / param_sq)
-        product = _with_sum(_column(table, "grad_dot_previous", spec))
+        grad_norm, update_norm = np.sqrt(sums["grad_sq"]), np.sqrt(sums["update_sq"])
+        found = {"grad_norm": grad_norm, "update_norm": update_norm}
+        if "param_sq" in sums:
+            found["update_ratio"] = np.sqrt(sums["update_sq"] / sums["param_sq"])
         if previous_sq is not None:
-            cosine = product / (np.sqrt(grad_sq) * np.sqrt(_with_sum(previous_sq)))
-            found["adjacent_cosine"] = np.clip(cosine, -1, 1)
+            norms = grad_norm * np.sqrt(_with_sum(previous_sq.astype(np.float64)))
+            cosine = np.clip(sums["grad_dot_previous"] / norms, -1, 1)
+            found["adjacent_cosine"] = cosine
     return found
 
 
-def _with_sum(column: Array) -> Array:
-    return np.append(column, column.sum())
+def _with_sum(values: Array) -> Array:
+    return np.append(values, values.sum())

@@ -7,7 +7,7 @@ converts later. The buffers are three float32 vectors as long as the parameters 
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from trajstore.tracking.window_sums import EndedWindow, WindowSums
 
 # Rows of `StepBackend.frame`.
 DISPLACEMENT, ANCHOR = 0, 1
+
+FAR_BACK: Final = 8
+"""Probes of an anchor are computed again if it is this many times closer to 0 than to the one before."""
 
 
 class CodedAnchor(NamedTuple):
@@ -152,8 +155,9 @@ class Tracker:
         codes, scales, all_scales = self._code_displacement()
         self.anchor.add_(self._frame[DISPLACEMENT])
         self._past.append(codes, scales)
+        moved_sq = self._by_layer(self._products("move"))[:, 0]
         weights = tensor_weights(
-            (self._by_layer(self._products("move"))[:, 0] / self._sizes).sqrt(),
+            (moved_sq / self._sizes).sqrt(),
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
             self._sizes,
         )
@@ -166,6 +170,12 @@ class Tracker:
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_anchor_probes()
+        # A sum of probes lacks digits after a long way back; an accelerator would have to wait.
+        way_back = FAR_BACK**2 * self._by_layer(self._products("anchor")).sum()
+        if self.device.type == "cpu" and moved_sq.sum() > way_back:
+            self._frame[DISPLACEMENT].copy_(self.anchor)
+            self._anchor_probes.zero_()
+            self._add_anchor_probes()
         return CodedAnchor(
             self._placement.gather(codes),
             all_scales,

@@ -196,7 +196,7 @@ def test_help_shows_every_parameter_with_its_type():
     for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
     keywords = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert len(keywords) == 20
+    assert len(keywords) == 22
     assert all(p.default is not inspect.Parameter.empty for p in keywords)
     documented = inspect.getdoc(trajstore.Recorder)
     assert documented is not None

@@ -31,9 +31,12 @@ def recorded_losses(path: Path, to: Any) -> list[float]:
     return losses
 
 
-def test_mlflow_keeps_metrics_and_settings(tmp_path: Path):
+def test_mlflow_keeps_metrics_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)  # for artifacts
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     losses = recorded_losses(tmp_path / "run.zarr", f"mlflow:{uri}")
     client = mlflow.MlflowClient(uri)
@@ -78,7 +81,7 @@ def test_trackio_keeps_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    from trajstore.trackers import Trackio
+    from trajstore.trackers.trackio import Trackio
 
     project = f"test-{tmp_path.name}"
     losses = recorded_losses(tmp_path / "run.zarr", Trackio(project))
@@ -118,7 +121,7 @@ class FakeRun:
 
 def test_wandb_uses_a_run_that_is_open(tmp_path: Path):
     pytest.importorskip("wandb")
-    from trajstore.trackers import WeightsAndBiases
+    from trajstore.trackers.wandb import WeightsAndBiases
 
     run = FakeRun()
     losses = recorded_losses(tmp_path / "run.zarr", WeightsAndBiases(run=run))

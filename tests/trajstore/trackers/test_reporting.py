@@ -17,7 +17,7 @@ from tests.trajstore.trackers.lists import ListSink, train
 from trajstore.format.run_spec import RunSpec
 from trajstore.trackers import Reporter, open_sink
 from trajstore.trackers.reports import MAX_WAITING, Reports
-from trajstore.trackers.rows import Rows
+from trajstore.trackers.rows import PRODUCTS, Rows
 
 
 def values_of(path: Path) -> Mapping[str, Any]:
@@ -92,10 +92,8 @@ SPEC = RunSpec.from_json(
 
 
 def rows(first: int, n: int = 1) -> Rows:
-    from trajstore.format.arrays import n_columns
-
-    tables = np.ones((n, 1, n_columns(SPEC)), np.float32)
-    return Rows(first, tables, [{"loss": 1.0, "wall_time": 0.0}] * n)
+    products = {name: np.ones((n, 1), np.float32) for name in PRODUCTS}
+    return Rows(first, products, [{"loss": 1.0, "wall_time": 0.0}] * n)
 
 
 def test_a_slow_tracker_delays_nothing_and_says_so():

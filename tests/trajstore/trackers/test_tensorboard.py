@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import analyzers
 import trajstore
 from tests.trajstore.trackers.lists import train
-from trajstore.trackers import Reporter, TensorBoard
+from trajstore.trackers import Reporter
+from trajstore.trackers.tensorboard import TensorBoard
 
 
 def read(folder: Path) -> EventAccumulator:
