@@ -58,7 +58,7 @@ def test_the_page_of_a_script_has_every_command_and_option(
     page = names["command_page"]("traj-store", module)
     headings = re.findall(r"^## traj-store (\S+)$", page, re.MULTILINE)
     assert headings == list(module.COMMANDS)
-    assert re.search(r"^ +--stderr ", page, re.MULTILINE)
+    assert re.search(r"^[│ ]+--stderr ", page, re.MULTILINE)
     assert "usage: traj-store info" in page
 
 
