@@ -1,20 +1,27 @@
 """Print the report of a command and save its figures."""
 
+import json
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import tyro
 from rich.table import Table
 
+from trajstore import reading, store
 from trajstore.cli.console import make_console
-from trajstore.reading.results import results_location
-from trajstore.reading.run import Run
-from trajstore.store.location import inside, is_remote, name_of, sibling
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from trajstore.reading.run import Run
 
 MAX_ROWS: Final = 40
 """Largest number of table rows; a longer table shows every second, third, ... row."""
@@ -22,10 +29,15 @@ MAX_ROWS: Final = 40
 MAX_TEXT: Final = 40
 """Largest width of a text column, in characters; longer cells are folded."""
 
+METADATA: Final = {"png": "Comment", "pdf": "Keywords", "svg": "Keywords"}
+"""Metadata of a figure's file, by its format, that holds the key of the figure."""
+
+PACKAGE: Final = Path(__file__).parent
+
 DPI_RANGE: Final = (10, 600)
 """Smallest and largest resolution of figures; the tallest figure has 25,000 rows at 600."""
 
-Drawn = Figure | Axes
+Drawn: TypeAlias = "Figure | Axes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +65,52 @@ class FigureFiles:
 PNG: Final = FigureFiles()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where results, tables and figures go.
+
+    Parameters
+    ----------
+    format : {"png", "pdf", "svg"}, default: "png"
+        Format of the figures.
+    dpi : int, default: 150
+        Resolution of the figures in dots per inch; in pdf and svg, of images within them.
+    out : Path, optional
+        Directory for the figures, created if necessary. Default: RUN.figures.
+    json : bool, default: False
+        Print one JSON document instead of tables: what was computed, and where it lies.
+    """
+
+    format: Literal["png", "pdf", "svg"] = "png"
+    dpi: int = 150
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
+    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+
+    def __post_init__(self) -> None:
+        """Check the resolution."""
+        _ = self.files
+
+    @property
+    def files(self) -> FigureFiles:
+        """Format and resolution of the figures."""
+        return FigureFiles(format=self.format, dpi=self.dpi)
+
+
+TERMINAL: Final = Output()
+
+
 def report(
-    run: Run,
+    run: "Run",
     *parts: Table | str,
-    figures: Mapping[str, Drawn],
+    data: "xr.Dataset",
+    figures: "Mapping[str, Callable[[], Drawn]]",
+    drawn_from: "Sequence[xr.Dataset]" = (),
     groups: Sequence[str],
     name: str,
     example: str,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Print tables and notes, save figures, and say where the results of a run lie.
 
@@ -71,67 +121,139 @@ def report(
     *parts : Table or str
         Tables and notes, printed in this order and separated by empty lines; empty notes
         are left out. Notes are wrapped, so they should not contain paths.
-    figures : mapping of str to Figure or Axes
-        Figures to save and close, by file name without the extension.
+    data : xarray.Dataset
+        The numbers that the tables show, for the JSON document.
+    figures : mapping of str to callable
+        Functions that draw the figures to save, by file name without the extension. A file
+        that was drawn from the same data by the same code is kept.
+    drawn_from : sequence of xarray.Dataset
+        Datasets besides `data` that the figures show.
     groups : sequence of str
         Groups that hold the results. Python code that opens the first group is printed.
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    console = make_console()
-    for part in parts:
-        if part:
-            console.print(part)
-            console.print()
-    directory = figures_directory(run)
-    paths = [
-        save_figure(figure, inside(directory, f"{file}.{files.format}"), dpi=files.dpi)
-        for file, figure in figures.items()
-    ]
+    if not output.json:
+        console = make_console()
+        for part in parts:
+            if part:
+                console.print(part)
+                console.print()
+    directory = figures_directory(run) if output.out is None else output.out
+    directory.mkdir(parents=True, exist_ok=True)
+    key = _figure_key(run, output.files, [data, *drawn_from])
+    paths = []
+    for file, draw in figures.items():
+        path = store.inside(directory, f"{file}.{output.files.format}")
+        if not (path.is_file() and key.encode() in path.read_bytes()):
+            save_figure(draw(), path, dpi=output.files.dpi, key=key)
+        paths.append(path)
+    results = reading.results_location(run)
+    if output.json:
+        document = {
+            "run": run.location,
+            "results": results,
+            "groups": list(groups),
+            "figures": [str(path) for path in paths],
+            "notes": [part for part in parts if isinstance(part, str) and part],
+            **as_json(data),
+        }
+        make_console().print(json.dumps(document), soft_wrap=True)
+        return
     several = f"Figures: {directory}{os.sep}"
     say(f"Figure: {paths[0]}" if len(paths) == 1 else several)
-    say(f"Results: {results_location(run)}\nGroups: {', '.join(groups)}")
+    say(f"Results: {results}\nGroups: {', '.join(groups)}")
     _say_how_to_open(run, groups[0], name, example)
 
 
-def save_figure(drawn: Drawn, path: Path, *, dpi: int = PNG.dpi) -> Path:
+def _figure_key(run: "Run", files: FigureFiles, datasets: "list[xr.Dataset]") -> str:
+    """Return a hash of everything that figures depend on."""
+    newest = max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
+    digest = sha256(repr((run.location, files, newest)).encode())
+    for data in datasets:
+        for name, variable in data.variables.items():
+            values = variable.values
+            is_text = values.dtype.kind in "OU"
+            content = repr(values.tolist()).encode() if is_text else values.tobytes()
+            digest.update(repr((name, values.shape, variable.attrs)).encode() + content)
+        digest.update(repr(data.attrs).encode())
+    return digest.hexdigest()
+
+
+def as_json(data: "xr.Dataset") -> dict[str, Any]:
+    """Return coordinates, variables and attributes of a dataset as JSON values."""
+
+    def plain(value: Any) -> Any:
+        """Return a value without NumPy's types; numbers that are not finite become None."""
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value if isinstance(value, str | int | float | None) else str(value)
+
+    def described(variables: Mapping[Any, "xr.DataArray"]) -> dict[str, Any]:
+        return {
+            str(name): {
+                "dims": list(variable.dims),
+                "values": plain(variable.values),
+                "attrs": plain(variable.attrs),
+            }
+            for name, variable in variables.items()
+        }
+
+    return {
+        "coords": described(data.coords),
+        "variables": described(data.data_vars),
+        "attrs": plain(data.attrs),
+    }
+
+
+def save_figure(
+    drawn: "Drawn", path: Path, *, dpi: int = PNG.dpi, key: str = ""
+) -> Path:
     """Save a figure, or the figure of the given axes, close it, and return the path."""
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    assert isinstance(figure, Figure)
+    # The key is kept in the metadata of the file.
+    figure: Any = drawn if hasattr(drawn, "savefig") else drawn.figure
     # Another process may draw the same figure.
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(partial, dpi=dpi)
+    metadata = {METADATA[path.suffix.removeprefix(".")]: key} if key else None
+    figure.savefig(partial, dpi=dpi, metadata=metadata)
     partial.replace(path)
-    plt.close(figure)
+    # The figure exists, so pyplot is imported.
+    sys.modules["matplotlib.pyplot"].close(figure)
     return path
 
 
-def figures_directory(run: Run) -> Path:
+def figures_directory(run: "Run") -> Path:
     """Create the directory for the figures of a run, and return its path."""
     directory = _figures_path(run)
     directory.mkdir(exist_ok=True)
     return directory
 
 
-def existing_figures(run: Run) -> tuple[list[Path], list[Path]]:
+def existing_figures(run: "Run") -> tuple[list[Path], list[Path]]:
     """Return the PNG figures and the pages of a run that have been written."""
     directory = _figures_path(run)
     figures, pages = (
-        [inside(directory, path.name) for path in sorted(directory.glob(pattern))]
+        [store.inside(directory, path.name) for path in sorted(directory.glob(pattern))]
         for pattern in ("[!.]*.png", "[!.]*.html")
     )
     return figures, pages
 
 
-def _figures_path(run: Run) -> Path:
+def _figures_path(run: "Run") -> Path:
     # Figures of a remote run go to the working directory.
-    directory = Path(sibling(run.location, ".figures"))
-    if is_remote(run.location):
-        directory = Path(name_of(sibling(run.location, ".figures")))
+    directory = Path(store.sibling(run.location, ".figures"))
+    if store.is_remote(run.location):
+        directory = Path(store.name_of(store.sibling(run.location, ".figures")))
     # Nobody named this path, so a link there may lead anywhere.
-    inside(directory.parent, directory.name)
+    store.inside(directory.parent, directory.name)
     return directory
 
 
@@ -140,11 +262,11 @@ def say(text: str, *, stderr: bool = False) -> None:
     make_console(stderr=stderr).print(text, soft_wrap=True)
 
 
-def _say_how_to_open(run: Run, group: str, name: str, example: str) -> None:
+def _say_how_to_open(run: "Run", group: str, name: str, example: str) -> None:
     """Print Python code that opens a group of results."""
     call = f"{name} = xarray.open_zarr("
     say(
-        f"Open the first group with\n\nimport xarray\n{call}{results_location(run)!r}, group={group!r},"
+        f"Open the first group with\n\nimport xarray\n{call}{reading.results_location(run)!r}, group={group!r},"
     )
     say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
 

@@ -419,6 +419,26 @@ def public_codes_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def explorer_table(results: dict[str, Any]) -> str:
+    """Return the table of sizes and times of explorer pages."""
+    lines = [
+        "| page | steps | layers | size | written in | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        cells = [
+            name,
+            f"{row['steps']:,}",
+            str(row["layers"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['seconds to write']:.1f} s",
+            f"{row['seconds to open']:.1f} s",
+            str(row["complaints and requests"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def trackers_table(results: dict[str, Any]) -> str:
     """Return the table of the time of steps with trackers."""
     lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
@@ -439,6 +459,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "scale": scale_table,
     },
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
+    "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,

@@ -42,9 +42,15 @@ def _norm(name: str, width: int) -> Shapes:
 
 
 def write_run(
-    path: Path, *, n_params: int, n_steps: int, steps_per_epoch: int, bits: int = 65536
+    path: Path,
+    *,
+    n_params: int,
+    n_steps: int,
+    steps_per_epoch: int,
+    bits: int = 65536,
+    with_scalars: bool = False,
 ) -> int:
-    """Write a run, and return its number of windows."""
+    """Write a run, and return its number of windows; with all scalars, or the loss alone."""
     # Parameters follow a random walk whose steps the int8 code represents exactly; tables
     # are random. Values are inconsistent, but have the types and sizes of a real run.
     shapes = resnet18_shapes(n_params)
@@ -71,9 +77,11 @@ def write_run(
         writer.append_window(walk.window(c, start, spec))
         for first in range(start, stop, 2048):
             steps = np.arange(first, min(first + 2048, stop))
-            writer.steps.append(
-                _rows(steps, c, spec, rng), [{"loss": 0.1}] * len(steps)
-            )
+            rows = _rows(steps, c, spec, rng)
+            scalars = [{"loss": 0.1}] * len(steps)
+            if with_scalars:
+                scalars = _scalars(steps, n_steps, rows, spec)
+            writer.steps.append(rows, scalars)
             writer.commit()
     writer.write_final(lambda part: walk.point[part], status="complete")
     writer.commit()
@@ -110,6 +118,28 @@ class _Walk:
             probes=self.rng.standard_normal(spec.probes),
             keyframe=self.point if index % KEYFRAME_EVERY == 0 else None,
         )
+
+
+def _scalars(
+    steps: npt.NDArray[np.int64],
+    n_steps: int,
+    rows: dict[str, npt.NDArray[np.generic]],
+    spec: RunSpec,
+) -> list[dict[str, float]]:
+    """Return the scalars of rows: a falling loss, and the norms that follow from tables."""
+    columns, tables = table_columns(spec), rows["tables"]
+    squares = {
+        f"{name}_norm": tables[..., columns[table].start].sum(1, dtype=float)
+        for name, table in (("grad", "grad_sq"), ("update", "update_sq"))
+    }
+    noise = np.random.default_rng(int(steps[0])).standard_normal(len(steps))
+    loss = 2.0 * np.exp(-4.0 * steps / n_steps + 0.2 * noise)
+    values = {name: np.sqrt(square) for name, square in squares.items()}
+    values |= {"loss": loss, "lr": np.full(len(steps), 0.1), "wall_time": 0.01 * steps}
+    return [
+        {name: float(column[i]) for name, column in values.items()}
+        for i in range(len(steps))
+    ]
 
 
 def _rows(

@@ -4,6 +4,7 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -52,6 +53,12 @@ default_role = "py:obj"  # names in single backticks link to their page
 autodoc_typehints = "none"  # the docstrings say types
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
+# Optional packages that this environment lacks; their users are documented nevertheless.
+optional = (
+    *("accelerate", "curvlinops", "lightning", "mlflow", "pytorch_lightning"),
+    *("tensorboard", "trackio", "transformers", "wandb"),
+)
+autodoc_mock_imports = [name for name in optional if find_spec(name) is None]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -59,6 +66,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
     "filename_pattern": r"/plot_",
+    "within_subsection_order": "gallery_order.GalleryOrder",
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
@@ -80,4 +88,7 @@ mathjax_path = "tex-svg.js"  # formulas are shown without a network
 html_css_files = ["site.css"]
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_show_sphinx = False
+html_show_sourcelink = False
+html_copy_source = False
+pygments_dark_style = "monokai"
 html_theme_options = {"navigation_with_keys": True}

@@ -11,9 +11,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from xarray.backends import plugins
 
 from trajstore import open_run
 from trajstore.cli import main as cli
+from trajstore.reading.xarray_backend import TrajstoreBackend
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +69,9 @@ def test_snippets_of_the_page_on_querying_run(
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     monkeypatch.chdir(tmp_path)
+    # The entry point of a source tree is known only after it is installed again.
+    engines = {"trajstore": TrajstoreBackend(), **plugins.list_engines()}
+    monkeypatch.setattr(plugins, "list_engines", lambda: engines)
     text = (ROOT / "docs/querying.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 6

@@ -8,3 +8,7 @@ the traj-train command line. The packages are `workloads` (models on data sets, 
 Nothing here is meant to be imported by users, whose own ``train.py`` would hide this package.
 Imports `trajstore`, torch and scikit-learn, never `analyzers`. Start reading with `loop`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "sweep": Command("train.commands:sweep", "Record the missing runs of a sweep."),
     "replay": Command(
         "train.commands:replay",
-        "Evaluate the losses of the recorded batches at another point.",
+        "Evaluate the losses of the recorded batches at another point, or losses along the path.",
     ),
     "list": Command("train.commands:list_workloads", "List workloads and sweeps."),
 }
@@ -46,7 +46,7 @@ def _check_name(arguments: list[str]) -> None:
     """If the workload is unknown, exit with one sentence that names similar workloads."""
     match arguments:
         case ["run" | "two-run", name, *_] if not name.startswith("-"):
-            workloads = import_module("train.workloads.catalogue").WORKLOADS
+            workloads = import_module("train.workloads.known").KNOWN
             if name in workloads:
                 return
             Console(stderr=True).print(

@@ -5,33 +5,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
 
-from train.loop import train
-from train.protocols.branch import branch as train_branch
-from train.protocols.branch import branch_path, branch_training
-from train.protocols.record import is_complete, record, record_resumably
-from train.protocols.replay import losses_along
-from train.protocols.replay import replay as replay_batches
-from train.protocols.sweep import load_sweep, sweep_names
-from train.protocols.two_run import two_run as exact_geometry
+import train
+import trajstore
 from train.settings import Training
-from train.workloads.catalogue import WORKLOADS
-from trajstore.cli.console import make_console
+from train.workloads.known import KNOWN
+from trajstore import reading
+from trajstore.cli.console import make_console, progress
 from trajstore.format.attrs import BRANCH
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
-from trajstore.reading.results import replay_group, results_location, write_results
-from trajstore.reading.run import open_run
-from trajstore.reading.target import find_target, read_target
 
 ChosenTraining = Annotated[
     Training,
     tyro.conf.arg(
         constructor=tyro.extras.subcommand_type_from_defaults(
-            {name: workload.settings for name, workload in WORKLOADS.items()},
-            {name: workload.summary for name, workload in WORKLOADS.items()},
+            {name: workload.settings for name, workload in KNOWN.items()},
+            {name: workload.summary for name, workload in KNOWN.items()},
             prefix_names=False,
         )
     ),
@@ -68,10 +59,10 @@ def run(
         Epochs at the start of which other runs can branch off (see the branch command).
         Each epoch leaves a snapshot in the store and a checkpoint next to the store.
     """
-    record(
+    train.protocols.record.record(
         training,
         out,
-        partial(track, description="recording"),
+        partial(progress, description="recording"),
         updates=updates,
         exact=exact,
         sketch_bits=sketch_bits,
@@ -127,11 +118,14 @@ def branch(
     """
     if not lr_scale:
         raise ValueError("lr_scale: expected at least one factor, such as 0.1.")
-    parent = open_run(store)
-    paths = [branch_path(parent, at_epoch, scale, out) for scale in lr_scale]
+    parent = trajstore.open_run(store)
+    paths = [
+        train.protocols.branch.branch_path(parent, at_epoch, scale, out)
+        for scale in lr_scale
+    ]
     # Report the problems of all branches before training the first branch.
     for scale, path in zip(lr_scale, paths, strict=True):
-        branch_training(parent, at_epoch, scale, epochs)
+        train.protocols.branch.branch_training(parent, at_epoch, scale, epochs)
         if path.exists() or paths.count(path) > 1:
             raise FileExistsError(
                 f"{path} exists already, or was requested twice; choose another --out or "
@@ -140,18 +134,18 @@ def branch(
     overrides = {"data_dir": data_dir, "device": device}
     for scale, path in zip(lr_scale, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        train_branch(
+        train.protocols.branch.branch(
             parent,
             at_epoch,
             scale,
             path,
-            partial(track, description=f"learning rate times {scale:g}"),
+            partial(progress, description=f"learning rate times {scale:g}"),
             epochs=epochs,
             **{name: value for name, value in overrides.items() if value is not None},
         )
     make_console().print(
         f"Recorded {len(paths)} branches, starting from "
-        f"{open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
+        f"{trajstore.open_run(paths[0]).attrs[BRANCH]['start']}.\nNext: traj-analyze compare-branches {store} "
         f"{' '.join(map(str, paths))}",
         markup=False,
         soft_wrap=True,
@@ -186,9 +180,9 @@ def two_run(
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose a new path.")
     runs = iter(("first run", "second run"))
-    exact = exact_geometry(
-        lambda observe: train(
-            training, observe, partial(track, description=next(runs))
+    exact = train.protocols.two_run.two_run(
+        lambda observe: train.loop.train(
+            training, observe, partial(progress, description=next(runs))
         ),
         layers=layers,
         direction=direction,
@@ -243,14 +237,14 @@ def sweep(
     changes = {k: v for k, v in overrides.items() if v is not None}
     if measurements:
         changes |= {"measure_every": 100, "full_gradients": True}
-    plan = load_sweep(name, **changes)
+    plan = train.protocols.sweep.load_sweep(name, **changes)
     console = make_console()
     out.mkdir(parents=True, exist_ok=True)
     table = Table("run", "workload", "steps", "status", box=None, pad_edge=False)
     stores = [out / f"{planned.name}.zarr" for planned in plan.runs]
     # Report the problems of all runs before training the first run.
     are_complete = [
-        is_complete(planned.training, store)
+        train.protocols.record.is_complete(planned.training, store)
         for planned, store in zip(plan.runs, stores, strict=True)
     ]
     for i, planned in enumerate(plan.runs, 1):
@@ -258,13 +252,13 @@ def sweep(
         if not are_complete[i - 1]:
             status = "resumed" if store.exists() else "recorded"
             label = f"{planned.name} ({i} of {len(plan.runs)})"
-            record_resumably(
+            train.protocols.record.record_resumably(
                 planned.training,
                 store,
-                partial(track, description=label),
+                partial(progress, description=label),
                 updates=planned.updates or measurements,
             )
-        steps = f"{open_run(store).n_steps:,}"
+        steps = f"{trajstore.open_run(store).n_steps:,}"
         table.add_row(planned.name, planned.training.workload, steps, status)
     console.print(table)
     console.print(
@@ -304,44 +298,44 @@ def replay(
     data_dir : str, optional
         Directory of the data. Default: the directory of the run.
     """
-    recorded = open_run(store)
-    target = read_target(reference, recorded)
+    recorded = trajstore.open_run(store)
+    target = reading.read_target(reference, recorded)
     if lines or plane:
-        along = losses_along(
+        along = train.protocols.replay.losses_along(
             recorded,
             reference=target,
             lines=lines,
             plane=plane,
-            track=partial(track, description="evaluating"),
+            track=partial(progress, description="evaluating"),
             device=device,
             data_dir=data_dir,
         )
         for group, losses in along.items():
-            write_results(recorded, group, losses)
+            reading.write_results(recorded, group, losses)
         make_console().print(
-            f"Results: {results_location(recorded)}, groups {', '.join(along)}\n"
+            f"Results: {reading.results_location(recorded)}, groups {', '.join(along)}\n"
             f"Next: traj-analyze losses {store}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
         return
-    result = replay_batches(
+    result = train.protocols.replay.replay(
         recorded,
         reference=target,
-        track=partial(track, description="replaying"),
+        track=partial(progress, description="replaying"),
         device=device,
         data_dir=data_dir,
     )
-    group = replay_group(find_target(recorded, target))
-    write_results(recorded, group, result)
+    group = reading.replay_group(reading.find_target(recorded, target))
+    reading.write_results(recorded, group, result)
     n_known = int(result["reference_loss"].notnull().sum())
     make_console().print(
         f"Computed the losses of {n_known:,} of {recorded.n_steps:,} batches at "
         f"{result.attrs['reference']}: {result.attrs['method']}.\n"
         "Loss of all training data at that point: "
         f"{float(result['full_reference_loss']):.6g}\n"
-        f"Results: {results_location(recorded)}, group {group}\n"
+        f"Results: {reading.results_location(recorded)}, group {group}\n"
         f"Next: traj-analyze alpha-beta {store}",
         markup=False,
         highlight=False,
@@ -353,12 +347,12 @@ def list_workloads() -> None:
     """List workloads and sweeps."""
     console = make_console()
     table = Table("workload", "description", box=None, pad_edge=False)
-    for name, workload in WORKLOADS.items():
+    for name, workload in KNOWN.items():
         table.add_row(name, workload.summary)
     console.print(table)
     table = Table("sweep", "description", "runs", box=None, pad_edge=False)
-    for name in sweep_names():
-        plan = load_sweep(name)
+    for name in train.protocols.sweep.sweep_names():
+        plan = train.protocols.sweep.load_sweep(name)
         table.add_row(name, plan.summary, str(len(plan.runs)))
     console.print()
     console.print(table)

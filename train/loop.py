@@ -27,7 +27,8 @@ from train.scaling import scaled
 from train.schedules import learning_rate, weight_decay
 from train.settings import Training
 from train.sharpness import sharpness_of
-from train.workloads.catalogue import WORKLOADS, check_width
+from train.workloads.catalogue import WORKLOADS
+from train.workloads.known import check_width
 from train.workloads.tasks import Task
 from trajstore.evaluation.restored_state import restored_state
 from trajstore.evaluation.setup import Batch, on_device_of

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
+
+# Settings that may be absent, with the names of their values in the help.
+Count = Annotated[int | None, arg(metavar="INT")]
+Number = Annotated[float | None, arg(metavar="FLOAT")]
+Text = Annotated[str | None, arg(metavar="TEXT")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +108,7 @@ class Training:
 
     workload: Annotated[str, Suppress]
     data: Literal["true", "embedded"] = "true"
-    data_dir: str | None = None
+    data_dir: Text = None
     epochs: int
     batch_size: int
     optimizer: Literal[
@@ -122,20 +127,20 @@ class Training:
     ]
     lr: float
     weight_decay: float = 0.0
-    beta1: float | None = None
-    beta2: float | None = None
+    beta1: Number = None
+    beta2: Number = None
     schedule: Literal[
         "constant", "cosine", "last-epoch-tenth", "one-cycle", "decaying"
     ] = "constant"
     final_lr: float = 0.0
     warmup_epochs: int = 0
     warmup_fraction: float = 0.0
-    width: int | None = None
+    width: Count = None
     seed: int = 0
     control: Literal[
         "none", "random-labels", "label-noise", "noise-gradients", "random-walk"
     ] = "none"
-    clip: float | None = None
+    clip: Number = None
     full_batch: bool = False
     measure_every: int = 0
     full_gradients: bool = False
@@ -148,8 +153,8 @@ class Training:
     output_scale: float = 1.0
     as_published: bool = False
     record_samples: bool = False
-    max_steps: int | None = None
-    device: str | None = None
+    max_steps: Count = None
+    device: Text = None
     num_workers: int = 0
 
     def __post_init__(self) -> None:

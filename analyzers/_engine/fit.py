@@ -1,7 +1,7 @@
 """Regress target - anchor on the basis of each window, layer by layer."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,15 @@ from trajstore.reading.target import Target
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
+CANCELLING: Final = 16
+"""A displacement from a past anchor is not used where it is this many times shorter than a step of
+the path to it: float32 then lacks more than one of its digits."""
+
+
 class Fit(NamedTuple):
     """Inner products of a window's vectors, and coefficients of v on the basis."""
 
-    # The vectors are, in order, the basis, v = target - anchor, and end of window - anchor.
+    # The vectors are, in order, the basis, v = target - anchor, and the advance.
     products: FloatArray  # float64 (layer, rank + 2, rank + 2)
     coefficients: FloatArray  # float64 (layer, rank)
 
@@ -58,13 +63,42 @@ def window_products(
     return total + np.tril(total, -1).swapaxes(-1, -2)
 
 
-def fit(windows: range, parts: Sequence[FloatArray]) -> dict[int, Fit]:
+def fit(
+    windows: range, steps_sq: FloatArray, parts: Sequence[FloatArray]
+) -> dict[int, Fit]:
     """Add up the inner products of all parts, and fit every window."""
     products = np.sum(parts, axis=0)
-    return {c: fit_window(products[i]) for i, c in enumerate(windows)}
+    return {c: fit_window(products[i], steps_sq[i]) for i, c in enumerate(windows)}
 
 
-def fit_window(products: FloatArray) -> Fit:
-    """Regress target - anchor on the basis of one window."""
+def fit_window(products: FloatArray, steps_sq: FloatArray) -> Fit:
+    """Regress target - anchor on the basis of one window, given its row of `longest_steps`."""
+    # The recorder adds up displacements from past anchors step by step. Where much longer steps
+    # cancel, as after a blow-up that was taken back, rounding leaves different vectors here and
+    # there, so their products become 0. Estimates are unbiased for any basis.
     rank = products.shape[-1] - 2
+    squares = np.diagonal(products, axis1=-2, axis2=-1)[:, 1:rank]
+    unusable = 1 + np.flatnonzero((CANCELLING**2 * squares < steps_sq).any(0))
+    if len(unusable):
+        products = products.copy()
+        products[:, unusable] = products[:, :, unusable] = 0
     return Fit(products, regress(products[:, :rank, :rank], products[:, :rank, rank]))
+
+
+def longest_steps(run: Run, windows: range) -> FloatArray:
+    """Return |d|^2 of the longest steps in past displacements, (window, layer, displacement)."""
+    # Displacements from the anchors 1, 2, 4, ... windows earlier consist of that many steps d from
+    # anchor to anchor. NaN in the store says nothing against a displacement.
+    rank, n_layers = run.spec.basis, len(run.layout.names)
+    longest = np.zeros((len(windows), n_layers, max(0, rank - 1)))
+    if rank < 2:
+        return longest
+    first = max(0, windows.start - (1 << (rank - 2)))
+    arrival = run.stored.rows("references/arrival", slice(first, windows.stop))
+    squares = np.nan_to_num(arrival[:, :, 0].astype(np.float64), nan=0.0)
+    for i, c in enumerate(windows):
+        for j in range(rank - 1):
+            steps = range(max(1, c + 1 - (1 << j)), c + 1)
+            for step in steps:
+                longest[i, :, j] = np.maximum(longest[i, :, j], squares[step - first])
+    return longest

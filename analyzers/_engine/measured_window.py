@@ -172,6 +172,12 @@ def _with_displacements(
         probes = np.concatenate([probes, end.probes[None]])
     basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
     gram, v = inner[:, :rank, :rank], inner[:, rank]
+    # Vectors that the fit has left out of the basis have no products.
+    unused = np.diagonal(gram.sum(0)) == 0
+    if unused.any():
+        on_basis = np.where(unused, 0, on_basis)
+        pairs = zip(basis_probes, unused, strict=True)
+        basis_probes = [0 * p if is_unused else p for p, is_unused in pairs]
     # The residual is v minus its fit on the basis.
     residual = v - (inner[..., :rank] @ coefficients[..., None])[..., 0]
     explained = (coefficients * residual[:, :rank]).sum(-1)
@@ -200,6 +206,7 @@ def _with_displacements(
             v_dot_basis=parts.sum(residual[:, :rank], 0),
             v_probes=sums.part_probes,
             gram=parts.sum(gram, 0),
+            sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             collisions=collisions,
         )
     if run.spec.is_packed:

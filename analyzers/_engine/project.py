@@ -19,7 +19,12 @@ from analyzers._engine.arrays.collisions import (
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.energies import spread, uneven_weights, window_total
-from analyzers._engine.fit import Fit, fit_window, window_products
+from analyzers._engine.fit import (
+    Fit,
+    fit_window,
+    longest_steps,
+    window_products,
+)
 from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -45,7 +50,7 @@ class ResidualSums(NamedTuple):
     # w are the weights of the sketch.
     energy: FloatArray  # |v_perp / w|^2, float64 (layer,)
     crowd: FloatArray  # see `sketch_variance`, float64 (step, layer)
-    probes: FloatArray  # probes of v_perp and of end - anchor, float64 (2, probe)
+    probes: FloatArray  # probes of v_perp and of the advance, float64 (2, probe)
     # Probes of v_perp, float32 (part, probe); empty for a single part.
     part_probes: FloatArray
     # Product of v_perp with the sum of the window's gradients, and its variance, float64
@@ -97,9 +102,11 @@ def project(
         for c, vectors in walk(run, target, windows, whole_blocks):
             if c not in by_window:
                 continue
-            fit = (
-                fitted[c] if fits else fit_window(window_products(run, vectors, pieces))
-            )
+            if fits:
+                fit = fitted[c]
+            else:
+                [longest] = longest_steps(run, range(c, c + 1))
+                fit = fit_window(window_products(run, vectors, pieces), longest)
             sums = write_residual(
                 run,
                 c,
@@ -271,7 +278,7 @@ def _collisions(
     probes, layout = run.stored.probes, run.layout
     if not run.spec.is_packed:
         return no_collisions(probes.count)
-    f = run.stored.folded(vectors.end - vectors.anchor)
+    f = run.stored.folded(vectors.advance)
     return find_collisions(
         np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0),
         residual[0],
@@ -285,12 +292,12 @@ def _collisions(
 def _probe_end(
     run: Run, window: int, vectors: WindowVectors, rows: slice
 ) -> Float32Array:
-    """Return the probes of end - anchor in the last window, and zeros in other windows."""
-    # In other windows, end - anchor is the difference of two anchors with stored probes.
+    """Return the probes of the advance in the last window, and zeros in other windows."""
+    # In other windows, the advance is the difference of two anchors with stored probes.
     probes = run.stored.probes
     folded = np.zeros(probes.fold.width, np.float32)
     if window == run.n_windows - 1:
-        displacement = vectors.end - vectors.anchor
+        displacement = vectors.advance.copy()
         displacement[~np.isfinite(displacement)] = 0
         displacement = run.stored.folded(displacement)
         signed = probes.fold.signed_rows(displacement, rows.start)

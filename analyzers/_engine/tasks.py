@@ -28,7 +28,7 @@ from analyzers._engine.arrays.geometry import (
 )
 from analyzers._engine.combine import combine
 from analyzers._engine.exact import combine_exact, exact_sums
-from analyzers._engine.fit import fit, inner_products
+from analyzers._engine.fit import fit, inner_products, longest_steps
 from analyzers._engine.measured_window import needed_windows
 from analyzers._engine.project import project
 from analyzers._engine.rules import parts_of
@@ -133,7 +133,7 @@ def _fit_task(run: Run, target: Target, group: int) -> Delayed:
         task(partial(inner_products, run, target, windows, elements))
         for elements in slices(slice(0, run.layout.size), PART)
     ]
-    return task(partial(fit, windows), parts)
+    return task(partial(fit, windows, longest_steps(run, windows)), parts)
 
 
 def _exact_tasks(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from analyzers._engine.slices import slices
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
+from trajstore.sketch.deltas import n_codes
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -28,22 +29,26 @@ class WindowVectors(NamedTuple):
     """
 
     anchor: Float32Array
-    past: Sequence[Float32Array]  # earlier anchors that the basis contains
+    moves: Sequence[Float32Array]  # latest decoded differences of anchors, latest first
     target: Float32Array
-    end: Float32Array  # the next anchor, or the last iterate in the last window
+    # Displacement from the anchor to the next anchor, or to the last iterate in the last window.
+    advance: Float32Array
 
     def write(self, part: slice, out: Float32Array) -> None:
-        """Write the basis, target - anchor and end - anchor to `out`, (basis + 2, part)."""
-        # The basis consists of the anchor and its displacements from earlier anchors. An
-        # empty basis lacks the anchor as well.
-        anchor = self.anchor[part]
-        if len(out) > 2:
+        """Write the basis, target - anchor and the advance to `out`, (basis + 2, part)."""
+        # The basis consists of the anchor and its displacements from the anchors 1, 2, 4, ...
+        # windows earlier. An empty basis lacks the anchor as well. Displacements are sums of
+        # decoded differences, as in the recorder: the anchors themselves are rounded.
+        anchor, rank = self.anchor[part], len(out) - 2
+        if rank > 0:
             out[0] = anchor
-        for row, past in zip(out[1:], self.past, strict=False):
-            np.subtract(anchor, past[part], out=row)
+        for j in range(rank - 1):
+            earlier = [move[part] for move in self.moves[(1 << j) >> 1 : 1 << j]]
+            terms = [out[j], *earlier] if j > 0 else earlier
+            _sum(terms, out=out[j + 1])
         np.subtract(self.target[part], anchor, out=out[-2])
-        np.subtract(self.end[part], anchor, out=out[-1])
-        # Damaged elements of end - anchor may be replaced by any known numbers, such as 0.
+        out[-1] = self.advance[part]
+        # Damaged elements of the advance may be replaced by any known numbers, such as 0.
         if not np.isfinite(out[-1] @ out[-1]):
             out[-1][~np.isfinite(out[-1])] = 0
 
@@ -51,9 +56,9 @@ class WindowVectors(NamedTuple):
         """Return a part of every vector."""
         return WindowVectors(
             self.anchor[part],
-            [past[part] for past in self.past],
+            [move[part] for move in self.moves],
             self.target[part],
-            self.end[part],
+            self.advance[part],
         )
 
 
@@ -66,25 +71,32 @@ def walk(
     run: Run, target: Target, windows: range, elements: slice
 ) -> Iterator[tuple[int, WindowVectors]]:
     """Yield each window with its vectors over `elements`, which covers whole blocks."""
-    rank, last = run.spec.basis, run.n_windows - 1
+    n_moves, last = n_codes(run.spec.basis), run.n_windows - 1
     x = read_vector(target.read, elements)
-    first = min(past_windows(windows.start, rank), default=windows.start)
+    first = max(0, windows.start - max(0, n_moves - 1))
     until = min(windows.stop, last) + 1
     n = elements.stop - elements.start
-    # The buffers hold the anchors of consecutive windows: from the oldest window that the
-    # basis uses to the window after the current one. They are allocated once, because
-    # touching new memory costs more than the arithmetic.
-    reach = 1 << max(0, rank - 2)
-    buffers = [np.empty(n, run.stored.anchors.dtype) for _ in range(reach + 2)]
-    decoded = run.stored.anchors.decode_each(range(first, until), elements, buffers)
+    # One window is decoded ahead. Buffers are allocated once, because touching new memory costs
+    # more than the arithmetic.
+    dtype = run.stored.anchors.dtype
+    buffers = [np.empty(n, dtype) for _ in range(2)]
+    moves = [np.empty(n, np.float32) for _ in range(n_moves + 1)]
+    decoded = run.stored.anchors.decode_each(
+        range(first, until), elements, buffers, moves
+    )
     kept: dict[int, Float32Array] = {}
+    ahead = first
     for c in windows:
-        for ahead in range(max(kept, default=first - 1) + 1, min(c + 1, last) + 1):
+        while ahead <= min(c + 1, last):
             kept[ahead] = next(decoded)
-        past = [kept[p] for p in past_windows(c, rank)]
-        end = kept[c + 1] if c < last else _end_of_run(run, kept[c], elements)
-        yield c, WindowVectors(kept[c], past, x, end)
-        kept.pop(c - reach, None)
+            ahead += 1
+        if c < last:
+            advance = moves[(c + 1) % len(moves)]
+        else:
+            advance = _end_of_run(run, kept[c], elements) - kept[c]
+        recent = range(c, max(c - n_moves, 0), -1)
+        latest = [moves[w % len(moves)] for w in recent]
+        yield c, WindowVectors(kept.pop(c), latest, x, advance)
 
 
 def window_steps(run: Run, steps: slice) -> dict[int, slice]:
@@ -109,3 +121,13 @@ def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array
     if not run.has_final:
         return anchor
     return read_vector(partial(run.stored.vector, "final"), elements)
+
+
+def _sum(terms: Sequence[Float32Array], out: Float32Array) -> None:
+    """Write the sum of float32 vectors, added in turn, to `out`; 0 without terms."""
+    if not terms:
+        out[:] = 0
+    else:
+        out[:] = terms[0]
+    for term in terms[1:]:
+        out += term

@@ -20,6 +20,7 @@ from analyzers._engine.arrays.window_sums import (
     states,
 )
 from analyzers._engine.measured_window import Measured
+from analyzers._engine.rounding import Rounding, rounding_of
 from analyzers._engine.rules import Parts, take
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -85,7 +86,7 @@ def constrain_window(
                 }
             )
         start = _buffer_at_start(measured, rule, traced, parts, memory)
-        rounding = parts.sum(_rounding(measured, parts.sizes), 0)
+        rounding = rounding_of(measured, rule, parts)
         is_off = ~traced.holds if parts.are_layers else np.zeros(parts.count, bool)
         posterior = _posterior(measured, by_part, start, rounding, is_off)
         # A part whose sum does not fit is left to its probes.
@@ -94,17 +95,18 @@ def constrain_window(
             return None
         if is_off.any():
             posterior = _posterior(measured, by_part, start, rounding, is_off)
-        # Rounding errors add up like a random walk between two known ends.
         n = len(measured.products.value)
-        passed = np.arange(n + 1)[:, None] / n
-        bridge = n * rounding * passed * (1 - passed)
-        variance = displacement_variance(by_part, posterior) + bridge
+        along = [states(by_part, gain).displacement for gain in posterior.gains]
+        # The correction by the window's end takes back a part of the rounding errors.
+        passed = np.arange(n + 1.0)[:, None]
+        undone = along[0] * posterior.weights[0] * rounding.covariance(passed, n)
+        variance = displacement_variance(by_part, posterior)
+        variance = np.maximum(variance + rounding.variance(passed) - 2 * undone, 0)
         a = states(by_part, posterior.value)
         variance = np.where(is_off, np.inf, variance[:-1])
-        on_start = [states(by_part, gain).displacement[:-1] for gain in posterior.gains]
         mixed = -sum(
-            gain[:n] * along
-            for gain, along in zip(posterior.gains, on_start, strict=True)
+            gain[:n] * path[:-1]
+            for gain, path in zip(posterior.gains, along, strict=True)
         )
         return Constrained(
             by_part,
@@ -225,18 +227,11 @@ def _buffer_at_end(
     return Memory(buffer + parts.sum(explained, 0), np.maximum(variance, 0))
 
 
-def _rounding(measured: Measured, sizes: npt.NDArray[np.int64]) -> FloatArray:
-    """Return the variance that rounding the parameters adds to <a, v'> in a step, (layer,)."""
-    x_sq = measured.tables["param_sq"].mean(0)
-    variance: FloatArray = x_sq * measured.residual_sq / np.maximum(sizes, 1)
-    return UPDATE_RTOL**2 * variance
-
-
 def _posterior(
     measured: Measured,
     rule: Rule,
     start: Memory,
-    rounding: FloatArray,
+    rounding: Rounding,
     is_off: npt.NDArray[np.bool_],
 ) -> Posterior:
     """Constrain the rows of a window."""
@@ -249,7 +244,7 @@ def _posterior(
     coefficients = [gradient_of(rule, on_end, np.zeros(count))]
     sums = [displacement.value[-1]]
     sum_variance = [
-        np.where(is_off, np.inf, displacement.stderr[-1] ** 2 + n * rounding)
+        np.where(is_off, np.inf, displacement.stderr[-1] ** 2 + rounding.variance(n))
     ]
     if measured.total is not None:
         of_steps = np.arange(n + 2)[:, None] < n

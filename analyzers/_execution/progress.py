@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import dask.base
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
+
+from trajstore.cli.console import hides_progress, make_console
 
 
 def compute(tasks: Sequence[Delayed], description: str) -> None:
@@ -40,7 +44,7 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
     distributed = sys.modules["distributed"]
     futures = client.compute(list(tasks))
     try:
-        with Progress() as progress:
+        with _bars() as progress:
             bar = progress.add_task(description, total=len(futures))
             for future in distributed.as_completed(futures):
                 future.result()
@@ -50,10 +54,19 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
         client.cancel(futures)
 
 
+def _bars() -> Progress:
+    """Return progress bars on stderr, so that a command's output can be piped."""
+    console: Console = make_console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # Without ipywidgets, rich would warn in a notebook, and show nothing.
+        console = Console(force_jupyter=False, force_terminal=False)
+    return Progress(console=console, disable=hides_progress())
+
+
 @contextmanager
 def task_progress(description: str) -> Iterator[None]:
     """Show the progress of the tasks that are computed inside the block."""
-    with Progress(transient=False) as progress:
+    with _bars() as progress:
         bar = progress.add_task(description, total=None)
 
         def start(_graph: Any, state: dict[str, Any]) -> None:

@@ -1,19 +1,22 @@
 """Sub-command that compares several runs."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import store_result
-from analyzers._reporting import PNG, Drawn, FigureFiles, make_table, report
-from analyzers.comparison import plots
-from analyzers.comparison.compare import compare_geometries, mid_run
-from analyzers.comparison.path_distances import path_distances
-from analyzers.comparison.path_pca import path_pca
-from analyzers.geometry.average_of_epochs import read_reference
-from analyzers.geometry.stored import store_geometry
-from trajstore.reading.run import Run, open_run
+import analyzers
+import trajstore
+from analyzers import _execution, comparison, geometry
+from analyzers._reporting import TERMINAL, Drawn, Output, make_table, report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import xarray as xr
+
+    from trajstore.reading.run import Run
 
 GROUP = "compare"
 """Name of the group and of the figure of a comparison."""
@@ -29,7 +32,7 @@ def compare(
     stores: Positional[tuple[str, ...]],
     *,
     reference: str = "final",
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Compare the geometry of several runs, with the settings in which they differ.
 
@@ -44,8 +47,8 @@ def compare(
     reference : str, default: "final"
         The target of every run: final, the name of a snapshot, the number of an epoch,
         mean:10:20, or the path or URL of another store, for its final iterate.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
 
     Raises
     ------
@@ -57,14 +60,20 @@ def compare(
             f"A comparison needs two stores or more, got {len(stores)}; "
             "traj-analyze geometry measures a single run."
         )
-    runs = [open_run(store) for store in stores]
+    runs = [trajstore.open_run(store) for store in stores]
     geometries = [
-        store_geometry(run, reference=read_reference(reference, run)) for run in runs
+        analyzers.store_geometry(run, reference=geometry.read_reference(reference, run))
+        for run in runs
     ]
-    compared = store_result(runs[0], GROUP, compare_geometries(runs, geometries))
-    figures: dict[str, Drawn] = {GROUP: plots.compare(compared)}
+    compared = _execution.store_result(
+        runs[0], GROUP, comparison.compare_geometries(runs, geometries)
+    )
+    figures: dict[str, Callable[[], Drawn]] = {
+        GROUP: lambda: analyzers.plots.compare(compared)
+    }
+    shown = [compared]
     parts: list[Table | str] = [_run_table(runs, compared), *_setting_tables(compared)]
-    middle = mid_run(compared)
+    middle = comparison.mid_run(compared)
     parts += [
         "Means without the first and the last epoch of each run:",
         _middle_table(middle),
@@ -72,21 +81,24 @@ def compare(
         _difference_table(middle),
     ]
     if all(run.layout == runs[0].layout for run in runs):
-        path = path_pca(runs, components=2).load()
-        figures[f"{GROUP}-paths"] = plots.path_pca(path)
+        path = analyzers.path_pca(runs, components=2).load()
+        shown.append(path)
+        figures[f"{GROUP}-paths"] = lambda: analyzers.plots.path_pca(path)
         parts += ["Distances of the last stored iterates:", *_distance_tables(runs)]
     report(
         runs[0],
         *parts,
+        data=compared,
+        drawn_from=shown,
         figures=figures,
-        files=files,
+        output=output,
         groups=[GROUP],
         name="compared",
         example="compared.gamma_difference.values",
     )
 
 
-def _run_table(runs: list[Run], compared: xr.Dataset) -> Table:
+def _run_table(runs: "list[Run]", compared: "xr.Dataset") -> Table:
     table = make_table(
         "", "run", "steps", "epochs", "parameters", "status", text=["run", "status"]
     )
@@ -102,7 +114,7 @@ def _run_table(runs: list[Run], compared: xr.Dataset) -> Table:
     return table
 
 
-def _setting_tables(compared: xr.Dataset) -> list[Table]:
+def _setting_tables(compared: "xr.Dataset") -> list[Table]:
     """Return the settings that differ, with a column per run; the first table names the runs."""
     listed = {"steps", "epochs", "parameters", "status"}
     names = [
@@ -131,7 +143,7 @@ def _value(value: object) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
-def _middle_table(middle: xr.Dataset) -> Table:
+def _middle_table(middle: "xr.Dataset") -> Table:
     metrics = [name for name in ("loss", "lr") if name in middle]
     table = make_table("", "gamma", "RSI", "EB", "loLR", "distance", *metrics)
     for i in range(middle.sizes["run"]):
@@ -145,7 +157,7 @@ def _middle_table(middle: xr.Dataset) -> Table:
     return table
 
 
-def _difference_table(middle: xr.Dataset) -> Table:
+def _difference_table(middle: "xr.Dataset") -> Table:
     table = make_table("", "gamma", "RSI", "EB", "loLR", "distance")
     for i in range(1, middle.sizes["run"]):
         of_run = {str(k): v.item() for k, v in middle.isel(run=i).items()}
@@ -159,9 +171,9 @@ def _difference_table(middle: xr.Dataset) -> Table:
     return table
 
 
-def _distance_tables(runs: list[Run]) -> list[Table]:
+def _distance_tables(runs: "list[Run]") -> list[Table]:
     """Return the distances of the last stored iterates of all pairs of runs."""
-    apart = path_distances(runs).load()
+    apart = analyzers.path_distances(runs).load()
     last = [
         int(np.flatnonzero(apart["run"].values == name)[-1])
         for name in dict.fromkeys(apart["run"].values.tolist())

@@ -1,48 +1,28 @@
 """Sub-command that draws the losses along a path."""
 
-from collections.abc import Mapping
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._reporting import PNG, Drawn, FigureFiles, make_table, report
-from analyzers.comparison import plots
-from analyzers.comparison.path_pca import path_pca
-from trajstore.reading.results import LINES, PLANE, results_location
-from trajstore.reading.run import Run, open_run
-from trajstore.reading.stored_results import (
-    ExpectedArray,
-    open_arrays,
-    read_attributes,
-    read_metadata,
-)
+import analyzers
+import trajstore
+from analyzers import comparison
+from analyzers._reporting import TERMINAL, Drawn, Output, make_table, report
+from trajstore.format.attrs import LINES, PLANE
 
-MAX_LENGTH: Final = 4096
-"""Largest length of a dimension of losses."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-VARIABLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    LINES: {
-        "loss": ("epoch", "fraction"),
-        "fraction": ("fraction",),
-        "epoch": ("epoch",),
-    },
-    PLANE: {
-        "loss": ("second", "first"),
-        "first": ("first",),
-        "second": ("second",),
-        "explained_variance_ratio": ("component",),
-        **dict.fromkeys(
-            ("point_loss", "projected_loss", "point_first", "point_second"), ("point",)
-        ),
-    },
-}
-"""Dimensions of the variables of each group, all float64."""
+    import xarray as xr
+
+    from trajstore.reading.run import Run
+
+GROUPS: Final = (LINES, PLANE)
 
 
-def losses(store: Positional[str], *, files: FigureFiles = PNG) -> None:
+def losses(store: Positional[str], *, output: Output = TERMINAL) -> None:
     """Draw the losses on lines to a target and on the plane of a path.
 
     Needs losses that traj-train replay RUN --lines or --plane 15 has evaluated. Figures go to
@@ -52,35 +32,40 @@ def losses(store: Positional[str], *, files: FigureFiles = PNG) -> None:
     ----------
     store : str
         Path or URL of the trajectory store.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where tables and figures go.
     """
-    run = open_run(store)
+    run = trajstore.open_run(store)
     found = _found(run, store)
-    figures: dict[str, Drawn] = {}
+    path = analyzers.path_pca(run).compute() if PLANE in found else None
+    figures: dict[str, Callable[[], Drawn]] = {}
     parts: list[Table | str] = []
     if LINES in found:
-        figures[LINES] = plots.losses_towards(found[LINES])
+        figures[LINES] = partial(analyzers.plots.losses_towards, found[LINES])
         parts.append(_lines(found[LINES]))
     if PLANE in found:
-        path = path_pca(run).compute()
-        figures[PLANE] = plots.losses_on_plane(found[PLANE], path)
+        figures[PLANE] = partial(analyzers.plots.losses_on_plane, found[PLANE], path)
         parts.append(_plane_note(found[PLANE]))
+    first, *others = found.values()
     report(
         run,
         *parts,
+        data=first,
+        drawn_from=others if path is None else [*others, path],
         figures=figures,
-        files=files,
+        output=output,
         groups=[*found],
         name="losses",
         example="losses.loss.values",
     )
 
 
-def _found(run: Run, store: str) -> dict[str, xr.Dataset]:
+def _found(run: "Run", store: str) -> "dict[str, xr.Dataset]":
     """Return the losses next to a run, by group; raise a FileNotFoundError without any."""
     found = {
-        group: data for group in VARIABLES if (data := _read(run, group)) is not None
+        group: data
+        for group in GROUPS
+        if (data := comparison.read_losses(run, group)) is not None
     }
     if not found:
         raise FileNotFoundError(
@@ -90,39 +75,7 @@ def _found(run: Run, store: str) -> dict[str, xr.Dataset]:
     return found
 
 
-def _read(run: Run, group: str) -> xr.Dataset | None:
-    """Read a group of losses; None if the run has none."""
-    location = results_location(run)
-    attributes = read_attributes(location, group)
-    if attributes is None:
-        return None
-    sizes: dict[str, int] = {}
-    for name, dims in VARIABLES[group].items():
-        shape = read_metadata(location, f"{group}/{name}").get("shape", ())
-        for dim, length in zip(dims, shape, strict=False):
-            is_valid = type(length) is int and 0 < length <= MAX_LENGTH
-            sizes.setdefault(dim, length if is_valid else 0)
-    expected = {
-        name: ExpectedArray(tuple(sizes.get(dim, 0) for dim in dims))
-        for name, dims in VARIABLES[group].items()
-    }
-    arrays = open_arrays(location, group, expected)
-    if arrays is None:
-        return None
-    values = {
-        name: (dims, np.asarray(arrays[name][:]))
-        for name, dims in VARIABLES[group].items()
-    }
-    data = xr.Dataset(values).set_coords(
-        [name for name in ("epoch", "fraction", "first", "second") if name in values]
-    )
-    if group == PLANE:
-        apart = abs(data["point_loss"] - data["projected_loss"])
-        data.attrs["projection_error"] = float(apart.max())
-    return data
-
-
-def _lines(found: xr.Dataset) -> Table:
+def _lines(found: "xr.Dataset") -> Table:
     """Return a table of losses at the iterates, halfway and at the target."""
     table = make_table("epoch", "at the iterate", "largest", "at x*")
     for i, epoch in enumerate(found["epoch"].values):
@@ -133,7 +86,7 @@ def _lines(found: xr.Dataset) -> Table:
     return table
 
 
-def _plane_note(found: xr.Dataset) -> str:
+def _plane_note(found: "xr.Dataset") -> str:
     share = float(found["explained_variance_ratio"].sum())
     return (
         f"The plane shows {share:.1%} of the variance of the stored iterates. Losses of "

@@ -13,15 +13,13 @@ import xarray as xr
 
 from analyzers._engine.labels import describe
 from analyzers.conditions.arrays import NO_STEP, Steps, feasible, smallest_margin
+from analyzers.conditions.defaults import MIN_GAP
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 Datasets = xr.Dataset | Iterable[xr.Dataset]
-
-MIN_GAP: Final = 0.1
-"""Smallest allowed alpha - beta, as in the paper's experiments."""
 
 SOURCE: Final = (
     "R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, 'Loss Landscape Characterization of "

@@ -1,27 +1,26 @@
 """Commands for the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import store_result
-from analyzers._reporting import PNG, FigureFiles, make_table, report, shown_rows
-from analyzers.conditions import plots
-from analyzers.conditions.aiming import aiming as measure_aiming
-from analyzers.conditions.alpha_beta import MIN_GAP, feasible_set, margin, smallest_beta
-from analyzers.conditions.alpha_beta import alpha_beta as measure_alpha_beta
-from analyzers.conditions.polyak_lojasiewicz import polyak_lojasiewicz as measure_pl
-from analyzers.geometry.average_of_epochs import read_reference
-from analyzers.geometry.losses import replayed
-from trajstore.reading.results import target_slug
-from trajstore.reading.run import open_run
-from trajstore.store.location import name_of
+import analyzers
+import trajstore
+from analyzers import _execution, geometry
+from analyzers._reporting import TERMINAL, Output, make_table, report, shown_rows
+from analyzers.conditions.defaults import MIN_GAP
+from trajstore import reading
+from trajstore import store as storage
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
 
 GRID: Final = 200
 """Number of grid points in each direction of the figure."""
@@ -41,7 +40,7 @@ def alpha_beta(
     reference: str = "final",
     optimal_loss: float = 0.0,
     min_gap: float = MIN_GAP,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Pairs (alpha, beta) for which the alpha-beta condition holds at every step.
 
@@ -60,39 +59,51 @@ def alpha_beta(
         Lower bound of the losses of all batches.
     min_gap : float, default: 0.1
         Smallest allowed alpha - beta.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    runs = [open_run(store) for store in stores]
+    runs = [trajstore.open_run(store) for store in stores]
     datasets = []
     slug = ""
     for run in runs:
-        target = read_reference(reference, run)
-        found = measure_alpha_beta(run, reference=target, optimal_loss=optimal_loss)
-        slug = target_slug(found.attrs["reference"])
-        datasets.append(store_result(run, f"alpha-beta-{slug}", found))
-    stricter, pairs, looser = (
-        feasible_set(datasets, min_gap=min_gap, n_stderr=n) for n in (-1, 0, 1)
+        target = geometry.read_reference(reference, run)
+        found = analyzers.alpha_beta(run, reference=target, optimal_loss=optimal_loss)
+        slug = reading.target_slug(found.attrs["reference"])
+        datasets.append(_execution.store_result(run, f"alpha-beta-{slug}", found))
+    bounds = stricter, pairs, looser = tuple(
+        analyzers.feasible_set(datasets, min_gap=min_gap, n_stderr=n)
+        for n in (-1, 0, 1)
     )
-    store_result(runs[0], f"feasible-{slug}", pairs)
-    alpha, beta = _grid(pairs, min_gap)
-    margins = margin(datasets, alpha, beta)
-    boundaries = [smallest_beta(s, alpha) for s in (stricter, pairs, looser)]
-    figure = plots.alpha_beta(datasets, margins, pairs, boundaries)
+    _execution.store_result(runs[0], f"feasible-{slug}", pairs)
     report(
         runs[0],
         *_pairs(pairs, stricter, looser),
         _missing_steps(pairs),
-        figures={f"alpha-beta-{slug}": figure},
-        files=files,
+        data=pairs,
+        drawn_from=[*datasets, stricter, looser],
+        figures={f"alpha-beta-{slug}": lambda: _draw(datasets, pairs, bounds, min_gap)},
+        output=output,
         groups=[f"feasible-{slug}", f"alpha-beta-{slug}"],
         name="pairs",
         example="pairs.alpha.values",
     )
 
 
+def _draw(
+    datasets: "list[xr.Dataset]",
+    pairs: "xr.Dataset",
+    bounds: "tuple[xr.Dataset, ...]",
+    min_gap: float,
+) -> "Figure":
+    """Draw the feasible pairs, with the errors of their boundary."""
+    alpha, beta = _grid(pairs, min_gap)
+    margins = analyzers.margin(datasets, alpha, beta)
+    boundaries = [analyzers.smallest_beta(bound, alpha) for bound in bounds]
+    return analyzers.plots.alpha_beta(datasets, margins, pairs, boundaries)
+
+
 def _grid(
-    pairs: xr.Dataset, min_gap: float
+    pairs: "xr.Dataset", min_gap: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return axes of alpha and beta for a grid around the smallest pairs."""
     best = float(pairs["best_alpha"])
@@ -103,10 +114,10 @@ def _grid(
 
 
 def _pairs(
-    pairs: xr.Dataset, stricter: xr.Dataset, looser: xr.Dataset
+    pairs: "xr.Dataset", stricter: "xr.Dataset", looser: "xr.Dataset"
 ) -> list[Table | str]:
     """Report the smallest pairs and their errors, or the step that rules out all pairs."""
-    names = [Path(name_of(run)).name for run in pairs.attrs["runs"]]
+    names = [Path(storage.name_of(run)).name for run in pairs.attrs["runs"]]
     runs = "1 run" if len(names) == 1 else f"{len(names)} runs"
     steps = f"{int(pairs['n_steps']):,} steps of {runs}"
     if pairs.sizes["vertex"] == 0:
@@ -132,7 +143,7 @@ def _pairs(
     ]
 
 
-def _corners(pairs: xr.Dataset, names: list[str]) -> Table:
+def _corners(pairs: "xr.Dataset", names: list[str]) -> Table:
     """Return a table of the corners of the Pareto front of feasible pairs."""
     table = make_table("alpha", "beta")
     table.add_column("beta is bounded by", overflow="ellipsis", no_wrap=True)
@@ -148,7 +159,7 @@ def _corners(pairs: xr.Dataset, names: list[str]) -> Table:
     return table
 
 
-def _missing_steps(pairs: xr.Dataset) -> str:
+def _missing_steps(pairs: "xr.Dataset") -> str:
     missing = int(pairs["n_missing"])
     if not missing:
         return ""
@@ -160,7 +171,7 @@ def aiming(
     *,
     reference: str = "final",
     measurement: str | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Angle between the gradient and x - x*, and theta of the aiming condition.
 
@@ -176,20 +187,23 @@ def aiming(
         URL of another store, whose final iterate is the target.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    target = read_reference(reference, run)
-    lazy = measure_aiming(run, reference=target, measurement=measurement)
-    group = _group(f"aiming-{target_slug(lazy.attrs['reference'])}", measurement)
-    found = store_result(run, group, lazy)
+    run = trajstore.open_run(store)
+    target = geometry.read_reference(reference, run)
+    lazy = analyzers.aiming(run, reference=target, measurement=measurement)
+    group = _group(
+        f"aiming-{reading.target_slug(lazy.attrs['reference'])}", measurement
+    )
+    found = _execution.store_result(run, group, lazy)
     report(
         run,
         _aiming_by_epoch(found),
         "" if measurement else MINIBATCH_NOTE,
-        figures={group: plots.aiming(found)},
-        files=files,
+        data=found,
+        figures={group: lambda: analyzers.plots.aiming(found)},
+        output=output,
         groups=[group],
         name="aimed",
         example="aimed.theta.min().item()",
@@ -201,7 +215,7 @@ def _group(name: str, measurement: str | None) -> str:
     return name if measurement is None else f"{name}-of-{quote(measurement, safe='')}"
 
 
-def _aiming_by_epoch(aimed: xr.Dataset) -> Table:
+def _aiming_by_epoch(aimed: "xr.Dataset") -> Table:
     """Return a table of means and minima by epoch, at most 80 columns wide."""
     table = make_table("epoch", "loss", "angle", "cosine", "min", "theta", "min")
     dataset = aimed.drop_indexes(["epoch", "iteration"], errors="ignore")
@@ -232,7 +246,7 @@ def polyak_lojasiewicz(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
@@ -250,32 +264,35 @@ def polyak_lojasiewicz(
         Loss at x*. Default: the loss that traj-train replay computed.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
+    run = trajstore.open_run(store)
     if reference_loss is None:
-        target = read_reference(reference, run)
-        losses = replayed(run, target, otherwise="give --reference-loss")
+        target = geometry.read_reference(reference, run)
+        losses = geometry.replayed(run, target, otherwise="give --reference-loss")
         reference_loss = float(losses["full_reference_loss"])
     group = _group("pl", measurement)
-    bounds = measure_pl(run, reference_loss=reference_loss, measurement=measurement)
-    found = store_result(run, group, bounds)
+    bounds = analyzers.polyak_lojasiewicz(
+        run, reference_loss=reference_loss, measurement=measurement
+    )
+    found = _execution.store_result(run, group, bounds)
     report(
         run,
         _smallest_mu(found),
         f"f* = {reference_loss:.6g}.",
         _unbounded_steps(found),
         "" if measurement else MINIBATCH_NOTE,
-        figures={group: plots.polyak_lojasiewicz(found)},
-        files=files,
+        data=found,
+        figures={group: lambda: analyzers.plots.polyak_lojasiewicz(found)},
+        output=output,
         groups=[group],
         name="bounds",
         example="bounds.smallest.values",
     )
 
 
-def _smallest_mu(bounds: xr.Dataset) -> Table:
+def _smallest_mu(bounds: "xr.Dataset") -> Table:
     table = make_table("delta", "smallest mu", "at step")
     for i, delta in enumerate(bounds["delta"].values):
         mu, step = float(bounds["smallest"][i]), int(bounds["smallest_step"][i])
@@ -284,7 +301,7 @@ def _smallest_mu(bounds: xr.Dataset) -> Table:
     return table
 
 
-def _unbounded_steps(bounds: xr.Dataset) -> str:
+def _unbounded_steps(bounds: "xr.Dataset") -> str:
     missing = int(bounds["n_missing"])
     if not missing:
         return ""

@@ -6,3 +6,7 @@ import `analyzers.geometry` and the layers below it, but no other topic. `plots`
 results without computing any. Begin with `edge_of_stability`, which needs only recorded
 scalars, and continue with `update_products`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,30 +1,23 @@
 """Commands for the edge of stability, smoothness, convexity and scale invariance."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import store_result
-from analyzers._panels import name_text
-from analyzers._reporting import PNG, FigureFiles, make_table, report, spans
-from analyzers._style import new_figure
-from analyzers.curvature import plots
-from analyzers.curvature.convexity import adjacent_convexity
-from analyzers.curvature.convexity import convexity as measure_convexity
-from analyzers.curvature.edge_of_stability import edge_of_stability as measure_edge
-from analyzers.curvature.scale_invariance import TOLERANCE
-from analyzers.curvature.scale_invariance import scale_invariance as measure_invariance
-from analyzers.curvature.smoothness import smoothness as measure_smoothness
-from analyzers.geometry.average_of_epochs import read_reference
-from analyzers.geometry.stored import result_group
+import analyzers
+import trajstore
+from analyzers import _execution, curvature, geometry
+from analyzers._reporting import TERMINAL, Output, make_table, report, spans
+from analyzers.curvature.defaults import TOLERANCE
 from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
-from trajstore.reading.run import Run, open_run
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from trajstore.reading.run import Run
 
 
 def edge_of_stability(
@@ -32,7 +25,7 @@ def edge_of_stability(
     *,
     optimizer: Literal["sgd", "nesterov", "adam"] | None = None,
     momentum: float | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Ratio of the largest Hessian eigenvalue to the stability threshold of the optimizer.
 
@@ -48,25 +41,26 @@ def edge_of_stability(
         Optimizer of the run: sgd, nesterov or adam. Default: from the settings of the run.
     momentum : float, optional
         Momentum; for Adam, the first beta. Default: from the settings of the run.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    lazy = measure_edge(run, optimizer=optimizer, momentum=momentum)
-    found = store_result(run, "sharpness", lazy)
+    run = trajstore.open_run(store)
+    lazy = analyzers.edge_of_stability(run, optimizer=optimizer, momentum=momentum)
+    found = _execution.store_result(run, "sharpness", lazy)
     report(
         run,
         _ratios(found),
         _threshold_note(found),
-        figures={"sharpness": plots.edge_of_stability(found)},
-        files=files,
+        data=found,
+        figures={"sharpness": lambda: analyzers.plots.edge_of_stability(found)},
+        output=output,
         groups=["sharpness"],
         name="edge",
         example="edge.ratio.values",
     )
 
 
-def _ratios(found: xr.Dataset) -> Table:
+def _ratios(found: "xr.Dataset") -> Table:
     """Return a table of the last evaluation of the sharpness in each span of evaluations."""
     sharpness = found.attrs["recorded_as"].replace("_", " ")
     table = make_table("step", "epoch", sharpness, "threshold", "ratio")
@@ -81,7 +75,7 @@ def _ratios(found: xr.Dataset) -> Table:
     return table
 
 
-def _threshold_note(found: xr.Dataset) -> str:
+def _threshold_note(found: "xr.Dataset") -> str:
     reached = float(found["reached"])
     if not np.isfinite(reached):
         largest = float(found["ratio"].max())
@@ -103,7 +97,7 @@ def smoothness(
     *,
     measurement: str | None = None,
     layers: bool = False,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Change of the gradient divided by the change of the parameters, by step.
 
@@ -121,47 +115,42 @@ def smoothness(
         recorded.
     layers : bool, default: False
         Also print the median of every layer.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
+    run = trajstore.open_run(store)
     if measurement is None and SAME_BATCH in run.measurements:
         measurement = SAME_BATCH
     groups = ["smoothness"]
-    found = {"next step": store_result(run, groups[0], measure_smoothness(run))}
+    found = {
+        "next step": _execution.store_result(run, groups[0], analyzers.smoothness(run))
+    }
     if measurement is not None:
         groups.append(f"smoothness-{measurement}")
-        same = measure_smoothness(run, measurement=measurement)
-        found["same batch"] = store_result(run, groups[-1], same)
+        same = analyzers.smoothness(run, measurement=measurement)
+        found["same batch"] = _execution.store_result(run, groups[-1], same)
     by_layer: Table | str = ""
     if layers:
         groups.append("smoothness-layers")
-        split = measure_smoothness(run, measurement=measurement, layers=True)
-        by_layer = _medians_by_layer(store_result(run, groups[-1], split))
-    ax = _draw_smoothness(found, title=name_text(Path(run.location).stem))
+        split = analyzers.smoothness(run, measurement=measurement, layers=True)
+        by_layer = _medians_by_layer(_execution.store_result(run, groups[-1], split))
+    name = Path(run.location).stem
     report(
         run,
         _medians(found, run.n_steps),
         _examples_note(run, measurement),
         by_layer,
-        figures={"smoothness": ax},
-        files=files,
+        data=found["next step"],
+        drawn_from=[*found.values()],
+        figures={"smoothness": lambda: curvature.smoothness_figure(found, name)},
+        output=output,
         groups=groups,
         name="along",
         example="along.smoothness.median().values",
     )
 
 
-def _draw_smoothness(found: dict[str, xr.Dataset], *, title: str) -> Axes:
-    """Draw every result on the same axes."""
-    ax = None
-    for label, data in found.items():
-        ax = plots.smoothness(data, title=title, ax=ax, label=label)
-    assert ax is not None
-    return ax
-
-
-def _medians(found: dict[str, xr.Dataset], n_steps: int) -> Table:
+def _medians(found: "dict[str, xr.Dataset]", n_steps: int) -> Table:
     """Return a table of medians over spans of steps."""
     quantities = ("smoothness", "curvature")
     headers = [f"{name},\n{label}" for label in found for name in quantities]
@@ -174,7 +163,7 @@ def _medians(found: dict[str, xr.Dataset], n_steps: int) -> Table:
     return table
 
 
-def _median(values: xr.DataArray, span: slice) -> str:
+def _median(values: "xr.DataArray", span: slice) -> str:
     step = values["step"]
     # A value belongs to the step of the later gradient.
     in_span = values.values[((step > span.start) & (step <= span.stop)).values]
@@ -182,7 +171,7 @@ def _median(values: xr.DataArray, span: slice) -> str:
     return f"{np.median(known):.4g}" if len(known) else "-"
 
 
-def _medians_by_layer(found: xr.Dataset) -> Table:
+def _medians_by_layer(found: "xr.Dataset") -> Table:
     table = make_table("tensor", "median smoothness", text=["tensor"])
     medians = found["smoothness"].median("step")
     for name, value in zip(found["layer"].values, medians.values, strict=True):
@@ -190,7 +179,7 @@ def _medians_by_layer(found: xr.Dataset) -> Table:
     return table
 
 
-def _examples_note(run: Run, measurement: str | None) -> str:
+def _examples_note(run: "Run", measurement: str | None) -> str:
     if measurement is not None or _is_full_batch(run):
         return ""
     return (
@@ -199,7 +188,7 @@ def _examples_note(run: Run, measurement: str | None) -> str:
     )
 
 
-def _is_full_batch(run: Run) -> bool:
+def _is_full_batch(run: "Run") -> bool:
     return bool(training_settings(run.attrs).get(FULL_BATCH, False))
 
 
@@ -209,7 +198,7 @@ def convexity(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Slack of convexity: the loss at the target minus the tangents at the iterates.
 
@@ -228,17 +217,17 @@ def convexity(
         Loss of all data at the target. Default: the loss that the run recorded there.
     measurement : str, optional
         Use the losses and gradients of a measurement, such as full_batch.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    lazy = measure_convexity(
+    run = trajstore.open_run(store)
+    lazy = analyzers.convexity(
         run if measurement is None else run.measured(measurement),
-        reference=read_reference(reference, run),
+        reference=geometry.read_reference(reference, run),
         reference_loss=reference_loss,
     )
-    groups = [f"convexity-{result_group(lazy)}"]
-    found = store_result(run, groups[0], lazy)
+    groups = [f"convexity-{geometry.result_group(lazy)}"]
+    found = _execution.store_result(run, groups[0], lazy)
     label, loss = found.attrs["reference"], found.attrs["reference_loss"]
     drawn = {f"tangents at the iterates, towards {label}": found}
     parts: list[Table | str] = [
@@ -247,7 +236,9 @@ def convexity(
     ]
     if _is_full_batch(run):
         groups.append("convexity-adjacent")
-        adjacent = store_result(run, groups[-1], adjacent_convexity(run))
+        adjacent = _execution.store_result(
+            run, groups[-1], analyzers.adjacent_convexity(run)
+        )
         drawn["tangents at neighbouring iterates"] = adjacent
         parts.append(f"Tangents at neighbouring iterates ({adjacent.attrs['rule']}):")
         parts.append(_slacks(adjacent, ("slack", "slack_back")))
@@ -260,23 +251,17 @@ def convexity(
     report(
         run,
         *parts,
-        figures={groups[0]: _draw_slacks(drawn)},
-        files=files,
+        data=found,
+        drawn_from=[*drawn.values()],
+        figures={groups[0]: lambda: curvature.convexity_figure(drawn)},
+        output=output,
         groups=groups,
         name="slack",
         example="slack.is_violated.mean().values",
     )
 
 
-def _draw_slacks(found: dict[str, xr.Dataset]) -> Figure:
-    """Draw results side by side, by title."""
-    figure, [axes] = new_figure(1, len(found), figsize=(4.2 * len(found), 3.1))
-    for ax, (title, data) in zip(axes, found.items(), strict=True):
-        plots.convexity(data, title=title, ax=ax)
-    return figure
-
-
-def _slacks(found: xr.Dataset, names: tuple[str, ...]) -> Table:
+def _slacks(found: "xr.Dataset", names: tuple[str, ...]) -> Table:
     """Return a table of mean slacks, smallest slacks and violations over spans of rows."""
     headers: list[str] = []
     for name in names:
@@ -302,7 +287,7 @@ def scale_invariance(
     store: Positional[str],
     *,
     tolerance: float = TOLERANCE,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Cosine of every layer and its gradient, to find layers whose scale has no effect.
 
@@ -316,25 +301,26 @@ def scale_invariance(
         Path or URL of the trajectory store.
     tolerance : float, default: 1e-4
         A layer counts as invariant if its |cosine| is at most this in every step.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    lazy = measure_invariance(run, tolerance=tolerance)
-    found = store_result(run, "invariance", lazy)
+    run = trajstore.open_run(store)
+    lazy = analyzers.scale_invariance(run, tolerance=tolerance)
+    found = _execution.store_result(run, "invariance", lazy)
     report(
         run,
         _cosines(found),
         _invariant_layers(found),
-        figures={"invariance": plots.scale_invariance(found)},
-        files=files,
+        data=found,
+        figures={"invariance": lambda: analyzers.plots.scale_invariance(found)},
+        output=output,
         groups=["invariance"],
         name="found",
         example="found.cosine_max.values",
     )
 
 
-def _cosines(found: xr.Dataset) -> Table:
+def _cosines(found: "xr.Dataset") -> Table:
     headers = ("rms", "largest", "invariant", "growth", "expected")
     table = make_table("tensor", *headers, text=["tensor"])
     for i, name in enumerate(found["layer"].values):
@@ -350,7 +336,7 @@ def _cosines(found: xr.Dataset) -> Table:
     return table
 
 
-def _invariant_layers(found: xr.Dataset) -> str:
+def _invariant_layers(found: "xr.Dataset") -> str:
     """Return a note on the number of invariant layers and their expected growth."""
     n = int(found["is_invariant"].sum())
     text = (

@@ -7,13 +7,11 @@ import xarray as xr
 
 from analyzers._engine.labels import describe
 from analyzers._engine.tables import check_basis, tables
+from analyzers.curvature.defaults import TOLERANCE
 from analyzers.curvature.update_products import is_plain_descent
 from trajstore.format.arrays import STEP
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
-
-TOLERANCE: Final = 1e-4
-"""Largest |cosine| that counts as zero: our own criterion."""
 
 TABLES: Final = ("grad_sq", "param_sq", "grad_dot_param", "update_sq")
 

@@ -18,16 +18,15 @@ Overparameterization", 2018, arXiv 1802.06509.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.integrate import quad, solve_ivp
 
-FloatArray = npt.NDArray[np.floating[Any]]
+from analyzers.deep_linear.conventions import LossConvention
 
-LossConvention = Literal["half-sum", "sum", "mean"]
-"""How squared errors are reduced over outputs; every loss is a mean over examples."""
+FloatArray = npt.NDArray[np.floating[Any]]
 
 INTEGRATION_RTOL: Final = 1e-11
 """Relative tolerance of the numerical integration for three or more layers."""

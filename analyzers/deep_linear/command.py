@@ -1,19 +1,21 @@
 """Command for the singular modes of a deep linear network."""
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 import tyro
-import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.results import store_result
-from analyzers._reporting import PNG, FigureFiles, make_table, report
-from analyzers.deep_linear import plots
-from analyzers.deep_linear.arrays import LossConvention
-from analyzers.deep_linear.modes import linear_modes as measure_modes
-from trajstore.reading.run import open_run
+import analyzers
+import trajstore
+from analyzers import _execution
+from analyzers._reporting import TERMINAL, Output, make_table, report
+from analyzers.deep_linear.conventions import LossConvention
+
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 GROUP: Final = "linear-modes"
 
@@ -24,7 +26,7 @@ def linear_modes(
     layers: tuple[str, ...] | None = None,
     loss: LossConvention | None = None,
     start: Annotated[int, tyro.conf.arg(metavar="STEP")] = 0,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Singular modes of a deep linear network, compared with their closed form.
 
@@ -44,25 +46,26 @@ def linear_modes(
         if it is not there.
     start : int, default: 0
         Step whose modes are the initial values of the closed form.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    lazy = measure_modes(run, layers=layers, loss=loss, start=start)
-    modes = store_result(run, GROUP, lazy)
+    run = trajstore.open_run(store)
+    lazy = analyzers.linear_modes(run, layers=layers, loss=loss, start=start)
+    modes = _execution.store_result(run, GROUP, lazy)
     report(
         run,
         _modes(modes),
         _summary(modes),
-        figures={GROUP: plots.linear_modes(modes)},
-        files=files,
+        data=modes,
+        figures={GROUP: lambda: analyzers.plots.linear_modes(modes)},
+        output=output,
         groups=[GROUP],
         name="modes",
         example='abs(modes.error).max("step").values',
     )
 
 
-def _modes(modes: xr.Dataset) -> Table:
+def _modes(modes: "xr.Dataset") -> Table:
     """Return a table of the modes, at most 80 columns wide."""
     headers = (
         "mode",
@@ -91,7 +94,7 @@ def _modes(modes: xr.Dataset) -> Table:
     return table
 
 
-def _summary(modes: xr.Dataset) -> str:
+def _summary(modes: "xr.Dataset") -> str:
     last = modes.isel(step=-1)
     return (
         f"{modes.attrs['depth']} layers, {modes.sizes['step']} steps, time "

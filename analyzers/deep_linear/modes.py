@@ -12,13 +12,13 @@ import xarray as xr
 from analyzers._engine.labels import describe, step_coordinates
 from analyzers._engine.slices import slices
 from analyzers.deep_linear.arrays import (
-    LossConvention,
     effective_rank,
     half_time,
     imbalance,
     mode_strength,
     time_of_steps,
 )
+from analyzers.deep_linear.conventions import LossConvention
 from trajstore.format.arrays import STEP
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs

@@ -7,3 +7,7 @@ conditions. The behaviour of the page is in `assets/page.js`. `live` serves the 
 This package may import every topic of `analyzers`, and Bokeh; nothing imports it but the
 command line.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

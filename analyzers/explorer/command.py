@@ -2,16 +2,18 @@
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+import analyzers
+import trajstore
+from analyzers import explorer, geometry
 from analyzers._reporting import figures_directory, say
-from analyzers.explorer.page import collect, page_title, path_map, static_page
-from analyzers.geometry.average_of_epochs import read_reference
-from analyzers.geometry.stored import store_geometry
-from trajstore.reading.run import Run, open_run
-from trajstore.store.location import inside
+from trajstore import store as storage
+
+if TYPE_CHECKING:
+    from trajstore.reading.run import Run
 
 
 def explore(
@@ -43,32 +45,32 @@ def explore(
     show : bool, default: False
         Open the page in a browser.
     """
-    runs = [open_run(store) for store in stores]
+    runs = [trajstore.open_run(store) for store in stores]
     for run in runs:
         _compute(run, reference, layers=layers)
-    contents = collect(runs, pca=path_map(runs))
-    page = static_page(contents, title=page_title(contents.shown))
-    path = out or inside(figures_directory(runs[0]), "explorer.html")
+    contents = explorer.collect(runs, pca=explorer.path_map(runs))
+    page = explorer.static_page(contents, title=explorer.page_title(contents.shown))
+    path = out or storage.inside(figures_directory(runs[0]), "explorer.html")
     path.write_text(page, "utf-8")
     say(f"Page: {path} ({len(page.encode()) / 1e6:.1f} MB)")
     if show:
         webbrowser.open(path.resolve().as_uri())
 
 
-def _compute(run: Run, reference: str | None, *, layers: bool) -> None:
+def _compute(run: "Run", reference: str | None, *, layers: bool) -> None:
     """Compute the geometry of a run relative to a target, unless it is stored."""
     if run.n_steps == 0:
         raise ValueError(
             f"{run.location} holds no steps yet; there is nothing to show. Wait until the "
             "recorder has written some, or follow the run with traj-store watch."
         )
-    target = read_reference(reference or default_reference(run), run)
-    store_geometry(run, reference=target)
+    target = geometry.read_reference(reference or default_reference(run), run)
+    analyzers.store_geometry(run, reference=target)
     if layers:
-        store_geometry(run, reference=target, layers=True)
+        analyzers.store_geometry(run, reference=target, layers=True)
 
 
-def default_reference(run: Run) -> str:
+def default_reference(run: "Run") -> str:
     """Return the target of a run that nobody has named, as the command line writes it."""
     if run.has_final:
         return "final"

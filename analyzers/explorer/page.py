@@ -27,10 +27,13 @@ from analyzers.explorer.contents.curves import (
 )
 from analyzers.explorer.contents.end_distances import end_distances
 from analyzers.explorer.contents.layer_grid import LayerGrid, layer_grid
-from analyzers.explorer.contents.probed_path import path_lines
 from analyzers.explorer.contents.shown_run import ShownRun, show_runs
 from analyzers.explorer.contents.stored_geometries import stored_geometries
-from analyzers.explorer.views.comparison import comparison_view, facts_table
+from analyzers.explorer.views.comparison import (
+    comparison_view,
+    distance_table,
+    facts_table,
+)
 from analyzers.explorer.views.condition import condition_view
 from analyzers.explorer.views.geometry import geometry_view
 from analyzers.explorer.views.layer import layer_view
@@ -44,6 +47,9 @@ STEP_BYTES: Final = 1_500_000
 
 MAX_TARGETS: Final = 8
 """Largest number of targets of a run to choose from."""
+
+MAP_STEPS: Final = 120
+"""Number of iterates between the stored ones on the map, for the longest run."""
 
 ASSETS: Final = ("page.html", "page.css", "page.js")
 
@@ -59,7 +65,6 @@ class Contents:
     grids: Mapping[str, LayerGrid]
     conditions: Mapping[str, Conditions]
     pca: xr.Dataset | None
-    lines: Mapping[str, Any]  # paths on the map, (point, 2)
     distances: Mapping[str, Any] | None
 
 
@@ -88,7 +93,6 @@ def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
         },
         conditions={run.key: conditions_of(run) for run in shown},
         pca=pca,
-        lines={} if pca is None else path_lines(shown, pca),
         distances=end_distances(shown),
     )
 
@@ -96,7 +100,8 @@ def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
 def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
     """Return the principal components of runs of one architecture, None for other runs."""
     try:
-        found = path_pca(runs)
+        longest = max(run.n_steps for run in runs)
+        found = path_pca(runs, every=max(1, longest // MAP_STEPS))
         with threadpool_limits(1, user_api="blas"):
             return found.compute()
     except ValueError as error:
@@ -129,7 +134,6 @@ def fill_document(
         run.key: next(m for m in models if m.name == f"{run.key}-active")
         for run in shown
     }
-    map_facts: dict[str, Any] | None = None
     if contents.pca is not None:
         gammas = {
             run.key: contents.curves[run.key][0].by_epoch
@@ -138,9 +142,7 @@ def fill_document(
             for run in shown
         }
         by_epoch = {key: pair[0] for key, pair in contents.scalars.items()}
-        root, extra, map_facts = map_view(
-            shown, contents.pca, contents.lines, by_epoch, gammas
-        )
+        root, extra = map_view(shown, contents.pca, by_epoch, gammas)
         roots.append(root)
         models += extra
     layer_roots, extra, layer_facts = layer_view(shown, contents.grids, x_range)
@@ -153,7 +155,7 @@ def fill_document(
     roots += [figure for figure, _, _ in conditions]
     config = {
         "runs": [_run_facts(run) for run in shown],
-        "map": map_facts,
+        "map": contents.pca is not None,
         "layers": layer_facts,
         "signed": list(SIGNED),
         "unsigned": list(UNSIGNED),
@@ -180,7 +182,7 @@ def fill_document(
         js=asset("page.js"),
         runs=config["runs"],
         panels=facts["panels"],
-        has_map=map_facts is not None,
+        has_map=contents.pca is not None,
         has_difference=len(shown) > 1,
         table=facts_table(
             shown,
@@ -191,7 +193,7 @@ def fill_document(
             {"name": figure.name, "title": name, "note": note}
             for figure, name, note in conditions
         ],
-        distances=contents.distances,
+        distances=distance_table(contents.distances),
         live=[{"name": n, "title": t, "note": note} for n, t, note in live_facts],
     )
 

@@ -10,3 +10,7 @@ comparison. `average_of_epochs` makes targets, `distance_travelled` measures the
 the path, and `losses` provides losses and products for conditions on losses. `plots` and
 `command` show the results.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from trajstore.reading import target as targets
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
-from trajstore.reading.target import TargetLike
+from trajstore.reading.target import Target, TargetLike
 
 PART: Final = 1 << 22
 """Elements to average in one batch."""
@@ -78,8 +79,21 @@ def average_of_epochs(
 def read_reference(text: str, run: Run) -> TargetLike:
     """Read a target from the command line; a snapshot named `text` takes precedence."""
     if text.startswith("mean:") and text not in run.snapshots:
-        return average_of_epochs(run, _epochs(text))
+        return mean_target(run, _epochs(text))
     return targets.read_target(text, run)
+
+
+def mean_target(run: Run, epochs: range) -> Target:
+    """Return the mean of the anchors at the starts of consecutive epochs as a target."""
+    flat = run.layout.flatten(average_of_epochs(run, epochs))
+    between = f"{epochs[0]}-{epochs[-1]}"
+    return Target(
+        label=f"mean of epochs {between}",
+        note=f"the mean of the anchors at the starts of epochs {between}",
+        identity=f"sha256 {sha256(flat.tobytes()).hexdigest()}",
+        read=flat.__getitem__,
+        values=flat,
+    )
 
 
 def _epochs(text: str) -> range:

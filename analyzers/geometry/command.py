@@ -2,20 +2,25 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import xarray as xr
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._execution.cluster import connected
-from analyzers._reporting import PNG, Drawn, FigureFiles, make_table, say, shown_rows
+import analyzers
+import trajstore
+from analyzers import _execution
+from analyzers import geometry as this
+from analyzers._reporting import TERMINAL, Drawn, Output, make_table, say, shown_rows
 from analyzers._reporting import report as print_report
-from analyzers.geometry import plots
-from analyzers.geometry.average_of_epochs import read_reference
-from analyzers.geometry.epoch_means import epoch_means
-from analyzers.geometry.stored import result_group, store_geometry
 from trajstore.reading.ranges import as_ranges
-from trajstore.reading.run import Run, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import xarray as xr
+
+    from trajstore.reading.run import Run
 
 
 def geometry(
@@ -29,7 +34,7 @@ def geometry(
     workers: int | None = None,
     dashboard: bool = False,
     report: Path | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Measure RSI, EB and gamma of every step, with error bars, relative to a target.
 
@@ -60,28 +65,32 @@ def geometry(
         Compute in processes on this machine, and print the link to Dask's dashboard.
     report : Path, optional
         Write Dask's performance report to this HTML file.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
-    target = read_reference(reference, run)
+    run = trajstore.open_run(store)
+    target = this.read_reference(reference, run)
     measured = run if measurement is None else run.measured(measurement)
     compute = partial(
-        store_geometry, measured, reference=target, weight_decay=weight_decay
+        analyzers.store_geometry, measured, reference=target, weight_decay=weight_decay
     )
-    with connected(
+    with _execution.connected(
         scheduler=scheduler, workers=workers, dashboard=dashboard, report=report
     ) as client:
         if client is not None:
-            say(f"Dashboard: {client.dashboard_link}")
+            say(f"Dashboard: {client.dashboard_link}", stderr=True)
         whole = compute()
         by_layer = compute(layers=True) if layers else None
-    name = result_group(whole)
-    means = epoch_means(whole).compute()
-    figures: dict[str, Drawn] = {name: plots.path_geometry(means)}
+    name = this.result_group(whole)
+    means = _execution.load(analyzers.epoch_means(whole))
+    shown = [means]
+    figures: dict[str, Callable[[], Drawn]] = {
+        name: lambda: analyzers.plots.path_geometry(means)
+    }
     if by_layer is not None:
-        by_epoch = epoch_means(by_layer).compute()
-        figures[f"{name}-layers"] = plots.layer_means(by_epoch)
+        by_epoch = _execution.load(analyzers.epoch_means(by_layer))
+        shown.append(by_epoch)
+        figures[f"{name}-layers"] = lambda: analyzers.plots.layer_means(by_epoch)
     print_report(
         run,
         _direction(whole),
@@ -89,15 +98,17 @@ def geometry(
         _missing(means),
         _imprecise(means),
         _status(run),
+        data=means,
+        drawn_from=shown,
         figures=figures,
-        files=files,
+        output=output,
         groups=[*figures],
         name="geometry",
         example='geometry.gamma.groupby("epoch").mean().values',
     )
 
 
-def _table(means: xr.Dataset) -> Table:
+def _table(means: "xr.Dataset") -> Table:
     """Lay out the means in at most 80 columns."""
     table = make_table("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
     rows = shown_rows(means.sizes["epoch"])
@@ -118,12 +129,12 @@ def _table(means: xr.Dataset) -> Table:
     return table
 
 
-def _direction(geometry: xr.Dataset) -> str:
+def _direction(geometry: "xr.Dataset") -> str:
     direction = geometry.attrs["direction"]
     return "" if direction == "gradient" else f"Instead of the gradient: {direction}."
 
 
-def _missing(means: xr.Dataset) -> str:
+def _missing(means: "xr.Dataset") -> str:
     missing = means["n_missing"]
     if not (total := int(missing.sum())):
         return ""
@@ -135,7 +146,7 @@ def _missing(means: xr.Dataset) -> str:
     )
 
 
-def _imprecise(means: xr.Dataset) -> str:
+def _imprecise(means: "xr.Dataset") -> str:
     """Return a sentence that names the epochs in which gamma is unknown."""
     # Gamma is a cosine: a standard error above 1 tells nothing.
     epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
@@ -148,7 +159,7 @@ def _imprecise(means: xr.Dataset) -> str:
     )
 
 
-def _status(run: Run) -> str:
+def _status(run: "Run") -> str:
     if run.status == "complete":
         return ""
     return (

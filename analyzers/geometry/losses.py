@@ -20,7 +20,7 @@ from trajstore.reading.stored_results import (
     open_arrays,
     read_attributes,
 )
-from trajstore.reading.target import TargetLike, find_target
+from trajstore.reading.target import Target, TargetLike, find_target
 from trajstore.store.chunks import ChunkError, read_chunk
 
 
@@ -93,7 +93,7 @@ def replayed(
     point = find_target(run, reference)
     command = ""
     # The command line takes no arrays.
-    if not isinstance(reference, Mapping):
+    if not isinstance(reference, Mapping | Target):
         command = f"compute them with {_replay_command(run, reference)}, or "
     location, group = results_location(run), replay_group(point)
     steps = slice(0, run.n_steps)

@@ -1,23 +1,21 @@
 """Sub-commands that analyse the zigzag geometry of a run, and of its branches."""
 
-import xarray as xr
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 from tyro.conf import Positional
 
-from analyzers._reporting import MAX_ROWS, PNG, Drawn, FigureFiles, make_table, report
-from analyzers.gradients import plots
-from analyzers.gradients.branches import compare_branches as compare
-from analyzers.gradients.lag_curve import lag_curve
-from analyzers.gradients.layers import zigzag_layers
-from analyzers.gradients.segments import (
-    THRESHOLD,
-    WINDOW,
-    zigzag_segments,
-    zigzag_shares,
-)
-from analyzers.gradients.zigzag import zigzag as adjacent_cosines
-from trajstore.reading.results import write_results
-from trajstore.reading.run import open_run
+import analyzers
+import trajstore
+from analyzers._reporting import MAX_ROWS, TERMINAL, Drawn, Output, make_table, report
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
+from trajstore import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import xarray as xr
+
 
 GROUP = "zigzag-scales"
 """Name of the group and of the figure that compare branches."""
@@ -31,7 +29,7 @@ def zigzag(
     threshold: float = THRESHOLD,
     loss: str = "loss",
     smoothing: int | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Find where a run zigzags, from the cosines of adjacent gradients.
 
@@ -56,37 +54,43 @@ def zigzag(
     smoothing : int, optional
         Number of steps in the running mean of the loss, odd. Default: 1 for a run of
         traj-train with full batches, else 11.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(store)
+    run = trajstore.open_run(store)
     scalar = None if loss == "none" else loss
-    segments = zigzag_segments(
+    segments = analyzers.zigzag_segments(
         run, window=window, threshold=threshold, loss=scalar, smoothing=smoothing
     )
     windows = sorted({1, window, 5 * window if window > 1 else 11})
-    dependence = zigzag_shares(run, windows=windows, loss=scalar, smoothing=smoothing)
-    curve = lag_curve(run)
+    dependence = analyzers.zigzag_shares(
+        run, windows=windows, loss=scalar, smoothing=smoothing
+    )
+    curve = analyzers.lag_curve(run)
     groups = {
         "zigzag-segments": segments,
         "zigzag-shares": dependence,
         "zigzag-lags": curve,
     }
     tables = [_share_table(segments), _dependence_table(dependence)]
-    figures: dict[str, Drawn] = {"zigzag": plots.zigzag(segments, curve)}
+    figures: dict[str, Callable[[], Drawn]] = {
+        "zigzag": lambda: analyzers.plots.zigzag(segments, curve)
+    }
     if layers:
-        by_layer = zigzag_layers(run, window=window, threshold=threshold)
+        by_layer = analyzers.zigzag_layers(run, window=window, threshold=threshold)
         groups["zigzag-layers"] = by_layer
-        groups["zigzag"] = adjacent_cosines(run, layers=True).compute()
+        groups["zigzag"] = analyzers.zigzag(run, layers=True).compute()
         tables.append(_layer_table(by_layer))
-        figures["zigzag-layers"] = plots.zigzag_layers(by_layer)
+        figures["zigzag-layers"] = lambda: analyzers.plots.zigzag_layers(by_layer)
     for group, result in groups.items():
-        write_results(run, group, result)
+        reading.write_results(run, group, result)
     report(
         run,
         *tables,
+        data=segments,
+        drawn_from=[*groups.values()],
         figures=figures,
-        files=files,
+        output=output,
         groups=[*groups],
         name="segments",
         example="segments.running_cosine.values",
@@ -101,7 +105,7 @@ def compare_branches(
     threshold: float = THRESHOLD,
     loss: str = "loss",
     length: float | None = None,
-    files: FigureFiles = PNG,
+    output: Output = TERMINAL,
 ) -> None:
     """Compare the zigzags of a run and of its branches, which have other learning rates.
 
@@ -123,31 +127,32 @@ def compare_branches(
         Scalar whose decrease is attributed to segments, or "none" to skip this.
     length : float, optional
         Stop after this path length, to compare paths of equal length.
-    files : FigureFiles
-        Format and resolution of the figures.
+    output : Output
+        Where results, tables and figures go.
     """
-    run = open_run(parent)
-    compared = compare(
+    run = trajstore.open_run(parent)
+    compared = analyzers.compare_branches(
         run,
-        [open_run(branch) for branch in branches],
+        [trajstore.open_run(branch) for branch in branches],
         window=window,
         threshold=threshold,
         loss=None if loss == "none" else loss,
         length=length,
     )
-    write_results(run, GROUP, compared)
+    reading.write_results(run, GROUP, compared)
     report(
         run,
         _branch_table(compared),
-        figures={GROUP: plots.compare_branches(compared)},
-        files=files,
+        data=compared,
+        figures={GROUP: lambda: analyzers.plots.compare_branches(compared)},
+        output=output,
         groups=[GROUP],
         name="branches",
         example="branches.step_share.values",
     )
 
 
-def _share_table(segments: xr.Dataset) -> Table:
+def _share_table(segments: "xr.Dataset") -> Table:
     """Lay out the shares of each kind of segment in at most 80 columns."""
     headers = ["", "segments", "steps", "path", "displacement²"]
     with_loss = "decrease" in segments
@@ -171,7 +176,7 @@ def _share_table(segments: xr.Dataset) -> Table:
     return table
 
 
-def _dependence_table(dependence: xr.Dataset) -> Table:
+def _dependence_table(dependence: "xr.Dataset") -> Table:
     """Lay out the shares of zigzag by threshold and window."""
     zigzag_only = dependence.sel(kind="zigzag")
     thresholds = [f"{t:g}" for t in dependence["threshold"].values]
@@ -188,7 +193,7 @@ def _dependence_table(dependence: xr.Dataset) -> Table:
     return table
 
 
-def _layer_table(by_layer: xr.Dataset) -> Table:
+def _layer_table(by_layer: "xr.Dataset") -> Table:
     kinds = by_layer["kind"].values
     table = make_table("tensor", "mean cosine", *kinds, text=["tensor"])
     shown = by_layer.isel(layer=slice(MAX_ROWS))
@@ -201,7 +206,7 @@ def _layer_table(by_layer: xr.Dataset) -> Table:
     return table
 
 
-def _branch_table(compared: xr.Dataset) -> Table:
+def _branch_table(compared: "xr.Dataset") -> Table:
     """Lay out the shares of zigzag in each branch in at most 80 columns."""
     headers = ["lr x", "steps", "length", "zigzag", "smooth", "path, zigzag"]
     with_loss = "decrease" in compared
@@ -225,7 +230,7 @@ def _branch_table(compared: xr.Dataset) -> Table:
     return table
 
 
-def _numbers(dataset: xr.Dataset) -> dict[str, float]:
+def _numbers(dataset: "xr.Dataset") -> dict[str, float]:
     return {str(name): float(variable) for name, variable in dataset.items()}
 
 

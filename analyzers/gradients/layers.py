@@ -12,11 +12,10 @@ from analyzers.gradients.arrays.segments import (
     running_median,
     step_kinds,
 )
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 from analyzers.gradients.segments import (
     CRITERION,
     KIND_NAMES,
-    THRESHOLD,
-    WINDOW,
     check_criterion,
 )
 from analyzers.gradients.zigzag import zigzag

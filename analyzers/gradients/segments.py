@@ -22,6 +22,7 @@ from analyzers.gradients.arrays.segments import (
     step_kinds,
     sums_by_kind,
 )
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import STEP
 from trajstore.format.attrs import FULL_BATCH, training_settings
@@ -37,12 +38,6 @@ SEGMENT: Final = "segment"
 # Python objects, because Zarr's specification has no fixed-width strings.
 KIND_NAMES: Final = np.array(list(KINDS.values()), object)
 """Labels of the dimension ``kind``."""
-
-WINDOW: Final = 11
-"""Number of steps in the running median, and in the running mean of the loss."""
-
-THRESHOLD: Final = 0.5
-"""Absolute running median of the cosine above which steps zigzag or are smooth."""
 
 WINDOWS: Final = (1, 5, 11, 21, 51)
 THRESHOLDS: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)

@@ -6,3 +6,7 @@ their panels from `curves`. `claims` tests the statements, and `page` writes fig
 verdicts to one page. Begin with `command`, whose two commands use all of these modules.
 The package may import every other package of `analyzers`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,17 +5,15 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from analyzers import no_wrong_turns
 from analyzers._reporting import PNG, FigureFiles, save_figure, say
-from analyzers.no_wrong_turns.curves import EpochSelection
-from analyzers.no_wrong_turns.figures import FIGURES, draw_figure
-from analyzers.no_wrong_turns.page import SMALL_PNG, write_page
-from analyzers.no_wrong_turns.runs import describe, find_runs
+from analyzers.no_wrong_turns.defaults import FIGURE_NAMES, SMALL_PNG
 
 # A type checker does not accept a Literal of computed strings.
 if TYPE_CHECKING:
     FigureName = str
 else:
-    FigureName = Literal[tuple(FIGURES)]
+    FigureName = Literal[FIGURE_NAMES]
 
 
 def figure(
@@ -48,14 +46,14 @@ def figure(
     files : FigureFiles
         Format and resolution of the figures.
     """
-    runs = find_runs(stores)
-    epochs = EpochSelection(keep_final=keep_final, until=until)
-    drawn = draw_figure(number, runs, epochs=epochs)
+    runs = no_wrong_turns.find_runs(stores)
+    epochs = no_wrong_turns.EpochSelection(keep_final=keep_final, until=until)
+    drawn = no_wrong_turns.draw_figure(number, runs, epochs=epochs)
     directory = stores if out is None else out
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"figure-{number}.{files.format}"
     save_figure(drawn, path, dpi=files.dpi)
-    say(f"From {describe(runs)}.\nFigure: {path}")
+    say(f"From {no_wrong_turns.describe(runs)}.\nFigure: {path}")
 
 
 def paper(
@@ -85,7 +83,7 @@ def paper(
     files : FigureFiles
         Format and resolution of the figures.
     """
-    runs = find_runs(stores)
-    epochs = EpochSelection(keep_final=keep_final, until=until)
-    page = write_page(runs, out, epochs=epochs, files=files)
-    say(f"From {describe(runs)}.\nPage: {page}")
+    runs = no_wrong_turns.find_runs(stores)
+    epochs = no_wrong_turns.EpochSelection(keep_final=keep_final, until=until)
+    page = no_wrong_turns.write_page(runs, out, epochs=epochs, files=files)
+    say(f"From {no_wrong_turns.describe(runs)}.\nPage: {page}")

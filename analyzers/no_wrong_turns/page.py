@@ -11,10 +11,9 @@ from analyzers._panels import draw_panels
 from analyzers._reporting import FigureFiles
 from analyzers.no_wrong_turns.claims.engine import Finding, findings
 from analyzers.no_wrong_turns.curves import EpochSelection
+from analyzers.no_wrong_turns.defaults import SMALL_PNG
 from analyzers.no_wrong_turns.figures import FIGURES, missing_runs, panels_of
 from analyzers.no_wrong_turns.runs import TrainedRun, describe
-
-SMALL_PNG: Final = FigureFiles(dpi=110)
 
 COLORS: Final = 128
 """Number of colours in a figure, which limits the size of its file."""

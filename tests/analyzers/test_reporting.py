@@ -1,8 +1,9 @@
 """Test ``analyzers._reporting``."""
 
+import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from analyzers._reporting import FigureFiles, make_table, report, shown_rows, spans
+from analyzers._reporting import (
+    TERMINAL,
+    FigureFiles,
+    Output,
+    make_table,
+    report,
+    shown_rows,
+    spans,
+)
 from trajstore.reading.results import write_results
 from trajstore.reading.run import Run, open_run
 from trajstore.store.location import OutsideStoreError
@@ -20,6 +29,64 @@ from trajstore.store.location import OutsideStoreError
 def run(example_run: Path, tmp_path: Path) -> Run:
     """Return a copy of a run, because results are written next to the store."""
     return open_run(shutil.copytree(example_run, tmp_path / "digits.zarr"))
+
+
+def write(
+    run: Run, figures: dict[str, Any], *, x: float = 1.0, output: Output = TERMINAL
+) -> None:
+    data = xr.Dataset({"x": ("step", [x, np.nan])}, {"label": "a"}, {"known": True})
+    parts = "a note", make_table("a")
+    report(
+        run,
+        *parts,
+        data=data,
+        figures=figures,
+        groups=["g"],
+        name="a",
+        example="a",
+        output=output,
+    )
+
+
+def test_figures_are_drawn_again_only_if_their_data_or_their_code_changed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    drawn: list[int] = []
+
+    def draw() -> Any:
+        drawn.append(len(drawn))
+        return plt.figure(figsize=(1, 1))
+
+    formats: tuple[Any, ...] = ("png", "pdf", "svg")
+    for i, format_ in enumerate(formats):
+        for _ in range(2):
+            write(run, {"a": draw}, output=Output(format=format_, dpi=20))
+        assert len(drawn) == i + 1
+    changes: list[dict[str, Any]] = [{"x": 2.0}, {"output": Output(dpi=30)}]
+    for i, change in enumerate(changes):
+        write(run, {"a": draw}, **change)
+        assert len(drawn) == 4 + i
+    (tmp_path / "code.py").touch()
+    monkeypatch.setattr("analyzers._reporting.PACKAGE", tmp_path)
+    write(run, {"a": draw}, **changes[-1])
+    assert len(drawn) == 6
+
+
+def test_one_json_document_replaces_the_tables(
+    run: Run, capsys: pytest.CaptureFixture[str]
+):
+    write(run, {"a": plt.figure}, output=Output(json=True))
+    document = json.loads(capsys.readouterr().out)
+    assert document["variables"]["x"] == {
+        "dims": ["step"],
+        "values": [1.0, None],
+        "attrs": {},
+    }
+    assert document["coords"]["label"]["values"] == "a"
+    assert (document["run"], document["groups"]) == (run.location, ["g"])
+    assert document["notes"] == ["a note"]
+    assert Path(document["figures"][0]).exists()
+    assert document["attrs"] == {"known": True}
 
 
 def test_report_shows_parts_and_locations_of_results(
@@ -33,7 +100,8 @@ def test_report_shows_parts_and_locations_of_results(
         table,
         "",
         "word " * 40,
-        figures={"one": plt.figure(), "two": axes},
+        data=xr.Dataset(),
+        figures={"one": plt.figure, "two": lambda: axes},
         groups=["first", "second"],
         name="found",
         example="found.x.values",
@@ -60,7 +128,8 @@ def test_report_shows_parts_and_locations_of_results(
 def test_a_single_figure_is_named(run: Run, capsys: pytest.CaptureFixture[str]):
     report(
         run,
-        figures={"a": plt.figure()},
+        data=xr.Dataset(),
+        figures={"a": plt.figure},
         groups=["g"],
         name="found",
         example="found",
@@ -77,10 +146,9 @@ def test_a_single_figure_is_named(run: Run, capsys: pytest.CaptureFixture[str]):
 def test_figures_have_the_format_asked_for(
     format_: Literal["png", "pdf", "svg"], start: bytes, run: Run, tmp_path: Path
 ):
-    files = FigureFiles(format=format_, dpi=20)
-    figures = {"a": plt.figure(figsize=(3, 2))}
-    report(run, figures=figures, groups=["g"], name="a", example="a", files=files)
-    [path] = (tmp_path / "digits.figures").iterdir()
+    output = Output(format=format_, dpi=20, out=tmp_path / "new" / "folder")
+    write(run, {"a": lambda: plt.figure(figsize=(3, 2))}, output=output)
+    [path] = (tmp_path / "new" / "folder").iterdir()
     assert path.name == f"a.{format_}"
     assert path.read_bytes().startswith(start)
     if format_ == "png":
@@ -91,6 +159,8 @@ def test_figures_have_the_format_asked_for(
 def test_resolution_is_bounded(dpi: int):
     with pytest.raises(ValueError, match=rf"--dpi must be from 10 to 600, got {dpi}"):
         FigureFiles(dpi=dpi)
+    with pytest.raises(ValueError, match=r"--dpi must be from 10 to 600"):
+        Output(dpi=dpi)
 
 
 @pytest.mark.parametrize("name", ["digits.figures", "digits.figures/a.png"])
@@ -102,9 +172,8 @@ def test_figures_are_not_written_through_links(name: str, run: Run, tmp_path: Pa
         outside.mkdir()
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(outside)
-    figures = {"a": plt.figure()}
     with pytest.raises(OutsideStoreError, match=f"{name} leads through a link"):
-        report(run, figures=figures, groups=["g"], name="found", example="found")
+        write(run, {"a": plt.figure})
     plt.close("all")
     assert outside.is_dir() or outside.read_text() == "theirs"
     assert outside.is_file() or not list(outside.iterdir())

@@ -27,6 +27,13 @@ def test_the_reference_has_every_public_name(monkeypatch: pytest.MonkeyPatch):
     assert public - documented == set()
 
 
+def test_modules_that_trajstore_offers_are_public(monkeypatch: pytest.MonkeyPatch):
+    names = extension("public_names", monkeypatch)
+    offered = names["modules_of_trajstore"]()
+    assert "trajstore.curvature" in offered
+    assert offered - {"trajstore.analyzers"} <= set(names["MODULES"])
+
+
 def test_names_in_the_reference_exist(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("torch")
     for name in extension("public_names", monkeypatch)["documented_names"]():
@@ -51,8 +58,18 @@ def test_the_page_of_a_script_has_every_command_and_option(
     page = names["command_page"]("traj-store", module)
     headings = re.findall(r"^## traj-store (\S+)$", page, re.MULTILINE)
     assert headings == list(module.COMMANDS)
-    assert re.search(r"^ +--stderr ", page, re.MULTILINE)
+    assert re.search(r"^[│ ]+--stderr ", page, re.MULTILINE)
     assert "usage: traj-store info" in page
+
+
+def test_the_page_of_training_has_the_settings_of_workloads(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pytest.importorskip("torch")
+    names = extension("generated_pages", monkeypatch)
+    page = names["command_page"]("traj-train", names["scripts"]()["traj-train"])
+    assert page.count("--batch-size INT") == 2  # of run and of two-run
+    assert page.count("usage: traj-train run digits-resnet ") == 1
 
 
 def test_messages_have_placeholders_and_the_class_of_the_error(

@@ -17,7 +17,8 @@ def entries(page: Path) -> list[str]:
         r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
     )
     lines = [line.strip() for toctree in toctrees for line in toctree.splitlines()]
-    return [line for line in lines if line and not line.startswith(":")]
+    lines = [line for line in lines if line and not line.startswith(":")]
+    return [re.sub(r".*<(.+)>", r"\1", line) for line in lines]
 
 
 def test_every_page_is_in_the_contents_once():

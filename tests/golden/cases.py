@@ -35,17 +35,21 @@ class Stores:
     ----------
     directory : pathlib.Path
         An empty directory for the copies.
+    archives : pathlib.Path, default: STORES
+        The directory of the archives.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, archives: Path = STORES) -> None:
         self._directory = directory
         self._runs: dict[str, trajstore.Run] = {}
-        for archive in sorted(STORES.glob("*.tar.xz")):
+        for archive in sorted(archives.glob("*.tar.xz")):
             with tarfile.open(archive) as members:
                 # Python 3.11.3 and older have no filters, and ignore this attribute.
                 members.extraction_filter = getattr(tarfile, "data_filter", None)
                 members.extractall(directory)
         for name in JOURNALS:
+            if not self._path(name).exists():
+                continue
             recovered = self._path(f"{name}_recovered")
             shutil.copytree(self._path(name), recovered)
             trajstore.recover(recovered)

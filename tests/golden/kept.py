@@ -70,8 +70,8 @@ def arithmetic() -> str:
     return sha256(b"".join(np.asarray(x).tobytes() for x in results)).hexdigest()
 
 
-def keep(results: Mapping[str, xr.Dataset]) -> None:
-    """Write the results of the cases to the file."""
+def keep(results: Mapping[str, xr.Dataset], path: Path = RESULTS) -> None:
+    """Write the results of the cases to a file."""
     descriptions, pieces = {}, defaultdict[str, list[Array]](list)
     for case, result in results.items():
         descriptions[case] = description(result)
@@ -80,16 +80,16 @@ def keep(results: Mapping[str, xr.Dataset]) -> None:
     text = json.dumps(descriptions).encode()
     joined: dict[str, Any] = {k: np.concatenate(v) for k, v in pieces.items()}
     np.savez_compressed(
-        RESULTS,
+        path,
         description=np.frombuffer(text, np.uint8),
         arithmetic=np.array(arithmetic()),
         **joined,
     )
 
 
-def is_same_arithmetic() -> bool:
+def is_same_arithmetic(path: Path = RESULTS) -> bool:
     """Return whether this processor rounds like the processor that recorded the results."""
-    with np.load(RESULTS) as stored:
+    with np.load(path) as stored:
         return str(stored["arithmetic"]) == arithmetic()
 
 
@@ -108,9 +108,9 @@ class Kept(NamedTuple):
     numbers: dict[str, Array]
 
 
-def kept_results() -> dict[str, Kept]:
-    """Read the results of all cases from the file."""
-    with np.load(RESULTS) as stored:
+def kept_results(path: Path = RESULTS) -> dict[str, Kept]:
+    """Read the results of all cases from a file."""
+    with np.load(path) as stored:
         remaining = dict(stored)
     text = remaining.pop("description").tobytes()
     remaining.pop("arithmetic")

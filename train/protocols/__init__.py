@@ -6,3 +6,7 @@ the model and data of a recorded run for `replay` and `chords`.
 
 Imports the rest of `train`, and `trajstore` to record and read. Start reading with `record`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

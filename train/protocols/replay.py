@@ -13,8 +13,7 @@ from train.workloads.catalogue import WORKLOADS
 from trajstore.evaluation.along_path import losses_on_plane, losses_towards
 from trajstore.evaluation.replaying import OtherTrainingError
 from trajstore.evaluation.replaying import replay as replay_with
-from trajstore.format.attrs import TRAINING
-from trajstore.reading.results import LINES, PLANE
+from trajstore.format.attrs import LINES, PLANE, TRAINING
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.settings import Training
-from train.workloads.catalogue import WORKLOADS, check_width
+from train.workloads.known import KNOWN, check_width
 from trajstore.cli.command_line import nearest
 
 DIRECTORY = files("train") / "sweeps"
@@ -73,8 +73,8 @@ def _runs(
             raise ValueError(
                 f"{name}: expected the name of a file without its ending, got {label!r}."
             )
-        if str(workload) not in WORKLOADS:
-            hint = nearest(str(workload), WORKLOADS)
+        if str(workload) not in KNOWN:
+            hint = nearest(str(workload), KNOWN)
             raise ValueError(f"{name}: there is no workload {workload!r}{hint}.")
         if unknown := sorted(settings.keys() - known):
             raise ValueError(
@@ -86,7 +86,7 @@ def _runs(
                 f"{name}: {label}: updates: expected true or false, got {updates!r}."
             )
         try:
-            training = replace(WORKLOADS[workload].settings, **(settings | changes))
+            training = replace(KNOWN[workload].settings, **(settings | changes))
             check_width(training)
         except ValueError as error:
             raise ValueError(f"{name}: {label}: {error}") from error

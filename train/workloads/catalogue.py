@@ -10,6 +10,7 @@ from train.workloads.deep_linear import DEEP_LINEAR
 from train.workloads.definition import Workload
 from train.workloads.digits import DIGITS
 from train.workloads.english import ENGLISH
+from train.workloads.known import KnownWorkload
 from train.workloads.no_wrong_turns import NO_WRONG_TURNS
 
 WORKLOADS: Final[dict[str, Workload]] = {
@@ -23,17 +24,14 @@ WORKLOADS: Final[dict[str, Workload]] = {
 }
 
 
+def known() -> dict[str, KnownWorkload]:
+    """Return all workloads without their models and data, as `train.workloads.known` reads."""
+    return {
+        name: KnownWorkload(workload.summary, workload.settings)
+        for name, workload in WORKLOADS.items()
+    }
+
+
 def settings_of(name: str) -> Training:
     """Return the default settings of a workload."""
     return WORKLOADS[name].settings
-
-
-def check_width(training: Training) -> None:
-    """Refuse a width that the workload cannot use, and a missing width that it needs."""
-    name, width = training.workload, training.width
-    if width is not None and WORKLOADS[name].settings.width is None:
-        raise ValueError(
-            f"width: {name} has no width to choose, got {width}; leave it out."
-        )
-    if width is None and WORKLOADS[name].settings.width is not None:
-        raise ValueError(f"width: {name} needs a whole number, got nothing.")

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from inspect import Parameter, signature
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -14,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trajstore._version import __version__
 from trajstore.cli.console import make_console, printed_warnings
+from trajstore.cli.help_text import prepared, wrapped_help
 
 USAGE_ERROR: Final = 2
 """Exit status after wrong arguments, as argparse uses it."""
@@ -52,7 +53,7 @@ def run_command_line(
             _print_help(commands, prog, description)
             sys.exit(0)
         case ["--version", *_]:
-            Console().print(f"trajstore {version('trajstore')}", highlight=False)
+            Console().print(f"trajstore {__version__}", highlight=False)
             sys.exit(0)
         case [name, *_] if name not in commands:
             near = nearest(name, commands)
@@ -75,14 +76,16 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
         tyro.conf.CascadeSubcommandArgs,
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
+        tyro.conf.FlagCreatePairsOff,
     )
     function: Any = None
     try:
         module, _, name = command.target.partition(":")
         function = getattr(import_module(module), name)
-        with printed_warnings():
+        runnable = prepared(function)
+        with printed_warnings(), wrapped_help(arguments):
             tyro.cli(
-                function,
+                runnable,
                 prog=prog,
                 args=arguments,
                 config=config,

@@ -2,14 +2,21 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 
 from trajstore.format.shown import shown
+
+Item = TypeVar("Item")
+
+QUIET: Final = ContextVar("QUIET", default=False)
+"""Whether only warnings and errors are printed; a command line sets it."""
 
 
 class PlainConsole(Console):
@@ -23,7 +30,26 @@ class PlainConsole(Console):
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console for text that may come from a store."""
-    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return PlainConsole(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        quiet=QUIET.get() and not stderr,
+    )
+
+
+def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
+    """Iterate over items, and show the progress on stderr."""
+    return track(
+        items, description, console=make_console(stderr=True), disable=hides_progress()
+    )
+
+
+def hides_progress() -> bool:
+    """Whether progress is hidden: if asked for, and in logs, where bars are clutter."""
+    console = make_console(stderr=True)
+    return QUIET.get() or not (console.is_terminal or console.is_jupyter)
 
 
 @contextmanager

@@ -1,27 +1,22 @@
 """The commands of ``traj-store`` that read or mend a store."""
 
 import sys
-from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
-from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
-from zarr.abc.store import Store
-from zarr.core.sync import sync
 
-from trajstore.cli.console import make_console
+import trajstore
+from trajstore import reading
+from trajstore import store as storage
+from trajstore.cli.console import make_console, progress
 from trajstore.cli.plan import describe_sketch
 from trajstore.format.shown import shown
-from trajstore.reading.run import Run, open_run
-from trajstore.reading.verify import all_chunks, problems, protection
-from trajstore.store.journal import has_journal
-from trajstore.store.journal import recover as recover_steps
 
-MAX_LISTINGS: Final = 10
-"""Largest number of attempts to list a store that changes during the listing."""
+if TYPE_CHECKING:
+    from trajstore.reading.run import Run
 
 
 def info(store: Positional[str]) -> None:
@@ -32,7 +27,7 @@ def info(store: Positional[str]) -> None:
     store : str
         Path or URL of the trajectory store.
     """
-    run = open_run(store)
+    run = trajstore.open_run(store)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -51,17 +46,14 @@ def verify(store: Positional[str]) -> None:
     store : str
         Path or URL of the trajectory store.
     """
-    run = open_run(store)
-    progress = partial(
-        track, description="reading", console=make_console(stderr=True), transient=True
-    )
-    listed = list(problems(run, track=progress))
+    run = trajstore.open_run(store)
+    listed = list(reading.problems(run, track=partial(progress, description="reading")))
     console = make_console()
     for problem in listed:
         console.print(shown(str(problem)), soft_wrap=True)
-    chunks = f"{len(all_chunks(run)):,} chunks, {run.n_steps:,} steps"
+    chunks = f"{len(reading.all_chunks(run)):,} chunks, {run.n_steps:,} steps"
     summary = f"{len(listed)} problems" if listed else "No problem"
-    text = f"{summary} in {chunks}. {protection(run)}"
+    text = f"{summary} in {chunks}. {reading.protection(run)}"
     console.print(text, highlight=False, soft_wrap=True)
     if listed:
         sys.exit(1)
@@ -77,15 +69,15 @@ def recover(store: Positional[str]) -> None:
     store : str
         Path of the trajectory store.
     """
-    n_recovered = recover_steps(store)
-    n_steps = open_run(store).n_steps
+    n_recovered = trajstore.recover(store)
+    n_steps = trajstore.open_run(store).n_steps
     make_console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: "Run") -> dict[str, str]:
     spec, layout = run.spec, run.layout
     total, anchors, measured, *vectors = (
-        _bytes_below(run.stored.store, prefix)
+        storage.bytes_below(run.stored.store, prefix)
         for prefix in ("", "references", "measurements", "snapshots", "final")
     )
     whole = sum(vectors)
@@ -98,6 +90,7 @@ def _facts(run: Run) -> dict[str, str]:
     )
     facts = {
         "store": run.location,
+        "written by": run.stored.document.written_by or "an older trajstore",
         "status": f"{run.status}, started {run.stored.document.created[:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
@@ -113,7 +106,7 @@ def _facts(run: Run) -> dict[str, str]:
     if resumes := run.stored.document.resumes:
         missing = sum(resumption["n_missing"] for resumption in resumes)
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
-    if has_journal(run.location):
+    if storage.has_journal(run.location):
         facts["journal"] = "may hold more steps; run traj-store recover"
     parts = {
         "steps": steps,
@@ -134,11 +127,3 @@ def _facts(run: Run) -> dict[str, str]:
             "the whole store"
         )
     return facts
-
-
-def _bytes_below(store: Store, prefix: str) -> int:
-    for _ in range(MAX_LISTINGS):
-        # While a run is recorded, a file may be renamed between listing and reading its size.
-        with suppress(FileNotFoundError):
-            return sync(store.getsize_prefix(prefix))
-    return 0

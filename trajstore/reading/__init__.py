@@ -10,3 +10,7 @@ same version of a store.
 May import: `trajstore.format`, `trajstore.sketch` and `trajstore.store`; never torch or
 Dask.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -50,15 +50,21 @@ class Anchors:
         return self._decoded(window, elements.start, elements.stop)
 
     def decode_each(
-        self, windows: range, elements: slice, buffers: Sequence[FloatArray]
+        self,
+        windows: range,
+        elements: slice,
+        buffers: Sequence[FloatArray],
+        moves: Sequence[FloatArray] = (),
     ) -> Iterator[FloatArray]:
         """Yield one part of successive anchors, written to two or more `buffers` in turn."""
-        # Decoding begins with the last keyframe at or before the first window.
+        # Decoding begins with the last keyframe at or before the first window. The decoded
+        # differences from the anchors before are written to `moves` in turn, if given.
         first = windows.start - windows.start % KEYFRAME_EVERY
         before = None
         for window in range(first, windows.stop):
             anchor = buffers[window % len(buffers)]
-            self._decode_after(before, window, elements, out=anchor)
+            moved = moves[window % len(moves)] if moves else None
+            self._decode_after(before, window, elements, out=anchor, moved=moved)
             if window >= windows.start:
                 yield anchor
             before = anchor
@@ -82,18 +88,25 @@ class Anchors:
         elements: slice,
         *,
         out: FloatArray,
+        moved: FloatArray | None = None,
     ) -> None:
         """Decode a part of an anchor, given the same part of the anchor before it."""
         keyframe, since = divmod(window, KEYFRAME_EVERY)
+        if moved is not None and window == 0:
+            moved[:] = 0
         if since == 0:
             row = slice(keyframe, keyframe + 1)
             out[:] = self._source.read(KEYFRAMES, row, elements).values[0]
-            return
+            if moved is None or window == 0:
+                return
+            before, out = np.zeros_like(out), np.empty_like(out)
         assert before is not None
         row = slice(window, window + 1)
         codes = self._source.read("references/codes", row, elements)
         scales = self._source.rows("references/scales", row)[0]
         scales = scales[elements.start // BLOCK : elements.stop // BLOCK]
-        deltas.move(before, codes.values[0], scales, out=out)
+        deltas.move(before, codes.values[0], scales, out=out, difference=moved)
         if codes.missing is not None:
             out[codes.missing[0]] = np.nan
+            if moved is not None:
+                moved[codes.missing[0]] = np.nan

@@ -23,13 +23,9 @@ from trajstore.reading.stored_results import CHECKS, result_check, writable_stor
 from trajstore.reading.target import Target
 from trajstore.store.location import inside, is_remote, sibling
 
-KINDS: Final = ("snapshot", "epoch", "final of")
+KINDS: Final = ("snapshot", "epoch", "final of", "mean of epochs")
 """First words of the target labels that end with a name or number."""
 
-
-LINES: Final = "losses-towards"
-PLANE: Final = "losses-on-plane"
-"""Groups of losses on lines to a target, and on the plane of a path."""
 
 MAX_SLUG: Final = 100
 """Longest name of a target in a path; a longer one ends with a digest."""

@@ -19,9 +19,6 @@ from trajstore.store.location import is_remote, name_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str]
-"""Types of values that users may pass as ``reference=``, see `parameters_at`."""
-
 PART: Final = 1 << 22
 """Number of elements of a vector to read at a time."""
 
@@ -37,8 +34,15 @@ class Target:
     values: FloatArray | None = None  # flat vector; None if it is read from a store
 
 
+TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str] | Target
+"""Types of values that users may pass as ``reference=``, see `parameters_at`; and targets
+that are found already."""
+
+
 def find_target(run: Run, reference: TargetLike) -> Target:
     """Return the target that a ``reference=`` selects; `parameters_at` explains its values."""
+    if isinstance(reference, Target):
+        return reference
     if isinstance(reference, os.PathLike):
         return _final_of(open_run(reference), run)
     if isinstance(reference, str):

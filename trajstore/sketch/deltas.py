@@ -53,10 +53,19 @@ def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
 
 
 def move(
-    before: AnyFloats, codes: npt.NDArray[np.int8], scales: FloatArray, out: AnyFloats
+    before: AnyFloats,
+    codes: npt.NDArray[np.int8],
+    scales: FloatArray,
+    out: AnyFloats,
+    difference: FloatArray | None = None,
 ) -> None:
     """Add a coded difference to the previous anchor; write the sum to `out`, (size,)."""
+    # The difference is written to `difference`, if given. The sum is rounded, so the anchors
+    # do not tell the difference exactly.
     for start in range(0, len(out), PIECE):
         piece = slice(start, min(start + PIECE, len(out)))
         blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)
-        np.add(before[piece], decode(codes[piece], scales[blocks]), out=out[piece])
+        decoded = decode(codes[piece], scales[blocks])
+        np.add(before[piece], decoded, out=out[piece])
+        if difference is not None:
+            difference[piece] = decoded

@@ -9,3 +9,7 @@ May import: `trajstore.format`, Zarr and NumPy; never torch or xarray.
 
 Begin with `commit`, then `writer` for the write path and `opening` for the read path.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -22,9 +22,11 @@ from analyzers._engine.arrays.low_rank import regress
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-LAYER_SPREAD: Final = 0.3
-"""Prior standard deviation of the difference between a layer's cosine and the cosine of the
-whole vectors; this is our own choice."""
+N_SPREADS: Final = 64
+"""Number of standard deviations of cosines that are compared."""
+
+DIRECTIONS: Final = 64
+"""Largest number of steps whose directions are compared, up to rounding."""
 
 
 class ProbedVectors(NamedTuple):
@@ -113,15 +115,16 @@ def layer_products(
     v_dot_basis: FloatArray,
     v_probes: FloatArray,
     gram: FloatArray,
+    sizes: npt.NDArray[np.floating[Any]],
     collisions: Collisions | None = None,
 ) -> Estimate:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
     # (layer,), `f_dot_basis`, `v_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram`
-    # (layer, basis, basis).
+    # (layer, basis, basis), and `sizes` are the numbers of elements (layer,).
     # The probes of `a` cover all layers, so products with a small layer of v are noisy. A
-    # normal prior of width `LAYER_SPREAD` therefore draws the cosine of each layer towards
-    # the cosine of the whole vectors, which biases the estimate.
+    # normal prior therefore draws the cosine of each layer towards the cosine of the whole
+    # vectors, which biases the estimate. The layers of the window tell how far cosines differ.
     a_rest = _layer_rest_sq(a_sq, a_dot_basis, gram, whole.a_on_basis[:, None])
     f_rest = _layer_rest_sq(f_sq, f_dot_basis, gram, whole.f_on_basis)
     aside = np.sqrt(np.abs(a_rest - whole.advance[:, None] ** 2 * f_rest))
@@ -134,9 +137,27 @@ def layer_products(
         counts = inverse_counts(whole.aside_probes, collisions)[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
         noise += rounding_variance(whole.probes, v_probes)
-    expected = whole.cosine[:, None] * aside * length
-    spread = np.square(LAYER_SPREAD * aside * length)
+    norms = aside * length
+    # If the cosines of all layers were equal, they would be this.
+    along = whole.advance * f_dot_v.sum()
+    cosine = _ratio(whole.estimate.value - along, norms.sum(1))
+    expected = cosine[:, None] * norms
+    unit = np.square(norms)
+    # The whole cosine is the mean of the layers' cosines, with these weights. Vectors of n
+    # elements have cosines of at least 1 / sqrt(n) by chance.
+    told = np.isfinite(probed + expected + noise).all(1) & (whole.aside > 0)
+    weights = _mean(_ratio(norms, norms.sum(1, keepdims=True)), told)
+    scale = np.square(1 - weights) + np.square(weights).sum() - weights**2
+    by_chance = scale / np.maximum(sizes, 1)
+    variance = cosine_spread(
+        _mean(_ratio(np.square(probed - expected), unit), told),
+        by_chance + _mean(_ratio(noise, unit), told),
+        scale,
+        _independent(whole.aside_probes[told]),
+    )
+    spread = (variance * scale + by_chance) * unit
     trust = _ratio(spread, spread + noise)
+    shared_variance = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))
     if collisions is not None:
         # No prior is needed where every element has a probe of its own.
         trust = np.where(counts == 0, 1.0, trust)
@@ -144,7 +165,40 @@ def layer_products(
     if collisions is not None:
         removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
         value += removed @ v_dot_basis.T
-    return Estimate(value, np.sqrt(trust * noise))
+    shared = np.square(1 - trust) * shared_variance[:, None] * unit
+    return Estimate(value, np.sqrt(trust * noise + shared))
+
+
+def cosine_spread(
+    differences_sq: FloatArray, noise: FloatArray, scale: FloatArray, count: float
+) -> float:
+    """Return the expected variance of the layers' cosines, which may be anything from 0 to 1."""
+    # Differences of layers' cosines from the cosine of the whole vectors, each known `count`
+    # times, have the variance `scale` times the result, plus `noise`; all are (layer,). The
+    # standard deviation is taken to be even between 0 and 1 before they are known.
+    deviations = (np.arange(N_SPREADS) + 0.5) / N_SPREADS
+    variance = deviations[:, None] ** 2 * scale + noise
+    known = (scale > 0) & (variance > 0).all(0)
+    variance, squares = variance[:, known], differences_sq[known]
+    fit = -count / 2 * (np.log(variance) + squares / variance).sum(1)
+    weights = np.exp(fit - fit.max())
+    return float((weights * deviations**2).sum() / weights.sum())
+
+
+def _independent(directions: FloatArray) -> float:
+    """Return the number of independent directions among vectors (step, probe)."""
+    # Of long windows, a part of the steps tells enough.
+    some = directions[:: max(1, len(directions) // DIRECTIONS)]
+    if not len(some):
+        return 1.0
+    unit = _ratio(some, np.linalg.norm(some, axis=1, keepdims=True))
+    return float(len(unit) ** 2 / max(np.square(unit @ unit.T).sum(), 1))
+
+
+def _mean(values: FloatArray, rows: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the mean of some rows, 0 of none."""
+    total: FloatArray = values[rows].sum(0) / max(int(rows.sum()), 1)
+    return total
 
 
 def _remove_basis(

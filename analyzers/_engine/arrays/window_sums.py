@@ -30,6 +30,7 @@ class Posterior(NamedTuple):
     variance: FloatArray  # variances before the constraints, (row, part)
     gains: FloatArray  # (constraint, row, part)
     scores: FloatArray  # residuals of the constraints over their standard errors
+    weights: FloatArray  # inverse standard errors of the residuals; 0 if not used
 
 
 def constrain(
@@ -42,11 +43,8 @@ def constrain(
     """Correct independent estimates, (row, part), so that linear combinations are met."""
     # Constraint q says that ``(coefficients[q] * truth).sum(0)`` is `sums[q]` (part,), with an
     # error of variance `sum_variance[q]`; an infinite variance switches the constraint off.
-    value, gains, scores = (
-        value.copy(),
-        np.zeros_like(coefficients),
-        np.zeros_like(sums),
-    )
+    value, gains = value.copy(), np.zeros_like(coefficients)
+    scores, weights = np.zeros((2, *sums.shape))
     for q, c in enumerate(coefficients):
         spread = variance * c - (gains[:q] * (gains[:q] * c).sum(1)[:, None]).sum(0)
         total = (spread * c).sum(0) + sum_variance[q]
@@ -55,9 +53,10 @@ def constrain(
         inverse = np.divide(1, total, out=np.zeros_like(total), where=is_used)
         residual = np.where(is_used, residual, 0)
         value += spread * (inverse * residual)
-        gains[q] = spread * np.sqrt(inverse)
-        scores[q] = np.where(is_used, residual * np.sqrt(inverse), np.nan)
-    return Posterior(value, variance, gains, scores)
+        weights[q] = np.sqrt(inverse)
+        gains[q] = spread * weights[q]
+        scores[q] = np.where(is_used, residual * weights[q], np.nan)
+    return Posterior(value, variance, gains, scores, weights)
 
 
 def row_stderr(posterior: Posterior) -> FloatArray:

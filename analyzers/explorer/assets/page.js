@@ -77,11 +77,11 @@ window.startExplorer = (() => {
     }
     function stepView(data, q, start, end, width) {
       const xs = data.x, low = data[`${q}_min`], high = data[`${q}_max`] ?? low;
-      if (!low) return { x: [], low: [], high: [] };
+      if (!low) return { x: [], low: [], high: [], value: [] };
       const a = Math.max(0, lowerBound(xs, start) - 1), b = Math.min(xs.length, lowerBound(xs, end) + 1);
       const size = Math.max(1, Math.ceil((b - a) / Math.max(50, width)));
       const n = Math.ceil((b - a) / size);
-      const out = { x: new Float64Array(n), low: new Float64Array(n), high: new Float64Array(n) };
+      const out = { x: new Float64Array(n), low: new Float64Array(n), high: new Float64Array(n), value: new Float64Array(n) };
       for (let i = 0; i < n; i++) {
         let lo = Infinity, hi = -Infinity;
         for (let j = a + i * size; j < Math.min(b, a + (i + 1) * size); j++) {
@@ -91,6 +91,8 @@ window.startExplorer = (() => {
         out.x[i] = xs[a + i * size];
         out.low[i] = finite(lo) ? lo : NaN;
         out.high[i] = finite(hi) ? hi : NaN;
+        // A line through single steps; a group of several steps has only a range.
+        out.value[i] = size === 1 && lo === hi ? lo : NaN;
       }
       return out;
     }
@@ -110,18 +112,17 @@ window.startExplorer = (() => {
       const steps = width / span > PIXELS_PER_EPOCH;
       const extent = new Extent(scale === "log");
       for (const key of keys) {
-        const view = model(`${key}-${q}-view`), source = stepSource(key, q);
-        const draw = steps && source !== null && shown.has(key);
-        view.data = draw ? stepView(source.data, q, range.start, range.end, width) : { x: [], low: [], high: [] };
-        for (const renderer of figure.renderers) {
-          if (renderer.name === `${key}-band`) renderer.visible = shown.has(key) && !draw;
-        }
-        if (!shown.has(key)) continue;
         const data = model(q === "loss" ? `${key}-scalars` : `${key}-active`).data;
+        const source = stepSource(key, q), draw = steps && source !== null;
+        const view = draw ? stepView(source.data, q, range.start, range.end, width)
+          : { x: data.x, low: data[`${q}_min`], high: data[`${q}_max`], value: new Float32Array(data.x.length).fill(NaN) };
+        model(`${key}-${q}-view`).data = onScale(view, scale);
+        if (q !== "loss") model(`${key}-${q}-errors`).data = onScale({ x: data.x, low: data[`${q}_low`], high: data[`${q}_high`] }, scale);
+        if (!shown.has(key)) continue;
         extent.add(data, q, range);
         if (q === "lolr") extent.addColumn(model(`${key}-scalars`).data, "lr", range);
         if (q === "loss") extent.addColumn(data, "validation", range);
-        if (draw) extent.addSteps(view.data, range);
+        if (draw) extent.addSteps(view, range);
       }
       const ticks = extent.apply(model(`${q}-y`), q !== "loss");
       const wanted = model(`scale-${scale}`);
@@ -129,6 +130,13 @@ window.startExplorer = (() => {
       if (ticks) model(`${q}-ticks`).ticks = ticks;
     }
 
+    // A logarithmic axis has no place for a lower end that is not positive: it lies far below.
+    function onScale(view, scale) {
+      if (scale === "linear") return view;
+      const low = Float64Array.from(view.low, (v, i) => (v > 0 ? v : view.high[i] > 0 ? view.high[i] * 1e-12 : NaN));
+      const high = Float64Array.from(view.high, (v) => (v > 0 ? v : NaN));
+      return { ...view, low, high };
+    }
     // The range of an axis that shows the curves in view, and most of their bands.
     class Extent {
       constructor(log) { this.log = log; this.lines = []; this.bands = []; this.last = []; }
@@ -400,7 +408,7 @@ window.startExplorer = (() => {
       while (n >= 1000 && i < 4) { n /= 1000; i++; }
       return `${n.toPrecision(3).replace(/\.?0+$/, "")} ${units[i]}`;
     }
-    const count = (n) => Math.round(n).toLocaleString("en").replaceAll(",", "\u2009");
+    const count = (n) => Math.round(n).toLocaleString("en").replaceAll(",", "\u202f");
     function startLive() {
       const facts = model("live-facts"), curves = model("live-curves"), alerts = model("live-alerts"), job = model("live-job");
       const loaded = config.runs[0].steps;
@@ -408,7 +416,8 @@ window.startExplorer = (() => {
         const f = Object.fromEntries(Object.entries(facts.data).map(([k, v]) => [k, v[0]]));
         if (f.step === undefined) return;
         $("live-status").textContent = f.status;
-        $("live-step").textContent = f.total ? `${count(f.step)} / ${count(f.total)}` : count(f.step);
+        $("live-step").textContent = count(f.step);
+        $("live-total").textContent = f.total ? ` of ${count(f.total)}` : "";
         $("live-epoch").textContent = count(f.epoch);
         $("live-speed").textContent = finite(f.speed) ? Number(f.speed.toPrecision(3)) : "–";
         $("live-left").textContent = f.status === "running" ? duration(f.left) : "–";
@@ -435,7 +444,8 @@ window.startExplorer = (() => {
           if (name === "live-cosine") { model(`${name}-y`).setv({ start: -1.05, end: 1.05 }); continue; }
           const extent = new Extent(name !== "live-travelled");
           for (const column of names) for (const v of data[column]) if (extent.ok(v)) extent.lines.push(v);
-          extent.apply(model(`${name}-y`), true);
+          const ticks = extent.apply(model(`${name}-y`), true);
+          if (ticks) model(`${name}-ticks`).ticks = ticks;
         }
       }
       function showJob() {

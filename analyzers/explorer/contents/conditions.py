@@ -12,7 +12,7 @@ from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.contents.stored_geometries import read_geometry
 from analyzers.geometry.losses import replayed
 from analyzers.gradients.arrays.segments import running_median, step_kinds
-from analyzers.gradients.segments import THRESHOLD, WINDOW
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 from analyzers.gradients.zigzag import zigzag
 
 MAX_POINTS: Final = 2000

@@ -114,8 +114,10 @@ def scalar_curves(
     return _merged(by_epoch, counts), by_step, values
 
 
-def null_curve(shown: ShownRun) -> Columns:
+def null_curve(shown: ShownRun) -> Columns | None:
     """Return gamma of a random walk by epoch: the mean, and its range over the steps."""
+    if "update_norm" not in shown.run.steps:
+        return None
     gamma = random_walk_gamma(shown.run).values
     labels = shown.epoch
     low, high = _extremes_of_epochs(gamma, labels)

@@ -11,7 +11,7 @@ from analyzers.explorer.contents.shown_run import ShownRun
 
 
 def end_distances(shown: Sequence[ShownRun]) -> dict[str, Any] | None:
-    """Return names and cells of the table; None for one run, or for different networks."""
+    """Return names and values of the table; None for one run, or for different networks."""
     if len(shown) < 2:
         return None
     runs = [run.run for run in shown]
@@ -32,12 +32,9 @@ def end_distances(shown: Sequence[ShownRun]) -> dict[str, Any] | None:
                 names.append(f"{run.name}, {place}")
     values = found["distance"].values[np.ix_(rows, rows)]
     stderr = found["distance_stderr"].values[np.ix_(rows, rows)]
-    cells = [
-        [_cell(value, error) for value, error in zip(*pair, strict=True)]
-        for pair in zip(values, stderr, strict=True)
-    ]
-    return {"names": names, "cells": cells, "note": "|x − x'| of starts and ends"}
-
-
-def _cell(value: float, stderr: float) -> str:
-    return f"{value:.4g} ± {stderr:.1g}" if stderr > 0 else f"{value:.4g}"
+    return {
+        "names": names,
+        "values": values.tolist(),
+        "stderr": stderr.tolist(),
+        "note": "|x − x'| of starts and ends",
+    }

@@ -3,3 +3,7 @@
 `readings` reads every new commit, `alerts` judges the readings, `geometry_job` computes
 geometry relative to a chosen target in the background, and `server` serves the page.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

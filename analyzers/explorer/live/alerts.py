@@ -7,15 +7,21 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.gradients.arrays.segments import ZIGZAG, running_median, step_kinds
-from analyzers.gradients.segments import THRESHOLD, WINDOW
+from analyzers.gradients.defaults import THRESHOLD, WINDOW
 
 Floats = npt.NDArray[np.float64]
 
 BLOW_UP: Final = 10.0
-"""Ratio of a loss to the median of the losses before it that counts as a blow-up."""
+"""Ratio of losses to the losses before them that counts as a blow-up, both as medians."""
+
+LASTING: Final = 5
+"""Number of steps whose losses must be that large, odd."""
+
+MAX_CANDIDATES: Final = 2000
+"""Largest number of steps to compare with the steps before."""
 
 BEFORE: Final = 100
-"""Number of steps before a step that its loss is compared with."""
+"""Number of steps before that losses are compared with."""
 
 RECENT: Final = 100
 """Number of last steps that are searched for zigzags."""
@@ -86,29 +92,39 @@ def _not_finite(columns: Mapping[str, Floats]) -> Alert | None:
         return None
     step = min(first.values())
     which = " and ".join(label for label, k in first.items() if k == step)
-    return Alert("non-finite", step, f"The {which} of step {step:,} is not finite.")
+    verb = "are" if " and " in which else "is"
+    return Alert("non-finite", step, f"The {which} of step {step:,} {verb} not finite.")
 
 
 def _blow_up(loss: Floats) -> Alert | None:
-    """Find the first loss far above the losses before it."""
-    if len(loss) < 10:
+    """Find the first steps whose losses are far above the losses before them."""
+    # A single loss tells little: those of small batches differ by a factor of 10 as well.
+    n = len(loss) - LASTING
+    if n < LASTING:
         return None
-    padded = np.concatenate([np.full(BEFORE, np.nan), np.abs(loss[:-1])])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, BEFORE)
-    # Only large jumps are examined, because medians of all windows would take long.
-    largest = np.fmax.accumulate(np.abs(loss))
-    lowest = np.fmin.accumulate(np.abs(loss))
-    likely = np.flatnonzero((np.abs(loss) >= BLOW_UP * lowest) & np.isfinite(loss))
-    for k in likely[likely >= 10][-2000:]:
-        before = windows[k][np.isfinite(windows[k])]
-        if len(before) >= 5 and abs(loss[k]) > BLOW_UP * np.median(before):
-            ratio = abs(loss[k]) / np.median(before)
+    size = np.abs(loss)
+    lasting = _medians(size, LASTING)  # of steps k, ..., k + LASTING - 1
+    # Medians of many steps take long; a step that is not above the lowest one is no candidate.
+    lowest = np.fmin.accumulate(lasting)
+    for k in np.flatnonzero(lasting > BLOW_UP * lowest)[:MAX_CANDIDATES]:
+        before = size[max(0, k - BEFORE) : k]
+        before = before[np.isfinite(before)]
+        if len(before) >= LASTING and lasting[k] > BLOW_UP * np.median(before):
+            usual = np.median(before)
+            first = int(k + np.argmax(size[k : k + LASTING] > BLOW_UP * usual))
             text = (
-                f"The loss of step {k:,} is {loss[k]:.4g}, {ratio:.0f} times the median of "
-                f"the {len(before)} steps before; the largest so far is {largest[-1]:.4g}."
+                f"Losses around step {first:,} have the median {lasting[k]:.4g}, "
+                f"{lasting[k] / usual:.0f} times that of the {len(before)} steps before."
             )
-            return Alert("blow-up", int(k), text)
+            return Alert("blow-up", first, text)
     return None
+
+
+def _medians(values: Floats, length: int) -> Floats:
+    """Return the medians of successive values, ignoring NaN, float64 (step - length + 1,)."""
+    half = length // 2
+    medians = running_median(values, length)[half : len(values) - half]
+    return np.asarray(medians, np.float64)
 
 
 def _zigzag(cosine: Floats) -> Alert | None:

@@ -1,16 +1,17 @@
 """The command that follows a run that is being recorded."""
 
 import webbrowser
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+import trajstore
 from analyzers._reporting import say
-from analyzers.explorer.live.alerts import Alert
-from analyzers.explorer.live.readings import Readings
-from analyzers.explorer.live.server import Follower, serve, wait_for_steps
+from analyzers.explorer import live
 from trajstore.cli.console import make_console
-from trajstore.reading.run import open_run
+
+if TYPE_CHECKING:
+    from analyzers.explorer.live.alerts import Alert
 
 
 def watch(
@@ -44,11 +45,13 @@ def watch(
     """
     if not interval > 0:
         raise ValueError(f"`interval` must be a positive number, got {interval:g}.")
-    run = open_run(store)
+    run = trajstore.open_run(store)
     if not run.n_steps:
         say(f"Waiting for the first steps of {run.location}.")
-        run = wait_for_steps(lambda: open_run(store))
-    follower = Follower(Readings(run.location), interval=interval, report=_report)
+        run = live.wait_for_steps(lambda: trajstore.open_run(store))
+    follower = live.Follower(
+        live.Readings(run.location), interval=interval, report=_report
+    )
     follower.start()
 
     def started(address: str) -> None:
@@ -57,14 +60,14 @@ def watch(
             webbrowser.open(address)
 
     try:
-        serve(follower, port=port, started=started)
+        live.serve(follower, port=port, started=started)
     except KeyboardInterrupt:
         say("Stopped watching.")
     finally:
         follower.close()
 
 
-def _report(alert: Alert) -> None:
+def _report(alert: "Alert") -> None:
     """Print an alert on the terminal."""
     text = f"alert ({alert.kind}): {alert.text}"
     make_console(stderr=True).print(text, soft_wrap=True, style="bold red")

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from bokeh.models import ColumnDataSource, HoverTool, Range1d, Span
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, Span
 
 from analyzers._style import NEGATIVE
 from analyzers.explorer.contents.decimation import buckets, extremes, means_of_groups
@@ -23,7 +23,7 @@ NAMES: Final = ("loss", "lr", "ratio", "cosine", "travelled", "lolr", "lolr_stde
 
 FIGURES: Final = (
     ("live-loss", "Loss", "of the batches of training", "loss", True),
-    ("live-rate", "Rate", "dashed: loLR relative to the next anchor", "rate", True),
+    ("live-rate", "Rate", "dots: loLR relative to the next anchor", "rate", True),
     ("live-ratio", "Update ratio", "|u| / |x|", "ratio", True),
     ("live-cosine", "Adjacent cosine", "of successive gradients", "cosine", False),
     ("live-travelled", "Distance travelled", "sum of |u|", "distance", False),
@@ -88,6 +88,9 @@ def _figure(
         y_label=y_label,
         y_axis_type="log" if is_log else "linear",
     )
+    if name != "live-cosine":
+        made.yaxis.ticker = FixedTicker(ticks=[], name=f"{name}-ticks")
+        made.ygrid.ticker = made.yaxis[0].ticker
     column = {"rate": "lr", "distance": "travelled"}.get(y_label, y_label)
     color = RUN_COLORS[0]
     if column in BANDED:
@@ -120,14 +123,7 @@ def _figure(
         made.segment(
             "x", "low", "x", "high", source=source, line_color=MUTED, line_alpha=0.4
         )
-        made.line(
-            "x",
-            "lolr",
-            source=source,
-            line_color=INK,
-            line_dash="dashed",
-            line_width=1.3,
-        )
+        made.scatter("x", "lolr", source=source, color=INK, size=3, alpha=0.6)
     made.line("x", column, source=source, line_color=color, line_width=1.7)
     points = made.scatter(
         "x", column, source=source, color=color, size=5, alpha=0, hover_alpha=1

@@ -8,12 +8,16 @@ from bokeh.models import ColumnDataSource, HoverTool, Range1d, Span
 
 from analyzers.explorer.contents.curves import Columns, GeometryCurves, mid_run
 from analyzers.explorer.contents.shown_run import ShownRun, settings_of
+from analyzers.explorer.views.geometry import marker_size
 from analyzers.explorer.views.style import RULE, make_figure
 from trajstore.format.shown import shown as printable
 
 HEIGHT: Final = 290
 NULL_COLOR: Final = "#8b96a3"
 MAX_SETTINGS: Final = 60
+
+LAST_DIGIT: Final = 5e-5
+"""Half of the last of four digits, relative to the value."""
 
 
 def comparison_view(
@@ -81,7 +85,7 @@ def _null_figure(
                 "gamma",
                 source=source,
                 color=run.color,
-                size=5,
+                size=marker_size(run),
                 nonselection_alpha=0.12,
                 name=f"{run.key}-points",
             )
@@ -131,7 +135,9 @@ def _difference_figure(
         made.segment("x", "low", "x", "high", line_width=1.6, **options)
         made.line("x", "value", line_width=1.8, **options)
         markers.append(
-            made.scatter("x", "value", source=source, color=run.color, size=5)
+            made.scatter(
+                "x", "value", source=source, color=run.color, size=marker_size(run)
+            )
         )
     made.add_tools(
         HoverTool(
@@ -187,7 +193,13 @@ def _value(curves: Sequence[GeometryCurves], name: str) -> str:
         return "–"
     value = mid_run(curves[0].by_epoch, name)
     stderr = mid_run(curves[0].by_epoch, f"{name}_stderr")
-    return f"{_number(value)} ± {stderr:.1g}"
+    return with_error(value, stderr)
+
+
+def with_error(value: float, stderr: float) -> str:
+    """Write a value with four digits, and its standard error if that reaches the last one."""
+    is_visible = stderr > LAST_DIGIT * abs(value)
+    return f"{value:.4g} ± {stderr:.1g}" if is_visible else f"{value:.4g}"
 
 
 def _number(value: float) -> str:
@@ -197,3 +209,15 @@ def _number(value: float) -> str:
 def _short(text: str) -> str:
     text = printable(text)
     return text if len(text) <= 40 else f"{text[:38]}…"
+
+
+def distance_table(distances: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the names, cells and note of the table of distances, if there are any."""
+    if distances is None:
+        return None
+    rows = zip(distances["values"], distances["stderr"], strict=True)
+    cells = [
+        [with_error(value, stderr) for value, stderr in zip(*row, strict=True)]
+        for row in rows
+    ]
+    return {"names": distances["names"], "cells": cells, "note": distances["note"]}

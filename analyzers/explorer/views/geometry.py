@@ -20,6 +20,12 @@ from analyzers.explorer.views.style import make_figure
 
 HEIGHT: Final = 250
 
+VIEWS: Final = {
+    "view": ("x", "low", "high", "value"),
+    "errors": ("x", "low", "high"),
+}
+"""Sources of each curve: the range of steps, and the ends of error bars."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelSpec:
@@ -162,6 +168,11 @@ def _scalar_columns(run: ShownRun, by_epoch: Columns) -> dict[str, Any]:
     return arrays | {"run": [run.name] * n}
 
 
+def marker_size(run: ShownRun) -> float:
+    """Return the size of the markers of a run's epochs in pixels, smaller for more epochs."""
+    return 5 if run.n_epochs <= 80 else 3 if run.n_epochs <= 200 else 1.5
+
+
 def _panel(
     panel: PanelSpec,
     shown: Sequence[ShownRun],
@@ -184,11 +195,15 @@ def _panel(
     for run in shown:
         own = sources[run.key]
         source = own["scalars"] if q == "loss" else own["active"]
-        view = ColumnDataSource(
-            name=f"{run.key}-{q}-view", data={"x": [], "low": [], "high": []}
+        # The page's script fills these sources for the range and the scale of the axes.
+        view, errors = (
+            ColumnDataSource(
+                name=f"{run.key}-{q}-{name}", data={column: [] for column in columns}
+            )
+            for name, columns in VIEWS.items()
         )
-        models.append(view)
-        _draw_run(made, run, q, source, view)
+        models += [view, errors]
+        _draw_run(made, run, q, source, view, errors)
         if q == "lolr":
             made.line(
                 "x",
@@ -215,7 +230,7 @@ def _panel(
                 q,
                 source=source,
                 color=run.color,
-                size=5,
+                size=marker_size(run),
                 alpha=0.9,
                 nonselection_alpha=0.12,
                 selection_line_color=None,
@@ -245,42 +260,35 @@ def _hover(panel: PanelSpec, markers: list[Any]) -> HoverTool:
     )
 
 
-def _draw_run(made: Any, run: ShownRun, q: str, source: Any, view: Any) -> None:
+def _draw_run(
+    made: Any, run: ShownRun, q: str, source: Any, view: Any, errors: Any
+) -> None:
     """Draw a run: the range of its steps, its means and their errors, and its single steps."""
-    made.varea(
-        "x",
-        f"{q}_min",
-        f"{q}_max",
-        source=source,
-        fill_color=run.color,
-        fill_alpha=0.13,
-        name=f"{run.key}-band",
-    )
     made.varea(
         "x",
         "low",
         "high",
         source=view,
         fill_color=run.color,
-        fill_alpha=0.22,
-        name=f"{run.key}-step-band",
+        fill_alpha=0.15,
+        name=f"{run.key}-band",
     )
     made.line(
         "x",
-        "low",
+        "value",
         source=view,
         line_color=run.color,
         line_alpha=0.55,
         line_width=0.9,
-        name=f"{run.key}-step-line",
+        name=f"{run.key}-steps",
     )
     if q != "loss":
         made.segment(
             "x",
-            f"{q}_low",
+            "low",
             "x",
-            f"{q}_high",
-            source=source,
+            "high",
+            source=errors,
             line_color=run.color,
             line_width=1.6,
             line_alpha=0.9,

@@ -1,6 +1,7 @@
 """The path map: stored iterates of runs in the plane of their principal components."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -10,14 +11,18 @@ from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMappe
 from bokeh.palettes import Viridis256
 
 from analyzers.explorer.contents.curves import Columns
-from analyzers.explorer.contents.probed_path import rows_of_runs
 from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.views.style import FONT, MUTED, make_figure
 
 HEIGHT: Final = 460
 
-MARKERS: Final = {"anchor": "circle", "snapshot": "square", "final": "star"}
-SIZES: Final = {"anchor": 7, "snapshot": 10, "final": 15}
+MARKERS: Final = {"snapshot": "square", "final": "star"}
+SIZES: Final = {"step": 3, "anchor": 7, "snapshot": 10, "final": 15}
+CROWD: Final = 100
+"""Number of anchors above which they are drawn smaller."""
+
+NAMES: Final = {"step": "iterate, from its probes", "final": "last iterate"}
+"""Names of points by their kind."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,11 +30,10 @@ Floats = npt.NDArray[np.float64]
 def map_view(
     shown: Sequence[ShownRun],
     pca: xr.Dataset,
-    lines: Mapping[str, Floats],
     scalars: Mapping[str, Columns],
     gammas: Mapping[str, Columns | None],
-) -> tuple[Any, list[Any], dict[str, Any]]:
-    """Return the map, its sources, and facts for the page's script."""
+) -> tuple[Any, list[Any]]:
+    """Return the map and its sources."""
     # `scalars` and `gammas` are the curves by epoch, by key of the run.
     share = np.asarray(pca["explained_variance_ratio"].values, float)
     labels = [_axis_label(i, share) for i in range(2)]
@@ -41,22 +45,20 @@ def map_view(
         dimensions="both",
     )
     made.match_aspect = True
-    models, paths, columns = [], [], []
-    for run, rows in zip(shown, rows_of_runs(pca), strict=True):
+    models, columns = [], []
+    for run, rows in zip(shown, _rows_of_runs(pca), strict=True):
         found = _points(run, pca, rows, scalars[run.key], gammas.get(run.key))
         columns.append(found)
         models.append(ColumnDataSource(name=f"{run.key}-map", data=found))
-        line = lines[run.key]
-        paths.append(ColumnDataSource(data={"pc1": line[:, 0], "pc2": line[:, 1]}))
     mapper = LinearColorMapper(palette=Viridis256, name="map-colors")
     mapper.low, mapper.high = _range([c["epoch"] for c in columns])
     mapper.nan_color = "#c9d0d8"
     markers = []
-    for run, source, path in zip(shown, models, paths, strict=True):
+    for run, source in zip(shown, models, strict=True):
         made.line(
             "pc1",
             "pc2",
-            source=path,
+            source=source,
             line_color=run.color,
             line_width=1.6,
             line_alpha=0.75,
@@ -71,7 +73,7 @@ def map_view(
                 size="size",
                 fill_color={"field": "color_by", "transform": mapper},
                 line_color=run.color,
-                line_width=1.2,
+                line_width="edge",
                 nonselection_alpha=0.15,
                 name=f"{run.key}-map-points",
             )
@@ -92,12 +94,19 @@ def map_view(
             formatters={"@loss": "printf", "@lr": "printf", "@gamma": "printf"},
         )
     )
-    return made, [*models, mapper], {"explained": [float(x) for x in share[:2]]}
+    return made, [*models, mapper]
 
 
 def _axis_label(i: int, share: Floats) -> str:
     label = f"principal component {i + 1}"
     return f"{label} ({100 * share[i]:.1f} % of the variance)" if len(share) > i else ""
+
+
+def _rows_of_runs(pca: xr.Dataset) -> list[slice]:
+    """Return the points of every run; points of a run are consecutive."""
+    names = np.asarray(pca["run"].values)
+    borders = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
+    return [slice(a, b) for a, b in pairwise(borders)]
 
 
 def _points(
@@ -125,11 +134,15 @@ def _points(
     columns["gamma"] = _at(place, gamma, "gamma")
     columns["color_by"] = columns["epoch"]
     arrays = {name: np.asarray(c, np.float64) for name, c in columns.items()}
+    is_crowded = kinds.count("anchor") > CROWD
+    edge = 0.5 if is_crowded else 1.2
+    sizes = {**SIZES, "anchor": 4} if is_crowded else SIZES
     return arrays | {
         "run": [run.name] * len(steps),
-        "kind": kinds,
+        "kind": [NAMES.get(kind, kind) for kind in kinds],
         "marker": [MARKERS.get(kind, "circle") for kind in kinds],
-        "size": [SIZES.get(kind, 7) for kind in kinds],
+        "edge": [0.0 if kind == "step" else edge for kind in kinds],
+        "size": [sizes.get(kind, 7) for kind in kinds],
     }
 
 

@@ -120,5 +120,5 @@ def style_figure(made: Any, *, x_label: str, y_label: str) -> None:
         axis.minor_tick_line_color = None
         axis.axis_label_standoff = 6
     made.yaxis.formatter = CustomJSTickFormatter(code=TICK_TEXT)
-    made.xaxis.ticker.desired_num_ticks = 7
+    made.xaxis.ticker.desired_num_ticks = 5
     made.yaxis.ticker.desired_num_ticks = 5

@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 
 from analyzers.comparison.losses_command import losses
+from trajstore.format.attrs import LINES, PLANE
 from trajstore.format.run_spec import SchemaError
-from trajstore.reading.results import LINES, PLANE, write_results
+from trajstore.reading.results import write_results
 from trajstore.reading.run import Run, open_run
 
 

@@ -215,7 +215,9 @@ def test_mean_of_epochs_can_be_the_reference(store: Path, traj_analyze: Run):
     run = trajstore.open_run(store)
     average = analyzers.average_of_epochs(run, [2, 3, 4])
     expected = analyzers.path_geometry(run, reference=average)
-    xr.testing.assert_identical(stored(store, "given"), expected.compute())
+    found = stored(store, "mean-of-epochs-2-4")
+    xr.testing.assert_equal(found, expected.compute())
+    assert found.attrs["reference"] == "mean of epochs 2-4"
 
 
 @pytest.mark.parametrize("text", ["mean:4:2", "mean:4", "mean:a:b", "mean:1:2:3"])

@@ -15,7 +15,8 @@ from torch.optim import SGD, Optimizer
 
 import analyzers
 from analyzers.geometry import path_geometry as module
-from tests.analyzers.geometry.seeded import Seeded, train
+from tests.analyzers.geometry.seeded import Seeded, flat, train
+from trajstore import Recorder, open_run
 from trajstore.reading.run import Run
 
 MIDDLE = slice(16, 48)
@@ -194,3 +195,35 @@ def test_the_geometry_says_if_sums_are_used(tmp_path: Path):
     assert "are those of SGD" in module.path_geometry(run).attrs["window_sums"]
     plain = module.path_geometry(without_sums(run))
     assert "does not say that SGD" in plain.attrs["window_sums"]
+
+
+def test_a_change_that_no_product_of_the_updates_shows_is_found_in_the_sum(
+    tmp_path: Path,
+):
+    # The second half of the parameters has no gradients, and no product with the basis. Moved by
+    # hand, it changes |x - r|^2 by less than rounding does, but it is on the way to x*.
+    model = torch.nn.Linear(64, 1, bias=False)
+    with torch.no_grad():
+        model.weight[:, 32:] = 0
+    optimizer = SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(4)
+    path, x, g = tmp_path / "run.zarr", [], []
+    with Recorder(path, model, optimizer, steps_per_epoch=16, total_steps=64):
+        for step in range(64):
+            noise = torch.randn(1, 64, generator=generator)
+            model.weight.grad = model.weight.detach() + noise
+            model.weight.grad[:, 32:] = 0
+            x.append(flat([model.weight]))
+            g.append(flat([model.weight.grad]))
+            optimizer.step()
+            with torch.no_grad():
+                model.weight[:, 32:] += {24: 3e-4, 40: 0.5}.get(step, 0.0)
+    final = flat([model.weight])
+    geometry = analyzers.path_geometry(open_run(path)).compute(scheduler="sync")
+    marks = geometry.uses_window_sum.values
+    assert marks[:16].all()
+    assert not marks[16:48].any()
+    product = (np.array(g) * (np.array(x) - final)).sum(1)
+    exact = product / (np.array(g) ** 2).sum(1)
+    z = (geometry.lolr - exact) / geometry.lolr_stderr
+    assert (abs(z) < 6).all()

@@ -11,6 +11,7 @@ import xarray as xr
 
 import analyzers
 from analyzers.no_wrong_turns.curves import AS_PUBLISHED, EpochSelection
+from analyzers.no_wrong_turns.defaults import FIGURE_NAMES
 from analyzers.no_wrong_turns.figures import (
     FIGURES,
     draw_figure,
@@ -259,3 +260,7 @@ def test_missing_runs_are_reported_with_the_runs_found(
         ValueError, match=r"differ in the batch size only; found 1 run: 1 of shapes"
     ):
         draw_figure("6", [trained_runs["base"]])
+
+
+def test_commands_know_the_names_of_the_figures():
+    assert tuple(FIGURES) == FIGURE_NAMES

@@ -15,7 +15,8 @@ from train.commands import replay
 from train.protocols.chords import losses_between
 from train.protocols.record import record
 from train.workloads.catalogue import settings_of
-from trajstore.reading.results import LINES, PLANE, results_location
+from trajstore.format.attrs import LINES, PLANE
+from trajstore.reading.results import results_location
 from trajstore.reading.run import open_run
 
 

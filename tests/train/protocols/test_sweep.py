@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from tests.train.small_workloads import truncate
-from train import cli, commands
+from train import cli
 from train.protocols.record import record_resumably
 from train.protocols.sweep import load_sweep, sweep_names
 from train.workloads.catalogue import WORKLOADS
@@ -172,7 +172,7 @@ def test_the_command_records_the_missing_runs(
         created.append(out.name)
         return record_resumably(training, out, *args, **(options | SMALL))
 
-    monkeypatch.setattr(commands, "record_resumably", record)
+    monkeypatch.setattr("train.protocols.record.record_resumably", record)
     for expected in (["one.zarr", "two.zarr"], []):
         created.clear()
         monkeypatch.setattr(

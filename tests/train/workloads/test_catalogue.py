@@ -14,6 +14,7 @@ from tests.train.small_workloads import narrow, truncate
 from train.data import Splits
 from train.protocols.record import record
 from train.settings import Training
+from train.workloads import catalogue, known
 from train.workloads.catalogue import WORKLOADS
 from trajstore.format import attrs
 from trajstore.reading.run import open_run
@@ -80,3 +81,9 @@ def test_settings_offer_the_optimizers_and_controls_of_the_format():
     hints = get_type_hints(Training)
     assert get_args(hints["optimizer"]) == attrs.OPTIMIZERS
     assert get_args(hints["control"]) == attrs.CONTROLS
+
+
+def test_commands_know_the_workloads_of_the_catalogue():
+    """If this fails, run `make known-workloads`."""
+    assert known.FILE.read_text() == known.as_text(catalogue.known())
+    assert catalogue.known() == known.KNOWN

@@ -108,7 +108,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 
 @pytest.mark.parametrize(
-    "command", [*STORE_COMMANDS.values(), *ANALYSES.values()], ids=lambda c: c.target
+    "command",
+    sorted({*STORE_COMMANDS.values(), *ANALYSES.values()}),
+    ids=lambda c: c.target,
 )
 def test_summaries_are_the_first_lines_of_docstrings(command: Command):
     module, _, name = command.target.partition(":")

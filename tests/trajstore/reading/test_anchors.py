@@ -47,6 +47,19 @@ def test_successive_anchors_equal_anchors_decoded_alone(path: Path):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_differences_of_anchors_are_those_that_were_coded(path: Path):
+    write_run(path, n_steps=40)
+    anchors, part = open_run(path).stored.anchors, slice(BLOCK, 3 * BLOCK)
+    buffers, moves = np.empty((2, 2, 2 * BLOCK), np.float32)
+    for windows in (range(3), range(30, 36)):
+        found = anchors.decode_each(windows, part, [*buffers], [*moves])
+        for c, _ in zip(windows, found, strict=True):
+            window = random_window(c)
+            factors = np.repeat(window.scales, BLOCK)
+            expected = (window.codes.astype(np.float32) * factors)[part]
+            np.testing.assert_array_equal(moves[c % 2], expected if c else 0)
+
+
 def test_damage_reads_as_nan_up_to_the_next_keyframe(path: Path):
     write_run(path, n_steps=40)
     (path / "references/codes/c/30/0").unlink()

@@ -1,12 +1,16 @@
 """Options of a recorder."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from analyzers import path_geometry, store_geometry
 from trajstore.reading.run import open_run
+from trajstore.reading.verify import problems
+from trajstore.store.journal import recover
 
 torch = pytest.importorskip("torch")
 
@@ -113,3 +117,48 @@ def test_the_working_directory_may_change(
     assert list(Path().iterdir()) == []
     path = Path("../run.zarr")
     Recorder(path, training.model, training.optimizer, resume=state, **options).close()
+
+
+def test_everything_at_a_relative_path_works_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Snapshots, measurements, updates, results and targets are at the path as it was."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("first.zarr", "second.zarr"):
+        training, options = regression(), {**SMALL, "updates": True}
+        with Recorder(name, training.model, training.optimizer, **options) as recorder:
+            for step in range(4):
+                monkeypatch.chdir(tmp_path / "other" if step % 2 else tmp_path)
+                take_step(training, step)
+                recorder.measure("here")
+                recorder.snapshot(f"after {step}")
+        monkeypatch.chdir(tmp_path)
+    run = open_run("first.zarr")
+    stored = store_geometry(run, reference="after 1")
+    lazy = path_geometry(run, reference="second.zarr")
+    measured = run.measured("here").steps.grad_norm
+    monkeypatch.chdir("other")
+    for values in (stored.gamma, lazy.distance, measured, run.steps.grad_norm):
+        assert np.isfinite(values.values).all()
+    assert list(problems(run, track=iter)) == []
+    assert list(Path().iterdir()) == []
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("first.zarr", "second.zarr", "first.analysis.zarr", "other"),
+    }
+
+
+def test_a_relative_journal_is_recovered_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    training, options = regression(), {**SMALL, "journal": True}
+    recorder = Recorder("run.zarr", training.model, training.optimizer, **options)
+    for step in range(3):
+        take_step(training, step)
+    shutil.copytree("run.zarr", "copy.zarr", ignore=shutil.ignore_patterns(".lock"))
+    monkeypatch.chdir("other")
+    assert recover("../copy.zarr") == 3
+    assert open_run("../copy.zarr").n_steps == 3
+    recorder.close()

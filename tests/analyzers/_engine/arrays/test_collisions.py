@@ -101,3 +101,15 @@ def test_rounding_to_float16_has_the_stated_variance():
     assert stated.shape == (2000,)
     expected = np.mean([rounding_variance(a[i : i + 1], v[i])[0] for i in range(2000)])
     assert np.mean(errors**2) == pytest.approx(expected, rel=0.1)
+
+
+def test_probes_that_are_small_in_float16_have_the_stated_error():
+    rng = np.random.default_rng(5)
+    a, v = rng.standard_normal((2, 2000, 64))
+    # All but the first probes are below the smallest normal number of float16.
+    a[:, 1:] *= 1e-6
+    v[:, 0] = 0
+    largest = np.abs(a).max(1, keepdims=True)
+    errors = (((a / largest).astype(np.float16) * largest - a) * v).sum(1)
+    expected = [rounding_variance(a[i : i + 1], v[i])[0] for i in range(2000)]
+    assert np.mean(errors**2) == pytest.approx(np.mean(expected), rel=0.1)

@@ -8,6 +8,7 @@ import pytest
 from analyzers._engine.arrays.displacement_product import (
     ProbedVectors,
     Product,
+    cosine_spread,
     displacement_product,
     layer_products,
 )
@@ -171,6 +172,7 @@ def by_layer(path: Path, whole: Product, probes: np.ndarray) -> tuple[np.ndarray
         v_dot_basis=split(path.v, path.basis).T,
         v_probes=np.stack([path.v[part] @ probes[:, part].T for part in LAYERS]),
         gram=np.moveaxis(split(path.basis, path.basis), -1, 0),
+        sizes=np.array([part.stop - part.start for part in LAYERS]),
     )
     return estimate.value, estimate.stderr, split(path.a, path.v)
 
@@ -183,7 +185,7 @@ def test_errors_of_layers_are_of_the_order_of_their_standard_errors():
         value, stderr, expected = by_layer(path, estimated(path, probes), probes)
         z.append((value - expected)[:-1] / stderr[:-1])
     # The prior draws the cosine of a layer towards the cosine of the whole vectors. The
-    # ratio is 1 only for layers whose cosines deviate by the prior's width of 0.3.
+    # ratio is 1 only for layers whose cosines deviate by the spread that three layers show.
     rms = np.sqrt((np.array(z) ** 2).mean((0, 1)))
     assert (rms > 0.3).all()
     assert (rms < 2).all()
@@ -201,7 +203,8 @@ def test_layers_are_drawn_towards_the_cosine_of_the_whole():
     f = path.f - whole.f_on_basis @ path.basis
     a_rest = path.a - whole.a_on_basis @ path.basis
     aside = a_rest - whole.advance[:, None] * f
-    for i, part in enumerate(LAYERS):
+    asides, owns, alongs, noises = [], [], [], []
+    for part in LAYERS:
         length = np.linalg.norm(path.v[part])
         # The product of a and f is not known for a single layer.
         f_sq = f[part] @ f[part]
@@ -211,15 +214,44 @@ def test_layers_are_drawn_towards_the_cosine_of_the_whole():
         share = np.linalg.norm(aside, axis=1) / np.linalg.norm(a_rest, axis=1)
         own_aside = np.maximum(own_aside, share[:-1] * np.sqrt(a_rest_sq))
         along = whole.advance[:-1] * (path.f[part] @ path.v[part])
-        own = aside[:-1, part] @ path.v[part]
-        expected = whole.cosine[:-1] * own_aside * length
-        prior = (0.3 * own_aside * length) ** 2
+        own = along + aside[:-1, part] @ path.v[part]
         noise = (whole.aside[:-1] * length) ** 2 / SIZE
-        posterior = (own / noise + expected / prior) / (1 / noise + 1 / prior)
-        np.testing.assert_allclose(value[:, i], along + posterior, rtol=1e-5)
-        np.testing.assert_allclose(
-            stderr[:, i], np.sqrt(1 / (1 / noise + 1 / prior)), rtol=1e-5
+        asides.append(own_aside * length)
+        owns.append(own - along)
+        alongs.append(along)
+        noises.append(noise)
+    norms, own = np.array(asides).T, np.array(owns).T
+    along, noise = np.array(alongs).T, np.array(noises).T
+    left = whole.estimate.value[:-1] - along.sum(1)
+    expected = norms * (left / norms.sum(1))[:, None]
+    trust = (value - along - expected) / (own - expected)
+    assert ((trust > 0) & (trust < 1)).all()
+    # The spread of the layers' cosines is the same in all steps.
+    spread = trust * noise / (1 - trust) / norms**2
+    np.testing.assert_allclose(spread / spread[0], 1, rtol=0.05)
+    # The cosine of the whole vectors has an error, too.
+    whole_error = norms * (whole.estimate.stderr[:-1] / norms.sum(1))[:, None]
+    expected_stderr = np.hypot(np.sqrt(trust * noise), (1 - trust) * whole_error)
+    np.testing.assert_allclose(stderr, expected_stderr, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+def test_the_spread_of_cosines_is_found_among_noise(spread: float):
+    rng = np.random.default_rng(6)
+    noise = rng.uniform(0.01, 0.3, 400) ** 2
+    scale = rng.uniform(0.5, 1, 400)
+    cosines = rng.normal(0, np.sqrt(spread**2 * scale + noise))
+    found = cosine_spread(cosines**2, noise, scale, 1.0)
+    assert found == pytest.approx(spread**2, rel=0.35)
+
+
+def test_nothing_is_known_of_the_spread_of_a_single_layer():
+    # The mean square of a standard deviation that is even between 0 and 1.
+    for scale, noise in ((0.0, 1.0), (1.0, 1e6)):
+        found = cosine_spread(
+            np.array([0.3]), np.array([noise]), np.array([scale]), 2.0
         )
+        assert found == pytest.approx(1 / 3, rel=1e-3)
 
 
 def test_single_layer_is_the_whole():
@@ -239,7 +271,7 @@ def test_single_layer_is_the_whole():
         v_dot_basis=(path.v @ path.basis.T)[None],
         v_probes=path.v[None] @ probes.T,
         gram=(path.basis @ path.basis.T)[None],
+        sizes=np.array([SIZE]),
     )
-    share = whole.aside * np.linalg.norm(path.v)
-    # A layer's product uses v, and the whole product uses v without its part along f.
-    assert (abs(single.value[:, 0] - path.a @ path.v) < 0.1 * share + 1e-6).all()
+    np.testing.assert_allclose(single.value[:, 0], whole.estimate.value, rtol=1e-9)
+    np.testing.assert_allclose(single.stderr[:, 0], whole.estimate.stderr, rtol=1e-9)

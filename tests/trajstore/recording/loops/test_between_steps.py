@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn, optim
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.trajstore.recording.observed import Observed, iterate, loss_of, net
 from trajstore.reading.run import Run, open_run
@@ -115,7 +116,7 @@ def test_a_change_at_the_end_is_warned_of(
         recorder.close()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "in the loop", "global"])
 def test_a_hook_that_clips_may_be_added_later(when: str, tmp_path: Path):
     model, seen = net(), Observed()
     optimizer = optim.SGD(model.parameters(), lr=0.05)
@@ -126,6 +127,7 @@ def test_a_hook_that_clips_may_be_added_later(when: str, tmp_path: Path):
 
     if when == "before":
         optimizer.register_step_pre_hook(clip)
+    everywhere = register_optimizer_step_pre_hook(clip) if when == "global" else None
     with (
         Recorder(tmp_path / "run", model, optimizer, exact=True),
         Recorder(tmp_path / "other", model, optimizer, exact=True),
@@ -135,10 +137,14 @@ def test_a_hook_that_clips_may_be_added_later(when: str, tmp_path: Path):
         for step in range(4):
             optimizer.zero_grad()
             loss_of(model, step).backward()
+            if step == 0 and when == "in the loop":
+                optimizer.register_step_pre_hook(clip)
             optimizer.step()
     for name in ("run", "other"):
         seen.agrees(open_run(tmp_path / name), model)
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    assert len(optimizer._optimizer_step_pre_hooks) == (everywhere is None)
+    if everywhere is not None:
+        everywhere.remove()
     optimizer.step()
 
 

@@ -79,6 +79,17 @@ def clip_in_turn(model: Any, optimizers: list[Any], step: int) -> None:
         optimizer.step()
 
 
+def every_second_time(model: Any, optimizers: list[Any], step: int) -> None:
+    """Let the second optimizer step on a gradient of its own in every second row."""
+    optimizers[0].zero_grad()
+    loss_of(model, step).backward()
+    optimizers[0].step()
+    if step % 2:
+        optimizers[1].zero_grad()
+        loss_of(model, step + 1).backward()
+        optimizers[1].step()
+
+
 @pytest.mark.parametrize("loop", [step_in_turn, clip_in_turn])
 def test_optimizers_that_step_in_turn(
     loop: Callable[[Any, list[Any], int], None], tmp_path: Path
@@ -92,6 +103,16 @@ def test_optimizers_that_step_in_turn(
         for step in range(4):
             loop(model, optimizers, step)
     assert len(warnings) == open_run(tmp_path / "run").n_windows > 1
+
+
+def test_an_optimizer_that_steps_on_its_own_in_some_rows(tmp_path: Path):
+    model = net()
+    optimizers = halves(model)
+    with expect_warning() as warnings, Recorder(tmp_path / "run", model, optimizers):
+        every_second_time(model, optimizers, 0)
+        assert not warnings.list
+        every_second_time(model, optimizers, 1)
+    assert [w.filename for w in warnings.list] == [__file__]
 
 
 def test_a_step_within_the_backward_pass(tmp_path: Path):

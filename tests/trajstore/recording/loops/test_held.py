@@ -108,3 +108,49 @@ def test_a_tensor_under_two_names_is_recorded_once(tmp_path: Path):
     run = open_run(tmp_path / "run")
     assert "again" not in run.layout.names
     np.testing.assert_allclose(run.steps.grad_norm, [norm], rtol=1e-6)
+
+
+class Tied(nn.Module):
+    """A model whose embedding is its last layer, and whose middle layer occurs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.embedding = nn.Embedding(7, 5)
+        self.middle = nn.Linear(5, 5)
+        self.again = self.middle
+        self.head = nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Any) -> Any:
+        return self.head(self.again(torch.tanh(self.middle(self.embedding(tokens)))))
+
+
+def with_all_names(model: nn.Module) -> dict[str, Any]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+TIED: dict[str, Any] = {
+    "module": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "all names": with_all_names,
+    "three names": lambda model: {"first": model.head.weight} | with_all_names(model),
+    "reversed": lambda model: dict(reversed(with_all_names(model).items())),
+}
+
+
+@pytest.mark.parametrize("given", TIED)
+def test_tied_tensors_are_counted_once(given: str, tmp_path: Path):
+    model, norms = Tied(), []
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    with Recorder(tmp_path / "run", TIED[given](model), optimizer):
+        for step in range(3):
+            optimizer.zero_grad()
+            tokens = torch.arange(7) + step
+            logits = model(tokens[:-1] % 7)
+            nn.functional.cross_entropy(logits, tokens[1:] % 7).backward()
+            norms.append(np.linalg.norm(gradient(model)))
+            optimizer.step()
+    run = open_run(tmp_path / "run")
+    assert run.layout.n_params == sum(p.numel() for p in model.parameters()) == 65
+    np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-6)

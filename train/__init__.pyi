@@ -1,0 +1,2 @@
+from . import loop as loop
+from . import protocols as protocols

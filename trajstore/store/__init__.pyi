@@ -1,0 +1,12 @@
+from .journal import has_journal
+from .location import inside, is_remote, name_of, sibling
+from .sizes import bytes_below
+
+__all__ = [
+    "bytes_below",
+    "has_journal",
+    "inside",
+    "is_remote",
+    "name_of",
+    "sibling",
+]
