@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.stateful import Stateful
 
 from trajstore import Recorder, open_run
 from trajstore.integrations.checkpoint import RecorderState
@@ -93,7 +94,7 @@ def test_a_recorder_is_a_stateful_and_shows_what_it_does(tmp_path: Path):
         )
         state = RecorderState(recorder)
     assert repr(recorder).endswith("closed>")
-    assert isinstance(state, checkpoint.stateful.Stateful)
+    assert isinstance(state, Stateful)
 
 
 def test_the_log_says_where_it_records_and_when_it_closed(
