@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.stateful import Stateful
 
 from trajstore import Recorder, open_run
 from trajstore.integrations.checkpoint import RecorderState
@@ -48,12 +50,12 @@ def record(path: Path, folder: Path | None = None) -> None:
             "optimizer": optimizer.state_dict(),
             "recorder": RecorderState(recorder),
         }
-        checkpoint.save(saved, checkpoint_id=folder)
+        save(saved, checkpoint_id=folder)
         train(model, optimizer, range(5, 8))
     model, optimizer = parts()
     holder = RecorderState()
     loaded = {"model": model.state_dict(), "recorder": holder}
-    checkpoint.load(loaded, checkpoint_id=folder)
+    load(loaded, checkpoint_id=folder)
     model.load_state_dict(loaded["model"])
     assert isinstance(holder.resume, dict)
     optimizer.load_state_dict(optimizer_after(5))
@@ -92,7 +94,7 @@ def test_a_recorder_is_a_stateful_and_shows_what_it_does(tmp_path: Path):
         )
         state = RecorderState(recorder)
     assert repr(recorder).endswith("closed>")
-    assert isinstance(state, checkpoint.stateful.Stateful)
+    assert isinstance(state, Stateful)
 
 
 def test_the_log_says_where_it_records_and_when_it_closed(
