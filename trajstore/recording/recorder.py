@@ -19,8 +19,7 @@ from trajstore.format.run_spec import (
     SKETCH_BITS,
     SchemaError,
 )
-from trajstore.recording.guard import Guard
-from trajstore.recording.hooks import StepHooks, Steps
+from trajstore.recording.hooks import Guard, StepHooks, Steps
 from trajstore.recording.logged import to_scalars
 from trajstore.recording.loops.manual import Gradients, manual_step, step
 from trajstore.recording.loops.notices import warn_user
@@ -403,14 +402,20 @@ class Recorder:
         with self._closing():
             self._guard.run(self._close, steps, "complete")
 
+    def __repr__(self) -> str:
+        if self._steps is None:
+            return "<trajstore.Recorder of another rank>"
+        writer = self._session.writer
+        place = repr(writer.location) if writer else "of another rank"
+        state = "open" if self._is_open else "closed"
+        n_steps = self._steps.position.step
+        return f"<trajstore.Recorder {place}: {n_steps} steps, {state}>"
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self,
-        _type: object,
-        exception: BaseException | None,
-        _traceback: object,
+        self, _type: object, exception: BaseException | None, _traceback: object
     ) -> None:
         if exception is None:
             self.close()
@@ -435,17 +440,7 @@ class Recorder:
                 warn_user(message)
         self._is_open = False
         self._hooks.remove()
-        # If training failed, scalars logged for the next step do not belong to the last step.
-        amendment = steps.amendment() if status == "complete" else {}
-        try:
-            steps.finish(status, is_recording=is_recording)
-        finally:
-            self._session.close(
-                status,
-                amendment,
-                with_final=is_recording,
-                n_windows=steps.end_windows(),
-            )
+        steps.close(status, is_recording=is_recording)
         if status == "complete" and (lost := self._session.range_message) is not None:
             warn_user(lost)
 

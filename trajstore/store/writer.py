@@ -13,6 +13,7 @@ from warnings import warn
 import numpy as np
 import numpy.typing as npt
 
+from trajstore._version import __version__
 from trajstore.format.arrays import (
     ENDED,
     KEYFRAMES,
@@ -103,6 +104,7 @@ class Writer:
         self._attributes: dict[str, object] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
+            "written_by": f"trajstore {__version__}",
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         self.n_windows = 0
