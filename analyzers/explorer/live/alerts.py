@@ -129,7 +129,7 @@ def _medians(values: Floats, length: int) -> Floats:
     """Return the medians of successive values, ignoring NaN, float64 (step - length + 1,)."""
     half = length // 2
     medians = running_median(values, length)[half : len(values) - half]
-    return medians.astype(np.float64, copy=False)
+    return np.asarray(medians, np.float64)
 
 
 def _zigzag(cosine: Floats) -> Alert | None:
