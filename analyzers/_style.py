@@ -51,10 +51,12 @@ class ShownOnce(Figure):
     """A figure that a notebook shows once, even if it is the value of a cell."""
 
     def _ipython_display_(self) -> None:
-        # A notebook shows every open figure when the cell ends. Any other figure is left to
-        # the formatters of IPython, which follow this error.
-        if not _is_open(self):
-            raise NotImplementedError("A closed figure is left to IPython.")
+        # The inline backend shows every open figure when the cell ends, so a figure that is
+        # the value of a cell is closed first. IPython's formatters, which follow this error,
+        # show it then, in both cases.
+        if "inline" in mpl.get_backend() and _is_open(self):
+            plt.close(self)
+        raise NotImplementedError("The formatters of IPython show the figure.")
 
 
 def _is_open(figure: Figure) -> bool:

@@ -15,7 +15,7 @@ COMMANDS: Final = {
     ),
     "explore": Command(
         "analyzers.explorer.command:explore",
-        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+        "Write one HTML page that shows runs: path, geometry, layers, comparison, conditions.",
     ),
     "watch": Command(
         "analyzers.explorer.live.command:watch",
@@ -67,7 +67,7 @@ COMMANDS: Final = {
     ),
     "log": Command(
         "analyzers.trackers.command:log",
-        "Send a run, its results and its figures to TensorBoard, W&B, MLflow or trackio.",
+        "Send steps, stored geometry, figures and the explorer page of a run to a tracker.",
     ),
     "figure": Command(
         "analyzers.no_wrong_turns.command:figure",

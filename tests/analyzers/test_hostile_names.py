@@ -106,6 +106,7 @@ COMMANDS: Final = [
     ),
     pytest.param(["smoothness", "--layers"], marks=pytest.mark.slow),
     pytest.param(["scale-invariance"], marks=pytest.mark.slow),
+    pytest.param(["explore", "--layers"], marks=pytest.mark.slow),
 ]
 
 

@@ -327,13 +327,15 @@ def test_an_axis_without_positive_values_stays_linear(values: list[float]):
     assert ax.get_yscale() == "linear"
 
 
-def test_notebooks_show_an_open_figure_only_at_the_end_of_the_cell():
+def test_notebooks_show_a_figure_once(monkeypatch: pytest.MonkeyPatch):
     figure = plots.path_geometry(means())
     assert isinstance(figure, ShownOnce)
     other, _ = plt.subplots()
-    figure._ipython_display_()  # open: the notebook shows it when the cell ends
-    assert plt.gcf() is other
-    plt.close(figure)
-    with pytest.raises(NotImplementedError, match="left to IPython"):
-        figure._ipython_display_()
+    for backend, is_open in (("agg", True), ("module://matplotlib_inline", False)):
+        monkeypatch.setattr("matplotlib.get_backend", lambda name=backend: name)
+        # The error leaves the figure to the formatters of IPython.
+        with pytest.raises(NotImplementedError, match="formatters of IPython"):
+            figure._ipython_display_()
+        assert plt.gcf() is other
+        assert plt.fignum_exists(figure.number) == is_open
     assert isinstance(pickle.loads(pickle.dumps(figure)), ShownOnce)

@@ -1,17 +1,21 @@
-"""Hooks that report when a step of one or several optimizers begins and ends."""
+"""Hooks that report when a step of one or several optimizers begins and ends, and their guard."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import currentframe
 from traceback import walk_stack
 from typing import Any, Final, NamedTuple
+from warnings import warn
 
 import torch
+from torch import Tensor
 from torch.compiler import disable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trajstore.recording.loops.idle import is_idle
+from trajstore.recording.options import OnError
+from trajstore.recording.resume import Position
 from trajstore.tracking.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
@@ -37,6 +41,46 @@ class Steps(NamedTuple):
     """Called at the end of a step that some optimizers have skipped."""
 
 
+class Guard:
+    """Call recording functions in the recorder's process only, and handle their errors."""
+
+    def __init__(self, on_error: OnError, position: Position) -> None:
+        self._on_error, self._position = on_error, position
+        self.pid = os.getpid()
+        self.is_recording = True
+        """False after an error that led only to a warning."""
+
+    def check_owner(self) -> None:
+        """Raise an error if this process is a fork of the recorder's process."""
+        if os.getpid() != self.pid:
+            raise RuntimeError(
+                f"The recorder belongs to process {self.pid}, and this process, "
+                f"{os.getpid()}, is a fork of it. Call the recorder only in process "
+                f"{self.pid}; forked processes, such as DataLoader workers, cannot write to "
+                "its store."
+            )
+
+    def record(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a recording function, unless recording has ended or this process is a fork."""
+        if self.is_recording and os.getpid() == self.pid:
+            self.run(function, *arguments)
+
+    def run(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; raise its error, or warn and end the recording."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            if self.is_recording:
+                self.is_recording = False
+                warn(
+                    f"Recording ended before step {self._position.step}: {error} Training "
+                    "continues.",
+                    stacklevel=3,
+                )
+
+
 class StepHooks:
     """Run callbacks when a step of one or several optimizers begins and ends.
 
@@ -53,7 +97,7 @@ class StepHooks:
         steps: Steps,
     ) -> None:
         self._steps = steps
-        self._optimizers = optimizers
+        self._optimizers, self._has_several = optimizers, len(optimizers) > 1
         self._started: set[int] = set()
         self._stepped: set[int] = set()
         self._n_inner = [0] * len(optimizers)
@@ -109,7 +153,7 @@ class StepHooks:
     ) -> Arguments | None:
         if self.is_suspended:
             return None
-        if _will_be_skipped(optimizer):
+        if hasattr(optimizer, "found_inf") and _will_be_skipped(optimizer):
             self._started.discard(i)
             return None
         if i in self._started and _n_open_calls(optimizer) > 1:
@@ -118,7 +162,7 @@ class StepHooks:
             return None
         # The first of the positional arguments is the optimizer itself.
         closure = kwargs.get("closure", next(iter(args[1:]), None))
-        if closure is None and is_idle(optimizer):
+        if closure is None and _is_idle(optimizer):
             self._started.discard(i)
             return None
         self._n_inner[i] = 0
@@ -134,7 +178,11 @@ class StepHooks:
             check = partial(steps.begin_later, optimizer)
             evaluate = _around(closure, before=_nothing, after=check)
         elif closure is None:
-            steps.begin(optimizer, scaling_at_step(optimizer, self._optimizers))
+            may_be_scaled = hasattr(optimizer, "grad_scale") or self._has_several
+            scaling = (
+                scaling_at_step(optimizer, self._optimizers) if may_be_scaled else None
+            )
+            steps.begin(optimizer, scaling)
             return None
         else:
             steps.begin_closure(optimizer)
@@ -194,21 +242,35 @@ def _will_be_skipped(optimizer: Optimizer) -> bool:
     # For other optimizers, a GradScaler checks for overflow on the host, and does not call their
     # step. A fused optimizer checks on the device, so this function waits for the device.
     found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is None or is_capturing(found_inf.device):
+    if found_inf is None:
+        return False
+    is_cuda = found_inf.device.type == "cuda"
+    if is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     return bool(found_inf.item())
 
 
-def refuse_capture(device: torch.device) -> None:
-    """Raise an error while a CUDA graph is being captured."""
-    if is_capturing(device):
-        raise RuntimeError(
-            "The recorder was called while a CUDA graph was being captured: replays of the "
-            "graph run no hooks, so no step would be recorded. Capture forward and backward "
-            "passes only, and call optimizer.step() after each replay."
-        )
+def _is_idle(optimizer: Optimizer) -> bool:
+    """Whether a step changes nothing: there are no gradients, or only zeros at the rate 0."""
+    # Functions that return or load the state of an optimizer take such a step to make the state.
+    # Loops, because in most steps the first rate and the first gradient tell.
+    groups = optimizer.param_groups
+    for group in groups:
+        rate = group.get("lr")
+        if (type(rate) is float and rate) or not _is_zero(rate):
+            break
+    else:
+        gradients = [p.grad for group in groups for p in group["params"]]
+        return not any(g.count_nonzero() for g in gradients if g is not None)
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return False
+    return True
 
 
-def is_capturing(device: torch.device) -> bool:
-    """Whether operations on a device are being captured instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def _is_zero(rate: object) -> bool:
+    """Whether a learning rate is 0; a rate on an accelerator is not waited for."""
+    if isinstance(rate, Tensor):
+        return rate.is_cpu and rate.numel() == 1 and bool(rate == 0)
+    return rate == 0

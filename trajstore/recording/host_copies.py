@@ -29,7 +29,9 @@ class HostCopies:
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
+        self.is_needed = device.type == "cuda"
+        """Whether results are not in the memory of the host already."""
+        if self.is_needed:
             self._device = device
             self._stream = torch.cuda.Stream(device)
             self._event = torch.cuda.Event()

@@ -7,7 +7,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.optim import Optimizer
 
 from trajstore.format.arrays import DESCRIPTIONS, NO_SAMPLE
 
@@ -20,10 +19,6 @@ RESERVED: Final = frozenset(DESCRIPTIONS) | {
     *("step", "epoch", "iteration", "window", "layer", "basis")
 }
 """Names that `Recorder.log` refuses."""
-
-
-RATES: Final = ("lr", "step_size")
-"""Settings of parameter groups that are recorded with every step."""
 
 
 def to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
@@ -114,21 +109,3 @@ def logged_indices(row: SampleRow | None) -> Sequence[int]:
     """Return the indices in a row of samples, without its padding."""
     indices: list[int] = [] if row is None else row[row != NO_SAMPLE].tolist()
     return indices
-
-
-def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, Scalar]:
-    """Return the rates of all parameter groups: ``lr``, then ``lr_1`` and so on."""
-    # Some optimizers choose a step size for every step in addition to "lr".
-    rates: dict[str, Scalar] = {}
-    i = 0
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for name in RATES:
-                if name in group:
-                    rate = group[name]
-                    # In most groups, rates are plain floats, which need no check.
-                    is_plain = type(rate) is float
-                    key = f"{name}_{i}" if i else name
-                    rates[key] = rate if is_plain else rate_or_nan(rate)
-            i += 1
-    return rates

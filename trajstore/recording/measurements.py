@@ -27,6 +27,8 @@ class MeasurementRows:
         # `entry` returns the entry of a row with these scalars.
         self._session, self._position, self._entry = session, position, entry
         self._counts = dict(session.start.n_measured)
+        self.shared_row: Row = self.new_row() if session.queue is None else {}
+        """The row that ranks without a queue fill in every step."""
 
     def check_name(self, name: str) -> None:
         """Raise an error if a name cannot be given to a measurement."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from trajstore.recording.resume import (
 from trajstore.recording.write_queue import WriteQueue
 from trajstore.store.journal import Journal, replay
 from trajstore.store.location import is_remote
+from trajstore.store.overwrite import remove_store
 from trajstore.store.writer import Writer
 from trajstore.trackers.reporter import as_reporters
 from trajstore.trackers.reports import Reports
@@ -51,6 +52,17 @@ from trajstore.tracking.tracker import Tracker
 
 N_WAITING: Final = 2
 """Number of batches of rows and anchors that may wait for the disk."""
+
+
+class Recorded(NamedTuple):
+    """The model and the optimizers that are recorded."""
+
+    named: Callable[[], Mapping[str, Tensor]]
+    """Returns the current tensors of the model by name."""
+    groups: list[list[str]]
+    """Names of the recorded parameters in each parameter group."""
+    checksum: npt.NDArray[Any]
+    """Checksum of the parameters when the recording was opened."""
 
 
 class Session:
@@ -90,9 +102,11 @@ class Session:
         if options.resume and self._placement.is_first:
             spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
         self.spec = self._placement.broadcast(spec)
-        self.groups = group_names(parameters, self.optimizers)
-        self.named = partial(named_tensors, model)
-        self._checksum = checksum(parameters.values())
+        self.recorded = Recorded(
+            partial(named_tensors, model),
+            group_names(parameters, self.optimizers),
+            checksum(parameters.values()),
+        )
         self.device = next(t.device for t in tensors if t is not None)
         measures_on = torch.device("cpu") if options.offload else self.device
         state = self._checked_state(options.resume)
@@ -100,7 +114,7 @@ class Session:
             options.resume, options.step, state
         )
         step: int = self._placement.broadcast(own_step)
-        self._settings = SettingsWatch(parameters, self.optimizers, step)
+        self.settings = SettingsWatch(parameters, self.optimizers, step)
         self.tracker = Tracker(tensors, layout, self.spec, self._placement, measures_on)
         self.copies = HostCopies(self.device)
         self.writer: Writer | None = None
@@ -135,7 +149,7 @@ class Session:
             return None
         size = self._placement.layout.size
         state = check_state(resume, size=size, spec=self.spec)
-        check_groups(state, self.groups)
+        check_groups(state, self.recorded.groups)
         return state
 
     def _open_together(
@@ -173,6 +187,8 @@ class Session:
         """Open the store in the writer thread, and find the start of the recording."""
         options = self.options
         created = state["created"] if state is not None and step > 0 else None
+        if options.overwrite:
+            remove_store(path)
         self.writer = writer = Writer(
             path,
             self.spec,
@@ -183,10 +199,8 @@ class Session:
         )
         try:
             resumption = self._find_start(writer, step, state)
-            self._settings.facts = continued(
-                writer.optimizer, self._settings.facts, step
-            )
-            writer.optimizer = self._settings.facts
+            self.settings.facts = continued(writer.optimizer, self.settings.facts, step)
+            writer.optimizer = self.settings.facts
             writer.commit()
             self.queue = WriteQueue(
                 writer,
@@ -231,10 +245,10 @@ class Session:
                 writer.commit()
             Journal(directory).remove()
 
-    def note_settings(self, step: int) -> None:
-        """Note the settings that the optimizers have in a step."""
-        if self._settings.observe(step) and self.writer is not None:
-            self.writer.optimizer = self._settings.facts
+    def keep_settings(self) -> None:
+        """Let the writer write the facts about the optimizers, which have changed."""
+        if self.writer is not None:
+            self.writer.optimizer = self.settings.facts
 
     @property
     def is_alone(self) -> bool:
@@ -244,7 +258,9 @@ class Session:
     def have_parameters_changed(self) -> bool:
         """Whether parameters have changed since the recording was opened."""
         held = [p for p in self.tracker.parameters if p is not None]
-        return not np.array_equal(checksum(held), self._checksum, equal_nan=True)
+        return not np.array_equal(
+            checksum(held), self.recorded.checksum, equal_nan=True
+        )
 
     @property
     def range_message(self) -> str | None:
@@ -294,7 +310,9 @@ class Session:
         if self.writer is None:
             return {}
         sums = self.tracker.sums.state()
-        return make_state(position, self.writer, previous_gradient, self.groups, sums)
+        return make_state(
+            position, self.writer, previous_gradient, self.recorded.groups, sums
+        )
 
     def close(
         self,

@@ -4,51 +4,41 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trajstore.format.arrays import KEYFRAME_EVERY
-from trajstore.format.rows import is_far
-from trajstore.recording.hooks import refuse_capture
 from trajstore.recording.logged import (
     SampleRow,
     Scalar,
     empty_sample_row,
-    learning_rates,
     logged_indices,
     sample_row,
     to_floats,
     to_scalars,
 )
-from trajstore.recording.loops.closures import ClosureSteps, StartCopies
-from trajstore.recording.loops.manual import Gradients, by_layer
-from trajstore.recording.loops.watch import LoopWatch, added_message
+from trajstore.recording.loops.closing import (
+    UNKNOWN_END,
+    changes_at_end,
+    late_additions,
+)
+from trajstore.recording.loops.closures import ClosureSteps
+from trajstore.recording.loops.copies import StartCopies
+from trajstore.recording.loops.manual import Gradients, by_layer, unknown_gradient
+from trajstore.recording.loops.watch import LoopWatch
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
 from trajstore.recording.session import Session
-from trajstore.recording.write_queue import NewWindow
+from trajstore.recording.windows import CHECK_EVERY, Windows
 from trajstore.tracking.scaling import Scaling
 from trajstore.tracking.unknown_values import (
     forget_gradient,
     forget_iterate,
     forget_update,
 )
-
-FAR: Final = 8
-"""A window begins early if the anchor is this many times |x| away from the iterate x."""
-
-UNKNOWN_END: Final = (
-    "The parameters after the last step are not known: its update is NaN, and the final "
-    "iterate is the last one known. Update the mapping of parameters in place, as in "
-    "`parameters.update(new)`, before the recording ends."
-)
-
-CHECK_EVERY: Final = 4
-"""Number of steps between two checks of the distance from the anchor."""
 
 
 class StepRecorder:
@@ -63,13 +53,7 @@ class StepRecorder:
         if position.samples:
             self.log_samples(position.samples)
         self._started = time.monotonic() - position.wall_time
-        self._anchor_sq = torch.empty(0)
-        if position.n_windows > 0:
-            self._anchor_sq = session.tracker.anchor_sq()
-        # Ranks without a queue fill the same row in every step.
-        self._own_row = (
-            self._measurements.new_row() if self._session.queue is None else {}
-        )
+        self._windows = Windows(session, position)
         # The row of the step that begins; None between two steps.
         self._row: dict[str, Tensor] | None = None
         self._step_entry: Entry | None = None
@@ -79,6 +63,8 @@ class StepRecorder:
         self._last_names: Collection[str] | None = None
         self._gradient_is_taken = False
         self._watch = LoopWatch(session)
+        # Copies for a step of the user's whose gradient is not known yet.
+        self._copies: StartCopies | None = None
         self._closures = ClosureSteps(
             session.optimizers,
             lambda: session.tracker.parameters,
@@ -88,9 +74,8 @@ class StepRecorder:
 
     def log(self, scalars: Mapping[str, object]) -> None:
         """Keep scalars for the row of the next step."""
-        copies = to_scalars(scalars)
         refuse_capture(self._session.device)
-        self._pending |= copies
+        self._pending |= to_scalars(scalars)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
@@ -105,8 +90,13 @@ class StepRecorder:
 
     def begin(self, optimizer: Optimizer, scaling: Scaling | None) -> None:
         """Measure the gradient that a step finds, unless its row has a gradient already."""
-        self._watch.check_point(optimizer)
-        self._measure_start(scaling)
+        if self._gradient_is_taken:
+            self._watch.check_point(optimizer)
+            self._measure_start(scaling)
+            return
+        self._begin_row(scaling, None, optimizer)
+        if self._watch.has_several:
+            self._watch.note_gradients()
 
     def begin_closure(self, optimizer: Optimizer) -> None:
         """Begin a step whose gradient a closure makes."""
@@ -135,7 +125,8 @@ class StepRecorder:
             self._pending["step_grad_norm"] = norm
             return
         self._begin_row(scaling, gradients)
-        self._watch.note_gradients()
+        if self._watch.has_several:
+            self._watch.note_gradients()
 
     def _measure_copies(
         self, copies: StartCopies | None, gradients: Sequence[Tensor | None] | None
@@ -170,22 +161,22 @@ class StepRecorder:
         known = by_layer(gradients, names)
         if known is None and gradients is None:
             known = by_layer(tracker.gradients(), names)
-        self._watch.copies = None
+        self._copies = None
         if self._gradient_is_taken or known is not None:
             self._measure_start(None, known)
             return
         self._settle_last()
-        self._watch.copies = StartCopies(tracker.parameters)
+        self._copies = StartCopies(tracker.parameters)
 
     def end_manual(self, gradients: Gradients | None) -> None:
         """End a step of the user's."""
-        copies, self._watch.copies = self._watch.copies, None
+        copies, self._copies = self._copies, None
         if copies is not None:
             tracker, names = self._session.tracker, self._session.spec.names
             found = tracker.gradients() if gradients is None else gradients
             known = by_layer(found, names)
             if known is None:
-                self._watch.warn_once("manual", _unknown(self.position.step))
+                self._watch.warn_once("manual", unknown_gradient(self.position.step))
             self._measure_copies(copies, known)
         self._note()
         self.end()
@@ -231,24 +222,30 @@ class StepRecorder:
         """
         if self._taken is None:
             return
-        (row, entry), self._taken = self._taken, None
-        tracker, number = self._session.tracker, self.position.step - 1
+        row, _ = self._taken
         try:
             if is_known:
-                tracker.after_step(row)
-                if self._watch.rounding.is_needed:
-                    self._watch.rounding.forget(row, entry.anchor_sq)
-                if self._session.options.updates:
-                    self._measurements.measure_update(number, entry, row)
+                self._session.tracker.after_step(row)
         except ValueError:
             # The shape of a parameter has changed.
             is_known = False
         if not is_known:
-            tracker.skip_after_step(row)
+            self._session.tracker.skip_after_step(row)
             forget_update(row, self._session.spec)
-        if self._session.queue is not None:
-            self._session.queue.append(number, entry, row)
-            self._session.queue.submit_if_due()
+        self._queue_taken(is_known=is_known)
+
+    def _queue_taken(self, *, is_known: bool = True) -> None:
+        """Queue the row of the last step, whose update is measured if it is known."""
+        assert self._taken is not None
+        (row, entry), self._taken = self._taken, None
+        session, number = self._session, self.position.step - 1
+        if is_known and self._watch.rounding.is_needed:
+            self._watch.rounding.forget(row, entry.anchor_sq)
+        if is_known and session.options.updates:
+            self._measurements.measure_update(number, entry, row)
+        if session.queue is not None:
+            session.queue.append(number, entry, row)
+            session.queue.submit_if_due()
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""
@@ -257,7 +254,21 @@ class StepRecorder:
         self.complete()
         self._session.flush()
 
-    def finish(self, status: str, *, is_recording: bool) -> None:
+    def close(self, status: str, *, is_recording: bool) -> None:
+        """Measure the last update, write everything, and close the session."""
+        # If training failed, scalars logged for the next step do not belong to the last step.
+        amendment = self._amendment() if status == "complete" else {}
+        try:
+            self._finish(status, is_recording=is_recording)
+        finally:
+            self._session.close(
+                status,
+                amendment,
+                with_final=is_recording,
+                n_windows=self._end_windows(),
+            )
+
+    def _finish(self, status: str, *, is_recording: bool) -> None:
         """Measure the update of the last step when the recording ends."""
         self._watch.close()
         if not is_recording:
@@ -273,10 +284,8 @@ class StepRecorder:
 
     def _settle_last(self) -> None:
         """Complete the last step, now that the parameters are those of the next step."""
-        if self._row is None:
-            self._watch.begin(self.position.step)
         try:
-            self._watch.follow()
+            self._watch.begin(self.position.step, is_again=self._row is not None)
         finally:
             self.complete()
 
@@ -290,7 +299,7 @@ class StepRecorder:
         self._session.background.check()
         self._enter_epoch()
         if self.position.n_windows == 0:
-            self._start_window()
+            self._windows.start()
         self._measurements.measure(name, scalars)
         if self._session.options.journal:
             # A journal keeps only steps, so commit the measurement immediately.
@@ -309,14 +318,14 @@ class StepRecorder:
         )
         return self._session.state(position)
 
-    def amendment(self) -> dict[str, Scalar]:
+    def _amendment(self) -> dict[str, Scalar]:
         """Return the scalars that were logged after the last step, and that its row lacks."""
         if self.position.step == 0:
             return {}
         recorded = self._last_names or ()
         return {n: v for n, v in self._pending.items() if n not in recorded}
 
-    def end_windows(self) -> int:
+    def _end_windows(self) -> int:
         """Return the number of windows of a recording that is about to be closed."""
         if self._row is not None:
             # The sums of the last window contain a gradient that no step was taken with.
@@ -325,62 +334,61 @@ class StepRecorder:
 
     def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
-        session, has_stepped = self._session, self._last_names is not None
+        has_stepped = self._last_names is not None
         # After a step that failed halfway, the expected parameters are not known.
-        is_known = is_recording and has_stepped and self._row is None
-        if is_known and self._watch.moved_at_end():
-            yield (
-                "The parameters have changed since the last optimizer step. Their "
-                "current values are stored as the final iterate."
+        is_known = has_stepped and self._row is None
+        if is_recording:
+            yield from changes_at_end(
+                self._session, self._watch, has_stepped=has_stepped, is_known=is_known
             )
-        if is_recording and not has_stepped and session.have_parameters_changed():
-            yield (
-                "The parameters have changed, but the recorder saw no optimizer step and "
-                "recorded nothing. Give it the optimizer whose step() is called, or put "
-                "`with recorder.step():` around every update of the parameters."
-            )
-        if (change := self._watch.held.change()) is not None and change.n_added:
-            yield added_message(change.n_added)
-        planned, step = session.spec.total_steps, self.position.step
-        if planned is not None and step > planned:
-            yield (
-                f"{step} steps were recorded, but `total_steps` was {planned}: windows "
-                f"were planned to end at step {planned}, and later steps are less precise."
-            )
+        yield from late_additions(self._session, self._watch, self.position.step)
 
     def _begin_row(
         self,
         scaling: Scaling | None,
         gradients: Sequence[Tensor | None] | None = None,
+        optimizer: Optimizer | None = None,
     ) -> None:
-        self._settle_last()
-        self._enter_epoch()
-        refuse_capture(self._session.device)
-        queue, position = self._session.queue, self.position
-        if queue is not None:
-            queue.check()
-        if position.step == position.next_window:
-            self._start_window()
-        if self._row is not None:
+        """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
+        session, position, queue = self._session, self.position, self._session.queue
+        is_again, joined = self._row is not None, None
+        try:
+            refuse_capture(session.device)
+            self._enter_epoch()
+            self._watch.begin(position.step, optimizer, is_again=is_again)
+            begins_window = position.step == position.next_window
+            if queue is not None and self._taken is not None and not begins_window:
+                # The update of the last step is measured together with the next row.
+                can_join = session.tracker.joins_updates and not session.options.updates
+                joined = queue.row(self._taken[0]) if can_join else None
+        finally:
+            if joined is None:
+                self.complete()
+        if begins_window:
+            self._windows.start()
+        if is_again:
             # No step was taken with the gradient measured earlier for this row.
-            self._session.tracker.forget_previous_gradient()
-        self._row = row = self._own_row if queue is None else queue.row()
-        self._session.tracker.before_step(position.step, row, scaling, gradients)
-        if position.step % CHECK_EVERY == 0 or self._watch.is_far:
-            self._check_anchor(row)
-
-    def _check_anchor(self, row: Mapping[str, Tensor]) -> None:
-        """Begin a window with the next step if the anchor is far from the iterate."""
-        spec, tables = self._session.spec, row["tables"]
-        # On an accelerator this would wait; windows begin there as they are planned.
-        self._watch.is_far = bool(
-            spec.basis
-            and tables.is_cpu
-            and self._session.is_alone
-            and is_far(tables.numpy(), self._anchor_sq.numpy().sum(), spec, FAR)
+            session.tracker.forget_previous_gradient()
+        row = joined or (
+            self._measurements.shared_row if queue is None else queue.row()
         )
-        if self._watch.is_far:
-            self.position.next_window = self.position.step + 1
+        assert row is not None
+        self._row = row
+        last = None if joined is None or self._taken is None else self._taken[0]
+        try:
+            session.tracker.before_step(position.step, row, scaling, gradients, last)
+        except ValueError:
+            # Nothing has been measured.
+            self.complete()
+            raise
+        except BaseException:
+            if last is not None:
+                self._queue_taken()
+            raise
+        if last is not None:
+            self._queue_taken()
+        if position.step % CHECK_EVERY == 0 or self._windows.is_far:
+            self._windows.check_anchor(row)
 
     def _enter_epoch(self) -> None:
         """Set the epoch of the next step, if `steps_per_epoch` determines it."""
@@ -389,31 +397,11 @@ class StepRecorder:
             position.epoch = position.step // n_steps
             position.epoch_start = position.epoch * n_steps
 
-    def _start_window(self) -> None:
-        tracker, position, start = self._session.tracker, self.position, 0
-        ended = tracker.end_window() if position.n_windows > 0 else None
-        if self._session.queue is not None:
-            self._session.queue.wait_for_keyframe()
-        if position.n_windows == 0:
-            # If a recording begins after step 0, earlier steps also belong to this window.
-            anchor = tracker.start()
-        else:
-            anchor, start = tracker.move(), position.step
-        self._anchor_sq = tracker.anchor_sq()
-        number = position.n_windows
-        keyframe = tracker.keyframe() if number % KEYFRAME_EVERY == 0 else None
-        position.n_windows += 1
-        position.next_window = self._session.options.windows().next_start(
-            position.step + 1, position.epoch_start
-        )
-        if self._session.queue is not None:
-            new = NewWindow(number, start, anchor, keyframe, ended)
-            self._session.queue.append_window(new)
-
     def _note(self) -> None:
         """Keep the scalars and place of a step; scalars logged later may be for the next step."""
-        rates = learning_rates(self._session.optimizers)
-        self._session.note_settings(self.position.step)
+        rates = self._session.settings.observe(self.position.step)
+        if self._session.settings.is_new:
+            self._session.keep_settings()
         n_samples, earlier = self._session.spec.samples, self._step_entry
         samples = self._samples
         if earlier is None:
@@ -433,13 +421,19 @@ class StepRecorder:
         iteration = position.step - position.epoch_start
         place = (position.epoch, iteration, position.n_windows - 1)
         scalars["wall_time"] = time.monotonic() - self._started
-        return Entry(place, self._anchor_sq, scalars, samples)
+        return Entry(place, self._windows.anchor_sq, scalars, samples)
 
 
-def _unknown(step: int) -> str:
-    """Return a warning of a gradient that is not known."""
-    return (
-        f"The gradient of step {step} is not known, and is recorded as NaN: no gradient was "
-        "found when the block of recorder.step() began and when it ended. Give it to "
-        "recorder.step(gradients=...), or keep `grad` until the block ends."
-    )
+def refuse_capture(device: torch.device) -> None:
+    """Raise an error while a CUDA graph is being captured."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "The recorder was called while a CUDA graph was being captured: replays of the "
+            "graph run no hooks, so no step would be recorded. Capture forward and backward "
+            "passes only, and call optimizer.step() after each replay."
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether operations on a device are being captured instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

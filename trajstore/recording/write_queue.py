@@ -99,17 +99,22 @@ class WriteQueue:
         if journal is not None:
             journal.begin(first)
 
-    def check(self) -> None:
-        """Raise an error if writing has failed."""
+    def row(
+        self, after: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor] | None:
+        """Return views of the next free row, or of the row after it if it is `after`."""
+        # Raises an error if writing has failed. None if there is no such row: the buffer ends, or
+        # a flush has swapped the buffers since the row `after` began.
         written = self._spare.written
         if written is not None and written.done():
             self._background.check()
             self._spare.written = None
-
-    def row(self) -> dict[str, Tensor]:
-        """Return views of the next free row."""
         buffer = self._buffer
-        return buffer.rows[len(buffer.entries)]
+        number = len(buffer.entries)
+        if after is None:
+            return buffer.rows[number]
+        is_next = buffer.rows[number] is after and number + 1 < len(buffer.rows)
+        return buffer.rows[number + 1] if is_next else None
 
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
         """Append a filled row; `submit_if_due` then makes room for the next row."""
@@ -122,7 +127,8 @@ class WriteQueue:
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
-        self._copies.mark()
+        if self._copies.is_needed:
+            self._copies.mark()
 
     def submit_if_due(self) -> None:
         """Submit rows if the buffer is full or rows have waited long enough."""

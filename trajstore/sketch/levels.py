@@ -50,7 +50,10 @@ POSITIVE_LEVELS: Final[Mapping[int, tuple[float, ...]]] = {
 
 
 GUIDED: Final = 8.0
-"""Numbers below this magnitude are coded with the help of a `guide`."""
+"""A number above the magnitude of every border, up to which a `guide` helps to code numbers."""
+
+N_CELLS: Final = 4096
+"""Number of cells of equal length that a guide divides the numbers up to `GUIDED` into."""
 
 
 @cache
@@ -75,13 +78,20 @@ def borders(bits: int) -> FloatArray:
 
 
 @cache
-def guide(bits: int) -> npt.NDArray[np.int32]:
-    """Return a lower bound of the levels of all numbers in a cell, int32 (cell,)."""
-    # Cells of equal length divide the numbers between -GUIDED and GUIDED.
-    n_cells = 1 << min(bits + 4, 16)
-    # A number that rounding moves to the next cell is at most one cell off.
-    starts = GUIDED * (2 * (np.arange(n_cells) - 1) / n_cells - 1)
-    return np.searchsorted(borders(bits), starts, side="right").astype(np.int32)
+def brackets(bits: int) -> FloatArray:
+    """Return `borders` between two NaN, float32 (2^bits + 1,); no number is beyond NaN."""
+    return np.concatenate([[np.nan], borders(bits), [np.nan]]).astype(np.float32)
+
+
+@cache
+def guide(bits: int) -> FloatArray:
+    """Return the numbers of borders below the ends of cells, float32 (N_CELLS + 1,)."""
+    # Fractions say how far an end is on the way to the next border. The borders near a cell are so
+    # evenly spaced that a number of borders interpolated in the cell is at most one off.
+    ends = GUIDED * (2 * np.arange(N_CELLS + 1) / N_CELLS - 1)
+    n = len(borders(bits))
+    counts = np.interp(ends, borders(bits), np.arange(1, n + 1), left=0.5, right=n)
+    return counts.astype(np.float32)
 
 
 def encode(vectors: FloatArray, bits: int) -> tuple[Bytes, FloatArray]:

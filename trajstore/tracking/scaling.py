@@ -5,6 +5,7 @@ from inspect import currentframe
 from traceback import walk_stack
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
@@ -38,6 +39,27 @@ def scaling_at_step(
         return None
     groups = [group for o in scaled for group in o.param_groups]
     return Scaling(factor, frozenset(id(p) for g in groups for p in g["params"]))
+
+
+def unscaled(
+    gradients: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None],
+    scaling: Scaling,
+) -> list[Tensor | None]:
+    """Return gradients divided by the factor that those of some parameters contain."""
+    result = list(gradients)
+    scaled = {
+        i: gradient
+        for i, gradient in enumerate(gradients)
+        if gradient is not None and id(parameters[i]) in scaling.parameters
+    }
+    if scaled:
+        inverse = scaling.factor.reshape(()).double().reciprocal().float()
+        with torch.no_grad():
+            divided = torch._foreach_mul([*scaled.values()], inverse)
+        for i, gradient in zip(scaled, divided, strict=True):
+            result[i] = gradient
+    return result
 
 
 def _stepping_scaler() -> GradScaler | None:

@@ -7,6 +7,7 @@ converts later. The buffers are three float32 vectors as long as the parameters 
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -20,11 +21,12 @@ from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.double import DoubleBackend
-from trajstore.tracking.backends.protocol import StepBackend
+from trajstore.tracking.backends.protocol import LastStep, StepBackend
+from trajstore.tracking.gathering import gathered
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
 from trajstore.tracking.precision import no_grad_float32
-from trajstore.tracking.scaling import Scaling
+from trajstore.tracking.scaling import Scaling, unscaled
 from trajstore.tracking.window_sums import EndedWindow, WindowSums
 
 # Rows of `StepBackend.frame`.
@@ -79,22 +81,25 @@ class Tracker:
         self._backend: StepBackend = backend(
             parameters, self._placement, spec, self._past, self.device
         )
-        self._frame = self._backend.frame
+        self.joins_updates = self._backend.joins_updates
+        """Whether `before_step` can also measure the update of the last step."""
         self.sums = WindowSums(spec, self._placement, self._backend, self.device)
-        blocks = self._frame.unflatten(1, (-1, BLOCK))
+        blocks = self._backend.frame.unflatten(1, (-1, BLOCK))
         self._factors = {
             "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
             "move": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:ANCHOR]),
             "anchor": _factors(blocks[ANCHOR], blocks[ANCHOR : ANCHOR + 1]),
         }
-        layers = self._placement.layer_of_block
-        self._layer_of_block = torch.from_numpy(layers).to(self.device)
         # The clamp makes the rms of an empty tensor 0 instead of 0 / 0.
         sizes = torch.from_numpy(layout.sizes).clamp(min=1)
         self._sizes = sizes.to(self.device, torch.float64)
+        self._by_layer = partial(
+            sums_by_layer,
+            self._placement,
+            torch.from_numpy(self._placement.layer_of_block).to(self.device),
+        )
         self._gradient_energy = self._sizes.new_zeros(len(layout.names))
         self._n_gradients = 0
-        self._window = 0
         self._anchor_probes = self._sizes.new_zeros(0 if spec.exact else spec.probes)
 
     @property
@@ -105,7 +110,7 @@ class Tracker:
     @property
     def anchor(self) -> Tensor:
         """The part of the decoded anchor on this rank, which `move` changes."""
-        return self._frame[ANCHOR]
+        return self._backend.frame[ANCHOR]
 
     def keyframe(self) -> Tensor:
         """Return the whole decoded anchor; without sharding, this is the tracker's own vector."""
@@ -130,7 +135,7 @@ class Tracker:
         # The anchor is 0 before the first window, so the displacement equals the parameters.
         self._backend.read_displacement()
         self.sums.start(0)
-        self.anchor.copy_(self._frame[DISPLACEMENT])
+        self.anchor.copy_(self._backend.frame[DISPLACEMENT])
         self._add_anchor_probes()
         n_layers = len(self._placement.layout.names)
         return CodedAnchor(
@@ -153,7 +158,7 @@ class Tracker:
         self._backend.read_displacement()
         arrival = self._arrival()
         codes, scales, all_scales = self._code_displacement()
-        self.anchor.add_(self._frame[DISPLACEMENT])
+        self.anchor.add_(self._backend.frame[DISPLACEMENT])
         self._past.append(codes, scales)
         moved_sq = self._by_layer(self._products("move"))[:, 0]
         weights = tensor_weights(
@@ -164,16 +169,16 @@ class Tracker:
         if self._spec.float64:
             # Only ratios matter; without this, tiny gradients would leave the range of float32.
             weights /= weights.amax()
-        self._window += 1
-        self._backend.start_window(self._window, weights)
-        self.sums.start(self._window)
+        window = self.sums.window + 1
+        self._backend.start_window(window, weights)
+        self.sums.start(window)
         self._gradient_energy.zero_()
         self._n_gradients = 0
         self._add_anchor_probes()
         # A sum of probes lacks digits after a long way back; an accelerator would have to wait.
         way_back = FAR_BACK**2 * self._by_layer(self._products("anchor")).sum()
         if self.device.type == "cpu" and moved_sq.sum() > way_back:
-            self._frame[DISPLACEMENT].copy_(self.anchor)
+            self._backend.frame[DISPLACEMENT].copy_(self.anchor)
             self._anchor_probes.zero_()
             self._add_anchor_probes()
         return CodedAnchor(
@@ -210,7 +215,6 @@ class Tracker:
             if window > 0:
                 self._backend.start_window(window, weights.to(self.device))
             self.sums.restore(window, sums)
-            self._window = window
             self._anchor_probes.copy_(probes)
             # Add step by step, as the recording did: sums of floats depend on the order.
             for energies in gradient_energies.to(self.device):
@@ -252,13 +256,20 @@ class Tracker:
         row: Mapping[str, Tensor],
         scaling: Scaling | None = None,
         gradients: Sequence[Tensor | None] | None = None,
+        last: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Measure gradients and parameters before a step, whose number selects random signs."""
         # Overwrites `row`, which is one step of the buffers from `allocate`. The gradients, by
-        # default those of the parameters, are divided by the factor in `scaling`.
+        # default those of the parameters, are divided by the factor in `scaling`. Also does what
+        # `after_step` does with the row `last`, if the backend joins updates.
         if gradients is None:
             gradients = self.gradients(scaling)
-        self._backend.measure(gradients, step, row)
+        if last is None:
+            self._backend.measure(gradients, step, row)
+            return
+        last_step = LastStep(last, self._gradient_energy)
+        self._backend.measure(gradients, step, row, last_step)
+        self._n_gradients += 1
 
     @property
     def parameters(self) -> list[Tensor | None]:
@@ -290,18 +301,7 @@ class Tracker:
             gradients[i] = None
         if scaling is None:
             return gradients
-        scaled = {
-            i: gradient
-            for i, gradient in enumerate(gradients)
-            if gradient is not None and id(self._parameters[i]) in scaling.parameters
-        }
-        if scaled:
-            inverse = scaling.factor.reshape(()).double().reciprocal().float()
-            with torch.no_grad():
-                unscaled = torch._foreach_mul([*scaled.values()], inverse)
-            for i, gradient in zip(scaled, unscaled, strict=True):
-                gradients[i] = gradient
-        return gradients
+        return unscaled(gradients, self._parameters, scaling)
 
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
         """Return the norm of the current gradients, a float64 scalar on the device."""
@@ -317,13 +317,11 @@ class Tracker:
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure the update; `row` is the row that `before_step` overwrote."""
-        self._backend.after_step(row, self._gradient_energy)
-        self.sums.add()
+        self._backend.after_step(LastStep(row, self._gradient_energy))
         self._n_gradients += 1
 
     def skip_after_step(self, row: Mapping[str, Tensor]) -> None:
         """Leave out `after_step` for a row, but count its gradient."""
-        self.sums.add()
         self._gradient_energy += row["tables"][
             :, table_columns(self._spec)["grad_sq"].start
         ]
@@ -331,7 +329,7 @@ class Tracker:
 
     def forget_displacement(self) -> None:
         """Replace the displacement of a measured row by NaN, so that its update is NaN."""
-        for view in self._placement.views(self._frame[DISPLACEMENT]):
+        for view in self._placement.views(self._backend.frame[DISPLACEMENT]):
             view.fill_(torch.nan)
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
@@ -360,7 +358,8 @@ class Tracker:
     def _updates(self) -> list[Tensor | None]:
         """Return the change of each parameter since `before_step`; None if not on this rank."""
         anchor, displacement = (
-            self._placement.views(self._frame[row]) for row in (ANCHOR, DISPLACEMENT)
+            self._placement.views(self._backend.frame[row])
+            for row in (ANCHOR, DISPLACEMENT)
         )
         updates = iter(
             # Subtract in this order, as `after_step` does: near the anchor both results are exact.
@@ -386,43 +385,14 @@ class Tracker:
         with no_grad_float32(self.device):
             return self._by_layer(self._products("anchor"))[:, 0]
 
-    @torch.no_grad()
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
         """Return a function that returns a range of the parameters, (element,)."""
-        # Without sharding, the function reads the parameters in place, so they must not change
-        # before it is called. With sharding, the function of the first rank reads a copy in host
-        # memory, and the functions of the other ranks read an empty tensor.
-        if self._placement.group is None:
-            return self._read_parameters
-        flat = self._zeros(self._placement.size)
-        held = self._placement.local(self._parameters)
-        for view, parameter in zip(self._placement.views(flat), held, strict=True):
-            view.copy_(local_part(parameter))
-        return self._placement.gather(flat).__getitem__
-
-    @torch.no_grad()
-    def _read_parameters(self, elements: slice) -> Tensor:
-        part = self._frame.new_zeros(elements.stop - elements.start)
-        layout = self._placement.layout
-        for offset, size, parameter in zip(
-            layout.offsets.tolist(),
-            layout.sizes.tolist(),
-            self._parameters,
-            strict=True,
-        ):
-            assert parameter is not None
-            first = max(elements.start, offset)
-            last = min(elements.stop, offset + size)
-            if first < last and parameter.numel() != size:
-                part[first - elements.start : last - elements.start] = torch.nan
-            elif first < last:
-                values = parameter.reshape(-1)[first - offset : last - offset]
-                part[first - elements.start : last - elements.start] = values
-        return part
+        vector = self._backend.frame[DISPLACEMENT]
+        return gathered(self._parameters, self._placement, vector)
 
     def _arrival(self) -> Tensor:
         """Return products of the displacement with itself and the basis, (layer, 1 + basis)."""
-        past_products = self._past.products(self._frame[: DISPLACEMENT + 1])
+        past_products = self._past.products(self._backend.frame[: DISPLACEMENT + 1])
         products = torch.cat([self._products("displacement"), past_products[:, 0]], 1)
         return self._by_layer(products[:, : 1 + self._spec.basis])
 
@@ -430,7 +400,7 @@ class Tracker:
         """Replace the displacement by its decoded code; return the codes and scales."""
         # Works in chunks. Returns two vectors of scales: for the blocks on this rank, and for all
         # blocks.
-        vector = self._frame[DISPLACEMENT]
+        vector = self._backend.frame[DISPLACEMENT]
         codes = torch.empty_like(vector, dtype=torch.int8)
         scales = self._empty(len(vector) // BLOCK)
         for elements, blocks in self._chunks():
@@ -456,13 +426,6 @@ class Tracker:
         """Return the inner products of a pair of `_factors`, block by block, (block, vector)."""
         return torch.bmm(*self._factors[name])[:, 0]
 
-    def _by_layer(self, block_sums: Tensor) -> Tensor:
-        """Return sums over the blocks of each layer and over ranks, float64 (layer, column)."""
-        sums = self._sizes.new_zeros(len(self._sizes), block_sums.shape[1])
-        sums.index_add_(0, self._layer_of_block, block_sums.double())
-        self._placement.all_reduce(sums)
-        return sums
-
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
         return deltas_torch.chunks(self._placement.size, self.device)
 
@@ -471,6 +434,17 @@ class Tracker:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def sums_by_layer(
+    placement: Placement, layer_of_block: Tensor, block_sums: Tensor
+) -> Tensor:
+    """Return sums over the blocks of each layer and over ranks, float64 (layer, column)."""
+    shape = len(placement.layout.names), block_sums.shape[1]
+    sums = torch.zeros(shape, dtype=torch.float64, device=block_sums.device)
+    sums.index_add_(0, layer_of_block, block_sums.double())
+    placement.all_reduce(sums)
+    return sums
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,30 +46,26 @@ class WindowSums:
     ) -> None:
         self._spec, self._placement, self._backend = spec, placement, backend
         self._device = device
-        self._energies = torch.zeros_like(backend.block_energies)
         self._sketch = sketch_of(spec, placement.layout)
         self._rotation = Rotation(
             self._sketch.numbers, device, is_mixed=self._sketch.is_mixed
         )
+        self.window = 0
+        """Number of the window."""
         self._window_sum: WindowSum | None = None
         # Whether the sums are those of all steps of the window.
         self._is_whole = False
 
     def start(self, window: int) -> None:
         """Begin a window, whose sums are empty."""
-        self._is_whole = True
-        self._energies.zero_()
+        self.window, self._is_whole = window, True
+        row_signs: Tensor | None = None
         if self._spec.window_folds:
             sketch = replace(self._sketch, window=window)
             n_folds = self._spec.window_folds
             self._window_sum = WindowSum(sketch=sketch, n_folds=n_folds)
-            row_signs = self._window_sum.row_signs.copy()
-            self._backend.start_sum(upload(row_signs, self._device))
-
-    def add(self) -> None:
-        """Add the energies of a step; the backend has added its gradient to the folds."""
-        if self._spec.energies:
-            self._energies += self._backend.block_energies
+            row_signs = upload(self._window_sum.row_signs.copy(), self._device)
+        self._backend.start_sums(row_signs)
 
     def forget(self) -> None:
         """Note that the sums of this window are not those of its steps."""
@@ -99,7 +95,7 @@ class WindowSums:
 
     def _relative_energies(self) -> Tensor:
         """Return the energies per element, relative to the largest of the layer, (block,)."""
-        layout, energies = self._placement.layout, self._energies
+        layout, energies = self._placement.layout, self._backend.block_energies
         density = self._placement.block_sum(energies).double()
         density /= upload(layout.elements_of_block.astype(np.float64), energies.device)
         layers = upload(layout.layer_of_block, energies.device)
@@ -112,7 +108,8 @@ class WindowSums:
         # Sums over ranks would not be the same bits after resuming.
         if not self._is_whole or self._placement.group is not None:
             return None
-        sums = {"energies": self._energies, "folds": self._backend.window_folds}
+        backend = self._backend
+        sums = {"energies": backend.block_energies, "folds": backend.window_folds}
         return {name: total.detach().cpu().clone() for name, total in sums.items()}
 
     def restore(self, window: int, state: Mapping[str, Tensor] | None) -> None:
@@ -120,7 +117,7 @@ class WindowSums:
         self.start(window)
         self._is_whole = state is not None
         if state is not None:
-            self._energies.copy_(state["energies"])
+            self._backend.block_energies.copy_(state["energies"])
             folds, stored = self._backend.window_folds, state["folds"]
             if stored.shape == folds.shape:
                 folds.copy_(stored)

@@ -123,8 +123,8 @@ def _blow_up(loss: Floats) -> Alert | None:
 def _medians(values: Floats, length: int) -> Floats:
     """Return the medians of successive values, ignoring NaN, float64 (step - length + 1,)."""
     half = length // 2
-    medians: Floats = running_median(values, length)[half : len(values) - half]
-    return medians
+    medians = running_median(values, length)[half : len(values) - half]
+    return np.asarray(medians, np.float64)
 
 
 def _zigzag(cosine: Floats) -> Alert | None:

@@ -453,55 +453,6 @@ def test_a_store_deleted_during_a_commit_leaves_nothing(
     Training().record(path).close()
 
 
-def test_synced_commits_reach_the_disk_before_their_root(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Every file is synced after it is written, as are its directories."""
-    synced: list[str] = []
-    sync = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
-        synced.append(name.removesuffix(".partial"))
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with training.record(tmp_path / "run.zarr", fsync=True):
-        training.step()
-    files = [p for p in (tmp_path / "run.zarr").rglob("*") if p.is_file()]
-    assert {p.name for p in files} <= set(synced)
-    assert synced[-2:] == ["zarr.json", "run.zarr"]
-    plain = len(synced)
-    with training.record(tmp_path / "other.zarr"):
-        training.step()
-    assert len(synced) == plain
-
-
-def test_files_are_synced_before_they_are_renamed(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """A name never leads to bytes that a power failure would lose."""
-    path, synced, renamed = tmp_path / "run.zarr", set[int](), list[str]()
-    sync, replace = os.fsync, Path.replace
-
-    def fsync(descriptor: int) -> None:
-        synced.add(os.fstat(descriptor).st_ino)
-        sync(descriptor)
-
-    def replace_synced(file: Path, target: Path) -> Path:
-        if not target.name.endswith(".partial"):
-            renamed.append(str(target.relative_to(path)))
-            assert file.stat().st_ino in synced, target
-        return replace(file, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace_synced)
-    with training.record(path, fsync=True):
-        training.step()
-    assert {"zarr.json", "tables/zarr.json", "tables/c/0/0/0"} <= set(renamed)
-    assert not list(path.rglob("*.partial"))
-
-
 def test_a_journal_needs_a_directory(training: Training):
     with pytest.raises(ValueError, match=r"s3://runs/run\.zarr is remote"):
         Recorder("s3://runs/run.zarr", training.model, training.optimizer, journal=True)

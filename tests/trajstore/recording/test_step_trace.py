@@ -14,9 +14,8 @@ import trajstore
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.recording.recorder import Recorder
 
-MAX_CHANGES = 36
-"""When the recorder was one class, there were 37 changes in 57 calls. The checks of every step,
-`trajstore.recording.loops`, are 15 of them."""
+MAX_CHANGES = 20
+"""When the recorder was one class, there were 37 changes in 57 calls."""
 
 FOLDER = str(Path(trajstore.__file__).parent)
 

@@ -7,29 +7,13 @@ step. Where x_k may be left before its gradient is known, the parameters and gra
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trajstore.recording.loops.copies import StartCopies, Tensors
 from trajstore.recording.loops.gradient_versions import GradientVersions
-from trajstore.recording.loops.marks import Marks
-
-Tensors = list[Tensor | None]
-
-
-class StartCopies:
-    """Copies of the parameters and gradients that a step begins with."""
-
-    def __init__(self, parameters: Sequence[Tensor | None]) -> None:
-        self.parameters: Tensors = [_copy(p) for p in parameters]
-        self.gradients: Tensors = [
-            _copy(None if p is None else p.grad) for p in parameters
-        ]
-
-    def have_gradients(self) -> bool:
-        """Whether a gradient is not zero; `zero_grad` leaves zeros or None."""
-        return any(g.count_nonzero() for g in self.gradients if g is not None)
+from trajstore.recording.loops.watch import Marks
 
 
 class ClosureSteps:
@@ -52,13 +36,13 @@ class ClosureSteps:
         self.is_open = False
         """Whether a step with a closure is being taken."""
         # Gradients at the end of the last step with a closure, and the number of the next step.
-        self._left, self._next = GradientVersions(optimizers), 0
+        self._end = GradientVersions(optimizers), 0
 
     def begin(self, step: int) -> None:
         """Begin a step with a closure."""
         parameters = self._tensors()
-        self._marks = Marks(parameters)
-        self._start = self._marks.read()
+        marks = Marks(parameters)
+        self._start = marks, marks.read()
         self._copies = StartCopies(parameters) if self._needs_copies else None
         self.is_open, self._is_found, self._needs_copies = True, False, False
         self._n_evaluations = 0
@@ -66,8 +50,9 @@ class ClosureSteps:
         self._is_due = False
         self._gradients = GradientVersions(self._optimizers)
         # Whether the gradients that the step finds were made after the step before.
-        self._is_fresh = step == self._next and not self._same(self._left)
-        self._next = step + 1
+        left, following = self._end
+        self._is_fresh = step == following and not self._same(left)
+        self._end = left, step + 1
 
     def before_evaluation(self) -> None:
         """Note the gradients before the closure is called."""
@@ -99,7 +84,7 @@ class ClosureSteps:
                 self._is_found = True
             else:
                 self._measure(copies, None)
-        self._left = GradientVersions(self._optimizers)
+        self._end = GradientVersions(self._optimizers), self._end[1]
         return self._is_found
 
     def _take_late_gradient(self) -> None:
@@ -120,11 +105,8 @@ class ClosureSteps:
             self._is_found = True
 
     def _is_still_there(self) -> bool:
-        return self._marks.read() == self._start
+        marks, at_start = self._start
+        return marks.read() == at_start
 
     def _same(self, versions: GradientVersions) -> bool:
         return all(versions.match(optimizer) for optimizer in self._optimizers)
-
-
-def _copy(tensor: Any) -> Any:
-    return None if tensor is None else tensor.detach().clone()

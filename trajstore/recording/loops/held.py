@@ -34,14 +34,15 @@ class HeldTensors:
         self.named = named
         """Returns the current tensors of the model by name."""
         self._order = self._held()
-        self._ids = [*map(id, self._order)]
-        self._seen = {*self._ids, *(id(t) for t in tensors if t is not None)}
+        self.ids = [*map(id, self._order)]
+        """`id` of every tensor that the optimizers held at the last call of `change`."""
+        self._seen = {*self.ids, *(id(t) for t in tensors if t is not None)}
         # Keeps the numbers in `_seen` from being used for new tensors.
         self._strangers: list[Tensor] = []
 
     def idle(self) -> list[int]:
         """Return the layers whose tensors no optimizer holds, if there are optimizers."""
-        held = {*self._ids}
+        held = {*self.ids}
         return [
             i
             for i, t in enumerate(self._tensors)
@@ -52,9 +53,9 @@ class HeldTensors:
         """Return what has changed since the last call; None if nothing has."""
         held = self._held()
         ids = [*map(id, held)]
-        if ids == self._ids:
+        if ids == self.ids:
             return None
-        before, self._order, self._ids = self._order, held, ids
+        before, self._order, self.ids = self._order, held, ids
         if not held:
             # The user empties the groups for a moment, or ends the training.
             return Change(self._tensors, [*range(len(self._names))], 0)

@@ -105,3 +105,12 @@ def by_layer(
                 f"{len(listed)}. Give None for a parameter without a gradient."
             )
     return listed if any(g is not None for g in listed) else None
+
+
+def unknown_gradient(step: int) -> str:
+    """Return a warning of a gradient that is not known."""
+    return (
+        f"The gradient of step {step} is not known, and is recorded as NaN: no gradient was "
+        "found when the block of recorder.step() began and when it ended. Give it to "
+        "recorder.step(gradients=...), or keep `grad` until the block ends."
+    )

@@ -1,24 +1,36 @@
-"""Check in every step that the recorded values are those of the step."""
+"""Check in every step that the recorded values are those of the step.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+A step costs few microseconds of checks: `LoopWatch` compares identities and counts of writes, and
+only where these differ it looks closer.
+"""
 
+from collections.abc import Mapping, Sequence
+from ctypes import string_at
+from operator import attrgetter
+from typing import Any, Final
+
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trajstore.recording.loops.gradient_versions import GradientVersions
 from trajstore.recording.loops.held import HeldTensors
-from trajstore.recording.loops.marks import GradientPoint, Marks
 from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.loops.rounding import Rounding
 from trajstore.recording.session import Session
 
-if TYPE_CHECKING:
-    from trajstore.recording.loops.closures import StartCopies
-
 N_FIRST: Final = 4
 EVERY: Final = 64
 """The first steps, and every so many steps, parameters are compared with those after the step."""
+
+
+N_SAMPLED: Final = 3
+"""Number of tensors of which addresses and some elements are compared."""
+
+N_BYTES: Final = 64
+"""Number of bytes that are compared in the middle of such a tensor."""
+
+_version = attrgetter("_version")
 
 
 class LoopWatch:
@@ -26,11 +38,13 @@ class LoopWatch:
 
     def __init__(self, session: Session) -> None:
         self._tracker, self._optimizers = session.tracker, session.optimizers
+        self.has_several = len(session.optimizers) > 1
+        """Whether several optimizers take a step."""
         self.held = HeldTensors(
             session.spec.names,
             self._tracker.parameters,
             session.optimizers,
-            session.named,
+            session.recorded.named,
         )
         if idle := self.held.idle():
             self._tracker.follow(self._tracker.parameters, idle=idle)
@@ -48,10 +62,6 @@ class LoopWatch:
         self._warned_window = 0
         self._warned: set[str] = set()
         self.rounding = Rounding(self._tracker.parameters, session.spec)
-        self.copies: StartCopies | None = None
-        """Copies for a step of the user's whose gradient is not known yet."""
-        self.is_far = False
-        """Whether the anchor was far from the iterate in the last check."""
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
         """Follow these tensors, one per layer; ignore gradients of the layers `idle`."""
@@ -82,7 +92,17 @@ class LoopWatch:
         is_same = is_same and all(new is old for new, old in now)
         return not (is_given and is_same and marks is not None)
 
-    def begin(self, step: int) -> None:
+    def begin(
+        self, step: int, optimizer: Optimizer | None = None, *, is_again: bool
+    ) -> None:
+        """Check and follow the parameters that a step begins with, maybe again."""
+        if optimizer is not None:
+            self.check_point(optimizer)
+        if not is_again:
+            self._check_moves(step)
+        self.follow()
+
+    def _check_moves(self, step: int) -> None:
         """Note whether parameters were moved since the last step, and tell if a row lacks this."""
         # In a loop that moves parameters after every step, some steps tell.
         if step < N_FIRST or step % EVERY == 0 or self._is_written:
@@ -106,6 +126,12 @@ class LoopWatch:
 
     def follow(self) -> None:
         """Follow the tensors that the optimizers hold now."""
+        ids: list[int] = []
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                ids += map(id, group["params"])
+        if ids == self.held.ids:
+            return
         change = self.held.change()
         if change is None:
             return
@@ -127,8 +153,7 @@ class LoopWatch:
 
     def note_gradients(self) -> None:
         """Keep the versions of the gradients of several optimizers."""
-        if len(self._optimizers) > 1:
-            self._gradients = GradientVersions(self._optimizers)
+        self._gradients = GradientVersions(self._optimizers)
 
     def check_gradients(self, optimizer: Optimizer, window: int) -> None:
         """Warn, once per window, if an optimizer's gradients changed after the step began."""
@@ -181,3 +206,80 @@ def added_message(n_added: int) -> str:
         "frozen with requires_grad=False, before you make the recorder; or make a new "
         "recorder with its own store."
     )
+
+
+class Marks:
+    """Marks that change if tensors are written to, or get other memory.
+
+    Every tensor counts the writes to it. Writes through ``.data`` are not counted; a few tensors
+    are therefore also compared by address and, in the memory of a CPU, by some elements.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        # Tensors made in inference mode do not count writes.
+        held = [t for t in tensors if t is not None]
+        self._counted = [t for t in held if not t.is_inference()]
+        # A wrapper, such as a DTensor, has no memory of its own.
+        plain = [t for t in held if has_memory(t)]
+        self._sampled = plain[:: max(1, -(-len(plain) // N_SAMPLED))]
+
+    def read(self) -> list[Any]:
+        """Return the current marks; equal lists mean that no change was noticed."""
+        marks: list[Any] = [*map(_version, self._counted)]
+        marks += map(sample, self._sampled)
+        return marks
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor holds its elements itself."""
+    is_plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return is_plain and tensor.layout is torch.strided
+
+
+def sample(tensor: Tensor) -> tuple[int, bytes]:
+    """Return the address of a tensor, and some elements if they are in the memory of a CPU."""
+    address = tensor.data_ptr()
+    if not tensor.is_cpu or address == 0 or not tensor.is_contiguous():
+        return address, b""
+    middle, n_bytes = tensor.nbytes // 2, tensor.nbytes
+    return address, string_at(address + middle, min(N_BYTES, n_bytes - middle))
+
+
+class GradientPoint:
+    """Notices that parameters were moved between the backward pass and the step.
+
+    A hook of one parameter keeps its marks when its gradient is made.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        suitable = [
+            t
+            for t in tensors
+            if t is not None
+            and t.requires_grad
+            and t.is_leaf
+            and not t.is_inference()
+            and has_memory(t)
+        ]
+        self._tensor = max(suitable, key=Tensor.numel, default=None)
+        self._seen: Any = None
+        self._handle: Any = None
+        if self._tensor is not None:
+            # A compiled backward pass would otherwise compile the hook.
+            hook = torch.compiler.disable(self._note)
+            self._handle = self._tensor.register_post_accumulate_grad_hook(hook)
+
+    def _note(self, tensor: Tensor) -> None:
+        self._seen = tensor._version, sample(tensor)
+
+    def has_moved(self) -> bool:
+        """Whether the parameter was moved since its gradient was made; forgets the gradient."""
+        seen, self._seen = self._seen, None
+        tensor = self._tensor
+        return seen is not None and seen != (tensor._version, sample(tensor))  # type: ignore[union-attr, arg-type]
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None

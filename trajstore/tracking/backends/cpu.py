@@ -19,14 +19,21 @@ from trajstore.sketch import levels
 from trajstore.sketch.signs import Role
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.tracking.backends import cpu_kernels as kernels
+from trajstore.tracking.backends import cpu_sketch as sketching
+from trajstore.tracking.backends.addresses import Addresses
 from trajstore.tracking.backends.columns import measured_columns
-from trajstore.tracking.backends.memory import huge_zeros, row_major
+from trajstore.tracking.backends.compiling import compile_for_threads
+from trajstore.tracking.backends.memory import huge_zeros
+from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+_Codes = tuple[int, Floats, Floats, Floats]
+"""Bits per number, and the levels, brackets and guide of `trajstore.sketch.levels`."""
 
 BLOCKS_PER_THREAD: Final = 128
 """Least number of blocks per thread; for fewer blocks, starting a thread costs too much."""
@@ -67,15 +74,35 @@ class _Folding:
     filled: int  # number of buckets that may differ from 0
     probe_columns: Floats  # sequence of the column signs of the probes
     probe_rows: Floats  # row signs of the probes
-    second_fold: tuple[Floats, int, int, int]  # arguments of `kernels.probe`
+    second_fold: tuple[Floats, int, int, int]  # arguments of `cpu_sketch.probe`
     step_signs: Floats  # signs drawn in every step
     row_signs: Floats  # the part of `step_signs` for the rows of the fold
     folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
     blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
+    codes: _Codes | None  # arguments of `cpu_sketch.code_levels`; None with one bit
+    elements: Integers  # (parameter,): elements of the vector without gaps
+
+
+class _Window(NamedTuple):
+    """Signs and weights of the sketch that stay the same during a window."""
+
+    columns: Floats  # sequence of the column signs of the sketch
+    weights: Floats  # (layer,)
+    sum_signs: Floats  # (row,): row signs of the window's sum; empty if there is none
+
+
+class _Kernels(NamedTuple):
+    """Functions that run kernels on one thread or on several."""
+
+    before: Callable[..., None]
+    after: Callable[..., None]
 
 
 class CPUBackend:
     """Measures steps with the loops of `trajstore.tracking.backends.cpu_kernels`."""
+
+    joins_updates = True
+    """Whether `measure` can also measure the last update."""
 
     def __init__(
         self,
@@ -86,13 +113,12 @@ class CPUBackend:
         device: torch.device,
     ) -> None:
         layout = placement.layout
-        self._parameters, self._layout = list(parameters), layout
-        self._spec, self._past = spec, past
-        self._columns = _columns(spec)
+        self._spec, self._past, self._columns = spec, past, _columns(spec)
+        self._addresses = Addresses(layout, parameters)
         # Rows: the last gradient, the displacement and the anchor.
         rows = huge_zeros(3, placement.size, device=device)
         self._rows, self.frame = rows.numpy(), rows[1:]
-        self._layout_arrays = layout.offsets, layout.sizes, layout.layer_of_block
+        self._layout = layout.offsets, layout.sizes, layout.layer_of_block
         blocks = len(layout.layer_of_block)
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
         self._bounds = np.linspace(0, blocks, n_parts + 1).astype(np.int64)
@@ -101,51 +127,64 @@ class CPUBackend:
         self._folding = (
             _no_folding(n_parts) if spec.exact else _folding(layout, spec, n_parts)
         )
-        self._sketch_columns = self._folding.probe_columns
-        self._weights = np.ones(len(layout.names), np.float32)
+        weights = np.ones(len(layout.names), np.float32)
+        no_signs = np.zeros(0, np.float32)
+        self._window = _Window(self._folding.probe_columns, weights, no_signs)
         self.block_energies = torch.zeros(blocks)
         self.window_folds = huge_zeros(
             n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
         )
-        self._window_signs = np.zeros(0, np.float32)
+        self._sums = self.window_folds.numpy(), self.block_energies.numpy()
         self._checks = np.zeros((0, 0), np.int64)
-        self._measure_before = _on_threads(
-            n_parts, kernels.measure_before, kernels.measure_before_in_parts
-        )
-        self._measure_update = _on_threads(
-            n_parts, kernels.measure_after, kernels.measure_after_in_parts
+        self._kernels = _Kernels(
+            _on_threads(
+                n_parts, kernels.measure_before, kernels.measure_before_in_parts
+            ),
+            _on_threads(n_parts, kernels.measure_after, kernels.measure_after_in_parts),
         )
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
-        self._parameters = list(parameters)
+        self._addresses.follow(parameters)
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
+        columns = self._window.columns
         if self._folding.sketch is not None:
             fold = replace(self._folding.sketch.fold, window=window)
-            self._sketch_columns = fold.column_sequence
-        self._weights = weights.numpy().copy()
+            columns = fold.column_sequence
+        self._window = _Window(columns, weights.numpy().copy(), self._window.sum_signs)
 
-    def start_sum(self, row_signs: Tensor) -> None:
-        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
-        self.window_folds.zero_()
-        self._window_signs = row_signs.numpy()
+    def start_sums(self, row_signs: Tensor | None) -> None:
+        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
+        for total in self._sums:
+            total.fill(0)
+        if row_signs is not None:
+            self._window = self._window._replace(sum_signs=row_signs.numpy())
 
     def measure(
-        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+        last: LastStep | None = None,
     ) -> None:
-        """Measure gradients and parameters; `number` selects the random signs."""
-        folding, columns = self._folding, self._columns
-        gradients, _gradients = self._addresses(vectors)
-        parameters, _parameters = self._addresses(self._parameters)
+        """Measure gradients and parameters, and the last update; `number` selects the signs."""
+        folding, columns, window = self._folding, self._columns, self._window
+        gradients, _gradients = self._addresses.of(vectors)
+        parameters, _parameters = self._addresses.of_parameters()
         if folding.sketch is not None:
-            kernels.draw_signs(self._spec.seed, STEP_SIGNS, number, folding.step_signs)
-        sums = np.zeros((len(folding.folds), len(parameters), columns.n_before))
+            sketching.draw_signs(
+                self._spec.seed, STEP_SIGNS, number, folding.step_signs
+            )
+        shape = len(folding.folds), len(parameters)
+        sums = np.zeros((*shape, columns.n_before))
+        n_layers = 0 if last is None else len(parameters)
+        update_sums = np.full((shape[0], n_layers, columns.n_after), np.nan)
         arguments = (
             gradients,
             parameters,
-            *self._layout_arrays,
+            *self._layout,
             self._rows,
             self._past.addresses,
             sums,
@@ -153,17 +192,30 @@ class CPUBackend:
             columns.basis,
             folding.width,
             folding.places,
-            self._sketch_columns,
+            window.columns,
             folding.probe_columns,
             folding.probe_rows,
             folding.row_signs,
-            self._weights,
+            window.weights,
             folding.folds,
-            self._window_signs,
-            self.window_folds.numpy(),
-            self.block_energies.numpy(),
+            window.sum_signs,
+            *self._sums,
+            update_sums,
+            columns.updates,
         )
-        self._measure_before(self._bounds, *arguments)
+        try:
+            self._kernels.before(self._bounds, *arguments)
+        finally:
+            # Also after Ctrl-C during the kernel, which has replaced the displacement.
+            if last is not None:
+                tables, energy = last.row["tables"], last.gradient_energy
+                kernels.add_update(
+                    update_sums,
+                    columns.after,
+                    tables.numpy(),
+                    columns.grad_sq,
+                    energy.numpy(),
+                )
         kernels.add_up(sums, columns.before, row["tables"].numpy())
         if folding.sketch is None:
             names = ("gradient", "displacement")
@@ -171,26 +223,26 @@ class CPUBackend:
                 row[name].numpy()[:] = vector
             return
         probes = row["probes"].numpy()
-        kernels.probe(folding.folds, folding.filled, *folding.second_fold, probes)
+        sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
         numbers = folding.folds[0, -1]
-        kernels.rotate(
+        sketching.rotate(
             folding.folds,
             folding.filled,
             folding.step_signs[: len(numbers)],
             *folding.blocks,
         )
         code, scales = row["signs"].numpy(), row["scales"].numpy()
-        if self._spec.bits_per_number == 1:
-            kernels.code_signs(numbers, code, scales)
+        if folding.codes is not None:
+            sketching.code_levels(numbers, *folding.codes, code, scales)
         else:
-            kernels.code_levels(numbers, *_levels(self._spec), code, scales)
+            sketching.code_signs(numbers, code, scales)
 
-    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
+    def after_step(self, last: LastStep) -> None:
+        """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
-        tables, columns = row["tables"].numpy(), self._columns
-        kernels.add_up(sums, columns.after, tables)
-        kernels.add_column(tables, columns.grad_sq, gradient_energy.numpy())
+        tables, energy = last.row["tables"].numpy(), last.gradient_energy.numpy()
+        columns = self._columns
+        kernels.add_update(sums, columns.after, tables, columns.grad_sq, energy)
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
@@ -204,13 +256,11 @@ class CPUBackend:
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
-        kept = self._rows[:2].copy()
-        sums = self.block_energies, self.window_folds
-        kept_sums = [total.clone() for total in sums]
+        results = self._rows[:2], *self._sums
+        kept = [result.copy() for result in results]
         yield
-        self._rows[:2] = kept
-        for total, before in zip(sums, kept_sums, strict=True):
-            total.copy_(before)
+        for result, before in zip(results, kept, strict=True):
+            result[:] = before
 
     @property
     def last_gradient(self) -> Tensor:
@@ -219,16 +269,16 @@ class CPUBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _copies = self._addresses(self._parameters)
-        kernels.subtract_anchor(parameters, *self._layout_arrays, self._rows)
+        parameters, _copies = self._addresses.of_parameters()
+        kernels.subtract_anchor(parameters, *self._layout, self._rows)
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,)."""
         folding, vector = self._folding, self._rows[1]
         if self._spec.is_packed:
-            vector = vector[self._layout.packed_elements]
+            vector = vector[folding.elements]
         folds = np.zeros((1, 1, folding.folds.shape[2]), np.float32)
-        kernels.fold(
+        sketching.fold(
             vector,
             folding.width,
             folding.probe_columns,
@@ -236,55 +286,25 @@ class CPUBackend:
             folds[0, 0],
         )
         out = np.zeros((1, self._spec.probes), np.float32)
-        kernels.probe(folds, folding.width, *folding.second_fold, out)
+        sketching.probe(folds, folding.width, *folding.second_fold, out)
         return torch.from_numpy(out[0])
 
     def _measure_after(self) -> tuple[npt.NDArray[np.float64], Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
-        parameters, _copies = self._addresses(self._parameters)
+        parameters, _copies = self._addresses.of_parameters()
         n_parts = len(self._folding.folds)
         sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
         arguments = (
             parameters,
-            *self._layout_arrays,
+            *self._layout,
             self._rows,
             sums,
             self._columns.updates,
             checks,
         )
-        self._measure_update(self._bounds, *arguments)
+        self._kernels.after(self._bounds, *arguments)
         return sums, checks
-
-    def _addresses(
-        self, tensors: Sequence[Tensor | None]
-    ) -> tuple[Integers, list[Tensor]]:
-        """Return the addresses of tensors, 0 for None, and the copies that were necessary."""
-        # The addresses are valid as long as the caller keeps the tensors and the copies.
-        addresses, copies, devices = [], [], set()
-        float32, strided = torch.float32, torch.strided
-        for tensor, shape in zip(tensors, self._layout.shapes, strict=True):
-            if tensor is None:
-                addresses.append(0)
-            elif (
-                tensor.shape == shape
-                and tensor.layout is strided
-                and tensor.dtype is float32
-                and tensor.is_cpu
-                and tensor.is_contiguous()
-                and not tensor.is_neg()
-                and (address := tensor.data_ptr()) != 0
-            ):
-                addresses.append(address)
-            else:
-                name = self._layout.names[len(addresses)]
-                copies.append(row_major(tensor, name, shape, _as_float32))
-                addresses.append(copies[-1].data_ptr())
-                if tensor.is_cuda:
-                    devices.add(tensor.device)
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
-        return np.array(addresses, np.int64), copies
 
 
 def _columns(spec: RunSpec) -> _Columns:
@@ -316,6 +336,8 @@ def _no_folding(n_parts: int) -> _Folding:
         row_signs=empty,
         folds=np.zeros((n_parts, 3, 0), np.float32),
         blocks=(1, 1),
+        codes=None,
+        elements=np.zeros(0, np.int64),
     )
 
 
@@ -342,6 +364,8 @@ def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
         row_signs=signs[numbers:n_signs],
         folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
         blocks=(numbers if sketch.is_mixed else block, block),
+        codes=_codes(spec.bits_per_number),
+        elements=layout.packed_elements,
     )
 
 
@@ -353,10 +377,11 @@ def _places(layout: Layout, offsets: Integers) -> Integers:
     return places
 
 
-def _levels(spec: RunSpec) -> tuple[int, Floats, Floats, npt.NDArray[np.int32]]:
-    """Return the number of bits per number, and the levels, borders and guide of the codes."""
-    bits = spec.bits_per_number
-    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
+def _codes(bits: int) -> _Codes | None:
+    """Return the number of bits per number, and the levels, brackets and guide of the codes."""
+    if bits == 1:
+        return None
+    return bits, levels.levels(bits), levels.brackets(bits), levels.guide(bits)
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:
@@ -376,21 +401,9 @@ def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., 
     return run
 
 
-def _as_float32(tensor: Tensor) -> Tensor:
-    """Return a float32 copy in the memory of the CPU; the copy may still be in progress."""
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    tensor = tensor.detach().resolve_neg()
-    if not tensor.is_cuda:
-        return tensor.to("cpu", torch.float32).contiguous()
-    # The caller waits once for the copies of all tensors.
-    pinned = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
-
-
 def _start_threads() -> None:
     """Compile functions for Numba's threads, and start these, before the first step."""
-    kernels.compile_for_threads()
+    compile_for_threads()
     empty = np.zeros(0, np.int64)
     with preserve_torch_threads():
         kernels.measure_after_in_parts(

@@ -19,6 +19,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.columns import Columns, measured_columns
 from trajstore.tracking.backends.memory import row_major
+from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 from trajstore.tracking.precision import no_grad_float32
@@ -29,6 +30,9 @@ PREVIOUS, GRADIENT, DISPLACEMENT, ANCHOR = range(4)
 
 class DoubleBackend:
     """Measures steps in float64, for parameters that are not sharded."""
+
+    joins_updates = False
+    """Whether `measure` can also measure the last update."""
 
     def __init__(
         self,
@@ -87,13 +91,19 @@ class DoubleBackend:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
         self._sketching.start_window(window, weights)
 
-    def start_sum(self, row_signs: Tensor) -> None:
-        """Do nothing, because no sums are stored."""
+    def start_sums(self, row_signs: Tensor | None) -> None:
+        """Clear the sums of the float32 backend, which are not stored."""
+        self._sketching.start_sums(row_signs)
 
     def measure(
-        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+        last: LastStep | None = None,
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs."""
+        assert last is None
         with no_grad_float32(self._rows.device):
             self._rows[PREVIOUS].copy_(self._rows[GRADIENT])
             # A gradient that a caller has set may have any values in the gaps between tensors.
@@ -118,8 +128,9 @@ class DoubleBackend:
             row["scales"].copy_(self._sketched["scales"].double() * factors[0])
             row["probes"].copy_(self._sketched["probes"].double() * factors)
 
-    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
+    def after_step(self, last: LastStep) -> None:
+        """Measure the update of a step, which leads to the parameters."""
+        row, gradient_energy = last
         gradient_energy += row["tables"][:, self._columns.grad_sq]
         with no_grad_float32(self._rows.device):
             self._read_update()

@@ -18,6 +18,7 @@ from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.sketch import SketchOnDevice
 from trajstore.tracking.backends.columns import Columns, measured_columns
 from trajstore.tracking.backends.memory import huge_zeros
+from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part
 from trajstore.tracking.precision import no_grad_float32
@@ -46,6 +47,9 @@ class _Turn(NamedTuple):
 class EagerBackend:
     """Measures steps with torch operations; more layers do not mean more operations."""
 
+    joins_updates = False
+    """Whether `measure` can also measure the last update."""
+
     def __init__(
         self,
         parameters: Sequence[Tensor | None],
@@ -58,12 +62,13 @@ class EagerBackend:
         self._spec, self._past = spec, past
         self._columns = measured_columns(spec)
         self._rows = huge_zeros(N_ROWS, placement.size, device=device)
-        self._displacement_views = placement.views(self._rows[DISPLACEMENT])
         self._turns = [self._turn(row) for row in TURNS]
         self._row_of_gradient = 0
         blocks = self._rows.unflatten(1, (-1, BLOCK))
-        self._displacement_factors = _factors(
-            blocks[DISPLACEMENT], blocks[DISPLACEMENT:]
+        # Views of the displacement, and its factors with itself and the anchor.
+        self._displacement = (
+            placement.views(self._rows[DISPLACEMENT]),
+            _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
         )
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
         self._block_weights = torch.ones(placement.size // BLOCK, device=device)
@@ -102,16 +107,22 @@ class EagerBackend:
             out=self._block_weights[: len(self._layer_of_block)],
         )
 
-    def start_sum(self, row_signs: Tensor) -> None:
-        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+    def start_sums(self, row_signs: Tensor | None) -> None:
+        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
+        self.block_energies.zero_()
         self.window_folds.zero_()
-        if self._sketch is not None:
+        if self._sketch is not None and row_signs is not None:
             self._sketch.start_sum(row_signs, self.window_folds[0])
 
     def measure(
-        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+        last: LastStep | None = None,
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs."""
+        assert last is None
         with no_grad_float32(self._rows.device):
             self._measure(vectors, number, row)
 
@@ -126,10 +137,10 @@ class EagerBackend:
         self.read_displacement()
         past_products = self._past.products(turn.with_displacement)
         gradient_products = _products(turn.gradient_factors)
-        self.block_energies = gradient_products[:, self._row_of_gradient]
+        self.block_energies += gradient_products[:, self._row_of_gradient]
         products = (
             gradient_products,
-            _products(self._displacement_factors),
+            _products(self._displacement[1]),
             past_products.flatten(1),
         )
         sums = self._by_layer(torch.cat(products, 1))[:, turn.products]
@@ -151,8 +162,9 @@ class EagerBackend:
         self._placement.all_reduce(tables, buckets, row["probes"])
         self._sketch.encode(signs=row["signs"], scales=row["scales"])
 
-    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
+    def after_step(self, last: LastStep) -> None:
+        """Measure the update of a step, which leads to the parameters."""
+        row, gradient_energy = last
         gradient_energy += row["tables"][:, self._columns.grad_sq]
         turn = self._turns[self._row_of_gradient]
         with no_grad_float32(self._rows.device):
@@ -176,12 +188,13 @@ class EagerBackend:
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
         kept, row = self._rows[:ANCHOR].clone(), self._row_of_gradient
-        energies, folds = self.block_energies, self.window_folds.clone()
+        sums = self.block_energies, self.window_folds
+        kept_sums = [total.clone() for total in sums]
         yield
         self._rows[:ANCHOR] = kept
         self._row_of_gradient = row
-        self.block_energies = energies
-        self.window_folds.copy_(folds)
+        for total, before in zip(sums, kept_sums, strict=True):
+            total.copy_(before)
 
     @property
     def last_gradient(self) -> Tensor:
@@ -190,7 +203,7 @@ class EagerBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement_views)
+        self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement[0])
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,)."""

@@ -8,7 +8,7 @@ are zero in the gaps between tensors. A row is one step of the buffers from
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,21 @@ from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
 
+class LastStep(NamedTuple):
+    """A measured step whose update is measured now."""
+
+    row: Mapping[str, Tensor]
+    """The row of the step, which receives the columns of the update."""
+    gradient_energy: Tensor
+    """|g|^2 of the window's steps by layer, float64 (layer,), to which that of the row is added."""
+
+
 class StepBackend(Protocol):
     """Measures the steps of one training run, and owns the vectors needed for that."""
+
+    @property
+    def joins_updates(self) -> bool:
+        """Whether `measure` can also measure the last update."""
 
     def __init__(
         self,
@@ -44,7 +57,7 @@ class StepBackend(Protocol):
 
     @property
     def block_energies(self) -> Tensor:
-        """|g|^2 of the last measured gradient in each block on this rank, float32 (block,)."""
+        """Sums of |g|^2 in each block on this rank, float32 (block,); `measure` adds to them."""
 
     @property
     def window_folds(self) -> Tensor:
@@ -57,22 +70,28 @@ class StepBackend(Protocol):
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
 
-    def start_sum(self, row_signs: Tensor) -> None:
-        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+    def start_sums(self, row_signs: Tensor | None) -> None:
+        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
 
     def measure(
-        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+        last: LastStep | None = None,
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs.
 
         There is one vector per layer, in the shape of the layer; None stands for zeros. Fills
         the columns `before` of `trajstore.tracking.backends.columns.measured_columns`, and
         either the sketch and the probes, or, in exact mode, the vectors themselves. Sets the
-        displacement to the parameters minus the anchor.
+        displacement to the parameters minus the anchor. A backend that joins updates first does
+        what `after_step` does with `last`. It raises a `ValueError` only before it measures;
+        after other errors the update is measured, or NaN.
         """
 
-    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
+    def after_step(self, last: LastStep) -> None:
+        """Measure the update of a step, which leads to the parameters."""
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""

@@ -60,6 +60,7 @@ from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking.backends import triton_kernels
 from trajstore.tracking.backends.columns import MeasuredColumns, measured_columns
 from trajstore.tracking.backends.memory import huge_zeros
+from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.triton_tables import (
     FOUR_WARPS,
     ONE_WARP,
@@ -158,6 +159,9 @@ class _Folding:
 class TritonBackend:
     """Measures steps with the kernels of `trajstore.tracking.backends.triton_kernels`."""
 
+    joins_updates = False
+    """Whether `measure` can also measure the last update."""
+
     def __init__(
         self,
         parameters: Sequence[Tensor | None],
@@ -169,7 +173,6 @@ class TritonBackend:
         layout = placement.layout
         self._parameters, self._spec, self._past = list(parameters), spec, past
         self._columns = measured_columns(spec)
-        self._device = device
         # Rows: the last gradient, the displacement and the anchor.
         self._rows = huge_zeros(3, placement.size, device=device)
         self._grid = _grid(layout, spec, device)
@@ -207,11 +210,11 @@ class TritonBackend:
             fold = replace(self._folding.sketch.fold, window=window)
             self._sketch_columns = self._folding.columns(fold)
         self._weights.copy_(weights)
-        self._past_addresses = upload(self._past.addresses, self._device)
+        self._past_addresses = upload(self._past.addresses, self._rows.device)
 
     @property
     def block_energies(self) -> Tensor:
-        """|g|^2 of the last measured gradient in each block, float32 (block,)."""
+        """Sums of |g|^2 in each block, float32 (block,)."""
         return self._energies.totals
 
     @property
@@ -219,16 +222,23 @@ class TritonBackend:
         """Folds of the sum of the window's gradients, float32 (part, fold, bucket)."""
         return self._window_folds[..., : self._spec.sketch_numbers]
 
-    def start_sum(self, row_signs: Tensor) -> None:
-        """Clear `window_folds`, and use these row signs for it, float32 (row,)."""
+    def start_sums(self, row_signs: Tensor | None) -> None:
+        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
+        self._energies.totals.zero_()
         self._window_folds.zero_()
-        self._window_signs = row_signs
+        if row_signs is not None:
+            self._window_signs = row_signs
 
     def measure(
-        self, vectors: Sequence[Tensor | None], number: int, row: Mapping[str, Tensor]
+        self,
+        vectors: Sequence[Tensor | None],
+        number: int,
+        row: Mapping[str, Tensor],
+        last: LastStep | None = None,
     ) -> None:
         """Measure gradients and parameters; `number` selects the random signs."""
-        with no_grad_float32(self._device), _on(self._device):
+        assert last is None
+        with no_grad_float32(self._rows.device), _on(self._rows.device):
             if self._folding is not None:
                 draw_signs(self._folding.step_signs, self._spec.seed, number)
             self._measure_before(vectors)
@@ -285,17 +295,18 @@ class TritonBackend:
             **ONE_WARP,
         )
 
-    def after_step(self, row: Mapping[str, Tensor], gradient_energy: Tensor) -> None:
-        """Measure the update, and add |g|^2 of the row to `gradient_energy`, float64 (layer,)."""
+    def after_step(self, last: LastStep) -> None:
+        """Measure the update of a step, which leads to the parameters."""
+        row, gradient_energy = last
         gradient_energy += row["tables"][:, self._columns.grad_sq]
-        with no_grad_float32(self._device), _on(self._device):
+        with no_grad_float32(self._rows.device), _on(self._rows.device):
             self._measure_after(self._checks[0])
             self._tables.after.write(row["tables"][:, self._columns.after.table_slice])
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         try:
-            with no_grad_float32(self._device), _on(self._device):
+            with no_grad_float32(self._rows.device), _on(self._rows.device):
                 self._measure_after(self._checks[1])
         except ValueError:
             # The shapes have changed.
@@ -320,7 +331,7 @@ class TritonBackend:
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
         tables = self._tables
-        with torch.no_grad(), _on(self._device):
+        with torch.no_grad(), _on(self._rows.device):
             parameters = tables.parameters.update(self._parameters)
             triton_kernels.subtract_anchor[(len(tables.layer_of_block),)](
                 tables.parameters.table,
@@ -339,8 +350,8 @@ class TritonBackend:
         folding, grid = self._folding, self._grid
         assert folding is not None
         n_tiles, n_parts = grid.programs
-        folds = torch.empty((n_parts, n_tiles * SEGMENT), device=self._device)
-        with torch.no_grad(), _on(self._device):
+        folds = torch.empty((n_parts, n_tiles * SEGMENT), device=self._rows.device)
+        with torch.no_grad(), _on(self._rows.device):
             triton_kernels.fold[grid.programs](
                 self._rows[1],
                 self._rows.shape[1],
@@ -355,7 +366,7 @@ class TritonBackend:
                 **ONE_WARP,
             )
             folding.add_up(folds, folding.probes.folds[1])
-            probes = torch.zeros(2, self._spec.probes, device=self._device)
+            probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
             folding.probes.write(probes)
         return probes[1]
 

@@ -370,7 +370,7 @@ def add_up(
 def add_neighbours(
     values,  # float32 (value,)
     bounds,  # int32 (group + 1,): first value of each group of neighbours, and their number
-    out,  # float32 (group,): overwritten
+    out,  # float32 (group,): the sums are added to it
     n_groups,
     most,  # number of values in the largest group
     LANES: tl.constexpr,
@@ -383,7 +383,8 @@ def add_neighbours(
     total = tl.zeros([LANES], tl.float32)
     for i in range(most):
         total += tl.load(values + first + i, mask=mask & (i < n_values), other=0.0)
-    tl.store(out + group, total, mask=mask)
+    before = tl.load(out + group, mask=mask, other=0.0)
+    tl.store(out + group, before + total, mask=mask)
 
 
 @_jit(varying=("seed", "step"))

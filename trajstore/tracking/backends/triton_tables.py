@@ -101,7 +101,7 @@ class SumsByBlock:
         self.totals = torch.zeros(n_blocks, device=device)
 
     def add_up(self) -> None:
-        """Write the sums of the parts to `totals`, float32 (block,)."""
+        """Add the sums of the parts to `totals`, float32 (block,)."""
         n_blocks = len(self.totals)
         triton_kernels.add_neighbours[(-(-n_blocks // LANES),)](
             self.parts,

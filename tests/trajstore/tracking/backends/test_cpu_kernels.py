@@ -1,4 +1,4 @@
-"""Compare the compiled kernels with the NumPy formulas that analysis uses."""
+"""Test the compiled loops that read gradients and parameters, and how they are compiled."""
 
 from typing import Any
 
@@ -7,229 +7,25 @@ import pytest
 
 pytest.importorskip("torch")
 
-from trajstore.format.arrays import MAX_BLOCK, n_blocks
-from trajstore.sketch import levels, onebit
-from trajstore.sketch.fold import SHIFT, Fold
-from trajstore.sketch.probes import Probes
-from trajstore.sketch.rotation import rotate
-from trajstore.sketch.signs import Role, random_signs
+from trajstore.tracking.backends import compiling
 from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends.cpu_kernels import _hadamard, _sum_of_bits
-
-SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
-"""Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
+from trajstore.tracking.backends.cpu_kernels import _measure_update, _sum_of_bits
 
 
 def normal(*shape: int) -> Any:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("n", [2**k for k in range(12)])
-def test_hadamard_equals_scipys_matrix(n: int):
-    linalg = pytest.importorskip("scipy.linalg")
-    vector = np.random.default_rng(n).integers(-8, 9, n).astype(np.float32)
-    expected = linalg.hadamard(n) @ vector.astype(np.float64)
-    _hadamard(vector, n)
-    # Sums of small integers are exact.
-    np.testing.assert_array_equal(vector, expected)
-
-
-def butterflies(vector: Any) -> Any:
-    """Apply the Hadamard transform with the kernel's fixed order of levels."""
-    n = len(vector)
-    levels = [8, 4, 2, 1] if n >= 16 else []
-    while (h := 2 ** len(levels)) < n:
-        levels += [2 * h, h] if 4 * h <= n else [h]
-    for h in levels:
-        pairs = vector.reshape(-1, 2, h)
-        vector = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
-    return vector.reshape(n)
-
-
-@pytest.mark.parametrize("n", [2**k for k in range(18)])
-def test_hadamard_adds_in_a_fixed_order(n: int):
-    vector = normal(n)
-    expected = butterflies(vector.copy())
-    _hadamard(vector, n)
-    # With the same order, recordings stay the same bit for bit.
-    np.testing.assert_array_equal(vector, expected)
-
-
-def sketch(folds: Any, filled: int, signs: Any, block: int, code: Any, scales: Any):
-    kernels.rotate(folds, filled, signs, block, block)
-    kernels.code_signs(folds[0, -1], code, scales)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_sketch_equals_rotation_and_code(size: int):
-    vector = normal(size)
-    signs = random_signs(size, seed=2, role=Role.STEP)
-    code, scales = np.zeros(size // 8, np.uint8), np.zeros(n_blocks(size), np.float32)
-    rotated = rotate(vector, signs)
-    expected_code, expected_scales = onebit.encode(rotated)
-
-    # Only the last fold is read, and its parts are added up.
-    folds = np.full((2, 3, size), np.nan, np.float32)
-    folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
-    sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
-
-    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
-    different = np.unpackbits(code ^ expected_code).astype(bool)
-    # Signs may differ only for numbers that are 0 up to rounding.
-    assert (np.abs(rotated[different]) < 1e-5).all()
-    assert different.mean() < 1e-3
-
-
-@pytest.mark.parametrize("filled", [1, 16, 255, 1000, 10_000, 70_000, 2**17])
-def test_skipping_zero_buckets_does_not_change_the_sketch(filled: int):
-    size, block = 2**17, MAX_BLOCK
-    signs = random_signs(size, seed=2, role=Role.STEP)
-    sketches = []
-    for filled_argument in (filled, size):
-        folds = np.zeros((2, 1, size), np.float32)
-        folds[:, 0, :filled] = normal(2, filled)
-        code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
-        sketch(folds, filled_argument, signs, block, code, scales)
-        sketches.append((code, scales))
-    (code, scales), (expected_code, expected_scales) = sketches
-    np.testing.assert_array_equal(code, expected_code)
-    np.testing.assert_array_equal(scales, expected_scales)
-
-
-@pytest.mark.parametrize(
-    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
-)
-def test_scale_of_zero_or_nonfinite_blocks(bad: float, scale: float):
-    vector = np.zeros(256, np.float32)
-    vector[7] = bad
-    scales = np.ones(1, np.float32)
-    ones = np.ones(256, np.float32)
-    folds = vector[None, None]
-    sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
-    np.testing.assert_array_equal(scales, np.float32(scale))
-
-
-def test_zero_counts_as_positive():
-    code = np.zeros(2, np.uint8)
-    sketch(
-        np.zeros((1, 1, 16), np.float32),
-        16,
-        np.ones(16, np.float32),
-        16,
-        code,
-        np.zeros(1, np.float32),
-    )
-    assert code.tolist() == [255, 255]
-
-
-@pytest.mark.parametrize("filled", [5, 70_000, 2**18])
-def test_rotation_mixes_blocks(filled: int):
-    size = 2**18
-    vector, signs = (
-        np.zeros(size, np.float32),
-        random_signs(size, seed=2, role=Role.STEP),
-    )
-    vector[:filled] = normal(filled)
-    folds = vector[None, None].copy()
-    kernels.rotate(folds, filled, signs, size, MAX_BLOCK)
-    expected = rotate(vector, signs, is_mixed=True)
-    np.testing.assert_allclose(folds[0, 0], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("n_blocks", [1, 4])
-@pytest.mark.parametrize("bits", [2, 4, 8, 16])
-def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
-    numbers = normal(1024)
-    numbers[:256] *= 100
-    numbers[5], numbers[6] = 0, -0.0
-    code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    kernels.code_levels(numbers, *arguments, code, scales)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
-        expected_code, expected_scales = levels.encode(numbers, bits)
-    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
-    ones = np.ones(1, np.float32)
-    found, expected = (levels.decode(c, ones, bits) for c in (code, expected_code))
-    # Rounding may move a number to the neighbouring level.
-    assert (found != expected).mean() < 0.02
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
-)
-@pytest.mark.parametrize("bits", [2, 16])
-def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
-    numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
-    numbers[3] = bad
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    kernels.code_levels(numbers, *arguments, np.zeros(bits, np.uint8), scales)
-    np.testing.assert_array_equal(scales, np.float32(scale))
-
-
-@pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
-def test_packed_signs_equal_numpys(n_bytes: int):
-    vector = normal(8 * n_bytes)
-    vector[::3] = np.resize(
-        np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
-    )
-    code = np.zeros(n_bytes, np.uint8)
-    kernels._pack(vector, code)
-    np.testing.assert_array_equal(code, np.packbits(vector >= 0))
-
-
-@pytest.mark.parametrize("n", [64, 192, 65536 + 64])
-@pytest.mark.parametrize("step", [0, 4, 2**40])
-@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
-def test_signs_equal_numpys(n: int, step: int, seed: int):
-    signs = np.zeros(n, np.float32)
-    kernels.draw_signs(seed, Role.STEP, step, signs)
-    expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
-    np.testing.assert_array_equal(signs, expected)
-
-
-def second_fold(probes: Probes) -> tuple[Any, int, int, int]:
-    width = probes.bucket_fold.width
-    return probes.bucket_signs.copy(), width, probes.block, probes.shift
-
-
-@pytest.mark.parametrize("is_shifted", [False, True])
-@pytest.mark.parametrize(
-    ("size", "buckets", "count"),
-    [(40, 64, 16), (61, 64, 16), (1000, 64, 16), (5000, 64, 16), (9000, 4096, 1024)],
-)
-def test_fold_and_probe_equal_numpys(
-    size: int, buckets: int, count: int, is_shifted: bool
-):
-    fold = Fold(size=size, buckets=buckets, seed=5, column_role=Role.FOLD)
-    probes = Probes(fold=fold, count=count, is_shifted=is_shifted)
-    vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
-    columns = random_signs(
-        fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
-    )
-    folded = np.zeros((2, 1, buckets), np.float32)
-    out = np.full((1, count), 7, np.float32)
-
-    for part in folded:
-        kernels.fold(vector, fold.width, columns, probes.row_signs, part[0])
-    kernels.probe(folded, fold.width, *second_fold(probes), out)
-
-    np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
-    # Both parts hold the same fold.
-    np.testing.assert_array_equal(out[0], 2 * probes(vector))
-
-
-@pytest.mark.parametrize("filled", [1, 16, 17, 40, 61])
-def test_skipping_zero_buckets_does_not_change_probes(filled: int):
-    fold = Fold(size=5000, buckets=64, seed=5, column_role=Role.FOLD)
-    arguments = second_fold(Probes(fold=fold, count=16))
-    folded = np.zeros((1, 1, 64), np.float32)
-    folded[0, 0, :filled] = normal(filled)
-    whole, part = np.zeros((2, 1, 16), np.float32)
-    kernels.probe(folded, fold.width, *arguments, whole)
-    kernels.probe(folded, filled, *arguments, part)
-    np.testing.assert_array_equal(part, whole)
+def test_an_update_near_the_anchor_is_exact():
+    """(x - r) - a loses nothing there, while x - (r + a) would round r + a."""
+    anchor = (1 + normal(1024) * 1e-3).astype(np.float32)
+    displacement = (normal(1024) * 1e-7).astype(np.float32)
+    parameter = np.nextafter(anchor, np.float32(2))
+    square, product = _measure_update(parameter, anchor, displacement)
+    update = parameter.astype(float) - anchor - displacement
+    # float32 sums of 1024 numbers.
+    np.testing.assert_allclose(square, (update**2).sum(), rtol=1e-6)
+    np.testing.assert_allclose(product, (update * displacement).sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 5])
@@ -237,8 +33,7 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
     sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
     table, total = np.full((3, 6), 7, np.float32), np.ones(3)
     expected = sums.sum(0).astype(np.float32)
-    kernels.add_up(sums, 3, table)
-    kernels.add_column(table, 4, total)
+    kernels.add_update(sums, 3, table, 4, total)
     np.testing.assert_array_equal(table[:, 3:5], expected)
     np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
     np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))
@@ -267,4 +62,4 @@ def test_a_function_is_compiled_without_a_cache_directory(
     def double(x: float) -> float:
         return 2 * x
 
-    assert kernels._jit(double)(3.0) == 6.0
+    assert compiling.jit(double)(3.0) == 6.0

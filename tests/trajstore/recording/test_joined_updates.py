@@ -1,0 +1,105 @@
+"""The update of a step is measured together with the next step, or before it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.trajstore.recording.regression import SMALL, regression
+from trajstore.reading.run import Run, open_run
+from trajstore.recording.recorder import Recorder
+from trajstore.tracking.backends import cpu, cpu_kernels
+from trajstore.tracking.tracker import Tracker
+
+N_STEPS = 7
+
+
+def record(path: Path, between: Any = lambda _recorder: None, **options: Any) -> Run:
+    """Record some steps, and call a function of the recorder after each of them."""
+    training = regression()
+    arguments = SMALL | options
+    with Recorder(path, training.model, training.optimizer, **arguments) as recorder:
+        for step in range(N_STEPS):
+            training.optimizer.zero_grad()
+            training.loss(step).backward()
+            training.optimizer.step()
+            between(recorder)
+    return open_run(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}], ids=["sketched", "exact"])
+def test_rows_are_the_same_bits_whenever_updates_are_measured(
+    options: dict[str, Any], tmp_path: Path
+):
+    joined = record(tmp_path / "joined", **options)
+    early = record(tmp_path / "early", Recorder.flush, **options)
+    for name, values in joined.steps.drop_vars("wall_time").items():
+        np.testing.assert_array_equal(early.steps[name], values, err_msg=name)
+
+
+def test_updates_are_measured_together_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    numbers = []
+    whole = Tracker.after_step
+
+    def count(self: Tracker, row: Any) -> None:
+        numbers.append(1)
+        whole(self, row)
+
+    monkeypatch.setattr(Tracker, "after_step", count)
+    run = record(tmp_path / "run", steps_per_epoch=3)
+    # Only the last update of each window is measured alone.
+    assert len(numbers) == run.n_windows < N_STEPS
+
+
+def test_an_update_is_known_after_an_interruption_in_the_next_step(
+    tmp_path: Path,
+):
+    training, path = regression(), tmp_path / "run"
+    whole = cpu_kernels.measure_before
+
+    def interrupted(*arguments: Any) -> None:
+        whole(*arguments)
+        raise KeyboardInterrupt("in a kernel")
+
+    recorder = Recorder(path, training.model, training.optimizer, **SMALL)
+    training.loss(0).backward()
+    before = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
+    training.optimizer.step()
+    after = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
+    backend: Any = recorder._session.tracker._backend
+    backend._kernels = cpu._Kernels(
+        lambda *arguments: interrupted(0, *arguments), lambda *_: None
+    )
+    with pytest.raises(KeyboardInterrupt, match="in a kernel"):
+        training.optimizer.step()
+    recorder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    run = open_run(path)
+    assert run.status == "failed"
+    expected = (after - before).norm().item()
+    np.testing.assert_allclose(run.steps.update_norm, [expected], rtol=1e-5)
+
+
+def test_an_update_is_known_if_the_next_gradient_cannot_be_read(tmp_path: Path):
+    training = regression()
+    with Recorder(
+        tmp_path / "run", training.model, training.optimizer, **SMALL
+    ) as recorder:
+        training.loss(0).backward()
+        training.optimizer.step()
+        with (
+            pytest.raises(ValueError, match="has the shape"),
+            recorder.step(
+                gradients=[torch.ones(1), *[None] * 20][
+                    : len(list(training.model.parameters()))
+                ]
+            ),
+        ):
+            pass
+    run = open_run(tmp_path / "run")
+    assert run.n_steps == 1
+    assert np.isfinite(run.steps.update_norm).all()

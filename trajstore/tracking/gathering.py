@@ -1,0 +1,49 @@
+"""Read the parameters of all ranks as one flat vector."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trajstore.format.layout import Layout
+from trajstore.tracking.placement import Placement, local_part
+
+
+@torch.no_grad()
+def gathered(
+    parameters: Sequence[Tensor | None], placement: Placement, like: Tensor
+) -> Callable[[slice], Tensor]:
+    """Return a function that returns a range of the parameters, (element,), of the type of `like`."""
+    # Without sharding, the function reads the parameters in place, so they must not change
+    # before it is called. With sharding, the function of the first rank reads a copy in host
+    # memory, and the functions of the other ranks read an empty tensor.
+    if placement.group is None:
+        return partial(_read_in_place, list(parameters), placement.layout, like)
+    flat = like.new_zeros(placement.size)
+    held = placement.local(parameters)
+    for view, parameter in zip(placement.views(flat), held, strict=True):
+        view.copy_(local_part(parameter))
+    return placement.gather(flat).__getitem__
+
+
+@torch.no_grad()
+def _read_in_place(
+    parameters: Sequence[Tensor | None],
+    layout: Layout,
+    like: Tensor,
+    elements: slice,
+) -> Tensor:
+    part = like.new_zeros(elements.stop - elements.start)
+    for offset, size, parameter in zip(
+        layout.offsets.tolist(), layout.sizes.tolist(), parameters, strict=True
+    ):
+        assert parameter is not None
+        first = max(elements.start, offset)
+        last = min(elements.stop, offset + size)
+        if first < last and parameter.numel() != size:
+            part[first - elements.start : last - elements.start] = torch.nan
+        elif first < last:
+            values = parameter.reshape(-1)[first - offset : last - offset]
+            part[first - elements.start : last - elements.start] = values
+    return part
