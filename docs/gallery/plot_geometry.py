@@ -27,12 +27,16 @@ folder = Path(tempfile.mkdtemp())
 epochs, n = 12, 28
 
 
-def train(path, lr):
-    torch.manual_seed(0)
-    model = nn.Sequential(
+def make_model():
+    return nn.Sequential(
         *(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh()),
         *(nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10)),
     )
+
+
+def train(path, lr):
+    torch.manual_seed(0)
+    model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     with trajstore.Recorder(
         path, model, optimizer, steps_per_epoch=n, total_steps=epochs * n
@@ -82,8 +86,26 @@ by_layer = analyzers.path_geometry(runs[0.02], layers=True)
 plots.layer_means(analyzers.epoch_means(by_layer).compute())
 
 # %%
-# Two steps of theory
-# -------------------
+# The loss along the path
+# -----------------------
+# On the plane of the path's principal components, and on the lines from iterates to x*.
+
+from trajstore.evaluation import TrainingSetup, losses_on_plane, losses_towards
+
+setup = TrainingSetup(
+    model=make_model(),
+    loss=nn.functional.cross_entropy,
+    data=torch.utils.data.TensorDataset(images, labels),
+    batch_size=599,
+)
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+plane = losses_on_plane(runs[0.02], setup, size=13)
+plots.losses_on_plane(plane, analyzers.path_pca(runs[0.02]).compute(), ax=left)
+plots.losses_towards(losses_towards(runs[0.02], setup), ax=right)
+
+# %%
+# Panels of your own
+# ------------------
 # A :class:`~analyzers.plots.Panel` holds any curves of yours, and
 # :func:`~analyzers.plots.draw_panels` arranges panels like the figures of the papers. Here: gamma of
 # the run, and gamma of a random walk with steps of the same lengths.

@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+import trajstore
+
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = {
@@ -20,6 +22,7 @@ SCRIPTS = {
     "traj-train": "train.cli",
 }
 EXECUTED = {
+    "comparing": "tests/test_docs.py",
     "integrations": "tests/test_integrations_page.py",
     "meaning": "docs/_ext/executed_pages.py",
     "querying": "tests/test_docs.py",
@@ -112,7 +115,13 @@ def test_the_snippets_on_figures_run(
     for name in ("run", "sgd", "adam"):
         shutil.copytree(example_run, tmp_path / f"{name}.zarr")
     monkeypatch.chdir(tmp_path)
-    run_snippets("figures", ALL)
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(  # as in the example run
+        torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3)
+    )
+    data = torch.randn(64, 20), torch.randint(3, (64,))
+    names = {"model": model, "dataset": torch.utils.data.TensorDataset(*data)}
+    run_snippets("figures", ALL, run=trajstore.open_run("run.zarr"), **names)
     plt.close("all")
     assert (tmp_path / "rsi.pdf").stat().st_size > 5_000
 
@@ -122,8 +131,6 @@ def test_the_first_snippet_on_trackers_records(
 ):
     torch = pytest.importorskip("torch")
     pytest.importorskip("tensorboard")
-    import trajstore
-
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
