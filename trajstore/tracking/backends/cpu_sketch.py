@@ -14,7 +14,12 @@ from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.levels import GUIDED, N_CELLS
-from trajstore.tracking.backends.compiling import compiled, inlined, loop
+from trajstore.tracking.backends.compiling import (
+    compiled,
+    compiled_when_called,
+    inlined,
+    loop,
+)
 
 Floats = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.int32]
@@ -325,7 +330,10 @@ def rotate(
     """Rotate a fold, as `trajstore.sketch.rotation` does."""
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
-        buckets[:filled] += folds[part, -1, :filled]
+        # An array expression would take seconds to compile.
+        added = folds[part, -1]
+        for i in range(filled):
+            buckets[i] += added[i]
     half = len(buckets) // 2
     _multiply(buckets[:filled], signs, np.float32(1 / np.sqrt(first_block)))
     for start in range(0, filled, first_block):
@@ -338,7 +346,7 @@ def rotate(
         _hadamard(buckets[start : start + block], block)
 
 
-@compiled(_FLOATS, uint8[::1], _FLOATS)
+@compiled_when_called(_FLOATS, uint8[::1], _FLOATS)
 def code_signs(
     numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
@@ -426,7 +434,7 @@ def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
             code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
 
 
-@compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
+@compiled_when_called(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
 def code_levels(
     numbers: Floats,  # (number,)
     bits: int,  # number of bits per number, at least 2
