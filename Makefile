@@ -58,7 +58,7 @@ optimizers: .venv/installed
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"
 
-# Kills 1120 recordings, recoveries, analyses and replays at random moments; takes 15 minutes.
+# Kills 1120 recordings, recoveries, analyses and replays at random moments.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
