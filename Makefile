@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo docs docs-output paper known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
+.PHONY: test lint demo docs docs-output notebooks paper known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -30,6 +30,10 @@ docs: .venv/installed-docs
 # Writes the output of code into the pages that show it, and draws the picture of the README.
 docs-output: .venv/installed
 	$(BIN)/python docs/_ext/executed_pages.py
+
+# Executes the notebooks in docs, and stores their outputs.
+notebooks: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
 
 .venv/installed-docs: .venv/installed
 	$(PIP) -c constraints.txt -e ".[docs]"

@@ -11,7 +11,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -75,15 +74,17 @@ def new_figure(
     figsize: tuple[float, float] | None = None,
 ) -> tuple[Figure, Values]:
     """Return a figure and its axes, ``(n_rows, n_columns)``, with the colours of runs."""
-    with plt.rc_context({"axes.prop_cycle": cycler(color=COLORS)}):
-        figure, axes = plt.subplots(
-            n_rows,
-            n_columns,
-            figsize=figsize,
-            layout="constrained",
-            squeeze=False,
-            FigureClass=ShownOnce,
-        )
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=figsize,
+        layout="constrained",
+        squeeze=False,
+        FigureClass=ShownOnce,
+    )
+    # Not rcParams: a backend is loaded with the first figure, and changes them for good.
+    for ax in axes.flat:
+        ax.set_prop_cycle(color=COLORS)
     return figure, axes
 
 

@@ -65,6 +65,10 @@ COMMANDS: Final = {
         "analyzers.curvature.commands:scale_invariance",
         "Cosine of every layer and its gradient, to find layers whose scale has no effect.",
     ),
+    "losses": Command(
+        "analyzers.comparison.losses_command:losses",
+        "Draw the losses on lines to a target, and on the plane of a path.",
+    ),
     "log": Command(
         "analyzers.trackers.command:log",
         "Send steps, stored geometry, figures and the explorer page of a run to a tracker.",

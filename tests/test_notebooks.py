@@ -29,7 +29,9 @@ def kinds(notebook: Any) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FOLDER.glob("*.ipynb"), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)

@@ -20,6 +20,7 @@ MODULES = (
 
 WITHOUT_LIST = {
     "trajstore.integrations.accelerate.record",
+    "trajstore.integrations.checkpoint.RecorderState",
     "trajstore.integrations.lightning.TrajectoryCallback",
     "trajstore.integrations.pytorch_lightning.TrajectoryCallback",
     "trajstore.integrations.transformers.TrajectoryCallback",
@@ -32,7 +33,8 @@ def public_names() -> set[str]:
     names = set(WITHOUT_LIST)
     for name in MODULES:
         module = import_module(name)
-        listed = [each for each in module.__all__ if not _is_module(module, each)]
+        listed = [each for each in module.__all__ if not each.startswith("__")]
+        listed = [each for each in listed if not _is_module(module, each)]
         names |= {f"{name}.{each}" for each in listed}
     return names
 
