@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo docs docs-output paper known-workloads benchmarks public-codes scale slow kills no-torch clean
+.PHONY: test lint demo docs docs-output notebooks paper known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -30,6 +30,10 @@ docs: .venv/installed-docs
 # Writes the output of code into the pages that show it, and draws the picture of the README.
 docs-output: .venv/installed
 	$(BIN)/python docs/_ext/executed_pages.py
+
+# Executes the notebooks in docs, and stores their outputs.
+notebooks: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
 
 .venv/installed-docs: .venv/installed
 	$(PIP) -c constraints.txt -e ".[docs]"
@@ -98,5 +102,21 @@ no-torch: .venv-no-torch/installed
 	.venv-no-torch/bin/pip install --quiet --disable-pip-version-check -e ".[analyze,test]"
 	touch $@
 
+# Environments with the lowest and the newest versions of all dependencies, with none of the
+# extras, and with each extra alone. Without SMOKE_TORCH, nothing is recorded in them.
+SMOKE_PYTHON ?= 3.11
+SMOKE_TORCH ?= torch==2.13.0
+
+lowest newest bare extras:
+	$(PYTHON) tests/smoke/environments.py $@ --python $(SMOKE_PYTHON) --torch "$(SMOKE_TORCH)"
+
+# Builds the distribution and checks its metadata and contents.
+package:
+	rm -rf dist
+	uvx --from build pyproject-build
+	uvx twine check --strict dist/*
+	uvx pyroma .
+	uvx check-wheel-contents --toplevel trajstore,analyzers,train dist/*.whl
+
 clean:
-	rm -rf .venv .venv-codes .venv-no-torch demo docs/_build docs/auto_gallery docs/reference/generated
+	rm -rf .venv .venv-smoke .venv-codes .venv-no-torch demo docs/_build docs/auto_gallery docs/reference/generated

@@ -11,7 +11,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -51,10 +50,12 @@ class ShownOnce(Figure):
     """A figure that a notebook shows once, even if it is the value of a cell."""
 
     def _ipython_display_(self) -> None:
-        # A notebook shows every open figure when the cell ends. Any other figure is left to
-        # the formatters of IPython, which follow this error.
-        if not _is_open(self):
-            raise NotImplementedError("A closed figure is left to IPython.")
+        # The inline backend shows every open figure when the cell ends, so a figure that is
+        # the value of a cell is closed first. IPython's formatters, which follow this error,
+        # show it then, in both cases.
+        if "inline" in mpl.get_backend() and _is_open(self):
+            plt.close(self)
+        raise NotImplementedError("The formatters of IPython show the figure.")
 
 
 def _is_open(figure: Figure) -> bool:
@@ -73,15 +74,17 @@ def new_figure(
     figsize: tuple[float, float] | None = None,
 ) -> tuple[Figure, Values]:
     """Return a figure and its axes, ``(n_rows, n_columns)``, with the colours of runs."""
-    with plt.rc_context({"axes.prop_cycle": cycler(color=COLORS)}):
-        figure, axes = plt.subplots(
-            n_rows,
-            n_columns,
-            figsize=figsize,
-            layout="constrained",
-            squeeze=False,
-            FigureClass=ShownOnce,
-        )
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=figsize,
+        layout="constrained",
+        squeeze=False,
+        FigureClass=ShownOnce,
+    )
+    # Not rcParams: a backend is loaded with the first figure, and changes them for good.
+    for ax in axes.flat:
+        ax.set_prop_cycle(color=COLORS)
     return figure, axes
 
 

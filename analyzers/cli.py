@@ -15,7 +15,7 @@ COMMANDS: Final = {
     ),
     "explore": Command(
         "analyzers.explorer.command:explore",
-        "Write one HTML page that shows runs: path, geometry, layers, conditions.",
+        "Write one HTML page that shows runs: path, geometry, layers, comparison, conditions.",
     ),
     "watch": Command(
         "analyzers.explorer.live.command:watch",
@@ -65,9 +65,13 @@ COMMANDS: Final = {
         "analyzers.curvature.commands:scale_invariance",
         "Cosine of every layer and its gradient, to find layers whose scale has no effect.",
     ),
+    "losses": Command(
+        "analyzers.comparison.losses_command:losses",
+        "Draw the losses on lines to a target, and on the plane of a path.",
+    ),
     "log": Command(
         "analyzers.trackers.command:log",
-        "Send a run, its results and its figures to TensorBoard, W&B, MLflow or trackio.",
+        "Send steps, stored geometry, figures and the explorer page of a run to a tracker.",
     ),
     "figure": Command(
         "analyzers.no_wrong_turns.command:figure",

@@ -7,7 +7,13 @@ return the axes. Functions that draw several return one figure.
 
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers._renamed import renamed
-from analyzers.comparison.plots import compare, path_distances, path_pca
+from analyzers.comparison.plots import (
+    compare,
+    losses_on_plane,
+    losses_towards,
+    path_distances,
+    path_pca,
+)
 from analyzers.conditions.plots import (
     aiming,
     alpha_beta,
@@ -49,6 +55,8 @@ __all__ = [
     "lag_curve",
     "layer_means",
     "linear_modes",
+    "losses_on_plane",
+    "losses_towards",
     "mode_errors",
     "mode_trajectories",
     "path_distances",

@@ -54,9 +54,10 @@ def record(
     seeds: int,
     directory: Path,
     advance: Callable[[], None],
+    training_seed: int = 0,
 ) -> tuple[Kept, dict[str, list[trajstore.Run]]]:
     """Train once under the recorders of all cases, and open their runs by case."""
-    loop = training.start(0)
+    loop = training.start(training_seed)
     options = {name: dict(case.recorder) for name, case in training.cases.items()}
     # Cases with the same options share their recordings.
     distinct = {json.dumps(o, sort_keys=True): o for o in options.values()}
@@ -221,13 +222,15 @@ def measure(
     seeds: int,
     directory: Path,
     phase: Callable[[str, int], Callable[[], None]],
+    training_seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Record and analyse one training run; return the results by case."""
     n_steps = training.total_steps
-    kept, runs = record(training, seeds, directory, phase("recording", n_steps))
+    advance = phase("recording", n_steps)
+    kept, runs = record(training, seeds, directory, advance, training_seed)
     others = None
     if any(case.reference == "another run" for case in training.cases.values()):
-        loop = training.start(1)
+        loop = training.start(training_seed + 1)
         path = directory / "other.zarr"
         with trajstore.Recorder(path, loop.model, loop.optimizer):
             other = train(loop, n_steps)
@@ -255,6 +258,7 @@ def main(
     *,
     only: tuple[Literal[tuple(TRAININGS)], ...] = (),  # type: ignore[valid-type]
     seeds: int = 12,
+    training_seed: int = 0,
     out: Path = RESULTS / "calibration.json",
     compare: Path | None = None,
 ) -> None:
@@ -266,6 +270,9 @@ def main(
         Names of the trainings to measure; all by default.
     seeds : int
         Number of recorders of each kind.
+    training_seed : int
+        Seed of the training. Errors that recorders share, such as those of rounding, or of the
+        turns of its path, are a single draw in one training: others tell whether they are honest.
     out : Path
         JSON file to write; results of other trainings in the file are kept.
     compare : Path, optional
@@ -280,7 +287,11 @@ def main(
             phases(Console(stderr=True)) as phase,
         ):
             cases = measure(
-                TRAININGS[name], seeds, Path(directory), lambda *a, n=name: phase(n, *a)
+                TRAININGS[name],
+                seeds,
+                Path(directory),
+                lambda *a, n=name: phase(n, *a),
+                training_seed,
             )
         found = {f"{name}, {case}" if case else name: r for case, r in cases.items()}
         for title, result in found.items():

@@ -12,6 +12,7 @@ counts. The last page is that of a synthetic run of 450,000 steps and 62 layers,
 GB of disk; its results are computed before the time is taken.
 """
 
+import json
 import shutil
 import statistics
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tyro
-from saving import save_results
+from saving import RESULTS, save_results
 from synthetic import write_run
 from tyro.conf import Positional
 
@@ -69,26 +70,31 @@ def _browser() -> Any:
 def take_picture(page: Path) -> None:
     """Save a picture of the upper part of a page."""
     with _browser() as browser:
-        browser.open(page.as_uri(), width=1200, height=1500)
+        browser.open(page.as_uri(), width=1200, height=1450)
         browser.run("new Promise(done => setTimeout(done, 500))")
         PICTURE.parent.mkdir(exist_ok=True)
-        browser.picture(PICTURE)
+        browser.picture(PICTURE, is_whole=False)
 
 
-def main(stores: Positional[tuple[Path, ...]], *, long: Path | None = None) -> None:
-    """Measure the pages of one run, of all runs, and of a long run."""
+def main(
+    stores: Positional[tuple[Path, ...]],
+    *,
+    long: Path | None = None,
+    skip_long: bool = False,
+) -> None:
+    """Measure the pages of one run, of all runs, and of a long run, which may exist already."""
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "page.html")
-        if long is None:
+        if long is None and not skip_long:
             long = Path(folder, "long.zarr")
             write_run(long, bits=1024, with_scalars=True, **LONG)
-        rows = {}
-        for name, chosen in (
-            ("one run", stores[:1]),
-            (f"{len(stores)} runs", stores),
-            ("a long run", [long]),
-        ):
+        saved = RESULTS / "explorer.json"
+        rows = json.loads(saved.read_text()) if saved.exists() else {}
+        pages = {"one run": stores[:1], f"{len(stores)} runs": stores}
+        if long is not None:
+            pages["a long run"] = (long,)
+        for name, chosen in pages.items():
             rows[name] = measure([*chosen], page)
             if name == "one run":
                 take_picture(page)

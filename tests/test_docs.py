@@ -64,6 +64,25 @@ def test_every_guarantee_names_a_test_that_exists():
     assert all("`tests/" in promise for promise in promises)
 
 
+def test_snippets_of_the_page_on_comparing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    pytest.importorskip("torch")
+    for name in ("a.zarr", "b.zarr"):
+        shutil.copytree(example_run, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/comparing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/comparing.md", "exec"), names)
+    plt.close("all")
+    assert (names["difference"].gamma_difference == 0).all()
+    assert names["apart"].sizes == {"point": 6, "other_point": 6}
+    assert names["path"].coordinate_stderr.max() > 0
+    assert names["run"].status == "complete"
+
+
 def test_snippets_of_the_page_on_querying_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):

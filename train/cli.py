@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "sweep": Command("train.commands:sweep", "Record the missing runs of a sweep."),
     "replay": Command(
         "train.commands:replay",
-        "Evaluate the losses of the recorded batches at another point.",
+        "Evaluate the losses of the recorded batches at another point, or losses along the path.",
     ),
     "list": Command("train.commands:list_workloads", "List workloads and sweeps."),
 }

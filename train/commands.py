@@ -270,13 +270,16 @@ def replay(
     store: Positional[str],
     *,
     reference: str = "final",
+    lines: bool = False,
+    plane: int = 0,
     device: str | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Evaluate the losses of the recorded batches at another point.
+    """Evaluate the losses of the recorded batches at another point, or losses along the path.
 
-    The run must contain the indices of its examples: traj-train run NAME --record-samples.
-    No backward pass is needed. Results are written to RUN.analysis.zarr, next to the store.
+    The run must contain the indices of its examples: traj-train run NAME --record-samples;
+    --lines and --plane need no indices. No backward pass is needed. Results are written to
+    RUN.analysis.zarr, next to the store; traj-analyze losses draws those of --lines and --plane.
 
     Parameters
     ----------
@@ -285,6 +288,11 @@ def replay(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, or the path or
         URL of another store, whose final iterate is used.
+    lines : bool, default: False
+        Instead, evaluate the loss of all training data on the lines from iterates to x*.
+    plane : int, default: 0
+        Instead, evaluate the loss of all training data on the plane of the path's first two
+        principal components, at this number of points in each direction.
     device : str, optional
         Device, as torch names it. Default: the device of the run.
     data_dir : str, optional
@@ -292,6 +300,26 @@ def replay(
     """
     recorded = trajstore.open_run(store)
     target = reading.read_target(reference, recorded)
+    if lines or plane:
+        along = train.protocols.replay.losses_along(
+            recorded,
+            reference=target,
+            lines=lines,
+            plane=plane,
+            track=partial(progress, description="evaluating"),
+            device=device,
+            data_dir=data_dir,
+        )
+        for group, losses in along.items():
+            reading.write_results(recorded, group, losses)
+        make_console().print(
+            f"Results: {reading.results_location(recorded)}, groups {', '.join(along)}\n"
+            f"Next: traj-analyze losses {store}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     result = train.protocols.replay.replay(
         recorded,
         reference=target,

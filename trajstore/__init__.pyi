@@ -2,6 +2,7 @@ from . import analyzers as analyzers
 from . import curvature as curvature
 from . import evaluation as evaluation
 from . import optim as optim
+from ._version import __version__
 from .format.run_spec import SchemaError
 from .reading.epochs import epoch_grid, index_epochs
 from .reading.run import Run, open_run
@@ -15,6 +16,7 @@ __all__ = [
     "Run",
     "SchemaError",
     "StoreLockedError",
+    "__version__",
     "epoch_grid",
     "index_epochs",
     "iterate",

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import dask.base
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
@@ -54,7 +56,11 @@ def _compute_on(client: Any, tasks: Sequence[Delayed], description: str) -> None
 
 def _bars() -> Progress:
     """Return progress bars on stderr, so that a command's output can be piped."""
-    return Progress(console=make_console(stderr=True), disable=hides_progress())
+    console: Console = make_console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # Without ipywidgets, rich would warn in a notebook, and show nothing.
+        console = Console(force_jupyter=False, force_terminal=False)
+    return Progress(console=console, disable=hides_progress())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
@@ -15,6 +16,7 @@ from analyzers._style import (
     UNSIGNED,
     draw_legend,
     new_axes,
+    ordered_colors,
 )
 
 PANELS: Final = {
@@ -202,4 +204,127 @@ def path_distances(
         ylabel="step" if len(starts) == 1 else "",
         title="distances of iterates",
     )
+    return ax
+
+
+def losses_on_plane(
+    losses: xr.Dataset,
+    path: xr.Dataset | None = None,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the loss on a plane, with the path of a run above it.
+
+    The title states how much of the path the plane shows, and the largest difference between
+    the loss of an iterate and the loss of its projection onto the plane.
+
+    Parameters
+    ----------
+    losses : xarray.Dataset
+        As returned by `trajstore.evaluation.losses_on_plane`.
+    path : xarray.Dataset, optional
+        As returned by `analyzers.path_pca` for the same runs. Default: only the iterates at
+        which the loss was evaluated.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : str or matplotlib.colors.Colormap, optional
+        Colour map. Default: viridis.
+    label : str, optional
+        Label of the colour bar. Default: "loss".
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes(figsize=(6.4, 5.0)) if ax is None else ax
+    values = losses["loss"].transpose("second", "first").values
+    known = values[np.isfinite(values)]
+    is_log = len(known) > 0 and known.min() > 0 and known.max() > 10 * known.min()
+    norm = LogNorm() if is_log else None
+    grid = (losses["first"].values, losses["second"].values, values)
+    options: dict[str, Any] = {"cmap": color or UNSIGNED, "norm": norm}
+    levels = _levels(known, is_log=is_log)
+    filled = ax.contourf(*grid, levels=levels, extend="both", **options)
+    text = "loss" if label is None else drawable(label)
+    bar = ax.figure.colorbar(filled, ax=ax, label=text)
+    bar.ax.yaxis.set_major_formatter("{x:.3g}")
+    bar.ax.minorticks_off()
+    if path is None:
+        x, y = losses["point_first"].values, losses["point_second"].values
+        ax.plot(x, y, "o-", color="white", markersize=3, linewidth=1.0)
+    else:
+        path_pca(path, ax=ax, color="white")
+        ax.set_aspect("auto")
+    ax.set(xlim=grid[0][[0, -1]], ylim=grid[1][[0, -1]])
+    shares = losses["explained_variance_ratio"].values
+    error = losses.attrs["projection_error"]
+    ax.set(
+        xlabel=f"first component, {shares[0]:.0%} of the variance",
+        ylabel=f"second component, {shares[1]:.0%}",
+    )
+    ax.set_title(
+        f"loss on the plane, which shows {shares.sum():.1%} of the variance;\n"
+        f"losses of iterates and projections differ by up to {error:.2g}",
+        fontsize="medium",
+    )
+    return ax
+
+
+def _levels(known: Any, *, is_log: bool) -> Any:
+    """Return 20 levels from the smallest value to the largest."""
+    if not len(known) or known.min() == known.max():
+        return 20
+    space = np.geomspace if is_log else np.linspace
+    return space(known.min(), known.max(), 20)
+
+
+def losses_towards(
+    losses: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    color: Any = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the loss on the lines from iterates to a target.
+
+    Parameters
+    ----------
+    losses : xarray.Dataset
+        As returned by `trajstore.evaluation.losses_towards`.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on. Default: the axes of a new figure.
+    color : color, optional
+        Colour of all lines. Default: from dark to light by epoch; line styles differ too.
+    label : str, optional
+        Text before the epoch in the legend, such as the name of the run.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the drawing.
+    """
+    ax = new_axes() if ax is None else ax
+    prefix = "" if label is None else f"{drawable(label)}, "
+    epochs = losses["epoch"].values
+    for i, (epoch, own) in enumerate(
+        zip(epochs, ordered_colors(len(epochs)), strict=True)
+    ):
+        ax.plot(
+            losses["fraction"],
+            losses["loss"].isel(epoch=i),
+            color=own if color is None else color,
+            linestyle=LINE_STYLES[i % len(LINE_STYLES)],
+            label=f"{prefix}epoch {epoch:.0f}",
+        )
+    if bool((losses["loss"] > 0).all()):
+        ax.set_yscale("log")
+    ax.set(
+        xlabel="position on the line: 0 is the iterate, 1 is $x^*$",
+        ylabel="loss",
+        title="loss from iterates to $x^*$",
+    )
+    draw_legend(ax)
     return ax

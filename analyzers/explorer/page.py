@@ -134,7 +134,6 @@ def fill_document(
         run.key: next(m for m in models if m.name == f"{run.key}-active")
         for run in shown
     }
-    map_facts: dict[str, Any] | None = None
     if contents.pca is not None:
         gammas = {
             run.key: contents.curves[run.key][0].by_epoch
@@ -143,7 +142,7 @@ def fill_document(
             for run in shown
         }
         by_epoch = {key: pair[0] for key, pair in contents.scalars.items()}
-        root, extra, map_facts = map_view(shown, contents.pca, by_epoch, gammas)
+        root, extra = map_view(shown, contents.pca, by_epoch, gammas)
         roots.append(root)
         models += extra
     layer_roots, extra, layer_facts = layer_view(shown, contents.grids, x_range)
@@ -156,7 +155,7 @@ def fill_document(
     roots += [figure for figure, _, _ in conditions]
     config = {
         "runs": [_run_facts(run) for run in shown],
-        "map": map_facts,
+        "map": contents.pca is not None,
         "layers": layer_facts,
         "signed": list(SIGNED),
         "unsigned": list(UNSIGNED),
@@ -183,7 +182,7 @@ def fill_document(
         js=asset("page.js"),
         runs=config["runs"],
         panels=facts["panels"],
-        has_map=map_facts is not None,
+        has_map=contents.pca is not None,
         has_difference=len(shown) > 1,
         table=facts_table(
             shown,

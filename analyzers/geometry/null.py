@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from trajstore.reading.accepts_path import accepts_path
+from trajstore.reading.accepts_path import RunLike, accepts_path, as_run
 from trajstore.reading.run import Run
 
 
@@ -69,7 +69,7 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     return norms.copy(data=np.sqrt(values)).assign_attrs(long_name=long_name, units="1")
 
 
-def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
+def excess_gamma(geometry: xr.Dataset, run: RunLike) -> xr.Dataset:
     """Subtract the gamma of a random walk from the gamma of a run.
 
     Parameters
@@ -77,8 +77,8 @@ def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
     geometry : xarray.Dataset
         A result of `analyzers.path_geometry` relative to the last iterate or to an epoch,
         without the dimension ``layer``; may be lazy.
-    run : trajstore.Run
-        The run that was measured.
+    run : trajstore.Run, str or os.PathLike
+        The run that was measured, or the path of its store.
 
     Returns
     -------
@@ -104,7 +104,8 @@ def excess_gamma(geometry: xr.Dataset, run: Run) -> xr.Dataset:
             "A random walk is comparable only with the result of path_geometry(run), without "
             f"layers; got gamma of {direction!r} with the dimensions {tuple(geometry.dims)}."
         )
-    null = random_walk_gamma(run, stop=_stop(geometry, run))
+    opened = as_run(run)
+    null = random_walk_gamma(opened, stop=_stop(geometry, opened))
     attributes = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
     excess = (geometry["gamma"] - null).assign_attrs(attributes)
     return xr.Dataset(

@@ -29,6 +29,7 @@ from analyzers.gradients.segments import (
 )
 from analyzers.gradients.zigzag import check_steps, zigzag
 from trajstore.format.attrs import BRANCH
+from trajstore.reading.accepts_path import RunLike, as_run
 from trajstore.reading.run import Run
 from trajstore.store.location import name_of
 
@@ -53,8 +54,8 @@ LONG_NAMES: Final = SEGMENT_NAMES | {
 
 
 def compare_branches(
-    parent: Run,
-    branches: Sequence[Run],
+    parent: RunLike,
+    branches: Sequence[RunLike],
     *,
     window: int = WINDOW,
     threshold: float = THRESHOLD,
@@ -65,9 +66,10 @@ def compare_branches(
 
     Parameters
     ----------
-    parent : trajstore.Run
-        The run that the branches start from; only its steps after the branching count.
-    branches : sequence of trajstore.Run
+    parent : trajstore.Run, str or os.PathLike
+        The run that the branches start from, or the path of its store; only its steps after the
+        branching count.
+    branches : sequence of trajstore.Run, str or os.PathLike
         Branches that ``traj-train branch`` recorded, all starting from the same epoch.
     window, threshold, loss
         As in `zigzag_segments`.
@@ -112,24 +114,25 @@ def compare_branches(
     The running median always covers `window` steps, and therefore a shorter piece of the
     path at a smaller learning rate. The cosine of a branch's first step is unknown.
     """
-    epoch, first = _beginning(parent, branches)
-    branches = sorted(branches, key=lambda run: -run.attrs[BRANCH]["lr_scale"])
+    whole, others = as_run(parent), [as_run(branch) for branch in branches]
+    epoch, first = _beginning(whole, others)
+    others.sort(key=lambda run: -run.attrs[BRANCH]["lr_scale"])
     check_criterion(window, threshold)
     if length is not None and not length > 0:
         raise ValueError(f"`length` must be positive, got {length}.")
     parts = [
         _summary(
             run,
-            first=first if run is parent else 0,
+            first=first if run is whole else 0,
             window=window,
             threshold=threshold,
             loss=loss,
             length=length,
         )
-        for run in (parent, *branches)
+        for run in (whole, *others)
     ]
-    names = [name_of(run.location) for run in (parent, *branches)]
-    factors = [1.0, *(float(run.attrs[BRANCH]["lr_scale"]) for run in branches)]
+    names = [name_of(run.location) for run in (whole, *others)]
+    factors = [1.0, *(float(run.attrs[BRANCH]["lr_scale"]) for run in others)]
     result = xr.concat(parts, BRANCH)
     result = result.assign_coords(
         {
@@ -139,7 +142,7 @@ def compare_branches(
         }
     )
     return result.assign_attrs(
-        run=parent.location,
+        run=whole.location,
         epoch=epoch,
         criterion=CRITERION,
         window=window,

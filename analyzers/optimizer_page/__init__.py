@@ -6,3 +6,7 @@ every run to numbers and averages them over seeds, `statements` tests what paper
 
 Imports `no_wrong_turns`, `conditions`, `curvature`. Start reading with `measure`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from analyzers import no_wrong_turns, optimizer_page
 from analyzers._reporting import FigureFiles, say
-from analyzers.no_wrong_turns.page import SMALL_PNG
-from analyzers.no_wrong_turns.runs import describe, find_runs
-from analyzers.optimizer_page.page import write_page
+from analyzers.no_wrong_turns.defaults import SMALL_PNG
 
 
 def optimizers(*, stores: Path, out: Path, files: FigureFiles = SMALL_PNG) -> None:
@@ -23,6 +22,6 @@ def optimizers(*, stores: Path, out: Path, files: FigureFiles = SMALL_PNG) -> No
     files : FigureFiles
         Format and resolution of the figure.
     """
-    runs = find_runs(stores)
-    page = write_page(runs, out, files=files)
-    say(f"From {describe(runs)}.\nPage: {page}")
+    runs = no_wrong_turns.find_runs(stores)
+    page = optimizer_page.write_page(runs, out, files=files)
+    say(f"From {no_wrong_turns.describe(runs)}.\nPage: {page}")

@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers._reporting import FigureFiles
 from analyzers.geometry.plots import LABELS
-from analyzers.no_wrong_turns.page import SMALL_PNG, reduce_colors
+from analyzers.no_wrong_turns.defaults import SMALL_PNG
+from analyzers.no_wrong_turns.page import reduce_colors
 from analyzers.no_wrong_turns.runs import TrainedRun, describe
 from analyzers.optimizer_page.measure import (
     QUANTITIES,

@@ -2,9 +2,9 @@
 
 from tyro.conf import Positional
 
+import analyzers
+import trajstore
 from analyzers._reporting import say
-from analyzers.trackers.send import log as send
-from trajstore.reading.run import open_run
 
 
 def log(
@@ -31,8 +31,8 @@ def log(
     layers : bool, default: True
         Also send norms, ratios and cosines of every layer.
     """
-    run = open_run(store)
-    sent = send(run, to=to, every=every, layers=layers)
+    run = trajstore.open_run(store)
+    sent = analyzers.log(run, to=to, every=every, layers=layers)
     counts = ", ".join(
         f"{n} {name if n != 1 else SINGULAR[name]}" for name, n in sent.items()
     )

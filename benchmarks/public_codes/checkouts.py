@@ -7,9 +7,10 @@ asks for; nothing of it is kept here.
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -270,6 +271,45 @@ def muon(session: Session) -> Trained:
         return plain_loop(session, make)
 
 
+def word_language_model(session: Session) -> Trained:
+    """Train the LSTM of PyTorch's example, whose loop updates parameters without an optimizer."""
+    with (
+        checkout("examples", "word_language_model") as recording,
+        TemporaryDirectory() as directory,
+    ):
+        rng = np.random.default_rng(0)
+        for name, n in {"train": 50, "valid": 8, "test": 8}.items():
+            # Every word is likely to be followed by the next one.
+            words = np.cumsum(rng.integers(1, 3, size=(n, 12)), axis=1) % 40
+            lines = [" ".join(f"w{i}" for i in line) for line in words]
+            Path(directory, f"{name}.txt").write_text("\n".join(lines))
+        arguments = (
+            f"--data {directory} --save {directory}/model.pt --model LSTM --emsize 20 --nhid 20 "
+            "--nlayers 1 --dropout 0 --epochs 3 --batch_size 8 --bptt 6 --lr 2"
+        )
+        line, update = (
+            "criterion = nn.NLLLoss()\n",
+            "            for p in model.parameters():\n",
+        )
+        step = "                p.data.add_(p.grad, alpha=-lr)\n"
+        enter = ENTER.format(arguments="model, None, reference_every=10")
+        edits = {
+            line: f"{line}kept.append(model)\nrecorder = {enter}\n",
+            update + step: "            with session.step(recorder, model):\n"
+            + "".join(f"    {text}\n" for text in (update + step).splitlines()),
+            "# Load the best saved model.\n": "raise SystemExit\n",
+        }
+        kept: list[nn.Module] = []
+        names: dict[str, Any] = {"recording": recording, "kept": kept}
+        with (
+            mock.patch.object(sys, "argv", ["main.py", *arguments.split()]),
+            suppress(SystemExit),
+            redirect_stdout(None),
+        ):
+            run_source("main.py", edits, name="__main__", session=session, **names)
+        return state(kept[0])
+
+
 def papers_own_code(session: Session) -> Trained:
     """Train by the code of "No Wrong Turns": its first run, which finds x*."""
     wandb = ModuleType("wandb")
@@ -320,4 +360,5 @@ CODES: list[Code] = [
     Code("edge of stability, gd.py", "locuslab/edge-of-stability", 1, edge_of_stability),
     Code("schedule_free MNIST", "facebookresearch/schedule_free", 1, schedule_free_example),
     Code("Muon with Adam", "KellerJordan/Muon", 1, muon),
+    Code("word_language_model", "pytorch/examples", 4, word_language_model),
 ]  # fmt: skip

@@ -1,11 +1,11 @@
 """Run a training code plain and recorded, and compare bits and gamma with exact values."""
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,17 @@ class Session:
         if not self.recorded:
             return nullcontext()
         return recorder(self.store, *objects, **options)
+
+    @contextmanager
+    def step(
+        self, recorder: trajstore.Recorder | None, model: nn.Module
+    ) -> Iterator[None]:
+        """Record an update without an optimizer, as ``recorder.step()`` does."""
+        if recorder is None:
+            yield
+            return
+        with keeping(model), recorder.step():
+            yield
 
     def callbacks(self, make: Callable[..., Any], **options: Any) -> list[Any]:
         """Return a trainer's list of callbacks: our callback, or none in a plain run."""
@@ -74,7 +85,11 @@ class StepKeeper:
     The keeper hooks into all optimizers of the process and shares no code with the recorder.
     """
 
+    active: ClassVar["StepKeeper | None"] = None
+    """The keeper of steps without an optimizer."""
+
     def __init__(self) -> None:
+        StepKeeper.active = self
         self.steps: dict[int, list[tuple[Vector, Vector]]] = {}
         self.parameters: dict[int, list[torch.Tensor]] = {}
         self._handles = [
@@ -97,6 +112,7 @@ class StepKeeper:
 
     def close(self) -> None:
         """Stop keeping."""
+        StepKeeper.active = None
         for handle in self._handles:
             handle.remove()
 
@@ -111,6 +127,17 @@ class StepKeeper:
             f"The store has {n_steps} steps of {n_params} parameters; optimizers took "
             f"(steps, parameters) {kept}."
         )
+
+
+@contextmanager
+def keeping(model: nn.Module) -> Iterator[None]:
+    """Keep a step that no optimizer takes."""
+    keeper = StepKeeper.active
+    assert keeper is not None
+    parameters = keeper.parameters[id(model)] = [*model.parameters()]
+    kept = keeper.steps.setdefault(id(model), [])
+    kept.append((_flat(parameters), _gradient(parameters)))
+    yield
 
 
 def compare(code: Code, directory: Path) -> Agreement:

@@ -96,6 +96,13 @@ def command_page(script: str, module: Any) -> str:
     for name, command in module.COMMANDS.items():
         text = help_text(module, script, name, "--help")
         lines += ["", f"## {script} {name}", "", command.summary, "", *_block(text)]
+        if choices := re.search(r"\{(\w[\w-]*),", text.partition("\n\n")[0]):
+            lines += [
+                "",
+                f"The options after `{choices[1]}`, and after the other names:",
+                "",
+            ]
+            lines += _block(help_text(module, script, name, choices[1], "--help"))
     return "\n".join(lines)
 
 

@@ -1,14 +1,26 @@
 """List the public names, and the names that the reference documents."""
 
-import re
+import ast
 from importlib import import_module
+from inspect import ismodule
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("trajstore", "analyzers")
+MODULES = (
+    "trajstore",
+    "trajstore.curvature",
+    "trajstore.evaluation",
+    "trajstore.optim",
+    "trajstore.trackers",
+    "analyzers",
+    "analyzers.plots",
+)
+"""Public modules; other packages list names in ``__all__`` for each other, not for users."""
+
 WITHOUT_LIST = {
     "trajstore.integrations.accelerate.record",
+    "trajstore.integrations.checkpoint.RecorderState",
     "trajstore.integrations.lightning.TrajectoryCallback",
     "trajstore.integrations.pytorch_lightning.TrajectoryCallback",
     "trajstore.integrations.transformers.TrajectoryCallback",
@@ -17,29 +29,32 @@ WITHOUT_LIST = {
 
 
 def public_names() -> set[str]:
-    """Return the names in ``__all__`` of packages and of plots, and `WITHOUT_LIST`."""
+    """Return the names in ``__all__`` of public modules, and `WITHOUT_LIST`."""
     names = set(WITHOUT_LIST)
-    for package in PACKAGES:
-        files = (ROOT / package).rglob("__init__.py")
-        for path in [*files, *(ROOT / package).glob("plots.py")]:
-            if not re.search(r"__all__\b.* = ", path.read_text()):
-                continue
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            module = import_module(".".join(parts).removesuffix(".__init__"))
-            if module.__name__.rpartition(".")[2].startswith("_"):
-                continue
-            names |= {
-                f"{module.__name__}.{name}"
-                for name in module.__all__
-                if not _is_module(module, name)
-            }
+    for name in MODULES:
+        module = import_module(name)
+        listed = [each for each in module.__all__ if not each.startswith("__")]
+        listed = [each for each in listed if not _is_module(module, each)]
+        names |= {f"{name}.{each}" for each in listed}
     return names
 
 
+def modules_of_trajstore() -> set[str]:
+    """Return the modules that the stub of trajstore offers as attributes."""
+    stub = ast.parse((ROOT / "trajstore/__init__.pyi").read_text())
+    return {
+        f"trajstore.{alias.name}"
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom) and node.module is None
+        for alias in node.names
+    }
+
+
 def _is_module(package: ModuleType, name: str) -> bool:
+    """Whether a name is a module; the libraries of some classes need not be installed."""
     try:
-        return isinstance(getattr(package, name), ModuleType)
-    except ModuleNotFoundError:  # a function that needs a package of an extra
+        return ismodule(getattr(package, name))
+    except ModuleNotFoundError:
         return False
 
 

@@ -72,7 +72,7 @@ walk = analyzers.random_walk_gamma(run)
 # The path and the loss around it
 # -------------------------------
 # The stored iterates at the starts of epochs span a space of few dimensions. Its two first
-# principal components make the plane of the map. The loss is that of the points of the plane.
+# principal components make the plane of the map. The loss is evaluated at points of the plane.
 
 ends = [*range(epochs), "final"]
 iterates = [trajstore.parameters_at(run, end) for end in ends]

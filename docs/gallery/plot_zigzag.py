@@ -26,9 +26,8 @@ def terminal(command):
     subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
 
 
-terminal(
-    "traj-train run digits-mlp --batch-size 1437 --lr 0.5 --epochs 130 --branch-at 95 --out run.zarr"
-)
+large = "--batch-size 1437 --lr 0.5 --epochs 130 --branch-at 95"
+terminal(f"traj-train run digits-mlp {large} --out run.zarr")
 terminal("traj-train branch run.zarr --at-epoch 95 --lr-scale 0.5 --epochs 60")
 run = trajstore.open_run(folder / "run.zarr")
 

@@ -104,8 +104,10 @@ COMMANDS: Final = [
     pytest.param(
         ["zigzag", "--layers", f"--loss={TERMINAL[0]}"], marks=pytest.mark.slow
     ),
+    pytest.param(["compare"], marks=pytest.mark.slow),
     pytest.param(["smoothness", "--layers"], marks=pytest.mark.slow),
     pytest.param(["scale-invariance"], marks=pytest.mark.slow),
+    pytest.param(["explore", "--layers"], marks=pytest.mark.slow),
 ]
 
 
@@ -125,10 +127,26 @@ def output(commands: dict[str, Command], arguments: Sequence[str]) -> tuple[str,
     return buffer.getvalue().decode(), status
 
 
+def other_settings(store: Path) -> Path:
+    """Return a run without the hostile settings, of another architecture."""
+    path = store.parents[1] / "plain" / "run.zarr"
+    if not path.exists():
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Recorder(path, model, optimizer, steps_per_epoch=4, sketch_bits=64):
+            for _ in range(8):
+                optimizer.zero_grad()
+                (model(torch.ones(1, 3)) ** 2).sum().backward()
+                optimizer.step()
+    return path
+
+
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from:UserWarning")
 @pytest.mark.parametrize("arguments", COMMANDS, ids=ascii)
 def test_commands_print_names_and_files_have_them(store: Path, arguments: list[str]):
     command, *options = arguments
+    if command == "compare":
+        options.append(str(other_settings(store)))
     before = set(store.parent.parent.iterdir())
     text, status = output(
         {**cli.COMMANDS, **store_cli.COMMANDS}, [command, str(store), *options]

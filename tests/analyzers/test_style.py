@@ -153,12 +153,36 @@ def apart() -> xr.Dataset:
     )
 
 
+def plane() -> xr.Dataset:
+    return xr.Dataset(
+        {
+            "loss": (("second", "first"), np.array([[1.0, 2.0], [3.0, 40.0]])),
+            "explained_variance_ratio": ("component", [0.7, 0.2]),
+        },
+        {
+            "first": [0.0, 1.0],
+            "second": [0.0, 1.0],
+            "point_first": ("point", [0.1, 0.9]),
+            "point_second": ("point", [0.1, 0.8]),
+        },
+        {"projection_error": 0.01},
+    )
+
+
+def towards() -> xr.Dataset:
+    return xr.Dataset(
+        {"loss": (("epoch", "fraction"), np.array([[2.0, 1.0], [1.5, 1.0]]))},
+        {"epoch": [0, 4], "fraction": [0.0, 1.0]},
+    )
+
+
 LINES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "condition_of_steps": condition,
     "convexity": lambda: (along(slack=[1.0, -1.0, 2.0]),),
     "edge_of_stability": lambda: (along(sharpness=[1, 2, 3], threshold=[2, 2, 2]),),
     "epoch_means": lambda: (means(),),
     "lag_curve": lambda: (lags(),),
+    "losses_towards": lambda: (towards(),),
     "mode_errors": lambda: (modes(),),
     "mode_trajectories": lambda: (modes(),),
     "path_pca": lambda: (pca(),),
@@ -174,6 +198,7 @@ IMAGES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "zigzag_layers": lambda: (cosines(),),
 }
 OTHERS: Mapping[str, Callable[[], tuple[Any, ...]]] = {
+    "losses_on_plane": lambda: (plane(),),
     "path_distances": lambda: (apart(),),
     "segment_shares": lambda: (segments(),),
 }
@@ -231,6 +256,12 @@ def test_red_is_negative_and_blue_positive_in_every_image(name: str):
     other = getattr(plots, name)(*IMAGES[name](), color="cividis")
     names = {c.get_cmap().name for c in other.collections if c.get_array() is not None}
     assert names == {"cividis"}
+
+
+def test_a_plane_of_losses_states_what_it_leaves_out():
+    title = plots.losses_on_plane(plane(), pca()).get_title()
+    assert "90.0% of the variance" in title
+    assert "differ by up to 0.01" in title
 
 
 def test_bars_are_red_for_zigzag_and_blue_for_smooth():
@@ -327,13 +358,15 @@ def test_an_axis_without_positive_values_stays_linear(values: list[float]):
     assert ax.get_yscale() == "linear"
 
 
-def test_notebooks_show_an_open_figure_only_at_the_end_of_the_cell():
+def test_notebooks_show_a_figure_once(monkeypatch: pytest.MonkeyPatch):
     figure = plots.path_geometry(means())
     assert isinstance(figure, ShownOnce)
     other, _ = plt.subplots()
-    figure._ipython_display_()  # open: the notebook shows it when the cell ends
-    assert plt.gcf() is other
-    plt.close(figure)
-    with pytest.raises(NotImplementedError, match="left to IPython"):
-        figure._ipython_display_()
+    for backend, is_open in (("agg", True), ("module://matplotlib_inline", False)):
+        monkeypatch.setattr("matplotlib.get_backend", lambda name=backend: name)
+        # The error leaves the figure to the formatters of IPython.
+        with pytest.raises(NotImplementedError, match="formatters of IPython"):
+            figure._ipython_display_()
+        assert plt.gcf() is other
+        assert plt.fignum_exists(figure.number) == is_open
     assert isinstance(pickle.loads(pickle.dumps(figure)), ShownOnce)

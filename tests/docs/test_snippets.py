@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -28,8 +29,8 @@ EXECUTED = {
 }
 """Files that name the pages whose snippets they execute."""
 
-HERE = {"clusters", "deep-linear", "zigzag"}
-"""Pages whose first snippet is executed by this module."""
+HERE = {"clusters", "deep-linear", "figures", "trackers", "zigzag"}
+"""Pages whose snippets are executed by this module."""
 
 
 def snippets(page: Path) -> list[str]:
@@ -61,10 +62,13 @@ def test_python_is_marked_as_python():
         ] == []
 
 
-def run_first_snippet(page: str) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    exec(compile(snippets(ROOT / f"docs/{page}.md")[0], page, "exec"), names)
+def run_snippets(page: str, part: slice, **names: Any) -> dict[str, Any]:
+    for code in snippets(ROOT / f"docs/{page}.md")[part]:
+        exec(compile(code, page, "exec"), names)
     return names
+
+
+ALL, FIRST = slice(None), slice(1)
 
 
 def test_the_snippet_on_zigzags_runs(
@@ -72,7 +76,7 @@ def test_the_snippet_on_zigzags_runs(
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     monkeypatch.chdir(tmp_path)
-    names = run_first_snippet("zigzag")
+    names = run_snippets("zigzag", ALL)
     assert names["by_tensor"].sizes == {"step": 60, "layer": 4}
     assert np.isfinite(names["lags"].cosine).all()
 
@@ -82,7 +86,7 @@ def test_the_snippet_on_clusters_runs(
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     monkeypatch.chdir(tmp_path)
-    names = run_first_snippet("clusters")
+    names = run_snippets("clusters", ALL)
     assert np.isfinite(names["geometry"].gamma.values[:-1]).all()
     assert (tmp_path / "run.analysis.zarr").exists()
 
@@ -97,9 +101,53 @@ def test_the_snippet_on_deep_linear_networks_runs(
     monkeypatch.chdir(tmp_path)
     settings = replace(settings_of("deep-linear-2"), max_steps=60, lr=0.1)
     record(settings, Path("run.zarr"), exact=True)
-    names = run_first_snippet("deep-linear")
-    assert names["modes"].sizes["step"] == 61
+    names = run_snippets("deep-linear", ALL)
+    assert names["modes"].sizes["step"] == 60
     assert float(names["largest"].max()) < 0.1
+
+
+def test_the_snippets_on_figures_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    for name in ("run", "sgd", "adam"):
+        shutil.copytree(example_run, tmp_path / f"{name}.zarr")
+    monkeypatch.chdir(tmp_path)
+    run_snippets("figures", ALL)
+    plt.close("all")
+    assert (tmp_path / "rsi.pdf").stat().st_size > 5_000
+
+
+def test_the_first_snippet_on_trackers_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("tensorboard")
+    import trajstore
+
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorders = []
+    recorder = trajstore.Recorder
+    monkeypatch.setattr(
+        trajstore,
+        "Recorder",
+        lambda *args, **options: recorders.append(recorder(*args, **options)),
+    )
+    run_snippets(
+        "trackers", FIRST, trajstore=trajstore, model=model, optimizer=optimizer
+    )
+    [made] = recorders
+    made.close()
+    assert (tmp_path / "run.zarr").exists()
+
+
+def test_the_other_snippets_on_trackers_make_reporters():
+    pytest.importorskip("torch")
+    pytest.importorskip("lightning")
+    names = run_snippets("trackers", slice(1, None), Trainer=dict, WandbLogger=object)
+    assert [each.every for each in names["report_to"]] == [10, 500]
+    assert len(names["trainer"]["callbacks"]) == 1
 
 
 def shown_commands() -> list[str]:
@@ -126,11 +174,14 @@ def test_commands_and_options_of_the_pages_exist(
         module = import_module(SCRIPTS[script])
         assert command in module.COMMANDS, line
         if (script, command) not in helps:
-            monkeypatch.setattr("sys.argv", [script, command, "--help"])
-            with pytest.raises(SystemExit, match="0"):
-                module.main()
-            helps[script, command] = capsys.readouterr().out
+            helps[script, command] = ""
+            workload = ["digits-mlp"] if command in {"run", "two-run"} else []
+            for words in ([command], [command, *workload]):
+                monkeypatch.setattr("sys.argv", [script, *words, "--help"])
+                with pytest.raises(SystemExit, match="0"):
+                    module.main()
+                helps[script, command] += capsys.readouterr().out
         for argument in arguments:
-            if argument.startswith("--"):
+            if argument.startswith("--") and "tyro" not in argument:
                 option = argument.partition("=")[0]
                 assert re.search(rf"(?<!\S){option}\b", helps[script, command]), line

@@ -10,9 +10,10 @@ from train.observer import Track
 from train.protocols.rebuild import rebuild
 from train.settings import Training
 from train.workloads.catalogue import WORKLOADS
+from trajstore.evaluation.along_path import losses_on_plane, losses_towards
 from trajstore.evaluation.replaying import OtherTrainingError
 from trajstore.evaluation.replaying import replay as replay_with
-from trajstore.format.attrs import TRAINING
+from trajstore.format.attrs import LINES, PLANE, TRAINING
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
@@ -68,6 +69,26 @@ def replay(
             f"{error} The data are those of --data-dir; the model is that of this version "
             "of traj-train."
         ) from error
+
+
+def losses_along(
+    run: Run,
+    *,
+    reference: TargetLike = "final",
+    lines: bool,
+    plane: int,
+    track: Track = iter,
+    device: str | None = None,
+    data_dir: str | None = None,
+) -> dict[str, xr.Dataset]:
+    """Return losses on lines to the target and on a plane of `plane` by `plane` points."""
+    setup = rebuild(_training_of(run, device, data_dir))
+    found = {}
+    if lines:
+        found[LINES] = losses_towards(run, setup, reference=reference, track=track)
+    if plane:
+        found[PLANE] = losses_on_plane(run, setup, size=plane, track=track)
+    return found
 
 
 def _training_of(run: Run, device: str | None, data_dir: str | None) -> Training:

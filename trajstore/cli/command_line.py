@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from inspect import Parameter, signature
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trajstore._version import __version__
 from trajstore.cli.console import make_console, printed_warnings
 from trajstore.cli.help_text import prepared, wrapped_help
 
@@ -53,7 +53,7 @@ def run_command_line(
             _print_help(commands, prog, description)
             sys.exit(0)
         case ["--version", *_]:
-            Console().print(f"trajstore {version('trajstore')}", highlight=False)
+            Console().print(f"trajstore {__version__}", highlight=False)
             sys.exit(0)
         case [name, *_] if name not in commands:
             near = nearest(name, commands)

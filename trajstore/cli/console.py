@@ -48,7 +48,8 @@ def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
 
 def hides_progress() -> bool:
     """Whether progress is hidden: if asked for, and in logs, where bars are clutter."""
-    return QUIET.get() or not make_console(stderr=True).is_terminal
+    console = make_console(stderr=True)
+    return QUIET.get() or not (console.is_terminal or console.is_jupyter)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def _facts(run: "Run") -> dict[str, str]:
     )
     facts = {
         "store": run.location,
+        "written by": run.stored.document.written_by or "an older trajstore",
         "status": f"{run.status}, started {run.stored.document.created[:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",

@@ -128,7 +128,10 @@ def losses_towards(
                 {"units": "1", "long_name": "distance from the target"},
             ),
         },
-        {"epoch": [int(epoch) for epoch in epochs], "fraction": list(fractions)},
+        {
+            "epoch": np.array([int(epoch) for epoch in epochs], float),
+            "fraction": np.array(fractions, float),
+        },
         {"run": run.location, "reference": target.label, "method": TRAINING_MODE},
     )
 

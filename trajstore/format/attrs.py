@@ -76,6 +76,10 @@ NON_ESSENTIAL_SETTINGS: Final = (
 )
 """Settings of the recording and the machine; they do not change the parameters."""
 
+LINES: Final = "losses-towards"
+PLANE: Final = "losses-on-plane"
+"""Groups of results: losses on lines to a target, and on the plane of a path."""
+
 
 def training_settings(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the training settings in a run's attrs, empty if it has none."""

@@ -107,6 +107,7 @@ class Document:
     layout: Layout
     status: str  # one of STATUSES
     created: str  # start time of the recording, which identifies it
+    written_by: str  # version of trajstore that wrote last; empty in older stores
     steps: RowGroup
     measurements: Mapping[str, RowGroup]
     snapshots: Mapping[str, Snapshot]
@@ -163,7 +164,12 @@ def parse_document(text: bytes) -> Document:
         problem = (
             f"format_version: expected 1 to {FORMAT_VERSION}, got {_shown(version)}."
         )
-        problem = f"{problem} Open it with the version of trajstore that wrote it."
+        writer = attributes.get("written_by")
+        name = writer if _is_writer(writer) and writer else "a newer trajstore"
+        problem = (
+            f"{problem} The store was written by {name}; read it with that version or a "
+            "newer one: pip install --upgrade trajstore."
+        )
         raise SchemaError([problem])
     if damage := _seal_problem(text, version, attributes):
         raise SchemaError([damage])
@@ -223,6 +229,14 @@ def _valid_spec(attributes: Mapping[str, Any]) -> tuple[RunSpec | None, list[str
         return None, problems
     spec = RunSpec.from_valid_json(attributes["spec"])
     return spec, _bound_problems(spec, attributes)
+
+
+def _is_writer(value: object) -> bool:
+    """Whether a value names a version of trajstore; older stores have none."""
+    return value is None or (
+        isinstance(value, str)
+        and bool(re.fullmatch(r"trajstore [0-9A-Za-z.+!-]{1,40}", value))
+    )
 
 
 def _is_snapshots(value: object) -> bool:
@@ -287,6 +301,7 @@ def _is_object_or_none(value: object) -> bool:
 
 
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "written_by": (_is_writer, "trajstore and a version, or nothing"),
     "status": (_is_status, f"one of {STATUSES}"),
     "created": (_is_text, "a string"),
     "attrs": (_is_object, "an object"),
@@ -385,6 +400,7 @@ def _document(
         layout=layout,
         status=attributes["status"],
         created=attributes["created"],
+        written_by=attributes.get("written_by") or "",
         steps=steps,
         measurements=measurements,
         snapshots=snapshots,

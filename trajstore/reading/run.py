@@ -23,6 +23,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.lazy_rows import lazy_rows
+from trajstore.reading.run_html import run_html
 from trajstore.reading.stored_rows import StoredRows
 from trajstore.reading.version import StoreVersion, version_of, view_at
 from trajstore.store.location import locate
@@ -37,7 +38,7 @@ REOPENED: Final = 4
 class Run:
     """A recorded run, as of the moment it was opened.
 
-    Open one with `open_run`; open it again to see what has been recorded since.
+    Open one with `open_run`; `refresh` opens it again, to see what has been recorded since.
 
     Attributes
     ----------
@@ -57,6 +58,9 @@ class Run:
             f"<trajstore.Run {self.location!r}: {self.n_steps} steps, "
             f"{self.layout.n_params} parameters, {self.status}>"
         )
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Workers open the store again, so only a few hundred bytes are pickled.
@@ -169,6 +173,32 @@ class Run:
                 "training, or 'update' with Recorder(..., updates=True)."
             )
         return Run(replace(self.stored, group=self.stored.document.measurements[name]))
+
+    def refresh(self) -> "Run":
+        """Open the store again, with everything committed by now.
+
+        Returns
+        -------
+        Run
+            The run, or the same measurement of it; this object stays as it is. If another
+            recording has taken the place of this one, that recording.
+
+        Raises
+        ------
+        FileNotFoundError, SchemaError
+            In the cases that `open_run` lists.
+        KeyError
+            If this is a measurement that the recording at this place does not have.
+
+        Examples
+        --------
+        >>> import trajstore
+        >>> run = trajstore.open_run(example_run)
+        >>> run.refresh().n_steps
+        60
+        """
+        opened = open_run(self.location)
+        return opened.measured(self.group.name) if self.group.is_measurement else opened
 
     @cached_property
     def steps(self) -> xr.Dataset:

@@ -14,7 +14,7 @@ from trajstore.reading.epochs import EPOCH, ITERATION
 from trajstore.reading.results import path_component
 from trajstore.reading.run import Run, open_run
 from trajstore.store.location import locate, open_store
-from trajstore.store.recognise import (
+from trajstore.store.opening import (
     RESULTS_SUFFIX,
     is_results_directory,
     is_run_directory,

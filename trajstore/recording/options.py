@@ -39,6 +39,7 @@ class RecorderKeywords(TypedDict, total=False):
     flush_seconds: float
     resume: Mapping[str, Any] | bool
     step: int | None
+    overwrite: bool
     on_error: OnError
     journal: bool
     fsync: bool
@@ -67,6 +68,7 @@ class RecorderOptions:
     flush_seconds: float
     resume: Mapping[str, Any] | bool
     step: int | None
+    overwrite: bool
     on_error: OnError
     journal: bool
     fsync: bool
@@ -135,7 +137,12 @@ class RecorderOptions:
         )
 
     def check_path(self, path: str | Path) -> None:
-        """Raise an error if a journal is asked for and the store at `path` is remote."""
+        """Raise an error if the options do not fit each other, or the kind of storage."""
+        if self.overwrite and self.resume:
+            raise ValueError(
+                "overwrite=True deletes the recording that `resume` continues; give only one "
+                "of these options."
+            )
         if self.journal and is_remote(str(path)):
             raise ValueError(
                 f"A journal needs a local store, but {path} is remote. Record to a local "

@@ -25,6 +25,7 @@ def close_at_exit(
     """Call `close(status)` at the end of the program; return a function that makes a context."""
     # In the context the recording at a location can be closed: signals wait in it, and nothing
     # is called at the end of the program after it. SIGTERM ends the program regularly.
+    LOGGER.info("Recording to %s.", location)
     at_exit = partial(_close, close)
     atexit.register(at_exit)
     undo_sigterm = _exit_on_sigterm()
@@ -37,6 +38,7 @@ def close_at_exit(
         finally:
             atexit.unregister(at_exit)
             undo_sigterm()
+            LOGGER.info("The recording at %s is closed.", location)
 
     return closing
 

@@ -26,6 +26,7 @@ from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import is_copy
 from trajstore.recording.process_exit import close_at_exit
+from trajstore.recording.recorder_html import recorder_html
 from trajstore.recording.session import Session
 from trajstore.recording.step import StepRecorder
 from trajstore.trackers.reporter import ReportTo
@@ -99,6 +100,9 @@ class Recorder:
         result of the last recorded step.
     step : int, optional
         With ``resume=True``: the number of optimizer steps taken before the checkpoint.
+    overwrite : bool, default: False
+        Delete the recording at `path` first, for example in a notebook cell that runs again.
+        Only a local directory that holds a trajectory store and nothing else is deleted.
     on_error : {"raise", "warn"}, default: "raise"
         Response to a failure of recording during training, for example because the disk is
         full: raise an error from the optimizer's step, or warn and let training continue
@@ -140,7 +144,8 @@ class Recorder:
         For complex parameters, parameters on several devices, and options that sharded models
         do not support.
     FileExistsError, FileNotFoundError
-        If `path` exists and `resume` is not given; or if there is no store to resume.
+        If `path` exists and `resume` is not given, or holds something else than the store to
+        overwrite; or if there is no store to resume.
     StoreLockedError
         If another process records to `path`. This error is a `RuntimeError`.
 
@@ -199,6 +204,7 @@ class Recorder:
         flush_seconds: float = 30.0,
         resume: Mapping[str, Any] | bool = False,
         step: int | None = None,
+        overwrite: bool = False,
         on_error: Literal["raise", "warn"] = "raise",
         journal: bool = False,
         fsync: bool = False,
@@ -230,7 +236,9 @@ class Recorder:
         functions = [partial(guard.record, getattr(steps, n)) for n in Steps._fields]
         self._hooks = StepHooks(session.optimizers, Steps(*functions))
 
-    step = step  # documented in its own module, because this class is long
+    # These two are in modules of their own, because this class is long.
+    step = step
+    _repr_html_ = recorder_html
 
     def _start_step(
         self, gradients: Gradients | None, parameters: Mapping[str, Tensor] | None
@@ -393,6 +401,15 @@ class Recorder:
             return
         with self._closing():
             self._guard.run(self._close, steps, "complete")
+
+    def __repr__(self) -> str:
+        if self._steps is None:
+            return "<trajstore.Recorder of another rank>"
+        writer = self._session.writer
+        place = repr(writer.location) if writer else "of another rank"
+        state = "open" if self._is_open else "closed"
+        n_steps = self._steps.position.step
+        return f"<trajstore.Recorder {place}: {n_steps} steps, {state}>"
 
     def __enter__(self) -> Self:
         return self

@@ -42,6 +42,7 @@ from trajstore.recording.resume import (
 from trajstore.recording.write_queue import WriteQueue
 from trajstore.store.journal import Journal, replay
 from trajstore.store.location import is_remote
+from trajstore.store.overwrite import remove_store
 from trajstore.store.writer import Writer
 from trajstore.trackers.reporter import as_reporters
 from trajstore.trackers.reports import Reports
@@ -186,6 +187,8 @@ class Session:
         """Open the store in the writer thread, and find the start of the recording."""
         options = self.options
         created = state["created"] if state is not None and step > 0 else None
+        if options.overwrite:
+            remove_store(path)
         self.writer = writer = Writer(
             path,
             self.spec,

@@ -1,5 +1,10 @@
-"""Open the store at a location, and check its metadata before any chunk is read."""
+"""Open the store at a location, and check its metadata before any chunk is read.
 
+Directories of stores, and of results next to them, are recognised by their root documents.
+"""
+
+import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,10 +21,19 @@ from trajstore.store.chunks import (
     ChunkError,
     read_bytes,
 )
-from trajstore.store.location import open_store
+from trajstore.store.location import OutsideStoreError, inside, open_store
 
 LOADED_ARRAYS: Final = ("epoch", "iteration", "window")
 """Arrays of each row group that a reader loads into memory completely."""
+
+BEGINNING: Final = re.compile(
+    rb'\{"zarr_format": 3, "node_type": "group", "attributes": '
+    rb'\{(?:"checksum": "[0-9a-f]{8}", )?"format": "trajstore", '
+)
+"""Beginning of every root document of a store, of this and of earlier versions."""
+
+RESULTS_SUFFIX: Final = ".analysis.zarr"
+"""End of the name of the directory of a run's results."""
 
 MAX_UNCHECKED_BYTES: Final = 64 << 20
 """Size of a loaded array above which at least half of its chunks must exist."""
@@ -88,3 +102,23 @@ async def _count(keys: AsyncIterator[str], *, enough: int) -> int:
         if n >= enough:
             break
     return n
+
+
+def is_run_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a directory with the root document of a trajectory store."""
+    # The document may be damaged after its beginning.
+    try:
+        if not Path(path).is_dir():
+            return False
+        with inside(Path(path), "zarr.json").open("rb") as file:
+            return BEGINNING.match(file.read(256)) is not None
+    except (OSError, ValueError, OutsideStoreError):  # ValueError: a null character
+        return False
+
+
+def is_results_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the directory of the results of a store next to it."""
+    text = os.fspath(path).rstrip("/" + os.sep)
+    if not text.endswith(RESULTS_SUFFIX) or not Path(text).is_dir():
+        return False
+    return is_run_directory(text.removesuffix(RESULTS_SUFFIX) + ".zarr")

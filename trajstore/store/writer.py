@@ -13,6 +13,7 @@ from warnings import warn
 import numpy as np
 import numpy.typing as npt
 
+from trajstore._version import __version__
 from trajstore.format.arrays import (
     ENDED,
     KEYFRAMES,
@@ -103,6 +104,7 @@ class Writer:
         self._attributes: dict[str, object] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
+            "written_by": f"trajstore {__version__}",
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         self.n_windows = 0
@@ -117,8 +119,8 @@ class Writer:
         is_free = self._is_free()
         if not is_free and not resume:
             raise FileExistsError(
-                f"{self.location} exists already. A recording never overwrites another: "
-                "choose a new path, resume the recording, or delete it first."
+                f"{self.location} exists already. A recording does not overwrite another: "
+                "choose a new path, resume the recording, or delete it with overwrite=True."
             )
         if is_free and created is not None:
             raise FileNotFoundError(

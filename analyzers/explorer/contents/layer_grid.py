@@ -6,9 +6,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.slices import slices
 from analyzers.explorer.contents.decimation import means_of_groups
 from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.contents.stored_geometries import LAYERS, read_geometry
+from trajstore.format.arrays import n_columns as n_table_columns
+from trajstore.format.arrays import table_columns
 from trajstore.format.shown import shown as printable
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -123,35 +126,39 @@ def _exact_images(shown: ShownRun, column: npt.NDArray[np.int64]) -> list[Image]
     """Return images of recorded products: adjacent cosine, |g|, |u| / |x|."""
     run, n_layers = shown.run, len(shown.run.layout.names)
     n_columns = int(column[-1]) + 1 if len(column) else 0
-    has_params = "param_sq" in run.steps
+    where = table_columns(run.spec)
+    has_params = "param_sq" in where
     kinds = ["cosine", "gradient", *(["ratio"] if has_params else [])]
     sums = {k: np.zeros((n_columns, n_layers)) for k in (*kinds, "square")}
     counts = {k: np.zeros((n_columns, n_layers)) for k in kinds}
-    rows = max(1, READ_VALUES // (n_layers * 16))
+    rows = max(1, READ_VALUES // (n_layers * n_table_columns(run.spec)))
     before = np.full(n_layers, np.nan)
-    tables = run.steps
-    for first in range(0, run.n_steps, rows):
-        part = slice(first, min(first + rows, run.n_steps))
-        grad_sq, previous, update_sq = (
-            tables[name].isel(step=part).values.astype(float)
+    for part in slices(slice(0, run.n_steps), rows):
+        tables = run.stored.rows("tables", part)
+        square, previous, update = (
+            tables[..., where[name].start].astype(float)
             for name in ("grad_sq", "grad_dot_previous", "update_sq")
         )
-        earlier = np.vstack([before[None], grad_sq[:-1]])
-        before = grad_sq[-1]
+        earlier = np.vstack([before[None], square[:-1]])
+        before = square[-1]
         with np.errstate(invalid="ignore", divide="ignore"):
             found = {
-                "cosine": previous / np.sqrt(grad_sq * earlier),
-                "gradient": np.sqrt(grad_sq),
+                "cosine": previous / np.sqrt(square * earlier),
+                "gradient": np.sqrt(square),
             }
             if has_params:
-                param_sq = tables["param_sq"].isel(step=part).values
-                found["ratio"] = np.sqrt(update_sq / param_sq)
+                param_sq = tables[..., where["param_sq"].start]
+                found["ratio"] = np.sqrt(update / param_sq)
+        # Steps of a column follow each other.
+        starts = np.flatnonzero(np.diff(column[part], prepend=-1))
+        labels = column[part][starts]
         for kind, values in found.items():
             known = np.isfinite(values)
-            np.add.at(sums[kind], column[part], np.where(known, values, 0))
-            np.add.at(counts[kind], column[part], known)
+            added = np.where(known, values, 0.0)
+            sums[kind][labels] += np.add.reduceat(added, starts, axis=0)
+            counts[kind][labels] += np.add.reduceat(known, starts, axis=0, dtype=float)
             if kind == "cosine":
-                np.add.at(sums["square"], column[part], np.where(known, values**2, 0))
+                sums["square"][labels] += np.add.reduceat(added**2, starts, axis=0)
     return _images_of_sums(sums, counts)
 
 

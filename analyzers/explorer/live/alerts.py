@@ -17,6 +17,9 @@ BLOW_UP: Final = 10.0
 LASTING: Final = 5
 """Number of steps whose losses must be that large, odd."""
 
+MAX_STEPS: Final = 10_000
+"""Number of last steps that are searched for a blow-up."""
+
 MAX_CANDIDATES: Final = 2000
 """Largest number of steps to compare with the steps before."""
 
@@ -63,7 +66,7 @@ def find_alerts(
     n_steps = len(columns["loss"])
     found = [
         _not_finite(columns),
-        _blow_up(columns["loss"]),
+        _blow_up(columns["loss"][-MAX_STEPS:], max(0, n_steps - MAX_STEPS)),
         _zigzag(columns["cosine"]),
         _disk(n_steps, size, free, total),
     ]
@@ -96,8 +99,9 @@ def _not_finite(columns: Mapping[str, Floats]) -> Alert | None:
     return Alert("non-finite", step, f"The {which} of step {step:,} {verb} not finite.")
 
 
-def _blow_up(loss: Floats) -> Alert | None:
+def _blow_up(loss: Floats, n_before: int) -> Alert | None:
     """Find the first steps whose losses are far above the losses before them."""
+    # `n_before` steps precede these losses.
     # A single loss tells little: those of small batches differ by a factor of 10 as well.
     n = len(loss) - LASTING
     if n < LASTING:
@@ -112,6 +116,7 @@ def _blow_up(loss: Floats) -> Alert | None:
         if len(before) >= LASTING and lasting[k] > BLOW_UP * np.median(before):
             usual = np.median(before)
             first = int(k + np.argmax(size[k : k + LASTING] > BLOW_UP * usual))
+            first += n_before
             text = (
                 f"Losses around step {first:,} have the median {lasting[k]:.4g}, "
                 f"{lasting[k] / usual:.0f} times that of the {len(before)} steps before."
@@ -123,8 +128,8 @@ def _blow_up(loss: Floats) -> Alert | None:
 def _medians(values: Floats, length: int) -> Floats:
     """Return the medians of successive values, ignoring NaN, float64 (step - length + 1,)."""
     half = length // 2
-    medians: Floats = running_median(values, length)[half : len(values) - half]
-    return medians
+    medians = running_median(values, length)[half : len(values) - half]
+    return np.asarray(medians, np.float64)
 
 
 def _zigzag(cosine: Floats) -> Alert | None:

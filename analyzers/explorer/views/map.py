@@ -32,8 +32,8 @@ def map_view(
     pca: xr.Dataset,
     scalars: Mapping[str, Columns],
     gammas: Mapping[str, Columns | None],
-) -> tuple[Any, list[Any], dict[str, Any]]:
-    """Return the map, its sources, and facts for the page's script."""
+) -> tuple[Any, list[Any]]:
+    """Return the map and its sources."""
     # `scalars` and `gammas` are the curves by epoch, by key of the run.
     share = np.asarray(pca["explained_variance_ratio"].values, float)
     labels = [_axis_label(i, share) for i in range(2)]
@@ -94,7 +94,7 @@ def map_view(
             formatters={"@loss": "printf", "@lr": "printf", "@gamma": "printf"},
         )
     )
-    return made, [*models, mapper], {"explained": [float(x) for x in share[:2]]}
+    return made, [*models, mapper]
 
 
 def _axis_label(i: int, share: Floats) -> str:

@@ -65,3 +65,13 @@ def test_failure_ends_the_bar_and_is_passed_on(bars: list[Progress]):
         task_progress("failing"),
     ):
         delayed(int)("seven").compute()
+
+
+def test_a_notebook_without_widgets_gets_plain_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda _: None)
+    with task_progress("squaring"):
+        assert delayed(pow)(3, 2).compute() == 9
+    assert "squaring" in capsys.readouterr().out

@@ -140,8 +140,10 @@ class Page:
         self.mouse("mouseReleased", *stop, button="left", clickCount=1)
         self.settle()
 
-    def picture(self, path: Path, *, selector: str | None = None) -> None:
-        """Save a picture of the whole page, or of an element."""
+    def picture(
+        self, path: Path, *, selector: str | None = None, is_whole: bool = True
+    ) -> None:
+        """Save a picture of the whole page, of its part in the window, or of an element."""
         clip = None
         if selector is not None:
             clip = self.run(
@@ -151,7 +153,7 @@ class Page:
             )
         options = {"clip": clip} if clip else {}
         shot = self.call(
-            "Page.captureScreenshot", captureBeyondViewport=True, **options
+            "Page.captureScreenshot", captureBeyondViewport=is_whole, **options
         )
         path.write_bytes(base64.b64decode(shot["data"]))
 

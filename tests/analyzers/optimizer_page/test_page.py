@@ -34,7 +34,8 @@ def _stores(tmp_path_factory: pytest.TempPathFactory) -> Any:
             sharpness_every=6,
             sharpness_examples=16,
         )
-        for optimizer, lr in (("adam", 0.01), ("sgd", 0.1)):
+        rates: dict[Any, float] = {"adam": 0.01, "sgd": 0.1}
+        for optimizer, lr in rates.items():
             for seed in (0, 1):
                 path = directory / f"{optimizer}-{seed}.zarr"
                 training = replace(settings, optimizer=optimizer, lr=lr, seed=seed)

@@ -70,6 +70,7 @@ def test_info_prints_the_facts_of_a_recorded_run(
     facts, run = info(example_run, monkeypatch, capsys), open_run(example_run)
     assert list(facts) == [
         "store",
+        "written by",
         "status",
         "parameters",
         "steps",

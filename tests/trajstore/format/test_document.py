@@ -96,17 +96,36 @@ def together(*edits: Edit) -> Edit:
     return lambda attributes, arrays: [edit(attributes, arrays) for edit in edits]
 
 
-OPEN_WITH = "Open it with the version of trajstore that wrote it."
+OPEN_WITH = (
+    "The store was written by a newer trajstore; read it with that version or a newer one: "
+    "pip install --upgrade trajstore."
+)
 
 SNAPSHOTS = "an object of objects with `array` and `step`"
 
 DAMAGED: dict[str, tuple[Edit, list[str]]] = {
     "another version": (
-        setting(format_version=3),
+        setting(format_version=3, written_by=None),
         [f"format_version: expected 1 to 2, got 3. {OPEN_WITH}"],
     ),
+    "a newer version that names itself": (
+        setting(format_version=3, written_by="trajstore 9.1"),
+        [
+            "format_version: expected 1 to 2, got 3. "
+            + OPEN_WITH.replace("a newer trajstore", "trajstore 9.1")
+        ],
+    ),
+    "a writer that is not a version": (
+        setting(written_by="trajstore <b>1</b>"),
+        [
+            (
+                "written_by: expected trajstore and a version, or nothing, got "
+                "'trajstore <b>1</b>'"
+            )
+        ],
+    ),
     "no version": (
-        without("format_version"),
+        without("format_version", "written_by"),
         [f"format_version: expected 1 to 2, got None. {OPEN_WITH}"],
     ),
     "no attributes": (
@@ -160,7 +179,7 @@ DAMAGED: dict[str, tuple[Edit, list[str]]] = {
         ["snapshots/9: missing"],
     ),
     "true is not a version": (
-        setting(format_version=True),
+        setting(format_version=True, written_by=None),
         [f"format_version: expected 1 to 2, got True. {OPEN_WITH}"],
     ),
     "missing scalars": (without_arrays("scalars"), ["scalars: missing"]),

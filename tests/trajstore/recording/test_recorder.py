@@ -191,12 +191,12 @@ def test_an_exception_before_a_step_leaves_the_last_row_alone(tmp_path: Path):
 
 def test_help_shows_every_parameter_with_its_type():
     parameters = inspect.signature(trajstore.Recorder).parameters
-    assert len(parameters) == 25
+    assert len(parameters) == 26
     assert list(parameters)[:3] == ["path", "model", "optimizer"]
     for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
     keywords = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert len(keywords) == 22
+    assert len(keywords) == 23
     assert all(p.default is not inspect.Parameter.empty for p in keywords)
     documented = inspect.getdoc(trajstore.Recorder)
     assert documented is not None

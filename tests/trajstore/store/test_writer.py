@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import zarr
 
+import trajstore
 from tests.trajstore.handmade import small_spec
 from trajstore.format.arrays import METRIC_BLOCK, step_arrays
 from trajstore.format.run_spec import RunSpec
@@ -89,6 +90,7 @@ def test_the_root_describes_the_run(path: Path, writer: Writer):
     assert attributes.pop("created").endswith("+00:00")
     assert len(attributes.pop("checksum")) == 8
     assert "references/start" in attributes.pop("checks")
+    assert attributes.pop("written_by") == f"trajstore {trajstore.__version__}"
     assert attributes == {
         "format": "trajstore",
         "format_version": 2,

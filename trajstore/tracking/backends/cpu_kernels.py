@@ -449,9 +449,14 @@ def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
 def add_up(sums: Doubles, first: int, table: Floats) -> None:
     """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
     # The first column is `first`. The totals overwrite part 0 of `sums`.
-    for part in range(1, len(sums)):
-        sums[0] += sums[part]
-    table[:, first : first + sums.shape[2]] = sums[0]
+    # Array expressions bring Numba's broadcasting along, which takes three seconds to compile.
+    for part in range(1, sums.shape[0]):
+        for layer in range(sums.shape[1]):
+            for column in range(sums.shape[2]):
+                sums[0, layer, column] += sums[part, layer, column]
+    for layer in range(sums.shape[1]):
+        for column in range(sums.shape[2]):
+            table[layer, first + column] = sums[0, layer, column]
 
 
 @compiled(_SUMS, int64, _ROWS, int64, float64[::1])
