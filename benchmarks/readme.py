@@ -209,22 +209,6 @@ def per_step_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def small_steps_table(results: list[dict[str, Any]]) -> str:
-    """Return the table of costs of small networks and of short epochs."""
-    lines = [
-        "| training | threads | ms a step | main thread | whole process | disk |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results:
-        is_plain = row["mode"] == "recorded"
-        title = row["net"] if is_plain else f"{row['net']}, {row['mode']}"
-        ratios = [f"{row[name]:.2f}" for name in ("main thread", "whole process")]
-        disk = "" if is_plain else f"{row['disk']:.2f}"
-        cells = [title, f"{row['threads']}", f"{row['ms a step']:.1f}", *ratios, disk]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def memory_table(results: list[dict[str, Any]]) -> str:
     """Return the table of memory and disk space, with one line per net."""
     nets: dict[int, list[dict[str, Any]]] = {}
