@@ -386,9 +386,9 @@ def _find_levels_of_4_bits(
 
 @loop
 def _find_levels_from_guide(
-    a: Floats, scale: np.float32, brackets: Floats, guide: Floats, found: Levels
+    a: Floats, scale: np.float32, guide: Floats, found: Levels
 ) -> None:
-    """Do the same with many borders, which `brackets` contains between NaN."""
+    """Write the level of each number of a, times a scale, up to a small part of a level."""
     half, last = np.float32(N_CELLS // 2), np.float32(N_CELLS - 1)
     cells_per_unit = np.float32(N_CELLS / 2 / GUIDED)
     for i in range(len(a)):
@@ -399,11 +399,7 @@ def _find_levels_from_guide(
         place = min(last, place)
         cell = np.int32(place)
         low, inside = guide[cell], place - np.float32(cell)
-        level = np.int32(low + (guide[cell + 1] - low) * inside)
-        level += np.int32(brackets[level + 1] <= number) - np.int32(
-            brackets[level] > number
-        )
-        found[i] = level
+        found[i] = np.int32(low + (guide[cell + 1] - low) * inside)
 
 
 @loop
@@ -439,7 +435,7 @@ def code_levels(
     numbers: Floats,  # (number,)
     bits: int,  # number of bits per number, at least 2
     levels: Floats,  # (2^bits,)
-    brackets: Floats,  # (2^bits + 1,): see `trajstore.sketch.levels.brackets`
+    borders: Floats,  # (2^bits - 1,)
     guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
@@ -455,11 +451,11 @@ def code_levels(
         if energy != 0:
             inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
         if bits == 2:
-            _find_levels_of_2_bits(part, inverse, brackets[1:], found_here)
+            _find_levels_of_2_bits(part, inverse, borders, found_here)
         elif bits == 4:
-            _find_levels_of_4_bits(part, inverse, brackets[1:], found_here)
+            _find_levels_of_4_bits(part, inverse, borders, found_here)
         else:
-            _find_levels_from_guide(part, inverse, brackets, guide, found_here)
+            _find_levels_from_guide(part, inverse, guide, found_here)
         product = _product_with_levels(part, levels, found_here)
         scales[i] = energy / product if energy != 0 else 0
     _pack_levels(found, bits, code)
