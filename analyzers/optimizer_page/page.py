@@ -92,7 +92,7 @@ def _panels(compared: Compared) -> list[Panel]:
             means = means_by_epoch(runs, name)
             curves.append(
                 Curve(
-                    optimizer,
+                    optimizer if name == DRAWN[0] else "",  # one legend for all panels
                     means["epoch"].values,
                     means["mean"].values,
                     low=means["low"].values,
