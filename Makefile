@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo docs docs-output notebooks paper known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
+.PHONY: test lint demo docs docs-output notebooks paper optimizers known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -48,10 +48,17 @@ paper: .venv/installed
 known-workloads: .venv/installed
 	$(BIN)/python -c "from train.workloads import catalogue, known; known.FILE.write_text(known.as_text(catalogue.known()))"
 
+# Records the runs that runs-optimizers/ lacks, and writes docs/optimizers.md; takes five minutes.
+optimizers: .venv/installed
+	$(PIP) -c constraints.txt -e ".[optimizers]"
+	$(BIN)/traj-train sweep optimizers-embedded --out runs-optimizers
+	for run in runs-optimizers/*-[0-9].zarr; do $(BIN)/traj-train replay $$run || exit 1; done
+	$(BIN)/traj-analyze optimizers --stores runs-optimizers --out docs
+
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not kills"
 
-# Kills 1120 recordings, recoveries, analyses and replays at random moments; takes 15 minutes.
+# Kills 1120 recordings, recoveries, analyses and replays at random moments.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m kills $(PARALLEL)
 
@@ -62,6 +69,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/per_step.py
+	$(BIN)/python benchmarks/small_steps.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py

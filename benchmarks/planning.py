@@ -42,10 +42,8 @@ WORKLOADS: dict[str, Any] = {
     "digits MLP": settings_of("digits-mlp"),
     "English transformer": settings_of("english-transformer"),
     "digits MLP, 8 epochs": replace(settings_of("digits-mlp"), epochs=8),
-    "perceptron": TRAININGS["mlp300k"],
     "LSTM": TRAININGS["lstm"],
     "heavy tails": TRAININGS["heavy"],
-    "large vocabulary": TRAININGS["vocabulary"],
 }
 """Training runs to measure: of `train`, and of ``calibration_trainings.py``."""
 
@@ -53,10 +51,8 @@ FITTED = (
     "digits ResNet",
     "digits MLP",
     "English transformer",
-    "perceptron",
     "LSTM",
     "heavy tails",
-    "large vocabulary",
 )
 """Runs from which plans extrapolate."""
 

@@ -25,6 +25,10 @@ from trajstore.format.attrs import OPTIMIZERS
 Measure = Callable[[TrainedRun], Measured]
 
 
+NO_PAIR: Final = Measured(math.inf, math.nan)
+"""The smallest pair of a run whose steps rule out all pairs."""
+
+
 class Quantity(NamedTuple):
     """A number of a run, and its name in tables."""
 
@@ -43,7 +47,7 @@ def _of_geometry(statistic: Callable[..., Measured]) -> Measure:
 
 
 def smallest_pair(run: TrainedRun) -> Measured:
-    """Return the smallest alpha + beta for which the alpha-beta condition holds."""
+    """Return the smallest alpha + beta for which the alpha-beta condition holds, or infinity."""
     # The error is half of what one standard error of all products changes.
     try:
         terms = alpha_beta(run.run)
@@ -54,6 +58,8 @@ def smallest_pair(run: TrainedRun) -> Measured:
     for n_stderr in (-1.0, 0.0, 1.0):
         found = feasible_set(terms, n_stderr=n_stderr)
         sums[n_stderr] = float(found["best_alpha"] + found["best_beta"])
+    if math.isnan(sums[0.0]):
+        return NO_PAIR
     return Measured(sums[0.0], abs(sums[-1.0] - sums[1.0]) / 2)
 
 
@@ -130,6 +136,8 @@ def compare_optimizers(runs: Iterable[TrainedRun]) -> Compared:
 def over_seeds(numbers: Sequence[Measured]) -> Measured:
     """Average over seeds; the error is the larger of the spread's and the runs' own."""
     values = np.array([number.value for number in numbers])
+    if np.isinf(values).any():
+        return NO_PAIR
     own = np.array([number.stderr for number in numbers])
     n = len(values)
     from_runs = float(np.sqrt(np.mean(own**2) / n))

@@ -1,5 +1,6 @@
 """Write the page that compares optimizers."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 from analyzers._panels import Curve, Panel, draw_panels
 from analyzers._reporting import FigureFiles
 from analyzers.geometry.plots import LABELS
+from analyzers.no_wrong_turns.claims.verdict import Measured
 from analyzers.no_wrong_turns.defaults import SMALL_PNG
 from analyzers.no_wrong_turns.page import reduce_colors
 from analyzers.no_wrong_turns.runs import TrainedRun, describe
@@ -38,7 +40,7 @@ Statements are given in our words. Verdicts apply to these runs only.
 |---|---|
 | gamma | cosine of the gradient and x - x\\* |
 | RSI, EB | gamma times EB; length of the gradient over the distance to x\\* |
-| smallest alpha + beta | smallest pair for which the alpha-beta condition holds at every step; larger numbers mean a weaker condition |
+| smallest alpha + beta | smallest pair for which the alpha-beta condition holds at every step; larger numbers mean a weaker condition; none if the steps of a seed rule out all pairs |
 | sharpness / threshold | largest eigenvalue of the Hessian (preconditioned for Adam) over the threshold at which full-batch steps become unstable; unknown for optimizers without a known threshold |
 
 ![gamma, RSI, EB and distance of every optimizer](images/{image})
@@ -90,7 +92,7 @@ def _panels(compared: Compared) -> list[Panel]:
             means = means_by_epoch(runs, name)
             curves.append(
                 Curve(
-                    optimizer,
+                    optimizer if name == DRAWN[0] else "",  # one legend for all panels
                     means["epoch"].values,
                     means["mean"].values,
                     low=means["low"].values,
@@ -117,9 +119,15 @@ def _table(compared: Compared) -> list[str]:
     ]
     for name, quantity in QUANTITIES.items():
         numbers = compared.numbers[name].values()
-        cells = [str(n) if n.value == n.value else "unknown" for n in numbers]
-        lines.append(f"| {quantity.title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {quantity.title} | " + " | ".join(map(_cell, numbers)) + " |")
     return lines
+
+
+def _cell(number: Measured) -> str:
+    """Return a number as a table shows it."""
+    if math.isinf(number.value):
+        return "none"
+    return "unknown" if math.isnan(number.value) else str(number)
 
 
 def _verdicts(compared: Compared) -> list[str]:

@@ -78,16 +78,10 @@ def borders(bits: int) -> FloatArray:
 
 
 @cache
-def brackets(bits: int) -> FloatArray:
-    """Return `borders` between two NaN, float32 (2^bits + 1,); no number is beyond NaN."""
-    return np.concatenate([[np.nan], borders(bits), [np.nan]]).astype(np.float32)
-
-
-@cache
 def guide(bits: int) -> FloatArray:
     """Return the numbers of borders below the ends of cells, float32 (N_CELLS + 1,)."""
-    # Fractions say how far an end is on the way to the next border. The borders near a cell are so
-    # evenly spaced that a number of borders interpolated in the cell is at most one off.
+    # Fractions say how far an end is on the way to the next border. Interpolated in a cell, they
+    # give the level of a number; next to a border, the level may be the neighbour's.
     ends = GUIDED * (2 * np.arange(N_CELLS + 1) / N_CELLS - 1)
     n = len(borders(bits))
     counts = np.interp(ends, borders(bits), np.arange(1, n + 1), left=0.5, right=n)

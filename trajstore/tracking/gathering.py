@@ -1,4 +1,4 @@
-"""Read the parameters of all ranks as one flat vector."""
+"""Gather what all ranks hold: parameters as one flat vector, and sums by layer."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -47,3 +47,14 @@ def _read_in_place(
             values = parameter.reshape(-1)[first - offset : last - offset]
             part[first - elements.start : last - elements.start] = values
     return part
+
+
+def sums_by_layer(
+    placement: Placement, layer_of_block: Tensor, block_sums: Tensor
+) -> Tensor:
+    """Return sums over the blocks of each layer and over ranks, float64 (layer, column)."""
+    shape = len(placement.layout.names), block_sums.shape[1]
+    sums = torch.zeros(shape, dtype=torch.float64, device=block_sums.device)
+    sums.index_add_(0, layer_of_block, block_sums.double())
+    placement.all_reduce(sums)
+    return sums

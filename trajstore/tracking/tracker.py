@@ -22,7 +22,7 @@ from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.double import DoubleBackend
 from trajstore.tracking.backends.protocol import LastStep, StepBackend
-from trajstore.tracking.gathering import gathered
+from trajstore.tracking.gathering import gathered, sums_by_layer
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
 from trajstore.tracking.precision import no_grad_float32
@@ -434,17 +434,6 @@ class Tracker:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def sums_by_layer(
-    placement: Placement, layer_of_block: Tensor, block_sums: Tensor
-) -> Tensor:
-    """Return sums over the blocks of each layer and over ranks, float64 (layer, column)."""
-    shape = len(placement.layout.names), block_sums.shape[1]
-    sums = torch.zeros(shape, dtype=torch.float64, device=block_sums.device)
-    sums.index_add_(0, layer_of_block, block_sums.double())
-    placement.all_reduce(sums)
-    return sums
 
 
 def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 
 from analyzers.no_wrong_turns.claims.verdict import UNKNOWN, Measured
-from analyzers.optimizer_page.measure import QUANTITIES, over_seeds
+from analyzers.optimizer_page.measure import NO_PAIR, QUANTITIES, over_seeds
 from analyzers.optimizer_page.statements import STATEMENTS, findings
 
 
@@ -23,6 +23,7 @@ def test_means_over_seeds_take_the_larger_error():
     own = over_seeds([Measured(1, 0.3), Measured(1.01, 0.3)])
     assert own == pytest.approx((1.005, 0.3 / 2**0.5))
     assert over_seeds([Measured(1, 0.3)]) == (1, 0.3)
+    assert over_seeds([Measured(1, 0.3), NO_PAIR]) is NO_PAIR
 
 
 @pytest.mark.parametrize(

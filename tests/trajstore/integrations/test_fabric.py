@@ -19,9 +19,9 @@ from trajstore.recording.recorder import Recorder
 @pytest.mark.parametrize("given", ["module", "mapping", "compiled"])
 def test_parameters_keep_their_names(given: str, tmp_path: Path):
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    plain: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     if given == "compiled":
-        plain = torch.compile(plain, backend="eager")  # type: ignore[assignment]
+        plain = torch.compile(plain, backend="eager")
     names = [name.removeprefix("_orig_mod.") for name, _ in plain.named_parameters()]
     fabric, norms = Fabric(accelerator="cpu", devices=1), []
     model, optimizer = fabric.setup(plain, optim.SGD(plain.parameters(), lr=0.1))

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking.backends import cpu, cpu_kernels
+from trajstore.tracking.backends import cpu_kernels
 from trajstore.tracking.tracker import Tracker
 
 N_STEPS = 7
@@ -72,8 +72,8 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     training.optimizer.step()
     after = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
     backend: Any = recorder._session.tracker._backend
-    backend._kernels = cpu._Kernels(
-        lambda *arguments: interrupted(0, *arguments), lambda *_: None
+    backend._kernels = backend._kernels._replace(
+        before=lambda *arguments: interrupted(0, *arguments)
     )
     with pytest.raises(KeyboardInterrupt, match="in a kernel"):
         training.optimizer.step()

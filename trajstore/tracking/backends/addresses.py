@@ -38,7 +38,8 @@ class Addresses:
         """Return the addresses of the parameters, and the copies that were necessary."""
         if self._last is None or not self._are_same():
             self._array, copies = self.of(self._parameters)
-            self._last = None if copies else self._array.tolist()
+            is_lasting = not copies and all(p is not None for p in self._parameters)
+            self._last = self._array.tolist() if is_lasting else None
             return self._array, copies
         return self._array, []
 

@@ -5,14 +5,19 @@ result on disk until the file of the function changes. It does not notice change
 functions that call each other stay in one file.
 """
 
+import logging
+import os
 from collections.abc import Callable
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
 from numba import void
 
 from trajstore.tracking.backends.threads import preserve_torch_threads
+
+LOGGER: Final = logging.getLogger("trajstore")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,8 +27,18 @@ _REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
 _OPTIONS: Final = {"nogil": True, "fastmath": set(_REORDER)}
 
 
+@cache
+def _announce() -> None:
+    """Log once that kernels are compiled, unless the cache holds compiled kernels."""
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    places = Path(folder) if folder else Path(__file__).parent / "__pycache__"
+    if not any(places.rglob("cpu_kernels.*.nbi")):
+        LOGGER.info("Compiling kernels, once per machine; this takes several seconds.")
+
+
 def jit(function: F, *signature: Any, **options: Any) -> F:
     """Compile a function for arguments of these types, or when it is called."""
+    _announce()
     options = _OPTIONS | options
     try:
         result = numba.njit(*signature, cache=True, **options)(function)
@@ -38,6 +53,24 @@ def compiled(*signature: Any) -> Callable[[F], F]:
 
     def decorated(function: F) -> F:
         return jit(function, void(*signature))
+
+    return decorated
+
+
+def compiled_when_called(*signature: Any) -> Callable[[F], F]:
+    """Compile a function for arguments of these types when it is first called."""
+
+    # For functions that most recordings do not need.
+    def decorated(function: F) -> F:
+        @cache
+        def compiled_now() -> F:
+            return jit(function, void(*signature))
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return compiled_now()(*arguments)
+
+        return cast("F", call)
 
     return decorated
 

@@ -30,10 +30,11 @@ from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _Codes = tuple[int, Floats, Floats, Floats]
-"""Bits per number, and the levels, brackets and guide of `trajstore.sketch.levels`."""
+"""Bits per number, and the levels, borders and guide of `trajstore.sketch.levels`."""
 
 BLOCKS_PER_THREAD: Final = 128
 """Least number of blocks per thread; for fewer blocks, starting a thread costs too much."""
@@ -92,10 +93,13 @@ class _Window(NamedTuple):
 
 
 class _Kernels(NamedTuple):
-    """Functions that run kernels on one thread or on several."""
+    """Functions that run kernels on one thread or on several, and the sums that they fill."""
 
     before: Callable[..., None]
     after: Callable[..., None]
+    sums: Doubles  # (part, layer, column)
+    update_sums: Doubles  # (part, layer, column)
+    no_sums: Doubles  # (part, 0, column)
 
 
 class CPUBackend:
@@ -136,12 +140,7 @@ class CPUBackend:
         )
         self._sums = self.window_folds.numpy(), self.block_energies.numpy()
         self._checks = np.zeros((0, 0), np.int64)
-        self._kernels = _Kernels(
-            _on_threads(
-                n_parts, kernels.measure_before, kernels.measure_before_in_parts
-            ),
-            _on_threads(n_parts, kernels.measure_after, kernels.measure_after_in_parts),
-        )
+        self._kernels = _kernels(n_parts, len(layout.names), self._columns)
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
@@ -177,17 +176,17 @@ class CPUBackend:
             sketching.draw_signs(
                 self._spec.seed, STEP_SIGNS, number, folding.step_signs
             )
-        shape = len(folding.folds), len(parameters)
-        sums = np.zeros((*shape, columns.n_before))
-        n_layers = 0 if last is None else len(parameters)
-        update_sums = np.full((shape[0], n_layers, columns.n_after), np.nan)
+        run = self._kernels
+        update_sums = run.no_sums if last is None else run.update_sums
+        # What the kernel does not reach, because of Ctrl-C, is not known.
+        update_sums.fill(np.nan)
         arguments = (
             gradients,
             parameters,
             *self._layout,
             self._rows,
             self._past.addresses,
-            sums,
+            run.sums,
             columns.products,
             columns.basis,
             folding.width,
@@ -204,7 +203,7 @@ class CPUBackend:
             columns.updates,
         )
         try:
-            self._kernels.before(self._bounds, *arguments)
+            run.before(self._bounds, *arguments)
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
             if last is not None:
@@ -216,7 +215,7 @@ class CPUBackend:
                     columns.grad_sq,
                     energy.numpy(),
                 )
-        kernels.add_up(sums, columns.before, row["tables"].numpy())
+        kernels.add_up(run.sums, columns.before, row["tables"].numpy())
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
@@ -289,7 +288,7 @@ class CPUBackend:
         sketching.probe(folds, folding.width, *folding.second_fold, out)
         return torch.from_numpy(out[0])
 
-    def _measure_after(self) -> tuple[npt.NDArray[np.float64], Integers]:
+    def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
         parameters, _copies = self._addresses.of_parameters()
         n_parts = len(self._folding.folds)
@@ -305,6 +304,17 @@ class CPUBackend:
         )
         self._kernels.after(self._bounds, *arguments)
         return sums, checks
+
+
+def _kernels(n_parts: int, n_layers: int, columns: _Columns) -> _Kernels:
+    shape = n_parts, n_layers
+    return _Kernels(
+        _on_threads(n_parts, kernels.measure_before, kernels.measure_before_in_parts),
+        _on_threads(n_parts, kernels.measure_after, kernels.measure_after_in_parts),
+        np.zeros((*shape, columns.n_before)),
+        np.zeros((*shape, columns.n_after)),
+        np.zeros((n_parts, 0, columns.n_after)),
+    )
 
 
 def _columns(spec: RunSpec) -> _Columns:
@@ -378,10 +388,10 @@ def _places(layout: Layout, offsets: Integers) -> Integers:
 
 
 def _codes(bits: int) -> _Codes | None:
-    """Return the number of bits per number, and the levels, brackets and guide of the codes."""
+    """Return the number of bits per number, and the levels, borders and guide of the codes."""
     if bits == 1:
         return None
-    return bits, levels.levels(bits), levels.brackets(bits), levels.guide(bits)
+    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:

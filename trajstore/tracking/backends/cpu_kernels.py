@@ -334,7 +334,7 @@ def measure_before(
     # anchor, only read.
     rows: Floats,
     past: Integers,  # (2, code): addresses of codes and scales, see `past_anchors`
-    sums: Doubles,  # (part, layer, column): the products are added to it
+    sums: Doubles,  # (part, layer, column): overwritten with the products
     columns: Integers,  # (product,): columns of `PRODUCTS` in `sums`
     basis_columns: Integers,  # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     width: int,  # length of a row of the fold; 0 if nothing is folded
@@ -358,6 +358,7 @@ def measure_before(
 ) -> None:
     """Measure gradients and parameters, and the last update, in the blocks of one part."""
     vector = _buffer()
+    sums[part] = 0
     update_sums[part] = 0
     folds[part, :2, : min(width, BLOCK * len(layer_of_block))] = 0
     # The third fold is rotated later, which fills all its buckets, so clear all of them.

@@ -14,7 +14,12 @@ from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.levels import GUIDED, N_CELLS
-from trajstore.tracking.backends.compiling import compiled, inlined, loop
+from trajstore.tracking.backends.compiling import (
+    compiled,
+    compiled_when_called,
+    inlined,
+    loop,
+)
 
 Floats = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.int32]
@@ -325,7 +330,10 @@ def rotate(
     """Rotate a fold, as `trajstore.sketch.rotation` does."""
     buckets = folds[0, -1]
     for part in range(1, len(folds)):
-        buckets[:filled] += folds[part, -1, :filled]
+        # An array expression would take seconds to compile.
+        added = folds[part, -1]
+        for i in range(filled):
+            buckets[i] += added[i]
     half = len(buckets) // 2
     _multiply(buckets[:filled], signs, np.float32(1 / np.sqrt(first_block)))
     for start in range(0, filled, first_block):
@@ -338,7 +346,7 @@ def rotate(
         _hadamard(buckets[start : start + block], block)
 
 
-@compiled(_FLOATS, uint8[::1], _FLOATS)
+@compiled_when_called(_FLOATS, uint8[::1], _FLOATS)
 def code_signs(
     numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
@@ -378,9 +386,9 @@ def _find_levels_of_4_bits(
 
 @loop
 def _find_levels_from_guide(
-    a: Floats, scale: np.float32, brackets: Floats, guide: Floats, found: Levels
+    a: Floats, scale: np.float32, guide: Floats, found: Levels
 ) -> None:
-    """Do the same with many borders, which `brackets` contains between NaN."""
+    """Write the level of each number of a, times a scale, up to a small part of a level."""
     half, last = np.float32(N_CELLS // 2), np.float32(N_CELLS - 1)
     cells_per_unit = np.float32(N_CELLS / 2 / GUIDED)
     for i in range(len(a)):
@@ -391,11 +399,7 @@ def _find_levels_from_guide(
         place = min(last, place)
         cell = np.int32(place)
         low, inside = guide[cell], place - np.float32(cell)
-        level = np.int32(low + (guide[cell + 1] - low) * inside)
-        level += np.int32(brackets[level + 1] <= number) - np.int32(
-            brackets[level] > number
-        )
-        found[i] = level
+        found[i] = np.int32(low + (guide[cell + 1] - low) * inside)
 
 
 @loop
@@ -426,12 +430,12 @@ def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
             code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
 
 
-@compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
+@compiled_when_called(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, uint8[::1], _FLOATS)
 def code_levels(
     numbers: Floats,  # (number,)
     bits: int,  # number of bits per number, at least 2
     levels: Floats,  # (2^bits,)
-    brackets: Floats,  # (2^bits + 1,): see `trajstore.sketch.levels.brackets`
+    borders: Floats,  # (2^bits - 1,)
     guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
@@ -447,11 +451,11 @@ def code_levels(
         if energy != 0:
             inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
         if bits == 2:
-            _find_levels_of_2_bits(part, inverse, brackets[1:], found_here)
+            _find_levels_of_2_bits(part, inverse, borders, found_here)
         elif bits == 4:
-            _find_levels_of_4_bits(part, inverse, brackets[1:], found_here)
+            _find_levels_of_4_bits(part, inverse, borders, found_here)
         else:
-            _find_levels_from_guide(part, inverse, brackets, guide, found_here)
+            _find_levels_from_guide(part, inverse, guide, found_here)
         product = _product_with_levels(part, levels, found_here)
         scales[i] = energy / product if energy != 0 else 0
     _pack_levels(found, bits, code)

@@ -210,10 +210,13 @@ class DoubleBackend:
         return sums.index_add_(0, self._layer_of_block, block_sums)
 
 
-def _of_layers(placement: Placement, flat: Tensor) -> list[Tensor | None]:
-    """Return the parts of a vector (size,) by layer; None for a layer without elements."""
-    views = iter(placement.views(flat))
-    return [None if piece is None else next(views) for piece in placement.pieces]
+def _of_layers(placement: Placement, flat: Tensor) -> list[Tensor]:
+    """Return the parts of a vector (size,) by layer, in the shapes of the layers."""
+    views, shapes = iter(placement.views(flat)), placement.layout.shapes
+    return [
+        flat.new_zeros(shape) if piece is None else next(views)
+        for piece, shape in zip(placement.pieces, shapes, strict=True)
+    ]
 
 
 def _by_block(vectors: Tensor, others: Tensor) -> Tensor:

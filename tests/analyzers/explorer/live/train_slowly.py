@@ -1,10 +1,12 @@
-"""Record a slow training run: ``python train_slowly.py STORE SECONDS NAN_AFTER``.
+"""Record a slow training run: ``python train_slowly.py STORE FOLDER``.
 
-Prints the time at which the loss becomes NaN, NAN_AFTER seconds after the start.
+The loss becomes NaN when a file ``nan`` appears in the folder, and the run ends after a file
+``stop``. Prints the time of the NaN.
 """
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import trajstore
 
 
 def main() -> None:
-    path, seconds, nan_after = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    path, folder = sys.argv[1], Path(sys.argv[2])
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = torch.nn.Sequential(
@@ -21,15 +23,15 @@ def main() -> None:
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     options: dict[str, Any] = {"steps_per_epoch": 100, "sketch_bits": 1024}
-    start, is_nan = time.time(), False
+    is_nan = False
     with trajstore.Recorder(
         path, model, optimizer, probes=256, flush_seconds=1.0, **options
     ) as recorder:
-        while time.time() - start < seconds:
+        while not (folder / "stop").exists():
             optimizer.zero_grad()
             inputs = torch.randn(16, 20)
             loss = (model(inputs) - inputs[:, :3].sin()).square().mean()
-            if not is_nan and time.time() - start > nan_after:
+            if not is_nan and (folder / "nan").exists():
                 loss, is_nan = loss * float("nan"), True
                 print(time.time(), flush=True)
             loss.backward()

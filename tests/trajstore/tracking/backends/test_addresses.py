@@ -105,6 +105,13 @@ def test_absent_vectors_have_the_address_0():
     assert copies == []
 
 
+def test_absent_parameters_have_the_address_0_every_time():
+    parameter = torch.ones(3)
+    addresses = Addresses(LAYOUT, [None, parameter])
+    for _ in range(2):
+        assert addresses.of_parameters()[0].tolist() == [0, parameter.data_ptr()]
+
+
 def test_a_sparse_vector_is_copied():
     addresses = Addresses(LAYOUT, parameters())
     found = values(*addresses.of([torch.eye(4).to_sparse(), torch.ones(3)]))

@@ -118,7 +118,9 @@ def assert_measured(walk: Walk) -> None:
     if walk.spec.exact:
         return
     np.testing.assert_allclose(walk.rows["probes"], reference.probes, atol=1e-3)
-    np.testing.assert_allclose(walk.rows["scales"], reference.scales, rtol=1e-5)
+    # Compiled loops may code a number next to the border of two levels as the other level.
+    rtol = 1e-5 if walk.spec.bits_per_number < 8 else 3e-4
+    np.testing.assert_allclose(walk.rows["scales"], reference.scales, rtol=rtol)
     if walk.spec.bits_per_number == 16:
         # Rounding may move a number to the neighbouring level.
         found, expected_ = (
