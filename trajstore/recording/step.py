@@ -29,10 +29,10 @@ from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
 from trajstore.recording.loops.manual import Gradients, by_layer, unknown_gradient
 from trajstore.recording.loops.watch import LoopWatch
+from trajstore.recording.loops.windows import CHECK_EVERY, Windows
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
 from trajstore.recording.session import Session
-from trajstore.recording.windows import CHECK_EVERY, Windows
 from trajstore.tracking.scaling import Scaling
 from trajstore.tracking.unknown_values import (
     forget_gradient,

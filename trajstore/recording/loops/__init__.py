@@ -1,7 +1,7 @@
 """Checks and steps for training loops of every kind.
 
-`marks` notices that parameters were moved, `held` that an optimizer holds other tensors, `closures`
-finds the gradient of a step among the evaluations of a closure, `idle` tells calls of `step` that
-train nothing, and `notices` makes warnings point at the user's line. The package may import
+`watch` notices that parameters were moved, `held` that an optimizer holds other tensors, `closures`
+finds the gradient of a step among the evaluations of a closure, `windows` begins windows, `closing`
+tells what a recording lacks, and `notices` makes warnings point at the user's line. The package may import
 `trajstore.tracking` and below.
 """

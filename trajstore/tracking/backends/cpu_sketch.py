@@ -346,7 +346,7 @@ def rotate(
         _hadamard(buckets[start : start + block], block)
 
 
-@compiled_when_called(_FLOATS, uint8[::1], _FLOATS)
+@compiled(_FLOATS, uint8[::1], _FLOATS)
 def code_signs(
     numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
