@@ -177,7 +177,7 @@ class Tracker:
         self._add_anchor_probes()
         # A sum of probes lacks digits after a long way back; an accelerator would have to wait.
         way_back = FAR_BACK**2 * self._by_layer(self._products("anchor")).sum()
-        if self.device.type == "cpu" and moved_sq.sum() > way_back:
+        if self.device.type == "cpu" and moved_sq.sum().numpy() > way_back.numpy():
             self._backend.frame[DISPLACEMENT].copy_(self.anchor)
             self._anchor_probes.zero_()
             self._add_anchor_probes()

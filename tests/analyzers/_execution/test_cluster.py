@@ -98,7 +98,7 @@ def test_command_uses_the_given_scheduler(
         monkeypatch.setattr(sys, "argv", ["traj-analyze", *arguments])
         cli.main()
         n_tasks = len(cluster.scheduler.computations)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert f"Dashboard: {cluster.dashboard_link}" in printed
     assert n_tasks == 1
     assert n_done(results_location(run)) == 30
