@@ -35,9 +35,9 @@ class Source(Protocol):
 class Anchors:
     """Anchors of a run's windows.
 
-    They are decoded in parts: slices of the flat vector that start and end at multiples of
-    `BLOCK`. Elements are NaN if a chunk of the anchor itself, or of an earlier anchor since
-    the last keyframe, is damaged.
+    They are decoded in parts: slices of the flat vector, whose blocks are read whole. Elements
+    are NaN if a chunk of the anchor itself, or of an earlier anchor since the last keyframe,
+    is damaged.
     """
 
     def __init__(self, source: Source, dtype: str = "float32") -> None:
@@ -47,7 +47,9 @@ class Anchors:
 
     def decode(self, window: int, elements: slice) -> FloatArray:
         """Return a part of an anchor, (element,), read-only; recent parts are cached."""
-        return self._decoded(window, elements.start, elements.stop)
+        first = elements.start // BLOCK * BLOCK
+        blocks = self._decoded(window, first, -(-elements.stop // BLOCK) * BLOCK)
+        return blocks[elements.start - first : elements.stop - first]
 
     def decode_each(
         self,
