@@ -30,6 +30,11 @@ collect_ignore = [
     for name in ("accelerate", "lightning", "pytorch_lightning", "transformers")
     if find_spec(name) is None
 ]
+collect_ignore += [
+    f"trajstore/trackers/{name}.py"
+    for name in ("mlflow", "tensorboard", "trackio", "wandb")
+    if find_spec(name) is None
+]
 if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
@@ -38,6 +43,8 @@ if not HAS_TORCH:
         "tests/trajstore/integrations/*",
     ]
     collect_ignore += [
+        "tests/analyzers/explorer/live/train_slowly.py",
+        "tests/trajstore/trackers/lists.py",
         "tests/trajstore/tracking/random_walk.py",
         "tests/trajstore/recording/crash_training.py",
         "tests/trajstore/recording/resumable.py",

@@ -67,7 +67,7 @@ COMMANDS: Final = {
     ),
     "losses": Command(
         "analyzers.comparison.losses_command:losses",
-        "Draw the losses on lines to a target, and on the plane of a path.",
+        "Draw the losses on lines to a target and on the plane of a path.",
     ),
     "log": Command(
         "analyzers.trackers.command:log",

@@ -222,7 +222,7 @@ def measure(
     seeds: int,
     directory: Path,
     phase: Callable[[str, int], Callable[[], None]],
-    training_seed: int,
+    training_seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Record and analyse one training run; return the results by case."""
     n_steps = training.total_steps

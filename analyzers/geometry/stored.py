@@ -96,8 +96,7 @@ def store_geometry(
     --------
     >>> import analyzers, shutil, trajstore
     >>> run = trajstore.open_run(shutil.copytree(example_run, tmp_path / "run.zarr"))
-    >>> geometry = analyzers.store_geometry(run)  # doctest: +ELLIPSIS
-    analysing ...
+    >>> geometry = analyzers.store_geometry(run)
     >>> geometry.gamma.sizes["step"]
     60
     """

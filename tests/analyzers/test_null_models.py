@@ -471,8 +471,9 @@ TABLE = {
     ),
 }
 
-TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes"}
-"""Analyses that need other runs: full-batch runs, or runs of deep linear networks."""
+TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes", "log"}
+"""Analyses that need other runs: full-batch runs, or runs of deep linear networks. `log` sends
+results of analyses."""
 
 
 def computed(name: str, model: Model) -> Any:

@@ -29,7 +29,7 @@ OF_RUNS = [
     for name in analyzers.__all__
     if {"run", "runs", "parent"}
     & set(inspect.signature(getattr(analyzers, name)).parameters)
-    and name not in NEED_OTHER_RUNS | {"excess_gamma", "store_geometry"}
+    and name not in NEED_OTHER_RUNS | {"excess_gamma", "log", "store_geometry"}
 ]
 
 

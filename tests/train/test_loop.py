@@ -303,7 +303,7 @@ def test_options_reach_the_optimizer():
         ({"lr": math.nan}, "lr: expected at least 0, got nan"),
         ({"max_steps": 0}, "max_steps: expected at least 1"),
         ({"schedule": "cosin"}, "schedule: expected one of .*'cosine'.*, got 'cosin'"),
-        ({"optimizer": "adamw"}, "optimizer: expected one of .*, got 'adamw'"),
+        ({"optimizer": "adan"}, "optimizer: expected one of .*, got 'adan'"),
         ({"control": "random-label"}, "control: expected one of .*'random-labels'"),
         ({"epochs": "three"}, "epochs: expected a whole number, got 'three'"),
         ({"epochs": 2.5}, r"epochs: expected a whole number, got 2\.5"),

@@ -69,7 +69,7 @@ def test_a_run_has_few_public_members():
         *("location", "status", "spec", "layout", "attrs"),
         *("n_steps", "n_epochs", "n_windows", "has_final"),
         *("metrics", "snapshots", "measurements", "measured", "group"),
-        *("steps", "samples", "windows", "stored"),
+        *("steps", "samples", "windows", "stored", "refresh"),
     }
 
 
