@@ -120,7 +120,8 @@ class Writer:
         if not is_free and not resume:
             raise FileExistsError(
                 f"{self.location} exists already. A recording does not overwrite another: "
-                "choose a new path, resume the recording, or delete it with overwrite=True."
+                "choose a new path, resume the recording, or delete it (in Python, "
+                "overwrite=True)."
             )
         if is_free and created is not None:
             raise FileNotFoundError(
