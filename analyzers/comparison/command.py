@@ -38,7 +38,8 @@ def compare(
 
     Prints the settings that differ, means over the middle of every run, their differences from
     the first run and, for runs of one architecture, the distances of their last iterates.
-    Results go to RUN.analysis.zarr and figures to RUN.figures, both next to the first store.
+    Results go to RUN.analysis.zarr next to each store, and figures to RUN.figures next to the
+    first store.
 
     Parameters
     ----------

@@ -59,6 +59,9 @@ def settings_of(run: Run) -> dict[str, Any]:
         prefix = "optimizer" if i == 0 else f"optimizer.{i}"
         facts[f"{prefix}.class"] = group.optimizer
         facts |= {f"{prefix}.{k}": v for k, v in group.at(0).items()}
+    if "lr" in run.metrics:
+        rates = run.steps["lr"].values
+        facts["optimizer.lr"] = float(np.nanmax(rates, initial=0.0))
     recorder = ("seed", "sketch_bits", "basis", "probes", "exact")
     facts |= {f"recorder.{name}": getattr(spec, name) for name in recorder}
     named: dict[str, Any] = {}

@@ -48,7 +48,7 @@ class Recorder:
     ----------
     path : str or os.PathLike
         Directory of the store, or a URL such as ``s3://bucket/run.zarr``. Must not exist,
-        unless `resume` is given.
+        unless `resume` or `overwrite` is given.
     model : torch.nn.Module or mapping from str to torch.Tensor
         The model. Those of its parameters that `optimizer` holds are recorded, in the order of
         ``named_parameters()``; tied parameters are recorded once. Give a mapping from names to

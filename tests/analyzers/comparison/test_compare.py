@@ -48,6 +48,8 @@ def test_settings_that_differ_are_coordinates(compared: xr.Dataset):
     # The learning rate is recorded too, as a variable.
     np.testing.assert_array_equal(compared.lr_setting, [0.01, 0.011])
     np.testing.assert_allclose(compared.lr.values[:, 0], [0.01, 0.011])
+    # Without metadata, it is known from what was recorded.
+    np.testing.assert_allclose(compared["optimizer.lr"], [0.01, 0.011])
     assert compared["note.text"].values.tolist() == ["first", "second"]
     np.testing.assert_array_equal(compared.steps, [64, 96])
     assert "seed" not in compared.coords
