@@ -30,6 +30,24 @@ processor. Kernels for other processors changed results by at most 7e-5; standar
 RSI close to x*, changed most.
 """
 
+RTOL_BY_LAYER, RTOL_OF_ERRORS_BY_LAYER = 1e-2, 0.3
+"""The same for results by layer, and for their errors, squares and parts of errors.
+
+The error of a layer's distance follows from what the window leaves unexplained, a small difference
+of sums. Kernels changed the variance by up to 4 %, and by 24 % in float64, where it is smallest.
+They changed gamma of a layer next to x*, where it is not precise, by 0.3 %.
+"""
+
+PARTS_OF_ERRORS = ("_stderr", "_covariance", "_from_distance")
+
+
+def tolerance(rtol: float, case: str, variable: str) -> float:
+    """Return the tolerance of a variable, relative to its largest number."""
+    if rtol == RTOL or not case.endswith("layers"):
+        return rtol
+    is_error = variable.endswith(PARTS_OF_ERRORS)
+    return RTOL_OF_ERRORS_BY_LAYER if is_error else RTOL_BY_LAYER
+
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
@@ -58,7 +76,7 @@ def test_results_stay_the_same(
             np.testing.assert_array_equal(actual, expected, err_msg=variable)
             continue
         finite = np.abs(expected[np.isfinite(expected)])
-        atol = rtol * finite.max(initial=0.0)
+        atol = tolerance(rtol, name, variable) * finite.max(initial=0.0)
         np.testing.assert_allclose(
             actual, expected, rtol=0, atol=atol, equal_nan=True, err_msg=variable
         )

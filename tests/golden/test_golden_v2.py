@@ -14,7 +14,7 @@ from tests.golden.kept import (
     kept_results,
     numbers,
 )
-from tests.golden.test_golden import RTOL, RTOL_ELSEWHERE
+from tests.golden.test_golden import RTOL, RTOL_ELSEWHERE, tolerance
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_results_stay_the_same(
             np.testing.assert_array_equal(actual, expected, err_msg=variable)
             continue
         finite = np.abs(expected[np.isfinite(expected)])
-        atol = rtol * finite.max(initial=0.0)
+        atol = tolerance(rtol, name, variable) * finite.max(initial=0.0)
         np.testing.assert_allclose(
             actual, expected, rtol=0, atol=atol, equal_nan=True, err_msg=variable
         )

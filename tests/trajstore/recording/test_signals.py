@@ -138,10 +138,13 @@ def test_an_interruption_of_opening_leaves_no_lock(
         time.sleep(0.3)
         commit(writer)
 
+    # A program that a shell starts in the background ignores this signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "commit", interrupt)
         with pytest.raises(KeyboardInterrupt):  # noqa: PT011 - it has no message
             Recorder(path, model, optimizer, **SMALL)
+    signal.signal(signal.SIGINT, before)
     assert open_run(path).status == "interrupted"
     assert not (path / ".lock").exists()
     Recorder(path, model, optimizer, resume=True, step=0, **SMALL).close()
