@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration_tables import calibration_table
+from installation_tables import installations_table
 from planning_tables import planning_table, plans_table, signs_table
 from rich.filesize import decimal
 
@@ -458,6 +459,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "memory": memory_table,
         "scale": scale_table,
     },
+    "docs/compatibility.md": {"installations": installations_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
