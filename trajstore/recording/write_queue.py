@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
-from trajstore.format.rows import n_without_squares
+from trajstore.format.rows import n_out_of_range
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
+from trajstore.format.scaled_tables import unscaled_rows
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
@@ -82,7 +83,11 @@ class WriteQueue:
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
         self._copies, self._reports = copies, reports
-        row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
+        row = allocate(1)
+        row_bytes = sum(tensor.nbytes for tensor in row.values())
+        if spec.scaled:
+            # Tables are stored in half of their bytes.
+            row_bytes -= row["tables"].nbytes // 2
         row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
         self._buffer = RowBuffer(measured=allocate(capacity), first=first)
@@ -90,8 +95,8 @@ class WriteQueue:
         self._windows: list[NewWindow] = []
         self._measurements: list[NewMeasurement] = []
         self._measured_bytes = 0
-        self.n_without_squares = 0
-        """Number of rows whose gradients have squares that float32 cannot hold."""
+        self.n_out_of_range = 0
+        """Number of rows whose gradients float32 holds, but not their norms or sketches."""
         self._keyframe_is_pending = False
         self._flush_seconds = flush_seconds
         self._last_flush = time.monotonic()
@@ -220,15 +225,16 @@ class WriteQueue:
                 self._writer.append_window(_to_store(window, self._copies.fetch))
         if len(full) > 0:
             rows = full.arrays(self._spec, self._copies.fetch)
-            self.n_without_squares += n_without_squares(rows[0]["tables"], self._spec)
+            self.n_out_of_range += n_out_of_range(rows[0], self._spec)
             self._writer.steps.append(*rows, first=full.first)
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
         if self._reports is not None and len(full) > 0:
             arrays, scalars = rows
-            products = products_of(arrays["tables"], self._spec)
-            self._reports.send(Rows(full.first, products, scalars))
+            tables, values = unscaled_rows(arrays["tables"], scalars, self._spec)
+            products = products_of(tables, self._spec)
+            self._reports.send(Rows(full.first, products, values))
         if self._journal is not None and len(full) > 0:
             self._journal.discard(full.first)
 
