@@ -236,13 +236,23 @@ def _buffer_at_end(
 ) -> Memory:
     """Return the product of the buffer with x* - r at the end of a window."""
     explained = (measured.fit.coefficients * traced.last).sum(-1)
-    variance, passed = buffer_errors(rule, posterior)
-    return Memory(
-        buffer + parts.sum(explained, 0),
-        variance,
-        passed,
-        measured.displacement.stderr[-1] ** 2,
-    )
+    alike, own = _shared_error(measured)
+    variance, shared = buffer_errors(rule, posterior, own, alike)
+    end = measured.displacement.stderr[-1] ** 2
+    tie = np.divide(shared, end, out=np.zeros_like(end), where=end > 0)
+    return Memory(buffer + parts.sum(explained, 0), variance, tie, end)
+
+
+def _shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
+    """Split the error at the end into a multiple of that at the start, and a variance, (part,)."""
+    # The same probes tell both products. What is left of the displacements there are the rounding
+    # errors of two anchors, which are alike where updates repeat.
+    first, last = measured.probed.aside_probes[[0, -1]]
+    lengths = np.sqrt((first @ first) * (last @ last))
+    cosine = first @ last / lengths if lengths > 0 else 0.0
+    before, after = measured.displacement.stderr[[0, -1]]
+    ratio = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
+    return cosine * ratio, (1 - cosine**2 * (before > 0)) * after**2
 
 
 def _posterior(
@@ -255,10 +265,8 @@ def _posterior(
     """Constrain the rows of a window."""
     products, displacement = measured.products, measured.displacement
     n, count = products.value.shape
-    value, tie = (
-        np.vstack([products.value, displacement.value[0], start.value]),
-        start.tie,
-    )
+    tie = start.tie
+    value = np.vstack([products.value, displacement.value[0], start.value])
     variance = np.vstack(
         [products.stderr**2, displacement.stderr[0] ** 2, start.variance]
     )
@@ -267,10 +275,11 @@ def _posterior(
     on_end = np.zeros((n + 1, count))
     on_end[-1] = 1
     coefficients = [gradient_of(rule, on_end, np.zeros(count), tie)]
-    sums = [displacement.value[-1]]
-    sum_variance = [
-        np.where(is_off, np.inf, displacement.stderr[-1] ** 2 + rounding.variance(n))
-    ]
+    # The part of the error at the end that is that of the start moves to the other side.
+    alike, own = _shared_error(measured)
+    coefficients[0][-2] -= alike
+    sums = [displacement.value[-1] - alike * displacement.value[0]]
+    sum_variance = [np.where(is_off, np.inf, own + rounding.variance(n))]
     if measured.total is not None:
         of_steps = np.arange(n + 2)[:, None] < n
         coefficients.append(np.broadcast_to(of_steps, value.shape).astype(np.float64))

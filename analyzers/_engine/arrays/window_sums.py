@@ -178,10 +178,15 @@ def displacement_variance(rule: Rule, posterior: Posterior) -> FloatArray:
     return np.maximum(result, 0)
 
 
-def buffer_errors(rule: Rule, posterior: Posterior) -> tuple[FloatArray, FloatArray]:
-    """Return the variance of M at the end, and its error per error of the last sum, (part,)."""
+def buffer_errors(
+    rule: Rule, posterior: Posterior, sum_variance: FloatArray, alike: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the variance of M at the end, and its covariance with the error of the sum, (part,)."""
+    # The error of the only sum is `alike` times the error of A_0, and an independent error of
+    # variance `sum_variance`; see `with_shared_error`.
     zeros = np.zeros((len(posterior.variance) - 1, posterior.variance.shape[-1]))
     on_end = gradient_of(rule, zeros, np.ones_like(zeros[0]), posterior.tie)
-    along = (posterior.gains * on_end).sum(1)
-    variance = (posterior.variance * on_end**2).sum(0) - np.square(along).sum(0)
-    return np.maximum(variance, 0), along[-1] * posterior.weights[-1]
+    spread = times_covariance(posterior, on_end)
+    passed = (posterior.gains[0] * on_end).sum(0) * posterior.weights[0]
+    covariance = alike * spread[-2] + passed * sum_variance
+    return np.maximum((on_end * spread).sum(0), 0), covariance

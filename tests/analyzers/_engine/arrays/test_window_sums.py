@@ -43,26 +43,32 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     rng = np.random.default_rng(1)
     value = rng.standard_normal((STEPS + 2, len(TIES)))
     variance = rng.uniform(0.5, 2.0, value.shape)
-    sum_variance, end = rng.uniform(0.1, 1.0, (2, len(TIES)))
+    sum_variance, end, alike = rng.uniform(0.1, 1.0, (3, len(TIES)))
     # The rows of `constrain` are independent: y, A_0 and M_0 - tie A_0.
     independent = value.copy()
     independent[-1] -= TIES * value[-2]
     on_end = np.zeros((STEPS + 1, len(TIES)))
     on_end[-1] = 1
     weights = gradient_of(rule(), on_end, np.zeros(len(TIES)), TIES)
+    weights[-2] -= alike
+    known = end - alike * value[-2]
     found = constrain(
-        *(independent, variance, weights[None], end[None], sum_variance[None]), TIES
+        *(independent, variance, weights[None], known[None], sum_variance[None]), TIES
     )
 
-    # The same with dense matrices, as a Gaussian of y, A_0 and M_0 whose sum A at the end is known.
-    mixed = np.eye(STEPS + 2)
-    mixed[-1, -2] = TIES[part]
-    before = mixed @ np.diag(variance[:, part]) @ mixed.T
+    # The same with dense matrices: errors of y, A_0, M_0 and of the known A at the end, which are
+    # those of independent numbers.
+    mixed = np.eye(STEPS + 3)
+    mixed[-2, -3], mixed[-1, -3] = TIES[part], alike[part]
+    sources = np.append(variance[:, part], sum_variance[part])
+    joint = mixed @ np.diag(sources) @ mixed.T
     path = dense(part)
-    c = path[-1, 0]
-    total = c @ before @ c + sum_variance[part]
-    mean = value[:, part] + before @ c * (end[part] - c @ value[:, part]) / total
-    after = before - np.outer(before @ c, before @ c) / total
+    c = np.append(path[-1, 0], -1)
+    total, gain = c @ joint @ c, joint @ c
+    measured = np.append(value[:, part], end[part])
+    mean = (measured - gain * (c @ measured) / total)[:-1]
+    joint = joint - np.outer(gain, gain) / total
+    after = joint[:-1, :-1]
 
     a = states(rule(), found.value, TIES)
     np.testing.assert_allclose(a.displacement[:, part], path[:, 0] @ mean, rtol=1e-10)
@@ -70,8 +76,10 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     spread = displacement_variance(rule(), found)[:, part]
     expected = np.einsum("ki,ij,kj->k", path[:, 0], after, path[:, 0])
     np.testing.assert_allclose(spread, expected, rtol=1e-10)
-    variances, passed = buffer_errors(rule(), found)
+    variances, shared = buffer_errors(rule(), found, sum_variance, alike)
     last = path[-1, 1]
     np.testing.assert_allclose(variances[part], last @ after @ last, rtol=1e-10)
-    # An error of the known end moves the buffer by this much.
-    np.testing.assert_allclose(passed[part], last @ before @ c / total, rtol=1e-10)
+    # The error of the end before it was corrected is a linear function of the sources, too.
+    given = mixed - np.outer(gain, c @ mixed) / total
+    expected = (np.append(last, 0) @ given) @ (sources * mixed[-1])
+    np.testing.assert_allclose(shared[part], expected, rtol=1e-10)
