@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration_tables import calibration_table
 from cost_tables import memory_table, overhead_table, per_step_table, scale_table
+from installation_tables import installations_table
 from planning_tables import planning_table, plans_table, signs_table
 
 from trajstore.format.run_spec import SKETCH_BITS
@@ -365,6 +366,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "memory": memory_table,
         "scale": scale_table,
     },
+    "docs/compatibility.md": {"installations": installations_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
