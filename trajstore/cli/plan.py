@@ -41,6 +41,7 @@ def plan(
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
     probes: int = PROBES,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
@@ -73,6 +74,9 @@ def plan(
         Number of directions in which gradients are stored exactly; 0 for none.
     probes : int, default: 1024
         Number of fixed random projections, a power of two.
+    float64 : bool, default: False
+        Plan for parameters of float64, or a recorder with float64=True: rows and parameter
+        vectors take up to twice the bytes.
     rate : {"constant", "linear", "cosine"}, default: "constant"
         Course of the learning rate; linear and cosine decay to 0.
     optimizer : {"sgd", "momentum", "adaptive"}, optional
@@ -103,6 +107,7 @@ def plan(
         "steps_per_epoch": steps_per_epoch,
         "basis": basis,
         "probes": probes,
+        "float64": float64,
         "rate": rate,
         "optimizer": optimizer,
     }
@@ -296,8 +301,9 @@ def _arguments(plan: Plan) -> str:
     spec = plan.spec
     basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
+    float64 = "float64=True, " if spec.float64 else ""
     return (
-        f"sketch_bits={spec.sketch_bits}, {basis}{probes}"
+        f"sketch_bits={spec.sketch_bits}, {basis}{probes}{float64}"
         f"reference_every={plan.windows.length}, total_steps={plan.n_steps}"
     )
 
