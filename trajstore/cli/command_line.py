@@ -21,8 +21,17 @@ USAGE_ERROR: Final = 2
 """Exit status after wrong arguments, as argparse uses it."""
 
 EXTRAS: Final = {
-    "analyze": ("bokeh", "dask", "distributed", "h5netcdf", "matplotlib", "scipy"),
-    "train": ("llvmlite", "numba", "sklearn", "torch"),
+    "analyze": (
+        "bokeh",
+        "dask",
+        "distributed",
+        "h5netcdf",
+        "llvmlite",
+        "matplotlib",
+        "numba",
+        "scipy",
+    ),
+    "train": ("sklearn", "torch", "llvmlite", "numba"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),
     "tensorboard": ("tensorboard",),
