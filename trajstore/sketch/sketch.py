@@ -33,7 +33,7 @@ compiled = lazy_loader.load("trajstore.sketch.compiled", suppress_warning=True)
 
 FloatArray = npt.NDArray[np.float32]
 
-COMPILED_FROM: Final = 1 << 29
+COMPILED_FROM: Final = 1 << 28
 """Numbers to decode from which on compiled loops are worth their import."""
 
 SHORTEST_COMPILED: Final = 256
