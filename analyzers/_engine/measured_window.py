@@ -197,6 +197,7 @@ def _with_displacements(
         v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
         collisions=collisions,
+        has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
     if parts.count > 1:
@@ -213,6 +214,7 @@ def _with_displacements(
             gram=parts.sum(gram, 0),
             sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             collisions=collisions,
+            has_end=end is not None,
         )
     if run.spec.is_packed:
         rounding = _rounding(squares, squares, fit, parts)

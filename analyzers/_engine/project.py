@@ -29,7 +29,7 @@ from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
-from trajstore.format.layout import BLOCK
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 from trajstore.sketch.sketch import Decoded
@@ -268,9 +268,17 @@ def _collisions(
         residual[0],
         probes.probe_of_bucket,
         np.repeat(parts.of_layer, layout.sizes),
+        block=_blocks(layout),
         n_probes=probes.count,
         n_layers=parts.count if parts.count > 1 else 0,
     )
+
+
+def _blocks(layout: Layout) -> npt.NDArray[np.int64]:
+    """Return the block of every element of a packed vector, (element,)."""
+    starts = layout.offsets // BLOCK
+    own = [np.arange(size) // BLOCK for size in layout.sizes]
+    return np.concatenate([s + b for s, b in zip(starts, own, strict=True)])
 
 
 def _probe_end(

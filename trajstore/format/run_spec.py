@@ -71,6 +71,8 @@ class RunSpec:
     """Whether the energies of the gradient's blocks are stored, as window means."""
     float64: bool = False
     """Whether rows and parameter vectors are float64, as some of the parameters are."""
+    scaled: bool = False
+    """Whether products that leave the range of float32 are stored with powers of two."""
 
     @property
     def n_params(self) -> int:
@@ -141,6 +143,8 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
         document.get("energies") or document.get("window_folds")
     ):
         return ["float64: expected false for a run with energies or window_folds"]
+    if document.get("float64") and document.get("scaled"):
+        return ["scaled: expected false for a run in float64"]
     return [
         f"{name}: expected {expected[name]} for these shapes, got {given[name]}"
         for name in given
@@ -221,6 +225,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "window_folds": (_is_natural, "an integer of at least 0"),
     "energies": (_is_bool, "true or false"),
     "float64": (_is_bool, "true or false"),
+    "scaled": (_is_bool, "true or false"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]
