@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies", "float64"),
+    *("window_folds", "energies", "float64", "shared_epochs"),
 )
 
 VALID: dict[str, object] = {
@@ -34,6 +34,7 @@ VALID: dict[str, object] = {
     "window_folds": 2,
     "energies": True,
     "float64": False,
+    "shared_epochs": 1,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -53,6 +54,7 @@ INVALID: dict[str, list[object]] = {
     "window_folds": [-1, 1.0, True, None],
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
+    "shared_epochs": [0, 501, 1.0, True, None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -111,6 +113,13 @@ def test_sums_of_windows_are_not_kept_in_float64():
     assert problem.startswith("float64: expected false")
     without_sums = {"energies": False, "window_folds": 0}
     assert validate_spec(VALID | {"float64": True} | without_sums) == []
+
+
+def test_epochs_share_only_windows_that_were_not_chosen():
+    assert validate_spec(VALID | {"shared_epochs": 5}) == []
+    for other in ({"reference_every": 10}, {"steps_per_epoch": None}):
+        (problem,) = validate_spec(VALID | {"shared_epochs": 5} | other)
+        assert problem == "shared_epochs: expected 1 for these windows, got 5"
 
 
 def test_the_cases_cover_every_field():
