@@ -125,7 +125,7 @@ def _table(means: "xr.Dataset") -> Table:
     for i in rows:
         row = {name: variable.item() for name, variable in means.isel({dim: i}).items()}
         table.add_row(
-            _label(means, i),
+            this.label_of(means, i),
             f"{row['gamma']:.4f} ±{row['gamma_stderr']:.4f}",
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
@@ -139,18 +139,13 @@ def _table(means: "xr.Dataset") -> Table:
     return table
 
 
-def _label(means: "xr.Dataset", i: int) -> str:
-    """Return the number of an epoch, or the first and the last step of a range."""
-    if this.time_of(means) == "epoch":
-        return str(means["epoch"].values[i])
-    return f"{means['step'].values[i]}-{means['last_step'].values[i]}"
-
-
 def _labels(means: "xr.Dataset", chosen: "npt.NDArray[np.bool_]") -> str:
     """Return the chosen epochs, or ranges of steps, in words."""
     if this.time_of(means) == "epoch":
         return f"epochs {as_ranges(means['epoch'].values[chosen].tolist())}"
-    return f"steps {', '.join(_label(means, int(i)) for i in chosen.nonzero()[0])}"
+    return (
+        f"steps {', '.join(this.label_of(means, int(i)) for i in chosen.nonzero()[0])}"
+    )
 
 
 def _direction(geometry: "xr.Dataset") -> str:

@@ -1,6 +1,6 @@
 """Average geometry over epochs or ranges of steps, with standard errors."""
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import dask.array as da
 import numpy as np
@@ -113,11 +113,6 @@ def means_for_tables(geometry: xr.Dataset) -> xr.Dataset:
     epochs = geometry["epoch"].values
     has_one = len(epochs) > 1 and (epochs == epochs[0]).all()
     return range_means(geometry) if has_one else epoch_means(geometry)
-
-
-def time_of(means: xr.Dataset) -> Literal["epoch", "step"]:
-    """Return the dimension of means: epochs, or ranges of steps."""
-    return "epoch" if "epoch" in means.dims else "step"
 
 
 def _means(

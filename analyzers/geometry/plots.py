@@ -21,7 +21,7 @@ from analyzers._style import (
     set_limits,
     set_log_scale,
 )
-from analyzers.geometry.epoch_means import time_of
+from analyzers.geometry.time_axis import edges_of, time_of
 
 LABELS: Final = {
     "gamma": r"$\gamma$",
@@ -103,7 +103,7 @@ def epoch_means(
     line_label = "mean, with its standard error" if label is None else drawable(label)
     drawn = draw_series(
         ax,
-        _edges(shown).mean(0),
+        edges_of(shown).mean(0),
         shown[name].values,
         stderr=shown[f"{name}_stderr"].values,
         low=None if is_single else low,
@@ -113,13 +113,13 @@ def epoch_means(
         band_label=band_label,
     )
     if is_single:
-        start, stop = _edges(shown)
+        start, stop = edges_of(shown)
         width = (stop - start) / 2
         center = (start + stop) / 2
         ax.bar(center, high - low, width, low, color=drawn, alpha=0.2, label=band_label)
     if n_epochs > 1 and final == "shade":
         _shade(ax, means, near)
-    _set_epochs(ax, _edges(means))
+    _set_epochs(ax, edges_of(means))
     lines, lows, highs = (
         others[f"{name}{ending}"].values for ending in ("", "_min", "_max")
     )
@@ -135,7 +135,7 @@ def epoch_means(
 
 def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
     """Shade the epoch closest to the target, unless it is shaded already."""
-    start, stop = _edges(means)[:, near]
+    start, stop = edges_of(means)[:, near]
     is_final = means.attrs.get("reference") == "final"
     label = FINAL_NOTE if is_final else NEAR_NOTE
     if time_of(means) == "step":
@@ -143,13 +143,6 @@ def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
     if label in ax.get_legend_handles_labels()[1]:
         label = "_nolegend_"
     ax.axvspan(start, stop, color="0.88", zorder=0, label=label)
-
-
-def _edges(means: xr.Dataset) -> Any:
-    """Return where epochs or ranges of steps start and stop on the axis, (2, epoch)."""
-    if time_of(means) == "epoch":
-        return np.add.outer([-0.5, 0.5], means["epoch"].values)
-    return np.stack([means["step"].values - 0.5, means["last_step"].values + 0.5])
 
 
 def _set_epochs(ax: Axes, edges: Any) -> None:
@@ -248,7 +241,7 @@ def layer_means(
     # If the noise of one layer set the scale, all other layers would be pale.
     largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
     signed = bool((values < 0).any())
-    middles = _edges(means).mean(0)
+    middles = edges_of(means).mean(0)
     image = ax.pcolormesh(
         middles,
         range(n_layers),

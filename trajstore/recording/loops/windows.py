@@ -85,7 +85,7 @@ class Windows:
         if not (self._can_check and tables.is_cpu):
             return
         if self._total is None:
-            self._total = float(self.anchor_sq.sum())
+            self._total = float(self.anchor_sq.numpy().sum())
         # As `trajstore.format.rows.is_far`, for one row.
         products = tables.numpy()[:, self._columns].sum(0, dtype=np.float64)
         square, dot_anchor = products.tolist()
