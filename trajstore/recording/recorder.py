@@ -299,6 +299,8 @@ class Recorder:
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless an epoch already begins with it.
 
+        An epoch begins a window, too, unless epochs are short (see `reference_every`).
+
         Raises
         ------
         ValueError

@@ -11,6 +11,7 @@ from trajstore.format.arrays import (
     ITEM_SIZE,
     KEYFRAME_EVERY,
     KEYFRAMES,
+    ArraySpec,
     row_arrays,
     window_arrays,
 )
@@ -108,7 +109,7 @@ def test_anchors_take_a_share_of_the_bytes_of_steps(n_params):
     rows = row_arrays(spec, n_metrics=0)
     anchors = window_arrays(spec, size=Layout(spec.names, spec.shapes).size)
 
-    def n_bytes(array) -> int:
+    def n_bytes(array: ArraySpec) -> float:
         return ITEM_SIZE[array.dtype] * prod(array.inner)
 
     anchor = sum(map(n_bytes, anchors.values()))
