@@ -255,9 +255,8 @@ def test_a_step_that_fails_is_a_row_if_it_has_moved_the_parameters(
         # A hook of the recorder's comes first if it was registered first.
         (register if moves else optimizer.register_step_pre_hook)(fail)
         if moves:
-            optimizer._optimizer_step_post_hooks.move_to_end(
-                next(reversed(optimizer._optimizer_step_post_hooks)), last=False
-            )
+            hooks: Any = optimizer._optimizer_step_post_hooks
+            hooks.move_to_end(next(reversed(hooks)), last=False)
         for k in range(8):
             optimizer.zero_grad()
             loss_of(model, k).backward()
