@@ -32,6 +32,7 @@ from trajstore.format.run_spec import (
     RunSpec,
 )
 from trajstore.format.sketch_size import sketch_fields
+from trajstore.format.window_length import choose_windows
 from trajstore.format.windows import Windows
 from trajstore.planning.errors import (
     ErrorRange,
@@ -71,6 +72,7 @@ class Plan:
     spec: RunSpec  # its `total_steps` is not None
     rate: Rate = "constant"
     optimizer: Optimizer | None = None  # None if unknown
+    windows_reason: str = ""  # why windows are not epochs, if they were chosen
 
     @property
     def n_steps(self) -> int:
@@ -86,11 +88,7 @@ class Plan:
     @cached_property
     def windows(self) -> Windows:
         """Schedule of the run's windows."""
-        return Windows(
-            steps_per_epoch=self.spec.steps_per_epoch,
-            reference_every=self.spec.reference_every,
-            total_steps=self.spec.total_steps,
-        )
+        return Windows.of(self.spec)
 
     @cached_property
     def n_windows(self) -> int:
@@ -228,9 +226,9 @@ def plan_recording(
             "scaled": not float64,
         }
     )
-    length = Plan(spec=spec).windows.length
-    spec = with_window_sums(spec, length, is_sgd=is_sgd(optimizer))
-    return Plan(spec=spec, rate=rate, optimizer=optimizer)
+    spec, reason = choose_windows(spec)
+    spec = with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd(optimizer))
+    return Plan(spec=spec, rate=rate, optimizer=optimizer, windows_reason=reason)
 
 
 def is_sgd(optimizer: Optimizer | None) -> bool:
