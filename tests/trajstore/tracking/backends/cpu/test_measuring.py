@@ -7,9 +7,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from trajstore.tracking.backends import compiling
-from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends.cpu_kernels import _measure_update, _sum_of_bits
+from trajstore.tracking.backends.cpu import compiling, measuring
+
+_measure_update, _sum_of_bits = (
+    compiling.jit(loop.py_func)
+    for loop in (measuring._measure_update, measuring._sum_of_bits)
+)
 
 
 def normal(*shape: int) -> Any:
@@ -33,7 +36,7 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
     sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
     table, total = np.full((3, 6), 7, np.float32), np.ones(3)
     expected = sums.sum(0).astype(np.float32)
-    kernels.add_update(sums, 3, table, 4, total)
+    measuring.add_up(sums, 3, table, 4, total)
     np.testing.assert_array_equal(table[:, 3:5], expected)
     np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
     np.testing.assert_array_equal(total, 1 + expected[:, 1].astype(np.float64))

@@ -9,61 +9,32 @@ The first half of the file consists of short loops over few arrays: the compiler
 so few arrays overlap, and vectorises the loops.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int8, int64, prange, types
+from numba import float32, float64, int64, prange, types
 from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
-from trajstore.tracking.backends.compiling import (
+from trajstore.tracking.backends.cpu.compiling import (
     compiled,
     compiled_in_threads,
     inlined,
     loop,
 )
-from trajstore.tracking.backends.memory import PAGE
+from trajstore.tracking.backends.cpu.views import (
+    codes_at,
+    floats_at,
+    part_of,
+    smaller,
+    words_at,
+)
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-
-def _pointer_to(element_type: Any) -> Callable[..., Any]:
-    """Return a function that turns an integer into a pointer to a number of this type."""
-    pointer = types.CPointer(element_type)
-
-    def infer_type(_context: Any, address: Any) -> Any:
-        return pointer(address), generate_code
-
-    def generate_code(
-        context: Any, builder: Any, _signature: Any, arguments: Any
-    ) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-    return cast("Callable[..., Any]", intrinsic(infer_type))
-
-
-_float32_at: Final = _pointer_to(float32)
-_int8_at: Final = _pointer_to(int8)
-
-
-@inlined
-def _elements(address: int, first: int, n: int) -> Floats:
-    """Return n elements of the tensor at an address, starting with the element `first`."""
-    whole: Floats = numba.carray(_float32_at(address), (first + n,))
-    return whole[first:]
-
-
-@inlined
-def _codes(address: int, first: int, n: int) -> npt.NDArray[np.int8]:
-    """Return n of the codes at an address, starting with the code `first`."""
-    whole: npt.NDArray[np.int8] = numba.carray(_int8_at(address), (first + n,))
-    return whole[first:]
 
 
 @loop
@@ -198,7 +169,7 @@ _BEFORE: Final = (
     *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
     *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
-    *(_FLOATS, _FOLDS, _FLOATS, _SUMS, _INTEGERS),
+    *(_FLOATS, _FOLDS, _FLOATS, _SUMS, _INTEGERS, _ROWS),
 )
 _AFTER: Final = (
     *(_INTEGERS, *_LAYOUT, _ROWS),
@@ -206,20 +177,17 @@ _AFTER: Final = (
 )
 
 
-@inlined
-def _buffer() -> Floats:
-    """Return memory for a block, which begins at the start of a page; see `memory.PAGE`."""
-    elements = np.empty(2 * BLOCK, np.float32)
-    first = (-elements.ctypes.data % PAGE) // 4
-    buffer: Floats = elements[first : first + BLOCK]
-    return buffer
+@loop
+def _clear(vector: Any) -> None:
+    """Set a vector to 0."""
+    for i in range(len(vector)):
+        vector[i] = 0
 
 
 @inlined
-def _measure_block_before(
+def _measure_block(
     gradient_address: int,
     parameter_address: int,
-    index_in_tensor: int,
     start: int,
     n: int,
     rows: Floats,
@@ -230,21 +198,22 @@ def _measure_block_before(
     basis_columns: Integers,
     update_sums: Doubles,
     update_columns: Integers,
+    part: int,
     layer: int,
 ) -> np.float32:
-    """Measure n elements, beginning with element `start` of the flat vector."""
-    # That element is element `index_in_tensor` of its tensor. Returns the gradient's |g|^2.
-    square = np.float32(0)
-    stop = start + n
-    gradient, displacement = rows[0, start:stop], rows[1, start:stop]
-    anchor = rows[2, start:stop]
-    parameter = _elements(parameter_address, index_in_tensor, n)
-    if len(update_sums) > 0:
+    """Measure the n elements at two addresses, from element `start` of the flat vector."""
+    # Returns |g|^2 of the gradient.
+    square, size = np.float32(0), rows.shape[1]
+    gradient = part_of(rows, start, n)
+    displacement = part_of(rows, size + start, n)
+    anchor = part_of(rows, 2 * size + start, n)
+    parameter = floats_at(parameter_address, n)
+    if update_sums.shape[1] > 0:
         u_u, u_a = _measure_update(parameter, anchor, displacement)
-        update_sums[layer, update_columns[0]] += u_u
-        update_sums[layer, update_columns[1]] += u_a
+        update_sums[part, layer, update_columns[0]] += u_u
+        update_sums[part, layer, update_columns[1]] += u_a
     if gradient_address == 0:
-        gradient[:] = 0
+        _clear(gradient)
         _subtract(parameter, anchor, displacement)
         gradient_product = np.float32(0)
         a_a, displacement_product = _products(displacement, anchor, displacement)
@@ -253,28 +222,30 @@ def _measure_block_before(
             _measure_vectors(
                 parameter,
                 anchor,
-                _elements(gradient_address, index_in_tensor, n),
+                floats_at(gradient_address, n),
                 gradient,
                 displacement,
             )
         )
-        sums[columns[0]] += g_previous
-        sums[columns[1]] += square
-        sums[columns[2]] += g_a
-    sums[columns[3]] += a_a
+        sums[part, layer, columns[0]] += g_previous
+        sums[part, layer, columns[1]] += square
+        sums[part, layer, columns[2]] += g_a
+    sums[part, layer, columns[3]] += a_a
+    n_codes = past.shape[1]
     for i in range(basis_columns.shape[1]):
         if i == 1:
-            vector[:] = 0
+            _clear(vector)
         if i > 0:
             # The anchor minus an earlier anchor is the sum of the codes between them.
-            for k in range((1 << i) >> 2, min((1 << i) >> 1, past.shape[1])):
-                scale = _elements(past[1, k], start // BLOCK, 1)[0]
-                _add_decoded(_codes(past[0, k], start, n), scale, vector)
+            for k in range((1 << i) >> 2, (1 << i) >> 1):
+                if k < n_codes:
+                    scale = floats_at(past[1, k] + 4 * (start // BLOCK), 1)[0]
+                    _add_decoded(codes_at(past[0, k] + start, n), scale, vector)
             gradient_product, displacement_product = _products(
-                gradient, displacement, vector[:n]
+                gradient, displacement, vector
             )
-        sums[basis_columns[0, i]] += gradient_product
-        sums[basis_columns[1, i]] += displacement_product
+        sums[part, layer, basis_columns[0, i]] += gradient_product
+        sums[part, layer, basis_columns[1, i]] += displacement_product
     return square
 
 
@@ -293,29 +264,32 @@ def _fold_block(
     folds: Floats,
     window_signs: Floats,
     window_folds: Floats,
+    part: int,
 ) -> None:
     """Fold neighbouring elements of a tensor, which may be in several rows of the fold."""
     # Element `start` of the flat vector has the place `place` in the vector that is folded.
-    stop = start + n_elements
+    stop, size = start + n_elements, rows.shape[1]
+    buckets, n_window_folds = folds.shape[2], window_folds.shape[1]
     while start < stop:
         row = place // width
         column = place - row * width
-        n = min(stop - start, width - column)
-        first = SHIFT * row + column
-        gradient, stop_column = rows[0, start : start + n], column + n
-        signs = sketch_columns[first : first + n]
-        weighted = folds[2, column:stop_column]
+        n = smaller(stop - start, width - column)
+        first, bucket = SHIFT * row + column, 3 * part * buckets + column
+        gradient = part_of(rows, start, n)
+        signs = part_of(sketch_columns, first, n)
+        weighted = part_of(folds, bucket + 2 * buckets, n)
         _fold(gradient, signs, row_signs[row] * weight, weighted)
         _fold_both(
             gradient,
-            rows[1, start : start + n],
-            probe_columns[first : first + n],
+            part_of(rows, size + start, n),
+            part_of(probe_columns, first, n),
             probe_signs[row],
-            folds[0, column:stop_column],
-            folds[1, column:stop_column],
+            part_of(folds, bucket, n),
+            part_of(folds, bucket + buckets, n),
         )
-        if len(window_folds) > 0:
-            total = window_folds[row % len(window_folds), column:stop_column]
+        if n_window_folds > 0:
+            i = part * n_window_folds + row % n_window_folds
+            total = part_of(window_folds, i * window_folds.shape[2] + column, n)
             _fold(gradient, signs, window_signs[row] * weight, total)
         start += n
         place += n
@@ -355,33 +329,40 @@ def measure_before(
     # the parameters; not measured if there are no layers
     update_sums: Doubles,
     update_columns: Integers,  # (product,): columns of `UPDATES` in `update_sums`
+    buffers: Floats,  # (part, `BLOCK`): memory for one block; overwritten
 ) -> None:
     """Measure gradients and parameters, and the last update, in the blocks of one part."""
-    vector = _buffer()
-    sums[part] = 0
-    update_sums[part] = 0
-    folds[part, :2, : min(width, BLOCK * len(layer_of_block))] = 0
+    buckets, n_blocks = folds.shape[2], len(layer_of_block)
+    filled = smaller(width, BLOCK * n_blocks)
+    n_sums, n_updates = sums.shape[1] * sums.shape[2], update_sums.shape[1] * 2
+    _clear(part_of(sums, part * n_sums, n_sums))
+    _clear(part_of(update_sums, part * n_updates, n_updates))
+    _clear(part_of(folds, 3 * part * buckets, filled))
+    _clear(part_of(folds, (3 * part + 1) * buckets, filled))
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
-    folds[part, 2] = 0
+    _clear(part_of(folds, (3 * part + 2) * buckets, buckets))
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - index_in_tensor)
-        energies[block] += _measure_block_before(
-            gradients[layer],
-            parameters[layer],
-            index_in_tensor,
+        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
+        gradient = gradients[layer]
+        if gradient != 0:
+            gradient += 4 * index_in_tensor
+        energies[block] += _measure_block(
+            gradient,
+            parameters[layer] + 4 * index_in_tensor,
             start,
             n,
             rows,
             past,
-            vector,
-            sums[part, layer],
+            part_of(buffers, part * BLOCK, n),
+            sums,
             columns,
             basis_columns,
-            update_sums[part],
+            update_sums,
             update_columns,
+            part,
             layer,
         )
         if width > 0:
@@ -396,9 +377,10 @@ def measure_before(
                 probe_signs,
                 row_signs,
                 weights[layer],
-                folds[part],
+                folds,
                 window_signs,
-                window_folds[part],
+                window_folds,
+                part,
             )
 
 
@@ -424,18 +406,21 @@ def measure_after(
 ) -> None:
     """Measure the update in the blocks of one part, after `measure_before` has run."""
     # Arguments without a comment are as in `measure_before`.
+    size = rows.shape[1]
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - index_in_tensor)
-        parameter = _elements(parameters[layer], index_in_tensor, n)
+        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
+        address = parameters[layer] + 4 * index_in_tensor
         u_u, u_a = _measure_update(
-            parameter, rows[2, start : start + n], rows[1, start : start + n]
+            floats_at(address, n),
+            part_of(rows, 2 * size + start, n),
+            part_of(rows, size + start, n),
         )
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
-        checks[part, layer] += _sum_of_bits(parameter.view(np.int32), index_in_tensor)
+        checks[part, layer] += _sum_of_bits(words_at(address, n), index_in_tensor)
 
 
 @compiled_in_threads(_INTEGERS, types.Tuple(_AFTER))
@@ -445,26 +430,20 @@ def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
         measure_after(part, bounds, *arguments)
 
 
-@compiled(_SUMS, int64, _ROWS)
-def add_up(sums: Doubles, first: int, table: Floats) -> None:
-    """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
-    # The first column is `first`. The totals overwrite part 0 of `sums`.
-    # Array expressions bring Numba's broadcasting along, which takes three seconds to compile.
-    for part in range(1, sums.shape[0]):
-        for layer in range(sums.shape[1]):
-            for column in range(sums.shape[2]):
-                sums[0, layer, column] += sums[part, layer, column]
-    for layer in range(sums.shape[1]):
-        for column in range(sums.shape[2]):
-            table[layer, first + column] = sums[0, layer, column]
-
-
 @compiled(_SUMS, int64, _ROWS, int64, float64[::1])
-def add_update(
+def add_up(
     sums: Doubles, first: int, table: Floats, grad_sq: int, energy: Doubles
 ) -> None:
-    """Do the same for an update, and add the column `grad_sq` to `energy`, (layer,)."""
-    add_up(sums, first, table)
+    """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
+    # The first column is `first`. Also adds the column `grad_sq` to `energy`, (layer,) or empty.
+    # Array expressions bring Numba's broadcasting along, which takes three seconds to compile.
+    n_parts, n_layers, n_columns = sums.shape
+    for layer in range(n_layers):
+        for column in range(n_columns):
+            total = sums[0, layer, column]
+            for part in range(1, n_parts):
+                total += sums[part, layer, column]
+            table[layer, first + column] = total
     for layer in range(len(energy)):
         energy[layer] += table[layer, grad_sq]
 
@@ -478,13 +457,14 @@ def subtract_anchor(
     rows: Floats,
 ) -> None:
     """Write the displacement to `rows`; the arguments are as in `measure_before`."""
+    size = rows.shape[1]
     for block in range(len(layer_of_block)):
         layer = layer_of_block[block]
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
-        n = min(BLOCK, sizes[layer] - index_in_tensor)
+        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
         _subtract(
-            _elements(parameters[layer], index_in_tensor, n),
-            rows[2, start : start + n],
-            rows[1, start : start + n],
+            floats_at(parameters[layer] + 4 * index_in_tensor, n),
+            part_of(rows, 2 * size + start, n),
+            part_of(rows, size + start, n),
         )
