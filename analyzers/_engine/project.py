@@ -16,9 +16,9 @@ from analyzers._engine.arrays.collisions import (
     find_collisions,
     no_collisions,
 )
-from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
+from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import spread, uneven_weights, window_total
+from analyzers._engine.energies import energy_sums, spread
 from analyzers._engine.fit import (
     Fit,
     fit_window,
@@ -29,7 +29,7 @@ from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
-from trajstore.format.layout import BLOCK
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 from trajstore.sketch.sketch import Decoded
@@ -39,9 +39,6 @@ Float32Array = npt.NDArray[np.float32]
 
 STEP_BYTES: Final = 128 << 20
 """Bytes of decoded sketches that a task holds."""
-
-FOLD_ROWS: Final = 8
-"""Rows of the fold whose energies are summed in one batch."""
 
 
 class ResidualSums(NamedTuple):
@@ -59,6 +56,13 @@ class ResidualSums(NamedTuple):
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
     overlap: FloatArray
+
+
+class Pieces(NamedTuple):
+    """Pieces of rows of the fold in which no layer begins or ends; rows are counted from 0."""
+
+    by_layer: list[tuple[int, int, slice]]  # (layer, row, columns), in order
+    by_part: dict[int, list[tuple[int, slice]]]  # (row, columns) by part
 
 
 class Projected(NamedTuple):
@@ -94,7 +98,8 @@ def project(
     inside = slice(
         elements.start - whole_blocks.start, elements.stop - whole_blocks.start
     )
-    projected, pieces = {}, segments(layout, whole_blocks)
+    projected, whole = {}, segments(layout, whole_blocks)
+    pieces = _cut_at_layers(run, rows, parts)
     # Buffers are allocated once: touching new memory costs more than the arithmetic.
     matrix = np.empty((rows.stop - rows.start, width), np.float32)
     buckets = np.empty((_steps_per_batch(run, by_window), width), np.float32)
@@ -106,7 +111,7 @@ def project(
                 fit = fitted[c]
             else:
                 [longest] = longest_steps(run, range(c, c + 1))
-                fit = fit_window(window_products(run, vectors, pieces), longest)
+                fit = fit_window(window_products(run, vectors, whole), longest)
             sums = write_residual(
                 run,
                 c,
@@ -115,10 +120,11 @@ def project(
                 rows,
                 fit,
                 parts=parts,
+                pieces=pieces,
                 out=matrix,
             )
             products = [
-                _estimates(run, rows, part, buckets, matrix, parts=parts)
+                _estimates(run, rows, part, buckets, matrix, parts=parts, pieces=pieces)
                 for part in slices(by_window[c], len(buckets))
             ]
             projected[c] = Projected(fit, np.concatenate(products), sums)
@@ -141,57 +147,32 @@ def write_residual(
     fit: Fit,
     *,
     parts: Parts,
+    pieces: Pieces,
     out: Float32Array,
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     fold = run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
-    pieces = _folded_pieces(run, rows, n)
+    folded = _folded_pieces(run, rows, n)
     flat = out.reshape(-1)
     flat[n:] = 0
-    _subtract_fit(vectors, pieces, fit, out=flat)
+    _subtract_fit(vectors, folded, fit, out=flat)
     residual_probes = _probe_rows(run, rows, out)
-    part_probes = _probe_parts(run, rows, out, parts=parts)
+    part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
     collisions = _collisions(run, vectors, out, parts=parts)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
-    for layer, _, place in pieces:
+    for layer, _, place in folded:
         flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
-    energies, uneven, window_sum = _energy_sums(run, window, steps, rows, out)
-    crowd = energies @ _gradient_densities(run, window, steps).T + uneven
-    energy = energies.sum(1)
-    probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    sums = energy, crowd.T, probes, part_probes, window_sum
-    return ResidualSums(*sums, *collisions)
-
-
-def _energy_sums(
-    run: Run, window: int, steps: slice, rows: slice, matrix: Float32Array
-) -> tuple[Any, FloatArray, FloatArray]:
-    """Return sums over a vector whose signed fold rows are `matrix`."""
-    # These are its energies by layer and interval, (layer, interval); what uneven energies of the
-    # gradients add to its crowding, (layer, step) or zeros; and `ResidualSums.window_sum`.
-    places = run.stored.folded_offsets, run.layout.sizes
     found = spread(run, window, steps)
-    uneven = None if found is None else uneven_weights(run, found)
-    total = None if found is None else window_total(run, window, found)
-    energies: Any = 0
-    extra = np.zeros(len(run.layout.sizes))
-    window_sum = np.full((2, len(extra)), np.nan if total is None else 0.0)
-    for i in range(0, len(matrix), FOLD_ROWS):
-        part, first = matrix[i : i + FOLD_ROWS], rows.start + i
-        squares = np.square(part)
-        energies = energies + bucket_energies(squares, first, *places)
-        if uneven is not None:
-            terms = squares * uneven.of_rows(first, len(part))
-            extra += bucket_energies(terms, first, *places).sum(1)
-        if total is not None:
-            terms = part * total.of_rows(first, len(part))
-            window_sum[0] += bucket_energies(terms, first, *places).sum(1)
-            terms = squares * total.weights.of_rows(first, len(part))
-            window_sum[1] += bucket_energies(terms, first, *places).sum(1)
-    by_step = np.zeros((1, 1)) if found is None else extra[:, None] * found.steps
-    return energies, by_step, window_sum
+    energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
+    crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
+    if found is not None:
+        crowd += energies.uneven[:, None] * found.steps
+    energy = energies.by_interval.sum(1)
+    probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
+    sums = energy, crowd.T, probes, part_probes, energies.window_sum
+    return ResidualSums(*sums, *collisions)
 
 
 def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
@@ -254,20 +235,23 @@ def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
 
 
 def _probe_parts(
-    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts
+    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts, pieces: Pieces
 ) -> FloatArray:
     """Return the probes of each part, (part, probe), or (0, probe) for a single part."""
     probes = run.stored.probes
     shape = (parts.count if parts.count > 1 else 0, probes.count)
     result = np.zeros(shape, np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
-    by_part = _pieces_by_part(run, rows, parts) if parts.count > 1 else {}
-    for i, pieces in by_part.items():
-        folded = np.zeros(probes.fold.width, np.float32)
-        for row, columns in pieces:
+    folded = np.zeros(probes.fold.width, np.float32)
+    for i, places in pieces.by_part.items() if parts.count > 1 else ():
+        first = min(columns.start for _, columns in places)
+        buckets = slice(first, max(columns.stop for _, columns in places))
+        for row, columns in places:
             signed = matrix[row, columns] * column_signs[row, columns]
-            folded[columns] += row_signs[row] * signed
-        result[i] = probes.of_folded(folded)
+            signed *= row_signs[row]
+            folded[columns] += signed
+        result[i] = probes.of_folded(folded, buckets)
+        folded[buckets] = 0
     return result
 
 
@@ -284,9 +268,17 @@ def _collisions(
         residual[0],
         probes.probe_of_bucket,
         np.repeat(parts.of_layer, layout.sizes),
+        block=_blocks(layout),
         n_probes=probes.count,
         n_layers=parts.count if parts.count > 1 else 0,
     )
+
+
+def _blocks(layout: Layout) -> npt.NDArray[np.int64]:
+    """Return the block of every element of a packed vector, (element,)."""
+    starts = layout.offsets // BLOCK
+    own = [np.arange(size) // BLOCK for size in layout.sizes]
+    return np.concatenate([s + b for s, b in zip(starts, own, strict=True)])
 
 
 def _probe_end(
@@ -313,6 +305,7 @@ def _estimates(
     residual: Float32Array,
     *,
     parts: Parts,
+    pieces: Pieces,
 ) -> FloatArray:
     """Decode the sketches of `steps` in a buffer, and `contract` them with the residual."""
     signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
@@ -327,15 +320,25 @@ def _estimates(
         scales = (scales / factors).astype(np.float32)
     numbers = run.stored.sign_numbers[steps]
     decoded = run.stored.sketch.decode(
-        signs, scales, numbers, out=buffer[: len(numbers)]
+        signs,
+        scales,
+        numbers,
+        out=buffer[: len(numbers)],
+        n_sketches=run.n_steps,
     )
-    estimates = contract(run, rows, decoded, residual, parts=parts)
+    estimates = contract(run, rows, decoded, residual, parts=parts, pieces=pieces)
     estimates *= factors
     return estimates
 
 
 def contract(
-    run: Run, rows: slice, decoded: Decoded, residual: Float32Array, *, parts: Parts
+    run: Run,
+    rows: slice,
+    decoded: Decoded,
+    residual: Float32Array,
+    *,
+    parts: Parts,
+    pieces: Pieces,
 ) -> FloatArray:
     """Estimate <g, v_perp> over `rows` of the fold, float64 (step, part)."""
     row_signs = decoded.row_signs[:, rows]
@@ -346,14 +349,14 @@ def contract(
         if parts.count == 1:
             return total
     all_columns = slice(0, run.stored.sketch.fold.width)
-    for i, pieces in _pieces_by_part(run, rows, parts).items():
+    for i, places in pieces.by_part.items():
         if i == parts.largest and not parts.are_layers:
             continue
-        whole_rows = [row for row, columns in pieces if columns == all_columns]
+        whole_rows = [row for row, columns in places if columns == all_columns]
         if whole_rows:
             products = decoded.buckets @ residual[whole_rows].T
             total[:, i] += (products * row_signs[:, whole_rows]).sum(1)
-        for row, columns in pieces:
+        for row, columns in places:
             if row not in whole_rows:
                 part = decoded.buckets[:, columns] @ residual[row, columns]
                 total[:, i] += part * row_signs[:, row]
@@ -364,20 +367,11 @@ def contract(
     return total
 
 
-def _pieces_by_part(
-    run: Run, rows: slice, parts: Parts
-) -> dict[int, list[tuple[int, slice]]]:
-    """Cut `rows` of the fold at layer borders; return pieces (row, columns) by part."""
-    layout, width = run.layout, run.stored.sketch.fold.width
-    first, last = rows.start * width, rows.stop * width
-    pieces: dict[int, list[tuple[int, slice]]] = {}
-    for i, offset, size in zip(
-        parts.of_layer, run.stored.folded_offsets, layout.sizes, strict=True
-    ):
-        start, stop = max(int(offset), first), min(int(offset + size), last)
-        while start < stop:
-            row, column = divmod(start - first, width)
-            end = min(stop - start + column, width)
-            pieces.setdefault(int(i), []).append((row, slice(column, end)))
-            start += end - column
-    return pieces
+def _cut_at_layers(run: Run, rows: slice, parts: Parts) -> Pieces:
+    """Cut `rows` of the fold at the borders of layers."""
+    places = run.stored.folded_offsets, run.layout.sizes
+    by_layer = layer_pieces(rows, *places, run.stored.sketch.fold.width)
+    by_part: dict[int, list[tuple[int, slice]]] = {}
+    for layer, row, columns in by_layer:
+        by_part.setdefault(int(parts.of_layer[layer]), []).append((row, columns))
+    return Pieces(by_layer, by_part)

@@ -16,9 +16,11 @@ from bokeh.resources import Resources
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from threadpoolctl import threadpool_limits
 
+from analyzers._execution.results import threads_without_client
 from analyzers.comparison.path_pca import path_pca
 from analyzers.explorer.contents.conditions import Conditions, conditions_of
 from analyzers.explorer.contents.curves import (
+    STEP_COLUMNS,
     Columns,
     GeometryCurves,
     geometry_curves,
@@ -51,7 +53,7 @@ MAX_TARGETS: Final = 8
 MAP_STEPS: Final = 120
 """Number of iterates between the stored ones on the map, for the longest run."""
 
-ASSETS: Final = ("page.html", "page.css", "page.js")
+ASSETS: Final = ("page.html", "page.css", "axes.js", "page.js")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +70,13 @@ class Contents:
     distances: Mapping[str, Any] | None
 
 
+@threads_without_client()
 def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     """Read everything that a page of runs shows; runs must have steps."""
     shown = show_runs(runs)
     stored = {run.key: stored_geometries(run.run)[:MAX_TARGETS] for run in shown}
     n_targets = sum(len(found) for found in stored.values()) + len(shown)
-    most = max(500, STEP_BYTES // (11 * 4 * max(1, n_targets)))
+    most = max(500, STEP_BYTES // (STEP_COLUMNS * 4 * max(1, n_targets)))
     curves: dict[str, list[GeometryCurves]] = {}
     scalars, nulls = {}, {}
     for run in shown:
@@ -97,6 +100,7 @@ def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     )
 
 
+@threads_without_client()
 def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
     """Return the principal components of runs of one architecture, None for other runs."""
     try:
@@ -179,7 +183,7 @@ def fill_document(
         config=config,
         page_title=title,
         css=asset("page.css"),
-        js=asset("page.js"),
+        js=asset("axes.js") + asset("page.js"),
         runs=config["runs"],
         panels=facts["panels"],
         has_map=contents.pca is not None,

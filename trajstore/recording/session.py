@@ -22,6 +22,7 @@ from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
     as_optimizers,
+    check_groups,
     checksum,
     group_names,
     named_tensors,
@@ -32,7 +33,6 @@ from trajstore.recording.resume import (
     Position,
     Resumption,
     as_recorded,
-    check_groups,
     check_state,
     first_step,
     make_state,
@@ -98,17 +98,27 @@ class Session:
         is_double = group is None and any(
             p.dtype == torch.float64 for p in parameters.values()
         )
-        spec = options.run_spec(layout, self.optimizers, is_double=is_double)
+        self.device = next(t.device for t in tensors if t is not None)
+        measures_on = torch.device("cpu") if options.offload else self.device
+        spec = options.run_spec(
+            layout,
+            self.optimizers,
+            is_double=is_double,
+            is_wide=measures_on.type == "cpu",
+        )
         if options.resume and self._placement.is_first:
-            spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
+            spec = as_recorded(
+                path,
+                spec,
+                sketch_bits=options.sketch_bits,
+                has_windows=options.reference_every is not None,
+            )
         self.spec = self._placement.broadcast(spec)
         self.recorded = Recorded(
             partial(named_tensors, model),
             group_names(parameters, self.optimizers),
             checksum(parameters.values()),
         )
-        self.device = next(t.device for t in tensors if t is not None)
-        measures_on = torch.device("cpu") if options.offload else self.device
         state = self._checked_state(options.resume)
         own_step = self._placement.is_first and first_step(
             options.resume, options.step, state
@@ -134,8 +144,10 @@ class Session:
             with signals_wait(str(path)):
                 self.background.close(self._give_up)
             raise
-        self.resume_warnings = [w for w in (unrecorded, warning) if w is not None]
         self._snapshots = set(self.start.snapshots)
+        for message in (unrecorded, warning):
+            if message is not None:
+                warn_user(message)
 
     def _give_up(self) -> None:
         """Close a store that was opened in vain."""
@@ -226,10 +238,7 @@ class Session:
         resumption = Resumption(Position())
         if self.options.resume:
             self._recover(writer)
-            windows = self.options.windows()
-            resumption = rewind(
-                writer, spec=self.spec, windows=windows, step=step, state=state
-            )
+            resumption = rewind(writer, spec=self.spec, step=step, state=state)
         # A snapshot taken at the step of the checkpoint may be taken again.
         taken = writer.snapshots
         return resumption._replace(
@@ -265,12 +274,12 @@ class Session:
     @property
     def range_message(self) -> str | None:
         """A warning of gradients that leave the range of float32, if there were any."""
-        if self.queue is None or not (n := self.queue.n_without_squares):
+        if self.queue is None or not (n := self.queue.n_out_of_range):
             return None
         return (
-            f"The norms of {n} gradients are NaN, because float32 cannot hold their squares: they "
-            "are smaller than 1e-19 or larger than 1e19. Their sketches are lost as well. Scale "
-            "the loss, or record with float64=True."
+            f"{n} gradients left the range of float32: their sketches are NaN, and on "
+            "accelerators their norms. Gradients of 1e-32 to 1e34 are recorded on CPUs, and of "
+            "1e-19 to 1e19 elsewhere. Scale the loss, or record with float64=True."
         )
 
     def flush(self) -> None:

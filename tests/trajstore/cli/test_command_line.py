@@ -12,6 +12,7 @@ import pytest
 from analyzers.cli import COMMANDS as ANALYSES
 from trajstore.cli.command_line import EXTRAS, Command, run_command_line
 from trajstore.cli.main import COMMANDS as STORE_COMMANDS
+from trajstore.cli.main import main
 from trajstore.format.run_spec import SchemaError
 
 
@@ -25,6 +26,7 @@ def run_with(
     monkeypatch: pytest.MonkeyPatch,
     commands: dict[str, Callable[..., None]],
     *arguments: str,
+    prog: str = "tool",
 ) -> None:
     module = ModuleType("tried_commands")
     for name, command in commands.items():
@@ -32,7 +34,7 @@ def run_with(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("sys.argv", ["tool", *arguments])
     table = {name: Command(f"tried_commands:{name}", "Try.") for name in commands}
-    run_command_line(table, prog="tool", description="Try commands.")
+    run_command_line(table, prog=prog, description="Try commands.")
 
 
 def failing_with(error: Exception) -> Callable[[], None]:
@@ -105,6 +107,34 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         f'pip install "trajstore[{extra}]"\n'
     )
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("prog", "extra"), [("traj-train", "train"), ("traj-analyze", "analyze")]
+)
+def test_the_extra_of_the_script_is_named(
+    prog: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    error = ModuleNotFoundError("no such module", name="scipy")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        run_with(monkeypatch, {"fail": failing_with(error)}, "fail", prog=prog)
+    assert f"[{extra}]" in capsys.readouterr().err
+
+
+def test_a_message_that_names_the_installation_is_printed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setattr("sys.argv", ["traj-store", "info", "s3://bucket/run.zarr"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main()
+    assert capsys.readouterr().err == (
+        "traj-store: Stores at s3:// need the package obstore, which is not installed. "
+        'Run\npip install "trajstore[remote]"\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from numba import float32, int32, int64, uint8, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.levels import GUIDED, N_CELLS
+from trajstore.sketch.onebit import LEAST_SCALE
 from trajstore.tracking.backends.cpu.compiling import (
     compiled,
     compiled_when_called,
@@ -25,6 +26,9 @@ from trajstore.tracking.backends.cpu.views import address_of, part_of
 Floats = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.int32]
 
+LEAST_ENERGY: Final = 1e-33
+"""Sums of up to 2^16 squares that are larger have not lost digits in float32."""
+
 _FLOATS = float32[::1]
 
 
@@ -36,6 +40,33 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
         energy += a[i] * a[i]
         magnitude += abs(a[i])
     return energy, magnitude
+
+
+@loop
+def _energy_in_doubles(a: Floats) -> np.float64:
+    """Return |a|^2, computed in float64."""
+    energy = np.float64(0)
+    for i in range(len(a)):
+        energy += np.float64(a[i]) * np.float64(a[i])
+    return energy
+
+
+@inlined
+def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
+    """Return `_norms`, with |a|^2 in float64 where that leaves the range of float32."""
+    energy, magnitude = _norms(a)
+    if LEAST_ENERGY < energy < np.inf or magnitude == 0:
+        return np.float64(energy), magnitude
+    return _energy_in_doubles(a), magnitude
+
+
+@inlined
+def _scale(energy: np.float64, product: np.float32) -> np.float64:
+    """Return the scale of a code, NaN if its numbers are too small or too large for float32."""
+    if energy == 0:
+        return np.float64(0)
+    scale = energy / np.float64(product)
+    return scale if scale >= LEAST_SCALE else np.float64(np.nan)
 
 
 def _gather_bits(_context: Any, _address: Any, _target: Any) -> Any:
@@ -82,8 +113,9 @@ def code_signs(
     """Code numbers with one bit each, as `trajstore.sketch.onebit` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
-        energy, magnitude = _norms(part_of(numbers, i * block, block))
-        scales[i] = energy / magnitude if magnitude != 0 else 0
+        part = part_of(numbers, i * block, block)
+        energy, magnitude = _energy_and_magnitude(part)
+        scales[i] = _scale(energy, magnitude)
     _pack(numbers, code)
 
 
@@ -175,10 +207,10 @@ def code_levels(
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
         found_here = part_of(found, i * block, block)
-        energy, _ = _norms(part)
+        energy, _ = _energy_and_magnitude(part)
         inverse = np.float32(1)
         if energy != 0:
-            inverse = np.float32(1) / np.float32(math.sqrt(energy / np.float32(block)))
+            inverse = np.float32(1 / math.sqrt(energy / block))
         if bits == 2:
             _find_levels_of_2_bits(part, inverse, borders, found_here)
         elif bits == 4:
@@ -186,5 +218,5 @@ def code_levels(
         else:
             _find_levels_from_guide(part, inverse, guide, found_here)
         product = _product_with_levels(part, levels, found_here)
-        scales[i] = energy / product if energy != 0 else 0
+        scales[i] = _scale(energy, product)
     _pack_levels(found, bits, code)

@@ -5,8 +5,7 @@ these operations would also take longer than the arithmetic. The loops in this m
 of `trajstore.format.layout.BLOCK` elements once, and use it for all products and folds. The
 results equal the results of `eager` up to rounding.
 
-The first half of the file consists of short loops over few arrays: the compiler can rule out that
-so few arrays overlap, and vectorises the loops.
+`block_loops` has the loops over the elements of a block.
 """
 
 from typing import Any, Final
@@ -14,15 +13,27 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from numba import float32, float64, int64, prange, types
-from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
+from trajstore.tracking.backends.cpu.block_loops import (
+    LEAST_SUM,
+    add_decoded,
+    clear,
+    fold_both,
+    fold_vector,
+    in_range,
+    measure_vectors,
+    product_in_doubles,
+    products,
+    subtract,
+    sum_of_bits,
+    update_products,
+)
 from trajstore.tracking.backends.cpu.compiling import (
     compiled,
     compiled_in_threads,
     inlined,
-    loop,
 )
 from trajstore.tracking.backends.cpu.views import (
     codes_at,
@@ -37,119 +48,6 @@ Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@loop
-def _subtract(a: Floats, b: Floats, out: Floats) -> None:
-    """Set `out` to a - b."""
-    for i in range(len(a)):
-        out[i] = a[i] - b[i]
-
-
-@loop
-def _products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
-    """Return <a, c> and <b, c>."""
-    first = second = np.float32(0)
-    for i in range(len(c)):
-        first += a[i] * c[i]
-        second += b[i] * c[i]
-    return first, second
-
-
-def _subtraction(_context: Any, _a: Any, _b: Any) -> Any:
-    """Return a - b; the compiler does not reorder this operation."""
-
-    def generate_code(
-        _context: Any, builder: Any, _signature: Any, arguments: Any
-    ) -> Any:
-        # Numba adds flags that permit reordering to operations without flags only.
-        return builder.fsub(*arguments, flags=("nsz",))
-
-    return float32(float32, float32), generate_code
-
-
-_difference: Final = intrinsic(_subtraction)
-
-
-@loop
-def _measure_update(
-    parameter: Floats, anchor: Floats, displacement: Floats
-) -> tuple[np.float32, np.float32]:
-    """Return <u, u> and <u, a> of the update u since the displacement was a."""
-    square = product = np.float32(0)
-    for i in range(len(parameter)):
-        # Near the anchor r, x - r is exact, and so is the difference of two displacements.
-        u = _difference(_difference(parameter[i], anchor[i]), displacement[i])
-        square += u * u
-        product += u * displacement[i]
-    return square, product
-
-
-@loop
-def _measure_vectors(
-    parameter: Floats,
-    anchor: Floats,
-    gradient: Floats,
-    previous: Floats,
-    displacement: Floats,
-) -> tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]:
-    """Set `displacement`, replace the previous gradient, and return their inner products."""
-    # The products: the gradient with the previous one, itself, the displacement and the anchor;
-    # the displacement with itself and the anchor.
-    g_previous = g_g = g_a = g_r = a_a = a_r = np.float32(0)
-    for i in range(len(parameter)):
-        g, r = gradient[i], anchor[i]
-        a = parameter[i] - r
-        g_previous += g * previous[i]
-        g_g += g * g
-        g_a += g * a
-        g_r += g * r
-        a_a += a * a
-        a_r += a * r
-        displacement[i] = a
-        previous[i] = g
-    return g_previous, g_g, g_a, g_r, a_a, a_r
-
-
-@loop
-def _add_decoded(
-    codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats
-) -> None:
-    """Decode the codes of one block, as `trajstore.sketch.deltas` does, and add the result."""
-    for i in range(len(codes)):
-        vector[i] += np.float32(codes[i]) * scale
-
-
-@loop
-def _sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
-    """Return a checksum that depends on the words and on their places in a tensor."""
-    total = np.int64(0)
-    for i in range(len(words)):
-        total += np.int64(words[i]) * (2 * (place + i) + 1)
-    return total
-
-
-@loop
-def _fold(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
-    """Add a vector times column signs and a row sign to a fold."""
-    for i in range(len(signs)):
-        out[i] += sign * signs[i] * vector[i]
-
-
-@loop
-def _fold_both(
-    gradient: Floats,
-    displacement: Floats,
-    signs: Floats,
-    row_sign: np.float32,
-    gradient_fold: Floats,
-    displacement_fold: Floats,
-) -> None:
-    """Do the same for two vectors and their folds, with the same signs."""
-    for i in range(len(signs)):
-        sign = row_sign * signs[i]
-        gradient_fold[i] += sign * gradient[i]
-        displacement_fold[i] += sign * displacement[i]
-
-
 # `measure_before` and `measure_after` receive the columns of the sums in the order of these names;
 # see `trajstore.format.arrays.table_columns`.
 PRODUCTS: Final = (
@@ -161,7 +59,11 @@ PRODUCTS: Final = (
 BASIS_PRODUCTS: Final = ("grad_dot_basis", "displacement_dot_basis")
 UPDATES: Final = ("update_sq", "update_dot_displacement")
 
+CAREFUL: Final = 1e-20, 1e30
+"""Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
+
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
+_TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 # `offsets`, `sizes` and `layer_of_block` of `trajstore.format.layout.Layout`.
 _LAYOUT: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
@@ -169,19 +71,12 @@ _BEFORE: Final = (
     *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
     *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
-    *(_FLOATS, _FOLDS, _FLOATS, _SUMS, _INTEGERS, _ROWS),
+    *(_FLOATS, _FOLDS, _FLOATS, _FLOATS, _SUMS, _INTEGERS, _ROWS),
 )
 _AFTER: Final = (
     *(_INTEGERS, *_LAYOUT, _ROWS),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
 )
-
-
-@loop
-def _clear(vector: Any) -> None:
-    """Set a vector to 0."""
-    for i in range(len(vector)):
-        vector[i] = 0
 
 
 @inlined
@@ -200,52 +95,63 @@ def _measure_block(
     update_columns: Integers,
     part: int,
     layer: int,
-) -> np.float32:
+    last_square: np.float32,
+) -> np.float64:
     """Measure the n elements at two addresses, from element `start` of the flat vector."""
     # Returns |g|^2 of the gradient.
-    square, size = np.float32(0), rows.shape[1]
+    square, size = np.float64(0), rows.shape[1]
     gradient = part_of(rows, start, n)
     displacement = part_of(rows, size + start, n)
     anchor = part_of(rows, 2 * size + start, n)
     parameter = floats_at(parameter_address, n)
     if update_sums.shape[1] > 0:
-        u_u, u_a = _measure_update(parameter, anchor, displacement)
+        u_u, u_a = update_products(parameter, anchor, displacement)
         update_sums[part, layer, update_columns[0]] += u_u
         update_sums[part, layer, update_columns[1]] += u_a
     if gradient_address == 0:
-        _clear(gradient)
-        _subtract(parameter, anchor, displacement)
+        clear(gradient)
+        subtract(parameter, anchor, displacement)
         gradient_product = np.float32(0)
-        a_a, displacement_product = _products(displacement, anchor, displacement)
+        a_a, displacement_product = products(displacement, anchor, displacement)
     else:
-        g_previous, square, g_a, gradient_product, a_a, displacement_product = (
-            _measure_vectors(
-                parameter,
-                anchor,
-                floats_at(gradient_address, n),
-                gradient,
-                displacement,
-            )
+        new = floats_at(gradient_address, n)
+        is_plain = last_square == 0 or CAREFUL[0] < last_square < CAREFUL[1]
+        exact = np.float64(0)
+        if not is_plain:
+            # The next loop replaces the last gradient.
+            exact = product_in_doubles(new, gradient)
+        g_previous, g_g, g_a, gradient_product, a_a, displacement_product = (
+            measure_vectors(parameter, anchor, new, gradient, displacement)
         )
-        sums[part, layer, columns[0]] += g_previous
+        square = in_range(g_g, gradient, gradient)
+        if is_plain:
+            # After such a jump of the gradient, the product has lost its digits.
+            is_lost = 0 < square * last_square < LEAST_SUM**2
+            exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
+        sums[part, layer, columns[0]] += exact
         sums[part, layer, columns[1]] += square
-        sums[part, layer, columns[2]] += g_a
-    sums[part, layer, columns[3]] += a_a
-    n_codes = past.shape[1]
+        sums[part, layer, columns[2]] += in_range(g_a, gradient, displacement)
+    sums[part, layer, columns[3]] += in_range(a_a, displacement, displacement)
+    n_codes, other = past.shape[1], anchor
     for i in range(basis_columns.shape[1]):
         if i == 1:
-            _clear(vector)
+            if n_codes == 0:
+                # In the first window all displacements from earlier anchors are 0.
+                break
+            clear(vector)
+            other = vector
         if i > 0:
             # The anchor minus an earlier anchor is the sum of the codes between them.
-            for k in range((1 << i) >> 2, (1 << i) >> 1):
-                if k < n_codes:
-                    scale = floats_at(past[1, k] + 4 * (start // BLOCK), 1)[0]
-                    _add_decoded(codes_at(past[0, k] + start, n), scale, vector)
-            gradient_product, displacement_product = _products(
+            for k in range((1 << i) >> 2, smaller((1 << i) >> 1, n_codes)):
+                scale = floats_at(past[1, k] + 4 * (start // BLOCK), 1)[0]
+                add_decoded(codes_at(past[0, k] + start, n), scale, vector)
+            gradient_product, displacement_product = products(
                 gradient, displacement, vector
             )
-        sums[part, layer, basis_columns[0, i]] += gradient_product
-        sums[part, layer, basis_columns[1, i]] += displacement_product
+        first = in_range(gradient_product, gradient, other)
+        second = in_range(displacement_product, displacement, other)
+        sums[part, layer, basis_columns[0, i]] += first
+        sums[part, layer, basis_columns[1, i]] += second
     return square
 
 
@@ -278,8 +184,8 @@ def _fold_block(
         gradient = part_of(rows, start, n)
         signs = part_of(sketch_columns, first, n)
         weighted = part_of(folds, bucket + 2 * buckets, n)
-        _fold(gradient, signs, row_signs[row] * weight, weighted)
-        _fold_both(
+        fold_vector(gradient, signs, row_signs[row] * weight, weighted)
+        fold_both(
             gradient,
             part_of(rows, size + start, n),
             part_of(probe_columns, first, n),
@@ -290,7 +196,7 @@ def _fold_block(
         if n_window_folds > 0:
             i = part * n_window_folds + row % n_window_folds
             total = part_of(window_folds, i * window_folds.shape[2] + column, n)
-            _fold(gradient, signs, window_signs[row] * weight, total)
+            fold_vector(gradient, signs, window_signs[row] * weight, total)
         start += n
         place += n
 
@@ -325,6 +231,8 @@ def measure_before(
     # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
     window_folds: Floats,
     energies: Floats,  # (block,): |g|^2 of every block is added to it
+    # (block,): |g|^2 of every block in the last step, NaN where float32 cannot hold it; overwritten
+    squares: Floats,
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
     update_sums: Doubles,
@@ -335,12 +243,12 @@ def measure_before(
     buckets, n_blocks = folds.shape[2], len(layer_of_block)
     filled = smaller(width, BLOCK * n_blocks)
     n_sums, n_updates = sums.shape[1] * sums.shape[2], update_sums.shape[1] * 2
-    _clear(part_of(sums, part * n_sums, n_sums))
-    _clear(part_of(update_sums, part * n_updates, n_updates))
-    _clear(part_of(folds, 3 * part * buckets, filled))
-    _clear(part_of(folds, (3 * part + 1) * buckets, filled))
+    clear(part_of(sums, part * n_sums, n_sums))
+    clear(part_of(update_sums, part * n_updates, n_updates))
+    clear(part_of(folds, 3 * part * buckets, filled))
+    clear(part_of(folds, (3 * part + 1) * buckets, filled))
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
-    _clear(part_of(folds, (3 * part + 2) * buckets, buckets))
+    clear(part_of(folds, (3 * part + 2) * buckets, buckets))
     for block in range(bounds[part], bounds[part + 1]):
         layer = layer_of_block[block]
         start = block * BLOCK
@@ -349,7 +257,7 @@ def measure_before(
         gradient = gradients[layer]
         if gradient != 0:
             gradient += 4 * index_in_tensor
-        energies[block] += _measure_block(
+        square = _measure_block(
             gradient,
             parameters[layer] + 4 * index_in_tensor,
             start,
@@ -364,7 +272,11 @@ def measure_before(
             update_columns,
             part,
             layer,
+            squares[block],
         )
+        energies[block] += np.float32(square)
+        is_held = square == 0 or CAREFUL[0] < square < CAREFUL[1]
+        squares[block] = np.float32(square) if is_held else np.float32(np.nan)
         if width > 0:
             _fold_block(
                 start,
@@ -413,14 +325,14 @@ def measure_after(
         index_in_tensor = start - offsets[layer]
         n = smaller(BLOCK, sizes[layer] - index_in_tensor)
         address = parameters[layer] + 4 * index_in_tensor
-        u_u, u_a = _measure_update(
+        u_u, u_a = update_products(
             floats_at(address, n),
             part_of(rows, 2 * size + start, n),
             part_of(rows, size + start, n),
         )
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
-        checks[part, layer] += _sum_of_bits(words_at(address, n), index_in_tensor)
+        checks[part, layer] += sum_of_bits(words_at(address, n), index_in_tensor)
 
 
 @compiled_in_threads(_INTEGERS, types.Tuple(_AFTER))
@@ -430,13 +342,12 @@ def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
         measure_after(part, bounds, *arguments)
 
 
-@compiled(_SUMS, int64, _ROWS, int64, float64[::1])
+@compiled(_SUMS, int64, _TABLE, int64, float64[::1])
 def add_up(
-    sums: Doubles, first: int, table: Floats, grad_sq: int, energy: Doubles
+    sums: Doubles, first: int, table: Doubles, grad_sq: int, energy: Doubles
 ) -> None:
     """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
     # The first column is `first`. Also adds the column `grad_sq` to `energy`, (layer,) or empty.
-    # Array expressions bring Numba's broadcasting along, which takes three seconds to compile.
     n_parts, n_layers, n_columns = sums.shape
     for layer in range(n_layers):
         for column in range(n_columns):
@@ -445,7 +356,8 @@ def add_up(
                 total += sums[part, layer, column]
             table[layer, first + column] = total
     for layer in range(len(energy)):
-        energy[layer] += table[layer, grad_sq]
+        # As resuming finds it in the store.
+        energy[layer] += np.float32(table[layer, grad_sq])
 
 
 @compiled(_INTEGERS, *_LAYOUT, _ROWS)
@@ -463,7 +375,7 @@ def subtract_anchor(
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
         n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        _subtract(
+        subtract(
             floats_at(parameters[layer] + 4 * index_in_tensor, n),
             part_of(rows, 2 * size + start, n),
             part_of(rows, size + start, n),

@@ -14,6 +14,7 @@ from numba import float32, int64, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
+from trajstore.tracking.backends.cpu.block_loops import clear, fold_vector
 from trajstore.tracking.backends.cpu.compiling import compiled, inlined, loop
 from trajstore.tracking.backends.cpu.views import address_of, part_of, smaller
 
@@ -23,13 +24,6 @@ _LANES: Final = 16
 """Number of elements in a vector register, for loops that are written with LLVM vectors."""
 
 _FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
-
-
-@loop
-def _fold_vector(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
-    """Add a vector times column signs and a row sign to a fold."""
-    for i in range(len(vector)):
-        out[i] += sign * signs[i] * vector[i]
 
 
 @loop
@@ -44,13 +38,6 @@ def _add(a: Floats, out: Floats) -> None:
     """Add a to `out`."""
     for i in range(len(a)):
         out[i] += a[i]
-
-
-@loop
-def _clear(vector: Floats) -> None:
-    """Set a vector to 0."""
-    for i in range(len(vector)):
-        vector[i] = 0
 
 
 @loop
@@ -248,7 +235,7 @@ def fold(
         n = smaller(width, size - start)
         if n > 0:
             signs = part_of(columns, SHIFT * row, n)
-            _fold_vector(part_of(vector, start, n), signs, row_signs[row], out)
+            fold_vector(part_of(vector, start, n), signs, row_signs[row], out)
 
 
 @compiled(uint64, uint64, uint64, _FLOATS)
@@ -276,7 +263,7 @@ def probe(
 ) -> None:
     """Compute probes from first folds, as described in `trajstore.sketch.probes`."""
     buckets, n_vectors, length = folds.shape[2], out.shape[0], out.shape[1]
-    _clear(part_of(out, 0, n_vectors * length))
+    clear(part_of(out, 0, n_vectors * length))
     for part in range(folds.shape[0]):
         for vector in range(n_vectors):
             fold_start = (part * folds.shape[1] + vector) * buckets
