@@ -322,10 +322,9 @@ class StepRecorder:
 
     def _amendment(self) -> dict[str, Scalar]:
         """Return the scalars that were logged after the last step, and that its row lacks."""
-        if self.position.step == 0:
-            return {}
         recorded = self._last_names or ()
-        return {n: v for n, v in self._pending.items() if n not in recorded}
+        logged = self._pending if self.position.step else {}
+        return {n: v for n, v in logged.items() if n not in recorded}
 
     def _end_windows(self) -> int:
         """Return the number of windows of a recording that is about to be closed."""
