@@ -6,12 +6,16 @@ turn such energies into variances of products, in time and memory that are linea
 of blocks and buckets.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.crowding import bucket_borders, bucket_densities
+from analyzers._engine.arrays.crowding import (
+    bucket_borders,
+    bucket_densities,
+    bucket_energies,
+)
 from analyzers._engine.tables import read_tables, sketch_weights
 from trajstore.format.arrays import SUM_SCALES
 from trajstore.format.layout import BLOCK
@@ -20,6 +24,9 @@ from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
+
+FOLD_ROWS: Final = 8
+"""Rows of the fold whose energies are summed in one batch."""
 
 
 class Spread(NamedTuple):
@@ -120,6 +127,50 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
     coded = CODE_VARIANCE / m * energies
     return Weights(FOLD_VARIANCE * np.stack(folded) + coded[:, None], density)
+
+
+def displacement_products(
+    run: Run,
+    window: int,
+    first_row: int,
+    matrix: FloatArray,  # rows of a vector in the fold, from `first_row` on, (row, bucket)
+    advance: FloatArray,  # the same rows of the displacement at the window's end
+    advance_sq: float,  # squared norm of all rows of that displacement
+) -> FloatArray:
+    """Return products of a vector with the window's `displacement_sum`, and their variances."""
+    # The result is float64 (2, layer), NaN if the sum is not stored.
+    layout, stored = run.layout, run.stored
+    if (total := stored.displacement_sum(window)) is None:
+        return np.full((2, len(layout.sizes)), np.nan)
+    # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements as that
+    # of the displacement at the window's end, and over other rows like over these.
+    places, probes = (stored.folded_offsets, layout.sizes), stored.probes
+    spread = np.zeros(matrix.shape[1])
+    batches = [slice(i, i + FOLD_ROWS) for i in range(0, len(matrix), FOLD_ROWS)]
+    for batch in batches:
+        spread += np.square(advance[batch]).sum(0, dtype=np.float64)
+    here = spread.sum()
+    scales = [
+        FOLD_VARIANCE * total.energy / sq if sq > 0 else 0.0
+        for sq in (here, advance_sq)
+    ]
+    # One row has no pairs of elements in a bucket.
+    is_folded = stored.sketch.fold.n_rows > 1
+    by_bucket = (scales[0] * spread * is_folded).astype(np.float32)
+    coded = np.float32(stored.sketch.code_variance * total.energy)
+    result = np.zeros((2, len(layout.sizes)))
+    for batch in batches:
+        part, first = matrix[batch], first_row + batch.start
+        rows = slice(first, first + len(part))
+        signs = probes.row_signs[rows, None] * probes.fold.column_signs[rows]
+        terms = part * (total.fold * signs)
+        result[0] += bucket_energies(terms, first, *places).sum(1)
+        weights = by_bucket + coded
+        if is_folded:
+            weights = weights - np.float32(scales[1]) * np.square(advance[batch])
+        terms = np.square(part) * np.maximum(weights, 0)
+        result[1] += bucket_energies(terms, first, *places).sum(1)
+    return result
 
 
 def in_buckets(

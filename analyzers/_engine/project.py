@@ -18,7 +18,13 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import spread, uneven_weights, window_total
+from analyzers._engine.energies import (
+    FOLD_ROWS,
+    displacement_products,
+    spread,
+    uneven_weights,
+    window_total,
+)
 from analyzers._engine.fit import (
     Fit,
     fit_window,
@@ -40,9 +46,6 @@ Float32Array = npt.NDArray[np.float32]
 STEP_BYTES: Final = 128 << 20
 """Bytes of decoded sketches that a task holds."""
 
-FOLD_ROWS: Final = 8
-"""Rows of the fold whose energies are summed in one batch."""
-
 
 class ResidualSums(NamedTuple):
     """Sums over the elements of the residual v_perp."""
@@ -56,6 +59,8 @@ class ResidualSums(NamedTuple):
     # Product of v_perp with the sum of the window's gradients, and its variance, float64
     # (2, layer); NaN if the sum is not stored.
     window_sum: FloatArray
+    # The same with the sum of the window's displacements.
+    displacement_sum: FloatArray
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
     overlap: FloatArray
@@ -153,6 +158,7 @@ def write_residual(
     residual_probes = _probe_rows(run, rows, out)
     part_probes = _probe_parts(run, rows, out, parts=parts)
     collisions = _collisions(run, vectors, out, parts=parts)
+    displacement_sum = _displacement_sum(run, window, vectors, rows, fit, out)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
     for layer, _, place in pieces:
         flat[place] *= inverse[layer]
@@ -161,8 +167,26 @@ def write_residual(
     crowd = energies @ _gradient_densities(run, window, steps).T + uneven
     energy = energies.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    sums = energy, crowd.T, probes, part_probes, window_sum
+    sums = energy, crowd.T, probes, part_probes, window_sum, displacement_sum
     return ResidualSums(*sums, *collisions)
+
+
+def _displacement_sum(
+    run: Run,
+    window: int,
+    vectors: WindowVectors,
+    rows: slice,
+    fit: Fit,
+    matrix: Float32Array,
+) -> FloatArray:
+    """Return `ResidualSums.displacement_sum`, given the fold rows of v_perp."""
+    advance = np.zeros_like(matrix)
+    if run.spec.displacement_sum:
+        finite = np.nan_to_num(vectors.advance, nan=0.0, posinf=0.0, neginf=0.0)
+        folded = run.stored.folded(finite)
+        advance.reshape(-1)[: len(folded)] = folded
+    advance_sq = float(fit.products[:, -1, -1].sum())
+    return displacement_products(run, window, rows.start, matrix, advance, advance_sq)
 
 
 def _energy_sums(

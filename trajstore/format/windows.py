@@ -7,7 +7,11 @@ number of steps is known, the last window is halved repeatedly, down to one step
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 DEFAULT_LENGTH: Final = 500
 """Steps in a window if neither the epoch length nor `reference_every` is known."""
@@ -16,7 +20,7 @@ FIRST_CUTS: Final = (1 / 8, 1 / 4, 1 / 2)
 """Positions at which the first window is cut, as fractions of its length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=False, kw_only=True)
 class Windows:
     """Schedule of a run's windows."""
 
@@ -31,6 +35,19 @@ class Windows:
     def length(self) -> int:
         """Number of optimizer steps in a window that is not cut."""
         return self.reference_every or self.steps_per_epoch or DEFAULT_LENGTH
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Lengths of all windows, if no epoch is started by hand, int64 (window,).
+
+        If the number of steps is unknown, there is one window. If epochs are no multiples of
+        windows, the last windows of epochs are counted as whole.
+        """
+        if (total := self.total_steps) is None:
+            return np.array([self.length])
+        cuts = [round(self.length * cut) for cut in FIRST_CUTS]
+        starts = [*range(0, total, self.length), *cuts, *self._last_cuts]
+        return np.diff(np.unique(np.minimum([*starts, total], total)))
 
     def next_start(self, step: int, epoch_start: int) -> int:
         """Return the first step, `step` or later, that starts a window."""

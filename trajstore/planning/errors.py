@@ -21,6 +21,7 @@ from trajstore.format.run_spec import PROBES, RunSpec
 from trajstore.planning.measured import (
     MEAN_RATIOS,
     MEASURED_RUNS,
+    SUM_RATIO,
     MeasuredErrors,
     Optimizer,
 )
@@ -97,6 +98,7 @@ class ExpectedErrors:
     rate: Rate
     optimizer: Optimizer | None  # None if unknown, treated as adaptive
     has_sums: bool  # whether the sums of the gradients of windows are known
+    has_displacement_sums: bool  # whether those of the displacements are known
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
@@ -125,9 +127,15 @@ class ExpectedErrors:
             rest = 0.0
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
-            known = min(1.0, self.epoch / self.window) if self.has_sums else 0.0
-            signs *= sqrt((1 - known * (1 - ratios.signs**2)) / mean_of)
-            rest *= ratios.distance
+            known = min(1.0, self.epoch / self.window)
+            if self.has_sums:
+                signs *= sqrt(1 - known * (1 - ratios.signs**2))
+            signs /= sqrt(mean_of)
+            distance = ratios.distance
+            if self.has_displacement_sums:
+                from_sum = SUM_RATIO * self.plain * sqrt(self.probes)
+                distance += known * (min(from_sum, distance) - distance)
+            rest *= distance
         return hypot(signs, rest)
 
     def _grown(self, rate: Rate) -> Growth:

@@ -126,7 +126,7 @@ class RecorderOptions:
         if layout.size == 0:
             raise ValueError("The model's parameters have no elements to record.")
         is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
-        return with_window_sums(spec, self.windows().length, is_sgd=is_sgd)
+        return with_window_sums(spec, self.windows(), is_sgd=is_sgd)
 
     def windows(self) -> Windows:
         """Return the schedule of windows."""

@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies", "float64"),
+    *("window_folds", "displacement_sum", "energies", "float64"),
 )
 
 VALID: dict[str, object] = {
@@ -32,6 +32,7 @@ VALID: dict[str, object] = {
     "sketch_version": 1,
     "bits_per_number": 1,
     "window_folds": 2,
+    "displacement_sum": True,
     "energies": True,
     "float64": False,
 }
@@ -51,6 +52,7 @@ INVALID: dict[str, list[object]] = {
     "sketch_version": [0, 3, 1.0, True, None],
     "bits_per_number": [0, 3, 32, 1.0, True, None],
     "window_folds": [-1, 1.0, True, None],
+    "displacement_sum": [0, 1, "true", None],
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
 }
@@ -109,7 +111,7 @@ def test_a_spec_survives_json(spec: RunSpec):
 def test_sums_of_windows_are_not_kept_in_float64():
     (problem,) = validate_spec(VALID | {"float64": True})
     assert problem.startswith("float64: expected false")
-    without_sums = {"energies": False, "window_folds": 0}
+    without_sums = {"energies": False, "window_folds": 0, "displacement_sum": False}
     assert validate_spec(VALID | {"float64": True} | without_sums) == []
 
 
@@ -154,6 +156,7 @@ def test_an_older_spec_lacks_optional_fields():
         "sketch_version": 1,
         "bits_per_number": 1,
         "window_folds": 0,
+        "displacement_sum": False,
         "energies": False,
     }
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
