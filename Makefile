@@ -115,7 +115,7 @@ SMOKE_PYTHON ?= 3.11
 SMOKE_TORCH ?= torch==2.13.0
 
 lowest newest bare extras:
-	$(PYTHON) tests/smoke/environments.py $@ --python $(SMOKE_PYTHON) --torch "$(SMOKE_TORCH)"
+	$(PYTHON) tests/smoke/environments.py $@ --python $(SMOKE_PYTHON) --torch "$(SMOKE_TORCH)" $(if $(SMOKE_RECORD),--record)
 
 # Builds the distribution and checks its metadata and contents.
 package:

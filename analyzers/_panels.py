@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import MaxNLocator
 
+from analyzers._colors import COLORS
 from analyzers._style import (
-    COLORS,
     Values,
     draw_legend,
     draw_series,

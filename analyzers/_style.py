@@ -1,4 +1,4 @@
-"""Colours, line styles, scales and new figures: one style for every figure.
+"""Line styles, scales and new figures: one style for every figure.
 
 Red marks what is negative (products, cosines, slacks; zigzag) and blue what is positive, in
 every image and bar. The lines of runs differ in colour, line style and marker, and no run
@@ -15,20 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
+from analyzers._colors import COLORS, UNSIGNED
+
 Values = npt.NDArray[Any]
-
-NEGATIVE: Final = "#B2182B"
-POSITIVE: Final = "#2166AC"
-"""Red and blue of bars and shades; the ends of `SIGNED` look the same."""
-
-SIGNED: Final = "RdBu"
-"""Colour map of quantities that may be negative; centred on 0."""
-
-UNSIGNED: Final = "viridis"
-"""Colour map of quantities that are never negative, and of ordered lines."""
-
-COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
-"""Colours of runs: the palette of Okabe and Ito without its red and its yellow."""
 
 LINE_STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")

@@ -11,7 +11,7 @@ from rich.progress import track
 
 import analyzers
 import trajstore
-from analyzers._style import COLORS
+from analyzers._colors import COLORS
 from train.loop import train as train_workload
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of

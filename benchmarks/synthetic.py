@@ -1,5 +1,6 @@
 """Write stores of any length and size, in the real format and with random contents."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import numpy.typing as npt
 from trajstore.format.arrays import KEYFRAME_EVERY, n_blocks, n_columns, table_columns
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.windows import Windows
 from trajstore.planning.estimate import window_starts
-from trajstore.store.writer import Window, Writer
+from trajstore.sketch.window_sum import with_window_sums
+from trajstore.store.writer import EndedWindow, Window, Writer
 
 Shapes = dict[str, tuple[int, ...]]
 RESNET18 = 11_173_962
@@ -58,7 +61,7 @@ def write_run(
         names=tuple(shapes),
         shapes=tuple(shapes.values()),
         seed=7,
-        sketch_bits=bits,
+        **sketch_fields(sum(map(math.prod, shapes.values())), bits),
         basis=3,
         probes=1024,
         steps_per_epoch=steps_per_epoch,
@@ -66,6 +69,8 @@ def write_run(
         total_steps=None,
         exact=False,
     )
+    # As of an optimizer whose windows need the sums of their gradients.
+    spec = with_window_sums(spec, steps_per_epoch, is_sgd=False)
     rng = np.random.default_rng(0)
     writer = Writer(path, spec)
     walk = _Walk(Layout(spec.names, spec.shapes), rng)
@@ -83,6 +88,7 @@ def write_run(
                 scalars = _scalars(steps, n_steps, rows, spec)
             writer.steps.append(rows, scalars)
             writer.commit()
+        writer.end_window(_ended(spec, walk.layout, rng))
     writer.write_final(lambda part: walk.point[part], status="complete")
     writer.commit()
     writer.close()
@@ -118,6 +124,16 @@ class _Walk:
             probes=self.rng.standard_normal(spec.probes),
             keyframe=self.point if index % KEYFRAME_EVERY == 0 else None,
         )
+
+
+def _ended(spec: RunSpec, layout: Layout, rng: np.random.Generator) -> EndedWindow:
+    """Return random energies of blocks, and a random sum of the window's gradients."""
+    n_folds, n = spec.window_folds, spec.sketch_numbers
+    return EndedWindow(
+        energies=rng.uniform(0.1, 1, layout.size // BLOCK).astype(np.float16),
+        sum_signs=rng.integers(0, 256, (n_folds, n // 8), np.uint8),
+        sum_scales=np.ones((n_folds, n_blocks(n)), np.float32),
+    )
 
 
 def _scalars(
@@ -157,7 +173,7 @@ def _rows(
         "window": np.full(n, window, np.int32),
         "tables": tables,
         "signs": rng.integers(0, 256, (n, spec.sketch_bits // 8), np.uint8),
-        "scales": np.ones((n, n_blocks(spec.sketch_bits)), np.float32),
+        "scales": np.ones((n, n_blocks(spec.sketch_numbers)), np.float32),
         "gradient_probes": rng.integers(-127, 128, (n, spec.probes), np.int8),
         "displacement_probes": rng.standard_normal((n, spec.probes)).astype(np.float16),
         "probe_scales": np.ones((n, 2), np.float32),

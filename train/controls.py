@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -59,4 +60,6 @@ def replace_by_noise(
 
 def _generator(seed: int, step: int) -> torch.Generator:
     """Return a generator for one step, independent of torch's own random streams."""
-    return torch.Generator().manual_seed(((seed << 32) + step) % 2**63)
+    # On the CPU, torch uses the lower 32 bits of a seed only.
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    return torch.Generator().manual_seed(mixed)

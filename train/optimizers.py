@@ -93,6 +93,6 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"The optimizers {', '.join(FROM_LIBRARY)} are those of pytorch-optimizer, which "
-            "is not installed: pip install 'trajstore[optimizers]'."
+            'is not installed. Run\npip install "trajstore[optimizers]"'
         ) from error
     return pytorch_optimizer

@@ -10,12 +10,16 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from analyzers._engine.arrays.crowding import (
     bucket_borders,
     bucket_densities,
     bucket_energies,
+    interval_sums,
+    layer_pieces,
 )
+from analyzers._engine.slices import slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from trajstore.format.arrays import SUM_SCALES
 from trajstore.format.layout import BLOCK
@@ -23,10 +27,14 @@ from trajstore.reading.run import Run
 from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-FOLD_ROWS: Final = 8
-"""Rows of the fold whose energies are summed in one batch."""
+SQUARES: Final = 1 << 19
+"""Number of squares that are summed in one batch; they fit into the cache of a core."""
+
+INTERVAL_SUMS: Final = 1 << 20
+"""Number of sums over intervals of buckets to keep before they are added up by layer."""
 
 
 class Spread(NamedTuple):
@@ -43,30 +51,31 @@ class Weights(NamedTuple):
 
     # An element in row b and bucket j of the fold has the weight
     # ``by_bucket[b % n, j] - by_block[block]``.
-    by_bucket: FloatArray  # (n, width)
+    by_bucket: Float32Array  # (n, width)
     by_block: FloatArray  # (block,)
 
-    def of_rows(self, first: int, n_rows: int) -> FloatArray:
-        """Return the weights in rows of the fold, float32 (row, bucket)."""
-        n, width = self.by_bucket.shape
-        rows = np.arange(first, first + n_rows)
-        elements = slice(first * width, (first + n_rows) * width)
-        own = of_elements(self.by_block, elements).reshape(n_rows, width)
-        return np.asarray(self.by_bucket[rows % n] - own, np.float32)
+    def of_buckets(self, row: int, columns: slice) -> Float32Array:
+        """Return the part of the weights that belongs to buckets, (bucket,)."""
+        return self.by_bucket[row % len(self.by_bucket), columns]
 
 
 class WindowTotal(NamedTuple):
     """The decoded sketch of the sum of a window's gradients."""
 
-    folds: FloatArray  # float32 (fold, width)
-    row_signs: FloatArray  # float32 (row,)
+    # An element in row b and bucket j of the fold, times its column sign, is estimated as
+    # ``row_signs[b] * folds[b % n, j]``.
+    folds: Float32Array  # (n, width)
+    row_signs: Float32Array  # (row,)
     weights: Weights  # of the variance of its products
 
-    def of_rows(self, first: int, n_rows: int) -> FloatArray:
-        """Return the estimated elements, times column signs, in rows of the fold, (row, bucket)."""
-        rows = np.arange(first, first + n_rows)
-        signs = self.row_signs[rows]
-        return signs[:, None] * self.folds[rows % len(self.folds)]
+
+class EnergySums(NamedTuple):
+    """Sums over a vector whose rows of the fold, times column signs, are known."""
+
+    by_interval: csr_array  # its energies, (layer, interval)
+    uneven: FloatArray  # squares with `uneven_weights`, (layer,)
+    # Product with the sum of the window's gradients, and its variance; NaN without it.
+    window_sum: FloatArray  # (2, layer)
 
 
 def spread(run: Run, window: int, steps: slice) -> Spread | None:
@@ -99,7 +108,7 @@ def uneven_weights(run: Run, spread: Spread) -> Weights | None:
     difference = spread.by_block - spread.even
     if not difference.any():
         return None
-    return Weights(in_buckets(run, difference)[None], difference)
+    return Weights(np.float32(in_buckets(run, difference))[None], difference)
 
 
 def window_total(run: Run, window: int, spread: Spread) -> WindowTotal | None:
@@ -126,50 +135,112 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     rows = np.arange(n_rows)
     folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
     coded = CODE_VARIANCE / m * energies
-    return Weights(FOLD_VARIANCE * np.stack(folded) + coded[:, None], density)
+    by_bucket = FOLD_VARIANCE * np.stack(folded) + coded[:, None]
+    return Weights(np.float32(by_bucket), density)
+
+
+def energy_sums(
+    run: Run, window: int, found: Spread | None, rows: slice, matrix: Float32Array
+) -> EnergySums:
+    """Return sums over a vector that is `matrix` in `rows` of the fold, (row, bucket)."""
+    layout, width = run.layout, run.stored.sketch.fold.width
+    uneven = None if found is None else uneven_weights(run, found)
+    total = None if found is None else window_total(run, window, found)
+    by_interval, by_block = _plain_sums(run, rows, matrix)
+    n_layers, layers = len(layout.sizes), layout.layer_of_block
+    extra = np.zeros(n_layers)
+    window_sum = np.full((2, n_layers), np.nan if total is None else 0.0)
+    if uneven is not None or total is not None:
+        for layer, i, columns in layer_pieces(
+            rows, run.stored.folded_offsets, layout.sizes, width
+        ):
+            row, values = rows.start + i, matrix[i, columns]
+            squares = np.square(values)
+            if uneven is not None:
+                extra[layer] += squares @ uneven.of_buckets(row, columns)
+            if total is not None:
+                product = values @ total.folds[row % len(total.folds), columns]
+                variance = squares @ total.weights.of_buckets(row, columns)
+                window_sum[:, layer] += total.row_signs[row] * product, variance
+    if uneven is not None:
+        extra -= np.bincount(layers, by_block * uneven.by_block, n_layers)
+    if total is not None:
+        own = by_block * total.weights.by_block
+        window_sum[1] -= np.bincount(layers, own, n_layers)
+    return EnergySums(by_interval, extra, window_sum)
+
+
+def _plain_sums(
+    run: Run, rows: slice, matrix: Float32Array
+) -> tuple[csr_array, FloatArray]:
+    """Return the energies of a vector, (layer, interval) and (block,)."""
+    # Blocks have no meaning in a packed sketch.
+    offsets, sizes = run.stored.folded_offsets, run.layout.sizes
+    width, n_blocks = run.stored.sketch.fold.width, len(run.layout.layer_of_block)
+    borders = bucket_borders(offsets, sizes, width)
+    n_rows = max(1, SQUARES // width)
+    buffer = np.empty((min(n_rows, len(matrix)), width), np.float32)
+    by_interval = csr_array((len(sizes), len(borders)))
+    by_block = np.zeros(n_blocks)
+    n_batches = max(1, INTERVAL_SUMS // (n_rows * len(borders)))
+    for several in slices(rows, n_rows * n_batches):
+        sums = []
+        for part in slices(several, n_rows):
+            values = matrix[part.start - rows.start : part.stop - rows.start]
+            squares = np.square(values, out=buffer[: len(values)])
+            sums.append(interval_sums(squares, offsets, sizes))
+            first, energies = _block_energies(squares, part.start * width)
+            kept = energies[: n_blocks - first]
+            by_block[first : first + len(kept)] += kept
+        by_interval += bucket_energies(
+            np.concatenate(sums), several.start, offsets, sizes, width
+        )
+    return by_interval, by_block
+
+
+def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Array]:
+    """Return the first block of consecutive elements, and the energies of all, (block,)."""
+    flat = squares.reshape(-1)
+    first = start // BLOCK
+    borders = np.arange(first * BLOCK, start + len(flat), BLOCK) - start
+    borders[0] = 0
+    return first, np.add.reduceat(flat, borders)
 
 
 def displacement_products(
     run: Run,
     window: int,
-    first_row: int,
-    matrix: FloatArray,  # rows of a vector in the fold, from `first_row` on, (row, bucket)
-    advance: FloatArray,  # the same rows of the displacement at the window's end
-    advance_sq: float,  # squared norm of all rows of that displacement
+    rows: slice,
+    matrix: Float32Array,  # a vector in `rows` of the fold, (row, bucket)
+    advance: Float32Array,  # the displacement f at the window's end, (element,)
+    advance_sq: float,  # |f|^2 over all rows
 ) -> FloatArray:
     """Return products of a vector with the window's `displacement_sum`, and their variances."""
-    # The result is float64 (2, layer), NaN if the sum is not stored.
-    layout, stored = run.layout, run.stored
+    # The result is float64 (2, layer), NaN if the sum is not known.
+    stored, sizes = run.stored, run.layout.sizes
     if (total := stored.displacement_sum(window)) is None:
-        return np.full((2, len(layout.sizes)), np.nan)
-    # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements as that
-    # of the displacement at the window's end, and over other rows like over these.
-    places, probes = (stored.folded_offsets, layout.sizes), stored.probes
-    spread = np.zeros(matrix.shape[1])
-    batches = [slice(i, i + FOLD_ROWS) for i in range(0, len(matrix), FOLD_ROWS)]
-    for batch in batches:
-        spread += np.square(advance[batch]).sum(0, dtype=np.float64)
-    here = spread.sum()
-    scales = [
-        FOLD_VARIANCE * total.energy / sq if sq > 0 else 0.0
-        for sq in (here, advance_sq)
-    ]
-    # One row has no pairs of elements in a bucket.
-    is_folded = stored.sketch.fold.n_rows > 1
-    by_bucket = (scales[0] * spread * is_folded).astype(np.float32)
+        return np.full((2, len(sizes)), np.nan)
+    # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements like
+    # that of f, and over the buckets of other rows as over the buckets of these.
+    f = np.zeros_like(matrix)
+    folded = stored.folded(np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0))
+    f.reshape(-1)[: len(folded)] = folded
+    shares = np.square(f, out=f)
+    by_bucket = shares.sum(0)
+    here = float(by_bucket.sum())
+    by_bucket *= total.energy / here if here > 0 else 0.0
+    shares *= total.energy / advance_sq if advance_sq > 0 else 0.0
     coded = np.float32(stored.sketch.code_variance * total.energy)
-    result = np.zeros((2, len(layout.sizes)))
-    for batch in batches:
-        part, first = matrix[batch], first_row + batch.start
-        rows = slice(first, first + len(part))
-        signs = probes.row_signs[rows, None] * probes.fold.column_signs[rows]
-        terms = part * (total.fold * signs)
-        result[0] += bucket_energies(terms, first, *places).sum(1)
-        weights = by_bucket + coded
-        if is_folded:
-            weights = weights - np.float32(scales[1]) * np.square(advance[batch])
-        terms = np.square(part) * np.maximum(weights, 0)
-        result[1] += bucket_energies(terms, first, *places).sum(1)
+    fold, row_signs = stored.probes.fold, stored.probes.row_signs
+    result = np.zeros((2, len(sizes)))
+    for layer, i, columns in layer_pieces(
+        rows, stored.folded_offsets, sizes, fold.width
+    ):
+        row, values = rows.start + i, matrix[i, columns]
+        product = values @ (fold.column_signs[row, columns] * total.fold[columns])
+        others = np.maximum(by_bucket[columns] - shares[i, columns], 0)
+        variance = np.square(values) @ (FOLD_VARIANCE * others + coded)
+        result[:, layer] += row_signs[row] * product, variance
     return result
 
 
@@ -206,14 +277,3 @@ def _cut(
     stop = np.minimum((starts + sizes)[block], (row + 1) * width)
     kept = np.isin(row, rows)
     return start[kept], (stop - start)[kept], density[block][kept]
-
-
-def of_elements(density: FloatArray, elements: slice) -> FloatArray:
-    """Return the values of blocks for each of `elements`, float64 (element,)."""
-    blocks = slice(elements.start // BLOCK, -(-elements.stop // BLOCK))
-    first = elements.start - blocks.start * BLOCK
-    n = elements.stop - elements.start
-    values = np.zeros(n)
-    known = np.repeat(density[blocks], BLOCK)[first : first + n]
-    values[: len(known)] = known
-    return values

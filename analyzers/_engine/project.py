@@ -16,15 +16,9 @@ from analyzers._engine.arrays.collisions import (
     find_collisions,
     no_collisions,
 )
-from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
+from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import (
-    FOLD_ROWS,
-    displacement_products,
-    spread,
-    uneven_weights,
-    window_total,
-)
+from analyzers._engine.energies import displacement_products, energy_sums, spread
 from analyzers._engine.fit import (
     Fit,
     fit_window,
@@ -158,64 +152,22 @@ def write_residual(
     residual_probes = _probe_rows(run, rows, out)
     part_probes = _probe_parts(run, rows, out, parts=parts)
     collisions = _collisions(run, vectors, out, parts=parts)
-    displacement_sum = _displacement_sum(run, window, vectors, rows, fit, out)
+    displacement_sum = displacement_products(
+        run, window, rows, out, vectors.advance, float(fit.products[:, -1, -1].sum())
+    )
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
     for layer, _, place in pieces:
         flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
-    energies, uneven, window_sum = _energy_sums(run, window, steps, rows, out)
-    crowd = energies @ _gradient_densities(run, window, steps).T + uneven
-    energy = energies.sum(1)
-    probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    sums = energy, crowd.T, probes, part_probes, window_sum, displacement_sum
-    return ResidualSums(*sums, *collisions)
-
-
-def _displacement_sum(
-    run: Run,
-    window: int,
-    vectors: WindowVectors,
-    rows: slice,
-    fit: Fit,
-    matrix: Float32Array,
-) -> FloatArray:
-    """Return `ResidualSums.displacement_sum`, given the fold rows of v_perp."""
-    advance = np.zeros_like(matrix)
-    if run.spec.displacement_sum:
-        finite = np.nan_to_num(vectors.advance, nan=0.0, posinf=0.0, neginf=0.0)
-        folded = run.stored.folded(finite)
-        advance.reshape(-1)[: len(folded)] = folded
-    advance_sq = float(fit.products[:, -1, -1].sum())
-    return displacement_products(run, window, rows.start, matrix, advance, advance_sq)
-
-
-def _energy_sums(
-    run: Run, window: int, steps: slice, rows: slice, matrix: Float32Array
-) -> tuple[Any, FloatArray, FloatArray]:
-    """Return sums over a vector whose signed fold rows are `matrix`."""
-    # These are its energies by layer and interval, (layer, interval); what uneven energies of the
-    # gradients add to its crowding, (layer, step) or zeros; and `ResidualSums.window_sum`.
-    places = run.stored.folded_offsets, run.layout.sizes
     found = spread(run, window, steps)
-    uneven = None if found is None else uneven_weights(run, found)
-    total = None if found is None else window_total(run, window, found)
-    energies: Any = 0
-    extra = np.zeros(len(run.layout.sizes))
-    window_sum = np.full((2, len(extra)), np.nan if total is None else 0.0)
-    for i in range(0, len(matrix), FOLD_ROWS):
-        part, first = matrix[i : i + FOLD_ROWS], rows.start + i
-        squares = np.square(part)
-        energies = energies + bucket_energies(squares, first, *places)
-        if uneven is not None:
-            terms = squares * uneven.of_rows(first, len(part))
-            extra += bucket_energies(terms, first, *places).sum(1)
-        if total is not None:
-            terms = part * total.of_rows(first, len(part))
-            window_sum[0] += bucket_energies(terms, first, *places).sum(1)
-            terms = squares * total.weights.of_rows(first, len(part))
-            window_sum[1] += bucket_energies(terms, first, *places).sum(1)
-    by_step = np.zeros((1, 1)) if found is None else extra[:, None] * found.steps
-    return energies, by_step, window_sum
+    energies = energy_sums(run, window, found, rows, out)
+    crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
+    if found is not None:
+        crowd += energies.uneven[:, None] * found.steps
+    energy = energies.by_interval.sum(1)
+    probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
+    sums = energies.window_sum, displacement_sum
+    return ResidualSums(energy, crowd.T, probes, part_probes, *sums, *collisions)
 
 
 def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
@@ -286,12 +238,16 @@ def _probe_parts(
     result = np.zeros(shape, np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
     by_part = _pieces_by_part(run, rows, parts) if parts.count > 1 else {}
+    folded = np.zeros(probes.fold.width, np.float32)
     for i, pieces in by_part.items():
-        folded = np.zeros(probes.fold.width, np.float32)
+        first = min(columns.start for _, columns in pieces)
+        buckets = slice(first, max(columns.stop for _, columns in pieces))
         for row, columns in pieces:
             signed = matrix[row, columns] * column_signs[row, columns]
-            folded[columns] += row_signs[row] * signed
-        result[i] = probes.of_folded(folded)
+            signed *= row_signs[row]
+            folded[columns] += signed
+        result[i] = probes.of_folded(folded, buckets)
+        folded[buckets] = 0
     return result
 
 
@@ -392,16 +348,10 @@ def _pieces_by_part(
     run: Run, rows: slice, parts: Parts
 ) -> dict[int, list[tuple[int, slice]]]:
     """Cut `rows` of the fold at layer borders; return pieces (row, columns) by part."""
-    layout, width = run.layout, run.stored.sketch.fold.width
-    first, last = rows.start * width, rows.stop * width
     pieces: dict[int, list[tuple[int, slice]]] = {}
-    for i, offset, size in zip(
-        parts.of_layer, run.stored.folded_offsets, layout.sizes, strict=True
-    ):
-        start, stop = max(int(offset), first), min(int(offset + size), last)
-        while start < stop:
-            row, column = divmod(start - first, width)
-            end = min(stop - start + column, width)
-            pieces.setdefault(int(i), []).append((row, slice(column, end)))
-            start += end - column
+    width = run.stored.sketch.fold.width
+    places = run.stored.folded_offsets, run.layout.sizes
+    for layer, row, columns in layer_pieces(rows, *places, width):
+        part = int(parts.of_layer[layer])
+        pieces.setdefault(part, []).append((row, columns))
     return pieces

@@ -125,9 +125,9 @@ def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array
 
 def _sum(terms: Sequence[Float32Array], out: Float32Array) -> None:
     """Write the sum of float32 vectors, added in turn, to `out`; 0 without terms."""
-    if not terms:
-        out[:] = 0
-    else:
-        out[:] = terms[0]
-    for term in terms[1:]:
+    if len(terms) < 2:
+        out[:] = terms[0] if terms else 0
+        return
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
         out += term

@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from analyzers._colors import COLORS, UNSIGNED
 from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
 from analyzers._style import (
-    COLORS,
     LINE_STYLES,
     MARKERS,
-    UNSIGNED,
     draw_legend,
     new_axes,
     ordered_colors,

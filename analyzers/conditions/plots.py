@@ -10,12 +10,11 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analyzers._colors import COLORS, SIGNED
 from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
 from analyzers._style import (
-    COLORS,
     LINE_STYLES,
     MARKERS,
-    SIGNED,
     draw_legend,
     new_axes,
     new_figure,

@@ -16,6 +16,7 @@ from bokeh.resources import Resources
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from threadpoolctl import threadpool_limits
 
+from analyzers._execution.results import threads_without_client
 from analyzers.comparison.path_pca import path_pca
 from analyzers.explorer.contents.conditions import Conditions, conditions_of
 from analyzers.explorer.contents.curves import (
@@ -68,6 +69,7 @@ class Contents:
     distances: Mapping[str, Any] | None
 
 
+@threads_without_client()
 def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     """Read everything that a page of runs shows; runs must have steps."""
     shown = show_runs(runs)
@@ -97,6 +99,7 @@ def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     )
 
 
+@threads_without_client()
 def path_map(runs: Sequence[Run]) -> xr.Dataset | None:
     """Return the principal components of runs of one architecture, None for other runs."""
     try:

@@ -69,52 +69,84 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     return norms.copy(data=np.sqrt(values)).assign_attrs(long_name=long_name, units="1")
 
 
-def excess_gamma(geometry: xr.Dataset, run: RunLike) -> xr.Dataset:
-    """Subtract the gamma of a random walk from the gamma of a run.
+def excess_gamma(
+    geometry: xr.Dataset, run: RunLike, *, null: xr.Dataset | None = None
+) -> xr.Dataset:
+    r"""Subtract the gamma of a random walk from the gamma of a run.
 
     Parameters
     ----------
     geometry : xarray.Dataset
-        A result of `analyzers.path_geometry` relative to the last iterate or to an epoch,
-        without the dimension ``layer``; may be lazy.
+        A result of `analyzers.path_geometry`; may be lazy. Without `null`, it is relative to
+        the last iterate or to an epoch, and without the dimension ``layer``.
     run : trajstore.Run, str or os.PathLike
         The run that was measured, or the path of its store.
+    null : xarray.Dataset, optional
+        The same result for a null model of the run with the same steps, such as a walk recorded
+        with `trajstore.evaluation.noise_gradients`. Default: `random_walk_gamma`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is lazy. ``gamma_null`` is the result of `random_walk_gamma`,
-        ``excess`` is gamma minus ``gamma_null``, and ``excess_stderr`` is the standard error
-        of gamma.
+        Lazy if `geometry` is lazy. ``gamma_null`` is gamma of `null` or the result of
+        `random_walk_gamma`, and ``excess`` is gamma minus ``gamma_null``. ``excess_stderr``
+        is the standard error of gamma or, with `null`, the root of the sum of both squared
+        errors.
 
     Raises
     ------
     ValueError
         If the target of `geometry` is not on the path of the run, or if `geometry` has
-        layers or does not measure the gradients of steps.
+        layers or does not measure the gradients of steps, and `null` is not given; if
+        `null` has other dimensions, or belongs to another kind of target or direction.
 
     Notes
     -----
-    Gamma of the walk uses the directions of updates, while gamma of the run uses the
-    directions of gradients. Only in plain SGD are updates parallel to gradients.
+    Gamma of the walk of `random_walk_gamma` uses the directions of updates, while gamma of the
+    run uses the directions of gradients. Only in plain SGD are updates parallel to gradients;
+    record a walk through your optimizer for others. Gamma of one recorded walk deviates from its
+    expectation by about :math:`1 / \sqrt{d}` in d dimensions; that is not part of
+    ``excess_stderr``, and the spread of several walks shows it.
     """
+    stderr = geometry["gamma_stderr"]
+    if null is None:
+        gamma_null = _gamma_of_updates(geometry, as_run(run))
+    else:
+        _check_comparable(geometry, null)
+        # Both have the same steps; epochs may be labelled differently.
+        gamma_null = geometry["gamma"].copy(data=null["gamma"].data)
+        stderr = np.hypot(stderr, null["gamma_stderr"].data)
+    attributes = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
+    excess = (geometry["gamma"] - gamma_null).assign_attrs(attributes)
+    return xr.Dataset(
+        {"gamma_null": gamma_null, "excess": excess, "excess_stderr": stderr}
+    )
+
+
+def _gamma_of_updates(geometry: xr.Dataset, run: Run) -> xr.DataArray:
+    """Return gamma of the walk to the target of a geometry, (step,)."""
     direction = geometry.attrs.get("direction", "gradient")
     if direction != "gradient" or "layer" in geometry.dims:
         raise ValueError(
             "A random walk is comparable only with the result of path_geometry(run), without "
-            f"layers; got gamma of {direction!r} with the dimensions {tuple(geometry.dims)}."
+            f"layers; got gamma of {direction!r} with the dimensions {tuple(geometry.dims)}. "
+            "Compare others with a recorded walk, `null`."
         )
-    opened = as_run(run)
-    null = random_walk_gamma(opened, stop=_stop(geometry, opened))
-    attributes = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
-    excess = (geometry["gamma"] - null).assign_attrs(attributes)
-    return xr.Dataset(
-        {
-            "gamma_null": null,
-            "excess": excess,
-            "excess_stderr": geometry["gamma_stderr"],
-        }
+    return random_walk_gamma(run, stop=_stop(geometry, run))
+
+
+def _check_comparable(geometry: xr.Dataset, null: xr.Dataset) -> None:
+    """Check that two geometries have the same dimensions, kind of target, and direction."""
+    found, expected = (
+        (dict(each["gamma"].sizes), *map(each.attrs.get, ("reference", "direction")))
+        for each in (null, geometry)
     )
+    if found != expected:
+        raise ValueError(
+            f"`null` has the dimensions, target and direction {found}, but the geometry has "
+            f"{expected}. Record a walk with as many steps and epochs, and measure it in the "
+            "same way."
+        )
 
 
 def _stop(geometry: xr.Dataset, run: Run) -> int:

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analyzers._colors import SIGNED, UNSIGNED
 from analyzers._panels import draw_layer_names, drawable, layer_height, name_text
 from analyzers._style import (
-    SIGNED,
-    UNSIGNED,
     draw_legend,
     draw_series,
     draw_zero,

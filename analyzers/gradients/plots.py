@@ -10,12 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analyzers._colors import NEGATIVE, POSITIVE, SIGNED
 from analyzers._panels import draw_layer_names, drawable, layer_height, name_text
 from analyzers._style import (
     LINE_STYLES,
-    NEGATIVE,
-    POSITIVE,
-    SIGNED,
     draw_legend,
     draw_series,
     draw_zero,

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
-from analyzers._style import COLORS
+from analyzers._colors import COLORS
 from analyzers.plots import Curve, Panel, draw_panels
 
 

@@ -14,13 +14,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from analyzers import plots
+from analyzers._colors import COLORS, NEGATIVE, POSITIVE, SIGNED
 from analyzers._style import (
-    COLORS,
     LINE_STYLES,
     MARKERS,
-    NEGATIVE,
-    POSITIVE,
-    SIGNED,
     ShownOnce,
     draw_series,
     new_axes,

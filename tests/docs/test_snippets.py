@@ -32,7 +32,7 @@ EXECUTED = {
 }
 """Files that name the pages whose snippets they execute."""
 
-HERE = {"clusters", "deep-linear", "figures", "trackers", "zigzag"}
+HERE = {"clusters", "deep-linear", "figures", "null-models", "trackers", "zigzag"}
 """Pages whose snippets are executed by this module."""
 
 
@@ -124,6 +124,23 @@ def test_the_snippets_on_figures_run(
     run_snippets("figures", ALL, run=trajstore.open_run("run.zarr"), **names)
     plt.close("all")
     assert (tmp_path / "rsi.pdf").stat().st_size > 5_000
+
+
+def test_the_snippet_on_null_models_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+):
+    torch = pytest.importorskip("torch")
+
+    def make_model() -> Any:  # as in the example run
+        return torch.nn.Sequential(
+            torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3)
+        )
+
+    shutil.copytree(example_run, tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    names = run_snippets("null-models", ALL, make_model=make_model)
+    assert names["excess"].sizes == {"step": 60}
+    assert np.isfinite(names["excess"].excess[:-1]).all()
 
 
 def test_the_first_snippet_on_trackers_records(

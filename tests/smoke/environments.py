@@ -4,43 +4,98 @@
 
 PyTorch is installed first and alone, because installers would otherwise fetch its CUDA build: give
 its requirement with ``--torch``, such as the CPU build of a wheel index in ``UV_INDEX``; without
-it, environments have no torch, and the checks of recording are skipped.
+it, environments have no torch, and the checks of recording are skipped. ``--record`` adds what was
+installed to ``benchmarks/results/installations.json``, from which docs/compatibility.md is written.
 """
 
 import argparse
+import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "installations.json"
 
-EXTRAS = ("analyze", "record", "remote", "train", "curvature", "data")
-NEED_TORCH = {"record", "train", "curvature"}
+NEED_TORCH = ("record", "train", "curvature", "optimizers", "integrations")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+EXTRAS = ("analyze", "remote", "data", *TRACKERS, "triton", *NEED_TORCH)
 
 KINDS = ("lowest", "newest", "bare", "extras")
 
+SHOWN = ("torch", "numba", "numpy", "xarray", "zarr", "dask", "matplotlib", "scipy")
+"""Packages whose versions are recorded."""
 
-def run(*command: object) -> None:
-    """Run a command, and stop at the first failure."""
+# Variables such as PYTHONPATH would let the environments see this source tree.
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA"))}
+
+
+def run(*command: object) -> str:
+    """Run a command, stop at the first failure, and return what it printed."""
     print("+", *command, flush=True)
-    subprocess.run(list(map(str, command)), check=True)
+    done = subprocess.run(
+        list(map(str, command)), check=False, text=True, capture_output=True, env=CLEAN
+    )
+    print(done.stdout + done.stderr, flush=True)
+    done.check_returncode()
+    return done.stdout
 
 
-def check(kind: str, extras: str, python: str, torch: str, folder: Path) -> None:
-    """Install trajstore with the given extras into a new environment, and check it."""
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel of this source tree."""
+    run("uv", "build", "--quiet", "--wheel", "--out-dir", folder, ROOT)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def check(
+    wheel: Path, kind: str, extras: str, python: str, torch: str, folder: Path
+) -> dict[str, str]:
+    """Install the wheel with these extras into a new environment, check it, return versions."""
     name = "-".join([kind, extras.replace(",", "-") or "none", python])
     environment = folder / name
     run("uv", "venv", "--clear", "--quiet", "--python", python, environment)
     interpreter = environment / "bin" / "python"
     install = ("uv", "pip", "install", "--quiet", "--python", interpreter)
-    if torch and NEED_TORCH & set(extras.split(",")):
+    # The version of torch that is installed first stays.
+    pinned = [torch] if torch and set(NEED_TORCH) & set(extras.split(",")) else []
+    if pinned:
         run(*install, torch)
-    resolution = "lowest-direct" if kind == "lowest" else "highest"
-    target = f"{ROOT}[{extras}]" if extras else str(ROOT)
-    # The version of torch that was installed first stays.
-    pinned = [torch] if torch and NEED_TORCH & set(extras.split(",")) else []
-    run(*install, "--resolution", resolution, target, *pinned)
-    run(interpreter, "-I", ROOT / "tests" / "smoke" / "smoke.py")
+    # The lowest version of a dependency is the lowest that has a wheel for the interpreter.
+    lowest = ("--resolution", "lowest-direct", "--only-binary", ":all:")
+    chosen = lowest if kind == "lowest" else ()
+    target = f"trajstore[{extras}] @ {wheel.as_uri()}"
+    run(*install, *chosen, target, *pinned)
+    run(interpreter, "-I", ROOT / "tests" / "smoke" / "smoke.py", *extras.split(","))
+    listed = run("uv", "pip", "list", "--python", interpreter, "--format", "json")
+    versions = {each["name"]: each["version"] for each in json.loads(listed)}
+    shutil.rmtree(environment)
+    return {package: versions[package] for package in SHOWN if package in versions}
+
+
+def extras_of(kind: str, torch: str) -> tuple[str, ...]:
+    """Return the extras of each environment of a kind."""
+    if kind == "bare":
+        return ("",)
+    if kind == "extras":
+        return tuple(e for e in EXTRAS if torch or e not in NEED_TORCH)
+    return ("analyze,remote,data" + (",train" if torch else ""),)
+
+
+def record(kind: str, extras: str, python: str, versions: dict[str, str]) -> None:
+    """Add an installation to the results, in place of an older one of the same kind."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    key = {"kind": kind, "extras": extras, "python": python}
+    key |= {"system": f"{platform.system()} {platform.machine()}"}
+    key |= {"with_torch": "torch" in versions}
+    rows = [row for row in rows if any(row[k] != v for k, v in key.items())]
+    rows.append({**key, "versions": versions})
+    rows.sort(key=lambda row: (KINDS.index(row["kind"]), row["extras"], row["python"]))
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main() -> None:
@@ -53,14 +108,26 @@ def main() -> None:
         "--torch", default="", help="requirement, such as torch==2.13.0"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-smoke")
+    parser.add_argument("--only", nargs="+", help="extras to check, instead of all")
+    parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
-    whole = "analyze,remote" + (",train" if given.torch else "")
-    for python in given.python:
-        for kind in given.kinds:
-            chosen = {"bare": ("",), "extras": EXTRAS}.get(kind, (whole,))
-            for extras in chosen:
-                if given.torch or not NEED_TORCH & set(extras.split(",")):
-                    check(kind, extras, python, given.torch, given.folder)
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = build_wheel(Path(folder))
+        for python in given.python:
+            for kind in given.kinds:
+                for extras in extras_of(kind, given.torch):
+                    if given.only and kind == "extras" and extras not in given.only:
+                        continue
+                    place = (kind, extras, python)
+                    try:
+                        versions = check(wheel, *place, given.torch, given.folder)
+                    except subprocess.CalledProcessError:
+                        failed.append(" ".join(place))
+                        continue
+                    if given.record:
+                        record(*place, versions)
+    sys.exit(f"Failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

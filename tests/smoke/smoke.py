@@ -1,7 +1,8 @@
 """Check an installation without pytest: what is installed works, the rest is named.
 
-Run it with the Python of the environment to check. It uses a temporary folder, and the stores in
-``tests/golden/stores`` where torch is missing.
+Run it with the Python of the environment to check, and with the names of the extras that are
+installed. It uses a temporary folder, and the stores in ``tests/golden/stores`` where torch is
+missing.
 """
 
 import os
@@ -9,17 +10,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 STORES = Path(__file__).parent.parent / "golden" / "stores"
 BIN = Path(sys.executable).parent
 
-COMMANDS = {
-    "traj-store": ["info", "verify", "recover", "plan"],
-    "traj-analyze": ["geometry", "zigzag", "smoothness", "compare", "paper"],
-    "traj-train": ["run", "sweep", "replay", "list"],
+SCRIPTS = {
+    "traj-store": "trajstore.cli.main",
+    "traj-analyze": "analyzers.cli",
+    "traj-train": "train.cli",
 }
+"""Modules of the console scripts, which name their commands."""
 
 TRAINING = """
 import torch, trajstore
@@ -58,6 +61,77 @@ analyzers.smoothness(run).compute()
 analyzers.zigzag(run).compute()
 """
 
+SINK = """
+import sys
+from trajstore.trackers import open_sink
+sink = open_sink(sys.argv[1])
+sink.settings({"lr": 0.1})
+sink.scalars(0, {"loss/train": 1.0}, time=1.7e9)
+sink.close()
+"""
+
+CHECKS = {
+    "remote": """
+import fsspec, obstore.store, zarr
+from zarr.storage import ObjectStore
+group = zarr.create_group(ObjectStore(obstore.store.MemoryStore()))
+group.create_array("a", data=__import__("numpy").arange(3.0))
+assert group["a"][2] == 2
+""",
+    "mlflow": """
+import mlflow
+from trajstore.trackers import open_sink
+open_sink("mlflow:http://localhost:5000")  # connects when it is first used
+""",
+    "curvature": """
+import torch
+from trajstore.curvature import curvature_matrix, trace
+model = torch.nn.Linear(3, 1)
+batches = [(torch.eye(3), torch.ones(3, 1))]
+loss = torch.nn.MSELoss()
+assert abs(trace(curvature_matrix(model, loss, batches)) - 4) < 2
+""",
+    "integrations": """
+import torch, trajstore
+from accelerate import Accelerator
+from trajstore.integrations.accelerate import record
+from trajstore.integrations.lightning import TrajectoryCallback
+from trajstore.integrations.transformers import TrajectoryCallback as OfTransformers
+accelerator = Accelerator(cpu=True)
+model = torch.nn.Linear(3, 1)
+prepared = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+with record("accelerated.zarr", accelerator, *prepared) as recorder:
+    accelerator.backward(prepared[0](torch.ones(1, 3)).square().mean())
+    prepared[1].step()
+assert trajstore.open_run("accelerated.zarr").n_steps == 1
+import lightning.pytorch as lightning
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 1)
+    def training_step(self, batch, index):
+        return self.net(batch[0]).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 3)))
+lightning.Trainer(
+    accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
+    enable_progress_bar=False, callbacks=[TrajectoryCallback("lightning.zarr")],
+).fit(Module(), loader)
+assert trajstore.open_run("lightning.zarr").n_steps == 4
+""",
+    "data": "import datasets, PIL, tokenizers",
+    "triton": "import triton",
+}
+"""Code that uses what an extra installs."""
+
+SINKS = {
+    "tensorboard": "tensorboard:logs",
+    "wandb": "wandb:smoke",
+    "trackio": "trackio:smoke",
+}
+"""Addresses of trackers that need no network."""
+
 
 def has(*modules: str) -> bool:
     """Whether all of these modules are installed."""
@@ -67,6 +141,7 @@ def has(*modules: str) -> bool:
 def execute(*command: object, status: int = 0) -> str:
     """Run a command, check its exit status and that it prints no traceback, return its text."""
     environment = os.environ | {"COLUMNS": "80", "MPLBACKEND": "agg"}
+    environment |= {"WANDB_MODE": "offline", "TRACKIO_DIR": "trackio"}
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -90,16 +165,16 @@ def expect_missing(extra: str, *command: object) -> None:
 
 def check_commands() -> None:
     """Check that every help and version is printed, whatever is installed."""
-    for script, commands in COMMANDS.items():
+    for script, module in SCRIPTS.items():
         assert "trajstore" in execute(BIN / script, "--version")
         execute(BIN / script, "--help")
-        for command in commands:
+        for command in import_module(module).COMMANDS:
             execute(BIN / script, command, "--help")
     execute(sys.executable, "-m", "trajstore", "--version")
     assert "nearest" in execute(BIN / "traj-store", "inof", status=2)
 
 
-def main() -> None:
+def main(extras: list[str]) -> None:
     """Run all checks."""
     check_commands()
     if has("torch", "numba"):
@@ -120,15 +195,25 @@ def main() -> None:
         execute(BIN / "traj-analyze", "compare", "run.zarr", "run.zarr")
     else:
         expect_missing("analyze", BIN / "traj-analyze", "geometry", "run.zarr")
+    if not has("obstore"):
+        expect_missing("remote", BIN / "traj-store", "info", "s3://bucket/run.zarr")
     training = (BIN / "traj-train", "run", "digits-mlp", "--out", "new.zarr")
     if has("torch", "numba", "sklearn"):
         execute(*training, "--max-steps", 4)
     else:
         expect_missing("train", *training)
     execute(BIN / "traj-train", "list")
+    for extra in extras:
+        if extra in CHECKS:
+            execute(sys.executable, "-c", CHECKS[extra])
+        if extra in SINKS:
+            execute(sys.executable, "-c", SINK, SINKS[extra])
+    if "optimizers" in extras:
+        soap = (*training[:-1], "soap.zarr", "--optimizer", "soap")
+        execute(*soap, "--max-steps", 4)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main()
+        main(sys.argv[1:])

@@ -95,6 +95,21 @@ def test_a_walk_of_many_tensors_has_one_length():
     torch.testing.assert_close(shares[::2], expected[::2], rtol=0.1, atol=0)
 
 
+def test_seeds_give_other_noise():
+    tensor = torch.nn.Parameter(torch.ones(50))
+    drawn = []
+    for seed in (0, 1):
+        tensor.grad = torch.ones(50)
+        replace_by_noise([tensor], seed, step=2)
+        drawn.append(tensor.grad)
+    assert not torch.equal(*drawn)
+    labels = [
+        next(iter(with_label_noise(batches(1, (50,)), 5, seed, 2)))[1]
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*labels)
+
+
 def batches(n: int, shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
     return [(torch.ones(2), torch.zeros(shape, dtype=torch.int64)) for _ in range(n)]
 

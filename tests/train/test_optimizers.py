@@ -75,7 +75,7 @@ def test_without_the_library_the_message_says_what_to_install(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(__import__("sys").modules, "pytorch_optimizer", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'trajstore\[optimizers\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r'"trajstore\[optimizers\]"'):
         train(replace(settings, optimizer="lion"), unobserved)
 
 

@@ -57,8 +57,8 @@ def _hugging_face(source: Source) -> Any:
         import datasets  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{source.title} is read with Hugging Face's datasets, which is not installed: "
-            "pip install 'trajstore[data]', or use --data embedded."
+            f"{source.title} is read with Hugging Face's datasets, which is not installed. "
+            'Use --data embedded, or run\npip install "trajstore[data]"'
         ) from error
     return datasets
 

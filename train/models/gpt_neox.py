@@ -39,8 +39,8 @@ def pythia(size: str) -> Logits:
         )
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Pythia is a model of Hugging Face's transformers, which is not installed: "
-            "pip install transformers."
+            "Pythia is a model of Hugging Face's transformers, which is not installed. "
+            "Run\npip install transformers"
         ) from error
     width, n_layers, n_heads = SIZES[size]
     config = GPTNeoXConfig(

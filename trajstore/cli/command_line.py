@@ -112,6 +112,8 @@ def with_options(text: str, function: Any) -> str:
 
 def _missing(error: ModuleNotFoundError) -> str:
     """Say which extra installs a missing module; raise the error again if none does."""
+    if "pip install" in str(error):
+        return str(error)
     top = (error.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if top in modules:

@@ -2,8 +2,9 @@
 
 `replay` computes the losses of the recorded batches at another point, `losses_between` the
 losses on a chord, `losses_towards` those on the lines from iterates to a target, and
-`losses_on_plane` those on the plane in which the path lies best; `restored_state` leaves a model as it was after an evaluation in the middle
-of training.
+`losses_on_plane` those on the plane in which the path lies best; `restored_state` leaves a model
+as it was after an evaluation in the middle of training. `noise_gradients` replaces the gradients
+of a run with noise, its null model.
 
 Imports `reading`, torch and xarray. Start reading with `replay`.
 """

@@ -1,5 +1,6 @@
 from .along_path import losses_on_plane, losses_towards
 from .chords import losses_between
+from .noise import noise_gradients
 from .replaying import OtherTrainingError, replay
 from .restored_state import restored_state
 from .setup import TrainingSetup
@@ -10,6 +11,7 @@ __all__ = [
     "losses_between",
     "losses_on_plane",
     "losses_towards",
+    "noise_gradients",
     "replay",
     "restored_state",
 ]

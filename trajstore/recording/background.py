@@ -33,6 +33,11 @@ class Background:
         self._jobs.append(self._last_job)
         return self._last_job
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all jobs are done."""
+        return not self._jobs or self._jobs[-1].done()
+
     def call(self, job: Callable[[], T]) -> T:
         """Wait for the queued jobs, then run a job and return its result."""
         # If this job fails, later jobs still run.

@@ -4,18 +4,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.arrays import SAMPLES
+from trajstore.format.arrays import SAMPLES, table_columns
 from trajstore.format.rows import complete_rows
 from trajstore.format.run_spec import RunSpec
 from trajstore.recording.host_copies import Arrays, to_numpy
 from trajstore.recording.logged import Scalar
+
+LOSS: Final = "loss"
+"""Name under which training loops log the loss."""
 
 Fetch = Callable[[Sequence[Tensor]], Arrays]
 
@@ -64,11 +67,27 @@ class RowBuffer:
         self.entries.clear()
         self.written = None
 
-    def arrays(self, spec: RunSpec, fetch: Fetch = to_numpy) -> Rows:
-        """Return the filled rows for the writer; `fetch` copies many tensors in one batch."""
-        entries = self.entries.copy()
+    def arrays(
+        self, spec: RunSpec, fetch: Fetch = to_numpy, n_rows: int | None = None
+    ) -> Rows:
+        """Return the first rows, or all filled rows, for the writer."""
+        # `fetch` copies many tensors in one batch.
+        entries = self.entries[:n_rows]
         filled = {name: rows[: len(entries)] for name, rows in self.measured.items()}
         return to_arrays(filled, entries, spec, fetch)
+
+    def norms_and_losses(
+        self, spec: RunSpec, fetch: Fetch, rows: slice
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+        """Return |g|^2 and |u|^2 (row, layer, 2), and losses (row,) of rows that have one."""
+        columns = table_columns(spec)
+        squares = [columns[name].start for name in ("grad_sq", "update_sq")]
+        scalars = [entry.scalars for entry in self.entries[rows]]
+        losses = _Scalars([{LOSS: row[LOSS]} for row in scalars if LOSS in row])
+        tables = self.measured["tables"][rows][..., squares]
+        fetched, *stacks = fetch([tables, *losses.stacks])
+        filled = losses.filled(stacks)
+        return fetched, np.array([row[LOSS] for row in filled], np.float64)
 
 
 def to_arrays(

@@ -14,13 +14,15 @@ from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
+from trajstore.recording.loops.lookout import LOOK_SECONDS, Lookout
 from trajstore.recording.loops.notices import warn_user
-from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, to_arrays
+from trajstore.recording.row_buffer import Entry, Fetch, RowBuffer, Rows, to_arrays
 from trajstore.store import writer as stored
 from trajstore.store.journal import Journal, Record
 from trajstore.store.writer import Window, Writer
 from trajstore.trackers.reports import Reports
-from trajstore.trackers.rows import Rows, products_of
+from trajstore.trackers.rows import Rows as ReportedRows
+from trajstore.trackers.rows import products_of
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow
 
@@ -93,8 +95,9 @@ class WriteQueue:
         self.n_without_squares = 0
         """Number of rows whose gradients have squares that float32 cannot hold."""
         self._keyframe_is_pending = False
-        self._flush_seconds = flush_seconds
-        self._last_flush = time.monotonic()
+        self._lookout = Lookout(
+            time.monotonic(), flush_seconds=flush_seconds, first=first
+        )
         self._journal = journal
         if journal is not None:
             journal.begin(first)
@@ -132,10 +135,12 @@ class WriteQueue:
 
     def submit_if_due(self) -> None:
         """Submit rows if the buffer is full or rows have waited long enough."""
-        buffer, waited = self._buffer, time.monotonic() - self._last_flush
+        buffer, now = self._buffer, time.monotonic()
         is_full = len(buffer.entries) == len(buffer.rows)
-        if is_full or waited >= self._flush_seconds:
+        if is_full or now >= self._lookout.next_flush:
             self.submit()
+        elif now >= self._lookout.next_look:
+            self._look(now)
 
     def wait_for_keyframe(self) -> None:
         """Wait until the writer thread has read the tracker's anchor, which may then move."""
@@ -172,7 +177,7 @@ class WriteQueue:
         """Give new rows to the writer thread, and continue with the other buffer."""
         # After an interruption such as Ctrl-C, this method may run again for the same rows and
         # windows; the writer knows which of them it has written.
-        self._last_flush = time.monotonic()
+        self._lookout.next_flush = time.monotonic() + self._lookout.flush_seconds
         if self._reports is not None and (message := self._reports.message()):
             warn_user(message)
         full, windows, measured = self._buffer, self._windows, self._measurements
@@ -182,7 +187,7 @@ class WriteQueue:
         def write() -> None:
             time.sleep(HEAD_START)
             with self._copies.after_mark():
-                self._write(full, windows, measured)
+                self._finish(full, self._write(full, windows, measured))
 
         full.written = self._background.submit(write)
         if self._spare.written is not None:
@@ -208,28 +213,60 @@ class WriteQueue:
         if self._journal is not None:
             self._journal.close()
 
+    def _look(self, now: float) -> None:
+        """Let the writer thread look at new rows, and commit them early if they show trouble."""
+        lookout, rows = self._lookout, self._buffer
+        lookout.next_look = now + LOOK_SECONDS
+        self._background.check()
+        n_rows = len(rows)
+        is_new = rows.first + n_rows > lookout.next_row
+        if lookout.is_over or not is_new or not self._background.is_idle:
+            return
+        windows, measured = self._windows.copy(), self._measurements.copy()
+
+        def look() -> None:
+            time.sleep(HEAD_START)
+            new = slice(max(0, lookout.next_row - rows.first), n_rows)
+            lookout.next_row = rows.first + n_rows
+            with self._copies.after_mark():
+                found = rows.norms_and_losses(self._spec, self._copies.fetch, new)
+                if lookout.finds_trouble(*found):
+                    # The rows stay in the buffer; the writer will know that it has them.
+                    self._write(rows, windows, measured, n_rows)
+
+        self._background.submit(look)
+
     def _write(
         self,
-        full: RowBuffer,
+        buffer: RowBuffer,
         windows: list[NewWindow],
         measured: list[NewMeasurement],
-    ) -> None:
+        n_rows: int | None = None,
+    ) -> Rows | None:
+        """Commit windows, the first or all rows of a buffer, and rows of measurements."""
+        rows = None
         for window in windows:
             if window.number >= self._writer.n_windows:
                 self.end_window(window.number - 1, window.ended)
                 self._writer.append_window(_to_store(window, self._copies.fetch))
-        if len(full) > 0:
-            rows = full.arrays(self._spec, self._copies.fetch)
-            self.n_without_squares += n_without_squares(rows[0]["tables"], self._spec)
-            self._writer.steps.append(*rows, first=full.first)
+        if len(buffer) > 0:
+            rows = buffer.arrays(self._spec, self._copies.fetch, n_rows)
+            self._writer.steps.append(*rows, first=buffer.first)
         for name in dict.fromkeys(new.name for new in measured):
             self._write_measured([new for new in measured if new.name == name])
         self._writer.commit()
-        if self._reports is not None and len(full) > 0:
-            arrays, scalars = rows
+        return rows
+
+    def _finish(self, full: RowBuffer, rows: Rows | None) -> None:
+        """Report the rows of a buffer that has been committed, and discard their journal."""
+        if rows is None:
+            return
+        arrays, scalars = rows
+        self.n_without_squares += n_without_squares(arrays["tables"], self._spec)
+        if self._reports is not None:
             products = products_of(arrays["tables"], self._spec)
-            self._reports.send(Rows(full.first, products, scalars))
-        if self._journal is not None and len(full) > 0:
+            self._reports.send(ReportedRows(full.first, products, scalars))
+        if self._journal is not None:
             self._journal.discard(full.first)
 
     def _write_measured(self, measured: list[NewMeasurement]) -> None:

@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float32]
 
 GOLDEN_RATIO: Final = 0.618034
 
+ALL: Final = slice(None)
+
 
 @dataclass(frozen=True, slots=False, kw_only=True)
 class Probes:
@@ -54,14 +56,15 @@ class Probes:
         """Return the probe of a vector (size,), float32 (count,)."""
         return self.of_folded(self.row_signs @ self.fold.signed_rows(vector))
 
-    def of_folded(self, folded: FloatArray) -> FloatArray:
+    def of_folded(self, folded: FloatArray, buckets: slice = ALL) -> FloatArray:
         """Return the probe of a vector from its first fold (width,), float32 (count,)."""
+        # The fold is 0 outside `buckets`.
         # Random row signs would add nothing: the column signs differ from row to row.
         if not self.is_shifted:
             ones = np.ones(self.bucket_fold.n_rows, np.float32)
             return self.bucket_fold(folded, ones)
-        signed = folded * self.bucket_signs
-        sums = np.bincount(self.probe_of_bucket, signed, self.count)
+        signed = folded[buckets] * self.bucket_signs[buckets]
+        sums = np.bincount(self.probe_of_bucket[buckets], signed, self.count)
         return sums.astype(np.float32)
 
     @cached_property

@@ -220,6 +220,6 @@ def _import(module: str, scheme: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"Stores at {scheme}:// need the package {module.partition('.')[0]!r}: "
-            "pip install 'trajstore[remote]'."
+            f"Stores at {scheme}:// need the package {module.partition('.')[0]}, which is not "
+            'installed. Run\npip install "trajstore[remote]"'
         ) from error

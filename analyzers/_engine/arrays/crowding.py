@@ -39,22 +39,46 @@ def bucket_densities(
     return np.cumsum(changes, axis=0).T
 
 
+def interval_sums(
+    squares: FloatArray, offsets: IntArray, sizes: IntArray
+) -> FloatArray:
+    """Sum squares, (row, bucket), over intervals of buckets, (row, interval)."""
+    borders = bucket_borders(offsets, sizes, squares.shape[1])
+    # float32 is enough for sums of a few hundred terms that only affect standard errors.
+    return np.add.reduceat(squares, borders, axis=1)
+
+
 def bucket_energies(
-    squares: FloatArray, first_row: int, offsets: IntArray, sizes: IntArray
+    sums: FloatArray, first_row: int, offsets: IntArray, sizes: IntArray, width: int
 ) -> csr_array:
     """Return the energy of a vector by layer and interval of buckets, (layer, interval)."""
-    # `squares` holds the squared elements of the vector, (row, bucket), in the rows of the
-    # fold from `first_row` on, and 0 between layers. `offsets` must ascend.
-    n_rows, width = squares.shape
+    # `sums` are the `interval_sums` of the vector's squares in the rows of the fold from
+    # `first_row` on. Elements between layers are 0. `offsets` must ascend.
+    n_rows = len(sums)
     borders = bucket_borders(offsets, sizes, width)
-    # float32 is enough for sums of a few hundred terms that only affect standard errors.
-    energies = np.add.reduceat(squares, borders, axis=1).astype(np.float64)
     first = (first_row + np.arange(n_rows))[:, None] * width + borders
     layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
     # The gap after the last layer belongs to no layer: its sums are dropped.
     owner = np.append(np.flatnonzero(sizes > 0), len(sizes))[layers]
     interval = np.broadcast_to(np.arange(len(borders)), owner.shape)
     kept = owner < len(sizes)
-    return coo_array(
-        (energies[kept], (owner[kept], interval[kept])), (len(sizes), len(borders))
-    ).tocsr()
+    places = owner[kept], interval[kept]
+    shape = len(sizes), len(borders)
+    return coo_array((sums[kept].astype(np.float64), places), shape).tocsr()
+
+
+def layer_pieces(
+    rows: slice, offsets: IntArray, sizes: IntArray, width: int
+) -> list[tuple[int, int, slice]]:
+    """Cut `rows` of the fold at the borders of layers; return (layer, row, columns)."""
+    # Rows are counted from ``rows.start``.
+    first, last = rows.start * width, rows.stop * width
+    pieces = []
+    for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        start, stop = max(int(offset), first), min(int(offset + size), last)
+        while start < stop:
+            row, column = divmod(start - first, width)
+            end = min(stop - start + column, width)
+            pieces.append((i, row, slice(column, end)))
+            start += end - column
+    return pieces

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._style import COLORS
+from analyzers._colors import COLORS
 from trajstore.format.attrs import training_settings
 from trajstore.format.shown import shown
 from trajstore.reading.run import Run

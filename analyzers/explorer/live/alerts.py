@@ -8,14 +8,9 @@ import numpy.typing as npt
 
 from analyzers.gradients.arrays.segments import ZIGZAG, running_median, step_kinds
 from analyzers.gradients.defaults import THRESHOLD, WINDOW
+from trajstore.format.blow_ups import BEFORE, BLOW_UP, LASTING
 
 Floats = npt.NDArray[np.float64]
-
-BLOW_UP: Final = 10.0
-"""Ratio of losses to the losses before them that counts as a blow-up, both as medians."""
-
-LASTING: Final = 5
-"""Number of steps whose losses must be that large, odd."""
 
 MAX_STEPS: Final = 10_000
 """Number of last steps that are searched for a blow-up."""
@@ -23,14 +18,11 @@ MAX_STEPS: Final = 10_000
 MAX_CANDIDATES: Final = 2000
 """Largest number of steps to compare with the steps before."""
 
-BEFORE: Final = 100
-"""Number of steps before that losses are compared with."""
-
 RECENT: Final = 100
 """Number of last steps that are searched for zigzags."""
 
 ZIGZAG_SHARE: Final = 0.5
-"""Share of the recent steps that must zigzag. All these criteria are our own."""
+"""Share of the recent steps that must zigzag. This criterion is our own."""
 
 SPARE_BYTES: Final = 500e6
 """Free bytes that should remain on the disk."""

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, Span
 
-from analyzers._style import NEGATIVE
+from analyzers._colors import NEGATIVE
 from analyzers.explorer.contents.decimation import buckets, extremes, means_of_groups
 from analyzers.explorer.live.readings import Readings
 from analyzers.explorer.views.style import INK, MUTED, RULE, RUN_COLORS, make_figure

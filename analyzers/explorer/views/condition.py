@@ -14,7 +14,7 @@ from bokeh.models import (
     Span,
 )
 
-from analyzers._style import NEGATIVE, POSITIVE
+from analyzers._colors import NEGATIVE, POSITIVE
 from analyzers.explorer.contents.conditions import Conditions
 from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.views.style import INK, MUTED, RULE, make_figure

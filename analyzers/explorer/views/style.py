@@ -16,7 +16,7 @@ from bokeh.models import (
 from bokeh.palettes import Viridis11
 from bokeh.plotting import figure
 
-from analyzers._style import COLORS
+from analyzers._colors import COLORS
 
 RUN_COLORS: Final = COLORS
 """Colours of runs, those of every figure."""

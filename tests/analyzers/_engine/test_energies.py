@@ -3,13 +3,15 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from analyzers._engine.energies import (
+    Weights,
+    energy_sums,
     in_buckets,
-    of_elements,
     spread,
     uneven_weights,
     window_total,
@@ -17,6 +19,8 @@ from analyzers._engine.energies import (
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
+
+FloatArray = npt.NDArray[np.floating[Any]]
 
 SHAPES = {"embedding": (90, 40), "bias": (33,), "matrix": (40, 41)}
 
@@ -39,6 +43,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             optimizer.step()
         recorder.flush()
     return open_run(path)
+
+
+def of_elements(density: FloatArray, n: int) -> FloatArray:
+    """Return the values of blocks for each of n elements."""
+    values = np.zeros(n)
+    repeated = np.repeat(density, BLOCK)
+    values[: len(repeated)] = repeated
+    return values
+
+
+def of_rows(weights: Weights, n_rows: int) -> FloatArray:
+    """Return the weights of all elements, (row, bucket)."""
+    n, width = weights.by_bucket.shape
+    own = of_elements(weights.by_block, n_rows * width)
+    return weights.by_bucket[np.arange(n_rows) % n] - own.reshape(n_rows, width)
 
 
 def places(run: Run) -> tuple[Any, Any]:
@@ -92,13 +111,13 @@ def test_weights_of_uneven_energies_are_the_terms_of_the_variance(run: Run):
         u_sq[offset : offset + size] = np.random.default_rng(1).random(size)
     expected = 0.0
     for sign, density in ((1, found.by_block), (-1, found.even)):
-        energy = of_elements(density, slice(0, n_rows * width))
+        energy = of_elements(density, n_rows * width)
         energy[u_sq == 0] = 0
         per_bucket = energy.reshape(-1, width).sum(0) @ u_sq.reshape(-1, width).sum(0)
         expected += sign * (per_bucket - energy @ u_sq)
     weights = uneven_weights(run, found)
     assert weights is not None
-    actual = (weights.of_rows(0, n_rows).reshape(-1) * u_sq).sum()
+    actual = (of_rows(weights, n_rows).reshape(-1) * u_sq).sum()
     assert actual == pytest.approx(expected, rel=1e-4)
 
 
@@ -113,16 +132,56 @@ def test_weights_of_the_total_collide_only_within_a_fold(run: Run):
     assert 1 < n < fold.n_rows
     # An element shares its bucket with the elements of every n-th row but its own.
     density = total.weights.by_block
-    energy = of_elements(density, slice(0, fold.n_rows * fold.width))
+    energy = of_elements(density, fold.n_rows * fold.width)
     is_used = np.zeros(fold.n_rows * fold.width)
     for offset, size in zip(run.layout.offsets, run.layout.sizes, strict=True):
         is_used[offset : offset + size] = 1
     rows = (energy * is_used).reshape(-1, fold.width)
     others = np.stack([rows[i % n :: n].sum(0) - rows[i] for i in range(len(rows))])
-    coded = total.weights.of_rows(0, fold.n_rows) - others
+    coded = of_rows(total.weights, fold.n_rows) - others
     used = is_used.reshape(rows.shape) > 0
     for i in range(n):
         # What is left is the part of the code, the same for all elements of a fold.
         rest = coded[i::n][used[i::n]]
         assert rest.min() > 0
         np.testing.assert_allclose(rest, rest.mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [3, 4])
+def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(run: Run, cut: int):
+    window, fold, layout = run.n_windows - 2, run.stored.sketch.fold, run.layout
+    n_rows, width = fold.n_rows, fold.width
+    steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
+    found = spread(run, window, steps)
+    assert found is not None
+    uneven, total = uneven_weights(run, found), window_total(run, window, found)
+    assert uneven is not None
+    assert total is not None
+    layer = np.full(n_rows * width, len(SHAPES))
+    for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
+        layer[offset : offset + size] = i
+    normal = np.random.default_rng(2).standard_normal(n_rows * width)
+    matrix = np.float32(normal * (layer < len(SHAPES))).reshape(n_rows, width)
+
+    def by_layer(values: FloatArray) -> FloatArray:
+        return np.bincount(layer, values.reshape(-1))[: len(SHAPES)]
+
+    squares = matrix.astype(float) ** 2
+    folds = total.folds[np.arange(n_rows) % len(total.folds)]
+    estimated = total.row_signs[:, None].astype(float) * folds
+    parts = [
+        energy_sums(run, window, found, rows, matrix[rows])
+        for rows in (slice(0, cut), slice(cut, n_rows))
+    ]
+    by_interval = sum(part.by_interval.sum(1) for part in parts)
+    np.testing.assert_allclose(by_interval, by_layer(squares), rtol=1e-6)
+    actual = sum(part.uneven for part in parts)
+    terms = of_rows(uneven, n_rows) * squares
+    scale = by_layer(np.abs(terms)).max()
+    np.testing.assert_allclose(actual, by_layer(terms), atol=1e-6 * scale)
+    product, variance = sum(part.window_sum for part in parts)
+    terms = matrix * estimated
+    scale = by_layer(np.abs(terms)).max()
+    np.testing.assert_allclose(product, by_layer(terms), atol=1e-6 * scale)
+    expected = by_layer(of_rows(total.weights, n_rows) * squares)
+    np.testing.assert_allclose(variance, expected, rtol=1e-5)

@@ -140,3 +140,23 @@ def test_layers_are_not_compared_with_a_walk(example_run: Path):
     geometry = analyzers.path_geometry(run, layers=True)
     with pytest.raises(ValueError, match=r"the dimensions \('step', 'layer'\)"):
         analyzers.excess_gamma(geometry, run)
+
+
+def test_excess_over_a_recorded_walk_has_the_error_of_both():
+    geometry, null = measured("final"), measured("final") * 0.5
+    null.attrs = geometry.attrs
+    result = analyzers.excess_gamma(geometry, walked(np.ones(9)), null=null)
+    np.testing.assert_allclose(result.excess, 0.25)
+    np.testing.assert_allclose(result.gamma_null, 0.25)
+    np.testing.assert_allclose(result.excess_stderr, np.hypot(0.1, 0.05))
+
+
+@pytest.mark.parametrize("change", ["steps", "reference", "direction"])
+def test_another_kind_of_null_is_refused(change: str):
+    geometry, null = measured("final"), measured("final")
+    if change == "steps":
+        null = null.isel(step=slice(1))
+    else:
+        null = null.assign_attrs({change: "other"})
+    with pytest.raises(ValueError, match=r"has the dimensions, target and direction"):
+        analyzers.excess_gamma(geometry, walked(np.ones(9)), null=null)

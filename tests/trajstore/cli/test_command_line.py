@@ -12,6 +12,7 @@ import pytest
 from analyzers.cli import COMMANDS as ANALYSES
 from trajstore.cli.command_line import EXTRAS, Command, run_command_line
 from trajstore.cli.main import COMMANDS as STORE_COMMANDS
+from trajstore.cli.main import main
 from trajstore.format.run_spec import SchemaError
 
 
@@ -105,6 +106,19 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         f'pip install "trajstore[{extra}]"\n'
     )
     assert capsys.readouterr().err == expected
+
+
+def test_a_message_that_names_the_installation_is_printed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setattr("sys.argv", ["traj-store", "info", "s3://bucket/run.zarr"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main()
+    assert capsys.readouterr().err == (
+        "traj-store: Stores at s3:// need the package obstore, which is not installed. "
+        'Run\npip install "trajstore[remote]"\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def _hdf5() -> Any:
         import h5py  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "fastMRI is read with h5py, which is not installed: "
-            "pip install 'trajstore[analyze]', or use --data embedded."
+            "fastMRI is read with h5py, which is not installed. Use --data embedded, or "
+            'run\npip install "trajstore[analyze]"'
         ) from error
     return h5py

@@ -41,6 +41,6 @@ def _tokenizers() -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "Text is cut into tokens with Hugging Face's tokenizers, which is not "
-            "installed: pip install 'trajstore[data]', or use --data embedded."
+            'installed. Use --data embedded, or run\npip install "trajstore[data]"'
         ) from error
     return tokenizers

@@ -4,7 +4,11 @@ import tracemalloc
 
 import numpy as np
 
-from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
+from analyzers._engine.arrays.crowding import (
+    bucket_densities,
+    bucket_energies,
+    interval_sums,
+)
 
 WIDTH = 65143
 
@@ -19,7 +23,9 @@ def test_memory_is_linear_in_the_number_of_layers():
     density = np.ones((2, n))
     tracemalloc.start()
     try:
-        energies = bucket_energies(squares, 0, offsets, sizes)
+        energies = bucket_energies(
+            interval_sums(squares, offsets, sizes), 0, offsets, sizes, WIDTH
+        )
         crowd = energies @ bucket_densities(density, offsets, sizes, WIDTH).T
         peak = tracemalloc.get_traced_memory()[1]
     finally:

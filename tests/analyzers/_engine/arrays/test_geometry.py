@@ -5,7 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzers._engine.arrays.crowding import bucket_densities, bucket_energies
+from analyzers._engine.arrays.crowding import (
+    bucket_densities,
+    bucket_energies,
+    interval_sums,
+)
 from analyzers._engine.arrays.geometry import (
     QUANTITIES,
     Estimate,
@@ -157,8 +161,9 @@ def test_variance_is_the_sum_over_pairs_of_elements_in_a_bucket(
     n_rows = -(-n.sum() // width)
     rows = np.pad(u_sq, (0, n_rows * width - n.sum())).reshape(n_rows, width)
     # Rows may come in pieces.
-    energies = bucket_energies(rows[:1], 0, offsets, n)
-    energies += bucket_energies(rows[1:], 1, offsets, n)
+    sums = interval_sums(rows, offsets, n)
+    energies = bucket_energies(sums[:1], 0, offsets, n, width)
+    energies += bucket_energies(sums[1:], 1, offsets, n, width)
     energy = energies.sum(1)
     np.testing.assert_allclose(energy, residual_sq, rtol=1e-12)
     densities = bucket_densities(gradient_sq / np.maximum(n, 1), offsets, n, width)
@@ -176,7 +181,8 @@ def test_variance_over_even_buckets(n_rows: int):
     squares = np.full((n_rows, 64), 5 / 64 / n_rows)
     gradient_sq = np.array([[2.0], [3.0]])
     densities = bucket_densities(gradient_sq / size, offset, size, 64)
-    crowd = (bucket_energies(squares, 0, offset, size) @ densities.T).T
+    sums = interval_sums(squares, offset, size)
+    crowd = (bucket_energies(sums, 0, offset, size, 64) @ densities.T).T
     result = sketch_variance(
         gradient_sq, np.array([5.0]), crowd, size, code_variance=(np.pi / 2 - 1) / 64
     )

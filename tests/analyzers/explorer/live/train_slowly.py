@@ -1,4 +1,4 @@
-"""Record a slow training run: ``python train_slowly.py STORE FOLDER``.
+"""Record a slow training run: ``python train_slowly.py STORE FOLDER [FLUSH_SECONDS]``.
 
 The loss becomes NaN when a file ``nan`` appears in the folder, and the run ends after a file
 ``stop``. Prints the time of the NaN.
@@ -23,10 +23,10 @@ def main() -> None:
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     options: dict[str, Any] = {"steps_per_epoch": 100, "sketch_bits": 1024}
+    if len(sys.argv) > 3:
+        options["flush_seconds"] = float(sys.argv[3])
     is_nan = False
-    with trajstore.Recorder(
-        path, model, optimizer, probes=256, flush_seconds=1.0, **options
-    ) as recorder:
+    with trajstore.Recorder(path, model, optimizer, probes=256, **options) as recorder:
         while not (folder / "stop").exists():
             optimizer.zero_grad()
             inputs = torch.randn(16, 20)
