@@ -122,7 +122,7 @@ def test_a_sum_that_does_not_fit_is_left_out(trained: Seeded):
     class Foreign(type(run.stored)):  # type: ignore[misc]
         def displacement_sum(self, window: int) -> Any:
             total = super().displacement_sum(window)
-            return DecodedSum(-50 * total.fold, total.energy)
+            return total and DecodedSum(-50 * total.fold, total.energy)
 
     [found] = geometries([with_stored(run, Foreign)])
     [expected] = geometries([without_sums(run)])

@@ -61,7 +61,7 @@ def expected_displacements(walk: Walk) -> list[Any]:
             x for x, w in zip(walk.before, walk.window, strict=True) if w == window
         ]
         at_end = (len(steps) - 1) / 2 * np.float64(end - anchor)
-        total = np.sum([x - anchor for x in steps], 0, dtype=np.float64) - at_end
+        total: Any = np.sum([x - anchor for x in steps], 0, dtype=np.float64) - at_end
         if spec.is_packed:
             total = total[layout.packed_elements]
         sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
