@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration_tables import calibration_table
+from cost_tables import memory_table, overhead_table, per_step_table, scale_table
+from installation_tables import installations_table
 from planning_tables import planning_table, plans_table, signs_table
-from rich.filesize import decimal
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -103,66 +104,6 @@ def numbers_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def overhead_table(results: dict[str, Any]) -> str:
-    """Return the table of costs in time and memory."""
-    digits = results["digits ResNet"]
-    lines = ["| cost, 2 CPU cores | |", "|---|---|"]
-
-    def add(title: str, value: str) -> None:
-        lines.append(f"| {title} | {value} |")
-
-    for title, name in (
-        ("digits ResNet: time of recorded / plain training", "recorded over plain"),
-        (
-            "digits ResNet: time of recording and analysis / two-run protocol",
-            "recorded and analysed over two-run",
-        ),
-    ):
-        ratio = digits[name]
-        interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"
-        add(title, f"{ratio['median']:.2f} ({interval})")
-    for name, hooks in results["ResNet-18"].items():
-        title = (
-            f"ResNet-18, 11.2 M parameters, {name}: time of hooks / rest of the step"
-        )
-        add(title, f"{hooks['hooks over step']:.3f}")
-    peak = results["peak memory, float32 vectors"]
-    add("peak additional memory, in float32 vectors of all parameters", f"{peak:.1f}")
-    return "\n".join(lines)
-
-
-def scale_table(results: list[dict[str, Any]]) -> str:
-    """Return the table of costs of large stores, from several files of results."""
-    analysis, stalls, [full] = (
-        json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("analysis", "stalls", "full_size")
-    )
-    flush = stalls["flush on the training thread, ms"]["percentile 99.5"]
-    largest = max(results, key=lambda r: r["parameters"] * r["steps"])
-    peak = max(
-        result[f"peak GiB of a worker, {n}"]
-        for result in results
-        for n in ("1 worker", "2 workers")
-    )
-    rate = analysis["steps per second, workers"]
-    share = analysis["analysis over matrix product, workers"]
-    shape = f"{full['steps']:,} steps, {full['parameters'] / 1e6:.1f} M parameters"
-    rows = {
-        "flush on the training thread, 99.5th percentile": f"{flush:.1f} ms",
-        "analysis, 11.2 M parameters, 2 worker processes": f"{rate:,.0f} steps/s",
-        "the same analysis: operations/s relative to float32 matrix products": f"{share:.2f}",
-        "speed of analysis, 2 workers / 1 worker, 25.7 M parameters": f"{largest['2 workers over 1']:.2f}",
-        "peak memory of a worker, up to 25.7 M parameters": f"{peak:.2f} GiB",
-        f"{shape}: number of files": f"{full['files']:,}",
-        "the same store: time to open it, time to select an epoch": f"{full['seconds to open']:.2f} s, "
-        f"{full['seconds to select an epoch']:.2f} s",
-    }
-    lines = ["| cost of large runs, 2 CPU cores | |", "|---|---|"]
-    return "\n".join(
-        [*lines, *(f"| {name} | {value} |" for name, value in rows.items())]
-    )
-
-
 def measurements_table(results: dict[str, Any]) -> str:
     """Return the table of measurements and their errors, with one line per measurement."""
     lines = [
@@ -191,40 +132,6 @@ def alpha_beta_table(results: dict[str, Any]) -> str:
     exact = results["exact"]
     label = f"{exact['width']}, whole gradients"
     lines.append(f"| {label} | {shown(exact['pair'])} | | |")
-    return "\n".join(lines)
-
-
-def per_step_table(results: list[dict[str, Any]]) -> str:
-    """Return the table of hook times, with one line per net."""
-    lines = [
-        "| parameters | tensors | hooks | one sum | hooks, 2 threads | one sum, 2 threads |",
-        "|---|---|---|---|---|---|",
-    ]
-    cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in results:
-        cases.setdefault((row["parameters"], row["tensors"]), []).append(row)
-    for (n_params, n_tensors), rows in cases.items():
-        times = [f"{row[name]:,.0f}" for row in rows for name in ("hooks", "floor")]
-        lines.append(f"| {n_params:,} | {n_tensors} | {' | '.join(times)} |")
-    return "\n".join(lines)
-
-
-def memory_table(results: list[dict[str, Any]]) -> str:
-    """Return the table of memory and disk space, with one line per net."""
-    nets: dict[int, list[dict[str, Any]]] = {}
-    for row in results:
-        nets.setdefault(row["parameters"], []).append(row)
-    bases = [row["basis"] for row in next(iter(nets.values()))]
-    titles = [f"memory, `basis={basis}`" for basis in bases]
-    lines = [
-        f"| parameters | {' | '.join(titles)} | disk per step | disk per window |",
-        "|---" * (3 + len(bases)) + "|",
-    ]
-    for n_params, rows in nets.items():
-        sizes = [row["memory"] for row in rows]
-        sizes += [rows[-1][name] for name in ("disk per step", "disk per window")]
-        cells = [decimal(round(size)) for size in sizes]
-        lines.append(f"| {n_params / 1e6:,g} M | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -458,6 +365,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "memory": memory_table,
         "scale": scale_table,
     },
+    "docs/compatibility.md": {"installations": installations_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},

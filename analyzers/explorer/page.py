@@ -20,6 +20,7 @@ from analyzers._execution.results import threads_without_client
 from analyzers.comparison.path_pca import path_pca
 from analyzers.explorer.contents.conditions import Conditions, conditions_of
 from analyzers.explorer.contents.curves import (
+    STEP_COLUMNS,
     Columns,
     GeometryCurves,
     geometry_curves,
@@ -75,7 +76,7 @@ def collect(runs: Sequence[Run], *, pca: xr.Dataset | None = None) -> Contents:
     shown = show_runs(runs)
     stored = {run.key: stored_geometries(run.run)[:MAX_TARGETS] for run in shown}
     n_targets = sum(len(found) for found in stored.values()) + len(shown)
-    most = max(500, STEP_BYTES // (11 * 4 * max(1, n_targets)))
+    most = max(500, STEP_BYTES // (STEP_COLUMNS * 4 * max(1, n_targets)))
     curves: dict[str, list[GeometryCurves]] = {}
     scalars, nulls = {}, {}
     for run in shown:

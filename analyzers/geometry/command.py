@@ -11,7 +11,16 @@ import analyzers
 import trajstore
 from analyzers import _execution
 from analyzers import geometry as this
-from analyzers._reporting import TERMINAL, Drawn, Output, make_table, say, shown_rows
+from analyzers._reporting import (
+    TERMINAL,
+    Drawn,
+    Output,
+    decimals_of,
+    make_table,
+    say,
+    shown_rows,
+    with_error,
+)
 from analyzers._reporting import report as print_report
 from trajstore.reading.ranges import as_ranges
 
@@ -104,7 +113,7 @@ def geometry(
         output=output,
         groups=[*figures],
         name="geometry",
-        example='geometry.gamma.groupby("epoch").mean().values',
+        example='analyzers.epoch_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()',
     )
 
 
@@ -112,11 +121,12 @@ def _table(means: "xr.Dataset") -> Table:
     """Lay out the means in at most 80 columns."""
     table = make_table("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
     rows = shown_rows(means.sizes["epoch"])
+    decimals = decimals_of(means["gamma_stderr"].values)
     for i in rows:
         row = {name: variable.item() for name, variable in means.isel(epoch=i).items()}
         table.add_row(
             str(means["epoch"].values[i]),
-            f"{row['gamma']:.4f} ±{row['gamma_stderr']:.4f}",
+            with_error(row["gamma"], row["gamma_stderr"], decimals),
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
             f"{row['rsi']:.3g}",

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, Final, NamedTuple, NoReturn
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trajstore._version import __version__
+from trajstore.cli.completion import completion_script
 from trajstore.cli.console import make_console, printed_warnings
 from trajstore.cli.help_text import prepared, wrapped_help
 
@@ -55,6 +57,12 @@ def run_command_line(
         case ["--version", *_]:
             Console().print(f"trajstore {__version__}", highlight=False)
             sys.exit(0)
+        case ["--completion", *_]:
+            helps = {
+                name: partial(_run, command, f"{prog} {name}", prog, ["--help"])
+                for name, command in commands.items()
+            }
+            sys.stdout.write(completion_script(prog, helps))
         case [name, *_] if name not in commands:
             near = nearest(name, commands)
             _fail(
@@ -133,7 +141,11 @@ def _print_help(commands: Mapping[str, Command], prog: str, description: str) ->
     for name, command in commands.items():
         table.add_row(name, Text(command.summary))
     console.print(table)
-    console.print(f"\n{prog} COMMAND --help describes a command.", markup=False)
+    console.print(
+        f"\n{prog} COMMAND --help describes a command; {prog} --completion prints a script\n"
+        "for bash and zsh.",
+        markup=False,
+    )
 
 
 def _fail(text: str, status: int) -> NoReturn:

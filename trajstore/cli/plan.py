@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from trajstore.cli.console import print_json
 from trajstore.format.arrays import ENDED
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
@@ -44,6 +45,7 @@ def plan(
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
     disk: str | None = None,
+    json: bool = False,
 ) -> None:
     """Predict the disk space, the memory and the error of a recording.
 
@@ -80,6 +82,8 @@ def plan(
         Largest standard error of gamma in one step, mid-run.
     disk : str, optional
         Largest size of the store, such as 800MB or 5GB.
+    json : bool, default: False
+        Print one JSON document instead of tables.
 
     Raises
     ------
@@ -108,6 +112,9 @@ def plan(
         chosen = best_plan(layout, **run, disk=parse_size(disk))
     else:
         chosen = plan_recording(layout, **run)
+    if json:
+        print_json(_document(chosen))
+        return
     _print(chosen, tensors_are_estimated=model is None and tensors is None)
 
 
@@ -203,6 +210,33 @@ def _print(plan: Plan, *, tensors_are_estimated: bool) -> None:
         "magnitude, not the digits. Pass to Recorder:\n"
     )
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
+
+
+def _document(plan: Plan) -> dict[str, Any]:
+    """Return a plan for programs: sizes in bytes, errors of gamma, and arguments of Recorder."""
+    spec = plan.spec
+    return {
+        "parameters": plan.layout.n_params,
+        "tensors": len(plan.layout.names),
+        "steps": plan.n_steps,
+        "windows": plan.n_windows,
+        "bytes": round(plan.disk),
+        "bytes_per_step": round(sum(plan.bytes_per_step.values())),
+        "memory": round(plan.memory),
+        "stderr_of_step": plan.stderr()._asdict(),
+        "stderr_of_epoch": (
+            plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
+            if spec.steps_per_epoch
+            else None
+        ),
+        "arguments": {
+            "sketch_bits": spec.sketch_bits,
+            "basis": spec.basis,
+            "probes": spec.probes,
+            "reference_every": plan.windows.length,
+            "total_steps": plan.n_steps,
+        },
+    }
 
 
 def _sizes(plan: Plan) -> Table:

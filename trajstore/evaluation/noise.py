@@ -1,4 +1,4 @@
-"""Noise in the place of gradients: the null model of a run, for any optimizer."""
+"""Noise instead of gradients: the null model of a run, for any optimizer."""
 
 from collections.abc import Iterator, Sequence
 

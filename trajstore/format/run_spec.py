@@ -73,6 +73,8 @@ class RunSpec:
     """Whether the energies of the gradient's blocks are stored, as window means."""
     float64: bool = False
     """Whether rows and parameter vectors are float64, as some of the parameters are."""
+    scaled: bool = False
+    """Whether products that leave the range of float32 are stored with powers of two."""
 
     @property
     def n_params(self) -> int:
@@ -142,6 +144,8 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
     sums = ("energies", "window_folds", "displacement_sum")
     if document.get("float64") and any(map(document.get, sums)):
         return [f"float64: expected false for a run with {' or '.join(sums)}"]
+    if document.get("float64") and document.get("scaled"):
+        return ["scaled: expected false for a run in float64"]
     return [
         f"{name}: expected {expected[name]} for these shapes, got {given[name]}"
         for name in given
@@ -223,6 +227,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "displacement_sum": (_is_bool, "true or false"),
     "energies": (_is_bool, "true or false"),
     "float64": (_is_bool, "true or false"),
+    "scaled": (_is_bool, "true or false"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

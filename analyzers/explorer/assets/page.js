@@ -76,21 +76,26 @@ window.startExplorer = (() => {
       return a;
     }
     function stepView(data, q, start, end, width) {
-      const xs = data.x, low = data[`${q}_min`], high = data[`${q}_max`] ?? low;
-      if (!low) return { x: [], low: [], high: [], value: [] };
+      const xs = data.x, low = data[`${q}_min`], high = data[`${q}_max`] ?? low, stderr = data[`${q}_stderr`];
+      if (!low) return { x: [], low: [], high: [], value: [], from: [], to: [] };
       const a = Math.max(0, lowerBound(xs, start) - 1), b = Math.min(xs.length, lowerBound(xs, end) + 1);
       const size = Math.max(1, Math.ceil((b - a) / Math.max(50, width)));
       const n = Math.ceil((b - a) / size);
-      const out = { x: new Float64Array(n), low: new Float64Array(n), high: new Float64Array(n), value: new Float64Array(n) };
+      const out = Object.fromEntries(["x", "low", "high", "value", "from", "to"].map((name) => [name, new Float64Array(n)]));
       for (let i = 0; i < n; i++) {
-        let lo = Infinity, hi = -Infinity;
+        let lo = Infinity, hi = -Infinity, from = Infinity, to = -Infinity;
         for (let j = a + i * size; j < Math.min(b, a + (i + 1) * size); j++) {
           if (low[j] < lo) lo = low[j];
           if (high[j] > hi) hi = high[j];
+          if (low[j] - stderr?.[j] < from) from = low[j] - stderr[j];
+          if (high[j] + stderr?.[j] > to) to = high[j] + stderr[j];
         }
         out.x[i] = xs[a + i * size];
         out.low[i] = finite(lo) ? lo : NaN;
         out.high[i] = finite(hi) ? hi : NaN;
+        // Error bars of single steps; those of a group reach over its range.
+        out.from[i] = finite(from) ? from : NaN;
+        out.to[i] = finite(to) ? to : NaN;
         // A line through single steps; a group of several steps has only a range.
         out.value[i] = size === 1 && lo === hi ? lo : NaN;
       }
@@ -115,9 +120,10 @@ window.startExplorer = (() => {
         const data = model(q === "loss" ? `${key}-scalars` : `${key}-active`).data;
         const source = stepSource(key, q), draw = steps && source !== null;
         const view = draw ? stepView(source.data, q, range.start, range.end, width)
-          : { x: data.x, low: data[`${q}_min`], high: data[`${q}_max`], value: new Float32Array(data.x.length).fill(NaN) };
-        model(`${key}-${q}-view`).data = onScale(view, scale);
-        if (q !== "loss") model(`${key}-${q}-errors`).data = onScale({ x: data.x, low: data[`${q}_low`], high: data[`${q}_high`] }, scale);
+          : { x: data.x, low: data[`${q}_min`], high: data[`${q}_max`], value: new Float32Array(data.x.length).fill(NaN), from: [], to: [] };
+        const { from: _from, to: _to, ...band } = onScale(view, scale);
+        model(`${key}-${q}-view`).data = band;
+        if (q !== "loss") model(`${key}-${q}-errors`).data = errorBars(data, q, view, scale);
         if (!shown.has(key)) continue;
         extent.add(data, q, range);
         if (q === "lolr") extent.addColumn(model(`${key}-scalars`).data, "lr", range);
@@ -128,6 +134,16 @@ window.startExplorer = (() => {
       const wanted = model(`scale-${scale}`);
       if (figure.y_scale.type !== wanted.type) figure.y_scale = wanted;
       if (ticks) model(`${q}-ticks`).ticks = ticks;
+    }
+
+    // Error bars of means, and thinner ones of single steps if there are any.
+    function errorBars(data, q, view, scale) {
+      const n = view.from.length;
+      const joined = (means, steps) => Float64Array.of(...means, ...steps);
+      return onScale({
+        x: joined(data.x, n ? view.x : []), low: joined(data[`${q}_low`], view.from), high: joined(data[`${q}_high`], view.to),
+        width: joined(new Float64Array(data.x.length).fill(1.6), new Float64Array(n).fill(0.9)),
+      }, scale);
     }
 
     // A logarithmic axis has no place for a lower end that is not positive: it lies far below.

@@ -13,6 +13,7 @@ from analyzers.explorer.contents.decimation import (
     buckets,
     extremes,
     means_of_groups,
+    root_mean_squares,
 )
 from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.contents.stored_geometries import StoredGeometry, read_geometry
@@ -20,6 +21,9 @@ from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.null import random_walk_gamma
 
 QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
+
+STEP_COLUMNS: Final = 1 + 3 * len(QUANTITIES)
+"""Largest number of columns by step."""
 
 MAX_EPOCHS: Final = 1500
 """Largest number of points of a curve by epoch; longer runs are averaged over several epochs."""
@@ -42,8 +46,8 @@ class GeometryCurves:
         quantity q the mean ``q``, its standard error ``q_stderr``, and the extremes ``q_min``
         and ``q_max`` of single steps.
     by_step : dict from str to numpy.ndarray
-        Columns (bucket,): the place ``x`` of the first step, ``q_min`` and, if buckets have
-        several steps, ``q_max``.
+        Columns (bucket,): the place ``x`` of the first step, ``q_min``, if buckets have several
+        steps ``q_max``, and the standard error ``q_stderr`` of a step, root mean square.
     """
 
     label: str
@@ -70,6 +74,9 @@ def geometry_curves(
     by_step = bucketed(
         {name: geometry[name].values for name in QUANTITIES}, shown.position, groups
     )
+    for name in QUANTITIES:
+        stderr = geometry[f"{name}_stderr"].values
+        by_step[f"{name}_stderr"] = root_mean_squares(stderr, groups)
     return GeometryCurves(
         label=stored.reference,
         note=stored.note,

@@ -34,6 +34,14 @@ def extremes(values: Floats, groups: Buckets) -> tuple[Floats, Floats]:
     return low, high
 
 
+def root_mean_squares(values: Floats, groups: Buckets) -> npt.NDArray[np.float32]:
+    """Return the root mean square of every bucket, float32 (bucket,), ignoring NaN."""
+    if groups.size == 1:
+        return values.astype(np.float32)
+    squares = means_of_groups(values**2, np.arange(len(values)) // groups.size)
+    return np.sqrt(squares).astype(np.float32)
+
+
 def means_of_groups(values: Floats, labels: npt.NDArray[Any]) -> Floats:
     """Return means over steps with equal labels, float64 (label, ...), ignoring NaN."""
     # `values` is float (step, ...), and `labels` is int (step,), ascending.

@@ -22,9 +22,9 @@ HEIGHT: Final = 250
 
 VIEWS: Final = {
     "view": ("x", "low", "high", "value"),
-    "errors": ("x", "low", "high"),
+    "errors": ("x", "low", "high", "width"),
 }
-"""Sources of each curve: the range of steps, and the ends of error bars."""
+"""Sources of each curve: the range of steps, and the ends and widths of error bars."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,8 +290,8 @@ def _draw_run(
             "high",
             source=errors,
             line_color=run.color,
-            line_width=1.6,
-            line_alpha=0.9,
+            line_width="width",
+            line_alpha=0.7,
             name=f"{run.key}-errors",
         )
     made.line(

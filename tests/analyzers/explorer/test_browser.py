@@ -164,6 +164,12 @@ def test_zooming_shows_single_steps_in_all_panels(page: Page, runs: list[Run]):
     for end_name in ("low", "high"):
         values = data_of(page, "r0-rsi-view", end_name)
         np.testing.assert_allclose(values, geometry.rsi.values[steps], rtol=1e-6)
+    # Each step has its standard error, next to those of the means.
+    n_means = len(data_of(page, "r0-active", "x"))
+    ends = {e: data_of(page, "r0-gamma-errors", e)[n_means:] for e in ("low", "high")}
+    gamma, stderr = geometry.gamma.values[steps], geometry.gamma_stderr.values[steps]
+    np.testing.assert_allclose(ends["low"], gamma - stderr, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ends["high"], gamma + stderr, rtol=1e-5, atol=1e-7)
     # The axis of every panel shows what is in view.
     bottom, top = page.run("(r => [r.start, r.end])(explorer.model('rsi-y'))")
     in_view = geometry.rsi.values[steps[1:-1]]

@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "displacement_sum", "energies", "float64"),
+    *("window_folds", "displacement_sum", "energies", "float64", "scaled"),
 )
 
 VALID: dict[str, object] = {
@@ -35,6 +35,7 @@ VALID: dict[str, object] = {
     "displacement_sum": True,
     "energies": True,
     "float64": False,
+    "scaled": True,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -55,6 +56,7 @@ INVALID: dict[str, list[object]] = {
     "displacement_sum": [0, 1, "true", None],
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
+    "scaled": [0, 1, "true", None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -111,8 +113,19 @@ def test_a_spec_survives_json(spec: RunSpec):
 def test_sums_of_windows_are_not_kept_in_float64():
     (problem,) = validate_spec(VALID | {"float64": True})
     assert problem.startswith("float64: expected false")
-    without_sums = {"energies": False, "window_folds": 0, "displacement_sum": False}
+    without_sums = {
+        "energies": False,
+        "window_folds": 0,
+        "displacement_sum": False,
+        "scaled": False,
+    }
     assert validate_spec(VALID | {"float64": True} | without_sums) == []
+
+
+def test_products_in_float64_need_no_powers_of_two():
+    without_sums = {"energies": False, "window_folds": 0, "displacement_sum": False}
+    (problem,) = validate_spec(VALID | {"float64": True} | without_sums)
+    assert problem.startswith("scaled: expected false")
 
 
 def test_the_cases_cover_every_field():
@@ -158,6 +171,7 @@ def test_an_older_spec_lacks_optional_fields():
         "window_folds": 0,
         "displacement_sum": False,
         "energies": False,
+        "scaled": False,
     }
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
 

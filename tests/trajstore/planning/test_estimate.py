@@ -116,7 +116,9 @@ def test_a_plan_counts_windows_and_bytes():
 def test_defaults_equal_those_of_a_recorder(recorded: Path):
     run = open_run(recorded)
     options: dict[str, Any] = {} if run.spec.basis == BASIS else {"basis": 0}
-    planned = plan_recording(run.layout, n_steps=240, steps_per_epoch=40, **options)
+    planned = plan_recording(
+        run.layout, n_steps=240, steps_per_epoch=40, optimizer="sgd", **options
+    )
     assert planned.spec == run.spec
 
 

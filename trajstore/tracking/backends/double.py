@@ -54,7 +54,7 @@ class DoubleBackend:
         # What the float32 backend takes for the gradients and the parameters, with an anchor of 0.
         self._scaled = torch.zeros(2, placement.size, device=device)
         self._scaled_views = [_of_layers(placement, row) for row in self._scaled]
-        narrow = replace(spec, float64=False)
+        narrow = replace(spec, float64=False, scaled=True)
         self._sketching = choose_backend(device, is_whole=True)(
             self._scaled_views[1], placement, narrow, PastAnchors(spec.basis), device
         )

@@ -98,6 +98,8 @@ def test_curves_are_the_means_of_epochs_and_the_steps(shown: ShownRun):
             np.testing.assert_allclose(values, means[f"{name}{end}"].values)
         steps = curves.by_step[f"{name}_min"]
         np.testing.assert_allclose(steps, geometry[name].values, rtol=1e-6)
+        errors = geometry[f"{name}_stderr"].values
+        np.testing.assert_allclose(curves.by_step[f"{name}_stderr"], errors, rtol=1e-6)
 
 
 def test_scalars_and_the_random_walk_are_averaged_by_epoch(shown: ShownRun):

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from analyzers.explorer.contents.decimation import buckets, extremes, means_of_groups
+from analyzers.explorer.contents.decimation import (
+    buckets,
+    extremes,
+    means_of_groups,
+    root_mean_squares,
+)
 
 
 @pytest.mark.parametrize(("n_steps", "most"), [(1, 5), (10, 5), (11, 5), (999, 100)])
@@ -29,6 +34,14 @@ def test_extremes_are_those_of_the_steps_and_ignore_nan():
             assert (low[i], high[i]) == (known.min(), known.max())
         else:
             assert np.isnan([low[i], high[i]]).all()
+
+
+def test_errors_of_buckets_are_root_mean_squares():
+    values = np.array([3.0, 4.0, np.nan, 1.0, np.nan, np.nan, 2.0])
+    found = root_mean_squares(values, buckets(7, 4))
+    np.testing.assert_allclose(found, [np.sqrt(12.5), 1.0, np.nan, 2.0], rtol=1e-6)
+    single = root_mean_squares(values, buckets(7, 7))
+    np.testing.assert_array_equal(single, values.astype(np.float32))
 
 
 def test_means_of_groups_ignore_nan():
