@@ -61,6 +61,7 @@ if not HAS_TORCH or find_spec("triton") is None:
     collect_ignore += [
         "tests/trajstore/tracking/backends/compile_kernels.py",
         "trajstore/tracking/backends/triton.py",
+        "trajstore/tracking/backends/triton_folding.py",
         "trajstore/tracking/backends/triton_kernels.py",
         "trajstore/tracking/backends/triton_tables.py",
     ]
