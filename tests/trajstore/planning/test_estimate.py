@@ -279,6 +279,7 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
             guess_layout(12_000),
             n_steps=800,
             steps_per_epoch=20,
+            reference_every=20,
             sketch_bits=bits,
             optimizer="sgd",
         )
@@ -289,6 +290,23 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
     assert gain(1 << 14) == pytest.approx(MEAN_RATIOS["sgd"].signs, rel=0.05)
     assert 0.4 < gain(1 << 16) < 0.6
     assert gain(1 << 18) > 0.99
+
+
+def test_the_first_epochs_have_windows_of_their_own_where_short_epochs_share():
+    def mean_error(n_epochs: int, **options: Any) -> float:
+        plan = plan_recording(
+            guess_layout(2_000_000),
+            n_steps=20 * n_epochs,
+            steps_per_epoch=20,
+            optimizer="sgd",
+            **options,
+        )
+        assert (plan.spec.shared_epochs > 1) == (not options)
+        return plan.stderr(mean_of=20).typical
+
+    # Windows that epochs share say less about each of them.
+    ratios = [mean_error(n) / mean_error(n, reference_every=20) for n in (12, 40, 400)]
+    assert 1 < ratios[0] < 1.5 < ratios[1] < ratios[2]
 
 
 def test_small_networks_without_sums_of_gradients_have_independent_errors():
