@@ -21,7 +21,7 @@ from .deep_linear.arrays import half_time, mode_strength, time_of_steps
 from .deep_linear.modes import linear_modes
 from .geometry.average_of_epochs import average_of_epochs
 from .geometry.distance_travelled import distance_travelled
-from .geometry.epoch_means import epoch_means
+from .geometry.epoch_means import epoch_means, range_means
 from .geometry.null import excess_gamma, random_walk_gamma
 from .geometry.path_geometry import path_geometry
 from .geometry.stored import store_geometry
@@ -68,6 +68,7 @@ __all__ = [
     "path_pca",
     "polyak_lojasiewicz",
     "random_walk_gamma",
+    "range_means",
     "scale_invariance",
     "smallest_beta",
     "smoothness",

@@ -1,24 +1,30 @@
-"""Measure what recording costs where steps are short, or windows are.
+"""Measure what recording costs where steps are short, or epochs are.
 
 Plain training and recorded training take turns in two processes, so that other load on the machine
-affects both. Ratios of the main thread are medians over pairs of turns; ratios of the whole process
-contain the writer thread. Runs with short epochs are compared with the same run without epochs,
-also on disk. Takes about five minutes on 2 cores.
+affects both. Ratios of the time of a step, and of the processor time of the main thread, are medians
+over pairs of turns. The processor time of the whole process contains the writer thread and closing
+the recorder. Runs with short epochs are compared with plain training, and with the same recording
+without epochs, also on disk. Takes about six minutes on 2 cores; with the name of a case, 30 seconds.
 """
 
+import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import lightning
 import numpy as np
 import torch
 import tyro
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 from saving import RESULTS, save_results
@@ -26,6 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import trajstore
+from trajstore.integrations.lightning import TrajectoryCallback
 
 
 class LSTM(nn.Module):
@@ -47,12 +54,12 @@ class LSTM(nn.Module):
 def perceptron() -> tuple[nn.Module, torch.Tensor, int]:
     """Return a network of 3,300 parameters, a batch and the number of classes."""
     layers = (nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 24), nn.ReLU())
-    return nn.Sequential(*layers, nn.Linear(24, 10)), torch.randn(1024, 20), 10
+    return nn.Sequential(*layers, nn.Linear(24, 10)), torch.randn(2048, 20), 10
 
 
 def lstm() -> tuple[nn.Module, torch.Tensor, int]:
     """Return an LSTM of 20,000 parameters, a batch and the number of classes."""
-    return LSTM(), torch.randint(100, (32, 20)), 10
+    return LSTM(), torch.randint(100, (128, 20)), 10
 
 
 def autoencoder() -> tuple[nn.Module, torch.Tensor, int]:
@@ -77,7 +84,7 @@ NETS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, int]]] = {
     "300 tensors": many_tensors,
 }
 
-STEPS = {"perceptron": 600, "LSTM": 250, "autoencoder": 150, "300 tensors": 200}
+STEPS = {"perceptron": 500, "LSTM": 200, "autoencoder": 120, "300 tensors": 100}
 """Steps in a turn of each network."""
 
 EPOCHS: dict[str, int | None] = {
@@ -85,108 +92,232 @@ EPOCHS: dict[str, int | None] = {
     "epochs of 12 steps": 12,
     "one step an epoch": 1,
 }
+"""Steps in an epoch of recorded training, by mode; the other mode is plain training."""
 
 
-def turns(net: str, mode: str) -> None:
-    """Train in a child process; wait for a line of input before each turn, and print times."""
-    torch.manual_seed(0)
+class Case(NamedTuple):
+    """A network, and the two modes in which it is trained by turns."""
+
+    net: str
+    first: str
+    second: str
+
+
+CASES = {
+    **{net: Case(net, "plain", "no epochs") for net in NETS},
+    "epochs of 12 steps": Case("perceptron", "plain", "epochs of 12 steps"),
+    "epochs of 12 steps, over no epochs": Case(
+        "perceptron", "no epochs", "epochs of 12 steps"
+    ),
+    "one step an epoch, over no epochs": Case(
+        "perceptron", "no epochs", "one step an epoch"
+    ),
+}
+
+
+class Turns:
+    """Waits for a line of input before each turn, and prints the times that it took."""
+
+    def __init__(self, n_steps: int, n_turns: int) -> None:
+        self._n_steps, self._n_turns, self._n_done = n_steps, n_turns, 0
+        self._started: tuple[float, ...] = ()
+        self._whole = 0.0
+
+    def __iter__(self) -> Iterator[None]:
+        """Yield once for every step."""
+        for _ in range(self._n_steps * self._n_turns):
+            self.begin_step()
+            yield
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Begin a turn if a turn has ended."""
+        if self._n_done % self._n_steps == 0:
+            if self._started:
+                print(*np.subtract(_times(), self._started), flush=True)
+            if self._n_done == self._n_steps:
+                # The first turn does not count.
+                self._whole = time.process_time()
+            sys.stdin.readline()
+            self._started = _times()
+        self._n_done += 1
+
+    def close(self, path: Path) -> None:
+        """Print the processor time of all turns but the first, and the size of a store."""
+        whole = time.process_time() - self._whole
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        print(whole, size, flush=True)
+
+
+def _times() -> tuple[float, float]:
+    return time.perf_counter(), time.thread_time()
+
+
+class Pace(Callback):
+    """Lets training with Lightning take turns."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def on_train_batch_start(self, *_arguments: Any) -> None:
+        """Begin a turn if a turn has ended."""
+        self._turns.begin_step()
+
+    def on_train_end(self, *_arguments: Any) -> None:
+        """End the last turn, before callbacks that come later close the recorder."""
+        self._turns.begin_step()
+
+
+class Autoencoder(lightning.LightningModule):
+    """An autoencoder that Lightning trains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+        """Return the squared error of a batch."""
+        return F.mse_loss(self.model(batch[0]), batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer."""
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def train_with_lightning(path: Path, turns: Turns, n_steps: int, mode: str) -> None:
+    """Train the autoencoder in a child process."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    model, inputs, _ = NETS["autoencoder"]()
+    batch_size = len(inputs)
+    data = torch.utils.data.TensorDataset(torch.randn(16 * batch_size, 784))
+    callbacks: list[Callback] = [Pace(turns)]
+    if mode != "plain":
+        callbacks.append(TrajectoryCallback(path))
+    trainer = lightning.Trainer(
+        max_steps=n_steps,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=True)
+    trainer.fit(Autoencoder(model), loader)
+
+
+def train(path: Path, turns: Turns, net: str, mode: str) -> None:
+    """Train a network in a child process."""
     model, inputs, n_classes = NETS[net]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     targets = torch.randint(n_classes, (len(inputs),))
     recorder: trajstore.Recorder | None = None
+    if mode != "plain":
+        recorder = trajstore.Recorder(
+            path, model, optimizer, steps_per_epoch=EPOCHS[mode]
+        )
+    for _ in turns:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    if recorder is not None:
+        recorder.close()
+
+
+def take_turns(net: str, mode: str, n_turns: int) -> None:
+    """Train in a child process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    turns = Turns(STEPS[net], n_turns + 1)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.zarr"
-        if mode != "plain":
-            recorder = trajstore.Recorder(
-                path, model, optimizer, steps_per_epoch=EPOCHS[mode]
-            )
-        for line in sys.stdin:
-            started = time.thread_time(), time.process_time()
-            for _ in range(STEPS[net]):
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs), targets).backward()
-                optimizer.step()
-            if line.strip() == "last" and recorder is not None:
-                recorder.close()
-            main = time.thread_time() - started[0]
-            print(main, time.process_time() - started[1], flush=True)
-        files = path.rglob("*") if recorder is not None else ()
-        print(sum(f.stat().st_size for f in files if f.is_file()), flush=True)
+        if net == "autoencoder":
+            train_with_lightning(path, turns, STEPS[net] * (n_turns + 1), mode)
+        else:
+            train(path, turns, net, mode)
+        turns.close(path)
 
 
-def compete(
-    net: str, modes: tuple[str, str], n_turns: int, threads: int
-) -> dict[str, float]:
+def compete(case: Case, n_turns: int, threads: int) -> dict[str, float]:
     """Let two modes take turns; return ratios of the second to the first."""
-    steps, environment = STEPS[net], os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     children = [
         subprocess.Popen(
-            [sys.executable, __file__, "--child", net, mode],
+            [sys.executable, __file__, "--child", case.net, mode, str(n_turns)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        for mode in modes
+        for mode in (case.first, case.second)
     ]
 
-    def turn(child: "subprocess.Popen[str]", line: str) -> list[float]:
+    def turn(child: "subprocess.Popen[str]") -> list[float]:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(f"{line}\n")
+        child.stdin.write("\n")
         child.stdin.flush()
         return [float(value) for value in child.stdout.readline().split()]
 
-    for child in children:
-        turn(child, "first")
-    lines = ["more"] * (n_turns - 1) + ["last"]
-    times = np.array([[turn(child, line) for child in children] for line in lines])
-    disk = [float(child.communicate()[0]) for child in children]
-    (first, second), whole = times[..., 0].T, times[..., 1].sum(0)
+    times = np.array([[turn(c) for c in children] for _ in range(n_turns + 1)])[1:]
+    ends = [list(map(float, c.communicate("\n")[0].split())) for c in children]
+    (whole, disk), (second_whole, second_disk) = ends
+    step, main = np.median(times[:, 1] / times[:, 0], axis=0)
     return {
-        "ms a step": 1e3 * float(np.median(first)) / steps,
-        "main thread": float(np.median(second / first)),
-        "whole process": float(whole[1] / whole[0]),
-        "disk": disk[1] / disk[0] if disk[0] else 0.0,
+        "ms a step": 1e3 * float(np.median(times[:, 0, 0])) / STEPS[case.net],
+        "step": float(step),
+        "main thread": float(main),
+        "whole process": second_whole / whole,
+        "disk": second_disk / disk if disk else 0.0,
+        "KB a step": second_disk / 1e3 / STEPS[case.net] / (n_turns + 1),
     }
 
 
 def main(
     *,
-    turns_each: int = 12,
+    cases: tuple[str, ...] = (),
+    threads: tuple[int, ...] = (1, 2),
+    turns: int = 14,
     out: Path = RESULTS / "small_steps.json",
-    child: tuple[str, str] | None = None,
+    child: tuple[str, str, int] | None = None,
 ) -> None:
     """Measure what recording costs where steps are short.
 
     Parameters
     ----------
-    turns_each : int, default: 12
+    cases : tuple of str, default: ()
+        Names of the cases to measure, such as LSTM; () for all.
+    threads : tuple of int, default: (1, 2)
+        Numbers of threads.
+    turns : int, default: 14
         Number of turns of each process.
     out : Path, optional
-        JSON file to write.
-    child : tuple of str, optional
-        Act as a child process: the network and the mode.
+        JSON file whose rows are replaced.
+    child : tuple, optional
+        Act as a child process: the network, the mode and the number of turns.
     """
     if child is not None:
-        turns(*child)
+        take_turns(*child)
         return
-    console, results = Console(), list[dict[str, Any]]()
-    for net in NETS:
-        for threads in (1, 2):
-            pair = ("plain", "no epochs")
-            found = compete(net, pair, turns_each, threads)
-            results.append({"net": net, "threads": threads, "mode": "recorded"} | found)
-    for mode in list(EPOCHS)[1:]:
-        found = compete("perceptron", ("no epochs", mode), turns_each, 1)
-        results.append({"net": "perceptron", "threads": 1, "mode": mode} | found)
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    if out.exists():
+        rows = {(r["case"], r["threads"]): r for r in json.loads(out.read_text())}
+    for name in cases or CASES:
+        for n_threads in threads:
+            found = compete(CASES[name], turns, n_threads)
+            rows[name, n_threads] = {"case": name, "threads": n_threads} | found
+    order = list(CASES)
+    results = sorted(
+        rows.values(), key=lambda r: (order.index(r["case"]), r["threads"])
+    )
     save_results(results, out)
-    names = ("net", "threads", "mode", "ms a step", "main thread", "whole process")
-    table = Table(*names, "disk", box=None, title="Recorded over plain")
+    names = list(results[0])
+    table = Table(*names, box=None, title="Recorded over plain, or as the name says")
     for row in results:
-        numbers = [f"{row[n]:.3f}" for n in (*names[3:], "disk")]
-        table.add_row(*(str(row[n]) for n in names[:3]), *numbers)
-    console.print(table)
+        numbers = [f"{row[name]:.3f}" for name in names[2:]]
+        table.add_row(row["case"], str(row["threads"]), *numbers)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

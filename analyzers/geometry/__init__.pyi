@@ -1,9 +1,14 @@
 from .average_of_epochs import read_reference
+from .epoch_means import means_for_tables
 from .losses import replayed
 from .stored import result_group
+from .time_axis import label_of, time_of
 
 __all__ = [
+    "label_of",
+    "means_for_tables",
     "read_reference",
     "replayed",
     "result_group",
+    "time_of",
 ]

@@ -27,6 +27,8 @@ from trajstore.reading.ranges import as_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    import numpy.typing as npt
     import xarray as xr
 
     from trajstore.reading.run import Run
@@ -47,7 +49,7 @@ def geometry(
 ) -> None:
     """Measure RSI, EB and gamma of every step, with error bars, relative to a target.
 
-    Prints a table by epoch. Results go to RUN.analysis.zarr and figures to
+    Prints a table by epoch, or by ranges of steps if the run has one epoch. Results go to RUN.analysis.zarr and figures to
     RUN.figures, both next to the store; figures of a remote store go to the working
     directory. Results that are already stored are not computed again.
 
@@ -91,13 +93,13 @@ def geometry(
         whole = compute()
         by_layer = compute(layers=True) if layers else None
     name = this.result_group(whole)
-    means = _execution.load(analyzers.epoch_means(whole))
+    means = _execution.load(this.means_for_tables(whole))
     shown = [means]
     figures: dict[str, Callable[[], Drawn]] = {
         name: lambda: analyzers.plots.path_geometry(means)
     }
     if by_layer is not None:
-        by_epoch = _execution.load(analyzers.epoch_means(by_layer))
+        by_epoch = _execution.load(this.means_for_tables(by_layer))
         shown.append(by_epoch)
         figures[f"{name}-layers"] = lambda: analyzers.plots.layer_means(by_epoch)
     print_report(
@@ -113,19 +115,27 @@ def geometry(
         output=output,
         groups=[*figures],
         name="geometry",
-        example='analyzers.epoch_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()',
+        example=_example(means),
     )
+
+
+def _example(means: "xr.Dataset") -> str:
+    """Return the line of Python that shows the means of the table."""
+    function = "epoch_means" if this.time_of(means) == "epoch" else "range_means"
+    return f'analyzers.{function}(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
 
 
 def _table(means: "xr.Dataset") -> Table:
     """Lay out the means in at most 80 columns."""
-    table = make_table("epoch", "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
-    rows = shown_rows(means.sizes["epoch"])
+    dim = this.time_of(means)
+    title = "epoch" if dim == "epoch" else "steps"
+    table = make_table(title, "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
+    rows = shown_rows(means.sizes[dim])
     decimals = decimals_of(means["gamma_stderr"].values)
     for i in rows:
-        row = {name: variable.item() for name, variable in means.isel(epoch=i).items()}
+        row = {name: variable.item() for name, variable in means.isel({dim: i}).items()}
         table.add_row(
-            str(means["epoch"].values[i]),
+            this.label_of(means, i),
             with_error(row["gamma"], row["gamma_stderr"], decimals),
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
@@ -139,6 +149,15 @@ def _table(means: "xr.Dataset") -> Table:
     return table
 
 
+def _labels(means: "xr.Dataset", chosen: "npt.NDArray[np.bool_]") -> str:
+    """Return the chosen epochs, or ranges of steps, in words."""
+    if this.time_of(means) == "epoch":
+        return f"epochs {as_ranges(means['epoch'].values[chosen].tolist())}"
+    return (
+        f"steps {', '.join(this.label_of(means, int(i)) for i in chosen.nonzero()[0])}"
+    )
+
+
 def _direction(geometry: "xr.Dataset") -> str:
     direction = geometry.attrs["direction"]
     return "" if direction == "gradient" else f"Instead of the gradient: {direction}."
@@ -148,9 +167,8 @@ def _missing(means: "xr.Dataset") -> str:
     missing = means["n_missing"]
     if not (total := int(missing.sum())):
         return ""
-    epochs = missing["epoch"].values[missing.values > 0].tolist()
     return (
-        f"Steps without a value: {total}, in epochs {as_ranges(epochs)}. The gradient or the "
+        f"Steps without a value: {total}, in {_labels(means, missing.values > 0)}. The gradient or the "
         "parameters were not finite, a norm was 0 (as at the target itself), or a chunk is "
         "damaged (see traj-store verify). The means leave these steps out."
     )
@@ -159,11 +177,11 @@ def _missing(means: "xr.Dataset") -> str:
 def _imprecise(means: "xr.Dataset") -> str:
     """Return a sentence that names the epochs in which gamma is unknown."""
     # Gamma is a cosine: a standard error above 1 tells nothing.
-    epochs = means["epoch"].values[means["gamma_stderr"].values > 1].tolist()
-    if not epochs:
+    unknown = means["gamma_stderr"].values > 1
+    if not unknown.any():
         return ""
     return (
-        f"Gamma is unknown in epochs {as_ranges(epochs)}: its standard error is above 1. "
+        f"Gamma is unknown in {_labels(means, unknown)}: its standard error is above 1. "
         "This happens in the last epoch if the learning rate decays and the recorder was "
         "not given `total_steps`."
     )

@@ -1,6 +1,6 @@
-"""Average geometry over epochs, with standard errors."""
+"""Average geometry over epochs or ranges of steps, with standard errors."""
 
-from typing import Any
+from typing import Any, Final
 
 import dask.array as da
 import numpy as np
@@ -19,6 +19,9 @@ from analyzers._engine.arrays.epoch_sums import (
     partial_sums,
 )
 from analyzers._engine.arrays.geometry import QUANTITIES
+
+N_RANGES: Final = 20
+"""Default number of ranges into which a run without epochs is divided."""
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
@@ -59,19 +62,74 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     KeyError
         If `geometry` lacks a variable of `path_geometry`.
     """
+    # Building the graph needs the labels of the epochs, which are small.
+    labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
+    epoch = ("epoch", labels, geometry["epoch"].attrs)
+    return _means(geometry, codes, _whole_epochs(geometry, labels, codes), epoch)
+
+
+def range_means(geometry: xr.Dataset, *, n_ranges: int = N_RANGES) -> xr.Dataset:
+    """Average the quantities of `path_geometry` over ranges of steps, for runs without epochs.
+
+    Standard errors are those of `epoch_means` for a part of an epoch.
+
+    Parameters
+    ----------
+    geometry : xarray.Dataset
+        A result of `path_geometry`; may be lazy.
+    n_ranges : int, default: 20
+        Largest number of ranges, of equal length except for the last one.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy if `geometry` is lazy. The variables are those of `epoch_means`. Along the dimension
+        ``step``, the coordinates ``step`` and ``last_step`` hold the first and the last step of
+        each range.
+
+    Raises
+    ------
+    KeyError
+        If `geometry` lacks a variable of `path_geometry`.
+    ValueError
+        If `n_ranges` is not positive, or if there are no steps.
+    """
+    steps = geometry["step"].values
+    if n_ranges < 1 or not len(steps):
+        raise ValueError(
+            f"Expected at least one range and one step, got {n_ranges} ranges and {len(steps)} "
+            "steps."
+        )
+    codes = np.arange(len(steps)) // -(-len(steps) // n_ranges)
+    firsts = np.flatnonzero(np.diff(codes, prepend=-1))
+    lasts = np.append(firsts[1:], len(steps)) - 1
+    is_whole = np.zeros(len(firsts), bool)
+    means = _means(geometry, codes, is_whole, ("step", steps[firsts], {}))
+    return means.assign_coords(last_step=("step", steps[lasts]))
+
+
+def means_for_tables(geometry: xr.Dataset) -> xr.Dataset:
+    """Return the means over epochs, or over ranges of steps if there is one epoch."""
+    epochs = geometry["epoch"].values
+    has_one = len(epochs) > 1 and (epochs == epochs[0]).all()
+    return range_means(geometry) if has_one else epoch_means(geometry)
+
+
+def _means(
+    geometry: xr.Dataset, codes: Codes, is_whole: npt.NDArray[np.bool_], label: Any
+) -> xr.Dataset:
+    """Average the steps with the same code; `label` is the coordinate of the codes."""
+    # `is_whole` says for which codes the covariances of errors apply.
     if missing := [name for name in NAMES if name not in geometry]:
         raise KeyError(
             f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. "
-            "epoch_means takes the result of analyzers.path_geometry."
+            "Means are those of the result of analyzers.path_geometry."
         )
-    # Building the graph needs the labels of the epochs, which are small.
-    labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
-    is_whole = _whole_epochs(geometry, labels, codes)
     used = xr.broadcast(*(geometry[name] for name in NAMES))
     used = tuple(variable.transpose("step", ...) for variable in used)
     average = _lazy_means if any(v.chunks for v in used) else _eager_means
     results = by_name(average(used, codes, is_whole))
-    dims = ("epoch", *used[0].dims[1:])
+    dims = (label[0], *used[0].dims[1:])
     variables: dict[str, Any] = {}
     for name in QUANTITIES:
         attributes = geometry[name].attrs
@@ -91,7 +149,7 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         ).coords.items()
         if "step" not in coordinate.dims
     }
-    coordinates["epoch"] = ("epoch", labels, geometry["epoch"].attrs)
+    coordinates[label[0]] = label
     return xr.Dataset(variables, coordinates, geometry.attrs)
 
 

@@ -1,4 +1,4 @@
-"""Draw the results of `analyzers.path_geometry`, averaged over epochs."""
+"""Draw the results of `analyzers.path_geometry`, averaged over epochs or ranges of steps."""
 
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from analyzers._style import (
     set_limits,
     set_log_scale,
 )
+from analyzers.geometry.time_axis import edges_of, time_of
 
 LABELS: Final = {
     "gamma": r"$\gamma$",
@@ -56,7 +57,7 @@ def epoch_means(
     color: Any = None,
     label: str | None = None,
 ) -> Axes:
-    """Draw the means of one quantity against the epoch.
+    """Draw the means of one quantity against the epoch, or against ranges of steps.
 
     The wide band reaches from the smallest to the largest value of a step in the epoch. The
     error bars show one standard error of the mean, not the spread of the steps. Call the
@@ -65,7 +66,8 @@ def epoch_means(
     Parameters
     ----------
     means : xarray.Dataset
-        As returned by `analyzers.epoch_means`, without the dimension ``layer``.
+        As returned by `analyzers.epoch_means` or `analyzers.range_means`, without the dimension
+        ``layer``.
     name : str, default: "gamma"
         The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     final : {"shade", "drop"}, default: "shade"
@@ -90,17 +92,18 @@ def epoch_means(
     """
     if ax is None:
         ax = new_axes()
-    n_epochs = means.sizes["epoch"]
+    dim = time_of(means)
+    n_epochs = means.sizes[dim]
     near = int(np.argmin(means["distance_min"].fillna(np.inf).values))
-    others = means.drop_isel(epoch=near) if n_epochs > 1 else means
+    others = means.drop_isel({dim: near}) if n_epochs > 1 else means
     shown = means if final == "shade" else others
-    is_single = shown.sizes["epoch"] == 1
+    is_single = shown.sizes[dim] == 1
     low, high = shown[f"{name}_min"].values, shown[f"{name}_max"].values
     band_label = "smallest to largest step" if label is None else None
     line_label = "mean, with its standard error" if label is None else drawable(label)
     drawn = draw_series(
         ax,
-        shown["epoch"].values,
+        edges_of(shown).mean(0),
         shown[name].values,
         stderr=shown[f"{name}_stderr"].values,
         low=None if is_single else low,
@@ -110,11 +113,13 @@ def epoch_means(
         band_label=band_label,
     )
     if is_single:
-        center = shown["epoch"].values
-        ax.bar(center, high - low, 0.5, low, color=drawn, alpha=0.2, label=band_label)
+        start, stop = edges_of(shown)
+        width = (stop - start) / 2
+        center = (start + stop) / 2
+        ax.bar(center, high - low, width, low, color=drawn, alpha=0.2, label=band_label)
     if n_epochs > 1 and final == "shade":
         _shade(ax, means, near)
-    _set_epochs(ax, means["epoch"].values)
+    _set_epochs(ax, edges_of(means))
     lines, lows, highs = (
         others[f"{name}{ending}"].values for ending in ("", "_min", "_max")
     )
@@ -122,7 +127,7 @@ def epoch_means(
         set_log_scale(ax, lines, lows, highs)
     else:
         _set_limits(ax, lows, highs)
-    ax.set(xlabel="epoch", ylabel=LABELS[name], title=TITLES[name])
+    ax.set(xlabel=dim, ylabel=LABELS[name], title=TITLES[name])
     if label is not None:
         draw_legend(ax)
     return ax
@@ -130,17 +135,19 @@ def epoch_means(
 
 def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
     """Shade the epoch closest to the target, unless it is shaded already."""
-    middle = float(means["epoch"][near])
+    start, stop = edges_of(means)[:, near]
     is_final = means.attrs.get("reference") == "final"
     label = FINAL_NOTE if is_final else NEAR_NOTE
+    if time_of(means) == "step":
+        label = label.replace("epoch", "steps")
     if label in ax.get_legend_handles_labels()[1]:
         label = "_nolegend_"
-    ax.axvspan(middle - 0.5, middle + 0.5, color="0.88", zorder=0, label=label)
+    ax.axvspan(start, stop, color="0.88", zorder=0, label=label)
 
 
-def _set_epochs(ax: Axes, epochs: Any) -> None:
+def _set_epochs(ax: Axes, edges: Any) -> None:
     """Show all epochs of all lines on the horizontal axis."""
-    first, last = float(epochs[0]) - 0.5, float(epochs[-1]) + 0.5
+    first, last = float(edges[0, 0]), float(edges[1, -1])
     if n_series(ax) > 1:
         first, last = min(first, ax.get_xlim()[0]), max(last, ax.get_xlim()[1])
     ax.set_xlim(first, last)
@@ -167,7 +174,8 @@ def path_geometry(
     Parameters
     ----------
     means : xarray.Dataset
-        As returned by `analyzers.epoch_means`, without the dimension ``layer``.
+        As returned by `analyzers.epoch_means` or `analyzers.range_means`, without the dimension
+        ``layer``.
     final : {"shade", "drop"}, default: "shade"
         Treatment of the epoch closest to x*, as in `epoch_means`.
 
@@ -205,7 +213,8 @@ def layer_means(
     Parameters
     ----------
     means : xarray.Dataset
-        As returned by `analyzers.epoch_means` for a geometry with ``layers=True``.
+        As returned by `analyzers.epoch_means` or `analyzers.range_means` for a geometry with
+        ``layers=True``.
     name : str, default: "gamma"
         The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
     ax : matplotlib.axes.Axes, optional
@@ -221,18 +230,20 @@ def layer_means(
     matplotlib.axes.Axes
         The axes with the drawing.
     """
-    values = means[name].transpose("layer", "epoch")
+    dim = time_of(means)
+    values = means[name].transpose("layer", dim)
     n_layers = values.sizes["layer"]
     if ax is None:
         ax = new_axes(figsize=(8, layer_height(n_layers)))
-    unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", "epoch")
-    before = values.isel(epoch=slice(None, -1)) if values.sizes["epoch"] > 1 else values
+    unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", dim)
+    before = values.isel({dim: slice(None, -1)}) if values.sizes[dim] > 1 else values
     sure = before.where(~unsure)
     # If the noise of one layer set the scale, all other layers would be pale.
     largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
     signed = bool((values < 0).any())
+    middles = edges_of(means).mean(0)
     image = ax.pcolormesh(
-        means["epoch"],
+        middles,
         range(n_layers),
         values,
         cmap=color or (SIGNED if signed else UNSIGNED),
@@ -244,7 +255,7 @@ def layer_means(
     ax.figure.colorbar(image, ax=ax, label=text, extend="both")
     layer, epoch = unsure.values.nonzero()
     ax.plot(
-        means["epoch"].values[epoch],
+        middles[epoch],
         layer,
         "x",
         color="0.4",
@@ -254,7 +265,7 @@ def layer_means(
     draw_layer_names(ax, means["layer"].values)
     ax.invert_yaxis()
     ax.set(
-        xlabel="epoch",
+        xlabel=dim,
         title=f"{TITLES[name]} by layer\n(crosses: below two standard errors)",
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

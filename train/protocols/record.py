@@ -1,8 +1,7 @@
 """Record a training run, and resume it after an interruption."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -10,6 +9,7 @@ from warnings import warn
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from train.loop import train
 from train.observer import Log, Track
@@ -51,10 +51,7 @@ def record(
         write_checkpoint(state | {"recorder": recorder.state_dict()}, path)
         remaining.remove(epoch)
 
-    observe = partial(
-        Recorder, out, attrs=attrs(training), samples=n_samples(training), **options
-    )
-    model = train(training, observe, track, save=save)
+    model = train(training, _recording(out, training, options), track, save=save)
     if remaining:
         warn(
             f"Training ended before the epochs {sorted(remaining)}; no run can branch off "
@@ -118,17 +115,38 @@ def record_resumably(
         )
         last_checkpoint = monotonic()
 
-    observe = partial(
-        Recorder,
-        out,
-        attrs=attrs(training),
-        samples=n_samples(training),
-        **resume,
-        **options,
-    )
+    observe = _recording(out, training, options | resume)
     model = train(training, observe, track, start=start, save=save)
     path.unlink(missing_ok=True)
     return model
+
+
+def _recording(
+    out: Path, training: Training, options: Mapping[str, Any]
+) -> Callable[..., Recorder]:
+    """Return a function that makes the recorder of a training run, given its epochs."""
+
+    def observe(
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+    ) -> Recorder:
+        # Branches and figures need an anchor at the start of every epoch, also of short ones.
+        windows = {} if training.full_batch else {"reference_every": steps_per_epoch}
+        return Recorder(
+            out,
+            model,
+            optimizer,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            attrs=attrs(training),
+            samples=n_samples(training),
+            **(windows | options),
+        )
+
+    return observe
 
 
 def is_complete(training: Training, out: Path) -> bool:

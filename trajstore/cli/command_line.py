@@ -33,7 +33,7 @@ EXTRAS: Final = {
         "numba",
         "scipy",
     ),
-    "train": ("sklearn", "torch", "llvmlite", "numba"),
+    "train": ("llvmlite", "numba", "sklearn", "torch", "scipy"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),
     "tensorboard": ("tensorboard",),
@@ -108,7 +108,7 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
                 config=config,
             )
     except ModuleNotFoundError as error:
-        _fail(f"{script}: {_missing(error)}", 1)
+        _fail(f"{script}: {_missing(error, script)}", 1)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
@@ -127,13 +127,14 @@ def with_options(text: str, function: Any) -> str:
     return text
 
 
-def _missing(error: ModuleNotFoundError) -> str:
+def _missing(error: ModuleNotFoundError, script: str) -> str:
     """Say which extra installs a missing module; raise the error again if none does."""
     if "pip install" in str(error):
         return str(error)
     top = (error.name or "").partition(".")[0]
-    for extra, modules in EXTRAS.items():
-        if top in modules:
+    # Several extras install SciPy; the one that is named like the script installs the rest, too.
+    for extra in sorted(EXTRAS, key=lambda extra: not script.endswith(extra)):
+        if top in EXTRAS[extra]:
             return (
                 f"this command needs the package {top}, which is not installed. Run\n"
                 f'pip install "trajstore[{extra}]"'

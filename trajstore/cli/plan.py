@@ -41,6 +41,7 @@ def plan(
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
     probes: int = PROBES,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
@@ -73,6 +74,9 @@ def plan(
         Number of directions in which gradients are stored exactly; 0 for none.
     probes : int, default: 1024
         Number of fixed random projections, a power of two.
+    float64 : bool, default: False
+        Plan for parameters of float64, or a recorder with float64=True: rows and parameter
+        vectors take up to twice the bytes.
     rate : {"constant", "linear", "cosine"}, default: "constant"
         Course of the learning rate; linear and cosine decay to 0.
     optimizer : {"sgd", "momentum", "adaptive"}, optional
@@ -103,6 +107,7 @@ def plan(
         "steps_per_epoch": steps_per_epoch,
         "basis": basis,
         "probes": probes,
+        "float64": float64,
         "rate": rate,
         "optimizer": optimizer,
     }
@@ -270,7 +275,7 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
         "sketch": f"{describe_sketch(spec)} per step",
         "windows": (
             f"{plan.n_windows:,} of {plan.windows.length:,} steps, shorter at both ends; "
-            "one anchor each"
+            f"one anchor each{_windows_reason(plan)}"
         ),
         "memory": f"{_bytes(plan.memory)}, {vectors:.2g} float32 vectors",
         "error of a step": _range(plan.stderr()),
@@ -285,6 +290,20 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
     return facts
 
 
+def _windows_reason(plan: Plan) -> str:
+    """Return why windows are not epochs, and what this means for targets."""
+    spec = plan.spec
+    if not plan.windows_reason:
+        return ""
+    assert spec.steps_per_epoch is not None
+    targets = ""
+    if spec.shared_epochs > 1:
+        targets = (
+            f"; with reference_every={spec.steps_per_epoch} every epoch can be a target"
+        )
+    return f"; {plan.windows_reason}{targets}"
+
+
 def describe_sketch(spec: RunSpec) -> str:
     """Return the size of a step's sketch in words."""
     if spec.bits_per_number == 1:
@@ -296,9 +315,14 @@ def _arguments(plan: Plan) -> str:
     spec = plan.spec
     basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
+    float64 = "float64=True, " if spec.float64 else ""
+    windows = f"reference_every={plan.windows.length}, "
+    if spec.shared_epochs > 1:
+        # Without the option, the recorder chooses these windows.
+        windows = f"steps_per_epoch={spec.steps_per_epoch}, "
     return (
-        f"sketch_bits={spec.sketch_bits}, {basis}{probes}"
-        f"reference_every={plan.windows.length}, total_steps={plan.n_steps}"
+        f"sketch_bits={spec.sketch_bits}, {basis}{probes}{float64}"
+        f"{windows}total_steps={plan.n_steps}"
     )
 
 

@@ -16,6 +16,9 @@ BASIS: Final = 3
 PROBES: Final = 1024
 """Default number of fixed random projections."""
 
+MAX_SHARED_EPOCHS: Final = 500
+"""Largest number of epochs that share a window."""
+
 FLUSH_ROWS: Final = 1024
 """Number of waiting rows that triggers a flush."""
 
@@ -73,6 +76,8 @@ class RunSpec:
     """Whether rows and parameter vectors are float64, as some of the parameters are."""
     scaled: bool = False
     """Whether products that leave the range of float32 are stored with powers of two."""
+    shared_epochs: int = 1
+    """Number of epochs that share a window, after the first `windows.OWN_WINDOWS` epochs."""
 
     @property
     def n_params(self) -> int:
@@ -129,7 +134,16 @@ def validate_spec(document: object) -> list[str]:
             f"shapes: expected one shape for each of the {len(document['names'])} names, got "
             f"{len(document['shapes'])}"
         )
-    return problems or _sketch_problems(document)
+    return problems or _window_problems(document) or _sketch_problems(document)
+
+
+def _window_problems(document: Mapping[str, Any]) -> list[str]:
+    """Return what no recorder would choose in the windows that epochs share."""
+    n_epochs = document.get("shared_epochs", 1)
+    is_free = document["reference_every"] is None
+    if n_epochs == 1 or (is_free and document["steps_per_epoch"] is not None):
+        return []
+    return [f"shared_epochs: expected 1 for these windows, got {n_epochs}"]
 
 
 def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
@@ -186,6 +200,10 @@ def _is_count_or_none(value: object) -> bool:
     return value is None or _is_int(value, 1)
 
 
+def _is_shared(value: object) -> bool:
+    return _is_int(value, 1, MAX_SHARED_EPOCHS)
+
+
 def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -226,6 +244,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "energies": (_is_bool, "true or false"),
     "float64": (_is_bool, "true or false"),
     "scaled": (_is_bool, "true or false"),
+    "shared_epochs": (_is_shared, f"an integer from 1 to {MAX_SHARED_EPOCHS}"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

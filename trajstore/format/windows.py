@@ -7,13 +7,19 @@ number of steps is known, the last window is halved repeatedly, down to one step
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from trajstore.format.run_spec import RunSpec
 
 DEFAULT_LENGTH: Final = 500
 """Steps in a window if neither the epoch length nor `reference_every` is known."""
 
 FIRST_CUTS: Final = (1 / 8, 1 / 4, 1 / 2)
 """Positions at which the first window is cut, as fractions of its length."""
+
+OWN_WINDOWS: Final = 10
+"""Number of epochs at the start of a run that have windows of their own, also if later epochs
+share windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,36 +32,49 @@ class Windows:
     """Steps in a window; None for one epoch, or `DEFAULT_LENGTH` if no epoch length is known."""
     total_steps: int | None
     """Steps in the run; None if unknown."""
+    shared_epochs: int = 1
+    """Number of epochs in a window, after the first `OWN_WINDOWS` epochs."""
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Self:
+        """Return the schedule of a run's windows."""
+        return cls(
+            steps_per_epoch=spec.steps_per_epoch,
+            reference_every=spec.reference_every,
+            total_steps=spec.total_steps,
+            shared_epochs=spec.shared_epochs,
+        )
 
     @property
     def length(self) -> int:
         """Number of optimizer steps in a window that is not cut."""
-        return self.reference_every or self.steps_per_epoch or DEFAULT_LENGTH
+        if self.reference_every is not None:
+            return self.reference_every
+        return self.shared_epochs * (self.steps_per_epoch or 0) or DEFAULT_LENGTH
 
     def next_start(self, step: int, epoch_start: int) -> int:
         """Return the first step, `step` or later, that starts a window."""
-        # `epoch_start` is the first step of the epoch that `step` belongs to. If an epoch
-        # is started by hand before the returned step, that epoch starts a window as well.
-        start = self._uncut_start(step, epoch_start)
+        # `epoch_start` is the first step of the last epoch that was started by hand and began a
+        # window, or 0.
+        length, first = self._window_at(step, epoch_start)
+        start = step - (step - first) % length
         if start < step:
-            start += self.length
-        if self.steps_per_epoch is not None and not self._spans_epochs:
+            start += length
+        if self.steps_per_epoch is not None and length < self.steps_per_epoch:
             # If windows are shorter than epochs, every epoch starts a window.
             start = min(start, _round_up(step, self.steps_per_epoch))
-        cuts = {round(self.length * cut) for cut in FIRST_CUTS}
-        cuts |= self._last_cuts
+        cuts = {round(length * cut) for cut in FIRST_CUTS} | self._last_cuts
         return min([start, *(cut for cut in cuts if cut >= step)])
 
-    @property
-    def _spans_epochs(self) -> bool:
-        return self.steps_per_epoch is not None and self.length >= self.steps_per_epoch
-
-    def _uncut_start(self, step: int, epoch_start: int) -> int:
-        """Return the start of the uncut window that contains `step`."""
-        if self.steps_per_epoch is not None:
-            epoch_start = step - step % self.steps_per_epoch
-        first = 0 if self._spans_epochs else epoch_start
-        return step - (step - first) % self.length
+    def _window_at(self, step: int, epoch_start: int) -> tuple[int, int]:
+        """Return the length of the windows at a step, and the first of their starts."""
+        length, epoch = self.length, self.steps_per_epoch
+        if epoch is None:
+            return length, epoch_start
+        if self.shared_epochs > 1:
+            own = OWN_WINDOWS * epoch
+            return (epoch, 0) if step <= own else (length, own)
+        return length, 0 if length >= epoch else step - step % epoch
 
     @property
     def _last_cuts(self) -> set[int]:

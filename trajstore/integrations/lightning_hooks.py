@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trajstore.format.window_length import epoch_as_window
 from trajstore.integrations.attempts import (
     attempt_of,
     default_on_error,
@@ -248,14 +249,15 @@ def _choose(
 def _schedule(trainer: Any) -> dict[str, int]:
     """Return the number of steps in a window and in the run as options, if known."""
     # Epochs may vary in length, so the trainer begins them. A window is as long as the first
-    # epoch. Under manual optimization, one step per batch is assumed.
+    # epoch, unless this is short. Under manual optimization, one step per batch is assumed.
     schedule, total = {}, trainer.estimated_stepping_batches
     if isfinite(total) and total > 0 and not trainer.reload_dataloaders_every_n_epochs:
         schedule["total_steps"] = int(total)
     n_batches = trainer.num_training_batches
     if isfinite(n_batches) and n_batches > 0:
         n_steps = ceil(n_batches / trainer.accumulate_grad_batches)
-        schedule["reference_every"] = n_steps
+        if (length := epoch_as_window(n_steps)) is not None:
+            schedule["reference_every"] = length
     return schedule
 
 

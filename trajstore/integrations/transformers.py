@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from trajstore.format.window_length import epoch_as_window
 from trajstore.integrations.accelerate import inner_optimizer
 from trajstore.integrations.attempts import (
     attempt_of,
@@ -133,10 +134,10 @@ class TrajectoryCallback(TrainerCallback):
             return
         steps_per_epoch = _steps_per_epoch(args, kwargs.get("train_dataloader"))
         # Epochs may vary in length, so the trainer begins them. A window is as long as the
-        # first epoch.
+        # first epoch, unless this is short.
         options = {
             "total_steps": state.max_steps,
-            "reference_every": steps_per_epoch,
+            "reference_every": epoch_as_window(steps_per_epoch),
             **default_on_error(self._options, [optimizer]),
         }
         if "report_to" in options:

@@ -32,6 +32,7 @@ from trajstore.format.run_spec import (
     RunSpec,
 )
 from trajstore.format.sketch_size import sketch_fields
+from trajstore.format.window_length import choose_windows
 from trajstore.format.windows import Windows
 from trajstore.planning.errors import (
     ErrorRange,
@@ -56,8 +57,12 @@ COMPRESSION: Final = {
 }
 """Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); 1 for other arrays."""
 
-N_VECTORS: Final = 3
-"""Number of float32 vectors in a recorder: previous gradient, displacement and anchor."""
+VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
+"""Bytes of a recorder's vectors for each parameter, by the type of the parameters.
+
+In float32: previous gradient, displacement and anchor. In float64 these, the gradient and the update,
+and float32 copies of gradient and displacement with the three vectors that sketch them.
+"""
 
 
 @dataclass(frozen=True, slots=False, kw_only=True)
@@ -67,6 +72,7 @@ class Plan:
     spec: RunSpec  # its `total_steps` is not None
     rate: Rate = "constant"
     optimizer: Optimizer | None = None  # None if unknown
+    windows_reason: str = ""  # why windows are not epochs, if they were chosen
 
     @property
     def n_steps(self) -> int:
@@ -82,11 +88,7 @@ class Plan:
     @cached_property
     def windows(self) -> Windows:
         """Schedule of the run's windows."""
-        return Windows(
-            steps_per_epoch=self.spec.steps_per_epoch,
-            reference_every=self.spec.reference_every,
-            total_steps=self.spec.total_steps,
-        )
+        return Windows.of(self.spec)
 
     @cached_property
     def n_windows(self) -> int:
@@ -116,7 +118,8 @@ class Plan:
     @property
     def bytes_of_final(self) -> int:
         """Size on disk of the final parameters in bytes."""
-        return self._size * ITEM_SIZE[vector_array(self._size).dtype]
+        vector = vector_array(self._size, self.spec.float_type)
+        return self._size * ITEM_SIZE[vector.dtype]
 
     @cached_property
     def bytes_of_metadata(self) -> int:
@@ -144,7 +147,7 @@ class Plan:
         # The memory holds the vectors; the codes of past anchors and of the anchor being
         # written; two buffers of rows, and the rows being written; and the last chunk of
         # every array.
-        vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
+        vectors = VECTOR_BYTES[self.spec.float_type] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
@@ -202,6 +205,7 @@ def plan_recording(
     probes: int = PROBES,
     reference_every: int | None = None,
     exact: bool = False,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
 ) -> Plan:
@@ -218,11 +222,13 @@ def plan_recording(
             "reference_every": reference_every,
             "total_steps": n_steps,
             "exact": exact,
+            "float64": float64,
+            "scaled": not float64,
         }
     )
-    length = Plan(spec=spec).windows.length
-    spec = with_window_sums(spec, length, is_sgd=is_sgd(optimizer))
-    return Plan(spec=spec, rate=rate, optimizer=optimizer)
+    spec, reason = choose_windows(spec)
+    spec = with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd(optimizer))
+    return Plan(spec=spec, rate=rate, optimizer=optimizer, windows_reason=reason)
 
 
 def is_sgd(optimizer: Optimizer | None) -> bool:

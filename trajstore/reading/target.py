@@ -200,9 +200,15 @@ def _snapshot(run: Run, name: str) -> Target:
 def _epoch(run: Run, epoch: int) -> Target:
     if epoch not in run.stored.epoch_windows:
         epochs = as_ranges(run.stored.epoch_windows) or "none"
+        advice = ""
+        if epoch in run.stored.step_rows.epochs:
+            advice = (
+                " Short epochs share an anchor: give one of these, or record with "
+                "reference_every=, the steps of an epoch, or with recorder.snapshot(name)."
+            )
         raise KeyError(
             f"No anchor at the start of epoch {epoch} in {run.location}; the epochs that "
-            f"start with one: {epochs}."
+            f"start with one: {epochs}.{advice}"
         )
     return Target(
         label=f"epoch {epoch}",

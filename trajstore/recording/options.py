@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.sketch_size import sketch_fields
+from trajstore.format.window_length import choose_windows
 from trajstore.format.windows import Windows
 from trajstore.sketch.window_sum import with_window_sums
 from trajstore.store.location import is_remote
@@ -129,15 +130,8 @@ class RecorderOptions:
         if layout.size == 0:
             raise ValueError("The model's parameters have no elements to record.")
         is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
-        return with_window_sums(spec, self.windows().length, is_sgd=is_sgd)
-
-    def windows(self) -> Windows:
-        """Return the schedule of windows."""
-        return Windows(
-            steps_per_epoch=self.steps_per_epoch,
-            reference_every=self.reference_every,
-            total_steps=self.total_steps,
-        )
+        spec = choose_windows(spec).spec
+        return with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd)
 
     def check_path(self, path: str | Path) -> None:
         """Raise an error if the options do not fit each other, or the kind of storage."""

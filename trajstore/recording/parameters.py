@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from trajstore.format.run_spec import SchemaError
 from trajstore.tracking.placement import is_divided, local_part
 
 WRAPPER: Final = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
@@ -188,3 +189,28 @@ def checksum(parameters: Iterable[Tensor]) -> npt.NDArray[np.float64]:
     local = [local_part(p).detach().to_dense() for p in parameters]
     norms = [torch.linalg.vector_norm(p.double()) for p in local if p.numel() > 0]
     return torch.stack(norms).cpu().numpy() if norms else np.zeros(0)
+
+
+def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
+    """Raise an error if parameter groups, as lists of names, differ from a state's groups."""
+    if problems := group_differences(state["groups"], groups):
+        raise SchemaError(
+            ["The optimizer differs from the optimizer of the checkpoint:", *problems]
+        )
+
+
+def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
+    """List the differences between a checkpoint's parameter groups and the current groups."""
+    # Tensors that are held in one of the two only have been frozen or unfrozen.
+    names = {n for group in before for n in group} & {n for group in now for n in group}
+    before, now = ([[n for n in g if n in names] for g in gs] for gs in (before, now))
+    before, now = [g for g in before if g], [g for g in now if g]
+    problems = []
+    if len(before) != len(now):
+        problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")
+    for i, (old, new) in enumerate(zip(before, now, strict=False)):
+        if missing := sorted(set(old) - set(new)):
+            problems.append(f"parameter group {i}: lacks {missing}")
+        if added := sorted(set(new) - set(old)):
+            problems.append(f"parameter group {i}: also has {added}")
+    return problems

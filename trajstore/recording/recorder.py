@@ -20,9 +20,9 @@ from trajstore.format.run_spec import (
     SchemaError,
 )
 from trajstore.recording.hooks import Guard, StepHooks, Steps
-from trajstore.recording.logged import to_scalars
 from trajstore.recording.loops.manual import Gradients, manual_step, step
 from trajstore.recording.loops.notices import warn_user
+from trajstore.recording.loops.taken_gradients import measure, take_gradient
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import is_copy
 from trajstore.recording.process_exit import close_at_exit
@@ -66,9 +66,11 @@ class Recorder:
         decays to nearly 0.
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
-        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`. An anchor takes
-        one byte per parameter on disk. Gamma is most precise if a window is a few percent of
-        the run (see ``traj-store plan``).
+        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`; after ten epochs
+        of fewer than 50 steps, several share a window, and only its first is a target; and if
+        `total_steps` has few epochs, they are cut. An anchor takes one byte per parameter on
+        disk. Gamma is most precise if a window is a few percent of the run (see
+        ``traj-store plan``).
     sketch_bits : int, default: 65536
         Number of bits kept of every gradient, a power of two. The error of gamma falls with
         the square root of this number, and faster in networks with fewer parameters: they get
@@ -91,7 +93,7 @@ class Recorder:
     flush_rows : int, default: 1024
         Rows are written when this number of rows is waiting, or when the waiting rows take 8 MB.
     flush_seconds : float, default: 30.0
-        Seconds after which waiting rows are written.
+        Seconds after which waiting rows are written; the first trouble in them, within seconds.
     resume : mapping or bool, default: False
         Continue the recording at `path`. Give the result of `state_dict` that was saved in the
         checkpoint from which the model and the optimizer were restored; or True, together with
@@ -226,8 +228,6 @@ class Recorder:
                 raise
             warn_user(f"Nothing more is recorded: {error} Training continues.")
             return
-        for message in session.resume_warnings:
-            warn_user(message)
         self._steps = steps = StepRecorder(session)
         self._first_step = steps.position.step
         self._guard = guard = Guard(on_error, steps.position)
@@ -236,8 +236,10 @@ class Recorder:
         functions = [partial(guard.record, getattr(steps, n)) for n in Steps._fields]
         self._hooks = StepHooks(session.optimizers, Steps(*functions))
 
-    # These two are in modules of their own, because this class is long.
+    # These are in modules of their own, because this class is long.
     step = step
+    measure = measure
+    take_gradient = take_gradient
     _repr_html_ = recorder_html
 
     def _start_step(
@@ -294,48 +296,10 @@ class Recorder:
         if (steps := self._opened()) is not None:
             steps.log_samples(indices)
 
-    def measure(self, name: str, **scalars: float | Tensor) -> None:
-        """Record the current gradients as a row of a measurement, separate from the steps.
-
-        Call this between two optimizer steps, after a backward pass of your choice, for example
-        over the whole data set or a fixed batch. `trajstore.Run.measured` returns the rows. To
-        choose the gradient in the row of the next step, call `take_gradient` instead.
-
-        Parameters
-        ----------
-        name : str
-            Name of the measurement; its rows are numbered in the order of calls.
-        **scalars : float or torch.Tensor
-            Scalars of the row, as in `log`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the name is empty, if it is ``"update"`` while updates are recorded, or if `log`
-            would refuse the scalars.
-        """
-        if (steps := self._opened()) is not None:
-            steps.check_measurement(name)
-            noted = to_scalars(scalars)
-            self._settle(steps)
-            self._guard.record(steps.measure, name, noted)
-
-    def take_gradient(self) -> None:
-        """Record the current gradient in the row of the next step.
-
-        Call this before a change, such as clipping, that the recorded gradient should lack.
-        The norm of the gradient that the step finds is recorded as ``step_grad_norm``, in
-        addition to ``grad_norm``. Under a `torch.amp.GradScaler`, call
-        ``scaler.unscale_(optimizer)`` first. After several calls before a step, the gradient of
-        the last call is recorded, and the product with the previous step's gradient,
-        ``grad_dot_previous``, is NaN.
-        """
-        if (steps := self._opened()) is not None:
-            self._settle(steps)
-            self._guard.record(steps.take_gradient)
-
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless an epoch already begins with it.
+
+        An epoch begins a window, too, unless epochs are short (see `reference_every`).
 
         Raises
         ------

@@ -14,6 +14,7 @@ from trajstore.format.arrays import KEYFRAME_EVERY, STEP, table_columns
 from trajstore.format.layout import BLOCK
 from trajstore.format.resume_state import state_problems
 from trajstore.format.run_spec import RunSpec, SchemaError
+from trajstore.format.window_length import begins_window
 from trajstore.format.windows import Windows
 from trajstore.recording.host_copies import to_numpy
 from trajstore.sketch.deltas import n_codes
@@ -39,6 +40,10 @@ class Position:
     """First step of the epoch."""
     next_window: int = 0
     """First step of the next window."""
+    window_start: int = 0
+    """First step of the last window."""
+    windows_from: int = 0
+    """First step of the last epoch that was started by hand and began a window, or 0."""
     n_windows: int = 0
     """Number of windows that have begun."""
     wall_time: float = 0.0
@@ -116,9 +121,10 @@ def first_step(
 
 
 def as_recorded(
-    path: str | PathLike[str], spec: RunSpec, *, sketch_bits: int
+    path: str | PathLike[str], spec: RunSpec, *, sketch_bits: int, has_windows: bool
 ) -> RunSpec:
     """Return a spec with those choices of an existing store that are no options."""
+    # `has_windows` is whether the option `reference_every` was given.
     try:
         stored = open_checked(locate(path)).document.spec
     except (OSError, SchemaError):
@@ -130,6 +136,14 @@ def as_recorded(
             sketch_version=stored.sketch_version,
             sketch_bits=sketch_bits,
             bits_per_number=1,
+        )
+    is_same = stored.shared_epochs == spec.shared_epochs
+    is_same = is_same and Windows.of(stored).length == Windows.of(spec).length
+    if is_same or not has_windows:
+        spec = replace(
+            spec,
+            reference_every=stored.reference_every,
+            shared_epochs=stored.shared_epochs,
         )
     return replace(
         spec,
@@ -197,31 +211,6 @@ def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
     )
 
 
-def check_groups(state: Mapping[str, Any], groups: list[list[str]]) -> None:
-    """Raise an error if parameter groups, as lists of names, differ from a state's groups."""
-    if problems := group_differences(state["groups"], groups):
-        raise SchemaError(
-            ["The optimizer differs from the optimizer of the checkpoint:", *problems]
-        )
-
-
-def group_differences(before: list[list[str]], now: list[list[str]]) -> list[str]:
-    """List the differences between a checkpoint's parameter groups and the current groups."""
-    # Tensors that are held in one of the two only have been frozen or unfrozen.
-    names = {n for group in before for n in group} & {n for group in now for n in group}
-    before, now = ([[n for n in g if n in names] for g in gs] for gs in (before, now))
-    before, now = [g for g in before if g], [g for g in now if g]
-    problems = []
-    if len(before) != len(now):
-        problems.append(f"parameter groups: {len(now)}, recorded with {len(before)}")
-    for i, (old, new) in enumerate(zip(before, now, strict=False)):
-        if missing := sorted(set(old) - set(new)):
-            problems.append(f"parameter group {i}: lacks {missing}")
-        if added := sorted(set(new) - set(old)):
-            problems.append(f"parameter group {i}: also has {added}")
-    return problems
-
-
 def make_state(
     position: Position,
     writer: Writer,
@@ -253,7 +242,6 @@ def rewind(
     writer: Writer,
     *,
     spec: RunSpec,
-    windows: Windows,
     step: int,
     state: Mapping[str, Any] | None,
 ) -> Resumption:
@@ -272,6 +260,7 @@ def rewind(
             else _position_from_rows(writer, step)
         )
         position = replace(position, next_window=step, n_windows=writer.n_windows)
+        _find_windows(writer, position)
         resumption = Resumption(
             position,
             restoration=_restoration(writer, spec) if writer.n_windows > 0 else None,
@@ -283,7 +272,19 @@ def rewind(
             resumption = resumption._replace(restoration=restoration)
         # At the beginning and after a gap, the next step begins a window.
         if 0 < step == writer.n_steps:
-            position.next_window = windows.next_start(step, position.epoch_start)
+            windows = Windows.of(spec)
+            position.next_window = windows.next_start(step, position.windows_from)
+            if spec.steps_per_epoch is None and position.epoch_start == step:
+                # This epoch was begun by hand just before the checkpoint.
+                [iteration] = writer.read("iteration", slice(step - 1, step))
+                n_in_window = step - position.window_start
+                if begins_window(
+                    spec,
+                    position.epoch,
+                    n_before=int(iteration) + 1,
+                    n_in_window=n_in_window,
+                ):
+                    position.next_window = step
             expected_sq, scale = _expected_sq(writer, spec)
             resumption = resumption._replace(expected_sq=expected_sq, scale=scale)
     except ValueError as error:
@@ -348,6 +349,22 @@ def _position_from_rows(writer: Writer, step: int) -> Position:
         epoch_start=last.start - int(iteration),
         wall_time=writer.steps.last_scalar("wall_time"),
     )
+
+
+def _find_windows(writer: Writer, position: Position) -> None:
+    """Read where the last window began, and the last window that began with an epoch."""
+    starts = writer.read("references/start", slice(0, writer.n_windows)).tolist()
+    if not starts:
+        return
+    position.window_start = starts[-1]
+    if position.epoch_start in starts:
+        position.windows_from = position.epoch_start
+        return
+    for start in reversed(starts):
+        [iteration] = writer.read("iteration", slice(start, start + 1))
+        if iteration == 0:
+            position.windows_from = start
+            return
 
 
 def _append_missing(writer: Writer, spec: RunSpec, position: Position) -> None:

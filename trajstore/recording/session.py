@@ -22,6 +22,7 @@ from trajstore.recording.optimizer_facts import SettingsWatch
 from trajstore.recording.options import RecorderOptions
 from trajstore.recording.parameters import (
     as_optimizers,
+    check_groups,
     checksum,
     group_names,
     named_tensors,
@@ -32,7 +33,6 @@ from trajstore.recording.resume import (
     Position,
     Resumption,
     as_recorded,
-    check_groups,
     check_state,
     first_step,
     make_state,
@@ -107,7 +107,12 @@ class Session:
             is_wide=measures_on.type == "cpu",
         )
         if options.resume and self._placement.is_first:
-            spec = as_recorded(path, spec, sketch_bits=options.sketch_bits)
+            spec = as_recorded(
+                path,
+                spec,
+                sketch_bits=options.sketch_bits,
+                has_windows=options.reference_every is not None,
+            )
         self.spec = self._placement.broadcast(spec)
         self.recorded = Recorded(
             partial(named_tensors, model),
@@ -139,8 +144,10 @@ class Session:
             with signals_wait(str(path)):
                 self.background.close(self._give_up)
             raise
-        self.resume_warnings = [w for w in (unrecorded, warning) if w is not None]
         self._snapshots = set(self.start.snapshots)
+        for message in (unrecorded, warning):
+            if message is not None:
+                warn_user(message)
 
     def _give_up(self) -> None:
         """Close a store that was opened in vain."""
@@ -231,10 +238,7 @@ class Session:
         resumption = Resumption(Position())
         if self.options.resume:
             self._recover(writer)
-            windows = self.options.windows()
-            resumption = rewind(
-                writer, spec=self.spec, windows=windows, step=step, state=state
-            )
+            resumption = rewind(writer, spec=self.spec, step=step, state=state)
         # A snapshot taken at the step of the checkpoint may be taken again.
         taken = writer.snapshots
         return resumption._replace(

@@ -82,11 +82,13 @@ class StepRecorder:
         self._samples = sample_row(indices, self._session.spec.samples)
 
     def start_epoch(self) -> None:
-        """Begin an epoch, and a window, with the next step."""
+        """Begin an epoch with the next step, and a window unless the epochs are short."""
         position = self.position
-        if position.step > position.epoch_start:
+        n_steps = position.step - position.epoch_start
+        if n_steps > 0:
             position.epoch += 1
-            position.epoch_start = position.next_window = position.step
+            position.epoch_start = position.step
+            self._windows.start_with_epoch(n_steps)
 
     def begin(self, optimizer: Optimizer, scaling: Scaling | None) -> None:
         """Measure the gradient that a step finds, unless its row has a gradient already."""

@@ -106,6 +106,10 @@ class Committer:
             if self.has_checks:
                 self._changing(name).rewind(length, tail)
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of this name, counting those that are not committed yet."""
+        return name in self._specs
+
     def length(self, name: str) -> int:
         """Return the number of rows of an array, counting those that are not committed yet."""
         return self._lengths[name]

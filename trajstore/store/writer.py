@@ -100,7 +100,6 @@ class Writer:
         self._attrs: dict[str, Any] = {}
         # Replaced as a whole by the training thread.
         self.optimizer: tuple[GroupFacts, ...] = ()
-        self._has_final = False
         self._attributes: dict[str, object] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -207,7 +206,6 @@ class Writer:
         self._attributes["format_version"] = document.version
         self._arrays.continue_from(specs, lengths, document.checks)
         self.n_windows = document.n_windows
-        self._has_final = document.has_final
 
     def _table(self, document: Document, group: RowGroup) -> RowTable:
         return RowTable(
@@ -285,9 +283,8 @@ class Writer:
         kept = set(snapshots)
         for name in [name for name in self._snapshots if name not in kept]:
             self._arrays.remove(self._snapshots.pop(name).array)
-        if self._has_final:
+        if self._arrays.has("final"):
             self._arrays.remove("final")
-            self._has_final = False
         # Every table that later rows are appended to must be intact.
         large = {"references/codes", KEYFRAMES}
         self._arrays.read_tails(name for name in lengths if name not in large)
@@ -347,7 +344,6 @@ class Writer:
         """Write the final parameters, if known, and the status of the run."""
         if read is not None:
             self._write_vector("final", read)
-            self._has_final = True
         self._attributes["status"] = status
 
     def _write_vector(self, key: str, read: Callable[[slice], Array]) -> None:

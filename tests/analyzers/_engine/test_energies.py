@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     generator = torch.Generator().manual_seed(0)
     parameters = {n: torch.nn.Parameter(torch.zeros(s)) for n, s in SHAPES.items()}
     optimizer = torch.optim.Adam(parameters.values(), lr=0.1)
-    options: Any = {"sketch_bits": 1024, "probes": 16, "steps_per_epoch": 20}
+    options: Any = {"sketch_bits": 1024, "probes": 16, "reference_every": 20}
     with Recorder(path, parameters, optimizer, **options) as recorder:
         for _ in range(41):
             for parameter in parameters.values():

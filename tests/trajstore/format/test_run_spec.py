@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies", "float64", "scaled"),
+    *("window_folds", "energies", "float64", "scaled", "shared_epochs"),
 )
 
 VALID: dict[str, object] = {
@@ -35,6 +35,7 @@ VALID: dict[str, object] = {
     "energies": True,
     "float64": False,
     "scaled": True,
+    "shared_epochs": 1,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -55,6 +56,7 @@ INVALID: dict[str, list[object]] = {
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
     "scaled": [0, 1, "true", None],
+    "shared_epochs": [0, 501, 1.0, True, None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -119,6 +121,13 @@ def test_products_in_float64_need_no_powers_of_two():
     without_sums = {"energies": False, "window_folds": 0}
     (problem,) = validate_spec(VALID | {"float64": True} | without_sums)
     assert problem.startswith("scaled: expected false")
+
+
+def test_epochs_share_only_windows_that_were_not_chosen():
+    assert validate_spec(VALID | {"shared_epochs": 5}) == []
+    for other in ({"reference_every": 10}, {"steps_per_epoch": None}):
+        (problem,) = validate_spec(VALID | {"shared_epochs": 5} | other)
+        assert problem == "shared_epochs: expected 1 for these windows, got 5"
 
 
 def test_the_cases_cover_every_field():

@@ -136,6 +136,33 @@ def test_epochs_started_by_hand_start_windows(
     assert starts(windows, n_steps, epochs) == expected
 
 
+SHARED = [
+    # Steps in an epoch, epochs in a window, steps in the run, recorded steps.
+    pytest.param((1, 20, None), 60, [*range(11), 30, 50], id="one step an epoch"),
+    pytest.param(
+        (4, 3, None), 70, [0, 1, 2, *range(4, 41, 4), 52, 64], id="4 steps an epoch"
+    ),
+    pytest.param(
+        (4, 3, 64),
+        64,
+        [0, 1, 2, *range(4, 41, 4), 52, 58, 61, 62, 63],
+        id="known end",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "n_steps", "expected"), SHARED)
+def test_short_epochs_share_windows_after_the_first_ten(options, n_steps, expected):
+    steps_per_epoch, shared_epochs, total_steps = options
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch,
+        reference_every=None,
+        total_steps=total_steps,
+        shared_epochs=shared_epochs,
+    )
+    assert starts(windows, n_steps) == expected
+
+
 def test_length_follows_from_the_known_options():
     def length(steps_per_epoch: int | None, reference_every: int | None) -> int:
         return Windows(
@@ -184,14 +211,17 @@ def test_windows_are_never_longer_than_an_uncut_window(
     total_steps=st.none() | st.integers(1, 200),
     step=st.integers(0, 300),
     back=st.integers(0, 100),
+    shared_epochs=st.integers(1, 30),
 )
 def test_next_start_is_the_same_from_any_earlier_step(
-    steps_per_epoch, reference_every, total_steps, step, back
+    steps_per_epoch, reference_every, total_steps, step, back, shared_epochs
 ):
+    is_shared = steps_per_epoch is not None and reference_every is None
     windows = Windows(
         steps_per_epoch=steps_per_epoch,
         reference_every=reference_every,
         total_steps=total_steps,
+        shared_epochs=shared_epochs if is_shared else 1,
     )
     epoch_start = max(0, step - back)
     start = windows.next_start(step, epoch_start)

@@ -109,7 +109,8 @@ def test_rows_are_the_optimizer_steps(
     per_epoch = -(-N_BATCHES // accumulate)
     run = check_rows(tmp_path / "run", steps, steps_per_epoch=per_epoch)
     np.testing.assert_array_equal(final(run), flat(model.parameters()))
-    assert run.spec.reference_every == per_epoch
+    # Epochs of few steps share windows.
+    assert run.spec.reference_every is None
     assert run.spec.total_steps == EPOCHS * per_epoch
     assert run.attrs == {"note": "hand"}
     assert run.spec.names[0] == "net.0.weight"

@@ -95,7 +95,8 @@ def test_manual_optimization_has_a_length(tmp_path: Path):
     callback = LightningCallback(tmp_path / "run", optimizer=0, **SMALL)
     test_lightning.make_trainer(callback).fit(test_lightning.Pair(), make_loader())
     spec = open_run(tmp_path / "run").spec
-    assert (spec.total_steps, spec.reference_every) == (EPOCHS * N_BATCHES, N_BATCHES)
+    # Epochs of few steps share windows, so `reference_every` is not given.
+    assert (spec.total_steps, spec.reference_every) == (EPOCHS * N_BATCHES, None)
 
 
 def out_of_memory(limit: int) -> type[Any]:

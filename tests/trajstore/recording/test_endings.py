@@ -317,7 +317,7 @@ def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 DISKS = pytest.mark.parametrize("disk", ["small_disk", "full_disk"])
-LARGE: dict[str, Any] = {"probes": 16384, "flush_rows": 8}
+LARGE: dict[str, Any] = {"probes": 16384, "flush_rows": 8, "reference_every": 4}
 
 
 def train(training: Training, n_steps: int) -> None:

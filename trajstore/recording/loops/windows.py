@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trajstore.format.arrays import KEYFRAME_EVERY
-from trajstore.format.rows import is_far
+from trajstore.format.arrays import KEYFRAME_EVERY, table_columns
+from trajstore.format.window_length import begins_window
+from trajstore.format.windows import Windows as Schedule
 from trajstore.recording.resume import Position
 from trajstore.recording.session import Session
 from trajstore.recording.write_queue import NewWindow
@@ -30,6 +32,13 @@ class Windows:
             self.anchor_sq = session.tracker.anchor_sq()
         self.is_far = False
         """Whether the anchor was far from the iterate in the last check."""
+        self._schedule = Schedule.of(session.spec)
+        columns = table_columns(session.spec)
+        names = ("displacement_sq", "displacement_dot_basis")
+        self._columns = [columns[name].start for name in names]
+        self._can_check = bool(session.spec.basis and session.is_alone)
+        # The squared norm of the anchor, once a check needs it.
+        self._total: float | None = None
 
     def start(self) -> None:
         """Begin a window with the next step."""
@@ -43,25 +52,43 @@ class Windows:
             anchor = tracker.start()
         else:
             anchor, start = tracker.move(), position.step
-        self.anchor_sq = tracker.anchor_sq()
+        self.anchor_sq, self._total = tracker.anchor_sq(), None
         number = position.n_windows
         keyframe = tracker.keyframe() if number % KEYFRAME_EVERY == 0 else None
         position.n_windows += 1
-        position.next_window = self._session.options.windows().next_start(
-            position.step + 1, position.epoch_start
+        position.window_start = start
+        if position.step == position.epoch_start:
+            position.windows_from = start
+        position.next_window = self._schedule.next_start(
+            position.step + 1, position.windows_from
         )
         if queue is not None:
             queue.append_window(NewWindow(number, start, anchor, keyframe, ended))
 
+    def start_with_epoch(self, n_before: int) -> None:
+        """Let an epoch that is begun by hand begin a window, unless the last one had few steps."""
+        # `n_before` is the number of steps in the epoch before.
+        position = self._position
+        n_in_window = position.step - position.window_start
+        if begins_window(
+            self._session.spec,
+            position.epoch,
+            n_before=n_before,
+            n_in_window=n_in_window,
+        ):
+            position.next_window = position.step
+
     def check_anchor(self, row: Mapping[str, Tensor]) -> None:
         """Begin a window with the next step if the anchor is far from the iterate."""
-        spec, tables = self._session.spec, row["tables"]
         # On an accelerator this would wait; windows begin there as they are planned.
-        self.is_far = bool(
-            spec.basis
-            and tables.is_cpu
-            and self._session.is_alone
-            and is_far(tables.numpy(), self.anchor_sq.numpy().sum(), spec, FAR)
-        )
+        tables = row["tables"]
+        if not (self._can_check and tables.is_cpu):
+            return
+        if self._total is None:
+            self._total = float(self.anchor_sq.numpy().sum())
+        # As `trajstore.format.rows.is_far`, for one row.
+        products = tables.numpy()[:, self._columns].sum(0, dtype=np.float64)
+        square, dot_anchor = products.tolist()
+        self.is_far = square > FAR**2 * (square + 2 * dot_anchor + self._total)
         if self.is_far:
             self._position.next_window = self._position.step + 1

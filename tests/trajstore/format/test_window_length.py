@@ -1,0 +1,139 @@
+"""Windows are chosen from the epochs, the steps and the parameters of a run."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trajstore.format.arrays import (
+    ITEM_SIZE,
+    KEYFRAME_EVERY,
+    KEYFRAMES,
+    ArraySpec,
+    row_arrays,
+    window_arrays,
+)
+from trajstore.format.layout import Layout
+from trajstore.format.run_spec import RunSpec, validate_spec
+from trajstore.format.sketch_size import sketch_fields
+from trajstore.format.window_length import (
+    BYTES_SHARE,
+    SHORTEST,
+    begins_window,
+    choose_windows,
+    epoch_as_window,
+    shared_length,
+)
+from trajstore.format.windows import DEFAULT_LENGTH, OWN_WINDOWS, Windows
+
+
+def spec_of(
+    n_params: int,
+    epoch: int | None,
+    total: int | None = None,
+    *,
+    every: int | None = None,
+) -> RunSpec:
+    return RunSpec.from_json(
+        {
+            "names": ["a"],
+            "shapes": [[n_params]],
+            "seed": 0,
+            **sketch_fields(n_params, 65536),
+            "basis": 3,
+            "probes": 1024,
+            "steps_per_epoch": epoch,
+            "reference_every": every,
+            "total_steps": total,
+            "exact": False,
+        }
+    )
+
+
+# Parameters, steps in an epoch, steps in the run; reference_every and shared_epochs.
+CHOICES = {
+    "long epochs": ((10_000, 200, None), (None, 1)),
+    "many long epochs": ((10_000, 200, 20_000), (None, 1)),
+    "few long epochs": ((10_000, 1000, 3000), (334, 1)),
+    "few epochs of a large network": ((10_000_000, 1000, 3000), (500, 1)),
+    "one step an epoch": ((3000, 1, None), (None, 50)),
+    "one step an epoch, long run": ((3000, 1, 10_000), (None, 400)),
+    "one step an epoch, very long run": ((3000, 1, 10**6), (None, 500)),
+    "one step an epoch, large network": ((1_000_000, 1, None), (None, 500)),
+    "large network, short run": ((1_000_000, 1, 800), (None, 100)),
+    "12 steps an epoch": ((3000, 12, None), (None, 5)),
+    "few short epochs": ((3000, 12, 12 * OWN_WINDOWS), (None, 1)),
+    "just short": ((3000, SHORTEST - 1, None), (None, 2)),
+    "just long enough": ((3000, SHORTEST, None), (None, 1)),
+    "no epochs": ((3000, None, 10_000), (None, 1)),
+}
+
+
+@pytest.mark.parametrize(("given_", "chosen"), CHOICES.values(), ids=CHOICES.keys())
+def test_windows_suit_the_run(given_, chosen):
+    spec, reason = choose_windows(spec_of(*given_))
+    assert (spec.reference_every, spec.shared_epochs) == chosen
+    assert bool(reason) == (chosen != (None, 1))
+    assert not validate_spec(spec.to_json())
+
+
+def test_users_choose_windows_themselves():
+    spec = spec_of(3000, 1, 10_000, every=1)
+    assert choose_windows(spec) == (spec, "")
+
+
+@given(
+    n_params=st.integers(1, 10**8),
+    epoch=st.integers(1, 10**4),
+    total=st.none() | st.integers(1, 10**6),
+)
+def test_chosen_windows_cost_little_and_stay_close(n_params, epoch, total):
+    spec = choose_windows(spec_of(n_params, epoch, total)).spec
+    length = Windows.of(spec).length
+    if spec.shared_epochs > 1:
+        assert epoch < SHORTEST <= length < DEFAULT_LENGTH + epoch
+        assert length % epoch == 0
+    elif spec.reference_every is not None:
+        assert epoch > length >= SHORTEST // 2
+        assert total is not None
+        assert epoch > total / 8
+    assert not validate_spec(spec.to_json())
+
+
+@pytest.mark.parametrize("n_params", [1000, 30_000, 300_000])
+def test_anchors_take_a_share_of_the_bytes_of_steps(n_params):
+    spec = spec_of(n_params, 1)
+    length = shared_length(spec)
+    rows = row_arrays(spec, n_metrics=0)
+    anchors = window_arrays(spec, size=Layout(spec.names, spec.shapes).size)
+
+    def n_bytes(array: ArraySpec) -> float:
+        return ITEM_SIZE[array.dtype] * prod(array.inner)
+
+    anchor = sum(map(n_bytes, anchors.values()))
+    anchor -= n_bytes(anchors[KEYFRAMES]) * (1 - 1 / KEYFRAME_EVERY)
+    share = anchor / sum(map(n_bytes, rows.values())) / length
+    assert share <= BYTES_SHARE or length == DEFAULT_LENGTH
+    assert share > 0.98 * BYTES_SHARE or length in {SHORTEST, DEFAULT_LENGTH}
+
+
+def test_epochs_begun_by_hand_begin_windows_if_these_are_long_enough():
+    spec = spec_of(3000, None)
+
+    def begins(epoch: int, n_before: int, n_in_window: int) -> bool:
+        return begins_window(spec, epoch, n_before=n_before, n_in_window=n_in_window)
+
+    assert begins(OWN_WINDOWS - 1, 1, 1)
+    assert not begins(OWN_WINDOWS, 12, 49)
+    assert begins(OWN_WINDOWS, 12, 50)
+    assert begins(OWN_WINDOWS, 50, 49)
+    chosen = replace(spec, reference_every=500)
+    assert begins_window(chosen, OWN_WINDOWS, n_before=12, n_in_window=12)
+
+
+def test_only_long_epochs_are_windows_of_trainers():
+    assert epoch_as_window(None) is None
+    assert epoch_as_window(SHORTEST - 1) is None
+    assert epoch_as_window(SHORTEST) == SHORTEST
