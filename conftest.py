@@ -35,6 +35,8 @@ collect_ignore += [
     for name in ("mlflow", "tensorboard", "trackio", "wandb")
     if find_spec(name) is None
 ]
+if find_spec("numba") is None:
+    collect_ignore += ["trajstore/sketch/compiled.py"]
 if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
