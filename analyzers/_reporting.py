@@ -1,6 +1,5 @@
 """Print the report of a command and save its figures."""
 
-import json
 import math
 import os
 import sys
@@ -14,9 +13,11 @@ import tyro
 from rich.table import Table
 
 from trajstore import reading, store
-from trajstore.cli.console import make_console
+from trajstore.cli.console import make_console, print_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -160,7 +161,7 @@ def report(
             "notes": [part for part in parts if isinstance(part, str) and part],
             **as_json(data),
         }
-        make_console().print(json.dumps(document), soft_wrap=True)
+        print_json(document)
         return
     several = f"Figures: {directory}{os.sep}"
     say(f"Figure: {paths[0]}" if len(paths) == 1 else several)
@@ -265,8 +266,11 @@ def say(text: str, *, stderr: bool = False) -> None:
 def _say_how_to_open(run: "Run", group: str, name: str, example: str) -> None:
     """Print Python code that opens a group of results."""
     call = f"{name} = xarray.open_zarr("
+    imports = "import xarray\n"
+    if "analyzers." in example:
+        imports += "from trajstore import analyzers\n"
     say(
-        f"Open the first group with\n\nimport xarray\n{call}{reading.results_location(run)!r}, group={group!r},"
+        f"Open the first group with\n\n{imports}{call}{reading.results_location(run)!r}, group={group!r},"
     )
     say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
 
@@ -280,6 +284,20 @@ def make_table(*headers: str, text: Collection[str] = ()) -> Table:
         else:
             table.add_column(header, justify="right", no_wrap=True)
     return table
+
+
+def decimals_of(errors: "npt.NDArray[np.float64]") -> int:
+    """Return the number of decimals, 4 to 7, that shows a digit of the smallest error above 0."""
+    known = errors[errors > 0]
+    smallest = float(known.min()) if known.size else 1.0
+    return min(max(4, math.ceil(-math.log10(smallest))), 7)
+
+
+def with_error(value: float, error: float, decimals: int) -> str:
+    """Return a value and its error, which is never rounded to 0."""
+    rounds_to_zero = 0 < error < 0.5 * 10**-decimals
+    shown = f"{error:.0e}" if rounds_to_zero else f"{error:.{decimals}f}"
+    return f"{value:.{decimals}f} ±{'0' if error == 0 else shown}"
 
 
 def shown_rows(n: int, limit: int = MAX_ROWS) -> range:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
-from calibration_trainings import Loop
+from calibration_loops import Loop
 from torch import nn
 
 import analyzers

@@ -28,6 +28,8 @@ from torch import nn
 import analyzers
 import trajstore
 from analyzers import plots
+from analyzers._colors import COLORS
+from analyzers._style import draw_series, new_figure, ordered_colors
 from analyzers.deep_linear.arrays import effective_rank
 from analyzers.deep_linear.modes import iterates
 from train.models.deep_linear import random_weights, stack
@@ -134,7 +136,7 @@ def draw_step_sizes(
     errors: dict[int, list[float]], drifts: dict[int, list[float]]
 ) -> None:
     """Draw errors and drifts against the step size, with lines of slope 1."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, [axes] = new_figure(1, 2, figsize=(9, 3.6))
     titles = (
         (
             {depth: [100 * e for e in of_depth] for depth, of_depth in errors.items()},
@@ -148,8 +150,9 @@ def draw_step_sizes(
         ),
     )
     for ax, (found, ylabel, title) in zip(axes, titles, strict=True):
+        ax.set(xscale="log", yscale="log")
         for depth, values in found.items():
-            ax.loglog(RATES, values, "o-", label=f"{depth} layers")
+            draw_series(ax, np.array(RATES), np.array(values), label=f"{depth} layers")
         line = values[0] / RATES[0] * np.array(RATES) / 3
         ax.loglog(RATES, line, "--", color="0.5", label="slope 1")
         ax.set(xlabel=r"step size $\eta$", ylabel=ylabel)
@@ -166,14 +169,15 @@ def draw_conserved(
     aligned: dict[int, xr.Dataset], random: dict[int, xr.Dataset]
 ) -> None:
     """Draw the conserved quantity and the effective rank of both initialisations."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for i, (depth, modes) in enumerate(random.items()):
+    figure, [axes] = new_figure(1, 3, figsize=(12, 3.6))
+    for color, (depth, modes) in zip(COLORS, random.items(), strict=False):
         later = modes.isel(step=slice(1, None))
         label = f"{depth} layers"
-        axes[0].semilogy(later.time, later.imbalance, color=f"C{i}", label=label)
-        axes[0].semilogy(later.time, later.drift, "--", color=f"C{i}")
-        axes[2].plot(modes.time, modes.effective_rank, color=f"C{i}", label=label)
-        axes[1].plot(aligned[depth].time, aligned[depth].effective_rank, color=f"C{i}")
+        axes[0].semilogy(later.time, later.imbalance, color=color, label=label)
+        axes[0].semilogy(later.time, later.drift, "--", color=color)
+        for ax, found in ((axes[1], aligned[depth]), (axes[2], modes)):
+            time, rank = found.time.values, found.effective_rank.values
+            draw_series(ax, time, rank, color=color, label=label)
     axes[0].set(
         title="random weights: largest entry of\n$W_{l+1}^T W_{l+1} - W_l W_l^T$ (dashed: its change)"
     )
@@ -189,8 +193,8 @@ def draw_conserved(
 
 def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
     """Draw the modes and effective ranks of mean f(x) x^T by activation."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, deep_linear.N_OUTPUTS))
+    figure, [axes] = new_figure(1, 4, figsize=(14, 3.4))
+    colors = ordered_colors(deep_linear.N_OUTPUTS)
     for ax, (name, result) in zip(axes, found.items(), strict=False):
         for mode, color, strength in zip(
             result["modes"].T, colors, deep_linear.STRENGTHS, strict=True
@@ -200,7 +204,7 @@ def draw_nonlinear(found: dict[str, dict[str, Any]]) -> None:
             )
             ax.axhline(strength, color=color, linewidth=0.6, linestyle=":")
         ax.set(title=f"{name}, 3 layers", ylim=(-0.05, 1.1))
-        axes[3].plot(result["time"], result["effective_rank"], label=name)
+        draw_series(axes[3], result["time"], result["effective_rank"], label=name)
     axes[0].set_ylabel(r"$u_\mu^T\, \overline{f(x)\, x^T}\, v_\mu$")
     axes[0].legend(fontsize="small", frameon=False, loc=(0.62, 0.6))
     axes[3].set(title=r"effective rank of $\overline{f(x)\, x^T}$", ylim=(0, 4.3))

@@ -44,6 +44,10 @@ WORKLOADS: dict[str, Any] = {
     "digits MLP, 8 epochs": replace(settings_of("digits-mlp"), epochs=8),
     "LSTM": TRAININGS["lstm"],
     "heavy tails": TRAININGS["heavy"],
+    "GRU": TRAININGS["gru"],
+    "label noise": TRAININGS["label noise"],
+    "ratings": TRAININGS["ratings"],
+    "weight decay": TRAININGS["decay"],
 }
 """Training runs to measure: of `train`, and of ``calibration_trainings.py``."""
 
@@ -53,6 +57,10 @@ FITTED = (
     "English transformer",
     "LSTM",
     "heavy tails",
+    "GRU",
+    "label noise",
+    "ratings",
+    "weight decay",
 )
 """Runs from which plans extrapolate."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration_tables import calibration_table
 from cost_tables import memory_table, overhead_table, per_step_table, scale_table
+from installation_tables import installations_table
 from planning_tables import planning_table, plans_table, signs_table
 
 from trajstore.format.run_spec import SKETCH_BITS
@@ -328,8 +329,8 @@ def public_codes_table(results: dict[str, Any]) -> str:
 def explorer_table(results: dict[str, Any]) -> str:
     """Return the table of sizes and times of explorer pages."""
     lines = [
-        "| page | steps | layers | size | written in | opened in | errors in the console |",
-        "|---|---|---|---|---|---|---|",
+        "| page | steps | layers | size | written in | command | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         cells = [
@@ -338,6 +339,7 @@ def explorer_table(results: dict[str, Any]) -> str:
             str(row["layers"]),
             f"{row['bytes'] / 1e6:.1f} MB",
             f"{row['seconds to write']:.1f} s",
+            f"{row['seconds of the command']:.1f} s",
             f"{row['seconds to open']:.1f} s",
             str(row["complaints and requests"]),
         ]
@@ -364,6 +366,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "memory": memory_table,
         "scale": scale_table,
     },
+    "docs/compatibility.md": {"installations": installations_table},
     "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
     "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},

@@ -23,6 +23,7 @@ from saving import save_results
 import analyzers
 import trajstore
 from analyzers import plots
+from analyzers._style import draw_series, new_figure
 from train.protocols.branch import branch, branch_path
 from train.protocols.record import record
 from train.settings import Training
@@ -117,11 +118,11 @@ def draw(
         ax.set_ylabel("")
     save_figure(figure, "zigzag/runs", dpi=90)
 
-    figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    figure, [[ax]] = new_figure(figsize=(6.5, 3.6))
     for name, run in runs.items():
         shares = analyzers.zigzag_shares(run, windows=[11], thresholds=THRESHOLDS)
-        ax.plot(THRESHOLDS, shares["step_share"].sel(kind="zigzag").isel(window=0))
-        ax.lines[-1].set_label(name)
+        of_steps = shares["step_share"].sel(kind="zigzag").isel(window=0)
+        draw_series(ax, np.asarray(THRESHOLDS), of_steps.values, label=name)
     ax.set(
         xlabel="threshold",
         ylabel="share of steps",

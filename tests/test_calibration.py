@@ -26,7 +26,7 @@ def calibration(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name in names:
         found |= vars(importlib.import_module(name))
     yield SimpleNamespace(**found)
-    for name in (*names, "calibration_report", "saving"):
+    for name in (*names, "calibration_loops", "calibration_report", "saving"):
         sys.modules.pop(name, None)
 
 

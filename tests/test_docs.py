@@ -111,6 +111,7 @@ MEASURED = {
     "README.md": "| measured by |",
     "docs/accuracy.md": "| **recorded**, mid-run |",
     "docs/alpha-beta.md": "| 64, whole gradients |",
+    "docs/compatibility.md": "| lowest versions | torch ",
     "docs/costs.md": "| 7,000 M |",
     "docs/deep-linear.md": "| layers |",
     "docs/null-models.md": "| random-walk |",

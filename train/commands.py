@@ -13,7 +13,7 @@ import trajstore
 from train.settings import Training
 from train.workloads.known import KNOWN
 from trajstore import reading
-from trajstore.cli.console import make_console, progress
+from trajstore.cli.console import make_console, print_json, progress
 from trajstore.format.attrs import BRANCH
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 
@@ -343,16 +343,35 @@ def replay(
     )
 
 
-def list_workloads() -> None:
-    """List workloads and sweeps."""
+def list_workloads(*, json: bool = False) -> None:
+    """List workloads and sweeps.
+
+    Parameters
+    ----------
+    json : bool, default: False
+        Print one JSON document instead of tables.
+    """
     console = make_console()
+    sweeps = {
+        name: train.protocols.sweep.load_sweep(name)
+        for name in train.protocols.sweep.sweep_names()
+    }
+    if json:
+        document = {
+            "workloads": {name: workload.summary for name, workload in KNOWN.items()},
+            "sweeps": {
+                name: {"summary": plan.summary, "runs": len(plan.runs)}
+                for name, plan in sweeps.items()
+            },
+        }
+        print_json(document)
+        return
     table = Table("workload", "description", box=None, pad_edge=False)
     for name, workload in KNOWN.items():
         table.add_row(name, workload.summary)
     console.print(table)
     table = Table("sweep", "description", "runs", box=None, pad_edge=False)
-    for name in train.protocols.sweep.sweep_names():
-        plan = train.protocols.sweep.load_sweep(name)
+    for name, plan in sweeps.items():
         table.add_row(name, plan.summary, str(len(plan.runs)))
     console.print()
     console.print(table)

@@ -6,6 +6,7 @@ turn such energies into variances of products, in time and memory that are linea
 of blocks and buckets.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from analyzers._engine.arrays.crowding import (
     bucket_densities,
     bucket_energies,
     interval_sums,
-    layer_pieces,
 )
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -140,10 +140,16 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
 
 
 def energy_sums(
-    run: Run, window: int, found: Spread | None, rows: slice, matrix: Float32Array
+    run: Run,
+    window: int,
+    found: Spread | None,
+    rows: slice,
+    matrix: Float32Array,
+    pieces: Sequence[tuple[int, int, slice]],
 ) -> EnergySums:
     """Return sums over a vector that is `matrix` in `rows` of the fold, (row, bucket)."""
-    layout, width = run.layout, run.stored.sketch.fold.width
+    # `pieces` are the `layer_pieces` of the rows.
+    layout = run.layout
     uneven = None if found is None else uneven_weights(run, found)
     total = None if found is None else window_total(run, window, found)
     by_interval, by_block = _plain_sums(run, rows, matrix)
@@ -151,9 +157,7 @@ def energy_sums(
     extra = np.zeros(n_layers)
     window_sum = np.full((2, n_layers), np.nan if total is None else 0.0)
     if uneven is not None or total is not None:
-        for layer, i, columns in layer_pieces(
-            rows, run.stored.folded_offsets, layout.sizes, width
-        ):
+        for layer, i, columns in pieces:
             row, values = rows.start + i, matrix[i, columns]
             squares = np.square(values)
             if uneven is not None:

@@ -78,10 +78,10 @@ def fit_window(products: FloatArray, steps_sq: FloatArray) -> Fit:
     # there, so their products become 0. Estimates are unbiased for any basis.
     rank = products.shape[-1] - 2
     squares = np.diagonal(products, axis1=-2, axis2=-1)[:, 1:rank]
-    unusable = 1 + np.flatnonzero((CANCELLING**2 * squares < steps_sq).any(0))
-    if len(unusable):
+    layers, unusable = np.nonzero(CANCELLING**2 * squares < steps_sq)
+    if len(layers):
         products = products.copy()
-        products[:, unusable] = products[:, :, unusable] = 0
+        products[layers, 1 + unusable] = products[layers, :, 1 + unusable] = 0
     return Fit(products, regress(products[:, :rank, :rank], products[:, :rank, rank]))
 
 

@@ -61,7 +61,10 @@ def needed_windows(run: Run, steps: slice) -> dict[int, slice]:
     n_columns_ = len(run.layout.names) * n_columns(run.spec) + run.spec.probes
     longest = max(1, WINDOW_VALUES // n_columns_)
     own = window_steps(run, steps)
-    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    starts, stops = (
+        run.windows.variables["start"].values,
+        run.windows.variables["stop"].values,
+    )
     windows = {}
     for c, part in own.items():
         is_short = stops[c] - starts[c] <= longest
@@ -135,7 +138,9 @@ def _total(
     run: Run, window: int, steps: slice, sums: ResidualSums, parts: Parts
 ) -> Estimate | None:
     """Return the product with the sum of the window's gradients; None if it is not known."""
-    start, stop = (int(run.windows[n].values[window]) for n in ("start", "stop"))
+    start, stop = (
+        int(run.windows.variables[n].values[window]) for n in ("start", "stop")
+    )
     if (steps.start, steps.stop) != (start, stop):
         return None
     if not np.isfinite(sums.window_sum).all():
@@ -159,7 +164,7 @@ def _with_displacements(
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     stored = {name: run.stored.rows(name, steps) for name in PROBES}
     _, probes = decode_probes(stored)
-    anchors = run.windows["probes"].values
+    anchors = run.windows.variables["probes"].values
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1
     end_probes = sums.probes[1] if is_last else anchors[window + 1] - anchor
@@ -192,6 +197,7 @@ def _with_displacements(
         v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
         collisions=collisions,
+        has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
     if parts.count > 1:
@@ -208,6 +214,7 @@ def _with_displacements(
             gram=parts.sum(gram, 0),
             sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             collisions=collisions,
+            has_end=end is not None,
         )
     if run.spec.is_packed:
         rounding = _rounding(squares, squares, fit, parts)
@@ -245,7 +252,10 @@ def _end(
 ) -> ProbedVectors | None:
     """Return the displacement at the end of a window, by layer; None if it is not known."""
     rank = run.spec.basis
-    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    starts, stops = (
+        run.windows.variables["start"].values,
+        run.windows.variables["stop"].values,
+    )
     is_whole = (steps.start, steps.stop) == (starts[window], stops[window])
     if not has_rule(run) or not is_whole:
         return None

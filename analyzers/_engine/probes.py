@@ -43,7 +43,7 @@ def read_probes(
         return gradients, anchors + displacements
     stored = {name: run.stored.rows(name, rows)[steps - rows.start] for name in NAMES}
     gradients, displacements = decode_probes(stored)
-    return gradients, run.windows["probes"].values[windows] + displacements
+    return gradients, run.windows.variables["probes"].values[windows] + displacements
 
 
 def rounding_squares(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:

@@ -29,7 +29,7 @@ from analyzers._engine.rules import Parts
 from analyzers._engine.slices import SEGMENT, segments, slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
-from trajstore.format.layout import BLOCK
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 from trajstore.sketch.sketch import Decoded
@@ -56,6 +56,13 @@ class ResidualSums(NamedTuple):
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
     overlap: FloatArray
+
+
+class Pieces(NamedTuple):
+    """Pieces of rows of the fold in which no layer begins or ends; rows are counted from 0."""
+
+    by_layer: list[tuple[int, int, slice]]  # (layer, row, columns), in order
+    by_part: dict[int, list[tuple[int, slice]]]  # (row, columns) by part
 
 
 class Projected(NamedTuple):
@@ -91,7 +98,8 @@ def project(
     inside = slice(
         elements.start - whole_blocks.start, elements.stop - whole_blocks.start
     )
-    projected, pieces = {}, segments(layout, whole_blocks)
+    projected, whole = {}, segments(layout, whole_blocks)
+    pieces = _cut_at_layers(run, rows, parts)
     # Buffers are allocated once: touching new memory costs more than the arithmetic.
     matrix = np.empty((rows.stop - rows.start, width), np.float32)
     buckets = np.empty((_steps_per_batch(run, by_window), width), np.float32)
@@ -103,7 +111,7 @@ def project(
                 fit = fitted[c]
             else:
                 [longest] = longest_steps(run, range(c, c + 1))
-                fit = fit_window(window_products(run, vectors, pieces), longest)
+                fit = fit_window(window_products(run, vectors, whole), longest)
             sums = write_residual(
                 run,
                 c,
@@ -112,10 +120,11 @@ def project(
                 rows,
                 fit,
                 parts=parts,
+                pieces=pieces,
                 out=matrix,
             )
             products = [
-                _estimates(run, rows, part, buckets, matrix, parts=parts)
+                _estimates(run, rows, part, buckets, matrix, parts=parts, pieces=pieces)
                 for part in slices(by_window[c], len(buckets))
             ]
             projected[c] = Projected(fit, np.concatenate(products), sums)
@@ -138,24 +147,25 @@ def write_residual(
     fit: Fit,
     *,
     parts: Parts,
+    pieces: Pieces,
     out: Float32Array,
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     fold = run.stored.sketch_of(window).fold
     n = len(vectors.anchor)
-    pieces = _folded_pieces(run, rows, n)
+    folded = _folded_pieces(run, rows, n)
     flat = out.reshape(-1)
     flat[n:] = 0
-    _subtract_fit(vectors, pieces, fit, out=flat)
+    _subtract_fit(vectors, folded, fit, out=flat)
     residual_probes = _probe_rows(run, rows, out)
-    part_probes = _probe_parts(run, rows, out, parts=parts)
+    part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
     collisions = _collisions(run, vectors, out, parts=parts)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
-    for layer, _, place in pieces:
+    for layer, _, place in folded:
         flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
     found = spread(run, window, steps)
-    energies = energy_sums(run, window, found, rows, out)
+    energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
     crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
     if found is not None:
         crowd += energies.uneven[:, None] * found.steps
@@ -225,19 +235,18 @@ def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
 
 
 def _probe_parts(
-    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts
+    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts, pieces: Pieces
 ) -> FloatArray:
     """Return the probes of each part, (part, probe), or (0, probe) for a single part."""
     probes = run.stored.probes
     shape = (parts.count if parts.count > 1 else 0, probes.count)
     result = np.zeros(shape, np.float32)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
-    by_part = _pieces_by_part(run, rows, parts) if parts.count > 1 else {}
     folded = np.zeros(probes.fold.width, np.float32)
-    for i, pieces in by_part.items():
-        first = min(columns.start for _, columns in pieces)
-        buckets = slice(first, max(columns.stop for _, columns in pieces))
-        for row, columns in pieces:
+    for i, places in pieces.by_part.items() if parts.count > 1 else ():
+        first = min(columns.start for _, columns in places)
+        buckets = slice(first, max(columns.stop for _, columns in places))
+        for row, columns in places:
             signed = matrix[row, columns] * column_signs[row, columns]
             signed *= row_signs[row]
             folded[columns] += signed
@@ -259,9 +268,17 @@ def _collisions(
         residual[0],
         probes.probe_of_bucket,
         np.repeat(parts.of_layer, layout.sizes),
+        block=_blocks(layout),
         n_probes=probes.count,
         n_layers=parts.count if parts.count > 1 else 0,
     )
+
+
+def _blocks(layout: Layout) -> npt.NDArray[np.int64]:
+    """Return the block of every element of a packed vector, (element,)."""
+    starts = layout.offsets // BLOCK
+    own = [np.arange(size) // BLOCK for size in layout.sizes]
+    return np.concatenate([s + b for s, b in zip(starts, own, strict=True)])
 
 
 def _probe_end(
@@ -288,6 +305,7 @@ def _estimates(
     residual: Float32Array,
     *,
     parts: Parts,
+    pieces: Pieces,
 ) -> FloatArray:
     """Decode the sketches of `steps` in a buffer, and `contract` them with the residual."""
     signs, scales = run.stored.rows("signs", steps), run.stored.rows("scales", steps)
@@ -304,13 +322,19 @@ def _estimates(
     decoded = run.stored.sketch.decode(
         signs, scales, numbers, out=buffer[: len(numbers)]
     )
-    estimates = contract(run, rows, decoded, residual, parts=parts)
+    estimates = contract(run, rows, decoded, residual, parts=parts, pieces=pieces)
     estimates *= factors
     return estimates
 
 
 def contract(
-    run: Run, rows: slice, decoded: Decoded, residual: Float32Array, *, parts: Parts
+    run: Run,
+    rows: slice,
+    decoded: Decoded,
+    residual: Float32Array,
+    *,
+    parts: Parts,
+    pieces: Pieces,
 ) -> FloatArray:
     """Estimate <g, v_perp> over `rows` of the fold, float64 (step, part)."""
     row_signs = decoded.row_signs[:, rows]
@@ -321,14 +345,14 @@ def contract(
         if parts.count == 1:
             return total
     all_columns = slice(0, run.stored.sketch.fold.width)
-    for i, pieces in _pieces_by_part(run, rows, parts).items():
+    for i, places in pieces.by_part.items():
         if i == parts.largest and not parts.are_layers:
             continue
-        whole_rows = [row for row, columns in pieces if columns == all_columns]
+        whole_rows = [row for row, columns in places if columns == all_columns]
         if whole_rows:
             products = decoded.buckets @ residual[whole_rows].T
             total[:, i] += (products * row_signs[:, whole_rows]).sum(1)
-        for row, columns in pieces:
+        for row, columns in places:
             if row not in whole_rows:
                 part = decoded.buckets[:, columns] @ residual[row, columns]
                 total[:, i] += part * row_signs[:, row]
@@ -339,14 +363,11 @@ def contract(
     return total
 
 
-def _pieces_by_part(
-    run: Run, rows: slice, parts: Parts
-) -> dict[int, list[tuple[int, slice]]]:
-    """Cut `rows` of the fold at layer borders; return pieces (row, columns) by part."""
-    pieces: dict[int, list[tuple[int, slice]]] = {}
-    width = run.stored.sketch.fold.width
+def _cut_at_layers(run: Run, rows: slice, parts: Parts) -> Pieces:
+    """Cut `rows` of the fold at the borders of layers."""
     places = run.stored.folded_offsets, run.layout.sizes
-    for layer, row, columns in layer_pieces(rows, *places, width):
-        part = int(parts.of_layer[layer])
-        pieces.setdefault(part, []).append((row, columns))
-    return pieces
+    by_layer = layer_pieces(rows, *places, run.stored.sketch.fold.width)
+    by_part: dict[int, list[tuple[int, slice]]] = {}
+    for layer, row, columns in by_layer:
+        by_part.setdefault(int(parts.of_layer[layer]), []).append((row, columns))
+    return Pieces(by_layer, by_part)

@@ -44,7 +44,7 @@ def rule_of(run: Run, steps: slice) -> Rule:
         layers = list(facts.tensors)
         name = f"lr_{i}" if i else "lr"
         if name in run.metrics:
-            lr[:, layers] = scalars[:, [run.metrics.index(name)]]
+            lr[:, layers] = scalars[:, [run.group.metrics.index(name)]]
         for first, settings in facts.settings:
             later = slice(max(first - steps.start, 0), None)
             for name, column in values.items():

@@ -46,4 +46,4 @@ def read_tables(run: Run, steps: slice) -> dict[str, FloatArray]:
 
 def sketch_weights(run: Run, window: int) -> FloatArray:
     """Return the weights of the layers in a window's sketch, float64 (layer,)."""
-    return np.asarray(run.windows["weights"].values[window], np.float64)
+    return np.asarray(run.windows.variables["weights"].values[window], np.float64)

@@ -101,7 +101,10 @@ def walk(
 
 def window_steps(run: Run, steps: slice) -> dict[int, slice]:
     """Return the part of `steps` that lies in each window, by window."""
-    starts, stops = run.windows["start"].values, run.windows["stop"].values
+    starts, stops = (
+        run.windows.variables["start"].values,
+        run.windows.variables["stop"].values,
+    )
     first = int(np.searchsorted(stops, steps.start, side="right"))
     last = int(np.searchsorted(starts, steps.stop, side="left"))
     parts = {

@@ -14,6 +14,7 @@ from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.window_sums import (
     Posterior,
     Rule,
+    buffer_errors,
     constrain,
     displacement_variance,
     gradient_of,
@@ -39,10 +40,14 @@ MAX_SCORE: Final = 5.0
 
 
 class Memory(NamedTuple):
-    """The product of the momentum buffer at the end of a window with its x* - r."""
+    """The product of the momentum buffer with x* - r at the end of a window, or with v'."""
 
     value: FloatArray  # (part,)
     variance: FloatArray  # (part,)
+    # Covariance with the error of the displacement's product that the probes give at this step,
+    # over the variance of that error, (part,).
+    tie: FloatArray
+    probe_variance: FloatArray  # variance of that error, (part,)
 
 
 class Constrained(NamedTuple):
@@ -96,13 +101,15 @@ def constrain_window(
         if is_off.any():
             posterior = _posterior(measured, by_part, start, rounding, is_off)
         n = len(measured.products.value)
-        along = [states(by_part, gain).displacement for gain in posterior.gains]
+        along = [
+            states(by_part, gain, start.tie).displacement for gain in posterior.gains
+        ]
         # The correction by the window's end takes back a part of the rounding errors.
         passed = np.arange(n + 1.0)[:, None]
         undone = along[0] * posterior.weights[0] * rounding.covariance(passed, n)
         variance = displacement_variance(by_part, posterior)
         variance = np.maximum(variance + rounding.variance(passed) - 2 * undone, 0)
-        a = states(by_part, posterior.value)
+        a = states(by_part, posterior.value, start.tie)
         variance = np.where(is_off, np.inf, variance[:-1])
         mixed = -sum(
             gain[:n] * path[:-1]
@@ -123,11 +130,11 @@ def constrain_total(measured: Measured) -> Posterior | None:
     if total is None or not (np.isfinite(value) & np.isfinite(stderr)).all():
         return None
     known = value, stderr**2, np.ones_like(value)[None], total.value[None]
-    variance = total.stderr[None] ** 2
-    posterior = constrain(*known, variance)
+    variance, untied = total.stderr[None] ** 2, np.zeros(value.shape[-1])
+    posterior = constrain(*known, variance, untied)
     # A sum that does not fit is damaged, or is not the sum of these gradients.
     is_off = ~(np.abs(posterior.scores) <= MAX_SCORE)
-    return constrain(*known, np.where(is_off, np.inf, variance))
+    return constrain(*known, np.where(is_off, np.inf, variance), untied)
 
 
 def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Traced:
@@ -184,9 +191,9 @@ def _buffer_at_start(
 ) -> Memory:
     """Return the product of the buffer with v' at the start of a window."""
     push = rule.push[0]
-    zeros = np.zeros(parts.count)
+    zeros, now = np.zeros(parts.count), measured.displacement.stderr[0] ** 2
     if measured.steps.start == 0 or not push.any():
-        return Memory(zeros, zeros)
+        return Memory(zeros, zeros, zeros, now)
     tables = measured.tables
     x, u, g = (np.sqrt(tables[f"{n}_sq"][0]) for n in ("param", "update", "grad"))
     bound = u + np.abs(rule.pull[0]) * (g + rule.decay[0] * x)
@@ -194,7 +201,7 @@ def _buffer_at_start(
     largest = parts.sum(bound**2, 0) * parts.sum(measured.residual_sq, 0)
     rank = traced.first.shape[-1]
     if memory is None or rank < 2:
-        return Memory(zeros, largest)
+        return Memory(zeros, largest, zeros, now)
     # With the anchors r and r' of the last window and of this one, x* - r' is x* - r minus
     # r' - r, which is the second vector of this window's basis.
     weights = measured.fit.coefficients.copy()
@@ -203,9 +210,19 @@ def _buffer_at_start(
     error = parts.sum(((weights * traced.first_error) ** 2).sum(-1), 0)
     variance = memory.variance + error
     is_better = variance < largest
+    # The end of the last window is the start of this one, and the same probes tell both products.
+    # The residual of this window is what is left of that of the last one, so that the error of its
+    # product is a part of the other error, which may have further parts.
+    ratio = np.divide(memory.probe_variance, now, out=np.zeros_like(now), where=now > 0)
+    tie = memory.tie * np.minimum(1, ratio)
+    largest_tie = np.sqrt(
+        np.divide(variance, now, out=np.zeros_like(now), where=now > 0)
+    )
     return Memory(
         np.where(is_better, memory.value - shift, 0),
         np.where(is_better, variance, largest),
+        np.where(is_better, np.clip(tie, -largest_tie, largest_tie), 0),
+        now,
     )
 
 
@@ -218,13 +235,24 @@ def _buffer_at_end(
     buffer: FloatArray,
 ) -> Memory:
     """Return the product of the buffer with x* - r at the end of a window."""
-    n = len(measured.products.value)
-    on_end = gradient_of(rule, np.zeros((n + 1, parts.count)), np.ones(parts.count))
-    variance = (posterior.variance * on_end**2).sum(0)
-    for gain in posterior.gains:
-        variance -= (gain * on_end).sum(0) ** 2
     explained = (measured.fit.coefficients * traced.last).sum(-1)
-    return Memory(buffer + parts.sum(explained, 0), np.maximum(variance, 0))
+    alike, own = _shared_error(measured)
+    variance, shared = buffer_errors(rule, posterior, own, alike)
+    end = measured.displacement.stderr[-1] ** 2
+    tie = np.divide(shared, end, out=np.zeros_like(end), where=end > 0)
+    return Memory(buffer + parts.sum(explained, 0), variance, tie, end)
+
+
+def _shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
+    """Split the error at the end into a multiple of that at the start, and a variance, (part,)."""
+    # The same probes tell both products. What is left of the displacements there are the rounding
+    # errors of two anchors, which are alike where updates repeat.
+    first, last = measured.probed.aside_probes[[0, -1]]
+    lengths = np.sqrt((first @ first) * (last @ last))
+    cosine = first @ last / lengths if lengths > 0 else 0.0
+    before, after = measured.displacement.stderr[[0, -1]]
+    ratio = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
+    return cosine * ratio, (1 - cosine**2 * (before > 0)) * after**2
 
 
 def _posterior(
@@ -237,15 +265,21 @@ def _posterior(
     """Constrain the rows of a window."""
     products, displacement = measured.products, measured.displacement
     n, count = products.value.shape
+    tie = start.tie
     value = np.vstack([products.value, displacement.value[0], start.value])
-    variance = [products.stderr**2, displacement.stderr[0] ** 2, start.variance]
+    variance = np.vstack(
+        [products.stderr**2, displacement.stderr[0] ** 2, start.variance]
+    )
+    value[-1] -= tie * value[-2]
+    variance[-1] = np.maximum(variance[-1] - tie**2 * variance[-2], 0)
     on_end = np.zeros((n + 1, count))
     on_end[-1] = 1
-    coefficients = [gradient_of(rule, on_end, np.zeros(count))]
-    sums = [displacement.value[-1]]
-    sum_variance = [
-        np.where(is_off, np.inf, displacement.stderr[-1] ** 2 + rounding.variance(n))
-    ]
+    coefficients = [gradient_of(rule, on_end, np.zeros(count), tie)]
+    # The part of the error at the end that is that of the start moves to the other side.
+    alike, own = _shared_error(measured)
+    coefficients[0][-2] -= alike
+    sums = [displacement.value[-1] - alike * displacement.value[0]]
+    sum_variance = [np.where(is_off, np.inf, own + rounding.variance(n))]
     if measured.total is not None:
         of_steps = np.arange(n + 2)[:, None] < n
         coefficients.append(np.broadcast_to(of_steps, value.shape).astype(np.float64))
@@ -253,8 +287,9 @@ def _posterior(
         sum_variance.append(measured.total.stderr**2)
     return constrain(
         value,
-        np.vstack(variance),
+        variance,
         np.stack(coefficients),
         np.stack(sums),
         np.stack(sum_variance),
+        tie,
     )

@@ -9,7 +9,15 @@ from tyro.conf import Positional
 import analyzers
 import trajstore
 from analyzers import _execution, comparison, geometry
-from analyzers._reporting import TERMINAL, Drawn, Output, make_table, report
+from analyzers._reporting import (
+    TERMINAL,
+    Drawn,
+    Output,
+    decimals_of,
+    make_table,
+    report,
+    with_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,11 +155,12 @@ def _value(value: object) -> str:
 def _middle_table(middle: "xr.Dataset") -> Table:
     metrics = [name for name in ("loss", "lr") if name in middle]
     table = make_table("", "gamma", "RSI", "EB", "loLR", "distance", *metrics)
+    decimals = decimals_of(middle["gamma_stderr"].values)
     for i in range(middle.sizes["run"]):
         of_run = {str(k): v.item() for k, v in middle.isel(run=i).items()}
         table.add_row(
             str(i + 1),
-            f"{of_run['gamma']:.4f} ±{of_run['gamma_stderr']:.4f}",
+            with_error(of_run["gamma"], of_run["gamma_stderr"], decimals),
             *[f"{of_run[name]:.3g}" for name in ("rsi", "eb", "lolr", "distance")],
             *[f"{of_run[name]:.3g}" for name in metrics],
         )

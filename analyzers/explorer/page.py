@@ -53,7 +53,7 @@ MAX_TARGETS: Final = 8
 MAP_STEPS: Final = 120
 """Number of iterates between the stored ones on the map, for the longest run."""
 
-ASSETS: Final = ("page.html", "page.css", "page.js")
+ASSETS: Final = ("page.html", "page.css", "axes.js", "page.js")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +183,7 @@ def fill_document(
         config=config,
         page_title=title,
         css=asset("page.css"),
-        js=asset("page.js"),
+        js=asset("axes.js") + asset("page.js"),
         runs=config["runs"],
         panels=facts["panels"],
         has_map=contents.pca is not None,

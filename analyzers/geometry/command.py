@@ -11,7 +11,16 @@ import analyzers
 import trajstore
 from analyzers import _execution
 from analyzers import geometry as this
-from analyzers._reporting import TERMINAL, Drawn, Output, make_table, say, shown_rows
+from analyzers._reporting import (
+    TERMINAL,
+    Drawn,
+    Output,
+    decimals_of,
+    make_table,
+    say,
+    shown_rows,
+    with_error,
+)
 from analyzers._reporting import report as print_report
 from trajstore.reading.ranges import as_ranges
 
@@ -112,8 +121,10 @@ def geometry(
 
 def _example(means: "xr.Dataset") -> str:
     if this.time_of(means) == "epoch":
-        return 'geometry.gamma.groupby("epoch").mean().values'
-    return 'geometry.gamma.coarsen(step=100, boundary="trim").mean().values'
+        return (
+            'analyzers.epoch_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
+        )
+    return 'analyzers.range_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
 
 
 def _table(means: "xr.Dataset") -> Table:
@@ -122,11 +133,12 @@ def _table(means: "xr.Dataset") -> Table:
     title = "epoch" if dim == "epoch" else "steps"
     table = make_table(title, "gamma", "min", "max", "RSI", "EB", "loLR", "distance")
     rows = shown_rows(means.sizes[dim])
+    decimals = decimals_of(means["gamma_stderr"].values)
     for i in rows:
         row = {name: variable.item() for name, variable in means.isel({dim: i}).items()}
         table.add_row(
             this.label_of(means, i),
-            f"{row['gamma']:.4f} ±{row['gamma_stderr']:.4f}",
+            with_error(row["gamma"], row["gamma_stderr"], decimals),
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
             f"{row['rsi']:.3g}",

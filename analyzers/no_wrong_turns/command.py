@@ -8,6 +8,7 @@ from tyro.conf import Positional
 from analyzers import no_wrong_turns
 from analyzers._reporting import PNG, FigureFiles, save_figure, say
 from analyzers.no_wrong_turns.defaults import FIGURE_NAMES, SMALL_PNG
+from trajstore.cli.console import print_json
 
 # A type checker does not accept a Literal of computed strings.
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def paper(
     keep_final: bool = False,
     until: int | None = None,
     files: FigureFiles = SMALL_PNG,
+    json: bool = False,
 ) -> None:
     """Draw the figures of "No Wrong Turns" from recorded runs, and test its statements.
 
     Draws every figure for which there are runs. Writes paper.md, where each figure is
     followed by the paper's statements on it, each with a verdict: supported, contradicted
-    or inconclusive.
+    or inconclusive. Runs are chosen by the settings that traj-train stores.
 
     Parameters
     ----------
@@ -82,8 +84,15 @@ def paper(
         Last epoch to show. The paper shows ImageNet up to epoch 155.
     files : FigureFiles
         Format and resolution of the figures.
+    json : bool, default: False
+        Print one JSON document: the statements with their verdicts, and the page.
     """
     runs = no_wrong_turns.find_runs(stores)
     epochs = no_wrong_turns.EpochSelection(keep_final=keep_final, until=until)
-    page = no_wrong_turns.write_page(runs, out, epochs=epochs, files=files)
+    page, found = no_wrong_turns.write_page(runs, out, epochs=epochs, files=files)
+    if json:
+        statements = [finding._asdict() for finding in found]
+        described = no_wrong_turns.describe(runs)
+        print_json({"page": str(page), "runs": described, "statements": statements})
+        return
     say(f"From {no_wrong_turns.describe(runs)}.\nPage: {page}")

@@ -47,12 +47,13 @@ def write_page(
     *,
     epochs: EpochSelection,
     files: FigureFiles = SMALL_PNG,
-) -> Path:
-    """Write ``paper.md`` to `out`, and figures to ``images/paper`` in `out`; return the path."""
+) -> tuple[Path, list[Finding]]:
+    """Write ``paper.md`` to `out`, and figures to ``images/paper``; return path and findings."""
     if not runs:
         raise ValueError(
-            f"The page needs runs of networks; found {describe(runs)}. Record some with "
-            "traj-train."
+            f"The page needs runs of networks; found {describe(runs)}. Runs are chosen by the "
+            "settings that traj-train stores; for runs of another loop, use traj-analyze "
+            "geometry, compare or explore."
         )
     images = out / "images" / "paper"
     images.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def write_page(
         parts.append(_section(number, on_figure, runs, drawn=drawn))
     page = out / "paper.md"
     page.write_text("\n".join(parts))
-    return page
+    return page, found
 
 
 def reduce_colors(path: Path) -> None:

@@ -296,7 +296,7 @@ def describe(runs: Sequence[TrainedRun]) -> str:
     """Describe the number of runs of every workload."""
     counts = Counter(run.workload for run in runs)
     if not counts:
-        return "no complete run that says how it was trained"
+        return "no complete run with the training settings of traj-train"
     kinds = [f"{n} of {name}" for name, n in sorted(counts.items())]
     name = "run" if len(runs) == 1 else "runs"
     return f"{len(runs)} {name}: {', '.join(kinds)}"

@@ -11,6 +11,7 @@ import xarray as xr
 
 from analyzers.conditions.alpha_beta import alpha_beta, feasible_set
 from analyzers.curvature.edge_of_stability import edge_of_stability
+from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.stored import store_geometry
 from analyzers.no_wrong_turns.claims.statistics import (
     distance_from_start,
@@ -149,10 +150,8 @@ def means_by_epoch(runs: Sequence[TrainedRun], name: str) -> xr.Dataset:
     """Return the mean over seeds of a quantity by epoch, and its range over seeds."""
     values = []
     for run in runs:
-        geometry = store_geometry(run.run)[[name]].compute()
-        values.append(
-            geometry[name].groupby("epoch").mean().isel(epoch=slice(None, -1))
-        )
+        means = epoch_means(store_geometry(run.run))[name].compute()
+        values.append(means.isel(epoch=slice(None, -1)))
     seeds = xr.concat(values, "seed", join="inner")
     return xr.Dataset(
         {

@@ -52,8 +52,8 @@ The final epoch is left out.*
 
 def write_page(
     runs: Sequence[TrainedRun], out: Path, *, files: FigureFiles = SMALL_PNG
-) -> Path:
-    """Write ``optimizers.md`` to `out`, and its figure to ``images``; return the path."""
+) -> tuple[Path, Compared]:
+    """Write ``optimizers.md`` to `out`, and its figure to ``images``; return path and numbers."""
     compared = compare_optimizers(runs)
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_page(
     page.write_text(
         "\n".join([preamble, *_table(compared), "", *_verdicts(compared), ""])
     )
-    return page
+    return page, compared
 
 
 def _panels(compared: Compared) -> list[Panel]:

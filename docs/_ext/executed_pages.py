@@ -19,7 +19,7 @@ from unittest.mock import patch
 DOCS = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(python|console|text)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 
-PAGES = ("tutorial.md", "meaning.md")
+PAGES = ("tutorial.md", "meaning.md", "checking.md")
 """Pages that show the output of their code."""
 
 SCRIPTS = {

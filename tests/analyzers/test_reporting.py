@@ -15,10 +15,12 @@ from analyzers._reporting import (
     TERMINAL,
     FigureFiles,
     Output,
+    decimals_of,
     make_table,
     report,
     shown_rows,
     spans,
+    with_error,
 )
 from trajstore.reading.results import write_results
 from trajstore.reading.run import Run, open_run
@@ -201,3 +203,18 @@ def test_spans_hold_every_step_once(n: int):
     steps = [step for span in spans(n) for step in range(n)[span]]
     assert steps == list(range(n))
     assert len(spans(n)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("errors", "shown"),
+    [
+        ([0.02, 0.0012], "0.3000 ±0.0200"),
+        ([0.02, 0.00003], "0.30000 ±0.02000"),
+        ([2e-9, 0.00003], "0.3000000 ±2e-09"),
+        ([0.0, 0.0], "0.3000 ±0"),
+        ([np.nan, 0.001], "0.3000 ±nan"),
+    ],
+)
+def test_errors_are_not_rounded_to_zero(errors: list[float], shown: str):
+    decimals = decimals_of(np.array(errors))
+    assert with_error(0.3, errors[0], decimals) == shown

@@ -22,6 +22,7 @@ SCRIPTS = {
     "traj-train": "train.cli",
 }
 EXECUTED = {
+    "checking": "docs/_ext/executed_pages.py",
     "comparing": "tests/test_docs.py",
     "integrations": "tests/test_integrations_page.py",
     "meaning": "docs/_ext/executed_pages.py",

@@ -65,11 +65,14 @@ def check(
     pinned = [torch] if torch and set(NEED_TORCH) & set(extras.split(",")) else []
     if pinned:
         run(*install, torch)
-    # The lowest version of a dependency is the lowest that has a wheel for the interpreter.
-    lowest = ("--resolution", "lowest-direct", "--only-binary", ":all:")
-    chosen = lowest if kind == "lowest" else ()
-    target = f"trajstore[{extras}] @ {wheel.as_uri()}"
-    run(*install, *chosen, target, *pinned)
+    if kind == "lowest":
+        # The lowest version of a dependency is the lowest that has a wheel for the interpreter.
+        lowest = ("--resolution", "lowest-direct", "--only-binary", ":all:")
+        named = [word for extra in extras.split(",") for word in ("--extra", extra)]
+        run(*install, *lowest, "-r", ROOT / "pyproject.toml", *named, *pinned)
+        run(*install, "--no-deps", wheel)
+    else:
+        run(*install, f"trajstore[{extras}] @ {wheel.as_uri()}", *pinned)
     run(interpreter, "-I", ROOT / "tests" / "smoke" / "smoke.py", *extras.split(","))
     listed = run("uv", "pip", "list", "--python", interpreter, "--format", "json")
     versions = {each["name"]: each["version"] for each in json.loads(listed)}

@@ -1,5 +1,6 @@
 """The command traj-train, run in this process."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def traj_train(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
 def test_summaries_are_the_first_lines_of_docstrings(command: Command):
     docstring = getattr(commands, command.target.partition(":")[2]).__doc__
     assert " ".join(docstring.partition("\n\n")[0].split()) == command.summary
+
+
+def test_workloads_are_listed_for_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["traj-train", "list", "--json"])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    assert "digits-mlp" in found["workloads"]
+    assert found["sweeps"]["controls"]["runs"] >= 5
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--list"]])

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, Final, NamedTuple, NoReturn
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trajstore._version import __version__
+from trajstore.cli.completion import completion_script
 from trajstore.cli.console import make_console, printed_warnings
 from trajstore.cli.help_text import prepared, wrapped_help
 
@@ -22,7 +24,7 @@ USAGE_ERROR: Final = 2
 
 EXTRAS: Final = {
     "analyze": ("bokeh", "dask", "distributed", "h5netcdf", "matplotlib", "scipy"),
-    "train": ("llvmlite", "numba", "sklearn", "torch"),
+    "train": ("llvmlite", "numba", "sklearn", "torch", "scipy"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),
     "tensorboard": ("tensorboard",),
@@ -55,6 +57,12 @@ def run_command_line(
         case ["--version", *_]:
             Console().print(f"trajstore {__version__}", highlight=False)
             sys.exit(0)
+        case ["--completion", *_]:
+            helps = {
+                name: partial(_run, command, f"{prog} {name}", prog, ["--help"])
+                for name, command in commands.items()
+            }
+            sys.stdout.write(completion_script(prog, helps))
         case [name, *_] if name not in commands:
             near = nearest(name, commands)
             _fail(
@@ -91,7 +99,7 @@ def _run(command: Command, prog: str, script: str, arguments: list[str]) -> None
                 config=config,
             )
     except ModuleNotFoundError as error:
-        _fail(f"{script}: {_missing(error)}", 1)
+        _fail(f"{script}: {_missing(error, script)}", 1)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         # str() quotes the text of a KeyError.
         text = error.args[0] if isinstance(error, KeyError) else error
@@ -110,13 +118,14 @@ def with_options(text: str, function: Any) -> str:
     return text
 
 
-def _missing(error: ModuleNotFoundError) -> str:
+def _missing(error: ModuleNotFoundError, script: str) -> str:
     """Say which extra installs a missing module; raise the error again if none does."""
     if "pip install" in str(error):
         return str(error)
     top = (error.name or "").partition(".")[0]
-    for extra, modules in EXTRAS.items():
-        if top in modules:
+    # Several extras install SciPy; the one that is named like the script installs the rest, too.
+    for extra in sorted(EXTRAS, key=lambda extra: not script.endswith(extra)):
+        if top in EXTRAS[extra]:
             return (
                 f"this command needs the package {top}, which is not installed. Run\n"
                 f'pip install "trajstore[{extra}]"'
@@ -133,7 +142,11 @@ def _print_help(commands: Mapping[str, Command], prog: str, description: str) ->
     for name, command in commands.items():
         table.add_row(name, Text(command.summary))
     console.print(table)
-    console.print(f"\n{prog} COMMAND --help describes a command.", markup=False)
+    console.print(
+        f"\n{prog} COMMAND --help describes a command; {prog} --completion prints a script\n"
+        "for bash and zsh.",
+        markup=False,
+    )
 
 
 def _fail(text: str, status: int) -> NoReturn:

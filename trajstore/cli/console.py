@@ -1,8 +1,9 @@
 """Print to a terminal that text from stores cannot control."""
 
+import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -37,6 +38,12 @@ def make_console(*, stderr: bool = False) -> Console:
         highlight=False,
         quiet=QUIET.get() and not stderr,
     )
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a JSON document in one line, even if the command is quiet."""
+    # Everything that is not printable ASCII is escaped.
+    sys.stdout.write(json.dumps(document) + "\n")
 
 
 def progress(items: Iterable[Item], description: str) -> Iterable[Item]:

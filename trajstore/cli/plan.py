@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from trajstore.cli.console import print_json
 from trajstore.format.arrays import ENERGIES, SUM_SCALES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
@@ -40,10 +41,12 @@ def plan(
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
     probes: int = PROBES,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
     disk: str | None = None,
+    json: bool = False,
 ) -> None:
     """Predict the disk space, the memory and the error of a recording.
 
@@ -71,6 +74,9 @@ def plan(
         Number of directions in which gradients are stored exactly; 0 for none.
     probes : int, default: 1024
         Number of fixed random projections, a power of two.
+    float64 : bool, default: False
+        Plan for parameters of float64, or a recorder with float64=True: rows and parameter
+        vectors take up to twice the bytes.
     rate : {"constant", "linear", "cosine"}, default: "constant"
         Course of the learning rate; linear and cosine decay to 0.
     optimizer : {"sgd", "momentum", "adaptive"}, optional
@@ -80,6 +86,8 @@ def plan(
         Largest standard error of gamma in one step, mid-run.
     disk : str, optional
         Largest size of the store, such as 800MB or 5GB.
+    json : bool, default: False
+        Print one JSON document instead of tables.
 
     Raises
     ------
@@ -99,6 +107,7 @@ def plan(
         "steps_per_epoch": steps_per_epoch,
         "basis": basis,
         "probes": probes,
+        "float64": float64,
         "rate": rate,
         "optimizer": optimizer,
     }
@@ -108,6 +117,9 @@ def plan(
         chosen = best_plan(layout, **run, disk=parse_size(disk))
     else:
         chosen = plan_recording(layout, **run)
+    if json:
+        print_json(_document(chosen))
+        return
     _print(chosen, tensors_are_estimated=model is None and tensors is None)
 
 
@@ -205,6 +217,33 @@ def _print(plan: Plan, *, tensors_are_estimated: bool) -> None:
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
 
 
+def _document(plan: Plan) -> dict[str, Any]:
+    """Return a plan for programs: sizes in bytes, errors of gamma, and arguments of Recorder."""
+    spec = plan.spec
+    return {
+        "parameters": plan.layout.n_params,
+        "tensors": len(plan.layout.names),
+        "steps": plan.n_steps,
+        "windows": plan.n_windows,
+        "bytes": round(plan.disk),
+        "bytes_per_step": round(sum(plan.bytes_per_step.values())),
+        "memory": round(plan.memory),
+        "stderr_of_step": plan.stderr()._asdict(),
+        "stderr_of_epoch": (
+            plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
+            if spec.steps_per_epoch
+            else None
+        ),
+        "arguments": {
+            "sketch_bits": spec.sketch_bits,
+            "basis": spec.basis,
+            "probes": spec.probes,
+            "reference_every": plan.windows.length,
+            "total_steps": plan.n_steps,
+        },
+    }
+
+
 def _sizes(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("on disk")
@@ -276,12 +315,13 @@ def _arguments(plan: Plan) -> str:
     spec = plan.spec
     basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
+    float64 = "float64=True, " if spec.float64 else ""
     windows = f"reference_every={plan.windows.length}, "
     if spec.shared_epochs > 1:
         # Without the option, the recorder chooses these windows.
         windows = f"steps_per_epoch={spec.steps_per_epoch}, "
     return (
-        f"sketch_bits={spec.sketch_bits}, {basis}{probes}"
+        f"sketch_bits={spec.sketch_bits}, {basis}{probes}{float64}"
         f"{windows}total_steps={plan.n_steps}"
     )
 

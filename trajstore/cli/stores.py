@@ -2,7 +2,7 @@
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 from rich.table import Table
@@ -11,7 +11,7 @@ from tyro.conf import Positional
 import trajstore
 from trajstore import reading
 from trajstore import store as storage
-from trajstore.cli.console import make_console, progress
+from trajstore.cli.console import make_console, print_json, progress
 from trajstore.cli.plan import describe_sketch
 from trajstore.format.shown import shown
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
     from trajstore.reading.run import Run
 
 
-def info(store: Positional[str]) -> None:
+def info(store: Positional[str], *, json: bool = False) -> None:
     """Show the contents, the size and the status of a store.
 
     Parameters
     ----------
     store : str
         Path or URL of the trajectory store.
+    json : bool, default: False
+        Print one JSON document instead of the table.
     """
     run = trajstore.open_run(store)
+    if json:
+        print_json(_document(run))
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -36,7 +41,7 @@ def info(store: Positional[str]) -> None:
     make_console().print(table)
 
 
-def verify(store: Positional[str]) -> None:
+def verify(store: Positional[str], *, json: bool = False) -> None:
     """Read every chunk of a store, and list the damage and the data lost with it.
 
     The exit status is 1 if there is any damage.
@@ -45,16 +50,31 @@ def verify(store: Positional[str]) -> None:
     ----------
     store : str
         Path or URL of the trajectory store.
+    json : bool, default: False
+        Print one JSON document instead of sentences.
     """
     run = trajstore.open_run(store)
     listed = list(reading.problems(run, track=partial(progress, description="reading")))
     console = make_console()
-    for problem in listed:
-        console.print(shown(str(problem)), soft_wrap=True)
-    chunks = f"{len(reading.all_chunks(run)):,} chunks, {run.n_steps:,} steps"
-    summary = f"{len(listed)} problems" if listed else "No problem"
-    text = f"{summary} in {chunks}. {reading.protection(run)}"
-    console.print(text, highlight=False, soft_wrap=True)
+    n_chunks = len(reading.all_chunks(run))
+    if json:
+        document = {
+            "store": run.location,
+            "problems": [str(problem) for problem in listed],
+            "chunks": n_chunks,
+            "steps": run.n_steps,
+            "protection": reading.protection(run),
+        }
+        print_json(document)
+    else:
+        for problem in listed:
+            console.print(shown(str(problem)), soft_wrap=True)
+        summary = f"{len(listed)} problems" if listed else "No problem"
+        text = (
+            f"{summary} in {n_chunks:,} chunks, {run.n_steps:,} steps. "
+            f"{reading.protection(run)}"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
     if listed:
         sys.exit(1)
 
@@ -74,14 +94,52 @@ def recover(store: Positional[str]) -> None:
     make_console().print(f"Recovered {n_recovered:,} steps; the store has {n_steps:,}.")
 
 
-def _facts(run: "Run") -> dict[str, str]:
-    spec, layout = run.spec, run.layout
+def _sizes(run: "Run") -> dict[str, int]:
+    """Return the bytes of the parts of a store."""
     total, anchors, measured, *vectors = (
         storage.bytes_below(run.stored.store, prefix)
         for prefix in ("", "references", "measurements", "snapshots", "final")
     )
     whole = sum(vectors)
-    steps = total - anchors - measured - whole
+    return {
+        "steps": total - anchors - measured - whole,
+        "measurements": measured,
+        "anchors": anchors,
+        "snapshots and final": whole,
+    }
+
+
+def _document(run: "Run") -> dict[str, Any]:
+    """Return what is known of a store, for programs."""
+    document = run.stored.document
+    return {
+        "store": run.location,
+        "written_by": document.written_by,
+        "format_version": document.version,
+        "status": run.status,
+        "created": document.created,
+        "parameters": run.layout.n_params,
+        "tensors": len(run.layout.names),
+        "steps": run.n_steps,
+        "epochs": run.n_epochs,
+        "windows": run.n_windows,
+        "recorded": {
+            name: getattr(run.spec, name)
+            for name in ("sketch_bits", "basis", "probes", "exact", "seed")
+        },
+        "scalars": list(run.metrics),
+        "snapshots": list(run.snapshots),
+        "measurements": {name: run.measured(name).n_steps for name in run.measurements},
+        "resumes": [dict(resumption) for resumption in document.resumes],
+        "has_journal": storage.has_journal(run.location),
+        "bytes": _sizes(run),
+    }
+
+
+def _facts(run: "Run") -> dict[str, str]:
+    spec, layout = run.spec, run.layout
+    parts = _sizes(run)
+    total, steps = sum(parts.values()), parts["steps"]
     basis = f"basis of {spec.basis}" if spec.basis else "no basis"
     sketch = (
         "exact: whole gradients and parameters"
@@ -108,12 +166,6 @@ def _facts(run: "Run") -> dict[str, str]:
         facts["resumed"] = f"{len(resumes)} times, with {missing:,} steps missing"
     if storage.has_journal(run.location):
         facts["journal"] = "may hold more steps; run traj-store recover"
-    parts = {
-        "steps": steps,
-        "measurements": measured,
-        "anchors": anchors,
-        "snapshots and final": whole,
-    }
     sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
     facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
     if run.n_steps:

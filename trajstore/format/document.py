@@ -26,11 +26,7 @@ from trajstore.format.arrays import (
     vector_array,
     window_arrays,
 )
-from trajstore.format.checks import (
-    RootChecks,
-    is_sealed,
-    seal_is_intact,
-)
+from trajstore.format.checks import RootChecks, is_sealed, seal_is_intact
 from trajstore.format.chunk_size import chunk_size
 from trajstore.format.layout import Layout
 from trajstore.format.optimizer_facts import (
@@ -40,6 +36,7 @@ from trajstore.format.optimizer_facts import (
     parse_facts,
 )
 from trajstore.format.run_spec import RunSpec, SchemaError, is_names, validate_spec
+from trajstore.format.scaled_tables import EXPONENTS, has_some_exponents
 
 FORMAT: Final = "trajstore"
 FORMAT_VERSION: Final = 2
@@ -322,6 +319,8 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
     for group in (attributes, *measurements):
         if clash := sorted(reserved.intersection(group["metrics"])):
             return [f"metrics: {clash} are names of tables or coordinates"]
+        if spec.scaled and has_some_exponents(group["metrics"]):
+            return [f"metrics: expected all of {EXPONENTS} or none of them"]
     dimensions = [len(shape) for shape in spec.shapes]
     sizes = [size for shape in spec.shapes for size in shape]
     is_folded = not (spec.exact or spec.is_packed)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from trajstore.format.arrays import n_blocks, table_columns
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.scaled_tables import in_float32, scaled
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +31,8 @@ def measured_arrays(spec: RunSpec, size: int) -> dict[str, tuple[str, tuple[int,
     # displacement (param,); any other recording adds signs, scales and probes (2, probe).
     n_measured = table_columns(spec)["update_dot_displacement"].stop
     real = spec.float_type
-    arrays = {"tables": (real, (len(spec.names), n_measured))}
+    wide = "float64" if spec.scaled else real
+    arrays = {"tables": (wide, (len(spec.names), n_measured))}
     if spec.exact:
         return arrays | dict.fromkeys(("gradient", "displacement"), (real, (size,)))
     return arrays | {
@@ -51,9 +53,44 @@ def complete_rows(
     # `measured` holds `measured_arrays` with a leading dimension step; `places` holds the
     # epoch, iteration and window of each step; `anchor_sq` is the squared norm of the
     # anchor, float64 (step, layer).
+    if not spec.scaled:
+        return _completed(measured, places, anchor_sq, scalars, spec)
+    narrow, fits = in_float32(measured["tables"])
+    rows, completed = _completed(
+        {**measured, "tables": narrow}, places, anchor_sq, scalars, spec
+    )
+    if fits.all():
+        return rows, completed
+    large = np.flatnonzero(~fits).tolist()
+    wide_rows, wide_scalars = _completed(
+        {name: array[large] for name, array in measured.items()},
+        [places[i] for i in large],
+        anchor_sq[large],
+        [scalars[i] for i in large],
+        spec,
+    )
+    wide_rows["tables"], exponents = scaled(wide_rows["tables"], spec)
+    for name, array in wide_rows.items():
+        # Arrays may share the memory of tensors.
+        rows[name] = rows[name].copy()
+        rows[name][large] = array
+    for i, of_row, exponent in zip(large, wide_scalars, exponents, strict=True):
+        completed[i] = of_row | exponent
+    return rows, completed
+
+
+def _completed(
+    measured: Mapping[str, Array],
+    places: Sequence[tuple[int, int, int]],
+    anchor_sq: Array,
+    scalars: Sequence[Mapping[str, float]],
+    spec: RunSpec,
+) -> tuple[dict[str, Array], list[dict[str, float]]]:
+    """Return complete rows, with tables of the type of the measured tables."""
     rows = dict(measured)
     forget_far_iterates(rows, anchor_sq, spec)
-    forget_squares(rows, spec)
+    if not spec.scaled:
+        forget_squares(rows, spec)
     rows["epoch"], rows["iteration"], rows["window"] = np.array(places, np.int32).T
     rows["tables"] = complete_tables(rows["tables"], anchor_sq, spec)
     if not spec.exact:
@@ -141,15 +178,17 @@ def forget_squares(rows: dict[str, Array], spec: RunSpec) -> None:
         rows["scales"] = np.where(lost[:, None], np.float32(np.nan), rows["scales"])
 
 
-def n_without_squares(tables: Array, spec: RunSpec) -> int:
-    """Return the number of rows (row, layer, quantity) in which `forget_squares` found any."""
-    columns = table_columns(spec)
+def n_out_of_range(rows: Mapping[str, Array], spec: RunSpec) -> int:
+    """Return the number of rows whose gradients are finite, but have no norms or no sketches."""
+    columns, tables = table_columns(spec), rows["tables"]
     squares, products = (
         tables[..., columns[name].start]
         for name in ("grad_sq", "grad_dot_displacement")
     )
-    is_lost = np.isnan(squares).all(-1) & np.isfinite(products).all(-1)
-    return int(is_lost.sum())
+    is_lost = np.isnan(squares).all(-1)
+    if not spec.exact:
+        is_lost |= np.isnan(rows["scales"]).any(-1)
+    return int((is_lost & np.isfinite(products).all(-1)).sum())
 
 
 def norms(tables: Array, spec: RunSpec) -> dict[str, Array]:

@@ -74,6 +74,8 @@ class RunSpec:
     """Whether the energies of the gradient's blocks are stored, as window means."""
     float64: bool = False
     """Whether rows and parameter vectors are float64, as some of the parameters are."""
+    scaled: bool = False
+    """Whether products that leave the range of float32 are stored with powers of two."""
     shared_epochs: int = 1
     """Number of epochs that share a window, after the first `windows.OWN_WINDOWS` epochs."""
 
@@ -155,6 +157,8 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
         document.get("energies") or document.get("window_folds")
     ):
         return ["float64: expected false for a run with energies or window_folds"]
+    if document.get("float64") and document.get("scaled"):
+        return ["scaled: expected false for a run in float64"]
     return [
         f"{name}: expected {expected[name]} for these shapes, got {given[name]}"
         for name in given
@@ -239,6 +243,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "window_folds": (_is_natural, "an integer of at least 0"),
     "energies": (_is_bool, "true or false"),
     "float64": (_is_bool, "true or false"),
+    "scaled": (_is_bool, "true or false"),
     "shared_epochs": (_is_shared, f"an integer from 1 to {MAX_SHARED_EPOCHS}"),
 }
 

@@ -10,7 +10,8 @@ larger factor within a window. ``benchmarks/planning.py`` measured all constants
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, hypot, log, sqrt
+from math import hypot, log, sqrt
+from statistics import median
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -41,12 +42,16 @@ REMAINING: Final[Mapping[Rate, Callable[[FloatArray], FloatArray]]] = {
 POWER: Final = 0.9
 """The distance to the end is about this power of the sum of the remaining learning rates."""
 
+END_ERROR: Final = sqrt(2) * 3.3 / 127 / sqrt(12)
+"""Error of the displacement over a window, whose ends are rounded to codes, relative to the
+displacement, if one probe told it: the largest of 1024 normal numbers is 3.3, and 127 steps long."""
+
 POINTS: Final = 500
 """Number of points of a run at which errors are predicted."""
 
 
 class ErrorRange(NamedTuple):
-    """Expected error: lowest, geometric mean and highest over the measured runs."""
+    """Expected error: lowest, median and highest over the measured runs."""
 
     low: float
     typical: float
@@ -101,8 +106,7 @@ class ExpectedErrors:
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
         errors = [self._stderr(run, mean_of) for run in MEASURED_RUNS.values()]
-        typical = exp(sum(map(log, errors)) / len(errors))
-        return ErrorRange(min(errors), typical, max(errors))
+        return ErrorRange(min(errors), median(errors), max(errors))
 
     def _stderr(self, measured: MeasuredErrors, mean_of: int) -> float:
         # Measured runs have a constant rate. The largest measured basis is used that has no
@@ -110,12 +114,9 @@ class ExpectedErrors:
         bases = sorted(measured.ratios)
         basis = max([r for r in bases if r <= self.basis], default=bases[0])
         grown = self._grown(self.rate)
-        signs = (
-            self.plain
-            * _interpolated(measured.shares, measured.ratios[basis], self.window)
-            * grown.signs
-            / self._grown("constant").signs
-        )
+        ratio = _interpolated(measured.shares, measured.ratios[basis], self.window)
+        ratio *= grown.signs / self._grown("constant").signs
+        signs = self.plain * ratio
         share = measured.epoch
         there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
         rest = sqrt(PROBES / self.probes) * grown.distance / there.distance
@@ -126,7 +127,12 @@ class ExpectedErrors:
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
             known = min(1.0, self.epoch / self.window) if self.has_sums else 0.0
-            signs *= sqrt((1 - known * (1 - ratios.signs**2)) / mean_of)
+            left = ratios.signs**2
+            if not ratios.distance:
+                # The sum of a window's updates is as uncertain as its ends.
+                ends = ratio * END_ERROR / sqrt(self.probes)
+                left = (left * signs**2 + ends**2) / (signs**2 + ends**2)
+            signs *= sqrt((1 - known * (1 - left)) / mean_of)
             rest *= ratios.distance
         return hypot(signs, rest)
 

@@ -57,8 +57,12 @@ COMPRESSION: Final = {
 }
 """Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); 1 for other arrays."""
 
-N_VECTORS: Final = 3
-"""Number of float32 vectors in a recorder: previous gradient, displacement and anchor."""
+VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
+"""Bytes of a recorder's vectors for each parameter, by the type of the parameters.
+
+In float32: previous gradient, displacement and anchor. In float64 these, the gradient and the update,
+and float32 copies of gradient and displacement with the three vectors that sketch them.
+"""
 
 
 @dataclass(frozen=True, slots=False, kw_only=True)
@@ -114,7 +118,8 @@ class Plan:
     @property
     def bytes_of_final(self) -> int:
         """Size on disk of the final parameters in bytes."""
-        return self._size * ITEM_SIZE[vector_array(self._size).dtype]
+        vector = vector_array(self._size, self.spec.float_type)
+        return self._size * ITEM_SIZE[vector.dtype]
 
     @cached_property
     def bytes_of_metadata(self) -> int:
@@ -142,7 +147,7 @@ class Plan:
         # The memory holds the vectors; the codes of past anchors and of the anchor being
         # written; two buffers of rows, and the rows being written; and the last chunk of
         # every array.
-        vectors = N_VECTORS * ITEM_SIZE["float32"] * self._size
+        vectors = VECTOR_BYTES[self.spec.float_type] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
@@ -200,6 +205,7 @@ def plan_recording(
     probes: int = PROBES,
     reference_every: int | None = None,
     exact: bool = False,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
 ) -> Plan:
@@ -216,6 +222,8 @@ def plan_recording(
             "reference_every": reference_every,
             "total_steps": n_steps,
             "exact": exact,
+            "float64": float64,
+            "scaled": not float64,
         }
     )
     spec, reason = choose_windows(spec)

@@ -26,6 +26,7 @@ def best_plan(
     steps_per_epoch: int | None = None,
     basis: int = BASIS,
     probes: int = PROBES,
+    float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
@@ -42,6 +43,7 @@ def best_plan(
         steps_per_epoch=steps_per_epoch,
         basis=basis,
         probes=probes,
+        float64=float64,
         rate=rate,
         optimizer=optimizer,
     )
@@ -55,7 +57,7 @@ def best_plan(
         for (_, error), plan in by_disk:
             if error <= stderr:
                 return plan
-        exact = plan_recording(layout, n_steps=n_steps, exact=True)
+        exact = plan_recording(layout, n_steps=n_steps, exact=True, float64=float64)
         (size, error), _ = by_error[0]
         raise ValueError(
             f"A standard error of {stderr:.3g} is out of reach: even {max(SIGNS)} signs per "

@@ -19,6 +19,9 @@ class Rows(Protocol):
     def rows(self, name: str, rows: slice) -> Array:
         """Read rows of an array."""
 
+    def dtype(self, name: str) -> Any:
+        """Return the type of the rows of an array."""
+
 
 def lazy_rows(rows: Rows, name: str) -> indexing.LazilyIndexedArray:
     """Wrap an array for a lazy `xarray.Variable`."""
@@ -34,7 +37,7 @@ class _LazyRows(BackendArray):
         self._name = name
         self._chunk = array.chunks[0]
         self.shape = array.shape
-        self.dtype = array.dtype
+        self.dtype = rows.dtype(name)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
         values: Array = indexing.explicit_indexing_adapter(

@@ -20,6 +20,7 @@ from trajstore.format.arrays import (
 from trajstore.format.document import RowGroup
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.scaled_tables import EXPONENTS
 from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.lazy_rows import lazy_rows
@@ -128,7 +129,8 @@ class Run:
     @property
     def metrics(self) -> list[str]:
         """Names of the recorded scalars."""
-        return list(self.group.metrics)
+        hidden = EXPONENTS if self.stored.has_exponents else ()
+        return [name for name in self.group.metrics if name not in hidden]
 
     @property
     def snapshots(self) -> tuple[str, ...]:
@@ -212,6 +214,8 @@ class Run:
             select steps (`trajstore.index_epochs`). Each scalar is a float64 variable, NaN
             where it was not logged. Tables are float32 variables with the additional
             dimension ``layer``, labelled with parameter names; some also have ``basis``.
+            They are float64 in runs with float64 parameters, and in runs with products that
+            float32 cannot hold, such as squares of gradients of 1e-30.
             Values are NaN where a chunk is damaged, with one warning for each chunk. A run
             recorded with ``basis=0`` lacks ``param_norm``, ``param_sq``,
             ``grad_dot_param``, ``grad_dot_basis`` and ``displacement_dot_basis``; a
@@ -228,8 +232,10 @@ class Run:
             }
         )
         variables = {
-            name: stored["scalars"].isel(metric=i, drop=True)
-            for i, name in enumerate(self.metrics)
+            name: stored["scalars"].isel(
+                metric=self.group.metrics.index(name), drop=True
+            )
+            for name in self.metrics
         }
         for name, columns in table_columns(self.spec).items():
             if columns.start == columns.stop:

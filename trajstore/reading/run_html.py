@@ -81,7 +81,7 @@ def sparkline_of(stored: StoredRows, metrics: list[str]) -> str:
     if name is None or stored.n_rows < 2:
         return ""
     steps = sampled_steps(stored.n_rows, stored.array("scalars").chunks[0])
-    column = metrics.index(name)
+    column = stored.group.metrics.index(name)
     values = [
         float(stored.rows("scalars", slice(k, k + 1))[0, column])
         for k in steps.tolist()

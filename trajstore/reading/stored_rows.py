@@ -19,6 +19,7 @@ from trajstore.format.arrays import (
 )
 from trajstore.format.document import Document, RowGroup
 from trajstore.format.run_spec import SchemaError
+from trajstore.format.scaled_tables import EXPONENTS, unscaled
 from trajstore.reading.anchors import Anchors
 from trajstore.reading.chunk_checks import LiveChecks
 from trajstore.sketch.probes import Probes
@@ -224,7 +225,29 @@ class StoredRows:
         # Epochs, iterations and windows in damaged chunks are recomputed if possible, and
         # otherwise read as -1. Of other arrays, floats read as NaN, samples as -1 and other
         # integers as 0. `is_missing` distinguishes all of these from stored values.
-        return self._from_chunks(name, rows, _values)
+        values = self._from_chunks(name, rows, _values)
+        if name == "tables" and self.has_exponents:
+            return self._products(values, rows)
+        return values
+
+    @cached_property
+    def has_exponents(self) -> bool:
+        """Whether products of some rows are stored with powers of two, and read as float64."""
+        has_names = set(EXPONENTS) <= set(self.group.metrics)
+        return self.document.spec.scaled and has_names
+
+    def dtype(self, name: str) -> Any:
+        """Return the type of the rows of an array."""
+        is_wide = name == "tables" and self.has_exponents
+        return np.dtype(np.float64) if is_wide else self.array(name).dtype
+
+    def _products(self, tables: Array, rows: slice) -> Array:
+        """Multiply stored tables by their powers of two, NaN if these are lost."""
+        scalars, metrics = self.rows("scalars", rows), self.group.metrics
+        exponents = {name: scalars[:, metrics.index(name)] for name in EXPONENTS}
+        products = unscaled(tables, exponents, self.document.spec)
+        products[self.is_missing("scalars", rows)] = np.nan
+        return products
 
     def is_missing(self, name: str, rows: slice) -> npt.NDArray[np.bool_]:
         """Return a mask of the rows that are lost, at least in part, bool (row,)."""

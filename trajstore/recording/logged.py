@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from trajstore.format.arrays import DESCRIPTIONS, NO_SAMPLE
+from trajstore.format.scaled_tables import EXPONENTS
 
 Scalar = float | Tensor
 
@@ -16,7 +17,8 @@ SampleRow = npt.NDArray[np.int64]
 """Indices of examples as the store keeps them: int64 (samples,), padded with -1."""
 
 RESERVED: Final = frozenset(DESCRIPTIONS) | {
-    *("step", "epoch", "iteration", "window", "layer", "basis")
+    *("step", "epoch", "iteration", "window", "layer", "basis"),
+    *EXPONENTS,
 }
 """Names that `Recorder.log` refuses."""
 

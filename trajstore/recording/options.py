@@ -106,8 +106,10 @@ class RecorderOptions:
         optimizers: Sequence[Optimizer],
         *,
         is_double: bool = False,  # whether some parameters are float64
+        is_wide: bool = False,  # whether products may leave the range of float32
     ) -> RunSpec:
         """Return the description of a run with these options, after checking it."""
+        float64 = self.float64 or is_double
         spec = RunSpec.from_json(
             {
                 "names": layout.names,
@@ -121,7 +123,8 @@ class RecorderOptions:
                 "total_steps": self.total_steps,
                 "exact": self.exact,
                 "samples": self.samples,
-                "float64": self.float64 or is_double,
+                "float64": float64,
+                "scaled": is_wide and not float64,
             }
         )
         if layout.size == 0:

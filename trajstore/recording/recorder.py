@@ -93,7 +93,7 @@ class Recorder:
     flush_rows : int, default: 1024
         Rows are written when this number of rows is waiting, or when the waiting rows take 8 MB.
     flush_seconds : float, default: 30.0
-        Seconds after which waiting rows are written.
+        Seconds after which waiting rows are written; the first trouble in them, within seconds.
     resume : mapping or bool, default: False
         Continue the recording at `path`. Give the result of `state_dict` that was saved in the
         checkpoint from which the model and the optimizer were restored; or True, together with

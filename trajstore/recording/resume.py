@@ -150,6 +150,7 @@ def as_recorded(
         energies=stored.energies,
         window_folds=stored.window_folds,
         float64=stored.float64,
+        scaled=stored.scaled,
     )
 
 
@@ -398,7 +399,7 @@ def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
     for needed in range(max(1, min(keyframe * KEYFRAME_EVERY + 1, kept)), window + 1):
         codes(needed)
     [start] = writer.read("references/start", slice(window, window + 1))
-    tables = writer.read("tables", slice(int(start), writer.n_steps))
+    tables = writer.steps.products(slice(int(start), writer.n_steps))
     energies = tables[..., table_columns(spec)["grad_sq"].start]
     # Rows of steps that were not recorded hold no gradients.
     scalars = writer.read("scalars", slice(int(start), writer.n_steps))
@@ -409,7 +410,7 @@ def _restoration(writer: Writer, spec: RunSpec) -> Restoration:
         codes,
         row("references/weights", window),
         row("references/probes", window),
-        torch.from_numpy(energies[is_recorded]),
+        torch.from_numpy(energies[is_recorded].astype(spec.float_type)),
         None,
     )
 
@@ -427,7 +428,7 @@ def _window_sums(
 def _expected_sq(writer: Writer, spec: RunSpec) -> tuple[float, float]:
     """Return |x - anchor|^2 after the last step, and the sum of its terms' magnitudes."""
     last = slice(writer.n_steps - 1, writer.n_steps)
-    table = writer.read("tables", last)[0].astype(np.float64)
+    table = writer.steps.products(last)[0].astype(np.float64)
     columns = table_columns(spec)
     before, update_sq, update = (
         float(table[:, columns[name].start].sum())

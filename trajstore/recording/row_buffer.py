@@ -84,8 +84,10 @@ class RowBuffer:
         squares = [columns[name].start for name in ("grad_sq", "update_sq")]
         scalars = [entry.scalars for entry in self.entries[rows]]
         losses = _Scalars([{LOSS: row[LOSS]} for row in scalars if LOSS in row])
-        tables = self.measured["tables"][rows][..., squares]
-        fetched, *stacks = fetch([tables, *losses.stacks])
+        tables = self.measured["tables"][rows]
+        # An index of several columns would wait for the device.
+        chosen = torch.stack([tables[..., column] for column in squares], -1)
+        fetched, *stacks = fetch([chosen, *losses.stacks])
         filled = losses.filled(stacks)
         return fetched, np.array([row[LOSS] for row in filled], np.float64)
 

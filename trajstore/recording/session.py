@@ -98,7 +98,14 @@ class Session:
         is_double = group is None and any(
             p.dtype == torch.float64 for p in parameters.values()
         )
-        spec = options.run_spec(layout, self.optimizers, is_double=is_double)
+        self.device = next(t.device for t in tensors if t is not None)
+        measures_on = torch.device("cpu") if options.offload else self.device
+        spec = options.run_spec(
+            layout,
+            self.optimizers,
+            is_double=is_double,
+            is_wide=measures_on.type == "cpu",
+        )
         if options.resume and self._placement.is_first:
             spec = as_recorded(
                 path,
@@ -112,8 +119,6 @@ class Session:
             group_names(parameters, self.optimizers),
             checksum(parameters.values()),
         )
-        self.device = next(t.device for t in tensors if t is not None)
-        measures_on = torch.device("cpu") if options.offload else self.device
         state = self._checked_state(options.resume)
         own_step = self._placement.is_first and first_step(
             options.resume, options.step, state
@@ -269,12 +274,12 @@ class Session:
     @property
     def range_message(self) -> str | None:
         """A warning of gradients that leave the range of float32, if there were any."""
-        if self.queue is None or not (n := self.queue.n_without_squares):
+        if self.queue is None or not (n := self.queue.n_out_of_range):
             return None
         return (
-            f"The norms of {n} gradients are NaN, because float32 cannot hold their squares: they "
-            "are smaller than 1e-19 or larger than 1e19. Their sketches are lost as well. Scale "
-            "the loss, or record with float64=True."
+            f"{n} gradients left the range of float32: their sketches are NaN, and on "
+            "accelerators their norms. Gradients of 1e-32 to 1e34 are recorded on CPUs, and of "
+            "1e-19 to 1e19 elsewhere. Scale the loss, or record with float64=True."
         )
 
     def flush(self) -> None:

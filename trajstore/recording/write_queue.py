@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
-from trajstore.format.rows import n_without_squares
+from trajstore.format.rows import n_out_of_range
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
+from trajstore.format.scaled_tables import unscaled_rows
 from trajstore.recording.background import Background
 from trajstore.recording.host_copies import HostCopies, to_numpy
 from trajstore.recording.logged import to_floats
@@ -84,7 +85,11 @@ class WriteQueue:
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
         self._copies, self._reports = copies, reports
-        row_bytes = sum(tensor.nbytes for tensor in allocate(1).values())
+        row = allocate(1)
+        row_bytes = sum(tensor.nbytes for tensor in row.values())
+        if spec.scaled:
+            # Tables are stored in half of their bytes.
+            row_bytes -= row["tables"].nbytes // 2
         row_bytes += ITEM_SIZE["int64"] * spec.samples
         capacity = max(1, min(flush_rows, FLUSH_BYTES // row_bytes))
         self._buffer = RowBuffer(measured=allocate(capacity), first=first)
@@ -92,8 +97,8 @@ class WriteQueue:
         self._windows: list[NewWindow] = []
         self._measurements: list[NewMeasurement] = []
         self._measured_bytes = 0
-        self.n_without_squares = 0
-        """Number of rows whose gradients have squares that float32 cannot hold."""
+        self.n_out_of_range = 0
+        """Number of rows whose gradients float32 holds, but not their norms or sketches."""
         self._keyframe_is_pending = False
         self._lookout = Lookout(
             time.monotonic(), flush_seconds=flush_seconds, first=first
@@ -262,10 +267,11 @@ class WriteQueue:
         if rows is None:
             return
         arrays, scalars = rows
-        self.n_without_squares += n_without_squares(arrays["tables"], self._spec)
+        self.n_out_of_range += n_out_of_range(arrays, self._spec)
         if self._reports is not None:
-            products = products_of(arrays["tables"], self._spec)
-            self._reports.send(ReportedRows(full.first, products, scalars))
+            tables, values = unscaled_rows(arrays["tables"], scalars, self._spec)
+            products = products_of(tables, self._spec)
+            self._reports.send(ReportedRows(full.first, products, values))
         if self._journal is not None:
             self._journal.discard(full.first)
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import n_blocks
+from trajstore.sketch import onebit
 
 FloatArray = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -95,15 +96,16 @@ def encode(vectors: FloatArray, bits: int) -> tuple[Bytes, FloatArray]:
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
     with np.errstate(invalid="ignore", over="ignore"):
-        energy = np.square(blocks).sum(-1)
-        rms = np.sqrt(energy / blocks.shape[-1])
+        # In float32, squares of small and of large numbers would underflow and overflow.
+        energy = np.square(blocks, dtype=np.float64).sum(-1)
+        rms = np.sqrt(energy / blocks.shape[-1]).astype(np.float32)
         unit = blocks / np.where(rms == 0, 1, rms)[..., None]
         codes = np.searchsorted(borders(bits), unit, side="right")
         product = (blocks * levels(bits)[codes]).sum(-1)
         scales = np.divide(
             energy, product, out=np.zeros_like(energy), where=energy != 0
         )
-    return pack(codes.reshape(vectors.shape), bits), scales
+    return pack(codes.reshape(vectors.shape), bits), onebit.usable(scales, energy)
 
 
 def decode(

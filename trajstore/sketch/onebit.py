@@ -12,6 +12,8 @@ References
    Estimation for Federated Learning", ICML 2022. arXiv 2108.08842.
 """
 
+from typing import Any, Final
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +21,9 @@ from trajstore.format.arrays import n_blocks
 from trajstore.sketch.signs import unpack_signs
 
 FloatArray = npt.NDArray[np.float32]
+
+LEAST_SCALE: Final = 1e-33
+"""Smaller numbers have lost digits when they were rotated; see `usable`."""
 
 
 def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
@@ -28,12 +33,20 @@ def encode(vectors: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     size = vectors.shape[-1]
     blocks = vectors.reshape(*vectors.shape[:-1], n_blocks(size), -1)
     with np.errstate(invalid="ignore", over="ignore"):
-        energy = np.square(blocks).sum(-1)
+        # In float32, squares of small and of large numbers would underflow and overflow.
+        energy = np.square(blocks, dtype=np.float64).sum(-1)
         magnitude = np.abs(blocks).sum(-1)
         scales = np.divide(
             energy, magnitude, out=np.zeros_like(energy), where=magnitude != 0
         )
-    return np.packbits(vectors >= 0, axis=-1), scales
+    return np.packbits(vectors >= 0, axis=-1), usable(scales, energy)
+
+
+def usable(scales: npt.NDArray[Any], energy: npt.NDArray[Any]) -> FloatArray:
+    """Return scales in float32, NaN where the numbers are too small or too large for float32."""
+    # The sum of large magnitudes is infinite, which would leave a scale of 0.
+    is_lost = (energy > 0) & ~(scales >= LEAST_SCALE)
+    return np.where(is_lost, np.nan, scales).astype(np.float32)
 
 
 def decode(

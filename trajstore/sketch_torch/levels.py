@@ -25,12 +25,13 @@ class Encoder:
             onebit.encode(vector, signs=signs, scales=scales)
             return
         blocks = vector.view(len(scales), -1)
-        energy = torch.linalg.vecdot(blocks, blocks)
+        energy = onebit.energy_of(blocks)
         # The clamps make the scale of a block of zeros 0. They do not change NaN.
-        rms = (energy / blocks.shape[1]).sqrt_().clamp_(min=TINY)
+        rms = (energy / blocks.shape[1]).sqrt_().clamp_(min=TINY).float()
         codes = torch.bucketize(blocks / rms[:, None], self._borders, right=True)
         product = torch.linalg.vecdot(blocks, self._levels[codes])
         torch.div(energy, product.clamp_(min=TINY), out=scales)
+        onebit.forget_lost(scales, energy)
         signs.copy_(self._packed(codes.view(-1)))
 
     def _packed(self, codes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from trajstore.format.arrays import ArraySpec, n_metric_columns, row_arrays
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.scaled_tables import EXPONENTS, unscaled
 from trajstore.store.commit import Committer
 
 Array = npt.NDArray[Any]
@@ -78,6 +79,15 @@ class RowTable:
         last = slice(self.n_rows - 1, self.n_rows)
         row = self._arrays.read(self._path("scalars"), last)[0]
         return float(np.nan_to_num(row[self.metrics.index(name)]))
+
+    def products(self, rows: slice) -> Array:
+        """Return the products of rows, (row, layer, quantity), without powers of two."""
+        tables = self._arrays.read(self._path("tables"), rows)
+        if not set(EXPONENTS) <= set(self.metrics) or not self._spec.scaled:
+            return tables
+        scalars = self._arrays.read(self._path("scalars"), rows)
+        exponents = {n: scalars[:, self.metrics.index(n)] for n in EXPONENTS}
+        return unscaled(tables, exponents, self._spec)
 
     def _register(self, names: Iterable[str]) -> None:
         before = self._n_columns

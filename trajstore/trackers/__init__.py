@@ -4,7 +4,7 @@
 `tensorboard`, `wandb`, `mlflow` and `trackio`, which import their libraries and are imported by
 `open_sink` only; anything with the methods of `Sink` is a sink too. `rows` turns recorded rows
 into values, and `reports` sends them in a thread of its own, so that neither training nor
-recording waits. This package needs neither torch nor a store.
+recording waits. `blow_ups` tells losses that alarm from others. This package needs neither torch nor a store.
 """
 
 import lazy_loader

@@ -27,6 +27,7 @@ from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
 from trajstore.tracking.precision import no_grad_float32
 from trajstore.tracking.scaling import Scaling, unscaled
+from trajstore.tracking.unknown_values import forget_squares
 from trajstore.tracking.window_sums import EndedWindow, WindowSums
 
 # Rows of `StepBackend.frame`.
@@ -266,10 +267,14 @@ class Tracker:
             gradients = self.gradients(scaling)
         if last is None:
             self._backend.measure(gradients, step, row)
-            return
-        last_step = LastStep(last, self._gradient_energy)
-        self._backend.measure(gradients, step, row, last_step)
-        self._n_gradients += 1
+        else:
+            last_step = LastStep(last, self._gradient_energy)
+            self._backend.measure(gradients, step, row, last_step)
+            self._n_gradients += 1
+        if self._spec.scaled and self.device.type != "cpu":
+            # A recording that began on a CPU is resumed on an accelerator.
+            with torch.no_grad():
+                forget_squares(row, self._spec)
 
     @property
     def parameters(self) -> list[Tensor | None]:
@@ -322,9 +327,11 @@ class Tracker:
 
     def skip_after_step(self, row: Mapping[str, Tensor]) -> None:
         """Leave out `after_step` for a row, but count its gradient."""
-        self._gradient_energy += row["tables"][
-            :, table_columns(self._spec)["grad_sq"].start
-        ]
+        grad_sq = table_columns(self._spec)["grad_sq"].start
+        squares = row["tables"][:, grad_sq]
+        # As resuming finds them in the store.
+        stored = squares if self._spec.float64 else squares.float()
+        self._gradient_energy += stored
         self._n_gradients += 1
 
     def forget_displacement(self) -> None:

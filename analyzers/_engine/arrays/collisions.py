@@ -26,21 +26,25 @@ SINGLE_ERROR: Final = 2.0**-23
 """Relative error of products in float32: of a rounded product, and of the sums before it."""
 
 
+PROFILES: Final = ("displacement", "rounding")
+"""Profiles of the elements of an unknown vector."""
+
+
 class Collisions(NamedTuple):
     """Which elements of known vectors share probes with elements of an unknown vector."""
 
-    # Rows: the profile, which stands for the squared elements of the unknown vector; the
-    # displacement f from the anchor to the next anchor; the part v of the residual orthogonal
-    # to f; and the parts of v in each layer, if layers are measured.
+    # Rows: two profiles, which stand for the squared elements of the unknown vector, of
+    # displacements within a window and of the rounding errors of anchors; the displacement f from
+    # the anchor to the next anchor; the part v of the residual orthogonal to f; and the parts of v
+    # in each layer, if layers are measured.
     energies: FloatArray  # sums of squares by probe, float64 (row, probe)
-    overlap: (
-        FloatArray  # sums over elements of the profile times the square, float64 (row,)
-    )
+    # Sums over elements of a profile times the square, float64 (profile, row).
+    overlap: FloatArray
 
 
 def no_collisions(n_probes: int) -> Collisions:
     """Return the value for networks that are too large to count collisions."""
-    return Collisions(np.zeros((0, n_probes)), np.zeros(0))
+    return Collisions(np.zeros((0, n_probes)), np.zeros((0, 0)))
 
 
 def find_collisions(
@@ -49,6 +53,7 @@ def find_collisions(
     probe: IntArray,  # (element,): probe of each element
     layer: IntArray,  # (element,): layer of each element
     *,
+    block: IntArray,  # (element,): block of each element, whose codes share a scale
     n_probes: int,
     n_layers: int,  # 0 to leave out the layers
 ) -> Collisions:
@@ -57,29 +62,37 @@ def find_collisions(
     along = (f @ residual) / max(float(f @ f), np.finfo(float).tiny)
     f_sq, v_sq = f**2, (residual - along * f) ** 2
     # Displacements within a window have most of their energy in the same elements as f, but not
-    # exactly: half of the profile is spread evenly over each layer.
+    # exactly: half of the profile is spread evenly over each layer. At its borders, only the
+    # rounding errors of anchors are left, which are even within a block.
     even = np.bincount(layer, f_sq) / np.maximum(np.bincount(layer), 1)
-    profile = (f_sq + even[layer]) / 2
-    rows = [profile, f_sq, v_sq]
+    largest = np.zeros(block.max() + 1)
+    np.maximum.at(largest, block, f_sq)
+    profiles = [(f_sq + even[layer]) / 2, largest[block]]
+    rows = [*profiles, f_sq, v_sq]
     energies = [np.bincount(probe, row, n_probes) for row in rows]
-    overlap = [profile @ row for row in rows]
+    overlap = [[profile @ row for row in rows] for profile in profiles]
     if n_layers:
         by_layer = np.bincount(layer * n_probes + probe, v_sq, n_layers * n_probes)
         energies += [*by_layer.reshape(n_layers, n_probes)]
-        overlap += [*np.bincount(layer, profile * v_sq, n_layers)]
+        for sums, profile in zip(overlap, profiles, strict=True):
+            sums += [*np.bincount(layer, profile * v_sq, n_layers)]
     return Collisions(np.array(energies), np.array(overlap))
 
 
-def inverse_counts(probes: FloatArray, collisions: Collisions) -> FloatArray:
+def inverse_counts(
+    probes: FloatArray, collisions: Collisions, rounded: FloatArray
+) -> FloatArray:
     """Return 1 / n for products with each known vector, (step, row): n probes err as much."""
     # `probes` (step, probe) are those of the unknown vectors; their squares stand for energies.
-    profile, energies = collisions.energies[0], collisions.energies[1:]
-    weights = _shares(probes**2)
-    pairs, single = energies @ profile, collisions.overlap[1:]
+    # `rounded` (step,) are the shares of rounding errors of anchors in these energies.
+    n = len(PROFILES)
+    energies, single = collisions.energies[n:], collisions.overlap[:, n:]
+    pairs = collisions.energies[:n] @ energies.T
     alone = np.divide(single, pairs, out=np.zeros_like(pairs), where=pairs > 0)
     # Rounding leaves differences where every element has a probe of its own.
     together = np.where(alone > 1 - 1e-9, 0.0, 1 - alone)
-    counts: FloatArray = (weights @ _shares(energies).T) * together
+    mixed = together[0] + rounded[:, None] * (together[1] - together[0])
+    counts: FloatArray = (_shares(probes**2) @ _shares(energies).T) * mixed
     return counts
 
 

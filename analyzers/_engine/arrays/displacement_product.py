@@ -59,6 +59,8 @@ def displacement_product(
     v: ProbedVectors,
     f_dot_v: float,
     collisions: Collisions | None = None,
+    *,
+    has_end: bool = False,
 ) -> Product:
     """Estimate products of displacements `a` with a vector v orthogonal to the basis."""
     # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
@@ -81,8 +83,11 @@ def displacement_product(
     if collisions is None:
         stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
     else:
-        by_advance = inverse_counts(a_rest.probes, collisions)[:, 0] * advance_error**2
-        by_cosine = inverse_counts(aside_probes, collisions)[:, 1] * cosine_error**2
+        left = _rounding_sq(aside, has_end=has_end)
+        counts = inverse_counts(a_rest.probes, collisions, _share(left, a_rest.sq))
+        by_advance = counts[:, 0] * advance_error**2
+        counts = inverse_counts(aside_probes, collisions, _share(left, aside**2))
+        by_cosine = counts[:, 1] * cosine_error**2
         to_advance = _ratio(v_along**2, f_rest.sq) * f_rest.probes**2
         rounded = rounding_variance(a.probes, np.sqrt(v_probes**2 + to_advance))
         stderr = np.sqrt(by_advance + by_cosine + rounded)
@@ -117,6 +122,7 @@ def layer_products(
     gram: FloatArray,
     sizes: npt.NDArray[np.floating[Any]],
     collisions: Collisions | None = None,
+    has_end: bool = False,
 ) -> Estimate:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
@@ -134,7 +140,9 @@ def layer_products(
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]
     if collisions is not None:
-        counts = inverse_counts(whole.aside_probes, collisions)[:, 2:]
+        left = _rounding_sq(whole.aside, has_end=has_end)
+        left = _share(left, whole.aside**2)
+        counts = inverse_counts(whole.aside_probes, collisions, left)[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
         noise += rounding_variance(whole.probes, v_probes)
     norms = aside * length
@@ -193,6 +201,19 @@ def _independent(directions: FloatArray) -> float:
         return 1.0
     unit = _ratio(some, np.linalg.norm(some, axis=1, keepdims=True))
     return float(len(unit) ** 2 / max(np.square(unit @ unit.T).sum(), 1))
+
+
+def _rounding_sq(aside: FloatArray, *, has_end: bool) -> FloatArray:
+    """Return the energy that rounding errors of anchors have in the rest of displacements, (step,)."""
+    # The first row is all rounding error, and so is the last one if it is the window's end.
+    first, last = aside[0] ** 2, aside[-1 if has_end else 0] ** 2
+    return np.linspace(first, last, len(aside))
+
+
+def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
+    """Return shares from 0 to 1."""
+    share: FloatArray = np.minimum(_ratio(part, whole), 1)
+    return share
 
 
 def _mean(values: FloatArray, rows: npt.NDArray[np.bool_]) -> FloatArray:

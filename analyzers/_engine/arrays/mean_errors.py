@@ -74,9 +74,10 @@ def _telescoped(
     on_products = np.broadcast_to(by_product, shape)
     on_displacement = np.zeros((n + 1, *shape[1:]))
     on_displacement[:n] = by_displacement
-    rows = gradient_of(rule, on_displacement, np.zeros(shape[1:]))
+    tie = posterior.tie
+    rows = gradient_of(rule, on_displacement, np.zeros(shape[1:]), tie)
     rows[:n] += on_products
     mixed = times_covariance(posterior, rows)
-    along = states(rule, mixed).displacement[:n]
+    along = states(rule, mixed, tie).displacement[:n]
     total = on_products * mixed[:n] + on_displacement[:n] * along
     return total.sum(-1, keepdims=True) if n_results == 1 else total

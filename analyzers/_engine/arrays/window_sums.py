@@ -31,6 +31,8 @@ class Posterior(NamedTuple):
     gains: FloatArray  # (constraint, row, part)
     scores: FloatArray  # residuals of the constraints over their standard errors
     weights: FloatArray  # inverse standard errors of the residuals; 0 if not used
+    # The last row is M_0 - tie A_0: errors of M_0 contain those of A_0 this many times, (part,).
+    tie: FloatArray
 
 
 def constrain(
@@ -39,6 +41,7 @@ def constrain(
     coefficients: FloatArray,
     sums: FloatArray,
     sum_variance: FloatArray,
+    tie: FloatArray,
 ) -> Posterior:
     """Correct independent estimates, (row, part), so that linear combinations are met."""
     # Constraint q says that ``(coefficients[q] * truth).sum(0)`` is `sums[q]` (part,), with an
@@ -56,7 +59,7 @@ def constrain(
         weights[q] = np.sqrt(inverse)
         gains[q] = spread * weights[q]
         scores[q] = np.where(is_used, residual * weights[q], np.nan)
-    return Posterior(value, variance, gains, scores, weights)
+    return Posterior(value, variance, gains, scores, weights, tie)
 
 
 def row_stderr(posterior: Posterior) -> FloatArray:
@@ -122,9 +125,9 @@ def advance(
 
 
 def gradient_of(
-    rule: Rule, on_displacement: FloatArray, on_buffer: FloatArray
+    rule: Rule, on_displacement: FloatArray, on_buffer: FloatArray, tie: FloatArray
 ) -> FloatArray:
-    """Return the derivatives of ``(A w).sum(0) + M_end b`` by the rows y, A_0 and M_0."""
+    """Return the derivatives of ``(A w).sum(0) + M_end b`` by the rows y, A_0, M_0 - tie A_0."""
     # `on_displacement` is w, (step + 1, ..., part), and `on_buffer` is b, (..., part). The
     # result is (step + 2, ..., part): the transpose of `advance`.
     n = len(on_displacement) - 1
@@ -136,13 +139,13 @@ def gradient_of(
         result[k] = rule.sign[k] * by_d
         m = rule.momentum[k] * m - push[k] * a
         a = a + rule.decay[k] * by_d + on_displacement[k]
-    result[n], result[n + 1] = a, m
+    result[n], result[n + 1] = a + tie * m, m
     return result
 
 
-def states(rule: Rule, rows: FloatArray) -> States:
-    """Apply `advance` to rows y, A_0 and M_0, (step + 2, ..., part)."""
-    return advance(rule, rows[:-2], rows[-2], rows[-1])
+def states(rule: Rule, rows: FloatArray, tie: FloatArray) -> States:
+    """Apply `advance` to rows y, A_0 and M_0 - tie A_0, (step + 2, ..., part)."""
+    return advance(rule, rows[:-2], rows[-2], rows[-1] + tie * rows[-2])
 
 
 def displacement_variance(rule: Rule, posterior: Posterior) -> FloatArray:
@@ -151,7 +154,8 @@ def displacement_variance(rule: Rule, posterior: Posterior) -> FloatArray:
     variance = posterior.variance
     n = len(variance) - 2
     pull, push = rule.pull, rule.push
-    aa, am, mm = variance[-2], np.zeros_like(variance[-2]), variance[-1]
+    tie = posterior.tie
+    aa, am, mm = variance[-2], tie * variance[-2], variance[-1] + tie**2 * variance[-2]
     result = np.empty((n + 1, *variance.shape[1:]))
     for k in range(n):
         result[k] = aa
@@ -169,6 +173,20 @@ def displacement_variance(rule: Rule, posterior: Posterior) -> FloatArray:
         )
     result[n] = aa
     for gain in posterior.gains:
-        explained = states(rule, gain).displacement
+        explained = states(rule, gain, tie).displacement
         result -= explained**2
     return np.maximum(result, 0)
+
+
+def buffer_errors(
+    rule: Rule, posterior: Posterior, sum_variance: FloatArray, alike: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the variance of M at the end, and its covariance with the error of the sum, (part,)."""
+    # The error of the only sum is `alike` times the error of A_0, and an independent error of
+    # variance `sum_variance`; see `with_shared_error`.
+    zeros = np.zeros((len(posterior.variance) - 1, posterior.variance.shape[-1]))
+    on_end = gradient_of(rule, zeros, np.ones_like(zeros[0]), posterior.tie)
+    spread = times_covariance(posterior, on_end)
+    passed = (posterior.gains[0] * on_end).sum(0) * posterior.weights[0]
+    covariance = alike * spread[-2] + passed * sum_variance
+    return np.maximum((on_end * spread).sum(0), 0), covariance

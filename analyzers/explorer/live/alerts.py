@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from analyzers.gradients.arrays.segments import ZIGZAG, running_median, step_kinds
 from analyzers.gradients.defaults import THRESHOLD, WINDOW
-from trajstore.format.blow_ups import BEFORE, BLOW_UP, LASTING
+from trajstore.trackers.blow_ups import BEFORE, BLOW_UP, LASTING
 
 Floats = npt.NDArray[np.float64]
 

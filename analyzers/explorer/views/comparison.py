@@ -73,6 +73,15 @@ def _null_figure(
             line_dash="dotted",
             name=f"{run.key}-null-line",
         )
+        if len(data["x"]) == 1:
+            # One point makes neither a band nor a line.
+            common = {
+                "source": source,
+                "color": NULL_COLOR,
+                "name": f"{run.key}-null-mean",
+            }
+            made.segment("x", "gamma_min", "x", "gamma_max", alpha=0.4, **common)
+            made.scatter("x", "gamma", size=8, **common)
     markers = []
     for run in shown:
         source = active[run.key]

@@ -7,12 +7,18 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMapper
+from bokeh.models import (
+    ColorBar,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    HoverTool,
+    LinearColorMapper,
+)
 from bokeh.palettes import Viridis256
 
 from analyzers.explorer.contents.curves import Columns
 from analyzers.explorer.contents.shown_run import ShownRun
-from analyzers.explorer.views.style import FONT, MUTED, make_figure
+from analyzers.explorer.views.style import FONT, MUTED, TICK_TEXT, make_figure
 
 HEIGHT: Final = 460
 
@@ -45,6 +51,7 @@ def map_view(
         dimensions="both",
     )
     made.match_aspect = True
+    made.xaxis.formatter = CustomJSTickFormatter(code=TICK_TEXT)
     models, columns = [], []
     for run, rows in zip(shown, _rows_of_runs(pca), strict=True):
         found = _points(run, pca, rows, scalars[run.key], gammas.get(run.key))

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from analyzers._engine.arrays.crowding import layer_pieces
 from analyzers._engine.energies import (
     Weights,
     energy_sums,
@@ -58,6 +59,11 @@ def of_rows(weights: Weights, n_rows: int) -> FloatArray:
     n, width = weights.by_bucket.shape
     own = of_elements(weights.by_block, n_rows * width)
     return weights.by_bucket[np.arange(n_rows) % n] - own.reshape(n_rows, width)
+
+
+def pieces(run: Run, rows: slice) -> list[tuple[int, int, slice]]:
+    layout, width = run.layout, run.stored.sketch.fold.width
+    return layer_pieces(rows, layout.offsets, layout.sizes, width)
 
 
 def places(run: Run) -> tuple[Any, Any]:
@@ -170,7 +176,7 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(run: Run, cut: i
     folds = total.folds[np.arange(n_rows) % len(total.folds)]
     estimated = total.row_signs[:, None].astype(float) * folds
     parts = [
-        energy_sums(run, window, found, rows, matrix[rows])
+        energy_sums(run, window, found, rows, matrix[rows], pieces(run, rows))
         for rows in (slice(0, cut), slice(cut, n_rows))
     ]
     by_interval = sum(part.by_interval.sum(1) for part in parts)

@@ -163,7 +163,7 @@ def browser_page() -> Iterator[Page]:
     """Start a browser without a network, and yield its page."""
     assert CHROMIUM is not None
     loop = asyncio.new_event_loop()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
                 CHROMIUM,

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("bokeh")
 
+import analyzers
 from analyzers import cli
 from analyzers.explorer.page import collect, static_page
 from trajstore import open_run
@@ -37,6 +39,17 @@ def test_the_page_is_written_next_to_the_run(store: Path, traj_analyze: Run):
         r"""<(script|link|img)[^>]*(src|href)=["']?(?!data:)\w""", text
     )
     assert (store.with_suffix(".analysis.zarr") / "final").is_dir()
+
+
+def test_the_command_imports_no_large_library_in_vain(store: Path):
+    program = (
+        "import sys; from analyzers.cli import main; main(); "
+        "sys.exit(str({'matplotlib', 'distributed', 'torch'} & {*sys.modules}))"
+    )
+    analyzers.store_geometry(open_run(store))
+    command = [sys.executable, "-c", program, "explore", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "set()"
 
 
 def test_the_page_of_a_run_without_results_is_complete(store: Path):

@@ -132,11 +132,12 @@ def test_store_itself_is_left_as_it_was(analysed: tuple[Path, str], example_run:
 def test_printed_code_opens_the_results(analysed: tuple[Path, str]):
     store, output = analysed
     code = output[output.index("import xarray") :]
-    source = code.replace("geometry.gamma", "result = geometry.gamma")
-    names: dict[str, np.ndarray] = {}
+    source = code.replace("analyzers.epoch", "result = analyzers.epoch")
+    names: dict[str, Any] = {}
     exec(source, names)
-    expected = stored(store, "final").gamma.groupby("epoch").mean().values
-    np.testing.assert_allclose(names["result"], expected, rtol=1e-12)
+    means = analyzers.epoch_means(stored(store, "final"))
+    for name in ("gamma", "gamma_stderr"):
+        np.testing.assert_allclose(names["result"][name], means[name], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

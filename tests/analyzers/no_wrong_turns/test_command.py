@@ -1,5 +1,6 @@
 """Test ``analyzers.no_wrong_turns.command``."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,22 @@ def test_a_figure_without_runs_is_reported_in_one_sentence(
 ):
     shutil.copytree(example_run, tmp_path / "run.zarr")
     assert refused("figure", "4", "--stores", tmp_path) == (
-        "traj-analyze: Figure 4 needs a run of a network; found no complete run that says "
-        "how it was trained."
+        "traj-analyze: Figure 4 needs a run of a network; found no complete run with the "
+        "training settings of traj-train."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_paper_prints_statements_for_programs(
+    stores: Path, tmp_path: Path, traj_analyze: Run
+):
+    shutil.copytree(stores / "sweep" / "sm.zarr", tmp_path / "runs" / "sm.zarr")
+    printed = traj_analyze(
+        "paper", "--stores", tmp_path / "runs", "--out", tmp_path / "docs", "--json"
+    )
+    found = json.loads(printed)
+    assert found["page"] == str(tmp_path / "docs" / "paper.md")
+    assert {"claim", "figure", "verdict", "numbers"} == found["statements"][0].keys()
 
 
 def test_paper_writes_a_page(stores: Path, tmp_path: Path, traj_analyze: Run):

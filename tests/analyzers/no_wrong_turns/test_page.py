@@ -21,7 +21,7 @@ def written(
     names = ("base", "batch-4", "noise", "sm")
     runs = [trained_runs[name] for name in names]
     out = tmp_path_factory.mktemp("docs")
-    return write_page(runs, out, epochs=AS_PUBLISHED), runs
+    return write_page(runs, out, epochs=AS_PUBLISHED)[0], runs
 
 
 def sections(page: Path) -> dict[str, str]:
@@ -82,7 +82,8 @@ def test_page_says_that_data_is_embedded_and_what_is_not_known(
 
 def test_page_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"needs runs of networks; found no complete run"
+        ValueError,
+        match=r"found no complete run .*settings that traj-train stores.* use traj-analyze",
     ):
         write_page([], tmp_path / "docs", epochs=AS_PUBLISHED)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """The page that compares optimizers, from tiny runs."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from analyzers.no_wrong_turns.runs import find_runs
+from analyzers.optimizer_page.command import optimizers
 from analyzers.optimizer_page.measure import compare_optimizers, smallest_pair
 from analyzers.optimizer_page.page import write_page
 from tests.train.small_workloads import truncate
@@ -60,7 +62,7 @@ def test_runs_are_grouped_by_optimizer(stores: Path):
 
 
 def test_the_page_has_a_figure_a_table_and_verdicts(stores: Path, tmp_path: Path):
-    page = write_page(find_runs(stores), tmp_path)
+    page, _ = write_page(find_runs(stores), tmp_path)
     text = page.read_text()
     [image] = re.findall(r"!\[.*\]\((.*)\)", text)
     assert 5_000 < (tmp_path / image).stat().st_size < 120_000
@@ -74,3 +76,14 @@ def test_one_optimizer_is_refused(stores: Path):
     runs = [run for run in find_runs(stores) if run.settings["optimizer"] == "sgd"]
     with pytest.raises(ValueError, match=r"at least two optimizers .* found none"):
         compare_optimizers(runs)
+
+
+def test_the_command_prints_numbers_and_verdicts_for_programs(
+    stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    optimizers(stores=stores, out=tmp_path, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["page"] == str(tmp_path / "optimizers.md")
+    assert found["numbers"]["gamma"]["sgd"]["stderr"] > 0
+    verdicts = {statement["verdict"] for statement in found["statements"]}
+    assert verdicts <= {"supported", "contradicted", "inconclusive"}

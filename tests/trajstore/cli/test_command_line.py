@@ -26,6 +26,7 @@ def run_with(
     monkeypatch: pytest.MonkeyPatch,
     commands: dict[str, Callable[..., None]],
     *arguments: str,
+    prog: str = "tool",
 ) -> None:
     module = ModuleType("tried_commands")
     for name, command in commands.items():
@@ -33,7 +34,7 @@ def run_with(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("sys.argv", ["tool", *arguments])
     table = {name: Command(f"tried_commands:{name}", "Try.") for name in commands}
-    run_command_line(table, prog="tool", description="Try commands.")
+    run_command_line(table, prog=prog, description="Try commands.")
 
 
 def failing_with(error: Exception) -> Callable[[], None]:
@@ -106,6 +107,21 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         f'pip install "trajstore[{extra}]"\n'
     )
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("prog", "extra"), [("traj-train", "train"), ("traj-analyze", "analyze")]
+)
+def test_the_extra_of_the_script_is_named(
+    prog: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    error = ModuleNotFoundError("no such module", name="scipy")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        run_with(monkeypatch, {"fail": failing_with(error)}, "fail", prog=prog)
+    assert f"[{extra}]" in capsys.readouterr().err
 
 
 def test_a_message_that_names_the_installation_is_printed_as_it_is(

@@ -14,7 +14,7 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies", "float64", "shared_epochs"),
+    *("window_folds", "energies", "float64", "scaled", "shared_epochs"),
 )
 
 VALID: dict[str, object] = {
@@ -34,6 +34,7 @@ VALID: dict[str, object] = {
     "window_folds": 2,
     "energies": True,
     "float64": False,
+    "scaled": True,
     "shared_epochs": 1,
 }
 
@@ -54,6 +55,7 @@ INVALID: dict[str, list[object]] = {
     "window_folds": [-1, 1.0, True, None],
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
+    "scaled": [0, 1, "true", None],
     "shared_epochs": [0, 501, 1.0, True, None],
 }
 
@@ -111,8 +113,14 @@ def test_a_spec_survives_json(spec: RunSpec):
 def test_sums_of_windows_are_not_kept_in_float64():
     (problem,) = validate_spec(VALID | {"float64": True})
     assert problem.startswith("float64: expected false")
-    without_sums = {"energies": False, "window_folds": 0}
+    without_sums = {"energies": False, "window_folds": 0, "scaled": False}
     assert validate_spec(VALID | {"float64": True} | without_sums) == []
+
+
+def test_products_in_float64_need_no_powers_of_two():
+    without_sums = {"energies": False, "window_folds": 0}
+    (problem,) = validate_spec(VALID | {"float64": True} | without_sums)
+    assert problem.startswith("scaled: expected false")
 
 
 def test_epochs_share_only_windows_that_were_not_chosen():
@@ -164,6 +172,7 @@ def test_an_older_spec_lacks_optional_fields():
         "bits_per_number": 1,
         "window_folds": 0,
         "energies": False,
+        "scaled": False,
     }
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
 

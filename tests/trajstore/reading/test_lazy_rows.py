@@ -38,6 +38,9 @@ class Table:
         self.read.append(rows)
         return self.values[rows]
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self.array(name).dtype
+
 
 VALUES = np.random.default_rng(0).random((23, 3, 2))
 

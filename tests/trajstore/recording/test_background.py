@@ -109,6 +109,17 @@ def test_waiting_returns_when_all_jobs_are_done(background: Background):
     timer.join()
 
 
+def test_it_is_idle_when_all_jobs_are_done(background: Background):
+    gate = Gate()
+    assert background.is_idle
+    background.submit(gate)
+    background.submit(succeed)
+    assert not background.is_idle
+    gate.opened.set()
+    background.wait()
+    assert background.is_idle
+
+
 def test_closing_runs_the_jobs_that_wait_and_ends_the_thread():
     background, threads = Background(2), list[threading.Thread]()
     background.submit(lambda: threads.append(threading.current_thread()))

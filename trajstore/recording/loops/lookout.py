@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.blow_ups import BEFORE, LASTING, blows_up
+from trajstore.trackers.blow_ups import BEFORE, LASTING, blows_up
 
 Array = npt.NDArray[Any]
 

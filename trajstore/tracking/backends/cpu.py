@@ -139,6 +139,8 @@ class CPUBackend:
             n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
         )
         self._sums = self.window_folds.numpy(), self.block_energies.numpy()
+        # |g|^2 of the last step by block; NaN is not known, or out of the range of float32.
+        self._squares = np.full(blocks, np.nan, np.float32)
         self._checks = np.zeros((0, 0), np.int64)
         self._kernels = _kernels(n_parts, len(layout.names), self._columns)
 
@@ -199,6 +201,7 @@ class CPUBackend:
             folding.folds,
             window.sum_signs,
             *self._sums,
+            self._squares,
             update_sums,
             columns.updates,
         )
@@ -207,15 +210,12 @@ class CPUBackend:
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
             if last is not None:
-                tables, energy = last.row["tables"], last.gradient_energy
-                kernels.add_update(
-                    update_sums,
-                    columns.after,
-                    tables.numpy(),
-                    columns.grad_sq,
-                    energy.numpy(),
-                )
-        kernels.add_up(run.sums, columns.before, row["tables"].numpy())
+                self._add_update(update_sums, last)
+        tables = row["tables"].numpy()
+        wide = self._wide(tables)
+        kernels.add_up(run.sums, columns.before, wide)
+        if wide is not tables:
+            tables[:] = wide
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
@@ -239,9 +239,7 @@ class CPUBackend:
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
-        tables, energy = last.row["tables"].numpy(), last.gradient_energy.numpy()
-        columns = self._columns
-        kernels.add_update(sums, columns.after, tables, columns.grad_sq, energy)
+        self._add_update(sums, last)
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
@@ -255,7 +253,7 @@ class CPUBackend:
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
-        results = self._rows[:2], *self._sums
+        results = self._rows[:2], self._squares, *self._sums
         kept = [result.copy() for result in results]
         yield
         for result, before in zip(results, kept, strict=True):
@@ -264,6 +262,7 @@ class CPUBackend:
     @property
     def last_gradient(self) -> Tensor:
         """The last measured gradient, a writable float32 view (size,)."""
+        self._squares.fill(np.nan)
         return torch.from_numpy(self._rows[0])
 
     def read_displacement(self) -> None:
@@ -287,6 +286,19 @@ class CPUBackend:
         out = np.zeros((1, self._spec.probes), np.float32)
         sketching.probe(folds, folding.width, *folding.second_fold, out)
         return torch.from_numpy(out[0])
+
+    def _add_update(self, sums: Doubles, last: LastStep) -> None:
+        """Write products of the update to the row of its step."""
+        columns, energy = self._columns, last.gradient_energy.numpy()
+        tables = last.row["tables"].numpy()
+        wide = self._wide(tables)
+        kernels.add_update(sums, columns.after, wide, columns.grad_sq, energy)
+        if wide is not tables:
+            tables[:] = wide
+
+    def _wide(self, tables: npt.NDArray[Any]) -> Doubles:
+        """Return tables in float64; resumed recordings of older versions have float32."""
+        return tables if self._spec.scaled else tables.astype(np.float64)
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""

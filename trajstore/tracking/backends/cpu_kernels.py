@@ -113,6 +113,20 @@ def _measure_update(
 
 
 @loop
+def _measure_update_in_doubles(
+    parameter: Floats, anchor: Floats, displacement: Floats
+) -> tuple[np.float64, np.float64]:
+    """Return the same, in float64."""
+    square = product = np.float64(0)
+    for i in range(len(parameter)):
+        a = displacement[i]
+        u = np.float64(_difference(_difference(parameter[i], anchor[i]), a))
+        square += u * u
+        product += u * np.float64(a)
+    return square, product
+
+
+@loop
 def _measure_vectors(
     parameter: Floats,
     anchor: Floats,
@@ -136,6 +150,44 @@ def _measure_vectors(
         displacement[i] = a
         previous[i] = g
     return g_previous, g_g, g_a, g_r, a_a, a_r
+
+
+@loop
+def _magnitude(a: Floats) -> np.float32:
+    """Return the sum of the absolute values of a."""
+    # The compiler would not vectorise a maximum.
+    magnitude = np.float32(0)
+    for i in range(len(a)):
+        magnitude += abs(a[i])
+    return magnitude
+
+
+@loop
+def _product_in_doubles(a: Floats, b: Floats) -> np.float64:
+    """Return <a, b>, computed in float64."""
+    total = np.float64(0)
+    for i in range(len(b)):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total
+
+
+@inlined
+def _is_held(product: np.float32) -> bool:
+    """Whether float32 certainly holds all digits of a product of two vectors."""
+    return bool(LEAST_SUM < abs(product) < np.inf)
+
+
+@loop
+def _in_range(product: np.float32, a: Floats, b: Floats) -> np.float64:
+    """Return <a, b>, which is `product` unless that has left the range of float32."""
+    if abs(product) <= LEAST_SUM:
+        # A product that is 0 is right if one of the vectors is 0, or if they do not meet.
+        bound = np.float64(_magnitude(a))
+        if bound > 0:
+            bound *= np.float64(_magnitude(b))
+        if bound == 0 or bound > LEAST_MAGNITUDES:
+            return np.float64(product)
+    return _product_in_doubles(a, b)
 
 
 @loop
@@ -190,7 +242,17 @@ PRODUCTS: Final = (
 BASIS_PRODUCTS: Final = ("grad_dot_basis", "displacement_dot_basis")
 UPDATES: Final = ("update_sq", "update_dot_displacement")
 
+LEAST_SUM: Final = 1e-35
+"""A sum of products in float32 keeps its digits if the largest product of elements is larger."""
+
+LEAST_MAGNITUDES: Final = BLOCK**2 * LEAST_SUM
+"""The same for the product of the sums of magnitudes of two vectors."""
+
+CAREFUL: Final = 1e-20, 1e30
+"""Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
+
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
+_TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 # `offsets`, `sizes` and `layer_of_block` of `trajstore.format.layout.Layout`.
 _LAYOUT: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
@@ -198,7 +260,7 @@ _BEFORE: Final = (
     *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
     *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
-    *(_FLOATS, _FOLDS, _FLOATS, _SUMS, _INTEGERS),
+    *(_FLOATS, _FOLDS, _FLOATS, _FLOATS, _SUMS, _INTEGERS),
 )
 _AFTER: Final = (
     *(_INTEGERS, *_LAYOUT, _ROWS),
@@ -213,6 +275,17 @@ def _buffer() -> Floats:
     first = (-elements.ctypes.data % PAGE) // 4
     buffer: Floats = elements[first : first + BLOCK]
     return buffer
+
+
+@inlined
+def _update_products(
+    parameter: Floats, anchor: Floats, displacement: Floats
+) -> tuple[np.float64, np.float64]:
+    """Return `_measure_update`, in float64 where that leaves the range of float32."""
+    u_u, u_a = _measure_update(parameter, anchor, displacement)
+    if LEAST_SUM < u_u < np.inf and abs(u_a) < np.inf:
+        return np.float64(u_u), np.float64(u_a)
+    return _measure_update_in_doubles(parameter, anchor, displacement)
 
 
 @inlined
@@ -231,16 +304,17 @@ def _measure_block_before(
     update_sums: Doubles,
     update_columns: Integers,
     layer: int,
-) -> np.float32:
+    last_square: np.float32,
+) -> np.float64:
     """Measure n elements, beginning with element `start` of the flat vector."""
     # That element is element `index_in_tensor` of its tensor. Returns the gradient's |g|^2.
-    square = np.float32(0)
+    square = np.float64(0)
     stop = start + n
     gradient, displacement = rows[0, start:stop], rows[1, start:stop]
     anchor = rows[2, start:stop]
     parameter = _elements(parameter_address, index_in_tensor, n)
     if len(update_sums) > 0:
-        u_u, u_a = _measure_update(parameter, anchor, displacement)
+        u_u, u_a = _update_products(parameter, anchor, displacement)
         update_sums[layer, update_columns[0]] += u_u
         update_sums[layer, update_columns[1]] += u_a
     if gradient_address == 0:
@@ -249,21 +323,37 @@ def _measure_block_before(
         gradient_product = np.float32(0)
         a_a, displacement_product = _products(displacement, anchor, displacement)
     else:
-        g_previous, square, g_a, gradient_product, a_a, displacement_product = (
-            _measure_vectors(
-                parameter,
-                anchor,
-                _elements(gradient_address, index_in_tensor, n),
-                gradient,
-                displacement,
-            )
+        new = _elements(gradient_address, index_in_tensor, n)
+        is_plain = last_square == 0 or CAREFUL[0] < last_square < CAREFUL[1]
+        exact = np.float64(0)
+        if not is_plain:
+            # The next loop replaces the last gradient.
+            exact = _product_in_doubles(new, gradient)
+        g_previous, g_g, g_a, gradient_product, a_a, displacement_product = (
+            _measure_vectors(parameter, anchor, new, gradient, displacement)
         )
-        sums[columns[0]] += g_previous
+        square = np.float64(g_g)
+        if not _is_held(g_g):
+            square = _in_range(g_g, rows[0, start:stop], rows[0, start:stop])
+        if is_plain:
+            # After such a jump of the gradient, the product has lost its digits.
+            is_lost = 0 < square * last_square < LEAST_SUM**2
+            exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
+        sums[columns[0]] += exact
         sums[columns[1]] += square
-        sums[columns[2]] += g_a
-    sums[columns[3]] += a_a
+        if _is_held(g_a):
+            sums[columns[2]] += g_a
+        else:
+            sums[columns[2]] += _in_range(g_a, rows[0, start:stop], rows[1, start:stop])
+    if _is_held(a_a):
+        sums[columns[3]] += a_a
+    else:
+        sums[columns[3]] += _in_range(a_a, rows[1, start:stop], rows[1, start:stop])
     for i in range(basis_columns.shape[1]):
         if i == 1:
+            if past.shape[1] == 0:
+                # In the first window all displacements from earlier anchors are 0.
+                break
             vector[:] = 0
         if i > 0:
             # The anchor minus an earlier anchor is the sum of the codes between them.
@@ -273,8 +363,13 @@ def _measure_block_before(
             gradient_product, displacement_product = _products(
                 gradient, displacement, vector[:n]
             )
-        sums[basis_columns[0, i]] += gradient_product
-        sums[basis_columns[1, i]] += displacement_product
+        first, second = np.float64(gradient_product), np.float64(displacement_product)
+        if not (_is_held(gradient_product) and _is_held(displacement_product)):
+            other = rows[2, start:stop] if i == 0 else vector[:n]
+            first = _in_range(gradient_product, rows[0, start:stop], other)
+            second = _in_range(displacement_product, rows[1, start:stop], other)
+        sums[basis_columns[0, i]] += first
+        sums[basis_columns[1, i]] += second
     return square
 
 
@@ -351,6 +446,8 @@ def measure_before(
     # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
     window_folds: Floats,
     energies: Floats,  # (block,): |g|^2 of every block is added to it
+    # (block,): |g|^2 of every block in the last step, NaN where float32 cannot hold it; overwritten
+    squares: Floats,
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
     update_sums: Doubles,
@@ -368,7 +465,7 @@ def measure_before(
         start = block * BLOCK
         index_in_tensor = start - offsets[layer]
         n = min(BLOCK, sizes[layer] - index_in_tensor)
-        energies[block] += _measure_block_before(
+        square = _measure_block_before(
             gradients[layer],
             parameters[layer],
             index_in_tensor,
@@ -383,7 +480,11 @@ def measure_before(
             update_sums[part],
             update_columns,
             layer,
+            squares[block],
         )
+        energies[block] += np.float32(square)
+        is_held = square == 0 or CAREFUL[0] < square < CAREFUL[1]
+        squares[block] = np.float32(square) if is_held else np.float32(np.nan)
         if width > 0:
             _fold_block(
                 start,
@@ -430,7 +531,7 @@ def measure_after(
         index_in_tensor = start - offsets[layer]
         n = min(BLOCK, sizes[layer] - index_in_tensor)
         parameter = _elements(parameters[layer], index_in_tensor, n)
-        u_u, u_a = _measure_update(
+        u_u, u_a = _update_products(
             parameter, rows[2, start : start + n], rows[1, start : start + n]
         )
         sums[part, layer, columns[0]] += u_u
@@ -445,8 +546,8 @@ def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
         measure_after(part, bounds, *arguments)
 
 
-@compiled(_SUMS, int64, _ROWS)
-def add_up(sums: Doubles, first: int, table: Floats) -> None:
+@compiled(_SUMS, int64, _TABLE)
+def add_up(sums: Doubles, first: int, table: Doubles) -> None:
     """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
     # The first column is `first`. The totals overwrite part 0 of `sums`.
     # Array expressions bring Numba's broadcasting along, which takes three seconds to compile.
@@ -459,14 +560,15 @@ def add_up(sums: Doubles, first: int, table: Floats) -> None:
             table[layer, first + column] = sums[0, layer, column]
 
 
-@compiled(_SUMS, int64, _ROWS, int64, float64[::1])
+@compiled(_SUMS, int64, _TABLE, int64, float64[::1])
 def add_update(
-    sums: Doubles, first: int, table: Floats, grad_sq: int, energy: Doubles
+    sums: Doubles, first: int, table: Doubles, grad_sq: int, energy: Doubles
 ) -> None:
     """Do the same for an update, and add the column `grad_sq` to `energy`, (layer,)."""
     add_up(sums, first, table)
     for layer in range(len(energy)):
-        energy[layer] += table[layer, grad_sq]
+        # As resuming finds it in the store.
+        energy[layer] += np.float32(table[layer, grad_sq])
 
 
 @compiled(_INTEGERS, *_LAYOUT, _ROWS)

@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.levels import GUIDED, N_CELLS
+from trajstore.sketch.onebit import LEAST_SCALE
 from trajstore.tracking.backends.compiling import (
     compiled,
     compiled_when_called,
@@ -26,6 +27,9 @@ Levels = npt.NDArray[np.int32]
 
 _LANES: Final = 16
 """Number of elements in a vector register, for loops that are written with LLVM vectors."""
+
+LEAST_ENERGY: Final = 1e-33
+"""Sums of up to 2^16 squares that are larger have not lost digits in float32."""
 
 _FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
@@ -176,6 +180,33 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
         energy += a[i] * a[i]
         magnitude += abs(a[i])
     return energy, magnitude
+
+
+@loop
+def _energy_in_doubles(a: Floats) -> np.float64:
+    """Return |a|^2, computed in float64."""
+    energy = np.float64(0)
+    for i in range(len(a)):
+        energy += np.float64(a[i]) * np.float64(a[i])
+    return energy
+
+
+@inlined
+def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
+    """Return `_norms`, with |a|^2 in float64 where that leaves the range of float32."""
+    energy, magnitude = _norms(a)
+    if LEAST_ENERGY < energy < np.inf or magnitude == 0:
+        return np.float64(energy), magnitude
+    return _energy_in_doubles(a), magnitude
+
+
+@inlined
+def _scale(energy: np.float64, product: np.float32) -> np.float64:
+    """Return the scale of a code, NaN if its numbers are too small or too large for float32."""
+    if energy == 0:
+        return np.float64(0)
+    scale = energy / np.float64(product)
+    return scale if scale >= LEAST_SCALE else np.float64(np.nan)
 
 
 @inlined
@@ -355,8 +386,9 @@ def code_signs(
     """Code numbers with one bit each, as `trajstore.sketch.onebit` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
-        energy, magnitude = _norms(numbers[i * block : (i + 1) * block])
-        scales[i] = energy / magnitude if magnitude != 0 else 0
+        part = numbers[i * block : (i + 1) * block]
+        energy, magnitude = _energy_and_magnitude(part)
+        scales[i] = _scale(energy, magnitude)
     _pack(numbers, code)
 
 
@@ -446,10 +478,10 @@ def code_levels(
     for i in range(len(scales)):
         part = numbers[i * block : (i + 1) * block]
         found_here = found[i * block : (i + 1) * block]
-        energy, _ = _norms(part)
+        energy, _ = _energy_and_magnitude(part)
         inverse = np.float32(1)
         if energy != 0:
-            inverse = np.float32(1) / np.sqrt(energy / np.float32(block))
+            inverse = np.float32(1 / np.sqrt(energy / block))
         if bits == 2:
             _find_levels_of_2_bits(part, inverse, borders, found_here)
         elif bits == 4:
@@ -457,5 +489,5 @@ def code_levels(
         else:
             _find_levels_from_guide(part, inverse, guide, found_here)
         product = _product_with_levels(part, levels, found_here)
-        scales[i] = energy / product if energy != 0 else 0
+        scales[i] = _scale(energy, product)
     _pack_levels(found, bits, code)

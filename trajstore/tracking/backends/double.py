@@ -47,6 +47,7 @@ class DoubleBackend:
         self._columns = measured_columns(spec)
         self._rows = torch.zeros(4, placement.size, dtype=torch.float64, device=device)
         self._views = [placement.views(row) for row in self._rows]
+        self._is_lent = False  # whether a caller may have written the last gradient
         self._update = self._rows.new_zeros(placement.size)
         self._update_views = placement.views(self._update)
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
@@ -54,9 +55,9 @@ class DoubleBackend:
         # What the float32 backend takes for the gradients and the parameters, with an anchor of 0.
         self._scaled = torch.zeros(2, placement.size, device=device)
         self._scaled_views = [_of_layers(placement, row) for row in self._scaled]
-        narrow = replace(spec, float64=False)
+        narrow = replace(spec, float64=False, scaled=True, basis=0)
         self._sketching = choose_backend(device, is_whole=True)(
-            self._scaled_views[1], placement, narrow, PastAnchors(spec.basis), device
+            self._scaled_views[1], placement, narrow, PastAnchors(0), device
         )
         self._sketched = {
             name: torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
@@ -75,6 +76,7 @@ class DoubleBackend:
     @property
     def last_gradient(self) -> Tensor:
         """The last measured gradient, a writable float64 view (size,)."""
+        self._is_lent = True
         return self._rows[GRADIENT]
 
     @property
@@ -106,8 +108,10 @@ class DoubleBackend:
         assert last is None
         with no_grad_float32(self._rows.device):
             self._rows[PREVIOUS].copy_(self._rows[GRADIENT])
-            # A gradient that a caller has set may have any values in the gaps between tensors.
-            self._rows[GRADIENT].zero_()
+            if self._is_lent:
+                # A caller may have set any values in the gaps between tensors.
+                self._rows[GRADIENT].zero_()
+                self._is_lent = False
             self._read(vectors, self._views[GRADIENT])
             self.read_displacement()
             pair = self._rows[GRADIENT:ANCHOR]
@@ -179,8 +183,11 @@ class DoubleBackend:
 
     def _read(self, tensors: Sequence[Tensor | None], views: list[Tensor]) -> None:
         """Copy tensors of layers into views; a view is set to zero if its tensor is None."""
-        present = iter(views)
         layout = self._layout
+        if _are_plain(tensors, layout.shapes):
+            torch._foreach_copy_(views, tensors)
+            return
+        present = iter(views)
         for tensor, name, shape in zip(
             tensors, layout.names, layout.shapes, strict=True
         ):
@@ -200,7 +207,8 @@ class DoubleBackend:
         usable = (largest > 0) & largest.isfinite()
         exponents = torch.where(usable, exponents, 0).clamp(min=-1021)
         factors = torch.ldexp(torch.ones_like(largest), exponents)
-        self._scaled.copy_(vectors / factors)
+        # The factors are powers of two; only that of the least numbers has no reciprocal.
+        torch.mul(vectors, factors.reciprocal(), out=self._scaled)
         return factors
 
     def _by_layer(self, block_sums: Tensor) -> Tensor:
@@ -208,6 +216,16 @@ class DoubleBackend:
         n_layers = len(self._layout.names)
         sums = block_sums.new_zeros(n_layers, block_sums.shape[1])
         return sums.index_add_(0, self._layer_of_block, block_sums)
+
+
+def _are_plain(
+    tensors: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]
+) -> bool:
+    """Whether every layer has a dense tensor of its shape, with elements."""
+    return all(
+        t is not None and t.layout is torch.strided and t.shape == shape and t.numel()
+        for t, shape in zip(tensors, shapes, strict=True)
+    )
 
 
 def _of_layers(placement: Placement, flat: Tensor) -> list[Tensor]:
@@ -221,8 +239,10 @@ def _of_layers(placement: Placement, flat: Tensor) -> list[Tensor]:
 
 def _by_block(vectors: Tensor, others: Tensor) -> Tensor:
     """Return the inner products of vectors with others, block by block, (block, vector, other)."""
+    # Multiplying a row by a matrix is several times as fast as two matrices.
     left, right = (v.unflatten(1, (-1, BLOCK)) for v in (vectors, others))
-    return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
+    columns = right.permute(1, 2, 0)
+    return torch.cat([torch.bmm(row[:, None], columns) for row in left], 1)
 
 
 def _products_of_columns(basis: int, columns: Columns) -> list[int]:

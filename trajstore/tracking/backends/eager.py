@@ -29,6 +29,9 @@ TURNS: Final = (0, 1)
 DISPLACEMENT, ANCHOR = 2, 3
 N_ROWS: Final = 4
 
+LEAST_SUM: Final = 1e-35
+"""A sum of products in float32 keeps its digits if the largest product of elements is larger."""
+
 
 class _Turn(NamedTuple):
     """Views of the buffer for the steps in which a certain row receives the gradient."""
@@ -135,13 +138,13 @@ class EagerBackend:
         pairs = zip(local(vectors), local(self._parameters), strict=True)
         _read([local_part(vector, like) for vector, like in pairs], turn.gradient_views)
         self.read_displacement()
-        past_products = self._past.products(turn.with_displacement)
-        gradient_products = _products(turn.gradient_factors)
+        pair = turn.with_displacement
+        gradient_products = self._in_range(turn.gradient_factors)
         self.block_energies += gradient_products[:, self._row_of_gradient]
         products = (
             gradient_products,
-            _products(self._displacement[1]),
-            past_products.flatten(1),
+            self._in_range(self._displacement[1]),
+            self._past_products(pair).flatten(1),
         )
         sums = self._by_layer(torch.cat(products, 1))[:, turn.products]
         tables = row["tables"][:, self._columns.before.table_slice]
@@ -165,11 +168,12 @@ class EagerBackend:
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step, which leads to the parameters."""
         row, gradient_energy = last
-        gradient_energy += row["tables"][:, self._columns.grad_sq]
+        # As resuming finds it in the store.
+        gradient_energy += row["tables"][:, self._columns.grad_sq].float()
         turn = self._turns[self._row_of_gradient]
         with no_grad_float32(self._rows.device):
             self._subtract_displacement(turn.update, turn.update_views)
-            sums = self._by_layer(_products(turn.update_factors))
+            sums = self._by_layer(self._in_range(turn.update_factors))
             tables = row["tables"][:, _update_columns(self._columns.after)]
             tables.copy_(sums)
             self._placement.all_reduce(tables)
@@ -247,6 +251,24 @@ class EagerBackend:
         # One operation for all tensors, so that more tensors do not mean more operations.
         row.sub_(self._rows[ANCHOR])
 
+    def _in_range(self, factors: tuple[Tensor, Tensor]) -> Tensor:
+        """Return `_products`; on a CPU in float64 if they leave the range of float32."""
+        # An accelerator would have to wait for the answer.
+        products = _products(factors)
+        if self._rows.is_cpu and leaves_float32(products, *factors):
+            left, right = factors
+            return _products((left.double(), right.double()))
+        return products
+
+    def _past_products(self, pair: Tensor) -> Tensor:
+        """Return products with displacements from past anchors, (block, vector, displacement)."""
+        products = self._past.products(pair)
+        if self._rows.is_cpu and products.numel() > 0:
+            is_small = products.abs() < LEAST_SUM
+            if (is_small | ~products.isfinite()).any():
+                return self._past.products(pair.double())
+        return products
+
     def _by_layer(self, block_sums: Tensor) -> Tensor:
         """Return the sums over the blocks of each layer, float64 (layer, column)."""
         sums = torch.zeros(
@@ -256,6 +278,16 @@ class EagerBackend:
             device=block_sums.device,
         )
         return sums.index_add_(0, self._layer_of_block, block_sums.double())
+
+
+def leaves_float32(products: Tensor, vector: Tensor, others: Tensor) -> bool:
+    """Whether products (block, other) of `_factors` have lost digits in float32."""
+    suspects = (products.abs() < LEAST_SUM) | ~products.isfinite()
+    if not suspects.any():
+        return False
+    bounds = vector.abs().amax(2).double() * others.abs().amax(1).double()
+    is_lost = (bounds > 0) & (bounds < LEAST_SUM) | ~products.isfinite()
+    return bool((suspects & is_lost).any())
 
 
 def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:

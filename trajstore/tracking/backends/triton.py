@@ -298,7 +298,7 @@ class TritonBackend:
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step, which leads to the parameters."""
         row, gradient_energy = last
-        gradient_energy += row["tables"][:, self._columns.grad_sq]
+        gradient_energy += row["tables"][:, self._columns.grad_sq].float()
         with no_grad_float32(self._rows.device), _on(self._rows.device):
             self._measure_after(self._checks[0])
             self._tables.after.write(row["tables"][:, self._columns.after.table_slice])

@@ -1,4 +1,6 @@
-"""Recognise losses that blow up; all these criteria are our own."""
+"""Recognise losses that blow up, for the recorder and for whoever watches it."""
+
+# All these criteria are our own.
 
 from typing import Any, Final
 

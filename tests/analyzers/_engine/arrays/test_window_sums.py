@@ -1,0 +1,85 @@
+"""Test the arithmetic of window sums against dense covariances."""
+
+import numpy as np
+import pytest
+
+from analyzers._engine.arrays.window_sums import (
+    Rule,
+    buffer_errors,
+    constrain,
+    displacement_variance,
+    gradient_of,
+    states,
+)
+
+STEPS = 6
+TIES = np.array([0.0, 0.7, -1.3])
+
+
+def rule() -> Rule:
+    """Return momentum with weight decay and a rate that changes, (step, part)."""
+    rng = np.random.default_rng(0)
+    columns = rng.uniform(0.5, 1.0, (7, STEPS, len(TIES)))
+    return Rule(*columns)._replace(
+        decay=0.1 * columns[5], sign=np.ones_like(columns[6])
+    )
+
+
+def dense(part: int) -> np.ndarray:
+    """Return the matrix from y, A_0 and M_0 to (A, M) before every step and at the end."""
+    r = Rule(*(values[:, part] for values in rule()))
+    a, m = np.eye(STEPS + 2)[STEPS], np.eye(STEPS + 2)[STEPS + 1]
+    rows = [(a, m)]
+    for k in range(STEPS):
+        d = r.sign[k] * np.eye(STEPS + 2)[k] + r.decay[k] * a
+        after = r.momentum[k] * m + r.intake[k] * d
+        a, m = a - r.lr[k] * (r.direct[k] * d + r.buffered[k] * after), after
+        rows.append((a, m))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("part", range(len(TIES)), ids=[f"tie={t:g}" for t in TIES])
+def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: int):
+    rng = np.random.default_rng(1)
+    value = rng.standard_normal((STEPS + 2, len(TIES)))
+    variance = rng.uniform(0.5, 2.0, value.shape)
+    sum_variance, end, alike = rng.uniform(0.1, 1.0, (3, len(TIES)))
+    # The rows of `constrain` are independent: y, A_0 and M_0 - tie A_0.
+    independent = value.copy()
+    independent[-1] -= TIES * value[-2]
+    on_end = np.zeros((STEPS + 1, len(TIES)))
+    on_end[-1] = 1
+    weights = gradient_of(rule(), on_end, np.zeros(len(TIES)), TIES)
+    weights[-2] -= alike
+    known = end - alike * value[-2]
+    found = constrain(
+        *(independent, variance, weights[None], known[None], sum_variance[None]), TIES
+    )
+
+    # The same with dense matrices: errors of y, A_0, M_0 and of the known A at the end, which are
+    # those of independent numbers.
+    mixed = np.eye(STEPS + 3)
+    mixed[-2, -3], mixed[-1, -3] = TIES[part], alike[part]
+    sources = np.append(variance[:, part], sum_variance[part])
+    joint = mixed @ np.diag(sources) @ mixed.T
+    path = dense(part)
+    c = np.append(path[-1, 0], -1)
+    total, gain = c @ joint @ c, joint @ c
+    measured = np.append(value[:, part], end[part])
+    mean = (measured - gain * (c @ measured) / total)[:-1]
+    joint = joint - np.outer(gain, gain) / total
+    after = joint[:-1, :-1]
+
+    a = states(rule(), found.value, TIES)
+    np.testing.assert_allclose(a.displacement[:, part], path[:, 0] @ mean, rtol=1e-10)
+    np.testing.assert_allclose(a.buffer[:, part], path[:, 1] @ mean, rtol=1e-10)
+    spread = displacement_variance(rule(), found)[:, part]
+    expected = np.einsum("ki,ij,kj->k", path[:, 0], after, path[:, 0])
+    np.testing.assert_allclose(spread, expected, rtol=1e-10)
+    variances, shared = buffer_errors(rule(), found, sum_variance, alike)
+    last = path[-1, 1]
+    np.testing.assert_allclose(variances[part], last @ after @ last, rtol=1e-10)
+    # The error of the end before it was corrected is a linear function of the sources, too.
+    given = mixed - np.outer(gain, c @ mixed) / total
+    expected = (np.append(last, 0) @ given) @ (sources * mixed[-1])
+    np.testing.assert_allclose(shared[part], expected, rtol=1e-10)
