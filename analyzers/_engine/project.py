@@ -320,7 +320,11 @@ def _estimates(
         scales = (scales / factors).astype(np.float32)
     numbers = run.stored.sign_numbers[steps]
     decoded = run.stored.sketch.decode(
-        signs, scales, numbers, out=buffer[: len(numbers)]
+        signs,
+        scales,
+        numbers,
+        out=buffer[: len(numbers)],
+        n_sketches=run.n_steps,
     )
     estimates = contract(run, rows, decoded, residual, parts=parts, pieces=pieces)
     estimates *= factors

@@ -120,11 +120,9 @@ def geometry(
 
 
 def _example(means: "xr.Dataset") -> str:
-    if this.time_of(means) == "epoch":
-        return (
-            'analyzers.epoch_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
-        )
-    return 'analyzers.range_means(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
+    """Return the line of Python that shows the means of the table."""
+    function = "epoch_means" if this.time_of(means) == "epoch" else "range_means"
+    return f'analyzers.{function}(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
 
 
 def _table(means: "xr.Dataset") -> Table:

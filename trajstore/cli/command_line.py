@@ -23,7 +23,16 @@ USAGE_ERROR: Final = 2
 """Exit status after wrong arguments, as argparse uses it."""
 
 EXTRAS: Final = {
-    "analyze": ("bokeh", "dask", "distributed", "h5netcdf", "matplotlib", "scipy"),
+    "analyze": (
+        "bokeh",
+        "dask",
+        "distributed",
+        "h5netcdf",
+        "llvmlite",
+        "matplotlib",
+        "numba",
+        "scipy",
+    ),
     "train": ("llvmlite", "numba", "sklearn", "torch", "scipy"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),

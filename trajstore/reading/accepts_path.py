@@ -29,7 +29,8 @@ def as_run(run: RunLike) -> Run:
     """Return a run, or open the run at a path."""
     if isinstance(run, (str, os.PathLike)):
         return open_run(run)
-    if not hasattr(run, "steps"):
+    # The attribute itself takes a moment to build.
+    if not hasattr(type(run), "steps"):
         raise TypeError(
             f"Expected a run or the path of its store, got {type(run).__name__}. Open the store "
             "with trajstore.open_run(path)."

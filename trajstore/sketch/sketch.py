@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
+import lazy_loader
 import numpy as np
 import numpy.typing as npt
 
@@ -25,9 +26,18 @@ from trajstore.sketch import levels, onebit
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate, rotate_back
-from trajstore.sketch.signs import Role, random_signs
+from trajstore.sketch.signs import Role, random_bytes, random_signs, unpack_signs
+
+# Numba takes a third of a second to import, and more to compile.
+compiled = lazy_loader.load("trajstore.sketch.compiled", suppress_warning=True)
 
 FloatArray = npt.NDArray[np.float32]
+
+COMPILED_FROM: Final = 1 << 28
+"""Numbers to decode from which on compiled loops are worth their import."""
+
+SHORTEST_COMPILED: Final = 256
+"""Smallest number of numbers in a sketch that compiled loops decode."""
 
 FOLD_VARIANCE: Final = 1.0
 """m times the variance of a product that is estimated from uncoded folds into m buckets.
@@ -107,10 +117,19 @@ class Sketch:
         scales: FloatArray,  # (step, n_blocks)
         steps: npt.NDArray[np.int64],  # (step,): optimizer steps of the sketches
         out: FloatArray | None = None,  # (step, width): receives the folded gradients
+        *,
+        n_sketches: int = 0,  # number of sketches that this process decodes, roughly
     ) -> "Decoded":
         """Return unbiased estimates of folded gradients; NaN where a scale is NaN."""
         shape = (len(steps), self.fold.width)
         buckets = np.empty(shape, np.float32) if out is None else out
+        is_simple = self.bits_per_number == 1 and self.n_blocks == 1
+        if (
+            is_simple
+            and self.numbers >= SHORTEST_COMPILED
+            and n_sketches * self.numbers >= COMPILED_FROM
+        ):
+            return self._decode_compiled(codes, scales, steps, buckets)
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
         # Allocating these arrays in every step would cost more than the arithmetic.
         first, second = np.empty((2, self.numbers), np.float32)
@@ -123,6 +142,30 @@ class Sketch:
                 levels.decode(codes[i], scales[i], self.bits_per_number, out=second)
             rotate_back(
                 second, rotation, (first, second), buckets[i], is_mixed=self.is_mixed
+            )
+        return Decoded(buckets, row_signs)
+
+    def _decode_compiled(
+        self,
+        codes: npt.NDArray[np.uint8],
+        scales: FloatArray,
+        steps: npt.NDArray[np.int64],
+        buckets: FloatArray,
+    ) -> "Decoded":
+        """Decode as `decode` does, up to rounding, in compiled loops."""
+        row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
+        signs, numbers = np.empty((2, self.numbers), np.float32)
+        n_bytes, n_rows = self.numbers // 8, self.fold.n_rows
+        for i, step in enumerate(steps):
+            drawn = random_bytes(
+                n_bytes + -(-n_rows // 8),
+                seed=self.seed,
+                role=Role.STEP,
+                step=int(step),
+            )
+            row_signs[i] = unpack_signs(drawn[n_bytes:])[:n_rows]
+            compiled.decode_signs(
+                codes[i], scales[i, 0], drawn[:n_bytes], signs, numbers, buckets[i]
             )
         return Decoded(buckets, row_signs)
 

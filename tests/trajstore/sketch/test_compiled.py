@@ -1,0 +1,52 @@
+"""Compare ``trajstore.sketch.compiled`` with the decoder in NumPy."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from trajstore.sketch import sketch as decoder
+from trajstore.sketch.sketch import Sketch
+
+SEED = 3
+
+
+@pytest.mark.parametrize("bits", [256, 512, 1024, 4096, 65536])
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_compiled_loops_decode_the_same(
+    bits: int, is_mixed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    sketch = Sketch(size=5 * bits + 7, bits=bits, seed=SEED, is_mixed=is_mixed)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (5, bits // 8), np.uint8)
+    scales = np.array([[1.0], [0.0], [np.nan], [1e-30], [1e30]], np.float32)
+    codes.flags.writeable = scales.flags.writeable = False
+    steps = np.array([0, 1, 7, 2**40, 5])
+    expected = sketch.decode(codes, scales, steps)
+    out = np.empty((5, sketch.fold.width), np.float32)
+    monkeypatch.setattr(decoder, "COMPILED_FROM", 5 * bits)
+    actual = sketch.decode(codes, scales, steps, out=out, n_sketches=5)
+    assert actual.buckets is out
+    np.testing.assert_array_equal(actual.row_signs, expected.row_signs)
+    for decoded, known in zip(out, expected.buckets, strict=True):
+        largest = np.abs(known).max()
+        np.testing.assert_allclose(decoded, known, rtol=0, atol=1e-6 * largest)
+    # The sums of other orders differ in their last digits, so the loops were used.
+    assert (out != expected.buckets).any() or bits == 256
+
+
+@pytest.mark.parametrize(
+    ("bits", "changes"),
+    [(128, {}), (512, {"bits_per_number": 2}), (1 << 17, {"is_mixed": True})],
+    ids=["short", "several bits", "several blocks"],
+)
+def test_other_sketches_are_decoded_in_numpy(
+    bits: int, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    sketch = Sketch(size=2 * bits, bits=bits, seed=SEED, **changes)
+    codes = np.random.default_rng(0).integers(0, 256, (2, bits // 8), np.uint8)
+    arguments = codes, np.ones((2, sketch.n_blocks), np.float32), np.arange(2)
+    expected = sketch.decode(*arguments)
+    monkeypatch.setattr(decoder, "COMPILED_FROM", 0)
+    actual = sketch.decode(*arguments, n_sketches=2)
+    np.testing.assert_array_equal(actual.buckets, expected.buckets)
