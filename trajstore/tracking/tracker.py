@@ -215,7 +215,7 @@ class Tracker:
                 self._past.append(*self._on_device(codes(earlier)))
             if window > 0:
                 self._backend.start_window(window, weights.to(self.device))
-            self.sums.restore(window, sums)
+            self.sums.restore(window, len(gradient_energies), sums)
             self._anchor_probes.copy_(probes)
             # Add step by step, as the recording did: sums of floats depend on the order.
             for energies in gradient_energies.to(self.device):
@@ -265,6 +265,7 @@ class Tracker:
         # `after_step` does with the row `last`, if the backend joins updates.
         if gradients is None:
             gradients = self.gradients(scaling)
+        self.sums.n_steps += 1
         if last is None:
             self._backend.measure(gradients, step, row)
         else:

@@ -89,6 +89,11 @@ class DoubleBackend:
         """Not kept: there are no folds."""
         return self._sketching.window_folds
 
+    @property
+    def displacement_fold(self) -> Tensor:
+        """Not kept: displacements are not added up."""
+        return self._sketching.displacement_fold
+
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
         self._sketching.start_window(window, weights)
@@ -168,6 +173,16 @@ class DoubleBackend:
         """Set the displacement to the parameters minus the anchor."""
         self._read(self._parameters, self._views[DISPLACEMENT])
         self._rows[DISPLACEMENT].sub_(self._rows[ANCHOR])
+
+    def fold_displacement(self) -> Tensor:
+        """Raise an error: displacements are not added up."""
+        raise NotImplementedError("Sums of displacements are not recorded in float64.")
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,)."""
+        self._sketching.encode(fold, rotation_signs, signs=signs, scales=scales)
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float64 (probe,)."""
