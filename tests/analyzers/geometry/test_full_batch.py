@@ -1,6 +1,7 @@
 """Full-batch descent on a tiny net, whose path is smooth: errors are as large as stated."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_distances_are_off_by_no_more_than_stated_errors_and_rounding(
     )
     iterates = []
 
-    def flat() -> np.ndarray:
+    def flat() -> Any:
         parts = [p.detach().double().reshape(-1) for p in model.parameters()]
         return torch.cat(parts).numpy()
 
