@@ -214,7 +214,8 @@ def shared_with_start(
         spread, variance, out=np.zeros_like(spread), where=variance > 0
     )
     own: FloatArray = before.buffer - posterior.tie * before.displacement
-    return by_a * before.displacement + by_m * own
+    shared: FloatArray = by_a * before.displacement + by_m * own
+    return shared
 
 
 def end_of_buffer(rule: Rule, posterior: Posterior) -> FloatArray:
