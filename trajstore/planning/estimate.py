@@ -13,8 +13,10 @@ from math import isqrt, prod, sqrt
 from typing import Final
 
 from trajstore.format.arrays import (
+    DISPLACEMENT_CODES,
     ITEM_SIZE,
     KEYFRAME_EVERY,
+    SUM_SIGNS,
     ArraySpec,
     n_blocks,
     n_metric_columns,
@@ -42,7 +44,7 @@ from trajstore.planning.errors import (
 )
 from trajstore.planning.measured import Optimizer
 from trajstore.sketch.deltas import n_codes
-from trajstore.sketch.window_sum import with_window_sums
+from trajstore.sketch.window_sum import LEAST_STEPS, with_window_sums
 
 COMPRESSION: Final = {
     "epoch": 0.05,
@@ -111,6 +113,9 @@ class Plan:
         # The first anchor is a keyframe and has no codes.
         rows["references/codes"] -= 1
         rows["references/keyframes"] = -(-self.n_windows // KEYFRAME_EVERY)
+        # Rows of short windows are zeros, which compress to nothing.
+        n_long = int((self.windows.lengths >= LEAST_STEPS).sum())
+        rows |= {n: n_long for n in (SUM_SIGNS, DISPLACEMENT_CODES) if n in rows}
         return {
             name: rows[name] * _bytes_on_disk(name, arrays[name]) for name in arrays
         }
@@ -178,6 +183,7 @@ class Plan:
             rate=self.rate,
             optimizer=self.optimizer,
             has_sums=is_sgd(self.optimizer) or self.spec.window_folds > 0,
+            has_displacement_sums=self.spec.displacement_sum,
         )
         shared = expected.stderr(mean_of=mean_of)
         own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
@@ -239,7 +245,7 @@ def plan_recording(
         }
     )
     spec, reason = choose_windows(spec)
-    spec = with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd(optimizer))
+    spec = with_window_sums(spec, Windows.of(spec), is_sgd=is_sgd(optimizer))
     return Plan(spec=spec, rate=rate, optimizer=optimizer, windows_reason=reason)
 
 

@@ -23,6 +23,11 @@ MEAN_RATIOS: Final[Mapping[Optimizer, MeanRatios]] = {
 """Measured by ``benchmarks/calibration.py``. The updates of SGD in a window add up to a known
 vector, from which distances follow: only the part from signs is left."""
 
+SUM_RATIO: Final = 0.75
+"""Error of the mean distance of a window from the sum of its displacements, as a sketch would have
+it of the displacements that probes have to tell; 0.6 to 0.9 in three runs of
+``benchmarks/calibration.py``."""
+
 END_ERROR_RATIOS: Final = (0.7, 2.7)
 """Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
 
