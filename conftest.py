@@ -41,7 +41,12 @@ if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
         *(f"trajstore/{name}/*" for name in TORCH_PACKAGES),
-        *("trajstore/tracking/backends/*", "train/*", "tests/train/*"),
+        *(
+            "trajstore/tracking/backends/*",
+            "trajstore/tracking/backends/cpu/*",
+            "train/*",
+            "tests/train/*",
+        ),
         "tests/trajstore/integrations/*",
     ]
     collect_ignore += [
@@ -58,6 +63,7 @@ if not HAS_TORCH or find_spec("triton") is None:
     collect_ignore += [
         "tests/trajstore/tracking/backends/compile_kernels.py",
         "trajstore/tracking/backends/triton.py",
+        "trajstore/tracking/backends/triton_folding.py",
         "trajstore/tracking/backends/triton_kernels.py",
         "trajstore/tracking/backends/triton_tables.py",
     ]
