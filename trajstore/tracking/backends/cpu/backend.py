@@ -21,7 +21,7 @@ from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import coding, measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
-from trajstore.tracking.backends.cpu.compiling import compile_for_threads
+from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, compile_for_threads
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.threads import preserve_torch_threads
@@ -50,6 +50,9 @@ NUMBA_LOCK: Final = Lock()
 CPU: Final = torch.device("cpu")
 
 NO_ENERGY: Final = np.zeros(0)
+
+# The imports above have compiled the kernels.
+ANNOUNCER.finish()
 
 
 class _Columns(NamedTuple):

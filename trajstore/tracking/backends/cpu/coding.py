@@ -32,7 +32,7 @@ LEAST_ENERGY: Final = 1e-33
 _FLOATS = float32[::1]
 
 
-@loop
+@inlined
 def _norms(a: Floats) -> tuple[np.float32, np.float32]:
     """Return |a|^2 and the sum of the absolute values of a."""
     energy = magnitude = np.float32(0)
@@ -42,7 +42,7 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
     return energy, magnitude
 
 
-@loop
+@inlined
 def _energy_in_doubles(a: Floats) -> np.float64:
     """Return |a|^2, computed in float64."""
     energy = np.float64(0)

@@ -55,7 +55,7 @@ def test_levels_are_counted_borders(bits: int):
         2: coding._find_levels_of_2_bits,
         4: coding._find_levels_of_4_bits,
     }[bits]
-    compiling.jit(find.py_func)(numbers, np.float32(1), borders, found)
+    compiling.standalone(find)(numbers, np.float32(1), borders, found)
     expected = np.searchsorted(borders, numbers, side="right")
     np.testing.assert_array_equal(found, expected)
 
@@ -69,7 +69,7 @@ def test_guided_levels_are_nearly_the_nearest(bits: int):
         [numbers_near(borders), numbers_near(ends), np.array(SPECIAL), drawn]
     ).astype(np.float32)
     found = np.zeros(len(numbers), np.int32)
-    compiling.jit(coding._find_levels_from_guide.py_func)(
+    compiling.standalone(coding._find_levels_from_guide)(
         numbers, np.float32(1), levels.guide(bits), found
     )
     expected = np.searchsorted(borders, numbers, side="right")
@@ -102,5 +102,5 @@ def test_packed_signs_equal_numpys(n_bytes: int):
         np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
     )
     code = np.zeros(n_bytes, np.uint8)
-    compiling.jit(coding._pack.py_func)(vector, code)
+    compiling.standalone(coding._pack)(vector, code)
     np.testing.assert_array_equal(code, np.packbits(vector >= 0))
