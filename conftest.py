@@ -35,6 +35,8 @@ collect_ignore += [
     for name in ("mlflow", "tensorboard", "trackio", "wandb")
     if find_spec(name) is None
 ]
+if find_spec("numba") is None:
+    collect_ignore += ["trajstore/sketch/compiled.py"]
 if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
@@ -61,6 +63,7 @@ if not HAS_TORCH or find_spec("triton") is None:
     collect_ignore += [
         "tests/trajstore/tracking/backends/compile_kernels.py",
         "trajstore/tracking/backends/triton.py",
+        "trajstore/tracking/backends/triton_folding.py",
         "trajstore/tracking/backends/triton_kernels.py",
         "trajstore/tracking/backends/triton_tables.py",
     ]

@@ -18,7 +18,11 @@ from analyzers._engine.arrays.geometry import (
     geometry,
     quantities,
 )
-from analyzers._engine.arrays.mean_errors import ErrorModel, covariance_with_sum
+from analyzers._engine.arrays.mean_errors import (
+    ErrorModel,
+    covariance_with_sum,
+    directions_of,
+)
 from analyzers._engine.arrays.window_sums import Posterior, Rule, row_stderr
 from analyzers._engine.measured_window import (
     Measured,
@@ -31,6 +35,7 @@ from analyzers._engine.rules import Parts, has_rule, rule_of
 from analyzers._engine.window_constraint import (
     Constrained,
     Memory,
+    constrain_displacements,
     constrain_total,
     constrain_window,
 )
@@ -46,6 +51,7 @@ class Combined(NamedTuple):
     displacement: Estimate  # (step, result)
     covariance: FloatArray  # of the two, in a step, (step, result)
     probe_stderr: FloatArray  # of <a, v'> from the probes alone, (step, result)
+    probe_gain: FloatArray  # see `constrain_displacements`, (step, result)
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
 
 
@@ -162,13 +168,14 @@ def _combined(
     probes = Estimate(*(column[:n] for column in measured.displacement))
     if not parts.are_layers:
         probes = Estimate(*(column[:n, None] for column in measured.probed.estimate))
+    zeros = np.zeros_like(probes.value)
     if constrained is None:
         value, stderr = measured.products
         if met is not None:
             value, stderr = met.value, row_stderr(met)
         products = Estimate(add(value), np.sqrt(add(stderr**2)))
-        zeros = np.zeros_like(probes.value)
-        return Combined(products, probes, zeros, probes.stderr, zeros + 1)
+        displacement, gain = constrain_displacements(measured, parts)
+        return Combined(products, displacement, zeros, probes.stderr, gain, zeros + 1)
     posterior = constrained.posterior
     variance = row_stderr(posterior)[:n] ** 2
     products = Estimate(add(posterior.value[:n]), np.sqrt(add(variance)))
@@ -187,6 +194,7 @@ def _combined(
         Estimate(value, np.sqrt(share**2 * probe_variance + rest)),
         (1 - share) * add(constrained.covariance),
         probes.stderr,
+        zeros,
         share,
     )
 
@@ -198,20 +206,14 @@ def _error_model(
     combined: Combined,
 ) -> ErrorModel:
     n = len(measured.products.value)
-    lengths = np.linalg.norm(measured.probed.aside_probes[:n], axis=1)
-    directions = np.divide(
-        measured.probed.aside_probes[:n],
-        lengths[:, None],
-        out=np.zeros_like(measured.probed.aside_probes[:n]),
-        where=(lengths > 0)[:, None],
-    )
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=posterior,
         rule=rule,
         probe_stderr=np.nan_to_num(combined.probe_stderr),
+        probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
-        probe_directions=np.nan_to_num(directions),
+        probe_directions=directions_of(measured.probed.aside_probes[:n]),
     )
 
 

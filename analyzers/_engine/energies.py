@@ -108,7 +108,7 @@ def uneven_weights(run: Run, spread: Spread) -> Weights | None:
     difference = spread.by_block - spread.even
     if not difference.any():
         return None
-    return Weights(np.float32(in_buckets(run, difference))[None], difference)
+    return Weights(in_buckets(run, difference).astype(np.float32)[None], difference)
 
 
 def window_total(run: Run, window: int, spread: Spread) -> WindowTotal | None:
@@ -136,7 +136,7 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
     coded = CODE_VARIANCE / m * energies
     by_bucket = FOLD_VARIANCE * np.stack(folded) + coded[:, None]
-    return Weights(np.float32(by_bucket), density)
+    return Weights(by_bucket.astype(np.float32), density)
 
 
 def energy_sums(
@@ -209,6 +209,43 @@ def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Arra
     borders = np.arange(first * BLOCK, start + len(flat), BLOCK) - start
     borders[0] = 0
     return first, np.add.reduceat(flat, borders)
+
+
+def displacement_products(
+    run: Run,
+    window: int,
+    rows: slice,
+    matrix: Float32Array,  # a vector in `rows` of the fold, (row, bucket)
+    pieces: Sequence[tuple[int, int, slice]],  # `layer_pieces` of the rows
+    *,
+    advance: Float32Array,  # the displacement f at the window's end, (element,)
+    advance_sq: float,  # |f|^2 over all rows
+) -> FloatArray:
+    """Return products of a vector with the window's `displacement_sum`, and their variances."""
+    # The result is float64 (2, layer), NaN if the sum is not known.
+    stored, sizes = run.stored, run.layout.sizes
+    if (total := stored.displacement_sum(window)) is None:
+        return np.full((2, len(sizes)), np.nan)
+    # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements like
+    # that of f, and over the buckets of other rows as over the buckets of these.
+    f = np.zeros_like(matrix)
+    folded = stored.folded(np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0))
+    f.reshape(-1)[: len(folded)] = folded
+    shares = np.square(f, out=f)
+    by_bucket = shares.sum(0)
+    here = float(by_bucket.sum())
+    by_bucket *= total.energy / here if here > 0 else 0.0
+    shares *= total.energy / advance_sq if advance_sq > 0 else 0.0
+    coded = np.float32(stored.sketch.code_variance * total.energy)
+    fold, row_signs = stored.probes.fold, stored.probes.row_signs
+    result = np.zeros((2, len(sizes)))
+    for layer, i, columns in pieces:
+        row, values = rows.start + i, matrix[i, columns]
+        product = values @ (fold.column_signs[row, columns] * total.fold[columns])
+        others = np.maximum(by_bucket[columns] - shares[i, columns], 0)
+        variance = np.square(values) @ (FOLD_VARIANCE * others + coded)
+        result[:, layer] += row_signs[row] * product, variance
+    return result
 
 
 def in_buckets(

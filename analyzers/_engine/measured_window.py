@@ -22,6 +22,7 @@ from analyzers._engine.walk import past_windows, window_steps
 from trajstore.format.arrays import n_columns
 from trajstore.format.rows import decode_probes
 from trajstore.reading.run import Run
+from trajstore.sketch.displacement_sum import middle
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -46,6 +47,8 @@ class Measured(NamedTuple):
     probed: Product  # what the probes say of the whole vectors, by row
     # Product of v' with the sum of the steps' gradients, (part,); None if it is not known.
     total: Estimate | None = None
+    # Sum of <a, v'> over the steps, (part,); None if it is not known.
+    displacement_total: Estimate | None = None
 
     @property
     def has_end(self) -> bool:
@@ -131,22 +134,41 @@ def measure(
     measured = _with_displacements(
         run, window, steps, tables, fit, sums, products, parts
     )
-    return measured._replace(total=_total(run, window, steps, sums, parts))
-
-
-def _total(
-    run: Run, window: int, steps: slice, sums: ResidualSums, parts: Parts
-) -> Estimate | None:
-    """Return the product with the sum of the window's gradients; None if it is not known."""
     start, stop = (
         int(run.windows.variables[n].values[window]) for n in ("start", "stop")
     )
     if (steps.start, steps.stop) != (start, stop):
+        return measured
+    displacements = _total(sums.displacement_sum, parts)
+    if displacements is not None:
+        # The displacement f at the window's end has been subtracted from the sum.
+        f_dot_v = residual_products(fit)[:, -1]
+        at_end = middle(stop - start) * parts.sum(f_dot_v[None], 1)[0]
+        value, stderr = displacements
+        if run.spec.is_packed:
+            # Rounding errors of the vectors are the same in every step.
+            squares = tables["displacement_sq"]
+            rounding = np.sqrt(_rounding(squares, squares, fit, parts)).sum(0)
+            stderr = np.hypot(stderr, rounding)
+        displacements = Estimate(value + at_end, stderr)
+    return measured._replace(
+        total=_total(sums.window_sum, parts), displacement_total=displacements
+    )
+
+
+def _total(products: FloatArray, parts: Parts) -> Estimate | None:
+    """Return a product with a sum over the window, (part,); None if it is not known."""
+    if not np.isfinite(products).all():
         return None
-    if not np.isfinite(sums.window_sum).all():
-        return None
-    value, variance = parts.sum(sums.window_sum, 1)
+    value, variance = parts.sum(products, 1)
     return Estimate(value, np.sqrt(np.maximum(variance, 0)))
+
+
+def residual_products(fit: Fit) -> FloatArray:
+    """Return products of v' with the basis, v and f, (layer, rank + 2)."""
+    rank = fit.coefficients.shape[-1]
+    explained = (fit.products[..., :rank] @ fit.coefficients[..., None])[..., 0]
+    return np.asarray(fit.products[:, rank] - explained)
 
 
 def _with_displacements(
@@ -176,7 +198,7 @@ def _with_displacements(
         on_basis = np.concatenate([on_basis, end.on_basis[None]])
         probes = np.concatenate([probes, end.probes[None]])
     basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
-    gram, v = inner[:, :rank, :rank], inner[:, rank]
+    gram = inner[:, :rank, :rank]
     # Vectors that the fit has left out of the basis have no products.
     unused = np.diagonal(gram.sum(0)) == 0
     if unused.any():
@@ -184,7 +206,7 @@ def _with_displacements(
         pairs = zip(basis_probes, unused, strict=True)
         basis_probes = [0 * p if is_unused else p for p, is_unused in pairs]
     # The residual is v minus its fit on the basis.
-    residual = v - (inner[..., :rank] @ coefficients[..., None])[..., 0]
+    residual = residual_products(fit)
     explained = (coefficients * residual[:, :rank]).sum(-1)
     residual_sq = np.maximum(residual[:, rank] - explained, 0)
     collisions = None

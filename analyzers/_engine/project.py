@@ -18,7 +18,7 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import energy_sums, spread
+from analyzers._engine.energies import displacement_products, energy_sums, spread
 from analyzers._engine.fit import (
     Fit,
     fit_window,
@@ -53,6 +53,8 @@ class ResidualSums(NamedTuple):
     # Product of v_perp with the sum of the window's gradients, and its variance, float64
     # (2, layer); NaN if the sum is not stored.
     window_sum: FloatArray
+    # The same with the sum of the window's displacements.
+    displacement_sum: FloatArray
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
     overlap: FloatArray
@@ -160,6 +162,15 @@ def write_residual(
     residual_probes = _probe_rows(run, rows, out)
     part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
     collisions = _collisions(run, vectors, out, parts=parts)
+    displacement_sum = displacement_products(
+        run,
+        window,
+        rows,
+        out,
+        pieces.by_layer,
+        advance=vectors.advance,
+        advance_sq=float(fit.products[:, -1, -1].sum()),
+    )
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
     for layer, _, place in folded:
         flat[place] *= inverse[layer]
@@ -171,8 +182,8 @@ def write_residual(
         crowd += energies.uneven[:, None] * found.steps
     energy = energies.by_interval.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
-    sums = energy, crowd.T, probes, part_probes, energies.window_sum
-    return ResidualSums(*sums, *collisions)
+    sums = energies.window_sum, displacement_sum
+    return ResidualSums(energy, crowd.T, probes, part_probes, *sums, *collisions)
 
 
 def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.arrays.geometry import Estimate
+from analyzers._engine.arrays.mean_errors import alike, directions_of
 from analyzers._engine.arrays.window_sums import (
     Posterior,
     Rule,
@@ -135,6 +136,36 @@ def constrain_total(measured: Measured) -> Posterior | None:
     # A sum that does not fit is damaged, or is not the sum of these gradients.
     is_off = ~(np.abs(posterior.scores) <= MAX_SCORE)
     return constrain(*known, np.where(is_off, np.inf, variance), untied)
+
+
+def constrain_displacements(
+    measured: Measured, parts: Parts
+) -> tuple[Estimate, FloatArray]:
+    """Let the products <a, v'> from probes meet the recorded product of their sum."""
+    # Returns the products, and what the sum explains of their errors, each (step, result): the
+    # covariance of the errors becomes smaller by the product of these gains.
+    n, probed = len(measured.products.value), measured.probed
+    value, stderr = (column[:n] for column in measured.displacement)
+    if not parts.are_layers:
+        value, stderr = (column[:n, None] for column in probed.estimate)
+    gain, known = np.zeros_like(value), measured.displacement_total
+    if known is None:
+        return Estimate(value, stderr), gain
+    total, total_variance = known.value, known.stderr**2
+    if not parts.are_layers:
+        total, total_variance = (
+            column.sum(keepdims=True) for column in (total, total_variance)
+        )
+    mixed = stderr * alike(directions_of(probed.aside_probes[:n]), stderr)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(mixed.sum(0) + total_variance)
+        scores = (total - value.sum(0)) / spread
+        # A sum that does not fit is damaged, or is not the sum of these displacements.
+        is_used = (np.abs(scores) <= MAX_SCORE) & (spread > 0) & np.isfinite(spread)
+        gain = np.where(is_used, mixed / spread, 0.0)
+    variance = np.maximum(stderr**2 - gain**2, 0)
+    corrected = value + gain * np.where(is_used, scores, 0.0)
+    return Estimate(corrected, np.sqrt(variance)), gain
 
 
 def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Traced:

@@ -264,8 +264,13 @@ def _window_sums(run: Run) -> str:
         return "not used: the updates are not made of the gradients of a measurement"
     if run.spec.exact:
         return "not needed: the run was recorded exactly"
-    if run.spec.window_folds:
-        return "the recorded sums of gradients are used where a window has one"
+    recorded = {
+        "gradients": run.spec.window_folds > 0,
+        "displacements": run.spec.displacement_sum,
+    }
+    if names := [name for name, is_stored in recorded.items() if is_stored]:
+        sums = " and ".join(names)
+        return f"the recorded sums of {sums} are used where a window has them"
     return "not used: the store does not say that SGD trained the run, or has no basis"
 
 

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from trajstore.cli.console import print_json
-from trajstore.format.arrays import ENERGIES, SUM_SCALES, SUM_SIGNS
+from trajstore.format.arrays import ENDED
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
@@ -254,7 +254,7 @@ def _sizes(plan: Plan) -> Table:
         table.add_row(title, _bytes(step), _bytes(step * plan.n_steps))
     anchors = dict(plan.bytes_of_anchors)
     keyframes = anchors.pop("references/keyframes")
-    sums = sum(anchors.pop(name, 0) for name in (ENERGIES, SUM_SIGNS, SUM_SCALES))
+    sums = sum(anchors.pop(name, 0) for name in ENDED)
     table.add_row("anchors", "", _bytes(sum(anchors.values())))
     if sums:
         table.add_row("sums and energies of windows", "", _bytes(sums))

@@ -25,8 +25,16 @@ KEYFRAMES: Final = "references/keyframes"
 ENERGIES: Final = "references/energies"
 SUM_SIGNS: Final = "references/sum_signs"
 SUM_SCALES: Final = "references/sum_scales"
+DISPLACEMENT_CODES: Final = "references/displacement_codes"
+DISPLACEMENT_SCALES: Final = "references/displacement_scales"
 
-ENDED: Final = (ENERGIES, SUM_SIGNS, SUM_SCALES)
+ENDED: Final = (
+    ENERGIES,
+    SUM_SIGNS,
+    SUM_SCALES,
+    DISPLACEMENT_CODES,
+    DISPLACEMENT_SCALES,
+)
 """Arrays whose rows are written when a window ends: a run without an end lacks the last row."""
 
 # g: gradient, u: update, x: iterate, r: anchor of the window.
@@ -261,6 +269,13 @@ def window_arrays(
             "uint8", folds, signs, first="window", code="fast"
         )
         arrays[SUM_SCALES] = _small_rows("float32", folds, scales, first="window")
+    if spec.displacement_sum:
+        codes = ("byte", spec.sketch_bits // 8)
+        scales = ("scale", n_blocks(spec.sketch_numbers))
+        arrays[DISPLACEMENT_CODES] = _small_rows(
+            "uint8", codes, first="window", code="fast"
+        )
+        arrays[DISPLACEMENT_SCALES] = _small_rows("float32", scales, first="window")
     return arrays
 
 

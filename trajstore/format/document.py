@@ -129,7 +129,7 @@ class Document:
 
     @property
     def n_ended(self) -> int:
-        """Number of windows whose energies or sums of gradients are stored."""
+        """Number of windows whose energies or sums are stored."""
         return max(
             (self.arrays[n].length for n in ENDED if n in self.arrays), default=0
         )
@@ -331,6 +331,7 @@ def _bound_problems(spec: RunSpec, attributes: Mapping[str, Any]) -> list[str]:
         "samples": (spec.samples, MAX_SAMPLES),
         "window_folds": (spec.window_folds, MAX_WINDOW_FOLDS if is_folded else 0),
         "energies": (spec.energies, is_folded),
+        "displacement_sum": (spec.displacement_sum, not spec.exact),
         "shapes: dimensions": (max(dimensions), MAX_DIMENSIONS),
         "shapes: elements in a dimension": (max(sizes, default=1), MAX_SIZE),
     }

@@ -70,6 +70,8 @@ class RunSpec:
     """Bits for each number of a sketch, more than 1 only for small networks."""
     window_folds: int = 0
     """Number of folds in the sketch of a window's sum of gradients; 0 if no sums are stored."""
+    displacement_sum: bool = False
+    """Whether a sketch of the sum of each window's displacements x - r is stored."""
     energies: bool = False
     """Whether the energies of the gradient's blocks are stored, as window means."""
     float64: bool = False
@@ -153,10 +155,9 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
     if document.get("sketch_version", 1) > 1:
         n_params = sum(map(prod, document["shapes"]))
         expected = sketch_size(n_params, given["sketch_bits"])
-    if document.get("float64") and (
-        document.get("energies") or document.get("window_folds")
-    ):
-        return ["float64: expected false for a run with energies or window_folds"]
+    sums = ("energies", "window_folds", "displacement_sum")
+    if document.get("float64") and any(map(document.get, sums)):
+        return [f"float64: expected false for a run with {' or '.join(sums)}"]
     if document.get("float64") and document.get("scaled"):
         return ["scaled: expected false for a run in float64"]
     return [
@@ -241,6 +242,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "sketch_version": (_is_version, f"an integer from 1 to {SKETCH_VERSION}"),
     "bits_per_number": (_is_bits, f"a power of two from 1 to {MAX_BITS}"),
     "window_folds": (_is_natural, "an integer of at least 0"),
+    "displacement_sum": (_is_bool, "true or false"),
     "energies": (_is_bool, "true or false"),
     "float64": (_is_bool, "true or false"),
     "scaled": (_is_bool, "true or false"),

@@ -7,7 +7,11 @@ number of steps is known, the last window is halved repeatedly, down to one step
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from trajstore.format.run_spec import RunSpec
 
@@ -17,12 +21,15 @@ DEFAULT_LENGTH: Final = 500
 FIRST_CUTS: Final = (1 / 8, 1 / 4, 1 / 2)
 """Positions at which the first window is cut, as fractions of its length."""
 
+MANY_WINDOWS: Final = 1000
+"""Number of windows above which all are taken to have the same length when they are counted."""
+
 OWN_WINDOWS: Final = 10
 """Number of epochs at the start of a run that have windows of their own, also if later epochs
 share windows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=False, kw_only=True)
 class Windows:
     """Schedule of a run's windows."""
 
@@ -51,6 +58,23 @@ class Windows:
         if self.reference_every is not None:
             return self.reference_every
         return self.shared_epochs * (self.steps_per_epoch or 0) or DEFAULT_LENGTH
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Lengths of all windows, if no epoch is started by hand, int64 (window,).
+
+        If the number of steps is unknown, there is one window.
+        """
+        total, length = self.total_steps, self.length
+        if total is None:
+            return np.array([length])
+        if total > MANY_WINDOWS * length:
+            # Shorter windows at both ends hardly matter.
+            return np.full(total // length, length)
+        borders = [0]
+        while borders[-1] < total:
+            borders.append(min(self.next_start(borders[-1] + 1, 0), total))
+        return np.diff(borders)
 
     def next_start(self, step: int, epoch_start: int) -> int:
         """Return the first step, `step` or later, that starts a window."""

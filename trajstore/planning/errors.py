@@ -22,6 +22,7 @@ from trajstore.format.run_spec import PROBES, RunSpec
 from trajstore.planning.measured import (
     MEAN_RATIOS,
     MEASURED_RUNS,
+    SUM_RATIO,
     MeasuredErrors,
     Optimizer,
 )
@@ -102,6 +103,7 @@ class ExpectedErrors:
     rate: Rate
     optimizer: Optimizer | None  # None if unknown, treated as adaptive
     has_sums: bool  # whether the sums of the gradients of windows are known
+    has_displacement_sums: bool  # whether those of the displacements are known
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
@@ -126,14 +128,19 @@ class ExpectedErrors:
             rest = 0.0
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
-            known = min(1.0, self.epoch / self.window) if self.has_sums else 0.0
+            known = min(1.0, self.epoch / self.window)
             left = ratios.signs**2
             if not ratios.distance:
                 # The sum of a window's updates is as uncertain as its ends.
                 ends = ratio * END_ERROR / sqrt(self.probes)
                 left = (left * signs**2 + ends**2) / (signs**2 + ends**2)
-            signs *= sqrt((1 - known * (1 - left)) / mean_of)
-            rest *= ratios.distance
+            left = 1 - known * (1 - left) if self.has_sums else 1.0
+            signs *= sqrt(left / mean_of)
+            distance = ratios.distance
+            if self.has_displacement_sums:
+                from_sum = SUM_RATIO * self.plain * sqrt(self.probes)
+                distance += known * (min(from_sum, distance) - distance)
+            rest *= distance
         return hypot(signs, rest)
 
     def _grown(self, rate: Rate) -> Growth:

@@ -7,14 +7,16 @@ run; `benchmarks/planning.py` measured them.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isqrt, prod
+from math import isqrt, prod, sqrt
 from typing import Final
 
 from trajstore.format.arrays import (
+    DISPLACEMENT_CODES,
     ITEM_SIZE,
     KEYFRAME_EVERY,
+    SUM_SIGNS,
     ArraySpec,
     n_blocks,
     n_metric_columns,
@@ -33,7 +35,7 @@ from trajstore.format.run_spec import (
 )
 from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.window_length import choose_windows
-from trajstore.format.windows import Windows
+from trajstore.format.windows import OWN_WINDOWS, Windows
 from trajstore.planning.errors import (
     ErrorRange,
     ExpectedErrors,
@@ -42,7 +44,7 @@ from trajstore.planning.errors import (
 )
 from trajstore.planning.measured import Optimizer
 from trajstore.sketch.deltas import n_codes
-from trajstore.sketch.window_sum import with_window_sums
+from trajstore.sketch.window_sum import LEAST_STEPS, with_window_sums
 
 COMPRESSION: Final = {
     "epoch": 0.05,
@@ -111,6 +113,9 @@ class Plan:
         # The first anchor is a keyframe and has no codes.
         rows["references/codes"] -= 1
         rows["references/keyframes"] = -(-self.n_windows // KEYFRAME_EVERY)
+        # Rows of short windows are zeros, which compress to nothing.
+        n_long = int((self.windows.lengths >= LEAST_STEPS).sum())
+        rows |= {n: n_long for n in (SUM_SIGNS, DISPLACEMENT_CODES) if n in rows}
         return {
             name: rows[name] * _bytes_on_disk(name, arrays[name]) for name in arrays
         }
@@ -178,8 +183,21 @@ class Plan:
             rate=self.rate,
             optimizer=self.optimizer,
             has_sums=is_sgd(self.optimizer) or self.spec.window_folds > 0,
+            has_displacement_sums=self.spec.displacement_sum,
         )
-        return expected.stderr(mean_of=mean_of)
+        shared = expected.stderr(mean_of=mean_of)
+        own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
+        share = self._share_of_own_windows
+        pairs = zip(shared, own, strict=True)
+        return ErrorRange(*(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs))
+
+    @property
+    def _share_of_own_windows(self) -> float:
+        """Share of the steps mid-run whose epochs have windows of their own, if others share."""
+        if self.spec.shared_epochs == 1:
+            return 0.0
+        n_epochs = self.n_steps / (self.spec.steps_per_epoch or self.n_steps)
+        return min(1.0, (OWN_WINDOWS - 1) / max(n_epochs - 2, 1))
 
     @property
     def _size(self) -> int:
@@ -227,7 +245,7 @@ def plan_recording(
         }
     )
     spec, reason = choose_windows(spec)
-    spec = with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd(optimizer))
+    spec = with_window_sums(spec, Windows.of(spec), is_sgd=is_sgd(optimizer))
     return Plan(spec=spec, rate=rate, optimizer=optimizer, windows_reason=reason)
 
 

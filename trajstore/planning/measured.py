@@ -23,6 +23,11 @@ MEAN_RATIOS: Final[Mapping[Optimizer, MeanRatios]] = {
 """Measured by ``benchmarks/calibration.py``. The updates of SGD in a window add up to a known
 vector, from which distances follow: only the part from signs is left."""
 
+SUM_RATIO: Final = 0.75
+"""Error of the mean distance of a window from the sum of its displacements, as a sketch would have
+it of the displacements that probes have to tell; 0.6 to 0.9 in three runs of
+``benchmarks/calibration.py``."""
+
 END_ERROR_RATIOS: Final = (0.7, 2.7)
 """Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
 
@@ -93,6 +98,34 @@ MEASURED_RUNS: Final = {
             3: (0.96, 0.951, 0.962, 0.989, 0.985, 1.023),
         },
         from_distance={0: 0.00066, 1: 0.000608, 3: 0.000533},
+    ),
+    "GRU": MeasuredErrors(
+        n_steps=320,
+        epoch=0.125,
+        shares=(0.125,),
+        ratios={0: (0.92,), 1: (0.866,), 3: (0.781,)},
+        from_distance={0: 0.00033, 1: 0.000327, 3: 0.000302},
+    ),
+    "label noise": MeasuredErrors(
+        n_steps=300,
+        epoch=0.0833,
+        shares=(0.0833,),
+        ratios={0: (1.045,), 1: (1.051,), 3: (0.821,)},
+        from_distance={0: 0.00189, 1: 0.00188, 3: 0.00168},
+    ),
+    "ratings": MeasuredErrors(
+        n_steps=320,
+        epoch=0.125,
+        shares=(0.125,),
+        ratios={0: (0.065,), 1: (0.064,), 3: (0.063,)},
+        from_distance={0: 3.7e-05, 1: 3.7e-05, 3: 3.67e-05},
+    ),
+    "weight decay": MeasuredErrors(
+        n_steps=300,
+        epoch=0.0667,
+        shares=(0.0667,),
+        ratios={0: (1.048,), 1: (0.915,), 3: (0.818,)},
+        from_distance={0: 0.000654, 1: 0.000632, 3: 0.000602},
     ),
 }
 """Measured by ``benchmarks/planning.py``."""

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import (
+    DISPLACEMENT_CODES,
+    DISPLACEMENT_SCALES,
     ENERGIES,
     NO_SAMPLE,
     SAMPLES,
@@ -22,6 +24,7 @@ from trajstore.format.run_spec import SchemaError
 from trajstore.format.scaled_tables import EXPONENTS, unscaled
 from trajstore.reading.anchors import Anchors
 from trajstore.reading.chunk_checks import LiveChecks
+from trajstore.sketch.displacement_sum import DecodedSum, DisplacementSum
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.sketch.window_sum import WindowSum
@@ -164,16 +167,34 @@ class StoredRows:
 
     def window_sum(self, window: int) -> FloatArray | None:
         """Return decoded folds of the sum of a window's gradients, float32 (fold, width)."""
-        spec = self.document.spec
-        if self.group.is_measurement or not spec.window_folds:
+        names = SUM_SIGNS, SUM_SCALES
+        is_stored = self.document.spec.window_folds > 0
+        if not is_stored or (sketch := self._ended(window, *names)) is None:
             return None
-        row = slice(window, window + 1)
-        if window >= self.document.n_ended or self.is_missing(SUM_SIGNS, row).any():
+        return self.window_sum_of(window).decode(*sketch)
+
+    def displacement_sum(self, window: int) -> DecodedSum | None:
+        """Return the decoded sum of a window's displacements; None if it is not known."""
+        names = DISPLACEMENT_CODES, DISPLACEMENT_SCALES
+        is_stored = self.document.spec.displacement_sum
+        if not is_stored or (sketch := self._ended(window, *names)) is None:
             return None
-        signs, scales = (self.rows(name, row)[0] for name in (SUM_SIGNS, SUM_SCALES))
-        if not np.isfinite(scales).all():
+        total = DisplacementSum(sketch=self.sketch, probes=self.probes, window=window)
+        return total.decode(*sketch)
+
+    def _ended(
+        self, window: int, codes: str, scales: str
+    ) -> tuple[npt.NDArray[Any], FloatArray] | None:
+        """Return the codes and scales of a window's sum; None if they are not known."""
+        row, document = slice(window, window + 1), self.document
+        if (
+            self.group.is_measurement
+            or window >= document.n_ended
+            or self.is_missing(codes, row).any()
+        ):
             return None
-        return self.window_sum_of(window).decode(signs, scales)
+        values = self.rows(scales, row)[0]
+        return (self.rows(codes, row)[0], values) if np.isfinite(values).all() else None
 
     def window_sum_of(self, window: int) -> WindowSum:
         """Return the sketch of the sum of a window's gradients."""

@@ -23,7 +23,7 @@ class StoreVersion(NamedTuple):
     n_resumes: int  # a resumption after this commit may have replaced rows
     n_steps: int
     n_windows: int
-    n_ended: int  # windows whose energies or sums of gradients are stored
+    n_ended: int  # windows whose energies or sums are stored
     n_metrics: int
     n_snapshots: int
     n_measured: tuple[

@@ -131,7 +131,7 @@ class RecorderOptions:
             raise ValueError("The model's parameters have no elements to record.")
         is_sgd = all(type(optimizer) is SGD for optimizer in optimizers)
         spec = choose_windows(spec).spec
-        return with_window_sums(spec, Windows.of(spec).length, is_sgd=is_sgd)
+        return with_window_sums(spec, Windows.of(spec), is_sgd=is_sgd)
 
     def check_path(self, path: str | Path) -> None:
         """Raise an error if the options do not fit each other, or the kind of storage."""

@@ -149,6 +149,7 @@ def as_recorded(
         spec,
         energies=stored.energies,
         window_folds=stored.window_folds,
+        displacement_sum=stored.displacement_sum,
         float64=stored.float64,
         scaled=stored.scaled,
     )
@@ -196,18 +197,23 @@ def _is_sums(sums: object, size: int, spec: RunSpec) -> bool:
     """Whether a value is None, or sums of `trajstore.tracking.window_sums.WindowSums`."""
     if sums is None:
         return True
-    if not isinstance(sums, Mapping) or sums.keys() != {"energies", "folds"}:
+    names = {"energies", "folds"}
+    if spec.displacement_sum:
+        names.add("displacements")
+    if not isinstance(sums, Mapping) or sums.keys() != names:
         return False
     if not all(
         isinstance(t, Tensor) and t.dtype == torch.float32 for t in sums.values()
     ):
         return False
     energies, folds = sums["energies"], sums["folds"]
+    total = sums.get("displacements", folds.new_zeros(1, spec.sketch_numbers))
     shape = (spec.window_folds, spec.sketch_numbers)
     return bool(
         energies.shape == (size // BLOCK,)
-        and folds.ndim == 3
+        and (folds.ndim, total.ndim) == (3, 2)
         and folds.shape[1:] == shape
+        and total.shape[1:] == shape[1:]
     )
 
 

@@ -31,6 +31,9 @@ class Role(IntEnum):
     WINDOW = 4
     """Signs of the sum of a window's gradients, fresh in every window: first for the rows, then for
     the rotations. The window number serves as the step."""
+    DISPLACEMENTS = 5
+    """Signs of the rotation of the sum of a window's displacements, fresh in every window, whose
+    number serves as the step."""
 
 
 def random_bytes(

@@ -20,15 +20,22 @@ import numpy.typing as npt
 from trajstore.format.arrays import n_columns
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.windows import Windows
 from trajstore.sketch import onebit
 from trajstore.sketch.rotation import rotate, rotate_back
 from trajstore.sketch.signs import Role, random_signs
-from trajstore.sketch.sketch import Sketch, sketch_of
+from trajstore.sketch.sketch import FOLD_VARIANCE, Sketch, sketch_of
 
 FloatArray = npt.NDArray[np.float32]
 
 BYTES_SHARE: Final = 0.04
-"""Largest share of a window's bytes that its sum may take."""
+"""Largest share of the bytes of all windows that their sums may take."""
+
+LEAST_STEPS: Final = 8
+"""Number of steps of the shortest window that has sums."""
+
+LEAST_GAIN: Final = 4
+"""Least ratio of the variances of probes and of a sketch with which displacements are added up."""
 
 MAX_FOLDS: Final = 8
 """Largest number of folds: with more of them, the errors of distances prevail in means."""
@@ -86,24 +93,42 @@ class WindowSum:
         return folds[:, : self.sketch.fold.width]
 
 
-def with_window_sums(spec: RunSpec, n_steps: int, *, is_sgd: bool) -> RunSpec:
-    """Return a spec that stores what is best for windows of `n_steps`."""
-    # What SGD does in a window follows from the anchors, without a sum of gradients.
-    n_folds = 0 if is_sgd else best_window_folds(spec, n_steps)
+def with_window_sums(spec: RunSpec, windows: Windows, *, is_sgd: bool) -> RunSpec:
+    """Return a spec that stores what is best for these windows."""
     has_energies = not (spec.exact or spec.is_packed or spec.float64)
-    return replace(spec, energies=has_energies, window_folds=n_folds)
+    spec = replace(spec, energies=has_energies)
+    # What SGD does in a window follows from the anchors, without sums.
+    if is_sgd:
+        return spec
+    n_sketches = affordable_sketches(spec, windows)
+    has_displacements = n_sketches > 0 and _tells_more_than_probes(spec)
+    n_folds = 0
+    if has_energies:
+        n_rows = sketch_of(spec, Layout(spec.names, spec.shapes)).fold.n_rows
+        n_folds = min(n_sketches - has_displacements, n_rows, MAX_FOLDS)
+    return replace(spec, displacement_sum=has_displacements, window_folds=n_folds)
 
 
-def best_window_folds(spec: RunSpec, n_steps: int) -> int:
-    """Return the number of folds for windows of `n_steps`; 0 if a sum takes too many bytes."""
-    if spec.exact or spec.is_packed or spec.float64:
+def _tells_more_than_probes(spec: RunSpec) -> bool:
+    """Whether a sketch tells far more about displacements than probes."""
+    if spec.n_params <= spec.probes:
+        # There is a probe for every parameter.
+        return False
+    sketch = sketch_of(spec, Layout(spec.names, spec.shapes))
+    folded = 0.0 if sketch.is_packed else FOLD_VARIANCE / sketch.numbers
+    return LEAST_GAIN * (folded + sketch.code_variance) < 1 / spec.probes
+
+
+def affordable_sketches(spec: RunSpec, windows: Windows) -> int:
+    """Return the number of sketches that a window may add to those of its steps."""
+    n_with_sums = int((windows.lengths >= LEAST_STEPS).sum())
+    if spec.exact or spec.float64 or n_with_sums == 0:
         return 0
-    layout = Layout(spec.names, spec.shapes)
-    n_rows = sketch_of(spec, layout).fold.n_rows
     # A row has signs, probes of one and of two bytes, and tables.
+    sketch_bytes = spec.sketch_bits // 8
     tables = 4 * len(spec.names) * n_columns(spec)
-    row_bytes = spec.sketch_bits // 8 + 3 * spec.probes + tables
-    affordable = (
-        BYTES_SHARE * (layout.size + n_steps * row_bytes) / (spec.sketch_bits // 8)
-    )
-    return min(int(affordable), n_rows, MAX_FOLDS)
+    row_bytes = sketch_bytes + 3 * spec.probes + tables
+    size = Layout(spec.names, spec.shapes).size
+    n_windows, n_steps = len(windows.lengths), int(windows.lengths.sum())
+    whole = n_windows * size + n_steps * row_bytes
+    return int(BYTES_SHARE * whole / (n_with_sums * sketch_bytes))

@@ -71,5 +71,13 @@ class SketchOnDevice:
 
     def encode(self, *, signs: Tensor, scales: Tensor) -> None:
         """Write codes, uint8 (bits / 8,), and scales, float32 (block,), of the weighted fold."""
-        self._rotation(self._buckets, self._rotation_signs)
-        self._encoder(self._buckets, signs=signs, scales=scales)
+        self.encode_fold(
+            self._buckets, self._rotation_signs, signs=signs, scales=scales
+        )
+
+    def encode_fold(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate a fold, float32 (bucket,), in place, and write its codes and scales."""
+        self._rotation(fold, rotation_signs)
+        self._encoder(fold, signs=signs, scales=scales)

@@ -69,6 +69,10 @@ class EndedWindow(NamedTuple):
     # float32 (fold, scale).
     sum_signs: Array
     sum_scales: Array
+    # Sketch of the sum of the window's displacements: codes, uint8 (byte,), and scales, float32
+    # (scale,).
+    displacement_codes: Array
+    displacement_scales: Array
 
 
 class Writer:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from trajstore.format.arrays import n_blocks
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.sketch import sketch_of
-from trajstore.sketch.window_sum import WindowSum
-from trajstore.sketch_torch import onebit as onebit_torch
-from trajstore.sketch_torch.rotation import Rotation
+from trajstore.sketch.displacement_sum import DisplacementSum, middle
+from trajstore.sketch.sketch import probes_of, sketch_of
+from trajstore.sketch.window_sum import LEAST_STEPS, WindowSum
 from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking.backends.protocol import StepBackend
 from trajstore.tracking.placement import Placement
@@ -32,6 +31,10 @@ class EndedWindow(NamedTuple):
     # (fold, scale); see `trajstore.sketch.window_sum`.
     sum_signs: Tensor
     sum_scales: Tensor
+    # Sketch of the sum of the window's displacements: codes, uint8 (byte,), and scales, float32
+    # (scale,); see `trajstore.sketch.displacement_sum`.
+    displacement_codes: Tensor
+    displacement_scales: Tensor
 
 
 class WindowSums:
@@ -47,18 +50,20 @@ class WindowSums:
         self._spec, self._placement, self._backend = spec, placement, backend
         self._device = device
         self._sketch = sketch_of(spec, placement.layout)
-        self._rotation = Rotation(
-            self._sketch.numbers, device, is_mixed=self._sketch.is_mixed
-        )
+        self._probes = probes_of(spec, placement.layout)
         self.window = 0
         """Number of the window."""
+        self.n_steps = 0
+        """Number of measured steps of the window."""
+        self.least_steps = LEAST_STEPS
+        """Number of steps of the shortest window that has sums."""
         self._window_sum: WindowSum | None = None
         # Whether the sums are those of all steps of the window.
         self._is_whole = False
 
     def start(self, window: int) -> None:
         """Begin a window, whose sums are empty."""
-        self.window, self._is_whole = window, True
+        self.window, self.n_steps, self._is_whole = window, 0, True
         row_signs: Tensor | None = None
         if self._spec.window_folds:
             sketch = replace(self._sketch, window=window)
@@ -80,18 +85,44 @@ class WindowSums:
         )
         scales = folds.new_zeros(len(folds), n_blocks(n))
         self._placement.all_reduce(folds)
-        if self._window_sum is not None:
+        # Zeros take hardly any bytes.
+        is_long = self.n_steps >= self.least_steps
+        if self._window_sum is not None and is_long:
             rotation_signs = upload(
                 self._window_sum.rotation_signs.copy(), self._device
             )
             for i, fold in enumerate(folds):
-                self._rotation(fold, rotation_signs[i])
-                onebit_torch.encode(fold, signs=signs[i], scales=scales[i])
+                self._backend.encode(
+                    fold, rotation_signs[i], signs=signs[i], scales=scales[i]
+                )
         energies = self._relative_energies()
+        codes, code_scales = self._displacements(is_long=is_long)
         if not self._is_whole:
             energies.fill_(torch.nan)
-            scales.fill_(torch.nan)
-        return EndedWindow(energies, signs, scales)
+        if not (self._is_whole and is_long):
+            for total in (scales, code_scales):
+                total.fill_(torch.nan)
+        return EndedWindow(energies, signs, scales, codes, code_scales)
+
+    def _displacements(self, *, is_long: bool) -> tuple[Tensor, Tensor]:
+        """Return codes and scales of the sum of the window's displacements."""
+        spec, n = self._spec, self._spec.sketch_numbers
+        codes = torch.zeros(
+            spec.sketch_bits // 8, dtype=torch.uint8, device=self._device
+        )
+        scales = torch.zeros(n_blocks(n), device=self._device)
+        if spec.displacement_sum and is_long:
+            self._backend.read_displacement()
+            end = self._backend.fold_displacement()
+            fold = self._backend.displacement_fold.sum(0)
+            fold[: len(end)] -= middle(self.n_steps) * end
+            self._placement.all_reduce(fold)
+            total = DisplacementSum(
+                sketch=self._sketch, probes=self._probes, window=self.window
+            )
+            drawn = upload(total.rotation_signs.copy(), self._device)
+            self._backend.encode(fold, drawn, signs=codes, scales=scales)
+        return codes, scales
 
     def _relative_energies(self) -> Tensor:
         """Return the energies per element, relative to the largest of the layer, (block,)."""
@@ -110,17 +141,27 @@ class WindowSums:
             return None
         backend = self._backend
         sums = {"energies": backend.block_energies, "folds": backend.window_folds}
+        if self._spec.displacement_sum:
+            sums["displacements"] = backend.displacement_fold
         return {name: total.detach().cpu().clone() for name, total in sums.items()}
 
-    def restore(self, window: int, state: Mapping[str, Tensor] | None) -> None:
-        """Continue in the middle of a window, with the result of `state` there."""
+    def restore(
+        self, window: int, n_steps: int, state: Mapping[str, Tensor] | None
+    ) -> None:
+        """Continue a window after `n_steps`, with the result of `state` there."""
         self.start(window)
-        self._is_whole = state is not None
+        self.n_steps, self._is_whole = n_steps, state is not None
         if state is not None:
             self._backend.block_energies.copy_(state["energies"])
-            folds, stored = self._backend.window_folds, state["folds"]
-            if stored.shape == folds.shape:
-                folds.copy_(stored)
-            else:
-                # The work was divided otherwise; the sum over the parts is the same.
-                folds[0] = stored.sum(0)
+            _restore_parts(self._backend.window_folds, state["folds"])
+            if self._spec.displacement_sum:
+                _restore_parts(self._backend.displacement_fold, state["displacements"])
+
+
+def _restore_parts(folds: Tensor, stored: Tensor) -> None:
+    """Copy the stored parts of a sum to `folds`."""
+    if stored.shape == folds.shape:
+        folds.copy_(stored)
+    else:
+        # The work was divided otherwise; the sum over the parts is the same.
+        folds[0] = stored.sum(0)

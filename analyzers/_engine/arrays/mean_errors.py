@@ -27,6 +27,7 @@ class ErrorModel(NamedTuple):
     posterior: Posterior | None
     rule: Rule | None  # None if the gradients say nothing of the displacements
     probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
+    probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
     probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
 
@@ -55,10 +56,28 @@ def covariance_with_sum(
             model.posterior, model.rule, by_product, by_displacement * (1 - share)
         )
     scaled = by_displacement * share * model.probe_stderr[:, None]
-    u, flat = model.probe_directions, scaled.reshape(len(scaled), -1)
+    flat = scaled.reshape(len(scaled), -1)
+    mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
+    # A known sum of the products explains the product of the gains.
+    gained = by_displacement * share * model.probe_gain[:, None]
+    result: FloatArray = total + scaled * mixed - gained * gained.sum(0)
+    return result
+
+
+def directions_of(vectors: FloatArray) -> FloatArray:
+    """Divide vectors (step, probe) by their norms; vectors that are not finite become 0."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    is_known = (lengths > 0)[:, None]
+    out = np.zeros_like(vectors)
+    unit = np.divide(vectors, lengths[:, None], out=out, where=is_known)
+    return np.asarray(np.nan_to_num(unit))
+
+
+def alike(directions: FloatArray, errors: FloatArray) -> FloatArray:
+    """Multiply errors (step, ...) of <a, v'> by the correlations of different steps."""
     # The error of <a, v'> is linear in a, so errors correlate like the directions of a.
-    mixed = (u @ u.T) @ flat if len(u) <= GRAM_STEPS else u @ (u.T @ flat)
-    result: FloatArray = total + scaled * mixed.reshape(scaled.shape)
+    u, n = directions, len(directions)
+    result: FloatArray = (u @ u.T) @ errors if n <= GRAM_STEPS else u @ (u.T @ errors)
     return result
 
 

@@ -14,7 +14,8 @@ from trajstore.format.sketch_size import sketch_fields
 FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
-    *("window_folds", "energies", "float64", "scaled", "shared_epochs"),
+    *("window_folds", "displacement_sum", "energies", "float64", "scaled"),
+    "shared_epochs",
 )
 
 VALID: dict[str, object] = {
@@ -32,6 +33,7 @@ VALID: dict[str, object] = {
     "sketch_version": 1,
     "bits_per_number": 1,
     "window_folds": 2,
+    "displacement_sum": True,
     "energies": True,
     "float64": False,
     "scaled": True,
@@ -53,6 +55,7 @@ INVALID: dict[str, list[object]] = {
     "sketch_version": [0, 3, 1.0, True, None],
     "bits_per_number": [0, 3, 32, 1.0, True, None],
     "window_folds": [-1, 1.0, True, None],
+    "displacement_sum": [0, 1, "true", None],
     "energies": [0, 1, "true", None],
     "float64": [0, 1, "true", None],
     "scaled": [0, 1, "true", None],
@@ -113,12 +116,17 @@ def test_a_spec_survives_json(spec: RunSpec):
 def test_sums_of_windows_are_not_kept_in_float64():
     (problem,) = validate_spec(VALID | {"float64": True})
     assert problem.startswith("float64: expected false")
-    without_sums = {"energies": False, "window_folds": 0, "scaled": False}
+    without_sums = {
+        "energies": False,
+        "window_folds": 0,
+        "displacement_sum": False,
+        "scaled": False,
+    }
     assert validate_spec(VALID | {"float64": True} | without_sums) == []
 
 
 def test_products_in_float64_need_no_powers_of_two():
-    without_sums = {"energies": False, "window_folds": 0}
+    without_sums = {"energies": False, "window_folds": 0, "displacement_sum": False}
     (problem,) = validate_spec(VALID | {"float64": True} | without_sums)
     assert problem.startswith("scaled: expected false")
 
@@ -171,7 +179,9 @@ def test_an_older_spec_lacks_optional_fields():
         "sketch_version": 1,
         "bits_per_number": 1,
         "window_folds": 0,
+        "displacement_sum": False,
         "energies": False,
+        "scaled": False,
     }
     assert RunSpec.from_json(document) == RunSpec.from_json(VALID | defaults)
 

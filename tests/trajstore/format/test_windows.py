@@ -1,4 +1,5 @@
 from collections.abc import Collection
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -229,3 +230,24 @@ def test_next_start_is_the_same_from_any_earlier_step(
     # Every step up to a start has that start as its next start, as has the start itself.
     for k in range(step, start + 1):
         assert windows.next_start(k, epoch_start) == start
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "reference_every", "total_steps"),
+    [(16, None, 48), (16, None, 16), (16, None, 5), (8, None, 21), (None, 50, 1234)],
+)
+def test_lengths_are_those_of_the_windows(
+    steps_per_epoch: int | None, reference_every: int | None, total_steps: int
+):
+    windows = Windows(
+        steps_per_epoch=steps_per_epoch,
+        reference_every=reference_every,
+        total_steps=total_steps,
+    )
+    borders = [*starts(windows, total_steps), total_steps]
+    assert windows.lengths.tolist() == [b - a for a, b in pairwise(borders)]
+
+
+def test_a_run_of_unknown_length_is_a_window():
+    windows = Windows(steps_per_epoch=16, reference_every=None, total_steps=None)
+    assert windows.lengths.tolist() == [16]

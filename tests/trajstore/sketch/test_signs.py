@@ -46,6 +46,7 @@ def test_roles_keep_their_numbers():
         "PROBE_ROWS": 2,
         "PROBE_FOLD": 3,
         "WINDOW": 4,
+        "DISPLACEMENTS": 5,
     }
 
 

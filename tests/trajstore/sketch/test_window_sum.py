@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from trajstore.format.run_spec import RunSpec
+from trajstore.format.sketch_size import sketch_fields
+from trajstore.format.windows import Windows
 from trajstore.sketch.sketch import CODE_VARIANCE, Sketch
-from trajstore.sketch.window_sum import MAX_FOLDS, WindowSum, best_window_folds
+from trajstore.sketch.window_sum import MAX_FOLDS, WindowSum, with_window_sums
 
 SIZE, BITS = 3000, 256
 
@@ -51,12 +53,16 @@ def test_rows_are_dealt_to_the_folds_in_turn():
     assert abs(folds[2, 3]) == 2
 
 
+def windows_of(length: int) -> Windows:
+    return Windows(steps_per_epoch=None, reference_every=length, total_steps=None)
+
+
 def spec_of(side: int, **changes: object) -> RunSpec:
     document: dict[str, object] = {
         "names": ["w"],
         "shapes": [[side, side]],
         "seed": 0,
-        "sketch_bits": 65536,
+        **sketch_fields(side * side, 65536),
         "basis": 3,
         "probes": 1024,
         "steps_per_epoch": None,
@@ -70,17 +76,25 @@ def spec_of(side: int, **changes: object) -> RunSpec:
 @pytest.mark.parametrize(
     ("side", "n_steps", "expected"),
     [
-        (3000, 400, MAX_FOLDS),
-        (800, 25, 4),
-        (200, 400, 1),  # the fold has one row
-        (300, 1, 0),  # a sum of one gradient would take a third of the window's bytes
+        (3000, 400, (True, MAX_FOLDS)),
+        (800, 25, (True, 3)),
+        (300, 60, (True, 2)),  # the fold has two rows
+        (200, 60, (True, 0)),  # packed: the products are exact enough
+        (30, 400, (False, 0)),  # there is a probe for every parameter
+        (2000, 7, (False, 0)),  # such short windows have no sums
     ],
 )
-def test_a_sum_takes_few_of_the_bytes_of_a_window(
-    side: int, n_steps: int, expected: int
+def test_sums_take_few_of_the_bytes_of_a_window(
+    side: int, n_steps: int, expected: tuple[bool, int]
 ):
-    assert best_window_folds(spec_of(side), n_steps) == expected
+    spec = with_window_sums(spec_of(side), windows_of(n_steps), is_sgd=False)
+    assert (spec.displacement_sum, spec.window_folds) == expected
 
 
-def test_exact_recordings_have_no_sums():
-    assert best_window_folds(spec_of(800, exact=True), 25) == 0
+@pytest.mark.parametrize(
+    ("options", "is_sgd"),
+    [({"exact": True}, False), ({"float64": True}, False), ({}, True)],
+)
+def test_some_recordings_need_no_sums(options: dict[str, object], *, is_sgd: bool):
+    spec = with_window_sums(spec_of(800, **options), windows_of(25), is_sgd=is_sgd)
+    assert (spec.displacement_sum, spec.window_folds) == (False, 0)

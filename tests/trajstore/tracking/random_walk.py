@@ -96,6 +96,8 @@ def follow(
     spec = spec_of(SHAPES, **({"sketch_bits": 512} | options))
     if not (spec.exact or spec.is_packed or spec.float64):
         spec = replace(spec, energies=True, window_folds=2)
+    if not (spec.exact or spec.float64):
+        spec = replace(spec, displacement_sum=True)
     layout = Layout(spec.names, spec.shapes)
     placement = unsharded(layout)
     if group is not None:
@@ -111,6 +113,7 @@ def follow(
         ).copy()
 
     tracker = Tracker([*parameters.values()], layout, spec, placement, backend=backend)
+    tracker.sums.least_steps = 1
     rows = tracker.allocate(N_STEPS)
     # The second fold leaves the last few probes unwritten.
     rows["tables"].fill_(torch.nan)
@@ -140,8 +143,8 @@ def follow(
             parameter.add_(0.01 * draw(parameter.shape))
         tracker.after_step(row)
         walk.after.append(flat(parameters))
-    walk.ended.append(tracker.end_window())
     unchanged = tracker.parameters_unchanged_since_step()
+    walk.ended.append(tracker.end_window())
     changed = parameters["bias"]
     # The tracker rounds float64 to float32, so change the last bit of the float32 number.
     before = changed[3].float() if changed.dtype is torch.float64 else changed[3]

@@ -10,7 +10,9 @@ pytest.importorskip("torch")
 
 from tests.trajstore.tracking.random_walk import Walk
 from trajstore.format.layout import BLOCK, Layout
-from trajstore.sketch.sketch import sketch_of
+from trajstore.sketch import deltas
+from trajstore.sketch.displacement_sum import DisplacementSum
+from trajstore.sketch.sketch import probes_of, sketch_of
 from trajstore.sketch.window_sum import WindowSum
 
 
@@ -44,6 +46,27 @@ def expected_sums(walk: Walk) -> list[Any]:
         sketch = replace(sketch_of(spec, layout), window=window)
         window_sum = WindowSum(sketch=sketch, n_folds=spec.window_folds)
         codes.append(window_sum.encode(total.astype(np.float32)))
+    return codes
+
+
+def expected_displacements(walk: Walk) -> list[Any]:
+    """Return the codes and scales of the sum of each window's displacements."""
+    spec = walk.spec
+    layout = Layout(spec.names, spec.shapes)
+    codes, anchor, ends = [], walk.before[0], [*walk.before[2:], walk.after[-1]]
+    for window, (coded, end) in enumerate(zip(walk.anchors, ends, strict=True)):
+        if window > 0:
+            anchor = anchor + deltas.decode(coded.codes, coded.scales)
+        steps = [
+            x for x, w in zip(walk.before, walk.window, strict=True) if w == window
+        ]
+        at_end = (len(steps) - 1) / 2 * np.float64(end - anchor)
+        total: Any = np.sum([x - anchor for x in steps], 0, dtype=np.float64) - at_end
+        if spec.is_packed:
+            total = total[layout.packed_elements]
+        sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
+        total_sketch = DisplacementSum(sketch=sketch, probes=probes, window=window)
+        codes.append(total_sketch.encode(total.astype(np.float32)))
     return codes
 
 

@@ -89,6 +89,11 @@ class DoubleBackend:
         """Not kept: there are no folds."""
         return self._sketching.window_folds
 
+    @property
+    def displacement_fold(self) -> Tensor:
+        """Not kept: displacements are not added up."""
+        return self._sketching.displacement_fold
+
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
         self._sketching.start_window(window, weights)
@@ -169,6 +174,16 @@ class DoubleBackend:
         self._read(self._parameters, self._views[DISPLACEMENT])
         self._rows[DISPLACEMENT].sub_(self._rows[ANCHOR])
 
+    def fold_displacement(self) -> Tensor:
+        """Raise an error: displacements are not added up."""
+        raise NotImplementedError("Sums of displacements are not recorded in float64.")
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,)."""
+        self._sketching.encode(fold, rotation_signs, signs=signs, scales=scales)
+
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float64 (probe,)."""
         factors = self._scale(self._rows[GRADIENT:ANCHOR])
@@ -185,7 +200,7 @@ class DoubleBackend:
         """Copy tensors of layers into views; a view is set to zero if its tensor is None."""
         layout = self._layout
         if _are_plain(tensors, layout.shapes):
-            torch._foreach_copy_(views, tensors)
+            torch._foreach_copy_(views, [t for t in tensors if t is not None])
             return
         present = iter(views)
         for tensor, name, shape in zip(

@@ -79,6 +79,8 @@ class EagerBackend:
         self.window_folds = self._rows.new_zeros(
             1, spec.window_folds, spec.sketch_numbers
         )
+        shape = 1, spec.sketch_numbers if spec.displacement_sum else 0
+        self.displacement_fold = self._rows.new_zeros(shape)
         self._sketch: SketchOnDevice | None = None
         if not spec.exact:
             layout = placement.layout
@@ -111,7 +113,8 @@ class EagerBackend:
         )
 
     def start_sums(self, row_signs: Tensor | None) -> None:
-        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
+        """Clear `block_energies` and both sums of folds; use these row signs, float32 (row,)."""
+        self.displacement_fold.zero_()
         self.block_energies.zero_()
         self.window_folds.zero_()
         if self._sketch is not None and row_signs is not None:
@@ -160,6 +163,9 @@ class EagerBackend:
             fold_signs=self._probes.row_signs,
             folds=self._probes.folds,
         )
+        if self._spec.displacement_sum:
+            fold = self._probes.folds[1]
+            self.displacement_fold[0, : len(fold)] += fold
         self._probes.write(row["probes"])
         tables.copy_(sums)
         self._placement.all_reduce(tables, buckets, row["probes"])
@@ -192,7 +198,7 @@ class EagerBackend:
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
         kept, row = self._rows[:ANCHOR].clone(), self._row_of_gradient
-        sums = self.block_energies, self.window_folds
+        sums = self.block_energies, self.window_folds, self.displacement_fold
         kept_sums = [total.clone() for total in sums]
         yield
         self._rows[:ANCHOR] = kept
@@ -209,10 +215,23 @@ class EagerBackend:
         """Set the displacement to the parameters minus the anchor."""
         self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement[0])
 
+    def fold_displacement(self) -> Tensor:
+        """Return the fold of the displacement on this rank, float32 (bucket,)."""
+        assert self._sketch is not None
+        folds = torch.zeros_like(self._probes.folds)
+        self._sketch.fold(0, self._probes.row_signs, folds)
+        return folds[1]
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,)."""
+        assert self._sketch is not None
+        self._sketch.encode_fold(fold, rotation_signs, signs=signs, scales=scales)
+
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,)."""
-        assert self._sketch is not None
-        self._sketch.fold(0, self._probes.row_signs, self._probes.folds)
+        self._probes.folds[1] += self.fold_displacement()
         probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
         self._probes.write(probes)
         self._placement.all_reduce(probes)

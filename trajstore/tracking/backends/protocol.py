@@ -67,11 +67,18 @@ class StepBackend(Protocol):
         are the sums over the parts, each of which belongs to a thread or program.
         """
 
+    @property
+    def displacement_fold(self) -> Tensor:
+        """Sum of the folds of the window's displacements, float32 (part, bucket).
+
+        `measure` adds the fold of the displacement that the probes have, if the store has such sums.
+        """
+
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
 
     def start_sums(self, row_signs: Tensor | None) -> None:
-        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
+        """Clear `block_energies` and both sums of folds; use these row signs, float32 (row,)."""
 
     def measure(
         self,
@@ -99,11 +106,19 @@ class StepBackend(Protocol):
     def preserve_state(self) -> AbstractContextManager[None]:
         """Return a context that restores all results but rows on exit.
 
-        These are the last gradient, the displacement, `block_energies` and `window_folds`.
+        These are the last gradient, the displacement, `block_energies` and both sums of folds.
         """
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
+
+    def fold_displacement(self) -> Tensor:
+        """Return the fold of the displacement on this rank, float32 (bucket,); not for exact mode."""
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,), which it overwrites, like a sketch."""
 
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,); not for exact mode."""

@@ -50,17 +50,15 @@ from torch import Tensor
 
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch.fold import SHIFT, Fold
+from trajstore.sketch.fold import SHIFT
 from trajstore.sketch.signs import Role, random_signs
-from trajstore.sketch.sketch import probes_of, sketch_of
-from trajstore.sketch_torch.levels import Encoder
-from trajstore.sketch_torch.probes import ProbesOnDevice
-from trajstore.sketch_torch.rotation import Rotation
+from trajstore.sketch.sketch import sketch_of
 from trajstore.sketch_torch.uploads import upload
 from trajstore.tracking.backends import triton_kernels
 from trajstore.tracking.backends.columns import MeasuredColumns, measured_columns
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.triton_folding import Folding
 from trajstore.tracking.backends.triton_tables import (
     FOUR_WARPS,
     ONE_WARP,
@@ -104,58 +102,6 @@ class _Tables(NamedTuple):
     after: SumsByLayer  # one row per block
 
 
-class _Folding:
-    """Holds the folds of a step on the device, and encodes them as sketch and probes."""
-
-    def __init__(
-        self, layout: Layout, spec: RunSpec, grid: _Grid, device: torch.device
-    ) -> None:
-        self.sketch = sketch_of(spec, layout)
-        fold, numbers = self.sketch.fold, self.sketch.numbers
-        self.probes = ProbesOnDevice(probes_of(spec, layout), 2, device)
-        # Kernels fold a packed vector as one row that still has gaps; `add_up` removes them.
-        self._device = device
-        self._elements: Tensor | None = None
-        self._size = layout.size
-        if self.sketch.is_packed:
-            self._elements = upload(layout.packed_elements, device)
-        self.probe_columns = self.columns(fold)
-        n_tiles, n_parts = grid.programs
-        self.folds = torch.zeros((n_parts, 3, n_tiles * SEGMENT), device=device)
-        counts = self.sketch.sign_counts
-        self.step_signs = torch.empty(sum(counts), device=device)
-        self._rotation_signs, self.row_signs = self.step_signs.split(counts)
-        self._rotation = Rotation(numbers, device, is_mixed=self.sketch.is_mixed)
-        self._encoder = Encoder(self.sketch.bits_per_number, device)
-        self._buckets = torch.zeros(numbers, device=device)
-
-    def columns(self, fold: Fold) -> Tensor:
-        """Return the column signs of a fold as kernels read them, int8 (sign,)."""
-        sequence = upload(fold.column_sequence.astype(np.int8), self._device)
-        if self._elements is None:
-            return sequence
-        spread = sequence.new_zeros(self._size)
-        spread[self._elements] = sequence
-        return spread
-
-    def add_up(self, folds: Tensor, out: Tensor) -> None:
-        """Add up the folds of all parts, (part, ..., column); write to `out`, (..., bucket)."""
-        if self._elements is None:
-            torch.sum(folds[..., : out.shape[-1]], 0, out=out)
-        else:
-            out.copy_(folds[0].index_select(-1, self._elements))
-
-    def write(self, row: Mapping[str, Tensor]) -> None:
-        """Encode the folds as sketch and probes, and write both to a row."""
-        width = self.sketch.fold.width
-        self.add_up(self.folds[:, :2], self.probes.folds)
-        self.probes.write(row["probes"])
-        self._buckets[width:] = 0
-        self.add_up(self.folds[:, 2], self._buckets[:width])
-        self._rotation(self._buckets, self._rotation_signs)
-        self._encoder(self._buckets, signs=row["signs"], scales=row["scales"])
-
-
 class TritonBackend:
     """Measures steps with the kernels of `trajstore.tracking.backends.triton_kernels`."""
 
@@ -179,11 +125,11 @@ class TritonBackend:
         self._tables = _tables(layout, self._grid.width, self._columns, device)
         n_blocks = len(layout.layer_of_block)
         self._checks = torch.zeros((2, n_blocks), dtype=torch.int64, device=device)
-        self._folding: _Folding | None = None
+        self._folding: Folding | None = None
         # Kernels need some tensor as an argument for signs and folds, even if they do not read it.
         self._sketch_columns = self._tables.ends
         if not spec.exact:
-            self._folding = _Folding(layout, spec, self._grid, device)
+            self._folding = Folding(layout, spec, self._grid.programs, device)
             self._sketch_columns = self._folding.probe_columns
         self._weights = torch.ones(len(layout.names), device=device)
         n_tiles, n_parts = self._grid.programs
@@ -193,6 +139,8 @@ class TritonBackend:
             (n_parts, spec.window_folds, n_tiles * SEGMENT), device=device
         )
         self._window_signs = self._weights
+        n = spec.sketch_numbers if spec.displacement_sum else 0
+        self.displacement_fold = torch.zeros((1, n), device=device)
         self._past_addresses = upload(past.addresses, device)
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
@@ -223,9 +171,9 @@ class TritonBackend:
         return self._window_folds[..., : self._spec.sketch_numbers]
 
     def start_sums(self, row_signs: Tensor | None) -> None:
-        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
-        self._energies.totals.zero_()
-        self._window_folds.zero_()
+        """Clear `block_energies` and both sums of folds; use these row signs, float32 (row,)."""
+        for total in self._totals:
+            total.zero_()
         if row_signs is not None:
             self._window_signs = row_signs
 
@@ -250,7 +198,7 @@ class TritonBackend:
                 row["gradient"].copy_(self._rows[0])
                 row["displacement"].copy_(self._rows[1])
             else:
-                self._folding.write(row)
+                self._folding.write(row, self.displacement_fold)
 
     def _measure_before(self, vectors: Sequence[Tensor | None]) -> None:
         tables, grid, folding = self._tables, self._grid, self._folding
@@ -316,12 +264,16 @@ class TritonBackend:
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
-        sums = self._energies.totals, self._window_folds
-        kept, kept_sums = self._rows[:2].clone(), [total.clone() for total in sums]
+        totals = self._rows[:2], *self._totals
+        kept = [total.clone() for total in totals]
         yield
-        self._rows[:2] = kept
-        for total, before in zip(sums, kept_sums, strict=True):
+        for total, before in zip(totals, kept, strict=True):
             total.copy_(before)
+
+    @property
+    def _totals(self) -> tuple[Tensor, ...]:
+        """Sums over the steps of the window."""
+        return self._energies.totals, self._window_folds, self.displacement_fold
 
     @property
     def last_gradient(self) -> Tensor:
@@ -345,8 +297,8 @@ class TritonBackend:
                 **FOUR_WARPS,
             )
 
-    def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 (probe,)."""
+    def fold_displacement(self) -> Tensor:
+        """Return the fold of the displacement, float32 (bucket,)."""
         folding, grid = self._folding, self._grid
         assert folding is not None
         n_tiles, n_parts = grid.programs
@@ -365,7 +317,24 @@ class TritonBackend:
                 SEGMENT=SEGMENT,
                 **ONE_WARP,
             )
-            folding.add_up(folds, folding.probes.folds[1])
+            fold = torch.empty_like(folding.probes.folds[1])
+            folding.add_up(folds, fold)
+        return fold
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,)."""
+        assert self._folding is not None
+        with _on(self._rows.device):
+            self._folding.encode(fold, rotation_signs, signs=signs, scales=scales)
+
+    def probe_displacement(self) -> Tensor:
+        """Return the probes of the displacement, float32 (probe,)."""
+        folding, fold = self._folding, self.fold_displacement()
+        assert folding is not None
+        with torch.no_grad(), _on(self._rows.device):
+            folding.probes.folds[1] += fold
             probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
             folding.probes.write(probes)
         return probes[1]

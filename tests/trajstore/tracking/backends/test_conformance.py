@@ -18,7 +18,11 @@ from tests.trajstore.tracking.random_walk import (
     one_rank,
     spec_of,
 )
-from tests.trajstore.tracking.window_ends import expected_energies, expected_sums
+from tests.trajstore.tracking.window_ends import (
+    expected_displacements,
+    expected_energies,
+    expected_sums,
+)
 from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
 from trajstore.tracking.backends.cpu import backend as cpu_backend
@@ -134,6 +138,12 @@ def assert_measured(walk: Walk) -> None:
         assert np.unpackbits(walk.rows["signs"] ^ reference.signs).mean() < 1e-3
     probes = np.array([anchor.probes for anchor in walk.anchors])
     np.testing.assert_allclose(probes, reference.anchor_probes, atol=1e-3)
+    if walk.spec.displacement_sum:
+        sums = expected_displacements(walk)
+        for ended, (codes, scales) in zip(walk.ended, sums, strict=True):
+            np.testing.assert_allclose(ended.displacement_scales, scales, rtol=rtol)
+            if walk.spec.bits_per_number < 16:
+                assert np.unpackbits(ended.displacement_codes ^ codes).mean() < 1e-3
     if not walk.spec.window_folds:
         return
     energies = np.array([ended.energies for ended in walk.ended])
@@ -285,7 +295,7 @@ def test_a_backend_has_the_members_of_the_protocol_and_no_others(name: str):
         return {member for member in dir(cls) if not member.startswith("_")}
 
     # Backends may set these as instance attributes.
-    own = {"frame", "block_energies", "window_folds"}
+    own = {"frame", "block_energies", "window_folds", "displacement_fold"}
     assert public(case_of(name).backend) | own == public(StepBackend)
 
 

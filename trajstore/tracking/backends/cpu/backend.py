@@ -87,6 +87,15 @@ class _Folding:
     codes: _Codes | None  # arguments of `coding.code_levels`; None with one bit
     elements: Integers  # (parameter,): elements of the vector without gaps
 
+    def code(
+        self, numbers: Floats, code: npt.NDArray[np.uint8], scales: Floats
+    ) -> None:
+        """Write the codes and scales of a rotated fold."""
+        if self.codes is not None:
+            coding.code_levels(numbers, *self.codes, code, scales)
+        else:
+            coding.code_signs(numbers, code, scales)
+
 
 class _Window(NamedTuple):
     """Signs and weights of the sketch that stay the same during a window."""
@@ -144,6 +153,9 @@ class CPUBackend:
             n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
         )
         self._sums = self.window_folds.numpy(), self.block_energies.numpy()
+        shape = n_parts, spec.sketch_numbers if spec.displacement_sum else 0
+        self.displacement_fold = huge_zeros(*shape, device=CPU)
+        self._displacements = self.displacement_fold.numpy()
         # |g|^2 of the last step by block; NaN is not known, or out of the range of float32.
         self._squares = np.full(blocks, np.nan, np.float32)
         self._checks = np.zeros((0, 0), np.int64)
@@ -162,8 +174,8 @@ class CPUBackend:
         self._window = _Window(columns, weights.numpy().copy(), self._window.sum_signs)
 
     def start_sums(self, row_signs: Tensor | None) -> None:
-        """Clear `block_energies` and `window_folds`; use these row signs, float32 (row,)."""
-        for total in self._sums:
+        """Clear `block_energies` and both sums of folds; use these row signs, float32 (row,)."""
+        for total in (*self._sums, self._displacements):
             total.fill(0)
         if row_signs is not None:
             self._window = self._window._replace(sum_signs=row_signs.numpy())
@@ -227,6 +239,8 @@ class CPUBackend:
             for name, vector in zip(names, self._rows, strict=False):
                 row[name].numpy()[:] = vector
             return
+        if self._spec.displacement_sum:
+            self._displacements += folding.folds[:, 1]
         probes = row["probes"].numpy()
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
         numbers = folding.folds[0, -1]
@@ -236,11 +250,7 @@ class CPUBackend:
             folding.step_signs[: len(numbers)],
             *folding.blocks,
         )
-        code, scales = row["signs"].numpy(), row["scales"].numpy()
-        if folding.codes is not None:
-            coding.code_levels(numbers, *folding.codes, code, scales)
-        else:
-            coding.code_signs(numbers, code, scales)
+        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
@@ -259,7 +269,7 @@ class CPUBackend:
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
-        results = self._rows[:2], self._squares, *self._sums
+        results = self._rows[:2], self._squares, *self._sums, self._displacements
         kept = [result.copy() for result in results]
         yield
         for result, before in zip(results, kept, strict=True):
@@ -276,19 +286,29 @@ class CPUBackend:
         parameters, _copies = self._addresses.of_parameters()
         measuring.subtract_anchor(parameters, *self._layout, self._rows)
 
-    def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 (probe,)."""
+    def fold_displacement(self) -> Tensor:
+        """Return the fold of the displacement, float32 (bucket,)."""
         folding, vector = self._folding, self._rows[1]
         if self._spec.is_packed:
             vector = vector[folding.elements]
-        folds = np.zeros((1, 1, folding.folds.shape[2]), np.float32)
+        fold = np.zeros(folding.folds.shape[2], np.float32)
         sketching.fold(
-            vector,
-            folding.width,
-            folding.probe_columns,
-            folding.probe_rows,
-            folds[0, 0],
+            vector, folding.width, folding.probe_columns, folding.probe_rows, fold
         )
+        return torch.from_numpy(fold)
+
+    def encode(
+        self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
+    ) -> None:
+        """Rotate and code a fold, float32 (bucket,)."""
+        folding, numbers = self._folding, fold.numpy()
+        drawn = rotation_signs.numpy()
+        sketching.rotate(numbers[None, None], folding.filled, drawn, *folding.blocks)
+        folding.code(numbers, signs.numpy(), scales.numpy())
+
+    def probe_displacement(self) -> Tensor:
+        """Return the probes of the displacement, float32 (probe,)."""
+        folding, folds = self._folding, self.fold_displacement().numpy()[None, None]
         out = np.zeros((1, self._spec.probes), np.float32)
         sketching.probe(folds, folding.width, *folding.second_fold, out)
         return torch.from_numpy(out[0])
