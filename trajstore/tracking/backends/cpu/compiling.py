@@ -129,7 +129,9 @@ def compiled_when_called(*signature: Any) -> Callable[[F], F]:
     def decorated(function: F) -> F:
         @cache
         def compiled_now() -> F:
-            return jit(function, void(*signature))
+            result = jit(function, void(*signature))
+            ANNOUNCER.finish()
+            return result
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
@@ -147,6 +149,7 @@ def compile_for_threads() -> None:
     """Compile the functions that run in threads."""
     for compiled_now in _IN_THREADS:
         compiled_now()
+    ANNOUNCER.finish()
 
 
 def compiled_in_threads(*signature: Any) -> Callable[[F], F]:

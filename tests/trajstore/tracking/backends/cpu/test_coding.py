@@ -24,7 +24,7 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
     arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(numbers, *arguments, memory, code, scales)
+    coding.code_levels(*arguments, memory, numbers, code, scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
         expected_code, expected_scales = levels.encode(numbers, bits)
@@ -91,7 +91,7 @@ def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float)
     numbers[3] = bad
     arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(numbers, *arguments, memory, np.zeros(bits, np.uint8), scales)
+    coding.code_levels(*arguments, memory, numbers, np.zeros(bits, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 

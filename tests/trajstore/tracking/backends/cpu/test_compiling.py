@@ -44,14 +44,14 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_functions_that_are_not_in_the_cache_are_announced(
     caplog: pytest.LogCaptureFixture,
 ):
+    compiling.ANNOUNCER.finish()
     caplog.set_level(logging.INFO, "trajstore")
-    for messages in (["Compiling kernels", "Kernels are compiled after"], []):
+    for messages in (["Compiling kernels,", "Kernels are"], []):
         caplog.clear()
         assert compiling.jit(double, SIGNATURE)(3.0) == 6.0
         compiling.ANNOUNCER.finish()
-        assert [
-            m[: len(e)] for m, e in zip(caplog.messages, messages, strict=True)
-        ] == (messages)
+        found = [" ".join(message.split()[:2]) for message in caplog.messages]
+        assert found == messages
 
 
 @pytest.mark.usefixtures("cache_folder")
