@@ -35,11 +35,18 @@ collect_ignore += [
     for name in ("mlflow", "tensorboard", "trackio", "wandb")
     if find_spec(name) is None
 ]
+if find_spec("numba") is None:
+    collect_ignore += ["trajstore/sketch/compiled.py"]
 if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [
         *(f"trajstore/{name}/*" for name in TORCH_PACKAGES),
-        *("trajstore/tracking/backends/*", "train/*", "tests/train/*"),
+        *(
+            "trajstore/tracking/backends/*",
+            "trajstore/tracking/backends/cpu/*",
+            "train/*",
+            "tests/train/*",
+        ),
         "tests/trajstore/integrations/*",
     ]
     collect_ignore += [

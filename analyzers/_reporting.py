@@ -287,10 +287,11 @@ def make_table(*headers: str, text: Collection[str] = ()) -> Table:
 
 
 def decimals_of(errors: "npt.NDArray[np.float64]") -> int:
-    """Return the number of decimals, 4 to 7, that shows a digit of the smallest error above 0."""
-    known = errors[errors > 0]
+    """Return the number of decimals, 4 to 6, that shows a digit of every error above 1e-6."""
+    # Smaller errors are those of rounding.
+    known = errors[errors > 1e-6]
     smallest = float(known.min()) if known.size else 1.0
-    return min(max(4, math.ceil(-math.log10(smallest))), 7)
+    return max(4, math.ceil(-math.log10(smallest)))
 
 
 def with_error(value: float, error: float, decimals: int) -> str:

@@ -64,6 +64,8 @@ def record(
     common = {
         "total_steps": training.total_steps,
         "steps_per_epoch": training.steps_per_epoch,
+        # Also epochs of few steps have windows of their own.
+        "reference_every": training.steps_per_epoch,
     }
     arguments = {
         (key, seed): {

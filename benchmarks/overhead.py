@@ -40,9 +40,8 @@ from train.observer import Log, Track, unobserved
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of
 from trajstore.tracking import tracker
-from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends import cpu_sketch
-from trajstore.tracking.backends.addresses import Addresses
+from trajstore.tracking.backends.cpu import measuring, sketching
+from trajstore.tracking.backends.cpu.addresses import Addresses
 
 EPOCHS = 25
 MODES = ("plain", "recorded", "two-run")
@@ -50,12 +49,12 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (Addresses, "of"),
-    "random signs": (cpu_sketch, "draw_signs"),
-    "inner products and folds": (kernels, "measure_before"),
-    "inner products and folds, in threads": (kernels, "measure_before_in_parts"),
-    "probes": (cpu_sketch, "probe"),
-    "rotation": (cpu_sketch, "rotate"),
-    "1-bit code": (cpu_sketch, "code_signs"),
+    "random signs": (sketching, "draw_signs"),
+    "inner products and folds": (measuring, "measure_before"),
+    "inner products and folds, in threads": (measuring, "measure_before_in_parts"),
+    "probes": (sketching, "probe"),
+    "rotation": (sketching, "rotate"),
+    "1-bit code": (sketching, "code_signs"),
     "new anchor": (tracker.Tracker, "move"),
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),

@@ -64,6 +64,9 @@ FITTED = (
 )
 """Runs from which plans extrapolate."""
 
+BRIEF = ("GRU", "label noise", "ratings", "weight decay")
+"""Fitted runs that are measured with windows of one epoch only."""
+
 POWERS = ("mlp5k", "heavy", "mlp13k", "lstm")
 """Trainings in which the distance to the end is compared with later learning rates."""
 
@@ -177,10 +180,12 @@ def bytes_of_chunks(path: Path) -> int:
     return sum(f.stat().st_size for f in (path / "c").rglob("*") if f.is_file())
 
 
-def measure(experiment: Any, directory: Path) -> dict[str, Any]:
+def measure(
+    experiment: Any, directory: Path, per_epoch: Sequence[float]
+) -> dict[str, Any]:
     """Record with several window lengths, and with several numbers of signs."""
     epoch = steps_per_epoch(experiment)
-    lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
+    lengths = [round(epoch / n) for n in per_epoch]
     options: list[dict[str, int]] = [{"reference_every": n} for n in lengths]
     options += [{"sketch_bits": bits} for bits in SIGNS]
     *runs, default = record(experiment, directory, [*options, {}])
@@ -199,10 +204,12 @@ def measure(experiment: Any, directory: Path) -> dict[str, Any]:
     }
 
 
-def measure_bases(experiment: Any, directory: Path) -> dict[str, Any]:
+def measure_bases(
+    experiment: Any, directory: Path, per_epoch: Sequence[float]
+) -> dict[str, Any]:
     """Record with smaller bases, each with several window lengths."""
     epoch = steps_per_epoch(experiment)
-    lengths = [round(epoch / n) for n in WINDOWS_PER_EPOCH]
+    lengths = [round(epoch / n) for n in per_epoch]
     options = [{"basis": r, "reference_every": n} for r in BASES for n in lengths]
     errors = iter(
         [errors_mid_run(run) for run in record(experiment, directory, options)]
@@ -278,8 +285,10 @@ def main(*, only: str | None = None, out: Path = RESULTS / "planning.json") -> N
     results = json.loads(out.read_text()) if only else {}
     for name in [only] if only else WORKLOADS:
         with tempfile.TemporaryDirectory() as directory:
-            results[name] = measure(WORKLOADS[name], Path(directory) / "lengths")
-            results[name] |= measure_bases(WORKLOADS[name], Path(directory) / "bases")
+            experiment, root = WORKLOADS[name], Path(directory)
+            per_epoch = (1,) if name in BRIEF else WINDOWS_PER_EPOCH
+            results[name] = measure(experiment, root / "lengths", per_epoch)
+            results[name] |= measure_bases(experiment, root / "bases", per_epoch)
         Console().print_json(json.dumps({name: results[name]}))
     if only is None:
         results["power"] = {name: powers(TRAININGS[name]) for name in POWERS}

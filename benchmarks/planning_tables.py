@@ -54,6 +54,8 @@ def plan_of(result: Mapping[str, Any]) -> Plan:
         Layout(names, tuple((size,) for size in sizes)),
         n_steps=result["steps"],
         steps_per_epoch=result["steps per epoch"],
+        # Recorders of the calibration have a window for every epoch.
+        reference_every=result["steps per epoch"],
         sketch_bits=result["sketch bits"],
         rate=result["rate"],
         optimizer=result["optimizer"],

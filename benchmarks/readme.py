@@ -149,7 +149,7 @@ def zigzag_table(results: dict[str, Any]) -> str:
             share += f" ± {row['decrease_share_stderr']:.0%}"
         cells = [
             f"{row['n_steps']}",
-            f"{row['mean_cosine']:.3f}",
+            f"{row['mean_cosine']:z.3f}",
             f"{row['step_share']:.0%}",
             f"{row['smooth_share']:.0%}",
             f"{row['path_share']:.0%}",
@@ -329,8 +329,8 @@ def public_codes_table(results: dict[str, Any]) -> str:
 def explorer_table(results: dict[str, Any]) -> str:
     """Return the table of sizes and times of explorer pages."""
     lines = [
-        "| page | steps | layers | size | written in | command | opened in | errors in the console |",
-        "|---|---|---|---|---|---|---|---|",
+        "| page | steps | layers | size | written in | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         cells = [
@@ -339,7 +339,6 @@ def explorer_table(results: dict[str, Any]) -> str:
             str(row["layers"]),
             f"{row['bytes'] / 1e6:.1f} MB",
             f"{row['seconds to write']:.1f} s",
-            f"{row['seconds of the command']:.1f} s",
             f"{row['seconds to open']:.1f} s",
             str(row["complaints and requests"]),
         ]

@@ -59,7 +59,7 @@ def perceptron() -> tuple[nn.Module, torch.Tensor, int]:
 
 def lstm() -> tuple[nn.Module, torch.Tensor, int]:
     """Return an LSTM of 20,000 parameters, a batch and the number of classes."""
-    return LSTM(), torch.randint(100, (128, 20)), 10
+    return LSTM(), torch.randint(100, (80, 20)), 10
 
 
 def autoencoder() -> tuple[nn.Module, torch.Tensor, int]:
@@ -84,7 +84,7 @@ NETS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, int]]] = {
     "300 tensors": many_tensors,
 }
 
-STEPS = {"perceptron": 500, "LSTM": 200, "autoencoder": 120, "300 tensors": 100}
+STEPS = {"perceptron": 500, "LSTM": 120, "autoencoder": 80, "300 tensors": 100}
 """Steps in a turn of each network."""
 
 EPOCHS: dict[str, int | None] = {

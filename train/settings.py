@@ -29,11 +29,10 @@ class Training:
     batch_size : int
         Number of examples in a batch; an incomplete last batch is dropped.
     optimizer : str
-        Plain SGD (``"sgd"``), SGD with a momentum of 0.9 (``"momentum"``), ``"adam"``,
-        ``"adamw"``, NAdam with decoupled weight decay (``"nadamw"``); the optimizers of
-        `trajstore.optim`, normalised SGD with a momentum of 0.9 (``"nsgd"``), ``"spsmax"`` and
-        ``"ngn"``; or those of pytorch-optimizer, ``"sign-sgd"``, ``"lion"``, ``"muon"`` (AdamW
-        for all but hidden matrices) and ``"soap"``.
+        sgd is plain SGD, momentum has a momentum of 0.9, and nadamw is NAdam with decoupled
+        weight decay; nsgd (normalised SGD with a momentum of 0.9), spsmax and ngn are those of
+        `trajstore.optim`; sign-sgd, lion, muon (AdamW for all but hidden matrices) and soap
+        are those of pytorch-optimizer.
     lr : float
         Learning rate, or its largest value under a schedule. For nsgd, the length of a step;
         for spsmax and ngn, the largest step size.

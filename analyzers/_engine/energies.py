@@ -108,7 +108,7 @@ def uneven_weights(run: Run, spread: Spread) -> Weights | None:
     difference = spread.by_block - spread.even
     if not difference.any():
         return None
-    return Weights(np.float32(in_buckets(run, difference))[None], difference)
+    return Weights(in_buckets(run, difference).astype(np.float32)[None], difference)
 
 
 def window_total(run: Run, window: int, spread: Spread) -> WindowTotal | None:
@@ -136,7 +136,7 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
     coded = CODE_VARIANCE / m * energies
     by_bucket = FOLD_VARIANCE * np.stack(folded) + coded[:, None]
-    return Weights(np.float32(by_bucket), density)
+    return Weights(by_bucket.astype(np.float32), density)
 
 
 def energy_sums(

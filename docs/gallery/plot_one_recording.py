@@ -46,9 +46,9 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 epochs, n = 16, 28
 path = Path(tempfile.mkdtemp()) / "run.zarr"
 
-with trajstore.Recorder(
-    path, model, optimizer, steps_per_epoch=n, total_steps=epochs * n
-) as recorder:
+# Epochs are short here and would share anchors; every epoch gets one of its own.
+options = {"steps_per_epoch": n, "total_steps": epochs * n, "reference_every": n}
+with trajstore.Recorder(path, model, optimizer, **options) as recorder:
     for _ in range(epochs):
         for batch in torch.randperm(n * 64).split(64):
             optimizer.zero_grad()

@@ -40,7 +40,7 @@ PROSE: dict[str, Callable[[Names], list[float]]] = {
         gamma(n, 9),
         angle(n, 9),
     ],
-    r"in a space of ([\d,]+) dimensions, two random directions have a cosine of about ([\d.]+)": (
+    r"in a space of ([\d,]+) dimensions, two random directions have a cosine of about (\d\.\d+)": (
         lambda n: [n["run"].layout.n_params, n["run"].layout.n_params ** -0.5]
     ),
     r"how exact the estimate is: here to ([\d.]+), so ([\d.]+) and ([\d.]+) in two": (

@@ -92,9 +92,13 @@ def extras_of(kind: str, torch: str) -> tuple[str, ...]:
 def record(kind: str, extras: str, python: str, versions: dict[str, str]) -> None:
     """Add an installation to the results, in place of an older one of the same kind."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    key = {"kind": kind, "extras": extras, "python": python}
-    key |= {"system": f"{platform.system()} {platform.machine()}"}
-    key |= {"with_torch": "torch" in versions}
+    key = {
+        "kind": kind,
+        "extras": extras,
+        "python": python,
+        "system": f"{platform.system()} {platform.machine()}",
+        "with_torch": "torch" in versions,
+    }
     rows = [row for row in rows if any(row[k] != v for k, v in key.items())]
     rows.append({**key, "versions": versions})
     rows.sort(key=lambda row: (KINDS.index(row["kind"]), row["extras"], row["python"]))

@@ -33,7 +33,7 @@ EXTRAS: Final = {
         "numba",
         "scipy",
     ),
-    "train": ("llvmlite", "numba", "sklearn", "torch", "scipy"),
+    "train": ("sklearn", "torch", "llvmlite", "numba", "scipy"),
     "remote": ("fsspec", "obstore"),
     "data": ("datasets", "PIL"),
     "tensorboard": ("tensorboard",),

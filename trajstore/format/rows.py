@@ -6,7 +6,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trajstore.format.arrays import n_blocks, table_columns
+from trajstore.format.arrays import (
+    GRADIENT_TABLE,
+    UPDATE_TABLE,
+    n_blocks,
+    table_columns,
+)
 from trajstore.format.run_spec import RunSpec
 from trajstore.format.scaled_tables import in_float32, scaled
 
@@ -14,6 +19,9 @@ Array = npt.NDArray[Any]
 
 LOST: Final = 64
 """Products with an iterate are not known if the anchor is this many times |x| away from x."""
+
+RESOLVED: Final = 64 * 2.0**-24
+"""Least |u| / |v| that float32 numbers of the size of v resolve, to about two percent."""
 
 LEAST_SQUARE: Final = 1e-38
 """Squares of smaller numbers lose digits in float32; its least normal number is a little larger."""
@@ -48,16 +56,25 @@ def complete_rows(
     anchor_sq: Array,
     scalars: Sequence[Mapping[str, float]],
     spec: RunSpec,
+    *,
+    are_updates: bool = False,  # whether updates were measured as if they were gradients
 ) -> tuple[dict[str, Array], list[dict[str, float]]]:
     """Return the arrays and scalars for `trajstore.store.row_table.RowTable.append`."""
     # `measured` holds `measured_arrays` with a leading dimension step; `places` holds the
     # epoch, iteration and window of each step; `anchor_sq` is the squared norm of the
     # anchor, float64 (step, layer).
     if not spec.scaled:
-        return _completed(measured, places, anchor_sq, scalars, spec)
+        return _completed(
+            measured, places, anchor_sq, scalars, spec, are_updates=are_updates
+        )
     narrow, fits = in_float32(measured["tables"])
     rows, completed = _completed(
-        {**measured, "tables": narrow}, places, anchor_sq, scalars, spec
+        {**measured, "tables": narrow},
+        places,
+        anchor_sq,
+        scalars,
+        spec,
+        are_updates=are_updates,
     )
     if fits.all():
         return rows, completed
@@ -68,6 +85,7 @@ def complete_rows(
         anchor_sq[large],
         [scalars[i] for i in large],
         spec,
+        are_updates=are_updates,
     )
     wide_rows["tables"], exponents = scaled(wide_rows["tables"], spec)
     for name, array in wide_rows.items():
@@ -85,9 +103,12 @@ def _completed(
     anchor_sq: Array,
     scalars: Sequence[Mapping[str, float]],
     spec: RunSpec,
+    *,
+    are_updates: bool,
 ) -> tuple[dict[str, Array], list[dict[str, float]]]:
     """Return complete rows, with tables of the type of the measured tables."""
     rows = dict(measured)
+    forget_eaten_updates(rows, anchor_sq, spec, are_updates=are_updates)
     forget_far_iterates(rows, anchor_sq, spec)
     if not spec.scaled:
         forget_squares(rows, spec)
@@ -158,6 +179,37 @@ def forget_far_iterates(
         rows["displacement"][far] = np.nan
     else:
         rows["probes"][far, 1] = np.nan
+
+
+def forget_eaten_updates(
+    rows: dict[str, Array], anchor_sq: Array, spec: RunSpec, *, are_updates: bool
+) -> None:
+    """Set updates to NaN that are too small next to the distance of a far anchor."""
+    # An update is the difference of two displacements x - r, which are rounded where |r| is larger
+    # than |x|.
+    if not spec.basis or spec.float64:
+        return
+    columns, tables = table_columns(spec), rows["tables"]
+    name = "grad_sq" if are_updates else "update_sq"
+    update_sq, displacement_sq = (
+        tables[..., columns[n].start].sum(-1, dtype=np.float64)
+        for n in (name, "displacement_sq")
+    )
+    eaten = is_far(tables, anchor_sq.sum(-1), spec, 2)
+    with np.errstate(invalid="ignore", over="ignore"):
+        eaten &= update_sq < RESOLVED**2 * displacement_sq
+    if not eaten.any():
+        return
+    changed = {"tables": tables.copy()}
+    for n in (*GRADIENT_TABLE, "grad_dot_basis") if are_updates else UPDATE_TABLE:
+        changed["tables"][eaten, :, columns[n]] = np.nan
+    if are_updates:
+        sketch = ("gradient",) if spec.exact else ("scales", "probes")
+        changed |= {n: rows[n].copy() for n in sketch}
+        for n in sketch:
+            where = (eaten, 0) if n == "probes" else eaten
+            changed[n][where] = np.nan
+    rows |= changed
 
 
 def forget_squares(rows: dict[str, Array], spec: RunSpec) -> None:

@@ -7,9 +7,9 @@ run; `benchmarks/planning.py` measured them.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isqrt, prod
+from math import isqrt, prod, sqrt
 from typing import Final
 
 from trajstore.format.arrays import (
@@ -35,7 +35,7 @@ from trajstore.format.run_spec import (
 )
 from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.window_length import choose_windows
-from trajstore.format.windows import Windows
+from trajstore.format.windows import OWN_WINDOWS, Windows
 from trajstore.planning.errors import (
     ErrorRange,
     ExpectedErrors,
@@ -185,7 +185,19 @@ class Plan:
             has_sums=is_sgd(self.optimizer) or self.spec.window_folds > 0,
             has_displacement_sums=self.spec.displacement_sum,
         )
-        return expected.stderr(mean_of=mean_of)
+        shared = expected.stderr(mean_of=mean_of)
+        own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
+        share = self._share_of_own_windows
+        pairs = zip(shared, own, strict=True)
+        return ErrorRange(*(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs))
+
+    @property
+    def _share_of_own_windows(self) -> float:
+        """Share of the steps mid-run whose epochs have windows of their own, if others share."""
+        if self.spec.shared_epochs == 1:
+            return 0.0
+        n_epochs = self.n_steps / (self.spec.steps_per_epoch or self.n_steps)
+        return min(1.0, (OWN_WINDOWS - 1) / max(n_epochs - 2, 1))
 
     @property
     def _size(self) -> int:

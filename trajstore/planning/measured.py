@@ -99,5 +99,33 @@ MEASURED_RUNS: Final = {
         },
         from_distance={0: 0.00066, 1: 0.000608, 3: 0.000533},
     ),
+    "GRU": MeasuredErrors(
+        n_steps=320,
+        epoch=0.125,
+        shares=(0.125,),
+        ratios={0: (0.92,), 1: (0.866,), 3: (0.781,)},
+        from_distance={0: 0.00033, 1: 0.000327, 3: 0.000302},
+    ),
+    "label noise": MeasuredErrors(
+        n_steps=300,
+        epoch=0.0833,
+        shares=(0.0833,),
+        ratios={0: (1.045,), 1: (1.051,), 3: (0.821,)},
+        from_distance={0: 0.00189, 1: 0.00188, 3: 0.00168},
+    ),
+    "ratings": MeasuredErrors(
+        n_steps=320,
+        epoch=0.125,
+        shares=(0.125,),
+        ratios={0: (0.065,), 1: (0.064,), 3: (0.063,)},
+        from_distance={0: 3.7e-05, 1: 3.7e-05, 3: 3.67e-05},
+    ),
+    "weight decay": MeasuredErrors(
+        n_steps=300,
+        epoch=0.0667,
+        shares=(0.0667,),
+        ratios={0: (1.048,), 1: (0.915,), 3: (0.818,)},
+        from_distance={0: 0.000654, 1: 0.000632, 3: 0.000602},
+    ),
 }
 """Measured by ``benchmarks/planning.py``."""

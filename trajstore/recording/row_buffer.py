@@ -97,6 +97,8 @@ def to_arrays(
     entries: Sequence[Entry],
     spec: RunSpec,
     fetch: Fetch = to_numpy,
+    *,
+    are_updates: bool = False,  # as for `trajstore.format.rows.complete_rows`
 ) -> Rows:
     """Convert rows for the writer, given tensors (row, ...) and an entry for every row."""
     # Rows of one window share the tensor `anchor_sq`.
@@ -114,6 +116,7 @@ def to_arrays(
         np.stack([anchor_sq[id(entry.anchor_sq)] for entry in entries]),
         scalars.filled([next(arrays) for _ in scalars.stacks]),
         spec,
+        are_updates=are_updates,
     )
 
 

@@ -322,10 +322,9 @@ class StepRecorder:
 
     def _amendment(self) -> dict[str, Scalar]:
         """Return the scalars that were logged after the last step, and that its row lacks."""
-        if self.position.step == 0:
-            return {}
         recorded = self._last_names or ()
-        return {n: v for n, v in self._pending.items() if n not in recorded}
+        logged = self._pending if self.position.step else {}
+        return {n: v for n, v in logged.items() if n not in recorded}
 
     def _end_windows(self) -> int:
         """Return the number of windows of a recording that is about to be closed."""
@@ -353,6 +352,7 @@ class StepRecorder:
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
         session, position, queue = self._session, self.position, self._session.queue
+        self._end_failed()
         is_again, joined = self._row is not None, None
         try:
             refuse_capture(session.device)
@@ -391,6 +391,16 @@ class StepRecorder:
             self._queue_taken()
         if position.step % CHECK_EVERY == 0 or self._windows.is_far:
             self._windows.check_anchor(row)
+
+    def _end_failed(self) -> None:
+        """End a step that raised an error after moving the parameters, without what was logged."""
+        has_begun = self._row is not None and not self._gradient_is_taken
+        if has_begun and self._session.tracker.has_moved():
+            logged = self._pending, self._samples
+            self._pending, self._samples = {}, None
+            self._note()
+            self.end()
+            self._pending, self._samples = logged
 
     def _enter_epoch(self) -> None:
         """Set the epoch of the next step, if `steps_per_epoch` determines it."""

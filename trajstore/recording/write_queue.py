@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import ITEM_SIZE, SAMPLES, STEP
+from trajstore.format.attrs import UPDATE
 from trajstore.format.rows import n_out_of_range
 from trajstore.format.run_spec import FLUSH_BYTES, RunSpec
 from trajstore.format.scaled_tables import unscaled_rows
@@ -282,7 +283,13 @@ class WriteQueue:
             for name in measured[0].row
         }
         entries = [new.entry for new in measured]
-        arrays, scalars = to_arrays(rows, entries, self._spec, self._copies.fetch)
+        arrays, scalars = to_arrays(
+            rows,
+            entries,
+            self._spec,
+            self._copies.fetch,
+            are_updates=measured[0].name == UPDATE,
+        )
         arrays[STEP] = np.array([new.step for new in measured])
         for row in scalars:
             del row["update_norm"]

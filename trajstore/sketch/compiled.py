@@ -42,8 +42,7 @@ def _compiled(*signature: Any, **options: Any) -> Callable[[F], F]:
     return decorated
 
 
-@intrinsic
-def _transform_block(_context: Any, _address: Any) -> Any:
+def _emit_transform(_context: Any, _address: Any) -> Any:
     """Apply the Hadamard transform, not normalised, to `_BLOCK` elements at an address."""
 
     def generate_code(
@@ -83,8 +82,7 @@ def _within(builder: Any, row: Any) -> Any:
     return row
 
 
-@intrinsic
-def _spread_byte(_context: Any, _byte: Any, _value: Any, _address: Any) -> Any:
+def _emit_spread(_context: Any, _byte: Any, _value: Any, _address: Any) -> Any:
     """Write a value with the signs of eight bits, highest bit first: minus for 0."""
 
     def generate_code(
@@ -111,6 +109,10 @@ def _spread_byte(_context: Any, _byte: Any, _value: Any, _address: Any) -> Any:
         return context.get_dummy_value()
 
     return void(uint8, float32, int64), generate_code
+
+
+_transform_block: Final = intrinsic(_emit_transform)
+_spread_byte: Final = intrinsic(_emit_spread)
 
 
 @_compiled(inline="never")

@@ -13,9 +13,9 @@ folded together, and the vector to rotate consists of the parameters without gap
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Final, NamedTuple
 
-import lazy_loader
 import numpy as np
 import numpy.typing as npt
 
@@ -27,9 +27,6 @@ from trajstore.sketch.fold import Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate, rotate_back
 from trajstore.sketch.signs import Role, random_bytes, random_signs, unpack_signs
-
-# Numba takes a third of a second to import, and more to compile.
-compiled = lazy_loader.load("trajstore.sketch.compiled", suppress_warning=True)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -153,6 +150,8 @@ class Sketch:
         buckets: FloatArray,
     ) -> "Decoded":
         """Decode as `decode` does, up to rounding, in compiled loops."""
+        # Numba takes a third of a second to import. Modules of lazy_loader are not safe in threads.
+        compiled = import_module("trajstore.sketch.compiled")
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
         signs, numbers = np.empty((2, self.numbers), np.float32)
         n_bytes, n_rows = self.numbers // 8, self.fold.n_rows

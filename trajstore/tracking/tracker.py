@@ -273,9 +273,7 @@ class Tracker:
             self._backend.measure(gradients, step, row, last_step)
             self._n_gradients += 1
         if self._spec.scaled and self.device.type != "cpu":
-            # A recording that began on a CPU is resumed on an accelerator.
-            with torch.no_grad():
-                forget_squares(row, self._spec)
+            forget_squares(row, self._spec)
 
     @property
     def parameters(self) -> list[Tensor | None]:
@@ -328,11 +326,8 @@ class Tracker:
 
     def skip_after_step(self, row: Mapping[str, Tensor]) -> None:
         """Leave out `after_step` for a row, but count its gradient."""
-        grad_sq = table_columns(self._spec)["grad_sq"].start
-        squares = row["tables"][:, grad_sq]
-        # As resuming finds them in the store.
-        stored = squares if self._spec.float64 else squares.float()
-        self._gradient_energy += stored
+        squares = row["tables"][:, table_columns(self._spec)["grad_sq"].start]
+        self._gradient_energy += squares.to(getattr(torch, self._spec.float_type))
         self._n_gradients += 1
 
     def forget_displacement(self) -> None:
@@ -387,6 +382,12 @@ class Tracker:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         with self._backend.preserve_state():
             return self._backend.parameters_unchanged_since_step()
+
+    @torch.no_grad()
+    def has_moved(self) -> bool:
+        """Return whether the parameters differ from those in `before_step`; waits."""
+        moved = any((u.abs() > 0).any() for u in self._updates() if u is not None)
+        return not self._placement.all_agree(here=not moved)
 
     def anchor_sq(self) -> Tensor:
         """Return the squared norm of the anchor in each layer, float64 (layer,)."""

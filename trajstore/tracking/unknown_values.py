@@ -36,9 +36,11 @@ def forget_update(row: Row, spec: RunSpec) -> None:
     _forget(row, spec, *UPDATE_TABLE)
 
 
+@torch.no_grad()
 def forget_squares(row: Row, spec: RunSpec) -> None:
     """Set |g|^2 and the scale of the sketch to NaN where float32 cannot hold squares of g."""
-    # As `trajstore.format.rows.forget_squares`, without waiting for an accelerator.
+    # As `trajstore.format.rows.forget_squares`, without waiting for an accelerator; for a recording
+    # that began on a CPU and is resumed on an accelerator.
     columns = table_columns(spec)
     squares = row["tables"][:, columns["grad_sq"]]
     sums = row["gradient"] if spec.exact else row["probes"][0]

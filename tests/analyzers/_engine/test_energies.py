@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from analyzers._engine import energies
 from analyzers._engine.arrays.crowding import layer_pieces
 from analyzers._engine.energies import (
     Weights,
@@ -154,7 +155,12 @@ def test_weights_of_the_total_collide_only_within_a_fold(run: Run):
 
 
 @pytest.mark.parametrize("cut", [3, 4])
-def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(run: Run, cut: int):
+def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
+    run: Run, cut: int, monkeypatch: pytest.MonkeyPatch
+):
+    # A batch holds two rows.
+    monkeypatch.setattr(energies, "SQUARES", 2 * run.stored.sketch.fold.width)
+    monkeypatch.setattr(energies, "INTERVAL_SUMS", 1)
     window, fold, layout = run.n_windows - 2, run.stored.sketch.fold, run.layout
     n_rows, width = fold.n_rows, fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))

@@ -16,6 +16,7 @@ import trajstore
 from tests.analyzers.geometry.descent import Train, by_hand, recorded, z_scores
 from tests.analyzers.laziness import fail_if_computed
 from trajstore.reading.run import Run
+from trajstore.sketch import sketch
 
 pytest.importorskip("torch")
 
@@ -275,7 +276,8 @@ def test_result_does_not_depend_on_chunks(
     for module, constant, value in (
         # Parts hold two steps, eight rows of the fold or two blocks; the result has four.
         ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
-        ("_engine.project", "FOLD_ROWS", 3),
+        ("_engine.energies", "SQUARES", 3 * 256),
+        ("_engine.energies", "INTERVAL_SUMS", 10),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
         ("_engine.tasks", "PART", 2048),
         ("_engine.tasks", "ROW_PART", 2048),
@@ -292,20 +294,38 @@ def test_result_does_not_depend_on_chunks(
         np.testing.assert_allclose(result[name], variable, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_compiled_loops_change_nothing_but_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: bool
+):
+    pytest.importorskip("numba")
+    train = partial(by_hand, n_steps=16, steps_per_epoch=8)
+    run = recorded(tmp_path / "run.zarr", train, sketch_bits=1024)
+    assert run.spec.bits_per_number == 1
+    expected = analyzers.path_geometry(run, layers=layers).compute()
+    monkeypatch.setattr(sketch, "COMPILED_FROM", 0)
+    result = analyzers.path_geometry(run, layers=layers).compute()
+    assert (result.gamma != expected.gamma).any()
+    for name, variable in expected.data_vars.items():
+        np.testing.assert_allclose(result[name], variable, rtol=1e-4, atol=1e-6)
+
+
 def test_analysis_needs_no_torch(example_run: Path):
     expected = analyzers.path_geometry(trajstore.open_run(example_run)).gamma.sum()
     code = f"""
 import sys
 import analyzers, analyzers.cli, trajstore
 run = trajstore.open_run({str(example_run)!r})
-print(float(analyzers.path_geometry(run).gamma.sum()), "torch" in sys.modules)
+total = float(analyzers.path_geometry(run).gamma.sum())
+print(total, "torch" in sys.modules, "numba" in sys.modules)
 """
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    total, torch_is_there = run.stdout.split()
+    total, *are_there = run.stdout.split()
     assert float(total) == pytest.approx(float(expected), rel=1e-6)
-    assert torch_is_there == "False"
+    # Short runs do without compiled loops.
+    assert are_there == ["False", "False"]
 
 
 @pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,13 @@ Floats = npt.NDArray[np.float64]
 N_STEPS = 40
 
 
-def make_model() -> torch.nn.Sequential:
+def make_model() -> Any:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(90, 120), torch.nn.Linear(120, 50))
 
 
 def record(
-    path: Path, make_optimizer: Callable[..., torch.optim.Optimizer], seed: int = 5
+    path: Path, make_optimizer: Callable[..., Any], seed: int = 5
 ) -> trajstore.Run:
     """Record a run with a decaying rate whose gradients change their norm."""
     model = make_model()
@@ -46,24 +47,24 @@ def record(
 def record_walk(
     path: Path,
     run: trajstore.Run,
-    make_optimizer: Callable[..., torch.optim.Optimizer],
+    make_optimizer: Callable[..., Any],
     seed: int = 0,
 ) -> trajstore.Run:
     model = make_model()
     optimizer = make_optimizer(model.parameters())
-    options = {"steps_per_epoch": 20, "exact": True}
+    options: dict[str, Any] = {"steps_per_epoch": 20, "exact": True}
     with trajstore.Recorder(path, model, optimizer, **options):
         for _ in noise_gradients(run, model, optimizer, seed=seed):
             optimizer.step()
     return trajstore.open_run(path)
 
 
-def sgd(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)  # type: ignore[arg-type]
+def sgd(parameters: Any) -> Any:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
 
-def adam(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=0.003)  # type: ignore[arg-type]
+def adam(parameters: Any) -> Any:
+    return torch.optim.Adam(parameters, lr=0.003)
 
 
 def gamma_of_momentum(norms: Floats, rates: Floats, momentum: float) -> Floats:
@@ -76,7 +77,8 @@ def gamma_of_momentum(norms: Floats, rates: Floats, momentum: float) -> Floats:
         buffer[j] += 1
         updates[j] = rate * buffer
     left = np.cumsum(updates[::-1], axis=0)[::-1]  # x_k - x*, in gradients
-    return np.diag(left) * norms / np.sqrt((left**2 * norms**2).sum(1))
+    gamma: Floats = np.diag(left) * norms / np.sqrt((left**2 * norms**2).sum(1))
+    return gamma
 
 
 def test_gamma_of_momentum_is_that_of_its_recurrence(tmp_path: Path):
@@ -123,7 +125,8 @@ def gamma_of_adam(norms: Floats, rates: Floats, sizes: list[int]) -> Floats:
         points.append(points[-1] - rates[t - 1] * mean / (1 - 0.9**t) / corrected)
     away = np.array(points[:-1]) - points[-1]
     lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(away, axis=1)
-    return (gradients * away).sum(1) / lengths
+    gamma: Floats = (gradients * away).sum(1) / lengths
+    return gamma
 
 
 def test_seeds_give_other_walks_and_one_seed_the_same(tmp_path: Path):
@@ -140,7 +143,7 @@ def test_seeds_give_other_walks_and_one_seed_the_same(tmp_path: Path):
 
 
 def test_every_group_has_its_own_rate(tmp_path: Path):
-    def groups(model: torch.nn.Module) -> torch.optim.SGD:
+    def groups(model: Any) -> Any:
         first, second = list(model.parameters())[:2], list(model.parameters())[2:]
         return torch.optim.SGD(
             [{"params": first, "lr": 0.1}, {"params": second, "lr": 0.01}]

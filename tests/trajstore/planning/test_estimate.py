@@ -282,6 +282,7 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
             guess_layout(12_000),
             n_steps=800,
             steps_per_epoch=20,
+            reference_every=20,
             sketch_bits=bits,
             optimizer="sgd",
         )
@@ -292,6 +293,23 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
     assert gain(1 << 14) == pytest.approx(MEAN_RATIOS["sgd"].signs, rel=0.05)
     assert 0.4 < gain(1 << 16) < 0.6
     assert gain(1 << 18) > 0.99
+
+
+def test_the_first_epochs_have_windows_of_their_own_where_short_epochs_share():
+    def mean_error(n_epochs: int, **options: Any) -> float:
+        plan = plan_recording(
+            guess_layout(2_000_000),
+            n_steps=20 * n_epochs,
+            steps_per_epoch=20,
+            optimizer="sgd",
+            **options,
+        )
+        assert (plan.spec.shared_epochs > 1) == (not options)
+        return plan.stderr(mean_of=20).typical
+
+    # Windows that epochs share say less about each of them.
+    ratios = [mean_error(n) / mean_error(n, reference_every=20) for n in (12, 40, 400)]
+    assert 1 < ratios[0] < 1.5 < ratios[1] < ratios[2]
 
 
 def test_small_networks_without_sums_of_gradients_have_independent_errors():
@@ -368,7 +386,8 @@ def test_a_larger_basis_gives_a_smaller_error():
     for more, less in pairwise(errors):
         assert more.low > less.low
         assert more.typical > less.typical
-        assert more.high >= less.high  # the run with the largest error has one basis
+        # The run with the largest error has one basis, and one hardly depends on it.
+        assert more.high >= 0.99 * less.high
 
 
 @pytest.mark.parametrize(("basis", "measured"), [(2, 1), (7, 3)])
@@ -407,8 +426,9 @@ def test_impossible_tensors_are_refused(n_params, n_tensors, message):
         guess_layout(n_params, n_tensors)
 
 
-PACKED = {"heavy tails"}
-"""Networks with several bits per number, whose errors do not fall like those of signs."""
+PACKED = {"heavy tails", "GRU", "label noise", "ratings", "weight decay"}
+"""Networks with several bits per number, whose errors do not fall like those of signs, at least with
+some sizes of the sketch."""
 
 
 @pytest.mark.parametrize("name", MEASURED_RUNS)

@@ -110,14 +110,14 @@ def test_waiting_returns_when_all_jobs_are_done(background: Background):
 
 
 def test_it_is_idle_when_all_jobs_are_done(background: Background):
-    gate = Gate()
-    assert background.is_idle
+    gate, idle = Gate(), [background.is_idle]
     background.submit(gate)
     background.submit(succeed)
-    assert not background.is_idle
+    idle.append(background.is_idle)
     gate.opened.set()
     background.wait()
-    assert background.is_idle
+    idle.append(background.is_idle)
+    assert idle == [True, False, True]
 
 
 def test_closing_runs_the_jobs_that_wait_and_ends_the_thread():

@@ -20,7 +20,7 @@ from trajstore.recording import step as steps
 from trajstore.recording.host_copies import HostCopies
 from trajstore.tracking.backends import choose
 from trajstore.tracking.backends.choose import SWITCH, choose_backend
-from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.cpu.backend import CPUBackend
 from trajstore.tracking.backends.eager import EagerBackend
 
 SMALL: dict[str, Any] = {"sketch_bits": 256, "probes": 64}

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking.backends import cpu_kernels
+from trajstore.tracking.backends.cpu import measuring
 from trajstore.tracking.tracker import Tracker
 
 N_STEPS = 7
@@ -60,7 +60,7 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     tmp_path: Path,
 ):
     training, path = regression(), tmp_path / "run"
-    whole = cpu_kernels.measure_before
+    whole = measuring.measure_before
 
     def interrupted(*arguments: Any) -> None:
         whole(*arguments)

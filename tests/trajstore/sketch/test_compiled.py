@@ -1,5 +1,7 @@
 """Compare ``trajstore.sketch.compiled`` with the decoder in NumPy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_compiled_loops_decode_the_same(
     ids=["short", "several bits", "several blocks"],
 )
 def test_other_sketches_are_decoded_in_numpy(
-    bits: int, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    bits: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     sketch = Sketch(size=2 * bits, bits=bits, seed=SEED, **changes)
     codes = np.random.default_rng(0).integers(0, 256, (2, bits // 8), np.uint8)

@@ -1,17 +1,13 @@
 """Forget values of float64 parameters that rounding to float32 has eaten."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from trajstore.format.arrays import UPDATE_TABLE, table_columns
-from trajstore.format.rows import FAR_PRODUCTS
+from trajstore.format.rows import FAR_PRODUCTS, RESOLVED
 from trajstore.format.run_spec import RunSpec
-
-RESOLVED: Final = 64 * 2.0**-24
-"""Least |u| / |x| that float32 resolves, to about two percent."""
 
 
 class Rounding:

@@ -7,7 +7,7 @@ from warnings import warn
 
 import torch
 
-from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.cpu.backend import CPUBackend
 from trajstore.tracking.backends.eager import EagerBackend
 from trajstore.tracking.backends.protocol import StepBackend
 

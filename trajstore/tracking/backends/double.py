@@ -200,7 +200,7 @@ class DoubleBackend:
         """Copy tensors of layers into views; a view is set to zero if its tensor is None."""
         layout = self._layout
         if _are_plain(tensors, layout.shapes):
-            torch._foreach_copy_(views, tensors)
+            torch._foreach_copy_(views, [t for t in tensors if t is not None])
             return
         present = iter(views)
         for tensor, name, shape in zip(

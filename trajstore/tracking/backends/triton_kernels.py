@@ -1,6 +1,6 @@
 """Compiled loops for GPUs, in Triton, that read gradients and parameters only once.
 
-They compute the same numbers as `trajstore.tracking.backends.cpu_kernels`. The module
+They compute the same numbers as `trajstore.tracking.backends.cpu.measuring`. The module
 `trajstore.tracking.backends.triton` explains how the work is divided, and calls these functions.
 
 Kernels read tensors through a table of addresses, without copying them into a flat buffer. For

@@ -234,3 +234,42 @@ def test_a_finite_blow_up_is_taken_back(tmp_path: Path):
     np.testing.assert_allclose(found[known], truth[known], rtol=1e-3)
     assert known[36:].all()
     assert np.flatnonzero(~known).tolist() == [*range(32, 32 + (~known).sum())]
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("options", [{}, {"journal": True}])
+def test_a_step_that_fails_is_a_row_if_it_has_moved_the_parameters(
+    moves: bool, options: dict[str, Any], tmp_path: Path
+):
+    model, seen, is_failing = net(), Observed(), False
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+
+    def fail(*_: Any) -> None:
+        if is_failing:
+            raise RuntimeError("stop")
+
+    with Recorder(
+        tmp_path / "run", model, optimizer, exact=True, **options
+    ) as recorder:
+        register = optimizer.register_step_post_hook
+        # A hook of the recorder's comes first if it was registered first.
+        (register if moves else optimizer.register_step_pre_hook)(fail)
+        if moves:
+            hooks: Any = optimizer._optimizer_step_post_hooks
+            hooks.move_to_end(next(reversed(hooks)), last=False)
+        for k in range(8):
+            optimizer.zero_grad()
+            loss_of(model, k).backward()
+            recorder.log(loss=float(k))
+            is_failing = k == 3
+            if moves or not is_failing:
+                seen.before(model)
+            try:
+                optimizer.step()
+            except RuntimeError:
+                continue
+    run = open_run(tmp_path / "run")
+    assert run.n_steps == (8 if moves else 7)
+    assert_updates(run, seen, model)
+    logged = [0, 1, 2, np.nan, 4, 5, 6, 7] if moves else [0, 1, 2, 4, 5, 6, 7]
+    np.testing.assert_array_equal(run.steps.loss, logged)

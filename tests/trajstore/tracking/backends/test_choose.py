@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trajstore.tracking.backends.choose import CHOICE, choose_backend
-from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.cpu.backend import CPUBackend
 from trajstore.tracking.backends.eager import EagerBackend
 
 CPU = torch.device("cpu")

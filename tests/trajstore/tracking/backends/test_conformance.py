@@ -25,8 +25,8 @@ from tests.trajstore.tracking.window_ends import (
 )
 from trajstore.format.arrays import table_columns
 from trajstore.format.layout import Layout
-from trajstore.tracking.backends import cpu
-from trajstore.tracking.backends.cpu import CPUBackend
+from trajstore.tracking.backends.cpu import backend as cpu_backend
+from trajstore.tracking.backends.cpu.backend import CPUBackend
 from trajstore.tracking.backends.double import DoubleBackend
 from trajstore.tracking.backends.eager import EagerBackend
 from trajstore.tracking.backends.protocol import StepBackend
@@ -88,7 +88,7 @@ def threads(n: int) -> Iterator[None]:
     """Let torch use n threads, and also measure small nets with n threads."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "BLOCKS_PER_THREAD", 1)
+        patch.setattr(cpu_backend, "BLOCKS_PER_THREAD", 1)
         torch.set_num_threads(n)
         yield
     assert torch.get_num_threads() == n

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trajstore.format.layout import Layout
-from trajstore.tracking.backends.addresses import Addresses
+from trajstore.tracking.backends.cpu.addresses import Addresses
 
 LAYOUT = Layout(("a", "b"), ((4, 4), (3,)))
 

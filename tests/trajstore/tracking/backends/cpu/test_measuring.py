@@ -7,9 +7,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from trajstore.tracking.backends import compiling
-from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends.cpu_kernels import _measure_update, _sum_of_bits
+from trajstore.tracking.backends.cpu import block_loops, compiling, measuring
+
+measure_update, sum_of_bits = (
+    compiling.jit(loop.py_func)
+    for loop in (block_loops.measure_update, block_loops.sum_of_bits)
+)
 
 
 def normal(*shape: int) -> Any:
@@ -21,7 +24,7 @@ def test_an_update_near_the_anchor_is_exact():
     anchor = (1 + normal(1024) * 1e-3).astype(np.float32)
     displacement = (normal(1024) * 1e-7).astype(np.float32)
     parameter = np.nextafter(anchor, np.float32(2))
-    square, product = _measure_update(parameter, anchor, displacement)
+    square, product = measure_update(parameter, anchor, displacement)
     update = parameter.astype(float) - anchor - displacement
     # float32 sums of 1024 numbers.
     np.testing.assert_allclose(square, (update**2).sum(), rtol=1e-6)
@@ -33,7 +36,7 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
     sums = np.random.default_rng(n_parts).standard_normal((n_parts, 3, 2))
     table, total = np.full((3, 6), 7.0), np.ones(3)
     expected = sums.sum(0)
-    kernels.add_update(sums, 3, table, 4, total)
+    measuring.add_up(sums, 3, table, 4, total)
     np.testing.assert_array_equal(table[:, 3:5], expected)
     np.testing.assert_array_equal(table[:, [0, 1, 2, 5]], 7)
     stored = expected[:, 1].astype(np.float32).astype(np.float64)
@@ -42,15 +45,15 @@ def test_parts_are_added_up_in_their_columns(n_parts: int):
 
 def test_the_checksum_changes_with_a_last_bit_and_with_an_exchange():
     words = normal(1024).view(np.int32)
-    before = _sum_of_bits(words, 0)
+    before = sum_of_bits(words, 0)
     words[77] ^= 1
-    assert _sum_of_bits(words, 0) != before
+    assert sum_of_bits(words, 0) != before
     words[77] ^= 1
     words[[3, 500]] = words[[500, 3]]
-    assert _sum_of_bits(words, 0) != before
+    assert sum_of_bits(words, 0) != before
     words[[3, 500]] = words[[500, 3]]
-    assert _sum_of_bits(words, 0) == before
-    assert _sum_of_bits(words, 1024) != before
+    assert sum_of_bits(words, 0) == before
+    assert sum_of_bits(words, 1024) != before
 
 
 def test_a_function_is_compiled_without_a_cache_directory(

@@ -18,11 +18,10 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.sketch import levels
 from trajstore.sketch.signs import Role
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
-from trajstore.tracking.backends import cpu_kernels as kernels
-from trajstore.tracking.backends import cpu_sketch as sketching
-from trajstore.tracking.backends.addresses import Addresses
 from trajstore.tracking.backends.columns import measured_columns
-from trajstore.tracking.backends.compiling import compile_for_threads
+from trajstore.tracking.backends.cpu import coding, measuring, sketching
+from trajstore.tracking.backends.cpu.addresses import Addresses
+from trajstore.tracking.backends.cpu.compiling import compile_for_threads
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.threads import preserve_torch_threads
@@ -33,8 +32,8 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-_Codes = tuple[int, Floats, Floats, Floats]
-"""Bits per number, and the levels, borders and guide of `trajstore.sketch.levels`."""
+_Codes = tuple[int, Floats, Floats, Floats, npt.NDArray[np.int32]]
+"""Bits per number; levels, borders and guide of `trajstore.sketch.levels`; memory for levels."""
 
 BLOCKS_PER_THREAD: Final = 128
 """Least number of blocks per thread; for fewer blocks, starting a thread costs too much."""
@@ -50,18 +49,20 @@ NUMBA_LOCK: Final = Lock()
 
 CPU: Final = torch.device("cpu")
 
+NO_ENERGY: Final = np.zeros(0)
+
 
 class _Columns(NamedTuple):
     """Columns of `tables`, in the form that the kernels expect."""
 
     before: int  # first column that is measured before the step
     n_before: int
-    # Columns of `kernels.PRODUCTS` and of `kernels.BASIS_PRODUCTS`, relative to `before`.
+    # Columns of `measuring.PRODUCTS` and of `measuring.BASIS_PRODUCTS`, relative to `before`.
     products: Integers  # (product,)
     basis: Integers  # (2, basis)
     after: int  # first column that is measured after the step
     n_after: int
-    updates: Integers  # (product,): columns of `kernels.UPDATES`, relative to `after`
+    updates: Integers  # (product,): columns of `measuring.UPDATES`, relative to `after`
     grad_sq: int  # column of |g|^2 in a table
 
 
@@ -75,12 +76,12 @@ class _Folding:
     filled: int  # number of buckets that may differ from 0
     probe_columns: Floats  # sequence of the column signs of the probes
     probe_rows: Floats  # row signs of the probes
-    second_fold: tuple[Floats, int, int, int]  # arguments of `cpu_sketch.probe`
+    second_fold: tuple[Floats, int, int, int]  # arguments of `sketching.probe`
     step_signs: Floats  # signs drawn in every step
     row_signs: Floats  # the part of `step_signs` for the rows of the fold
     folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
     blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
-    codes: _Codes | None  # arguments of `cpu_sketch.code_levels`; None with one bit
+    codes: _Codes | None  # arguments of `coding.code_levels`; None with one bit
     elements: Integers  # (parameter,): elements of the vector without gaps
 
     def code(
@@ -88,9 +89,9 @@ class _Folding:
     ) -> None:
         """Write the codes and scales of a rotated fold."""
         if self.codes is not None:
-            sketching.code_levels(numbers, *self.codes, code, scales)
+            coding.code_levels(numbers, *self.codes, code, scales)
         else:
-            sketching.code_signs(numbers, code, scales)
+            coding.code_signs(numbers, code, scales)
 
 
 class _Window(NamedTuple):
@@ -109,10 +110,11 @@ class _Kernels(NamedTuple):
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
+    buffers: Floats  # (part, `BLOCK`)
 
 
 class CPUBackend:
-    """Measures steps with the loops of `trajstore.tracking.backends.cpu_kernels`."""
+    """Measures steps with the loops of `trajstore.tracking.backends.cpu.measuring`."""
 
     joins_updates = True
     """Whether `measure` can also measure the last update."""
@@ -216,6 +218,7 @@ class CPUBackend:
             self._squares,
             update_sums,
             columns.updates,
+            run.buffers,
         )
         try:
             run.before(self._bounds, *arguments)
@@ -225,7 +228,7 @@ class CPUBackend:
                 self._add_update(update_sums, last)
         tables = row["tables"].numpy()
         wide = self._wide(tables)
-        kernels.add_up(run.sums, columns.before, wide)
+        measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
         if wide is not tables:
             tables[:] = wide
         if folding.sketch is None:
@@ -278,7 +281,7 @@ class CPUBackend:
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
         parameters, _copies = self._addresses.of_parameters()
-        kernels.subtract_anchor(parameters, *self._layout, self._rows)
+        measuring.subtract_anchor(parameters, *self._layout, self._rows)
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement, float32 (bucket,)."""
@@ -312,7 +315,7 @@ class CPUBackend:
         columns, energy = self._columns, last.gradient_energy.numpy()
         tables = last.row["tables"].numpy()
         wide = self._wide(tables)
-        kernels.add_update(sums, columns.after, wide, columns.grad_sq, energy)
+        measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
             tables[:] = wide
 
@@ -341,25 +344,28 @@ class CPUBackend:
 def _kernels(n_parts: int, n_layers: int, columns: _Columns) -> _Kernels:
     shape = n_parts, n_layers
     return _Kernels(
-        _on_threads(n_parts, kernels.measure_before, kernels.measure_before_in_parts),
-        _on_threads(n_parts, kernels.measure_after, kernels.measure_after_in_parts),
+        _on_threads(
+            n_parts, measuring.measure_before, measuring.measure_before_in_parts
+        ),
+        _on_threads(n_parts, measuring.measure_after, measuring.measure_after_in_parts),
         np.zeros((*shape, columns.n_before)),
         np.zeros((*shape, columns.n_after)),
         np.zeros((n_parts, 0, columns.n_after)),
+        huge_zeros(n_parts, BLOCK, device=CPU).numpy(),
     )
 
 
 def _columns(spec: RunSpec) -> _Columns:
     before, after, grad_sq = measured_columns(spec)
-    basis_starts = [before.starts[name] for name in kernels.BASIS_PRODUCTS]
+    basis_starts = [before.starts[name] for name in measuring.BASIS_PRODUCTS]
     return _Columns(
         before=before.table_slice.start,
         n_before=before.n_columns,
-        products=np.array([before.starts[name] for name in kernels.PRODUCTS]),
+        products=np.array([before.starts[name] for name in measuring.PRODUCTS]),
         basis=np.add.outer(basis_starts, np.arange(spec.basis)),
         after=after.table_slice.start,
         n_after=after.n_columns,
-        updates=np.array([after.starts[name] for name in kernels.UPDATES]),
+        updates=np.array([after.starts[name] for name in measuring.UPDATES]),
         grad_sq=grad_sq,
     )
 
@@ -406,7 +412,7 @@ def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
         row_signs=signs[numbers:n_signs],
         folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
         blocks=(numbers if sketch.is_mixed else block, block),
-        codes=_codes(spec.bits_per_number),
+        codes=_codes(spec.bits_per_number, numbers),
         elements=layout.packed_elements,
     )
 
@@ -419,11 +425,12 @@ def _places(layout: Layout, offsets: Integers) -> Integers:
     return places
 
 
-def _codes(bits: int) -> _Codes | None:
-    """Return the number of bits per number, and the levels, borders and guide of the codes."""
+def _codes(bits: int, numbers: int) -> _Codes | None:
+    """Return arguments for coding this many numbers with this many bits each."""
     if bits == 1:
         return None
-    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
+    found = np.zeros(numbers, np.int32)
+    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits), found
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:
@@ -448,7 +455,7 @@ def _start_threads() -> None:
     compile_for_threads()
     empty = np.zeros(0, np.int64)
     with preserve_torch_threads():
-        kernels.measure_after_in_parts(
+        measuring.measure_after_in_parts(
             np.zeros(3, np.int64),
             (
                 *(empty, empty, empty, empty),

@@ -1,0 +1,106 @@
+"""Compare the compiled codes of sketches with the NumPy formulas that analysis uses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from trajstore.sketch import levels
+from trajstore.tracking.backends.cpu import coding, compiling
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 4])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
+    numbers = normal(1024)
+    numbers[:256] *= 100
+    numbers[5], numbers[6] = 0, -0.0
+    code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
+    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
+    memory = np.zeros(len(numbers), np.int32)
+    coding.code_levels(numbers, *arguments, memory, code, scales)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
+        expected_code, expected_scales = levels.encode(numbers, bits)
+    np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
+    ones = np.ones(1, np.float32)
+    found, expected = (levels.decode(c, ones, bits) for c in (code, expected_code))
+    # Rounding may move a number to the neighbouring level.
+    assert (found != expected).mean() < 0.02
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def numbers_near(points: Any) -> Any:
+    """Return points in float32, and their neighbours on both sides."""
+    points = points.astype(np.float32)
+    sides = [np.nextafter(points, np.float32(side)) for side in (-np.inf, np.inf)]
+    return np.concatenate([points, *sides])
+
+
+SPECIAL = [0, -0.0, 1e-38, -1e-38, 100, -100, 3e38, -3e38, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_levels_are_counted_borders(bits: int):
+    borders = levels.borders(bits)
+    numbers = np.append(numbers_near(borders), np.array(SPECIAL, np.float32))
+    found = np.zeros(len(numbers), np.int32)
+    find = {
+        2: coding._find_levels_of_2_bits,
+        4: coding._find_levels_of_4_bits,
+    }[bits]
+    compiling.jit(find.py_func)(numbers, np.float32(1), borders, found)
+    expected = np.searchsorted(borders, numbers, side="right")
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_guided_levels_are_nearly_the_nearest(bits: int):
+    borders, centres = levels.borders(bits), levels.levels(bits)
+    ends = levels.GUIDED * (2 * np.arange(levels.N_CELLS + 1) / levels.N_CELLS - 1)
+    drawn = np.random.default_rng(2).standard_normal(100_000)
+    numbers = np.concatenate(
+        [numbers_near(borders), numbers_near(ends), np.array(SPECIAL), drawn]
+    ).astype(np.float32)
+    found = np.zeros(len(numbers), np.int32)
+    compiling.jit(coding._find_levels_from_guide.py_func)(
+        numbers, np.float32(1), levels.guide(bits), found
+    )
+    expected = np.searchsorted(borders, numbers, side="right")
+    assert np.abs(found - expected).max() <= 1
+    # The squared error of normal numbers grows by less than one part in a thousand.
+    least, errors = (
+        np.square(drawn - centres[codes[-len(drawn) :]]).sum()
+        for codes in (expected, found)
+    )
+    assert least <= errors <= 1.001 * least
+
+
+@pytest.mark.parametrize(
+    ("bad", "scale"), [(0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)]
+)
+@pytest.mark.parametrize("bits", [2, 16])
+def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
+    numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
+    numbers[3] = bad
+    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
+    memory = np.zeros(len(numbers), np.int32)
+    coding.code_levels(numbers, *arguments, memory, np.zeros(bits, np.uint8), scales)
+    np.testing.assert_array_equal(scales, np.float32(scale))
+
+
+@pytest.mark.parametrize("n_bytes", [1, 7, 8, 17, 64])
+def test_packed_signs_equal_numpys(n_bytes: int):
+    vector = normal(8 * n_bytes)
+    vector[::3] = np.resize(
+        np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
+    )
+    code = np.zeros(n_bytes, np.uint8)
+    compiling.jit(coding._pack.py_func)(vector, code)
+    np.testing.assert_array_equal(code, np.packbits(vector >= 0))

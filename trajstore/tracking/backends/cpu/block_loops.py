@@ -1,0 +1,200 @@
+"""Loops over the elements of one block, which kernels for CPUs call.
+
+Each loop reads few arrays: the compiler can rule out that so few arrays overlap, and vectorises the
+loop. Sums that leave the range of float32 are computed again in float64.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import float32
+from numba.extending import intrinsic
+
+from trajstore.format.layout import BLOCK
+from trajstore.tracking.backends.cpu.compiling import loop
+
+Floats = npt.NDArray[np.float32]
+
+LEAST_SUM: Final = 1e-35
+"""A sum of products in float32 keeps its digits if the largest product of elements is larger."""
+
+LEAST_MAGNITUDES: Final = BLOCK**2 * LEAST_SUM
+"""The same for the product of the sums of magnitudes of two vectors."""
+
+
+@loop
+def subtract(a: Floats, b: Floats, out: Floats) -> None:
+    """Set `out` to a - b."""
+    for i in range(len(a)):
+        out[i] = a[i] - b[i]
+
+
+@loop
+def products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
+    """Return <a, c> and <b, c>."""
+    first = second = np.float32(0)
+    for i in range(len(c)):
+        first += a[i] * c[i]
+        second += b[i] * c[i]
+    return first, second
+
+
+def _subtraction(_context: Any, _a: Any, _b: Any) -> Any:
+    """Return a - b; the compiler does not reorder this operation."""
+
+    def generate_code(
+        _context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        # Numba adds flags that permit reordering to operations without flags only.
+        return builder.fsub(*arguments, flags=("nsz",))
+
+    return float32(float32, float32), generate_code
+
+
+_difference: Final = intrinsic(_subtraction)
+
+
+@loop
+def measure_update(
+    parameter: Floats, anchor: Floats, displacement: Floats
+) -> tuple[np.float32, np.float32]:
+    """Return <u, u> and <u, a> of the update u since the displacement was a."""
+    square = product = np.float32(0)
+    for i in range(len(parameter)):
+        # Near the anchor r, x - r is exact, and so is the difference of two displacements.
+        u = _difference(_difference(parameter[i], anchor[i]), displacement[i])
+        square += u * u
+        product += u * displacement[i]
+    return square, product
+
+
+@loop
+def measure_update_in_doubles(
+    parameter: Floats, anchor: Floats, displacement: Floats
+) -> tuple[np.float64, np.float64]:
+    """Return the same, in float64."""
+    square = product = np.float64(0)
+    for i in range(len(parameter)):
+        a = displacement[i]
+        u = np.float64(_difference(_difference(parameter[i], anchor[i]), a))
+        square += u * u
+        product += u * np.float64(a)
+    return square, product
+
+
+@loop
+def measure_vectors(
+    parameter: Floats,
+    anchor: Floats,
+    gradient: Floats,
+    previous: Floats,
+    displacement: Floats,
+) -> tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]:
+    """Set `displacement`, replace the previous gradient, and return their inner products."""
+    # The products: the gradient with the previous one, itself, the displacement and the anchor;
+    # the displacement with itself and the anchor.
+    g_previous = g_g = g_a = g_r = a_a = a_r = np.float32(0)
+    for i in range(len(parameter)):
+        g, r = gradient[i], anchor[i]
+        a = parameter[i] - r
+        g_previous += g * previous[i]
+        g_g += g * g
+        g_a += g * a
+        g_r += g * r
+        a_a += a * a
+        a_r += a * r
+        displacement[i] = a
+        previous[i] = g
+    return g_previous, g_g, g_a, g_r, a_a, a_r
+
+
+@loop
+def magnitude(a: Floats) -> np.float32:
+    """Return the sum of the absolute values of a."""
+    # The compiler would not vectorise a maximum.
+    magnitude = np.float32(0)
+    for i in range(len(a)):
+        magnitude += abs(a[i])
+    return magnitude
+
+
+@loop
+def product_in_doubles(a: Floats, b: Floats) -> np.float64:
+    """Return <a, b>, computed in float64."""
+    total = np.float64(0)
+    for i in range(len(b)):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total
+
+
+@loop
+def in_range(product: np.float32, a: Floats, b: Floats) -> np.float64:
+    """Return <a, b>, which is `product` unless that has left the range of float32."""
+    if LEAST_SUM < abs(product) < np.inf:
+        return np.float64(product)
+    if abs(product) <= LEAST_SUM:
+        # A product that is 0 is right if one of the vectors is 0, or if they do not meet.
+        bound = np.float64(magnitude(a))
+        if bound > 0:
+            bound *= np.float64(magnitude(b))
+        if bound == 0 or bound > LEAST_MAGNITUDES:
+            return np.float64(product)
+    return product_in_doubles(a, b)
+
+
+@loop
+def add_decoded(codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats) -> None:
+    """Decode the codes of one block, as `trajstore.sketch.deltas` does, and add the result."""
+    for i in range(len(codes)):
+        vector[i] += np.float32(codes[i]) * scale
+
+
+@loop
+def sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
+    """Return a checksum that depends on the words and on their places in a tensor."""
+    total = np.int64(0)
+    for i in range(len(words)):
+        total += np.int64(words[i]) * (2 * (place + i) + 1)
+    return total
+
+
+@loop
+def fold_vector(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
+    """Add a vector times column signs and a row sign to a fold."""
+    for i in range(len(signs)):
+        out[i] += sign * signs[i] * vector[i]
+
+
+@loop
+def fold_both(
+    gradient: Floats,
+    displacement: Floats,
+    signs: Floats,
+    row_sign: np.float32,
+    gradient_fold: Floats,
+    displacement_fold: Floats,
+) -> None:
+    """Do the same for two vectors and their folds, with the same signs."""
+    for i in range(len(signs)):
+        sign = row_sign * signs[i]
+        gradient_fold[i] += sign * gradient[i]
+        displacement_fold[i] += sign * displacement[i]
+
+
+@loop
+def update_products(
+    parameter: Floats, anchor: Floats, displacement: Floats
+) -> tuple[np.float64, np.float64]:
+    """Return `measure_update`, in float64 where that leaves the range of float32."""
+    u_u, u_a = measure_update(parameter, anchor, displacement)
+    if LEAST_SUM < u_u < np.inf and abs(u_a) < np.inf:
+        return np.float64(u_u), np.float64(u_a)
+    return measure_update_in_doubles(parameter, anchor, displacement)
+
+
+@loop
+def clear(vector: Any) -> None:
+    """Set a vector to 0."""
+    for i in range(len(vector)):
+        vector[i] = 0

@@ -1,0 +1,222 @@
+"""Compiled loops for CPUs that code the numbers of a sketch with one or several bits each.
+
+The results equal those of `trajstore.sketch` up to rounding.
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import float32, int32, int64, uint8, void
+from numba.extending import intrinsic
+
+from trajstore.sketch.levels import GUIDED, N_CELLS
+from trajstore.sketch.onebit import LEAST_SCALE
+from trajstore.tracking.backends.cpu.compiling import (
+    compiled,
+    compiled_when_called,
+    inlined,
+    loop,
+)
+from trajstore.tracking.backends.cpu.sketching import reverse_bits_in_bytes
+from trajstore.tracking.backends.cpu.views import address_of, part_of
+
+Floats = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.int32]
+
+LEAST_ENERGY: Final = 1e-33
+"""Sums of up to 2^16 squares that are larger have not lost digits in float32."""
+
+_FLOATS = float32[::1]
+
+
+@loop
+def _norms(a: Floats) -> tuple[np.float32, np.float32]:
+    """Return |a|^2 and the sum of the absolute values of a."""
+    energy = magnitude = np.float32(0)
+    for i in range(len(a)):
+        energy += a[i] * a[i]
+        magnitude += abs(a[i])
+    return energy, magnitude
+
+
+@loop
+def _energy_in_doubles(a: Floats) -> np.float64:
+    """Return |a|^2, computed in float64."""
+    energy = np.float64(0)
+    for i in range(len(a)):
+        energy += np.float64(a[i]) * np.float64(a[i])
+    return energy
+
+
+@inlined
+def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
+    """Return `_norms`, with |a|^2 in float64 where that leaves the range of float32."""
+    energy, magnitude = _norms(a)
+    if LEAST_ENERGY < energy < np.inf or magnitude == 0:
+        return np.float64(energy), magnitude
+    return _energy_in_doubles(a), magnitude
+
+
+@inlined
+def _scale(energy: np.float64, product: np.float32) -> np.float64:
+    """Return the scale of a code, NaN if its numbers are too small or too large for float32."""
+    if energy == 0:
+        return np.float64(0)
+    scale = energy / np.float64(product)
+    return scale if scale >= LEAST_SCALE else np.float64(np.nan)
+
+
+def _gather_bits(_context: Any, _address: Any, _target: Any) -> Any:
+    """Write 64 signs as bits in the order of `sketching`: 1 for numbers >= 0, else 0."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        address, target = arguments
+        vector_type, word = ir.VectorType(ir.FloatType(), 64), ir.IntType(64)
+        pointer = builder.inttoptr(address, vector_type.as_pointer())
+        values = builder.load(pointer, align=4)
+        zeros = ir.Constant(vector_type, [0.0] * 64)
+        bits = builder.bitcast(builder.fcmp_ordered(">=", values, zeros), word)
+        pointer = builder.inttoptr(target, word.as_pointer())
+        builder.store(reverse_bits_in_bytes(builder, bits), pointer, align=1)
+        return context.get_dummy_value()
+
+    return void(int64, int64), generate_code
+
+
+_pack_word: Final = intrinsic(_gather_bits)
+
+
+@inlined
+def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
+    """Write the signs of a as bits, 1 for numbers >= 0; the first number has the highest bit."""
+    n_words, address, target = len(code) // 8, address_of(a), address_of(code)
+    for i in range(n_words):
+        _pack_word(address + 4 * 64 * i, target + 8 * i)
+    for i in range(8 * n_words, len(code)):
+        byte = 0
+        for k in range(8):
+            byte = (byte << 1) | (a[8 * i + k] >= 0)
+        code[i] = byte
+
+
+@compiled(_FLOATS, uint8[::1], _FLOATS)
+def code_signs(
+    numbers: Floats,  # (number,)
+    code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
+    scales: Floats,  # (block,): overwritten
+) -> None:
+    """Code numbers with one bit each, as `trajstore.sketch.onebit` does."""
+    block = len(numbers) // len(scales)
+    for i in range(len(scales)):
+        part = part_of(numbers, i * block, block)
+        energy, magnitude = _energy_and_magnitude(part)
+        scales[i] = _scale(energy, magnitude)
+    _pack(numbers, code)
+
+
+@loop
+def _find_levels_of_2_bits(
+    a: Floats, scale: np.float32, borders: Floats, found: Levels
+) -> None:
+    """Write how many of 3 borders do not exceed each number of a, times a scale."""
+    for i in range(len(a)):
+        number, level = a[i] * scale, np.int32(0)
+        for k in range(3):
+            level += np.int32(borders[k] <= number)
+        found[i] = level
+
+
+@loop
+def _find_levels_of_4_bits(
+    a: Floats, scale: np.float32, borders: Floats, found: Levels
+) -> None:
+    """Write how many of 15 borders do not exceed each number of a, times a scale."""
+    for i in range(len(a)):
+        number, level = a[i] * scale, np.int32(0)
+        for k in range(15):
+            level += np.int32(borders[k] <= number)
+        found[i] = level
+
+
+@loop
+def _find_levels_from_guide(
+    a: Floats, scale: np.float32, guide: Floats, found: Levels
+) -> None:
+    """Write the level of each number of a, times a scale, up to a small part of a level."""
+    half, last = np.float32(N_CELLS // 2), np.float32(N_CELLS - 1)
+    cells_per_unit = np.float32(N_CELLS / 2 / GUIDED)
+    for i in range(len(a)):
+        number = a[i] * scale
+        place = number * cells_per_unit + half
+        # Not a number is in cell 0.
+        place = place if place > 0 else np.float32(0)
+        place = min(last, place)
+        cell = np.int32(place)
+        low, inside = guide[cell], place - np.float32(cell)
+        found[i] = np.int32(low + (guide[cell + 1] - low) * inside)
+
+
+@loop
+def _product_with_levels(a: Floats, levels: Floats, found: Levels) -> np.float32:
+    """Return the product of a with the levels that were found for it."""
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * levels[found[i]]
+    return total
+
+
+@loop
+def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with several bits each, highest bit first."""
+    if bits == 16:
+        for i in range(len(found)):
+            code[2 * i] = found[i] >> 8
+            code[2 * i + 1] = found[i] & 255
+    elif bits == 8:
+        for i in range(len(found)):
+            code[i] = found[i]
+    elif bits == 4:
+        for i in range(len(code)):
+            code[i] = (found[2 * i] << 4) | found[2 * i + 1]
+    else:
+        for i in range(len(code)):
+            first, second = found[4 * i] << 6, found[4 * i + 1] << 4
+            code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
+
+
+@compiled_when_called(
+    *(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, int32[::1], uint8[::1], _FLOATS)
+)
+def code_levels(
+    numbers: Floats,  # (number,)
+    bits: int,  # number of bits per number, at least 2
+    levels: Floats,  # (2^bits,)
+    borders: Floats,  # (2^bits - 1,)
+    guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
+    found: Levels,  # (number,): memory for the numbers of levels; overwritten
+    code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
+    scales: Floats,  # (block,): overwritten
+) -> None:
+    """Code numbers with several bits each, as `trajstore.sketch.levels` does."""
+    block = len(numbers) // len(scales)
+    for i in range(len(scales)):
+        part = part_of(numbers, i * block, block)
+        found_here = part_of(found, i * block, block)
+        energy, _ = _energy_and_magnitude(part)
+        inverse = np.float32(1)
+        if energy != 0:
+            inverse = np.float32(1 / math.sqrt(energy / block))
+        if bits == 2:
+            _find_levels_of_2_bits(part, inverse, borders, found_here)
+        elif bits == 4:
+            _find_levels_of_4_bits(part, inverse, borders, found_here)
+        else:
+            _find_levels_from_guide(part, inverse, guide, found_here)
+        product = _product_with_levels(part, levels, found_here)
+        scales[i] = _scale(energy, product)
+    _pack_levels(found, bits, code)

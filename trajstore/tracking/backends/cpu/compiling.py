@@ -1,0 +1,168 @@
+"""Compile loops with Numba, for the kernels of CPUs.
+
+Numba compiles a function when its module is first imported, and keeps the result on disk until a
+file of this package changes. How long that takes depends on how much code it is given: kernels
+view parts of arrays with `views`, allocate no memory, and call loops that Python cannot call.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, TypeVar, cast
+
+import numba
+from numba import void
+from numba.core import config, event
+
+from trajstore.tracking.backends.threads import preserve_torch_threads
+
+LOGGER: Final = logging.getLogger("trajstore")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_REORDER: Final = frozenset({"reassoc", "contract", "nsz", "arcp"})
+"""LLVM flags that permit reordering sums, but leave infinities and NaN valid."""
+
+_OPTIONS: Final = {
+    "nogil": True,
+    "fastmath": set(_REORDER),
+    # Divisions by 0 do not raise errors.
+    "error_model": "numpy",
+    # Functions are not called from C, and allocate no memory.
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+}
+
+
+class Announcer(event.Listener):
+    """Logs that kernels are compiled, when the first of them is not in the cache."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+
+    def on_start(self, event: event.Event) -> None:  # noqa: ARG002 - Numba's interface
+        """Log the first compilation."""
+        if self._started is None:
+            self._started = perf_counter()
+            LOGGER.info("Compiling kernels, which takes a few seconds.")
+
+    def on_end(self, event: event.Event) -> None:
+        """Ignore the end of one function."""
+
+    def finish(self) -> None:
+        """Log how long the functions took that were compiled since the last call."""
+        if self._started is not None:
+            seconds = perf_counter() - self._started
+            LOGGER.info("Kernels are compiled after %.1f seconds.", seconds)
+            self._started = None
+
+
+ANNOUNCER: Final = Announcer()
+
+
+@cache
+def _sources() -> str:
+    """Return a hash of the files of this package."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def jit(function: F, *signature: Any, **options: Any) -> F:
+    """Compile a function for arguments of these types, or when it is called."""
+    options = _OPTIONS | options
+    dispatcher = numba.njit(**options)(function)
+    if config.DISABLE_JIT:
+        return function
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:
+        _warn_of_missing_cache()
+    else:
+        # Numba compares the file of the function only.
+        index = dispatcher._cache._cache_file
+        index._source_stamp = index._source_stamp, _sources()
+    if signature:
+        with event.install_listener("numba:compile", ANNOUNCER):
+            dispatcher.compile(*signature)
+        dispatcher.disable_compile()
+    return cast("F", dispatcher)
+
+
+@cache
+def _warn_of_missing_cache() -> None:
+    LOGGER.warning(
+        "Numba cannot write compiled kernels to any folder, so every process that records "
+        "compiles them again, which takes seconds. Set NUMBA_CACHE_DIR to a writable folder."
+    )
+
+
+def compiled(*signature: Any) -> Callable[[F], F]:
+    """Compile a function on import for arguments of these types."""
+
+    def decorated(function: F) -> F:
+        return jit(function, void(*signature))
+
+    return decorated
+
+
+def compiled_when_called(*signature: Any) -> Callable[[F], F]:
+    """Compile a function for arguments of these types when it is first called."""
+
+    # For functions that most recordings do not need.
+    def decorated(function: F) -> F:
+        @cache
+        def compiled_now() -> F:
+            return jit(function, void(*signature))
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return compiled_now()(*arguments)
+
+        return cast("F", call)
+
+    return decorated
+
+
+_IN_THREADS: Final = list[Callable[[], Any]]()  # compile functions that run in threads
+
+
+def compile_for_threads() -> None:
+    """Compile the functions that run in threads."""
+    for compiled_now in _IN_THREADS:
+        compiled_now()
+
+
+def compiled_in_threads(*signature: Any) -> Callable[[F], F]:
+    """Compile a function, whose loops over `prange` run in threads, when it is needed."""
+
+    # Compiling starts Numba's threads. With GNU OpenMP, processes that are forked later cannot
+    # use Numba in threads of their own, so no threads are started where one is enough.
+    def decorated(function: F) -> F:
+        @cache
+        def compiled_now() -> F:
+            with preserve_torch_threads():
+                return jit(function, void(*signature), parallel=True)
+
+        _IN_THREADS.append(compiled_now)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return compiled_now()(*arguments)
+
+        return cast("F", call)
+
+    return decorated
+
+
+def inlined(function: F) -> F:
+    """Compile a function as part of the functions that call it."""
+    return cast("F", numba.njit(inline="always", **_OPTIONS)(function))
+
+
+def loop(function: F) -> F:
+    """Compile a loop over few arrays separately from its callers, to have it vectorised."""
+    # Only compiled functions call it; they keep it in their caches.
+    return cast("F", numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function))

@@ -1,0 +1,307 @@
+"""Compiled loops for CPUs that turn the folds of a step into its probes and its rotated sketch.
+
+They draw the random signs of a step, fold the folds again to probes, and rotate a fold. The results
+equal those of `trajstore.sketch` up to rounding.
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import float32, int64, uint64, void
+from numba.extending import intrinsic
+
+from trajstore.sketch.fold import SHIFT
+from trajstore.tracking.backends.cpu.block_loops import clear, fold_vector
+from trajstore.tracking.backends.cpu.compiling import compiled, inlined, loop
+from trajstore.tracking.backends.cpu.views import address_of, part_of, smaller
+
+Floats = npt.NDArray[np.float32]
+
+_LANES: Final = 16
+"""Number of elements in a vector register, for loops that are written with LLVM vectors."""
+
+_FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
+
+
+@loop
+def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
+    """Add a * signs to `out`."""
+    for i in range(len(a)):
+        out[i] += a[i] * signs[i]
+
+
+@loop
+def _add(a: Floats, out: Floats) -> None:
+    """Add a to `out`."""
+    for i in range(len(a)):
+        out[i] += a[i]
+
+
+@loop
+def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
+    """Multiply a by signs and a scale in place."""
+    for i in range(len(a)):
+        a[i] *= signs[i] * scale
+
+
+def _hadamard_within(builder: Any, a: Any) -> Any:
+    """Emit the Hadamard transform of the elements of one vector."""
+    # Sums of floats depend on the order of the levels, and so do the bits of recordings.
+    for stride in (8, 4, 2, 1):
+        partners = [k ^ stride for k in range(_LANES)]
+        signs = [-1.0 if k & stride else 1.0 for k in range(_LANES)]
+        places = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), partners)
+        partner = builder.shuffle_vector(a, a, places)
+        a = builder.fadd(partner, builder.fmul(a, ir.Constant(a.type, signs)))
+    return a
+
+
+def _hadamard_across(builder: Any, vectors: list[Any]) -> None:
+    """Emit the Hadamard transform over elements at the same place in `_LANES` vectors."""
+    for stride in (2, 1, 8, 4):
+        for i in range(_LANES):
+            if not i & stride:
+                a, b = vectors[i], vectors[i + stride]
+                vectors[i], vectors[i + stride] = builder.fadd(a, b), builder.fsub(a, b)
+
+
+def _transform(builder: Any, address: Any, n_vectors: int) -> None:
+    """Emit the Hadamard transform of one vector, or of `_LANES` vectors, at an address."""
+    pointer_type = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
+    offsets = [ir.Constant(address.type, 4 * _LANES * i) for i in range(n_vectors)]
+    pointers = [
+        builder.inttoptr(builder.add(address, o), pointer_type) for o in offsets
+    ]
+    vectors = [
+        _hadamard_within(builder, builder.load(pointer, align=4))
+        for pointer in pointers
+    ]
+    if n_vectors > 1:
+        _hadamard_across(builder, vectors)
+    for a, pointer in zip(vectors, pointers, strict=True):
+        builder.store(a, pointer, align=4)
+
+
+def _transform_vector(_context: Any, _address: Any) -> Any:
+    """Apply the Hadamard transform to the `_LANES` elements at an address."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        _transform(builder, arguments[0], 1)
+        return context.get_dummy_value()
+
+    return void(int64), generate_code
+
+
+def _transform_block(_context: Any, _address: Any) -> Any:
+    """Apply the Hadamard transform to the `_LANES`^2 elements at an address."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        _transform(builder, arguments[0], _LANES)
+        return context.get_dummy_value()
+
+    return void(int64), generate_code
+
+
+_hadamard_of_vector: Final = intrinsic(_transform_vector)
+_hadamard_of_block: Final = intrinsic(_transform_block)
+
+
+@loop
+def _hadamard(a: Floats, filled: int) -> None:
+    """Apply the Hadamard transform, not normalised, in place.
+
+    All elements after the first `filled` elements are zero; sums of only zeros are skipped.
+    """
+    n, stride, address = len(a), 1, address_of(a)
+    if n >= _LANES * _LANES:
+        stride = _LANES * _LANES
+        for i in range(0, filled, stride):
+            _hadamard_of_block(address + 4 * i)
+    elif n >= _LANES:
+        stride = _LANES
+        for i in range(0, filled, stride):
+            _hadamard_of_vector(address + 4 * i)
+    while 4 * stride <= n:
+        for i in range(0, filled, 4 * stride):
+            _hadamard_of_4(
+                part_of(a, i, stride),
+                part_of(a, i + stride, stride),
+                part_of(a, i + 2 * stride, stride),
+                part_of(a, i + 3 * stride, stride),
+            )
+        stride *= 4
+    while stride < n:
+        for i in range(0, filled, 2 * stride):
+            _hadamard_of_2(part_of(a, i, stride), part_of(a, i + stride, stride))
+        stride *= 2
+
+
+@loop
+def _hadamard_of_2(a: Floats, b: Floats) -> None:
+    """Apply one level of butterflies between two parts."""
+    for i in range(len(a)):
+        total, difference = a[i] + b[i], a[i] - b[i]
+        a[i] = total
+        b[i] = difference
+
+
+@loop
+def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
+    """Apply two levels of butterflies between four parts."""
+    for i in range(len(a)):
+        ac, bd = a[i] + c[i], b[i] + d[i]
+        a_c, b_d = a[i] - c[i], b[i] - d[i]
+        a[i] = ac + bd
+        b[i] = ac - bd
+        c[i] = a_c + b_d
+        d[i] = a_c - b_d
+
+
+def _upper_half(_context: Any, _x: Any, _y: Any) -> Any:
+    """Return the upper 64 bits of the 128-bit product."""
+
+    def generate_code(
+        _context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        long = ir.IntType(128)
+        x, y = (builder.zext(argument, long) for argument in arguments)
+        product = builder.lshr(builder.mul(x, y), ir.Constant(long, 64))
+        return builder.trunc(product, ir.IntType(64))
+
+    return uint64(uint64, uint64), generate_code
+
+
+_high_product: Final = intrinsic(_upper_half)
+
+
+@inlined
+def _philox(
+    block: np.uint64, step: int, seed: int, role: int
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Return a block of four random words of Philox4x64-10; see `trajstore.sketch.signs`."""
+    a, b, c, d = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(step)
+    first, second = np.uint64(seed), np.uint64(role)
+    for _ in range(10):
+        high_a = _high_product(np.uint64(0xD2E7470EE14C6C93), a)
+        low_a = np.uint64(0xD2E7470EE14C6C93) * a
+        high_c = _high_product(np.uint64(0xCA5A826395121157), c)
+        low_c = np.uint64(0xCA5A826395121157) * c
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first += np.uint64(0x9E3779B97F4A7C15)
+        second += np.uint64(0xBB67AE8584CAA73B)
+    return a, b, c, d
+
+
+def _spread_bits(_context: Any, _word: Any, _address: Any) -> Any:
+    """Write 64 bits as signs, in little-endian byte order, and highest bit first in a byte."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        word, address = arguments
+        signs, bits = (ir.VectorType(t, 64) for t in (ir.FloatType(), ir.IntType(1)))
+        is_plus = builder.bitcast(reverse_bits_in_bytes(builder, word), bits)
+        plus, minus = (ir.Constant(signs, [sign] * 64) for sign in (1.0, -1.0))
+        pointer = builder.inttoptr(address, signs.as_pointer())
+        builder.store(builder.select(is_plus, plus, minus), pointer, align=4)
+        return context.get_dummy_value()
+
+    return void(uint64, int64), generate_code
+
+
+def reverse_bits_in_bytes(builder: Any, word: Any) -> Any:
+    """Emit the reversal of the bits in each byte, because vectors begin with the lowest bit."""
+    return builder.bswap(builder.bitreverse(word))
+
+
+_write_signs: Final = intrinsic(_spread_bits)
+
+
+@compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS)
+def fold(
+    vector: Floats, width: int, columns: Floats, row_signs: Floats, out: Floats
+) -> None:
+    """Add the fold of a vector, (size,), to `out`, (bucket,); see `trajstore.sketch.fold`."""
+    size = len(vector)
+    for row in range(len(row_signs)):
+        start = row * width
+        n = smaller(width, size - start)
+        if n > 0:
+            signs = part_of(columns, SHIFT * row, n)
+            fold_vector(part_of(vector, start, n), signs, row_signs[row], out)
+
+
+@compiled(uint64, uint64, uint64, _FLOATS)
+def draw_signs(seed: int, role: int, step: int, signs: Floats) -> None:
+    """Write the random signs of a step; see `trajstore.sketch.signs`."""
+    # The number of signs is a multiple of 64.
+    address, n = address_of(signs), len(signs)
+    for i in range(0, n, 256):
+        words = _philox(np.uint64(i // 256 + 1), step, seed, role)
+        for k in range(4):
+            if i + 64 * k < n:
+                _write_signs(words[k], address + 4 * (i + 64 * k))
+
+
+@compiled(_FOLDS, int64, _FLOATS, int64, int64, int64, _ROWS)
+def probe(
+    folds: Floats,  # (part, fold, bucket): first folds; the parts are added up
+    filled: int,  # number of buckets of the first fold that may differ from 0
+    signs: Floats,  # (bucket,): fixed signs of the second fold
+    n_probes: int,
+    # `block` and `shift` of `trajstore.sketch.probes.Probes`.
+    block: int,
+    shift: int,
+    out: Floats,  # (vector, probe or more): overwritten; vector i is fold i of `folds`
+) -> None:
+    """Compute probes from first folds, as described in `trajstore.sketch.probes`."""
+    buckets, n_vectors, length = folds.shape[2], out.shape[0], out.shape[1]
+    clear(part_of(out, 0, n_vectors * length))
+    for part in range(folds.shape[0]):
+        for vector in range(n_vectors):
+            fold_start = (part * folds.shape[1] + vector) * buckets
+            for first in range(0, filled, block):
+                start, stop = first, smaller(first + block, filled)
+                place = (first + shift * (first // block)) % n_probes
+                while start < stop:
+                    n = smaller(stop - start, n_probes - place)
+                    _add_signed(
+                        part_of(folds, fold_start + start, n),
+                        part_of(signs, start, n),
+                        part_of(out, vector * length + place, n),
+                    )
+                    start += n
+                    place = 0
+
+
+@compiled(_FOLDS, int64, _FLOATS, int64, int64)
+def rotate(
+    folds: Floats,  # (part, fold, number): reads the last fold, and overwrites it in part 0
+    filled: int,  # number of buckets of a fold that may differ from 0
+    signs: Floats,  # (number,): random signs of the rotation
+    first_block: int,  # length of a block of the first Hadamard transform
+    block: int,  # length of a block of the second Hadamard transform
+) -> None:
+    """Rotate a fold, as `trajstore.sketch.rotation` does."""
+    n_parts, n_folds, n = folds.shape
+    buckets = part_of(folds, (n_folds - 1) * n, n)
+    for part in range(1, n_parts):
+        _add(part_of(folds, ((part + 1) * n_folds - 1) * n, filled), buckets)
+    half = n // 2
+    scale = np.float32(1 / math.sqrt(first_block))
+    _multiply(part_of(buckets, 0, filled), signs, scale)
+    for start in range(0, filled, first_block):
+        filled_here = smaller(first_block, filled - start)
+        _hadamard(part_of(buckets, start, first_block), filled_here)
+    scale = np.float32(1 / math.sqrt(block))
+    _multiply(part_of(buckets, 0, half), part_of(signs, half, half), scale)
+    _multiply(part_of(buckets, half, half), signs, scale)
+    for start in range(0, n, block):
+        _hadamard(part_of(buckets, start, block), block)
