@@ -23,6 +23,13 @@ from trajstore.format.windows import DEFAULT_LENGTH, OWN_WINDOWS
 SHORTEST: Final = 50
 """Least number of steps in a shared window, and in epochs that never share windows."""
 
+SHORTEST_OWN: Final = 10
+"""Epochs of fewer steps always share windows, which take time to begin."""
+
+OWN_BYTES_SHARE: Final = 0.5
+"""Epochs share windows if an anchor in each of them would take more than this share of the bytes
+of their steps, unless they have at least `SHORTEST` steps."""
+
 BYTES_SHARE: Final = 0.08
 """Anchors of shared windows take at most this share of the bytes of the steps, unless windows
 would be longer than `DEFAULT_LENGTH`."""
@@ -49,7 +56,8 @@ def choose_windows(spec: RunSpec) -> ChosenWindows:
         return ChosenWindows(spec, "")
     least = shared_length(spec)
     most = None if total is None else max(total * MAX_RUN_SHARE, SHORTEST)
-    if epoch >= SHORTEST:
+    own = own_length(spec)
+    if epoch >= own:
         n_parts = 1 if most is None else ceil(epoch / max(most, least))
         if n_parts == 1:
             return ChosenWindows(spec, "")
@@ -65,7 +73,7 @@ def choose_windows(spec: RunSpec) -> ChosenWindows:
     if n_epochs == 1:
         return ChosenWindows(spec, "")
     reason = (
-        f"epochs of fewer than {SHORTEST} steps share anchors from epoch {OWN_WINDOWS} on, here "
+        f"epochs of fewer than {own} steps share anchors from epoch {OWN_WINDOWS} on, here "
         f"{n_epochs} epochs an anchor"
     )
     return ChosenWindows(replace(spec, shared_epochs=n_epochs), reason)
@@ -73,13 +81,14 @@ def choose_windows(spec: RunSpec) -> ChosenWindows:
 
 def shared_length(spec: RunSpec) -> int:
     """Return the least number of steps in a window that short epochs share."""
-    size = Layout(spec.names, spec.shapes).size
-    rows, anchors = row_arrays(spec, n_metrics=0), window_arrays(spec, size=size)
-    keyframe = _row_bytes(anchors.pop(KEYFRAMES)) / KEYFRAME_EVERY
-    anchor_bytes = keyframe + sum(map(_row_bytes, anchors.values()))
-    row_bytes = sum(map(_row_bytes, rows.values()))
-    length = ceil(anchor_bytes / (BYTES_SHARE * row_bytes))
+    length = ceil(_anchor_bytes_in_rows(spec) / BYTES_SHARE)
     return min(max(length, SHORTEST), DEFAULT_LENGTH)
+
+
+def own_length(spec: RunSpec) -> int:
+    """Return the least number of steps in an epoch that has a window of its own."""
+    length = ceil(_anchor_bytes_in_rows(spec) / OWN_BYTES_SHARE)
+    return min(max(length, SHORTEST_OWN), SHORTEST)
 
 
 def epoch_as_window(n_steps: int | None) -> int | None:
@@ -95,9 +104,18 @@ def begins_window(
     return (
         spec.reference_every is not None
         or epoch < OWN_WINDOWS
-        or n_before >= SHORTEST
+        or n_before >= own_length(spec)
         or n_in_window >= shared_length(spec)
     )
+
+
+def _anchor_bytes_in_rows(spec: RunSpec) -> float:
+    """Return the number of rows that take as many bytes as an anchor."""
+    size = Layout(spec.names, spec.shapes).size
+    rows, anchors = row_arrays(spec, n_metrics=0), window_arrays(spec, size=size)
+    keyframe = _row_bytes(anchors.pop(KEYFRAMES)) / KEYFRAME_EVERY
+    anchor_bytes = keyframe + sum(map(_row_bytes, anchors.values()))
+    return anchor_bytes / sum(map(_row_bytes, rows.values()))
 
 
 def _row_bytes(array: ArraySpec) -> int:

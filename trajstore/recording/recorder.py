@@ -66,8 +66,8 @@ class Recorder:
         decays to nearly 0.
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
-        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`; after ten epochs
-        of fewer than 50 steps, several share a window, and only its first is a target; and if
+        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`; after ten epochs,
+        short epochs share a window, and only its first is a target; and if
         `total_steps` has few epochs, they are cut. An anchor takes one byte per parameter on
         disk. Gamma is most precise if a window is a few percent of the run (see
         ``traj-store plan``).

@@ -129,13 +129,13 @@ def test_windows_that_are_not_epochs_are_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     command = "traj-store plan --params 3300 --steps 5000 --steps-per-epoch"
-    short = " ".join(run(f"{command} 12", monkeypatch, capsys).split())
+    short = " ".join(run(f"{command} 6", monkeypatch, capsys).split())
     assert (
         "of 204 steps, shorter at both ends; one anchor each; epochs of fewer" in short
     )
-    assert "share anchors from epoch 10 on, here 17 epochs an anchor" in short
-    assert "with reference_every=12 every epoch can be a target" in short
-    assert "steps_per_epoch=12, total_steps=5000" in short
+    assert "share anchors from epoch 10 on, here 34 epochs an anchor" in short
+    assert "with reference_every=6 every epoch can be a target" in short
+    assert "steps_per_epoch=6, total_steps=5000" in short
     few = " ".join(run(f"{command} 1000", monkeypatch, capsys).split())
     assert "the run has few epochs, so each is cut into 2 windows" in few
     assert "reference_every=500, total_steps=5000" in few

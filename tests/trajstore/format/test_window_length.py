@@ -20,10 +20,13 @@ from trajstore.format.run_spec import RunSpec, validate_spec
 from trajstore.format.sketch_size import sketch_fields
 from trajstore.format.window_length import (
     BYTES_SHARE,
+    OWN_BYTES_SHARE,
     SHORTEST,
+    SHORTEST_OWN,
     begins_window,
     choose_windows,
     epoch_as_window,
+    own_length,
     shared_length,
 )
 from trajstore.format.windows import DEFAULT_LENGTH, OWN_WINDOWS, Windows
@@ -63,10 +66,13 @@ CHOICES = {
     "one step an epoch, very long run": ((3000, 1, 10**6), (None, 500)),
     "one step an epoch, large network": ((1_000_000, 1, None), (None, 500)),
     "large network, short run": ((1_000_000, 1, 800), (None, 100)),
-    "12 steps an epoch": ((3000, 12, None), (None, 5)),
-    "few short epochs": ((3000, 12, 12 * OWN_WINDOWS), (None, 1)),
-    "just short": ((3000, SHORTEST - 1, None), (None, 2)),
-    "just long enough": ((3000, SHORTEST, None), (None, 1)),
+    "12 steps an epoch": ((3000, 12, None), (None, 1)),
+    "12 steps an epoch, large network": ((1_000_000, 12, None), (None, 42)),
+    "few short epochs": ((3000, 9, 9 * OWN_WINDOWS), (None, 1)),
+    "just short": ((3000, SHORTEST_OWN - 1, None), (None, 6)),
+    "just long enough": ((3000, SHORTEST_OWN, None), (None, 1)),
+    "just short for a large network": ((1_000_000, SHORTEST - 1, None), (None, 11)),
+    "just long enough for any network": ((1_000_000, SHORTEST, None), (None, 1)),
     "no epochs": ((3000, None, 10_000), (None, 1)),
 }
 
@@ -102,7 +108,7 @@ def test_chosen_windows_cost_little_and_stay_close(n_params, epoch, total):
     assert not validate_spec(spec.to_json())
 
 
-@pytest.mark.parametrize("n_params", [1000, 30_000, 300_000])
+@pytest.mark.parametrize("n_params", [1000, 30_000, 100_000, 300_000])
 def test_anchors_take_a_share_of_the_bytes_of_steps(n_params):
     spec = spec_of(n_params, 1)
     length = shared_length(spec)
@@ -114,9 +120,13 @@ def test_anchors_take_a_share_of_the_bytes_of_steps(n_params):
 
     anchor = sum(map(n_bytes, anchors.values()))
     anchor -= n_bytes(anchors[KEYFRAMES]) * (1 - 1 / KEYFRAME_EVERY)
-    share = anchor / sum(map(n_bytes, rows.values())) / length
+    rows_of_anchor = anchor / sum(map(n_bytes, rows.values()))
+    share = rows_of_anchor / length
     assert share <= BYTES_SHARE or length == DEFAULT_LENGTH
     assert share > 0.98 * BYTES_SHARE or length in {SHORTEST, DEFAULT_LENGTH}
+    own = own_length(spec)
+    assert rows_of_anchor / own <= OWN_BYTES_SHARE or own == SHORTEST
+    assert rows_of_anchor / (own - 1) > OWN_BYTES_SHARE or own == SHORTEST_OWN
 
 
 def test_epochs_begun_by_hand_begin_windows_if_these_are_long_enough():
@@ -126,11 +136,11 @@ def test_epochs_begun_by_hand_begin_windows_if_these_are_long_enough():
         return begins_window(spec, epoch, n_before=n_before, n_in_window=n_in_window)
 
     assert begins(OWN_WINDOWS - 1, 1, 1)
-    assert not begins(OWN_WINDOWS, 12, 49)
-    assert begins(OWN_WINDOWS, 12, 50)
-    assert begins(OWN_WINDOWS, 50, 49)
+    assert not begins(OWN_WINDOWS, SHORTEST_OWN - 1, SHORTEST - 1)
+    assert begins(OWN_WINDOWS, SHORTEST_OWN - 1, SHORTEST)
+    assert begins(OWN_WINDOWS, SHORTEST_OWN, SHORTEST - 1)
     chosen = replace(spec, reference_every=500)
-    assert begins_window(chosen, OWN_WINDOWS, n_before=12, n_in_window=12)
+    assert begins_window(chosen, OWN_WINDOWS, n_before=2, n_in_window=2)
 
 
 def test_only_long_epochs_are_windows_of_trainers():
