@@ -6,6 +6,7 @@ from typing import Final
 from warnings import warn
 
 import torch
+from numba import config
 
 from trajstore.tracking.backends.cpu.backend import CPUBackend
 from trajstore.tracking.backends.eager import EagerBackend
@@ -30,7 +31,7 @@ def choose_backend(device: torch.device, *, is_whole: bool) -> type[StepBackend]
     if choice or not is_whole:
         return EagerBackend
     if device.type == "cpu":
-        return CPUBackend
+        return EagerBackend if config.DISABLE_JIT else CPUBackend
     if device.type != "cuda" or os.environ.get(SWITCH) == "0":
         return EagerBackend
     if find_spec("triton") is None or _is_too_old(device):

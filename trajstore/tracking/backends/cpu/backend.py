@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -13,15 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
-from trajstore.sketch import levels
 from trajstore.sketch.signs import Role
-from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.tracking.backends.columns import measured_columns
-from trajstore.tracking.backends.cpu import coding, measuring, sketching
+from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
-from trajstore.tracking.backends.cpu.compiling import compile_for_threads
+from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, compile_for_threads
+from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.threads import preserve_torch_threads
@@ -32,14 +31,8 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-_Codes = tuple[int, Floats, Floats, Floats, npt.NDArray[np.int32]]
-"""Bits per number; levels, borders and guide of `trajstore.sketch.levels`; memory for levels."""
-
 BLOCKS_PER_THREAD: Final = 128
 """Least number of blocks per thread; for fewer blocks, starting a thread costs too much."""
-
-WORD: Final = 64
-"""Number of bits in a word of random signs."""
 
 STEP_SIGNS: Final = int(Role.STEP)
 """`Role.STEP` as an int, because Numba needs 25 microseconds to convert an enumeration member."""
@@ -50,6 +43,9 @@ NUMBA_LOCK: Final = Lock()
 CPU: Final = torch.device("cpu")
 
 NO_ENERGY: Final = np.zeros(0)
+
+# The imports above have compiled the kernels.
+ANNOUNCER.finish()
 
 
 class _Columns(NamedTuple):
@@ -64,34 +60,6 @@ class _Columns(NamedTuple):
     n_after: int
     updates: Integers  # (product,): columns of `measuring.UPDATES`, relative to `after`
     grad_sq: int  # column of |g|^2 in a table
-
-
-@dataclass(frozen=True)
-class _Folding:
-    """Signs and buffers of the sketch and the probes; the arrays are empty in exact mode."""
-
-    sketch: Sketch | None
-    width: int  # width of the fold; 0 in exact mode
-    places: Integers  # (block,): places of the blocks in the vector that is folded
-    filled: int  # number of buckets that may differ from 0
-    probe_columns: Floats  # sequence of the column signs of the probes
-    probe_rows: Floats  # row signs of the probes
-    second_fold: tuple[Floats, int, int, int]  # arguments of `sketching.probe`
-    step_signs: Floats  # signs drawn in every step
-    row_signs: Floats  # the part of `step_signs` for the rows of the fold
-    folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
-    blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
-    codes: _Codes | None  # arguments of `coding.code_levels`; None with one bit
-    elements: Integers  # (parameter,): elements of the vector without gaps
-
-    def code(
-        self, numbers: Floats, code: npt.NDArray[np.uint8], scales: Floats
-    ) -> None:
-        """Write the codes and scales of a rotated fold."""
-        if self.codes is not None:
-            coding.code_levels(numbers, *self.codes, code, scales)
-        else:
-            coding.code_signs(numbers, code, scales)
 
 
 class _Window(NamedTuple):
@@ -140,7 +108,7 @@ class CPUBackend:
         if n_parts > 1:
             _start_threads()
         self._folding = (
-            _no_folding(n_parts) if spec.exact else _folding(layout, spec, n_parts)
+            no_folding(n_parts) if spec.exact else folding_of(layout, spec, n_parts)
         )
         weights = np.ones(len(layout.names), np.float32)
         no_signs = np.zeros(0, np.float32)
@@ -186,6 +154,9 @@ class CPUBackend:
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
         folding, columns, window = self._folding, self._columns, self._window
+        tables = row["tables"].numpy()
+        wide = self._wide(tables)
+        wide_last = None if last is None else self._wide(last.row["tables"].numpy())
         gradients, _gradients = self._addresses.of(vectors)
         parameters, _parameters = self._addresses.of_parameters()
         if folding.sketch is not None:
@@ -224,10 +195,16 @@ class CPUBackend:
             run.before(self._bounds, *arguments)
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
-            if last is not None:
-                self._add_update(update_sums, last)
-        tables = row["tables"].numpy()
-        wide = self._wide(tables)
+            if last is not None and wide_last is not None:
+                measuring.add_up(
+                    update_sums,
+                    columns.after,
+                    wide_last,
+                    columns.grad_sq,
+                    last.gradient_energy.numpy(),
+                )
+                if not self._spec.scaled:
+                    last.row["tables"].numpy()[:] = wide_last
         measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
         if wide is not tables:
             tables[:] = wide
@@ -368,69 +345,6 @@ def _columns(spec: RunSpec) -> _Columns:
         updates=np.array([after.starts[name] for name in measuring.UPDATES]),
         grad_sq=grad_sq,
     )
-
-
-def _no_folding(n_parts: int) -> _Folding:
-    empty = np.zeros(0, np.float32)
-    return _Folding(
-        sketch=None,
-        width=0,
-        places=np.zeros(0, np.int64),
-        filled=0,
-        probe_columns=empty,
-        probe_rows=empty,
-        second_fold=(empty, 1, 1, 0),
-        step_signs=empty,
-        row_signs=empty,
-        folds=np.zeros((n_parts, 3, 0), np.float32),
-        blocks=(1, 1),
-        codes=None,
-        elements=np.zeros(0, np.int64),
-    )
-
-
-def _folding(layout: Layout, spec: RunSpec, n_parts: int) -> _Folding:
-    sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
-    fold, numbers, n_signs = sketch.fold, sketch.numbers, sum(sketch.sign_counts)
-    offsets = layout.packed_offsets if spec.is_packed else layout.offsets
-    block = numbers // sketch.n_blocks
-    signs = huge_zeros(-(-n_signs // WORD) * WORD, device=CPU).numpy()
-    return _Folding(
-        sketch=sketch,
-        width=fold.width,
-        places=_places(layout, offsets),
-        filled=min(fold.width, sketch.size),
-        probe_columns=fold.column_sequence,
-        probe_rows=probes.row_signs,
-        second_fold=(
-            probes.bucket_signs.copy(),
-            probes.bucket_fold.width,
-            probes.block,
-            probes.shift,
-        ),
-        step_signs=signs,
-        row_signs=signs[numbers:n_signs],
-        folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
-        blocks=(numbers if sketch.is_mixed else block, block),
-        codes=_codes(spec.bits_per_number, numbers),
-        elements=layout.packed_elements,
-    )
-
-
-def _places(layout: Layout, offsets: Integers) -> Integers:
-    """Return the place of each block's first element, for these places of tensors, (block,)."""
-    layers = layout.layer_of_block
-    starts = BLOCK * np.arange(len(layers)) - layout.offsets[layers]
-    places: Integers = offsets[layers] + starts
-    return places
-
-
-def _codes(bits: int, numbers: int) -> _Codes | None:
-    """Return arguments for coding this many numbers with this many bits each."""
-    if bits == 1:
-        return None
-    found = np.zeros(numbers, np.int32)
-    return bits, levels.levels(bits), levels.borders(bits), levels.guide(bits), found
 
 
 def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:

@@ -12,12 +12,15 @@ from numba import float32
 from numba.extending import intrinsic
 
 from trajstore.format.layout import BLOCK
-from trajstore.tracking.backends.cpu.compiling import loop
+from trajstore.tracking.backends.cpu.compiling import inlined, loop
 
 Floats = npt.NDArray[np.float32]
 
 LEAST_SUM: Final = 1e-35
 """A sum of products in float32 keeps its digits if the largest product of elements is larger."""
+
+LEAST_SQUARE: Final = LEAST_SUM**2
+"""The square of that."""
 
 LEAST_MAGNITUDES: Final = BLOCK**2 * LEAST_SUM
 """The same for the product of the sums of magnitudes of two vectors."""
@@ -55,7 +58,7 @@ def _subtraction(_context: Any, _a: Any, _b: Any) -> Any:
 _difference: Final = intrinsic(_subtraction)
 
 
-@loop
+@inlined
 def measure_update(
     parameter: Floats, anchor: Floats, displacement: Floats
 ) -> tuple[np.float32, np.float32]:
@@ -69,7 +72,7 @@ def measure_update(
     return square, product
 
 
-@loop
+@inlined
 def measure_update_in_doubles(
     parameter: Floats, anchor: Floats, displacement: Floats
 ) -> tuple[np.float64, np.float64]:
@@ -83,7 +86,7 @@ def measure_update_in_doubles(
     return square, product
 
 
-@loop
+@inlined
 def measure_vectors(
     parameter: Floats,
     anchor: Floats,
@@ -109,7 +112,7 @@ def measure_vectors(
     return g_previous, g_g, g_a, g_r, a_a, a_r
 
 
-@loop
+@inlined
 def magnitude(a: Floats) -> np.float32:
     """Return the sum of the absolute values of a."""
     # The compiler would not vectorise a maximum.
@@ -119,7 +122,7 @@ def magnitude(a: Floats) -> np.float32:
     return magnitude
 
 
-@loop
+@inlined
 def product_in_doubles(a: Floats, b: Floats) -> np.float64:
     """Return <a, b>, computed in float64."""
     total = np.float64(0)
@@ -143,14 +146,14 @@ def in_range(product: np.float32, a: Floats, b: Floats) -> np.float64:
     return product_in_doubles(a, b)
 
 
-@loop
+@inlined
 def add_decoded(codes: npt.NDArray[np.int8], scale: np.float32, vector: Floats) -> None:
     """Decode the codes of one block, as `trajstore.sketch.deltas` does, and add the result."""
     for i in range(len(codes)):
         vector[i] += np.float32(codes[i]) * scale
 
 
-@loop
+@inlined
 def sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
     """Return a checksum that depends on the words and on their places in a tensor."""
     total = np.int64(0)
@@ -166,7 +169,7 @@ def fold_vector(vector: Floats, signs: Floats, sign: np.float32, out: Floats) ->
         out[i] += sign * signs[i] * vector[i]
 
 
-@loop
+@inlined
 def fold_both(
     gradient: Floats,
     displacement: Floats,

@@ -32,7 +32,7 @@ LEAST_ENERGY: Final = 1e-33
 _FLOATS = float32[::1]
 
 
-@loop
+@inlined
 def _norms(a: Floats) -> tuple[np.float32, np.float32]:
     """Return |a|^2 and the sum of the absolute values of a."""
     energy = magnitude = np.float32(0)
@@ -42,7 +42,7 @@ def _norms(a: Floats) -> tuple[np.float32, np.float32]:
     return energy, magnitude
 
 
-@loop
+@inlined
 def _energy_in_doubles(a: Floats) -> np.float64:
     """Return |a|^2, computed in float64."""
     energy = np.float64(0)
@@ -190,15 +190,15 @@ def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
 
 
 @compiled_when_called(
-    *(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS, int32[::1], uint8[::1], _FLOATS)
+    *(int64, _FLOATS, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
 )
 def code_levels(
-    numbers: Floats,  # (number,)
     bits: int,  # number of bits per number, at least 2
     levels: Floats,  # (2^bits,)
     borders: Floats,  # (2^bits - 1,)
     guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
     found: Levels,  # (number,): memory for the numbers of levels; overwritten
+    numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
 ) -> None:

@@ -5,8 +5,10 @@ file of this package changes. How long that takes depends on how much code it is
 view parts of arrays with `views`, allocate no memory, and call loops that Python cannot call.
 """
 
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +39,7 @@ _OPTIONS: Final = {
 }
 
 
-class Announcer(event.Listener):
+class Announcer(event.Listener):  # type: ignore[misc] # Numba has no types
     """Logs that kernels are compiled, when the first of them is not in the cache."""
 
     def __init__(self) -> None:
@@ -85,10 +87,22 @@ def jit(function: F, *signature: Any, **options: Any) -> F:
         index = dispatcher._cache._cache_file
         index._source_stamp = index._source_stamp, _sources()
     if signature:
-        with event.install_listener("numba:compile", ANNOUNCER):
+        with event.install_listener("numba:compile", ANNOUNCER), _no_collections():
             dispatcher.compile(*signature)
         dispatcher.disable_compile()
     return cast("F", dispatcher)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave garbage until later; looking for it would take a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @cache
@@ -115,7 +129,9 @@ def compiled_when_called(*signature: Any) -> Callable[[F], F]:
     def decorated(function: F) -> F:
         @cache
         def compiled_now() -> F:
-            return jit(function, void(*signature))
+            result = jit(function, void(*signature))
+            ANNOUNCER.finish()
+            return result
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
@@ -133,6 +149,7 @@ def compile_for_threads() -> None:
     """Compile the functions that run in threads."""
     for compiled_now in _IN_THREADS:
         compiled_now()
+    ANNOUNCER.finish()
 
 
 def compiled_in_threads(*signature: Any) -> Callable[[F], F]:
@@ -166,3 +183,8 @@ def loop(function: F) -> F:
     """Compile a loop over few arrays separately from its callers, to have it vectorised."""
     # Only compiled functions call it; they keep it in their caches.
     return cast("F", numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function))
+
+
+def standalone(function: F) -> F:
+    """Compile a loop or an inlined function so that Python can call it, for tests."""
+    return jit(cast("F", cast("Any", function).py_func))

@@ -17,14 +17,13 @@ from numba import float32, float64, int64, prange, types
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
 from trajstore.tracking.backends.cpu.block_loops import (
-    LEAST_SUM,
+    LEAST_SQUARE,
     add_decoded,
     clear,
     fold_both,
     fold_vector,
     in_range,
     measure_vectors,
-    product_in_doubles,
     products,
     subtract,
     sum_of_bits,
@@ -119,14 +118,14 @@ def _measure_block(
         exact = np.float64(0)
         if not is_plain:
             # The next loop replaces the last gradient.
-            exact = product_in_doubles(new, gradient)
+            exact = in_range(np.float32(np.nan), new, gradient)
         g_previous, g_g, g_a, gradient_product, a_a, displacement_product = (
             measure_vectors(parameter, anchor, new, gradient, displacement)
         )
         square = in_range(g_g, gradient, gradient)
         if is_plain:
             # After such a jump of the gradient, the product has lost its digits.
-            is_lost = 0 < square * last_square < LEAST_SUM**2
+            is_lost = 0 < square * last_square < LEAST_SQUARE
             exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
         sums[part, layer, columns[0]] += exact
         sums[part, layer, columns[1]] += square
@@ -242,9 +241,12 @@ def measure_before(
     """Measure gradients and parameters, and the last update, in the blocks of one part."""
     buckets, n_blocks = folds.shape[2], len(layer_of_block)
     filled = smaller(width, BLOCK * n_blocks)
-    n_sums, n_updates = sums.shape[1] * sums.shape[2], update_sums.shape[1] * 2
-    clear(part_of(sums, part * n_sums, n_sums))
-    clear(part_of(update_sums, part * n_updates, n_updates))
+    for layer in range(sums.shape[1]):
+        for column in range(sums.shape[2]):
+            sums[part, layer, column] = 0
+    for layer in range(update_sums.shape[1]):
+        for column in range(update_sums.shape[2]):
+            update_sums[part, layer, column] = 0
     clear(part_of(folds, 3 * part * buckets, filled))
     clear(part_of(folds, (3 * part + 1) * buckets, filled))
     # The third fold is rotated later, which fills all its buckets, so clear all of them.

@@ -26,14 +26,14 @@ _LANES: Final = 16
 _FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
 
-@loop
+@inlined
 def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
     """Add a * signs to `out`."""
     for i in range(len(a)):
         out[i] += a[i] * signs[i]
 
 
-@loop
+@inlined
 def _add(a: Floats, out: Floats) -> None:
     """Add a to `out`."""
     for i in range(len(a)):
@@ -113,7 +113,7 @@ _hadamard_of_vector: Final = intrinsic(_transform_vector)
 _hadamard_of_block: Final = intrinsic(_transform_block)
 
 
-@loop
+@inlined
 def _hadamard(a: Floats, filled: int) -> None:
     """Apply the Hadamard transform, not normalised, in place.
 
@@ -143,7 +143,7 @@ def _hadamard(a: Floats, filled: int) -> None:
         stride *= 2
 
 
-@loop
+@inlined
 def _hadamard_of_2(a: Floats, b: Floats) -> None:
     """Apply one level of butterflies between two parts."""
     for i in range(len(a)):
@@ -152,7 +152,7 @@ def _hadamard_of_2(a: Floats, b: Floats) -> None:
         b[i] = difference
 
 
-@loop
+@inlined
 def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
     """Apply two levels of butterflies between four parts."""
     for i in range(len(a)):
@@ -297,11 +297,13 @@ def rotate(
     half = n // 2
     scale = np.float32(1 / math.sqrt(first_block))
     _multiply(part_of(buckets, 0, filled), signs, scale)
-    for start in range(0, filled, first_block):
-        filled_here = smaller(first_block, filled - start)
-        _hadamard(part_of(buckets, start, first_block), filled_here)
-    scale = np.float32(1 / math.sqrt(block))
-    _multiply(part_of(buckets, 0, half), part_of(signs, half, half), scale)
-    _multiply(part_of(buckets, half, half), signs, scale)
-    for start in range(0, n, block):
-        _hadamard(part_of(buckets, start, block), block)
+    length = first_block
+    # One call, because every call of the transform takes long to compile.
+    for turn in range(2):
+        if turn == 1:
+            length, filled = block, n
+            scale = np.float32(1 / math.sqrt(block))
+            _multiply(part_of(buckets, 0, half), part_of(signs, half, half), scale)
+            _multiply(part_of(buckets, half, half), signs, scale)
+        for start in range(0, filled, length):
+            _hadamard(part_of(buckets, start, length), smaller(length, filled - start))

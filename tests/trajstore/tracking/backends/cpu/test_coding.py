@@ -24,7 +24,7 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
     arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(numbers, *arguments, memory, code, scales)
+    coding.code_levels(*arguments, memory, numbers, code, scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
         expected_code, expected_scales = levels.encode(numbers, bits)
@@ -55,7 +55,7 @@ def test_levels_are_counted_borders(bits: int):
         2: coding._find_levels_of_2_bits,
         4: coding._find_levels_of_4_bits,
     }[bits]
-    compiling.jit(find.py_func)(numbers, np.float32(1), borders, found)
+    compiling.standalone(find)(numbers, np.float32(1), borders, found)
     expected = np.searchsorted(borders, numbers, side="right")
     np.testing.assert_array_equal(found, expected)
 
@@ -69,7 +69,7 @@ def test_guided_levels_are_nearly_the_nearest(bits: int):
         [numbers_near(borders), numbers_near(ends), np.array(SPECIAL), drawn]
     ).astype(np.float32)
     found = np.zeros(len(numbers), np.int32)
-    compiling.jit(coding._find_levels_from_guide.py_func)(
+    compiling.standalone(coding._find_levels_from_guide)(
         numbers, np.float32(1), levels.guide(bits), found
     )
     expected = np.searchsorted(borders, numbers, side="right")
@@ -91,7 +91,7 @@ def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float)
     numbers[3] = bad
     arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
     memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(numbers, *arguments, memory, np.zeros(bits, np.uint8), scales)
+    coding.code_levels(*arguments, memory, numbers, np.zeros(bits, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
@@ -102,5 +102,5 @@ def test_packed_signs_equal_numpys(n_bytes: int):
         np.array([0, -0.0, np.nan, np.inf, -np.inf], np.float32), vector[::3].shape
     )
     code = np.zeros(n_bytes, np.uint8)
-    compiling.jit(coding._pack.py_func)(vector, code)
+    compiling.standalone(coding._pack)(vector, code)
     np.testing.assert_array_equal(code, np.packbits(vector >= 0))

@@ -15,7 +15,7 @@ from trajstore.sketch.rotation import rotate
 from trajstore.sketch.signs import Role, random_signs
 from trajstore.tracking.backends.cpu import coding, compiling, sketching
 
-_hadamard = compiling.jit(sketching._hadamard.py_func)
+_hadamard = compiling.standalone(sketching._hadamard)
 
 SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
 """Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
