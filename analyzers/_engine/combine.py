@@ -21,9 +21,17 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.arrays.mean_errors import (
     ErrorModel,
     covariance_with_sum,
+    derivatives,
     directions_of,
 )
-from analyzers._engine.arrays.window_sums import Posterior, Rule, row_stderr
+from analyzers._engine.arrays.window_sums import (
+    Posterior,
+    Rule,
+    Shared,
+    row_stderr,
+    shared_with_end,
+    shared_with_start,
+)
 from analyzers._engine.measured_window import (
     Measured,
     gather,
@@ -31,17 +39,26 @@ from analyzers._engine.measured_window import (
     needed_windows,
 )
 from analyzers._engine.project import Projected
-from analyzers._engine.rules import Parts, has_rule, rule_of
+from analyzers._engine.rules import Parts, has_rule, rule_of, steps_of_memory
 from analyzers._engine.window_constraint import (
     Constrained,
     Memory,
     constrain_displacements,
     constrain_total,
     constrain_window,
+    shared_error,
 )
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+
+class Handed(NamedTuple):
+    """What the errors of the sums over an epoch's steps share with errors at a window's end."""
+
+    epoch: int
+    shared: Shared  # (quantity, part)
+    probe_variance: FloatArray  # of <a, v'> at the end, from the probes, (part,)
 
 
 class Combined(NamedTuple):
@@ -66,7 +83,8 @@ def combine(
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
     # `projected` holds the results of `project` for the `chunks` of `needed_windows`.
-    by_window, memory = [], None
+    by_window, memory, handed = [], None, None
+    epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
         for window, whole in needed_windows(run, steps).items():
@@ -76,10 +94,21 @@ def combine(
             memory = constrained.memory if constrained else None
             first = max(steps.start, whole.start) - whole.start
             kept = slice(first, min(steps.stop, whole.stop) - whole.start)
-            if kept.start < kept.stop:
-                values = _quantities(
-                    run, measured, constrained, parts, weight_decay=weight_decay
+            # The errors of the next window may be those of this one by a part.
+            passes_on = constrained is not None and steps_of_memory(run) > 0
+            passes_on &= whole.stop < run.n_steps
+            passes_on = passes_on and bool(epochs[whole.stop] == epochs[whole.stop - 1])
+            if kept.start < kept.stop or passes_on:
+                values, after = _quantities(
+                    run,
+                    measured,
+                    constrained,
+                    parts,
+                    handed,
+                    weight_decay=weight_decay,
                 )
+            handed = after if passes_on else None
+            if kept.start < kept.stop:
                 by_window.append({name: value[kept] for name, value in values.items()})
     return {
         name: np.concatenate([values[name] for values in by_window])
@@ -101,10 +130,11 @@ def _quantities(
     measured: Measured,
     constrained: Constrained | None,
     parts: Parts,
+    before: Handed | None,
     *,
     weight_decay: float,
-) -> dict[str, FloatArray]:
-    """Return the quantities of the steps of one window."""
+) -> tuple[dict[str, FloatArray], Handed | None]:
+    """Return the quantities of the steps of one window, and what their errors hand on."""
     total = constrain_total(measured) if constrained is None else None
     combined = _combined(measured, constrained, total, parts)
     tables, fit, n = measured.tables, measured.fit, len(measured.products.value)
@@ -145,12 +175,14 @@ def _quantities(
     posterior = total if constrained is None else constrained.posterior
     rule = None if constrained is None else constrained.rule
     model = _error_model(measured, posterior, rule, combined)
-    mixed = _covariances(run, measured.steps, model, sampled, to_target, slope)
+    mixed, after = _covariances(
+        run, measured, model, sampled, to_target, slope, before=before
+    )
     values |= dict(zip([f"{q}{COVARIANCE}" for q in QUANTITIES], mixed, strict=True))
     values[USES_SUM] = np.where(combined.probe_share < 1, 1.0, 0.0)
     if not parts.are_layers:
         values = {name: value[:, 0] for name, value in values.items()}
-    return values
+    return values, after
 
 
 def _combined(
@@ -219,13 +251,16 @@ def _error_model(
 
 def _covariances(
     run: Run,
-    steps: slice,
+    measured: Measured,
     model: ErrorModel,
     sampled: Sampled,
     to_target: Estimate,
     slope: FloatArray,
-) -> FloatArray:
-    """Return the covariances of errors with their sum over the window's part of an epoch."""
+    *,
+    before: Handed | None,
+) -> tuple[FloatArray, Handed | None]:
+    """Return the covariances of errors with their sum over an epoch, and what they hand on."""
+    # What errors share with those of the window before counts twice, evenly for all steps.
     found = quantities(sampled, to_target)
     # The numerator is what is known minus <g, v'>, and |x - x*|^2 contains -2 <a, v'>.
     by_product = np.stack([-found[q].by_product for q in QUANTITIES], 1)
@@ -235,13 +270,40 @@ def _covariances(
         if name in {"gamma", "rsi", "eb"}:
             by_product[:, i][is_left_out] = 0
             by_displacement[:, i][is_left_out] = 0
-    epochs = run.stored.epochs[steps]
-    total = np.zeros_like(by_product)
+    epochs = run.stored.epochs[measured.steps]
+    total, after = np.zeros_like(by_product), None
+    now = measured.displacement.stderr[0] ** 2
     for epoch in np.unique(epochs):
         is_in = (epochs == epoch)[:, None, None]
-        total += covariance_with_sum(
-            model,
+        derived = (
             np.where(is_in, np.nan_to_num(by_product), 0),
             np.where(is_in, np.nan_to_num(by_displacement), 0),
         )
-    return np.moveaxis(total, 1, 0)
+        total += covariance_with_sum(model, *derived)
+        if model.rule is None or model.posterior is None:
+            continue
+        rows = derivatives(model, *derived)
+        if before is not None and before.epoch == epoch:
+            twice = 2 * shared_with_start(model.posterior, rows, _at_start(before, now))
+            if total.shape[-1] == 1:
+                twice = twice.sum(-1, keepdims=True)
+            total += np.where(is_in, twice / is_in.sum(), 0)
+        if epoch == epochs[-1]:
+            alike, own = shared_error(measured)
+            shared = shared_with_end(model.rule, model.posterior, rows, own, alike)
+            end = measured.displacement.stderr[-1] ** 2
+            after = Handed(int(epoch), shared, end)
+    return np.moveaxis(total, 1, 0), after
+
+
+def _at_start(before: Handed, variance: FloatArray) -> Shared:
+    """Return what is shared with a window's start, of whose product the probes have this variance."""
+    # The residual of a window is what is left of that of the last one, see `constrain_window`.
+    ratio = np.divide(
+        variance,
+        before.probe_variance,
+        out=np.zeros_like(variance),
+        where=before.probe_variance > 0,
+    )
+    displacement, buffer = before.shared
+    return Shared(displacement * np.minimum(1, ratio), buffer)

@@ -15,10 +15,11 @@ from analyzers._engine.arrays.mean_errors import alike, directions_of
 from analyzers._engine.arrays.window_sums import (
     Posterior,
     Rule,
-    buffer_errors,
     constrain,
     displacement_variance,
+    end_of_buffer,
     gradient_of,
+    shared_with_end,
     states,
 )
 from analyzers._engine.measured_window import Measured
@@ -267,14 +268,16 @@ def _buffer_at_end(
 ) -> Memory:
     """Return the product of the buffer with x* - r at the end of a window."""
     explained = (measured.fit.coefficients * traced.last).sum(-1)
-    alike, own = _shared_error(measured)
-    variance, shared = buffer_errors(rule, posterior, own, alike)
+    alike, own = shared_error(measured)
+    on_end = end_of_buffer(rule, posterior)
+    shared, variance = shared_with_end(rule, posterior, on_end, own, alike)
+    variance = np.maximum(variance, 0)
     end = measured.displacement.stderr[-1] ** 2
     tie = np.divide(shared, end, out=np.zeros_like(end), where=end > 0)
     return Memory(buffer + parts.sum(explained, 0), variance, tie, end)
 
 
-def _shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
+def shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
     """Split the error at the end into a multiple of that at the start, and a variance, (part,)."""
     # The same probes tell both products. What is left of the displacements there are the rounding
     # errors of two anchors, which are alike where updates repeat.
@@ -307,7 +310,7 @@ def _posterior(
     on_end[-1] = 1
     coefficients = [gradient_of(rule, on_end, np.zeros(count), tie)]
     # The part of the error at the end that is that of the start moves to the other side.
-    alike, own = _shared_error(measured)
+    alike, own = shared_error(measured)
     coefficients[0][-2] -= alike
     sums = [displacement.value[-1] - alike * displacement.value[0]]
     sum_variance = [np.where(is_off, np.inf, own + rounding.variance(n))]

@@ -33,7 +33,8 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
 
     .. math:: \mathrm{stderr}^2 = \frac{1}{n^2} \sum_k c_k .
 
-    Errors of different windows are taken as independent. If `geometry` holds only a part of an
+    Errors of different windows are taken as independent, but for those of neighbours under SGD with
+    momentum. If `geometry` holds only a part of an
     epoch, these covariances do not apply. The error of a step then has two parts: the error of
     the sketch, :math:`\sigma_k`, is taken as independent between steps, and the error of the
     distance, :math:`\delta_k`, as shared by all steps:

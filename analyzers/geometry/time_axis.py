@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 
@@ -19,7 +18,7 @@ def label_of(means: xr.Dataset, i: int) -> str:
     return f"{means['step'].values[i]}-{means['last_step'].values[i]}"
 
 
-def edges_of(means: xr.Dataset) -> npt.NDArray[Any]:
+def edges_of(means: xr.Dataset) -> Any:
     """Return where epochs or ranges of steps start and stop on an axis, (2, epoch)."""
     if time_of(means) == "epoch":
         return np.add.outer([-0.5, 0.5], means["epoch"].values)

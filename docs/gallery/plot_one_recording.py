@@ -112,7 +112,7 @@ left.contourf(*grid, surface, levels, norm="log", cmap="Blues", alpha=0.9)
 left.contour(*grid, surface, levels, colors="white", linewidths=0.4)
 left.plot(*points.T, color="black", linewidth=1.2)
 dots = left.scatter(
-    *points[:-1].T, c=means.gamma, cmap="plasma", s=70, edgecolor="white", zorder=3
+    *points[:-1].T, c=means.gamma, cmap="viridis", s=70, edgecolor="white", zorder=3
 )
 left.plot(
     *points[-1], "*", color="gold", markeredgecolor="black", markersize=18, zorder=4
@@ -132,7 +132,7 @@ middle.errorbar(
     shown.gamma,
     shown.gamma_stderr,
     fmt=".",
-    color="tab:blue",
+    color="#0072B2",
     alpha=0.45,
     markersize=4,
     elinewidth=0.8,
@@ -142,7 +142,7 @@ middle.plot(
     (means.epoch[:-1] + 0.5) * n,
     means.gamma[:-1],
     "o-",
-    color="tab:orange",
+    color="#E69F00",
     label="mean of an epoch",
 )
 middle.plot(
@@ -162,7 +162,7 @@ picture = right.pcolormesh(
     layers.epoch[:-1],
     range(len(weights)),
     layers.gamma.sel(layer=weights).transpose("layer", "epoch")[:, :-1],
-    cmap="plasma",
+    cmap="viridis",
 )
 right.set_yticks(range(len(weights)), weights)
 right.invert_yaxis()

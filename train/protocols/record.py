@@ -134,7 +134,9 @@ def _recording(
         total_steps: int,
     ) -> Recorder:
         # Branches and figures need an anchor at the start of every epoch, also of short ones.
-        windows = {} if training.full_batch else {"reference_every": steps_per_epoch}
+        windows: dict[str, Any] = {}
+        if not training.full_batch:
+            windows["reference_every"] = steps_per_epoch
         return Recorder(
             out,
             model,
@@ -143,7 +145,7 @@ def _recording(
             total_steps=total_steps,
             attrs=attrs(training),
             samples=n_samples(training),
-            **(windows | options),
+            **{**windows, **options},
         )
 
     return observe

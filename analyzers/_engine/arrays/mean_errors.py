@@ -52,9 +52,7 @@ def covariance_with_sum(
         if n_results == 1:
             total = total.sum(-1, keepdims=True)
     else:
-        total = _telescoped(
-            model.posterior, model.rule, by_product, by_displacement * (1 - share)
-        )
+        total = _telescoped(model, by_product, by_displacement)
     scaled = by_displacement * share * model.probe_stderr[:, None]
     flat = scaled.reshape(len(scaled), -1)
     mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
@@ -81,22 +79,32 @@ def alike(directions: FloatArray, errors: FloatArray) -> FloatArray:
     return result
 
 
+def derivatives(
+    model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
+) -> FloatArray:
+    """Return the derivatives of the sums of errors by the rows, (row, quantity, part)."""
+    assert model.posterior is not None
+    assert model.rule is not None
+    n, n_quantities, _ = by_product.shape
+    shape = (n, n_quantities, model.rule.lr.shape[-1])
+    on_displacement = np.zeros((n + 1, *shape[1:]))
+    on_displacement[:n] = by_displacement * (1 - model.probe_share[:, None])
+    zeros = np.zeros(shape[1:])
+    rows = gradient_of(model.rule, on_displacement, zeros, model.posterior.tie)
+    rows[:n] += np.broadcast_to(by_product, shape)
+    return rows
+
+
 def _telescoped(
-    posterior: Posterior,
-    rule: Rule,
-    by_product: FloatArray,
-    by_displacement: FloatArray,
+    model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
 ) -> FloatArray:
     """Return the part of `covariance_with_sum` that the gradients' sketches cause."""
-    n, n_quantities, n_results = by_product.shape
-    shape = (n, n_quantities, rule.lr.shape[-1])
-    on_products = np.broadcast_to(by_product, shape)
-    on_displacement = np.zeros((n + 1, *shape[1:]))
-    on_displacement[:n] = by_displacement
-    tie = posterior.tie
-    rows = gradient_of(rule, on_displacement, np.zeros(shape[1:]), tie)
-    rows[:n] += on_products
-    mixed = times_covariance(posterior, rows)
-    along = states(rule, mixed, tie).displacement[:n]
-    total = on_products * mixed[:n] + on_displacement[:n] * along
+    assert model.posterior is not None
+    assert model.rule is not None
+    n, _, n_results = by_product.shape
+    rows = derivatives(model, by_product, by_displacement)
+    mixed = times_covariance(model.posterior, rows)
+    along = states(model.rule, mixed, model.posterior.tie).displacement[:n]
+    on_displacement = by_displacement * (1 - model.probe_share[:, None])
+    total = by_product * mixed[:n] + on_displacement * along
     return total.sum(-1, keepdims=True) if n_results == 1 else total

@@ -178,15 +178,47 @@ def displacement_variance(rule: Rule, posterior: Posterior) -> FloatArray:
     return np.maximum(result, 0)
 
 
-def buffer_errors(
-    rule: Rule, posterior: Posterior, sum_variance: FloatArray, alike: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return the variance of M at the end, and its covariance with the error of the sum, (part,)."""
-    # The error of the only sum is `alike` times the error of A_0, and an independent error of
-    # variance `sum_variance`; see `with_shared_error`.
+class Shared(NamedTuple):
+    """Covariances of sums of a window's errors with errors at its end or its start."""
+
+    displacement: FloatArray  # with the error of A that the probes tell, (..., part)
+    buffer: FloatArray  # with the error of M, (..., part)
+
+
+def shared_with_end(
+    rule: Rule,
+    posterior: Posterior,
+    rows: FloatArray,
+    sum_variance: FloatArray,
+    alike: FloatArray,
+) -> Shared:
+    """Return what errors of sums, with derivatives `rows` (row, ..., part), share with the end."""
+    # The error of the only constraint is `alike` times the error of A_0, and an independent error
+    # of variance `sum_variance`.
+    spread = times_covariance(posterior, rows)
+    gain = posterior.gains[0].reshape(len(rows), *[1] * (rows.ndim - 2), rows.shape[-1])
+    passed = (gain * rows).sum(0) * posterior.weights[0]
+    on_end = end_of_buffer(rule, posterior).reshape(gain.shape)
+    return Shared(alike * spread[-2] + passed * sum_variance, (on_end * spread).sum(0))
+
+
+def shared_with_start(
+    posterior: Posterior, rows: FloatArray, before: Shared
+) -> FloatArray:
+    """Return the covariance of sums, as in `shared_with_end`, with what shares errors before."""
+    # `before` are the covariances of these earlier errors with those of A_0 and M_0.
+    variance = posterior.variance[-2:]
+    variance = variance.reshape(2, *[1] * (rows.ndim - 2), rows.shape[-1])
+    spread = times_covariance(posterior, rows)[-2:]
+    by_a, by_m = np.divide(
+        spread, variance, out=np.zeros_like(spread), where=variance > 0
+    )
+    own: FloatArray = before.buffer - posterior.tie * before.displacement
+    shared: FloatArray = by_a * before.displacement + by_m * own
+    return shared
+
+
+def end_of_buffer(rule: Rule, posterior: Posterior) -> FloatArray:
+    """Return the derivatives of M at the end by the rows, (row, part)."""
     zeros = np.zeros((len(posterior.variance) - 1, posterior.variance.shape[-1]))
-    on_end = gradient_of(rule, zeros, np.ones_like(zeros[0]), posterior.tie)
-    spread = times_covariance(posterior, on_end)
-    passed = (posterior.gains[0] * on_end).sum(0) * posterior.weights[0]
-    covariance = alike * spread[-2] + passed * sum_variance
-    return np.maximum((on_end * spread).sum(0), 0), covariance
+    return gradient_of(rule, zeros, np.ones_like(zeros[0]), posterior.tie)

@@ -122,11 +122,11 @@ window.startExplorer = (() => {
 
     // Error bars of means, and thinner ones of single steps if there are any.
     function errorBars(data, q, view, scale) {
-      const n = view.from.length;
+      const n = view.from.length, isSingle = Array.from(view.value).some(finite);
       const joined = (means, steps) => Float64Array.of(...means, ...steps);
       return onScale({
         x: joined(data.x, n ? view.x : []), low: joined(data[`${q}_low`], view.from), high: joined(data[`${q}_high`], view.to),
-        width: joined(new Float64Array(data.x.length).fill(1.6), new Float64Array(n).fill(0.9)),
+        width: joined(new Float64Array(data.x.length).fill(1.6), new Float64Array(n).fill(isSingle ? 0.9 : 0.3)),
       }, scale);
     }
 

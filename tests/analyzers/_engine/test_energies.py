@@ -59,7 +59,8 @@ def of_rows(weights: Weights, n_rows: int) -> FloatArray:
     """Return the weights of all elements, (row, bucket)."""
     n, width = weights.by_bucket.shape
     own = of_elements(weights.by_block, n_rows * width)
-    return weights.by_bucket[np.arange(n_rows) % n] - own.reshape(n_rows, width)
+    own = own.reshape(n_rows, width)
+    return np.asarray(weights.by_bucket[np.arange(n_rows) % n] - own)
 
 
 def pieces(run: Run, rows: slice) -> list[tuple[int, int, slice]]:
@@ -176,7 +177,8 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
     matrix = np.float32(normal * (layer < len(SHAPES))).reshape(n_rows, width)
 
     def by_layer(values: FloatArray) -> FloatArray:
-        return np.bincount(layer, values.reshape(-1))[: len(SHAPES)]
+        sums = np.bincount(layer, values.reshape(-1))
+        return sums[: len(SHAPES)].astype(np.float64)
 
     squares = matrix.astype(float) ** 2
     folds = total.folds[np.arange(n_rows) % len(total.folds)]
@@ -185,13 +187,13 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
         energy_sums(run, window, found, rows, matrix[rows], pieces(run, rows))
         for rows in (slice(0, cut), slice(cut, n_rows))
     ]
-    by_interval = sum(part.by_interval.sum(1) for part in parts)
+    by_interval = np.sum([part.by_interval.sum(1) for part in parts], axis=0)
     np.testing.assert_allclose(by_interval, by_layer(squares), rtol=1e-6)
-    actual = sum(part.uneven for part in parts)
+    actual = np.sum([part.uneven for part in parts], axis=0)
     terms = of_rows(uneven, n_rows) * squares
     scale = by_layer(np.abs(terms)).max()
     np.testing.assert_allclose(actual, by_layer(terms), atol=1e-6 * scale)
-    product, variance = sum(part.window_sum for part in parts)
+    product, variance = np.sum([part.window_sum for part in parts], axis=0)
     terms = matrix * estimated
     scale = by_layer(np.abs(terms)).max()
     np.testing.assert_allclose(product, by_layer(terms), atol=1e-6 * scale)

@@ -77,7 +77,7 @@ def test_the_table_and_the_figures_show_ranges():
     axes = plots.epoch_means(means)
     assert axes.get_xlabel() == "step"
     assert axes.get_xlim() == (-0.5, 7.5)
-    assert axes.lines[0].get_xdata().tolist() == [1.0, 4.0, 6.5]
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [1.0, 4.0, 6.5]
     figure = plots.path_geometry(means)
     assert len(figure.axes) == 6
     layers = analyzers.range_means(one_epoch(layers=True), n_ranges=3)

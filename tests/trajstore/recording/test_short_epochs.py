@@ -89,7 +89,7 @@ def record_by_hand(
 def test_a_resumed_recording_has_the_same_windows(
     at: int, by_hand: bool, tmp_path: Path
 ):
-    options = {} if by_hand else {"steps_per_epoch": 3}
+    options: dict[str, Any] = {} if by_hand else {"steps_per_epoch": 3}
 
     def steps(recorder: Recorder, training: Training, which: range) -> None:
         for step in which:

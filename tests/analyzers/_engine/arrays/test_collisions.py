@@ -57,8 +57,9 @@ def test_many_even_elements_in_every_probe_err_like_all_probes():
     f, v, a = rng.choice([-1.0, 1.0], (3, 100 * SIZE))
     probe = np.arange(len(f)) % N_PROBES
     layer = np.arange(len(f)) // (50 * SIZE)
-    sizes = {"block": layer, "n_probes": N_PROBES, "n_layers": 2}
-    collisions = find_collisions(f, v, probe, layer, **sizes)
+    collisions = find_collisions(
+        f, v, probe, layer, block=layer, n_probes=N_PROBES, n_layers=2
+    )
     probes = np.bincount(probe, a, N_PROBES)[None].astype(float)
     counts = inverse_counts(probes, collisions, np.zeros(1))
     np.testing.assert_allclose(counts, 1 / N_PROBES, rtol=0.05)

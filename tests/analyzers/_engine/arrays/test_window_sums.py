@@ -5,10 +5,13 @@ import pytest
 
 from analyzers._engine.arrays.window_sums import (
     Rule,
-    buffer_errors,
+    Shared,
     constrain,
     displacement_variance,
+    end_of_buffer,
     gradient_of,
+    shared_with_end,
+    shared_with_start,
     states,
 )
 
@@ -76,10 +79,23 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     spread = displacement_variance(rule(), found)[:, part]
     expected = np.einsum("ki,ij,kj->k", path[:, 0], after, path[:, 0])
     np.testing.assert_allclose(spread, expected, rtol=1e-10)
-    variances, shared = buffer_errors(rule(), found, sum_variance, alike)
+    on_buffer = end_of_buffer(rule(), found)
+    shared, variances = shared_with_end(rule(), found, on_buffer, sum_variance, alike)
     last = path[-1, 1]
     np.testing.assert_allclose(variances[part], last @ after @ last, rtol=1e-10)
     # The error of the end before it was corrected is a linear function of the sources, too.
     given = mixed - np.outer(gain, c @ mixed) / total
     expected = (np.append(last, 0) @ given) @ (sources * mixed[-1])
     np.testing.assert_allclose(shared[part], expected, rtol=1e-10)
+
+    # An earlier error shares this much with A_0 and with M_0.
+    before = Shared(*rng.uniform(-1, 1, (2, len(TIES))))
+    on_path = rng.uniform(-1, 1, (STEPS + 1, len(TIES)))
+    rows = gradient_of(rule(), on_path, np.zeros(len(TIES)), TIES)
+    own = before.buffer - TIES * before.displacement
+    with_sources = np.zeros(STEPS + 3)
+    with_sources[-3:-1] = before.displacement[part], own[part]
+    expected = np.append(on_path[:, part] @ path[:, 0], 0) @ given @ with_sources
+    np.testing.assert_allclose(
+        shared_with_start(found, rows, before)[part], expected, rtol=1e-10
+    )
