@@ -26,14 +26,14 @@ _LANES: Final = 16
 _FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
 
-@inlined
+@loop
 def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
     """Add a * signs to `out`."""
     for i in range(len(a)):
         out[i] += a[i] * signs[i]
 
 
-@inlined
+@loop
 def _add(a: Floats, out: Floats) -> None:
     """Add a to `out`."""
     for i in range(len(a)):
@@ -143,7 +143,7 @@ def _hadamard(a: Floats, filled: int) -> None:
         stride *= 2
 
 
-@inlined
+@loop
 def _hadamard_of_2(a: Floats, b: Floats) -> None:
     """Apply one level of butterflies between two parts."""
     for i in range(len(a)):
@@ -152,7 +152,7 @@ def _hadamard_of_2(a: Floats, b: Floats) -> None:
         b[i] = difference
 
 
-@inlined
+@loop
 def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
     """Apply two levels of butterflies between four parts."""
     for i in range(len(a)):
