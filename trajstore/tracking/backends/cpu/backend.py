@@ -121,8 +121,9 @@ class CPUBackend:
         shape = n_parts, spec.sketch_numbers if spec.displacement_sum else 0
         self.displacement_fold = huge_zeros(*shape, device=CPU)
         self._displacements = self.displacement_fold.numpy()
-        # |g|^2 of the last step by block; NaN is not known, or out of the range of float32.
-        self._squares = np.full(blocks, np.nan, np.float32)
+        # |g|^2 of the last step by block; NaN is out of the range of float32.
+        self._squares = np.zeros(blocks, np.float32)
+        self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
         self._kernels = _kernels(n_parts, len(layout.names), self._columns)
 
@@ -159,6 +160,9 @@ class CPUBackend:
         wide_last = None if last is None else self._wide(last.row["tables"].numpy())
         gradients, _gradients = self._addresses.of(vectors)
         parameters, _parameters = self._addresses.of_parameters()
+        if self._is_lent:
+            self._is_lent = False
+            self._squares[:] = measuring.held_squares(self._rows[0])
         if folding.sketch is not None:
             sketching.draw_signs(
                 self._spec.seed, STEP_SIGNS, number, folding.step_signs
@@ -244,15 +248,16 @@ class CPUBackend:
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
         results = self._rows[:2], self._squares, *self._sums, self._displacements
-        kept = [result.copy() for result in results]
+        kept, is_lent = [result.copy() for result in results], self._is_lent
         yield
+        self._is_lent = is_lent
         for result, before in zip(results, kept, strict=True):
             result[:] = before
 
     @property
     def last_gradient(self) -> Tensor:
         """The last measured gradient, a writable float32 view (size,)."""
-        self._squares.fill(np.nan)
+        self._is_lent = True
         return torch.from_numpy(self._rows[0])
 
     def read_displacement(self) -> None:
