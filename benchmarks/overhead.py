@@ -40,7 +40,7 @@ from train.observer import Log, Track, unobserved
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of
 from trajstore.tracking import tracker
-from trajstore.tracking.backends.cpu import measuring, sketching
+from trajstore.tracking.backends.cpu import coding, measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 
 EPOCHS = 25
@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "inner products and folds, in threads": (measuring, "measure_before_in_parts"),
     "probes": (sketching, "probe"),
     "rotation": (sketching, "rotate"),
-    "1-bit code": (sketching, "code_signs"),
+    "1-bit code": (coding, "code_signs"),
     "new anchor": (tracker.Tracker, "move"),
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),

@@ -261,7 +261,7 @@ TABLE = {
     ),
 }
 
-TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes", "log"}
+TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes", "log", "range_means"}
 """Analyses that need other runs: full-batch runs, or runs of deep linear networks. `log` sends
 results of analyses."""
 

@@ -83,7 +83,7 @@ def growth(rate: Rate, *, n_steps: int, window: float, epoch: float) -> Growth:
     # Each step of the walk is proportional to the learning rate; the mean rate of the window
     # will do.
     mean_rate = (before - after) / (stop - start)
-    walk = mean_rate * (before - now) * (now - after) / (before - after)
+    walk = mean_rate * (before - now).clip(0) * (now - after) / (before - after)
     return Growth(
         sqrt(float(np.mean(longer**2))),
         sqrt(float(np.mean(longer**2 * walk / now ** (2 * POWER)))),

@@ -206,7 +206,10 @@ def _independent(directions: FloatArray) -> float:
 def _rounding_sq(aside: FloatArray, *, has_end: bool) -> FloatArray:
     """Return the energy that rounding errors of anchors have in the rest of displacements, (step,)."""
     # The first row is all rounding error, and so is the last one if it is the window's end.
-    first, last = aside[0] ** 2, aside[-1 if has_end else 0] ** 2
+    ends = aside[[0, -1 if has_end else 0]] ** 2
+    # A lost row has no energy; that of the other end will do.
+    is_known = np.isfinite(ends)
+    first, last = np.where(is_known, ends, ends[is_known].max(initial=0))
     return np.linspace(first, last, len(aside))
 
 

@@ -77,7 +77,7 @@ def test_differences_agree_with_their_errors(trainings: Sequence[Seeded], shift:
             scores.append(error / found[f"{name}_difference_stderr"].values[1, :3])
     rms = np.sqrt(np.mean(np.square(scores)))
     # Errors of runs with the same random signs nearly cancel.
-    assert rms < 0.6 if shift == 0 else 0.7 < rms < 1.4
+    assert rms < 0.7 if shift == 0 else 0.7 < rms < 1.4
 
 
 def test_a_run_minus_itself_is_zero(example_run: Path):

@@ -99,7 +99,11 @@ def test_a_sink_that_fails_is_closed(run: Run):
 
 def test_measurements_are_refused():
     group = SimpleNamespace(is_measurement=True, name="full_batch")
-    measured: Any = SimpleNamespace(group=group, steps=None, location="run.zarr")
+
+    class Measured(SimpleNamespace):
+        steps = None
+
+    measured: Any = Measured(group=group, location="run.zarr")
     with pytest.raises(ValueError, match=r"'full_batch' is a measurement of run\.zarr"):
         analyzers.log(measured, to=KeepingSink())
 

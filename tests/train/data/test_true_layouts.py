@@ -402,7 +402,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path):
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r'(?s)WikiText-2 .* pip install "trajstore\[data\]"'
+        ModuleNotFoundError, match=r'(?s)WikiText-2 .*\spip install "trajstore\[data\]"'
     ):
         read("wikitext2", None)
 

@@ -100,14 +100,12 @@ class LoopWatch:
             self.check_point(optimizer)
         if not is_again:
             self._check_moves(step)
-        # In a loop that moves parameters before every step, some steps tell.
-        self._point.is_on = _is_checked(step + 1)
         self.follow()
 
     def _check_moves(self, step: int) -> None:
         """Note whether parameters were moved since the last step, and tell if a row lacks this."""
         # In a loop that moves parameters after every step, some steps tell.
-        if _is_checked(step) or self._is_written:
+        if step < N_FIRST or step % EVERY == 0 or self._is_written:
             self._moved_before = self._has_moved()
         if self._is_measured_early:
             self._is_measured_early = False
@@ -200,10 +198,6 @@ class LoopWatch:
         return before is not None and before != self._marks.read()
 
 
-def _is_checked(step: int) -> bool:
-    return step < N_FIRST or step % EVERY == 0
-
-
 def added_message(n_added: int) -> str:
     """Return a warning of tensors that are not recorded."""
     return (
@@ -270,16 +264,13 @@ class GradientPoint:
         self._tensor = max(suitable, key=Tensor.numel, default=None)
         self._seen: Any = None
         self._handle: Any = None
-        self.is_on = True
-        """Whether the next gradient is noted."""
         if self._tensor is not None:
             # A compiled backward pass would otherwise compile the hook.
             hook = torch.compiler.disable(self._note)
             self._handle = self._tensor.register_post_accumulate_grad_hook(hook)
 
     def _note(self, tensor: Tensor) -> None:
-        if self.is_on:
-            self._seen = tensor._version, sample(tensor)
+        self._seen = tensor._version, sample(tensor)
 
     def has_moved(self) -> bool:
         """Whether the parameter was moved since its gradient was made; forgets the gradient."""

@@ -274,7 +274,7 @@ class EagerBackend:
         """Return `_products`; on a CPU in float64 if they leave the range of float32."""
         # An accelerator would have to wait for the answer.
         products = _products(factors)
-        if self._rows.is_cpu and leaves_float32(products, *factors):
+        if answers_at_once(self._rows) and leaves_float32(products, *factors):
             left, right = factors
             return _products((left.double(), right.double()))
         return products
@@ -282,7 +282,7 @@ class EagerBackend:
     def _past_products(self, pair: Tensor) -> Tensor:
         """Return products with displacements from past anchors, (block, vector, displacement)."""
         products = self._past.products(pair)
-        if self._rows.is_cpu and products.numel() > 0:
+        if answers_at_once(self._rows) and products.numel() > 0:
             is_small = products.abs() < LEAST_SUM
             if (is_small | ~products.isfinite()).any():
                 return self._past.products(pair.double())
@@ -297,6 +297,11 @@ class EagerBackend:
             device=block_sums.device,
         )
         return sums.index_add_(0, self._layer_of_block, block_sums.double())
+
+
+def answers_at_once(vector: Tensor) -> bool:
+    """Whether code can read numbers of a vector without waiting for a device."""
+    return vector.is_cpu
 
 
 def leaves_float32(products: Tensor, vector: Tensor, others: Tensor) -> bool:
