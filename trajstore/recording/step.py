@@ -440,9 +440,8 @@ def refuse_capture(device: torch.device) -> None:
     """Raise an error while a CUDA graph is being captured."""
     if is_capturing(device):
         raise RuntimeError(
-            "The recorder was called while a CUDA graph was being captured: replays of the "
-            "graph run no hooks, so no step would be recorded. Capture forward and backward "
-            "passes only, and call optimizer.step() after each replay."
+            "The recorder was called while a CUDA graph was being captured: its replays run no "
+            "hooks. Capture forward and backward only, and call optimizer.step() after each."
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trajstore.sketch.onebit import LEAST_SCALE
+from trajstore.sketch_torch import waiting
 
 GATHER_BITS: Final = 0x8040201008040201 - (1 << 64)
 """Multiplier for a word whose eight bytes are 0 or 1: the highest byte of the product has these
@@ -35,7 +36,7 @@ def energy_of(blocks: Tensor) -> Tensor:
     """Return the sums of squares of blocks, (block,), on a CPU float64 where float32 is too small."""
     # An accelerator would have to wait for the answer.
     energy: Tensor = torch.linalg.vecdot(blocks, blocks)
-    if energy.is_cpu:
+    if waiting.answers_at_once(energy):
         is_exact = (energy > LEAST_ENERGY) & energy.isfinite()
         if not is_exact.all():
             doubles = blocks.double()
@@ -46,5 +47,5 @@ def energy_of(blocks: Tensor) -> Tensor:
 def forget_lost(scales: Tensor, energy: Tensor) -> None:
     """Set scales that float32 has lost to NaN, as `trajstore.sketch.onebit.usable`."""
     # On accelerators, such gradients have no norms either.
-    if scales.is_cpu:
+    if waiting.answers_at_once(scales):
         scales[(energy > 0) & ~(scales >= LEAST_SCALE)] = torch.nan

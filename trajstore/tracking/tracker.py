@@ -263,8 +263,7 @@ class Tracker:
         # Overwrites `row`, which is one step of the buffers from `allocate`. The gradients, by
         # default those of the parameters, are divided by the factor in `scaling`. Also does what
         # `after_step` does with the row `last`, if the backend joins updates.
-        if gradients is None:
-            gradients = self.gradients(scaling)
+        gradients = self.gradients(scaling) if gradients is None else gradients
         self.sums.n_steps += 1
         if last is None:
             self._backend.measure(gradients, step, row)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
-from math import pi, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from trajstore.format.arrays import DISPLACEMENT_CODES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
-from trajstore.planning.errors import POWER
 from trajstore.planning.estimate import (
     COMPRESSION,
     Plan,
@@ -25,14 +24,10 @@ from trajstore.planning.estimate import (
     window_starts,
 )
 from trajstore.planning.measured import (
-    END_ERROR_RATIOS,
     MEAN_RATIOS,
-    MEASURED_RUNS,
     Optimizer,
 )
 from trajstore.reading.run import open_run
-from trajstore.sketch.fold import Fold
-from trajstore.sketch.signs import Role
 from trajstore.sketch.sketch import sketch_of
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
@@ -424,80 +419,3 @@ def test_guessed_layers_have_the_given_number_of_parameters(data, n_params):
 def test_impossible_tensors_are_refused(n_params, n_tensors, message):
     with pytest.raises(ValueError, match=message):
         guess_layout(n_params, n_tensors)
-
-
-PACKED = {"heavy tails", "GRU", "label noise", "ratings", "weight decay"}
-"""Networks with several bits per number, whose errors do not fall like those of signs, at least with
-some sizes of the sketch."""
-
-
-@pytest.mark.parametrize("name", MEASURED_RUNS)
-def test_error_ratios_equal_the_measured_ratios(name: str):
-    measured, errors = results("planning")[name], MEASURED_RUNS[name]
-    size = measured["padded parameters"]
-    fold = Fold(size=size, buckets=65536, seed=0, column_role=Role.FOLD)
-    plain = sqrt((1 - 1 / fold.n_rows + pi / 2 - 1) / 65536)
-    if name in PACKED:
-        plain = measured["plain error"]
-    by_length = measured["by epochs in a window"]
-    shares = [float(length) / measured["epochs"] for length in by_length]
-    assert errors.shares == pytest.approx(shares, abs=5e-4)
-    by_basis = measured["by basis"] | {str(BASIS): by_length}
-    assert sorted(by_basis) == [str(basis) for basis in sorted(errors.ratios)]
-    for basis, ratios in errors.ratios.items():
-        found = by_basis[str(basis)]
-        expected = [at["from signs"] / plain for at in found.values()]
-        assert ratios == pytest.approx(expected, abs=5e-4)
-        whole = found["1.000"]["from distance"]
-        assert errors.from_distance[basis] == pytest.approx(whole, rel=0.02)
-    whole = by_length["1.000"]
-    # Standard errors agree with errors against exact values, which are random.
-    if name in (workloads := results("accuracy")["workloads"]):
-        exact = workloads[name]["middle"]["rms error of gamma"]
-        assert whole["stderr of gamma"] == pytest.approx(exact, rel=0.15)
-
-
-@pytest.mark.parametrize("name", sorted(set(MEASURED_RUNS) - PACKED))
-@pytest.mark.parametrize("bits", [1 << 12, 1 << 18])
-def test_errors_with_fewer_and_more_signs_are_as_predicted(name: str, bits: int):
-    measured, errors = results("planning")[name], MEASURED_RUNS[name]
-    size = measured["padded parameters"]
-    fold = Fold(size=size, buckets=bits, seed=0, column_role=Role.FOLD)
-    plain = sqrt((1 - 1 / fold.n_rows + pi / 2 - 1) / bits)
-    ratio = errors.ratios[BASIS][list(measured["by epochs in a window"]).index("1.000")]
-    found = measured["by signs"][str(bits)]
-    assert ratio * plain == pytest.approx(found["from signs"], rel=0.1)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("sgd", "lstm"), ("momentum", "heavy")])
-def test_mean_ratios_equal_those_of_the_calibration(kind: Optimizer, name: str):
-    measured = results("calibration")[name]
-    step, mean = (
-        measured["quantities"]["gamma"]["middle"][part]["error"]
-        for part in ("step", "mean")
-    )
-    ratio = mean / step * sqrt(measured["steps per epoch"])
-    assert MEAN_RATIOS[kind].signs == pytest.approx(ratio, rel=0.1)
-
-
-def test_the_power_of_the_remaining_rates_is_the_measured_mean():
-    powers = [
-        p for rates in results("planning")["power"].values() for p in rates.values()
-    ]
-    assert pytest.approx(np.mean(powers), abs=0.05) == POWER
-
-
-def test_errors_at_both_ends_equal_the_measured_ones():
-    ratios = [
-        workload[part]["rms error of gamma"] / workload["middle"]["rms error of gamma"]
-        for workload in results("accuracy")["workloads"].values()
-        for part in ("first", "last")
-    ]
-    assert pytest.approx((min(ratios), max(ratios)), abs=0.05) == END_ERROR_RATIOS
-
-
-@pytest.mark.parametrize("name", COMPRESSION)
-def test_compression_equals_the_measured_ratio(name: str):
-    runs = [results("planning")[run] for run in MEASURED_RUNS]
-    ratios = [r["bytes on disk over bytes in memory"][name] for r in runs]
-    assert min(ratios) * 0.9 <= COMPRESSION[name] <= max(ratios) * 1.1

@@ -26,7 +26,7 @@ from tests.trajstore.recording.regression import (
     take_step,
 )
 from trajstore.recording.recorder import Recorder
-from trajstore.tracking.backends import eager
+from trajstore.sketch_torch import waiting
 from trajstore.tracking.backends.choose import CHOICE
 from trajstore.tracking.precision import no_grad_float32
 
@@ -178,7 +178,7 @@ def test_steps_and_scalars_do_not_wait_for_the_device(
     monkeypatch.setattr(torch.Tensor, "item", item_elsewhere)
     monkeypatch.setenv(CHOICE, "eager")
     # On the CPU, the backend looks at products, which an accelerator would have to wait for.
-    monkeypatch.setattr(eager, "answers_at_once", lambda _vector: False)
+    monkeypatch.setattr(waiting, "answers_at_once", lambda _vector: False)
     training = regression()
     with Recorder(
         tmp_path / "run",

@@ -14,6 +14,7 @@ from torch import Tensor
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.sketch import probes_of, sketch_of
+from trajstore.sketch_torch import waiting
 from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.sketch import SketchOnDevice
 from trajstore.tracking.backends.columns import Columns, measured_columns
@@ -274,7 +275,7 @@ class EagerBackend:
         """Return `_products`; on a CPU in float64 if they leave the range of float32."""
         # An accelerator would have to wait for the answer.
         products = _products(factors)
-        if answers_at_once(self._rows) and leaves_float32(products, *factors):
+        if waiting.answers_at_once(self._rows) and leaves_float32(products, *factors):
             left, right = factors
             return _products((left.double(), right.double()))
         return products
@@ -282,7 +283,7 @@ class EagerBackend:
     def _past_products(self, pair: Tensor) -> Tensor:
         """Return products with displacements from past anchors, (block, vector, displacement)."""
         products = self._past.products(pair)
-        if answers_at_once(self._rows) and products.numel() > 0:
+        if waiting.answers_at_once(self._rows) and products.numel() > 0:
             is_small = products.abs() < LEAST_SUM
             if (is_small | ~products.isfinite()).any():
                 return self._past.products(pair.double())
@@ -297,11 +298,6 @@ class EagerBackend:
             device=block_sums.device,
         )
         return sums.index_add_(0, self._layer_of_block, block_sums.double())
-
-
-def answers_at_once(vector: Tensor) -> bool:
-    """Whether code can read numbers of a vector without waiting for a device."""
-    return vector.is_cpu
 
 
 def leaves_float32(products: Tensor, vector: Tensor, others: Tensor) -> bool:

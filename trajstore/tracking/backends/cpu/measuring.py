@@ -156,8 +156,10 @@ def _measure_block(
 
 def held_squares(gradient: Floats) -> Floats:
     """Return |g|^2 of every block, NaN where `measure_before` would compute it in float64."""
-    blocks = gradient.reshape(-1, BLOCK)
-    squares = np.einsum("be,be->b", blocks, blocks, dtype=np.float64)
+    squares = np.empty(len(gradient) // BLOCK)
+    for i, block in enumerate(gradient.reshape(-1, BLOCK)):
+        wide = block.astype(np.float64)
+        squares[i] = wide @ wide
     is_held = (squares == 0) | ((squares > CAREFUL[0]) & (squares < CAREFUL[1]))
     return np.where(is_held, squares, np.nan).astype(np.float32)
 
