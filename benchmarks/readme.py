@@ -329,8 +329,8 @@ def public_codes_table(results: dict[str, Any]) -> str:
 def explorer_table(results: dict[str, Any]) -> str:
     """Return the table of sizes and times of explorer pages."""
     lines = [
-        "| page | steps | layers | size | written in | opened in | errors in the console |",
-        "|---|---|---|---|---|---|---|",
+        "| page | steps | layers | size | written in | whole command | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         cells = [
@@ -339,6 +339,7 @@ def explorer_table(results: dict[str, Any]) -> str:
             str(row["layers"]),
             f"{row['bytes'] / 1e6:.1f} MB",
             f"{row['seconds to write']:.1f} s",
+            f"{row['seconds of the command']:.1f} s",
             f"{row['seconds to open']:.1f} s",
             str(row["complaints and requests"]),
         ]

@@ -70,14 +70,11 @@ def write_run(
         exact=False,
     )
     # As of an optimizer whose windows need the sums of their gradients.
-    spec = with_window_sums(spec, steps_per_epoch, is_sgd=False)
+    spec = with_window_sums(spec, Windows.of(spec), is_sgd=False)
     rng = np.random.default_rng(0)
     writer = Writer(path, spec)
     walk = _Walk(Layout(spec.names, spec.shapes), rng)
-    windows = Windows(
-        steps_per_epoch=steps_per_epoch, reference_every=None, total_steps=None
-    )
-    starts = list(window_starts(windows, n_steps))
+    starts = list(window_starts(Windows.of(spec), n_steps))
     for c, (start, stop) in enumerate(zip(starts, [*starts[1:], n_steps], strict=True)):
         writer.append_window(walk.window(c, start, spec))
         for first in range(start, stop, 2048):
@@ -127,12 +124,14 @@ class _Walk:
 
 
 def _ended(spec: RunSpec, layout: Layout, rng: np.random.Generator) -> EndedWindow:
-    """Return random energies of blocks, and a random sum of the window's gradients."""
+    """Return random energies of blocks, and random sums of gradients and displacements."""
     n_folds, n = spec.window_folds, spec.sketch_numbers
     return EndedWindow(
         energies=rng.uniform(0.1, 1, layout.size // BLOCK).astype(np.float16),
         sum_signs=rng.integers(0, 256, (n_folds, n // 8), np.uint8),
         sum_scales=np.ones((n_folds, n_blocks(n)), np.float32),
+        displacement_codes=rng.integers(0, 256, spec.sketch_bits // 8, np.uint8),
+        displacement_scales=np.ones(n_blocks(n), np.float32),
     )
 
 
