@@ -13,18 +13,18 @@ from trajstore import Recorder
 
 
 class Stopwatch:
-    """Collects the seconds between two hooks of an optimizer, or within a function."""
+    """Collects seconds between two calls, or within a function."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._started = 0.0
 
     def start(self, *_: Any) -> None:
-        """Start; usable as a hook."""
+        """Start."""
         self._started = time.perf_counter()
 
     def stop(self, *_: Any) -> None:
-        """Stop; usable as a hook."""
+        """Stop."""
         self.seconds.append(time.perf_counter() - self._started)
 
     def timing(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,10 +53,15 @@ def timed_recorder(
 ) -> Iterator[TimedRecorder]:
     """Yield a recorder whose hooks are timed in every step."""
     before, after = Stopwatch(), Stopwatch()
-    # Hooks run in the order of registration, so those of the recorder run between start and stop.
-    optimizer.register_step_pre_hook(before.start)
-    optimizer.register_step_post_hook(after.start)
+    all_hooks: Any = optimizer
+    pre_hooks, post_hooks = (
+        all_hooks._optimizer_step_pre_hooks,
+        all_hooks._optimizer_step_post_hooks,
+    )
+    others = {*pre_hooks, *post_hooks}
     with Recorder(path, model, optimizer, **options) as recorder:
-        optimizer.register_step_pre_hook(before.stop)
-        optimizer.register_step_post_hook(after.stop)
+        # The recorder moves its hook behind all others, so none can be placed after it.
+        for hooks, stopwatch in ((pre_hooks, before), (post_hooks, after)):
+            for key in hooks.keys() - others:
+                hooks[key] = stopwatch.timing(hooks[key])
         yield TimedRecorder(recorder, before, after)

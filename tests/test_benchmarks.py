@@ -3,13 +3,21 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import analyzers
+import trajstore
+
 torch = pytest.importorskip("torch")
+
+from trajstore.tracking.tracker import Tracker
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -33,6 +41,39 @@ def test_a_benchmark_can_be_imported(name: str):
     # Benchmarks time these functions by name.
     for owner, attribute in getattr(module, "PARTS", {}).values():
         assert hasattr(owner, attribute)
+
+
+@pytest.mark.usefixtures("_importable")
+def test_the_time_of_hooks_is_that_of_the_recorder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before_step = Tracker.before_step
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.01)
+        before_step(*args)
+
+    monkeypatch.setattr(Tracker, "before_step", slow)
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    timed_recorder = import_module("stopwatch").timed_recorder
+    with timed_recorder(tmp_path / "run.zarr", model, optimizer) as timed:
+        for _ in range(3):
+            model(torch.ones(4)).sum().backward()
+            optimizer.step()
+    assert len(timed.before.seconds) == len(timed.after.seconds) == 3
+    assert min(timed.before.seconds) > 0.01 > min(timed.after.seconds)
+
+
+@pytest.mark.usefixtures("_importable")
+def test_synthetic_runs_can_be_analysed(tmp_path: Path):
+    write_run = import_module("synthetic").write_run
+    path = tmp_path / "run.zarr"
+    n_windows = write_run(path, n_params=60_000, n_steps=40, steps_per_epoch=20)
+    run = trajstore.open_run(path)
+    assert (run.n_steps, len(run.windows["start"])) == (40, n_windows)
+    assert run.spec.displacement_sum
+    assert np.isfinite(analyzers.path_geometry(run)["distance"].values[:-1]).all()
 
 
 def run_cuda_benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
