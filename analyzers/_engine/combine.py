@@ -237,7 +237,7 @@ def _error_model(
     rule: Rule | None,
     combined: Combined,
 ) -> ErrorModel:
-    n = len(measured.products.value)
+    n, probed = len(measured.products.value), measured.probed
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=posterior,
@@ -245,7 +245,7 @@ def _error_model(
         probe_stderr=np.nan_to_num(combined.probe_stderr),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
-        probe_directions=directions_of(measured.probed.aside_probes[:n]),
+        probe_directions=directions_of(probed.aside_probes[:n], probed.alone[:n]),
     )
 
 

@@ -15,6 +15,7 @@ from analyzers._engine.arrays.displacement_product import (
 )
 from analyzers._engine.arrays.geometry import Estimate, sketch_variance
 from analyzers._engine.fit import Fit
+from analyzers._engine.probes import probe_rounding
 from analyzers._engine.project import Projected, ResidualSums
 from analyzers._engine.rules import Parts, has_rule, steps_of_memory
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -115,7 +116,7 @@ def measure(
 ) -> Measured:
     """Estimate the products of `steps`, all in one window."""
     fit, _, sums = projected
-    tables = read_tables(run, steps)
+    tables = _without_dropped(read_tables(run, steps), fit)
     sketch = run.stored.sketch
     variance = sketch_variance(
         tables["grad_sq"] * sketch_weights(run, window) ** 2,
@@ -156,6 +157,34 @@ def measure(
     )
 
 
+def _dropped(fit: Fit) -> npt.NDArray[np.bool_]:
+    """Whether the fit has left out a layer of a vector of the basis, (layer, basis)."""
+    rank = fit.coefficients.shape[-1]
+    squares = np.diagonal(fit.products, axis1=-2, axis2=-1)
+    return np.asarray(squares[:, :rank] == 0)
+
+
+def _without_dropped(
+    tables: dict[str, FloatArray], fit: Fit
+) -> dict[str, FloatArray]:
+    """Replace products with what the fit has left out of the basis by 0."""
+    dropped = _dropped(fit)
+    names = ("grad_dot_basis", "displacement_dot_basis")
+    return tables | {name: np.where(dropped, 0, tables[name]) for name in names}
+
+
+def _probes_of_used(run: Run, probes: FloatArray, fit: Fit) -> FloatArray:
+    """Return the probes of the basis without what the fit has left out, (basis, probe)."""
+    dropped = _dropped(fit)
+    probes = np.where(dropped.all(0)[:, None], 0, probes)
+    if run.layout.sizes.sum() > run.spec.probes or not run.spec.is_packed:
+        return probes  # layers share probes, whose errors are larger than these parts
+    layer = np.repeat(np.arange(len(dropped)), run.layout.sizes)
+    vector, element = np.nonzero(dropped[layer].T)
+    probes[vector, run.stored.probes.probe_of_bucket[element]] = 0
+    return probes
+
+
 def _total(products: FloatArray, parts: Parts) -> Estimate | None:
     """Return a product with a sum over the window, (part,); None if it is not known."""
     if not np.isfinite(products).all():
@@ -186,6 +215,7 @@ def _with_displacements(
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     stored = {name: run.stored.rows(name, steps) for name in PROBES}
     _, probes = decode_probes(stored)
+    rounding = probe_rounding(stored)
     anchors = run.windows.variables["probes"].values
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1
@@ -194,17 +224,14 @@ def _with_displacements(
     f, f_dot_f = inner[:, rank + 1], inner[:, rank + 1, rank + 1]
     end = _end(run, window, steps, f, end_probes)
     if end is not None:
-        squares = np.concatenate([squares, end.sq[None]])
-        on_basis = np.concatenate([on_basis, end.on_basis[None]])
-        probes = np.concatenate([probes, end.probes[None]])
+        vector, end_rounding = end
+        squares = np.concatenate([squares, vector.sq[None]])
+        on_basis = np.concatenate([on_basis, vector.on_basis[None]])
+        probes = np.concatenate([probes, vector.probes[None]])
+        rounding = np.concatenate([rounding, end_rounding])
     basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
     gram = inner[:, :rank, :rank]
-    # Vectors that the fit has left out of the basis have no products.
-    unused = np.diagonal(gram.sum(0)) == 0
-    if unused.any():
-        on_basis = np.where(unused, 0, on_basis)
-        pairs = zip(basis_probes, unused, strict=True)
-        basis_probes = [0 * p if is_unused else p for p, is_unused in pairs]
+    basis_probes = _probes_of_used(run, np.stack(basis_probes)[:rank], fit)
     # The residual is v minus its fit on the basis.
     residual = residual_products(fit)
     explained = (coefficients * residual[:, :rank]).sum(-1)
@@ -214,11 +241,12 @@ def _with_displacements(
         collisions = Collisions(sums.probe_energies, sums.overlap)
     whole = displacement_product(
         a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
-        basis=ProbedVectors(np.zeros(rank), gram.sum(0), np.stack(basis_probes)[:rank]),
+        basis=ProbedVectors(np.zeros(rank), gram.sum(0), basis_probes),
         f=ProbedVectors(f_dot_f.sum(), f[:, :rank].sum(0), end_probes),
         v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
         collisions=collisions,
+        rounding=rounding,
         has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
@@ -271,8 +299,9 @@ def _rounding(
 
 def _end(
     run: Run, window: int, steps: slice, f: FloatArray, end_probes: FloatArray
-) -> ProbedVectors | None:
+) -> tuple[ProbedVectors, FloatArray] | None:
     """Return the displacement at the end of a window, by layer; None if it is not known."""
+    # The second value is the variance of the rounding errors of its probes, (1, probe).
     rank = run.spec.basis
     starts, stops = (
         run.windows.variables["start"].values,
@@ -284,7 +313,8 @@ def _end(
     if window == run.n_windows - 1:
         if not run.has_final:
             return None
-        return ProbedVectors(f[:, rank + 1], f[:, :rank], end_probes)
+        final = ProbedVectors(f[:, rank + 1], f[:, :rank], end_probes)
+        return final, np.zeros_like(end_probes[None])
     following = slice(window + 1, window + 2)
     [arrival] = run.stored.rows("references/arrival", following)
     row = int(starts[window + 1])
@@ -292,8 +322,9 @@ def _end(
         return None
     stored = {name: run.stored.rows(name, slice(row, row + 1)) for name in PROBES}
     _, [probes] = decode_probes(stored)
-    return ProbedVectors(
+    end = ProbedVectors(
         arrival[:, 0].astype(np.float64),
         arrival[:, 1:].astype(np.float64),
         end_probes + probes,
     )
+    return end, probe_rounding(stored)

@@ -1,5 +1,6 @@
 """Read recorded probes, and calibrate the errors of cosines computed from them."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -53,14 +54,22 @@ def rounding_squares(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
         return np.zeros(len(steps))
     rows = slice(int(steps[0]), int(steps[-1]) + 1)
     chosen = steps - rows.start
-    units = run.stored.rows("displacement_probes", rows)[chosen]
-    scales = run.stored.rows("probe_scales", rows)[chosen, 1].astype(np.float64)
-    # The errors are even within half a unit in the last place.
-    with np.errstate(invalid="ignore"):
-        places = np.spacing(np.abs(units)).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        result: FloatArray = scales**2 * (places**2).sum(1) / 12
+    names = ("displacement_probes", "probe_scales")
+    stored = {name: run.stored.rows(name, rows)[chosen] for name in names}
+    result: FloatArray = probe_rounding(stored).sum(1)
     return result
+
+
+def probe_rounding(stored: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
+    """Return the variance of the rounding error of every probe of displacements, (step, probe)."""
+    # The errors are even within half a unit in the last place. The largest probe is stored as 1.
+    units = np.abs(stored["displacement_probes"])
+    scales = stored["probe_scales"][:, 1:].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        places = np.spacing(units).astype(np.float64)
+        places[units == 1] = 0
+        variance: FloatArray = np.square(scales * places) / 12
+    return variance
 
 
 def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:

@@ -157,7 +157,8 @@ def constrain_displacements(
         total, total_variance = (
             column.sum(keepdims=True) for column in (total, total_variance)
         )
-    mixed = stderr * alike(directions_of(probed.aside_probes[:n]), stderr)
+    directions = directions_of(probed.aside_probes[:n], probed.alone[:n])
+    mixed = stderr * alike(directions, stderr)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt(mixed.sum(0) + total_variance)
         scores = (total - value.sum(0)) / spread
@@ -281,9 +282,9 @@ def shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
     """Split the error at the end into a multiple of that at the start, and a variance, (part,)."""
     # The same probes tell both products. What is left of the displacements there are the rounding
     # errors of two anchors, which are alike where updates repeat.
-    first, last = measured.probed.aside_probes[[0, -1]]
-    lengths = np.sqrt((first @ first) * (last @ last))
-    cosine = first @ last / lengths if lengths > 0 else 0.0
+    ends, probed = [0, -1], measured.probed
+    first, last = directions_of(probed.aside_probes[ends], probed.alone[ends])
+    cosine = first @ last
     before, after = measured.displacement.stderr[[0, -1]]
     ratio = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
     return cosine * ratio, (1 - cosine**2 * (before > 0)) * after**2

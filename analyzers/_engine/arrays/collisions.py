@@ -15,13 +15,6 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
-HALF_ERROR: Final = 2.0**-22 / 3 * 0.54
-"""Mean square of the relative rounding error of float16: 2^-22 / 3 just above a power of two, a
-quarter of that just below the next, and 0.54 of it on average."""
-
-SMALL_HALF_ERROR: Final = 2.0**-48 / 12
-"""Mean square of the rounding error of small float16 numbers, whose spacing is 2^-24."""
-
 SINGLE_ERROR: Final = 2.0**-23
 """Relative error of products in float32: of a rounded product, and of the sums before it."""
 
@@ -102,12 +95,3 @@ def _shares(energies: FloatArray) -> FloatArray:
     shares: FloatArray = np.zeros_like(energies)
     np.divide(energies, whole, out=shares, where=whole > 0)
     return shares
-
-
-def rounding_variance(probes: FloatArray, known: FloatArray) -> FloatArray:
-    """Return the variance of products of probes (step, probe) stored as float16, (step, ...)."""
-    # `known` holds the probes (..., probe) of other vectors, which are not rounded. The largest
-    # probe of a step is stored as 1.
-    smallest = SMALL_HALF_ERROR * np.square(probes).max(-1, keepdims=True)
-    variance: FloatArray = (HALF_ERROR * probes**2 + smallest) @ np.square(known).T
-    return variance

@@ -12,11 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.collisions import (
-    Collisions,
-    inverse_counts,
-    rounding_variance,
-)
+from analyzers._engine.arrays.collisions import Collisions, inverse_counts
 from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.low_rank import regress
 
@@ -48,8 +44,16 @@ class Product(NamedTuple):
     aside: FloatArray  # norm of the rest of a, (step,)
     share: FloatArray  # of `aside` in the norm of a without the basis, (step,)
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
-    probes: FloatArray  # probes of a, (step, probe)
+    rounding: (
+        FloatArray  # variance of the rounding errors of the probes of a, (step, probe)
+    )
+    rounded: FloatArray  # the variance that they cause in the estimate, (step,)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
+
+    @property
+    def alone(self) -> FloatArray:
+        """Share of rounding errors in the variance, which are independent between steps, (step,)."""
+        return _share(self.rounded, np.square(self.estimate.stderr))
 
 
 def displacement_product(
@@ -60,11 +64,14 @@ def displacement_product(
     f_dot_v: float,
     collisions: Collisions | None = None,
     *,
+    rounding: FloatArray | float = 0.0,
     has_end: bool = False,
 ) -> Product:
     """Estimate products of displacements `a` with a vector v orthogonal to the basis."""
     # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
     # cosine and of the advance; each falls with the square root of the number of probes.
+    # `rounding` (step, probe) are the variances of rounding errors of the probes of `a`.
+    rounding = np.broadcast_to(rounding, a.probes.shape)
     a_on_basis, a_rest = _remove_basis(basis, a)
     f_on_basis, f_rest = _remove_basis(basis, f)
     norms = np.linalg.norm(a_rest.probes, axis=-1) * np.linalg.norm(f_rest.probes)
@@ -80,6 +87,7 @@ def displacement_product(
     cosine_error = aside * v_aside * (1 - cosine**2)
     v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
     advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
+    rounded = np.zeros(len(a.probes))
     if collisions is None:
         stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
     else:
@@ -88,8 +96,17 @@ def displacement_product(
         by_advance = counts[:, 0] * advance_error**2
         counts = inverse_counts(aside_probes, collisions, _share(left, aside**2))
         by_cosine = counts[:, 1] * cosine_error**2
-        to_advance = _ratio(v_along**2, f_rest.sq) * f_rest.probes**2
-        rounded = rounding_variance(a.probes, np.sqrt(v_probes**2 + to_advance))
+        weights = _rounding_weights(
+            a_rest,
+            f_rest,
+            aside_probes,
+            v_probes,
+            share,
+            aside,
+            advance,
+            cosine * v_aside,
+        )
+        rounded = (rounding * weights**2).sum(1)
         stderr = np.sqrt(by_advance + by_cosine + rounded)
     value = advance * f_dot_v + aside * v_aside * cosine
     if collisions is not None:
@@ -103,9 +120,32 @@ def displacement_product(
         aside,
         _ratio(aside, np.sqrt(a_rest.sq)),
         aside_probes,
-        a.probes,
+        rounding,
+        rounded,
         cosine,
     )
+
+
+def _rounding_weights(
+    a: ProbedVectors,
+    f: ProbedVectors,
+    aside_probes: FloatArray,
+    v_probes: FloatArray,
+    share: FloatArray,
+    aside: FloatArray,
+    advance: FloatArray,
+    along_aside: FloatArray,  # the component of v along the rest of `a`, (step,)
+) -> FloatArray:
+    """Return the derivative of the product by the probes of `a`, (step, probe)."""
+    # The norms of `a` and of its rest are exact, so errors along these vectors do not count.
+    slope = _ratio(along_aside, aside)
+    length = np.linalg.norm(aside_probes, axis=-1)
+    shrunk = np.minimum(_ratio(aside, length), 1)
+    by_aside = v_probes - slope[:, None] * aside_probes
+    by_advance = f.probes - _ratio(advance * f.sq, a.sq)[:, None] * a.probes
+    derivative: FloatArray = shrunk[:, None] * by_aside
+    derivative += (share - advance * slope)[:, None] * by_advance
+    return derivative
 
 
 def layer_products(
@@ -144,7 +184,7 @@ def layer_products(
         left = _share(left, whole.aside**2)
         counts = inverse_counts(whole.aside_probes, collisions, left)[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
-        noise += rounding_variance(whole.probes, v_probes)
+        noise += whole.rounding @ np.square(v_probes).T
     norms = aside * length
     # If the cosines of all layers were equal, they would be this.
     along = whole.advance * f_dot_v.sum()

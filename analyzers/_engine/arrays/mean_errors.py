@@ -29,7 +29,7 @@ class ErrorModel(NamedTuple):
     probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
     probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
-    probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
+    probe_directions: FloatArray  # see `directions_of`, (step, probe)
 
 
 def covariance_with_sum(
@@ -62,20 +62,25 @@ def covariance_with_sum(
     return result
 
 
-def directions_of(vectors: FloatArray) -> FloatArray:
-    """Divide vectors (step, probe) by their norms; vectors that are not finite become 0."""
+def directions_of(vectors: FloatArray, alone: FloatArray) -> FloatArray:
+    """Return directions of vectors (step, probe) for `alike`; vectors that are not finite become 0."""
+    # `alone` (step,) are the shares of errors' variances that other steps do not share.
     lengths = np.linalg.norm(vectors, axis=1)
     is_known = (lengths > 0)[:, None]
     out = np.zeros_like(vectors)
     unit = np.divide(vectors, lengths[:, None], out=out, where=is_known)
+    unit *= np.sqrt(1 - alone)[:, None]
     return np.asarray(np.nan_to_num(unit))
 
 
 def alike(directions: FloatArray, errors: FloatArray) -> FloatArray:
-    """Multiply errors (step, ...) of <a, v'> by the correlations of different steps."""
-    # The error of <a, v'> is linear in a, so errors correlate like the directions of a.
+    """Multiply errors (step, result) of <a, v'> by the correlations of different steps."""
+    # The error of <a, v'> is linear in a, so errors correlate like the directions of a. The part of
+    # a variance that a direction lacks of norm 1 is that of an error of this step alone.
     u, n = directions, len(directions)
-    result: FloatArray = (u @ u.T) @ errors if n <= GRAM_STEPS else u @ (u.T @ errors)
+    alone = 1 - np.square(u).sum(1, keepdims=True)
+    shared = (u @ u.T) @ errors if n <= GRAM_STEPS else u @ (u.T @ errors)
+    result: FloatArray = shared + alone * errors
     return result
 
 

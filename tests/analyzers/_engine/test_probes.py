@@ -7,8 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from analyzers._engine.probes import CALIBRATION_STEPS, error_ratios
+from analyzers._engine.probes import CALIBRATION_STEPS, error_ratios, probe_rounding
 from trajstore import Recorder, open_run
+from trajstore.format.rows import decode_probes, encode_probes
 
 
 def record(path: Path, *, heavy: float) -> None:
@@ -47,3 +48,18 @@ def test_error_ratios_of_measurements_are_one(tmp_path: Path):
 
 def test_error_ratio_of_an_exact_run_is_one(exact_run: Path):
     assert error_ratios(open_run(exact_run), np.array([3])).tolist() == [1.0]
+
+
+def test_rounding_of_probes_has_the_stated_variance():
+    rng = np.random.default_rng(4)
+    probes = np.exp(2 * rng.standard_normal((2000, 2, 64)))
+    # Some probes are below the smallest normal number of float16.
+    probes[:, :, 1:8] *= 1e-3
+    stored = encode_probes(probes)
+    _, displacement = decode_probes(stored)
+    errors = displacement - probes[:, 1]
+    stated = probe_rounding(stored)
+    np.testing.assert_array_equal(errors[stated == 0], 0)
+    z = errors[stated > 0] / np.sqrt(stated[stated > 0])
+    assert np.mean(z**2) == pytest.approx(1, rel=0.03)
+    assert abs(z).max() < np.sqrt(3) + 0.01

@@ -9,7 +9,6 @@ from analyzers._engine.arrays.collisions import (
     find_collisions,
     inverse_counts,
     no_collisions,
-    rounding_variance,
 )
 
 SIZE, N_PROBES = 60, 16
@@ -101,27 +100,3 @@ def test_zero_vectors_have_no_errors():
     counts = inverse_counts(np.zeros((3, N_PROBES)), collisions, np.zeros(3))
     np.testing.assert_array_equal(counts, 0)
     assert no_collisions(N_PROBES).energies.shape == (0, N_PROBES)
-
-
-def test_rounding_to_float16_has_the_stated_variance():
-    rng = np.random.default_rng(4)
-    a, v = rng.standard_normal((2, 2000, 256))
-    unit = a / np.abs(a).max(1, keepdims=True)
-    rounded = unit.astype(np.float16) * np.abs(a).max(1, keepdims=True)
-    errors = ((rounded - a) * v).sum(1)
-    stated = rounding_variance(a, v[0])
-    assert stated.shape == (2000,)
-    expected = np.mean([rounding_variance(a[i : i + 1], v[i])[0] for i in range(2000)])
-    assert np.mean(errors**2) == pytest.approx(expected, rel=0.1)
-
-
-def test_probes_that_are_small_in_float16_have_the_stated_error():
-    rng = np.random.default_rng(5)
-    a, v = rng.standard_normal((2, 2000, 64))
-    # All but the first probes are below the smallest normal number of float16.
-    a[:, 1:] *= 1e-6
-    v[:, 0] = 0
-    largest = np.abs(a).max(1, keepdims=True)
-    errors = (((a / largest).astype(np.float16) * largest - a) * v).sum(1)
-    expected = [rounding_variance(a[i : i + 1], v[i])[0] for i in range(2000)]
-    assert np.mean(errors**2) == pytest.approx(np.mean(expected), rel=0.1)
