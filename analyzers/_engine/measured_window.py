@@ -164,9 +164,7 @@ def _dropped(fit: Fit) -> npt.NDArray[np.bool_]:
     return np.asarray(squares[:, :rank] == 0)
 
 
-def _without_dropped(
-    tables: dict[str, FloatArray], fit: Fit
-) -> dict[str, FloatArray]:
+def _without_dropped(tables: dict[str, FloatArray], fit: Fit) -> dict[str, FloatArray]:
     """Replace products with what the fit has left out of the basis by 0."""
     dropped = _dropped(fit)
     names = ("grad_dot_basis", "displacement_dot_basis")
@@ -176,11 +174,10 @@ def _without_dropped(
 def _probes_of_used(run: Run, probes: FloatArray, fit: Fit) -> FloatArray:
     """Return the probes of the basis without what the fit has left out, (basis, probe)."""
     dropped = _dropped(fit)
-    probes = np.where(dropped.all(0)[:, None], 0, probes)
+    probes = np.where(dropped.all(axis=0, keepdims=True).T, 0, probes)
     if run.layout.sizes.sum() > run.spec.probes or not run.spec.is_packed:
         return probes  # layers share probes, whose errors are larger than these parts
-    layer = np.repeat(np.arange(len(dropped)), run.layout.sizes)
-    vector, element = np.nonzero(dropped[layer].T)
+    vector, element = np.nonzero(np.repeat(dropped, run.layout.sizes, axis=0).T)
     probes[vector, run.stored.probes.probe_of_bucket[element]] = 0
     return probes
 
@@ -229,16 +226,16 @@ def _with_displacements(
         on_basis = np.concatenate([on_basis, vector.on_basis[None]])
         probes = np.concatenate([probes, vector.probes[None]])
         rounding = np.concatenate([rounding, end_rounding])
-    basis_probes = [anchor, *(anchor - anchors[c] for c in past)]
+    basis_vectors = np.stack([anchor, *(anchor - anchors[c] for c in past)])
     gram = inner[:, :rank, :rank]
-    basis_probes = _probes_of_used(run, np.stack(basis_probes)[:rank], fit)
+    basis_probes = _probes_of_used(run, basis_vectors[:rank], fit)
     # The residual is v minus its fit on the basis.
     residual = residual_products(fit)
     explained = (coefficients * residual[:, :rank]).sum(-1)
     residual_sq = np.maximum(residual[:, rank] - explained, 0)
     collisions = None
     if run.spec.is_packed:
-        collisions = Collisions(sums.probe_energies, sums.overlap)
+        collisions = Collisions(sums.probe_energies, sums.crossed)
     whole = displacement_product(
         a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
         basis=ProbedVectors(np.zeros(rank), gram.sum(0), basis_probes),

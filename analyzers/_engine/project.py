@@ -57,7 +57,7 @@ class ResidualSums(NamedTuple):
     displacement_sum: FloatArray
     # Fields of `Collisions`; empty unless the sketch is packed.
     probe_energies: FloatArray
-    overlap: FloatArray
+    crossed: FloatArray
 
 
 class Pieces(NamedTuple):

@@ -317,16 +317,26 @@ class Recorder:
         steps.start_epoch()
 
     def snapshot(self, name: str) -> None:
-        """Store the current parameters in float32 as a target, and wait for the commit.
+        """Store the current parameters as a target, and wait for the commit.
+
+        They are stored in float32, and in float64 if the recording is in float64.
 
         Parameters
         ----------
         name : str
             Name for ``reference=`` in analyses, which must be new and not ``"final"``.
+
+        Raises
+        ------
+        ValueError
+            If the name cannot be used; or if the parameters are not known, because the last
+            `step` was given parameters and made new tensors.
         """
         if (steps := self._opened()) is not None:
             self._session.check_snapshot(name)
             self._settle(steps)
+            if self._guard.is_recording:
+                steps.check_iterate("snapshot()")
             self._guard.run(self._session.snapshot, name, steps.position.step)
 
     def flush(self) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,10 +19,13 @@ from trajstore.recording.logged import (
     to_floats,
     to_scalars,
 )
+from trajstore.recording.loops.capture import refuse_capture
 from trajstore.recording.loops.closing import (
     UNKNOWN_END,
+    UNKNOWN_UPDATE,
     changes_at_end,
     late_additions,
+    unknown_iterate,
 )
 from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
@@ -213,8 +215,7 @@ class StepRecorder:
         self._watch.end()
         if self._session.options.journal:
             # A step must be in the journal when it returns.
-            self._watch.measured_early(is_written=True)
-            self.complete()
+            self._complete_early(is_written=True)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -251,10 +252,23 @@ class StepRecorder:
 
     def flush(self) -> None:
         """Commit every row so far, and wait for the commit."""
-        if self._taken is not None:
-            self._watch.measured_early(is_written=False)
-        self.complete()
+        self._complete_early(is_written=False)
         self._session.flush()
+
+    def _complete_early(self, *, is_written: bool) -> None:
+        """Complete the last step before the next one begins, if the parameters are known."""
+        if self._taken is None:
+            return
+        if is_known := self._watch.track_current():
+            self._watch.measured_early(is_written=is_written)
+        else:
+            self._watch.warn_once("early update", UNKNOWN_UPDATE)
+        self.complete(is_known=is_known)
+
+    def check_iterate(self, what: str) -> None:
+        """Raise an error if the current parameters are not known, of which `what` is recorded."""
+        if self._row is None and not self._watch.track_current():
+            raise ValueError(unknown_iterate(what, self.position.step - 1))
 
     def close(self, status: str, *, is_recording: bool) -> None:
         """Measure the last update, write everything, and close the session."""
@@ -275,7 +289,7 @@ class StepRecorder:
         self._watch.close()
         if not is_recording:
             return
-        if not self._watch.track_at_end():
+        if not self._watch.track_current():
             self._watch.warn_once("end", UNKNOWN_END)
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
@@ -434,17 +448,3 @@ class StepRecorder:
         place = (position.epoch, iteration, position.n_windows - 1)
         scalars["wall_time"] = time.monotonic() - self._started
         return Entry(place, self._windows.anchor_sq, scalars, samples)
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raise an error while a CUDA graph is being captured."""
-    if is_capturing(device):
-        raise RuntimeError(
-            "The recorder was called while a CUDA graph was being captured: its replays run no "
-            "hooks. Capture forward and backward only, and call optimizer.step() after each."
-        )
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether operations on a device are being captured instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -31,13 +31,14 @@ class Collisions(NamedTuple):
     # the anchor to the next anchor; the part v of the residual orthogonal to f; and the parts of v
     # in each layer, if layers are measured.
     energies: FloatArray  # sums of squares by probe, float64 (row, probe)
-    # Sums over elements of a profile times the square, float64 (profile, row).
-    overlap: FloatArray
+    # The part of these energies that elements of the unknown vector meet in others than their own,
+    # if the energy in a probe is spread like a profile, float64 (profile, row, probe).
+    crossed: FloatArray
 
 
 def no_collisions(n_probes: int) -> Collisions:
     """Return the value for networks that are too large to count collisions."""
-    return Collisions(np.zeros((0, n_probes)), np.zeros((0, 0)))
+    return Collisions(np.zeros((0, n_probes)), np.zeros((0, 0, n_probes)))
 
 
 def find_collisions(
@@ -61,15 +62,22 @@ def find_collisions(
     largest = np.zeros(block.max() + 1)
     np.maximum.at(largest, block, f_sq)
     profiles = [(f_sq + even[layer]) / 2, largest[block]]
-    rows = [*profiles, f_sq, v_sq]
-    energies = [np.bincount(probe, row, n_probes) for row in rows]
-    overlap = [[profile @ row for row in rows] for profile in profiles]
+    rows = [np.bincount(probe, row, n_probes) for row in (*profiles, f_sq, v_sq)]
+    # Elements of which nothing is known have equal shares of a probe.
+    equal = 1 / np.bincount(probe, minlength=n_probes)[probe]
+    others = []
+    for profile, row in zip(profiles, rows[: len(profiles)], strict=True):
+        total = row[probe]
+        others.append(1 - np.divide(profile, total, out=equal.copy(), where=total > 0))
+    crossed = [
+        [np.bincount(probe, o * sq, n_probes) for sq in (f_sq, v_sq)] for o in others
+    ]
     if n_layers:
-        by_layer = np.bincount(layer * n_probes + probe, v_sq, n_layers * n_probes)
-        energies += [*by_layer.reshape(n_layers, n_probes)]
-        for sums, profile in zip(overlap, profiles, strict=True):
-            sums += [*np.bincount(layer, profile * v_sq, n_layers)]
-    return Collisions(np.array(energies), np.array(overlap))
+        place, n = layer * n_probes + probe, n_layers * n_probes
+        rows += [*np.bincount(place, v_sq, n).reshape(n_layers, n_probes)]
+        for sums, o in zip(crossed, others, strict=True):
+            sums += [*np.bincount(place, o * v_sq, n).reshape(n_layers, n_probes)]
+    return Collisions(np.array(rows), np.array(crossed))
 
 
 def inverse_counts(
@@ -78,14 +86,15 @@ def inverse_counts(
     """Return 1 / n for products with each known vector, (step, row): n probes err as much."""
     # `probes` (step, probe) are those of the unknown vectors; their squares stand for energies.
     # `rounded` (step,) are the shares of rounding errors of anchors in these energies.
-    n = len(PROFILES)
-    energies, single = collisions.energies[n:], collisions.overlap[:, n:]
-    pairs = collisions.energies[:n] @ energies.T
-    alone = np.divide(single, pairs, out=np.zeros_like(pairs), where=pairs > 0)
-    # Rounding leaves differences where every element has a probe of its own.
-    together = np.where(alone > 1 - 1e-9, 0.0, 1 - alone)
-    mixed = together[0] + rounded[:, None] * (together[1] - together[0])
-    counts: FloatArray = (_shares(probes**2) @ _shares(energies).T) * mixed
+    known = collisions.energies[len(PROFILES) :].sum(-1, keepdims=True)
+    crossed = np.divide(
+        collisions.crossed,
+        known,
+        out=np.zeros_like(collisions.crossed),
+        where=known > 0,
+    )
+    displaced, at_borders = _shares(probes**2) @ crossed.swapaxes(-1, -2)
+    counts: FloatArray = displaced + rounded[:, None] * (at_borders - displaced)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Tell what a recording lacks when it is closed."""
+"""Tell what a recording lacks when it is closed, or written before the next step begins."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -11,6 +11,23 @@ UNKNOWN_END: Final = (
     "iterate is the last one known. Update the mapping of parameters in place, as in "
     "`parameters.update(new)`, before the recording ends."
 )
+
+UNKNOWN_UPDATE: Final = (
+    "The parameters after the last step are not known yet, so its update is recorded as NaN: "
+    "recorder.step() was given parameters that the step has not changed. Before flush() and "
+    "state_dict(), and in recordings with a journal, update the mapping of parameters in "
+    "place, as in `parameters.update(new)`."
+)
+
+
+def unknown_iterate(what: str, step: int) -> str:
+    """Return the message of an error: a method needs parameters that are not known."""
+    return (
+        f"{what} needs the parameters after step {step}, which are not known: recorder.step() "
+        "was given parameters that the step has not changed. Update that mapping in place, as in "
+        f"`parameters.update(new)`, before {what}; or call it at the start of the block of the "
+        "next recorder.step()."
+    )
 
 
 def changes_at_end(

@@ -25,12 +25,15 @@ def measure(self: Any, name: str, **scalars: float | Tensor) -> None:
     ------
     ValueError, TypeError
         If the name is empty, if it is ``"update"`` while updates are recorded, or if `log`
-        would refuse the scalars.
+        would refuse the scalars; or if the parameters are not known, because the last `step`
+        was given parameters and made new tensors.
     """
     if (steps := self._opened()) is not None:
         steps.check_measurement(name)
         noted = to_scalars(scalars)
         self._settle(steps)
+        if self._guard.is_recording:
+            steps.check_iterate("measure()")
         self._guard.record(steps.measure, name, noted)
 
 

@@ -83,8 +83,8 @@ class LoopWatch:
             if any(new is not old for new, old in zip(now, before, strict=True)):
                 self.track(now, idle=[])
 
-    def track_at_end(self) -> bool:
-        """Follow the last parameters; return whether the last update can be known."""
+    def track_current(self) -> bool:
+        """Follow the parameters after the last step; return whether they can be known."""
         before, marks = self._tracker.parameters, self._marks_after
         is_given, is_same = self._is_given, not self._has_moved()
         self.track_named(None)

@@ -100,3 +100,26 @@ def test_zero_vectors_have_no_errors():
     counts = inverse_counts(np.zeros((3, N_PROBES)), collisions, np.zeros(3))
     np.testing.assert_array_equal(counts, 0)
     assert no_collisions(N_PROBES).energies.shape == (0, N_PROBES)
+
+
+def test_energy_of_elements_that_share_no_probe_causes_no_errors():
+    """Layer 0 moves; only elements of layer 1, which rests but for a little, share probes."""
+    probe = np.r_[np.arange(12), 12, 12, 13, 13]
+    layer = np.repeat([0, 1], [12, 4])
+    rng = np.random.default_rng(6)
+    f, v, a = rng.standard_normal((3, 16))
+    f[12:], a[12:] = 1e-3, [0.5, -0.4, 0.3, 0.6]
+    v -= f * (f @ v) / (f @ f)
+    collisions = find_collisions(
+        f, v, probe, layer, block=layer, n_probes=16, n_layers=0
+    )
+    signs = np.array(list(product([-1.0, 1.0], repeat=4)))
+    signs = np.hstack([np.ones((16, 12)), signs])
+    onto = np.eye(16)[probe]
+    probes = (signs * a) @ onto
+    counts = inverse_counts(probes, collisions, np.zeros(16))[:, 1]
+    stated = counts * (probes**2).sum(1) * (v @ v)
+    # The two elements of a probe have equal shares of its energy by their profile.
+    pairs = [(12, 13), (14, 15)]
+    expected = sum((a[i] ** 2 + a[j] ** 2) * (v[i] ** 2 + v[j] ** 2) for i, j in pairs)
+    assert np.mean(stated) == pytest.approx(expected / 2)
