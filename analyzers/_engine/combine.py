@@ -21,12 +21,11 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.arrays.mean_errors import (
     ErrorModel,
     covariance_with_sum,
-    derivatives,
     directions_of,
+    row_sums,
 )
 from analyzers._engine.arrays.window_sums import (
     Posterior,
-    Rule,
     Shared,
     row_stderr,
     shared_with_end,
@@ -172,11 +171,10 @@ def _quantities(
         where=product.stderr > 0,
     )
     values = geometry(sampled, to_target, slope * combined.covariance)
-    posterior = total if constrained is None else constrained.posterior
-    rule = None if constrained is None else constrained.rule
-    model = _error_model(measured, posterior, rule, combined)
+    model = _error_model(measured, total, constrained, combined)
+    on_end = None if constrained is None else constrained.on_end
     mixed, after = _covariances(
-        run, measured, model, sampled, to_target, slope, before=before
+        run, measured, model, sampled, to_target, slope, before=before, on_end=on_end
     )
     values |= dict(zip([f"{q}{COVARIANCE}" for q in QUANTITIES], mixed, strict=True))
     values[USES_SUM] = np.where(combined.probe_share < 1, 1.0, 0.0)
@@ -233,15 +231,15 @@ def _combined(
 
 def _error_model(
     measured: Measured,
-    posterior: Posterior | None,
-    rule: Rule | None,
+    total: Posterior | None,
+    constrained: Constrained | None,
     combined: Combined,
 ) -> ErrorModel:
     n = len(measured.products.value)
     return ErrorModel(
         product_variance=measured.products.stderr**2,
-        posterior=posterior,
-        rule=rule,
+        posterior=total if constrained is None else constrained.posterior,
+        recurrence=None if constrained is None else constrained.recurrence,
         probe_stderr=np.nan_to_num(combined.probe_stderr),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
@@ -258,6 +256,7 @@ def _covariances(
     slope: FloatArray,
     *,
     before: Handed | None,
+    on_end: FloatArray | None,  # see `Constrained`
 ) -> tuple[FloatArray, Handed | None]:
     """Return the covariances of errors with their sum over an epoch, and what they hand on."""
     # What errors share with those of the window before counts twice, evenly for all steps.
@@ -279,18 +278,20 @@ def _covariances(
             np.where(is_in, np.nan_to_num(by_product), 0),
             np.where(is_in, np.nan_to_num(by_displacement), 0),
         )
-        total += covariance_with_sum(model, *derived)
-        if model.rule is None or model.posterior is None:
+        sums = row_sums(model, *derived)
+        total += covariance_with_sum(model, *derived, sums)
+        if sums is None or model.posterior is None or on_end is None:
             continue
-        rows = derivatives(model, *derived)
         if before is not None and before.epoch == epoch:
-            twice = 2 * shared_with_start(model.posterior, rows, _at_start(before, now))
+            start = _at_start(before, now)
+            twice = 2 * shared_with_start(model.posterior, sums.spread, start)
             if total.shape[-1] == 1:
                 twice = twice.sum(-1, keepdims=True)
             total += np.where(is_in, twice / is_in.sum(), 0)
         if epoch == epochs[-1]:
-            alike, own = shared_error(measured)
-            shared = shared_with_end(model.rule, model.posterior, rows, own, alike)
+            shared = shared_with_end(
+                model.posterior, *sums, on_end, *shared_error(measured)
+            )
             end = measured.displacement.stderr[-1] ** 2
             after = Handed(int(epoch), shared, end)
     return np.moveaxis(total, 1, 0), after
