@@ -31,6 +31,7 @@ from analyzers._engine.arrays.window_sums import (
     shared_with_end,
     shared_with_start,
 )
+from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.measured_window import (
     Measured,
     gather,
@@ -85,7 +86,7 @@ def combine(
     by_window, memory, handed = [], None, None
     epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"), one_blas_thread():
         for window, whole in needed_windows(run, steps).items():
             gathered = gather(run, window, whole, chunks, projected)
             measured = measure(run, window, whole, gathered, parts)

@@ -7,6 +7,7 @@ of blocks and buckets.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from analyzers._engine.arrays.crowding import (
+    KEPT,
     bucket_borders,
     bucket_densities,
     bucket_energies,
@@ -22,7 +24,7 @@ from analyzers._engine.arrays.crowding import (
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from trajstore.format.arrays import SUM_SCALES
-from trajstore.format.layout import BLOCK
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
@@ -32,9 +34,6 @@ IntArray = npt.NDArray[np.int64]
 
 SQUARES: Final = 1 << 19
 """Number of squares that are summed in one batch; they fit into the cache of a core."""
-
-INTERVAL_SUMS: Final = 1 << 20
-"""Number of sums over intervals of buckets to keep before they are added up by layer."""
 
 
 class Spread(NamedTuple):
@@ -181,25 +180,17 @@ def _plain_sums(
     # Blocks have no meaning in a packed sketch.
     offsets, sizes = run.stored.folded_offsets, run.layout.sizes
     width, n_blocks = run.stored.sketch.fold.width, len(run.layout.layer_of_block)
-    borders = bucket_borders(offsets, sizes, width)
     n_rows = max(1, SQUARES // width)
     buffer = np.empty((min(n_rows, len(matrix)), width), np.float32)
-    by_interval = csr_array((len(sizes), len(borders)))
+    sums = np.empty((len(matrix), len(bucket_borders(offsets, sizes, width))))
     by_block = np.zeros(n_blocks)
-    n_batches = max(1, INTERVAL_SUMS // (n_rows * len(borders)))
-    for several in slices(rows, n_rows * n_batches):
-        sums = []
-        for part in slices(several, n_rows):
-            values = matrix[part.start - rows.start : part.stop - rows.start]
-            squares = np.square(values, out=buffer[: len(values)])
-            sums.append(interval_sums(squares, offsets, sizes))
-            first, energies = _block_energies(squares, part.start * width)
-            kept = energies[: n_blocks - first]
-            by_block[first : first + len(kept)] += kept
-        by_interval += bucket_energies(
-            np.concatenate(sums), several.start, offsets, sizes, width
-        )
-    return by_interval, by_block
+    for part in slices(slice(0, len(matrix)), n_rows):
+        squares = np.square(matrix[part], out=buffer[: part.stop - part.start])
+        sums[part] = interval_sums(squares, offsets, sizes)
+        first, energies = _block_energies(squares, (rows.start + part.start) * width)
+        kept = energies[: n_blocks - first]
+        by_block[first : first + len(kept)] += kept
+    return bucket_energies(sums, rows.start, offsets, sizes, width), by_block
 
 
 def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Array]:
@@ -254,19 +245,19 @@ def in_buckets(
     """Return the energy in every bucket, given that of an element of each block, (bucket,)."""
     # If `rows` is given, only elements in these rows of the fold count.
     width = run.stored.sketch.fold.width
-    starts = BLOCK * np.arange(len(density))
-    sizes = run.layout.elements_of_block
-    if rows is not None:
-        starts, sizes, density = _cut(starts, sizes, density, rows, width)
+    starts, sizes, block = _cut(run.layout, width, None if rows is None else rows.tobytes())
     borders = bucket_borders(starts, sizes, width)
-    by_interval = bucket_densities(density[None], starts, sizes, width)[0]
+    by_interval = bucket_densities(density[None, block], starts, sizes, width)[0]
     return np.repeat(by_interval, np.diff(np.append(borders, width)))
 
 
-def _cut(
-    starts: IntArray, sizes: IntArray, density: FloatArray, rows: IntArray, width: int
-) -> tuple[IntArray, IntArray, FloatArray]:
-    """Cut blocks at the ends of rows, and keep the pieces in `rows`."""
+@lru_cache(maxsize=KEPT)
+def _cut(layout: Layout, width: int, rows: bytes | None) -> tuple[IntArray, ...]:
+    """Return the starts, sizes and numbers of all blocks, or of their pieces in int64 `rows`."""
+    starts, sizes = BLOCK * np.arange(len(layout.layer_of_block)), layout.elements_of_block
+    if rows is None:
+        return starts, sizes, np.arange(len(starts))
+    # Blocks are cut at the ends of rows.
     first = starts // width
     n_pieces = np.where(
         sizes > 0, (starts + np.maximum(sizes, 1) - 1) // width - first + 1, 0
@@ -279,5 +270,5 @@ def _cut(
     )
     start = np.maximum(starts[block], row * width)
     stop = np.minimum((starts + sizes)[block], (row + 1) * width)
-    kept = np.isin(row, rows)
-    return start[kept], (stop - start)[kept], density[block][kept]
+    kept = np.isin(row, np.frombuffer(rows, np.int64))
+    return start[kept], (stop - start)[kept], block[kept]

@@ -161,7 +161,6 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
 ):
     # A batch holds two rows.
     monkeypatch.setattr(energies, "SQUARES", 2 * run.stored.sketch.fold.width)
-    monkeypatch.setattr(energies, "INTERVAL_SUMS", 1)
     window, fold, layout = run.n_windows - 2, run.stored.sketch.fold, run.layout
     n_rows, width = fold.n_rows, fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
