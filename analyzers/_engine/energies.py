@@ -77,11 +77,15 @@ class EnergySums(NamedTuple):
     window_sum: FloatArray  # (2, layer)
 
 
-def spread(run: Run, window: int, steps: slice) -> Spread | None:
-    """Return the energies of the gradients at `steps`, all in one window; None without any."""
+def gradient_energies(run: Run, window: int, steps: slice) -> FloatArray:
+    """Return |w g|^2 at `steps`, all in one window, float64 (step, layer)."""
+    return read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
+
+
+def spread(run: Run, window: int, energies: FloatArray) -> Spread | None:
+    """Return how the `gradient_energies` of a window are spread; None without any."""
     layout = run.layout
     layers = layout.layer_of_block
-    energies = read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
     with np.errstate(invalid="ignore", over="ignore"):
         whole = energies.sum(1)
     is_known = np.isfinite(whole)
@@ -245,7 +249,9 @@ def in_buckets(
     """Return the energy in every bucket, given that of an element of each block, (bucket,)."""
     # If `rows` is given, only elements in these rows of the fold count.
     width = run.stored.sketch.fold.width
-    starts, sizes, block = _cut(run.layout, width, None if rows is None else rows.tobytes())
+    starts, sizes, block = _cut(
+        run.layout, width, None if rows is None else rows.tobytes()
+    )
     borders = bucket_borders(starts, sizes, width)
     by_interval = bucket_densities(density[None, block], starts, sizes, width)[0]
     return np.repeat(by_interval, np.diff(np.append(borders, width)))
@@ -254,7 +260,10 @@ def in_buckets(
 @lru_cache(maxsize=KEPT)
 def _cut(layout: Layout, width: int, rows: bytes | None) -> tuple[IntArray, ...]:
     """Return the starts, sizes and numbers of all blocks, or of their pieces in int64 `rows`."""
-    starts, sizes = BLOCK * np.arange(len(layout.layer_of_block)), layout.elements_of_block
+    starts, sizes = (
+        BLOCK * np.arange(len(layout.layer_of_block)),
+        layout.elements_of_block,
+    )
     if rows is None:
         return starts, sizes, np.arange(len(starts))
     # Blocks are cut at the ends of rows.

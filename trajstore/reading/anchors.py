@@ -93,9 +93,7 @@ class Anchors:
         is_keyframe = window % KEYFRAME_EVERY == 0
         before = None if is_keyframe else self._decoded(window - 1, start, stop)
         anchor, elements = np.empty(stop - start, self.dtype), slice(start, stop)
-        [code] = self._codes(
-            range(window, window + 1), elements, with_keyframes=False
-        )
+        [code] = self._codes(range(window, window + 1), elements, with_keyframes=False)
         self._decode_after(before, window, elements, code, out=anchor)
         anchor.flags.writeable = False
         return anchor
@@ -118,7 +116,9 @@ class Anchors:
             codes, missing, _ = self._source.read("references/codes", rows, elements)
             scales = self._source.rows("references/scales", rows)[:, blocks]
             for i in range(len(codes)):
-                yield Codes(codes[i], scales[i], None if missing is None else missing[i])
+                yield Codes(
+                    codes[i], scales[i], None if missing is None else missing[i]
+                )
 
     def _decode_after(
         self,

@@ -26,7 +26,9 @@ class Intervals(NamedTuple):
     borders: IntArray  # first bucket of each interval
     first: IntArray  # interval of each layer's first element, (layer,)
     stop: IntArray  # interval of the element after each layer, (layer,)
-    whole: IntArray  # number of rows that a layer fills, (layer,); see `bucket_densities`
+    whole: (
+        IntArray  # number of rows that a layer fills, (layer,); see `bucket_densities`
+    )
 
 
 class Owners(NamedTuple):

@@ -14,6 +14,7 @@ These functions have the step as their first axis; the last axis separates parts
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -53,7 +54,9 @@ class Rule(NamedTuple):
 class States(NamedTuple):
     """Products of displacement and buffer with v."""
 
-    displacement: FloatArray  # A before every step and at the end, (step + 1, ..., part)
+    displacement: (
+        FloatArray  # A before every step and at the end, (step + 1, ..., part)
+    )
     buffer: FloatArray  # M at the end, (..., part)
 
 
@@ -70,15 +73,17 @@ class Recurrence(NamedTuple):
     """The rule of a window, ready to be applied."""
 
     rule: Rule
-    blocks: tuple[tuple[Block, ...], ...]  # in the order of steps; one block per kind of part
+    blocks: tuple[
+        tuple[Block, ...], ...
+    ]  # in the order of steps; one block per kind of part
 
 
 def recurrence_of(rule: Rule) -> Recurrence:
     """Prepare the matrices of a rule."""
-    n, n_parts = rule.lr.shape
+    n = len(rule.lr)
     n_blocks = -(-n // BLOCK_STEPS)
     borders = [n * i // n_blocks for i in range(n_blocks + 1)]
-    pieces = [slice(*pair) for pair in zip(borders, borders[1:], strict=False)]
+    pieces = [slice(*pair) for pair in pairwise(borders)]
     blocks = []
     for steps in pieces:
         # The memory of a part's coefficients tells parts with the same settings.

@@ -13,6 +13,7 @@ from analyzers._engine.arrays.crowding import layer_pieces
 from analyzers._engine.energies import (
     Weights,
     energy_sums,
+    gradient_energies,
     in_buckets,
     spread,
     uneven_weights,
@@ -78,7 +79,7 @@ def places(run: Run) -> tuple[Any, Any]:
 def test_energies_follow_the_blocks(run: Run):
     window = run.n_windows - 2
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     counts = run.layout.elements_of_block
     np.testing.assert_allclose(found.by_block @ counts, found.total, rtol=1e-6)
@@ -111,7 +112,7 @@ def test_weights_of_uneven_energies_are_the_terms_of_the_variance(run: Run):
     """sum_j (sum_b E_bj) (sum_b u_bj^2) - sum_bj E_bj u_bj^2, uneven minus even."""
     window, width = run.n_windows - 2, run.stored.sketch.fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     n_rows = run.stored.sketch.fold.n_rows
     u_sq = np.zeros(n_rows * width)
@@ -132,7 +133,7 @@ def test_weights_of_uneven_energies_are_the_terms_of_the_variance(run: Run):
 def test_weights_of_the_total_collide_only_within_a_fold(run: Run):
     window, fold = run.n_windows - 2, run.stored.sketch.fold
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     total = window_total(run, window, found)
     assert total is not None
@@ -164,7 +165,7 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
     window, fold, layout = run.n_windows - 2, run.stored.sketch.fold, run.layout
     n_rows, width = fold.n_rows, fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     uneven, total = uneven_weights(run, found), window_total(run, window, found)
     assert uneven is not None

@@ -110,5 +110,7 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     with_sources[-3:-1] = before.displacement[part], own[part]
     expected = np.append(on_path[:, part] @ path[:, 0], 0) @ given @ with_sources
     np.testing.assert_allclose(
-        shared_with_start(found, times_covariance(found, rows), before)[part], expected, rtol=1e-10
+        shared_with_start(found, times_covariance(found, rows), before)[part],
+        expected,
+        rtol=1e-10,
     )
