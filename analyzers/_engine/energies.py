@@ -111,7 +111,9 @@ def uneven_weights(run: Run, spread: Spread) -> Weights | None:
     difference = spread.by_block - spread.even
     if not difference.any():
         return None
-    return Weights(in_buckets(run, difference).astype(np.float32)[None], difference)
+    by_interval, lengths = in_intervals(run, difference)
+    by_bucket = np.repeat(by_interval.astype(np.float32), lengths)
+    return Weights(by_bucket[None], difference)
 
 
 def window_total(run: Run, window: int, spread: Spread) -> WindowTotal | None:
@@ -135,11 +137,12 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     m = run.spec.sketch_numbers
     energies = 2 / np.pi * m * (scales**2).mean(1)
     density = spread.by_block * (energies.sum() / spread.total)
-    rows = np.arange(n_rows)
-    folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
-    coded = CODE_VARIANCE / m * energies
-    by_bucket = FOLD_VARIANCE * np.stack(folded) + coded[:, None]
-    return Weights(by_bucket.astype(np.float32), density)
+    by_bucket = np.empty((n_folds, run.stored.sketch.fold.width), np.float32)
+    for i, coded in enumerate(CODE_VARIANCE / m * energies):
+        folded, lengths = in_intervals(run, density, np.arange(i, n_rows, n_folds))
+        by_interval = FOLD_VARIANCE * folded + coded
+        by_bucket[i] = np.repeat(by_interval.astype(np.float32), lengths)
+    return Weights(by_bucket, density)
 
 
 def energy_sums(
@@ -160,15 +163,17 @@ def energy_sums(
     extra = np.zeros(n_layers)
     window_sum = np.full((2, n_layers), np.nan if total is None else 0.0)
     if uneven is not None or total is not None:
+        squares = np.square(matrix)
         for layer, i, columns in pieces:
             row, values = rows.start + i, matrix[i, columns]
-            squares = np.square(values)
+            energies = squares[i, columns]
             if uneven is not None:
-                extra[layer] += squares @ uneven.of_buckets(row, columns)
+                extra[layer] += energies @ uneven.of_buckets(row, columns)
             if total is not None:
                 product = values @ total.folds[row % len(total.folds), columns]
-                variance = squares @ total.weights.of_buckets(row, columns)
-                window_sum[:, layer] += total.row_signs[row] * product, variance
+                variance = energies @ total.weights.of_buckets(row, columns)
+                window_sum[0, layer] += total.row_signs[row] * product
+                window_sum[1, layer] += variance
     if uneven is not None:
         extra -= np.bincount(layers, by_block * uneven.by_block, n_layers)
     if total is not None:
@@ -223,10 +228,11 @@ def displacement_products(
         return np.full((2, len(sizes)), np.nan)
     # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements like
     # that of f, and over the buckets of other rows as over the buckets of these.
-    f = np.zeros_like(matrix)
-    folded = stored.folded(np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0))
-    f.reshape(-1)[: len(folded)] = folded
-    shares = np.square(f, out=f)
+    if not np.isfinite(advance @ advance):
+        advance = np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0)
+    folded, shares = stored.folded(advance), np.empty_like(matrix)
+    np.square(folded, out=shares.reshape(-1)[: len(folded)])
+    shares.reshape(-1)[len(folded) :] = 0
     by_bucket = shares.sum(0)
     here = float(by_bucket.sum())
     by_bucket *= total.energy / here if here > 0 else 0.0
@@ -234,27 +240,30 @@ def displacement_products(
     coded = np.float32(stored.sketch.code_variance * total.energy)
     fold, row_signs = stored.probes.fold, stored.probes.row_signs
     result = np.zeros((2, len(sizes)))
+    weights = np.subtract(by_bucket, shares, out=shares)
+    np.maximum(weights, 0, out=weights)
+    weights *= np.float32(FOLD_VARIANCE)
+    weights += coded
     for layer, i, columns in pieces:
         row, values = rows.start + i, matrix[i, columns]
         product = values @ (fold.column_signs[row, columns] * total.fold[columns])
-        others = np.maximum(by_bucket[columns] - shares[i, columns], 0)
-        variance = np.square(values) @ (FOLD_VARIANCE * others + coded)
-        result[:, layer] += row_signs[row] * product, variance
+        result[0, layer] += row_signs[row] * product
+        result[1, layer] += np.square(values) @ weights[i, columns]
     return result
 
 
-def in_buckets(
+def in_intervals(
     run: Run, density: FloatArray, rows: IntArray | None = None
-) -> FloatArray:
-    """Return the energy in every bucket, given that of an element of each block, (bucket,)."""
-    # If `rows` is given, only elements in these rows of the fold count.
+) -> tuple[FloatArray, IntArray]:
+    """Return the energies of buckets, and for how many successive buckets each of them holds."""
+    # `density` is the energy of an element of each block. If `rows` is given, only elements in
+    # these rows of the fold count.
     width = run.stored.sketch.fold.width
-    starts, sizes, block = _cut(
-        run.layout, width, None if rows is None else rows.tobytes()
-    )
+    key = None if rows is None else rows.tobytes()
+    starts, sizes, block = _cut(run.layout, width, key)
     borders = bucket_borders(starts, sizes, width)
     by_interval = bucket_densities(density[None, block], starts, sizes, width)[0]
-    return np.repeat(by_interval, np.diff(np.append(borders, width)))
+    return by_interval, np.diff(borders, append=width)
 
 
 @lru_cache(maxsize=KEPT)

@@ -31,7 +31,7 @@ from analyzers._engine.fit import (
     window_products,
 )
 from analyzers._engine.rules import Parts
-from analyzers._engine.slices import SEGMENT, segments, slices
+from analyzers._engine.slices import SEGMENT, joined, segments, slices
 from analyzers._engine.tables import sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
 from trajstore.format.layout import BLOCK, Layout
@@ -229,14 +229,16 @@ def _subtract_fit(
     """Write to `out` the residual: target - anchor minus its fit on the basis."""
     rank = fit.coefficients.shape[-1]
     scratch = np.empty((rank + 2, SEGMENT), np.float32)
-    for layer, part, place in pieces:
-        segment = scratch[:, : part.stop - part.start]
-        vectors.write(part, out=segment)
-        v = segment[rank]
-        for i, coefficient in enumerate(fit.coefficients[layer]):
-            segment[i] *= np.float32(coefficient)
-            v -= segment[i]
-        out[place] = v
+    coefficients = fit.coefficients.astype(np.float32)
+    for whole, numbers in joined([part for _, part, _ in pieces]):
+        vectors.write(whole, out=scratch[:, : whole.stop - whole.start])
+        for layer, part, place in pieces[numbers]:
+            segment = scratch[:, part.start - whole.start : part.stop - whole.start]
+            basis, v = segment[:rank], segment[rank]
+            basis *= coefficients[layer][:, None]
+            for vector in basis:
+                v -= vector
+            out[place] = v
 
 
 def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:

@@ -14,7 +14,7 @@ from analyzers._engine.energies import (
     Weights,
     energy_sums,
     gradient_energies,
-    in_buckets,
+    in_intervals,
     spread,
     uneven_weights,
     window_total,
@@ -91,7 +91,7 @@ def test_energies_follow_the_blocks(run: Run):
     assert second == pytest.approx(1 + 99 * 176 / 1024, rel=0.1)
 
 
-def test_energies_in_buckets_are_sums_over_elements(run: Run):
+def test_energies_in_intervals_are_sums_over_elements(run: Run):
     density = np.random.default_rng(0).random(len(run.layout.layer_of_block))
     row, bucket = places(run)
     width = run.stored.sketch.fold.width
@@ -100,11 +100,12 @@ def test_energies_in_buckets_are_sums_over_elements(run: Run):
     )
     values = np.repeat(density, BLOCK) * is_used
     np.testing.assert_allclose(
-        in_buckets(run, density), np.bincount(bucket, values, width)
+        np.repeat(*in_intervals(run, density)), np.bincount(bucket, values, width)
     )
     odd = np.arange(1, row.max() + 1, 2)
     np.testing.assert_allclose(
-        in_buckets(run, density, odd), np.bincount(bucket, values * (row % 2), width)
+        np.repeat(*in_intervals(run, density, odd)),
+        np.bincount(bucket, values * (row % 2), width),
     )
 
 
