@@ -177,9 +177,11 @@ def write_residual(
     out *= fold.column_signs[rows]
     found = spread(run, window, steps)
     energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
-    crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
-    if found is not None:
-        crowd += energies.uneven[:, None] * found.steps
+    # Gradients are not finite where training diverged; the quantities are NaN there.
+    with np.errstate(invalid="ignore"):
+        crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
+        if found is not None:
+            crowd += energies.uneven[:, None] * found.steps
     energy = energies.by_interval.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
     sums = energies.window_sum, displacement_sum
@@ -191,9 +193,7 @@ def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
     sizes, width = run.layout.sizes, run.stored.sketch.fold.width
     energies = read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
     density = energies / np.maximum(sizes, 1)
-    # Gradients are not finite where training diverged; the quantities are NaN there.
-    with np.errstate(invalid="ignore"):
-        return bucket_densities(density, run.stored.folded_offsets, sizes, width)
+    return bucket_densities(density, run.stored.folded_offsets, sizes, width)
 
 
 def _folded_pieces(run: Run, rows: slice, n: int) -> list[tuple[int, slice, slice]]:

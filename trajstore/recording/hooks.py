@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import currentframe
-from numbers import Number
 from traceback import walk_stack
 from typing import Any, Final, NamedTuple
 
@@ -311,9 +310,9 @@ def _is_idle(optimizer: Optimizer) -> bool:
     return True
 
 
-def _is_zero(rate: object) -> bool:
+def _is_zero(rate: Any) -> bool:
     """Whether a learning rate is 0; a rate on an accelerator is not waited for."""
     if isinstance(rate, Tensor):
         return rate.is_cpu and rate.numel() == 1 and bool(rate == 0)
     # Any other object may be a rate, such as an array of rates.
-    return isinstance(rate, Number) and not rate
+    return isinstance(rate, (int, float)) and rate == 0

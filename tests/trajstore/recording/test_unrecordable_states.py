@@ -27,12 +27,11 @@ class Plain(optim.Optimizer):
     def __init__(self, parameters: Any, lr: Any) -> None:
         super().__init__(parameters, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, _closure: Any = None) -> None:
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.sub_(0.05 * p.grad)
+                    p.data -= 0.05 * p.grad
 
 
 class Training:
@@ -259,7 +258,7 @@ def nested(training: Training) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Training], object], str]] = {
-    "list": (lambda t: t.recorder.log(a=[1, 2]), "'a' must be a real number"),
+    "list": (lambda t: t.recorder.log(a=[1, 2]), "'a' must be a real number"),  # type: ignore[arg-type]
     "None": (lambda t: t.recorder.log(a=None), "'a' must be a real number"),  # type: ignore[arg-type]
     "vector": (lambda t: t.recorder.log(a=torch.ones(2)), "must be one number"),
     "meta": (
