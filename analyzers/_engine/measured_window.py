@@ -1,6 +1,7 @@
 """Estimate the products of a window's gradients and displacements with the residual."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -100,8 +101,8 @@ def gather(
             continue
         found = [rows[window] for rows in by_rows]
         kept = slice(max(steps.start - part.start, 0), steps.stop - part.start)
-        pieces.append(np.sum([rows.products for rows in found], axis=0)[kept])
-        crowds.append(np.sum([rows.sums.crowd for rows in found], axis=0)[kept])
+        pieces.append(reduce(np.add, [rows.products for rows in found])[kept])
+        crowds.append(reduce(np.add, [rows.sums.crowd for rows in found])[kept])
     assert found is not None
     columns = zip(*(rows.sums for rows in found), strict=True)
     sums = ResidualSums(
@@ -130,7 +131,7 @@ def measure(
         # The error of the code is orthogonal to the gradient.
         along = sketch.code_variance * projected.products**2
         variance = np.maximum(variance - along, 0)
-        variance += _rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
+        variance += rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
     measured = _with_displacements(
         run, window, steps, tables, fit, sums, products, parts
@@ -149,8 +150,8 @@ def measure(
         if run.spec.is_packed:
             # Rounding errors of the vectors are the same in every step.
             squares = tables["displacement_sq"]
-            rounding = np.sqrt(_rounding(squares, squares, fit, parts)).sum(0)
-            stderr = np.hypot(stderr, rounding)
+            rounded = np.sqrt(rounding(squares, squares, fit, parts)).sum(0)
+            stderr = np.hypot(stderr, rounded)
         displacements = Estimate(value + at_end, stderr)
     return measured._replace(
         total=_total(sums.window_sum, parts), displacement_total=displacements
@@ -212,7 +213,7 @@ def _with_displacements(
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     stored = {name: run.stored.rows(name, steps) for name in PROBES}
     _, probes = decode_probes(stored)
-    rounding = probe_rounding(stored)
+    of_probes = probe_rounding(stored)
     anchors = run.windows.variables["probes"].values
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1
@@ -225,7 +226,7 @@ def _with_displacements(
         squares = np.concatenate([squares, vector.sq[None]])
         on_basis = np.concatenate([on_basis, vector.on_basis[None]])
         probes = np.concatenate([probes, vector.probes[None]])
-        rounding = np.concatenate([rounding, end_rounding])
+        of_probes = np.concatenate([of_probes, end_rounding])
     basis_vectors = np.stack([anchor, *(anchor - anchors[c] for c in past)])
     gram = inner[:, :rank, :rank]
     basis_probes = _probes_of_used(run, basis_vectors[:rank], fit)
@@ -243,7 +244,7 @@ def _with_displacements(
         v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
         collisions=collisions,
-        rounding=rounding,
+        rounding=of_probes,
         has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
@@ -264,11 +265,11 @@ def _with_displacements(
             has_end=end is not None,
         )
     if run.spec.is_packed:
-        rounding = _rounding(squares, squares, fit, parts)
+        rounded = rounding(squares, squares, fit, parts)
         value, stderr = estimate
-        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounding)))
+        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
         value, stderr = whole.estimate
-        both = np.hypot(stderr, np.sqrt(rounding.sum(1)))
+        both = np.hypot(stderr, np.sqrt(rounded.sum(1)))
         whole = whole._replace(estimate=Estimate(value, both))
     return Measured(
         steps=steps,
@@ -283,7 +284,7 @@ def _with_displacements(
     )
 
 
-def _rounding(
+def rounding(
     vector_sq: FloatArray, a_sq: FloatArray, fit: Fit, parts: Parts
 ) -> FloatArray:
     """Return the variance that float32 adds to products of vectors with x - x*, (row, part)."""

@@ -20,18 +20,13 @@ from trajstore.recording.logged import (
     to_scalars,
 )
 from trajstore.recording.loops.capture import refuse_capture
-from trajstore.recording.loops.closing import (
-    UNKNOWN_END,
-    UNKNOWN_UPDATE,
-    changes_at_end,
-    late_additions,
-    unknown_iterate,
-)
+from trajstore.recording.loops.closing import changes_at_end, late_additions
 from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
-from trajstore.recording.loops.manual import Gradients, by_layer, unknown_gradient
+from trajstore.recording.loops.manual import Gradients, ManualSteps, unknown_gradient
+from trajstore.recording.loops.own_gradients import OwnGradients, changed_message
 from trajstore.recording.loops.watch import LoopWatch
-from trajstore.recording.loops.windows import CHECK_EVERY, Windows
+from trajstore.recording.loops.windows import CHECK_EVERY, Windows, check_epochs
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
 from trajstore.recording.session import Session
@@ -49,7 +44,7 @@ class StepRecorder:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.position = position = session.start.position
-        self._measurements = MeasurementRows(session, position, self._entry)
+        self.measurements = MeasurementRows(session, position, self._entry)
         self._pending: dict[str, Scalar] = dict(position.pending)
         self._samples: SampleRow | None = None
         if position.samples:
@@ -65,19 +60,17 @@ class StepRecorder:
         self._last_names: Collection[str] | None = None
         self._gradient_is_taken = False
         self._watch = LoopWatch(session)
-        # Copies for a step of the user's whose gradient is not known yet.
-        self._copies: StartCopies | None = None
+        self._own = OwnGradients()
+        tracker, start, at = session.tracker, self._measure_start, self._measure_copies
+        self._manual = ManualSteps(tracker, session.spec, start, self._settle_last, at)
         self._closures = ClosureSteps(
-            session.optimizers,
-            lambda: session.tracker.parameters,
-            self._measure_start,
-            self._measure_copies,
+            session.optimizers, lambda: tracker.parameters, start, at
         )
 
-    def log(self, scalars: Mapping[str, object]) -> None:
-        """Keep scalars for the row of the next step."""
+    def log(self, name: str, value: object) -> None:
+        """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
-        self._pending |= to_scalars(scalars)
+        self._pending |= to_scalars({name: value})
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
@@ -85,6 +78,7 @@ class StepRecorder:
 
     def start_epoch(self) -> None:
         """Begin an epoch with the next step, and a window unless the epochs are short."""
+        check_epochs(self._session.spec)
         position = self.position
         n_steps = position.step - position.epoch_start
         if n_steps > 0:
@@ -97,6 +91,10 @@ class StepRecorder:
         if self._gradient_is_taken:
             self._watch.check_point(optimizer)
             self._measure_start(scaling)
+            return
+        if self._own.is_on:
+            self._enter_row(optimizer)
+            self._own.begin(self._session.tracker.parameters, optimizer)
             return
         self._begin_row(scaling, None, optimizer)
         if self._watch.has_several:
@@ -145,11 +143,16 @@ class StepRecorder:
             self._begin_row(None, known)
         assert self._row is not None
         if gradients is None:
-            forget_gradient(self._row, self._session.spec)
-            tracker.forget_previous_gradient()
+            self._forget_gradient()
         if copies is None:
             forget_iterate(self._row, self._session.spec)
             tracker.forget_displacement()
+
+    def _forget_gradient(self) -> None:
+        """Set the gradient of the row that has begun to NaN."""
+        assert self._row is not None
+        forget_gradient(self._row, self._session.spec)
+        self._session.tracker.forget_previous_gradient()
 
     def take_gradient(self) -> None:
         """Measure the current gradient for the row of the next step."""
@@ -161,33 +164,26 @@ class StepRecorder:
     ) -> None:
         """Measure the gradients and parameters that a step of the user's begins with."""
         self._watch.track_named(parameters)
-        tracker, names = self._session.tracker, self._session.spec.names
-        known = by_layer(gradients, names)
-        if known is None and gradients is None:
-            known = by_layer(tracker.gradients(), names)
-        self._copies = None
-        if self._gradient_is_taken or known is not None:
-            self._measure_start(None, known)
-            return
-        self._settle_last()
-        self._copies = StartCopies(tracker.parameters)
+        self._manual.begin(gradients, is_taken=self._gradient_is_taken)
 
     def end_manual(self, gradients: Gradients | None) -> None:
         """End a step of the user's."""
-        copies, self._copies = self._copies, None
-        if copies is not None:
-            tracker, names = self._session.tracker, self._session.spec.names
-            found = tracker.gradients() if gradients is None else gradients
-            known = by_layer(found, names)
-            if known is None:
-                self._watch.warn_once("manual", unknown_gradient(self.position.step))
-            self._measure_copies(copies, known)
+        if not self._manual.end(gradients):
+            step = self.position.step
+            self._watch.warn_once("manual", unknown_gradient(step))
         self._note()
         self.end()
 
     def begin_later(self, optimizer: Optimizer) -> None:
         """Check the gradients of an optimizer that is not the first to step."""
-        self._watch.check_gradients(optimizer, self.position.n_windows)
+        if self._own.is_open:
+            self._own.add(optimizer)
+        elif self._row is not None and not self._watch.same_gradients(optimizer):
+            self._own.is_on = True
+            self._forget_gradient()
+            n_optimizers = len(self._session.optimizers)
+            message = changed_message(optimizer, n_optimizers, self.position.step)
+            self._watch.warn_once("own", message)
 
     def after(self, is_last: bool) -> None:
         """Note scalars after each optimizer's step; finish the row after the last optimizer."""
@@ -204,6 +200,7 @@ class StepRecorder:
 
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
+        self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
         self._step_entry = None
         assert row is not None
@@ -216,6 +213,12 @@ class StepRecorder:
         if self._session.options.journal:
             # A step must be in the journal when it returns.
             self._complete_early(is_written=True)
+
+    def _measure_own(self) -> None:
+        """Measure the gradients that several optimizers have stepped with, if they were copied."""
+        if self._own.is_open:
+            copies, gradients = self._own.end()
+            self._measure_copies(copies, gradients)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -245,7 +248,7 @@ class StepRecorder:
         if is_known and self._watch.rounding.is_needed:
             self._watch.rounding.forget(row, entry.anchor_sq)
         if is_known and session.options.updates:
-            self._measurements.measure_update(number, entry, row)
+            self.measurements.measure_update(number, entry, row)
         if session.queue is not None:
             session.queue.append(number, entry, row)
             session.queue.submit_if_due()
@@ -256,19 +259,14 @@ class StepRecorder:
         self._session.flush()
 
     def _complete_early(self, *, is_written: bool) -> None:
-        """Complete the last step before the next one begins, if the parameters are known."""
-        if self._taken is None:
-            return
-        if is_known := self._watch.track_current():
-            self._watch.measured_early(is_written=is_written)
-        else:
-            self._watch.warn_once("early update", UNKNOWN_UPDATE)
-        self.complete(is_known=is_known)
+        """Complete the last step before the next one begins."""
+        if self._taken is not None:
+            self.complete(is_known=self._watch.knows_update(is_written=is_written))
 
     def check_iterate(self, what: str) -> None:
-        """Raise an error if the current parameters are not known, of which `what` is recorded."""
-        if self._row is None and not self._watch.track_current():
-            raise ValueError(unknown_iterate(what, self.position.step - 1))
+        """Raise an error if the current parameters, which a method needs, are not known."""
+        if self._row is None:
+            self._watch.check_iterate(what, self.position.step - 1)
 
     def close(self, status: str, *, is_recording: bool) -> None:
         """Measure the last update, write everything, and close the session."""
@@ -277,20 +275,17 @@ class StepRecorder:
         try:
             self._finish(status, is_recording=is_recording)
         finally:
-            self._session.close(
-                status,
-                amendment,
-                with_final=is_recording,
-                n_windows=self._end_windows(),
-            )
+            n = self._end_windows()
+            self._session.close(status, amendment, with_final=is_recording, n_windows=n)
 
     def _finish(self, status: str, *, is_recording: bool) -> None:
         """Measure the update of the last step when the recording ends."""
         self._watch.close()
         if not is_recording:
+            # The recording has ended in an error: the row of the last step may still be here.
+            self.complete(is_known=False)
             return
-        if not self._watch.track_current():
-            self._watch.warn_once("end", UNKNOWN_END)
+        if not self._watch.knows_end():
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
         is_known = status == "complete" or self._session.is_alone
@@ -305,10 +300,6 @@ class StepRecorder:
         finally:
             self.complete()
 
-    def check_measurement(self, name: str) -> None:
-        """Raise an error if a name cannot be given to a measurement."""
-        self._measurements.check_name(name)
-
     def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
         """Queue the current gradients as a row of a measurement."""
         refuse_capture(self._session.device)
@@ -316,7 +307,7 @@ class StepRecorder:
         self._enter_epoch()
         if self.position.n_windows == 0:
             self._windows.start()
-        self._measurements.measure(name, scalars)
+        self.measurements.measure(name, scalars)
         if self._session.options.journal:
             # A journal keeps only steps, so commit the measurement immediately.
             self.flush()
@@ -350,12 +341,10 @@ class StepRecorder:
     def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
         has_stepped = self._last_names is not None
-        # After a step that failed halfway, the expected parameters are not known.
-        is_known = has_stepped and self._row is None
         if is_recording:
-            yield from changes_at_end(
-                self._session, self._watch, has_stepped=has_stepped, is_known=is_known
-            )
+            # After a step that failed halfway, the expected parameters are not known.
+            known = self._row is None
+            yield from changes_at_end(self._session, self._watch, has_stepped, known)
         yield from late_additions(self._session, self._watch, self.position.step)
 
     def _begin_row(
@@ -366,28 +355,12 @@ class StepRecorder:
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
         session, position, queue = self._session, self.position, self._session.queue
-        self._end_failed()
-        is_again, joined = self._row is not None, None
-        try:
-            refuse_capture(session.device)
-            self._enter_epoch()
-            self._watch.begin(position.step, optimizer, is_again=is_again)
-            begins_window = position.step == position.next_window
-            if queue is not None and self._taken is not None and not begins_window:
-                # The update of the last step is measured together with the next row.
-                can_join = session.tracker.joins_updates and not session.options.updates
-                joined = queue.row(self._taken[0]) if can_join else None
-        finally:
-            if joined is None:
-                self.complete()
-        if begins_window:
-            self._windows.start()
-        if is_again:
+        can_join = session.tracker.joins_updates and not session.options.updates
+        joined = self._enter_row(optimizer, can_join=can_join)
+        if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or (
-            self._measurements.shared_row if queue is None else queue.row()
-        )
+        row = joined or (self.measurements.shared_row if queue is None else queue.row())
         assert row is not None
         self._row = row
         last = None if joined is None or self._taken is None else self._taken[0]
@@ -405,6 +378,31 @@ class StepRecorder:
             self._queue_taken()
         if position.step % CHECK_EVERY == 0 or self._windows.is_far:
             self._windows.check_anchor(row)
+
+    def _enter_row(
+        self, optimizer: Optimizer | None, *, can_join: bool = False
+    ) -> dict[str, Tensor] | None:
+        """Check where a row begins, and begin a window if one is due."""
+        # Completes the last step. If its update can be measured together with the next row,
+        # returns that row instead.
+        session, position, queue = self._session, self.position, self._session.queue
+        self._measure_own()
+        self._end_failed()
+        joined = None
+        try:
+            refuse_capture(session.device)
+            self._enter_epoch()
+            is_again = self._row is not None
+            self._watch.begin(position.step, optimizer, is_again=is_again)
+            begins_window = position.step == position.next_window
+            if queue is not None and self._taken is not None and not begins_window:
+                joined = queue.row(self._taken[0]) if can_join else None
+        finally:
+            if joined is None:
+                self.complete()
+        if begins_window:
+            self._windows.start()
+        return joined
 
     def _end_failed(self) -> None:
         """End a step that raised an error after moving the parameters, without what was logged."""

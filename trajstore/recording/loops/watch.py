@@ -18,6 +18,7 @@ from trajstore.recording.loops.held import HeldTensors
 from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.loops.rounding import Rounding
 from trajstore.recording.session import Session
+from trajstore.tracking.backends.memory import UnrecordableStateError
 
 N_FIRST: Final = 4
 EVERY: Final = 64
@@ -29,6 +30,19 @@ N_SAMPLED: Final = 3
 
 N_BYTES: Final = 64
 """Number of bytes that are compared in the middle of such a tensor."""
+
+UNKNOWN_END: Final = (
+    "The parameters after the last step are not known: its update is NaN, and the final "
+    "iterate is the last one known. Update the mapping of parameters in place, as in "
+    "`parameters.update(new)`, before the recording ends."
+)
+
+UNKNOWN_UPDATE: Final = (
+    "The parameters after the last step are not known yet, so its update is recorded as NaN: "
+    "recorder.step() was given parameters that the step has not changed. Before flush() and "
+    "state_dict(), and in recordings with a journal, update the mapping of parameters in "
+    "place, as in `parameters.update(new)`."
+)
 
 _version = attrgetter("_version")
 
@@ -58,14 +72,13 @@ class LoopWatch:
         # Whether the update of the last step was measured before the next step began.
         self._is_measured_early = self._is_written = False
         self._gradients: GradientVersions | None = None
-        # Number of the window of the last warning of gradients that changed.
-        self._warned_window = 0
         self._warned: set[str] = set()
         self.rounding = Rounding(self._tracker.parameters, session.spec)
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
         """Follow these tensors, one per layer; ignore gradients of the layers `idle`."""
         self._tracker.follow(tensors, idle=idle)
+        self.rounding.follow(tensors)
         self._marks = Marks(tensors)
         self._marks_after = None
         self._point.remove()
@@ -87,10 +100,32 @@ class LoopWatch:
         """Follow the parameters after the last step; return whether they can be known."""
         before, marks = self._tracker.parameters, self._marks_after
         is_given, is_same = self._is_given, not self._has_moved()
-        self.track_named(None)
+        try:
+            self.track_named(None)
+        except UnrecordableStateError:
+            return False
         now = zip(self._tracker.parameters, before, strict=True)
         is_same = is_same and all(new is old for new, old in now)
         return not (is_given and is_same and marks is not None)
+
+    def knows_update(self, *, is_written: bool) -> bool:
+        """Note that the last update is measured early, or warn that it is not known."""
+        if is_known := self.track_current():
+            self.measured_early(is_written=is_written)
+        else:
+            self.warn_once("early update", UNKNOWN_UPDATE)
+        return is_known
+
+    def knows_end(self) -> bool:
+        """Whether the last update is known when the recording ends; warns if it is not."""
+        if not (is_known := self.track_current()):
+            self.warn_once("end", UNKNOWN_END)
+        return is_known
+
+    def check_iterate(self, what: str, step: int) -> None:
+        """Raise an error if the parameters after a step, which a method needs, are not known."""
+        if not self.track_current():
+            raise ValueError(unknown_iterate(what, step))
 
     def begin(
         self, step: int, optimizer: Optimizer | None = None, *, is_again: bool
@@ -155,20 +190,9 @@ class LoopWatch:
         """Keep the versions of the gradients of several optimizers."""
         self._gradients = GradientVersions(self._optimizers)
 
-    def check_gradients(self, optimizer: Optimizer, window: int) -> None:
-        """Warn, once per window, if an optimizer's gradients changed after the step began."""
-        gradients = self._gradients
-        if gradients is None or gradients.match(optimizer):
-            return
-        if self._warned_window == window:
-            return
-        self._warned_window = window
-        warn_user(
-            f"The gradients of {type(optimizer).__name__} have changed since they were "
-            f"recorded, when the first of {len(self._optimizers)} optimizers was "
-            "about to step. Clip all gradients before the first optimizer steps. If each "
-            "optimizer steps after its own backward pass, make a recorder for each."
-        )
+    def same_gradients(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer has the gradients that were noted, if any were."""
+        return self._gradients is None or self._gradients.match(optimizer)
 
     def end(self) -> None:
         """Note the parameters and forget the gradients when a step has been taken."""
@@ -196,6 +220,16 @@ class LoopWatch:
     def _has_moved(self) -> bool:
         before = self._marks_after
         return before is not None and before != self._marks.read()
+
+
+def unknown_iterate(what: str, step: int) -> str:
+    """Return the message of an error: a method needs parameters that are not known."""
+    return (
+        f"{what} needs the parameters after step {step}, which are not known: recorder.step() "
+        "was given parameters that the step has not changed. Update that mapping in place, as in "
+        f"`parameters.update(new)`, before {what}; or call it at the start of the block of the "
+        "next recorder.step()."
+    )
 
 
 def added_message(n_added: int) -> str:
