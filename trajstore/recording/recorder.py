@@ -318,9 +318,7 @@ class Recorder:
             self._guard.attempt(steps.start_epoch)
 
     def snapshot(self, name: str) -> None:
-        """Store the current parameters as a target, and wait for the commit.
-
-        They are stored in float32, and in float64 if the recording is in float64.
+        """Store the current parameters in full as a target, and wait for the commit.
 
         Parameters
         ----------
