@@ -185,9 +185,11 @@ def write_residual(
     gradients = gradient_energies(run, window, steps)
     found = spread(run, window, gradients)
     energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
-    crowd = energies.by_interval @ _densities(run, gradients).T
-    if found is not None:
-        crowd += energies.uneven[:, None] * found.steps
+    # Gradients are not finite where training diverged; the quantities are NaN there.
+    with np.errstate(invalid="ignore"):
+        crowd = energies.by_interval @ _densities(run, gradients).T
+        if found is not None:
+            crowd += energies.uneven[:, None] * found.steps
     energy = energies.by_interval.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
     sums = energies.window_sum, displacement_sum
