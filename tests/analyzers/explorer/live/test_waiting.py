@@ -21,7 +21,7 @@ def wait(
 ) -> list[str]:
     """Wait for a store, with an action instead of each pause; return what was said."""
     said, left = list[str](), list(actions)
-    monkeypatch.setattr(server.time, "sleep", lambda _: left.pop(0)())
+    monkeypatch.setattr("time.sleep", lambda _: left.pop(0)())
     run = server.wait_for_steps(str(store), say=said.append)
     assert run.n_steps == 60
     assert not left
@@ -79,7 +79,7 @@ def test_waiting_ends_with_ctrl_c(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.time, "sleep", interrupt)
+    monkeypatch.setattr("time.sleep", interrupt)
     path = os.fspath(tmp_path / "run.zarr")
     monkeypatch.setattr(sys, "argv", ["traj-analyze", "watch", path])
     main()
