@@ -70,6 +70,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/checks.py
 	$(BIN)/python benchmarks/per_step.py
+	$(BIN)/python benchmarks/first_recording.py
 	$(BIN)/python benchmarks/small_steps.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stalls.py

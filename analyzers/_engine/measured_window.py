@@ -1,6 +1,7 @@
 """Estimate the products of a window's gradients and displacements with the residual."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -99,8 +100,8 @@ def gather(
             continue
         found = [rows[window] for rows in by_rows]
         kept = slice(max(steps.start - part.start, 0), steps.stop - part.start)
-        pieces.append(np.sum([rows.products for rows in found], axis=0)[kept])
-        crowds.append(np.sum([rows.sums.crowd for rows in found], axis=0)[kept])
+        pieces.append(reduce(np.add, [rows.products for rows in found])[kept])
+        crowds.append(reduce(np.add, [rows.sums.crowd for rows in found])[kept])
     assert found is not None
     columns = zip(*(rows.sums for rows in found), strict=True)
     sums = ResidualSums(
