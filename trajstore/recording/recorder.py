@@ -325,8 +325,9 @@ class Recorder:
         name : str
             Name for ``reference=`` in analyses, which must be new and not ``"final"``.
         """
-        steps, check = self._opened(), self._session.check_snapshot
-        if steps is not None and self._guard.attempt(check, name):
+        if (steps := self._opened()) is None:
+            return
+        if self._guard.attempt(self._session.check_snapshot, name):
             self._settle(steps)
             self._guard.run(self._session.snapshot, name, steps.position.step)
 
