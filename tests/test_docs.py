@@ -109,7 +109,7 @@ def test_snippets_of_the_page_on_querying_run(
 
 MEASURED = {
     "README.md": "| measured by |",
-    "docs/accuracy.md": "| **recorded**, mid-run |",
+    "docs/accuracy.md": "| **recorded**, inner epochs |",
     "docs/alpha-beta.md": "| 64, whole gradients |",
     "docs/compatibility.md": "| lowest versions | torch ",
     "docs/costs.md": "| 7,000 M |",
