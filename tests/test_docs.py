@@ -68,7 +68,7 @@ def test_snippets_of_the_page_on_comparing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
     pytest.importorskip("torch")
-    for name in ("a.zarr", "b.zarr"):
+    for name in ("a.zarr", "b.zarr", "c.zarr"):
         shutil.copytree(example_run, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/comparing.md").read_text()

@@ -288,10 +288,10 @@ def _configuration_parts(averaged: "xr.Dataset") -> "list[Table | str]":
     n_runs = averaged["n_runs"].max("epoch").values
     rows = {"runs": [str(n) for n in n_runs]}
     for name in names:
-        mean, stderr = (averaged[f"{name}_mid_run{end}"] for end in ("", "_stderr"))
+        means, errors = (averaged[f"{name}_mid_run{end}"] for end in ("", "_stderr"))
         rows[TITLES.get(name, name)] = [
             value_and_error(float(value), float(error))
-            for value, error in zip(mean.values, stderr.values, strict=True)
+            for value, error in zip(means.values, errors.values, strict=True)
         ]
     table = make_table(
         "", "configuration", "difference", "95 % interval", "verdict",

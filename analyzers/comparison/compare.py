@@ -178,7 +178,7 @@ def mid_run(compared: xr.Dataset) -> xr.Dataset:
         value, stderr = result[name], result[f"{name}_stderr"]
         # The first run, given again, is known to have the same values.
         is_same = (compared[f"{name}{DIFFERENCE}_stderr"].fillna(0) == 0).all("epoch")
-        error = np.hypot(stderr, stderr.isel(run=0))
+        error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
         result[f"{name}{DIFFERENCE}"] = value - value.isel(run=0)
         result[f"{name}{DIFFERENCE}_stderr"] = error.where(~is_same, 0 * error)
     used = used_epochs(compared)

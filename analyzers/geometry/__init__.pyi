@@ -2,9 +2,10 @@ from .average_of_epochs import read_reference
 from .epoch_means import means_for_tables
 from .losses import replayed
 from .stored import result_group
-from .time_axis import label_of, time_of
+from .time_axis import by_time, label_of, time_of
 
 __all__ = [
+    "by_time",
     "label_of",
     "means_for_tables",
     "read_reference",

@@ -241,6 +241,12 @@ def _missing(means: "xr.Dataset") -> str:
     missing = means["n_missing"]
     if not (total := int(missing.sum())):
         return ""
+    if "distance" in means and means["distance"].isnull().all():
+        return (
+            "No step has a distance to x*: the target is not finite, as the last iterate is after "
+            "a loss of nan. Choose a target from the healthy part of the run: --reference with "
+            "the number of an epoch or the name of a snapshot."
+        )
     return (
         f"Steps without a value: {total}, in {_labels(means, missing.values > 0)}. The gradient or the "
         "parameters were not finite, a norm was 0 (as at the target itself), or a chunk is "

@@ -1,6 +1,6 @@
 """Average geometry over epochs or ranges of steps, with standard errors."""
 
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -19,9 +19,7 @@ from analyzers._engine.arrays.epoch_sums import (
     means,
     partial_sums,
 )
-
-N_RANGES: Final = 20
-"""Default number of ranges into which a run without epochs is divided."""
+from analyzers.geometry.time_axis import N_RANGES
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:

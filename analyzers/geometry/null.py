@@ -180,11 +180,11 @@ def _joined(
     for name in a.keys() & b.keys():
         other = a[name].copy(data=b[name].data)
         if name == IMPRECISE:
-            joined[name] = np.maximum(a[name], other)
+            joined[name] = a[name].where(a[name] > other, other)
         elif name.endswith(COVARIANCE):
             joined[name] = a[name] + other
         else:
-            joined[name] = np.hypot(a[name], other)
+            joined[name] = (a[name] ** 2 + other**2) ** 0.5
     return joined
 
 
@@ -219,7 +219,8 @@ def _with_spread(
     squares = (apart**2).sum("walk", skipna=False) / (n * (n - 1))
     stderr = f"{EXCESS}_stderr"
     own = gammas[0].copy(data=errors[stderr].data)
-    enlarged = errors | {stderr: np.sqrt(np.maximum(own**2, squares))}
+    wider = squares.where(squares > own**2, own**2)
+    enlarged = errors | {stderr: wider**0.5}
     covariance = f"{EXCESS}{COVARIANCE}"
     if covariance in errors and "epoch" in gamma.coords:
         # The covariances of steps with the sum over their epoch, from the same spread.
@@ -228,9 +229,8 @@ def _with_spread(
         spread = products.sum("walk") / (n * (n - 1))
         estimated = errors[covariance].variable
         is_wider = _total_of_epoch(spread, codes) > _total_of_epoch(estimated, codes)
-        wider: xr.Variable = xr.where(is_wider, spread, estimated)
-        dims = errors[covariance].dims
-        enlarged[covariance] = errors[covariance].copy(data=wider.transpose(*dims).data)
+        chosen = spread.where(is_wider, estimated).transpose(*errors[covariance].dims)
+        enlarged[covariance] = errors[covariance].copy(data=chosen.data)
     return enlarged
 
 
@@ -283,6 +283,8 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
     if kind == "epoch" and int(epoch) > 0:
         return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(
-        f"The geometry is relative to {reference!r}, to which no steps of the run lead. "
-        "Use reference='final', or an epoch after epoch 0."
+        f"The geometry is relative to {reference!r}, to which no steps of the run lead, so there "
+        "is no walk to it: gamma of noise is 0 there, up to 1 / sqrt(number of parameters). Give "
+        "a recorded walk as `null`, or measure relative to the end of the path, "
+        "reference='final', or to the start of a later epoch."
     )

@@ -142,9 +142,11 @@ def epoch_means(
 
 def _nearest(means: xr.Dataset) -> int:
     """Return the index of the epoch closest to the target."""
+    last = means.sizes[time_of(means)] - 1
     if "distance_min" not in means:  # means of the excess, whose target is the end
-        return means.sizes[time_of(means)] - 1
-    return int(np.argmin(means["distance_min"].fillna(np.inf).values))
+        return last
+    distances = means["distance_min"].fillna(np.inf).values
+    return int(np.argmin(distances)) if np.isfinite(distances).any() else last
 
 
 def _band(means: xr.Dataset, name: str, *, band: bool) -> tuple[Any, Any]:
