@@ -59,7 +59,8 @@ def alpha_beta(
     stores : tuple of str
         Paths or URLs of trajectory stores, such as those of several seeds.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
     reference_loss : float, optional
         Loss at x* of a run whose steps use all data. Default: the losses that traj-train replay
@@ -214,7 +215,8 @@ def aiming(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.

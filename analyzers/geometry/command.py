@@ -68,8 +68,8 @@ def geometry(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target: final, the name of a snapshot, the number of an epoch, mean:10:20 for
-        the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
+        The target: final, the name of a snapshot, the number of an epoch, step:4500 for
+        the anchor of the window that starts there, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
         another store, for its final iterate.
     layers : bool, default: False
         Also measure each parameter tensor separately, and print gamma of each, mid-run.
@@ -241,12 +241,6 @@ def _missing(means: "xr.Dataset") -> str:
     missing = means["n_missing"]
     if not (total := int(missing.sum())):
         return ""
-    if "distance" in means and means["distance"].isnull().all():
-        return (
-            "No step has a distance to x*: the target is not finite, as the last iterate is after "
-            "a loss of nan. Choose a target from the healthy part of the run: --reference with "
-            "the number of an epoch or the name of a snapshot."
-        )
     return (
         f"Steps without a value: {total}, in {_labels(means, missing.values > 0)}. The gradient or the "
         "parameters were not finite, a norm was 0 (as at the target itself), or a chunk is "

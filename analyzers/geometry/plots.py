@@ -101,9 +101,8 @@ def epoch_means(
     if ax is None:
         ax = new_axes()
     dim = time_of(means)
-    n_epochs = means.sizes[dim]
     near = _nearest(means)
-    others = means.drop_isel({dim: near}) if n_epochs > 1 else means
+    others = means if near is None else means.drop_isel({dim: near})
     shown = means if final == "shade" else others
     is_single = shown.sizes[dim] == 1
     low, high = _band(shown, name, band=band)
@@ -125,7 +124,7 @@ def epoch_means(
         width = (stop - start) / 2
         center = (start + stop) / 2
         ax.bar(center, high - low, width, low, color=drawn, alpha=0.2, label=band_label)
-    if n_epochs > 1 and final == "shade":
+    if near is not None and final == "shade":
         _shade(ax, means, near)
     _set_epochs(ax, edges_of(means))
     lines, (lows, highs) = others[name].values, _band(others, name, band=band)
@@ -140,13 +139,14 @@ def epoch_means(
     return ax
 
 
-def _nearest(means: xr.Dataset) -> int:
-    """Return the index of the epoch closest to the target."""
-    last = means.sizes[time_of(means)] - 1
+def _nearest(means: xr.Dataset) -> int | None:
+    """Return the index of the epoch closest to the target; None if no other is known."""
+    n = means.sizes[time_of(means)]
     if "distance_min" not in means:  # means of the excess, whose target is the end
-        return last
-    distances = means["distance_min"].fillna(np.inf).values
-    return int(np.argmin(distances)) if np.isfinite(distances).any() else last
+        return n - 1 if n > 1 else None
+    distances = means["distance_min"].values
+    is_known = np.isfinite(distances)
+    return int(np.nanargmin(distances)) if is_known.sum() > 1 else None
 
 
 def _band(means: xr.Dataset, name: str, *, band: bool) -> tuple[Any, Any]:
@@ -160,7 +160,8 @@ def _band(means: xr.Dataset, name: str, *, band: bool) -> tuple[Any, Any]:
 def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
     """Shade the epoch closest to the target, unless it is shaded already."""
     start, stop = edges_of(means)[:, near]
-    is_final = means.attrs.get("reference") == "final"
+    is_last = near == means.sizes[time_of(means)] - 1
+    is_final = is_last and means.attrs.get("reference") == "final"
     label = FINAL_NOTE if is_final else NEAR_NOTE
     if time_of(means) == "step":
         label = label.replace("epoch", "steps")
