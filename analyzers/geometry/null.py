@@ -229,7 +229,8 @@ def _with_spread(
         spread = products.sum("walk") / (n * (n - 1))
         estimated = errors[covariance].variable
         is_wider = _total_of_epoch(spread, codes) > _total_of_epoch(estimated, codes)
-        chosen = spread.where(is_wider, estimated).transpose(*errors[covariance].dims)
+        chosen = spread.where(is_wider, estimated)  # type: ignore[no-untyped-call]
+        chosen = chosen.transpose(*errors[covariance].dims)
         enlarged[covariance] = errors[covariance].copy(data=chosen.data)
     return enlarged
 
