@@ -38,7 +38,7 @@ def test_the_snippet_that_resumes_runs_twice(
         runpy.run_path(str(ROOT / "docs/snippets/resume.py"))
     run = open_run("resumed.zarr")
     assert (run.n_steps, run.status) == (60, "complete")
-    assert [resumption["step"] for resumption in run.stored.document.resumes] == [40]
+    assert [resumption["step"] for resumption in run.stored.document.resumes] == [45]
 
 
 def test_the_snippet_on_the_alpha_beta_condition_runs(
