@@ -47,7 +47,7 @@ def find_collisions(
     probe: IntArray,  # (element,): probe of each element
     layer: IntArray,  # (element,): layer of each element
     *,
-    block: IntArray,  # (element,): block of each element, whose codes share a scale
+    block: IntArray,  # (element,): block of each element, ascending; its codes share a scale
     n_probes: int,
     n_layers: int,  # 0 to leave out the layers
 ) -> Collisions:
@@ -59,9 +59,10 @@ def find_collisions(
     # exactly: half of the profile is spread evenly over each layer. At its borders, only the
     # rounding errors of anchors are left, which are even within a block.
     even = np.bincount(layer, f_sq) / np.maximum(np.bincount(layer), 1)
-    largest = np.zeros(block.max() + 1)
-    np.maximum.at(largest, block, f_sq)
-    profiles = [(f_sq + even[layer]) / 2, largest[block]]
+    starts = np.append(0, np.flatnonzero(np.diff(block)) + 1)
+    lengths = np.diff(starts, append=len(block))
+    largest = np.repeat(np.maximum.reduceat(f_sq, starts), lengths)
+    profiles = [(f_sq + even[layer]) / 2, largest]
     rows = [np.bincount(probe, row, n_probes) for row in (*profiles, f_sq, v_sq)]
     # Elements of which nothing is known have equal shares of a probe.
     equal = 1 / np.bincount(probe, minlength=n_probes)[probe]
@@ -87,20 +88,11 @@ def inverse_counts(
     # `probes` (step, probe) are those of the unknown vectors; their squares stand for energies.
     # `rounded` (step,) are the shares of rounding errors of anchors in these energies.
     known = collisions.energies[len(PROFILES) :].sum(-1, keepdims=True)
-    crossed = np.divide(
-        collisions.crossed,
-        known,
-        out=np.zeros_like(collisions.crossed),
-        where=known > 0,
-    )
-    displaced, at_borders = _shares(probes**2) @ crossed.swapaxes(-1, -2)
+    crossed = np.zeros_like(collisions.crossed)
+    np.divide(collisions.crossed, known, out=crossed, where=known > 0)
+    squares = np.square(probes)
+    whole = squares.sum(-1, keepdims=True)
+    displaced, at_borders = squares @ crossed.swapaxes(-1, -2)
     counts: FloatArray = displaced + rounded[:, None] * (at_borders - displaced)
+    np.divide(counts, whole, out=counts, where=whole > 0)
     return counts
-
-
-def _shares(energies: FloatArray) -> FloatArray:
-    """Divide rows by their sums, where these are not 0."""
-    whole = energies.sum(-1, keepdims=True)
-    shares: FloatArray = np.zeros_like(energies)
-    np.divide(energies, whole, out=shares, where=whole > 0)
-    return shares

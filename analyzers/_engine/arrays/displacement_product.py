@@ -44,11 +44,10 @@ class Product(NamedTuple):
     aside: FloatArray  # norm of the rest of a, (step,)
     share: FloatArray  # of `aside` in the norm of a without the basis, (step,)
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
-    rounding: (
-        FloatArray  # variance of the rounding errors of the probes of a, (step, probe)
-    )
+    rounding: FloatArray  # variance of the rounding of the probes of a, (step, probe)
     rounded: FloatArray  # the variance that they cause in the estimate, (step,)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
+    counts: FloatArray  # `inverse_counts` of the rest of a, (step, row); (0, 0) if not known
 
     @property
     def alone(self) -> FloatArray:
@@ -88,6 +87,7 @@ def displacement_product(
     v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
     advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
     rounded = np.zeros(len(a.probes))
+    counts: FloatArray = np.zeros((0, 0))
     if collisions is None:
         stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
     else:
@@ -123,6 +123,7 @@ def displacement_product(
         rounding,
         rounded,
         cosine,
+        counts,
     )
 
 
@@ -162,7 +163,6 @@ def layer_products(
     gram: FloatArray,
     sizes: npt.NDArray[np.floating[Any]],
     collisions: Collisions | None = None,
-    has_end: bool = False,
 ) -> Estimate:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
@@ -180,9 +180,7 @@ def layer_products(
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]
     if collisions is not None:
-        left = _rounding_sq(whole.aside, has_end=has_end)
-        left = _share(left, whole.aside**2)
-        counts = inverse_counts(whole.aside_probes, collisions, left)[:, 2:]
+        counts = whole.counts[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
         noise += whole.rounding @ np.square(v_probes).T
     norms = aside * length
