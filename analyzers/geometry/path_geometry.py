@@ -314,6 +314,7 @@ def analysis_target(run: Run, reference: TargetLike) -> Target:
     target = find_target(run, reference)
     if problem := nonfinite_target(run, target):
         warnings.warn(problem, stacklevel=5)
+        target = replace(target, is_reported=True)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)

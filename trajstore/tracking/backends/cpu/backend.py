@@ -262,12 +262,12 @@ class CPUBackend:
             self._displacements += folding.folds[:, 1]
         probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
-        numbers = folding.folds[0, -1]
+        numbers, filled = folding.folds[0, -1], folding.filled
+        if len(folding.folds) > 1:
+            for part in folding.folds[1:, -1]:
+                numbers[:filled] += part[:filled]
         sketching.rotate(
-            folding.folds,
-            folding.filled,
-            folding.step_signs[: len(numbers)],
-            *folding.blocks,
+            numbers, filled, folding.step_signs[: len(numbers)], *folding.blocks
         )
         folding.code(numbers, arrays["signs"], arrays["scales"])
 
@@ -311,8 +311,7 @@ class CPUBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _copies = self._addresses.of_parameters()
-        measuring.subtract_anchor(parameters, *self._layout, self._rows)
+        self._run_after(np.zeros((len(self._folding.folds), 0, 0)))
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement, float32 (bucket,)."""
@@ -331,7 +330,7 @@ class CPUBackend:
         """Rotate and code a fold, float32 (bucket,)."""
         folding, numbers = self._folding, fold.numpy()
         drawn = rotation_signs.numpy()
-        sketching.rotate(numbers[None, None], folding.filled, drawn, *folding.blocks)
+        sketching.rotate(numbers, folding.filled, drawn, *folding.blocks)
         folding.code(numbers, signs.numpy(), scales.numpy())
 
     def probe_displacement(self) -> Tensor:
@@ -363,16 +362,20 @@ class CPUBackend:
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
+        shape = len(self._folding.folds), len(self._layout[1])
+        sums = np.zeros((*shape, self._columns.n_after))
+        return sums, self._run_after(sums)
+
+    def _run_after(self, sums: Doubles) -> Integers:
+        """Run the kernel for an update, which fills sums, and return its checksums."""
         parameters, _copies = self._addresses.of_parameters()
-        n_parts = len(self._folding.folds)
-        sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
-        checks = np.zeros(sums.shape[:2], np.int64)
+        checks = np.zeros((len(sums), len(parameters)), np.int64)
         arguments = self._kernels.after_arguments
         arguments.set("parameters", parameters)
         arguments.set("sums", sums)
         arguments.set("checks", checks)
         self._kernels.after(arguments.address)
-        return sums, checks
+        return checks
 
 
 def _columns(spec: RunSpec) -> _Columns:
