@@ -293,7 +293,7 @@ def _covariances(
         is_in = (epochs == epoch)[:, None, None]
         derived = both if is_in.all() else np.where(is_in, both, 0)
         sums = row_sums(model, *derived)
-        total += covariance_with_sum(model, *derived, sums)
+        total += covariance_with_sum(model, derived[0], derived[1], sums)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

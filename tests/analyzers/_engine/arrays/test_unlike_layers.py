@@ -57,8 +57,8 @@ def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndar
     def known(x: np.ndarray) -> ProbedVectors:
         return ProbedVectors((x**2).sum(-1), x @ no_basis.T, x @ probes.T)
 
-    given = (known(x) for x in (path.a, no_basis, path.f, path.v))
-    whole = displacement_product(*given, f_dot_v=float(path.f @ path.v))
+    a, basis, f, v = (known(x) for x in (path.a, no_basis, path.f, path.v))
+    whole = displacement_product(a, basis, f, v, f_dot_v=float(path.f @ path.v))
     total = None
     if has_sum:
         v_sq = by_layer(path.v, path.v)
