@@ -88,8 +88,8 @@ def calibration_table(results: dict[str, Any]) -> str:
     lines += [
         "",
         (
-            f"The largest of the {n} mean errors mid-run is {worst[0]:.1f} standard errors of "
-            f"that mean ({worst[1]})."
+            f"The largest of the {n} mean errors between the first and the last epoch is "
+            f"{worst[0]:.1f} standard errors of that mean ({worst[1]})."
         ),
     ]
     return "\n".join(lines)

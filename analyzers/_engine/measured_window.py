@@ -241,7 +241,6 @@ def _with_displacements(
             sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             total=total,
             collisions=collisions,
-            has_end=end is not None,
         )
     if run.spec.is_packed:
         rounded = rounding(squares, squares, fit, parts)
