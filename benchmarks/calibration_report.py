@@ -61,7 +61,7 @@ def outside(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"{title}: {z}, expected {bar[0]} to {bar[1]}")
 
     for name, result in results.items():
-        rare = t.isf(norm.sf(LARGEST_T), result["seeds"] - 1)
+        rare = rare_t(result["seeds"])
         for quantity, parts in result["quantities"].items():
             title = f"{name}: {quantity}"
             middle = parts["middle"]
@@ -80,6 +80,11 @@ def outside(results: Mapping[str, Any]) -> list[str]:
                 if scored["largest z"] >= LARGEST_LAYER_Z:
                     lines.append(f"{title}: largest z {scored['largest z']:.1f}")
     return lines
+
+
+def rare_t(seeds: int) -> float:
+    """Return the value of Student's t that is as rare as the bar of the bias at many seeds."""
+    return float(t.isf(norm.sf(LARGEST_T), seeds - 1))
 
 
 def comparison(new: Mapping[str, Any], old: Mapping[str, Any]) -> Table:

@@ -174,3 +174,19 @@ def test_cases_of_first_recordings_have_their_sizes():
         expected = float(number.replace(",", "")) * scale
         assert n_params == pytest.approx(expected, rel=0.01)
     assert first_recording.record(first_recording.CASES["4,650 parameters"], 2) > 0
+
+
+@pytest.mark.usefixtures("_importable")
+def test_gains_are_ratios_of_errors(monkeypatch: pytest.MonkeyPatch):
+    gains, loops = import_module("gains"), import_module("calibration_loops")
+
+    def tiny(seed: int) -> Any:
+        return loops.perceptron(seed, widths=(6, 40, 3))
+
+    monkeypatch.setitem(gains.TRAININGS, "mlp579", (tiny, 5, 4))
+    found = gains.measure("mlp579", 2)
+    assert found["bytes"] > 0
+    assert found["distance, step"] >= 0
+    # Sizes depend on compressed times.
+    again = gains.measure("mlp579", 2)
+    assert again | {"bytes": 0} == found | {"bytes": 0}

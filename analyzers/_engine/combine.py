@@ -250,11 +250,16 @@ def _error_model(
     combined: Combined,
 ) -> ErrorModel:
     n, probed = len(measured.products.value), measured.probed
+    common = np.zeros_like(combined.probe_stderr)
+    if common.shape[-1] == measured.displacement_common.shape[-1]:
+        common = measured.displacement_common[:n]
+    turning = np.sqrt(np.maximum(combined.probe_stderr**2 - common**2, 0))
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=total if constrained is None else constrained.posterior,
         recurrence=None if constrained is None else constrained.recurrence,
-        probe_stderr=np.nan_to_num(combined.probe_stderr),
+        probe_stderr=np.nan_to_num(turning),
+        probe_common=np.nan_to_num(common),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
         probe_directions=directions_of(probed.aside_probes[:n], probed.alone[:n]),

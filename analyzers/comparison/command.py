@@ -44,6 +44,11 @@ QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
 TITLES = {"rsi": "RSI", "eb": "EB", "lolr": "loLR"}
 """Names of quantities in tables; other names are shown as they are."""
 
+ONE_EPOCH = (
+    "A run with one epoch has no middle half: its numbers are means over all steps, with the end "
+    "of the run. For the middle half of its steps, see traj-analyze geometry, or average "
+    "analyzers.range_means with analyzers.mid_run."
+)
 SEVERAL_SEEDS = (
     "± is the standard error over runs: their spread, or the error of the estimates if that is "
     "larger. Intervals and verdicts follow Welch's t, which counts how few the runs are."
@@ -139,6 +144,8 @@ def compare(
             *_difference_tables(middle, numbers[1:]),
             ONE_SEED,
         ]
+    if any(run.n_epochs < 2 for run in runs):
+        parts.append(ONE_EPOCH)
     if all(run.layout == runs[0].layout for run in runs):
         path = analyzers.path_pca(runs, components=2).load()
         shown.append(path)

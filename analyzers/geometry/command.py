@@ -193,8 +193,8 @@ def _layer_parts(run: "Run", by_epoch: "xr.Dataset") -> "list[Table | str]":
         )
     unknown = int((~(stderr <= 1)).sum())
     note = (
-        f"Gamma of {unknown} layers is unknown: its standard error is above 1. Their gradients "
-        "may be next to nothing, as those of biases before a normalisation are."
+        f"Layers without a known gamma: {unknown}. Its standard error is above 1, or the gradient "
+        "is 0, as it nearly is for biases before a normalisation."
     )
     return [title, table, note if unknown else ""]
 

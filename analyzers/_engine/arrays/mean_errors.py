@@ -22,7 +22,10 @@ class ErrorModel(NamedTuple):
     posterior: Posterior | None
     # None if the gradients say nothing of the displacements.
     recurrence: Recurrence | None
-    probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
+    # Standard errors of <a, v'> from the probes, (step, result): of the part of the error that
+    # correlates like the directions, and of the part that all steps share.
+    probe_stderr: FloatArray
+    probe_common: FloatArray
     probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
     probe_directions: FloatArray  # see `directions_of`, (step, probe)
@@ -64,18 +67,20 @@ def covariance_with_sum(
     mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
     # A known sum of the products explains the product of the gains.
     gained = by_displacement * share * model.probe_gain[:, None]
-    result: FloatArray = total + scaled * mixed - gained * gained.sum(0)
+    common = by_displacement * share * model.probe_common[:, None]
+    total = total + scaled * mixed + common * common.sum(0)
+    result: FloatArray = total - gained * gained.sum(0)
     return result
 
 
-def directions_of(vectors: FloatArray, alone: FloatArray) -> FloatArray:
+def directions_of(vectors: FloatArray, alone: FloatArray | float = 0.0) -> FloatArray:
     """Return directions of vectors (step, probe) for `alike`; vectors that are not finite become 0."""
     # `alone` (step,) are the shares of errors' variances that other steps do not share.
     lengths = np.linalg.norm(vectors, axis=1)
     is_known = (lengths > 0)[:, None]
     out = np.zeros_like(vectors)
     unit = np.divide(vectors, lengths[:, None], out=out, where=is_known)
-    unit *= np.sqrt(1 - alone)[:, None]
+    unit *= np.sqrt(1 - np.asarray(alone))[..., None]
     return np.asarray(np.nan_to_num(unit))
 
 

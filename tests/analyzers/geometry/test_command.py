@@ -127,7 +127,7 @@ def test_many_layers_are_cut_to_the_largest_and_the_smallest(
     run = SimpleNamespace(layout=SimpleNamespace(sizes=np.full(n, 10**9)))
     title, table, note = command._layer_parts(run, means)  # type: ignore[arg-type]
     assert "10 largest and the 10 smallest gamma of 60" in str(title)
-    assert "Gamma of 1 layers is unknown" in str(note)
+    assert "Layers without a known gamma: 1." in str(note)
     Console(width=80).print(table)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 21

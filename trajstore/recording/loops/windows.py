@@ -89,7 +89,7 @@ class Windows:
             self._total = float(self.anchor_sq.numpy().sum())
         # As `trajstore.format.rows.is_far`, for one row.
         # Of few numbers, lists are faster than arrays.
-        products = arrays_of(row)["tables"]
+        products = (getattr(row, "arrays", None) or arrays_of(row))["tables"]
         square, dot_anchor = (sum(products[:, c].tolist()) for c in self._columns)
         self.is_far = square > FAR**2 * (square + 2 * dot_anchor + self._total)
         if self.is_far:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import is_
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -117,6 +118,7 @@ class CPUBackend:
         self._checks = np.zeros((0, 0), np.int64)
         self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         self._kernels = self._prepare_kernels(n_parts)
+        self._given: tuple[Any, ...] = None, None, None
 
     def _prepare_kernels(self, n_parts: int) -> _Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
@@ -206,10 +208,14 @@ class CPUBackend:
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
         folding, columns = self._folding, self._columns
-        arrays = arrays_of(row)
+        arrays = getattr(row, "arrays", None) or arrays_of(row)
         tables = arrays["tables"]
         wide = self._wide(tables)
-        wide_last = None if last is None else self._wide(arrays_of(last.row)["tables"])
+        wide_last, last_tables = None, tables
+        if last is not None:
+            found = getattr(last.row, "arrays", None) or arrays_of(last.row)
+            last_tables = found["tables"]
+            wide_last = self._wide(last_tables)
         gradients, _gradients = self._addresses.of(vectors)
         parameters, _parameters = self._addresses.of_parameters()
         if self._is_lent:
@@ -223,8 +229,13 @@ class CPUBackend:
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
+        # Other tensors hold the gradients of every step; the array of addresses stays the same.
+        run.gradients[:] = gradients
+        given = parameters, self._past.addresses, update_sums
+        if not all(map(is_, given, self._given)):
+            self._give(*given)
         try:
-            self._run_before(gradients, parameters, update_sums)
+            run.before(run.before_arguments.address)
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
             if last is not None and wide_last is not None:
@@ -233,10 +244,12 @@ class CPUBackend:
                     columns.after,
                     wide_last,
                     columns.grad_sq,
-                    self._energy_of(last),
+                    self._energy[1]
+                    if last.gradient_energy is self._energy[0]
+                    else self._energy_of(last),
                 )
                 if not self._spec.scaled:
-                    arrays_of(last.row)["tables"][:] = wide_last
+                    last_tables[:] = wide_last
         measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
         if wide is not tables:
             tables[:] = wide
@@ -258,17 +271,13 @@ class CPUBackend:
         )
         folding.code(numbers, arrays["signs"], arrays["scales"])
 
-    def _run_before(
-        self, gradients: Integers, parameters: Integers, update_sums: Doubles
-    ) -> None:
-        """Run the kernel for gradients and parameters at these addresses."""
+    def _give(self, parameters: Integers, past: Integers, update_sums: Doubles) -> None:
+        """Replace arguments of the kernel that rarely change."""
         arguments = self._kernels.before_arguments
-        # Other tensors hold the gradients of every step; the array of addresses stays the same.
-        self._kernels.gradients[:] = gradients
         arguments.set("parameters", parameters)
-        arguments.set("past", self._past.addresses)
+        arguments.set("past", past)
         arguments.set("update_sums", update_sums)
-        self._kernels.before(arguments.address)
+        self._given = parameters, past, update_sums
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
