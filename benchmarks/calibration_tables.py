@@ -1,9 +1,17 @@
 """Table of the results of ``calibration.py``, for the documentation."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from calibration_report import SMALLEST_ERROR
+from calibration_report import (
+    LARGEST_LAYER_Z,
+    LAYER_BAR,
+    MEAN_BAR,
+    SMALLEST_ERROR,
+    STEP_BAR,
+    rare_t,
+)
 
 
 def calibration_table(results: dict[str, Any]) -> str:
@@ -11,18 +19,33 @@ def calibration_table(results: dict[str, Any]) -> str:
     titles = (
         "training",
         "parameters",
+        "recorders",
         "rms error of gamma: step, epoch mean",
         "z of steps",
         "z of epoch means",
         "z, first epoch",
         "z, last epoch",
         "z by layer",
+        "largest z by layer",
+        "largest t",
     )
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
-    def spread(scored: Iterable[dict[str, float]]) -> str:
+    def spread(
+        scored: Iterable[dict[str, float]],
+        bar: tuple[float, float] = (0.0, math.inf),
+    ) -> str:
         values = [s["z"] for s in scored if s["error"] >= SMALLEST_ERROR]
-        return f"{min(values):.2f} to {max(values):.2f}" if values else "exact"
+        if not values:
+            return "exact"
+        is_inside = bar[0] <= min(values) and max(values) <= bar[1]
+        return marked(f"{min(values):.2f} to {max(values):.2f}", is_inside=is_inside)
+
+    def largest(values: Iterable[float], limit: float) -> str:
+        highest = max(values, default=math.nan)
+        if math.isnan(highest):
+            return ""
+        return marked(f"{highest:.1f}", is_inside=highest < limit)
 
     for name, result in results.items():
         parts = result["quantities"].values()
@@ -35,12 +58,23 @@ def calibration_table(results: dict[str, Any]) -> str:
         cells = [
             name,
             f"{result['parameters']:,}",
+            f"{result['seeds']}",
             f"{middle['step']['error']:.5f}, {middle['mean']['error']:.5f}",
-            spread(part["middle"]["step"] for part in parts),
-            spread(part["middle"]["mean"] for part in parts),
+            spread((part["middle"]["step"] for part in parts), STEP_BAR),
+            spread((part["middle"]["mean"] for part in parts), MEAN_BAR),
             spread(part["first"]["step"] for part in parts),
             spread(part["last"]["step"] for part in parts),
-            spread(layers) if layers else "",
+            spread(layers, LAYER_BAR) if layers else "",
+            largest((layer["largest z"] for layer in layers), LARGEST_LAYER_Z),
+            largest(
+                (
+                    abs(scored["t"])
+                    for part in parts
+                    for scored in part["middle"].values()
+                    if scored["error"] >= SMALLEST_ERROR
+                ),
+                rare_t(result["seeds"]),
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     worst = max(
@@ -51,13 +85,16 @@ def calibration_table(results: dict[str, Any]) -> str:
         if scored["error"] >= SMALLEST_ERROR
     )
     n = sum(2 * len(result["quantities"]) for result in results.values())
-    seeds = sorted({result["seeds"] for result in results.values()})
-    n_recorders = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     lines += [
         "",
         (
-            f"{n_recorders} recorders per case. The largest of the {n} "
-            f"mean errors mid-run is {worst[0]:.1f} standard errors of that mean ({worst[1]})."
+            f"The largest of the {n} mean errors between the first and the last epoch is "
+            f"{worst[0]:.1f} standard errors of that mean ({worst[1]})."
         ),
     ]
     return "\n".join(lines)
+
+
+def marked(text: str, *, is_inside: bool) -> str:
+    """Return the text of a cell, bold where a bar is missed."""
+    return text if is_inside else f"**{text}**"

@@ -126,6 +126,22 @@ def test_a_workload_is_compared_with_its_plan(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("_importable")
+def test_a_store_without_checks_holds_the_same_values(tmp_path: Path):
+    checks = import_module("checks")
+    recorder, take = checks.training(tmp_path / "on.zarr", 8)
+    with checks.no_checks():
+        assert take(5) > 0
+    recorder.close()
+    with pytest.warns(UserWarning, match="is not the chunk that was committed there"):
+        trajstore.open_run(tmp_path / "on.zarr").steps.load()
+    checks.strip(tmp_path / "on.zarr", tmp_path / "off.zarr")
+    run = trajstore.open_run(tmp_path / "off.zarr")
+    assert run.stored.document.version == 1
+    assert run.steps.grad_norm.shape == (5,)
+    assert np.isfinite(run.steps.grad_norm).all()
+
+
+@pytest.mark.usefixtures("_importable")
 def test_the_first_recording_is_compared_with_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -158,3 +174,19 @@ def test_cases_of_first_recordings_have_their_sizes():
         expected = float(number.replace(",", "")) * scale
         assert n_params == pytest.approx(expected, rel=0.01)
     assert first_recording.record(first_recording.CASES["4,650 parameters"], 2) > 0
+
+
+@pytest.mark.usefixtures("_importable")
+def test_gains_are_ratios_of_errors(monkeypatch: pytest.MonkeyPatch):
+    gains, loops = import_module("gains"), import_module("calibration_loops")
+
+    def tiny(seed: int) -> Any:
+        return loops.perceptron(seed, widths=(6, 40, 3))
+
+    monkeypatch.setitem(gains.TRAININGS, "mlp579", (tiny, 5, 4))
+    found = gains.measure("mlp579", 2)
+    assert found["bytes"] > 0
+    assert found["distance, step"] >= 0
+    # Sizes depend on compressed times.
+    again = gains.measure("mlp579", 2)
+    assert again | {"bytes": 0} == found | {"bytes": 0}

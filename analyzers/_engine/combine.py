@@ -250,11 +250,16 @@ def _error_model(
     combined: Combined,
 ) -> ErrorModel:
     n = len(measured.products.value)
+    common = np.zeros_like(combined.probe_stderr)
+    if common.shape[-1] == measured.displacement_common.shape[-1]:
+        common = measured.displacement_common[:n]
+    turning = np.sqrt(np.maximum(combined.probe_stderr**2 - common**2, 0))
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=total if constrained is None else constrained.posterior,
         recurrence=None if constrained is None else constrained.recurrence,
-        probe_stderr=np.nan_to_num(combined.probe_stderr),
+        probe_stderr=np.nan_to_num(turning),
+        probe_common=np.nan_to_num(common),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
         probe_directions=directions_of(measured.probed.aside_probes[:n]),
@@ -286,9 +291,9 @@ def _covariances(
     now = measured.displacement.stderr[0] ** 2
     for epoch in np.unique(epochs):
         is_in = (epochs == epoch)[:, None, None]
-        derived = both if is_in.all() else np.where(is_in, both, 0)
-        sums = row_sums(model, *derived)
-        total += covariance_with_sum(model, *derived, sums)
+        of_product, of_displacement = both if is_in.all() else np.where(is_in, both, 0)
+        sums = row_sums(model, of_product, of_displacement)
+        total += covariance_with_sum(model, of_product, of_displacement, sums)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

@@ -42,6 +42,7 @@ class Measured(NamedTuple):
     products: Estimate  # <g, v'>, (step, part)
     # The rows of the displacements a = x - r are the steps, and the window's end if known.
     displacement: Estimate  # <a, v'> from the probes, (row, part)
+    displacement_common: FloatArray  # error that all rows share, see `LayerProducts`
     displacement_sq: FloatArray  # |a|^2, (row, layer)
     displacement_on_basis: FloatArray  # <a, s>, (row, layer, basis)
     residual_sq: FloatArray  # |v'|^2, (layer,)
@@ -132,15 +133,11 @@ def measure(
         variance = np.maximum(variance - along, 0)
         variance += rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
-    measured = _with_displacements(
-        run, window, steps, tables, fit, sums, products, parts
-    )
     start, stop = (
         int(run.windows.variables[n].values[window]) for n in ("start", "stop")
     )
-    if (steps.start, steps.stop) != (start, stop):
-        return measured
-    displacements = _total(sums.displacement_sum, parts)
+    is_whole = (steps.start, steps.stop) == (start, stop)
+    displacements = _total(sums.displacement_sum, parts) if is_whole else None
     if displacements is not None:
         # The displacement f at the window's end has been subtracted from the sum.
         f_dot_v = residual_products(fit)[:, -1]
@@ -152,8 +149,12 @@ def measure(
             rounded = np.sqrt(rounding(squares, squares, fit, parts)).sum(0)
             stderr = np.hypot(stderr, rounded)
         displacements = Estimate(value + at_end, stderr)
+    measured = _with_displacements(
+        run, window, steps, tables, fit, sums, products, displacements, parts
+    )
     return measured._replace(
-        total=_total(sums.window_sum, parts), displacement_total=displacements
+        total=_total(sums.window_sum, parts) if is_whole else None,
+        displacement_total=displacements,
     )
 
 
@@ -180,6 +181,7 @@ def _with_displacements(
     fit: Fit,
     sums: ResidualSums,
     products: Estimate,
+    total: Estimate | None,
     parts: Parts,
 ) -> Measured:
     # With the anchor r of the window: a = x - r, v = x* - r and f = end of window - r.
@@ -223,8 +225,9 @@ def _with_displacements(
         has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
+    common = np.zeros_like(estimate.value)
     if parts.count > 1:
-        estimate = layer_products(
+        estimate, common = layer_products(
             whole,
             a_sq=parts.sum(squares, 1),
             a_dot_basis=parts.sum(on_basis, 1),
@@ -236,8 +239,8 @@ def _with_displacements(
             v_probes=sums.part_probes,
             gram=parts.sum(gram, 0),
             sizes=parts.sum(parts.sizes.astype(np.float64), 0),
+            total=total,
             collisions=collisions,
-            has_end=end is not None,
         )
     if run.spec.is_packed:
         rounded = rounding(squares, squares, fit, parts)
@@ -252,6 +255,7 @@ def _with_displacements(
         fit=fit,
         products=products,
         displacement=estimate,
+        displacement_common=common,
         displacement_sq=squares,
         displacement_on_basis=on_basis,
         residual_sq=residual_sq,

@@ -152,8 +152,10 @@ def constrain_displacements(
     # covariance of the errors becomes smaller by the product of these gains.
     n, probed = len(measured.products.value), measured.probed
     value, stderr = (column[:n] for column in measured.displacement)
+    common = measured.displacement_common[:n]
     if not parts.are_layers:
         value, stderr = (column[:n, None] for column in probed.estimate)
+        common = np.zeros_like(value)
     gain, known = np.zeros_like(value), measured.displacement_total
     if known is None:
         return Estimate(value, stderr), gain
@@ -162,7 +164,9 @@ def constrain_displacements(
         total, total_variance = (
             column.sum(keepdims=True) for column in (total, total_variance)
         )
-    mixed = stderr * alike(directions_of(probed.aside_probes[:n]), stderr)
+    turning = np.sqrt(np.maximum(stderr**2 - common**2, 0))
+    mixed = turning * alike(directions_of(probed.aside_probes[:n]), turning)
+    mixed += common * common.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt(mixed.sum(0) + total_variance)
         scores = (total - value.sum(0)) / spread

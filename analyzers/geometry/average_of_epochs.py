@@ -14,7 +14,7 @@ from trajstore.reading import target as targets
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
-from trajstore.reading.target import Target
+from trajstore.reading.target import Target, TargetLike
 
 PART: Final = 1 << 22
 """Elements to average in one batch."""
@@ -77,14 +77,16 @@ def average_of_epochs(
     return run.layout.unflatten(average)
 
 
-def read_reference(text: str, run: Run, *, is_finite: bool = True) -> Target:
+def read_reference(text: str, run: Run, *, is_finite: bool = True) -> TargetLike:
     """Read a target from the command line; a snapshot named `text` takes precedence."""
     # `is_finite` raises an error if the target is not finite.
-    if text.startswith("mean:") and text not in run.snapshots:
-        target = mean_target(run, _epochs(text))
-    else:
-        target = targets.find_target(run, targets.read_target(text, run))
-    if is_finite and (problem := nonfinite_target(run, target)):
+    is_mean = text.startswith("mean:") and text not in run.snapshots
+    target: TargetLike = (
+        mean_target(run, _epochs(text)) if is_mean else targets.read_target(text, run)
+    )
+    if is_finite and (
+        problem := nonfinite_target(run, targets.find_target(run, target))
+    ):
         raise ValueError(problem)
     return target
 

@@ -204,7 +204,8 @@ class StepRecorder:
 
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
-        self._measure_own()
+        if self._own.is_on:
+            self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
         self._step_entry = None
         assert row is not None
@@ -250,8 +251,9 @@ class StepRecorder:
         assert self._taken is not None
         (row, entry), self._taken = self._taken, None
         session, number = self._session, self.position.step - 1
-        if is_known and self._watch.rounding.is_needed:
-            self._watch.rounding.forget(row, entry.anchor_sq)
+        rounding = self._watch.rounding
+        if is_known and rounding.has_norms and rounding.is_needed:
+            rounding.forget(row, entry.anchor_sq)
         if is_known and session.options.updates:
             self.measurements.measure_update(number, entry, row)
         if session.queue is not None:
@@ -384,7 +386,8 @@ class StepRecorder:
         # Completes the last step. If its update can be measured together with the next row,
         # returns that row instead.
         session, position, queue = self._session, self.position, self._session.queue
-        self._measure_own()
+        if self._own.is_on:
+            self._measure_own()
         self._end_failed()
         joined = None
         try:

@@ -19,6 +19,7 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.low_rank import regress
+from analyzers._engine.arrays.mean_errors import alike, directions_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -27,6 +28,9 @@ N_SPREADS: Final = 64
 
 DIRECTIONS: Final = 64
 """Largest number of steps whose directions are compared, up to rounding."""
+
+PRIOR_ODDS: Final = 1 / 3
+"""Variance that is guessed, over the variance that is measured, in products of single layers."""
 
 
 class ProbedVectors(NamedTuple):
@@ -50,6 +54,16 @@ class Product(NamedTuple):
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
     probes: FloatArray  # probes of a, (step, probe)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
+    counts: FloatArray  # `inverse_counts` of the rest of a, (step, row); (0, 0) if not known
+
+
+class LayerProducts(NamedTuple):
+    """Estimates of <a, v> by layer, and how their errors correlate."""
+
+    estimate: Estimate  # (step, layer)
+    # The part of the errors that is one random number for all steps; the rest of the errors
+    # correlates like the directions of the rest of a. (step, layer)
+    common: FloatArray
 
 
 def displacement_product(
@@ -80,6 +94,7 @@ def displacement_product(
     cosine_error = aside * v_aside * (1 - cosine**2)
     v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
     advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
+    counts: FloatArray = np.zeros((0, 0))
     if collisions is None:
         stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
     else:
@@ -105,6 +120,7 @@ def displacement_product(
         aside_probes,
         a.probes,
         cosine,
+        counts,
     )
 
 
@@ -121,13 +137,14 @@ def layer_products(
     v_probes: FloatArray,
     gram: FloatArray,
     sizes: npt.NDArray[np.floating[Any]],
+    total: Estimate | None = None,
     collisions: Collisions | None = None,
-    has_end: bool = False,
-) -> Estimate:
+) -> LayerProducts:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
     # (layer,), `f_dot_basis`, `v_dot_basis` (layer, basis), `v_probes` (layer, probe), `gram`
-    # (layer, basis, basis), and `sizes` are the numbers of elements (layer,).
+    # (layer, basis, basis), and `sizes` are the numbers of elements (layer,). `total` (layer,) is
+    # the sum of the products over the steps, if it is known; the result does not meet it yet.
     # The probes of `a` cover all layers, so products with a small layer of v are noisy. A
     # normal prior therefore draws the cosine of each layer towards the cosine of the whole
     # vectors, which biases the estimate. The layers of the window tell how far cosines differ.
@@ -140,9 +157,7 @@ def layer_products(
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]
     if collisions is not None:
-        left = _rounding_sq(whole.aside, has_end=has_end)
-        left = _share(left, whole.aside**2)
-        counts = inverse_counts(whole.aside_probes, collisions, left)[:, 2:]
+        counts = whole.counts[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
         noise += rounding_variance(whole.probes, v_probes)
     norms = aside * length
@@ -157,24 +172,100 @@ def layer_products(
     weights = _mean(_ratio(norms, norms.sum(1, keepdims=True)), told)
     scale = np.square(1 - weights) + np.square(weights).sum() - weights**2
     by_chance = scale / np.maximum(sizes, 1)
-    variance = cosine_spread(
-        _mean(_ratio(np.square(probed - expected), unit), told),
-        by_chance + _mean(_ratio(noise, unit), told),
-        scale,
-        _independent(whole.aside_probes[told]),
-    )
-    spread = (variance * scale + by_chance) * unit
-    trust = _ratio(spread, spread + noise)
-    shared_variance = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))
+    shared = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))[:, None] * unit
+    by_step = whole.advance[:, None] * f_dot_v + expected
+    if total is not None and np.isfinite(by_step + probed).all():
+        directions = directions_of(whole.aside_probes)
+        prior = _prior_of_sum(
+            total,
+            by_step,
+            norms,
+            shared,
+            directions,
+            scale=scale,
+            by_chance=by_chance,
+        )
+        root = np.sqrt(noise)
+        measured = _left(root * alike(directions, root), noise, total.stderr**2)
+    else:
+        variance = cosine_spread(
+            _mean(_ratio(np.square(probed - expected), unit), told),
+            by_chance + _mean(_ratio(noise, unit), told),
+            scale,
+            _independent(whole.aside_probes[told]),
+        )
+        left = (variance * scale + by_chance) * unit
+        prior = Prior(shared + left, np.zeros_like(norms), left, left)
+        measured = noise
+    # The best weight of the probes makes most of the error that of the prior, whose size is
+    # guessed, and differs between layers. Enough weight leaves it a small part of the variance.
+    best = _ratio(prior.left, prior.left + noise)
+    odds = np.sqrt(_ratio(prior.guessed, PRIOR_ODDS * measured))
+    trust = np.maximum(best, odds / (1 + odds))
     if collisions is not None:
         # No prior is needed where every element has a probe of its own.
         trust = np.where(counts == 0, 1.0, trust)
-    value = whole.advance[:, None] * f_dot_v + expected + trust * (probed - expected)
+    value = by_step + trust * (probed - expected)
     if collisions is not None:
         removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
         value += removed @ v_dot_basis.T
-    shared = np.square(1 - trust) * shared_variance[:, None] * unit
-    return Estimate(value, np.sqrt(trust * noise + shared))
+    common = (1 - trust) * prior.common
+    variance = np.square(1 - trust) * prior.turning + trust**2 * noise + common**2
+    return LayerProducts(Estimate(value, np.sqrt(variance)), common)
+
+
+class Prior(NamedTuple):
+    """Variances of products of layers before their probes are known, (step, layer)."""
+
+    turning: FloatArray  # of the part that correlates like the directions of the steps
+    common: FloatArray  # standard deviation of the part that all steps share
+    left: FloatArray  # the variance that is left if the sum is met
+    guessed: FloatArray  # the part of `left` that would be left if the sum were exact
+
+
+def _prior_of_sum(
+    total: Estimate,
+    expected: FloatArray,
+    norms: FloatArray,
+    shared: FloatArray,
+    directions: FloatArray,
+    *,
+    scale: FloatArray,
+    by_chance: FloatArray,
+) -> Prior:
+    """Return how far the products may be from `expected`, (step, layer), given their sum."""
+    # The sum of a layer tells how far its mean cosine is from the expected one; the layers together
+    # tell how far cosines usually are. Half of their variance is taken to be the same in all steps
+    # of the window, and half of it to turn like the displacements of all layers.
+    path = norms.sum(0)
+    turning = _ratio((norms * alike(directions, norms)).sum(0), path**2)
+    known = np.square(_ratio(total.stderr, path))
+    of_whole = _mean(_ratio(shared, np.square(norms)), norms.sum(1) > 0)
+    found = np.square(_ratio(total.value - expected.sum(0), path))
+    noise = (by_chance + of_whole) * turning + known
+    unit = scale * (1 + turning) / 2
+    usual = cosine_spread(found, noise, unit, 1.0)
+    # What is found of the layer itself counts as much as what is usual.
+    own_spread = np.clip(_ratio(found - noise, unit), 0, 1)
+    variance = (usual + own_spread) / 2
+    half = variance / 2 * scale
+    own = (half + by_chance) * np.square(norms) + shared
+    common = np.sqrt(half) * norms
+    root = np.sqrt(own)
+    mixed = root * alike(directions, root) + common * common.sum(0)
+    variance = own + common**2
+    left = _left(mixed, variance, total.stderr**2)
+    return Prior(own, common, left, _left(mixed, variance, 0.0))
+
+
+def _left(
+    mixed: FloatArray, variance: FloatArray, sum_variance: FloatArray | float
+) -> FloatArray:
+    """Return the variances of steps that are left if a sum over the steps is met, (step, layer)."""
+    # `mixed` are the covariances of the steps with their sum, which is known with an error.
+    explained = _ratio(np.square(mixed), mixed.sum(0) + sum_variance)
+    left: FloatArray = np.maximum(variance - explained, 0)
+    return left
 
 
 def cosine_spread(

@@ -22,7 +22,10 @@ class ErrorModel(NamedTuple):
     posterior: Posterior | None
     # None if the gradients say nothing of the displacements.
     recurrence: Recurrence | None
-    probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
+    # Standard errors of <a, v'> from the probes, (step, result): of the part of the error that
+    # correlates like the directions, and of the part that all steps share.
+    probe_stderr: FloatArray
+    probe_common: FloatArray
     probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
     probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
@@ -64,7 +67,9 @@ def covariance_with_sum(
     mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
     # A known sum of the products explains the product of the gains.
     gained = by_displacement * share * model.probe_gain[:, None]
-    result: FloatArray = total + scaled * mixed - gained * gained.sum(0)
+    common = by_displacement * share * model.probe_common[:, None]
+    total = total + scaled * mixed + common * common.sum(0)
+    result: FloatArray = total - gained * gained.sum(0)
     return result
 
 

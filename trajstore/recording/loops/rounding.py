@@ -21,7 +21,8 @@ class Rounding:
 
     def __init__(self, tensors: Sequence[Tensor | None], spec: RunSpec) -> None:
         self._spec = spec
-        self._has_norms = spec.basis > 0 and not spec.float64
+        self.has_norms = spec.basis > 0 and not spec.float64
+        """Whether rows of float32 have norms of the parameters."""
         self.follow(tensors)
         device = self._held[0].device
         self._n_lost = torch.zeros((), dtype=torch.int64, device=device)
@@ -34,7 +35,7 @@ class Rounding:
     def is_needed(self) -> bool:
         """Whether parameters of float64 are recorded in rows of float32 that have their norms."""
         # Parameters may become float64 in the middle of a run.
-        return self._has_norms and torch.float64 in map(_dtype, self._held)
+        return self.has_norms and torch.float64 in map(_dtype, self._held)
 
     def forget(self, row: Mapping[str, Tensor], anchor_sq: Tensor) -> None:
         """Set the products of a complete row to NaN if its update is too small."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analyzers._engine.arrays.displacement_product import (
+    PRIOR_ODDS,
     ProbedVectors,
     Product,
     cosine_spread,
@@ -174,7 +175,7 @@ def by_layer(path: Path, whole: Product, probes: np.ndarray) -> tuple[np.ndarray
         gram=np.moveaxis(split(path.basis, path.basis), -1, 0),
         sizes=np.array([part.stop - part.start for part in LAYERS]),
     )
-    return estimate.value, estimate.stderr, split(path.a, path.v)
+    return *estimate.estimate, split(path.a, path.v)
 
 
 def test_errors_of_layers_are_of_the_order_of_their_standard_errors():
@@ -226,13 +227,17 @@ def test_layers_are_drawn_towards_the_cosine_of_the_whole():
     expected = norms * (left / norms.sum(1))[:, None]
     trust = (value - along - expected) / (own - expected)
     assert ((trust > 0) & (trust < 1)).all()
-    # The spread of the layers' cosines is the same in all steps.
-    spread = trust * noise / (1 - trust) / norms**2
+    # The probes get their best weight, or as much as leaves the prior a third of their part of the
+    # variance. The spread
+    # of the layers' cosines, which the prior guesses, is the same in all steps.
+    odds = trust / (1 - trust)
+    prior = noise * np.minimum(odds, PRIOR_ODDS * odds**2)
+    spread = prior / norms**2
     np.testing.assert_allclose(spread / spread[0], 1, rtol=0.05)
     # The cosine of the whole vectors has an error, too.
     whole_error = norms * (whole.estimate.stderr[:-1] / norms.sum(1))[:, None]
-    expected_stderr = np.hypot(np.sqrt(trust * noise), (1 - trust) * whole_error)
-    np.testing.assert_allclose(stderr, expected_stderr, rtol=1e-5)
+    variance = (1 - trust) ** 2 * (prior + whole_error**2) + trust**2 * noise
+    np.testing.assert_allclose(stderr, np.sqrt(variance), rtol=1e-5)
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.3])
@@ -273,5 +278,9 @@ def test_single_layer_is_the_whole():
         gram=(path.basis @ path.basis.T)[None],
         sizes=np.array([SIZE]),
     )
-    np.testing.assert_allclose(single.value[:, 0], whole.estimate.value, rtol=1e-9)
-    np.testing.assert_allclose(single.stderr[:, 0], whole.estimate.stderr, rtol=1e-9)
+    np.testing.assert_allclose(
+        single.estimate.value[:, 0], whole.estimate.value, rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        single.estimate.stderr[:, 0], whole.estimate.stderr, rtol=1e-9
+    )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import is_
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,7 @@ from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, run_in_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.rows import arrays_of
 from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
@@ -70,10 +72,10 @@ class _Kernels(NamedTuple):
     after: Callable[[int], None]
     before_arguments: Arguments
     after_arguments: Arguments
+    gradients: Integers  # (layer,): addresses that `before` reads
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
-    gradients: Integers  # (layer,): addresses, an argument of `before`
 
 
 class CPUBackend:
@@ -114,18 +116,20 @@ class CPUBackend:
         self._squares = np.zeros(blocks, np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
+        self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         self._kernels = self._prepare_kernels(n_parts)
+        self._given: tuple[Any, ...] = None, None, None
 
     def _prepare_kernels(self, n_parts: int) -> _Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
         layers, columns, folding = len(self._layout[1]), self._columns, self._folding
-        gradients = np.zeros(layers, np.int64)
+        no_addresses, gradients = np.zeros((2, layers), np.int64)
         sums = np.zeros((n_parts, layers, columns.n_before))
         no_sums = np.zeros((n_parts, 0, columns.n_after))
         bounds = np.linspace(0, len(self._squares), n_parts + 1).astype(np.int64)
         shared = dict(zip(measuring.LAYOUT, self._layout, strict=True)) | {
             "bounds": bounds,
-            "parameters": np.zeros(layers, np.int64),
+            "parameters": no_addresses,
             "rows": self._rows,
         }
         before = Arguments(
@@ -170,10 +174,10 @@ class CPUBackend:
             run_after,
             before,
             after,
+            gradients,
             sums,
             update_sums=np.zeros((n_parts, layers, columns.n_after)),
             no_sums=no_sums,
-            gradients=gradients,
         )
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
@@ -204,9 +208,14 @@ class CPUBackend:
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
         folding, columns = self._folding, self._columns
-        tables = row["tables"].numpy()
+        arrays = getattr(row, "arrays", None) or arrays_of(row)
+        tables = arrays["tables"]
         wide = self._wide(tables)
-        wide_last = None if last is None else self._wide(last.row["tables"].numpy())
+        wide_last, last_tables = None, tables
+        if last is not None:
+            found = getattr(last.row, "arrays", None) or arrays_of(last.row)
+            last_tables = found["tables"]
+            wide_last = self._wide(last_tables)
         gradients, _gradients = self._addresses.of(vectors)
         parameters, _parameters = self._addresses.of_parameters()
         if self._is_lent:
@@ -220,8 +229,13 @@ class CPUBackend:
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
+        # Other tensors hold the gradients of every step; the array of addresses stays the same.
+        run.gradients[:] = gradients
+        given = parameters, self._past.addresses, update_sums
+        if not all(map(is_, given, self._given)):
+            self._give(*given)
         try:
-            self._run_before(gradients, parameters, update_sums)
+            run.before(run.before_arguments.address)
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
             if last is not None and wide_last is not None:
@@ -230,21 +244,23 @@ class CPUBackend:
                     columns.after,
                     wide_last,
                     columns.grad_sq,
-                    last.gradient_energy.numpy(),
+                    self._energy[1]
+                    if last.gradient_energy is self._energy[0]
+                    else self._energy_of(last),
                 )
                 if not self._spec.scaled:
-                    last.row["tables"].numpy()[:] = wide_last
+                    last_tables[:] = wide_last
         measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
         if wide is not tables:
             tables[:] = wide
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
-                row[name].numpy()[:] = vector
+                arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
             self._displacements += folding.folds[:, 1]
-        probes = row["probes"].numpy()
+        probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
         numbers, filled = folding.folds[0, -1], folding.filled
         if len(folding.folds) > 1:
@@ -253,19 +269,15 @@ class CPUBackend:
         sketching.rotate(
             numbers, filled, folding.step_signs[: len(numbers)], *folding.blocks
         )
-        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
+        folding.code(numbers, arrays["signs"], arrays["scales"])
 
-    def _run_before(
-        self, gradients: Integers, parameters: Integers, update_sums: Doubles
-    ) -> None:
-        """Run the kernel for gradients and parameters at these addresses."""
+    def _give(self, parameters: Integers, past: Integers, update_sums: Doubles) -> None:
+        """Replace arguments of the kernel that rarely change."""
         arguments = self._kernels.before_arguments
-        # Copying addresses takes less time than replacing the argument.
-        self._kernels.gradients[:] = gradients
         arguments.set("parameters", parameters)
-        arguments.set("past", self._past.addresses)
+        arguments.set("past", past)
         arguments.set("update_sums", update_sums)
-        self._kernels.before(arguments.address)
+        self._given = parameters, past, update_sums
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
@@ -330,12 +342,19 @@ class CPUBackend:
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
-        columns, energy = self._columns, last.gradient_energy.numpy()
-        tables = last.row["tables"].numpy()
+        columns, energy = self._columns, self._energy_of(last)
+        tables = arrays_of(last.row)["tables"]
         wide = self._wide(tables)
         measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
             tables[:] = wide
+
+    def _energy_of(self, last: LastStep) -> Doubles:
+        """Return the energy as an array, which is the same in all steps of a tracker."""
+        energy = last.gradient_energy
+        if energy is not self._energy[0]:
+            self._energy = energy, energy.numpy()
+        return self._energy[1]
 
     def _wide(self, tables: npt.NDArray[Any]) -> Doubles:
         """Return tables in float64; resumed recordings of older versions have float32."""
