@@ -68,7 +68,7 @@ def test_snippets_of_the_page_on_comparing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
     pytest.importorskip("torch")
-    for name in ("a.zarr", "b.zarr"):
+    for name in ("a.zarr", "b.zarr", "c.zarr"):
         shutil.copytree(example_run, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/comparing.md").read_text()
@@ -109,7 +109,7 @@ def test_snippets_of_the_page_on_querying_run(
 
 MEASURED = {
     "README.md": "| measured by |",
-    "docs/accuracy.md": "| **recorded**, mid-run |",
+    "docs/accuracy.md": "| **recorded**, inner epochs |",
     "docs/alpha-beta.md": "| 64, whole gradients |",
     "docs/compatibility.md": "| lowest versions | torch ",
     "docs/costs.md": "| 7,000 M |",

@@ -121,6 +121,11 @@ class Plan:
         }
 
     @property
+    def share_of_anchors(self) -> float:
+        """Share of the store's bytes that all anchors take, with the sums of their windows."""
+        return sum(self.bytes_of_anchors.values()) / self.disk
+
+    @property
     def bytes_of_final(self) -> int:
         """Size on disk of the final parameters in bytes."""
         vector = vector_array(self._size, self.spec.float_type)
@@ -149,16 +154,39 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
+        return self.memory_with_parameters + self._memory_of_writer
+
+    @property
+    def memory_with_parameters(self) -> int:
+        """Peak memory that a recording adds where the parameters are, in bytes."""
         # The memory holds the vectors; the codes of past anchors and of the anchor being
-        # written; two buffers of rows, and the rows being written; and the last chunk of
-        # every array.
+        # written; and two buffers of rows.
         vectors = VECTOR_BYTES[self.spec.float_type] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
-        row = sum(map(_bytes_of_row, self._step_arrays.values()))
-        tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
-        batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))
-        return vectors + codes + 3 * batch + min(tails, self.n_steps * row)
+        return vectors + codes + 2 * self._batch_bytes
+
+    @property
+    def memory_of_host(self) -> int:
+        """Peak memory of the host that a recording on an accelerator adds, in bytes."""
+        # The writer copies the code of an anchor, and a keyframe, through a buffer.
+        anchor = ITEM_SIZE["int8"] + ITEM_SIZE[self.spec.float_type]
+        return self._memory_of_writer + anchor * self._size + FLUSH_BYTES
+
+    @property
+    def _memory_of_writer(self) -> int:
+        """Memory of the rows being written, and of the last chunk of every array."""
+        arrays = self._step_arrays.values()
+        tails = sum(a.chunk[0] * _bytes_of_row(a) for a in arrays)
+        return self._batch_bytes + min(tails, self.n_steps * self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return sum(map(_bytes_of_row, self._step_arrays.values()))
+
+    @property
+    def _batch_bytes(self) -> int:
+        return max(self._row_bytes, min(FLUSH_ROWS * self._row_bytes, FLUSH_BYTES))
 
     @property
     def window_share(self) -> float:

@@ -6,6 +6,7 @@ only where these differ it looks closer.
 
 from collections.abc import Mapping, Sequence
 from ctypes import string_at
+from functools import cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -293,4 +294,10 @@ def refuse_capture(device: torch.device) -> None:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether operations on a device are being captured instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return _is_cuda(device) and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _is_cuda(device: torch.device) -> bool:
+    """Whether a device is of CUDA; reading its type takes microseconds."""
+    return device.type == "cuda"

@@ -24,6 +24,7 @@ from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, run_in_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.rows import arrays_of
 from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
@@ -70,6 +71,7 @@ class _Kernels(NamedTuple):
     after: Callable[[int], None]
     before_arguments: Arguments
     after_arguments: Arguments
+    gradients: Integers  # (layer,): addresses that `before` reads
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
@@ -113,12 +115,13 @@ class CPUBackend:
         self._squares = np.zeros(blocks, np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
+        self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         self._kernels = self._prepare_kernels(n_parts)
 
     def _prepare_kernels(self, n_parts: int) -> _Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
         layers, columns, folding = len(self._layout[1]), self._columns, self._folding
-        no_addresses = np.zeros(layers, np.int64)
+        no_addresses, gradients = np.zeros((2, layers), np.int64)
         sums = np.zeros((n_parts, layers, columns.n_before))
         no_sums = np.zeros((n_parts, 0, columns.n_after))
         bounds = np.linspace(0, len(self._squares), n_parts + 1).astype(np.int64)
@@ -130,7 +133,7 @@ class CPUBackend:
         before = Arguments(
             measuring.BEFORE,
             **shared,
-            gradients=no_addresses,
+            gradients=gradients,
             past=self._past.addresses,
             sums=sums,
             columns=columns.products,
@@ -169,6 +172,7 @@ class CPUBackend:
             run_after,
             before,
             after,
+            gradients,
             sums,
             update_sums=np.zeros((n_parts, layers, columns.n_after)),
             no_sums=no_sums,
@@ -202,9 +206,10 @@ class CPUBackend:
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
         folding, columns = self._folding, self._columns
-        tables = row["tables"].numpy()
+        arrays = arrays_of(row)
+        tables = arrays["tables"]
         wide = self._wide(tables)
-        wide_last = None if last is None else self._wide(last.row["tables"].numpy())
+        wide_last = None if last is None else self._wide(arrays_of(last.row)["tables"])
         gradients, _gradients = self._addresses.of(vectors)
         parameters, _parameters = self._addresses.of_parameters()
         if self._is_lent:
@@ -228,37 +233,38 @@ class CPUBackend:
                     columns.after,
                     wide_last,
                     columns.grad_sq,
-                    last.gradient_energy.numpy(),
+                    self._energy_of(last),
                 )
                 if not self._spec.scaled:
-                    last.row["tables"].numpy()[:] = wide_last
+                    arrays_of(last.row)["tables"][:] = wide_last
         measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
         if wide is not tables:
             tables[:] = wide
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
-                row[name].numpy()[:] = vector
+                arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
             self._displacements += folding.folds[:, 1]
-        probes = row["probes"].numpy()
+        probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
-        numbers = folding.folds[0, -1]
+        numbers, filled = folding.folds[0, -1], folding.filled
+        if len(folding.folds) > 1:
+            for part in folding.folds[1:, -1]:
+                numbers[:filled] += part[:filled]
         sketching.rotate(
-            folding.folds,
-            folding.filled,
-            folding.step_signs[: len(numbers)],
-            *folding.blocks,
+            numbers, filled, folding.step_signs[: len(numbers)], *folding.blocks
         )
-        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
+        folding.code(numbers, arrays["signs"], arrays["scales"])
 
     def _run_before(
         self, gradients: Integers, parameters: Integers, update_sums: Doubles
     ) -> None:
         """Run the kernel for gradients and parameters at these addresses."""
         arguments = self._kernels.before_arguments
-        arguments.set("gradients", gradients)
+        # Other tensors hold the gradients of every step; the array of addresses stays the same.
+        self._kernels.gradients[:] = gradients
         arguments.set("parameters", parameters)
         arguments.set("past", self._past.addresses)
         arguments.set("update_sums", update_sums)
@@ -296,8 +302,7 @@ class CPUBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _copies = self._addresses.of_parameters()
-        measuring.subtract_anchor(parameters, *self._layout, self._rows)
+        self._run_after(np.zeros((len(self._folding.folds), 0, 0)))
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement, float32 (bucket,)."""
@@ -316,7 +321,7 @@ class CPUBackend:
         """Rotate and code a fold, float32 (bucket,)."""
         folding, numbers = self._folding, fold.numpy()
         drawn = rotation_signs.numpy()
-        sketching.rotate(numbers[None, None], folding.filled, drawn, *folding.blocks)
+        sketching.rotate(numbers, folding.filled, drawn, *folding.blocks)
         folding.code(numbers, signs.numpy(), scales.numpy())
 
     def probe_displacement(self) -> Tensor:
@@ -328,12 +333,19 @@ class CPUBackend:
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
-        columns, energy = self._columns, last.gradient_energy.numpy()
-        tables = last.row["tables"].numpy()
+        columns, energy = self._columns, self._energy_of(last)
+        tables = arrays_of(last.row)["tables"]
         wide = self._wide(tables)
         measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
             tables[:] = wide
+
+    def _energy_of(self, last: LastStep) -> Doubles:
+        """Return the energy as an array, which is the same in all steps of a tracker."""
+        energy = last.gradient_energy
+        if energy is not self._energy[0]:
+            self._energy = energy, energy.numpy()
+        return self._energy[1]
 
     def _wide(self, tables: npt.NDArray[Any]) -> Doubles:
         """Return tables in float64; resumed recordings of older versions have float32."""
@@ -341,16 +353,20 @@ class CPUBackend:
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
+        shape = len(self._folding.folds), len(self._layout[1])
+        sums = np.zeros((*shape, self._columns.n_after))
+        return sums, self._run_after(sums)
+
+    def _run_after(self, sums: Doubles) -> Integers:
+        """Run the kernel for an update, which fills sums, and return its checksums."""
         parameters, _copies = self._addresses.of_parameters()
-        n_parts = len(self._folding.folds)
-        sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
-        checks = np.zeros(sums.shape[:2], np.int64)
+        checks = np.zeros((len(sums), len(parameters)), np.int64)
         arguments = self._kernels.after_arguments
         arguments.set("parameters", parameters)
         arguments.set("sums", sums)
         arguments.set("checks", checks)
         self._kernels.after(arguments.address)
-        return sums, checks
+        return checks
 
 
 def _columns(spec: RunSpec) -> _Columns:

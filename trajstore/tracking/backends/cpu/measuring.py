@@ -115,7 +115,9 @@ AFTER: Final = {
     "parameters": _INTEGERS,
     **LAYOUT,
     "rows": _ROWS,
-    "sums": _SUMS,  # (part, layer, column): products of the update are added to it
+    # (part, layer, column): products of the update are added to it; without layers, nothing is
+    # measured, and the displacement is computed
+    "sums": _SUMS,
     "columns": _INTEGERS,  # (product,): columns of `UPDATES` in `sums`
     "checks": int64[
         :, ::1
@@ -351,7 +353,7 @@ def measure_before(part: int, arguments: int) -> None:
 
 @compiled_for_parts
 def measure_after(part: int, arguments: int) -> None:
-    """Measure the update in the blocks of one part, after `measure_before` has run."""
+    """Measure the update in the blocks of one part, or compute the displacement there."""
     # `arguments` is the address of the arguments `AFTER`.
     (
         bounds,
@@ -371,11 +373,12 @@ def measure_after(part: int, arguments: int) -> None:
         index_in_tensor = start - offsets[layer]
         n = smaller(BLOCK, sizes[layer] - index_in_tensor)
         address = parameters[layer] + 4 * index_in_tensor
-        u_u, u_a = update_products(
-            floats_at(address, n),
-            part_of(rows, 2 * size + start, n),
-            part_of(rows, size + start, n),
-        )
+        parameter, anchor = floats_at(address, n), part_of(rows, 2 * size + start, n)
+        displacement = part_of(rows, size + start, n)
+        if sums.shape[1] == 0:
+            subtract(parameter, anchor, displacement)
+            continue
+        u_u, u_a = update_products(parameter, anchor, displacement)
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
         checks[part, layer] += sum_of_bits(words_at(address, n), index_in_tensor)
@@ -397,25 +400,3 @@ def add_up(
     for layer in range(len(energy)):
         # As resuming finds it in the store.
         energy[layer] += np.float32(table[layer, grad_sq])
-
-
-@compiled(_INTEGERS, *LAYOUT.values(), _ROWS)
-def subtract_anchor(
-    parameters: Integers,
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
-    rows: Floats,
-) -> None:
-    """Write the displacement to `rows`; the arguments are as in `measure_before`."""
-    size = rows.shape[1]
-    for block in range(len(layer_of_block)):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        subtract(
-            floats_at(parameters[layer] + 4 * index_in_tensor, n),
-            part_of(rows, 2 * size + start, n),
-            part_of(rows, size + start, n),
-        )
