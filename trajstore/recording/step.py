@@ -19,7 +19,6 @@ from trajstore.recording.logged import (
     to_floats,
     to_scalars,
 )
-from trajstore.recording.loops.capture import refuse_capture
 from trajstore.recording.loops.closing import (
     UNKNOWN_END,
     changes_at_end,
@@ -29,7 +28,7 @@ from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
 from trajstore.recording.loops.manual import Gradients, ManualSteps, unknown_gradient
 from trajstore.recording.loops.own_gradients import OwnGradients, changed_message
-from trajstore.recording.loops.watch import LoopWatch
+from trajstore.recording.loops.watch import LoopWatch, refuse_capture
 from trajstore.recording.loops.windows import CHECK_EVERY, Windows, check_epochs
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
@@ -204,7 +203,7 @@ class StepRecorder:
 
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
-        if self._own.is_on:
+        if self._own.is_open:
             self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
         self._step_entry = None
@@ -221,10 +220,9 @@ class StepRecorder:
             self.complete()
 
     def _measure_own(self) -> None:
-        """Measure the gradients that several optimizers have stepped with, if they were copied."""
-        if self._own.is_open:
-            copies, gradients = self._own.end()
-            self._measure_copies(copies, gradients)
+        """Measure the gradients that several optimizers have stepped with."""
+        copies, gradients = self._own.end()
+        self._measure_copies(copies, gradients)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -386,14 +384,14 @@ class StepRecorder:
         # Completes the last step. If its update can be measured together with the next row,
         # returns that row instead.
         session, position, queue = self._session, self.position, self._session.queue
-        if self._own.is_on:
+        if self._own.is_open:
             self._measure_own()
         self._end_failed()
         joined = None
         try:
-            refuse_capture(session.device)
             self._enter_epoch()
             is_again = self._row is not None
+            refuse_capture(session.device)
             self._watch.begin(position.step, optimizer, is_again=is_again)
             begins_window = position.step == position.next_window
             if queue is not None and self._taken is not None and not begins_window:
