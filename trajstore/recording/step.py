@@ -351,7 +351,7 @@ class StepRecorder:
         optimizer: Optimizer | None = None,
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
-        session, position, queue = self._session, self.position, self._session.queue
+        session, position = self._session, self.position
         self._end_failed()
         is_again, joined = self._row is not None, None
         try:
@@ -359,10 +359,12 @@ class StepRecorder:
             self._enter_epoch()
             self._watch.begin(position.step, optimizer, is_again=is_again)
             begins_window = position.step == position.next_window
-            if queue is not None and self._taken is not None and not begins_window:
+            if self._taken is not None and not begins_window:
                 # The update of the last step is measured together with the next row.
                 can_join = session.tracker.joins_updates and not session.options.updates
-                joined = queue.row(self._taken[0]) if can_join else None
+                joined = (
+                    self._measurements.row_after(self._taken[0]) if can_join else None
+                )
         finally:
             if joined is None:
                 self.complete()
@@ -371,9 +373,7 @@ class StepRecorder:
         if is_again:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or (
-            self._measurements.shared_row if queue is None else queue.row()
-        )
+        row = joined or self._measurements.free_row()
         assert row is not None
         self._row = row
         last = None if joined is None or self._taken is None else self._taken[0]

@@ -115,6 +115,17 @@ class Placement:
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view(tensor.shape))
 
+    def reduce_to_first(self, *tensors: Tensor) -> None:
+        """Replace tensors of one type by their sums over the ranks, on the first rank only."""
+        if self.group is None:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.reduce(flat, group_dst=0, group=self.group)
+        if self.is_first:
+            sums = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, total in zip(tensors, sums, strict=True):
+                tensor.copy_(total.view(tensor.shape))
+
     def all_agree(self, *, here: bool) -> bool:
         """Return whether a condition holds on all ranks."""
         if self.group is None:
@@ -242,7 +253,7 @@ def is_divided(tensor: Tensor) -> bool:
     """Return whether a tensor is a `torch.distributed.tensor.DTensor`."""
     # Importing that class for an isinstance test would take half a second.
     is_wrapper: Any = is_traceable_wrapper_subclass
-    return bool(is_wrapper(tensor)) and type(tensor).__name__ == "DTensor"
+    return type(tensor).__name__ == "DTensor" and bool(is_wrapper(tensor))
 
 
 def place(

@@ -21,9 +21,11 @@ from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, compile_for_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
+from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.backends.threads import preserve_torch_threads
+from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
@@ -97,14 +99,20 @@ class CPUBackend:
     ) -> None:
         layout = placement.layout
         self._spec, self._past, self._columns = spec, past, _columns(spec)
-        self._addresses = Addresses(layout, parameters)
+        self._placement = placement
+        self._local = LocalTensors(placement, parameters)
+        self._addresses = Addresses(self._local.layout, self._local.parameters)
         # Rows: the last gradient, the displacement and the anchor.
         rows = huge_zeros(3, placement.size, device=device)
         self._rows, self.frame = rows.numpy(), rows[1:]
-        self._layout = layout.offsets, layout.sizes, layout.layer_of_block
-        blocks = len(layout.layer_of_block)
+        self._is_whole = placement.group is None
+        blocks = len(
+            layout.layer_of_block if self._is_whole else placement.layer_of_block
+        )
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
-        self._bounds = np.linspace(0, blocks, n_parts + 1).astype(np.int64)
+        offsets = layout.packed_offsets if spec.is_packed else layout.offsets
+        self._ranges = ranges_of(placement, offsets)
+        self._bounds = bounds_of(self._ranges, n_parts)
         if n_parts > 1:
             _start_threads()
         self._folding = (
@@ -121,15 +129,16 @@ class CPUBackend:
         shape = n_parts, spec.sketch_numbers if spec.displacement_sum else 0
         self.displacement_fold = huge_zeros(*shape, device=CPU)
         self._displacements = self.displacement_fold.numpy()
-        # |g|^2 of the last step by block; NaN is out of the range of float32.
-        self._squares = np.zeros(blocks, np.float32)
+        # |g|^2 of the last step by range; NaN is out of the range of float32.
+        self._squares = np.zeros(len(self._ranges), np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
         self._kernels = _kernels(n_parts, len(layout.names), self._columns)
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
-        self._addresses.follow(parameters)
+        self._local.follow(parameters)
+        self._addresses.follow(self._local.parameters)
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
@@ -157,12 +166,12 @@ class CPUBackend:
         folding, columns, window = self._folding, self._columns, self._window
         tables = row["tables"].numpy()
         wide = self._wide(tables)
-        wide_last = None if last is None else self._wide(last.row["tables"].numpy())
-        gradients, _gradients = self._addresses.of(vectors)
-        parameters, _parameters = self._addresses.of_parameters()
+        gradients, _gradients = self._addresses.of(self._local.of(vectors))
+        parameters, _parameters = self._addresses_of_parameters()
         if self._is_lent:
             self._is_lent = False
-            self._squares[:] = measuring.held_squares(self._rows[0])
+            squares = measuring.held_squares(self._rows[0])
+            self._squares[:] = squares[self._ranges[:, START] // BLOCK]
         if folding.sketch is not None:
             sketching.draw_signs(
                 self._spec.seed, STEP_SIGNS, number, folding.step_signs
@@ -174,14 +183,14 @@ class CPUBackend:
         arguments = (
             gradients,
             parameters,
-            *self._layout,
+            self._ranges,
             self._rows,
             self._past.addresses,
             run.sums,
             columns.products,
             columns.basis,
             folding.width,
-            folding.places,
+            folding.filled,
             window.columns,
             folding.probe_columns,
             folding.probe_rows,
@@ -197,19 +206,18 @@ class CPUBackend:
         )
         try:
             run.before(self._bounds, *arguments)
+            measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            if not self._is_whole:
+                self._add_ranks(wide, update_sums)
+        except BaseException:
+            if not self._is_whole:
+                # What other ranks have measured is not known.
+                update_sums.fill(np.nan)
+            raise
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
-            if last is not None and wide_last is not None:
-                measuring.add_up(
-                    update_sums,
-                    columns.after,
-                    wide_last,
-                    columns.grad_sq,
-                    last.gradient_energy.numpy(),
-                )
-                if not self._spec.scaled:
-                    last.row["tables"].numpy()[:] = wide_last
-        measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            if last is not None:
+                self._add_update(update_sums, last)
         if wide is not tables:
             tables[:] = wide
         if folding.sketch is None:
@@ -219,30 +227,52 @@ class CPUBackend:
             return
         if self._spec.displacement_sum:
             self._displacements += folding.folds[:, 1]
-        probes = row["probes"].numpy()
-        sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
-        numbers = folding.folds[0, -1]
-        sketching.rotate(
-            folding.folds,
-            folding.filled,
-            folding.step_signs[: len(numbers)],
-            *folding.blocks,
-        )
+        self._write_sketch(row)
+
+    def _write_sketch(self, row: Mapping[str, Tensor]) -> None:
+        """Write probes, signs and scales to a row, given the folds."""
+        folding = self._folding
+        folds, probes = folding.folds, row["probes"].numpy()
+        sketching.probe(folds, folding.filled, *folding.second_fold, probes)
+        numbers = folds[0, -1]
+        if not self._is_whole:
+            if len(folds) > 1:
+                # `rotate` would add the other parts again.
+                numbers[:] = folds[:, -1].sum(0)
+            self._placement.reduce_to_first(torch.from_numpy(numbers), row["probes"])
+            if not self._placement.is_first:
+                return
+            folds = numbers[None, None]
+        signs = folding.step_signs[: len(numbers)]
+        sketching.rotate(folds, folding.filled, signs, *folding.blocks)
         folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
+
+    def _add_ranks(self, tables: Doubles, update_sums: Doubles) -> None:
+        """Add up what all ranks have measured: columns of a table, and sums of the last update."""
+        first, sums = self._columns.before, [update_sums.sum(0)]
+        sums.append(tables[:, first : first + self._columns.n_before])
+        self._placement.all_reduce(*map(torch.from_numpy, sums))
+        update_sums.fill(0)
+        update_sums[0] = sums[0]
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
+        if not self._is_whole:
+            # Ranks may have different numbers of parts.
+            sums = sums.sum(0, keepdims=True)
+            self._placement.all_reduce(torch.from_numpy(sums))
         self._add_update(sums, last)
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         try:
             _, checks = self._measure_after()
+            is_same = np.array_equal(checks, self._checks)
         except ValueError:
             # The shapes have changed.
-            return False
-        return bool(np.array_equal(checks, self._checks))
+            is_same = False
+        return self._placement.all_agree(here=bool(is_same))
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
@@ -262,18 +292,15 @@ class CPUBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _copies = self._addresses.of_parameters()
-        measuring.subtract_anchor(parameters, *self._layout, self._rows)
+        parameters, _copies = self._addresses_of_parameters()
+        measuring.subtract_anchor(parameters, self._ranges, self._rows)
 
     def fold_displacement(self) -> Tensor:
-        """Return the fold of the displacement, float32 (bucket,)."""
-        folding, vector = self._folding, self._rows[1]
-        if self._spec.is_packed:
-            vector = vector[folding.elements]
+        """Return the fold of the displacement on this rank, float32 (bucket,)."""
+        folding, ranges = self._folding, self._ranges
+        signs = folding.probe_columns, folding.probe_rows
         fold = np.zeros(folding.folds.shape[2], np.float32)
-        sketching.fold(
-            vector, folding.width, folding.probe_columns, folding.probe_rows, fold
-        )
+        sketching.fold(self._rows[1], ranges, folding.width, *signs, fold)
         return torch.from_numpy(fold)
 
     def encode(
@@ -290,7 +317,14 @@ class CPUBackend:
         folding, folds = self._folding, self.fold_displacement().numpy()[None, None]
         out = np.zeros((1, self._spec.probes), np.float32)
         sketching.probe(folds, folding.width, *folding.second_fold, out)
-        return torch.from_numpy(out[0])
+        probes = torch.from_numpy(out[0])
+        self._placement.all_reduce(probes)
+        return probes
+
+    def _addresses_of_parameters(self) -> tuple[Integers, list[Tensor]]:
+        """Return the addresses of this rank's parameters, and the copies to keep."""
+        parts = None if self._is_whole else self._local.parameters
+        return self._addresses.of_parameters(parts)
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
@@ -307,13 +341,13 @@ class CPUBackend:
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
-        parameters, _copies = self._addresses.of_parameters()
-        n_parts = len(self._folding.folds)
-        sums = np.zeros((n_parts, len(parameters), self._columns.n_after))
+        parameters, _copies = self._addresses_of_parameters()
+        shape = len(self._folding.folds), len(self._spec.names)
+        sums = np.zeros((*shape, self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
         arguments = (
             parameters,
-            *self._layout,
+            self._ranges,
             self._rows,
             sums,
             self._columns.updates,
@@ -377,7 +411,7 @@ def _start_threads() -> None:
         measuring.measure_after_in_parts(
             np.zeros(3, np.int64),
             (
-                *(empty, empty, empty, empty),
+                *(empty, np.zeros((0, 6), np.int64)),
                 np.zeros((3, 0), np.float32),
                 np.zeros((2, 0, 2)),
                 np.zeros(2, np.int64),

@@ -34,6 +34,14 @@ from trajstore.tracking.backends.cpu.compiling import (
     compiled_in_threads,
     inlined,
 )
+from trajstore.tracking.backends.cpu.ranges import (
+    INDEX,
+    LAYER,
+    LENGTH,
+    PLACE,
+    START,
+    TENSOR,
+)
 from trajstore.tracking.backends.cpu.views import (
     codes_at,
     floats_at,
@@ -64,16 +72,15 @@ CAREFUL: Final = 1e-20, 1e30
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
-# `offsets`, `sizes` and `layer_of_block` of `trajstore.format.layout.Layout`.
-_LAYOUT: Final = (_INTEGERS, _INTEGERS, _INTEGERS)
+_RANGES: Final = int64[:, ::1]
 _BEFORE: Final = (
-    *(_INTEGERS, _INTEGERS, *_LAYOUT, _ROWS, int64[:, ::1]),
+    *(_INTEGERS, _INTEGERS, _RANGES, _ROWS, int64[:, ::1]),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
-    *(int64, _INTEGERS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
+    *(int64, int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
     *(_FLOATS, _FOLDS, _FLOATS, _FLOATS, _SUMS, _INTEGERS, _ROWS),
 )
 _AFTER: Final = (
-    *(_INTEGERS, *_LAYOUT, _ROWS),
+    *(_INTEGERS, _RANGES, _ROWS),
     *(_SUMS, _INTEGERS, int64[:, ::1]),
 )
 
@@ -213,12 +220,10 @@ def _fold_block(
 @compiled(int64, _INTEGERS, *_BEFORE)
 def measure_before(
     part: int,
-    bounds: Integers,  # (part + 1,): first block of each part, and the number of blocks
-    gradients: Integers,  # (layer,): addresses of float32 tensors; 0 stands for zeros
-    parameters: Integers,  # (layer,): addresses of float32 tensors
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
+    bounds: Integers,  # (part + 1,): first range of each part, and the number of ranges
+    gradients: Integers,  # (tensor,): addresses of float32 tensors; 0 stands for zeros
+    parameters: Integers,  # (tensor,): addresses of float32 tensors
+    ranges: Integers,  # (range, 6): see `trajstore.tracking.backends.cpu.ranges`
     # (3, size): the last gradient, replaced by the gradient; the displacement, overwritten; the
     # anchor, only read.
     rows: Floats,
@@ -227,7 +232,7 @@ def measure_before(
     columns: Integers,  # (product,): columns of `PRODUCTS` in `sums`
     basis_columns: Integers,  # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     width: int,  # length of a row of the fold; 0 if nothing is folded
-    places: Integers,  # (block,): places of the first elements in the vector that is folded
+    filled: int,  # number of buckets that may differ from 0
     sketch_columns: Floats,  # (sign,): `Fold.column_sequence` of the sketch
     probe_columns: Floats,  # (sign,): `Fold.column_sequence` of the probes
     probe_signs: Floats,  # (row,): row signs of the probes
@@ -240,7 +245,7 @@ def measure_before(
     # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
     window_folds: Floats,
     energies: Floats,  # (block,): |g|^2 of every block is added to it
-    # (block,): |g|^2 of every block in the last step, NaN where float32 cannot hold it; overwritten
+    # (range,): |g|^2 of every range in the last step, NaN where float32 cannot hold it; overwritten
     squares: Floats,
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
@@ -248,9 +253,8 @@ def measure_before(
     update_columns: Integers,  # (product,): columns of `UPDATES` in `update_sums`
     buffers: Floats,  # (part, `BLOCK`): memory for one block; overwritten
 ) -> None:
-    """Measure gradients and parameters, and the last update, in the blocks of one part."""
-    buckets, n_blocks = folds.shape[2], len(layer_of_block)
-    filled = smaller(width, BLOCK * n_blocks)
+    """Measure gradients and parameters, and the last update, in the ranges of one part."""
+    buckets = folds.shape[2]
     for layer in range(sums.shape[1]):
         for column in range(sums.shape[2]):
             sums[part, layer, column] = 0
@@ -261,17 +265,15 @@ def measure_before(
     clear(part_of(folds, (3 * part + 1) * buckets, filled))
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
     clear(part_of(folds, (3 * part + 2) * buckets, buckets))
-    for block in range(bounds[part], bounds[part + 1]):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        gradient = gradients[layer]
+    for i in range(bounds[part], bounds[part + 1]):
+        layer, tensor = ranges[i, LAYER], ranges[i, TENSOR]
+        start, n = ranges[i, START], ranges[i, LENGTH]
+        gradient = gradients[tensor]
         if gradient != 0:
-            gradient += 4 * index_in_tensor
+            gradient += 4 * ranges[i, INDEX]
         square = _measure_block(
             gradient,
-            parameters[layer] + 4 * index_in_tensor,
+            parameters[tensor] + 4 * ranges[i, INDEX],
             start,
             n,
             rows,
@@ -284,15 +286,15 @@ def measure_before(
             update_columns,
             part,
             layer,
-            squares[block],
+            squares[i],
         )
-        energies[block] += np.float32(square)
+        energies[start // BLOCK] += np.float32(square)
         is_held = square == 0 or CAREFUL[0] < square < CAREFUL[1]
-        squares[block] = np.float32(square) if is_held else np.float32(np.nan)
+        squares[i] = np.float32(square) if is_held else np.float32(np.nan)
         if width > 0:
             _fold_block(
                 start,
-                places[block],
+                ranges[i, PLACE],
                 n,
                 rows,
                 width,
@@ -320,23 +322,19 @@ def measure_after(
     part: int,
     bounds: Integers,
     parameters: Integers,
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
+    ranges: Integers,
     rows: Floats,
     sums: Doubles,
     columns: Integers,  # (product,): columns of `UPDATES` in `sums`
     checks: Integers,  # (part, layer): checksums of the parameters are added to it
 ) -> None:
-    """Measure the update in the blocks of one part, after `measure_before` has run."""
+    """Measure the update in the ranges of one part, after `measure_before` has run."""
     # Arguments without a comment are as in `measure_before`.
     size = rows.shape[1]
-    for block in range(bounds[part], bounds[part + 1]):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        address = parameters[layer] + 4 * index_in_tensor
+    for i in range(bounds[part], bounds[part + 1]):
+        layer, index = ranges[i, LAYER], ranges[i, INDEX]
+        start, n = ranges[i, START], ranges[i, LENGTH]
+        address = parameters[ranges[i, TENSOR]] + 4 * index
         u_u, u_a = update_products(
             floats_at(address, n),
             part_of(rows, 2 * size + start, n),
@@ -344,7 +342,7 @@ def measure_after(
         )
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
-        checks[part, layer] += sum_of_bits(words_at(address, n), index_in_tensor)
+        checks[part, layer] += sum_of_bits(words_at(address, n), index)
 
 
 @compiled_in_threads(_INTEGERS, types.Tuple(_AFTER))
@@ -372,23 +370,14 @@ def add_up(
         energy[layer] += np.float32(table[layer, grad_sq])
 
 
-@compiled(_INTEGERS, *_LAYOUT, _ROWS)
-def subtract_anchor(
-    parameters: Integers,
-    offsets: Integers,
-    sizes: Integers,
-    layer_of_block: Integers,
-    rows: Floats,
-) -> None:
+@compiled(_INTEGERS, _RANGES, _ROWS)
+def subtract_anchor(parameters: Integers, ranges: Integers, rows: Floats) -> None:
     """Write the displacement to `rows`; the arguments are as in `measure_before`."""
     size = rows.shape[1]
-    for block in range(len(layer_of_block)):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
+    for i in range(len(ranges)):
+        start, n = ranges[i, START], ranges[i, LENGTH]
         subtract(
-            floats_at(parameters[layer] + 4 * index_in_tensor, n),
+            floats_at(parameters[ranges[i, TENSOR]] + 4 * ranges[i, INDEX], n),
             part_of(rows, 2 * size + start, n),
             part_of(rows, size + start, n),
         )
