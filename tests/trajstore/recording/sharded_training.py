@@ -1,8 +1,8 @@
 """Train a small network in one process, or in several processes that share it.
 
 A KIND is whole, ddp, fsdp, tensor, both or pipeline; or, under fsdp with two ranks, one of
-resumed-at-STEP, refused and dying. Every rank sees the same batches, or under ddp its part
-of them. Files next to the stores hold the exit codes and the errors of the ranks.
+joined (without `updates`, and with a write queue of three rows), resumed-at-STEP, refused and
+dying. Every rank sees the same batches, or under ddp its part of them. Files next to the stores hold the exit codes and the errors of the ranks.
 """
 
 import json
@@ -41,7 +41,7 @@ JOBS: dict[str, tuple[int, list[str]]] = {
     "two": (
         2,
         [
-            *("ddp", "fsdp", "tensor", "pipeline"),
+            *("ddp", "fsdp", "tensor", "pipeline", "joined"),
             *("resumed-at-9", "resumed-at-12", "refused"),
         ],
     ),
@@ -146,7 +146,11 @@ def train(path: Path, kind: str, n_steps: int) -> None:
     if kind.startswith("resumed"):
         first = int(kind.rsplit("-", 1)[-1])
         resume = interrupted(path, kind, trained, optimizer, first)
-    with Recorder(path, trained, optimizer, **resume, **OPTIONS) as recorder:
+    options = OPTIONS
+    if kind == "joined":
+        # The update of a step is measured together with the next row.
+        options = {**OPTIONS, "updates": False, "flush_rows": 3}
+    with Recorder(path, trained, optimizer, **resume, **options) as recorder:
         for step in range(first, n_steps):
             train_step(kind, trained, optimizer, recorder, step)
 

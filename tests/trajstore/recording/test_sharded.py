@@ -53,6 +53,7 @@ def stores(trained: Path) -> dict[tuple[str, int], Path]:
 DIVIDED = [
     ("ddp", 2),
     ("fsdp", 2),
+    ("joined", 2),
     ("tensor", 2),
     ("fsdp", 4),
     ("both", 4),
@@ -97,6 +98,8 @@ def test_tables_and_scalars_are_the_same(division: tuple[str, int], stores: Stor
 @pytest.mark.parametrize("of", ["gradient", "update", "again"])
 def test_gamma_is_the_same(division: tuple[str, int], of: str, stores: Stores):
     runs = pair(stores, division)
+    if division[0] == "joined" and of != "gradient":
+        pytest.skip("other random signs, without the measurement of updates")
     if of != "gradient":
         runs = runs[0].measured(of), runs[1].measured(of)
     whole, run = (analyzers.path_geometry(r).compute() for r in runs)
