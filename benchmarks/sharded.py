@@ -31,6 +31,9 @@ DIVISIONS = {"rows": 0, "columns": 1}
 """Dimension along which matrices are divided, by the name of the division."""
 
 
+KINDS = ("shards", "whole")
+
+
 def model_of(tensors: list[Any]) -> nn.ParameterList:
     """Return parameters with constant gradients."""
     model = nn.ParameterList([nn.Parameter(tensor) for tensor in tensors])
@@ -60,19 +63,17 @@ def measure_rank(
     results = []
     for n_elements in sizes:
         for division, dimension in DIVISIONS.items():
-            hooks = measure(
-                Path(folder), rank, n_elements, n_tensors, dimension, turns
-            )
-            shares = np.median(hooks["shards"]), np.median(hooks["whole"])
+            hooks = measure(Path(folder), rank, n_elements, n_tensors, dimension, turns)
             row = {
                 "elements": n_elements,
                 "tensors": n_tensors,
                 "ranks": n_ranks,
                 "division": division,
-                "shards": 1e6 * shares[0],
-                "whole": 1e6 * shares[1],
-                "ratio": float(shares[0] / shares[1]),
             }
+            for name, percent in (("", 50), (", tenth percentile", 10)):
+                share, whole = (np.percentile(hooks[k], percent) for k in KINDS)
+                row[f"shards{name}"], row[f"whole{name}"] = 1e6 * share, 1e6 * whole
+                row[f"ratio{name}"] = share / whole
             rows: list[Any] = [None] * n_ranks
             dist.all_gather_object(rows, row)
             # The slowest rank counts.
@@ -103,8 +104,9 @@ def measure(
             )
         for turn in range(1 + turns):
             for kind, optimizer in optimizers.items():
-                dist.barrier()
                 for _ in range(steps):
+                    # Sharded models add up their gradients over the ranks before a step.
+                    dist.barrier()
                     optimizer.step()
                 if turn == 0:
                     # The first window is written before the steps that count.
@@ -143,13 +145,12 @@ def main(
         multiprocessing.spawn(measure_rank, arguments, nprocs=ranks)
         out.write_bytes((Path(folder) / "results.json").read_bytes())
     title = "Microseconds of hooks per step, with as many elements on each rank"
-    columns = ("elements", "division", "shards", "whole", "ratio")
+    columns = ("elements", "division", "shards", "whole", "ratio", "tenth percentile")
     table = Table(*columns, box=None, title=title)
     for row in json.loads(out.read_text()):
         figures = (f"{row[name]:,.0f}" for name in ("shards", "whole"))
-        table.add_row(
-            f"{row['elements']:,}", row["division"], *figures, f"{row['ratio']:.2f}"
-        )
+        ratios = (f"{row[f'ratio{name}']:.2f}" for name in ("", ", tenth percentile"))
+        table.add_row(f"{row['elements']:,}", row["division"], *figures, *ratios)
     Console().print(table)
 
 

@@ -116,7 +116,7 @@ class Placement:
             tensor.copy_(total.view(tensor.shape))
 
     def reduce_to_first(self, *tensors: Tensor) -> None:
-        """Replace tensors of one type by their sums over the ranks, on the first rank only."""
+        """Replace tensors by their sums over the ranks, on the first rank only."""
         if self.group is None:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -208,6 +208,11 @@ class Placement:
         values = [value]
         dist.broadcast_object_list(values, group_src=0, group=self.group)
         return values[0]
+
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Copy the first rank's values of a tensor to the other ranks."""
+        if self.group is not None:
+            dist.broadcast(tensor, group_src=0, group=self.group)
 
     def _parts(self) -> Iterator[tuple[int, slice]]:
         for start in range(0, self.layout.size, GATHER_CHUNK):

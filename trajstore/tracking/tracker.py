@@ -73,11 +73,8 @@ class Tracker:
         self._placement = placement or unsharded(layout)
         if backend is None:
             is_whole = self._placement.group is None
-            backend = (
-                DoubleBackend
-                if spec.float64
-                else choose_backend(self.device, is_whole=is_whole)
-            )
+            backend = choose_backend(self.device, is_whole=is_whole)
+            backend = DoubleBackend if spec.float64 else backend
         self._past = PastAnchors(spec.basis)
         self._backend: StepBackend = backend(
             parameters, self._placement, spec, self._past, self.device
@@ -170,6 +167,7 @@ class Tracker:
         if self._spec.float64:
             # Only ratios matter; without this, tiny gradients would leave the range of float32.
             weights /= weights.amax()
+        self._placement.copy_from_first(weights)  # which knows all energies
         window = self.sums.window + 1
         self._backend.start_window(window, weights)
         self.sums.start(window)

@@ -207,8 +207,9 @@ class CPUBackend:
         try:
             run.before(self._bounds, *arguments)
             measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            self._write_probes(row)
             if not self._is_whole:
-                self._add_ranks(wide, update_sums)
+                self._add_ranks(wide, update_sums, row)
         except BaseException:
             if not self._is_whole:
                 # What other ranks have measured is not known.
@@ -220,6 +221,12 @@ class CPUBackend:
                 self._add_update(update_sums, last)
         if wide is not tables:
             tables[:] = wide
+        if self._placement.is_first:
+            self._write_sketch(row)
+
+    def _write_probes(self, row: Mapping[str, Tensor]) -> None:
+        """Write the probes, given the folds, or in exact mode the vectors."""
+        folding = self._folding
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
@@ -227,41 +234,38 @@ class CPUBackend:
             return
         if self._spec.displacement_sum:
             self._displacements += folding.folds[:, 1]
-        self._write_sketch(row)
+        probes = row["probes"].numpy()
+        sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
+
+    def _add_ranks(
+        self, tables: Doubles, update_sums: Doubles, row: Mapping[str, Tensor]
+    ) -> None:
+        """Let the first rank add up what all ranks have measured for this row and the last."""
+        first, folds = self._columns.before, self._folding.folds
+        # Ranks may have different numbers of parts.
+        products, fold = update_sums.sum(0), folds[:, -1].sum(0)
+        columns = tables[:, first : first + self._columns.n_before]
+        arrays = map(torch.from_numpy, (columns, products, fold))
+        probes = [row["probes"]] if "probes" in row else []
+        self._placement.reduce_to_first(*arrays, *probes)
+        update_sums.fill(0)
+        update_sums[0], folds[1:, -1], folds[0, -1] = products, 0, fold
 
     def _write_sketch(self, row: Mapping[str, Tensor]) -> None:
-        """Write probes, signs and scales to a row, given the folds."""
+        """Write signs and scales to a row, given the folds."""
         folding = self._folding
-        folds, probes = folding.folds, row["probes"].numpy()
-        sketching.probe(folds, folding.filled, *folding.second_fold, probes)
-        numbers = folds[0, -1]
-        if not self._is_whole:
-            if len(folds) > 1:
-                # `rotate` would add the other parts again.
-                numbers[:] = folds[:, -1].sum(0)
-            self._placement.reduce_to_first(torch.from_numpy(numbers), row["probes"])
-            if not self._placement.is_first:
-                return
-            folds = numbers[None, None]
-        signs = folding.step_signs[: len(numbers)]
-        sketching.rotate(folds, folding.filled, signs, *folding.blocks)
-        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
-
-    def _add_ranks(self, tables: Doubles, update_sums: Doubles) -> None:
-        """Add up what all ranks have measured: columns of a table, and sums of the last update."""
-        first, sums = self._columns.before, [update_sums.sum(0)]
-        sums.append(tables[:, first : first + self._columns.n_before])
-        self._placement.all_reduce(*map(torch.from_numpy, sums))
-        update_sums.fill(0)
-        update_sums[0] = sums[0]
+        if folding.sketch is not None:
+            numbers = folding.folds[0, -1]
+            signs = folding.step_signs[: len(numbers)]
+            sketching.rotate(folding.folds, folding.filled, signs, *folding.blocks)
+            folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
         if not self._is_whole:
-            # Ranks may have different numbers of parts.
             sums = sums.sum(0, keepdims=True)
-            self._placement.all_reduce(torch.from_numpy(sums))
+            self._placement.reduce_to_first(torch.from_numpy(sums))
         self._add_update(sums, last)
 
     def parameters_unchanged_since_step(self) -> bool:
