@@ -41,7 +41,7 @@ def errors(directory: Path) -> str:
 def stores(trained: Path) -> dict[tuple[str, int], Path]:
     """Stores by kind of division and number of ranks."""
     codes = json.loads((trained / "codes.json").read_text())
-    for name in ("one", "two", "four"):
+    for name in ("one", "two", "four", "less"):
         assert not any(codes[name]), errors(trained / name)
     names = {1: "one", 2: "two", 4: "four"}
     found = {("whole", 1): trained / "one" / "whole.zarr"}
@@ -159,6 +159,32 @@ def test_resumed_equals_uninterrupted(step: int, stores: Stores, trained: Path):
     np.testing.assert_array_equal(
         again.stored.array("signs")[:], expected.stored.array("signs")[:]
     )
+
+
+@pytest.mark.parametrize("ranks", ["two", "four"])
+def test_another_number_of_ranks_continues_a_recording(
+    ranks: str, stores: Stores, trained: Path
+):
+    """Two ranks save a checkpoint that four load, and the reverse."""
+    whole, run = (
+        open_run(stores["whole", 1]),
+        open_run(trained / ranks / "saved-at-15.zarr"),
+    )
+    assert (run.n_steps, run.status) == (N_STEPS, "complete")
+    for name in ("signs", "references/codes", "window"):
+        np.testing.assert_array_equal(
+            run.stored.array(name)[:], whole.stored.array(name)[:]
+        )
+    # Energies are stored in float16.
+    close = {"tables": 1e-5, "scales": 1e-5, "references/energies": 1e-3}
+    for name, rtol in close.items():
+        found, expected = (
+            np.asarray(r.stored.array(name)[:], np.float64) for r in (run, whole)
+        )
+        atol = rtol * float(np.nanmax(np.abs(expected)))
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+    # Those of the window in which the recording was resumed are known.
+    assert np.isfinite(found).all()
 
 
 def test_options_that_divided_models_lack(stores: Stores, trained: Path):
