@@ -1,6 +1,7 @@
 """Benchmarks can be imported, and the benchmark for CUDA devices runs with tiny sizes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -104,3 +105,21 @@ def test_the_cuda_benchmark_without_a_device_says_what_it_needs(tmp_path: Path):
     assert done.returncode == 1
     assert done.stderr.startswith("This benchmark needs a CUDA device")
     assert not (tmp_path / "found.json").exists()
+
+
+def test_a_workload_is_compared_with_its_plan(tmp_path: Path):
+    out = tmp_path / "found.json"
+    sizes = ("--workload", "digits-mlp", "--steps", "3", "--batch-size", "16")
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "large_workloads.py", *sizes, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["steps"] == 3
+    assert found["recorded over plain"] > 0
+    assert found["peak GB, recorded"] > found["peak GB, plain"] > 0
+    assert found["store, MB"] == pytest.approx(found["planned store, MB"], rel=0.3)

@@ -1,6 +1,7 @@
 """Compute RSI, EB and gamma of gradients, relative to a target chosen after training."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
+from trajstore.format.shown import shown
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
@@ -115,7 +117,8 @@ def path_geometry(
         dimension ``layer``, and g, x and x* consist of the elements of the layer.
     weight_decay : float, default: 0.0
         Measure ``g + weight_decay * x`` instead of g, with the same factor for all
-        parameters. Use this for an optimizer that adds its weight decay to the gradient.
+        parameters. Use this for an optimizer that adds its weight decay to the gradient, such
+        as SGD or Adam; not for AdamW and others whose decay is decoupled from the gradient.
         The run must have been recorded with a basis, or exactly.
 
     Returns
@@ -142,6 +145,11 @@ def path_geometry(
         `weight_decay` is not 0 and the run was recorded with ``basis=0`` and not exactly.
     TypeError
         If `reference` has an unsupported type.
+
+    Warns
+    -----
+    UserWarning
+        If `weight_decay` is not 0 and the run was trained with decoupled weight decay.
 
     Notes
     -----
@@ -203,8 +211,8 @@ def plan_geometry(
 ) -> GeometryPlan:
     """Build the graph of `path_geometry`, and label its result."""
     target = analysis_target(run, reference)
-    if weight_decay and not run.spec.exact:
-        check_basis(run, "Weight decay in the gradient")
+    if weight_decay:
+        _check_weight_decay(run)
     chunks = result_chunks(run)
     tasks = geometry_tasks(
         run, target, chunks, layers=layers, weight_decay=weight_decay
@@ -241,6 +249,26 @@ def plan_geometry(
         compute_steps, run, target, layers=layers, weight_decay=weight_decay
     )
     return GeometryPlan(index_epochs(dataset), chunks, tasks, compute)
+
+
+def _check_weight_decay(run: Run) -> None:
+    """Check that the product with x is known; warn if the optimizer decoupled its decay."""
+    if not run.spec.exact:
+        check_basis(run, "Weight decay in the gradient")
+    decoupled = {
+        group.optimizer.rpartition(".")[2]
+        for group in run.stored.document.optimizer
+        for _, settings in group.settings
+        if settings.get("decoupled_weight_decay") and settings.get("weight_decay")
+    }
+    if decoupled:
+        warnings.warn(
+            f"{run.location} was trained by {shown(', '.join(sorted(decoupled)))}, which "
+            "shrinks the parameters itself and adds no weight decay to the gradient: "
+            "g + weight_decay * x is not a direction of this optimizer. Leave weight_decay out "
+            "to measure the gradient, or record with updates=True to measure whole updates.",
+            stacklevel=5,
+        )
 
 
 def compute_steps(

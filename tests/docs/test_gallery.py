@@ -1,8 +1,10 @@
 """The gallery shows every figure, and its programs need nothing but the packages."""
 
 import ast
+import os
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,6 +43,8 @@ def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Examples start the console scripts of this environment.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     with plt.rc_context({"figure.max_open_warning": 0}):
         runpy.run_path(str(path))
     assert plt.get_fignums()

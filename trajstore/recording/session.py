@@ -40,9 +40,9 @@ from trajstore.recording.resume import (
     rewind,
 )
 from trajstore.recording.write_queue import WriteQueue
+from trajstore.store.deletion import remove_store
 from trajstore.store.journal import Journal, replay
 from trajstore.store.location import is_remote
-from trajstore.store.overwrite import remove_store
 from trajstore.store.writer import Writer
 from trajstore.trackers.reporter import as_reporters
 from trajstore.trackers.reports import Reports

@@ -2,7 +2,7 @@
 
 Contents: locations (`location`), the lock of the writer (`lock`), commits that a reader
 sees whole or not at all (`commit`, with the checks of `row_checks`), the run's writer
-(`writer`, over `row_table`), files of deleted stores (`leftovers`), the journal (`journal`),
+(`writer`, over `row_table`), deletion (`deletion`), the journal (`journal`),
 and bounded, checked reads (`chunks`, `opening`).
 
 May import: `trajstore.format`, Zarr and NumPy; never torch or xarray.

@@ -34,10 +34,10 @@ from trajstore.format.layout import BLOCK, Layout
 from trajstore.format.optimizer_facts import OPTIMIZER, GroupFacts
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.commit import Committer
+from trajstore.store.deletion import remove_leftovers
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.holder import PROTOTYPE, WRITER, StoreLockedError
 from trajstore.store.lease import LEASE_SECONDS
-from trajstore.store.leftovers import remove_leftovers
 from trajstore.store.location import inside, is_remote, locate, open_store
 from trajstore.store.lock import WriterLock, writer_lock
 from trajstore.store.row_table import RowTable

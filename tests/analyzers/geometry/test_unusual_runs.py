@@ -1,5 +1,6 @@
 """Test ``analyzers.path_geometry`` on runs that failed, stopped early or have odd gradients."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ import analyzers
 import trajstore
 from tests.analyzers.geometry.descent import by_hand, recorded, z_scores
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from train.protocols.two_run import two_run
 
@@ -206,3 +207,29 @@ def test_errors_are_known_where_a_few_columns_have_most_of_the_energy(tmp_path: 
         # the bucket energies from the sketches are estimates as well.
         assert 0.7 < float(z.std()) < 1.3
         assert abs(float(z.mean())) < 3.5 / np.sqrt(z.size)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam"])
+def test_weight_decay_of_a_decoupled_optimizer_is_warned_of(
+    optimizer: str, tmp_path: Path
+):
+    model = torch.nn.Linear(8, 4)
+    made = getattr(torch.optim, optimizer)(model.parameters(), weight_decay=0.1)
+    with trajstore.Recorder(tmp_path / "run.zarr", model, made, steps_per_epoch=5):
+        for _ in range(10):
+            made.zero_grad()
+            model(torch.randn(3, 8)).square().sum().backward()
+            made.step()
+    run = trajstore.open_run(tmp_path / "run.zarr")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        analyzers.path_geometry(run)
+        assert not caught
+        analyzers.path_geometry(run, weight_decay=0.1)
+    messages = [str(w.message) for w in caught]
+    if optimizer == "Adam":
+        assert not messages
+    else:
+        [message] = messages
+        assert "was trained by AdamW, which shrinks the parameters itself" in message
+        assert caught[0].filename == __file__

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from zarr.storage import LocalStore
 
-from trajstore.store import fenced, leftovers, lock, opening, writer
+from trajstore.store import deletion, fenced, lock, opening, writer
 from trajstore.store.fenced import FencedStore
 
 torch = pytest.importorskip("torch")
@@ -156,7 +156,7 @@ def test_no_failure_of_object_storage_raises(
 ):
     obstore = pytest.importorskip("obstore")
     memory = obstore.store.MemoryStore()
-    for module in (writer, opening, lock, leftovers):
+    for module in (writer, opening, lock, deletion):
         monkeypatch.setattr(module, "open_store", lambda *_, **__: FencedStore(memory))
     training = Training("s3://bucket/run.zarr")
     for _ in range(3):

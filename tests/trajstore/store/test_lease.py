@@ -13,7 +13,7 @@ import pytest
 
 from tests.trajstore.handmade import SPEC, random_rows, random_window
 from trajstore.reading.run import Run, open_run
-from trajstore.store import lease, leftovers, lock, opening, writer
+from trajstore.store import deletion, lease, lock, opening, writer
 from trajstore.store.fenced import FencedStore
 from trajstore.store.holder import StoreLockedError, let_go
 from trajstore.store.lease import CLOCK, LEASE_SECONDS
@@ -31,7 +31,7 @@ N_DELAYED, IN_THE_LONG_RUN = 12, 50
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty bucket in memory, which every new store uses."""
     memory = obstore.store.MemoryStore()
-    for module in (writer, opening, lock, leftovers):
+    for module in (writer, opening, lock, deletion):
         monkeypatch.setattr(module, "open_store", lambda *_, **__: FencedStore(memory))
     return memory
 
@@ -164,7 +164,7 @@ def test_many_commits_that_outlive_their_lease_change_nothing(
     n_delayed = 0
     for seed in range(100, 400):
         memory = obstore.store.MemoryStore()
-        for module in (writer, opening, lock, leftovers):
+        for module in (writer, opening, lock, deletion):
             monkeypatch.setattr(
                 module, "open_store", lambda *_, m=memory, **__: FencedStore(m)
             )

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from trajstore import Recorder, StoreLockedError, open_run
 from trajstore.format.arrays import row_arrays, window_arrays
-from trajstore.store.overwrite import OWN_NAMES, remove_store
+from trajstore.store.deletion import OWN_NAMES, remove_store
 
 
 def record(path: Path, n_steps: int, **options: Any) -> None:

@@ -1,15 +1,19 @@
-"""Delete the store of a recording, to record again at its place; refuse to delete anything else."""
+"""Delete the store of a recording, and what a commit has written into a deleted store."""
 
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from trajstore.store.holder import WRITER, StoreLockedError
-from trajstore.store.location import is_remote, locate
+from zarr.abc.store import Store
+
+from trajstore.store.event_loop import EventLoop
+from trajstore.store.holder import PROTOTYPE, WRITER, StoreLockedError
+from trajstore.store.location import is_remote, locate, open_store
 from trajstore.store.lock import LOCK, is_written
 from trajstore.store.opening import is_run_directory
 
@@ -87,3 +91,26 @@ def _other_files(directory: Path) -> Iterator[str]:
                 yield from _other_files(Path(entry.path))
             elif not stat.S_ISREG(mode):
                 yield entry.path
+
+
+def remove_leftovers(location: str, loop: EventLoop, arrays: Collection[str]) -> None:
+    """Remove the files of a deleted store; `arrays` are the paths of all of its arrays."""
+    loop.run(_remove(open_store(location, own_loop=True), arrays))
+    if not is_remote(location):
+        with suppress(OSError):
+            Path(location).rmdir()
+
+
+async def _remove(store: Store, arrays: Collection[str]) -> None:
+    # A store is deleted file by file, so a commit may write files again that were deleted. A
+    # store that lacks only the document of its writer is whole, and is left alone.
+    if await store.get(WRITER, PROTOTYPE) is not None:
+        return
+    documents = [
+        await store.get(f"{name}/zarr.json", PROTOTYPE) for name in sorted(arrays)
+    ]
+    if None not in documents:
+        return
+    await store.delete("zarr.json")
+    for name in sorted({name.partition("/")[0] for name in arrays}):
+        await store.delete_dir(name)
