@@ -149,12 +149,13 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        # The memory holds the vectors; the codes of past anchors and of the anchor being
-        # written; two buffers of rows, and the rows being written; and the last chunk of
+        # The memory holds the vectors; the codes of past anchors, and of anchors that wait to be
+        # written unless a new code takes the memory of the oldest one; two buffers of rows, and the rows being written; and the last chunk of
         # every array.
         vectors = VECTOR_BYTES[self.spec.float_type] * self._size
         n_past = min(n_codes(self.spec.basis), self.n_windows)
-        codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
+        waiting = self._size if n_past == 0 else min(self._size, FLUSH_BYTES)
+        codes = (n_past * self._size + waiting) * ITEM_SIZE["int8"]
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
         tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
         batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))
