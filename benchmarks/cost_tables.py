@@ -6,6 +6,8 @@ from typing import Any
 from rich.filesize import decimal
 from saving import RESULTS
 
+from trajstore.format.run_spec import BASIS
+
 
 def overhead_table(results: dict[str, Any]) -> str:
     """Return the table of costs in time and memory."""
@@ -98,4 +100,33 @@ def memory_table(results: list[dict[str, Any]]) -> str:
         sizes += [rows[-1][name] for name in ("disk per step", "disk per window")]
         cells = [decimal(round(size)) for size in sizes]
         lines.append(f"| {n_params / 1e6:,g} M | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rank_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of memory on ranks that share the parameters, with one line per net."""
+    rows = [row for row in results if row["parameters"] >= 10**9]
+    rows = [row for row in rows if row["basis"] == BASIS]
+    ranks = rows[0]["memory by ranks"]
+    lines = [
+        f"| parameters | {' | '.join(f'{n} ranks' for n in ranks)} | gathered on the first rank |",
+        "|---" * (2 + len(ranks)) + "|",
+    ]
+    for row in rows:
+        sizes = [*row["memory by ranks"].values(), row["gathered on the first rank"]]
+        cells = [decimal(round(size)) for size in sizes]
+        lines.append(f"| {row['parameters'] / 1e6:,g} M | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shard_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of hook times for shards, with one line per net and division."""
+    lines = [
+        "| elements of a rank | divided by | shards | whole tensors | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results:
+        times = [f"{row[name]:,.0f}" for name in ("shards", "whole")]
+        cells = f"{row['elements']:,} | {row['division']} | {' | '.join(times)}"
+        lines.append(f"| {cells} | {row['ratio']:.2f} |")
     return "\n".join(lines)

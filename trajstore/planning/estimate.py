@@ -149,17 +149,26 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        # The memory holds the vectors; the codes of past anchors, and of anchors that wait to be
-        # written unless a new code takes the memory of the oldest one; two buffers of rows, and the rows being written; and the last chunk of
-        # every array.
-        vectors = VECTOR_BYTES[self.spec.float_type] * self._size
-        n_past = min(n_codes(self.spec.basis), self.n_windows)
-        waiting = self._size if n_past == 0 else min(self._size, FLUSH_BYTES)
-        codes = (n_past * self._size + waiting) * ITEM_SIZE["int8"]
         row = sum(map(_bytes_of_row, self._step_arrays.values()))
         tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
         batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))
-        return vectors + codes + 3 * batch + min(tails, self.n_steps * row)
+        # Two buffers of rows, the rows being written, and the last chunk of every array.
+        return self.memory_of_rank(1) + 3 * batch + min(tails, self.n_steps * row)
+
+    def memory_of_rank(self, n_ranks: int) -> int:
+        """Return the memory for vectors on each of some ranks that share the parameters, in bytes."""
+        # The codes are those of past anchors, and of anchors that wait to be written unless a new
+        # code takes the memory of the oldest one.
+        size = -(-self._size // n_ranks)
+        n_past = min(n_codes(self.spec.basis), self.n_windows)
+        waiting = size if n_past == 0 else min(size, FLUSH_BYTES)
+        codes = (n_past * size + waiting) * ITEM_SIZE["int8"]
+        return VECTOR_BYTES[self.spec.float_type] * size + codes
+
+    @property
+    def gathered(self) -> int:
+        """Memory on the first of several ranks for an anchor and its code while they are written."""
+        return self._size * (ITEM_SIZE[self.spec.float_type] + ITEM_SIZE["int8"])
 
     @property
     def window_share(self) -> float:
