@@ -26,7 +26,7 @@ from trajstore.tracking.tracker import Tracker
 RESUME_RTOL: Final = 1e-3
 """Largest relative error of the squared distance between restored parameters and anchor."""
 
-EMPTY_TENSOR: Final = torch.empty(0)
+EMPTY_TENSOR: Final = torch.empty(0, dtype=torch.float32)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -62,8 +62,12 @@ class FoldOnDevice:
     ) -> None:
         device, n_vectors = buffers[0].device, len(buffers[0])
         # Row signs of the folds of the window's sum, (row, fold), and these folds.
-        self._dealt_signs = torch.zeros((fold.n_rows, 0), device=device)
-        self._window_folds = torch.zeros((0, fold.buckets), device=device)
+        self._dealt_signs = torch.zeros(
+            (fold.n_rows, 0), device=device, dtype=torch.float32
+        )
+        self._window_folds = torch.zeros(
+            (0, fold.buckets), device=device, dtype=torch.float32
+        )
         self._fold = fold
         run_sequence = torch.from_numpy(fold.column_sequence).to(device)
         self._window_sequence = run_sequence.clone()
@@ -72,7 +76,9 @@ class FoldOnDevice:
             bounds for span in spans for bounds in _cut(span, fold, chunk_length)
         ]
         longest = max((bounds.length for bounds in chunk_bounds), default=0)
-        scratch = torch.zeros(n_vectors, longest + 2 * BLOCK, device=device)
+        scratch = torch.zeros(
+            n_vectors, longest + 2 * BLOCK, device=device, dtype=torch.float32
+        )
         self._chunks = [
             [
                 _chunk(bounds, buffer, run_sequence, self._window_sequence, scratch)

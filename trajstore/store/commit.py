@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,7 +250,11 @@ class Committer:
         for (name, start), rows in self._writes.items():
             await self._write(name, start, rows)
         await self._write_checks(changed)
-        groups = {name.rpartition("/")[0] for name in self._specs} - {""}
+        # Zarr opens consolidated metadata only if every group in it is in a group, too.
+        parents = {
+            str(path) for name in self._specs for path in PurePosixPath(name).parents
+        }
+        groups = sorted(parents - {"."})
         documents: dict[str, object] = {name: group_metadata({}) for name in groups}
         for name, spec in self._specs.items():
             documents[name] = _metadata(spec, self._lengths[name])

@@ -112,7 +112,7 @@ class WindowSums:
         codes = torch.zeros(
             spec.sketch_bits // 8, dtype=torch.uint8, device=self._device
         )
-        scales = torch.zeros(n_blocks(n), device=self._device)
+        scales = torch.zeros(n_blocks(n), device=self._device, dtype=torch.float32)
         if spec.displacement_sum and is_long:
             self._backend.read_displacement()
             end = self._backend.fold_displacement()

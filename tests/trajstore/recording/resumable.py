@@ -98,7 +98,7 @@ def contents(run: Run) -> dict[str, Any]:
     arrays = {
         name: np.asarray(array[...])
         for name, array in members
-        if isinstance(array, zarr.Array) and name != "scalars"
+        if isinstance(array, zarr.Array) and array.basename != "scalars"
     }
     for name in run.metrics:
         if name != "wall_time":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 import analyzers
 from trajstore.format.run_spec import SchemaError
@@ -376,3 +377,22 @@ def test_the_geometry_of_a_measurement_follows_from_its_vectors(tmp_path: Path):
         d = x - end
         expected = gradient @ d / np.linalg.norm(gradient) / np.linalg.norm(d)
         assert float(geometry.gamma[i]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_any_reader_of_zarr_opens_a_store_with_measurements(
+    tmp_path: Path, consolidated: bool
+):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run.zarr", model, optimizer, **SMALL) as recorder:
+        model(torch.ones(3)).sum().backward()
+        recorder.measure("other")
+        optimizer.step()
+    store = zarr.open_group(
+        tmp_path / "run.zarr", mode="r", use_consolidated=consolidated
+    )
+    tables = store["measurements/0/tables"]
+    assert isinstance(tables, zarr.Array)
+    assert np.isfinite(tables[0]).any()
+    assert not list(problems(open_run(tmp_path / "run.zarr")))

@@ -27,7 +27,7 @@ class Windows:
 
     def __init__(self, session: Session, position: Position) -> None:
         self._session, self._position = session, position
-        self.anchor_sq = torch.empty(0)
+        self.anchor_sq = torch.empty(0, dtype=torch.float32)
         """Squared norm of the window's anchor by layer, float64."""
         if position.n_windows > 0:
             self.anchor_sq = session.tracker.anchor_sq()

@@ -53,7 +53,9 @@ class DoubleBackend:
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
         self._products = _products_of_columns(spec.basis, self._columns.before)
         # What the float32 backend takes for the gradients and the parameters, with an anchor of 0.
-        self._scaled = torch.zeros(2, placement.size, device=device)
+        self._scaled = torch.zeros(
+            2, placement.size, device=device, dtype=torch.float32
+        )
         self._scaled_views = [_of_layers(placement, row) for row in self._scaled]
         narrow = replace(spec, float64=False, scaled=True, basis=0)
         self._sketching = choose_backend(device, is_whole=True)(

@@ -75,7 +75,9 @@ class EagerBackend:
             _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
         )
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
-        self._block_weights = torch.ones(placement.size // BLOCK, device=device)
+        self._block_weights = torch.ones(
+            placement.size // BLOCK, device=device, dtype=torch.float32
+        )
         self.block_energies = self._rows.new_zeros(placement.size // BLOCK)
         self.window_folds = self._rows.new_zeros(
             1, spec.window_folds, spec.sketch_numbers
@@ -233,7 +235,9 @@ class EagerBackend:
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float32 (probe,)."""
         self._probes.folds[1] += self.fold_displacement()
-        probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
+        probes = torch.zeros(
+            2, self._spec.probes, device=self._rows.device, dtype=torch.float32
+        )
         self._probes.write(probes)
         self._placement.all_reduce(probes)
         return probes[1]

@@ -131,16 +131,20 @@ class TritonBackend:
         if not spec.exact:
             self._folding = Folding(layout, spec, self._grid.programs, device)
             self._sketch_columns = self._folding.probe_columns
-        self._weights = torch.ones(len(layout.names), device=device)
+        self._weights = torch.ones(
+            len(layout.names), device=device, dtype=torch.float32
+        )
         n_tiles, n_parts = self._grid.programs
         self._energies = SumsByBlock(layout, self._grid.width, n_tiles, device)
         # The last buckets of a tile lie outside of the fold, and stay 0.
         self._window_folds = torch.zeros(
-            (n_parts, spec.window_folds, n_tiles * SEGMENT), device=device
+            (n_parts, spec.window_folds, n_tiles * SEGMENT),
+            device=device,
+            dtype=torch.float32,
         )
         self._window_signs = self._weights
         n = spec.sketch_numbers if spec.displacement_sum else 0
-        self.displacement_fold = torch.zeros((1, n), device=device)
+        self.displacement_fold = torch.zeros((1, n), device=device, dtype=torch.float32)
         self._past_addresses = upload(past.addresses, device)
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
@@ -302,7 +306,9 @@ class TritonBackend:
         folding, grid = self._folding, self._grid
         assert folding is not None
         n_tiles, n_parts = grid.programs
-        folds = torch.empty((n_parts, n_tiles * SEGMENT), device=self._rows.device)
+        folds = torch.empty(
+            (n_parts, n_tiles * SEGMENT), device=self._rows.device, dtype=torch.float32
+        )
         with torch.no_grad(), _on(self._rows.device):
             triton_kernels.fold[grid.programs](
                 self._rows[1],
@@ -335,7 +341,9 @@ class TritonBackend:
         assert folding is not None
         with torch.no_grad(), _on(self._rows.device):
             folding.probes.folds[1] += fold
-            probes = torch.zeros(2, self._spec.probes, device=self._rows.device)
+            probes = torch.zeros(
+                2, self._spec.probes, device=self._rows.device, dtype=torch.float32
+            )
             folding.probes.write(probes)
         return probes[1]
 
@@ -387,7 +395,7 @@ def _tables(
 def try_out(device: torch.device) -> None:
     """Compile and run the smallest kernel; raise an error, of any type, if that fails."""
     n, seed, step = 2 * BLOCK, (1 << 63) + 1, 1 << 40
-    signs = torch.empty(n, device=device)
+    signs = torch.empty(n, device=device, dtype=torch.float32)
     with _on(device):
         draw_signs(signs, seed, step)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)

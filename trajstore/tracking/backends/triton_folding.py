@@ -38,13 +38,15 @@ class Folding:
             self._elements = upload(layout.packed_elements, device)
         self.probe_columns = self.columns(fold)
         n_tiles, n_parts = programs
-        self.folds = torch.zeros((n_parts, 3, n_tiles * SEGMENT), device=device)
+        self.folds = torch.zeros(
+            (n_parts, 3, n_tiles * SEGMENT), device=device, dtype=torch.float32
+        )
         counts = self.sketch.sign_counts
-        self.step_signs = torch.empty(sum(counts), device=device)
+        self.step_signs = torch.empty(sum(counts), device=device, dtype=torch.float32)
         self._rotation_signs, self.row_signs = self.step_signs.split(counts)
         self._rotation = Rotation(numbers, device, is_mixed=self.sketch.is_mixed)
         self._encoder = Encoder(self.sketch.bits_per_number, device)
-        self._buckets = torch.zeros(numbers, device=device)
+        self._buckets = torch.zeros(numbers, device=device, dtype=torch.float32)
 
     def columns(self, fold: Fold) -> Tensor:
         """Return the column signs of a fold as kernels read them, int8 (sign,)."""

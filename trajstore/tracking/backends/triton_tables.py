@@ -97,8 +97,8 @@ class SumsByBlock:
         self._bounds = upload(bounds.astype(np.int32), device)
         self._most = int(np.diff(bounds).max())
         # float32 (segment, 2): the parts, which kernels fill.
-        self.parts = torch.zeros((starts.size, 2), device=device)
-        self.totals = torch.zeros(n_blocks, device=device)
+        self.parts = torch.zeros((starts.size, 2), device=device, dtype=torch.float32)
+        self.totals = torch.zeros(n_blocks, device=device, dtype=torch.float32)
 
     def add_up(self) -> None:
         """Add the sums of the parts to `totals`, float32 (block,)."""
@@ -125,7 +125,9 @@ class SumsByLayer:
         device: torch.device,
     ) -> None:
         # float32 (row, column): the table, which kernels fill.
-        self.values = torch.zeros((len(layer_of_row), n_columns), device=device)
+        self.values = torch.zeros(
+            (len(layer_of_row), n_columns), device=device, dtype=torch.float32
+        )
         bounds = np.searchsorted(layer_of_row, np.arange(n_layers + 1))
         groups = [
             np.arange(first, stop, ROWS_PER_PROGRAM) for first, stop in pairwise(bounds)

@@ -121,7 +121,7 @@ class CPUBackend:
         weights = np.ones(len(layout.names), np.float32)
         no_signs = np.zeros(0, np.float32)
         self._window = _Window(self._folding.probe_columns, weights, no_signs)
-        self.block_energies = torch.zeros(blocks)
+        self.block_energies = torch.zeros(blocks, dtype=torch.float32, device=CPU)
         self.window_folds = huge_zeros(
             n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
         )
