@@ -1,8 +1,8 @@
 """Train a small network in one process, or in several processes that share it.
 
 A KIND is whole, ddp, fsdp, tensor, both or pipeline; or, under fsdp with two ranks, one of
-joined (without `updates`, and with a write queue of three rows), resumed-at-STEP, refused and
-dying. The kind saved-at-STEP ends with a checkpoint of `torch.distributed.checkpoint`, from which the
+joined (without `updates`, and with a write queue of three rows), resumed-at-STEP, refused,
+dying and dying-joined. The kind saved-at-STEP ends with a checkpoint of `torch.distributed.checkpoint`, from which the
 kind loaded-at-STEP-from-JOB continues, under fsdp with any number of ranks. Every rank sees the same batches, or under ddp its part of them. Files next to the stores hold the exit codes and the errors of the ranks.
 """
 
@@ -53,6 +53,7 @@ JOBS: dict[str, tuple[int, list[str]]] = {
     "four": (4, ["fsdp", "both", "loaded-at-15-from-two", "saved-at-15"]),
     "less": (2, ["loaded-at-15-from-four"]),
     "dying": (2, ["dying"]),
+    "dying-joined": (2, ["dying-joined"]),
 }
 """Number of ranks of each job, and the kinds that the ranks train one after the other."""
 
@@ -160,7 +161,7 @@ def train(path: Path, kind: str, n_steps: int) -> None:
         first, path = int(parts[2]), path.parents[1] / parts[4] / "saved-at-15.zarr"
         resume = {"resume": loaded(path, trained, optimizer)}
     options = OPTIONS
-    if kind == "joined":
+    if kind.endswith("joined"):
         # The update of a step is measured together with the next row.
         options = {**OPTIONS, "updates": False, "flush_rows": 3}
     with Recorder(path, trained, optimizer, **resume, **options) as recorder:
@@ -208,7 +209,7 @@ def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) 
     if step == 4:
         recorder.snapshot("four")
         recorder.measure("again")
-    if kind == "dying" and step == 13 and dist.get_rank() == 1:
+    if kind.startswith("dying") and step == 13 and dist.get_rank() == 1:
         os._exit(9)
     optimizer.step()
 

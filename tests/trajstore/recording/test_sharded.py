@@ -131,15 +131,32 @@ def test_iterates_are_the_same(division: tuple[str, int], name: str, stores: Sto
         np.testing.assert_allclose(run[layer], values, rtol=1e-5, atol=1e-6)
 
 
-def test_a_rank_that_dies_leaves_a_sound_store(trained: Path):
-    codes = json.loads((trained / "codes.json").read_text())["dying"]
+@pytest.mark.parametrize(("kind", "whole"), [("", "fsdp"), ("-joined", "joined")])
+def test_a_rank_that_dies_leaves_a_sound_store(
+    kind: str, whole: str, stores: Stores, trained: Path
+):
+    name = f"dying{kind}"
+    codes = json.loads((trained / "codes.json").read_text())[name]
     assert codes[1] == 9
     assert codes[0] != 0
-    run = open_run(trained / "dying" / "dying.zarr")
+    # The process that is left tells that it lost the other one.
+    assert "RuntimeError" in (trained / name / "errors-0").read_text()
+    run, expected = (
+        open_run(trained / name / f"{name}.zarr"),
+        open_run(stores[whole, 2]),
+    )
     assert run.status in {"failed", "interrupted"}
     assert not run.has_final
-    assert run.n_steps <= 13
+    assert 12 <= run.n_steps <= 13
     assert not list(problems(run))
+    known = slice(0, run.n_steps - 1)
+    for array in ("signs", "tables"):
+        np.testing.assert_array_equal(
+            run.stored.array(array)[known], expected.stored.array(array)[known]
+        )
+    # The update of the last step is that of all ranks, or unknown.
+    last = run.steps.update_norm[-1].item()
+    assert np.isnan(last) or last == expected.steps.update_norm[run.n_steps - 1]
 
 
 @pytest.mark.parametrize("step", [9, 12], ids=["within-a-window", "at-a-window"])
