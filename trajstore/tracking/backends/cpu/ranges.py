@@ -6,14 +6,13 @@ and so are those of a shard of rows, except at its ends. A shard of columns has 
 in every row.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.layout import BLOCK
-from trajstore.tracking.placement import Piece, Placement
+from trajstore.tracking.placement import Placement
 
 Integers = npt.NDArray[np.int64]
 
@@ -31,23 +30,22 @@ PLACE: Final = 5
 def ranges_of(placement: Placement, offsets: Integers) -> Integers:
     """Return the ranges of a rank, (range, 6), for places of tensors in the folded vector (layer,)."""
     layout, is_whole = placement.layout, placement.group is None
-    parts, local, tensor = [np.zeros((0, 6), np.int64)], 0, 0
+    parts, kept, local = [np.zeros((0, 6), np.int64)], iter(placement.kept), 0
     for layer, piece in enumerate(placement.pieces):
         if piece is not None:
-            first_block, stop_block = piece.blocks
-            starts, indexes, lengths = _cut(*_runs(piece))
-            in_tensor = starts - layout.offsets[layer]
+            blocks, _ = next(kept)
+            starts, indexes, lengths = _cut(*piece.runs())
+            block = np.searchsorted(blocks, starts // BLOCK)
             columns = (
                 np.full_like(starts, layer),
-                np.full_like(starts, layer if is_whole else tensor),
-                starts - BLOCK * first_block + local,
+                np.full_like(starts, layer if is_whole else len(parts) - 1),
+                local + BLOCK * block + starts % BLOCK,
                 indexes,
                 lengths,
-                offsets[layer] + in_tensor,
+                offsets[layer] + starts - layout.offsets[layer],
             )
             parts.append(np.stack(columns, 1))
-            local += BLOCK * (stop_block - first_block)
-            tensor += 1
+            local += BLOCK * len(blocks)
     return np.concatenate(parts)
 
 
@@ -59,23 +57,6 @@ def bounds_of(ranges: Integers, n_parts: int) -> Integers:
     return np.searchsorted(
         blocks, np.linspace(0, n_blocks, n_parts + 1).astype(np.int64)
     ).astype(np.int64)
-
-
-def _runs(piece: Piece) -> tuple[Integers, int]:
-    """Return the first elements of runs of neighbours in the flat vector, and their length."""
-    n, outer = 1, len(piece.shape)
-    while outer > 0 and (piece.strides[outer - 1] == n or piece.shape[outer - 1] == 1):
-        outer -= 1
-        n *= piece.shape[outer]
-    starts = np.full(1, piece.first, np.int64)
-    for size, stride in _dimensions(piece, outer):
-        starts = np.add.outer(starts, stride * np.arange(size)).reshape(-1)
-    return starts, n
-
-
-def _dimensions(piece: Piece, n: int) -> Sequence[tuple[int, int]]:
-    """Return the sizes and strides of the first n dimensions."""
-    return list(zip(piece.shape[:n], piece.strides[:n], strict=True))
 
 
 def _cut(starts: Integers, n: int) -> tuple[Integers, Integers, Integers]:
