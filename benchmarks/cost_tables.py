@@ -119,14 +119,21 @@ def rank_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def shard_table(results: list[dict[str, Any]]) -> str:
-    """Return the table of hook times for shards, with one line per net and division."""
+def fewer_bytes_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of errors of products with shorter vectors, with one line per form."""
+    optimizers = list(dict.fromkeys(row["optimizer"] for row in results))
+    titles = [f"{o}: {part}" for o in optimizers for part in ("all", "one tensor")]
     lines = [
-        "| elements of a rank | divided by | shards | whole tensors | ratio |",
-        "|---|---|---|---|---|",
+        f"| vector, bytes an element, product | {' | '.join(titles)} |",
+        "|---" * (1 + len(titles)) + "|",
     ]
+    forms: dict[str, list[str]] = {}
     for row in results:
-        times = [f"{row[name]:,.0f}" for name in ("shards", "whole")]
-        cells = f"{row['elements']:,} | {row['division']} | {' | '.join(times)}"
-        lines.append(f"| {cells} | {row['ratio']:.2f} |")
-    return "\n".join(lines)
+        if row["product"] == "update, displacement":
+            continue
+        name = f"{row['vector']}: {row['form']}, {row['bytes']:g}, {row['product']}"
+        errors = row["all tensors, largest"], row["large tensors, largest"]
+        forms.setdefault(name, []).extend(f"{error:.1e}" for error in errors)
+    return "\n".join(
+        [*lines, *(f"| {name} | {' | '.join(e)} |" for name, e in forms.items())]
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration_tables import calibration_table
 from cost_tables import (
+    fewer_bytes_table,
     memory_table,
     overhead_table,
     per_step_table,
@@ -371,6 +372,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "per_step": per_step_table,
         "memory": memory_table,
         "ranks": rank_table,
+        "fewer_bytes": fewer_bytes_table,
         "scale": scale_table,
     },
     "docs/compatibility.md": {"installations": installations_table},

@@ -202,7 +202,7 @@ def lightning_fsdp(path: Path) -> None:
 
 def fabric_fsdp(path: Path) -> None:
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import ModelParallelStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 
     from trajstore.recording.recorder import Recorder
 
@@ -212,7 +212,7 @@ def fabric_fsdp(path: Path) -> None:
     here = Fabric(accelerator="cpu", devices=2, strategy=strategy)
     here.launch()
     net = here.setup_module(make_net())
-    optimizer = here.setup_optimizers(make_sgd(net))
+    optimizer: Any = here.setup_optimizers(make_sgd(net))
     loader: Any = here.setup_dataloaders(DataLoader(make_data(), batch_size=1))
     with Recorder(path, net, optimizer, steps_per_epoch=N_BATCHES, **SMALL) as r:
         for _ in range(EPOCHS):

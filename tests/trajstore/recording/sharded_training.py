@@ -171,19 +171,28 @@ def train(path: Path, kind: str, n_steps: int) -> None:
 
 def interrupted(path: Path, kind: str, model: Any, optimizer: Any, n_steps: int) -> Any:
     """Record steps until a failure; return the recorder's state, or save it in a checkpoint."""
+    state: dict[str, Any] = {}
     recorder = Recorder(path, model, optimizer, **OPTIONS)
     with suppress(KeyboardInterrupt), recorder:
         for step in range(n_steps):
             train_step(kind, model, optimizer, recorder, step)
         if kind.startswith("saved"):
-            state = RecorderState(recorder)
-            model_state, optimizer_state = get_state_dict(model, optimizer)
-            saved = {"recorder": state, "model": model_state, "optim": optimizer_state}
-            save(saved, checkpoint_id=path.with_suffix(".checkpoint"))
+            save_all(path, model, optimizer, recorder)
         else:
             state = recorder.state_dict()
         raise KeyboardInterrupt
     return state
+
+
+def save_all(path: Path, model: Any, optimizer: Any, recorder: Any) -> None:
+    """Save a checkpoint next to a store."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    saved = {
+        "recorder": RecorderState(recorder),
+        "model": model_state,
+        "optim": optimizer_state,
+    }
+    save(saved, checkpoint_id=path.with_suffix(".checkpoint"))
 
 
 def loaded(path: Path, model: Any, optimizer: Any) -> Any:
@@ -192,8 +201,12 @@ def loaded(path: Path, model: Any, optimizer: Any) -> Any:
     holder = RecorderState()
     saved = {"recorder": holder, "model": model_state, "optim": optimizer_state}
     load(saved, checkpoint_id=path.with_suffix(".checkpoint"))
-    states = {"model_state_dict": model_state, "optim_state_dict": optimizer_state}
-    set_state_dict(model, optimizer, **states)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=model_state,
+        optim_state_dict=optimizer_state,
+    )
     return holder.resume
 
 

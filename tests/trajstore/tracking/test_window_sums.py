@@ -19,7 +19,11 @@ N_BEFORE, N_STEPS = 3, 5
 def walk(group: Any, state: Any = None) -> tuple[Any, Any]:
     """Return the sums after three steps of five, and what is known at the end."""
     # With a state, the first steps are left out, because it contains their sums.
-    options = {"energies": True, "window_folds": 2, "displacement_sum": True}
+    options: dict[str, Any] = {
+        "energies": True,
+        "window_folds": 2,
+        "displacement_sum": True,
+    }
     spec = replace(spec_of(SHAPES, sketch_bits=512), **options)
     layout = Layout(spec.names, spec.shapes)
     placement = Placement(layout, unsharded(layout).pieces, group)

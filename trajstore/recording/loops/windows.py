@@ -53,10 +53,10 @@ class Windows:
             anchor = tracker.start()
         else:
             # Codes of ranks are gathered in other memory.
-            is_free = queue is None or not self._session.is_alone
             replaced = position.n_windows - n_codes(self._session.spec.basis)
-            overwrites = is_free or queue.wait_for_codes(replaced)
-            anchor, start = tracker.move(overwrites=overwrites), position.step
+            is_held = queue is not None and self._session.is_alone
+            is_free = queue is None or not is_held or queue.wait_for_codes(replaced)
+            anchor, start = tracker.move(overwrites=is_free), position.step
         self.anchor_sq, self._total = tracker.anchor_sq(), None
         number = position.n_windows
         keyframe = tracker.keyframe() if number % KEYFRAME_EVERY == 0 else None
