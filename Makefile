@@ -69,6 +69,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/per_step.py
+	$(BIN)/python benchmarks/first_recording.py
 	$(BIN)/python benchmarks/small_steps.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stalls.py

@@ -40,8 +40,9 @@ from train.observer import Log, Track, unobserved
 from train.protocols.two_run import two_run
 from train.workloads.catalogue import settings_of
 from trajstore.tracking import tracker
-from trajstore.tracking.backends.cpu import coding, measuring, sketching
+from trajstore.tracking.backends.cpu import coding, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
+from trajstore.tracking.backends.cpu.backend import CPUBackend
 
 EPOCHS = 25
 MODES = ("plain", "recorded", "two-run")
@@ -50,8 +51,7 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (Addresses, "of"),
     "random signs": (sketching, "draw_signs"),
-    "inner products and folds": (measuring, "measure_before"),
-    "inner products and folds, in threads": (measuring, "measure_before_in_parts"),
+    "inner products and folds": (CPUBackend, "_run_before"),
     "probes": (sketching, "probe"),
     "rotation": (sketching, "rotate"),
     "1-bit code": (coding, "code_signs"),

@@ -155,3 +155,38 @@ def test_a_workload_is_compared_with_its_plan(tmp_path: Path):
     assert found["recorded over plain"] > 0
     assert found["peak GB, recorded"] > found["peak GB, plain"] > 0
     assert found["store, MB"] == pytest.approx(found["planned store, MB"], rel=0.3)
+
+
+@pytest.mark.usefixtures("_importable")
+def test_the_first_recording_is_compared_with_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first_recording = import_module("first_recording")
+    caches = []
+
+    def seconds(*_: Any, env: dict[str, str], **__: Any) -> str:
+        caches.append(env["NUMBA_CACHE_DIR"])
+        is_empty = not any(Path(caches[-1]).iterdir())
+        (Path(caches[-1]) / "kernel.nbi").touch()
+        return "3.5\n" if is_empty else "0.5\n"
+
+    monkeypatch.setattr(first_recording.subprocess, "check_output", seconds)
+    out = tmp_path / "found.json"
+    first_recording.main(cases=("4,650 parameters",), repetitions=2, out=out)
+    [found] = json.loads(out.read_text())
+    assert found["delay"] == 3.0
+    # Both recordings of a pair share a cache, and every pair begins with an empty one.
+    assert caches[0] == caches[1] != caches[2] == caches[3]
+
+
+@pytest.mark.usefixtures("_importable")
+def test_cases_of_first_recordings_have_their_sizes():
+    first_recording = import_module("first_recording")
+    for name, case in first_recording.CASES.items():
+        pairs = zip(case.widths, case.widths[1:], strict=False)
+        n_params = sum(n_out * (n_in + 1) for n_in, n_out in pairs)
+        number, unit = name.split(" ")[:2]
+        scale = 1e6 if unit == "M" else 1
+        expected = float(number.replace(",", "")) * scale
+        assert n_params == pytest.approx(expected, rel=0.01)
+    assert first_recording.record(first_recording.CASES["4,650 parameters"], 2) > 0

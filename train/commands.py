@@ -286,7 +286,8 @@ def replay(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is used.
     lines : bool, default: False
         Instead, evaluate the loss of all training data on the lines from iterates to x*.

@@ -1,7 +1,7 @@
 """Combine exact tables, fits and estimated products into the quantities of each step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from analyzers._engine.arrays.geometry import (
     QUANTITIES,
     USES_SUM,
     Estimate,
+    Quantity,
     Sampled,
     decayed,
     distance,
@@ -21,22 +22,23 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.arrays.mean_errors import (
     ErrorModel,
     covariance_with_sum,
-    derivatives,
     directions_of,
+    row_sums,
 )
 from analyzers._engine.arrays.window_sums import (
     Posterior,
-    Rule,
     Shared,
     row_stderr,
     shared_with_end,
     shared_with_start,
 )
+from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.measured_window import (
     Measured,
     gather,
     measure,
     needed_windows,
+    rounding,
 )
 from analyzers._engine.project import Projected
 from analyzers._engine.rules import Parts, has_rule, rule_of, steps_of_memory
@@ -51,6 +53,10 @@ from analyzers._engine.window_constraint import (
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+
+OF_INVERSE_DISTANCE: Final = np.array([q in {"gamma", "rsi", "eb"} for q in QUANTITIES])
+"""Whether a quantity is divided by the distance, by quantity."""
 
 
 class Handed(NamedTuple):
@@ -86,7 +92,7 @@ def combine(
     by_window, memory, handed = [], None, None
     epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"), one_blas_thread():
         for window, whole in needed_windows(run, steps).items():
             gathered = gather(run, window, whole, chunks, projected)
             measured = measure(run, window, whole, gathered, parts)
@@ -151,6 +157,10 @@ def _quantities(
     product = Estimate(
         known_product + combined.displacement.value, combined.displacement.stderr
     )
+    if run.spec.is_packed and not run.spec.float64:
+        # Float32 rounds in the same way in neighbouring steps: weighing estimates does not help.
+        least = rounding(a_sq, a_sq, fit, parts)
+        product = product._replace(stderr=np.hypot(product.stderr, np.sqrt(least)))
     to_target = distance(add(a_sq), product, add(v_sq[None]))
     squares = add(tables["grad_sq"])
     sampled = Sampled(numerator, squares, np.zeros_like(squares))
@@ -171,12 +181,14 @@ def _quantities(
         out=np.zeros_like(product.stderr),
         where=product.stderr > 0,
     )
-    values = geometry(sampled, to_target, slope * combined.covariance)
-    posterior = total if constrained is None else constrained.posterior
-    rule = None if constrained is None else constrained.rule
-    model = _error_model(measured, posterior, rule, combined)
+    found = quantities(sampled, to_target)
+    values = geometry(
+        found, combined.products.stderr, to_target.stderr, slope * combined.covariance
+    )
+    model = _error_model(measured, total, constrained, combined)
+    on_end = None if constrained is None else constrained.on_end
     mixed, after = _covariances(
-        run, measured, model, sampled, to_target, slope, before=before
+        run, measured, model, found, to_target, slope, before=before, on_end=on_end
     )
     values |= dict(zip([f"{q}{COVARIANCE}" for q in QUANTITIES], mixed, strict=True))
     values[USES_SUM] = np.where(combined.probe_share < 1, 1.0, 0.0)
@@ -233,15 +245,15 @@ def _combined(
 
 def _error_model(
     measured: Measured,
-    posterior: Posterior | None,
-    rule: Rule | None,
+    total: Posterior | None,
+    constrained: Constrained | None,
     combined: Combined,
 ) -> ErrorModel:
     n = len(measured.products.value)
     return ErrorModel(
         product_variance=measured.products.stderr**2,
-        posterior=posterior,
-        rule=rule,
+        posterior=total if constrained is None else constrained.posterior,
+        recurrence=None if constrained is None else constrained.recurrence,
         probe_stderr=np.nan_to_num(combined.probe_stderr),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
@@ -253,44 +265,42 @@ def _covariances(
     run: Run,
     measured: Measured,
     model: ErrorModel,
-    sampled: Sampled,
+    found: dict[str, Quantity],
     to_target: Estimate,
     slope: FloatArray,
     *,
     before: Handed | None,
+    on_end: FloatArray | None,  # see `Constrained`
 ) -> tuple[FloatArray, Handed | None]:
     """Return the covariances of errors with their sum over an epoch, and what they hand on."""
     # What errors share with those of the window before counts twice, evenly for all steps.
-    found = quantities(sampled, to_target)
     # The numerator is what is known minus <g, v'>, and |x - x*|^2 contains -2 <a, v'>.
     by_product = np.stack([-found[q].by_product for q in QUANTITIES], 1)
     by_displacement = np.stack([-found[q].by_distance * slope for q in QUANTITIES], 1)
     is_left_out = to_target.stderr > DISTANCE_LIMIT * to_target.value
-    for i, name in enumerate(QUANTITIES):
-        if name in {"gamma", "rsi", "eb"}:
-            by_product[:, i][is_left_out] = 0
-            by_displacement[:, i][is_left_out] = 0
+    is_left_out = is_left_out[:, None] & OF_INVERSE_DISTANCE[:, None]
+    both = np.stack([by_product, by_displacement])
+    both[~np.isfinite(both) | is_left_out] = 0
     epochs = run.stored.epochs[measured.steps]
     total, after = np.zeros_like(by_product), None
     now = measured.displacement.stderr[0] ** 2
     for epoch in np.unique(epochs):
         is_in = (epochs == epoch)[:, None, None]
-        derived = (
-            np.where(is_in, np.nan_to_num(by_product), 0),
-            np.where(is_in, np.nan_to_num(by_displacement), 0),
-        )
-        total += covariance_with_sum(model, *derived)
-        if model.rule is None or model.posterior is None:
+        derived = both if is_in.all() else np.where(is_in, both, 0)
+        sums = row_sums(model, *derived)
+        total += covariance_with_sum(model, *derived, sums)
+        if sums is None or model.posterior is None or on_end is None:
             continue
-        rows = derivatives(model, *derived)
         if before is not None and before.epoch == epoch:
-            twice = 2 * shared_with_start(model.posterior, rows, _at_start(before, now))
+            start = _at_start(before, now)
+            twice = 2 * shared_with_start(model.posterior, sums.spread, start)
             if total.shape[-1] == 1:
                 twice = twice.sum(-1, keepdims=True)
             total += np.where(is_in, twice / is_in.sum(), 0)
         if epoch == epochs[-1]:
-            alike, own = shared_error(measured)
-            shared = shared_with_end(model.rule, model.posterior, rows, own, alike)
+            shared = shared_with_end(
+                model.posterior, *sums, on_end, *shared_error(measured)
+            )
             end = measured.displacement.stderr[-1] ** 2
             after = Handed(int(epoch), shared, end)
     return np.moveaxis(total, 1, 0), after

@@ -7,6 +7,7 @@ of blocks and buckets.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from analyzers._engine.arrays.crowding import (
+    KEPT,
     bucket_borders,
     bucket_densities,
     bucket_energies,
@@ -22,7 +24,7 @@ from analyzers._engine.arrays.crowding import (
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import read_tables, sketch_weights
 from trajstore.format.arrays import SUM_SCALES
-from trajstore.format.layout import BLOCK
+from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 
@@ -32,9 +34,6 @@ IntArray = npt.NDArray[np.int64]
 
 SQUARES: Final = 1 << 19
 """Number of squares that are summed in one batch; they fit into the cache of a core."""
-
-INTERVAL_SUMS: Final = 1 << 20
-"""Number of sums over intervals of buckets to keep before they are added up by layer."""
 
 
 class Spread(NamedTuple):
@@ -78,11 +77,15 @@ class EnergySums(NamedTuple):
     window_sum: FloatArray  # (2, layer)
 
 
-def spread(run: Run, window: int, steps: slice) -> Spread | None:
-    """Return the energies of the gradients at `steps`, all in one window; None without any."""
+def gradient_energies(run: Run, window: int, steps: slice) -> FloatArray:
+    """Return |w g|^2 at `steps`, all in one window, float64 (step, layer)."""
+    return read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
+
+
+def spread(run: Run, window: int, energies: FloatArray) -> Spread | None:
+    """Return how the `gradient_energies` of a window are spread; None without any."""
     layout = run.layout
     layers = layout.layer_of_block
-    energies = read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
     with np.errstate(invalid="ignore", over="ignore"):
         whole = energies.sum(1)
     is_known = np.isfinite(whole)
@@ -108,7 +111,9 @@ def uneven_weights(run: Run, spread: Spread) -> Weights | None:
     difference = spread.by_block - spread.even
     if not difference.any():
         return None
-    return Weights(in_buckets(run, difference).astype(np.float32)[None], difference)
+    by_interval, lengths = in_intervals(run, difference)
+    by_bucket = np.repeat(by_interval.astype(np.float32), lengths)
+    return Weights(by_bucket[None], difference)
 
 
 def window_total(run: Run, window: int, spread: Spread) -> WindowTotal | None:
@@ -132,11 +137,12 @@ def _total_weights(run: Run, window: int, spread: Spread) -> Weights:
     m = run.spec.sketch_numbers
     energies = 2 / np.pi * m * (scales**2).mean(1)
     density = spread.by_block * (energies.sum() / spread.total)
-    rows = np.arange(n_rows)
-    folded = [in_buckets(run, density, rows[i::n_folds]) for i in range(n_folds)]
-    coded = CODE_VARIANCE / m * energies
-    by_bucket = FOLD_VARIANCE * np.stack(folded) + coded[:, None]
-    return Weights(by_bucket.astype(np.float32), density)
+    by_bucket = np.empty((n_folds, run.stored.sketch.fold.width), np.float32)
+    for i, coded in enumerate(CODE_VARIANCE / m * energies):
+        folded, lengths = in_intervals(run, density, np.arange(i, n_rows, n_folds))
+        by_interval = FOLD_VARIANCE * folded + coded
+        by_bucket[i] = np.repeat(by_interval.astype(np.float32), lengths)
+    return Weights(by_bucket, density)
 
 
 def energy_sums(
@@ -157,15 +163,17 @@ def energy_sums(
     extra = np.zeros(n_layers)
     window_sum = np.full((2, n_layers), np.nan if total is None else 0.0)
     if uneven is not None or total is not None:
+        squares = np.square(matrix)
         for layer, i, columns in pieces:
             row, values = rows.start + i, matrix[i, columns]
-            squares = np.square(values)
+            energies = squares[i, columns]
             if uneven is not None:
-                extra[layer] += squares @ uneven.of_buckets(row, columns)
+                extra[layer] += energies @ uneven.of_buckets(row, columns)
             if total is not None:
                 product = values @ total.folds[row % len(total.folds), columns]
-                variance = squares @ total.weights.of_buckets(row, columns)
-                window_sum[:, layer] += total.row_signs[row] * product, variance
+                variance = energies @ total.weights.of_buckets(row, columns)
+                window_sum[0, layer] += total.row_signs[row] * product
+                window_sum[1, layer] += variance
     if uneven is not None:
         extra -= np.bincount(layers, by_block * uneven.by_block, n_layers)
     if total is not None:
@@ -181,25 +189,17 @@ def _plain_sums(
     # Blocks have no meaning in a packed sketch.
     offsets, sizes = run.stored.folded_offsets, run.layout.sizes
     width, n_blocks = run.stored.sketch.fold.width, len(run.layout.layer_of_block)
-    borders = bucket_borders(offsets, sizes, width)
     n_rows = max(1, SQUARES // width)
     buffer = np.empty((min(n_rows, len(matrix)), width), np.float32)
-    by_interval = csr_array((len(sizes), len(borders)))
+    sums = np.empty((len(matrix), len(bucket_borders(offsets, sizes, width))))
     by_block = np.zeros(n_blocks)
-    n_batches = max(1, INTERVAL_SUMS // (n_rows * len(borders)))
-    for several in slices(rows, n_rows * n_batches):
-        sums = []
-        for part in slices(several, n_rows):
-            values = matrix[part.start - rows.start : part.stop - rows.start]
-            squares = np.square(values, out=buffer[: len(values)])
-            sums.append(interval_sums(squares, offsets, sizes))
-            first, energies = _block_energies(squares, part.start * width)
-            kept = energies[: n_blocks - first]
-            by_block[first : first + len(kept)] += kept
-        by_interval += bucket_energies(
-            np.concatenate(sums), several.start, offsets, sizes, width
-        )
-    return by_interval, by_block
+    for part in slices(slice(0, len(matrix)), n_rows):
+        squares = np.square(matrix[part], out=buffer[: part.stop - part.start])
+        sums[part] = interval_sums(squares, offsets, sizes)
+        first, energies = _block_energies(squares, (rows.start + part.start) * width)
+        kept = energies[: n_blocks - first]
+        by_block[first : first + len(kept)] += kept
+    return bucket_energies(sums, rows.start, offsets, sizes, width), by_block
 
 
 def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Array]:
@@ -228,10 +228,11 @@ def displacement_products(
         return np.full((2, len(sizes)), np.nan)
     # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements like
     # that of f, and over the buckets of other rows as over the buckets of these.
-    f = np.zeros_like(matrix)
-    folded = stored.folded(np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0))
-    f.reshape(-1)[: len(folded)] = folded
-    shares = np.square(f, out=f)
+    if not np.isfinite(advance @ advance):
+        advance = np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0)
+    folded, shares = stored.folded(advance), np.empty_like(matrix)
+    np.square(folded, out=shares.reshape(-1)[: len(folded)])
+    shares.reshape(-1)[len(folded) :] = 0
     by_bucket = shares.sum(0)
     here = float(by_bucket.sum())
     by_bucket *= total.energy / here if here > 0 else 0.0
@@ -239,34 +240,42 @@ def displacement_products(
     coded = np.float32(stored.sketch.code_variance * total.energy)
     fold, row_signs = stored.probes.fold, stored.probes.row_signs
     result = np.zeros((2, len(sizes)))
+    weights = np.subtract(by_bucket, shares, out=shares)
+    np.maximum(weights, 0, out=weights)
+    weights *= np.float32(FOLD_VARIANCE)
+    weights += coded
     for layer, i, columns in pieces:
         row, values = rows.start + i, matrix[i, columns]
         product = values @ (fold.column_signs[row, columns] * total.fold[columns])
-        others = np.maximum(by_bucket[columns] - shares[i, columns], 0)
-        variance = np.square(values) @ (FOLD_VARIANCE * others + coded)
-        result[:, layer] += row_signs[row] * product, variance
+        result[0, layer] += row_signs[row] * product
+        result[1, layer] += np.square(values) @ weights[i, columns]
     return result
 
 
-def in_buckets(
+def in_intervals(
     run: Run, density: FloatArray, rows: IntArray | None = None
-) -> FloatArray:
-    """Return the energy in every bucket, given that of an element of each block, (bucket,)."""
-    # If `rows` is given, only elements in these rows of the fold count.
+) -> tuple[FloatArray, IntArray]:
+    """Return the energies of buckets, and for how many successive buckets each of them holds."""
+    # `density` is the energy of an element of each block. If `rows` is given, only elements in
+    # these rows of the fold count.
     width = run.stored.sketch.fold.width
-    starts = BLOCK * np.arange(len(density))
-    sizes = run.layout.elements_of_block
-    if rows is not None:
-        starts, sizes, density = _cut(starts, sizes, density, rows, width)
+    key = None if rows is None else rows.tobytes()
+    starts, sizes, block = _cut(run.layout, width, key)
     borders = bucket_borders(starts, sizes, width)
-    by_interval = bucket_densities(density[None], starts, sizes, width)[0]
-    return np.repeat(by_interval, np.diff(np.append(borders, width)))
+    by_interval = bucket_densities(density[None, block], starts, sizes, width)[0]
+    return by_interval, np.diff(borders, append=width)
 
 
-def _cut(
-    starts: IntArray, sizes: IntArray, density: FloatArray, rows: IntArray, width: int
-) -> tuple[IntArray, IntArray, FloatArray]:
-    """Cut blocks at the ends of rows, and keep the pieces in `rows`."""
+@lru_cache(maxsize=KEPT)
+def _cut(layout: Layout, width: int, rows: bytes | None) -> tuple[IntArray, ...]:
+    """Return the starts, sizes and numbers of all blocks, or of their pieces in int64 `rows`."""
+    starts, sizes = (
+        BLOCK * np.arange(len(layout.layer_of_block)),
+        layout.elements_of_block,
+    )
+    if rows is None:
+        return starts, sizes, np.arange(len(starts))
+    # Blocks are cut at the ends of rows.
     first = starts // width
     n_pieces = np.where(
         sizes > 0, (starts + np.maximum(sizes, 1) - 1) // width - first + 1, 0
@@ -279,5 +288,5 @@ def _cut(
     )
     start = np.maximum(starts[block], row * width)
     stop = np.minimum((starts + sizes)[block], (row + 1) * width)
-    kept = np.isin(row, rows)
-    return start[kept], (stop - start)[kept], density[block][kept]
+    kept = np.isin(row, np.frombuffer(rows, np.int64))
+    return start[kept], (stop - start)[kept], block[kept]

@@ -13,6 +13,7 @@ from analyzers._engine.arrays.geometry import (
     Estimate,
     Sampled,
     geometry,
+    quantities,
 )
 from analyzers._engine.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
@@ -68,6 +69,7 @@ def combine_exact(
         gradient_sq = gradient_sq.sum(1)
     zeros = np.zeros_like(products)
     sampled = Sampled(Estimate(products, zeros), gradient_sq, zeros)
-    result = geometry(sampled, Estimate(np.sqrt(distance_sq), zeros))
+    found = quantities(sampled, Estimate(np.sqrt(distance_sq), zeros))
+    result = geometry(found, zeros, zeros)
     result |= {f"{q}{COVARIANCE}": 0 * result[q] for q in QUANTITIES}
     return result | {USES_SUM: zeros}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from analyzers._engine.arrays.low_rank import regress
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.slices import SEGMENT, segments
+from analyzers._engine.slices import SEGMENT, joined, segments
 from analyzers._engine.walk import WindowVectors, walk
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
@@ -53,13 +53,14 @@ def window_products(
     total = np.zeros((len(run.layout.names), n, n))
     singles = np.empty((n, SEGMENT), np.float32)
     doubles = np.empty((n, SEGMENT), np.float64)
-    for layer, part in pieces:
-        size = part.stop - part.start
-        vectors.write(part, out=singles[:, :size])
-        segment = doubles[:, :size]
-        segment[:] = singles[:, :size]
-        for i, vector in enumerate(segment):
-            total[layer, i, : i + 1] += segment[: i + 1] @ vector
+    for whole, numbers in joined([part for _, part in pieces]):
+        size = whole.stop - whole.start
+        vectors.write(whole, out=singles[:, :size])
+        doubles[:, :size] = singles[:, :size]
+        for layer, part in pieces[numbers]:
+            segment = doubles[:, part.start - whole.start : part.stop - whole.start]
+            for i, vector in enumerate(segment):
+                total[layer, i, : i + 1] += segment[: i + 1] @ vector
     return total + np.tril(total, -1).swapaxes(-1, -2)
 
 

@@ -1,6 +1,7 @@
 """Estimate the products of a window's gradients and displacements with the residual."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -99,8 +100,8 @@ def gather(
             continue
         found = [rows[window] for rows in by_rows]
         kept = slice(max(steps.start - part.start, 0), steps.stop - part.start)
-        pieces.append(np.sum([rows.products for rows in found], axis=0)[kept])
-        crowds.append(np.sum([rows.sums.crowd for rows in found], axis=0)[kept])
+        pieces.append(reduce(np.add, [rows.products for rows in found])[kept])
+        crowds.append(reduce(np.add, [rows.sums.crowd for rows in found])[kept])
     assert found is not None
     columns = zip(*(rows.sums for rows in found), strict=True)
     sums = ResidualSums(
@@ -129,7 +130,7 @@ def measure(
         # The error of the code is orthogonal to the gradient.
         along = sketch.code_variance * projected.products**2
         variance = np.maximum(variance - along, 0)
-        variance += _rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
+        variance += rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
     measured = _with_displacements(
         run, window, steps, tables, fit, sums, products, parts
@@ -148,8 +149,8 @@ def measure(
         if run.spec.is_packed:
             # Rounding errors of the vectors are the same in every step.
             squares = tables["displacement_sq"]
-            rounding = np.sqrt(_rounding(squares, squares, fit, parts)).sum(0)
-            stderr = np.hypot(stderr, rounding)
+            rounded = np.sqrt(rounding(squares, squares, fit, parts)).sum(0)
+            stderr = np.hypot(stderr, rounded)
         displacements = Estimate(value + at_end, stderr)
     return measured._replace(
         total=_total(sums.window_sum, parts), displacement_total=displacements
@@ -239,11 +240,11 @@ def _with_displacements(
             has_end=end is not None,
         )
     if run.spec.is_packed:
-        rounding = _rounding(squares, squares, fit, parts)
+        rounded = rounding(squares, squares, fit, parts)
         value, stderr = estimate
-        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounding)))
+        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
         value, stderr = whole.estimate
-        both = np.hypot(stderr, np.sqrt(rounding.sum(1)))
+        both = np.hypot(stderr, np.sqrt(rounded.sum(1)))
         whole = whole._replace(estimate=Estimate(value, both))
     return Measured(
         steps=steps,
@@ -258,7 +259,7 @@ def _with_displacements(
     )
 
 
-def _rounding(
+def rounding(
     vector_sq: FloatArray, a_sq: FloatArray, fit: Fit, parts: Parts
 ) -> FloatArray:
     """Return the variance that float32 adds to products of vectors with x - x*, (row, part)."""

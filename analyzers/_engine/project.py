@@ -18,7 +18,12 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import displacement_products, energy_sums, spread
+from analyzers._engine.energies import (
+    displacement_products,
+    energy_sums,
+    gradient_energies,
+    spread,
+)
 from analyzers._engine.fit import (
     Fit,
     fit_window,
@@ -26,8 +31,8 @@ from analyzers._engine.fit import (
     window_products,
 )
 from analyzers._engine.rules import Parts
-from analyzers._engine.slices import SEGMENT, segments, slices
-from analyzers._engine.tables import read_tables, sketch_weights
+from analyzers._engine.slices import SEGMENT, joined, segments, slices
+from analyzers._engine.tables import sketch_weights
 from analyzers._engine.walk import WindowVectors, walk, window_steps
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
@@ -105,6 +110,7 @@ def project(
     # Buffers are allocated once: touching new memory costs more than the arithmetic.
     matrix = np.empty((rows.stop - rows.start, width), np.float32)
     buckets = np.empty((_steps_per_batch(run, by_window), width), np.float32)
+    longest = longest_steps(run, windows if not fits else range(0))
     with one_blas_thread():
         for c, vectors in walk(run, target, windows, whole_blocks):
             if c not in by_window:
@@ -112,8 +118,8 @@ def project(
             if fits:
                 fit = fitted[c]
             else:
-                [longest] = longest_steps(run, range(c, c + 1))
-                fit = fit_window(window_products(run, vectors, whole), longest)
+                products_ = window_products(run, vectors, whole)
+                fit = fit_window(products_, longest[c - windows.start])
             sums = write_residual(
                 run,
                 c,
@@ -175,24 +181,26 @@ def write_residual(
     for layer, _, place in folded:
         flat[place] *= inverse[layer]
     out *= fold.column_signs[rows]
-    found = spread(run, window, steps)
+    gradients = gradient_energies(run, window, steps)
+    found = spread(run, window, gradients)
     energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
-    crowd = energies.by_interval @ _gradient_densities(run, window, steps).T
-    if found is not None:
-        crowd += energies.uneven[:, None] * found.steps
+    # Gradients are not finite where training diverged; the quantities are NaN there.
+    with np.errstate(invalid="ignore"):
+        crowd = energies.by_interval @ _densities(run, gradients).T
+        if found is not None:
+            crowd += energies.uneven[:, None] * found.steps
     energy = energies.by_interval.sum(1)
     probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
     sums = energies.window_sum, displacement_sum
     return ResidualSums(energy, crowd.T, probes, part_probes, *sums, *collisions)
 
 
-def _gradient_densities(run: Run, window: int, steps: slice) -> FloatArray:
+def _densities(run: Run, gradients: FloatArray) -> FloatArray:
     """Return the energy of w g in one bucket per interval, float64 (step, interval)."""
     sizes, width = run.layout.sizes, run.stored.sketch.fold.width
-    energies = read_tables(run, steps)["grad_sq"] * sketch_weights(run, window) ** 2
-    density = energies / np.maximum(sizes, 1)
     # Gradients are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
+        density = gradients / np.maximum(sizes, 1)
         return bucket_densities(density, run.stored.folded_offsets, sizes, width)
 
 
@@ -223,14 +231,16 @@ def _subtract_fit(
     """Write to `out` the residual: target - anchor minus its fit on the basis."""
     rank = fit.coefficients.shape[-1]
     scratch = np.empty((rank + 2, SEGMENT), np.float32)
-    for layer, part, place in pieces:
-        segment = scratch[:, : part.stop - part.start]
-        vectors.write(part, out=segment)
-        v = segment[rank]
-        for i, coefficient in enumerate(fit.coefficients[layer]):
-            segment[i] *= np.float32(coefficient)
-            v -= segment[i]
-        out[place] = v
+    coefficients = fit.coefficients.astype(np.float32)
+    for whole, numbers in joined([part for _, part, _ in pieces]):
+        vectors.write(whole, out=scratch[:, : whole.stop - whole.start])
+        for layer, part, place in pieces[numbers]:
+            segment = scratch[:, part.start - whole.start : part.stop - whole.start]
+            basis, v = segment[:rank], segment[rank]
+            basis *= coefficients[layer][:, None]
+            for vector in basis:
+                v -= vector
+            out[place] = v
 
 
 def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
@@ -298,14 +308,13 @@ def _probe_end(
     """Return the probes of the advance in the last window, and zeros in other windows."""
     # In other windows, the advance is the difference of two anchors with stored probes.
     probes = run.stored.probes
-    folded = np.zeros(probes.fold.width, np.float32)
-    if window == run.n_windows - 1:
-        displacement = vectors.advance.copy()
-        displacement[~np.isfinite(displacement)] = 0
-        displacement = run.stored.folded(displacement)
-        signed = probes.fold.signed_rows(displacement, rows.start)
-        folded = probes.row_signs[rows] @ signed
-    return probes.of_folded(folded)
+    if window < run.n_windows - 1:
+        return np.zeros(probes.count, np.float32)
+    displacement = vectors.advance.copy()
+    displacement[~np.isfinite(displacement)] = 0
+    displacement = run.stored.folded(displacement)
+    signed = probes.fold.signed_rows(displacement, rows.start)
+    return probes.of_folded(probes.row_signs[rows] @ signed)
 
 
 def _estimates(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.window_sums import Rule
+from analyzers._engine.arrays.recurrence import Rule
 from analyzers._engine.measured_window import Measured
 from analyzers._engine.rules import Parts
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.window_sums import Rule
+from analyzers._engine.arrays.recurrence import Rule
 from trajstore.reading.run import Run
 
 FloatArray = npt.NDArray[np.floating[Any]]

@@ -1,5 +1,6 @@
 """Cut ranges into pieces that fit into memory or a core's cache."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from trajstore.format.layout import BLOCK, Layout
@@ -26,3 +27,15 @@ def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
         last = min(int(end), elements.stop) - elements.start
         pieces += [(layer, piece) for piece in slices(slice(first, last), SEGMENT)]
     return pieces
+
+
+def joined(parts: Sequence[slice]) -> list[tuple[slice, slice]]:
+    """Join neighbouring slices to slices of at most `SEGMENT`; return each with its parts' numbers."""
+    whole: list[tuple[slice, slice]] = []
+    for i, part in enumerate(parts):
+        if whole and part.stop - whole[-1][0].start <= SEGMENT:
+            before, numbers = whole[-1]
+            whole[-1] = slice(before.start, part.stop), slice(numbers.start, i + 1)
+        else:
+            whole.append((part, slice(i, i + 1)))
+    return whole

@@ -4,6 +4,7 @@ An anchor is stored as its difference from the previous anchor, so only sequenti
 is cheap: a walk decodes every anchor once, and keeps those that the basis still needs.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -73,6 +74,8 @@ def walk(
     """Yield each window with its vectors over `elements`, which covers whole blocks."""
     n_moves, last = n_codes(run.spec.basis), run.n_windows - 1
     x = read_vector(target.read, elements)
+    if not np.isfinite(x).all():
+        _warn_of(target, run)
     first = max(0, windows.start - max(0, n_moves - 1))
     until = min(windows.stop, last) + 1
     n = elements.stop - elements.start
@@ -97,6 +100,17 @@ def walk(
         recent = range(c, max(c - n_moves, 0), -1)
         latest = [moves[w % len(moves)] for w in recent]
         yield c, WindowVectors(kept.pop(c), latest, x, advance)
+
+
+def _warn_of(target: Target, run: Run) -> None:
+    """Warn that results are NaN because of the target."""
+    warnings.warn(
+        f"{run.location}: the target, {target.label!r}, is not finite: the run diverged before, "
+        "or the target is damaged. Results relative to it are NaN. Choose another target with "
+        "reference=, such as an earlier epoch or a snapshot.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def window_steps(run: Run, steps: slice) -> dict[int, slice]:

@@ -12,15 +12,20 @@ import numpy.typing as npt
 
 from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.mean_errors import alike, directions_of
+from analyzers._engine.arrays.recurrence import (
+    Recurrence,
+    Rule,
+    gradient_of,
+    recurrence_of,
+    states,
+)
 from analyzers._engine.arrays.window_sums import (
     Posterior,
-    Rule,
     constrain,
     displacement_variance,
     end_of_buffer,
-    gradient_of,
     shared_with_end,
-    states,
+    times_covariance,
 )
 from analyzers._engine.measured_window import Measured
 from analyzers._engine.rounding import Rounding, rounding_of
@@ -55,10 +60,11 @@ class Memory(NamedTuple):
 class Constrained(NamedTuple):
     """Estimates of a window that meet its displacement."""
 
-    rule: Rule  # by part
+    recurrence: Recurrence  # by part
     posterior: (
         Posterior  # rows: <g, v'> of every step, <a, v'> and <m, v'> at the start
     )
+    on_end: FloatArray  # derivatives of <m, v'> at the end by the rows, (row, part)
     displacement: Estimate  # <a, v'>, (step, part)
     covariance: FloatArray  # of <g, v'> and <a, v'> in a step, (step, part)
     memory: Memory
@@ -95,34 +101,33 @@ def constrain_window(
         start = _buffer_at_start(measured, rule, traced, parts, memory)
         rounding = rounding_of(measured, rule, parts)
         is_off = ~traced.holds if parts.are_layers else np.zeros(parts.count, bool)
-        posterior = _posterior(measured, by_part, start, rounding, is_off)
+        recurrence = recurrence_of(by_part)
+        posterior = _posterior(measured, recurrence, start, rounding, is_off)
         # A part whose sum does not fit is left to its probes.
         is_off |= ~(np.abs(posterior.scores[0]) <= MAX_SCORE)
         if is_off.all() or (is_off.any() and not parts.are_layers):
             return None
         if is_off.any():
-            posterior = _posterior(measured, by_part, start, rounding, is_off)
+            posterior = _posterior(measured, recurrence, start, rounding, is_off)
         n = len(measured.products.value)
-        along = [
-            states(by_part, gain, start.tie).displacement for gain in posterior.gains
-        ]
+        rows = np.stack([posterior.value, *posterior.gains], axis=1)
+        paths = states(recurrence, rows, start.tie)
+        value, along = paths.displacement[:-1, 0], paths.displacement[:, 1:]
         # The correction by the window's end takes back a part of the rounding errors.
         passed = np.arange(n + 1.0)[:, None]
-        undone = along[0] * posterior.weights[0] * rounding.covariance(passed, n)
-        variance = displacement_variance(by_part, posterior)
+        undone = along[:, 0] * posterior.weights[0] * rounding.covariance(passed, n)
+        variance = displacement_variance(recurrence, posterior, along)
         variance = np.maximum(variance + rounding.variance(passed) - 2 * undone, 0)
-        a = states(by_part, posterior.value, start.tie)
         variance = np.where(is_off, np.inf, variance[:-1])
-        mixed = -sum(
-            gain[:n] * path[:-1]
-            for gain, path in zip(posterior.gains, along, strict=True)
-        )
+        mixed = -(rows[:n, 1:] * along[:-1]).sum(1)
+        on_end, buffer = end_of_buffer(recurrence, posterior), paths.buffer[0]
         return Constrained(
-            by_part,
+            recurrence,
             posterior,
-            Estimate(a.displacement[:-1], np.sqrt(variance)),
+            on_end,
+            Estimate(value, np.sqrt(variance)),
             np.where(is_off, 0.0, mixed),
-            _buffer_at_end(measured, by_part, posterior, traced, parts, a.buffer[-1]),
+            _buffer_at_end(measured, posterior, on_end, traced, parts, buffer),
         )
 
 
@@ -194,11 +199,13 @@ def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Trace
     )
     error = (TABLE_RTOL / 8 * (a[0] + a[1]) + spread[0])[:, None] * lengths
     first_error = np.where(has_buffer, error / push[0], 0)
-    m, agrees = first, np.ones(len(sizes), bool)
-    for k, update in enumerate(updates):
-        difference = np.abs(update + pull[k] * d[k] + push[k] * m)
-        agrees &= (difference <= slack[k][:, None] * lengths).all(-1)
-        m = by_basis.momentum[k] * m + by_basis.intake[k] * d[k]
+    fed, last = by_basis.intake * d, first
+    buffers = np.empty_like(d)
+    for buffer, momentum, taken in zip(buffers, by_basis.momentum, fed, strict=True):
+        buffer[:] = last
+        last = momentum * last + taken
+    difference = np.abs(updates + pull * d + push * buffers)
+    agrees = (difference <= slack[..., None] * lengths).all((0, 2))
     # The recorded updates must be the only changes of the parameters.
     along, u_sq = tables["update_dot_displacement"], tables["update_sq"]
     expected = measured.displacement_sq[:-1] + 2 * along + u_sq
@@ -211,7 +218,7 @@ def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Trace
     gap = np.abs(u - rule.pull * np.sqrt(np.maximum(d_sq, 0)))
     agrees &= ((gap <= slack + UPDATE_RTOL * x) | (rule.push != 0)).all(0)
     is_idle = ((tables["grad_sq"] == 0) & (u_sq == 0)).all(0)
-    return Traced(agrees | is_idle, is_idle, first, first_error, m)
+    return Traced(agrees | is_idle, is_idle, first, first_error, last)
 
 
 def _buffer_at_start(
@@ -260,17 +267,18 @@ def _buffer_at_start(
 
 def _buffer_at_end(
     measured: Measured,
-    rule: Rule,
     posterior: Posterior,
+    on_end: FloatArray,
     traced: Traced,
     parts: Parts,
     buffer: FloatArray,
 ) -> Memory:
     """Return the product of the buffer with x* - r at the end of a window."""
     explained = (measured.fit.coefficients * traced.last).sum(-1)
-    alike, own = shared_error(measured)
-    on_end = end_of_buffer(rule, posterior)
-    shared, variance = shared_with_end(rule, posterior, on_end, own, alike)
+    spread = times_covariance(posterior, on_end)
+    shared, variance = shared_with_end(
+        posterior, on_end, spread, on_end, *shared_error(measured)
+    )
     variance = np.maximum(variance, 0)
     end = measured.displacement.stderr[-1] ** 2
     tie = np.divide(shared, end, out=np.zeros_like(end), where=end > 0)
@@ -278,7 +286,8 @@ def _buffer_at_end(
 
 
 def shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
-    """Split the error at the end into a multiple of that at the start, and a variance, (part,)."""
+    """Return the variance of the error at the end without a multiple of that at the start, (part,)."""
+    # Returns the variance, and the multiple.
     # The same probes tell both products. What is left of the displacements there are the rounding
     # errors of two anchors, which are alike where updates repeat.
     first, last = measured.probed.aside_probes[[0, -1]]
@@ -286,12 +295,12 @@ def shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
     cosine = first @ last / lengths if lengths > 0 else 0.0
     before, after = measured.displacement.stderr[[0, -1]]
     ratio = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
-    return cosine * ratio, (1 - cosine**2 * (before > 0)) * after**2
+    return (1 - cosine**2 * (before > 0)) * after**2, cosine * ratio
 
 
 def _posterior(
     measured: Measured,
-    rule: Rule,
+    recurrence: Recurrence,
     start: Memory,
     rounding: Rounding,
     is_off: npt.NDArray[np.bool_],
@@ -308,9 +317,9 @@ def _posterior(
     variance[-1] = np.maximum(variance[-1] - tie**2 * variance[-2], 0)
     on_end = np.zeros((n + 1, count))
     on_end[-1] = 1
-    coefficients = [gradient_of(rule, on_end, np.zeros(count), tie)]
+    coefficients = [gradient_of(recurrence, on_end, np.zeros(count), tie)]
     # The part of the error at the end that is that of the start moves to the other side.
-    alike, own = shared_error(measured)
+    own, alike = shared_error(measured)
     coefficients[0][-2] -= alike
     sums = [displacement.value[-1] - alike * displacement.value[0]]
     sum_variance = [np.where(is_off, np.inf, own + rounding.variance(n))]

@@ -55,7 +55,7 @@ def compare(
         Paths or URLs of trajectory stores, two or more.
     reference : str, default: "final"
         The target of every run: final, the name of a snapshot, the number of an epoch,
-        mean:10:20, or the path or URL of another store, for its final iterate.
+        step:4500, mean:10:20, or the path or URL of another store, for its final iterate.
     output : Output
         Where results, tables and figures go.
 
@@ -70,9 +70,11 @@ def compare(
             "traj-analyze geometry measures a single run."
         )
     runs = [trajstore.open_run(store) for store in stores]
+    # A run that diverged is compared, too; `store_geometry` warns of its target.
+    targets = [geometry.read_reference(reference, run, is_finite=False) for run in runs]
     geometries = [
-        analyzers.store_geometry(run, reference=geometry.read_reference(reference, run))
-        for run in runs
+        analyzers.store_geometry(run, reference=target)
+        for run, target in zip(runs, targets, strict=True)
     ]
     compared = _execution.store_result(
         runs[0], GROUP, comparison.compare_geometries(runs, geometries)

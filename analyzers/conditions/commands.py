@@ -53,7 +53,8 @@ def alpha_beta(
     stores : tuple of str
         Paths or URLs of trajectory stores, such as those of several seeds.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
     optimal_loss : float, default: 0.0
         Lower bound of the losses of all batches.
@@ -183,7 +184,8 @@ def aiming(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.

@@ -211,7 +211,8 @@ def convexity(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target x*: final, the name of a snapshot, the number of an epoch, or the path or
+        The target x*: final, the name of a snapshot, the number of an epoch, step:4500
+        for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
     reference_loss : float, optional
         Loss of all data at the target. Default: the loss that the run recorded there.

@@ -84,19 +84,7 @@ def _compute(run: "Run", reference: str | None, *, layers: bool) -> None:
             f"{run.location} holds no steps yet; there is nothing to show. Wait until the "
             "recorder has written some, or follow the run with traj-store watch."
         )
-    target = geometry.read_reference(reference or default_reference(run), run)
+    target = geometry.read_reference(reference or geometry.default_reference(run), run)
     analyzers.store_geometry(run, reference=target)
     if layers:
         analyzers.store_geometry(run, reference=target, layers=True)
-
-
-def default_reference(run: "Run") -> str:
-    """Return the target of a run that nobody has named, as the command line writes it."""
-    if run.has_final:
-        return "final"
-    if not run.stored.epoch_windows:
-        raise ValueError(
-            f"{run.location} has no last iterate, and no epoch starts with an anchor. Give "
-            "another target x*, such as the name of a snapshot."
-        )
-    return str(max(run.stored.epoch_windows))

@@ -1,10 +1,12 @@
 from .average_of_epochs import read_reference
 from .epoch_means import means_for_tables
 from .losses import replayed
+from .nonfinite_target import default_reference
 from .stored import result_group
 from .time_axis import label_of, time_of
 
 __all__ = [
+    "default_reference",
     "label_of",
     "means_for_tables",
     "read_reference",

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.slices import slices
+from analyzers.geometry.nonfinite_target import nonfinite_target
 from trajstore.reading import target as targets
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run
-from trajstore.reading.target import Target, TargetLike
+from trajstore.reading.target import Target
 
 PART: Final = 1 << 22
 """Elements to average in one batch."""
@@ -76,11 +77,16 @@ def average_of_epochs(
     return run.layout.unflatten(average)
 
 
-def read_reference(text: str, run: Run) -> TargetLike:
+def read_reference(text: str, run: Run, *, is_finite: bool = True) -> Target:
     """Read a target from the command line; a snapshot named `text` takes precedence."""
+    # `is_finite` raises an error if the target is not finite.
     if text.startswith("mean:") and text not in run.snapshots:
-        return mean_target(run, _epochs(text))
-    return targets.read_target(text, run)
+        target = mean_target(run, _epochs(text))
+    else:
+        target = targets.find_target(run, targets.read_target(text, run))
+    if is_finite and (problem := nonfinite_target(run, target)):
+        raise ValueError(problem)
+    return target
 
 
 def mean_target(run: Run, epochs: range) -> Target:

@@ -58,8 +58,8 @@ def geometry(
     store : str
         Path or URL of the trajectory store.
     reference : str, default: "final"
-        The target: final, the name of a snapshot, the number of an epoch, mean:10:20 for
-        the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
+        The target: final, the name of a snapshot, the number of an epoch, step:4500 for
+        the anchor of the window that starts there, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
         another store, for its final iterate.
     layers : bool, default: False
         Also measure each parameter tensor separately.

@@ -21,6 +21,7 @@ from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers._engine.vector_file import write_vector_file
+from analyzers.geometry.nonfinite_target import nonfinite_target
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.format.shown import shown
 from trajstore.reading.accepts_path import accepts_path
@@ -108,8 +109,9 @@ def path_geometry(
         As returned by `trajstore.open_run`, or the path of the store; or as returned by `trajstore.Run.measured`, to measure
         the gradients of a measurement, or updates, instead of the gradients of steps.
     reference : str, int, Run or mapping, default: "final"
-        The target x*: ``"final"`` for the last iterate, another string for the snapshot
-        of that name, an int for the stored anchor at the start of that epoch, another
+        The target x*: ``"final"`` for the last iterate, ``"step:4500"`` for the stored anchor
+        of the window that starts at that step, another string for the snapshot of that name,
+        an int for the stored anchor at the start of that epoch, another
         run or the path of its store for its last iterate, or a mapping from parameter names to arrays or CPU
         tensors, in which other keys are ignored.
     layers : bool, default: False
@@ -139,7 +141,7 @@ def path_geometry(
     Raises
     ------
     KeyError
-        If the run has no such snapshot or epoch.
+        If the run has no such snapshot or epoch, or if no window starts at the step.
     ValueError
         If the run has no steps or no last iterate; if `reference` lacks layers; or if
         `weight_decay` is not 0 and the run was recorded with ``basis=0`` and not exactly.
@@ -149,7 +151,8 @@ def path_geometry(
     Warns
     -----
     UserWarning
-        If `weight_decay` is not 0 and the run was trained with decoupled weight decay.
+        If `weight_decay` is not 0 and the run was trained with decoupled weight decay; if the
+        target is not finite, so that all values are NaN.
 
     Notes
     -----
@@ -309,6 +312,8 @@ def analysis_target(run: Run, reference: TargetLike) -> Target:
             f"{run.location} holds no steps yet; there is nothing to analyse."
         )
     target = find_target(run, reference)
+    if problem := nonfinite_target(run, target):
+        warnings.warn(problem, stacklevel=5)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)

@@ -93,9 +93,8 @@ def epoch_means(
     if ax is None:
         ax = new_axes()
     dim = time_of(means)
-    n_epochs = means.sizes[dim]
-    near = int(np.argmin(means["distance_min"].fillna(np.inf).values))
-    others = means.drop_isel({dim: near}) if n_epochs > 1 else means
+    near = _nearest(means)
+    others = means if near is None else means.drop_isel({dim: near})
     shown = means if final == "shade" else others
     is_single = shown.sizes[dim] == 1
     low, high = shown[f"{name}_min"].values, shown[f"{name}_max"].values
@@ -117,7 +116,7 @@ def epoch_means(
         width = (stop - start) / 2
         center = (start + stop) / 2
         ax.bar(center, high - low, width, low, color=drawn, alpha=0.2, label=band_label)
-    if n_epochs > 1 and final == "shade":
+    if near is not None and final == "shade":
         _shade(ax, means, near)
     _set_epochs(ax, edges_of(means))
     lines, lows, highs = (
@@ -133,10 +132,18 @@ def epoch_means(
     return ax
 
 
+def _nearest(means: xr.Dataset) -> int | None:
+    """Return the index of the epoch closest to the target; None if no other is known."""
+    distances = means["distance_min"].values
+    is_known = np.isfinite(distances)
+    return int(np.nanargmin(distances)) if is_known.sum() > 1 else None
+
+
 def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
     """Shade the epoch closest to the target, unless it is shaded already."""
     start, stop = edges_of(means)[:, near]
-    is_final = means.attrs.get("reference") == "final"
+    is_last = near == means.sizes[time_of(means)] - 1
+    is_final = is_last and means.attrs.get("reference") == "final"
     label = FINAL_NOTE if is_final else NEAR_NOTE
     if time_of(means) == "step":
         label = label.replace("epoch", "steps")

@@ -124,6 +124,7 @@ def with_options(text: str, function: Any) -> str:
             option = f"--{name.replace('_', '-')}"
             text = re.sub(rf"`{name}`|(?<!\S)`{name}=`", option, text)
             text = re.sub(rf"(?<![^\s`]){name}=(?=[^\s=])", f"{option} ", text)
+            text = re.sub(rf'{option} "([\w:.-]+)"', rf"{option} \1", text)
     return text
 
 

@@ -6,7 +6,7 @@ An anchor is stored as the coded difference from the anchor before it; every
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,18 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 CACHED_PARTS: Final = 16
 """Number of decoded parts to keep in memory; analyses decode parts of 16 MB."""
+
+
+READ_AHEAD: Final = 1 << 22
+"""Largest number of codes to read at once: a request costs more than decoding a small chunk."""
+
+
+class Codes(NamedTuple):
+    """A part of the coded difference of an anchor from the anchor before it."""
+
+    values: npt.NDArray[np.int8]  # (element,)
+    scales: npt.NDArray[np.float32]  # (block,)
+    missing: npt.NDArray[np.bool_] | None  # mask of lost elements, (element,)
 
 
 class Source(Protocol):
@@ -63,10 +75,12 @@ class Anchors:
         # differences from the anchors before are written to `moves` in turn, if given.
         first = windows.start - windows.start % KEYFRAME_EVERY
         before = None
-        for window in range(first, windows.stop):
+        every = range(first, windows.stop)
+        codes = self._codes(every, elements, with_keyframes=bool(moves))
+        for window, code in zip(every, codes, strict=True):
             anchor = buffers[window % len(buffers)]
             moved = moves[window % len(moves)] if moves else None
-            self._decode_after(before, window, elements, out=anchor, moved=moved)
+            self._decode_after(before, window, elements, code, out=anchor, moved=moved)
             if window >= windows.start:
                 yield anchor
             before = anchor
@@ -78,16 +92,40 @@ class Anchors:
     def _decode(self, window: int, start: int, stop: int) -> FloatArray:
         is_keyframe = window % KEYFRAME_EVERY == 0
         before = None if is_keyframe else self._decoded(window - 1, start, stop)
-        anchor = np.empty(stop - start, self.dtype)
-        self._decode_after(before, window, slice(start, stop), out=anchor)
+        anchor, elements = np.empty(stop - start, self.dtype), slice(start, stop)
+        [code] = self._codes(range(window, window + 1), elements, with_keyframes=False)
+        self._decode_after(before, window, elements, code, out=anchor)
         anchor.flags.writeable = False
         return anchor
+
+    def _codes(
+        self, windows: range, elements: slice, *, with_keyframes: bool
+    ) -> Iterator[Codes | None]:
+        """Yield the codes of successive windows, several windows per read; None if not needed."""
+        blocks = slice(elements.start // BLOCK, elements.stop // BLOCK)
+        most = max(1, READ_AHEAD // max(1, elements.stop - elements.start))
+        rows = slice(windows.start, windows.start)
+        while rows.stop < windows.stop:
+            keyframe, since = divmod(rows.stop, KEYFRAME_EVERY)
+            if since == 0 and not (with_keyframes and keyframe > 0):
+                rows = slice(rows.stop, rows.stop + 1)
+                yield None
+                continue
+            until = min(windows.stop, (keyframe + 1) * KEYFRAME_EVERY)
+            rows = slice(rows.stop, min(rows.stop + most, until))
+            codes, missing, _ = self._source.read("references/codes", rows, elements)
+            scales = self._source.rows("references/scales", rows)[:, blocks]
+            for i in range(len(codes)):
+                yield Codes(
+                    codes[i], scales[i], None if missing is None else missing[i]
+                )
 
     def _decode_after(
         self,
         before: FloatArray | None,
         window: int,
         elements: slice,
+        code: Codes | None,
         *,
         out: FloatArray,
         moved: FloatArray | None = None,
@@ -103,12 +141,10 @@ class Anchors:
                 return
             before, out = np.zeros_like(out), np.empty_like(out)
         assert before is not None
-        row = slice(window, window + 1)
-        codes = self._source.read("references/codes", row, elements)
-        scales = self._source.rows("references/scales", row)[0]
-        scales = scales[elements.start // BLOCK : elements.stop // BLOCK]
-        deltas.move(before, codes.values[0], scales, out=out, difference=moved)
-        if codes.missing is not None:
-            out[codes.missing[0]] = np.nan
+        assert code is not None
+        codes, scales, missing = code
+        deltas.move(before, codes, scales, out=out, difference=moved)
+        if missing is not None:
+            out[missing] = np.nan
             if moved is not None:
-                moved[codes.missing[0]] = np.nan
+                moved[missing] = np.nan

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from trajstore.format.arrays import table_columns
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.ranges import as_ranges
 from trajstore.reading.run import Run, open_run
@@ -21,6 +23,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 PART: Final = 1 << 22
 """Number of elements of a vector to read at a time."""
+
+AT_STEP: Final = "step:"
+"""Beginning of a text that selects the anchor of the window that starts at a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,9 @@ class Target:
     identity: str  # text that differs between targets, even if their labels are equal
     read: Callable[[slice], FloatArray]  # function that reads a part of the flat vector
     values: FloatArray | None = None  # flat vector; None if it is read from a store
+    # The run with the point, and the number of steps before it; None if the values are given.
+    at: tuple[Run, int] | None = None
+    is_anchor: bool = False
 
 
 TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str] | Target
@@ -48,6 +56,8 @@ def find_target(run: Run, reference: TargetLike) -> Target:
     if isinstance(reference, str):
         if reference == "final":
             return _final(run)
+        if reference.startswith(AT_STEP) and reference not in run.snapshots:
+            return _at_step(run, reference)
         if reference in run.snapshots or not _is_place(reference):
             return _snapshot(run, reference)
         return _final_of(open_run(reference), run)
@@ -67,8 +77,8 @@ def find_target(run: Run, reference: TargetLike) -> Target:
             values=flat,
         )
     raise TypeError(
-        "`reference` must be 'final', the name of a snapshot, an epoch, another run or a "
-        f"mapping from parameter name to array; got {type(reference).__name__}."
+        "`reference` must be 'final', the name of a snapshot, an epoch, 'step:4500', another "
+        f"run or a mapping from parameter name to array; got {type(reference).__name__}."
     )
 
 
@@ -81,10 +91,11 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     run : Run
         As returned by `trajstore.open_run`.
     reference : str, int, Run or mapping, default: "final"
-        ``"final"`` for the last iterate; any other string for the snapshot of that name;
-        an integer for the anchor at the start of that epoch; another run, or the path or URL
-        of its store, for its last iterate; or a mapping from parameter name to array for the
-        arrays themselves (unknown names are ignored).
+        ``"final"`` for the last iterate; ``"step:4500"`` for the anchor of the window that
+        starts at step 4500, unless a snapshot has this name; any other string for the
+        snapshot of that name; an integer for the anchor at the start of that epoch; another
+        run, or the path or URL of its store, for its last iterate; or a mapping from parameter
+        name to array for the arrays themselves (unknown names are ignored).
 
     Returns
     -------
@@ -97,9 +108,10 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
     Raises
     ------
     KeyError
-        If there is no such snapshot or epoch; the message lists the existing ones.
+        If there is no such snapshot or epoch, or if no window starts at the step; the message
+        lists the existing ones.
     ValueError
-        If the run has no last iterate, or if tensors of a mapping or of another run are
+        If the run has no last iterate; if no number follows ``step:``; or if tensors of a mapping or of another run are
         missing or have different shapes; the message lists all of them.
     TypeError
         If `reference` has another type.
@@ -169,17 +181,18 @@ def _final(run: Run) -> Target:
         note=f"the last iterate, in {run.spec.float_type}",
         identity="final",
         read=partial(_read_vector, run, "final"),
+        at=(run, run.stored.step_rows.n_rows),
     )
 
 
 def _alternatives(run: Run) -> str:
-    if not run.stored.epoch_windows:
-        return "No epoch starts with an anchor, so no other iterate is available."
-    epoch = max(run.stored.epoch_windows)
-    return (
-        f"Use reference={epoch}, the last epoch that starts with an anchor; or another "
-        "epoch, a snapshot or a mapping."
-    )
+    start = last_finite_start(run)
+    if start is None:
+        return "No step has been recorded, so no other iterate is available."
+    advice = f'Use reference="{AT_STEP}{start}", the start of the last window'
+    if epoch := max(run.stored.epoch_windows, default=0):
+        advice += f", or reference={epoch}, the last epoch that starts with an anchor"
+    return f"{advice}; or a snapshot." if run.snapshots else f"{advice}."
 
 
 def _snapshot(run: Run, name: str) -> Target:
@@ -194,6 +207,7 @@ def _snapshot(run: Run, name: str) -> Target:
         note=f"snapshot {name!r} before step {stored.step}, in {run.spec.float_type}",
         identity=f"snapshot {stored.array} of step {stored.step}",
         read=partial(_read_vector, run, stored.array),
+        at=(run, stored.step),
     )
 
 
@@ -210,20 +224,76 @@ def _epoch(run: Run, epoch: int) -> Target:
             f"No anchor at the start of epoch {epoch} in {run.location}; the epochs that "
             f"start with one: {epochs}.{advice}"
         )
-    return Target(
-        label=f"epoch {epoch}",
-        note=f"the anchor at the start of epoch {epoch}: a lossy code of the iterate "
-        "there, in 8-bit steps",
-        identity=f"epoch {epoch}",
-        read=partial(_read_anchor, run, run.stored.epoch_windows[epoch]),
+    window = run.stored.epoch_windows[epoch]
+    return _anchor(
+        run, window, label=f"epoch {epoch}", place=f"the start of epoch {epoch}"
     )
+
+
+def _at_step(run: Run, text: str) -> Target:
+    """Return the anchor of the window that starts at a step."""
+    number = text.removeprefix(AT_STEP)
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(
+            f"The reference {text!r} names no step; write {AT_STEP}4500 for the anchor of the "
+            "window that starts at step 4500."
+        )
+    starts, step = _window_starts(run), int(number)
+    window = bisect_left(starts, step)
+    if step not in starts[window : window + 1]:
+        near = as_ranges(starts[max(window - 2, 0) : window + 2]) or "none"
+        raise KeyError(
+            f"No window starts at step {step} in {run.location}; the nearest steps that start "
+            f"one: {near}."
+        )
+    return _anchor(run, window, label=f"step {step}", place=f"step {step}")
+
+
+def _anchor(run: Run, window: int, *, label: str, place: str) -> Target:
+    return Target(
+        label=label,
+        note=f"the anchor at {place}: a lossy code of the iterate there, in 8-bit steps",
+        identity=label,
+        read=partial(_read_anchor, run, window),
+        at=(run, _window_starts(run)[window]),
+        is_anchor=True,
+    )
+
+
+def _window_starts(run: Run) -> list[int]:
+    """Return the first steps of the windows whose first row is stored."""
+    steps = run.stored.step_rows
+    starts: list[int] = steps.starts[steps.starts < steps.n_rows].tolist()
+    return starts
+
+
+def last_finite_start(run: Run) -> int | None:
+    """Return the last step that starts a window with finite parameters, None without steps."""
+    # Parameters that are not finite stay so, and the first ones are taken to be finite.
+    starts = _window_starts(run)
+    window = bisect_left(
+        starts, True, lo=1, key=lambda start: not reached_finitely(run, start)
+    )
+    return starts[window - 1] if starts else None
+
+
+def reached_finitely(run: Run, step: int) -> bool:
+    """Whether the stored rows show that the parameters before a step are finite."""
+    # Anchors themselves do not show it: they follow the parameters only while these are finite.
+    steps = run.stored.step_rows
+    if steps.n_rows == 0:
+        return True
+    name = "displacement_sq" if step < steps.n_rows else "update_sq"
+    step = min(step, steps.n_rows - 1)
+    row = steps.rows("tables", slice(step, step + 1))
+    return bool(np.isfinite(row[..., table_columns(run.spec)[name]]).all())
 
 
 def _final_of(other: Run, run: Run) -> Target:
     if not other.has_final:
         raise ValueError(
             f"{other.location} has no final iterate: its status is {other.status!r}. Give a "
-            "run that was closed, or a mapping from parameter name to array."
+            "run that was closed."
         )
     final = _final(other)
     read, flat = final.read, None
@@ -238,6 +308,7 @@ def _final_of(other: Run, run: Run) -> Target:
         identity=f"final of {created}, {other.n_steps} steps, at {other.location}",
         read=read,
         values=flat,
+        at=final.at,
     )
 
 

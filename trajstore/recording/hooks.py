@@ -6,7 +6,6 @@ from functools import partial
 from inspect import currentframe
 from traceback import walk_stack
 from typing import Any, Final, NamedTuple
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -14,8 +13,10 @@ from torch.compiler import disable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.options import OnError
 from trajstore.recording.resume import Position
+from trajstore.tracking.backends.memory import UnrecordableStateError
 from trajstore.tracking.scaling import Scaling, scaling_at_step
 
 HOOKED_STEP: Final = Optimizer.profile_hook_step(lambda: None).__code__
@@ -44,8 +45,12 @@ class Steps(NamedTuple):
 class Guard:
     """Call recording functions in the recorder's process only, and handle their errors."""
 
-    def __init__(self, on_error: OnError, position: Position) -> None:
-        self._on_error, self._position = on_error, position
+    def __init__(
+        self, on_error: OnError, position: Position, *, is_alone: bool
+    ) -> None:
+        self._raises, self._position = on_error == "raise", position
+        # If one of several ranks stopped recording, the others would wait for it.
+        self._is_alone = is_alone
         self.pid = os.getpid()
         self.is_recording = True
         """False after an error that led only to a warning."""
@@ -69,16 +74,36 @@ class Guard:
         """Call a function; raise its error, or warn and end the recording."""
         try:
             function(*arguments)
-        except Exception as error:
-            if self._on_error == "raise":
+        except UnrecordableStateError as error:
+            # This is no failure of the recorder, so training continues in any case.
+            if not self._is_alone:
                 raise
-            if self.is_recording:
-                self.is_recording = False
-                warn(
-                    f"Recording ended before step {self._position.step}: {error} Training "
-                    "continues.",
-                    stacklevel=3,
-                )
+            self._end(error)
+        except Exception as error:
+            if self._raises:
+                raise
+            self._end(error)
+
+    def attempt(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call a function that checks what a user gives; raise its error, or warn of it."""
+        # Returns whether there was no error.
+        try:
+            function(*arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if self._raises:
+                raise
+            warn_user(f"A call of the recorder does nothing: {error}")
+            return False
+        return True
+
+    def _end(self, error: Exception) -> None:
+        """Warn of an error, and end the recording."""
+        if self.is_recording:
+            self.is_recording = False
+            warn_user(
+                f"Recording ended before step {self._position.step}: {error} Training "
+                "continues."
+            )
 
 
 class StepHooks:
@@ -137,15 +162,29 @@ class StepHooks:
 
     def remove(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
+        self.is_suspended = True
+        self._started.clear()
+        if _n_open_calls() == 0:
+            # Otherwise torch is going through the hooks; they do nothing from now on.
+            for handle in self._handles:
+                handle.remove()
+
+    def _warn_of_lost_hooks(self, optimizer: Optimizer) -> None:
+        del self._keys[id(optimizer)]
+        warn_user(
+            f"The hooks of {type(optimizer).__name__} were removed, and with them the recorder's: "
+            "steps of this optimizer are no longer recorded. Remove hooks one by one, with the "
+            "handle that registering each has returned."
+        )
 
     def _become_last(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Move the hook before a step to the end: hooks that users add later may clip."""
         key = self._keys.get(id(optimizer))
         if key is not None:
             hooks: Any = optimizer._optimizer_step_pre_hooks
-            if next(reversed(hooks)) != key:
+            if key not in hooks:
+                self._warn_of_lost_hooks(optimizer)
+            elif next(reversed(hooks)) != key:
                 hooks.move_to_end(key)
 
     def _before(
@@ -229,11 +268,13 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _n_open_calls(optimizer: Optimizer) -> int:
-    """Count the calls of `optimizer.step` that are on the stack."""
+def _n_open_calls(optimizer: Optimizer | None = None) -> int:
+    """Count the calls of `optimizer.step`, or of any optimizer's, that are on the stack."""
     frames = [
         frame for frame, _ in walk_stack(currentframe()) if frame.f_code is HOOKED_STEP
     ]
+    if optimizer is None:
+        return len(frames)
     return sum(frame.f_locals.get("self") is optimizer for frame in frames)
 
 
@@ -269,8 +310,9 @@ def _is_idle(optimizer: Optimizer) -> bool:
     return True
 
 
-def _is_zero(rate: object) -> bool:
+def _is_zero(rate: Any) -> bool:
     """Whether a learning rate is 0; a rate on an accelerator is not waited for."""
     if isinstance(rate, Tensor):
         return rate.is_cpu and rate.numel() == 1 and bool(rate == 0)
-    return rate == 0
+    # Any other object may be a rate, such as an array of rates.
+    return isinstance(rate, (int, float)) and rate == 0

@@ -45,7 +45,8 @@ def to_scalar(name: str, value: object) -> Scalar:
                 f"{tuple(value.shape)}. Log its mean, or log its elements "
                 "under several names."
             )
-        if not value.is_complex():
+        # A tensor on the device "meta" has no value.
+        if not (value.is_complex() or value.is_meta):
             return value.detach().clone()
     elif isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
         return float(value)

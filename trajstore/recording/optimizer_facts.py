@@ -1,5 +1,6 @@
 """Observe the settings of optimizers: learning rates, and what relates updates to gradients."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Final
@@ -28,8 +29,12 @@ class SettingsWatch:
         optimizers: Sequence[Optimizer],
         step: int,
     ) -> None:
-        index = {id(p): i for i, p in enumerate(parameters.values())}
         groups = [(o, group) for o in optimizers for group in o.param_groups]
+        held = Counter(id(p) for _, group in groups for p in group["params"])
+        # The update of a tensor that is held twice follows the settings of no group.
+        index = {
+            id(p): i for i, p in enumerate(parameters.values()) if held[id(p)] == 1
+        }
         self._optimizers = optimizers
         self._last = [_settings(group) for _, group in groups]
         # The values that the last settings came from, if they can be compared.

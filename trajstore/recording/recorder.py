@@ -20,7 +20,7 @@ from trajstore.format.run_spec import (
     SchemaError,
 )
 from trajstore.recording.hooks import Guard, StepHooks, Steps
-from trajstore.recording.loops.manual import Gradients, manual_step, step
+from trajstore.recording.loops.manual import Gradients, check_block, manual_step, step
 from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.loops.taken_gradients import measure, take_gradient
 from trajstore.recording.options import RecorderOptions
@@ -41,7 +41,8 @@ class Recorder:
 
     Use the recorder as a context manager, or call `close`. All methods raise a `RuntimeError`
     after the recorder is closed, after writing has failed, in forked processes, and while a
-    CUDA graph is being captured. Under DistributedDataParallel, where all ranks have the same
+    CUDA graph is being captured; with ``on_error="warn"`` they only warn of this, and of
+    arguments that they refuse. Under DistributedDataParallel, where all ranks have the same
     parameters, the first rank records, and the recorders of the other ranks do nothing.
 
     Parameters
@@ -108,7 +109,10 @@ class Recorder:
     on_error : {"raise", "warn"}, default: "raise"
         Response to a failure of recording during training, for example because the disk is
         full: raise an error from the optimizer's step, or warn and let training continue
-        unrecorded. Errors of opening the recorder are raised in both cases.
+        unrecorded. Errors of opening the recorder are raised in both cases. In both cases,
+        parameters that can no longer be recorded, for example because they have another shape,
+        end the recording with a warning, and training continues; only if several ranks record
+        sharded parameters, this is an error.
     journal : bool, default: False
         Write every step to a local file immediately, which preserves the steps since the last
         flush if the process is killed. On an accelerator, every step then waits for the device.
@@ -230,7 +234,7 @@ class Recorder:
             return
         self._steps = steps = StepRecorder(session)
         self._first_step = steps.position.step
-        self._guard = guard = Guard(on_error, steps.position)
+        self._guard = guard = Guard(on_error, steps.position, is_alone=session.is_alone)
         self._is_open = True
         self._closing = close_at_exit(self._close_if_live, str(path))
         functions = [partial(guard.record, getattr(steps, n)) for n in Steps._fields]
@@ -246,7 +250,8 @@ class Recorder:
         self, gradients: Gradients | None, parameters: Mapping[str, Tensor] | None
     ) -> AbstractContextManager[None]:
         """Return the block of `step`."""
-        if (steps := self._opened()) is None:
+        steps = self._opened()
+        if steps is None or not self._guard.attempt(check_block, self._hooks):
             return nullcontext()
         self._settle(steps)
         begin = partial(self._guard.record, steps.begin_manual, gradients, parameters)
@@ -271,7 +276,8 @@ class Recorder:
             If a name is reserved for the recorder, or if a value is not a single real number.
         """
         if (steps := self._opened()) is not None:
-            steps.log(scalars)
+            for name, value in scalars.items():
+                self._guard.attempt(steps.log, name, value)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Add the indices of the examples in the batch to the row of the next optimizer step.
@@ -294,7 +300,7 @@ class Recorder:
             or not an integer.
         """
         if (steps := self._opened()) is not None:
-            steps.log_samples(indices)
+            self._guard.attempt(steps.log_samples, indices)
 
     def start_epoch(self) -> None:
         """Begin an epoch with the next optimizer step, unless an epoch already begins with it.
@@ -306,15 +312,9 @@ class Recorder:
         ValueError
             If the recorder was given ``steps_per_epoch``, which already determines epochs.
         """
-        if (steps := self._opened()) is None:
-            return
-        if (n_steps := self._session.spec.steps_per_epoch) is not None:
-            raise ValueError(
-                f"`steps_per_epoch` = {n_steps} already determines the epochs of this "
-                "recording; leave it out to begin epochs with start_epoch()."
-            )
-        self._settle(steps)
-        steps.start_epoch()
+        if (steps := self._opened()) is not None:
+            self._settle(steps)
+            self._guard.attempt(steps.start_epoch)
 
     def snapshot(self, name: str) -> None:
         """Store the current parameters in float32 as a target, and wait for the commit.
@@ -324,8 +324,10 @@ class Recorder:
         name : str
             Name for ``reference=`` in analyses, which must be new and not ``"final"``.
         """
-        if (steps := self._opened()) is not None:
-            self._session.check_snapshot(name)
+        steps = self._opened()
+        if steps is not None and self._guard.attempt(
+            self._session.check_snapshot, name
+        ):
             self._settle(steps)
             self._guard.run(self._session.snapshot, name, steps.position.step)
 
@@ -422,6 +424,11 @@ class Recorder:
         """Return the step recorder, or None if another rank records; check that it is open."""
         if self._steps is None or self._live() is not None:
             return self._steps
+        self._guard.attempt(self._refuse)
+        return None
+
+    def _refuse(self) -> None:
+        """Raise an error: the recorder is closed, or belongs to another process."""
         self._guard.check_owner()
         raise RuntimeError("The recorder is closed; nothing more can be recorded.")
 

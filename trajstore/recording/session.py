@@ -46,6 +46,7 @@ from trajstore.store.location import is_remote
 from trajstore.store.writer import Writer
 from trajstore.trackers.reporter import as_reporters
 from trajstore.trackers.reports import Reports
+from trajstore.tracking.backends.memory import check_tensor
 from trajstore.tracking.backends.threads import leave_threads_to_training
 from trajstore.tracking.placement import is_divided, place
 from trajstore.tracking.tracker import Tracker
@@ -287,6 +288,14 @@ class Session:
         if self.queue is not None:
             self.queue.flush()
 
+    def check_parameters(self) -> None:
+        """Raise an error if the parameters are not as they were when the recorder was created."""
+        for tensor, name, shape in zip(
+            self.tracker.parameters, self.spec.names, self.spec.shapes, strict=True
+        ):
+            if tensor is not None:
+                check_tensor(tensor, name, shape)
+
     def check_snapshot(self, name: str) -> None:
         """Raise an error if a name cannot be given to a new snapshot."""
         if not name or name == "final" or name in self._snapshots:
@@ -297,6 +306,7 @@ class Session:
 
     def snapshot(self, name: str, step: int) -> None:
         """Write the parameters to the store, and wait for the commit."""
+        self.check_parameters()
         self._snapshots.add(name)
         read = self._parameters_reader()
         self.copies.mark()

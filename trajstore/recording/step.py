@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from trajstore.recording.logged import (
     to_floats,
     to_scalars,
 )
+from trajstore.recording.loops.capture import refuse_capture
 from trajstore.recording.loops.closing import (
     UNKNOWN_END,
     changes_at_end,
@@ -27,9 +27,10 @@ from trajstore.recording.loops.closing import (
 )
 from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
-from trajstore.recording.loops.manual import Gradients, by_layer, unknown_gradient
+from trajstore.recording.loops.manual import Gradients, ManualSteps, unknown_gradient
+from trajstore.recording.loops.own_gradients import OwnGradients, changed_message
 from trajstore.recording.loops.watch import LoopWatch
-from trajstore.recording.loops.windows import CHECK_EVERY, Windows
+from trajstore.recording.loops.windows import CHECK_EVERY, Windows, check_epochs
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
 from trajstore.recording.session import Session
@@ -47,7 +48,7 @@ class StepRecorder:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.position = position = session.start.position
-        self._measurements = MeasurementRows(session, position, self._entry)
+        self.measurements = MeasurementRows(session, position, self._entry)
         self._pending: dict[str, Scalar] = dict(position.pending)
         self._samples: SampleRow | None = None
         if position.samples:
@@ -63,19 +64,17 @@ class StepRecorder:
         self._last_names: Collection[str] | None = None
         self._gradient_is_taken = False
         self._watch = LoopWatch(session)
-        # Copies for a step of the user's whose gradient is not known yet.
-        self._copies: StartCopies | None = None
+        self._own = OwnGradients()
+        tracker, start, at = session.tracker, self._measure_start, self._measure_copies
+        self._manual = ManualSteps(tracker, session.spec, start, self._settle_last, at)
         self._closures = ClosureSteps(
-            session.optimizers,
-            lambda: session.tracker.parameters,
-            self._measure_start,
-            self._measure_copies,
+            session.optimizers, lambda: tracker.parameters, start, at
         )
 
-    def log(self, scalars: Mapping[str, object]) -> None:
-        """Keep scalars for the row of the next step."""
+    def log(self, name: str, value: object) -> None:
+        """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
-        self._pending |= to_scalars(scalars)
+        self._pending |= to_scalars({name: value})
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
@@ -83,6 +82,7 @@ class StepRecorder:
 
     def start_epoch(self) -> None:
         """Begin an epoch with the next step, and a window unless the epochs are short."""
+        check_epochs(self._session.spec)
         position = self.position
         n_steps = position.step - position.epoch_start
         if n_steps > 0:
@@ -95,6 +95,10 @@ class StepRecorder:
         if self._gradient_is_taken:
             self._watch.check_point(optimizer)
             self._measure_start(scaling)
+            return
+        if self._own.is_on:
+            self._enter_row(optimizer)
+            self._own.begin(self._session.tracker.parameters, optimizer)
             return
         self._begin_row(scaling, None, optimizer)
         if self._watch.has_several:
@@ -143,11 +147,16 @@ class StepRecorder:
             self._begin_row(None, known)
         assert self._row is not None
         if gradients is None:
-            forget_gradient(self._row, self._session.spec)
-            tracker.forget_previous_gradient()
+            self._forget_gradient()
         if copies is None:
             forget_iterate(self._row, self._session.spec)
             tracker.forget_displacement()
+
+    def _forget_gradient(self) -> None:
+        """Set the gradient of the row that has begun to NaN."""
+        assert self._row is not None
+        forget_gradient(self._row, self._session.spec)
+        self._session.tracker.forget_previous_gradient()
 
     def take_gradient(self) -> None:
         """Measure the current gradient for the row of the next step."""
@@ -159,33 +168,26 @@ class StepRecorder:
     ) -> None:
         """Measure the gradients and parameters that a step of the user's begins with."""
         self._watch.track_named(parameters)
-        tracker, names = self._session.tracker, self._session.spec.names
-        known = by_layer(gradients, names)
-        if known is None and gradients is None:
-            known = by_layer(tracker.gradients(), names)
-        self._copies = None
-        if self._gradient_is_taken or known is not None:
-            self._measure_start(None, known)
-            return
-        self._settle_last()
-        self._copies = StartCopies(tracker.parameters)
+        self._manual.begin(gradients, is_taken=self._gradient_is_taken)
 
     def end_manual(self, gradients: Gradients | None) -> None:
         """End a step of the user's."""
-        copies, self._copies = self._copies, None
-        if copies is not None:
-            tracker, names = self._session.tracker, self._session.spec.names
-            found = tracker.gradients() if gradients is None else gradients
-            known = by_layer(found, names)
-            if known is None:
-                self._watch.warn_once("manual", unknown_gradient(self.position.step))
-            self._measure_copies(copies, known)
+        if not self._manual.end(gradients):
+            step = self.position.step
+            self._watch.warn_once("manual", unknown_gradient(step))
         self._note()
         self.end()
 
     def begin_later(self, optimizer: Optimizer) -> None:
         """Check the gradients of an optimizer that is not the first to step."""
-        self._watch.check_gradients(optimizer, self.position.n_windows)
+        if self._own.is_open:
+            self._own.add(optimizer)
+        elif self._row is not None and not self._watch.same_gradients(optimizer):
+            self._own.is_on = True
+            self._forget_gradient()
+            n_optimizers = len(self._session.optimizers)
+            message = changed_message(optimizer, n_optimizers, self.position.step)
+            self._watch.warn_once("own", message)
 
     def after(self, is_last: bool) -> None:
         """Note scalars after each optimizer's step; finish the row after the last optimizer."""
@@ -202,6 +204,7 @@ class StepRecorder:
 
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
+        self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
         self._step_entry = None
         assert row is not None
@@ -215,6 +218,12 @@ class StepRecorder:
             # A step must be in the journal when it returns.
             self._watch.measured_early(is_written=True)
             self.complete()
+
+    def _measure_own(self) -> None:
+        """Measure the gradients that several optimizers have stepped with, if they were copied."""
+        if self._own.is_open:
+            copies, gradients = self._own.end()
+            self._measure_copies(copies, gradients)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -244,7 +253,7 @@ class StepRecorder:
         if is_known and self._watch.rounding.is_needed:
             self._watch.rounding.forget(row, entry.anchor_sq)
         if is_known and session.options.updates:
-            self._measurements.measure_update(number, entry, row)
+            self.measurements.measure_update(number, entry, row)
         if session.queue is not None:
             session.queue.append(number, entry, row)
             session.queue.submit_if_due()
@@ -263,17 +272,15 @@ class StepRecorder:
         try:
             self._finish(status, is_recording=is_recording)
         finally:
-            self._session.close(
-                status,
-                amendment,
-                with_final=is_recording,
-                n_windows=self._end_windows(),
-            )
+            n = self._end_windows()
+            self._session.close(status, amendment, with_final=is_recording, n_windows=n)
 
     def _finish(self, status: str, *, is_recording: bool) -> None:
         """Measure the update of the last step when the recording ends."""
         self._watch.close()
         if not is_recording:
+            # The recording has ended in an error: the row of the last step may still be here.
+            self.complete(is_known=False)
             return
         if not self._watch.track_at_end():
             self._watch.warn_once("end", UNKNOWN_END)
@@ -291,10 +298,6 @@ class StepRecorder:
         finally:
             self.complete()
 
-    def check_measurement(self, name: str) -> None:
-        """Raise an error if a name cannot be given to a measurement."""
-        self._measurements.check_name(name)
-
     def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
         """Queue the current gradients as a row of a measurement."""
         refuse_capture(self._session.device)
@@ -302,7 +305,7 @@ class StepRecorder:
         self._enter_epoch()
         if self.position.n_windows == 0:
             self._windows.start()
-        self._measurements.measure(name, scalars)
+        self.measurements.measure(name, scalars)
         if self._session.options.journal:
             # A journal keeps only steps, so commit the measurement immediately.
             self.flush()
@@ -336,12 +339,10 @@ class StepRecorder:
     def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
         has_stepped = self._last_names is not None
-        # After a step that failed halfway, the expected parameters are not known.
-        is_known = has_stepped and self._row is None
         if is_recording:
-            yield from changes_at_end(
-                self._session, self._watch, has_stepped=has_stepped, is_known=is_known
-            )
+            # After a step that failed halfway, the expected parameters are not known.
+            known = self._row is None
+            yield from changes_at_end(self._session, self._watch, has_stepped, known)
         yield from late_additions(self._session, self._watch, self.position.step)
 
     def _begin_row(
@@ -352,29 +353,12 @@ class StepRecorder:
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
         session, position = self._session, self.position
-        self._end_failed()
-        is_again, joined = self._row is not None, None
-        try:
-            refuse_capture(session.device)
-            self._enter_epoch()
-            self._watch.begin(position.step, optimizer, is_again=is_again)
-            begins_window = position.step == position.next_window
-            if self._taken is not None and not begins_window:
-                # The update of the last step is measured together with the next row.
-                can_join = session.tracker.joins_updates and not session.options.updates
-                joined = (
-                    self._measurements.row_after(self._taken[0]) if can_join else None
-                )
-        finally:
-            if joined is None:
-                self.complete()
-        if begins_window:
-            self._windows.start()
-        if is_again:
+        can_join = session.tracker.joins_updates and not session.options.updates
+        joined = self._enter_row(optimizer, can_join=can_join)
+        if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or self._measurements.free_row()
-        assert row is not None
+        row = joined or self.measurements.free_row()
         self._row = row
         last = None if joined is None or self._taken is None else self._taken[0]
         try:
@@ -391,6 +375,31 @@ class StepRecorder:
             self._queue_taken()
         if position.step % CHECK_EVERY == 0 or self._windows.is_far:
             self._windows.check_anchor(row)
+
+    def _enter_row(
+        self, optimizer: Optimizer | None, *, can_join: bool = False
+    ) -> dict[str, Tensor] | None:
+        """Check where a row begins, and begin a window if one is due."""
+        # Completes the last step. If its update can be measured together with the next row,
+        # returns that row instead.
+        session, position = self._session, self.position
+        self._measure_own()
+        self._end_failed()
+        joined = None
+        try:
+            refuse_capture(session.device)
+            self._enter_epoch()
+            is_again = self._row is not None
+            self._watch.begin(position.step, optimizer, is_again=is_again)
+            begins_window = position.step == position.next_window
+            if can_join and self._taken is not None and not begins_window:
+                joined = self.measurements.row_after(self._taken[0])
+        finally:
+            if joined is None:
+                self.complete()
+        if begins_window:
+            self._windows.start()
+        return joined
 
     def _end_failed(self) -> None:
         """End a step that raised an error after moving the parameters, without what was logged."""
@@ -434,17 +443,3 @@ class StepRecorder:
         place = (position.epoch, iteration, position.n_windows - 1)
         scalars["wall_time"] = time.monotonic() - self._started
         return Entry(place, self._windows.anchor_sq, scalars, samples)
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raise an error while a CUDA graph is being captured."""
-    if is_capturing(device):
-        raise RuntimeError(
-            "The recorder was called while a CUDA graph was being captured: its replays run no "
-            "hooks. Capture forward and backward only, and call optimizer.step() after each."
-        )
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether operations on a device are being captured instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -87,10 +87,14 @@ class WindowSum:
 
     def decode(self, signs: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
         """Return unbiased estimates of the folds, float32 (fold, width)."""
-        is_mixed = self.sketch.is_mixed
-        coded = onebit.decode(signs, scales)
-        folds = rotate_back(coded, self.rotation_signs, is_mixed=is_mixed)
-        return folds[:, : self.sketch.fold.width]
+        # One fold at a time stays in the cache.
+        is_mixed, rotations = self.sketch.is_mixed, self.rotation_signs
+        folds = np.empty((self.n_folds, self.sketch.fold.width), np.float32)
+        coded, spare = np.empty((2, self.sketch.numbers), np.float32)
+        for i, fold in enumerate(folds):
+            onebit.decode(signs[i], scales[i], out=coded)
+            rotate_back(coded, rotations[i], (spare, coded), fold, is_mixed=is_mixed)
+        return folds
 
 
 def with_window_sums(spec: RunSpec, windows: Windows, *, is_sgd: bool) -> RunSpec:

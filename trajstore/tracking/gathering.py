@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trajstore.format.layout import Layout
+from trajstore.tracking.backends.memory import UnrecordableStateError, check_tensor
 from trajstore.tracking.placement import Placement, local_part
 
 
@@ -35,18 +36,29 @@ def _read_in_place(
     elements: slice,
 ) -> Tensor:
     part = like.new_zeros(elements.stop - elements.start)
-    for offset, size, parameter in zip(
-        layout.offsets.tolist(), layout.sizes.tolist(), parameters, strict=True
+    for i, (offset, size) in enumerate(
+        zip(layout.offsets.tolist(), layout.sizes.tolist(), strict=True)
     ):
-        assert parameter is not None
         first = max(elements.start, offset)
         last = min(elements.stop, offset + size)
-        if first < last and parameter.numel() != size:
-            part[first - elements.start : last - elements.start] = torch.nan
-        elif first < last:
-            values = parameter.reshape(-1)[first - offset : last - offset]
+        if first < last:
+            values = _values(
+                parameters[i], layout.shapes[i], first - offset, last - offset
+            )
             part[first - elements.start : last - elements.start] = values
     return part
+
+
+def _values(
+    parameter: Tensor | None, shape: tuple[int, ...], first: int, last: int
+) -> Tensor | float:
+    """Return a range of the elements of a parameter, (element,); NaN if it has changed its kind."""
+    assert parameter is not None
+    try:
+        check_tensor(parameter, "", shape)
+    except UnrecordableStateError:
+        return torch.nan
+    return parameter.reshape(-1)[first:last]
 
 
 def sums_by_layer(

@@ -6,20 +6,52 @@ of a gradient is summed over all layers first, bucket by bucket, and then multip
 energies of the other vector.
 """
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
+KEPT: Final = 16
+"""Number of layouts whose intervals are kept: all windows of a run share a few of them."""
+
+
+class Intervals(NamedTuple):
+    """Intervals of buckets in which no layer begins or ends in any row."""
+
+    borders: IntArray  # first bucket of each interval
+    first: IntArray  # interval of each layer's first element, (layer,)
+    stop: IntArray  # interval of the element after each layer, (layer,)
+    whole: (
+        IntArray  # number of rows that a layer fills, (layer,); see `bucket_densities`
+    )
+
+
+class Owners(NamedTuple):
+    """The layers that own the intervals of some rows, as the structure of a sparse matrix."""
+
+    slots: IntArray  # number of each sum among the pairs of layer and interval, (row, interval)
+    indices: IntArray  # interval of each pair
+    starts: IntArray  # first pair of each layer, (layer + 1,)
+
 
 def bucket_borders(offsets: IntArray, sizes: IntArray, width: int) -> IntArray:
-    """Return the first buckets of intervals in which no layer begins or ends in any row."""
-    borders = np.concatenate([[0], offsets % width, (offsets + sizes) % width])
-    return np.unique(borders)
+    """Return the first buckets of `Intervals`, (interval,)."""
+    return _intervals(offsets.tobytes(), sizes.tobytes(), width).borders
+
+
+@lru_cache(maxsize=KEPT)
+def _intervals(offsets: bytes, sizes: bytes, width: int) -> Intervals:
+    """Return the intervals of layers at int64 `offsets` with int64 `sizes`."""
+    start, n = np.frombuffer(offsets, np.int64), np.frombuffer(sizes, np.int64)
+    first, stop = start % width, (start + n) % width
+    borders = np.unique(np.concatenate([[0], first, stop]))
+    places = np.searchsorted(borders, first), np.searchsorted(borders, stop)
+    return Intervals(borders, *places, n // width + (stop < first))
 
 
 def bucket_densities(
@@ -29,13 +61,12 @@ def bucket_densities(
     # `density` is the energy of each element of a layer, (step, layer). A layer of n elements
     # has n // width of them in every bucket, and one more in the buckets from its first
     # element on, n % width buckets long; that range may wrap around.
-    borders = bucket_borders(offsets, sizes, width)
-    first, stop = offsets % width, (offsets + sizes) % width
+    borders, first, stop, whole = _intervals(offsets.tobytes(), sizes.tobytes(), width)
     changes = np.zeros((len(borders), len(density)))
     by_layer = np.asarray(density, np.float64).T
-    np.add.at(changes, np.searchsorted(borders, first), by_layer)
-    np.subtract.at(changes, np.searchsorted(borders, stop), by_layer)
-    changes[0] += (sizes // width + (stop < first)) @ by_layer
+    np.add.at(changes, first, by_layer)
+    np.subtract.at(changes, stop, by_layer)
+    changes[0] += whole @ by_layer
     return np.cumsum(changes, axis=0).T
 
 
@@ -54,17 +85,30 @@ def bucket_energies(
     """Return the energy of a vector by layer and interval of buckets, (layer, interval)."""
     # `sums` are the `interval_sums` of the vector's squares in the rows of the fold from
     # `first_row` on. Elements between layers are 0. `offsets` must ascend.
-    n_rows = len(sums)
-    borders = bucket_borders(offsets, sizes, width)
+    places = offsets.tobytes(), sizes.tobytes(), width
+    slots, indices, starts = _owners(*places, first_row, len(sums))
+    energies = np.bincount(slots.reshape(-1), sums.reshape(-1), len(indices) + 1)
+    shape = len(sizes), len(bucket_borders(offsets, sizes, width))
+    return csr_array((energies[:-1], indices, starts), shape)
+
+
+@lru_cache(maxsize=KEPT)
+def _owners(
+    offsets: bytes, sizes: bytes, width: int, first_row: int, n_rows: int
+) -> Owners:
+    """Find the layers of `n_rows` rows of the fold; the last slot takes the gaps."""
+    borders = _intervals(offsets, sizes, width).borders
+    start, n = np.frombuffer(offsets, np.int64), np.frombuffer(sizes, np.int64)
     first = (first_row + np.arange(n_rows))[:, None] * width + borders
-    layers = np.searchsorted((offsets + sizes)[sizes > 0], first, side="right")
-    # The gap after the last layer belongs to no layer: its sums are dropped.
-    owner = np.append(np.flatnonzero(sizes > 0), len(sizes))[layers]
-    interval = np.broadcast_to(np.arange(len(borders)), owner.shape)
-    kept = owner < len(sizes)
-    places = owner[kept], interval[kept]
-    shape = len(sizes), len(borders)
-    return coo_array((sums[kept].astype(np.float64), places), shape).tocsr()
+    layers = np.searchsorted((start + n)[n > 0], first, side="right")
+    # The gap after the last layer belongs to no layer.
+    owner = np.append(np.flatnonzero(n > 0), len(n))[layers]
+    pairs = owner * len(borders) + np.arange(len(borders))
+    found, slots = np.unique(pairs, return_inverse=True)
+    n_pairs = np.searchsorted(found, len(n) * len(borders))
+    starts = np.searchsorted(found[:n_pairs], len(borders) * np.arange(len(n) + 1))
+    slots = np.minimum(slots.reshape(pairs.shape), n_pairs)
+    return Owners(slots, found[:n_pairs] % len(borders), starts)
 
 
 def layer_pieces(

@@ -250,6 +250,5 @@ def _layer_rest_sq(
 
 def _ratio(numerator: Any, denominator: Any) -> Any:
     """Divide, with a result of 0 where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    out = np.zeros(numerator.shape)
+    out = np.zeros(np.broadcast(numerator, denominator).shape)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)

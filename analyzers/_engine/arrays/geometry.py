@@ -77,14 +77,16 @@ def quantities(sampled: Sampled, to_target: Estimate) -> dict[str, Quantity]:
 
 
 def geometry(
-    sampled: Sampled, to_target: Estimate, covariance: FloatArray | float = 0.0
+    found: dict[str, Quantity],
+    error: FloatArray,
+    length_error: FloatArray,
+    covariance: FloatArray | float = 0.0,
 ) -> dict[str, FloatArray]:
-    """Return `QUANTITIES`, their standard errors and the distance's part in these."""
-    # `covariance` is the covariance of the errors of the numerator and of the distance.
-    # Standard errors are first order.
+    """Return `quantities`, their standard errors and the distance's part in these."""
+    # The errors are those of the numerator and of the distance, with their `covariance`. Standard
+    # errors are first order.
     results = {}
-    error, length_error = sampled.numerator.stderr, to_target.stderr
-    for name, q in quantities(sampled, to_target).items():
+    for name, q in found.items():
         from_distance = q.by_distance * length_error
         with np.errstate(invalid="ignore"):
             mixed = 2 * q.by_product * q.by_distance * covariance

@@ -5,13 +5,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analyzers._engine.arrays.window_sums import (
-    Posterior,
-    Rule,
-    gradient_of,
-    states,
-    times_covariance,
-)
+from analyzers._engine.arrays.recurrence import Recurrence, gradient_of, states
+from analyzers._engine.arrays.window_sums import Posterior, times_covariance
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -25,34 +20,45 @@ class ErrorModel(NamedTuple):
     # The last axis separates parts, which add up to results along `sum_parts`.
     product_variance: FloatArray  # of <g, v'>, (step, part); used without `posterior`
     posterior: Posterior | None
-    rule: Rule | None  # None if the gradients say nothing of the displacements
+    # None if the gradients say nothing of the displacements.
+    recurrence: Recurrence | None
     probe_stderr: FloatArray  # of <a, v'> from the probes, (step, result)
     probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
     probe_directions: FloatArray  # probes of the rest of a, norm 1 or 0, (step, probe)
 
 
+class RowSums(NamedTuple):
+    """Sums of errors as combinations of the rows of `Posterior`, (row, quantity, part)."""
+
+    rows: FloatArray  # derivatives of the sums by the rows
+    spread: FloatArray  # their product with the covariance of the rows
+
+
 def covariance_with_sum(
-    model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
+    model: ErrorModel,
+    by_product: FloatArray,
+    by_displacement: FloatArray,
+    sums: RowSums | None,
 ) -> FloatArray:
     """Return the covariance of each error with the sum of all, (step, quantity, result)."""
     # The error of a quantity is `by_product` times the error of <g, v'>, plus
     # `by_displacement` times the error of <a, v'>; both are (step, quantity, result), and 0
-    # for steps that are left out of the sum.
+    # for steps that are left out of the sum. `sums` are their `row_sums`.
     share, n_results = model.probe_share[:, None], by_product.shape[-1]
     if model.posterior is None:
         variance: FloatArray = model.product_variance
         if n_results == 1:
             variance = variance.sum(1, keepdims=True)
         total: FloatArray = by_product**2 * variance[:, None]
-    elif model.rule is None:
+    elif sums is None:
         shape = (*by_product.shape[:2], model.posterior.value.shape[-1])
         vector = np.broadcast_to(by_product, shape)
         total = vector * times_covariance(model.posterior, vector)
         if n_results == 1:
             total = total.sum(-1, keepdims=True)
     else:
-        total = _telescoped(model, by_product, by_displacement)
+        total = _telescoped(model, by_product, by_displacement, sums.spread)
     scaled = by_displacement * share * model.probe_stderr[:, None]
     flat = scaled.reshape(len(scaled), -1)
     mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
@@ -79,32 +85,34 @@ def alike(directions: FloatArray, errors: FloatArray) -> FloatArray:
     return result
 
 
-def derivatives(
+def row_sums(
     model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
-) -> FloatArray:
-    """Return the derivatives of the sums of errors by the rows, (row, quantity, part)."""
-    assert model.posterior is not None
-    assert model.rule is not None
+) -> RowSums | None:
+    """Return the sums of errors, or None if the gradients say nothing of the displacements."""
+    posterior, recurrence = model.posterior, model.recurrence
+    if posterior is None or recurrence is None:
+        return None
     n, n_quantities, _ = by_product.shape
-    shape = (n, n_quantities, model.rule.lr.shape[-1])
+    shape = (n, n_quantities, recurrence.rule.lr.shape[-1])
     on_displacement = np.zeros((n + 1, *shape[1:]))
     on_displacement[:n] = by_displacement * (1 - model.probe_share[:, None])
     zeros = np.zeros(shape[1:])
-    rows = gradient_of(model.rule, on_displacement, zeros, model.posterior.tie)
-    rows[:n] += np.broadcast_to(by_product, shape)
-    return rows
+    rows = gradient_of(recurrence, on_displacement, zeros, posterior.tie)
+    rows[:n] += by_product
+    return RowSums(rows, times_covariance(posterior, rows))
 
 
 def _telescoped(
-    model: ErrorModel, by_product: FloatArray, by_displacement: FloatArray
+    model: ErrorModel,
+    by_product: FloatArray,
+    by_displacement: FloatArray,
+    spread: FloatArray,
 ) -> FloatArray:
     """Return the part of `covariance_with_sum` that the gradients' sketches cause."""
     assert model.posterior is not None
-    assert model.rule is not None
+    assert model.recurrence is not None
     n, _, n_results = by_product.shape
-    rows = derivatives(model, by_product, by_displacement)
-    mixed = times_covariance(model.posterior, rows)
-    along = states(model.rule, mixed, model.posterior.tie).displacement[:n]
+    along = states(model.recurrence, spread, model.posterior.tie).displacement[:n]
     on_displacement = by_displacement * (1 - model.probe_share[:, None])
-    total = by_product * mixed[:n] + on_displacement * along
+    total = by_product * spread[:n] + on_displacement * along
     return total.sum(-1, keepdims=True) if n_results == 1 else total

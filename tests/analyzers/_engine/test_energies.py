@@ -13,7 +13,8 @@ from analyzers._engine.arrays.crowding import layer_pieces
 from analyzers._engine.energies import (
     Weights,
     energy_sums,
-    in_buckets,
+    gradient_energies,
+    in_intervals,
     spread,
     uneven_weights,
     window_total,
@@ -78,7 +79,7 @@ def places(run: Run) -> tuple[Any, Any]:
 def test_energies_follow_the_blocks(run: Run):
     window = run.n_windows - 2
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     counts = run.layout.elements_of_block
     np.testing.assert_allclose(found.by_block @ counts, found.total, rtol=1e-6)
@@ -90,7 +91,7 @@ def test_energies_follow_the_blocks(run: Run):
     assert second == pytest.approx(1 + 99 * 176 / 1024, rel=0.1)
 
 
-def test_energies_in_buckets_are_sums_over_elements(run: Run):
+def test_energies_in_intervals_are_sums_over_elements(run: Run):
     density = np.random.default_rng(0).random(len(run.layout.layer_of_block))
     row, bucket = places(run)
     width = run.stored.sketch.fold.width
@@ -99,11 +100,12 @@ def test_energies_in_buckets_are_sums_over_elements(run: Run):
     )
     values = np.repeat(density, BLOCK) * is_used
     np.testing.assert_allclose(
-        in_buckets(run, density), np.bincount(bucket, values, width)
+        np.repeat(*in_intervals(run, density)), np.bincount(bucket, values, width)
     )
     odd = np.arange(1, row.max() + 1, 2)
     np.testing.assert_allclose(
-        in_buckets(run, density, odd), np.bincount(bucket, values * (row % 2), width)
+        np.repeat(*in_intervals(run, density, odd)),
+        np.bincount(bucket, values * (row % 2), width),
     )
 
 
@@ -111,7 +113,7 @@ def test_weights_of_uneven_energies_are_the_terms_of_the_variance(run: Run):
     """sum_j (sum_b E_bj) (sum_b u_bj^2) - sum_bj E_bj u_bj^2, uneven minus even."""
     window, width = run.n_windows - 2, run.stored.sketch.fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     n_rows = run.stored.sketch.fold.n_rows
     u_sq = np.zeros(n_rows * width)
@@ -132,7 +134,7 @@ def test_weights_of_uneven_energies_are_the_terms_of_the_variance(run: Run):
 def test_weights_of_the_total_collide_only_within_a_fold(run: Run):
     window, fold = run.n_windows - 2, run.stored.sketch.fold
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     total = window_total(run, window, found)
     assert total is not None
@@ -161,11 +163,10 @@ def test_sums_over_parts_of_the_rows_are_sums_over_all_elements(
 ):
     # A batch holds two rows.
     monkeypatch.setattr(energies, "SQUARES", 2 * run.stored.sketch.fold.width)
-    monkeypatch.setattr(energies, "INTERVAL_SUMS", 1)
     window, fold, layout = run.n_windows - 2, run.stored.sketch.fold, run.layout
     n_rows, width = fold.n_rows, fold.width
     steps = slice(*(int(run.windows[n].values[window]) for n in ("start", "stop")))
-    found = spread(run, window, steps)
+    found = spread(run, window, gradient_energies(run, window, steps))
     assert found is not None
     uneven, total = uneven_weights(run, found), window_total(run, window, found)
     assert uneven is not None

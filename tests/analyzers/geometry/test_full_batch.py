@@ -17,8 +17,8 @@ from trajstore.recording.recorder import Recorder
 
 N_STEPS = 400
 
-ROUNDING = 2e-7
-"""Relative error of distances that float32 leaves."""
+ROUNDING = 1e-8
+"""Relative error of the norm of the target, which analyses compute."""
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -49,5 +49,25 @@ def test_distances_are_off_by_no_more_than_stated_errors_and_rounding(
     true = np.linalg.norm(np.array(iterates) - flat(), axis=1)
     geometry = path_geometry(open_run(path)).compute()
     error = np.abs(geometry.distance.values - true)
-    assert (error <= 5 * geometry.distance_stderr.values + ROUNDING * true).all()
+    stated = geometry.distance_stderr.values
+    assert (error <= 6 * stated + ROUNDING * true).all()
+    # Rounding has the same sign in many steps of a window, which has few independent errors.
+    windows = open_run(path).steps.window.values
+    z = np.divide(error, stated, out=np.zeros_like(error), where=stated > 0)
+    by_window = [np.sqrt(np.mean(z[windows == c] ** 2)) for c in np.unique(windows)]
+    assert max(by_window) < 3
     assert error.max() <= 1e-5 * true.max()
+
+
+def test_a_target_that_is_not_finite_is_named(tmp_path: Path):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
+    with Recorder(tmp_path / "run.zarr", model, optimizer):
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().mean().backward()
+            optimizer.step()
+    geometry = path_geometry(open_run(tmp_path / "run.zarr"))
+    with pytest.warns(UserWarning, match="the target, 'final', is not finite"):
+        assert np.isnan(geometry.distance.compute()).all()

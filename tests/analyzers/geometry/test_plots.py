@@ -176,8 +176,20 @@ def test_epochs_that_are_missing_leave_a_gap():
 @pytest.mark.parametrize("n_epochs", [1, 2])
 def test_run_without_any_value_can_be_drawn(n_epochs: int, tmp_path: Path):
     """A run that diverged has NaN in every epoch."""
-    means = synthetic(n_epochs) * np.nan
-    plots.path_geometry(means).savefig(tmp_path / "overview.png")
+    means = xr.full_like(synthetic(n_epochs), np.nan)
+    figure = plots.path_geometry(means)
+    assert not any(shades(ax) for ax in figure.axes)
+    figure.savefig(tmp_path / "overview.png")
+
+
+def test_only_the_last_epoch_is_called_final():
+    means = synthetic(4)
+    means["distance_min"][-1] = np.nan
+    ax = plots.epoch_means(means, "gamma")
+    assert not shades(ax)
+    [shade] = [p for p in ax.patches if p.get_label() == "epoch closest to $x^*$"]
+    assert isinstance(shade, Rectangle)
+    assert shade.get_x() + shade.get_width() / 2 == 0
 
 
 def test_given_axes_are_drawn_on():

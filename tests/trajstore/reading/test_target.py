@@ -13,6 +13,7 @@ from trajstore import Run, iterate, open_run, parameters_at
 from trajstore.format.arrays import METRIC_BLOCK, step_arrays
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
+from trajstore.reading.results import target_slug
 from trajstore.reading.target import Target, find_target
 from trajstore.store.writer import Window, Writer
 
@@ -137,6 +138,27 @@ def test_any_other_string_names_a_snapshot(
     np.testing.assert_array_equal(values(target, SIZE), flat(tensors), strict=True)
 
 
+@pytest.mark.parametrize(("window", "step"), [(0, 0), (1, 2), (3, 10), (4, 12)])
+def test_the_start_of_a_window_selects_its_anchor(run: Run, window: int, step: int):
+    target = find_target(run, f"step:{step}")
+    assert (target.label, target.identity) == (f"step {step}", f"step {step}")
+    assert target.note.startswith(f"the anchor at step {step}: a lossy code")
+    assert target_slug(target.label) == f"step-{step}"
+    expected = coded_anchor(window, SIZE)
+    np.testing.assert_array_equal(values(target, SIZE), expected, strict=True)
+
+
+def test_a_snapshot_may_be_named_like_a_step(tmp_path: Path):
+    snapshots = {"step:4": (2, WARM), "step 4": (2, COLD)}
+    run = write_run(
+        tmp_path / "run.zarr", n_steps=6, window_starts=(0, 4), snapshots=snapshots
+    )
+    named = find_target(run, "step:4")
+    np.testing.assert_array_equal(values(named, SIZE), flat(WARM), strict=True)
+    slugs = [target_slug(find_target(run, name).label) for name in snapshots]
+    assert slugs == ["snapshot-step%3A4", "snapshot-step%204"]
+
+
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
 @pytest.mark.parametrize(("epoch", "window"), [(0, 0), (1, 2), (3, 4)])
 def test_an_integer_selects_an_epoch(run: Run, epoch: int, window: int, kind: type):
@@ -224,6 +246,37 @@ def test_an_unknown_epoch_is_a_key_error_that_names_the_others(run: Run, epoch: 
         find_target(run, epoch)
 
 
+STARTS: dict[str, tuple[int, str]] = {
+    "between": (5, "2, 4, 10, 12"),
+    "first": (1, "0, 2, 4"),
+    "last": (13, "10, 12"),
+    "huge": (10**30, "10, 12"),
+}
+
+
+@pytest.mark.parametrize(("step", "nearest"), STARTS.values(), ids=STARTS)
+def test_a_step_without_an_anchor_names_the_nearest(run: Run, step: int, nearest: str):
+    message = (
+        rf"No window starts at step {step} in .*run\.zarr; .*start one: {nearest}\."
+    )
+    with pytest.raises(KeyError, match=message):
+        find_target(run, f"step:{step}")
+
+
+@pytest.mark.parametrize("text", ["step:", "step:-1", "step:4.0", "step:\u0664"])
+def test_a_step_is_a_number(run: Run, text: str):
+    with pytest.raises(
+        ValueError, match=r"names no step; write step:4500 for the anch"
+    ):
+        find_target(run, text)
+
+
+def test_a_window_whose_first_row_is_not_yet_written_has_no_target(tmp_path: Path):
+    run = write_run(tmp_path / "run.zarr", n_steps=4, window_starts=(0, 4))
+    with pytest.raises(KeyError, match=r"step 4 in .* nearest steps .*: 0\."):
+        find_target(run, "step:4")
+
+
 def test_an_epoch_whose_first_row_is_not_yet_written_is_unknown(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=4, window_starts=(0, 4))
     with pytest.raises(KeyError, match=r"epoch 1 in .* start with one: 0\."):
@@ -234,7 +287,8 @@ def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr", n_steps=10, window_starts=(0, 4, 8, 9))
     message = (
         r"run\.zarr has no final iterate: its status is 'interrupted', after 10 steps\. "
-        r".*reference=2, the last epoch that starts with an anchor; or"
+        r'.*reference="step:9", the start of the last window, or reference=2, the last epoch '
+        r"that starts with an anchor\."
     )
     with pytest.raises(ValueError, match=message):
         find_target(run, "final")
@@ -245,7 +299,7 @@ def test_a_run_without_final_iterate_offers_its_last_anchor(tmp_path: Path):
 def test_a_run_without_any_anchor_offers_none(tmp_path: Path):
     run = write_run(tmp_path / "run.zarr")
     with pytest.raises(
-        ValueError, match=r"after 0 steps\. .*no other iterate is available"
+        ValueError, match=r"after 0 steps\. No step .*no other iterate is available"
     ):
         find_target(run, "final")
 
@@ -355,6 +409,7 @@ def test_text_is_parsed_as_a_target(run: Run, tmp_path: Path):
     assert read_target("warm", run) == "warm"
     assert read_target("3", run) == 3
     assert read_target("final", run) == "final"
+    assert read_target("step:4", run) == "step:4"
     found = read_target(str(tmp_path / "other.zarr"), run)
     assert isinstance(found, Run)
     assert found.location == other.location

@@ -86,3 +86,23 @@ def test_several_optimizers_have_their_groups_in_order(tmp_path: Path):
         "torch.optim.sgd.SGD",
         "torch.optim.adamw.AdamW",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with dup")
+@pytest.mark.parametrize("is_one_group", [True, False])
+def test_a_tensor_that_is_held_twice_belongs_to_no_group(
+    is_one_group: bool, tmp_path: Path
+):
+    model = nn.Linear(3, 2)
+    weight, bias = model.weight, model.bias
+    optimizers = (
+        [torch.optim.SGD([weight, weight, bias], lr=0.1)]
+        if is_one_group
+        else [torch.optim.SGD(held, lr=0.1) for held in ([weight, bias], [weight])]
+    )
+    with Recorder(tmp_path / "run", model, optimizers):
+        model(torch.ones(1, 3)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    run = open_run(tmp_path / "run")
+    assert [i for facts in run.stored.document.optimizer for i in facts.tensors] == [1]

@@ -5,6 +5,7 @@ from typing import Final
 
 from trajstore.recording.loops.watch import LoopWatch, added_message
 from trajstore.recording.session import Session
+from trajstore.tracking.backends.memory import UnrecordableStateError
 
 UNKNOWN_END: Final = (
     "The parameters after the last step are not known: its update is NaN, and the final "
@@ -14,10 +15,15 @@ UNKNOWN_END: Final = (
 
 
 def changes_at_end(
-    session: Session, watch: LoopWatch, *, has_stepped: bool, is_known: bool
+    session: Session, watch: LoopWatch, has_stepped: bool, is_known: bool
 ) -> Iterator[str]:
     """Yield warnings of parameters that have changed after the last step or without a step."""
-    if is_known and watch.moved_at_end():
+    try:
+        session.check_parameters()
+    except UnrecordableStateError as error:
+        yield f"These elements of the final iterate are NaN: {error}"
+        return
+    if has_stepped and is_known and watch.moved_at_end():
         yield (
             "The parameters have changed since the last optimizer step. Their "
             "current values are stored as the final iterate."
@@ -32,7 +38,12 @@ def changes_at_end(
 
 def late_additions(session: Session, watch: LoopWatch, step: int) -> Iterator[str]:
     """Yield warnings of tensors that are not recorded, and of steps that were not planned."""
-    if (change := watch.held.change()) is not None and change.n_added:
+    try:
+        change = watch.held.change()
+    except UnrecordableStateError as error:
+        change = None
+        yield f"The final iterate lacks the last change of the parameters: {error}"
+    if change is not None and change.n_added:
         yield added_message(change.n_added)
     planned = session.spec.total_steps
     if planned is not None and step > planned:

@@ -11,10 +11,13 @@ Tensors = list[Tensor | None]
 class StartCopies:
     """Copies of the parameters and gradients that a step begins with."""
 
-    def __init__(self, parameters: Sequence[Tensor | None]) -> None:
-        self.parameters: Tensors = [_copy(p) for p in parameters]
+    def __init__(
+        self, parameters: Sequence[Tensor | None], *, with_gradients: bool = True
+    ) -> None:
+        self.parameters: Tensors = [copy_of(p) for p in parameters]
         self.gradients: Tensors = [
-            _copy(None if p is None else p.grad) for p in parameters
+            copy_of(None if p is None or not with_gradients else p.grad)
+            for p in parameters
         ]
 
     def have_gradients(self) -> bool:
@@ -22,5 +25,6 @@ class StartCopies:
         return any(g.count_nonzero() for g in self.gradients if g is not None)
 
 
-def _copy(tensor: Any) -> Any:
+def copy_of(tensor: Any) -> Any:
+    """Return a copy of a tensor, and None for None."""
     return None if tensor is None else tensor.detach().clone()

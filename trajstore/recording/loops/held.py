@@ -6,6 +6,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trajstore.tracking.backends.memory import check_tensor
+
 Named = Callable[[], Mapping[str, Tensor]]
 
 
@@ -68,7 +70,7 @@ class HeldTensors:
             if new is None or id(new) not in now or id(new) in known:
                 new = _at_the_place_of(old, before, held)
             if new is not None and id(new) not in known | recorded:
-                _check_shape(self._names[i], old, new)
+                check_tensor(new, self._names[i], old.shape)
                 self._tensors[i] = new
                 known.add(id(new))
         added = [t for t in held if id(t) not in known | self._seen]
@@ -81,7 +83,7 @@ class HeldTensors:
         for i, old in enumerate(self._tensors):
             new = tensors.get(self._names[i], old)
             if new is not None and old is not None:
-                _check_shape(self._names[i], old, new)
+                check_tensor(new, self._names[i], old.shape)
             self._tensors[i] = new
         return list(self._tensors)
 
@@ -102,12 +104,3 @@ def _at_the_place_of(
         return None
     places = [new for was, new in zip(before, held, strict=True) if was is old]
     return places[0] if places and places[0].shape == old.shape else None
-
-
-def _check_shape(name: str, old: Tensor, new: Tensor) -> None:
-    if new.shape != old.shape:
-        raise ValueError(
-            f"{name} has the shape {tuple(new.shape)}, but had {tuple(old.shape)} when the "
-            "recorder was created. A recorder follows parameters of fixed shapes: create a "
-            "new recorder after such a change."
-        )

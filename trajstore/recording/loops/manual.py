@@ -6,7 +6,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from trajstore.format.run_spec import RunSpec
 from trajstore.recording.hooks import StepHooks
+from trajstore.recording.loops.copies import StartCopies
+from trajstore.tracking.scaling import Scaling
+from trajstore.tracking.tracker import Tracker
 
 Gradients = Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
@@ -64,16 +68,20 @@ def step(
     return self._start_step(gradients, parameters)
 
 
-@contextmanager
-def manual_step(
-    hooks: StepHooks, begin: Callable[[], None], end: Callable[[], None]
-) -> Iterator[None]:
-    """Call `begin` and `end` around an update, and ignore calls of optimizers within it."""
+def check_block(hooks: StepHooks) -> None:
+    """Raise an error if the block of a step has not ended."""
     if hooks.is_suspended:
         raise RuntimeError(
             "recorder.step() was called within the block of another recorder.step(). "
             "Leave the first block before the next step."
         )
+
+
+@contextmanager
+def manual_step(
+    hooks: StepHooks, begin: Callable[[], None], end: Callable[[], None]
+) -> Iterator[None]:
+    """Call `begin` and `end` around an update, and ignore calls of optimizers within it."""
     hooks.is_suspended = True
     try:
         begin()
@@ -84,12 +92,55 @@ def manual_step(
         hooks.is_suspended = False
 
 
-def by_layer(
-    gradients: Gradients | None, names: Sequence[str]
-) -> list[Tensor | None] | None:
+class ManualSteps:
+    """Finds the gradients of steps that no optimizer takes, when they begin or when they end."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        spec: RunSpec,
+        measure: Callable[[Scaling | None, Sequence[Tensor | None] | None], None],
+        settle: Callable[[], None],
+        measure_copies: Callable[
+            [StartCopies | None, Sequence[Tensor | None] | None], None
+        ],
+    ) -> None:
+        # `measure` measures gradients at the parameters; `settle` completes the last step;
+        # `measure_copies` measures gradients, None if they are not known, at copies of parameters.
+        self._tracker, self._spec = tracker, spec
+        self._measure, self._settle = measure, settle
+        self._measure_copies = measure_copies
+        # Copies for a step whose gradient is not known yet.
+        self._copies: StartCopies | None = None
+
+    def begin(self, gradients: Gradients | None, *, is_taken: bool) -> None:
+        """Measure the gradients, given or found, unless they are made later."""
+        known = by_layer(gradients, self._spec)
+        if known is None and gradients is None:
+            known = by_layer(self._tracker.gradients(), self._spec)
+        self._copies = None
+        if is_taken or known is not None:
+            self._measure(None, known)
+            return
+        self._settle()
+        self._copies = StartCopies(self._tracker.parameters)
+
+    def end(self, gradients: Gradients | None) -> bool:
+        """Measure the gradients if this is still to be done; return whether they are known."""
+        copies, self._copies = self._copies, None
+        if copies is None:
+            return True
+        found = self._tracker.gradients() if gradients is None else gradients
+        known = by_layer(found, self._spec)
+        self._measure_copies(copies, known)
+        return known is not None
+
+
+def by_layer(gradients: Gradients | None, spec: RunSpec) -> list[Tensor | None] | None:
     """Return gradients in the order of the layers; None if there are none."""
     if gradients is None:
         return None
+    names = spec.names
     if isinstance(gradients, Mapping):
         if unknown := sorted(set(gradients) - set(names)):
             raise ValueError(
@@ -103,6 +154,12 @@ def by_layer(
             raise ValueError(
                 f"Expected {len(names)} gradients, one for each of {list(names)}, got "
                 f"{len(listed)}. Give None for a parameter without a gradient."
+            )
+    for name, gradient, shape in zip(names, listed, spec.shapes, strict=False):
+        if gradient is not None and gradient.shape != shape:
+            raise ValueError(
+                f"The gradient of {name} has the shape {tuple(gradient.shape)}, expected "
+                f"{tuple(shape)}, the shape of the parameter."
             )
     return listed if any(g is not None for g in listed) else None
 

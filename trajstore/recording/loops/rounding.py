@@ -1,6 +1,7 @@
 """Forget values of float64 parameters that rounding to float32 has eaten."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from trajstore.format.arrays import UPDATE_TABLE, table_columns
 from trajstore.format.rows import FAR_PRODUCTS, RESOLVED
 from trajstore.format.run_spec import RunSpec
 
+_dtype = attrgetter("dtype")
+
 
 class Rounding:
     """Sets products with iterates to NaN in steps that float32 does not resolve.
@@ -16,13 +19,22 @@ class Rounding:
     A row holds float32 differences of parameters, which are exact for float32 parameters only.
     """
 
-    def __init__(self, tensors: list[Tensor | None], spec: RunSpec) -> None:
-        held = [t for t in tensors if t is not None]
+    def __init__(self, tensors: Sequence[Tensor | None], spec: RunSpec) -> None:
         self._spec = spec
-        is_narrow = not spec.float64 and any(t.dtype == torch.float64 for t in held)
-        self.is_needed = spec.basis > 0 and is_narrow
+        self._has_norms = spec.basis > 0 and not spec.float64
+        self.follow(tensors)
+        device = self._held[0].device
+        self._n_lost = torch.zeros((), dtype=torch.int64, device=device)
+
+    def follow(self, tensors: Sequence[Tensor | None]) -> None:
+        """Follow these tensors from now on, one per layer."""
+        self._held = [t for t in tensors if t is not None]
+
+    @property
+    def is_needed(self) -> bool:
         """Whether parameters of float64 are recorded in rows of float32 that have their norms."""
-        self._n_lost = torch.zeros((), dtype=torch.int64, device=held[0].device)
+        # Parameters may become float64 in the middle of a run.
+        return self._has_norms and torch.float64 in map(_dtype, self._held)
 
     def forget(self, row: Mapping[str, Tensor], anchor_sq: Tensor) -> None:
         """Set the products of a complete row to NaN if its update is too small."""

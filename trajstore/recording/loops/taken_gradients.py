@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trajstore.recording.logged import to_scalars
+from trajstore.recording.logged import Scalar, to_scalars
 
 
 def measure(self: Any, name: str, **scalars: float | Tensor) -> None:
@@ -28,10 +28,15 @@ def measure(self: Any, name: str, **scalars: float | Tensor) -> None:
         would refuse the scalars.
     """
     if (steps := self._opened()) is not None:
-        steps.check_measurement(name)
-        noted = to_scalars(scalars)
-        self._settle(steps)
-        self._guard.record(steps.measure, name, noted)
+        noted: dict[str, Scalar] = {}
+
+        def check() -> None:
+            steps.measurements.check_name(name)
+            noted.update(to_scalars(scalars))
+
+        if self._guard.attempt(check):
+            self._settle(steps)
+            self._guard.record(steps.measure, name, noted)
 
 
 def take_gradient(self: Any) -> None:

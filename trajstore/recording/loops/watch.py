@@ -18,6 +18,7 @@ from trajstore.recording.loops.held import HeldTensors
 from trajstore.recording.loops.notices import warn_user
 from trajstore.recording.loops.rounding import Rounding
 from trajstore.recording.session import Session
+from trajstore.tracking.backends.memory import UnrecordableStateError
 
 N_FIRST: Final = 4
 EVERY: Final = 64
@@ -58,14 +59,13 @@ class LoopWatch:
         # Whether the update of the last step was measured before the next step began.
         self._is_measured_early = self._is_written = False
         self._gradients: GradientVersions | None = None
-        # Number of the window of the last warning of gradients that changed.
-        self._warned_window = 0
         self._warned: set[str] = set()
         self.rounding = Rounding(self._tracker.parameters, session.spec)
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
         """Follow these tensors, one per layer; ignore gradients of the layers `idle`."""
         self._tracker.follow(tensors, idle=idle)
+        self.rounding.follow(tensors)
         self._marks = Marks(tensors)
         self._marks_after = None
         self._point.remove()
@@ -87,7 +87,10 @@ class LoopWatch:
         """Follow the last parameters; return whether the last update can be known."""
         before, marks = self._tracker.parameters, self._marks_after
         is_given, is_same = self._is_given, not self._has_moved()
-        self.track_named(None)
+        try:
+            self.track_named(None)
+        except UnrecordableStateError:
+            return False
         now = zip(self._tracker.parameters, before, strict=True)
         is_same = is_same and all(new is old for new, old in now)
         return not (is_given and is_same and marks is not None)
@@ -155,20 +158,9 @@ class LoopWatch:
         """Keep the versions of the gradients of several optimizers."""
         self._gradients = GradientVersions(self._optimizers)
 
-    def check_gradients(self, optimizer: Optimizer, window: int) -> None:
-        """Warn, once per window, if an optimizer's gradients changed after the step began."""
-        gradients = self._gradients
-        if gradients is None or gradients.match(optimizer):
-            return
-        if self._warned_window == window:
-            return
-        self._warned_window = window
-        warn_user(
-            f"The gradients of {type(optimizer).__name__} have changed since they were "
-            f"recorded, when the first of {len(self._optimizers)} optimizers was "
-            "about to step. Clip all gradients before the first optimizer steps. If each "
-            "optimizer steps after its own backward pass, make a recorder for each."
-        )
+    def same_gradients(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer has the gradients that were noted, if any were."""
+        return self._gradients is None or self._gradients.match(optimizer)
 
     def end(self) -> None:
         """Note the parameters and forget the gradients when a step has been taken."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trajstore.format.arrays import KEYFRAME_EVERY, table_columns
+from trajstore.format.run_spec import RunSpec
 from trajstore.format.window_length import begins_window
 from trajstore.format.windows import Windows as Schedule
 from trajstore.recording.resume import Position
@@ -97,3 +98,12 @@ class Windows:
         self.is_far = square > FAR**2 * (square + 2 * dot_anchor + self._total)
         if self.is_far:
             self._position.next_window = self._position.step + 1
+
+
+def check_epochs(spec: RunSpec) -> None:
+    """Raise an error if epochs cannot be begun by hand."""
+    if spec.steps_per_epoch is not None:
+        raise ValueError(
+            f"`steps_per_epoch` = {spec.steps_per_epoch} already determines the epochs of this "
+            "recording; leave it out to begin epochs with start_epoch()."
+        )

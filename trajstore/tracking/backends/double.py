@@ -9,6 +9,7 @@ anchor, and however small or large the gradient.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ from trajstore.tracking.precision import no_grad_float32
 
 # Rows of the buffer.
 PREVIOUS, GRADIENT, DISPLACEMENT, ANCHOR = range(4)
+
+
+FLOATS: Final = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""Types of elements that a vector of float64 holds."""
 
 
 class DoubleBackend:
@@ -240,7 +245,12 @@ def _are_plain(
 ) -> bool:
     """Whether every layer has a dense tensor of its shape, with elements."""
     return all(
-        t is not None and t.layout is torch.strided and t.shape == shape and t.numel()
+        t is not None
+        and t.layout is torch.strided
+        and t.shape == shape
+        and t.dtype in FLOATS
+        and not t.is_meta
+        and t.numel()
         for t, shape in zip(tensors, shapes, strict=True)
     )
 

@@ -18,7 +18,7 @@ from trajstore.sketch_torch import waiting
 from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.sketch import SketchOnDevice
 from trajstore.tracking.backends.columns import Columns, measured_columns
-from trajstore.tracking.backends.memory import huge_zeros
+from trajstore.tracking.backends.memory import check_tensor, huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part
@@ -142,7 +142,9 @@ class EagerBackend:
         turn = self._turns[self._row_of_gradient]
         local = self._placement.local
         pairs = zip(local(vectors), local(self._parameters), strict=True)
-        _read([local_part(vector, like) for vector, like in pairs], turn.gradient_views)
+        self._read(
+            [local_part(vector, like) for vector, like in pairs], turn.gradient_views
+        )
         self.read_displacement()
         pair = turn.with_displacement
         gradient_products = self._in_range(turn.gradient_factors)
@@ -271,9 +273,27 @@ class EagerBackend:
     def _subtract_anchor(self, row: Tensor, views: list[Tensor]) -> None:
         """Set a row, whose parts are `views`, to the parameters minus the anchor."""
         parameters = self._placement.local(self._parameters)
-        _read([local_part(parameter) for parameter in parameters], views)
+        self._read([local_part(parameter) for parameter in parameters], views)
         # One operation for all tensors, so that more tensors do not mean more operations.
         row.sub_(self._rows[ANCHOR])
+
+    def _read(self, vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:
+        """Copy vectors into views; a view is set to zero if its vector is None."""
+        sources, targets, absent = [], [], []
+        names = self._placement.local(self._placement.layout.names)
+        for view, vector, name in zip(views, vectors, names, strict=True):
+            if vector is None:
+                absent.append(view)
+            else:
+                # Copying would repeat a vector of fewer elements.
+                check_tensor(vector, name, view.shape)
+                dense = vector.layout is torch.strided
+                sources.append(vector if dense else vector.to_dense())
+                targets.append(view)
+        if absent:
+            torch._foreach_zero_(absent)
+        if sources:
+            torch._foreach_copy_(targets, sources)
 
     def _in_range(self, factors: tuple[Tensor, Tensor]) -> Tensor:
         """Return `_products`; on a CPU in float64 if they leave the range of float32."""
@@ -312,22 +332,6 @@ def leaves_float32(products: Tensor, vector: Tensor, others: Tensor) -> bool:
     bounds = vector.abs().amax(2).double() * others.abs().amax(1).double()
     is_lost = (bounds > 0) & (bounds < LEAST_SUM) | ~products.isfinite()
     return bool((suspects & is_lost).any())
-
-
-def _read(vectors: Sequence[Tensor | None], views: list[Tensor]) -> None:
-    """Copy vectors into views; a view is set to zero if its vector is None."""
-    sources, targets, absent = [], [], []
-    for view, vector in zip(views, vectors, strict=True):
-        if vector is None:
-            absent.append(view)
-        else:
-            dense = vector.layout is torch.strided
-            sources.append(vector if dense else vector.to_dense())
-            targets.append(view)
-    if absent:
-        torch._foreach_zero_(absent)
-    if sources:
-        torch._foreach_copy_(targets, sources)
 
 
 def _product_of_columns(row: int, basis: int, columns: Columns) -> list[int]:

@@ -1,6 +1,6 @@
 """Prepare memory that kernels read: page-aligned zeros and row-major tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Final
 
@@ -13,6 +13,27 @@ PAGE: Final = 4096
 compare loads with earlier stores only by their offsets in a page. If the offset of a load is a
 few bytes larger than that of a store, such a CPU mistakes the load for a load of the stored
 value."""
+
+
+class UnrecordableStateError(ValueError):
+    """The tensors of the training run can no longer be recorded."""
+
+
+def check_tensor(tensor: Tensor, name: str, shape: Sequence[int]) -> None:
+    """Raise an error if a tensor does not have the recorded shape, and real elements."""
+    if tensor.shape != shape:
+        found = f"has the shape {tuple(tensor.shape)}, but had {tuple(shape)}"
+    elif tensor.dtype.is_complex:
+        found = f"is {tensor.dtype}, but was real"
+    elif tensor.is_meta:
+        found = "is on the device 'meta', but had elements"
+    else:
+        return
+    raise UnrecordableStateError(
+        f"{name} {found} when the recorder was created. A recorder follows parameters of fixed "
+        "shapes that have real elements: create a new recorder, with a store of its own, after "
+        "such a change."
+    )
 
 
 def huge_zeros(*shape: int, device: torch.device) -> Tensor:
@@ -34,15 +55,10 @@ def row_major(
 ) -> Tensor:
     """Return a row-major tensor, which the caller must keep while kernels read it."""
     # `as_row_major` returns the tensor itself if kernels can read it in place, else a copy.
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} has the shape {tuple(tensor.shape)}, but had {shape} when the "
-            "recorder was created. A recorder follows parameters of fixed shapes: create a "
-            "new recorder after such a change."
-        )
+    check_tensor(tensor, name, shape)
     elements = as_row_major(tensor)
     if elements.data_ptr() == 0 and elements.numel() > 0:
-        raise ValueError(
+        raise UnrecordableStateError(
             f"{name} has no memory at the optimizer's step. Parameters that are offloaded, "
             "or sharded without DTensor, cannot be recorded."
         )

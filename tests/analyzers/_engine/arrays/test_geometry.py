@@ -17,6 +17,7 @@ from analyzers._engine.arrays.geometry import (
     decayed,
     distance,
     geometry,
+    quantities,
     sketch_variance,
 )
 
@@ -38,7 +39,9 @@ def defined(h: float, d: float, g_sq: float) -> dict[str, float]:
 def whole(numerator: Estimate, to_target: Estimate, gradient_sq: Any) -> dict[str, Any]:
     """Compute the quantities of gradients without weight decay."""
     sampled = Sampled(numerator, gradient_sq, np.zeros_like(gradient_sq))
-    return geometry(sampled, to_target)
+    return geometry(
+        quantities(sampled, to_target), sampled.numerator.stderr, to_target.stderr
+    )
 
 
 def estimate(value: float, stderr: float) -> Estimate:
@@ -202,7 +205,9 @@ def with_decay(distance: float, stderr: float, *, g: float, decay: float) -> Any
         grad_dot_param=3 * g * one,
         weight_decay=decay,
     )
-    return geometry(sampled, to_target)
+    return geometry(
+        quantities(sampled, to_target), sampled.numerator.stderr, to_target.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["gamma", "rsi", "eb", "lolr"])
@@ -228,6 +233,8 @@ def test_the_cosine_of_pure_weight_decay_is_known():
         grad_dot_param=nothing,
         weight_decay=0.1,
     )
-    result = geometry(sampled, to_target)
+    result = geometry(
+        quantities(sampled, to_target), sampled.numerator.stderr, to_target.stderr
+    )
     np.testing.assert_allclose(result["gamma"], 1)
     np.testing.assert_allclose(result["gamma_stderr"], 0, atol=1e-12)

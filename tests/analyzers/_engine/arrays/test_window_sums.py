@@ -3,16 +3,20 @@
 import numpy as np
 import pytest
 
-from analyzers._engine.arrays.window_sums import (
+from analyzers._engine.arrays.recurrence import (
     Rule,
+    gradient_of,
+    recurrence_of,
+    states,
+)
+from analyzers._engine.arrays.window_sums import (
     Shared,
     constrain,
     displacement_variance,
     end_of_buffer,
-    gradient_of,
     shared_with_end,
     shared_with_start,
-    states,
+    times_covariance,
 )
 
 STEPS = 6
@@ -52,7 +56,8 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     independent[-1] -= TIES * value[-2]
     on_end = np.zeros((STEPS + 1, len(TIES)))
     on_end[-1] = 1
-    weights = gradient_of(rule(), on_end, np.zeros(len(TIES)), TIES)
+    recurrence = recurrence_of(rule())
+    weights = gradient_of(recurrence, on_end, np.zeros(len(TIES)), TIES)
     weights[-2] -= alike
     known = end - alike * value[-2]
     found = constrain(
@@ -73,14 +78,22 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     joint = joint - np.outer(gain, gain) / total
     after = joint[:-1, :-1]
 
-    a = states(rule(), found.value, TIES)
+    a = states(recurrence, found.value, TIES)
     np.testing.assert_allclose(a.displacement[:, part], path[:, 0] @ mean, rtol=1e-10)
-    np.testing.assert_allclose(a.buffer[:, part], path[:, 1] @ mean, rtol=1e-10)
-    spread = displacement_variance(rule(), found)[:, part]
+    np.testing.assert_allclose(a.buffer[part], path[-1, 1] @ mean, rtol=1e-10)
+    along = states(recurrence, found.gains[0], TIES).displacement[:, None]
+    spread = displacement_variance(recurrence, found, along)[:, part]
     expected = np.einsum("ki,ij,kj->k", path[:, 0], after, path[:, 0])
     np.testing.assert_allclose(spread, expected, rtol=1e-10)
-    on_buffer = end_of_buffer(rule(), found)
-    shared, variances = shared_with_end(rule(), found, on_buffer, sum_variance, alike)
+    on_buffer = end_of_buffer(recurrence, found)
+    shared, variances = shared_with_end(
+        found,
+        on_buffer,
+        times_covariance(found, on_buffer),
+        on_buffer,
+        sum_variance,
+        alike,
+    )
     last = path[-1, 1]
     np.testing.assert_allclose(variances[part], last @ after @ last, rtol=1e-10)
     # The error of the end before it was corrected is a linear function of the sources, too.
@@ -91,11 +104,13 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
     # An earlier error shares this much with A_0 and with M_0.
     before = Shared(*rng.uniform(-1, 1, (2, len(TIES))))
     on_path = rng.uniform(-1, 1, (STEPS + 1, len(TIES)))
-    rows = gradient_of(rule(), on_path, np.zeros(len(TIES)), TIES)
+    rows = gradient_of(recurrence, on_path, np.zeros(len(TIES)), TIES)
     own = before.buffer - TIES * before.displacement
     with_sources = np.zeros(STEPS + 3)
     with_sources[-3:-1] = before.displacement[part], own[part]
     expected = np.append(on_path[:, part] @ path[:, 0], 0) @ given @ with_sources
     np.testing.assert_allclose(
-        shared_with_start(found, rows, before)[part], expected, rtol=1e-10
+        shared_with_start(found, times_covariance(found, rows), before)[part],
+        expected,
+        rtol=1e-10,
     )

@@ -1,4 +1,4 @@
-"""The recorder warns of gradients that change after they were recorded."""
+"""Gradients that change after the first of several optimizers was about to step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -6,13 +6,22 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn, optim
 
-from tests.trajstore.recording.observed import Observed, loss_of, net
+from tests.trajstore.recording.observed import (
+    Observed,
+    adjacent,
+    dense,
+    gradient,
+    iterate,
+    loss_of,
+    net,
+)
 from trajstore.reading.run import open_run
 from trajstore.recording.recorder import Recorder
 
@@ -25,10 +34,6 @@ def halves(model: Any, fused: tuple[bool, bool] = (False, False)) -> list[Any]:
         optim.SGD(model[i].parameters(), lr=0.05, fused=is_fused)
         for i, is_fused in zip((0, 2), fused, strict=True)
     ]
-
-
-def expect_warning() -> AbstractContextManager[Any]:
-    return pytest.warns(UserWarning, match="have changed since they were recorded")
 
 
 FUSED = {
@@ -90,29 +95,115 @@ def every_second_time(model: Any, optimizers: list[Any], step: int) -> None:
         optimizers[1].step()
 
 
-@pytest.mark.parametrize("loop", [step_in_turn, clip_in_turn])
-def test_optimizers_that_step_in_turn(
-    loop: Callable[[Any, list[Any], int], None], tmp_path: Path
+def expect_warning() -> AbstractContextManager[Any]:
+    return pytest.warns(
+        UserWarning, match=r"of step \d is not known, and is recorded as"
+    )
+
+
+class Own:
+    """The gradients that optimizers step with, kept by the test."""
+
+    def __init__(self, model: Any, optimizers: list[Any]) -> None:
+        self.seen, self._model = Observed(), model
+        self._gradient: dict[int, Any] = {}
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._note)
+
+    def _note(self, optimizer: Any, *_: Any) -> None:
+        if not self._gradient:
+            self.seen.iterates.append(iterate(self._model))
+        self._gradient |= {
+            id(p): p.grad.double().numpy().ravel().copy()
+            for p in optimizer.param_groups[0]["params"]
+            if p.grad is not None
+        }
+
+    def end(self) -> None:
+        parts = [
+            self._gradient.get(id(p), np.zeros(p.numel()))
+            for p in self._model.parameters()
+        ]
+        self.seen.gradients.append(np.concatenate(parts))
+        self._gradient = {}
+
+
+@pytest.mark.parametrize(
+    ("loop", "first"),
+    [(step_in_turn, 0), (clip_in_turn, 0), (every_second_time, 1)],
+    ids=["step_in_turn", "clip_in_turn", "every_second_time"],
+)
+def test_optimizers_that_step_in_turn_are_recorded_with_their_own_gradients(
+    loop: Callable[[Any, list[Any], int], None], first: int, tmp_path: Path
 ):
-    model = net()
+    model, path = net(), tmp_path / "run"
     optimizers = halves(model)
     with (
-        expect_warning() as warnings,
-        Recorder(tmp_path / "run", model, optimizers, reference_every=2),
+        expect_warning() as caught,
+        Recorder(path, model, optimizers, exact=True, reference_every=3),
     ):
-        for step in range(4):
+        # The recorder's hook runs after those that are registered later.
+        own = Own(model, optimizers)
+        for step in range(8):
             loop(model, optimizers, step)
-    assert len(warnings) == open_run(tmp_path / "run").n_windows > 1
+            own.end()
+    assert [w.filename for w in caught.list] == [__file__]
+    run = open_run(path)
+    norms = [np.linalg.norm(g) for g in own.seen.gradients]
+    found = run.steps.grad_norm.values
+    assert np.isnan(found).tolist() == [k == first for k in range(8)]
+    for k in range(8):
+        if k <= first:
+            # What the test compares; the row of step `first` is checked above.
+            own.seen.gradients[k] = dense(
+                run,
+                run.stored.large_rows(
+                    "gradient", slice(k, k + 1), slice(0, run.layout.size)
+                )[0],
+            )
+    own.seen.agrees(run, model)
+    np.testing.assert_allclose(found[first + 1 :], norms[first + 1 :], rtol=1e-5)
+    moved = np.diff([*own.seen.iterates, iterate(model)], axis=0)
+    np.testing.assert_allclose(
+        run.steps.update_norm, np.linalg.norm(moved, axis=1), rtol=1e-4
+    )
+    previous = (np.array(own.seen.gradients)[1:] * own.seen.gradients[:-1]).sum(1)
+    np.testing.assert_allclose(
+        adjacent(run)[first + 2 :], previous[first + 1 :], rtol=1e-4, atol=1e-9
+    )
 
 
-def test_an_optimizer_that_steps_on_its_own_in_some_rows(tmp_path: Path):
+def test_own_gradients_without_their_scale(tmp_path: Path):
+    model = net()
+    optimizers = halves(model, (True, False))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    norms = []
+    with expect_warning(), Recorder(tmp_path / "run", model, optimizers):
+        for step in range(4):
+            norms.append(0.0)
+            for i, optimizer in enumerate(optimizers):
+                model.zero_grad()
+                scaler.scale(loss_of(model, step + i)).backward()
+                held = optimizer.param_groups[0]["params"]
+                norms[-1] += sum(float(p.grad.square().sum()) for p in held) / 1024**2
+                scaler.step(optimizer)
+            scaler.update()
+    found = open_run(tmp_path / "run").steps.grad_norm.values
+    np.testing.assert_allclose(found[1:], np.sqrt(norms)[1:], rtol=1e-5)
+
+
+def test_one_tensor_of_two_optimizers_has_no_gradient(tmp_path: Path):
     model = net()
     optimizers = halves(model)
-    with expect_warning() as warnings, Recorder(tmp_path / "run", model, optimizers):
-        every_second_time(model, optimizers, 0)
-        assert not warnings.list
-        every_second_time(model, optimizers, 1)
-    assert [w.filename for w in warnings.list] == [__file__]
+    optimizers[1].add_param_group({"params": [model[0].weight]})  # type: ignore[index]
+    with expect_warning(), Recorder(tmp_path / "run", model, optimizers):
+        for step in range(3):
+            step_in_turn(model, optimizers, step)
+    run = open_run(tmp_path / "run")
+    assert run.n_steps == 3
+    assert np.isnan(run.steps.grad_norm).all()
+    assert np.isfinite(run.steps.update_norm).all()
+    assert [f.tensors for f in run.stored.document.optimizer] == [(1,), (2, 3), ()]
 
 
 def test_a_step_within_the_backward_pass(tmp_path: Path):
@@ -125,11 +216,24 @@ def test_a_step_within_the_backward_pass(tmp_path: Path):
 
     for p in model.parameters():
         p.register_post_accumulate_grad_hook(step)
+    norms, iterates = [], []
     with (
         expect_warning(),
         Recorder(tmp_path / "run", model, list(optimizers.values())),
     ):
-        loss_of(model, 0).backward()
+        for k in range(4):
+            alone = deepcopy(model)
+            loss_of(alone, k).backward()
+            norms.append(np.linalg.norm(gradient(alone)))
+            iterates.append(iterate(model))
+            loss_of(model, k).backward()
+    found = open_run(tmp_path / "run").steps
+    np.testing.assert_allclose(found.grad_norm[1:], norms[1:], rtol=1e-5)
+    assert np.isnan(found.grad_norm[0])
+    moved = np.diff([*iterates, iterate(model)], axis=0)
+    np.testing.assert_allclose(
+        found.update_norm, np.linalg.norm(moved, axis=1), rtol=1e-4
+    )
 
 
 def test_the_gradient_of_the_last_evaluation_of_a_closure_counts(tmp_path: Path):

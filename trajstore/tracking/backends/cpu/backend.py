@@ -19,7 +19,8 @@ from trajstore.sketch.signs import Role
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
-from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, compile_for_threads
+from trajstore.tracking.backends.cpu.arguments import Arguments
+from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, run_in_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
@@ -64,23 +65,16 @@ class _Columns(NamedTuple):
     grad_sq: int  # column of |g|^2 in a table
 
 
-class _Window(NamedTuple):
-    """Signs and weights of the sketch that stay the same during a window."""
-
-    columns: Floats  # sequence of the column signs of the sketch
-    weights: Floats  # (layer,)
-    sum_signs: Floats  # (row,): row signs of the window's sum; empty if there is none
-
-
 class _Kernels(NamedTuple):
-    """Functions that run kernels on one thread or on several, and the sums that they fill."""
+    """Kernels that run on one thread or on several, with their arguments and sums."""
 
-    before: Callable[..., None]
-    after: Callable[..., None]
+    before: Callable[[int], None]
+    after: Callable[[int], None]
+    before_arguments: Arguments
+    after_arguments: Arguments
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
-    buffers: Floats  # (part, `BLOCK`)
 
 
 class CPUBackend:
@@ -99,28 +93,21 @@ class CPUBackend:
     ) -> None:
         layout = placement.layout
         self._spec, self._past, self._columns = spec, past, _columns(spec)
-        self._placement = placement
+        self._placement, self._is_whole = placement, placement.group is None
         self._local = LocalTensors(placement, parameters)
         self._addresses = Addresses(self._local.layout, self._local.parameters)
         # Rows: the last gradient, the displacement and the anchor.
         rows = huge_zeros(3, placement.size, device=device)
         self._rows, self.frame = rows.numpy(), rows[1:]
-        self._is_whole = placement.group is None
         blocks = len(
             layout.layer_of_block if self._is_whole else placement.layer_of_block
         )
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
         offsets = layout.packed_offsets if spec.is_packed else layout.offsets
         self._ranges = ranges_of(placement, offsets)
-        self._bounds = bounds_of(self._ranges, n_parts)
-        if n_parts > 1:
-            _start_threads()
         self._folding = (
             no_folding(n_parts) if spec.exact else folding_of(layout, spec, n_parts)
         )
-        weights = np.ones(len(layout.names), np.float32)
-        no_signs = np.zeros(0, np.float32)
-        self._window = _Window(self._folding.probe_columns, weights, no_signs)
         self.block_energies = torch.zeros(blocks, dtype=torch.float32, device=CPU)
         self.window_folds = huge_zeros(
             n_parts, spec.window_folds, spec.sketch_numbers, device=CPU
@@ -133,7 +120,67 @@ class CPUBackend:
         self._squares = np.zeros(len(self._ranges), np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
-        self._kernels = _kernels(n_parts, len(layout.names), self._columns)
+        self._kernels = self._prepare_kernels(n_parts)
+
+    def _prepare_kernels(self, n_parts: int) -> _Kernels:
+        """Return the kernels with arguments that stay the same in many steps."""
+        layers, columns, folding = len(self._spec.names), self._columns, self._folding
+        no_addresses = np.zeros(len(self._local.layout.names), np.int64)
+        sums = np.zeros((n_parts, layers, columns.n_before))
+        no_sums = np.zeros((n_parts, 0, columns.n_after))
+        bounds = bounds_of(self._ranges, n_parts)
+        shared: dict[str, Any] = {
+            "bounds": bounds,
+            "parameters": no_addresses,
+            "ranges": self._ranges,
+            "rows": self._rows,
+        }
+        before = Arguments(
+            measuring.BEFORE,
+            **shared,
+            gradients=no_addresses,
+            past=self._past.addresses,
+            sums=sums,
+            columns=columns.products,
+            basis_columns=columns.basis,
+            width=folding.width,
+            filled=folding.filled,
+            sketch_columns=folding.probe_columns,
+            probe_columns=folding.probe_columns,
+            probe_signs=folding.probe_rows,
+            row_signs=folding.row_signs,
+            weights=np.ones(layers, np.float32),
+            folds=folding.folds,
+            window_signs=np.zeros(0, np.float32),
+            window_folds=self._sums[0],
+            energies=self._sums[1],
+            squares=self._squares,
+            update_sums=no_sums,
+            update_columns=columns.updates,
+            buffers=huge_zeros(n_parts, BLOCK, device=CPU).numpy(),
+        )
+        after = Arguments(
+            measuring.AFTER,
+            **shared | {"bounds": np.zeros_like(bounds)},
+            sums=np.zeros((n_parts, layers, columns.n_after)),
+            columns=columns.updates,
+            checks=np.zeros((n_parts, layers), np.int64),
+        )
+        run_after = _on_threads(n_parts, measuring.measure_after)
+        if n_parts > 1:
+            # Start threads, and compile what they need, before the first step: without blocks.
+            with preserve_torch_threads():
+                run_after(after.address)
+        after.set("bounds", bounds)
+        return _Kernels(
+            _on_threads(n_parts, measuring.measure_before),
+            run_after,
+            before,
+            after,
+            sums,
+            update_sums=np.zeros((n_parts, layers, columns.n_after)),
+            no_sums=no_sums,
+        )
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
@@ -142,18 +189,18 @@ class CPUBackend:
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
-        columns = self._window.columns
+        arguments = self._kernels.before_arguments
         if self._folding.sketch is not None:
             fold = replace(self._folding.sketch.fold, window=window)
-            columns = fold.column_sequence
-        self._window = _Window(columns, weights.numpy().copy(), self._window.sum_signs)
+            arguments.set("sketch_columns", fold.column_sequence)
+        arguments.set("weights", weights.numpy().copy())
 
     def start_sums(self, row_signs: Tensor | None) -> None:
         """Clear `block_energies` and both sums of folds; use these row signs, float32 (row,)."""
         for total in (*self._sums, self._displacements):
             total.fill(0)
         if row_signs is not None:
-            self._window = self._window._replace(sum_signs=row_signs.numpy())
+            self._kernels.before_arguments.set("window_signs", row_signs.numpy())
 
     def measure(
         self,
@@ -163,7 +210,7 @@ class CPUBackend:
         last: LastStep | None = None,
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
-        folding, columns, window = self._folding, self._columns, self._window
+        folding, columns = self._folding, self._columns
         tables = row["tables"].numpy()
         wide = self._wide(tables)
         gradients, _gradients = self._addresses.of(self._local.of(vectors))
@@ -180,32 +227,8 @@ class CPUBackend:
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
-        arguments = (
-            gradients,
-            parameters,
-            self._ranges,
-            self._rows,
-            self._past.addresses,
-            run.sums,
-            columns.products,
-            columns.basis,
-            folding.width,
-            folding.filled,
-            window.columns,
-            folding.probe_columns,
-            folding.probe_rows,
-            folding.row_signs,
-            window.weights,
-            folding.folds,
-            window.sum_signs,
-            *self._sums,
-            self._squares,
-            update_sums,
-            columns.updates,
-            run.buffers,
-        )
         try:
-            run.before(self._bounds, *arguments)
+            self._run_before(gradients, parameters, update_sums)
             measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
             self._write_probes(row)
             if not self._is_whole:
@@ -260,10 +283,22 @@ class CPUBackend:
             sketching.rotate(folding.folds, folding.filled, signs, *folding.blocks)
             folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
 
+    def _run_before(
+        self, gradients: Integers, parameters: Integers, update_sums: Doubles
+    ) -> None:
+        """Run the kernel for gradients and parameters at these addresses."""
+        arguments = self._kernels.before_arguments
+        arguments.set("gradients", gradients)
+        arguments.set("parameters", parameters)
+        arguments.set("past", self._past.addresses)
+        arguments.set("update_sums", update_sums)
+        self._kernels.before(arguments.address)
+
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
         if not self._is_whole:
+            # Ranks may have different numbers of parts.
             sums = sums.sum(0, keepdims=True)
             self._placement.reduce_to_first(torch.from_numpy(sums))
         self._add_update(sums, last)
@@ -349,30 +384,12 @@ class CPUBackend:
         shape = len(self._folding.folds), len(self._spec.names)
         sums = np.zeros((*shape, self._columns.n_after))
         checks = np.zeros(sums.shape[:2], np.int64)
-        arguments = (
-            parameters,
-            self._ranges,
-            self._rows,
-            sums,
-            self._columns.updates,
-            checks,
-        )
-        self._kernels.after(self._bounds, *arguments)
+        arguments = self._kernels.after_arguments
+        arguments.set("parameters", parameters)
+        arguments.set("sums", sums)
+        arguments.set("checks", checks)
+        self._kernels.after(arguments.address)
         return sums, checks
-
-
-def _kernels(n_parts: int, n_layers: int, columns: _Columns) -> _Kernels:
-    shape = n_parts, n_layers
-    return _Kernels(
-        _on_threads(
-            n_parts, measuring.measure_before, measuring.measure_before_in_parts
-        ),
-        _on_threads(n_parts, measuring.measure_after, measuring.measure_after_in_parts),
-        np.zeros((*shape, columns.n_before)),
-        np.zeros((*shape, columns.n_after)),
-        np.zeros((n_parts, 0, columns.n_after)),
-        huge_zeros(n_parts, BLOCK, device=CPU).numpy(),
-    )
 
 
 def _columns(spec: RunSpec) -> _Columns:
@@ -390,35 +407,18 @@ def _columns(spec: RunSpec) -> _Columns:
     )
 
 
-def _on_threads(n_threads: int, for_part: Any, for_parts: Any) -> Callable[..., None]:
-    """Return a function that runs `for_part` on the only part, or `for_parts` in threads."""
+def _on_threads(n_threads: int, kernel: Any) -> Callable[[int], None]:
+    """Return a function that runs a kernel on the only part, or on all parts in threads."""
     if n_threads == 1:
-        return partial(for_part, 0)
+        return partial(kernel, 0)
 
-    def run(bounds: Integers, *arguments: Any) -> None:
+    def run(arguments: int) -> None:
         with NUMBA_LOCK:
             n_before = numba.get_num_threads()
             numba.set_num_threads(min(n_threads, n_before))
             try:
-                for_parts(bounds, arguments)
+                run_in_threads(kernel, n_threads, arguments)
             finally:
                 numba.set_num_threads(n_before)
 
     return run
-
-
-def _start_threads() -> None:
-    """Compile functions for Numba's threads, and start these, before the first step."""
-    compile_for_threads()
-    empty = np.zeros(0, np.int64)
-    with preserve_torch_threads():
-        measuring.measure_after_in_parts(
-            np.zeros(3, np.int64),
-            (
-                *(empty, np.zeros((0, 6), np.int64)),
-                np.zeros((3, 0), np.float32),
-                np.zeros((2, 0, 2)),
-                np.zeros(2, np.int64),
-                np.zeros((2, 0), np.int64),
-            ),
-        )

@@ -15,7 +15,6 @@ from numba.extending import intrinsic
 from trajstore.sketch.levels import GUIDED, N_CELLS
 from trajstore.sketch.onebit import LEAST_SCALE
 from trajstore.tracking.backends.cpu.compiling import (
-    compiled,
     compiled_when_called,
     inlined,
     loop,
@@ -104,7 +103,7 @@ def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
         code[i] = byte
 
 
-@compiled(_FLOATS, uint8[::1], _FLOATS)
+@compiled_when_called(_FLOATS, uint8[::1], _FLOATS)
 def code_signs(
     numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (number / 8,): overwritten
@@ -171,16 +170,9 @@ def _product_with_levels(a: Floats, levels: Floats, found: Levels) -> np.float32
 
 
 @loop
-def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
-    """Write the numbers of levels with several bits each, highest bit first."""
-    if bits == 16:
-        for i in range(len(found)):
-            code[2 * i] = found[i] >> 8
-            code[2 * i + 1] = found[i] & 255
-    elif bits == 8:
-        for i in range(len(found)):
-            code[i] = found[i]
-    elif bits == 4:
+def _pack_few_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with 2 or 4 bits each, highest bit first."""
+    if bits == 4:
         for i in range(len(code)):
             code[i] = (found[2 * i] << 4) | found[2 * i + 1]
     else:
@@ -189,34 +181,71 @@ def _pack_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
             code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
 
 
-@compiled_when_called(
-    *(int64, _FLOATS, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
-)
-def code_levels(
-    bits: int,  # number of bits per number, at least 2
+@loop
+def _pack_many_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with 8 or 16 bits each, highest bit first."""
+    if bits == 16:
+        for i in range(len(found)):
+            code[2 * i] = found[i] >> 8
+            code[2 * i + 1] = found[i] & 255
+    else:
+        for i in range(len(found)):
+            code[i] = found[i]
+
+
+@inlined
+def _inverse_deviation(energy: np.float64, n: int) -> np.float32:
+    """Return 1 over the root mean square of n numbers with this |a|^2, 1 if all of them are 0."""
+    inverse = np.float32(1)
+    if energy != 0:
+        inverse = np.float32(1 / math.sqrt(energy / n))
+    return inverse
+
+
+@compiled_when_called(int64, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
+def code_few_levels(
+    bits: int,  # number of bits per number, 2 or 4
     levels: Floats,  # (2^bits,)
     borders: Floats,  # (2^bits - 1,)
-    guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
     found: Levels,  # (number,): memory for the numbers of levels; overwritten
     numbers: Floats,  # (number,)
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
 ) -> None:
-    """Code numbers with several bits each, as `trajstore.sketch.levels` does."""
+    """Code numbers with 2 or 4 bits each, as `trajstore.sketch.levels` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
         found_here = part_of(found, i * block, block)
         energy, _ = _energy_and_magnitude(part)
-        inverse = np.float32(1)
-        if energy != 0:
-            inverse = np.float32(1 / math.sqrt(energy / block))
+        inverse = _inverse_deviation(energy, block)
         if bits == 2:
             _find_levels_of_2_bits(part, inverse, borders, found_here)
-        elif bits == 4:
-            _find_levels_of_4_bits(part, inverse, borders, found_here)
         else:
-            _find_levels_from_guide(part, inverse, guide, found_here)
-        product = _product_with_levels(part, levels, found_here)
-        scales[i] = _scale(energy, product)
-    _pack_levels(found, bits, code)
+            _find_levels_of_4_bits(part, inverse, borders, found_here)
+        scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
+    _pack_few_levels(found, bits, code)
+
+
+# Apart from the function above, because few recordings need both, and compiling takes long.
+@compiled_when_called(int64, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
+def code_many_levels(
+    bits: int,  # number of bits per number, 8 or 16
+    levels: Floats,
+    guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
+    # The other arguments are as in `code_few_levels`.
+    found: Levels,
+    numbers: Floats,
+    code: npt.NDArray[np.uint8],
+    scales: Floats,
+) -> None:
+    """Code numbers with 8 or 16 bits each, as `trajstore.sketch.levels` does."""
+    block = len(numbers) // len(scales)
+    for i in range(len(scales)):
+        part = part_of(numbers, i * block, block)
+        found_here = part_of(found, i * block, block)
+        energy, _ = _energy_and_magnitude(part)
+        inverse = _inverse_deviation(energy, block)
+        _find_levels_from_guide(part, inverse, guide, found_here)
+        scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
+    _pack_many_levels(found, bits, code)

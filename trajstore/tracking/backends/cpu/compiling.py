@@ -16,8 +16,10 @@ from time import perf_counter
 from typing import Any, Final, TypeVar, cast
 
 import numba
-from numba import void
+from llvmlite import ir
+from numba import int64, prange, void
 from numba.core import config, event
+from numba.extending import intrinsic
 
 from trajstore.tracking.backends.threads import preserve_torch_threads
 
@@ -142,36 +144,56 @@ def compiled_when_called(*signature: Any) -> Callable[[F], F]:
     return decorated
 
 
-_IN_THREADS: Final = list[Callable[[], Any]]()  # compile functions that run in threads
+def compiled_for_parts(function: F) -> F:
+    """Compile a function of a part and the address of its arguments, for `run_in_threads`."""
+    return jit(function, void(int64, int64), no_cfunc_wrapper=False)
 
 
-def compile_for_threads() -> None:
-    """Compile the functions that run in threads."""
-    for compiled_now in _IN_THREADS:
-        compiled_now()
+def _call_at(_context: Any, _function: Any, _part: Any, _arguments: Any) -> Any:
+    """Call the compiled function at an address."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        address, *rest = arguments
+        function = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
+        builder.call(builder.inttoptr(address, function.as_pointer()), rest)
+        return context.get_dummy_value()
+
+    return void(int64, int64, int64), generate_code
+
+
+_call: Final = intrinsic(_call_at)
+
+
+def _run_parts(function: int, n_parts: int, arguments: int) -> None:
+    """Call the function at an address for all parts, each in a thread of its own."""
+    for part in prange(n_parts):
+        _call(function, part, arguments)
+
+
+@cache
+def _compiled_run_parts() -> Callable[[int, int, int], None]:
+    """Compile `_run_parts` and start Numba's threads."""
+    # With GNU OpenMP, processes that are forked later cannot use Numba in threads of their own,
+    # so no threads are started where one is enough.
+    with preserve_torch_threads():
+        run = jit(_run_parts, void(int64, int64, int64), parallel=True)
     ANNOUNCER.finish()
+    return run
 
 
-def compiled_in_threads(*signature: Any) -> Callable[[F], F]:
-    """Compile a function, whose loops over `prange` run in threads, when it is needed."""
+def run_in_threads(function: Callable[..., Any], n_parts: int, arguments: int) -> None:
+    """Call a function that was `compiled_for_parts`, each part in a thread of its own."""
+    _compiled_run_parts()(_address_of(function), n_parts, arguments)
 
-    # Compiling starts Numba's threads. With GNU OpenMP, processes that are forked later cannot
-    # use Numba in threads of their own, so no threads are started where one is enough.
-    def decorated(function: F) -> F:
-        @cache
-        def compiled_now() -> F:
-            with preserve_torch_threads():
-                return jit(function, void(*signature), parallel=True)
 
-        _IN_THREADS.append(compiled_now)
-
-        @wraps(function)
-        def call(*arguments: Any) -> Any:
-            return compiled_now()(*arguments)
-
-        return cast("F", call)
-
-    return decorated
+@cache
+def _address_of(function: Any) -> int:
+    """Return the address of a function that was `compiled_for_parts`, for C."""
+    (compiled,) = function.overloads.values()
+    name = compiled.fndesc.llvm_cfunc_wrapper_name
+    return int(compiled.library.get_pointer_to_function(name))
 
 
 def inlined(function: F) -> F:

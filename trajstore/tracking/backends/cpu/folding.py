@@ -91,5 +91,8 @@ def _code(bits: int, numbers: int) -> Callable[..., None]:
     if bits == 1:
         return coding.code_signs
     found = np.zeros(numbers, np.int32)
-    constants = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    return partial(coding.code_levels, *constants, found)
+    if bits < 8:
+        few = bits, levels.levels(bits), levels.borders(bits), found
+        return partial(coding.code_few_levels, *few)
+    many = bits, levels.levels(bits), levels.guide(bits), found
+    return partial(coding.code_many_levels, *many)

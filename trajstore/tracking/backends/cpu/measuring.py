@@ -8,14 +8,15 @@ results equal the results of `eager` up to rounding.
 `block_loops` has the loops over the elements of a block.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int64, prange, types
+from numba import float32, float64, int64
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
+from trajstore.tracking.backends.cpu.arguments import arguments_at
 from trajstore.tracking.backends.cpu.block_loops import (
     LEAST_SQUARE,
     add_decoded,
@@ -31,7 +32,7 @@ from trajstore.tracking.backends.cpu.block_loops import (
 )
 from trajstore.tracking.backends.cpu.compiling import (
     compiled,
-    compiled_in_threads,
+    compiled_for_parts,
     inlined,
 )
 from trajstore.tracking.backends.cpu.ranges import (
@@ -73,16 +74,63 @@ _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 _RANGES: Final = int64[:, ::1]
-_BEFORE: Final = (
-    *(_INTEGERS, _INTEGERS, _RANGES, _ROWS, int64[:, ::1]),
-    *(_SUMS, _INTEGERS, int64[:, ::1]),
-    *(int64, int64, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FOLDS),
-    *(_FLOATS, _FOLDS, _FLOATS, _FLOATS, _SUMS, _INTEGERS, _ROWS),
-)
-_AFTER: Final = (
-    *(_INTEGERS, _RANGES, _ROWS),
-    *(_SUMS, _INTEGERS, int64[:, ::1]),
-)
+
+BEFORE: Final = {
+    # (part + 1,): first range of each part, and the number of ranges
+    "bounds": _INTEGERS,
+    # (tensor,): addresses of float32 tensors; 0 stands for zeros
+    "gradients": _INTEGERS,
+    "parameters": _INTEGERS,  # (tensor,): addresses of float32 tensors
+    "ranges": _RANGES,  # (range, 6): see `trajstore.tracking.backends.cpu.ranges`
+    # (3, size): the last gradient, replaced by the gradient; the displacement, overwritten; the
+    # anchor, only read.
+    "rows": _ROWS,
+    "past": int64[
+        :, ::1
+    ],  # (2, code): addresses of codes and scales, see `past_anchors`
+    "sums": _SUMS,  # (part, layer, column): overwritten with the products
+    "columns": _INTEGERS,  # (product,): columns of `PRODUCTS` in `sums`
+    # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
+    "basis_columns": int64[:, ::1],
+    "width": int64,  # length of a row of the fold; 0 if nothing is folded
+    "filled": int64,  # number of buckets that may differ from 0
+    "sketch_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the sketch
+    "probe_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the probes
+    "probe_signs": _FLOATS,  # (row,): row signs of the probes
+    "row_signs": _FLOATS,  # (row,): row signs of the sketch
+    "weights": _FLOATS,  # (layer,): weights of the sketch
+    # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
+    # probes, and of the weighted gradient for the sketch.
+    "folds": _FOLDS,
+    "window_signs": _FLOATS,  # (row,): row signs of the window's sum
+    # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
+    "window_folds": _FOLDS,
+    "energies": _FLOATS,  # (block,): |g|^2 of every block is added to it
+    # (range,): |g|^2 of every range in the last step, NaN where float32 cannot hold it; overwritten
+    "squares": _FLOATS,
+    # (part, layer, column): overwritten with products of the last step's update, which leads to
+    # the parameters; not measured if there are no layers
+    "update_sums": _SUMS,
+    "update_columns": _INTEGERS,  # (product,): columns of `UPDATES` in `update_sums`
+    "buffers": _ROWS,  # (part, `BLOCK`): memory for one block; overwritten
+}
+"""Arguments of `measure_before`, and their types."""
+
+AFTER: Final = {
+    # Arguments without a comment are as in `BEFORE`.
+    "bounds": _INTEGERS,
+    "parameters": _INTEGERS,
+    "ranges": _RANGES,
+    "rows": _ROWS,
+    "sums": _SUMS,  # (part, layer, column): products of the update are added to it
+    "columns": _INTEGERS,  # (product,): columns of `UPDATES` in `sums`
+    "checks": int64[
+        :, ::1
+    ],  # (part, layer): checksums of the parameters are added to it
+}
+"""Arguments of `measure_after`, and their types."""
+
+_before_at, _after_at = arguments_at(*BEFORE.values()), arguments_at(*AFTER.values())
 
 
 @inlined
@@ -217,43 +265,36 @@ def _fold_block(
         place += n
 
 
-@compiled(int64, _INTEGERS, *_BEFORE)
-def measure_before(
-    part: int,
-    bounds: Integers,  # (part + 1,): first range of each part, and the number of ranges
-    gradients: Integers,  # (tensor,): addresses of float32 tensors; 0 stands for zeros
-    parameters: Integers,  # (tensor,): addresses of float32 tensors
-    ranges: Integers,  # (range, 6): see `trajstore.tracking.backends.cpu.ranges`
-    # (3, size): the last gradient, replaced by the gradient; the displacement, overwritten; the
-    # anchor, only read.
-    rows: Floats,
-    past: Integers,  # (2, code): addresses of codes and scales, see `past_anchors`
-    sums: Doubles,  # (part, layer, column): overwritten with the products
-    columns: Integers,  # (product,): columns of `PRODUCTS` in `sums`
-    basis_columns: Integers,  # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
-    width: int,  # length of a row of the fold; 0 if nothing is folded
-    filled: int,  # number of buckets that may differ from 0
-    sketch_columns: Floats,  # (sign,): `Fold.column_sequence` of the sketch
-    probe_columns: Floats,  # (sign,): `Fold.column_sequence` of the probes
-    probe_signs: Floats,  # (row,): row signs of the probes
-    row_signs: Floats,  # (row,): row signs of the sketch
-    weights: Floats,  # (layer,): weights of the sketch
-    # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
-    # probes, and of the weighted gradient for the sketch.
-    folds: Floats,
-    window_signs: Floats,  # (row,): row signs of the window's sum
-    # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
-    window_folds: Floats,
-    energies: Floats,  # (block,): |g|^2 of every block is added to it
-    # (range,): |g|^2 of every range in the last step, NaN where float32 cannot hold it; overwritten
-    squares: Floats,
-    # (part, layer, column): overwritten with products of the last step's update, which leads to
-    # the parameters; not measured if there are no layers
-    update_sums: Doubles,
-    update_columns: Integers,  # (product,): columns of `UPDATES` in `update_sums`
-    buffers: Floats,  # (part, `BLOCK`): memory for one block; overwritten
-) -> None:
+@compiled_for_parts
+def measure_before(part: int, arguments: int) -> None:
     """Measure gradients and parameters, and the last update, in the ranges of one part."""
+    # `arguments` is the address of the arguments `BEFORE`.
+    (
+        bounds,
+        gradients,
+        parameters,
+        ranges,
+        rows,
+        past,
+        sums,
+        columns,
+        basis_columns,
+        width,
+        filled,
+        sketch_columns,
+        probe_columns,
+        probe_signs,
+        row_signs,
+        weights,
+        folds,
+        window_signs,
+        window_folds,
+        energies,
+        squares,
+        update_sums,
+        update_columns,
+        buffers,
+    ) = _before_at(arguments)
     buckets = folds.shape[2]
     for layer in range(sums.shape[1]):
         for column in range(sums.shape[2]):
@@ -310,26 +351,19 @@ def measure_before(
             )
 
 
-@compiled_in_threads(_INTEGERS, types.Tuple(_BEFORE))
-def measure_before_in_parts(bounds: Integers, arguments: Any) -> None:
-    """Run `measure_before` for all parts, each in a thread of its own."""
-    for part in prange(len(bounds) - 1):
-        measure_before(part, bounds, *arguments)
-
-
-@compiled(int64, _INTEGERS, *_AFTER)
-def measure_after(
-    part: int,
-    bounds: Integers,
-    parameters: Integers,
-    ranges: Integers,
-    rows: Floats,
-    sums: Doubles,
-    columns: Integers,  # (product,): columns of `UPDATES` in `sums`
-    checks: Integers,  # (part, layer): checksums of the parameters are added to it
-) -> None:
+@compiled_for_parts
+def measure_after(part: int, arguments: int) -> None:
     """Measure the update in the ranges of one part, after `measure_before` has run."""
-    # Arguments without a comment are as in `measure_before`.
+    # `arguments` is the address of the arguments `AFTER`.
+    (
+        bounds,
+        parameters,
+        ranges,
+        rows,
+        sums,
+        columns,
+        checks,
+    ) = _after_at(arguments)
     size = rows.shape[1]
     for i in range(bounds[part], bounds[part + 1]):
         layer, index = ranges[i, LAYER], ranges[i, INDEX]
@@ -343,13 +377,6 @@ def measure_after(
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
         checks[part, layer] += sum_of_bits(words_at(address, n), index)
-
-
-@compiled_in_threads(_INTEGERS, types.Tuple(_AFTER))
-def measure_after_in_parts(bounds: Integers, arguments: Any) -> None:
-    """Run `measure_after` for all parts, each in a thread of its own."""
-    for part in prange(len(bounds) - 1):
-        measure_after(part, bounds, *arguments)
 
 
 @compiled(_SUMS, int64, _TABLE, int64, float64[::1])

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from trajstore.sketch import levels
-from trajstore.tracking.backends.cpu import coding, compiling
+from trajstore.tracking.backends.cpu import coding, compiling, folding
 
 
 def normal(*shape: int) -> Any:
@@ -22,9 +22,7 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     numbers[:256] *= 100
     numbers[5], numbers[6] = 0, -0.0
     code, scales = np.full(128 * bits, 7, np.uint8), np.zeros(n_blocks, np.float32)
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(*arguments, memory, numbers, code, scales)
+    folding._code(bits, len(numbers))(numbers, code, scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trajstore.format.arrays.MAX_BLOCK", 1024 // n_blocks)
         expected_code, expected_scales = levels.encode(numbers, bits)
@@ -89,9 +87,7 @@ def test_guided_levels_are_nearly_the_nearest(bits: int):
 def test_levels_of_zero_or_nonfinite_blocks(bits: int, bad: float, scale: float):
     numbers, scales = np.zeros(8, np.float32), np.ones(1, np.float32)
     numbers[3] = bad
-    arguments = bits, levels.levels(bits), levels.borders(bits), levels.guide(bits)
-    memory = np.zeros(len(numbers), np.int32)
-    coding.code_levels(*arguments, memory, numbers, np.zeros(bits, np.uint8), scales)
+    folding._code(bits, len(numbers))(numbers, np.zeros(bits, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 

@@ -1,0 +1,17 @@
+"""Refuse to record while a CUDA graph is being captured."""
+
+import torch
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise an error while a CUDA graph is being captured."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "The recorder was called while a CUDA graph was being captured: its replays run no "
+            "hooks. Capture forward and backward only, and call optimizer.step() after each."
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether operations on a device are being captured instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
