@@ -94,6 +94,7 @@ class CPUBackend:
         layout = placement.layout
         self._spec, self._past, self._columns = spec, past, _columns(spec)
         self._placement, self._is_whole = placement, placement.group is None
+        self._is_first = placement.is_first
         self._local = LocalTensors(placement, parameters)
         self._addresses = Addresses(self._local.layout, self._local.parameters)
         # Rows: the last gradient, the displacement and the anchor.
@@ -213,7 +214,8 @@ class CPUBackend:
         folding, columns = self._folding, self._columns
         tables = row["tables"].numpy()
         wide = self._wide(tables)
-        gradients, _gradients = self._addresses.of(self._local.of(vectors))
+        parts = vectors if self._is_whole else self._local.of(vectors)
+        gradients, _gradients = self._addresses.of(parts)
         parameters, _parameters = self._addresses_of_parameters()
         if self._is_lent:
             self._is_lent = False
@@ -244,7 +246,7 @@ class CPUBackend:
                 self._add_update(update_sums, last)
         if wide is not tables:
             tables[:] = wide
-        if self._placement.is_first:
+        if folding.sketch is not None and self._is_first:
             self._write_sketch(row)
 
     def _write_probes(self, row: Mapping[str, Tensor]) -> None:
@@ -277,11 +279,10 @@ class CPUBackend:
     def _write_sketch(self, row: Mapping[str, Tensor]) -> None:
         """Write signs and scales to a row, given the folds."""
         folding = self._folding
-        if folding.sketch is not None:
-            numbers = folding.folds[0, -1]
-            signs = folding.step_signs[: len(numbers)]
-            sketching.rotate(folding.folds, folding.filled, signs, *folding.blocks)
-            folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
+        numbers = folding.folds[0, -1]
+        signs = folding.step_signs[: len(numbers)]
+        sketching.rotate(folding.folds, folding.filled, signs, *folding.blocks)
+        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
 
     def _run_before(
         self, gradients: Integers, parameters: Integers, update_sums: Doubles
@@ -362,8 +363,9 @@ class CPUBackend:
 
     def _addresses_of_parameters(self) -> tuple[Integers, list[Tensor]]:
         """Return the addresses of this rank's parameters, and the copies to keep."""
-        parts = None if self._is_whole else self._local.parameters
-        return self._addresses.of_parameters(parts)
+        if self._is_whole:
+            return self._addresses.of_parameters()
+        return self._addresses.of_parameters(self._local.parameters)
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
