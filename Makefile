@@ -68,6 +68,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/checks.py
 	$(BIN)/python benchmarks/per_step.py
 	$(BIN)/python benchmarks/first_recording.py
 	$(BIN)/python benchmarks/small_steps.py

@@ -2,6 +2,7 @@ from . import plots as plots
 from ._old_names import scales as scales
 from ._old_names import step_bound as step_bound
 from .comparison.compare import compare
+from .comparison.over_seeds import compare_over_seeds
 from .comparison.path_distances import path_distances
 from .comparison.path_pca import path_pca
 from .conditions.aiming import aiming
@@ -22,6 +23,7 @@ from .deep_linear.modes import linear_modes
 from .geometry.average_of_epochs import average_of_epochs
 from .geometry.distance_travelled import distance_travelled
 from .geometry.epoch_means import epoch_means, range_means
+from .geometry.mid_run import mid_run
 from .geometry.null import excess_gamma, random_walk_gamma
 from .geometry.path_geometry import path_geometry
 from .geometry.stored import store_geometry
@@ -47,6 +49,7 @@ __all__ = [
     "chord_convexity",
     "compare",
     "compare_branches",
+    "compare_over_seeds",
     "convexity",
     "distance_travelled",
     "edge_of_stability",
@@ -62,6 +65,7 @@ __all__ = [
     "locally_optimal_lr",
     "log",
     "margin",
+    "mid_run",
     "mode_strength",
     "path_distances",
     "path_geometry",

@@ -12,5 +12,9 @@ SIGNED: Final = "RdBu"
 UNSIGNED: Final = "viridis"
 """Colour map of quantities that are never negative, and of ordered lines."""
 
-COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
-"""Colours of runs: the palette of Okabe and Ito without its red and its yellow."""
+COLORS: Final = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9"),
+    *("#8C6D1F", "#9A9A9A"),
+)
+"""Colours of runs: the palette of Okabe and Ito without its red and its yellow, then a brown and
+a grey."""

@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+)
 
 import tyro
 from rich.table import Table
@@ -102,6 +110,14 @@ class Output:
 TERMINAL: Final = Output()
 
 
+class Opened(NamedTuple):
+    """A group of results, the variable that printed code assigns it to, and a use of that."""
+
+    group: str
+    name: str
+    example: str
+
+
 def report(
     run: "Run",
     *parts: Table | str,
@@ -111,6 +127,8 @@ def report(
     groups: Sequence[str],
     name: str,
     example: str,
+    more: Sequence[Opened] = (),
+    also: "Mapping[str, xr.Dataset] | None" = None,
     output: Output = TERMINAL,
 ) -> None:
     """Print tables and notes, save figures, and say where the results of a run lie.
@@ -133,6 +151,10 @@ def report(
         Groups that hold the results. Python code that opens the first group is printed.
     name, example : str
         Variable that the printed code assigns, and an expression that uses it.
+    more : sequence of Opened
+        Further groups that the printed code opens.
+    also : mapping of str to xarray.Dataset, optional
+        Further numbers of the tables, which the JSON document holds under these names.
     output : Output
         Where results, tables and figures go.
     """
@@ -144,7 +166,8 @@ def report(
                 console.print()
     directory = figures_directory(run) if output.out is None else output.out
     directory.mkdir(parents=True, exist_ok=True)
-    key = _figure_key(run, output.files, [data, *drawn_from])
+    also = also or {}
+    key = _figure_key(run, output.files, [data, *drawn_from, *also.values()])
     paths = []
     for file, draw in figures.items():
         path = store.inside(directory, f"{file}.{output.files.format}")
@@ -160,13 +183,14 @@ def report(
             "figures": [str(path) for path in paths],
             "notes": [part for part in parts if isinstance(part, str) and part],
             **as_json(data),
+            **{name: as_json(dataset) for name, dataset in also.items()},
         }
         print_json(document)
         return
     several = f"Figures: {directory}{os.sep}"
     say(f"Figure: {paths[0]}" if len(paths) == 1 else several)
     say(f"Results: {results}\nGroups: {', '.join(groups)}")
-    _say_how_to_open(run, groups[0], name, example)
+    _say_how_to_open(results, [Opened(groups[0], name, example), *more])
 
 
 def _figure_key(run: "Run", files: FigureFiles, datasets: "list[xr.Dataset]") -> str:
@@ -263,16 +287,27 @@ def say(text: str, *, stderr: bool = False) -> None:
     make_console(stderr=stderr).print(text, soft_wrap=True)
 
 
-def _say_how_to_open(run: "Run", group: str, name: str, example: str) -> None:
-    """Print Python code that opens a group of results."""
-    call = f"{name} = xarray.open_zarr("
-    imports = "import xarray\n"
-    if "analyzers." in example:
-        imports += "from trajstore import analyzers\n"
-    say(
-        f"Open the first group with\n\n{imports}{call}{reading.results_location(run)!r}, group={group!r},"
-    )
-    say(f"{' ' * len(call)}consolidated=False, chunks=None)\n{example}")
+def _say_how_to_open(results: str, opened: Sequence[Opened]) -> None:
+    """Print Python code that opens groups of results, and uses them."""
+    code = ["import xarray"]
+    if any("analyzers." in each.example for each in opened):
+        code.append("from trajstore import analyzers")
+    if len(opened) == 1:
+        [(group, name, example)] = opened
+        call = f"{name} = xarray.open_zarr("
+        code += [
+            f"{call}{results!r}, group={group!r},",
+            f"{' ' * len(call)}consolidated=False, chunks=None)",
+            example,
+        ]
+    else:
+        code.append(f"results = {results!r}")
+        for group, name, _ in opened:
+            code.append(
+                f"{name} = xarray.open_zarr(results, group={group!r}, consolidated=False)"
+            )
+        code += [example for _, _, example in opened]
+    say("Open the results with\n\n" + "\n".join(code))
 
 
 def make_table(*headers: str, text: Collection[str] = ()) -> Table:
@@ -299,6 +334,17 @@ def with_error(value: float, error: float, decimals: int) -> str:
     rounds_to_zero = 0 < error < 0.5 * 10**-decimals
     shown = f"{error:.0e}" if rounds_to_zero else f"{error:.{decimals}f}"
     return f"{value:.{decimals}f} ±{'0' if error == 0 else shown}"
+
+
+def value_and_error(value: float, error: float, *, sign: str = "") -> str:
+    """Return a value with as many digits as its error allows, 2 to 4, and the error."""
+    if math.isnan(value):
+        return "unknown"
+    digits = 3
+    if error > 0 and value:
+        digits = min(max(math.floor(math.log10(abs(value) / error)) + 2, 2), 4)
+    shown = f"{value:{sign}.{digits}g}"
+    return shown if math.isnan(error) else f"{shown} ±{error:.1g}"
 
 
 def shown_rows(n: int, limit: int = MAX_ROWS) -> range:

@@ -22,7 +22,7 @@ Values = npt.NDArray[Any]
 LINE_STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 """Line styles and markers of runs. The numbers of colours, styles and markers share no
-factor but 1, so 210 runs look different."""
+factor but 1, so 280 runs look different."""
 
 MAX_MARKED: Final = 40
 N_MARKERS: Final = 12

@@ -322,7 +322,7 @@ def heavy_columns() -> dict[str, float]:
 
 def tables(results: dict[str, Any], console: Console) -> None:
     """Print the results as a table and as JSON."""
-    table = Table(title="rms error of gamma, 8 KB per step, mid-run", box=None)
+    table = Table(title="rms error of gamma, 8 KB per step, inner epochs", box=None)
     table.add_column("scheme")
     workloads = results["workloads"]
     for name in workloads:

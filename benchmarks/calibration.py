@@ -10,7 +10,7 @@ benchmark reports, relative to the largest value that the quantity can have:
   uncertainty;
 - ``t``: the mean error over seeds, in standard errors of that mean.
 
-Mid-run excludes the first and the last epoch; the last epoch excludes the last two steps.
+The middle excludes the first and the last epoch; the last epoch excludes the last two steps.
 ``--only mlp300k`` measures one training in about a minute, ``--compare old.json`` compares with
 the results of another version, and everything takes about ten minutes on 2 cores with 12 seeds.
 """

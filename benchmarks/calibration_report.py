@@ -7,7 +7,7 @@ from rich.table import Table
 from scipy.stats import norm, t
 
 STEP_BAR, MEAN_BAR, LAYER_BAR = (0.9, 1.1), (0.85, 1.15), (0.8, 1.2)
-"""Ranges of honest z: of steps and of epoch means in mid-run, and of layers."""
+"""Ranges of honest z: of steps and of epoch means between the first and the last epoch, and of layers."""
 
 LARGEST_T = 3.0
 """Bar of the bias at many seeds; at few seeds, the value of Student's t that is as rare."""
@@ -84,7 +84,7 @@ def outside(results: Mapping[str, Any]) -> list[str]:
 
 def comparison(new: Mapping[str, Any], old: Mapping[str, Any]) -> Table:
     """Return a table of errors and sizes relative to older results."""
-    table = Table(title="new over old, mid-run", box=None, title_justify="left")
+    table = Table(title="new over old, inner epochs", box=None, title_justify="left")
     kinds = [
         (f"{quantity}, {kind}", quantity, kind)
         for quantity in ("gamma", "distance")

@@ -57,7 +57,7 @@ def calibration_table(results: dict[str, Any]) -> str:
         "",
         (
             f"{n_recorders} recorders per case. The largest of the {n} "
-            f"mean errors mid-run is {worst[0]:.1f} standard errors of that mean ({worst[1]})."
+            f"mean errors between the first and the last epoch is {worst[0]:.1f} standard errors of that mean ({worst[1]})."
         ),
     ]
     return "\n".join(lines)

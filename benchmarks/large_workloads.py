@@ -21,22 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
 from saving import RESULTS, save_results
+from torch.utils.data import default_collate
 
 import analyzers
 import trajstore
 from train.loop import train
 from train.observer import Log, NullLog
 from train.protocols.record import attrs
-from train.protocols.replay import replay
 from train.settings import Training
-from train.workloads.catalogue import settings_of
+from train.workloads.catalogue import WORKLOADS, settings_of
 from trajstore.planning.estimate import Plan
 
+FloatArray = npt.NDArray[np.float64]
 BYTES_PER_KIB = 1024
 
 
@@ -132,11 +134,28 @@ def compete(name: str, steps: int, batch_size: int, store: Path) -> dict[str, fl
     }
 
 
-def describe(store: Path) -> dict[str, float]:
+def losses_at_the_end(run: trajstore.Run, training: Training) -> FloatArray:
+    """Return the loss of every step's batch at the last iterate, float64 (step,)."""
+    # `traj-train replay` computes the losses of all examples instead.
+    workload = WORKLOADS[training.workload]
+    splits = workload.data(training)
+    model = workload.model(splits, training)
+    last = trajstore.parameters_at(run)
+    values = {name: torch.from_numpy(array) for name, array in last.items()}
+    model.load_state_dict(values, strict=False)
+    losses = np.empty(run.n_steps)
+    with torch.no_grad():
+        for i, indices in enumerate(run.samples.values):
+            inputs, targets = default_collate([splits.train[int(j)] for j in indices])
+            losses[i] = float(workload.task.loss(model(inputs), targets))
+    return losses
+
+
+def describe(store: Path, training: Training) -> dict[str, float]:
     """Return sizes, plan and alpha-beta pairs of a recorded run."""
     run = trajstore.open_run(store)
     plan = Plan(spec=run.spec)
-    losses = replay(run)["reference_loss"]
+    losses = losses_at_the_end(run, training)
     condition = analyzers.alpha_beta(run, reference_losses=losses).compute()
     pairs = analyzers.feasible_set(condition)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
@@ -184,7 +203,7 @@ def main(
             "threads": torch.get_num_threads(),
         }
         found |= compete(workload, steps, batch_size, store)
-        found |= describe(store)
+        found |= describe(store, training_of(workload, steps, batch_size))
     save_results(found, out)
     for name, value in found.items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)

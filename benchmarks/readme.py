@@ -43,7 +43,7 @@ def accuracy_table(results: dict[str, Any]) -> str:
     for scheme in workloads["digits ResNet"]["middle"]["schemes"]:
         add(f"8 KB per step: {scheme}", "middle", "schemes", scheme)
     rms = "rms error of gamma"
-    add("**recorded**, mid-run", "middle", rms)
+    add("**recorded**, inner epochs", "middle", rms)
     add("**recorded**, first epoch", "first", rms)
     add("**recorded**, last epoch", "last", rms)
     add("**recorded**, mean of an epoch", "epoch means", rms, digits=5)

@@ -158,6 +158,22 @@ def test_a_workload_is_compared_with_its_plan(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("_importable")
+def test_a_store_without_checks_holds_the_same_values(tmp_path: Path):
+    checks = import_module("checks")
+    recorder, take = checks.training(tmp_path / "on.zarr", 8)
+    with checks.no_checks():
+        assert take(5) > 0
+    recorder.close()
+    with pytest.warns(UserWarning, match="is not the chunk that was committed there"):
+        trajstore.open_run(tmp_path / "on.zarr").steps.load()
+    checks.strip(tmp_path / "on.zarr", tmp_path / "off.zarr")
+    run = trajstore.open_run(tmp_path / "off.zarr")
+    assert run.stored.document.version == 1
+    assert run.steps.grad_norm.shape == (5,)
+    assert np.isfinite(run.steps.grad_norm).all()
+
+
+@pytest.mark.usefixtures("_importable")
 def test_the_first_recording_is_compared_with_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -38,7 +38,7 @@ def test_the_snippet_that_resumes_runs_twice(
         runpy.run_path(str(ROOT / "docs/snippets/resume.py"))
     run = open_run("resumed.zarr")
     assert (run.n_steps, run.status) == (60, "complete")
-    assert [resumption["step"] for resumption in run.stored.document.resumes] == [40]
+    assert [resumption["step"] for resumption in run.stored.document.resumes] == [45]
 
 
 def test_the_snippet_on_the_alpha_beta_condition_runs(
@@ -68,7 +68,7 @@ def test_snippets_of_the_page_on_comparing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
     pytest.importorskip("torch")
-    for name in ("a.zarr", "b.zarr"):
+    for name in ("a.zarr", "b.zarr", "c.zarr"):
         shutil.copytree(example_run, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/comparing.md").read_text()
@@ -109,7 +109,7 @@ def test_snippets_of_the_page_on_querying_run(
 
 MEASURED = {
     "README.md": "| measured by |",
-    "docs/accuracy.md": "| **recorded**, mid-run |",
+    "docs/accuracy.md": "| **recorded**, inner epochs |",
     "docs/alpha-beta.md": "| 64, whole gradients |",
     "docs/compatibility.md": "| lowest versions | torch ",
     "docs/costs.md": "| 7,000 M |",

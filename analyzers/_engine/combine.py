@@ -286,9 +286,9 @@ def _covariances(
     now = measured.displacement.stderr[0] ** 2
     for epoch in np.unique(epochs):
         is_in = (epochs == epoch)[:, None, None]
-        derived = both if is_in.all() else np.where(is_in, both, 0)
-        sums = row_sums(model, *derived)
-        total += covariance_with_sum(model, *derived, sums)
+        of_product, of_displacement = both if is_in.all() else np.where(is_in, both, 0)
+        sums = row_sums(model, of_product, of_displacement)
+        total += covariance_with_sum(model, of_product, of_displacement, sums)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

@@ -237,7 +237,6 @@ def _with_displacements(
             gram=parts.sum(gram, 0),
             sizes=parts.sum(parts.sizes.astype(np.float64), 0),
             collisions=collisions,
-            has_end=end is not None,
         )
     if run.spec.is_packed:
         rounded = rounding(squares, squares, fit, parts)

@@ -6,6 +6,7 @@ adds up the results of all rows. `tasks` turns these calls into Dask tasks.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -284,8 +285,10 @@ def _collisions(
     if not run.spec.is_packed:
         return no_collisions(probes.count)
     f = run.stored.folded(vectors.advance)
+    if not np.isfinite(f @ f):
+        f = np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0)
     return find_collisions(
-        np.nan_to_num(f, nan=0.0, posinf=0.0, neginf=0.0),
+        f,
         residual[0],
         probes.probe_of_bucket,
         np.repeat(parts.of_layer, layout.sizes),
@@ -295,6 +298,7 @@ def _collisions(
     )
 
 
+@lru_cache(maxsize=1)
 def _blocks(layout: Layout) -> npt.NDArray[np.int64]:
     """Return the block of every element of a packed vector, (element,)."""
     starts = layout.offsets // BLOCK

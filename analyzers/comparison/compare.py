@@ -1,7 +1,7 @@
 """Put the geometry and the scalars of several runs side by side."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -11,6 +11,8 @@ from analyzers._engine.labels import describe
 from analyzers.comparison.run_list import as_runs, run_names
 from analyzers.comparison.settings import different_settings
 from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.mid_run import mid_run as of_quantities
+from analyzers.geometry.mid_run import used_epochs
 from analyzers.geometry.path_geometry import DESCRIPTIONS, path_geometry
 from trajstore.format.arrays import DESCRIPTIONS as SCALARS
 from trajstore.format.arrays import STEP
@@ -169,29 +171,18 @@ def _described(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def mid_run(compared: xr.Dataset) -> xr.Dataset:
-    """Average a comparison over the epochs of each run, without its first and last one."""
-    # The result has the dimension ``run``. A run of one or two epochs keeps all of them.
-    held = compared["n_steps"] > 0
-    order = held.cumsum("epoch")
-    last = held.sum("epoch")
-    inner = held & (order > 1) & (order < last)
-    used = inner.where(last > 2, held)
-    variables: dict[str, Any] = {}
+    """Return `analyzers.mid_run` of each run, differences from the first, and mean scalars."""
+    # The result has the dimension ``run``.
+    result = of_quantities(compared)
     for name in QUANTITIES:
-        variables |= _mean(compared, name, used)
-        variables |= _mean(compared, f"{name}{DIFFERENCE}", used & used.isel(run=0))
+        value, stderr = result[name], result[f"{name}_stderr"]
+        # The first run, given again, is known to have the same values.
+        is_same = (compared[f"{name}{DIFFERENCE}_stderr"].fillna(0) == 0).all("epoch")
+        error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
+        result[f"{name}{DIFFERENCE}"] = value - value.isel(run=0)
+        result[f"{name}{DIFFERENCE}_stderr"] = error.where(~is_same, 0 * error)
+    used = used_epochs(compared)
     for name in METRICS:
         if name in compared:
-            variables[name] = compared[name].where(used).mean("epoch")
-    return xr.Dataset(variables, attrs=compared.attrs)
-
-
-def _mean(
-    compared: xr.Dataset, name: str, used: xr.DataArray
-) -> dict[str, xr.DataArray]:
-    """Return the mean over the epochs in use, and its standard error, each (run,)."""
-    value = compared[name].where(used)
-    n = value.count("epoch")
-    variances = compared[f"{name}_stderr"].where(value.notnull()) ** 2
-    stderr = variances.sum("epoch") ** 0.5 / n.where(n > 0)
-    return {name: value.mean("epoch"), f"{name}_stderr": stderr}
+            result[name] = compared[name].where(used).mean("epoch")
+    return result

@@ -18,6 +18,9 @@ from analyzers._style import (
     ordered_colors,
 )
 
+MAX_HALVED: Final = 4
+"""Largest number of runs whose middles are labelled in an image of distances."""
+
 PANELS: Final = {
     "gamma": (r"$\gamma$", "cosine of gradient and $x - x^*$", False),
     "gamma_difference": (
@@ -38,47 +41,51 @@ PANELS: Final = {
 def compare(compared: xr.Dataset) -> Figure:
     """Draw the quantities of several runs against the epoch, with a panel for each quantity.
 
-    Error bars show one standard error of the mean over an epoch. The last epoch of each run is
-    left out of panels whose quantities blow up near x*.
+    Error bars show one standard error: of the mean over an epoch, or of the mean over runs. The
+    last epoch of each run is left out of panels whose quantities blow up near x*.
 
     Parameters
     ----------
     compared : xarray.Dataset
-        As returned by `analyzers.compare`.
+        As returned by `analyzers.compare` or `analyzers.compare_over_seeds`.
 
     Returns
     -------
     matplotlib.figure.Figure
         A new figure.
     """
-    n_runs = compared.sizes["run"]
+    dim = "run" if "run" in compared.dims else "configuration"
     panels = [
         Panel(
             title=title,
             ylabel=label,
-            curves=tuple(_curve(compared, i, name) for i in range(n_runs)),
+            curves=tuple(
+                _curve(compared, dim, i, name) for i in range(compared.sizes[dim])
+            ),
             needs="a run",
             is_log=is_log,
         )
         for name, (label, title, is_log) in PANELS.items()
-        if name in compared and compared[name].notnull().any()
+        if name in compared
+        and "epoch" in compared[name].dims
+        and compared[name].notnull().any()
     ]
     return draw_panels(panels, n_columns=4)
 
 
-def _curve(compared: xr.Dataset, i: int, name: str) -> Curve:
-    """Return the curve of a variable of run number `i`."""
-    is_held = compared["n_steps"].values > 0
+def _curve(compared: xr.Dataset, dim: str, i: int, name: str) -> Curve:
+    """Return the curve of a variable of run or configuration number `i`."""
+    is_held = compared["n_steps" if dim == "run" else "n_runs"].values > 0
     kept = np.flatnonzero(is_held[i])
     # The last epoch ends at x*, so its quantities blow up.
     if name not in {"loss", "lr", "distance"} and len(kept) > 1:
         kept = kept[:-1]
         if name.endswith("_difference"):
             kept = np.intersect1d(kept, np.flatnonzero(is_held[0])[:-1])
-    chosen = compared.isel(run=i, epoch=kept)
+    chosen = compared.isel({dim: i, "epoch": kept})
     stderr = chosen.get(f"{name}_stderr")
     return Curve(
-        name_text(chosen["run"].item()),
+        name_text(chosen[dim].item()),
         chosen["epoch"].values,
         chosen[name].values,
         None if stderr is None else stderr.values,
@@ -188,18 +195,24 @@ def path_distances(
     ax.figure.colorbar(image, ax=ax, label=text)
     names = apart["run"].values.tolist()
     starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+    steps = apart["step"].values
     if len(starts) > 1:
         for start in starts[1:]:
             ax.axhline(start - 0.5, color="white", linewidth=0.8)
             ax.axvline(start - 0.5, color="white", linewidth=0.8)
         ax.set_yticks(starts, [name_text(names[i]) for i in starts], fontsize="small")
+        # The same places in every run: its first iterate and the one in its middle.
+        ends = [*starts[1:], len(names)]
+        halves = [(a + b - 1) // 2 for a, b in zip(starts, ends, strict=True)]
+        few = len(starts) <= MAX_HALVED
+        ticks = sorted({*starts, *halves, len(names) - 1}) if few else starts
+        ax.set_xticks(ticks, [str(steps[i]) for i in ticks], fontsize="small")
     else:
         every = range(0, len(names), max(1, len(names) // 6))
-        ax.set_yticks(every, [str(apart["step"].values[i]) for i in every])
-    every = range(0, len(names), max(1, len(names) // 6))
-    ax.set_xticks(every, [str(apart["other_step"].values[i]) for i in every])
+        ax.set_yticks(every, [str(steps[i]) for i in every])
+        ax.set_xticks(every, [str(apart["other_step"].values[i]) for i in every])
     ax.set(
-        xlabel="step",
+        xlabel="step" if len(starts) == 1 else "step of each run",
         ylabel="step" if len(starts) == 1 else "",
         title="distances of iterates",
     )

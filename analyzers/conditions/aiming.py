@@ -48,7 +48,8 @@ def aiming(
         Name of the measurement whose gradients and losses are used, such as
         ``"full_batch"``: ``traj-train run NAME --full-gradients`` records gradients and
         losses of all data under this name. Default: the gradients and losses of the steps,
-        which come from minibatches. The condition is about f, and figures in [1]_ show
+        which come from minibatches, unless the run was recorded with
+        ``Recorder(attrs={"full_batch": True})``. The condition is about f, and figures in [1]_ show
         full gradients; minibatches do not test the condition itself.
 
     Returns
@@ -59,7 +60,7 @@ def aiming(
         lazy, and so are their standard errors, whose names end in ``_stderr``. ``loss`` is
         the loss of the step or measurement. Values are NaN as in `path_geometry`; theta is
         also NaN where the loss is 0. ``attrs["gradient"]`` says whether the gradients come
-        from minibatches or from a measurement.
+        from minibatches, full batches or a measurement.
 
     Raises
     ------

@@ -16,11 +16,13 @@ from analyzers._reporting import TERMINAL, Output, make_table, report, shown_row
 from analyzers.conditions.defaults import MIN_GAP
 from trajstore import reading
 from trajstore import store as storage
+from trajstore.format.attrs import uses_all_data
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from trajstore.reading.run import Run
 
 GRID: Final = 200
 """Number of grid points in each direction of the figure."""
@@ -30,7 +32,9 @@ MAX_CORNERS: Final = 20
 
 MINIBATCH_NOTE: Final = (
     "These gradients and losses come from minibatches, but the condition is about all data: "
-    "record with traj-train run NAME --full-gradients, and pass --measurement full_batch."
+    "record with traj-train run NAME --full-gradients, or call recorder.measure('full_batch', "
+    "loss=loss) in a loop of your own, and pass --measurement full_batch. If every step of your "
+    "loop uses all data, say so: Recorder(attrs={'full_batch': True})."
 )
 
 
@@ -38,13 +42,15 @@ def alpha_beta(
     stores: Positional[tuple[str, ...]],
     *,
     reference: str = "final",
+    reference_loss: float | None = None,
     optimal_loss: float = 0.0,
     min_gap: float = MIN_GAP,
     output: Output = TERMINAL,
 ) -> None:
     """Pairs (alpha, beta) for which the alpha-beta condition holds at every step.
 
-    Needs the losses at x*, which traj-train replay RUN computes. Prints the smallest pairs.
+    Needs the losses at x*, which traj-train replay RUN computes. If every step uses all data,
+    they are one number: give it as --reference-loss. Prints the smallest pairs.
     Writes results of each run to RUN.analysis.zarr, next to that run. The pairs for all
     runs go to RUN.analysis.zarr of the first run, and the figure goes to its RUN.figures.
 
@@ -56,6 +62,9 @@ def alpha_beta(
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
         URL of another store, whose final iterate is the target.
+    reference_loss : float, optional
+        Loss at x* of a run whose steps use all data. Default: the losses that traj-train replay
+        computed.
     optimal_loss : float, default: 0.0
         Lower bound of the losses of all batches.
     min_gap : float, default: 0.1
@@ -68,7 +77,13 @@ def alpha_beta(
     slug = ""
     for run in runs:
         target = geometry.read_reference(reference, run)
-        found = analyzers.alpha_beta(run, reference=target, optimal_loss=optimal_loss)
+        losses = _reference_losses(run, reference_loss)
+        found = analyzers.alpha_beta(
+            run,
+            reference=target,
+            reference_losses=losses,
+            optimal_loss=optimal_loss,
+        )
         slug = reading.target_slug(found.attrs["reference"])
         datasets.append(_execution.store_result(run, f"alpha-beta-{slug}", found))
     bounds = stricter, pairs, looser = tuple(
@@ -88,6 +103,22 @@ def alpha_beta(
         name="pairs",
         example="pairs.alpha.values",
     )
+
+
+def _reference_losses(
+    run: "Run", reference_loss: float | None
+) -> npt.NDArray[np.float64] | None:
+    """Return the loss at x* for every step, or None if it was not given."""
+    if reference_loss is None:
+        return None
+    if not uses_all_data(run.attrs):
+        raise ValueError(
+            f"--reference-loss is the loss of all data, and {run.location} does not say that "
+            "its steps use all data. If they do, record with "
+            "Recorder(attrs={'full_batch': True}), or call analyzers.alpha_beta with "
+            "`reference_losses`, an array with the same number for every step."
+        )
+    return np.full(run.n_steps, reference_loss)
 
 
 def _draw(
@@ -176,8 +207,8 @@ def aiming(
 ) -> None:
     """Angle between the gradient and x - x*, and theta of the aiming condition.
 
-    Prints a table by epoch. Writes results to RUN.analysis.zarr and a figure to
-    RUN.figures, both next to the store.
+    Prints a table by epoch, or by ranges of steps if the run has one epoch. Writes results to
+    RUN.analysis.zarr and a figure to RUN.figures, both next to the store.
 
     Parameters
     ----------
@@ -202,7 +233,7 @@ def aiming(
     report(
         run,
         _aiming_by_epoch(found),
-        "" if measurement else MINIBATCH_NOTE,
+        MINIBATCH_NOTE if found.attrs["gradient"] == "minibatch" else "",
         data=found,
         figures={group: lambda: analyzers.plots.aiming(found)},
         output=output,
@@ -219,8 +250,9 @@ def _group(name: str, measurement: str | None) -> str:
 
 def _aiming_by_epoch(aimed: "xr.Dataset") -> Table:
     """Return a table of means and minima by epoch, at most 80 columns wide."""
-    table = make_table("epoch", "loss", "angle", "cosine", "min", "theta", "min")
-    dataset = aimed.drop_indexes(["epoch", "iteration"], errors="ignore")
+    dataset, name = geometry.by_time(aimed)
+    title = "epoch" if name == "epoch" else "from step"
+    table = make_table(title, "loss", "angle", "cosine", "min", "theta", "min")
     epochs = list(dataset.groupby("epoch"))
     rows = shown_rows(len(epochs))
     for epoch, steps in epochs[:: rows.step]:
@@ -284,7 +316,7 @@ def polyak_lojasiewicz(
         _smallest_mu(found),
         f"f* = {reference_loss:.6g}.",
         _unbounded_steps(found),
-        "" if measurement else MINIBATCH_NOTE,
+        MINIBATCH_NOTE if found.attrs["gradient"] == "minibatch" else "",
         data=found,
         figures={group: lambda: analyzers.plots.polyak_lojasiewicz(found)},
         output=output,

@@ -20,6 +20,7 @@ from analyzers._style import (
     new_figure,
     ordered_colors,
 )
+from analyzers.geometry.time_axis import by_time
 
 EXCLUDED_COLOR: Final = "0.85"
 """Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
@@ -200,6 +201,8 @@ def condition_of_steps(
 def aiming(aimed: xr.Dataset) -> Figure:
     """Draw the cosine and theta: the mean and the range of each within every epoch.
 
+    A run with one epoch is divided into ranges of steps.
+
     Parameters
     ----------
     aimed : xarray.Dataset
@@ -210,7 +213,7 @@ def aiming(aimed: xr.Dataset) -> Figure:
     matplotlib.figure.Figure
         A new figure.
     """
-    by_epoch = aimed.drop_indexes(["epoch", "iteration"], errors="ignore")
+    by_epoch, time = by_time(aimed)
     panels = []
     for name, (title, ylabel) in AIMING_PANELS.items():
         values = by_epoch[name].groupby("epoch")
@@ -222,7 +225,9 @@ def aiming(aimed: xr.Dataset) -> Figure:
             low=values.min().values,
             high=values.max().values,
         )
-        panels.append(Panel(title=title, ylabel=ylabel, curves=(curve,), needs=""))
+        panels.append(
+            Panel(title=title, ylabel=ylabel, curves=(curve,), needs="", xlabel=time)
+        )
     figure = draw_panels(panels, n_columns=2)
     figure.suptitle(
         f"gradients: {name_text(aimed.attrs['gradient'])}", fontsize="medium"
@@ -238,6 +243,8 @@ def polyak_lojasiewicz(
     label: str | None = None,
 ) -> Axes:
     """Draw the smallest mu of every epoch for every order of the condition.
+
+    A run with one epoch is divided into ranges of steps.
 
     Parameters
     ----------
@@ -256,8 +263,8 @@ def polyak_lojasiewicz(
         The axes with the drawing.
     """
     ax = new_axes(figsize=(5.2, 3.6)) if ax is None else ax
-    by_epoch = bounds["mu"].drop_indexes(["epoch", "iteration"], errors="ignore")
-    least = by_epoch.groupby("epoch").min()
+    by_epoch, time = by_time(bounds)
+    least = by_epoch["mu"].groupby("epoch").min()
     orders = bounds["delta"].values
     prefix = "" if label is None else f"{drawable(label)}, "
     for i, (order, own) in enumerate(
@@ -270,7 +277,7 @@ def polyak_lojasiewicz(
             linestyle=LINE_STYLES[i % len(LINE_STYLES)],
             label=rf"{prefix}$\delta$ = {order:g}",
         )
-    ax.set(xlabel="epoch", ylabel=r"smallest $\mu_k(\delta)$")
+    ax.set(xlabel=time, ylabel=r"smallest $\mu_k(\delta)$")
     ax.set_title(f"gradients: {name_text(bounds.attrs['gradient'])}", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     draw_legend(ax)

@@ -46,7 +46,8 @@ def polyak_lojasiewicz(
         Name of the measurement whose gradients and losses are used, such as
         ``"full_batch"``: ``traj-train run NAME --full-gradients`` records gradients and
         losses of all data under this name. Default: the gradients and losses of the steps,
-        which come from minibatches. The condition is about f, and minibatches do not test
+        which come from minibatches, unless the run was recorded with
+        ``Recorder(attrs={"full_batch": True})``. The condition is about f, and minibatches do not test
         it: their gradients do not vanish where the gradient of f vanishes, and their
         losses may be below f*.
 
@@ -59,8 +60,8 @@ def polyak_lojasiewicz(
         condition holds for every mu, and where the loss or the gradient norm is unknown.
         ``smallest`` (delta) is the smallest mu, and ``smallest_step`` (delta) the step that
         attains it: NaN and -1 if no mu is known. ``n_missing`` is the number of steps
-        without a mu. ``attrs["gradient"]`` says whether the gradients come from minibatches
-        or from a measurement.
+        without a mu. ``attrs["gradient"]`` says whether the gradients come from minibatches,
+        full batches or a measurement.
 
     Raises
     ------

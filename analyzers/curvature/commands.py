@@ -12,7 +12,7 @@ import trajstore
 from analyzers import _execution, curvature, geometry
 from analyzers._reporting import TERMINAL, Output, make_table, report, spans
 from analyzers.curvature.defaults import TOLERANCE
-from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
+from trajstore.format.attrs import SAME_BATCH, uses_all_data
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -189,7 +189,7 @@ def _examples_note(run: "Run", measurement: str | None) -> str:
 
 
 def _is_full_batch(run: "Run") -> bool:
-    return bool(training_settings(run.attrs).get(FULL_BATCH, False))
+    return uses_all_data(run.attrs)
 
 
 def convexity(

@@ -9,7 +9,12 @@ from analyzers._engine.labels import describe
 from analyzers._engine.tables import tables
 from analyzers.curvature.update_products import update_products
 from analyzers.geometry.path_geometry import path_geometry
-from trajstore.format.attrs import FULL_BATCH, SAME_BATCH, training_settings
+from trajstore.format.attrs import (
+    FULL_BATCH,
+    SAME_BATCH,
+    training_settings,
+    uses_all_data,
+)
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
@@ -219,7 +224,7 @@ def _losses(run: Run) -> xr.DataArray:
 def _recorded_loss(run: Run, reference: TargetLike) -> float:
     """Return the loss over all data that was recorded at the target."""
     step_run = Run(run.stored.step_rows)
-    is_full: bool = training_settings(step_run.attrs).get(FULL_BATCH, False)
+    is_full = uses_all_data(step_run.attrs)
     step = _step_of(step_run, reference)
     sources = [step_run] if is_full else []
     names = (FULL_BATCH, SAME_BATCH) if is_full else (FULL_BATCH,)

@@ -41,8 +41,8 @@ def explore(
         Paths or URLs of trajectory stores, such as those of several seeds. The first run is
         the one that others are compared with.
     reference : str, optional
-        The target x*, as traj-analyze geometry takes it. Default: the last iterate, or the
-        last stored epoch of a run that has no last iterate. The page lets you choose among
+        The target x*, as traj-analyze geometry takes it. Default: the last iterate; without a
+        finite one, the last epoch or window that starts with a finite anchor. The page lets you choose among
         all targets whose results are stored.
     layers : bool, default: False
         Also compute gamma of every layer, if it is not stored yet.

@@ -3,9 +3,10 @@ from .epoch_means import means_for_tables
 from .losses import replayed
 from .nonfinite_target import default_reference
 from .stored import result_group
-from .time_axis import label_of, time_of
+from .time_axis import by_time, label_of, time_of
 
 __all__ = [
+    "by_time",
     "default_reference",
     "label_of",
     "means_for_tables",

@@ -14,11 +14,13 @@ from analyzers import geometry as this
 from analyzers._reporting import (
     TERMINAL,
     Drawn,
+    Opened,
     Output,
     decimals_of,
     make_table,
     say,
     shown_rows,
+    value_and_error,
     with_error,
 )
 from analyzers._reporting import report as print_report
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from trajstore.reading.run import Run
+
+
+MAX_LAYERS = 20
+"""Largest number of layers in a table; of more, those of the largest and smallest gamma."""
+
+MAX_NAME = 36
+"""Longest name of a layer in a table, in characters; the end of a longer one is shown."""
 
 
 def geometry(
@@ -49,9 +58,10 @@ def geometry(
 ) -> None:
     """Measure RSI, EB and gamma of every step, with error bars, relative to a target.
 
-    Prints a table by epoch, or by ranges of steps if the run has one epoch. Results go to RUN.analysis.zarr and figures to
-    RUN.figures, both next to the store; figures of a remote store go to the working
-    directory. Results that are already stored are not computed again.
+    Prints a table by epoch, or by ranges of steps if the run has one epoch, and with --layers
+    another one by layer. Results go to RUN.analysis.zarr and figures to RUN.figures, both next
+    to the store; figures of a remote store go to the working directory. Results that are already
+    stored are not computed again.
 
     Parameters
     ----------
@@ -62,7 +72,7 @@ def geometry(
         the anchor of the window that starts there, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
         another store, for its final iterate.
     layers : bool, default: False
-        Also measure each parameter tensor separately.
+        Also measure each parameter tensor separately, and print gamma of each, mid-run.
     measurement : str, optional
         Measure the gradients of this measurement instead of the gradients of steps; the
         name update selects the updates of steps, if they were recorded.
@@ -98,14 +108,22 @@ def geometry(
     figures: dict[str, Callable[[], Drawn]] = {
         name: lambda: analyzers.plots.path_geometry(means)
     }
+    more: list[Opened] = []
+    also: dict[str, xr.Dataset] = {}
+    of_layers: list[Table | str] = []
     if by_layer is not None:
         by_epoch = _execution.load(this.means_for_tables(by_layer))
-        shown.append(by_epoch)
         figures[f"{name}-layers"] = lambda: analyzers.plots.layer_means(by_epoch)
+        also["layers"] = by_epoch
+        example = f"analyzers.{_function(means)}(layers).gamma.to_pandas()"
+        more.append(Opened(f"{name}-layers", "layers", example))
+        of_layers = _layer_parts(run, by_epoch)
     print_report(
         run,
         _direction(whole),
         _table(means),
+        _mid_run_line(means),
+        *of_layers,
         _missing(means),
         _imprecise(means),
         _status(run),
@@ -116,13 +134,69 @@ def geometry(
         groups=[*figures],
         name="geometry",
         example=_example(means),
+        more=more,
+        also=also,
     )
+
+
+def _function(means: "xr.Dataset") -> str:
+    """Return the name of the function that made the means."""
+    return "epoch_means" if this.time_of(means) == "epoch" else "range_means"
 
 
 def _example(means: "xr.Dataset") -> str:
     """Return the line of Python that shows the means of the table."""
-    function = "epoch_means" if this.time_of(means) == "epoch" else "range_means"
-    return f'analyzers.{function}(geometry)[["gamma", "gamma_stderr"]].to_dataframe()'
+    columns = '[["gamma", "gamma_stderr"]]'
+    return f"analyzers.{_function(means)}(geometry){columns}.to_dataframe()"
+
+
+def _mid_run_line(means: "xr.Dataset") -> str:
+    """Return the summary of the middle half of the run, in words."""
+    found = analyzers.mid_run(means)
+    shown = {
+        name: value_and_error(float(found[name]), float(found[f"{name}_stderr"]))
+        for name in ("gamma", "rsi", "eb", "lolr", "distance")
+    }
+    return (
+        f"Mid-run (the middle half): gamma {shown['gamma']} (mean); RSI {shown['rsi']}, "
+        f"EB {shown['eb']}, loLR {shown['lolr']}, distance {shown['distance']} (medians). "
+        "± is the error of the estimates, not of another seed."
+    )
+
+
+def _layer_parts(run: "Run", by_epoch: "xr.Dataset") -> "list[Table | str]":
+    """Return a table of gamma by layer, mid-run, and what it leaves out."""
+    found = analyzers.mid_run(by_epoch)
+    gamma, stderr = found["gamma"].values, found["gamma_stderr"].values
+    distance, apart = found["distance"].values, found["distance_stderr"].values
+    rows = list(range(len(gamma)))
+    title = "Layers, mid-run:"
+    if len(rows) > MAX_LAYERS:
+        # Gamma is a cosine: a standard error above 1 tells nothing.
+        known = sorted(
+            (i for i in rows if stderr[i] <= 1), key=lambda i: gamma[i], reverse=True
+        )
+        half = MAX_LAYERS // 2
+        rows = [*known[:half], *known[-half:]] if len(known) > MAX_LAYERS else known
+        title = (
+            f"Layers with the {half} largest and the {half} smallest gamma of {len(gamma)}, "
+            "mid-run:"
+        )
+    table = make_table("layer", "parameters", "gamma", "distance", text=["layer"])
+    for i in rows:
+        name = str(by_epoch["layer"].values[i])
+        table.add_row(
+            name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}",
+            f"{run.layout.sizes[i]:,}",
+            with_error(gamma[i], stderr[i], 4) if stderr[i] <= 1 else "unknown",
+            value_and_error(distance[i], apart[i]),
+        )
+    unknown = int((~(stderr <= 1)).sum())
+    note = (
+        f"Gamma of {unknown} layers is unknown: its standard error is above 1. Their gradients "
+        "may be next to nothing, as those of biases before a normalisation are."
+    )
+    return [title, table, note if unknown else ""]
 
 
 def _table(means: "xr.Dataset") -> Table:

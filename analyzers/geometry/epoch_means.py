@@ -1,6 +1,6 @@
 """Average geometry over epochs or ranges of steps, with standard errors."""
 
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -9,19 +9,17 @@ import xarray as xr
 
 from analyzers._engine.arrays.epoch_sums import (
     COUNTS,
-    N_PARTIAL,
-    N_RESULTS,
-    NAMES,
+    EXCESS,
+    EXCESSES,
+    GEOMETRY,
+    Averaged,
     Codes,
     by_name,
     combined_sums,
     means,
     partial_sums,
 )
-from analyzers._engine.arrays.geometry import QUANTITIES
-
-N_RANGES: Final = 20
-"""Default number of ranges into which a run without epochs is divided."""
+from analyzers.geometry.time_axis import N_RANGES
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
@@ -45,15 +43,18 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     geometry : xarray.Dataset
-        A result of `path_geometry`; may be lazy.
+        A result of `path_geometry` or of `excess_gamma`; may be lazy.
 
     Returns
     -------
     xarray.Dataset
         Lazy if `geometry` is lazy. The dimension ``epoch`` replaces ``step``. Each quantity
+        of `path_geometry`, or the excess,
         has four variables: its mean, under its own name; the standard error of the mean,
         ending in ``_stderr``; and the smallest and largest value of a step, ending in
-        ``_min`` and ``_max``. ``n_steps`` is the number of averaged steps, and ``n_missing``
+        ``_min`` and ``_max``. Values of steps are estimates, and their extremes are the
+        extremes of their errors, too: ``gamma_max`` of a small layer may exceed 1, which no
+        cosine does. ``n_steps`` is the number of averaged steps, and ``n_missing``
         is the number of steps that were left out because they are NaN. ``n_imprecise`` is the
         number of steps that are also left out of gamma, RSI and EB, because the relative
         error of the distance is above 0.3: their errors are not first order.
@@ -61,7 +62,7 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     KeyError
-        If `geometry` lacks a variable of `path_geometry`.
+        If `geometry` lacks a variable of `path_geometry` or of `excess_gamma`.
     """
     # Building the graph needs the labels of the epochs, which are small.
     labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
@@ -77,7 +78,7 @@ def range_means(geometry: xr.Dataset, *, n_ranges: int = N_RANGES) -> xr.Dataset
     Parameters
     ----------
     geometry : xarray.Dataset
-        A result of `path_geometry`; may be lazy.
+        A result of `path_geometry` or of `excess_gamma`; may be lazy.
     n_ranges : int, default: 20
         Largest number of ranges, of equal length except for the last one.
 
@@ -121,18 +122,19 @@ def _means(
 ) -> xr.Dataset:
     """Average the steps with the same code; `label` is the coordinate of the codes."""
     # `is_whole` says for which codes the covariances of errors apply.
-    if missing := [name for name in NAMES if name not in geometry]:
+    averaged = EXCESSES if EXCESS in geometry and "gamma" not in geometry else GEOMETRY
+    if missing := [name for name in averaged.needed if name not in geometry]:
         raise KeyError(
-            f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. "
-            "Means are those of the result of analyzers.path_geometry."
+            f"No variables {missing} in the dataset; it has {list(geometry.data_vars)}. Means are "
+            "those of a result of analyzers.path_geometry or analyzers.excess_gamma."
         )
-    used = xr.broadcast(*(geometry[name] for name in NAMES))
+    used = xr.broadcast(*(geometry[name] for name in averaged.needed))
     used = tuple(variable.transpose("step", ...) for variable in used)
     average = _lazy_means if any(v.chunks for v in used) else _eager_means
-    results = by_name(average(used, codes, is_whole))
+    results = by_name(averaged, average(averaged, used, codes, is_whole))
     dims = (label[0], *used[0].dims[1:])
     variables: dict[str, Any] = {}
-    for name in QUANTITIES:
+    for name in averaged.quantities:
         attributes = geometry[name].attrs
         long_name = f"standard error of the mean of {name}"
         stderr_attributes = {"long_name": long_name, "units": "1"}
@@ -155,16 +157,22 @@ def _means(
 
 
 def _eager_means(
-    used: tuple[xr.DataArray, ...], codes: Codes, is_whole: npt.NDArray[np.bool_]
+    averaged: Averaged,
+    used: tuple[xr.DataArray, ...],
+    codes: Codes,
+    is_whole: npt.NDArray[np.bool_],
 ) -> Any:
-    """Return the results of `means` in memory; `used` are the variables NAMES, (step, ...)."""
-    parts = partial_sums(codes, *(variable.values for variable in used))
-    total = combined_sums(parts, [np.unique(codes)], len(is_whole))
-    return means(total, is_whole)
+    """Return the results of `means` in memory; `used` are the variables, (step, ...)."""
+    parts = partial_sums(averaged, codes, *(variable.values for variable in used))
+    total = combined_sums(averaged, parts, [np.unique(codes)], len(is_whole))
+    return means(averaged, total, is_whole)
 
 
 def _lazy_means(
-    used: tuple[xr.DataArray, ...], codes: Codes, is_whole: npt.NDArray[np.bool_]
+    averaged: Averaged,
+    used: tuple[xr.DataArray, ...],
+    codes: Codes,
+    is_whole: npt.NDArray[np.bool_],
 ) -> Any:
     """Return the results of `means` as a Dask array: sums by chunk, then one task."""
     arrays = [da.asarray(variable.data) for variable in xr.unify_chunks(*used)]  # type: ignore[no-untyped-call]
@@ -176,20 +184,22 @@ def _lazy_means(
     # All chunks of a Dask array must have the same number of axes as the variables.
     numbered = da.from_array(codes.reshape(shape), (chunks, *[1] * len(others)))  # type: ignore[no-untyped-call]
     sums = da.map_blocks(  # type: ignore[no-untyped-call]
-        lambda numbers, *variables: partial_sums(numbers.ravel(), *variables),
+        lambda numbers, *variables: partial_sums(averaged, numbers.ravel(), *variables),
         numbered,
         *arrays,
         dtype=np.float64,
         new_axis=0,
-        chunks=((N_PARTIAL,), tuple(map(len, present)), *others),
+        chunks=((averaged.n_partial,), tuple(map(len, present)), *others),
         meta=np.empty((0,) * (len(others) + 2)),
     )
     whole = sums.rechunk({1: -1})
     return da.map_blocks(  # type: ignore[no-untyped-call]
-        lambda parts: means(combined_sums(parts, present, len(is_whole)), is_whole),
+        lambda parts: means(
+            averaged, combined_sums(averaged, parts, present, len(is_whole)), is_whole
+        ),
         whole,
         dtype=np.float64,
-        chunks=((N_RESULTS,), (len(is_whole),), *others),
+        chunks=((averaged.n_results,), (len(is_whole),), *others),
         meta=np.empty((0,) * (len(others) + 2)),
     )
 

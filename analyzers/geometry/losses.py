@@ -9,7 +9,7 @@ import xarray as xr
 from analyzers._engine.labels import step_coordinates
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
-from trajstore.format.attrs import FULL_BATCH
+from trajstore.format.attrs import FULL_BATCH, uses_all_data
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
@@ -40,10 +40,10 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
 
 
 def gradient_name(run: Run) -> str:
-    """Return a description of a run's gradients: minibatch, or the measurement."""
+    """Return a description of a run's gradients: minibatch, full batch, or the measurement."""
     if run.group.is_measurement:
         return f"measurement {run.group.name!r}"
-    return "minibatch"
+    return "full batch" if uses_all_data(run.attrs) else "minibatch"
 
 
 def recorded_losses(run: Run) -> xr.DataArray:
@@ -84,7 +84,8 @@ def replayed(
     run: Run,
     reference: TargetLike = "final",
     *,
-    otherwise: str = "give an array as reference_losses",
+    otherwise: str = "give an array as reference_losses (on the command line --reference-loss, "
+    "if every step uses all data)",
 ) -> xr.Dataset:
     """Read the stored losses at x*: ``reference_loss`` (step), ``full_reference_loss``."""
     # ``traj-train replay`` computes the loss of each step's batch and the loss of all

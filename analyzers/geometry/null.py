@@ -1,8 +1,16 @@
 """Gamma of a random walk, the null model of a training run."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
+from analyzers._engine.arrays.epoch_sums import EXCESS, IMPRECISE, Codes
+from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    DISTANCE_LIMIT,
+    FROM_DISTANCE,
+)
 from trajstore.reading.accepts_path import RunLike, accepts_path, as_run
 from trajstore.reading.run import Run
 
@@ -70,7 +78,10 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
 
 
 def excess_gamma(
-    geometry: xr.Dataset, run: RunLike, *, null: xr.Dataset | None = None
+    geometry: xr.Dataset,
+    run: RunLike,
+    *,
+    null: xr.Dataset | Sequence[xr.Dataset] | None = None,
 ) -> xr.Dataset:
     r"""Subtract the gamma of a random walk from the gamma of a run.
 
@@ -81,46 +92,161 @@ def excess_gamma(
         the last iterate or to an epoch, and without the dimension ``layer``.
     run : trajstore.Run, str or os.PathLike
         The run that was measured, or the path of its store.
-    null : xarray.Dataset, optional
+    null : xarray.Dataset or sequence of xarray.Dataset, optional
         The same result for a null model of the run with the same steps, such as a walk recorded
-        with `trajstore.evaluation.noise_gradients`. Default: `random_walk_gamma`.
+        with `trajstore.evaluation.noise_gradients`; or for several walks that differ in their
+        seed, whose mean is subtracted. Default: `random_walk_gamma`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy if `geometry` is lazy. ``gamma_null`` is gamma of `null` or the result of
-        `random_walk_gamma`, and ``excess`` is gamma minus ``gamma_null``. ``excess_stderr``
-        is the standard error of gamma or, with `null`, the root of the sum of both squared
-        errors.
+        Lazy if `geometry` is lazy, with the dimensions and coordinates of `geometry`. Average it
+        with `epoch_means`, which knows the error of the mean.
+
+        - ``gamma_null``: mean gamma of `null`, or the result of `random_walk_gamma`;
+        - ``excess``: gamma minus ``gamma_null``;
+        - ``excess_stderr``: its standard error, the root of the sum of two squared errors. Of
+          the run, that of gamma. Of one walk, that of its gamma; of several, the standard error
+          of their mean, which follows from their spread, but is at least that of their
+          estimates. `random_walk_gamma` has no error;
+        - ``excess_from_distance`` and ``excess_covariance``: parts of the error, as in
+          `path_geometry`;
+        - ``is_imprecise``: 1 where a distance has a relative error above 0.3, and 0 elsewhere;
+          means leave these steps out.
 
     Raises
     ------
     ValueError
         If the target of `geometry` is not on the path of the run, or if `geometry` has
         layers or does not measure the gradients of steps, and `null` is not given; if
-        `null` has other dimensions, or belongs to another kind of target or direction.
+        `null` is empty, has other dimensions, or belongs to another kind of target or direction.
 
     Notes
     -----
     Gamma of the walk of `random_walk_gamma` uses the directions of updates, while gamma of the
     run uses the directions of gradients. Only in plain SGD are updates parallel to gradients;
     record a walk through your optimizer for others. Gamma of one recorded walk deviates from its
-    expectation by about :math:`1 / \sqrt{d}` in d dimensions; that is not part of
-    ``excess_stderr``, and the spread of several walks shows it.
+    expectation by about :math:`1 / \sqrt{d}` in d dimensions. The error contains that if `null`
+    has several walks, as far as so few can show it: with two walks, the part of the walks is
+    itself uncertain by a factor of two.
+
+    Examples
+    --------
+    >>> import analyzers
+    >>> geometry = analyzers.path_geometry(example_run)
+    >>> excess = analyzers.excess_gamma(geometry, example_run)
+    >>> means = analyzers.epoch_means(excess)
+    >>> means.excess_stderr.dims
+    ('epoch',)
     """
-    stderr = geometry["gamma_stderr"]
+    own = _errors(geometry)
     if null is None:
-        gamma_null = _gamma_of_updates(geometry, as_run(run))
+        gamma_null, errors = _gamma_of_updates(geometry, as_run(run)), own
     else:
-        _check_comparable(geometry, null)
-        # Both have the same steps; epochs may be labelled differently.
-        gamma_null = geometry["gamma"].copy(data=null["gamma"].data)
-        stderr = np.hypot(stderr, null["gamma_stderr"].data)
-    attributes = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
-    excess = (geometry["gamma"] - gamma_null).assign_attrs(attributes)
+        walks = [null] if isinstance(null, xr.Dataset) else list(null)
+        gamma_null, of_null = _mean_walk(geometry, walks)
+        errors = _joined(own, of_null)
+    excess = geometry["gamma"] - gamma_null
+    excess.attrs = {"long_name": "gamma minus gamma of a random walk", "units": "1"}
+    attributes = dict(geometry.attrs)
+    if null is not None and not all(_has_epochs_of(geometry, walk) for walk in walks):
+        # The covariances belong to other epochs; means use independent errors.
+        attributes.pop("n_steps", None)
     return xr.Dataset(
-        {"gamma_null": gamma_null, "excess": excess, "excess_stderr": stderr}
+        {"gamma_null": gamma_null, EXCESS: excess, **errors}, attrs=attributes
     )
+
+
+def _errors(geometry: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return the errors of gamma under the names of those of the excess."""
+    names = ("_stderr", FROM_DISTANCE, COVARIANCE)
+    errors = {
+        f"{EXCESS}{suffix}": geometry[f"gamma{suffix}"].drop_attrs()
+        for suffix in names
+        if f"gamma{suffix}" in geometry
+    }
+    if {"distance", "distance_stderr"} <= {*geometry.data_vars}:
+        distance, stderr = geometry["distance"], geometry["distance_stderr"]
+        is_imprecise = (stderr > DISTANCE_LIMIT * distance) & (distance > 0)
+        errors[IMPRECISE] = is_imprecise.astype(float)
+    return errors
+
+
+def _joined(
+    a: dict[str, xr.DataArray], b: dict[str, xr.DataArray]
+) -> dict[str, xr.DataArray]:
+    """Return the errors of a difference from those of its two sides, which are independent."""
+    joined = {}
+    for name in a.keys() & b.keys():
+        other = a[name].copy(data=b[name].data)
+        if name == IMPRECISE:
+            joined[name] = a[name].where(a[name] > other, other)
+        elif name.endswith(COVARIANCE):
+            joined[name] = a[name] + other
+        else:
+            joined[name] = (a[name] ** 2 + other**2) ** 0.5
+    return joined
+
+
+def _mean_walk(
+    geometry: xr.Dataset, walks: Sequence[xr.Dataset]
+) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+    """Return the mean gamma of walks, (step, ...), and the errors of the mean."""
+    if not walks:
+        raise ValueError("`null` is empty; give the geometry of one walk or more.")
+    for walk in walks:
+        _check_comparable(geometry, walk)
+    n = len(walks)
+    # All have the same steps; epochs may be labelled differently.
+    gammas = [geometry["gamma"].copy(data=walk["gamma"].data) for walk in walks]
+    mean = (sum(gammas[1:], gammas[0]) / n).assign_attrs(geometry["gamma"].attrs)
+    errors = _errors(walks[0])
+    for walk in walks[1:]:
+        errors = _joined(errors, _errors(walk))
+    for name in errors:
+        if name != IMPRECISE:
+            errors[name] = errors[name] / (n**2 if name.endswith(COVARIANCE) else n)
+    return mean, errors if n == 1 else _with_spread(gammas, errors)
+
+
+def _with_spread(
+    gammas: Sequence[xr.DataArray], errors: dict[str, xr.DataArray]
+) -> dict[str, xr.DataArray]:
+    """Enlarge errors of the mean of walks to what the spread of the walks says."""
+    gamma = xr.concat(gammas, "walk")
+    n = gamma.sizes["walk"]
+    apart = gamma - gamma.mean("walk", skipna=False)
+    squares = (apart**2).sum("walk", skipna=False) / (n * (n - 1))
+    stderr = f"{EXCESS}_stderr"
+    own = gammas[0].copy(data=errors[stderr].data)
+    wider = squares.where(squares > own**2, own**2)
+    enlarged = errors | {stderr: wider**0.5}
+    covariance = f"{EXCESS}{COVARIANCE}"
+    if covariance in errors and "epoch" in gamma.coords:
+        # The covariances of steps with the sum over their epoch, from the same spread.
+        _, codes = np.unique(gammas[0]["epoch"].values, return_inverse=True)
+        products = apart.variable * _total_of_epoch(apart.variable, codes)
+        spread = products.sum("walk") / (n * (n - 1))
+        estimated = errors[covariance].variable
+        is_wider = _total_of_epoch(spread, codes) > _total_of_epoch(estimated, codes)
+        chosen = spread.where(is_wider, estimated)  # type: ignore[no-untyped-call]
+        chosen = chosen.transpose(*errors[covariance].dims)
+        enlarged[covariance] = errors[covariance].copy(data=chosen.data)
+    return enlarged
+
+
+def _total_of_epoch(values: xr.Variable, codes: Codes) -> xr.Variable:
+    """Return at every step the sum over all steps with the same code; NaN is left out."""
+    labelled = xr.DataArray(values, coords={"code": ("step", codes)})
+    total = labelled.groupby("code").sum()
+    return total.isel(code=xr.Variable("step", codes)).variable
+
+
+def _has_epochs_of(geometry: xr.Dataset, walk: xr.Dataset) -> bool:
+    """Return whether a walk has the same epochs as a geometry."""
+    if "epoch" not in geometry.coords or "epoch" not in walk.coords:
+        return False
+    return np.array_equal(geometry["epoch"].values, walk["epoch"].values)
 
 
 def _gamma_of_updates(geometry: xr.Dataset, run: Run) -> xr.DataArray:
@@ -158,6 +284,8 @@ def _stop(geometry: xr.Dataset, run: Run) -> int:
     if kind == "epoch" and int(epoch) > 0:
         return int(np.flatnonzero(run.stored.epochs == int(epoch))[0])
     raise ValueError(
-        f"The geometry is relative to {reference!r}, to which no steps of the run lead. "
-        "Use reference='final', or an epoch after epoch 0."
+        f"The geometry is relative to {reference!r}, to which no steps of the run lead, so there "
+        "is no walk to it: gamma of noise is 0 there, up to 1 / sqrt(number of parameters). Give "
+        "a recorded walk as `null`, or measure relative to the end of the path, "
+        "reference='final', or to the start of a later epoch."
     )

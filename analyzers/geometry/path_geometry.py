@@ -20,8 +20,8 @@ from analyzers._engine.rules import has_rule
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
-from analyzers._engine.vector_file import write_vector_file
 from analyzers.geometry.nonfinite_target import nonfinite_target
+from analyzers.geometry.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.format.shown import shown
 from trajstore.reading.accepts_path import accepts_path
@@ -314,6 +314,7 @@ def analysis_target(run: Run, reference: TargetLike) -> Target:
     target = find_target(run, reference)
     if problem := nonfinite_target(run, target):
         warnings.warn(problem, stacklevel=5)
+        target = replace(target, is_reported=True)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)

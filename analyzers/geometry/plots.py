@@ -32,6 +32,8 @@ LABELS: Final = {
 }
 """Axis labels of the quantities."""
 
+EXCESS_LABEL: Final = {"excess": r"$\gamma - \gamma_0$"}
+
 TITLES: Final = {
     "gamma": "cosine of gradient and $x - x^*$",
     "rsi": "restricted secant inequality",
@@ -39,6 +41,8 @@ TITLES: Final = {
     "lolr": "locally optimal learning rate",
     "distance": "distance to $x^*$",
 }
+
+EXCESS_TITLE: Final = {"excess": "excess of $\\gamma$ over a null model"}
 
 LOG_QUANTITIES: Final = ("rsi", "eb")
 """Quantities that figures show on a logarithmic axis."""
@@ -53,6 +57,7 @@ def epoch_means(
     *,
     final: Literal["shade", "drop"] = "shade",
     scale: Literal["linear", "log"] | None = None,
+    band: bool = True,
     ax: Axes | None = None,
     color: Any = None,
     label: str | None = None,
@@ -69,7 +74,8 @@ def epoch_means(
         As returned by `analyzers.epoch_means` or `analyzers.range_means`, without the dimension
         ``layer``.
     name : str, default: "gamma"
-        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
+        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``; or
+        ``"excess"`` for means of `analyzers.excess_gamma`.
     final : {"shade", "drop"}, default: "shade"
         Treatment of the epoch closest to x*, usually the final epoch. In that epoch, x* and
         the path are not independent, and most quantities blow up. ``"shade"`` shades the
@@ -77,6 +83,8 @@ def epoch_means(
     scale : {"linear", "log"}, optional
         Scale of the vertical axis. Default: logarithmic for RSI and EB. A logarithmic axis
         is linear around zero if a mean is not positive.
+    band : bool, default: True
+        Whether to draw the band. The bands of several runs may cover their lines.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure.
     color : color, optional
@@ -97,7 +105,7 @@ def epoch_means(
     others = means if near is None else means.drop_isel({dim: near})
     shown = means if final == "shade" else others
     is_single = shown.sizes[dim] == 1
-    low, high = shown[f"{name}_min"].values, shown[f"{name}_max"].values
+    low, high = _band(shown, name, band=band)
     band_label = "smallest to largest step" if label is None else None
     line_label = "mean, with its standard error" if label is None else drawable(label)
     drawn = draw_series(
@@ -105,13 +113,13 @@ def epoch_means(
         edges_of(shown).mean(0),
         shown[name].values,
         stderr=shown[f"{name}_stderr"].values,
-        low=None if is_single else low,
-        high=None if is_single else high,
+        low=None if is_single or not band else low,
+        high=None if is_single or not band else high,
         color=color,
         label=line_label,
         band_label=band_label,
     )
-    if is_single:
+    if is_single and band:
         start, stop = edges_of(shown)
         width = (stop - start) / 2
         center = (start + stop) / 2
@@ -119,14 +127,13 @@ def epoch_means(
     if near is not None and final == "shade":
         _shade(ax, means, near)
     _set_epochs(ax, edges_of(means))
-    lines, lows, highs = (
-        others[f"{name}{ending}"].values for ending in ("", "_min", "_max")
-    )
+    lines, (lows, highs) = others[name].values, _band(others, name, band=band)
     if scale == "log" or (scale is None and name in LOG_QUANTITIES):
         set_log_scale(ax, lines, lows, highs)
     else:
         _set_limits(ax, lows, highs)
-    ax.set(xlabel=dim, ylabel=LABELS[name], title=TITLES[name])
+    labels, titles = LABELS | EXCESS_LABEL, TITLES | EXCESS_TITLE
+    ax.set(xlabel=dim, ylabel=labels[name], title=titles[name])
     if label is not None:
         draw_legend(ax)
     return ax
@@ -134,9 +141,20 @@ def epoch_means(
 
 def _nearest(means: xr.Dataset) -> int | None:
     """Return the index of the epoch closest to the target; None if no other is known."""
+    n = means.sizes[time_of(means)]
+    if "distance_min" not in means:  # means of the excess, whose target is the end
+        return n - 1 if n > 1 else None
     distances = means["distance_min"].values
     is_known = np.isfinite(distances)
     return int(np.nanargmin(distances)) if is_known.sum() > 1 else None
+
+
+def _band(means: xr.Dataset, name: str, *, band: bool) -> tuple[Any, Any]:
+    """Return the lower and upper edge of what is drawn: of the band, or of the error bars."""
+    if band:
+        return means[f"{name}_min"].values, means[f"{name}_max"].values
+    value, stderr = means[name].values, means[f"{name}_stderr"].fillna(0).values
+    return value - stderr, value + stderr
 
 
 def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
@@ -174,7 +192,10 @@ def _set_limits(ax: Axes, lowest: Any, highest: Any) -> None:
 
 
 def path_geometry(
-    means: xr.Dataset, *, final: Literal["shade", "drop"] = "shade"
+    means: xr.Dataset,
+    *,
+    final: Literal["shade", "drop"] = "shade",
+    band: bool = True,
 ) -> Figure:
     """Draw the means of all quantities against the epoch, with a panel for each quantity.
 
@@ -185,6 +206,8 @@ def path_geometry(
         ``layer``.
     final : {"shade", "drop"}, default: "shade"
         Treatment of the epoch closest to x*, as in `epoch_means`.
+    band : bool, default: True
+        Whether to draw bands from the smallest to the largest step.
 
     Returns
     -------
@@ -193,7 +216,7 @@ def path_geometry(
     """
     figure, axes = new_figure(2, 3, figsize=(12, 6.5))
     for name, ax in zip(LABELS, axes.flat, strict=False):
-        epoch_means(means, name, final=final, ax=ax)
+        epoch_means(means, name, final=final, band=band, ax=ax)
     legend = axes.flat[-1]
     legend.axis("off")
     legend.legend(

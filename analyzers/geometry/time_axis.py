@@ -1,9 +1,12 @@
 """Epochs, or ranges of steps, as rows of tables and places on an axis."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import xarray as xr
+
+N_RANGES: Final = 20
+"""Default number of ranges into which a run without epochs is divided."""
 
 
 def time_of(means: xr.Dataset) -> Literal["epoch", "step"]:
@@ -16,6 +19,20 @@ def label_of(means: xr.Dataset, i: int) -> str:
     if time_of(means) == "epoch":
         return str(means["epoch"].values[i])
     return f"{means['step'].values[i]}-{means['last_step'].values[i]}"
+
+
+def by_time(steps: xr.Dataset, n_ranges: int = N_RANGES) -> tuple[xr.Dataset, str]:
+    """Return a dataset of steps to group by its coordinate ``epoch``, and what that counts."""
+    # A run with one epoch is divided into ranges of steps, numbered by their first steps.
+    plain = steps.drop_indexes(["epoch", "iteration"], errors="ignore")
+    epochs = plain["epoch"].values
+    n = len(epochs)
+    if n < 2 or (epochs != epochs[0]).any():
+        return plain, "epoch"
+    numbers = plain["step"].values if "step" in plain.coords else np.arange(n)
+    size = -(-n // n_ranges)
+    first = numbers[np.arange(n) // size * size]
+    return plain.assign_coords(epoch=("step", first)), "step"
 
 
 def edges_of(means: xr.Dataset) -> Any:

@@ -118,9 +118,10 @@ left.plot(
     *points[-1], "*", color="gold", markeredgecolor="black", markersize=18, zorder=4
 )
 left.annotate(r"$x^*$", points[-1], (10, 6), textcoords="offset points", fontsize=14)
-figure.colorbar(dots, ax=left, label=r"$\gamma$, mean of an epoch", shrink=0.9)
+bar = figure.colorbar(dots, ax=left, shrink=0.85)
+bar.ax.set_title(r"$\gamma$", fontsize="medium")
 left.set(
-    title="the path, on the loss",
+    title=r"the path, on the loss; dots: $\gamma$ of epochs",
     xlabel=f"first component, {explained[0]:.0%} of the path",
     ylabel=f"second component, {explained[1]:.0%}",
 )
@@ -155,7 +156,7 @@ middle.plot(
 middle.axhline(0, color="black", linewidth=0.5)
 middle.legend(frameon=False)
 middle.set_ylim(-0.05, 0.5)
-middle.set(title=r"$\gamma = \cos(g_k,\ x_k - x^*)$", xlabel="step")
+middle.set(title=r"$\gamma = \cos(g_k,\ x_k - x^*)$", xlabel="step", ylabel=r"$\gamma$")
 
 weights = [str(name) for name in layers.layer.values if str(name).endswith("weight")]
 picture = right.pcolormesh(
@@ -167,4 +168,5 @@ picture = right.pcolormesh(
 right.set_yticks(range(len(weights)), weights)
 right.invert_yaxis()
 right.set(title=r"$\gamma$ of every layer", xlabel="epoch", xticks=range(0, 15, 2))
-figure.colorbar(picture, ax=right, shrink=0.9)
+bar = figure.colorbar(picture, ax=right, shrink=0.85)
+bar.ax.set_title(r"$\gamma$", fontsize="medium")

@@ -52,7 +52,8 @@ PROSE: dict[str, Callable[[Names], list[float]]] = {
     r"Every gradient of this network takes (\d+) kB": lambda n: [
         4e-3 * n["run"].layout.n_params
     ],
-    r"windows of some (\d+) steps": lambda n: [n["run"].n_steps / n["run"].n_windows],
+    r"windows of one epoch, here (\d+) steps; at both ends of the run they are shorter, so "
+    r"there are (\d+)": lambda n: [n["run"].spec.steps_per_epoch, n["run"].n_windows],
 }
 """Numbers in the text of the tutorial, and what they round."""
 

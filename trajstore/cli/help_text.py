@@ -22,6 +22,7 @@ METAVARS: Final = {
     "name": "NAME",
     "parent": "RUN",
     "branches": "RUN [RUN ...]",
+    "by": "NAME [NAME ...]",
     "reference": "TARGET",
     "measurement": "NAME",
     "scheduler": "ADDRESS",
@@ -74,10 +75,18 @@ def _described(parameter: Parameter, annotation: Any) -> Any:
         return Annotated[annotation, hint]
     if parameter.name == "stores":
         metavar = "DIR" if annotation is Path else "RUN [RUN ...]"
-        return Annotated[annotation, tyro.conf.arg(metavar=metavar)]
+        return Annotated[annotation, _argument(parameter, metavar)]
     if parameter.name in METAVARS:
-        return Annotated[annotation, tyro.conf.arg(metavar=METAVARS[parameter.name])]
+        return Annotated[annotation, _argument(parameter, METAVARS[parameter.name])]
     return annotation
+
+
+def _argument(parameter: Parameter, metavar: str) -> Any:
+    """Return what tyro is told of an argument with values of a given name."""
+    if "[" in metavar and parameter.default is Parameter.empty:
+        # tyro would call an empty list the default.
+        return tyro.conf.arg(metavar=metavar, help_behavior_hint="(required)")
+    return tyro.conf.arg(metavar=metavar)
 
 
 def _metavar(annotation: Any) -> str:

@@ -19,7 +19,7 @@ from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
-from trajstore.planning.search import best_plan
+from trajstore.planning.search import best_plan, with_longer_windows
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -39,6 +39,7 @@ def plan(
     tensors: int | None = None,
     model: str | None = None,
     steps_per_epoch: int | None = None,
+    reference_every: int | None = None,
     basis: int = BASIS,
     probes: int = PROBES,
     float64: bool = False,
@@ -70,6 +71,8 @@ def plan(
         Modules in the working directory can be imported.
     steps_per_epoch : int, optional
         Optimizer steps in an epoch.
+    reference_every : int, optional
+        Steps in a window. Default: chosen as a recorder does, or for --stderr or --disk.
     basis : int, default: 3
         Number of directions in which gradients are stored exactly; 0 for none.
     probes : int, default: 1024
@@ -83,7 +86,7 @@ def plan(
         Kind of optimizer: SGD without or with momentum, or another one. Means of epochs
         are most precise with SGD.
     stderr : float, optional
-        Largest standard error of gamma in one step, mid-run.
+        Largest standard error of gamma in one step of the middle half of the run.
     disk : str, optional
         Largest size of the store, such as 800MB or 5GB.
     json : bool, default: False
@@ -105,6 +108,7 @@ def plan(
     run: Any = {
         "n_steps": steps,
         "steps_per_epoch": steps_per_epoch,
+        "reference_every": reference_every,
         "basis": basis,
         "probes": probes,
         "float64": float64,
@@ -120,7 +124,11 @@ def plan(
     if json:
         print_json(_document(chosen))
         return
-    _print(chosen, tensors_are_estimated=model is None and tensors is None)
+    _print(
+        chosen,
+        tensors_are_estimated=model is None and tensors is None,
+        is_best=stderr is not None or disk is not None,
+    )
 
 
 def parse_size(text: str) -> float:
@@ -199,14 +207,17 @@ def _working_directory_importable() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _print(plan: Plan, *, tensors_are_estimated: bool) -> None:
+def _print(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> None:
     console = Console()
     console.print(_sizes(plan))
     console.print()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    for name, text in _facts(plan, tensors_are_estimated=tensors_are_estimated).items():
+    described = _facts(
+        plan, tensors_are_estimated=tensors_are_estimated, is_best=is_best
+    )
+    for name, text in described.items():
         facts.add_row(name, text)
     console.print(facts)
     console.print(
@@ -228,6 +239,8 @@ def _document(plan: Plan) -> dict[str, Any]:
         "bytes": round(plan.disk),
         "bytes_per_step": round(sum(plan.bytes_per_step.values())),
         "memory": round(plan.memory),
+        "memory_on_accelerator": round(plan.memory_with_parameters),
+        "memory_of_host": round(plan.memory_of_host),
         "stderr_of_step": plan.stderr()._asdict(),
         "stderr_of_epoch": (
             plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
@@ -257,7 +270,7 @@ def _sizes(plan: Plan) -> Table:
     sums = sum(anchors.pop(name, 0) for name in ENDED)
     table.add_row("anchors", "", _bytes(sum(anchors.values())))
     if sums:
-        table.add_row("sums and energies of windows", "", _bytes(sums))
+        table.add_row("sums over each window's steps", "", _bytes(sums))
     table.add_row("every 32nd anchor in full", "", _bytes(keyframes))
     table.add_row("final parameters", "", _bytes(plan.bytes_of_final))
     table.add_row("metadata", "", _bytes(plan.bytes_of_metadata))
@@ -266,36 +279,59 @@ def _sizes(plan: Plan) -> Table:
     return table
 
 
-def _facts(plan: Plan, *, tensors_are_estimated: bool) -> dict[str, str]:
+def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[str, str]:
+    # `is_best` is whether the plan is the best one for a given error or size.
     spec, layout = plan.spec, plan.layout
     estimated = " (estimated)" if tensors_are_estimated else ""
-    vectors = plan.memory / (4 * layout.n_params)
+    longest = min(int(plan.windows.lengths.max()), plan.windows.length)
+    length = f"{'up to ' if longest < plan.windows.length else ''}{longest:,}"
     facts = {
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{estimated}",
         "sketch": f"{describe_sketch(spec)} per step",
         "windows": (
-            f"{plan.n_windows:,} of {plan.windows.length:,} steps, shorter at both ends; "
+            f"{plan.n_windows:,} of {length} steps, shorter at both ends; "
             f"one anchor each{_windows_reason(plan)}"
         ),
-        "memory": f"{_bytes(plan.memory)}, {vectors:.2g} float32 vectors",
+        "memory": _memory(plan),
         "error of a step": _range(plan.stderr()),
     }
     if spec.steps_per_epoch:
         facts["error of an epoch mean"] = _range(
             plan.stderr(mean_of=spec.steps_per_epoch)
         )
-    facts["first, last epoch"] = (
+    ends = "first, last epoch" if spec.steps_per_epoch else "start, end of run"
+    facts[ends] = (
         f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
     )
+    if not is_best and (longer := with_longer_windows(plan)) is not None:
+        facts["smaller store"] = (
+            f"anchors take {plan.share_of_anchors:.0%} of this store; with --reference-every "
+            f"{longer.windows.length} it has {_bytes(longer.disk)}, and --disk finds the most "
+            "precise store of a size"
+        )
     return facts
+
+
+def _memory(plan: Plan) -> str:
+    """Say how much memory a recording adds, and where."""
+    vectors = plan.memory / (4 * plan.layout.n_params)
+    # The vectors of a small network are a small part of the memory.
+    size = f", {vectors:.1f} float32 vectors of the parameters" if vectors < 20 else ""
+    return (
+        f"{_bytes(plan.memory)} with parameters on a CPU{size}; on an accelerator "
+        f"{_bytes(plan.memory_with_parameters)}, and up to {_bytes(plan.memory_of_host)} on its "
+        "host"
+    )
 
 
 def _windows_reason(plan: Plan) -> str:
     """Return why windows are not epochs, and what this means for targets."""
     spec = plan.spec
+    if spec.steps_per_epoch is None and spec.reference_every is None:
+        reason = plan.windows_reason or "the run has no epochs"
+        return f"; {reason}"
     if not plan.windows_reason:
         return ""
-    assert spec.steps_per_epoch is not None
     targets = ""
     if spec.shared_epochs > 1:
         targets = (
@@ -317,9 +353,11 @@ def _arguments(plan: Plan) -> str:
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
     float64 = "float64=True, " if spec.float64 else ""
     windows = f"reference_every={plan.windows.length}, "
+    # Without the option, the recorder chooses these windows.
     if spec.shared_epochs > 1:
-        # Without the option, the recorder chooses these windows.
         windows = f"steps_per_epoch={spec.steps_per_epoch}, "
+    elif spec.steps_per_epoch is None and spec.reference_every is None:
+        windows = ""
     return (
         f"sketch_bits={spec.sketch_bits}, {basis}{probes}{float64}"
         f"{windows}total_steps={plan.n_steps}"

@@ -44,7 +44,8 @@ def info(store: Positional[str], *, json: bool = False) -> None:
 def verify(store: Positional[str], *, json: bool = False) -> None:
     """Read every chunk of a store, and list the damage and the data lost with it.
 
-    The exit status is 1 if there is any damage.
+    The exit status is 1 if there is any damage. Steps that only the journal of a run that was
+    killed holds are counted, too.
 
     Parameters
     ----------
@@ -57,12 +58,17 @@ def verify(store: Positional[str], *, json: bool = False) -> None:
     listed = list(reading.problems(run, track=partial(progress, description="reading")))
     console = make_console()
     n_chunks = len(reading.all_chunks(run))
+    # The steps of a running recording go to the store when its buffer is full.
+    n_in_journal = 0
+    if run.status != "running" and not listed:
+        n_in_journal = storage.steps_in_journal(run.location, run.stored.document)
     if json:
         document = {
             "store": run.location,
             "problems": [str(problem) for problem in listed],
             "chunks": n_chunks,
             "steps": run.n_steps,
+            "steps_in_journal": n_in_journal,
             "protection": reading.protection(run),
         }
         print_json(document)
@@ -75,6 +81,12 @@ def verify(store: Positional[str], *, json: bool = False) -> None:
             f"{reading.protection(run)}"
         )
         console.print(text, highlight=False, soft_wrap=True)
+        if n_in_journal:
+            text = (
+                f"The journal holds {n_in_journal:,} more steps, which are not in the store. Run\n"
+                f"traj-store recover {shown(run.location)}\nor resume the recording."
+            )
+            console.print(text, highlight=False, soft_wrap=True)
     if listed:
         sys.exit(1)
 

@@ -1,6 +1,6 @@
 """Noise instead of gradients: the null model of a run, for any optimizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ ROWS = 1024
 
 def noise_gradients(
     run: Run,
-    model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
+    model: nn.Module | Mapping[str, torch.Tensor],
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     seed: int = 0,
 ) -> Iterator[int]:
@@ -33,11 +33,13 @@ def noise_gradients(
     ----------
     run : trajstore.Run
         The recorded run, whose norms and rates are used.
-    model : torch.nn.Module
-        The model whose parameters walk: freshly made, as before training. Its tensors must be
-        those of the run; what it computes does not matter.
-    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer
-        The optimizers of the model, made as for the run. Schedulers are not needed.
+    model : torch.nn.Module or mapping from str to torch.Tensor
+        The model whose parameters walk, or its parameters by name: freshly made, as before
+        training. Its tensors must be those of the run; what it computes does not matter.
+    optimizer : torch.optim.Optimizer or sequence of torch.optim.Optimizer, optional
+        The optimizers of the model, made as for the run. Schedulers are not needed. Default:
+        none; the loop reads ``.grad`` of the tensors and applies an update rule of its own, with
+        the rates of ``run.steps.lr`` if it recorded them.
     seed : int, default: 0
         Seed of the noise.
 
@@ -78,7 +80,7 @@ def noise_gradients(
     >>> trajstore.open_run(path).n_steps
     60
     """
-    named = dict(model.named_parameters())
+    named = dict(model if isinstance(model, Mapping) else model.named_parameters())
     shapes = {name: tuple(named[name].shape) for name in named}
     for name, shape in zip(run.spec.names, run.spec.shapes, strict=True):
         if shapes.get(name) != shape:
@@ -87,7 +89,7 @@ def noise_gradients(
                 f"{shapes.get(name, 'none')}. Give a model that is made as for the run."
             )
     parameters = [named[name] for name in run.spec.names]
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer or ()
     groups = [group for each in optimizers for group in each.param_groups]
     for first in range(0, run.n_steps, ROWS):
         rows = run.steps.isel(step=slice(first, first + ROWS))
@@ -105,7 +107,7 @@ def noise_gradients(
 
 
 def _fill(
-    parameters: Sequence[nn.Parameter], norms: np.ndarray, seed: int, step: int
+    parameters: Sequence[torch.Tensor], norms: np.ndarray, seed: int, step: int
 ) -> None:
     """Set the gradients of a step to noise of these norms; a norm of 0 means no gradient."""
     if not np.isfinite(norms).all():

@@ -85,3 +85,11 @@ def training_settings(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the training settings in a run's attrs, empty if it has none."""
     settings: Mapping[str, Any] = attrs.get(TRAINING, {})
     return settings
+
+
+def uses_all_data(attrs: Mapping[str, Any]) -> bool:
+    """Return whether a run's attrs say that every step uses all data."""
+    # The settings of traj-train say so, or ``Recorder(attrs={"full_batch": True})``.
+    settings: Any = attrs.get(TRAINING)
+    said = settings.get(FULL_BATCH) if isinstance(settings, Mapping) else None
+    return said is True or attrs.get(FULL_BATCH) is True

@@ -55,7 +55,8 @@ class RunSpec:
     """Number of basis vectors: the anchor and ``basis - 1`` displacements."""
     probes: int
     """Number of fixed random projections, a power of two."""
-    # `trajstore.format.windows.Windows` describes the next three fields.
+    # `trajstore.format.windows.Windows` describes the next three fields. `reference_every` is
+    # the user's choice, or cuts the epochs of a run of few epochs.
     steps_per_epoch: int | None
     reference_every: int | None
     total_steps: int | None
@@ -80,6 +81,8 @@ class RunSpec:
     """Whether products that leave the range of float32 are stored with powers of two."""
     shared_epochs: int = 1
     """Number of epochs that share a window, after the first `windows.OWN_WINDOWS` epochs."""
+    window_steps: int | None = None
+    """Number of steps in a window, chosen for a run without epochs; None if none was chosen."""
 
     @property
     def n_params(self) -> int:
@@ -140,12 +143,18 @@ def validate_spec(document: object) -> list[str]:
 
 
 def _window_problems(document: Mapping[str, Any]) -> list[str]:
-    """Return what no recorder would choose in the windows that epochs share."""
-    n_epochs = document.get("shared_epochs", 1)
+    """Return what no recorder would choose in the lengths of windows."""
+    n_epochs, n_steps = document.get("shared_epochs", 1), document.get("window_steps")
     is_free = document["reference_every"] is None
-    if n_epochs == 1 or (is_free and document["steps_per_epoch"] is not None):
-        return []
-    return [f"shared_epochs: expected 1 for these windows, got {n_epochs}"]
+    has_epochs = document["steps_per_epoch"] is not None
+    problems = []
+    if n_epochs != 1 and not (is_free and has_epochs):
+        problems.append(f"shared_epochs: expected 1 for these windows, got {n_epochs}")
+    most = document["total_steps"] if is_free and not has_epochs else None
+    if n_steps is not None and n_steps > (most or 0):
+        expected = f"at most {most}, or None" if most else "None for these windows"
+        problems.append(f"window_steps: expected {expected}, got {n_steps}")
+    return problems
 
 
 def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
@@ -247,6 +256,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "float64": (_is_bool, "true or false"),
     "scaled": (_is_bool, "true or false"),
     "shared_epochs": (_is_shared, f"an integer from 1 to {MAX_SHARED_EPOCHS}"),
+    "window_steps": _COUNT_OR_NONE,
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

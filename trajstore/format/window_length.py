@@ -28,14 +28,16 @@ SHORTEST_OWN: Final = 10
 
 OWN_BYTES_SHARE: Final = 0.5
 """Epochs share windows if an anchor in each of them would take more than this share of the bytes
-of their steps, unless they have at least `SHORTEST` steps."""
+of their steps, unless they have at least `SHORTEST` steps. In a run without epochs, windows are
+longer than `DEFAULT_LENGTH` if anchors would take more."""
 
 BYTES_SHARE: Final = 0.08
 """Anchors of shared windows take at most this share of the bytes of the steps, unless windows
 would be longer than `DEFAULT_LENGTH`."""
 
 RUN_SHARE: Final = 0.04
-"""Shared windows are at least about this share of a run; shorter ones are not more precise."""
+"""Shared windows are at least about this share of a run; shorter ones are not more precise. In a
+run without epochs, windows longer than `DEFAULT_LENGTH` are at most this share."""
 
 MAX_RUN_SHARE: Final = 1 / 8
 """Windows are at most this share of a run, unless they would be shorter than `SHORTEST`."""
@@ -50,10 +52,12 @@ class ChosenWindows(NamedTuple):
 
 
 def choose_windows(spec: RunSpec) -> ChosenWindows:
-    """Choose windows, unless users choose them or begin epochs by hand."""
+    """Choose windows, unless users choose them."""
     epoch, total = spec.steps_per_epoch, spec.total_steps
-    if epoch is None or spec.reference_every is not None:
+    if spec.reference_every is not None:
         return ChosenWindows(spec, "")
+    if epoch is None:
+        return _without_epochs(spec)
     least = shared_length(spec)
     most = None if total is None else max(total * MAX_RUN_SHARE, SHORTEST)
     own = own_length(spec)
@@ -77,6 +81,19 @@ def choose_windows(spec: RunSpec) -> ChosenWindows:
         f"{n_epochs} epochs an anchor"
     )
     return ChosenWindows(replace(spec, shared_epochs=n_epochs), reason)
+
+
+def _without_epochs(spec: RunSpec) -> ChosenWindows:
+    """Choose longer windows if most of the store of a run without epochs would be anchors."""
+    least = ceil(_anchor_bytes_in_rows(spec) / OWN_BYTES_SHARE)
+    length = min(least, round((spec.total_steps or 0) * RUN_SHARE))
+    if length <= DEFAULT_LENGTH:
+        return ChosenWindows(spec, "")
+    reason = (
+        f"the run has no epochs, and windows are longer than {DEFAULT_LENGTH} steps, up to "
+        f"{RUN_SHARE:.0%} of the run, because anchors would take most of the store"
+    )
+    return ChosenWindows(replace(spec, window_steps=length), reason)
 
 
 def shared_length(spec: RunSpec) -> int:

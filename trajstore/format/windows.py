@@ -16,7 +16,8 @@ import numpy.typing as npt
 from trajstore.format.run_spec import RunSpec
 
 DEFAULT_LENGTH: Final = 500
-"""Steps in a window if neither the epoch length nor `reference_every` is known."""
+"""Steps in a window if nothing says otherwise, and least number of steps in one that is chosen
+for a run without epochs."""
 
 FIRST_CUTS: Final = (1 / 8, 1 / 4, 1 / 2)
 """Positions at which the first window is cut, as fractions of its length."""
@@ -36,11 +37,13 @@ class Windows:
     steps_per_epoch: int | None
     """Steps in an epoch; None if epochs are started by hand."""
     reference_every: int | None
-    """Steps in a window; None for one epoch, or `DEFAULT_LENGTH` if no epoch length is known."""
+    """Steps in a window; None for one epoch, or for `window_steps` if no epoch length is known."""
     total_steps: int | None
     """Steps in the run; None if unknown."""
     shared_epochs: int = 1
     """Number of epochs in a window, after the first `OWN_WINDOWS` epochs."""
+    window_steps: int | None = None
+    """Steps in a window, chosen for a run without epochs; None for `DEFAULT_LENGTH`."""
 
     @classmethod
     def of(cls, spec: RunSpec) -> Self:
@@ -50,6 +53,7 @@ class Windows:
             reference_every=spec.reference_every,
             total_steps=spec.total_steps,
             shared_epochs=spec.shared_epochs,
+            window_steps=spec.window_steps,
         )
 
     @property
@@ -57,7 +61,9 @@ class Windows:
         """Number of optimizer steps in a window that is not cut."""
         if self.reference_every is not None:
             return self.reference_every
-        return self.shared_epochs * (self.steps_per_epoch or 0) or DEFAULT_LENGTH
+        if self.steps_per_epoch is not None:
+            return self.shared_epochs * self.steps_per_epoch
+        return self.window_steps or DEFAULT_LENGTH
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:

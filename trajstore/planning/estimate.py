@@ -121,6 +121,11 @@ class Plan:
         }
 
     @property
+    def share_of_anchors(self) -> float:
+        """Share of the store's bytes that all anchors take, with the sums of their windows."""
+        return sum(self.bytes_of_anchors.values()) / self.disk
+
+    @property
     def bytes_of_final(self) -> int:
         """Size on disk of the final parameters in bytes."""
         vector = vector_array(self._size, self.spec.float_type)
@@ -149,11 +154,35 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        row = sum(map(_bytes_of_row, self._step_arrays.values()))
-        tails = sum(a.chunk[0] * _bytes_of_row(a) for a in self._step_arrays.values())
-        batch = max(row, min(FLUSH_ROWS * row, FLUSH_BYTES))
-        # Two buffers of rows, the rows being written, and the last chunk of every array.
-        return self.memory_of_rank(1) + 3 * batch + min(tails, self.n_steps * row)
+        return self.memory_with_parameters + self._memory_of_writer
+
+    @property
+    def memory_with_parameters(self) -> int:
+        """Peak memory that a recording adds where the parameters are, in bytes."""
+        # The vectors, and two buffers of rows.
+        return self.memory_of_rank(1) + 2 * self._batch_bytes
+
+    @property
+    def memory_of_host(self) -> int:
+        """Peak memory of the host that a recording on an accelerator adds, in bytes."""
+        # The writer copies the code of an anchor, and a keyframe, through a buffer.
+        anchor = ITEM_SIZE["int8"] + ITEM_SIZE[self.spec.float_type]
+        return self._memory_of_writer + anchor * self._size + FLUSH_BYTES
+
+    @property
+    def _memory_of_writer(self) -> int:
+        """Memory of the rows being written, and of the last chunk of every array."""
+        arrays = self._step_arrays.values()
+        tails = sum(a.chunk[0] * _bytes_of_row(a) for a in arrays)
+        return self._batch_bytes + min(tails, self.n_steps * self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return sum(map(_bytes_of_row, self._step_arrays.values()))
+
+    @property
+    def _batch_bytes(self) -> int:
+        return max(self._row_bytes, min(FLUSH_ROWS * self._row_bytes, FLUSH_BYTES))
 
     def memory_of_rank(self, n_ranks: int) -> int:
         """Return the memory for vectors on each of some ranks that share the parameters, in bytes."""

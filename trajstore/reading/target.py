@@ -40,6 +40,9 @@ class Target:
     # The run with the point, and the number of steps before it; None if the values are given.
     at: tuple[Run, int] | None = None
     is_anchor: bool = False
+    is_reported: bool = (
+        False  # whether a warning has said that the target is not finite
+    )
 
 
 TargetLike = str | int | Run | Mapping[str, Any] | os.PathLike[str] | Target

@@ -68,8 +68,9 @@ class Recorder:
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
         the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`; after ten epochs,
-        short epochs share a window, and only its first is a target; and if
-        `total_steps` has few epochs, they are cut. An anchor takes one byte per parameter on
+        short epochs share a window, and only its first is a target; if `total_steps` has few
+        epochs, they are cut; and without epochs, windows are up to 4 % of `total_steps` if
+        anchors every 500 steps would take most of the store. An anchor takes one byte per parameter on
         disk. Gamma is most precise if a window is a few percent of the run (see
         ``traj-store plan``).
     sketch_bits : int, default: 65536
@@ -324,10 +325,9 @@ class Recorder:
         name : str
             Name for ``reference=`` in analyses, which must be new and not ``"final"``.
         """
-        steps = self._opened()
-        if steps is not None and self._guard.attempt(
-            self._session.check_snapshot, name
-        ):
+        if (steps := self._opened()) is None:
+            return
+        if self._guard.attempt(self._session.check_snapshot, name):
             self._settle(steps)
             self._guard.run(self._session.snapshot, name, steps.position.step)
 

@@ -145,6 +145,7 @@ def as_recorded(
             spec,
             reference_every=stored.reference_every,
             shared_epochs=stored.shared_epochs,
+            window_steps=stored.window_steps,
         )
     return replace(
         spec,

@@ -16,6 +16,7 @@ from trajstore.format.rows import complete_rows
 from trajstore.format.run_spec import RunSpec
 from trajstore.recording.host_copies import Arrays, to_numpy
 from trajstore.recording.logged import Scalar
+from trajstore.tracking.backends.rows import Row, rows_of
 
 LOSS: Final = "loss"
 """Name under which training loops log the loss."""
@@ -50,13 +51,11 @@ class RowBuffer:
     """One entry per filled row. Entries may hold tensors, which `arrays` converts."""
     written: Future[None] | None = None
     """The job that writes the buffer; set while the writer thread uses the buffer."""
-    rows: list[dict[str, Tensor]] = field(init=False, repr=False)
+    rows: list[Row] = field(init=False, repr=False)
     """Views of every row, filled or free."""
 
     def __post_init__(self) -> None:
-        # Making a view takes a microsecond per tensor, which is too long for each step.
-        rows = zip(*(tensor.unbind() for tensor in self.measured.values()), strict=True)
-        self.rows = [dict(zip(self.measured, row, strict=True)) for row in rows]
+        self.rows = rows_of(self.measured)
 
     def __len__(self) -> int:
         return len(self.entries)

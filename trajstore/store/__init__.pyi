@@ -1,4 +1,4 @@
-from .journal import has_journal
+from .journal import has_journal, steps_in_journal
 from .location import inside, is_remote, name_of, sibling
 from .sizes import bytes_below
 
@@ -9,4 +9,5 @@ __all__ = [
     "is_remote",
     "name_of",
     "sibling",
+    "steps_in_journal",
 ]

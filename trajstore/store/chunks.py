@@ -34,6 +34,7 @@ from trajstore.format.chunk_size import (
     ChunkSize,
 )
 from trajstore.store.location import OutsideStoreError
+from trajstore.store.patience import explained_errors
 
 Array = npt.NDArray[Any]
 Part = tuple[slice, ...]
@@ -110,13 +111,14 @@ class CheckedStore(WrapperStore[Store]):
                 raise ChunkError(key, f"is longer than the {limit} bytes it may have")
             return value
         # An empty object has no valid range. The response gives the size before the bytes.
-        try:
-            response = await self._store.store.get_async(key)
-        except FileNotFoundError:
-            return None
-        if response.meta["size"] > limit:
-            raise ChunkError(key, f"is longer than the {limit} bytes it may have")
-        return prototype.buffer.from_bytes(await response.bytes_async())
+        with explained_errors():
+            try:
+                response = await self._store.store.get_async(key)
+            except FileNotFoundError:
+                return None
+            if response.meta["size"] > limit:
+                raise ChunkError(key, f"is longer than the {limit} bytes it may have")
+            return prototype.buffer.from_bytes(await response.bytes_async())
 
     async def getsize(self, key: str) -> int:
         """Return the number of bytes of a value, without reading it."""

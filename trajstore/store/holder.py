@@ -20,6 +20,8 @@ from zarr.abc.store import RangeByteRequest, Store
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore
 
+from trajstore.store.patience import explained_errors
+
 CHECK: Final = "check"
 """Key of the crc32c of the other contents."""
 
@@ -83,13 +85,14 @@ async def read_holder(store: Store) -> dict[str, Any]:
     """Return the document that names the writer, empty if missing or damaged."""
     if isinstance(store, ObjectStore):
         # An empty object has no valid range.
-        try:
-            response = await store.store.get_async(WRITER)
-        except FileNotFoundError:
-            return {}
-        if response.meta["size"] > MAX_WRITER_BYTES:
-            return {}
-        return parse_holder(bytes(await response.bytes_async()))
+        with explained_errors():
+            try:
+                response = await store.store.get_async(WRITER)
+            except FileNotFoundError:
+                return {}
+            if response.meta["size"] > MAX_WRITER_BYTES:
+                return {}
+            return parse_holder(bytes(await response.bytes_async()))
     part = RangeByteRequest(0, MAX_WRITER_BYTES)
     document = await store.get(WRITER, PROTOTYPE, part)
     return parse_holder(document.to_bytes()) if document is not None else {}

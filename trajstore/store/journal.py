@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trajstore.format.arrays import SAMPLES
+from trajstore.format.document import Document
 from trajstore.format.rows import complete_rows, measured_arrays
 from trajstore.format.run_spec import RunSpec, SchemaError
 from trajstore.store.location import inside, is_remote, locate
@@ -144,6 +145,18 @@ def _foreign(store: Path, record: Record, identity: str) -> str:
 def has_journal(location: str) -> bool:
     """Whether a store has a journal: its run is being recorded, or was interrupted."""
     return not is_remote(location) and (Path(location) / JOURNAL).exists()
+
+
+def steps_in_journal(location: str, document: Document) -> int:
+    """Return the number of steps that only the journal of a store holds, as `replay` does."""
+    if not has_journal(location):
+        return 0
+    n_steps = before = document.n_rows(document.steps)
+    records = read_journal(Path(location), document.spec, document.layout.size)
+    for record in records:
+        if record.step == n_steps and record.place[2] < document.n_windows:
+            n_steps += 1
+    return n_steps - before
 
 
 def recover(path: str | os.PathLike[str]) -> int:

@@ -57,7 +57,8 @@ def open_checked(location: str) -> OpenedStore:
         raise SchemaError([f"{location}: zarr.json {error.reason}."]) from error
     if text is None and not isinstance(storage, LocalStore):
         raise FileNotFoundError(
-            f"There is no trajectory store at {location}: no zarr.json."
+            f"There is no trajectory store at {location}: no zarr.json. Check the bucket and the "
+            "path."
         )
     if text is None:
         raise SchemaError([f"{location}: not a trajectory store; it has no zarr.json."])

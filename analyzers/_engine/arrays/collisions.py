@@ -53,7 +53,7 @@ def find_collisions(
     probe: IntArray,  # (element,): probe of each element
     layer: IntArray,  # (element,): layer of each element
     *,
-    block: IntArray,  # (element,): block of each element, whose codes share a scale
+    block: IntArray,  # (element,): block of each element, ascending; its codes share a scale
     n_probes: int,
     n_layers: int,  # 0 to leave out the layers
 ) -> Collisions:
@@ -65,9 +65,10 @@ def find_collisions(
     # exactly: half of the profile is spread evenly over each layer. At its borders, only the
     # rounding errors of anchors are left, which are even within a block.
     even = np.bincount(layer, f_sq) / np.maximum(np.bincount(layer), 1)
-    largest = np.zeros(block.max() + 1)
-    np.maximum.at(largest, block, f_sq)
-    profiles = [(f_sq + even[layer]) / 2, largest[block]]
+    starts = np.append(0, np.flatnonzero(np.diff(block)) + 1)
+    lengths = np.diff(starts, append=len(block))
+    largest = np.repeat(np.maximum.reduceat(f_sq, starts), lengths)
+    profiles = [(f_sq + even[layer]) / 2, largest]
     rows = [*profiles, f_sq, v_sq]
     energies = [np.bincount(probe, row, n_probes) for row in rows]
     overlap = [[profile @ row for row in rows] for profile in profiles]
@@ -92,7 +93,11 @@ def inverse_counts(
     # Rounding leaves differences where every element has a probe of its own.
     together = np.where(alone > 1 - 1e-9, 0.0, 1 - alone)
     mixed = together[0] + rounded[:, None] * (together[1] - together[0])
-    counts: FloatArray = (_shares(probes**2) @ _shares(energies).T) * mixed
+    squares = np.square(probes)
+    whole = squares.sum(-1, keepdims=True)
+    pairs = squares @ _shares(energies).T
+    np.divide(pairs, whole, out=pairs, where=whole > 0)
+    counts: FloatArray = pairs * mixed
     return counts
 
 
@@ -108,6 +113,7 @@ def rounding_variance(probes: FloatArray, known: FloatArray) -> FloatArray:
     """Return the variance of products of probes (step, probe) stored as float16, (step, ...)."""
     # `known` holds the probes (..., probe) of other vectors, which are not rounded. The largest
     # probe of a step is stored as 1.
-    smallest = SMALL_HALF_ERROR * np.square(probes).max(-1, keepdims=True)
-    variance: FloatArray = (HALF_ERROR * probes**2 + smallest) @ np.square(known).T
+    squares, known_sq = np.square(probes), np.square(known)
+    smallest = np.multiply.outer(SMALL_HALF_ERROR * squares.max(-1), known_sq.sum(-1))
+    variance: FloatArray = HALF_ERROR * (squares @ known_sq.T) + smallest
     return variance

@@ -50,6 +50,7 @@ class Product(NamedTuple):
     aside_probes: FloatArray  # probes of the rest of a, (step, probe)
     probes: FloatArray  # probes of a, (step, probe)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
+    counts: FloatArray  # `inverse_counts` of the rest of a, (step, row); (0, 0) if not known
 
 
 def displacement_product(
@@ -80,6 +81,7 @@ def displacement_product(
     cosine_error = aside * v_aside * (1 - cosine**2)
     v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
     advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
+    counts: FloatArray = np.zeros((0, 0))
     if collisions is None:
         stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
     else:
@@ -105,6 +107,7 @@ def displacement_product(
         aside_probes,
         a.probes,
         cosine,
+        counts,
     )
 
 
@@ -122,7 +125,6 @@ def layer_products(
     gram: FloatArray,
     sizes: npt.NDArray[np.floating[Any]],
     collisions: Collisions | None = None,
-    has_end: bool = False,
 ) -> Estimate:
     """Estimate the products <a, v> layer by layer, (step, layer)."""
     # `a_sq` (step, layer), `a_dot_basis` (step, layer, basis); `f_sq`, `f_dot_v`, `v_sq`
@@ -140,9 +142,7 @@ def layer_products(
     probed = whole.aside_probes @ v_probes.T
     noise = np.square(whole.aside[:, None] * length) / v_probes.shape[-1]
     if collisions is not None:
-        left = _rounding_sq(whole.aside, has_end=has_end)
-        left = _share(left, whole.aside**2)
-        counts = inverse_counts(whole.aside_probes, collisions, left)[:, 2:]
+        counts = whole.counts[:, 2:]
         noise = np.square(whole.aside[:, None] * length) * counts
         noise += rounding_variance(whole.probes, v_probes)
     norms = aside * length

@@ -4,7 +4,7 @@ Arrays have the steps as their first axis; the steps of a part lie in at most E 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,13 @@ Codes = npt.NDArray[np.intp]
 
 SUFFIXES: Final = ("", "_stderr", FROM_DISTANCE, COVARIANCE)
 
-NAMES: Final = tuple(f"{name}{suffix}" for name in QUANTITIES for suffix in SUFFIXES)
-"""Variables that the means are computed from."""
+EXCESS: Final = "excess"
+"""Name of gamma minus that of a null model, which is averaged alone."""
 
-DIVIDED: Final = ("gamma", "rsi", "eb")
+IMPRECISE: Final = "is_imprecise"
+"""Mark of steps of the excess that are left out because a distance is imprecise."""
+
+DIVIDED: Final = ("gamma", "rsi", "eb", EXCESS)
 """Quantities that are divided by the distance."""
 
 SUMS: Final = ("n", "sum", "own", "shared", "n_shared", "together")
@@ -40,32 +43,60 @@ COUNTS: Final = {
 MEANS: Final = ("", "_stderr", "_min", "_max")
 """Suffixes of the results for each quantity."""
 
-N_SUMS: Final = len(QUANTITIES) * len(SUMS) + len(COUNTS)
-N_PARTIAL: Final = N_SUMS + 2 * len(QUANTITIES)
-N_RESULTS: Final = len(QUANTITIES) * len(MEANS) + len(COUNTS)
+
+class Averaged(NamedTuple):
+    """Names of the quantities that are averaged together."""
+
+    quantities: tuple[str, ...]
+    needed: tuple[str, ...]  # variables that the means are computed from
+
+    @property
+    def n_sums(self) -> int:
+        """Number of sums and counts."""
+        return len(self.quantities) * len(SUMS) + len(COUNTS)
+
+    @property
+    def n_partial(self) -> int:
+        """Number of sums, counts and extremes."""
+        return self.n_sums + 2 * len(self.quantities)
+
+    @property
+    def n_results(self) -> int:
+        """Number of means, errors, extremes and counts."""
+        return len(self.quantities) * len(MEANS) + len(COUNTS)
 
 
-def partial_sums(codes: Codes, *variables: FloatArray) -> FloatArray:
-    """Return sums, counts and extremes over the steps of each epoch, (N_PARTIAL, E, ...)."""
-    # The variables are those of NAMES, (step, ...), and `codes` numbers the epochs, (step,).
+def _needed(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{suffix}" for name in names for suffix in SUFFIXES)
+
+
+GEOMETRY: Final = Averaged(QUANTITIES, _needed(*QUANTITIES))
+EXCESSES: Final = Averaged((EXCESS,), (*_needed(EXCESS), IMPRECISE))
+
+
+def partial_sums(
+    averaged: Averaged, codes: Codes, *variables: FloatArray
+) -> FloatArray:
+    """Return sums, counts and extremes over the steps of each epoch, (partial, E, ...)."""
+    # The variables are the needed ones, (step, ...), and `codes` numbers the epochs, (step,).
     # The order of the results: the counts and sums, then the minima, then the maxima.
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     if len(order) and (order[:-1] > order[1:]).any():
         variables = tuple(variable[order] for variable in variables)
-    given = dict(zip(NAMES, variables, strict=True))
+    given = dict(zip(averaged.needed, variables, strict=True))
 
     def sums(values: npt.NDArray[Any]) -> FloatArray:
         """Return sums over epochs, which leave out NaN."""
         counted = np.where(np.isnan(values), 0, values)
         return np.add.reduceat(counted, starts, axis=0, dtype=np.float64)
 
-    with np.errstate(invalid="ignore"):
-        # The relative error is undefined at x* itself.
-        distance = np.where(given["distance"] > 0, given["distance"], np.nan)
-        is_imprecise = given["distance_stderr"] > DISTANCE_LIMIT * distance
+    if IMPRECISE in given:
+        is_imprecise = given[IMPRECISE] > 0
+    else:
+        is_imprecise = has_imprecise(given["distance"], given["distance_stderr"])
     added, lowest, highest = [], [], []
-    for name in QUANTITIES:
+    for name in averaged.quantities:
         value, stderr = given[name], given[f"{name}_stderr"]
         if name in DIVIDED:
             value = np.where(is_imprecise, np.nan, value)
@@ -77,36 +108,49 @@ def partial_sums(codes: Codes, *variables: FloatArray) -> FloatArray:
         added += [sums(~np.isnan(shared)), sums(together)]
         lowest.append(np.fmin.reduceat(value, starts, axis=0))
         highest.append(np.fmax.reduceat(value, starts, axis=0))
-    is_finite = ~np.isnan(given["gamma"])
+    is_finite = ~np.isnan(given[averaged.quantities[0]])
     added += [sums(is_finite), sums(~is_finite), sums(is_finite & is_imprecise)]
     return np.stack([*added, *lowest, *highest])
 
 
+def has_imprecise(distance: FloatArray, stderr: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return where the relative error of a distance is too large for first-order errors."""
+    with np.errstate(invalid="ignore"):
+        # The relative error is undefined at x* itself.
+        known = np.where(distance > 0, distance, np.nan)
+        is_imprecise: npt.NDArray[np.bool_] = stderr > DISTANCE_LIMIT * known
+    return is_imprecise
+
+
 def combined_sums(
-    parts: FloatArray, codes: Sequence[Codes], n_epochs: int
+    averaged: Averaged, parts: FloatArray, codes: Sequence[Codes], n_epochs: int
 ) -> FloatArray:
-    """Combine partial sums, (N_PARTIAL, part of an epoch, ...), by the codes of the epochs."""
+    """Combine partial sums, (partial, part of an epoch, ...), by the codes of the epochs."""
     where = np.concatenate(codes)
-    total = np.zeros((N_PARTIAL, n_epochs, *parts.shape[2:]))
-    total[N_SUMS:] = np.nan
-    middle = N_SUMS + len(QUANTITIES)
+    n_sums = averaged.n_sums
+    total = np.zeros((averaged.n_partial, n_epochs, *parts.shape[2:]))
+    total[n_sums:] = np.nan
+    middle = n_sums + len(averaged.quantities)
     for i, epoch in enumerate(where):
-        total[:N_SUMS, epoch] += parts[:N_SUMS, i]
+        total[:n_sums, epoch] += parts[:n_sums, i]
         for add, of in (
-            (np.fmin, slice(N_SUMS, middle)),
+            (np.fmin, slice(n_sums, middle)),
             (np.fmax, slice(middle, None)),
         ):
             total[of, epoch] = add(total[of, epoch], parts[of, i])
     return total
 
 
-def means(total: FloatArray, is_whole: npt.NDArray[np.bool_]) -> FloatArray:
+def means(
+    averaged: Averaged, total: FloatArray, is_whole: npt.NDArray[np.bool_]
+) -> FloatArray:
     """Return `MEANS` of each quantity, then `COUNTS`, (result, epoch, ...)."""
     # `total` has the layout of `partial_sums`, and `is_whole`, (epoch,), selects the
     # covariances; `analyzers.epoch_means` states the formulas.
     found = []
     is_whole = is_whole.reshape(-1, *[1] * (total.ndim - 2))
-    for q in range(len(QUANTITIES)):
+    n_quantities, n_sums = len(averaged.quantities), averaged.n_sums
+    for q in range(n_quantities):
         i = len(SUMS) * q
         n, total_value, own, shared, n_shared, together = total[i : i + len(SUMS)]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -116,12 +160,12 @@ def means(total: FloatArray, is_whole: npt.NDArray[np.bool_]) -> FloatArray:
             exact = np.maximum(together, 0) / squared
             stderr = np.sqrt(np.where(is_whole, exact, apart))
             mean = total_value / n
-        lowest, highest = total[N_SUMS + q], total[N_SUMS + len(QUANTITIES) + q]
+        lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
         found += [mean, stderr, lowest, highest]
-    return np.stack([*found, *total[N_SUMS - len(COUNTS) : N_SUMS]])
+    return np.stack([*found, *total[n_sums - len(COUNTS) : n_sums]])
 
 
-def by_name(results: Any) -> Mapping[str, Any]:
+def by_name(averaged: Averaged, results: Any) -> Mapping[str, Any]:
     """Return the results of `means` by the names of variables; lazy results stay lazy."""
-    names = [f"{name}{suffix}" for name in QUANTITIES for suffix in MEANS]
+    names = [f"{name}{suffix}" for name in averaged.quantities for suffix in MEANS]
     return {name: results[i] for i, name in enumerate([*names, *COUNTS])}

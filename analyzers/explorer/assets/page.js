@@ -390,7 +390,7 @@ window.startExplorer = (() => {
       curves.properties.data.change.connect(fitCurves);
       job.properties.data.change.connect(showJob);
       const form = $("live-target");
-      const hints = { epoch: "12", mean: "10-20", snapshot: "name", run: "path/of/run.zarr" };
+      const hints = { epoch: "12", step: "4500", mean: "10-20", snapshot: "name", run: "path/of/run.zarr" };
       form.elements.kind.addEventListener("change", () => { form.elements.value.placeholder = hints[form.elements.kind.value]; });
       form.addEventListener("submit", (event) => {
         event.preventDefault();

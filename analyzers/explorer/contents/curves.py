@@ -18,6 +18,7 @@ from analyzers.explorer.contents.decimation import (
 from analyzers.explorer.contents.shown_run import ShownRun
 from analyzers.explorer.contents.stored_geometries import StoredGeometry, read_geometry
 from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.mid_run import AVERAGED, mean_of, median_of, middle_half
 from analyzers.geometry.null import random_walk_gamma
 
 QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
@@ -173,7 +174,9 @@ def _merged(columns: Columns, counts: npt.NDArray[Any]) -> Columns:
     return merged | {"x": middle}
 
 
-def mid_run(curves: xr.Dataset | Columns, name: str) -> float:
-    """Return a quantity in the middle epoch of a run."""
-    values = np.asarray(curves[name])
-    return float(values[len(values) // 2]) if len(values) else float("nan")
+def mid_run(curves: xr.Dataset | Columns, name: str) -> tuple[float, float]:
+    """Return the number of `analyzers.mid_run` for a quantity, and its standard error."""
+    half = middle_half(len(curves[name]))
+    columns = (np.asarray(curves[key])[half] for key in (name, f"{name}_stderr"))
+    value, stderr = (mean_of if name in AVERAGED else median_of)(*columns)
+    return float(value), float(stderr)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-import trajstore
 from analyzers._reporting import say
 from analyzers.explorer import live
 from trajstore.cli.console import make_console
@@ -26,6 +25,7 @@ def watch(
     The page shows loss, learning rate, loLR, update ratio, cosine of adjacent gradients,
     distance travelled, bytes and the time left, everything that traj-analyze explore shows,
     and lets you choose x*. Alerts are printed here too. Ctrl-C stops the command, not the run.
+    If the store does not exist yet, the command waits for it.
 
     Parameters
     ----------
@@ -45,10 +45,11 @@ def watch(
     """
     if not interval > 0:
         raise ValueError(f"`interval` must be a positive number, got {interval:g}.")
-    run = trajstore.open_run(store)
-    if not run.n_steps:
-        say(f"Waiting for the first steps of {run.location}.")
-        run = live.wait_for_steps(lambda: trajstore.open_run(store))
+    try:
+        run = live.wait_for_steps(store, say=say)
+    except KeyboardInterrupt:
+        say("Stopped waiting.")
+        return
     follower = live.Follower(
         live.Readings(run.location), interval=interval, report=_report
     )

@@ -11,9 +11,9 @@ from dask.callbacks import Callback
 from analyzers.geometry.average_of_epochs import read_reference
 from analyzers.geometry.stored import result_group, store_geometry
 from trajstore.reading.run import Run, open_run
-from trajstore.reading.target import TargetLike
+from trajstore.reading.target import AT_STEP, TargetLike, find_target
 
-KINDS = ("epoch", "snapshot", "mean", "run")
+KINDS = ("epoch", "step", "snapshot", "mean", "run")
 """Kinds of targets that the page offers."""
 
 
@@ -72,8 +72,8 @@ def parse_target(kind: str, value: str, run: Run) -> TargetLike:
     kind : str
         One of `KINDS`.
     value : str
-        Number of an epoch, name of a snapshot, ``3-5`` for the mean of epochs 3 to 5, or the
-        path of another run.
+        Number of an epoch, step that starts a window, name of a snapshot, ``3-5`` for the mean
+        of epochs 3 to 5, or the path of another run.
     run : Run
         The run.
 
@@ -87,13 +87,15 @@ def parse_target(kind: str, value: str, run: Run) -> TargetLike:
     ValueError
         If the target is not of the form that its kind needs.
     KeyError
-        If the run has no such epoch.
+        If the run has no such epoch, or no window starts at the step.
     FileNotFoundError
         If there is no run at a path.
     """
     value = value.strip()
     if kind == "epoch" and value.isdecimal():
         return int(value)
+    if kind == "step" and value.isdecimal():
+        return find_target(run, f"{AT_STEP}{value}")
     if kind == "snapshot" and value in run.snapshots:
         return value
     if kind == "mean" and (match := re.fullmatch(r"(\d+)\s*[-:]\s*(\d+)", value)):
@@ -102,6 +104,7 @@ def parse_target(kind: str, value: str, run: Run) -> TargetLike:
         return open_run(value)
     wanted = {
         "epoch": "the number of an epoch, such as 12",
+        "step": "a step that starts a window, such as 4500",
         "snapshot": f"the name of a snapshot; the run has {list(run.snapshots)}",
         "mean": "a range of epochs, such as 10-20",
         "run": "the path of another run",

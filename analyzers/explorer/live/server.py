@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
@@ -24,8 +25,13 @@ from analyzers.explorer.live.geometry_job import GeometryJob, parse_target
 from analyzers.explorer.live.readings import Readings, expected_steps
 from analyzers.explorer.page import collect, fill_document, page_title, path_map
 from analyzers.explorer.views.geometry import epoch_columns
+from trajstore.cli.command_line import nearest
+from trajstore.format.run_spec import SchemaError
 from trajstore.format.shown import shown as printable
-from trajstore.reading.run import Run
+from trajstore.reading.run import Run, open_run
+from trajstore.store.holder import WRITER
+from trajstore.store.location import is_remote, locate
+from trajstore.store.opening import is_run_directory
 
 HOST: Final = "127.0.0.1"
 """Address of the page: this machine, and no other."""
@@ -245,8 +251,48 @@ def start_server(follower: Follower, *, port: int) -> Any:
     return server
 
 
-def wait_for_steps(run: Callable[[], Run], *, seconds: float = 1.0) -> Run:
-    """Return a run when it has its first steps."""
-    while not (found := run()).n_steps:
+def wait_for_steps(
+    store: str, *, say: Callable[[str], None], seconds: float = 1.0
+) -> Run:
+    """Return a run when it exists and has its first steps; say what is missing."""
+    said = ""
+    while True:
+        found = open_if_there(store)
+        if found is not None and found.n_steps:
+            return found
+        text = (
+            f"Waiting for the first steps of {found.location}."
+            if found is not None
+            else _absence(locate(store))
+        )
+        if text != said:
+            say(text)
+        said = text
         time.sleep(seconds)
-    return found
+
+
+def open_if_there(store: str) -> Run | None:
+    """Open a run; return None if there is none yet, or if a recorder has just begun one."""
+    try:
+        return open_run(store)
+    except FileNotFoundError:
+        return None
+    except SchemaError:
+        place = Path(locate(store))
+        if (place / WRITER).is_file() and not (place / "zarr.json").exists():
+            return None
+        raise
+
+
+def _absence(location: str) -> str:
+    """Say that there is no store at a location, so that a typing error is noticed."""
+    text = f"There is no store at {location} yet. Waiting for it; Ctrl-C ends."
+    folder = Path(location).parent
+    if is_remote(location):
+        return text
+    if not folder.is_dir():
+        return f"{text} Its folder {folder} does not exist, either."
+    others = [path.name for path in folder.iterdir() if is_run_directory(path)]
+    if near := nearest(Path(location).name, others):
+        text += f" Stores in its folder{near}."
+    return text

@@ -200,9 +200,7 @@ def facts_table(
 def _value(curves: Sequence[GeometryCurves], name: str) -> str:
     if not curves:
         return "–"
-    value = mid_run(curves[0].by_epoch, name)
-    stderr = mid_run(curves[0].by_epoch, f"{name}_stderr")
-    return with_error(value, stderr)
+    return with_error(*mid_run(curves[0].by_epoch, name))
 
 
 def with_error(value: float, stderr: float) -> str:

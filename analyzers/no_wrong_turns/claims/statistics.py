@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.mid_run import middle_half
 from analyzers.geometry.null import excess_gamma
 from analyzers.no_wrong_turns.claims.verdict import UNKNOWN, Measured, ratio
 from trajstore.reading.run import Run
@@ -37,8 +38,8 @@ Statistic = Callable[[xr.Dataset, Run, Epochs], Measured]
 
 def middle(n_epochs: int) -> Epochs:
     """Return the middle half of the epochs, but at least one epoch."""
-    first = round(n_epochs / 4)
-    return Epochs(first, max(first + 1, 3 * n_epochs // 4))
+    half = middle_half(n_epochs)
+    return Epochs(half.start, half.stop)
 
 
 def before_final(n_epochs: int) -> Epochs:

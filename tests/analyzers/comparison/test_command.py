@@ -1,5 +1,6 @@
 """Test ``traj-analyze compare``."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,17 +29,19 @@ def stores(trainings: Sequence[Seeded], tmp_path: Path) -> list[Path]:
 def test_tables_fit_eighty_columns(
     stores: list[Path], traj_analyze: Callable[..., str]
 ):
-    text = traj_analyze("compare", *stores)
-    report, _, paths = text.partition("Figures: ")
+    printed = traj_analyze("compare", *stores)
+    report, _, paths = printed.partition("Figures: ")
     assert max(map(len, report.splitlines())) <= 80
     rows = [line.split() for line in report.splitlines()]
     assert ["2", "b.zarr", "96", "6", "9,610", "complete"] in rows
-    assert ["lr", "0.01", "0.011", "0.01"] in rows
-    assert ["recorder.seed", "0", "0", "1"] in rows
-    assert "Differences from run 1" in report
+    assert ["lr", "0.01", "0.011"] in rows
+    assert "Differences from a, c:" in report
+    text = " ".join(report.split())
+    assert "configuration difference 95 % interval verdict" in text
+    assert "Of b there is one run: its ± is the error of the estimates" in text
     assert str(stores[0].with_suffix("")) + ".figures" in paths
     figures = {path.name for path in (stores[0].parent / "a.figures").iterdir()}
-    assert figures == {"compare.png", "compare-paths.png"}
+    assert figures == {"compare.png", "compare-over-seeds.png", "compare-paths.png"}
     stored = xr.open_zarr(
         stores[0].parent / "a.analysis.zarr", group="compare", consolidated=False
     )
@@ -53,9 +56,26 @@ def test_many_runs_are_split_into_tables(
     text = traj_analyze("compare", *[stores[i % 3] for i in range(7)])
     report, _, _ = text.partition("Figures: ")
     assert max(map(len, report.splitlines())) <= 80
-    assert sum(line.startswith("setting") for line in report.splitlines()) == 2
+    assert "Means over the runs of each configuration" in report
     rows = [line.split() for line in report.splitlines()]
     assert ["7", "a.zarr", "(3)", "64", "4", "9,610", "complete"] in rows
+
+
+def test_single_runs_are_not_compared_over_seeds(
+    stores: list[Path], traj_analyze: Callable[..., str]
+):
+    text = traj_analyze("compare", stores[0], stores[1])
+    report, _, _ = text.partition("Figures: ")
+    assert max(map(len, report.splitlines())) <= 80
+    assert "does not say what another seed" in " ".join(report.split())
+    assert "Differences from run 1:" in report
+    rows = {line.split()[0]: line for line in report.splitlines() if line.strip()}
+    for name in ("gamma", "RSI", "EB", "loLR", "distance"):
+        assert rows[name].count("±") == 1  # the last table: of the difference
+    document = json.loads(traj_analyze("compare", *stores, "--by", "lr", "--json"))
+    averaged = document["configurations"]["variables"]
+    assert averaged["gamma_difference_verdict"]["values"] == ["", "unknown"]
+    assert document["groups"] == ["compare", "compare-over-seeds"]
 
 
 def test_a_single_store_is_refused(stores: list[Path], refused: Callable[..., str]):

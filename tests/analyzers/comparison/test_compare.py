@@ -99,18 +99,20 @@ def test_no_runs_are_refused():
         analyzers.compare([])
 
 
-def test_the_middle_leaves_out_the_first_and_the_last_epoch(compared: xr.Dataset):
+def test_a_run_is_summarised_by_the_middle_half_of_its_epochs(compared: xr.Dataset):
     middle = mid_run(compared)
-    for i, last in enumerate((3, 5)):
-        inner = compared.isel(run=i, epoch=slice(1, last))
-        n = last - 1
+    for i, half in enumerate((slice(1, 3), slice(2, 4))):
+        inner = compared.isel(run=i, epoch=half)
         np.testing.assert_allclose(middle.gamma[i], inner.gamma.mean())
-        stderr = np.sqrt((inner.gamma_stderr**2).sum()) / n
+        stderr = np.sqrt((inner.gamma_stderr**2).sum()) / 2
         np.testing.assert_allclose(middle.gamma_stderr[i], stderr)
-    common = compared.isel(run=1, epoch=slice(1, 3))
-    np.testing.assert_allclose(
-        middle.gamma_difference[1], common.gamma_difference.mean()
-    )
+        np.testing.assert_allclose(middle.rsi[i], np.median(inner.rsi))
+        np.testing.assert_allclose(middle.lr[i], inner.lr.mean())
+    difference = middle.rsi[1] - middle.rsi[0]
+    np.testing.assert_allclose(middle.rsi_difference[1], difference)
+    stderr = np.hypot(*middle.rsi_stderr.values)
+    np.testing.assert_allclose(middle.rsi_difference_stderr[1], stderr)
+    assert middle.rsi_difference_stderr[0] == 0
 
 
 def test_a_comparison_is_drawn(trainings: Sequence[Seeded], compared: xr.Dataset):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import xarray as xr
 
 import analyzers
-from analyzers.geometry.losses import replayed
+from analyzers.conditions import commands
+from analyzers.geometry.losses import gradient_name, replayed
 from tests.analyzers.stored_results import stored
 from trajstore import open_run
 
@@ -193,3 +195,31 @@ def test_errors_name_the_command_that_makes_missing_results(
     )
     text = refused("aiming", path, "--measurement", "full_batch")
     assert "recorded by traj-train run NAME --full-gradients" in text
+
+
+def test_one_loss_at_the_target_serves_runs_that_use_all_data(
+    stores: list[Path], refused: Command
+):
+    told = refused("alpha-beta", stores[0], "--reference-loss", "0.1")
+    assert "does not say that its steps use all data" in told
+    attrs = {"full_batch": True}
+    run = SimpleNamespace(attrs=attrs, location="a.zarr", n_steps=3)
+    losses = commands._reference_losses(run, 0.25)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(losses, [0.25] * 3)
+    assert commands._reference_losses(run, None) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "expected"),
+    [
+        ({}, "minibatch"),
+        ({"full_batch": True}, "full batch"),
+        ({"training": {"full_batch": True}}, "full batch"),
+        ({"training": {"full_batch": False}}, "minibatch"),
+        ({"training": "text", "full_batch": "yes"}, "minibatch"),
+    ],
+)
+def test_attrs_say_whether_steps_use_all_data(attrs: dict[str, Any], expected: str):
+    group = SimpleNamespace(is_measurement=False)
+    run = SimpleNamespace(attrs=attrs, group=group)
+    assert gradient_name(run) == expected  # type: ignore[arg-type]

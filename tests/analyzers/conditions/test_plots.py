@@ -77,3 +77,21 @@ def test_the_smallest_mu_of_every_epoch_is_drawn():
     np.testing.assert_array_equal(second.get_ydata(), [1, 7])
     assert first.get_label() == r"$\delta$ = 1"
     plt.close("all")
+
+
+def test_a_run_without_epochs_is_drawn_by_ranges_of_steps():
+    n = 100
+    values = {name: ("step", np.arange(n) + 1.0) for name in ("cosine", "theta")}
+    coordinates = {"step": np.arange(n), "epoch": ("step", np.zeros(n, int))}
+    figure = plots.aiming(xr.Dataset(values, coordinates, {"gradient": "full batch"}))
+    ax = figure.axes[0]
+    assert ax.get_xlabel() == "step"
+    line = ax.lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(0, n, 5))
+    np.testing.assert_array_equal(line.get_ydata(), np.arange(0, n, 5) + 3.0)
+    mu = (("step", "delta"), np.arange(n)[:, None] + 1.0)
+    bounds = xr.Dataset({"mu": mu}, coordinates | {"delta": [1.0]}, {"gradient": "g"})
+    ax = plots.polyak_lojasiewicz(bounds)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.arange(0, n, 5) + 1.0)
+    assert ax.get_xlabel() == "step"
+    plt.close("all")

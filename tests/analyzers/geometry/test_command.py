@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -91,6 +92,51 @@ def test_table_is_no_wider_than_80_columns(analysed: tuple[Path, str]):
     assert "…" not in output
 
 
+def test_layers_have_a_table_of_their_own(analysed: tuple[Path, str]):
+    store, output = analysed
+    layers = analyzers.path_geometry(trajstore.open_run(store), layers=True)
+    middle = analyzers.mid_run(analyzers.epoch_means(layers)).compute()
+    table = output[output.index("Layers, mid-run:") : output.index("Figures:")]
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line}
+    for i, name in enumerate(layers.layer.values):
+        _, n, gamma, stderr, *_ = rows[name]
+        assert int(n.replace(",", "")) == trajstore.open_run(store).layout.sizes[i]
+        np.testing.assert_allclose(float(gamma), middle.gamma[i], atol=6e-5)
+        np.testing.assert_allclose(
+            float(stderr.lstrip("±")), middle.gamma_stderr[i], atol=6e-5, rtol=0.1
+        )
+
+
+def test_many_layers_are_cut_to_the_largest_and_the_smallest(
+    capsys: pytest.CaptureFixture[str],
+):
+    n = 60
+    gamma = np.linspace(-0.3, 0.9, n)
+    stderr = np.full(n, 0.01)
+    stderr[-1] = 2.0  # unknown
+    values = {"gamma": gamma, "gamma_stderr": stderr}
+    values |= {name: np.ones(n) for name in ("rsi", "eb", "lolr", "distance")}
+    values |= {f"{k}_stderr": np.ones(n) for k in ("rsi", "eb", "lolr", "distance")}
+    names = [
+        f"model.decoder.layers.{i}.self_attention.projection.weight" for i in range(n)
+    ]
+    means = xr.Dataset(
+        {k: (("epoch", "layer"), v[None]) for k, v in values.items()},
+        {"epoch": [0], "layer": names},
+    )
+    run = SimpleNamespace(layout=SimpleNamespace(sizes=np.full(n, 10**9)))
+    title, table, note = command._layer_parts(run, means)  # type: ignore[arg-type]
+    assert "10 largest and the 10 smallest gamma of 60" in str(title)
+    assert "Gamma of 1 layers is unknown" in str(note)
+    Console(width=80).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21
+    assert max(map(len, lines)) <= 80
+    assert "projection.weight" in lines[1]
+    assert "0.8797" in lines[1]
+    assert "-0.3000" in lines[-1]
+
+
 def test_long_table_shows_every_nth_epoch():
     n = 100
     names = ("gamma", "gamma_stderr", "gamma_min", "gamma_max", "rsi", "eb", "lolr")
@@ -132,12 +178,17 @@ def test_store_itself_is_left_as_it_was(analysed: tuple[Path, str], example_run:
 def test_printed_code_opens_the_results(analysed: tuple[Path, str]):
     store, output = analysed
     code = output[output.index("import xarray") :]
-    source = code.replace("analyzers.epoch", "result = analyzers.epoch")
+    source = code.replace("analyzers.epoch_means(g", "result = analyzers.epoch_means(g")
+    source = source.replace(
+        "analyzers.epoch_means(l", "by_layer = analyzers.epoch_means(l"
+    )
     names: dict[str, Any] = {}
     exec(source, names)
     means = analyzers.epoch_means(stored(store, "final"))
     for name in ("gamma", "gamma_stderr"):
         np.testing.assert_allclose(names["result"][name], means[name], rtol=1e-12)
+    layers = analyzers.epoch_means(stored(store, "final-layers"))
+    np.testing.assert_allclose(names["by_layer"], layers.gamma, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

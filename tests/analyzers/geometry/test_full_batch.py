@@ -59,7 +59,9 @@ def test_distances_are_off_by_no_more_than_stated_errors_and_rounding(
     assert error.max() <= 1e-5 * true.max()
 
 
-def test_a_target_that_is_not_finite_is_named(tmp_path: Path):
+def test_a_target_that_is_not_finite_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
@@ -68,6 +70,14 @@ def test_a_target_that_is_not_finite_is_named(tmp_path: Path):
             optimizer.zero_grad()
             model(torch.ones(2, 3)).square().mean().backward()
             optimizer.step()
-    geometry = path_geometry(open_run(tmp_path / "run.zarr"))
+    run = open_run(tmp_path / "run.zarr")
+    with pytest.warns(UserWarning, match=r"is not finite \(the last iterate"):
+        geometry = path_geometry(run)
+    assert np.isnan(geometry.distance.compute()).all()
+    # Rows that are finite do not show that the target is damaged.
+    monkeypatch.setattr(
+        "analyzers.geometry.path_geometry.nonfinite_target", lambda *_: ""
+    )
+    geometry = path_geometry(run)
     with pytest.warns(UserWarning, match="the target, 'final', is not finite"):
         assert np.isnan(geometry.distance.compute()).all()

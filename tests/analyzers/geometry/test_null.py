@@ -5,12 +5,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 
 import analyzers
 import trajstore
+from tests.analyzers.laziness import fail_if_computed
 
 
 def walked(norms: Any) -> Any:
@@ -162,3 +165,87 @@ def test_another_kind_of_null_is_refused(change: str):
         null = null.assign_attrs({change: "other"})
     with pytest.raises(ValueError, match=r"has the dimensions, target and direction"):
         analyzers.excess_gamma(geometry, walked(np.ones(9)), null=null)
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return three trainings with other rates, each under four recorders."""
+    torch = pytest.importorskip("torch")
+    from tests.analyzers.geometry.seeded import train
+
+    folder = tmp_path_factory.mktemp("excess")
+    options: dict[str, Any] = {
+        "n_seeds": 4,
+        "widths": (64, 128, 10),
+        "sketch_bits": 2048,
+        "probes": 256,
+    }
+    return [
+        train(
+            folder / f"{lr}",
+            lambda model, lr=lr: torch.optim.AdamW(model.parameters(), lr=lr),  # type: ignore[misc]
+            **options,
+        )
+        for lr in (0.01, 0.02, 0.005)
+    ]
+
+
+def test_epoch_means_of_the_excess_agree_with_their_errors(seeded: Any):
+    """Recorders with other seeds estimate one exact excess."""
+    runs, nulls, _ = seeded
+    exact = [t.exact()["gamma"] for t in (runs, nulls)]
+    walk = analyzers.random_walk_gamma(runs.runs[0]).values
+    scores: dict[str, list[Any]] = {"recorded": [], "computed": []}
+    for i in range(4):
+        geometry = analyzers.path_geometry(runs.runs[i])
+        null = analyzers.path_geometry(nulls.runs[(i + 1) % 4])
+        for name, options, of_null in (
+            ("recorded", {"null": null}, exact[1]),
+            ("computed", {}, walk),
+        ):
+            with dask.config.set(scheduler=fail_if_computed):
+                excess = analyzers.excess_gamma(geometry, runs.runs[i], **options)
+                means = analyzers.epoch_means(excess)
+            means = means.compute()
+            expected = (exact[0] - of_null).reshape(4, 16).mean(1)
+            scores[name].append((means.excess - expected) / means.excess_stderr)
+    for of_name in scores.values():
+        # 16 scores, of which those of one recorder depend on each other.
+        assert 0.5 < np.sqrt(np.mean(np.square(of_name))) < 1.6
+
+
+def test_several_walks_are_averaged_with_their_spread(seeded: Any):
+    run = seeded[0].runs[0]
+    geometry, *walks = (analyzers.path_geometry(t.runs[0]).compute() for t in seeded)
+    excess = analyzers.excess_gamma(geometry, run, null=walks)
+    own, a, b = (analyzers.epoch_means(g) for g in (geometry, *walks))
+    means = analyzers.epoch_means(excess)
+    np.testing.assert_allclose(means.excess, own.gamma - (a.gamma + b.gamma) / 2)
+    spread = abs(a.gamma - b.gamma) / 2  # of two numbers: s / sqrt(2)
+    estimated = np.hypot(a.gamma_stderr, b.gamma_stderr) / 2
+    expected = np.hypot(own.gamma_stderr, np.maximum(spread, estimated))
+    np.testing.assert_allclose(means.excess_stderr, expected)
+    step = abs(walks[0].gamma - walks[1].gamma) / 2
+    at_step = np.hypot(walks[0].gamma_stderr, walks[1].gamma_stderr) / 2
+    expected = np.hypot(geometry.gamma_stderr, np.maximum(step, at_step))
+    np.testing.assert_allclose(excess.excess_stderr, expected)
+    ax = analyzers.plots.epoch_means(means, "excess", band=False)
+    assert ax.get_ylabel() == r"$\gamma - \gamma_0$"
+    assert not ax.collections[1:]  # error bars alone
+    plt.close("all")
+
+
+def test_steps_with_an_imprecise_distance_are_left_out_of_the_mean(seeded: Any):
+    run = seeded[0].runs[0]
+    geometry = analyzers.path_geometry(run).compute()
+    geometry["distance_stderr"][3] = 0.4 * geometry["distance"][3]
+    means = analyzers.epoch_means(analyzers.excess_gamma(geometry, run))
+    assert means.n_imprecise.values.tolist() == [1, 0, 0, 0]
+    excess = geometry.gamma - analyzers.random_walk_gamma(run)
+    expected = np.delete(excess.values[:16], 3).mean()
+    np.testing.assert_allclose(means.excess[0], expected)
+
+
+def test_no_walks_are_refused():
+    with pytest.raises(ValueError, match="`null` is empty"):
+        analyzers.excess_gamma(measured("final"), walked(np.ones(9)), null=[])

@@ -70,7 +70,8 @@ def test_output_fits_a_terminal(
     lines = run(command, monkeypatch, capsys).splitlines()
     assert max(map(len, lines)) <= 80
     assert re.fullmatch(
-        r"sketch_bits=\d+, (basis=0, )?(probes=4096, )?reference_every=\d+, total_steps=\d+",
+        r"sketch_bits=\d+, (basis=0, )?(probes=4096, )?(reference_every=\d+, )?"
+        r"total_steps=\d+",
         lines[-1],
     )
 
@@ -140,6 +141,70 @@ def test_windows_that_are_not_epochs_are_explained(
     assert "the run has few epochs, so each is cut into 2 windows" in few
     assert "reference_every=500, total_steps=5000" in few
     assert "epochs" not in " ".join(run(f"{command} 100", monkeypatch, capsys).split())
+
+
+LARGE = "traj-store plan --params 1.3e9 --steps 200000 --optimizer adaptive"
+
+
+def test_windows_of_a_run_without_epochs_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    large = " ".join(run(LARGE, monkeypatch, capsys).split())
+    assert "of 8,000 steps, shorter at both ends; one anchor each; the run has" in large
+    assert "longer than 500 steps, up to 4% of the run, because anchors would" in large
+    # The recorder makes the same choice.
+    assert large.endswith(" sketch_bits=65536, total_steps=200000")
+    small = "traj-store plan --params 1e5 --steps 400"
+    printed = " ".join(run(small, monkeypatch, capsys).split())
+    assert (
+        "of up to 75 steps, shorter at both ends; one anchor each; the run" in printed
+    )
+    assert "smaller store" not in printed
+    assert "start, end of run errors" in printed
+
+
+def test_a_store_of_anchors_is_made_smaller(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = f"{LARGE} --reference-every 500"
+    printed = " ".join(run(command, monkeypatch, capsys).split())
+    assert "412 of 500 steps" in printed
+    assert " reference_every=500, total_steps=200000" in printed
+    advice = r"anchors take 98% of this store; with --reference-every (\d+) it has ([\d.]+) GB"
+    length, size = re.findall(advice, printed)[0]
+    longer = f"{LARGE} --reference-every {length}"
+    printed = " ".join(run(longer, monkeypatch, capsys).split())
+    assert re.search(rf"total [\d.]+ kB {size} GB", printed)
+    # Epochs divide the windows that are proposed.
+    command = f"{LARGE} --steps-per-epoch 700"
+    printed = " ".join(run(command, monkeypatch, capsys).split())
+    length, _ = re.findall(advice.replace("98", r"\d+"), printed)[0]
+    assert int(length) % 700 == 0
+
+
+def test_windows_of_a_given_length_are_searched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = f"{LARGE} --disk 60GB --reference-every 20000"
+    printed = run(command, monkeypatch, capsys)
+    assert "reference_every=20000, total_steps=200000" in printed.splitlines()[-1]
+    assert "smaller store" not in printed
+
+
+def test_a_plan_says_where_the_memory_lies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    plan = plan_recording(guess_layout(1_300_000_000), n_steps=200_000)
+    printed = " ".join(run(LARGE, monkeypatch, capsys).split())
+    assert (
+        "memory 19.5 GB with parameters on a CPU, 3.8 float32 vectors of the parameters; "
+        "on an accelerator 19.5 GB, and up to 6.5 GB on its host"
+    ) in printed
+    # Three vectors, and two codes; a code and a keyframe.
+    assert 0 < plan.memory_with_parameters - 15 * plan.layout.size < 30e6
+    assert 0 < plan.memory_of_host - 5 * plan.layout.size < 60e6
+    small = run("traj-store plan --params 1e4 --steps 400", monkeypatch, capsys)
+    assert "float32 vectors" not in small
 
 
 def test_only_trainable_parameters_of_a_model_count(

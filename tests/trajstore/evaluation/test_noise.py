@@ -187,3 +187,20 @@ def test_an_unknown_gradient_ends_the_walk(tmp_path: Path):
     assert next(steps) == 0
     with pytest.raises(ValueError, match=r"gradient of step 1 is not finite"):
         next(steps)
+
+
+def test_tensors_without_an_optimizer_get_the_same_noise(tmp_path: Path):
+    run = record(tmp_path / "run.zarr", sgd)
+    model = make_model()
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    walk = noise_gradients(run, tensors)
+    for _ in zip(range(3), walk, strict=False):
+        for value in tensors.values():
+            value.sub_(0.1 * value.grad)
+    expected = make_model()
+    for _ in zip(range(3), noise_gradients(run, expected, []), strict=False):
+        with torch.no_grad():
+            for p in expected.parameters():
+                p.sub_(0.1 * p.grad)
+    for name, p in expected.named_parameters():
+        np.testing.assert_array_equal(tensors[name], p.detach())

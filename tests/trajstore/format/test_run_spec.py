@@ -15,7 +15,7 @@ FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
     *("window_folds", "displacement_sum", "energies", "float64", "scaled"),
-    "shared_epochs",
+    *("shared_epochs", "window_steps"),
 )
 
 VALID: dict[str, object] = {
@@ -38,6 +38,7 @@ VALID: dict[str, object] = {
     "float64": False,
     "scaled": True,
     "shared_epochs": 1,
+    "window_steps": None,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -60,6 +61,7 @@ INVALID: dict[str, list[object]] = {
     "float64": [0, 1, "true", None],
     "scaled": [0, 1, "true", None],
     "shared_epochs": [0, 501, 1.0, True, None],
+    "window_steps": [0, -1, 1.5, False],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -136,6 +138,19 @@ def test_epochs_share_only_windows_that_were_not_chosen():
     for other in ({"reference_every": 10}, {"steps_per_epoch": None}):
         (problem,) = validate_spec(VALID | {"shared_epochs": 5} | other)
         assert problem == "shared_epochs: expected 1 for these windows, got 5"
+
+
+def test_windows_are_chosen_only_for_runs_without_epochs():
+    run: dict[str, object] = {"steps_per_epoch": None, "window_steps": 100}
+    assert validate_spec(VALID | run) == []
+    assert validate_spec(VALID | run | {"window_steps": 101}) == [
+        "window_steps: expected at most 100, or None, got 101"
+    ]
+    for other in ("steps_per_epoch", "reference_every"):
+        (problem,) = validate_spec(VALID | run | {other: 10})
+        assert problem == "window_steps: expected None for these windows, got 100"
+    (problem,) = validate_spec(VALID | run | {"total_steps": None})
+    assert problem == "window_steps: expected None for these windows, got 100"
 
 
 def test_the_cases_cover_every_field():

@@ -55,6 +55,19 @@ def spec_of(
     )
 
 
+def anchor_in_rows(spec: RunSpec) -> float:
+    """Return the number of rows that have as many bytes as an anchor."""
+    rows = row_arrays(spec, n_metrics=0)
+    anchors = window_arrays(spec, size=Layout(spec.names, spec.shapes).size)
+
+    def n_bytes(array: ArraySpec) -> float:
+        return ITEM_SIZE[array.dtype] * prod(array.inner)
+
+    anchor = sum(map(n_bytes, anchors.values()))
+    anchor -= n_bytes(anchors[KEYFRAMES]) * (1 - 1 / KEYFRAME_EVERY)
+    return anchor / sum(map(n_bytes, rows.values()))
+
+
 # Parameters, steps in an epoch, steps in the run; reference_every and shared_epochs.
 CHOICES = {
     "long epochs": ((10_000, 200, None), (None, 1)),
@@ -85,6 +98,35 @@ def test_windows_suit_the_run(given_, chosen):
     assert not validate_spec(spec.to_json())
 
 
+# Parameters and steps of a run without epochs; steps in a window.
+WITHOUT_EPOCHS = {
+    "no length": ((10**9, None), 500),
+    "small network": ((300_000, 10**6), 500),
+    "short run": ((10**9, 12_500), 500),
+    "4 % of the run": ((10**9, 100_000), 4000),
+    "half of the bytes": ((4_000_000, 200_000), 781),
+}
+
+
+@pytest.mark.parametrize(
+    ("given_", "length"), WITHOUT_EPOCHS.values(), ids=WITHOUT_EPOCHS.keys()
+)
+def test_windows_of_runs_without_epochs_are_longer_where_anchors_are_large(
+    given_, length
+):
+    n_params, total = given_
+    spec, reason = choose_windows(spec_of(n_params, None, total))
+    assert Windows.of(spec).length == length
+    assert (spec.window_steps is None) == (length == DEFAULT_LENGTH) == (not reason)
+    assert spec.reference_every is None
+    assert not validate_spec(spec.to_json())
+    rows = 1 / OWN_BYTES_SHARE * anchor_in_rows(spec)
+    if total is not None and length > DEFAULT_LENGTH:
+        assert length == min(round(0.04 * total), int(rows) + 1)
+    else:
+        assert total is None or min(0.04 * total, rows) <= DEFAULT_LENGTH
+
+
 def test_users_choose_windows_themselves():
     spec = spec_of(3000, 1, 10_000, every=1)
     assert choose_windows(spec) == (spec, "")
@@ -112,15 +154,7 @@ def test_chosen_windows_cost_little_and_stay_close(n_params, epoch, total):
 def test_anchors_take_a_share_of_the_bytes_of_steps(n_params):
     spec = spec_of(n_params, 1)
     length = shared_length(spec)
-    rows = row_arrays(spec, n_metrics=0)
-    anchors = window_arrays(spec, size=Layout(spec.names, spec.shapes).size)
-
-    def n_bytes(array: ArraySpec) -> float:
-        return ITEM_SIZE[array.dtype] * prod(array.inner)
-
-    anchor = sum(map(n_bytes, anchors.values()))
-    anchor -= n_bytes(anchors[KEYFRAMES]) * (1 - 1 / KEYFRAME_EVERY)
-    rows_of_anchor = anchor / sum(map(n_bytes, rows.values()))
+    rows_of_anchor = anchor_in_rows(spec)
     share = rows_of_anchor / length
     assert share <= BYTES_SHARE or length == DEFAULT_LENGTH
     assert share > 0.98 * BYTES_SHARE or length in {SHORTEST, DEFAULT_LENGTH}
@@ -139,6 +173,8 @@ def test_epochs_begun_by_hand_begin_windows_if_these_are_long_enough():
     assert not begins(OWN_WINDOWS, SHORTEST_OWN - 1, SHORTEST - 1)
     assert begins(OWN_WINDOWS, SHORTEST_OWN - 1, SHORTEST)
     assert begins(OWN_WINDOWS, SHORTEST_OWN, SHORTEST - 1)
+    longer = replace(spec, total_steps=10**6, window_steps=1000)
+    assert not begins_window(longer, OWN_WINDOWS, n_before=2, n_in_window=2)
     chosen = replace(spec, reference_every=500)
     assert begins_window(chosen, OWN_WINDOWS, n_before=2, n_in_window=2)
 

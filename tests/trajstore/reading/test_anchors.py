@@ -7,7 +7,10 @@ import pytest
 
 from tests.trajstore.handmade import SIZE, random_window, write_run
 from trajstore import open_run
+from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.format.layout import BLOCK
+from trajstore.reading.stored_rows import StoredRows
+from trajstore.store.chunks import ReadResult
 
 
 @pytest.fixture
@@ -44,6 +47,34 @@ def test_successive_anchors_equal_anchors_decoded_alone(path: Path):
     windows = range(30, 36)
     found = [each.copy() for each in anchors.decode_each(windows, part, buffers)]
     expected = [anchors.decode(window, part) for window in windows]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("n_windows", [1, 3])
+def test_codes_of_several_windows_are_read_at_once(
+    path: Path, n_windows: int, monkeypatch: pytest.MonkeyPatch
+):
+    write_run(path, n_steps=70)
+    stored, part = open_run(path).stored, slice(BLOCK, 3 * BLOCK)
+    monkeypatch.setattr("trajstore.reading.anchors.READ_AHEAD", n_windows * 2 * BLOCK)
+    rows = []
+    read = stored.read
+
+    def noted(_stored: StoredRows, name: str, *parts: slice) -> ReadResult:
+        if name == "references/codes":
+            rows.append(parts[0])
+        return read(name, *parts)
+
+    monkeypatch.setattr(StoredRows, "read", noted)
+    buffers = [np.empty(2 * BLOCK, np.float32) for _ in range(2)]
+    decoded = stored.anchors.decode_each(range(70), part, buffers)
+    found = [each.copy() for each in decoded]
+    # No codes are read for keyframes.
+    assert [c for row in rows for c in range(row.start, row.stop)] == [
+        c for c in range(70) if c % KEYFRAME_EVERY
+    ]
+    assert max(row.stop - row.start for row in rows) == n_windows
+    expected = [stored.anchors.decode(c, part) for c in range(70)]
     np.testing.assert_array_equal(found, expected)
 
 

@@ -122,7 +122,7 @@ def test_parameters_whose_elements_lie_elsewhere(tmp_path: Path):
         Recorder(tmp_path / "run", model, sgd(model))
 
 
-def test_a_parameter_that_changes_its_shape_is_refused(tmp_path: Path):
+def test_a_parameter_that_changes_its_shape_ends_the_recording(tmp_path: Path):
     training = regression()
     recorder = Recorder(
         tmp_path / "run", training.model, training.optimizer, steps_per_epoch=4, **SMALL
@@ -130,29 +130,26 @@ def test_a_parameter_that_changes_its_shape_is_refused(tmp_path: Path):
     take_step(training, 0)
     weight = next(training.model.parameters())
     weight.grad, weight.data = None, weight.data[:1].clone()
-    with pytest.raises(ValueError, match=r"has the shape \(1, .* but had \("):
+    with pytest.warns(UserWarning, match=r"has the shape \(1, .* but had \("):
         training.optimizer.step()
     recorder.close()
     run = open_run(tmp_path / "run")
     assert run.n_steps == 1
     assert np.isfinite(run.steps.grad_norm.values).all()
     assert np.isnan(run.steps.update_norm.values).all()
-    final = run.layout.unflatten(run.stored.vector("final", slice(0, run.layout.size)))
-    assert [bool(np.isnan(x).all()) for x in final.values()] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert not run.has_final
 
 
-def test_a_parameter_without_memory_is_refused(tmp_path: Path):
+def test_a_parameter_without_memory_ends_the_recording(tmp_path: Path):
     training = regression()
     recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
     take_step(training, 0)
-    next(training.model.parameters()).untyped_storage().resize_(0)
-    refused = pytest.raises(ValueError, match="has no memory at the optimizer's step")
-    with refused, recorder:
+    # The optimizer leaves out a tensor without a gradient.
+    weight = next(training.model.parameters())
+    weight.grad = None
+    weight.untyped_storage().resize_(0)
+    told = pytest.warns(UserWarning, match="has no memory at the optimizer's step")
+    with told, recorder:
         training.optimizer.step()
     assert open_run(tmp_path / "run").n_steps == 1
 

@@ -120,6 +120,32 @@ def test_a_resumed_recording_has_the_same_windows(
     assert starts(open_run(tmp_path / "cut")) == starts(open_run(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize(("is_earlier", "start"), [(False, 78), (True, 62)])
+def test_a_recording_without_epochs_continues_with_its_windows(
+    is_earlier: bool, start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(1)
+    model = nn.Linear(500, 400)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    training = Training(model, optimizer, lambda _: model.weight.square().mean())
+    options: dict[str, Any] = {"total_steps": 15_650, "basis": 1, **SMALL}
+    state: Any = False
+    for steps in (range(50), range(50, 90)):
+        with monkeypatch.context() as earlier:
+            if is_earlier and not state:
+                earlier.setattr("trajstore.recording.options.choose_windows", Chosen)
+            recorder = Recorder(
+                tmp_path / "run", model, optimizer, resume=state, **options
+            )
+        for step in steps:
+            take_step(training, step, recorder)
+        state = recorder.state_dict()
+        recorder.close()
+    run = open_run(tmp_path / "run")
+    assert run.spec.window_steps == (None if is_earlier else 626)
+    assert starts(run) == [0, start]
+
+
 def test_an_earlier_recording_continues_with_a_window_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

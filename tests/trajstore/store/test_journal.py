@@ -1,5 +1,6 @@
 """Test that a journal returns its records, up to the first incomplete record."""
 
+import json
 import os
 import shutil
 from functools import partial
@@ -147,6 +148,13 @@ def test_recovery_restores_every_step_of_a_killed_recorder(
     monkeypatch.setattr("sys.argv", ["traj-store", "info", str(copy)])
     cli.main()
     assert "may hold more steps; run traj-store recover" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["traj-store", "verify", str(copy)])
+    cli.main()
+    advice = f"holds 3 more steps, which are not in the store. Run\ntraj-store recover {copy}\n"
+    assert advice in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["traj-store", "verify", str(copy), "--json"])
+    cli.main()
+    assert json.loads(capsys.readouterr().out)["steps_in_journal"] == 3
     monkeypatch.setattr("sys.argv", ["traj-store", "recover", str(copy)])
     cli.main()
     assert capsys.readouterr().out == "Recovered 3 steps; the store has 13.\n"

@@ -17,7 +17,7 @@ from trajstore.store import deletion, lease, lock, opening, writer
 from trajstore.store.fenced import FencedStore
 from trajstore.store.holder import StoreLockedError, let_go
 from trajstore.store.lease import CLOCK, LEASE_SECONDS
-from trajstore.store.patience import is_passing, patiently
+from trajstore.store.patience import StorageError, is_passing, patiently
 from trajstore.store.writer import Writer
 
 obstore = pytest.importorskip("obstore")
@@ -282,7 +282,7 @@ def test_passing_errors_are_waited_for():
         raise obstore.exceptions.GenericError("connection reset")
 
     calls.clear()
-    with pytest.raises(obstore.exceptions.GenericError, match="reset"):
+    with pytest.raises(StorageError, match="storage failed: connection reset"):
         asyncio.run(patiently(fails, seconds=0.5))
     assert len(calls) == 3
 

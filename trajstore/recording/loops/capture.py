@@ -1,5 +1,7 @@
 """Refuse to record while a CUDA graph is being captured."""
 
+from functools import cache
+
 import torch
 
 
@@ -14,4 +16,10 @@ def refuse_capture(device: torch.device) -> None:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether operations on a device are being captured instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return _is_cuda(device) and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _is_cuda(device: torch.device) -> bool:
+    """Whether a device is of CUDA; reading its type takes microseconds."""
+    return device.type == "cuda"

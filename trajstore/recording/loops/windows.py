@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from trajstore.recording.resume import Position
 from trajstore.recording.session import Session
 from trajstore.recording.write_queue import NewWindow
 from trajstore.sketch.deltas import n_codes
+from trajstore.tracking.backends.rows import arrays_of
 
 FAR: Final = 8
 """A window begins early if the anchor is this many times |x| away from the iterate x."""
@@ -93,8 +93,9 @@ class Windows:
         if self._total is None:
             self._total = float(self.anchor_sq.numpy().sum())
         # As `trajstore.format.rows.is_far`, for one row.
-        products = tables.numpy()[:, self._columns].sum(0, dtype=np.float64)
-        square, dot_anchor = products.tolist()
+        # Of few numbers, lists are faster than arrays.
+        products = arrays_of(row)["tables"]
+        square, dot_anchor = (sum(products[:, c].tolist()) for c in self._columns)
         self.is_far = square > FAR**2 * (square + 2 * dot_anchor + self._total)
         if self.is_far:
             self._position.next_window = self._position.step + 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from analyzers._engine.arrays import recurrence as recurrence_module
 from analyzers._engine.arrays.recurrence import (
     Rule,
     gradient_of,
@@ -45,8 +46,12 @@ def dense(part: int) -> np.ndarray:
     return np.array(rows)
 
 
+@pytest.mark.parametrize("block_steps", [4, 128])
 @pytest.mark.parametrize("part", range(len(TIES)), ids=[f"tie={t:g}" for t in TIES])
-def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: int):
+def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(
+    part: int, block_steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recurrence_module, "BLOCK_STEPS", block_steps)
     rng = np.random.default_rng(1)
     value = rng.standard_normal((STEPS + 2, len(TIES)))
     variance = rng.uniform(0.5, 2.0, value.shape)
@@ -114,3 +119,23 @@ def test_a_buffer_that_shares_errors_with_the_start_is_followed_exactly(part: in
         expected,
         rtol=1e-10,
     )
+
+
+def test_parts_with_the_same_settings_share_matrices():
+    separate = rule()
+    rows = np.random.default_rng(3).standard_normal((STEPS + 2, 2, len(TIES)))
+    expected = states(recurrence_of(separate), rows, TIES)
+    # The first and the last part now have the same settings.
+    order = [0, 1, 0]
+    mixed = recurrence_of(Rule(*(values[:, order] for values in separate)))
+    assert [len(blocks) for blocks in mixed.blocks] == [2]
+    found = states(mixed, rows, TIES)
+    np.testing.assert_allclose(
+        found.displacement[..., :2], expected.displacement[..., :2], rtol=1e-12
+    )
+    alone = recurrence_of(Rule(*(values[:, :1] for values in separate)))
+    last = states(alone, rows[..., 2:], TIES[2:])
+    np.testing.assert_allclose(
+        found.displacement[..., 2:], last.displacement, rtol=1e-12
+    )
+    np.testing.assert_allclose(found.buffer[..., 2:], last.buffer, rtol=1e-12)

@@ -25,6 +25,7 @@ from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.rows import Arrays, arrays_of
 from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
@@ -72,6 +73,7 @@ class _Kernels(NamedTuple):
     after: Callable[[int], None]
     before_arguments: Arguments
     after_arguments: Arguments
+    gradients: Integers  # (layer,): addresses that `before` reads
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
@@ -121,12 +123,13 @@ class CPUBackend:
         self._squares = np.zeros(len(self._ranges), np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
+        self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         self._kernels = self._prepare_kernels(n_parts)
 
     def _prepare_kernels(self, n_parts: int) -> _Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
         layers, columns, folding = len(self._spec.names), self._columns, self._folding
-        no_addresses = np.zeros(len(self._local.layout.names), np.int64)
+        no_addresses, gradients = np.zeros((2, len(self._local.layout.names)), np.int64)
         sums = np.zeros((n_parts, layers, columns.n_before))
         no_sums = np.zeros((n_parts, 0, columns.n_after))
         bounds = bounds_of(self._ranges, n_parts)
@@ -139,7 +142,7 @@ class CPUBackend:
         before = Arguments(
             measuring.BEFORE,
             **shared,
-            gradients=no_addresses,
+            gradients=gradients,
             past=self._past.addresses,
             sums=sums,
             columns=columns.products,
@@ -178,6 +181,7 @@ class CPUBackend:
             run_after,
             before,
             after,
+            gradients,
             sums,
             update_sums=np.zeros((n_parts, layers, columns.n_after)),
             no_sums=no_sums,
@@ -212,7 +216,8 @@ class CPUBackend:
     ) -> None:
         """Measure gradients and parameters, and the last update; `number` selects the signs."""
         folding, columns = self._folding, self._columns
-        tables = row["tables"].numpy()
+        arrays = arrays_of(row)
+        tables = arrays["tables"]
         wide = self._wide(tables)
         parts = vectors if self._is_whole else self._local.of(vectors)
         gradients, _gradients = self._addresses.of(parts)
@@ -232,7 +237,7 @@ class CPUBackend:
         try:
             self._run_before(gradients, parameters, update_sums)
             measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
-            self._write_probes(row)
+            self._write_probes(arrays)
             if not self._is_whole:
                 self._add_ranks(wide, update_sums, row)
         except BaseException:
@@ -247,19 +252,19 @@ class CPUBackend:
         if wide is not tables:
             tables[:] = wide
         if folding.sketch is not None and self._is_first:
-            self._write_sketch(row)
+            self._write_sketch(arrays)
 
-    def _write_probes(self, row: Mapping[str, Tensor]) -> None:
+    def _write_probes(self, arrays: Arrays) -> None:
         """Write the probes, given the folds, or in exact mode the vectors."""
         folding = self._folding
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
-                row[name].numpy()[:] = vector
+                arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
             self._displacements += folding.folds[:, 1]
-        probes = row["probes"].numpy()
+        probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
 
     def _add_ranks(
@@ -276,20 +281,24 @@ class CPUBackend:
         update_sums.fill(0)
         update_sums[0], folds[1:, -1], folds[0, -1] = products, 0, fold
 
-    def _write_sketch(self, row: Mapping[str, Tensor]) -> None:
+    def _write_sketch(self, arrays: Arrays) -> None:
         """Write signs and scales to a row, given the folds."""
         folding = self._folding
-        numbers = folding.folds[0, -1]
+        numbers, filled = folding.folds[0, -1], folding.filled
+        if len(folding.folds) > 1:
+            for part in folding.folds[1:, -1]:
+                numbers[:filled] += part[:filled]
         signs = folding.step_signs[: len(numbers)]
-        sketching.rotate(folding.folds, folding.filled, signs, *folding.blocks)
-        folding.code(numbers, row["signs"].numpy(), row["scales"].numpy())
+        sketching.rotate(numbers, filled, signs, *folding.blocks)
+        folding.code(numbers, arrays["signs"], arrays["scales"])
 
     def _run_before(
         self, gradients: Integers, parameters: Integers, update_sums: Doubles
     ) -> None:
         """Run the kernel for gradients and parameters at these addresses."""
         arguments = self._kernels.before_arguments
-        arguments.set("gradients", gradients)
+        # Other tensors hold the gradients of every step; the array of addresses stays the same.
+        self._kernels.gradients[:] = gradients
         arguments.set("parameters", parameters)
         arguments.set("past", self._past.addresses)
         arguments.set("update_sums", update_sums)
@@ -332,8 +341,7 @@ class CPUBackend:
 
     def read_displacement(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
-        parameters, _copies = self._addresses_of_parameters()
-        measuring.subtract_anchor(parameters, self._ranges, self._rows)
+        self._run_after(np.zeros((len(self._folding.folds), 0, 0)))
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement on this rank, float32 (bucket,)."""
@@ -349,7 +357,7 @@ class CPUBackend:
         """Rotate and code a fold, float32 (bucket,)."""
         folding, numbers = self._folding, fold.numpy()
         drawn = rotation_signs.numpy()
-        sketching.rotate(numbers[None, None], folding.filled, drawn, *folding.blocks)
+        sketching.rotate(numbers, folding.filled, drawn, *folding.blocks)
         folding.code(numbers, signs.numpy(), scales.numpy())
 
     def probe_displacement(self) -> Tensor:
@@ -369,12 +377,19 @@ class CPUBackend:
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
-        columns, energy = self._columns, last.gradient_energy.numpy()
-        tables = last.row["tables"].numpy()
+        columns, energy = self._columns, self._energy_of(last)
+        tables = arrays_of(last.row)["tables"]
         wide = self._wide(tables)
         measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
             tables[:] = wide
+
+    def _energy_of(self, last: LastStep) -> Doubles:
+        """Return the energy as an array, which is the same in all steps of a tracker."""
+        energy = last.gradient_energy
+        if energy is not self._energy[0]:
+            self._energy = energy, energy.numpy()
+        return self._energy[1]
 
     def _wide(self, tables: npt.NDArray[Any]) -> Doubles:
         """Return tables in float64; resumed recordings of older versions have float32."""
@@ -382,16 +397,20 @@ class CPUBackend:
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
-        parameters, _copies = self._addresses_of_parameters()
         shape = len(self._folding.folds), len(self._spec.names)
         sums = np.zeros((*shape, self._columns.n_after))
-        checks = np.zeros(sums.shape[:2], np.int64)
+        return sums, self._run_after(sums)
+
+    def _run_after(self, sums: Doubles) -> Integers:
+        """Run the kernel for an update, which fills sums, and return its checksums."""
+        parameters, _copies = self._addresses_of_parameters()
+        checks = np.zeros((len(sums), len(self._spec.names)), np.int64)
         arguments = self._kernels.after_arguments
         arguments.set("parameters", parameters)
         arguments.set("sums", sums)
         arguments.set("checks", checks)
         self._kernels.after(arguments.address)
-        return sums, checks
+        return checks
 
 
 def _columns(spec: RunSpec) -> _Columns:

@@ -122,7 +122,9 @@ AFTER: Final = {
     "parameters": _INTEGERS,
     "ranges": _RANGES,
     "rows": _ROWS,
-    "sums": _SUMS,  # (part, layer, column): products of the update are added to it
+    # (part, layer, column): products of the update are added to it; without layers, nothing is
+    # measured, and the displacement is computed
+    "sums": _SUMS,
     "columns": _INTEGERS,  # (product,): columns of `UPDATES` in `sums`
     "checks": int64[
         :, ::1
@@ -353,7 +355,7 @@ def measure_before(part: int, arguments: int) -> None:
 
 @compiled_for_parts
 def measure_after(part: int, arguments: int) -> None:
-    """Measure the update in the ranges of one part, after `measure_before` has run."""
+    """Measure the update in the ranges of one part, or compute the displacement there."""
     # `arguments` is the address of the arguments `AFTER`.
     (
         bounds,
@@ -369,11 +371,12 @@ def measure_after(part: int, arguments: int) -> None:
         layer, index = ranges[i, LAYER], ranges[i, INDEX]
         start, n = ranges[i, START], ranges[i, LENGTH]
         address = parameters[ranges[i, TENSOR]] + 4 * index
-        u_u, u_a = update_products(
-            floats_at(address, n),
-            part_of(rows, 2 * size + start, n),
-            part_of(rows, size + start, n),
-        )
+        parameter, anchor = floats_at(address, n), part_of(rows, 2 * size + start, n)
+        displacement = part_of(rows, size + start, n)
+        if sums.shape[1] == 0:
+            subtract(parameter, anchor, displacement)
+            continue
+        u_u, u_a = update_products(parameter, anchor, displacement)
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
         checks[part, layer] += sum_of_bits(words_at(address, n), index)
@@ -395,16 +398,3 @@ def add_up(
     for layer in range(len(energy)):
         # As resuming finds it in the store.
         energy[layer] += np.float32(table[layer, grad_sq])
-
-
-@compiled(_INTEGERS, _RANGES, _ROWS)
-def subtract_anchor(parameters: Integers, ranges: Integers, rows: Floats) -> None:
-    """Write the displacement to `rows`; the arguments are as in `measure_before`."""
-    size = rows.shape[1]
-    for i in range(len(ranges)):
-        start, n = ranges[i, START], ranges[i, LENGTH]
-        subtract(
-            floats_at(parameters[ranges[i, TENSOR]] + 4 * ranges[i, INDEX], n),
-            part_of(rows, 2 * size + start, n),
-            part_of(rows, size + start, n),
-        )

@@ -35,13 +35,6 @@ def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
 
 
 @loop
-def _add(a: Floats, out: Floats) -> None:
-    """Add a to `out`."""
-    for i in range(len(a)):
-        out[i] += a[i]
-
-
-@loop
 def _multiply(a: Floats, signs: Floats, scale: np.float32) -> None:
     """Multiply a by signs and a scale in place."""
     for i in range(len(a)):
@@ -295,19 +288,16 @@ def probe(
                     place = 0
 
 
-@compiled(_FOLDS, int64, _FLOATS, int64, int64)
+@compiled(_FLOATS, int64, _FLOATS, int64, int64)
 def rotate(
-    folds: Floats,  # (part, fold, number): reads the last fold, and overwrites it in part 0
-    filled: int,  # number of buckets of a fold that may differ from 0
+    buckets: Floats,  # (number,): a fold; overwritten
+    filled: int,  # number of buckets that may differ from 0
     signs: Floats,  # (number,): random signs of the rotation
     first_block: int,  # length of a block of the first Hadamard transform
     block: int,  # length of a block of the second Hadamard transform
 ) -> None:
     """Rotate a fold, as `trajstore.sketch.rotation` does."""
-    n_parts, n_folds, n = folds.shape
-    buckets = part_of(folds, (n_folds - 1) * n, n)
-    for part in range(1, n_parts):
-        _add(part_of(folds, ((part + 1) * n_folds - 1) * n, filled), buckets)
+    n = len(buckets)
     half = n // 2
     scale = np.float32(1 / math.sqrt(first_block))
     _multiply(part_of(buckets, 0, filled), signs, scale)

@@ -57,9 +57,9 @@ def test_hadamard_adds_in_a_fixed_order(n: int):
     np.testing.assert_array_equal(vector, expected)
 
 
-def sketch(folds: Any, filled: int, signs: Any, block: int, code: Any, scales: Any):
-    sketching.rotate(folds, filled, signs, block, block)
-    coding.code_signs(folds[0, -1], code, scales)
+def sketch(buckets: Any, filled: int, signs: Any, block: int, code: Any, scales: Any):
+    sketching.rotate(buckets, filled, signs, block, block)
+    coding.code_signs(buckets, code, scales)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -70,10 +70,7 @@ def test_sketch_equals_rotation_and_code(size: int):
     rotated = rotate(vector, signs)
     expected_code, expected_scales = onebit.encode(rotated)
 
-    # Only the last fold is read, and its parts are added up.
-    folds = np.full((2, 3, size), np.nan, np.float32)
-    folds[0, 2], folds[1, 2] = 0.25 * vector, 0.75 * vector
-    sketch(folds, size, signs, min(size, MAX_BLOCK), code, scales)
+    sketch(vector, size, signs, min(size, MAX_BLOCK), code, scales)
 
     np.testing.assert_allclose(scales, expected_scales, rtol=2e-6)
     different = np.unpackbits(code ^ expected_code).astype(bool)
@@ -88,10 +85,10 @@ def test_skipping_zero_buckets_does_not_change_the_sketch(filled: int):
     signs = random_signs(size, seed=2, role=Role.STEP)
     sketches = []
     for filled_argument in (filled, size):
-        folds = np.zeros((2, 1, size), np.float32)
-        folds[:, 0, :filled] = normal(2, filled)
+        buckets = np.zeros(size, np.float32)
+        buckets[:filled] = normal(filled)
         code, scales = np.zeros(size // 8, np.uint8), np.zeros(2, np.float32)
-        sketch(folds, filled_argument, signs, block, code, scales)
+        sketch(buckets, filled_argument, signs, block, code, scales)
         sketches.append((code, scales))
     (code, scales), (expected_code, expected_scales) = sketches
     np.testing.assert_array_equal(code, expected_code)
@@ -106,15 +103,14 @@ def test_scale_of_zero_or_nonfinite_blocks(bad: float, scale: float):
     vector[7] = bad
     scales = np.ones(1, np.float32)
     ones = np.ones(256, np.float32)
-    folds = vector[None, None]
-    sketch(folds, 256, ones, 256, np.zeros(32, np.uint8), scales)
+    sketch(vector, 256, ones, 256, np.zeros(32, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
 
 def test_zero_counts_as_positive():
     code = np.zeros(2, np.uint8)
     sketch(
-        np.zeros((1, 1, 16), np.float32),
+        np.zeros(16, np.float32),
         16,
         np.ones(16, np.float32),
         16,
@@ -132,10 +128,10 @@ def test_rotation_mixes_blocks(filled: int):
         random_signs(size, seed=2, role=Role.STEP),
     )
     vector[:filled] = normal(filled)
-    folds = vector[None, None].copy()
-    sketching.rotate(folds, filled, signs, size, MAX_BLOCK)
+    rotated = vector.copy()
+    sketching.rotate(rotated, filled, signs, size, MAX_BLOCK)
     expected = rotate(vector, signs, is_mixed=True)
-    np.testing.assert_allclose(folds[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(rotated, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [64, 192, 65536 + 64])

@@ -1,0 +1,79 @@
+"""Test ``analyzers.mid_run``."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import analyzers
+from analyzers.geometry.mid_run import median_of, middle_half
+from tests.analyzers.laziness import fail_if_computed
+
+QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
+
+
+def means(values: list[float], stderr: float = 0.1) -> xr.Dataset:
+    variables = {}
+    for name in QUANTITIES:
+        variables[name] = ("epoch", np.array(values))
+        variables[f"{name}_stderr"] = ("epoch", np.full(len(values), stderr))
+    return xr.Dataset(variables, {"epoch": np.arange(len(values))})
+
+
+@pytest.mark.parametrize(
+    ("n", "first", "stop"),
+    [(1, 0, 1), (2, 0, 1), (3, 1, 2), (4, 1, 3), (8, 2, 6), (12, 3, 9)],
+)
+def test_the_middle_half_is_a_half(n: int, first: int, stop: int):
+    assert middle_half(n) == slice(first, stop)
+
+
+def test_the_end_of_a_schedule_changes_nothing():
+    values = [9.0, 1.0, 2.0, 4.0, 3.0, 5.0, 1e3, 1e6]
+    found = analyzers.mid_run(means(values))
+    assert found.gamma == 3.5
+    np.testing.assert_allclose(found.gamma_stderr, 0.1 / 2)
+    assert found.rsi == 3.5
+    np.testing.assert_allclose(found.rsi_stderr, np.sqrt(2) * 0.1 / 2)
+    # One epoch within the middle half does not dominate the medians.
+    values[5] = 1e4
+    found = analyzers.mid_run(means(values))
+    assert found.rsi == found.distance == 3.5
+    assert found.gamma > 1e3
+
+
+def test_the_median_has_the_error_of_the_epochs_in_the_middle():
+    value = np.array([[3.0, np.nan, 1.0, 2.0], [4.0, 1.0, 2.0, 3.0], [np.nan] * 4])
+    stderr = np.array([[0.3, 9.0, 0.1, 0.2], [0.4, 0.1, 0.2, 0.3], [1.0] * 4])
+    median, error = median_of(value, stderr)
+    np.testing.assert_array_equal(median, [2.0, 2.5, np.nan])
+    np.testing.assert_allclose(error, [0.2, np.hypot(0.2, 0.3) / 2, np.nan])
+
+
+def test_the_error_of_a_median_covers_equal_epochs():
+    """Estimates of equal epochs scatter less than the error says, but not by far."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 6, 7):
+        median, error = median_of(rng.normal(size=(4000, n)), np.ones((4000, n)))
+        assert 0.4 < median.std() / error.mean() < 1.05
+
+
+def test_lazy_means_and_layers_have_lazy_summaries():
+    layers = xr.concat([means([1.0, 2.0, 3.0, 4.0]), means([2.0] * 4)], "layer")
+    with dask.config.set(scheduler=fail_if_computed):
+        lazy = analyzers.mid_run(layers.chunk(epoch=1))
+    xr.testing.assert_allclose(lazy.compute(), analyzers.mid_run(layers))
+    np.testing.assert_array_equal(lazy.eb, [2.5, 2.0])
+
+
+def test_epochs_of_damaged_chunks_do_not_count():
+    damaged = means([7.0, 9.0, 1.0, 2.0, 9.0]).assign_coords(epoch=[-1, 0, 1, 2, 3])
+    assert analyzers.mid_run(damaged).gamma == 1.5
+
+
+def test_ranges_of_steps_are_summarised_too():
+    ranges = means([9.0, 1.0, 2.0, 9.0]).rename(epoch="step")
+    ranges = ranges.assign_coords(last_step=("step", [0, 1, 2, 3]))
+    found = analyzers.mid_run(ranges)
+    assert found.lolr == 1.5
+    assert not found.coords
