@@ -352,14 +352,13 @@ class StepRecorder:
         optimizer: Optimizer | None = None,
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
-        session, position, queue = self._session, self.position, self._session.queue
+        session, position = self._session, self.position
         can_join = session.tracker.joins_updates and not session.options.updates
         joined = self._enter_row(optimizer, can_join=can_join)
         if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or (self.measurements.shared_row if queue is None else queue.row())
-        assert row is not None
+        row = joined or self.measurements.free_row()
         self._row = row
         last = None if joined is None or self._taken is None else self._taken[0]
         try:
@@ -383,7 +382,7 @@ class StepRecorder:
         """Check where a row begins, and begin a window if one is due."""
         # Completes the last step. If its update can be measured together with the next row,
         # returns that row instead.
-        session, position, queue = self._session, self.position, self._session.queue
+        session, position = self._session, self.position
         if self._own.is_open:
             self._measure_own()
         self._end_failed()
@@ -394,8 +393,8 @@ class StepRecorder:
             refuse_capture(session.device)
             self._watch.begin(position.step, optimizer, is_again=is_again)
             begins_window = position.step == position.next_window
-            if queue is not None and self._taken is not None and not begins_window:
-                joined = queue.row(self._taken[0]) if can_join else None
+            if can_join and self._taken is not None and not begins_window:
+                joined = self.measurements.row_after(self._taken[0])
         finally:
             if joined is None:
                 self.complete()
