@@ -6,6 +6,8 @@ from typing import Any
 from rich.filesize import decimal
 from saving import RESULTS
 
+from trajstore.format.run_spec import BASIS
+
 
 def overhead_table(results: dict[str, Any]) -> str:
     """Return the table of costs in time and memory."""
@@ -99,3 +101,39 @@ def memory_table(results: list[dict[str, Any]]) -> str:
         cells = [decimal(round(size)) for size in sizes]
         lines.append(f"| {n_params / 1e6:,g} M | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def rank_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of memory on ranks that share the parameters, with one line per net."""
+    rows = [row for row in results if row["parameters"] >= 10**9]
+    rows = [row for row in rows if row["basis"] == BASIS]
+    ranks = rows[0]["memory by ranks"]
+    lines = [
+        f"| parameters | {' | '.join(f'{n} ranks' for n in ranks)} | gathered on the first rank |",
+        "|---" * (2 + len(ranks)) + "|",
+    ]
+    for row in rows:
+        sizes = [*row["memory by ranks"].values(), row["gathered on the first rank"]]
+        cells = [decimal(round(size)) for size in sizes]
+        lines.append(f"| {row['parameters'] / 1e6:,g} M | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fewer_bytes_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of errors of products with shorter vectors, with one line per form."""
+    optimizers = list(dict.fromkeys(row["optimizer"] for row in results))
+    titles = [f"{o}: {part}" for o in optimizers for part in ("all", "one tensor")]
+    lines = [
+        f"| vector, bytes an element, product | {' | '.join(titles)} |",
+        "|---" * (1 + len(titles)) + "|",
+    ]
+    forms: dict[str, list[str]] = {}
+    for row in results:
+        if row["product"] == "update, displacement":
+            continue
+        name = f"{row['vector']}: {row['form']}, {row['bytes']:g}, {row['product']}"
+        errors = row["all tensors, largest"], row["large tensors, largest"]
+        forms.setdefault(name, []).extend(f"{error:.1e}" for error in errors)
+    return "\n".join(
+        [*lines, *(f"| {name} | {' | '.join(e)} |" for name, e in forms.items())]
+    )

@@ -1,4 +1,4 @@
-"""Predict memory and disk space of recordings, for up to 7 billion parameters.
+"""Predict memory and disk space of recordings, for up to 70 billion parameters.
 
 The numbers come from `trajstore.planning.estimate`, which tests compare with recordings.
 """
@@ -12,8 +12,9 @@ from saving import save_results
 
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 
-PARAMETER_COUNTS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9)
+PARAMETER_COUNTS = (10**6, 11_200_000, 10**8, 10**9, 7 * 10**9, 70 * 10**9)
 BASES = (1, 2, 3)
+RANKS = (8, 64, 512)
 
 
 def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
@@ -40,14 +41,18 @@ def main(*, steps: int = 100_000, steps_per_epoch: int = 1000) -> None:
                     "tensors": len(plan.spec.names),
                     "basis": basis,
                     "memory": plan.memory,
+                    "memory by ranks": {n: plan.memory_of_rank(n) for n in RANKS},
+                    "gathered on the first rank": plan.gathered,
                     "disk per step": sum(plan.bytes_per_step.values()),
                     "disk per window": anchors / plan.n_windows,
                 }
             )
     save_results(rows, "memory")
-    table = Table(*rows[0], box=None, title="Bytes")
+    names = (name for name, value in rows[0].items() if not isinstance(value, dict))
+    table = Table(*names, box=None, title="Bytes")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" for value in row.values()))
+        figures = (v for v in row.values() if not isinstance(v, dict))
+        table.add_row(*(f"{value:.4g}" for value in figures))
     Console().print(table)
 
 

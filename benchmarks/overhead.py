@@ -51,7 +51,7 @@ TURNS = {"plain": 1, "recorded": 1, "two-run": 2}
 PARTS: dict[str, tuple[Any, str]] = {
     "addresses of tensors": (Addresses, "of"),
     "random signs": (sketching, "draw_signs"),
-    "inner products and folds": (CPUBackend, "_run_before"),
+    "row, whole": (CPUBackend, "measure"),
     "probes": (sketching, "probe"),
     "rotation": (sketching, "rotate"),
     "1-bit code": (coding, "code_signs"),
@@ -59,7 +59,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "before step, whole": (tracker.Tracker, "before_step"),
     "after step, whole": (tracker.Tracker, "after_step"),
 }
-"""Timed functions. The times of a new anchor and of whole hooks contain those of other parts."""
+"""Timed functions. The times of a new anchor, rows and whole hooks contain those of other parts."""
 
 
 def turns(mode: str, epochs: int) -> None:

@@ -116,7 +116,12 @@ def gpt(
 
 
 def compete(
-    make: Callable[..., Any], sizes: Sizes, device: torch.device, console: Console
+    make: Callable[..., Any],
+    sizes: Sizes,
+    device: torch.device,
+    console: Console,
+    *,
+    offload: bool = False,
 ) -> dict[str, Any]:
     """Let plain and recorded training take turns; return the medians over turns."""
     clock = Clock(device)
@@ -135,6 +140,7 @@ def compete(
                         model,
                         optimizer,
                         steps_per_epoch=10 * sizes.steps,
+                        offload=offload,
                     )
                 )
             nets[mode] = model, loss, optimizer, recorder
@@ -256,6 +262,7 @@ def overhead(*, tiny: bool, console: Console) -> dict[str, Any]:
         "sizes": sizes._asdict(),
         "precision": "bfloat16 autocast, float32 parameters",
         "ResNet-18": compete(resnet, sizes, device, console),
+        "ResNet-18, offload": compete(resnet, sizes, device, console, offload=has_cuda),
         "GPT": compete(gpt, sizes, device, console),
         "recorder alone": floor(sizes, device, with_triton=True, console=console),
         "recorder alone, plain torch": floor(

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from calibration_tables import calibration_table
-from cost_tables import memory_table, overhead_table, per_step_table, scale_table
+from cost_tables import (
+    fewer_bytes_table,
+    memory_table,
+    overhead_table,
+    per_step_table,
+    rank_table,
+    scale_table,
+)
 from installation_tables import installations_table
 from planning_tables import planning_table, plans_table, signs_table
 
@@ -364,6 +371,8 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "overhead": overhead_table,
         "per_step": per_step_table,
         "memory": memory_table,
+        "ranks": rank_table,
+        "fewer_bytes": fewer_bytes_table,
         "scale": scale_table,
     },
     "docs/compatibility.md": {"installations": installations_table},
@@ -391,6 +400,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
 }
 
 FILES = {
+    "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
     "plans": "calibration",

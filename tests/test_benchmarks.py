@@ -99,6 +99,38 @@ def test_the_cuda_benchmark_runs_with_tiny_sizes(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_the_script_for_a_gpu_runs_with_tiny_sizes(tmp_path: Path):
+    environment = os.environ | {"TINY": "1", "PYTHON": sys.executable}
+    done = subprocess.run(
+        [BENCHMARKS / "gpu.sh", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {"versions.txt", "tests.txt", "overhead.txt", "overhead.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    assert found["ResNet-18, offload"]["recorded over plain"] > 0
+    assert "test_cuda.py" in (tmp_path / "tests.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_tells_which_part_failed(tmp_path: Path):
+    environment = os.environ | {"TINY": "1", "PYTHON": "false"}
+    done = subprocess.run(
+        [BENCHMARKS / "gpu.sh", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 1
+    assert "overhead failed with status 1" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_cuda_benchmark_without_a_device_says_what_it_needs(tmp_path: Path):
     done = run_cuda_benchmark("--out", str(tmp_path / "found.json"))

@@ -159,12 +159,8 @@ class Plan:
     @property
     def memory_with_parameters(self) -> int:
         """Peak memory that a recording adds where the parameters are, in bytes."""
-        # The memory holds the vectors; the codes of past anchors and of the anchor being
-        # written; and two buffers of rows.
-        vectors = VECTOR_BYTES[self.spec.float_type] * self._size
-        n_past = min(n_codes(self.spec.basis), self.n_windows)
-        codes = (n_past + 1) * ITEM_SIZE["int8"] * self._size
-        return vectors + codes + 2 * self._batch_bytes
+        # The vectors, and two buffers of rows.
+        return self.memory_of_rank(1) + 2 * self._batch_bytes
 
     @property
     def memory_of_host(self) -> int:
@@ -187,6 +183,21 @@ class Plan:
     @property
     def _batch_bytes(self) -> int:
         return max(self._row_bytes, min(FLUSH_ROWS * self._row_bytes, FLUSH_BYTES))
+
+    def memory_of_rank(self, n_ranks: int) -> int:
+        """Return the memory for vectors on each of some ranks that share the parameters, in bytes."""
+        # The codes are those of past anchors, and of anchors that wait to be written unless a new
+        # code takes the memory of the oldest one.
+        size = -(-self._size // n_ranks)
+        n_past = min(n_codes(self.spec.basis), self.n_windows)
+        waiting = size if n_past == 0 else min(size, FLUSH_BYTES)
+        codes = (n_past * size + waiting) * ITEM_SIZE["int8"]
+        return VECTOR_BYTES[self.spec.float_type] * size + codes
+
+    @property
+    def gathered(self) -> int:
+        """Memory on the first of several ranks for an anchor and its code while they are written."""
+        return self._size * (ITEM_SIZE[self.spec.float_type] + ITEM_SIZE["int8"])
 
     @property
     def window_share(self) -> float:

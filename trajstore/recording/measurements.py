@@ -27,8 +27,9 @@ class MeasurementRows:
         # `entry` returns the entry of a row with these scalars.
         self._session, self._position, self._entry = session, position, entry
         self._counts = dict(session.start.n_measured)
-        self.shared_row: Row = self.new_row() if session.queue is None else {}
-        """The row that ranks without a queue fill in every step."""
+        # Rows that ranks fill in turn where the write queue of the first rank has no row.
+        n_spare = 0 if session.is_alone else 2
+        self._spare = [self.new_row() for _ in range(n_spare)]
 
     def check_name(self, name: str) -> None:
         """Raise an error if a name cannot be given to a measurement."""
@@ -51,6 +52,22 @@ class MeasurementRows:
         # The update is measured when the next step begins, but belongs to its own step.
         scalars = {"wall_time": entry.scalars["wall_time"]}
         self._queue(UPDATE, number, entry._replace(scalars=scalars, samples=None), row)
+
+    def free_row(self) -> Row:
+        """Return a row to fill with the next step."""
+        queue = self._session.queue
+        row = self._spare[0] if queue is None else queue.row()
+        assert row is not None
+        return row
+
+    def row_after(self, last: Row) -> Row | None:
+        """Return a row that can be filled before the row `last` is complete, if there is one."""
+        queue = self._session.queue
+        row = None if queue is None else queue.row(last)
+        if row is None and self._spare:
+            # All ranks must do the same, whatever the queue of the first rank does.
+            row = next(spare for spare in self._spare if spare is not last)
+        return row
 
     def new_row(self) -> Row:
         """Return a row outside of the write queue's buffers."""

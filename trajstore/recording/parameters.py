@@ -28,6 +28,8 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     optimizers: list[Any] = [optimizer]
     if isinstance(optimizer, Iterable) and not isinstance(optimizer, Optimizer):
         optimizers = [*optimizer]
+    for candidate in optimizers:
+        _refuse_deepspeed(type(candidate).__module__, type(candidate).__name__)
     invalid = [o for o in optimizers if not isinstance(o, Optimizer)]
     if invalid or not optimizers:
         found = type(invalid[0]).__name__ if invalid else "no optimizer"
@@ -48,6 +50,18 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     return optimizers
 
 
+def _refuse_deepspeed(module: str, name: str) -> None:
+    """Raise an error if a type belongs to DeepSpeed."""
+    if module.partition(".")[0] == "deepspeed":
+        raise NotImplementedError(
+            f"{name} is a part of DeepSpeed, which divides or copies parameters in ways of its "
+            "own that cannot be recorded: the stages 1, 2 and 3 of ZeRO, and its mixed "
+            "precision. Divide the model with FSDP2 (torch.distributed.fsdp.fully_shard), whose "
+            "shards are recorded; or, at stage 0 without mixed precision, give the recorder "
+            "engine.module and the optimizer that was given to deepspeed.initialize."
+        )
+
+
 def trained_parameters(
     model: nn.Module | Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
@@ -63,7 +77,11 @@ def trained_parameters(
         is_module = isinstance(model, nn.Module)
         held = {id(p) for p in named.values() if p.requires_grad or not is_module}
     foreign = len(held - {id(p) for p in named.values()})
+    if any(hasattr(p, "ds_id") for p in named.values()):
+        # Stage 3 of ZeRO leaves the elements on other ranks.
+        _refuse_deepspeed("deepspeed", "ZeRO, which has divided these parameters,")
     if foreign:
+        _refuse_deepspeed(type(model).__module__, type(model).__name__)
         raise ValueError(
             f"{foreign} of the {len(held)} tensors that the optimizer holds are not "
             "parameters of the model. Give the recorder the model that contains all of "

@@ -329,8 +329,7 @@ class Recorder:
         Raises
         ------
         ValueError
-            If the name cannot be used; or if the parameters are not known, because the last
-            `step` was given parameters and made new tensors.
+            If the name is used; or after a `step` that was given parameters and made others.
         """
         if (steps := self._opened()) is None:
             return
@@ -425,9 +424,9 @@ class Recorder:
             steps.position.step = self._first_step + self._hooks.n_ended
 
     def _knows_iterate(self, steps: StepRecorder, what: str) -> bool:
-        """Whether the current parameters, which a method needs, are known; if not, raise or warn."""
-        guard = self._guard
-        return not guard.is_recording or guard.attempt(steps.check_iterate, what)
+        """Whether the parameters that a method needs are known; if not, raise or warn."""
+        check, is_on = steps.check_iterate, self._guard.is_recording
+        return not is_on or self._guard.attempt(check, what)
 
     def _live(self) -> StepRecorder | None:
         """Return the step recorder if it is open and this process is not a fork."""

@@ -87,8 +87,9 @@ class Resumption(NamedTuple):
         """Return a copy without the long vectors, which other ranks receive separately."""
         restoration, gradient = self.restoration, self.previous_gradient
         if restoration is not None:
+            sums = None if restoration.sums is None else dict[str, Tensor]()
             restoration = restoration._replace(
-                keyframe=EMPTY_TENSOR, codes=_no_codes, sums=None
+                keyframe=EMPTY_TENSOR, codes=_no_codes, sums=sums
             )
         gradient = None if gradient is None else EMPTY_TENSOR
         return self._replace(restoration=restoration, previous_gradient=gradient)

@@ -324,11 +324,11 @@ class Session:
 
     def state(self, position: Position) -> dict[str, Any]:
         """Return the state of the recording for a checkpoint, empty except on the first rank."""
-        # All ranks take part in gathering this gradient.
+        # All ranks take part in gathering this gradient, and in adding up the sums.
         previous_gradient = self.tracker.previous_gradient
+        sums = self.tracker.sums.state()
         if self.writer is None:
             return {}
-        sums = self.tracker.sums.state()
         return make_state(
             position, self.writer, previous_gradient, self.recorded.groups, sums
         )

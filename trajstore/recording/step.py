@@ -19,13 +19,12 @@ from trajstore.recording.logged import (
     to_floats,
     to_scalars,
 )
-from trajstore.recording.loops.capture import refuse_capture
 from trajstore.recording.loops.closing import changes_at_end, late_additions
 from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
 from trajstore.recording.loops.manual import Gradients, ManualSteps, unknown_gradient
 from trajstore.recording.loops.own_gradients import OwnGradients, changed_message
-from trajstore.recording.loops.watch import LoopWatch
+from trajstore.recording.loops.watch import LoopWatch, refuse_capture
 from trajstore.recording.loops.windows import CHECK_EVERY, Windows, check_epochs
 from trajstore.recording.measurements import MeasurementRows
 from trajstore.recording.row_buffer import Entry
@@ -200,7 +199,7 @@ class StepRecorder:
 
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
-        if self._own.is_on:
+        if self._own.is_open:
             self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
         self._step_entry = None
@@ -216,10 +215,9 @@ class StepRecorder:
             self._complete_early(is_written=True)
 
     def _measure_own(self) -> None:
-        """Measure the gradients that several optimizers have stepped with, if they were copied."""
-        if self._own.is_open:
-            copies, gradients = self._own.end()
-            self._measure_copies(copies, gradients)
+        """Measure the gradients that several optimizers have stepped with."""
+        copies, gradients = self._own.end()
+        self._measure_copies(copies, gradients)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -356,14 +354,13 @@ class StepRecorder:
         optimizer: Optimizer | None = None,
     ) -> None:
         """Measure gradients and parameters for a row; check the optimizer that steps, if any."""
-        session, position, queue = self._session, self.position, self._session.queue
+        session, position = self._session, self.position
         can_join = session.tracker.joins_updates and not session.options.updates
         joined = self._enter_row(optimizer, can_join=can_join)
         if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or (self.measurements.shared_row if queue is None else queue.row())
-        assert row is not None
+        row = joined or self.measurements.free_row()
         self._row = row
         last = None if joined is None or self._taken is None else self._taken[0]
         try:
@@ -387,19 +384,19 @@ class StepRecorder:
         """Check where a row begins, and begin a window if one is due."""
         # Completes the last step. If its update can be measured together with the next row,
         # returns that row instead.
-        session, position, queue = self._session, self.position, self._session.queue
-        if self._own.is_on:
+        session, position = self._session, self.position
+        if self._own.is_open:
             self._measure_own()
         self._end_failed()
         joined = None
         try:
-            refuse_capture(session.device)
             self._enter_epoch()
             is_again = self._row is not None
+            refuse_capture(session.device)
             self._watch.begin(position.step, optimizer, is_again=is_again)
             begins_window = position.step == position.next_window
-            if queue is not None and self._taken is not None and not begins_window:
-                joined = queue.row(self._taken[0]) if can_join else None
+            if can_join and self._taken is not None and not begins_window:
+                joined = self.measurements.row_after(self._taken[0])
         finally:
             if joined is None:
                 self.complete()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from trajstore.trackers.rows import Rows as ReportedRows
 from trajstore.trackers.rows import products_of
 from trajstore.tracking.tracker import CodedAnchor
 from trajstore.tracking.window_sums import EndedWindow
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 HEAD_START: Final = 0.002
 """Seconds that the writer thread sleeps before it writes, while the training thread continues;
@@ -101,6 +104,9 @@ class WriteQueue:
         self.n_out_of_range = 0
         """Number of rows whose gradients float32 holds, but not their norms or sketches."""
         self._keyframe_is_pending = False
+        # Jobs that write the codes of windows, by window; None if they are not submitted yet.
+        self._codes: dict[int, Future[None] | None] = {}
+        self._has_large_codes = False
         self._lookout = Lookout(
             time.monotonic(), flush_seconds=flush_seconds, first=first
         )
@@ -154,9 +160,18 @@ class WriteQueue:
             self._background.wait()
             self._keyframe_is_pending = False
 
+    def wait_for_codes(self, window: int) -> bool:
+        """Return whether the codes of a window are written; wait for those of a large network."""
+        job = self._codes.get(window)
+        if job is not None and self._has_large_codes:
+            job.exception()
+        return window not in self._codes or (job is not None and job.done())
+
     def append_window(self, window: NewWindow) -> None:
         """Append a window, before its first row is appended."""
         self._windows.append(window)
+        self._codes[window.number] = None
+        self._has_large_codes = window.anchor.codes.nbytes >= FLUSH_BYTES
         self._copies.mark()
         self._keyframe_is_pending = window.keyframe is not None
         code_bytes = sum(new.anchor.codes.nbytes for new in self._windows)
@@ -196,6 +211,8 @@ class WriteQueue:
                 self._finish(full, self._write(full, windows, measured))
 
         full.written = self._background.submit(write)
+        self._codes |= {window.number: full.written for window in windows}
+        self._codes = {n: j for n, j in self._codes.items() if not (j and j.done())}
         if self._spare.written is not None:
             self._spare.written.exception()
         self._spare.clear(full.first + len(full))

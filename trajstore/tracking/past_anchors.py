@@ -33,6 +33,13 @@ class PastAnchors:
         self._codes = [(codes, scales), *self._codes][: self.n_kept]
         self.addresses = self._find_addresses()
 
+    def take_oldest(self) -> Tensor | None:
+        """Return the codes that the next anchor displaces, to be overwritten; None if there are none."""
+        if self.n_kept == 0 or len(self._codes) < self.n_kept:
+            return None
+        codes, _ = self._codes.pop()
+        return codes
+
     def _find_addresses(self) -> npt.NDArray[np.int64]:
         pairs = [(c.data_ptr(), s.data_ptr()) for c, s in self._codes]
         return np.array(pairs, np.int64).reshape(-1, 2).T.copy()

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.sketch_torch.fold import Span
 
+Integers = npt.NDArray[np.int64]
+
 GATHER_CHUNK: Final = 1 << 24
 """Number of elements to gather in one batch."""
 
@@ -32,13 +34,40 @@ class Piece(NamedTuple):
     strides: tuple[int, ...]  # strides of the part in the flat vector, in elements
     first: int  # index of the first element in the flat vector
 
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """The range of blocks with elements of the piece: first block, last block + 1."""
-        reach = sum(
-            (n - 1) * by for n, by in zip(self.shape, self.strides, strict=True)
-        )
-        return self.first // BLOCK, (self.first + reach) // BLOCK + 1
+    def runs(self) -> tuple[Integers, int]:
+        """Return the first elements of runs of neighbours in the flat vector, and their length."""
+        n_outer, n = self._n_outer()
+        return self.first + _offsets(self.shape[:n_outer], self.strides[:n_outer]), n
+
+    def kept(self, *, with_gaps: bool = False) -> tuple[Integers, tuple[int, ...]]:
+        """Return the blocks that a rank keeps for the piece, and the strides of the piece in them."""
+        # Blocks between runs are left out if all runs lie in their blocks in the same way.
+        n_outer, n = self._n_outer()
+        starts, _ = self.runs()
+        blocks = np.arange(starts[0] // BLOCK, (starts[-1] + n - 1) // BLOCK + 1)
+        pitch = self.strides[n_outer - 1] if n_outer else 0
+        per_run = int((starts[0] + n - 1) // BLOCK - blocks[0] + 1)
+        if with_gaps or pitch % BLOCK or per_run * BLOCK >= pitch:
+            return blocks, self.strides
+        blocks = np.add.outer(starts // BLOCK, np.arange(per_run)).reshape(-1)
+        strides = [BLOCK * per_run * by for by in _strides(self.shape[:n_outer])]
+        return blocks, (*strides, *self.strides[n_outer:])
+
+    def _n_outer(self) -> tuple[int, int]:
+        """Return the number of dimensions whose neighbours are not adjacent, and a run's length."""
+        n_outer, n = len(self.shape), 1
+        while n_outer and n in {self.strides[n_outer - 1], n * self.shape[n_outer - 1]}:
+            n_outer -= 1
+            n *= self.shape[n_outer]
+        return n_outer, n
+
+
+def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Integers:
+    """Return the offset of each element of an array, in row-major order."""
+    offsets = np.zeros(1, np.int64)
+    for size, by in zip(shape, strides, strict=True):
+        offsets = np.add.outer(offsets, by * np.arange(size)).reshape(-1)
+    return offsets
 
 
 @dataclass(frozen=True, slots=False, eq=False)
@@ -50,6 +79,8 @@ class Placement:
     # copy of the piece.
     pieces: tuple[Piece | None, ...]
     group: Any = None  # process group that shares the tensors; None without sharding
+    # Whether all blocks between the elements of a piece are kept, so that spans are few.
+    with_gaps: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -57,10 +88,15 @@ class Placement:
         return self.group is None or dist.get_rank(self.group) == 0
 
     @cached_property
-    def _blocks(self) -> npt.NDArray[np.int64]:
+    def kept(self) -> list[tuple[Integers, tuple[int, ...]]]:
+        """The blocks that are kept for each piece on this rank, and its strides in them."""
+        pieces = [piece for piece in self.pieces if piece is not None]
+        return [piece.kept(with_gaps=self.with_gaps) for piece in pieces]
+
+    @cached_property
+    def _blocks(self) -> Integers:
         """Indexes of the blocks that this rank keeps, int64 (local block,)."""
-        kept = [np.arange(*piece.blocks) for piece in self.pieces if piece is not None]
-        return np.concatenate([np.zeros(0, np.int64), *kept])
+        return np.concatenate([np.zeros(0, np.int64), *(b for b, _ in self.kept)])
 
     @cached_property
     def size(self) -> int:
@@ -96,13 +132,13 @@ class Placement:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the pieces as views of a vector (size,)."""
-        views, start = [], 0
-        for piece in self.local(self.pieces):
-            first, stop = piece.blocks
-            within = piece.first - first * BLOCK
-            offset = flat.storage_offset() + start + within
-            views.append(flat.as_strided(piece.shape, piece.strides, offset))
-            start += (stop - first) * BLOCK
+        views, start = [], flat.storage_offset()
+        for piece, (blocks, strides) in zip(
+            self.local(self.pieces), self.kept, strict=True
+        ):
+            within = piece.first - int(blocks[0]) * BLOCK
+            views.append(flat.as_strided(piece.shape, strides, start + within))
+            start += len(blocks) * BLOCK
         return views
 
     def all_reduce(self, *tensors: Tensor) -> None:
@@ -114,6 +150,17 @@ class Placement:
         sums = flat.split([tensor.numel() for tensor in tensors])
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view(tensor.shape))
+
+    def reduce_to_first(self, *tensors: Tensor) -> None:
+        """Replace tensors by their sums over the ranks, on the first rank only."""
+        if self.group is None:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.reduce(flat, group_dst=0, group=self.group)
+        if self.is_first:
+            sums = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, total in zip(tensors, sums, strict=True):
+                tensor.copy_(total.view(tensor.shape))
 
     def all_agree(self, *, here: bool) -> bool:
         """Return whether a condition holds on all ranks."""
@@ -198,6 +245,11 @@ class Placement:
         dist.broadcast_object_list(values, group_src=0, group=self.group)
         return values[0]
 
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Copy the first rank's values of a tensor to the other ranks."""
+        if self.group is not None:
+            dist.broadcast(tensor, group_src=0, group=self.group)
+
     def _parts(self) -> Iterator[tuple[int, slice]]:
         for start in range(0, self.layout.size, GATHER_CHUNK):
             yield start, slice(start, min(start + GATHER_CHUNK, self.layout.size))
@@ -206,18 +258,18 @@ class Placement:
         self, start: int, part: Tensor, vector: Tensor, *, target: Tensor
     ) -> None:
         """Copy between a part of the whole vector and this rank's vector, into `target`."""
-        for span in self.spans:
-            first = max(start, span.start)
-            length = min(start + len(part), span.start + span.length) - first
-            if length <= 0:
-                continue
-            part_elements = part[first - start : first - start + length]
-            local = span.local + first - span.start
-            vector_elements = vector[local : local + length]
-            if target is part:
-                part_elements.copy_(vector_elements)
-            else:
-                vector_elements.copy_(part_elements)
+        stop = start + len(part)
+        first, last = np.searchsorted(self._blocks, [start // BLOCK, stop // BLOCK])
+        of_vector = vector[first * BLOCK : last * BLOCK].view(-1, BLOCK)
+        of_part, blocks = (
+            part.view(-1, BLOCK),
+            self._blocks[first:last] - start // BLOCK,
+        )
+        index = torch.from_numpy(blocks).to(part.device)
+        if target is part:
+            of_part[index] = of_vector
+        else:
+            of_vector.copy_(of_part[index])
 
 
 def unsharded(layout: Layout) -> Placement:
@@ -242,7 +294,7 @@ def is_divided(tensor: Tensor) -> bool:
     """Return whether a tensor is a `torch.distributed.tensor.DTensor`."""
     # Importing that class for an isinstance test would take half a second.
     is_wrapper: Any = is_traceable_wrapper_subclass
-    return bool(is_wrapper(tensor)) and type(tensor).__name__ == "DTensor"
+    return type(tensor).__name__ == "DTensor" and bool(is_wrapper(tensor))
 
 
 def place(
@@ -273,7 +325,8 @@ def place(
         None if any(rank_pieces[i] == piece for rank_pieces in lower_ranks) else piece
         for i, piece in enumerate(pieces)
     ]
-    return tensors, Placement(layout, tuple(own), group)
+    is_on_cpu = all(t.device.type == "cpu" for t in tensors if t is not None)
+    return tensors, Placement(layout, tuple(own), group, with_gaps=not is_on_cpu)
 
 
 def _gather_objects(value: Any, group: Any) -> list[Any]:

@@ -73,11 +73,8 @@ class Tracker:
         self._placement = placement or unsharded(layout)
         if backend is None:
             is_whole = self._placement.group is None
-            backend = (
-                DoubleBackend
-                if spec.float64
-                else choose_backend(self.device, is_whole=is_whole)
-            )
+            backend = choose_backend(self.device, is_whole=is_whole)
+            backend = DoubleBackend if spec.float64 else backend
         self._past = PastAnchors(spec.basis)
         self._backend: StepBackend = backend(
             parameters, self._placement, spec, self._past, self.device
@@ -149,16 +146,18 @@ class Tracker:
             probes=self._anchor_probes.clone(),
         )
 
-    def move(self) -> CodedAnchor:
+    def move(self, *, overwrites: bool = False) -> CodedAnchor:
         """Begin a window: code the displacement, and move the anchor by the decoded code."""
-        # The returned tensors are new, and later calls do not change them.
+        # Later calls do not change the returned tensors, except that `overwrites` takes the memory
+        # of the oldest codes that are kept, which nobody else may need.
         with no_grad_float32(self.device):
-            return self._move()
+            return self._move(overwrites=overwrites)
 
-    def _move(self) -> CodedAnchor:
+    def _move(self, *, overwrites: bool) -> CodedAnchor:
         self._backend.read_displacement()
         arrival = self._arrival()
-        codes, scales, all_scales = self._code_displacement()
+        memory = self._past.take_oldest() if overwrites else None
+        codes, scales, all_scales = self._code_displacement(memory)
         self.anchor.add_(self._backend.frame[DISPLACEMENT])
         self._past.append(codes, scales)
         moved_sq = self._by_layer(self._products("move"))[:, 0]
@@ -170,6 +169,7 @@ class Tracker:
         if self._spec.float64:
             # Only ratios matter; without this, tiny gradients would leave the range of float32.
             weights /= weights.amax()
+        self._placement.copy_from_first(weights)  # which knows all energies
         window = self.sums.window + 1
         self._backend.start_window(window, weights)
         self.sums.start(window)
@@ -404,12 +404,12 @@ class Tracker:
         products = torch.cat([self._products("displacement"), past_products[:, 0]], 1)
         return self._by_layer(products[:, : 1 + self._spec.basis])
 
-    def _code_displacement(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _code_displacement(self, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Replace the displacement by its decoded code; return the codes and scales."""
         # Works in chunks. Returns two vectors of scales: for the blocks on this rank, and for all
         # blocks.
         vector = self._backend.frame[DISPLACEMENT]
-        codes = torch.empty_like(vector, dtype=torch.int8)
+        codes = torch.empty_like(vector, dtype=torch.int8) if out is None else out
         scales = self._empty(len(vector) // BLOCK)
         for elements, blocks in self._chunks():
             scales[blocks] = deltas_torch.block_scales(vector[elements])

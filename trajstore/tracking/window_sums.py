@@ -60,10 +60,13 @@ class WindowSums:
         self._window_sum: WindowSum | None = None
         # Whether the sums are those of all steps of the window.
         self._is_whole = False
+        # What ranks had summed before the recording was resumed; empty but on the first rank.
+        self._earlier: Mapping[str, Tensor] = {}
 
     def start(self, window: int) -> None:
         """Begin a window, whose sums are empty."""
         self.window, self.n_steps, self._is_whole = window, 0, True
+        self._earlier = {}
         row_signs: Tensor | None = None
         if self._spec.window_folds:
             sketch = replace(self._sketch, window=window)
@@ -78,13 +81,12 @@ class WindowSums:
 
     def end(self) -> EndedWindow:
         """Return what is known of the window that ends; all ranks call this together."""
-        spec, folds = self._spec, self._backend.window_folds.sum(0)
+        spec, folds = self._spec, self._folds()
         n = spec.sketch_numbers
         signs = torch.zeros(
             (len(folds), n // 8), dtype=torch.uint8, device=self._device
         )
         scales = folds.new_zeros(len(folds), n_blocks(n))
-        self._placement.all_reduce(folds)
         # Zeros take hardly any bytes.
         is_long = self.n_steps >= self.least_steps
         if self._window_sum is not None and is_long:
@@ -114,9 +116,9 @@ class WindowSums:
         if spec.displacement_sum and is_long:
             self._backend.read_displacement()
             end = self._backend.fold_displacement()
-            fold = self._backend.displacement_fold.sum(0)
+            self._placement.all_reduce(end)
+            fold = self._displacement_fold()
             fold[: len(end)] -= middle(self.n_steps) * end
-            self._placement.all_reduce(fold)
             total = DisplacementSum(
                 sketch=self._sketch, probes=self._probes, window=self.window
             )
@@ -126,36 +128,68 @@ class WindowSums:
 
     def _relative_energies(self) -> Tensor:
         """Return the energies per element, relative to the largest of the layer, (block,)."""
-        layout, energies = self._placement.layout, self._backend.block_energies
-        density = self._placement.block_sum(energies).double()
+        layout, energies = self._placement.layout, self._energies()
+        density = energies.double()
         density /= upload(layout.elements_of_block.astype(np.float64), energies.device)
         layers = upload(layout.layer_of_block, energies.device)
         largest = density.new_zeros(len(layout.names))
         largest.scatter_reduce_(0, layers, density, "amax")
         return (density / largest.clamp(min=TINY)[layers]).half()
 
+    def _folds(self) -> Tensor:
+        """Return the folds of all ranks, float32 (fold, bucket)."""
+        return self._of_all_ranks("folds", self._backend.window_folds.sum(0))
+
+    def _displacement_fold(self) -> Tensor:
+        """Return the fold of all ranks, float32 (bucket,)."""
+        return self._of_all_ranks(
+            "displacements", self._backend.displacement_fold.sum(0)
+        )
+
+    def _of_all_ranks(self, name: str, total: Tensor) -> Tensor:
+        self._placement.all_reduce(total)
+        if name in self._earlier:
+            total += self._earlier[name].sum(0).to(total.device)
+        return total
+
+    def _energies(self) -> Tensor:
+        """Return the energies of all blocks, float32 (block,)."""
+        energies = self._placement.block_sum(self._backend.block_energies)
+        if "energies" in self._earlier:
+            energies = energies + self._earlier["energies"].to(energies.device)
+        return energies
+
     def state(self) -> dict[str, Tensor] | None:
-        """Return the sums so far for a checkpoint; None if they are not known here."""
-        # Sums over ranks would not be the same bits after resuming.
-        if not self._is_whole or self._placement.group is not None:
+        """Return the sums so far for a checkpoint; None if they are not known."""
+        # All ranks call this together; the first rank's result is that of all ranks.
+        if not self._is_whole:
             return None
         backend = self._backend
         sums = {"energies": backend.block_energies, "folds": backend.window_folds}
         if self._spec.displacement_sum:
             sums["displacements"] = backend.displacement_fold
+        if self._placement.group is not None:
+            sums = {"energies": self._energies(), "folds": self._folds()[None]}
+            if self._spec.displacement_sum:
+                sums["displacements"] = self._displacement_fold()[None]
         return {name: total.detach().cpu().clone() for name, total in sums.items()}
 
     def restore(
         self, window: int, n_steps: int, state: Mapping[str, Tensor] | None
     ) -> None:
         """Continue a window after `n_steps`, with the result of `state` there."""
+        # Without sharding, the sums continue with the same bits.
         self.start(window)
         self.n_steps, self._is_whole = n_steps, state is not None
-        if state is not None:
-            self._backend.block_energies.copy_(state["energies"])
-            _restore_parts(self._backend.window_folds, state["folds"])
-            if self._spec.displacement_sum:
-                _restore_parts(self._backend.displacement_fold, state["displacements"])
+        if state is None:
+            return
+        if self._placement.group is not None:
+            self._earlier = state
+            return
+        self._backend.block_energies.copy_(state["energies"])
+        _restore_parts(self._backend.window_folds, state["folds"])
+        if self._spec.displacement_sum:
+            _restore_parts(self._backend.displacement_fold, state["displacements"])
 
 
 def _restore_parts(folds: Tensor, stored: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Train under DistributedDataParallel: ``torchrun THIS_FILE LIBRARY PATH``."""
+"""Train under DistributedDataParallel or FSDP2: ``torchrun THIS_FILE LIBRARY PATH``."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from tests.trajstore.integrations.by_hand import (
     EPOCHS,
     N_BATCHES,
+    SMALL,
     loss_of,
     make_data,
     make_net,
@@ -135,10 +136,101 @@ def fabric(path: Path) -> None:
                 optimizer.zero_grad()
 
 
-if __name__ == "__main__":
-    {f.__name__: f for f in (lightning, transformers, accelerate, fabric)}[sys.argv[1]](
-        Path(sys.argv[2])
+def accelerate_fsdp(path: Path) -> None:
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+
+    from trajstore.integrations.accelerate import record
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    net = make_net()
+    net, optimizer, loader = accelerator.prepare(
+        net, make_sgd(net), DataLoader(make_data(), batch_size=1)
     )
+    options: dict[str, Any] = {"steps_per_epoch": len(loader), **SMALL}
+    with record(path, accelerator, net, optimizer, **options) as recorder:
+        for _ in range(EPOCHS):
+            for batch in loader:
+                loss = loss_of(net, batch)
+                accelerator.backward(loss)
+                recorder.log(loss=loss)
+                optimizer.step()
+                optimizer.zero_grad()
+    accelerator.end_training()
+
+
+def sharded(net: Any, mesh: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(net, mesh=mesh["data_parallel"])
+
+
+def lightning_fsdp(path: Path) -> None:
+    import lightning.pytorch as lightning
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from trajstore.integrations.lightning import TrajectoryCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def configure_model(self) -> None:
+            sharded(self.net, self.device_mesh)
+
+        def training_step(self, batch: Any, _index: int) -> Any:
+            return loss_of(self.net, batch)
+
+        def configure_optimizers(self) -> Any:
+            return make_sgd(self)
+
+    data, rank = make_data(), int(os.environ["RANK"])
+    sampler = DistributedSampler[Any](data, 2, rank, shuffle=False)
+    lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[TrajectoryCallback(path, **SMALL)],
+        devices=2,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+        max_epochs=EPOCHS,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        use_distributed_sampler=False,
+    ).fit(Module(), DataLoader(data, batch_size=1, sampler=sampler))
+
+
+def fabric_fsdp(path: Path) -> None:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+
+    from trajstore.recording.recorder import Recorder
+
+    strategy = ModelParallelStrategy(
+        sharded, data_parallel_size=2, tensor_parallel_size=1
+    )
+    here = Fabric(accelerator="cpu", devices=2, strategy=strategy)
+    here.launch()
+    net = here.setup_module(make_net())
+    optimizer: Any = here.setup_optimizers(make_sgd(net))
+    loader: Any = here.setup_dataloaders(DataLoader(make_data(), batch_size=1))
+    with Recorder(path, net, optimizer, steps_per_epoch=N_BATCHES, **SMALL) as r:
+        for _ in range(EPOCHS):
+            for batch in loader:
+                loss = loss_of(net, batch)
+                here.backward(loss)
+                r.log(loss=loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+LIBRARIES = (
+    *(lightning, transformers, accelerate, fabric),
+    *(lightning_fsdp, accelerate_fsdp, fabric_fsdp),
+)
+
+if __name__ == "__main__":
+    {f.__name__: f for f in LIBRARIES}[sys.argv[1]](Path(sys.argv[2]))
     # A gloo thread that frees the last tensor while the interpreter ends aborts
     # the process.
     sys.stderr.flush()

@@ -80,7 +80,7 @@ def test_a_resumed_recording_equals_one_without_interruption(tmp_path: Path):
 
 def test_a_checkpoint_of_other_ranks_is_refused():
     with pytest.raises(
-        KeyError, match=r"no 'rank_0', only \['rank_1'\].*as many ranks"
+        KeyError, match=r"no 'rank_0', only \['rank_1'\].*no recording was saved"
     ):
         RecorderState().load_state_dict({"rank_1": b""})
 

@@ -22,12 +22,8 @@ from tests.trajstore.integrations.by_hand import (
 from trajstore.reading.run import open_run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "library", ["accelerate", "fabric", "lightning", "transformers"]
-)
-def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
-    pytest.importorskip("lightning" if library == "fabric" else library)
+def train(library: str, tmp_path: Path) -> None:
+    """Train on two processes, as `distributed_training` does."""
     script = Path(distributed_training.__file__)
     root = script.parents[3]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -35,6 +31,15 @@ def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "library", ["accelerate", "fabric", "lightning", "transformers"]
+)
+def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
+    pytest.importorskip("lightning" if library == "fabric" else library)
+    train(library, tmp_path)
     run = open_run(tmp_path / "run")
     first = [values[:1] for values in make_data().tensors]
     loss = loss_of(make_net(), first).item()
@@ -48,3 +53,19 @@ def test_one_process_records_the_mean_gradient(library: str, tmp_path: Path):
     prefix = "net." if library in {"lightning", "transformers"} else ""
     assert run.spec.names[0] == f"{prefix}0.weight"
     assert np.isfinite(run.steps.loss).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["accelerate", "fabric", "lightning"])
+def test_two_processes_record_their_shards(library: str, tmp_path: Path):
+    pytest.importorskip("lightning" if library == "fabric" else library)
+    train(f"{library}_fsdp", tmp_path)
+    run, steps = open_run(tmp_path / "run"), train_by_hand()
+    assert (run.n_steps, run.status) == (len(steps), "complete")
+    norms = [np.linalg.norm(step.gradient) for step in steps]
+    np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-5)
+    moves = np.diff([step.parameters for step in steps], axis=0)
+    updates = run.steps.update_norm[:-1]
+    np.testing.assert_allclose(updates, np.linalg.norm(moves, axis=1), rtol=1e-4)
+    prefix = "net." if library == "lightning" else ""
+    assert run.spec.names[0] == f"{prefix}0.weight"

@@ -1,8 +1,9 @@
 """Train a small network in one process, or in several processes that share it.
 
 A KIND is whole, ddp, fsdp, tensor, both or pipeline; or, under fsdp with two ranks, one of
-resumed-at-STEP, refused and dying. Every rank sees the same batches, or under ddp its part
-of them. Files next to the stores hold the exit codes and the errors of the ranks.
+joined (without `updates`, and with a write queue of three rows), resumed-at-STEP, refused,
+dying and dying-joined. The kind saved-at-STEP ends with a checkpoint of `torch.distributed.checkpoint`, from which the
+kind loaded-at-STEP-from-JOB continues, under fsdp with any number of ranks. Every rank sees the same batches, or under ddp its part of them. Files next to the stores hold the exit codes and the errors of the ranks.
 """
 
 import json
@@ -17,6 +18,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -27,9 +31,10 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from trajstore import Recorder
+from trajstore.integrations.checkpoint import RecorderState
 
 OPTIONS: dict[str, Any] = {
-    "steps_per_epoch": 6,
+    "steps_per_epoch": 12,
     "sketch_bits": 4096,
     "probes": 256,
     "updates": True,
@@ -41,12 +46,14 @@ JOBS: dict[str, tuple[int, list[str]]] = {
     "two": (
         2,
         [
-            *("ddp", "fsdp", "tensor", "pipeline"),
-            *("resumed-at-9", "resumed-at-12", "refused"),
+            *("ddp", "fsdp", "tensor", "pipeline", "joined"),
+            *("resumed-at-9", "resumed-at-12", "refused", "saved-at-15"),
         ],
     ),
-    "four": (4, ["fsdp", "both"]),
+    "four": (4, ["fsdp", "both", "loaded-at-15-from-two", "saved-at-15"]),
+    "less": (2, ["loaded-at-15-from-four"]),
     "dying": (2, ["dying"]),
+    "dying-joined": (2, ["dying-joined"]),
 }
 """Number of ranks of each job, and the kinds that the ranks train one after the other."""
 
@@ -143,25 +150,64 @@ def train(path: Path, kind: str, n_steps: int) -> None:
             path.with_suffix(".txt").write_text(str(error))
         return
     first, resume = 0, {}
-    if kind.startswith("resumed"):
-        first = int(kind.rsplit("-", 1)[-1])
-        resume = interrupted(path, kind, trained, optimizer, first)
-    with Recorder(path, trained, optimizer, **resume, **OPTIONS) as recorder:
+    parts = kind.split("-")
+    if parts[0] == "resumed":
+        first = int(parts[2])
+        resume = {"resume": interrupted(path, kind, trained, optimizer, first)}
+    if parts[0] == "saved":
+        interrupted(path, kind, trained, optimizer, int(parts[2]))
+        return
+    if parts[0] == "loaded":
+        first, path = int(parts[2]), path.parents[1] / parts[4] / "saved-at-15.zarr"
+        resume = {"resume": loaded(path, trained, optimizer)}
+    options = OPTIONS
+    if kind.endswith("joined"):
+        # The update of a step is measured together with the next row.
+        options = {**OPTIONS, "updates": False, "flush_rows": 3}
+    with Recorder(path, trained, optimizer, **resume, **options) as recorder:
         for step in range(first, n_steps):
             train_step(kind, trained, optimizer, recorder, step)
 
 
-def interrupted(
-    path: Path, kind: str, model: Any, optimizer: Any, n_steps: int
-) -> dict[str, Any]:
-    """Record steps until a failure, and return the options that resume the recording."""
+def interrupted(path: Path, kind: str, model: Any, optimizer: Any, n_steps: int) -> Any:
+    """Record steps until a failure; return the recorder's state, or save it in a checkpoint."""
+    state: dict[str, Any] = {}
     recorder = Recorder(path, model, optimizer, **OPTIONS)
     with suppress(KeyboardInterrupt), recorder:
         for step in range(n_steps):
             train_step(kind, model, optimizer, recorder, step)
-        state = recorder.state_dict()
+        if kind.startswith("saved"):
+            save_all(path, model, optimizer, recorder)
+        else:
+            state = recorder.state_dict()
         raise KeyboardInterrupt
-    return {"resume": state}
+    return state
+
+
+def save_all(path: Path, model: Any, optimizer: Any, recorder: Any) -> None:
+    """Save a checkpoint next to a store."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    saved = {
+        "recorder": RecorderState(recorder),
+        "model": model_state,
+        "optim": optimizer_state,
+    }
+    save(saved, checkpoint_id=path.with_suffix(".checkpoint"))
+
+
+def loaded(path: Path, model: Any, optimizer: Any) -> Any:
+    """Load the checkpoint next to a store, and return the recorder's state."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    holder = RecorderState()
+    saved = {"recorder": holder, "model": model_state, "optim": optimizer_state}
+    load(saved, checkpoint_id=path.with_suffix(".checkpoint"))
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=model_state,
+        optim_state_dict=optimizer_state,
+    )
+    return holder.resume
 
 
 def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) -> None:
@@ -176,7 +222,7 @@ def train_step(kind: str, model: Any, optimizer: Any, recorder: Any, step: int) 
     if step == 4:
         recorder.snapshot("four")
         recorder.measure("again")
-    if kind == "dying" and step == 13 and dist.get_rank() == 1:
+    if kind.startswith("dying") and step == 13 and dist.get_rank() == 1:
         os._exit(9)
     optimizer.step()
 

@@ -17,7 +17,7 @@ from trajstore import Recorder, open_run
 from trajstore.format.arrays import table_columns
 from trajstore.recording import session
 from trajstore.recording.host_copies import HostCopies
-from trajstore.recording.loops import capture
+from trajstore.recording.loops import watch
 from trajstore.tracking.backends import choose
 from trajstore.tracking.backends.choose import SWITCH, choose_backend
 from trajstore.tracking.backends.cpu.backend import CPUBackend
@@ -118,7 +118,7 @@ def test_a_captured_call_is_refused(
         }
         training.backward()
         with monkeypatch.context() as patch:
-            patch.setattr(capture, "is_capturing", lambda _device: True)
+            patch.setattr(watch, "is_capturing", lambda _device: True)
             with pytest.raises(
                 RuntimeError, match="while a CUDA graph was being captured"
             ):
@@ -134,7 +134,7 @@ def test_a_captured_step_ends_the_recording_with_a_warning(
     with training.record(tmp_path / "run", on_error="warn"):
         training.backward()
         training.optimizer.step()
-        monkeypatch.setattr(capture, "is_capturing", lambda _device: True)
+        monkeypatch.setattr(watch, "is_capturing", lambda _device: True)
         with pytest.warns(UserWarning, match=r"ended before step 1.*CUDA graph"):
             training.optimizer.step()
         training.optimizer.step()

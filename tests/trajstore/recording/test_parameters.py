@@ -158,3 +158,24 @@ def test_parameters_on_several_devices(tmp_path: Path):
     m = Module(a=vector(2), b=nn.Parameter(torch.zeros(2, device="meta")))
     with pytest.raises(NotImplementedError, match=r"on 2 devices, \['cpu', 'meta'\]"):
         Recorder(tmp_path / "run", m, sgd(m))
+
+
+@pytest.mark.parametrize("part", ["optimizer", "engine", "parameters"])
+def test_deepspeed_is_refused_by_name(part: str, tmp_path: Path):
+    net = nn.Linear(2, 2)
+    model: Any = net
+    optimizer: Any = torch.optim.SGD(net.parameters(), lr=0.1)
+    if part == "optimizer":
+        # The wrapper of ZeRO, which is no optimizer of torch.
+        kind = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime"})
+        optimizer = kind()
+    elif part == "engine":
+        names = {"__module__": "deepspeed.runtime.engine"}
+        model = type("DeepSpeedEngine", (nn.Sequential,), names)(net)
+        # The optimizer holds flat copies.
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(6))], lr=0.1)
+    else:
+        net.weight.ds_id = 0  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match=r"DeepSpeed.*FSDP2"):
+        Recorder(tmp_path / "run", model, optimizer)
+    assert not (tmp_path / "run").exists()

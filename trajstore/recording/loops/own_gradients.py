@@ -20,6 +20,8 @@ class OwnGradients:
     def __init__(self) -> None:
         self.is_on = False
         """Whether rows are recorded in this way."""
+        self.is_open = False
+        """Whether such a row has begun."""
         self._copies: StartCopies | None = None
         self._gradients: list[Tensor | None] = []
         self._layers: dict[int, int] = {}
@@ -28,14 +30,9 @@ class OwnGradients:
         self._n_calls: dict[int, int] = {}
         self._is_known = True
 
-    @property
-    def is_open(self) -> bool:
-        """Whether such a row has begun."""
-        return self._copies is not None
-
     def begin(self, parameters: Sequence[Tensor | None], optimizer: Optimizer) -> None:
         """Begin a row: copy the parameters, and the gradients of the first optimizer."""
-        self._copies = StartCopies(parameters, with_gradients=False)
+        self._copies, self.is_open = StartCopies(parameters, with_gradients=False), True
         self._gradients = [None] * len(parameters)
         self._layers = {id(p): i for i, p in enumerate(parameters) if p is not None}
         self._owners, self._n_calls, self._is_known = {}, {}, True
@@ -67,7 +64,7 @@ class OwnGradients:
 
     def end(self) -> tuple[StartCopies, list[Tensor | None] | None]:
         """End a row; return its parameters and gradients, None if these are not known."""
-        copies, self._copies = self._copies, None
+        copies, self._copies, self.is_open = self._copies, None, False
         gradients, self._gradients = self._gradients, []
         assert copies is not None
         return copies, gradients if self._is_known else None

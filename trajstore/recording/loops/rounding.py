@@ -1,7 +1,6 @@
 """Forget values of float64 parameters that rounding to float32 has eaten."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -9,8 +8,6 @@ from torch import Tensor
 from trajstore.format.arrays import UPDATE_TABLE, table_columns
 from trajstore.format.rows import FAR_PRODUCTS, RESOLVED
 from trajstore.format.run_spec import RunSpec
-
-_dtype = attrgetter("dtype")
 
 
 class Rounding:
@@ -22,20 +19,15 @@ class Rounding:
     def __init__(self, tensors: Sequence[Tensor | None], spec: RunSpec) -> None:
         self._spec = spec
         self.has_norms = spec.basis > 0 and not spec.float64
-        """Whether rows of float32 have norms of the parameters."""
+        self.is_needed = False
+        """Whether parameters of float64 are recorded in rows of float32 that have their norms."""
         self.follow(tensors)
-        device = self._held[0].device
+        device = self.held[0].device
         self._n_lost = torch.zeros((), dtype=torch.int64, device=device)
 
     def follow(self, tensors: Sequence[Tensor | None]) -> None:
         """Follow these tensors from now on, one per layer."""
-        self._held = [t for t in tensors if t is not None]
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether parameters of float64 are recorded in rows of float32 that have their norms."""
-        # Parameters may become float64 in the middle of a run.
-        return self.has_norms and torch.float64 in map(_dtype, self._held)
+        self.held = [t for t in tensors if t is not None]
 
     def forget(self, row: Mapping[str, Tensor], anchor_sq: Tensor) -> None:
         """Set the products of a complete row to NaN if its update is too small."""

@@ -6,6 +6,7 @@ only where these differ it looks closer.
 
 from collections.abc import Mapping, Sequence
 from ctypes import string_at
+from functools import cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ UNKNOWN_UPDATE: Final = (
     "place, as in `parameters.update(new)`."
 )
 
-_version = attrgetter("_version")
+_version, _dtype = attrgetter("_version"), attrgetter("dtype")
 
 
 class LoopWatch:
@@ -198,6 +199,11 @@ class LoopWatch:
         """Note the parameters and forget the gradients when a step has been taken."""
         self._gradients = None
         self._marks_after = self._marks.read()
+        # Parameters may become float64 in the middle of a run.
+        rounding = self.rounding
+        rounding.is_needed = rounding.has_norms and torch.float64 in map(
+            _dtype, rounding.held
+        )
 
     def measured_early(self, *, is_written: bool) -> None:
         """Note that the update of the last step is measured before the next step begins."""
@@ -317,3 +323,23 @@ class GradientPoint:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise an error while a CUDA graph is being captured."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "The recorder was called while a CUDA graph was being captured: its replays run no "
+            "hooks. Capture forward and backward only, and call optimizer.step() after each."
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether operations on a device are being captured instead of run."""
+    return _is_cuda(device) and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _is_cuda(device: torch.device) -> bool:
+    """Whether a device is of CUDA; reading its type takes microseconds."""
+    return device.type == "cuda"

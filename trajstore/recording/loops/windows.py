@@ -13,6 +13,7 @@ from trajstore.format.windows import Windows as Schedule
 from trajstore.recording.resume import Position
 from trajstore.recording.session import Session
 from trajstore.recording.write_queue import NewWindow
+from trajstore.sketch.deltas import n_codes
 from trajstore.tracking.backends.rows import arrays_of
 
 FAR: Final = 8
@@ -52,7 +53,11 @@ class Windows:
             # If a recording begins after step 0, earlier steps also belong to this window.
             anchor = tracker.start()
         else:
-            anchor, start = tracker.move(), position.step
+            # Codes of ranks are gathered in other memory.
+            replaced = position.n_windows - n_codes(self._session.spec.basis)
+            is_held = queue is not None and self._session.is_alone
+            is_free = queue is None or not is_held or queue.wait_for_codes(replaced)
+            anchor, start = tracker.move(overwrites=is_free), position.step
         self.anchor_sq, self._total = tracker.anchor_sq(), None
         number = position.n_windows
         keyframe = tracker.keyframe() if number % KEYFRAME_EVERY == 0 else None

@@ -27,12 +27,12 @@ def choose_backend(device: torch.device, *, is_whole: bool) -> type[StepBackend]
     choice = os.environ.get(CHOICE, "")
     if choice not in {"", "eager"}:
         raise ValueError(f"{CHOICE}: expected 'eager' or nothing, got {choice!r}")
-    # Compiled loops can only read whole tensors.
-    if choice or not is_whole:
+    if choice:
         return EagerBackend
     if device.type == "cpu":
         return EagerBackend if config.DISABLE_JIT else CPUBackend
-    if device.type != "cuda" or os.environ.get(SWITCH) == "0":
+    # The kernels for GPUs can only read whole tensors.
+    if not is_whole or device.type != "cuda" or os.environ.get(SWITCH) == "0":
         return EagerBackend
     if find_spec("triton") is None or _is_too_old(device):
         return EagerBackend

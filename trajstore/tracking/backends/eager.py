@@ -286,7 +286,7 @@ class EagerBackend:
                 absent.append(view)
             else:
                 # Copying would repeat a vector of fewer elements.
-                check_tensor(vector, name, view.shape)
+                check_tensor(vector, name, view.shape, may_be_meta=view.is_meta)
                 dense = vector.layout is torch.strided
                 sources.append(vector if dense else vector.to_dense())
                 targets.append(view)

@@ -19,13 +19,15 @@ class UnrecordableStateError(ValueError):
     """The tensors of the training run can no longer be recorded."""
 
 
-def check_tensor(tensor: Tensor, name: str, shape: Sequence[int]) -> None:
+def check_tensor(
+    tensor: Tensor, name: str, shape: Sequence[int], *, may_be_meta: bool = False
+) -> None:
     """Raise an error if a tensor does not have the recorded shape, and real elements."""
     if tensor.shape != shape:
         found = f"has the shape {tuple(tensor.shape)}, but had {tuple(shape)}"
     elif tensor.dtype.is_complex:
         found = f"is {tensor.dtype}, but was real"
-    elif tensor.is_meta:
+    elif tensor.is_meta and not may_be_meta:
         found = "is on the device 'meta', but had elements"
     else:
         return

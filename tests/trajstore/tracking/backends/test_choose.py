@@ -11,9 +11,9 @@ from trajstore.tracking.backends.eager import EagerBackend
 CPU = torch.device("cpu")
 
 
-def test_compiled_loops_measure_whole_parameters_on_a_cpu():
-    assert choose_backend(CPU, is_whole=True) is CPUBackend
-    assert choose_backend(CPU, is_whole=False) is EagerBackend
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_compiled_loops_measure_parameters_and_shards_on_a_cpu(is_whole: bool):
+    assert choose_backend(CPU, is_whole=is_whole) is CPUBackend
 
 
 def test_the_environment_chooses_plain_torch(monkeypatch: pytest.MonkeyPatch):

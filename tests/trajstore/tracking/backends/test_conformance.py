@@ -66,6 +66,7 @@ def triton_case() -> Case:
 CASES = {
     "cpu": Case(CPUBackend),
     "cpu in threads": Case(CPUBackend, threads=3),
+    "cpu, sharded": Case(CPUBackend, is_sharded=True),
     "eager": Case(EagerBackend),
     "eager, sharded": Case(EagerBackend, is_sharded=True),
     "double": Case(DoubleBackend, float64=True),

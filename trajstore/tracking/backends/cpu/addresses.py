@@ -34,8 +34,13 @@ class Addresses:
         self._last: list[int] | None = None
         self._array = np.zeros(0, np.int64)
 
-    def of_parameters(self) -> tuple[Integers, list[Tensor]]:
+    def of_parameters(
+        self, parts: Sequence[Tensor | None] | None = None
+    ) -> tuple[Integers, list[Tensor]]:
         """Return the addresses of the parameters, and the copies that were necessary."""
+        # `parts` are the parts of the parameters on this rank, if these are not whole.
+        if parts is not None:
+            self._parameters = list(parts)
         if self._last is None or not self._are_same():
             self._array, copies = self.of(self._parameters)
             is_lasting = not copies and all(p is not None for p in self._parameters)

@@ -23,10 +23,12 @@ from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.arguments import Arguments
 from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, run_in_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
+from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
-from trajstore.tracking.backends.rows import arrays_of
+from trajstore.tracking.backends.rows import Arrays, arrays_of
 from trajstore.tracking.backends.threads import preserve_torch_threads
+from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 
@@ -94,13 +96,19 @@ class CPUBackend:
     ) -> None:
         layout = placement.layout
         self._spec, self._past, self._columns = spec, past, _columns(spec)
-        self._addresses = Addresses(layout, parameters)
+        self._placement, self._is_whole = placement, placement.group is None
+        self._is_first = placement.is_first
+        self._local = LocalTensors(placement, parameters)
+        self._addresses = Addresses(self._local.layout, self._local.parameters)
         # Rows: the last gradient, the displacement and the anchor.
         rows = huge_zeros(3, placement.size, device=device)
         self._rows, self.frame = rows.numpy(), rows[1:]
-        self._layout = layout.offsets, layout.sizes, layout.layer_of_block
-        blocks = len(layout.layer_of_block)
+        blocks = len(
+            layout.layer_of_block if self._is_whole else placement.layer_of_block
+        )
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
+        offsets = layout.packed_offsets if spec.is_packed else layout.offsets
+        self._ranges = ranges_of(placement, offsets)
         self._folding = (
             no_folding(n_parts) if spec.exact else folding_of(layout, spec, n_parts)
         )
@@ -112,8 +120,8 @@ class CPUBackend:
         shape = n_parts, spec.sketch_numbers if spec.displacement_sum else 0
         self.displacement_fold = huge_zeros(*shape, device=CPU)
         self._displacements = self.displacement_fold.numpy()
-        # |g|^2 of the last step by block; NaN is out of the range of float32.
-        self._squares = np.zeros(blocks, np.float32)
+        # |g|^2 of the last step by range; NaN is out of the range of float32.
+        self._squares = np.zeros(len(self._ranges), np.float32)
         self._is_lent = False  # whether a caller may have written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
         self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
@@ -122,14 +130,15 @@ class CPUBackend:
 
     def _prepare_kernels(self, n_parts: int) -> _Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
-        layers, columns, folding = len(self._layout[1]), self._columns, self._folding
-        no_addresses, gradients = np.zeros((2, layers), np.int64)
+        layers, columns, folding = len(self._spec.names), self._columns, self._folding
+        no_addresses, gradients = np.zeros((2, len(self._local.layout.names)), np.int64)
         sums = np.zeros((n_parts, layers, columns.n_before))
         no_sums = np.zeros((n_parts, 0, columns.n_after))
-        bounds = np.linspace(0, len(self._squares), n_parts + 1).astype(np.int64)
-        shared = dict(zip(measuring.LAYOUT, self._layout, strict=True)) | {
+        bounds = bounds_of(self._ranges, n_parts)
+        shared: dict[str, Any] = {
             "bounds": bounds,
             "parameters": no_addresses,
+            "ranges": self._ranges,
             "rows": self._rows,
         }
         before = Arguments(
@@ -141,7 +150,7 @@ class CPUBackend:
             columns=columns.products,
             basis_columns=columns.basis,
             width=folding.width,
-            places=folding.places,
+            filled=folding.filled,
             sketch_columns=folding.probe_columns,
             probe_columns=folding.probe_columns,
             probe_signs=folding.probe_rows,
@@ -182,7 +191,8 @@ class CPUBackend:
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
-        self._addresses.follow(parameters)
+        self._local.follow(parameters)
+        self._addresses.follow(self._local.parameters)
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
@@ -211,16 +221,13 @@ class CPUBackend:
         arrays = getattr(row, "arrays", None) or arrays_of(row)
         tables = arrays["tables"]
         wide = self._wide(tables)
-        wide_last, last_tables = None, tables
-        if last is not None:
-            found = getattr(last.row, "arrays", None) or arrays_of(last.row)
-            last_tables = found["tables"]
-            wide_last = self._wide(last_tables)
-        gradients, _gradients = self._addresses.of(vectors)
-        parameters, _parameters = self._addresses.of_parameters()
+        parts = vectors if self._is_whole else self._local.of(vectors)
+        gradients, _gradients = self._addresses.of(parts)
+        parameters, _parameters = self._addresses_of_parameters()
         if self._is_lent:
             self._is_lent = False
-            self._squares[:] = measuring.held_squares(self._rows[0])
+            squares = measuring.held_squares(self._rows[0])
+            self._squares[:] = squares[self._ranges[:, START] // BLOCK]
         if folding.sketch is not None:
             sketching.draw_signs(
                 self._spec.seed, STEP_SIGNS, number, folding.step_signs
@@ -229,30 +236,29 @@ class CPUBackend:
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
-        # Other tensors hold the gradients of every step; the array of addresses stays the same.
-        run.gradients[:] = gradients
-        given = parameters, self._past.addresses, update_sums
-        if not all(map(is_, given, self._given)):
-            self._give(*given)
         try:
-            run.before(run.before_arguments.address)
+            self._run_before(gradients, parameters, update_sums)
+            measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            self._write_probes(arrays)
+            if not self._is_whole:
+                self._add_ranks(wide, update_sums, row)
+        except BaseException:
+            if not self._is_whole:
+                # What other ranks have measured is not known.
+                update_sums.fill(np.nan)
+            raise
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
-            if last is not None and wide_last is not None:
-                measuring.add_up(
-                    update_sums,
-                    columns.after,
-                    wide_last,
-                    columns.grad_sq,
-                    self._energy[1]
-                    if last.gradient_energy is self._energy[0]
-                    else self._energy_of(last),
-                )
-                if not self._spec.scaled:
-                    last_tables[:] = wide_last
-        measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            if last is not None:
+                self._add_update(update_sums, last)
         if wide is not tables:
             tables[:] = wide
+        if folding.sketch is not None and self._is_first:
+            self._write_sketch(arrays)
+
+    def _write_probes(self, arrays: Arrays) -> None:
+        """Write the probes, given the folds, or in exact mode the vectors."""
+        folding = self._folding
         if folding.sketch is None:
             names = ("gradient", "displacement")
             for name, vector in zip(names, self._rows, strict=False):
@@ -262,14 +268,42 @@ class CPUBackend:
             self._displacements += folding.folds[:, 1]
         probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
+
+    def _add_ranks(
+        self, tables: Doubles, update_sums: Doubles, row: Mapping[str, Tensor]
+    ) -> None:
+        """Let the first rank add up what all ranks have measured for this row and the last."""
+        first, folds = self._columns.before, self._folding.folds
+        # Ranks may have different numbers of parts.
+        products, fold = update_sums.sum(0), folds[:, -1].sum(0)
+        columns = tables[:, first : first + self._columns.n_before]
+        arrays = map(torch.from_numpy, (columns, products, fold))
+        probes = [row["probes"]] if "probes" in row else []
+        self._placement.reduce_to_first(*arrays, *probes)
+        update_sums.fill(0)
+        update_sums[0], folds[1:, -1], folds[0, -1] = products, 0, fold
+
+    def _write_sketch(self, arrays: Arrays) -> None:
+        """Write signs and scales to a row, given the folds."""
+        folding = self._folding
         numbers, filled = folding.folds[0, -1], folding.filled
         if len(folding.folds) > 1:
             for part in folding.folds[1:, -1]:
                 numbers[:filled] += part[:filled]
-        sketching.rotate(
-            numbers, filled, folding.step_signs[: len(numbers)], *folding.blocks
-        )
+        signs = folding.step_signs[: len(numbers)]
+        sketching.rotate(numbers, filled, signs, *folding.blocks)
         folding.code(numbers, arrays["signs"], arrays["scales"])
+
+    def _run_before(
+        self, gradients: Integers, parameters: Integers, update_sums: Doubles
+    ) -> None:
+        """Run the kernel for gradients and parameters at these addresses."""
+        # Other tensors hold the gradients of every step; the array of addresses stays the same.
+        self._kernels.gradients[:] = gradients
+        given = parameters, self._past.addresses, update_sums
+        if not all(map(is_, given, self._given)):
+            self._give(*given)
+        self._kernels.before(self._kernels.before_arguments.address)
 
     def _give(self, parameters: Integers, past: Integers, update_sums: Doubles) -> None:
         """Replace arguments of the kernel that rarely change."""
@@ -282,16 +316,21 @@ class CPUBackend:
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
         sums, self._checks = self._measure_after()
+        if not self._is_whole:
+            # Ranks may have different numbers of parts.
+            sums = sums.sum(0, keepdims=True)
+            self._placement.reduce_to_first(torch.from_numpy(sums))
         self._add_update(sums, last)
 
     def parameters_unchanged_since_step(self) -> bool:
         """Return whether the parameters are the same, bit for bit, as in `after_step`."""
         try:
             _, checks = self._measure_after()
+            is_same = np.array_equal(checks, self._checks)
         except ValueError:
             # The shapes have changed.
-            return False
-        return bool(np.array_equal(checks, self._checks))
+            is_same = False
+        return self._placement.all_agree(here=bool(is_same))
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
@@ -314,14 +353,11 @@ class CPUBackend:
         self._run_after(np.zeros((len(self._folding.folds), 0, 0)))
 
     def fold_displacement(self) -> Tensor:
-        """Return the fold of the displacement, float32 (bucket,)."""
-        folding, vector = self._folding, self._rows[1]
-        if self._spec.is_packed:
-            vector = vector[folding.elements]
+        """Return the fold of the displacement on this rank, float32 (bucket,)."""
+        folding, ranges = self._folding, self._ranges
+        signs = folding.probe_columns, folding.probe_rows
         fold = np.zeros(folding.folds.shape[2], np.float32)
-        sketching.fold(
-            vector, folding.width, folding.probe_columns, folding.probe_rows, fold
-        )
+        sketching.fold(self._rows[1], ranges, folding.width, *signs, fold)
         return torch.from_numpy(fold)
 
     def encode(
@@ -338,12 +374,20 @@ class CPUBackend:
         folding, folds = self._folding, self.fold_displacement().numpy()[None, None]
         out = np.zeros((1, self._spec.probes), np.float32)
         sketching.probe(folds, folding.width, *folding.second_fold, out)
-        return torch.from_numpy(out[0])
+        probes = torch.from_numpy(out[0])
+        self._placement.all_reduce(probes)
+        return probes
+
+    def _addresses_of_parameters(self) -> tuple[Integers, list[Tensor]]:
+        """Return the addresses of this rank's parameters, and the copies to keep."""
+        if self._is_whole:
+            return self._addresses.of_parameters()
+        return self._addresses.of_parameters(self._local.parameters)
 
     def _add_update(self, sums: Doubles, last: LastStep) -> None:
         """Write products of the update to the row of its step."""
         columns, energy = self._columns, self._energy_of(last)
-        tables = arrays_of(last.row)["tables"]
+        tables = (getattr(last.row, "arrays", None) or arrays_of(last.row))["tables"]
         wide = self._wide(tables)
         measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
@@ -362,14 +406,14 @@ class CPUBackend:
 
     def _measure_after(self) -> tuple[Doubles, Integers]:
         """Return products of the update, (part, layer, 2), and checksums, (part, layer)."""
-        shape = len(self._folding.folds), len(self._layout[1])
+        shape = len(self._folding.folds), len(self._spec.names)
         sums = np.zeros((*shape, self._columns.n_after))
         return sums, self._run_after(sums)
 
     def _run_after(self, sums: Doubles) -> Integers:
         """Run the kernel for an update, which fills sums, and return its checksums."""
-        parameters, _copies = self._addresses.of_parameters()
-        checks = np.zeros((len(sums), len(parameters)), np.int64)
+        parameters, _copies = self._addresses_of_parameters()
+        checks = np.zeros((len(sums), len(self._spec.names)), np.int64)
         arguments = self._kernels.after_arguments
         arguments.set("parameters", parameters)
         arguments.set("sums", sums)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trajstore.format.layout import BLOCK, Layout
+from trajstore.format.layout import Layout
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch import levels
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
@@ -17,7 +17,6 @@ from trajstore.tracking.backends.cpu import coding
 from trajstore.tracking.backends.memory import huge_zeros
 
 Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
 
 CPU: Final = torch.device("cpu")
 
@@ -31,7 +30,6 @@ class Folding:
 
     sketch: Sketch | None
     width: int  # width of the fold; 0 in exact mode
-    places: Integers  # (block,): places of the blocks in the vector that is folded
     filled: int  # number of buckets that may differ from 0
     probe_columns: Floats  # sequence of the column signs of the probes
     probe_rows: Floats  # row signs of the probes
@@ -42,7 +40,6 @@ class Folding:
     blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
     # Writes the codes and scales of a rotated fold: code(numbers, codes, scales).
     code: Callable[[Floats, npt.NDArray[np.uint8], Floats], None]
-    elements: Integers  # (parameter,): elements of the vector without gaps
 
 
 def no_folding(n_parts: int) -> Folding:
@@ -51,7 +48,6 @@ def no_folding(n_parts: int) -> Folding:
     return Folding(
         sketch=None,
         width=0,
-        places=np.zeros(0, np.int64),
         filled=0,
         probe_columns=empty,
         probe_rows=empty,
@@ -61,7 +57,6 @@ def no_folding(n_parts: int) -> Folding:
         folds=np.zeros((n_parts, 3, 0), np.float32),
         blocks=(1, 1),
         code=coding.code_signs,
-        elements=np.zeros(0, np.int64),
     )
 
 
@@ -69,13 +64,11 @@ def folding_of(layout: Layout, spec: RunSpec, n_parts: int) -> Folding:
     """Return the signs and buffers for vectors that are folded in several parts."""
     sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
     fold, numbers, n_signs = sketch.fold, sketch.numbers, sum(sketch.sign_counts)
-    offsets = layout.packed_offsets if spec.is_packed else layout.offsets
     block = numbers // sketch.n_blocks
     signs = huge_zeros(-(-n_signs // WORD) * WORD, device=CPU).numpy()
     return Folding(
         sketch=sketch,
         width=fold.width,
-        places=_places(layout, offsets),
         filled=min(fold.width, sketch.size),
         probe_columns=fold.column_sequence,
         probe_rows=probes.row_signs,
@@ -90,16 +83,7 @@ def folding_of(layout: Layout, spec: RunSpec, n_parts: int) -> Folding:
         folds=huge_zeros(n_parts, 3, fold.buckets, device=CPU).numpy(),
         blocks=(numbers if sketch.is_mixed else block, block),
         code=_code(spec.bits_per_number, numbers),
-        elements=layout.packed_elements,
     )
-
-
-def _places(layout: Layout, offsets: Integers) -> Integers:
-    """Return the place of each block's first element, for these places of tensors, (block,)."""
-    layers = layout.layer_of_block
-    starts = BLOCK * np.arange(len(layers)) - layout.offsets[layers]
-    places: Integers = offsets[layers] + starts
-    return places
 
 
 def _code(bits: int, numbers: int) -> Callable[..., None]:

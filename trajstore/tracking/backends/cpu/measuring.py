@@ -35,6 +35,14 @@ from trajstore.tracking.backends.cpu.compiling import (
     compiled_for_parts,
     inlined,
 )
+from trajstore.tracking.backends.cpu.ranges import (
+    INDEX,
+    LAYER,
+    LENGTH,
+    PLACE,
+    START,
+    TENSOR,
+)
 from trajstore.tracking.backends.cpu.views import (
     codes_at,
     floats_at,
@@ -65,15 +73,15 @@ CAREFUL: Final = 1e-20, 1e30
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
-# `offsets`, `sizes` and `layer_of_block` of `trajstore.format.layout.Layout`.
-LAYOUT: Final = {"offsets": _INTEGERS, "sizes": _INTEGERS, "layer_of_block": _INTEGERS}
+_RANGES: Final = int64[:, ::1]
 
 BEFORE: Final = {
-    # (part + 1,): first block of each part, and the number of blocks
+    # (part + 1,): first range of each part, and the number of ranges
     "bounds": _INTEGERS,
-    "gradients": _INTEGERS,  # (layer,): addresses of float32 tensors; 0 stands for zeros
-    "parameters": _INTEGERS,  # (layer,): addresses of float32 tensors
-    **LAYOUT,
+    # (tensor,): addresses of float32 tensors; 0 stands for zeros
+    "gradients": _INTEGERS,
+    "parameters": _INTEGERS,  # (tensor,): addresses of float32 tensors
+    "ranges": _RANGES,  # (range, 6): see `trajstore.tracking.backends.cpu.ranges`
     # (3, size): the last gradient, replaced by the gradient; the displacement, overwritten; the
     # anchor, only read.
     "rows": _ROWS,
@@ -85,8 +93,7 @@ BEFORE: Final = {
     # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     "basis_columns": int64[:, ::1],
     "width": int64,  # length of a row of the fold; 0 if nothing is folded
-    # (block,): places of the first elements in the vector that is folded
-    "places": _INTEGERS,
+    "filled": int64,  # number of buckets that may differ from 0
     "sketch_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the sketch
     "probe_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the probes
     "probe_signs": _FLOATS,  # (row,): row signs of the probes
@@ -99,7 +106,7 @@ BEFORE: Final = {
     # (part, fold, bucket): the weighted gradient is added to it; the rows are dealt to the folds
     "window_folds": _FOLDS,
     "energies": _FLOATS,  # (block,): |g|^2 of every block is added to it
-    # (block,): |g|^2 of every block in the last step, NaN where float32 cannot hold it; overwritten
+    # (range,): |g|^2 of every range in the last step, NaN where float32 cannot hold it; overwritten
     "squares": _FLOATS,
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
@@ -113,7 +120,7 @@ AFTER: Final = {
     # Arguments without a comment are as in `BEFORE`.
     "bounds": _INTEGERS,
     "parameters": _INTEGERS,
-    **LAYOUT,
+    "ranges": _RANGES,
     "rows": _ROWS,
     # (part, layer, column): products of the update are added to it; without layers, nothing is
     # measured, and the displacement is computed
@@ -262,22 +269,20 @@ def _fold_block(
 
 @compiled_for_parts
 def measure_before(part: int, arguments: int) -> None:
-    """Measure gradients and parameters, and the last update, in the blocks of one part."""
+    """Measure gradients and parameters, and the last update, in the ranges of one part."""
     # `arguments` is the address of the arguments `BEFORE`.
     (
         bounds,
         gradients,
         parameters,
-        offsets,
-        sizes,
-        layer_of_block,
+        ranges,
         rows,
         past,
         sums,
         columns,
         basis_columns,
         width,
-        places,
+        filled,
         sketch_columns,
         probe_columns,
         probe_signs,
@@ -292,8 +297,7 @@ def measure_before(part: int, arguments: int) -> None:
         update_columns,
         buffers,
     ) = _before_at(arguments)
-    buckets, n_blocks = folds.shape[2], len(layer_of_block)
-    filled = smaller(width, BLOCK * n_blocks)
+    buckets = folds.shape[2]
     for layer in range(sums.shape[1]):
         for column in range(sums.shape[2]):
             sums[part, layer, column] = 0
@@ -304,17 +308,15 @@ def measure_before(part: int, arguments: int) -> None:
     clear(part_of(folds, (3 * part + 1) * buckets, filled))
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
     clear(part_of(folds, (3 * part + 2) * buckets, buckets))
-    for block in range(bounds[part], bounds[part + 1]):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        gradient = gradients[layer]
+    for i in range(bounds[part], bounds[part + 1]):
+        layer, tensor = ranges[i, LAYER], ranges[i, TENSOR]
+        start, n = ranges[i, START], ranges[i, LENGTH]
+        gradient = gradients[tensor]
         if gradient != 0:
-            gradient += 4 * index_in_tensor
+            gradient += 4 * ranges[i, INDEX]
         square = _measure_block(
             gradient,
-            parameters[layer] + 4 * index_in_tensor,
+            parameters[tensor] + 4 * ranges[i, INDEX],
             start,
             n,
             rows,
@@ -327,15 +329,15 @@ def measure_before(part: int, arguments: int) -> None:
             update_columns,
             part,
             layer,
-            squares[block],
+            squares[i],
         )
-        energies[block] += np.float32(square)
+        energies[start // BLOCK] += np.float32(square)
         is_held = square == 0 or CAREFUL[0] < square < CAREFUL[1]
-        squares[block] = np.float32(square) if is_held else np.float32(np.nan)
+        squares[i] = np.float32(square) if is_held else np.float32(np.nan)
         if width > 0:
             _fold_block(
                 start,
-                places[block],
+                ranges[i, PLACE],
                 n,
                 rows,
                 width,
@@ -353,26 +355,22 @@ def measure_before(part: int, arguments: int) -> None:
 
 @compiled_for_parts
 def measure_after(part: int, arguments: int) -> None:
-    """Measure the update in the blocks of one part, or compute the displacement there."""
+    """Measure the update in the ranges of one part, or compute the displacement there."""
     # `arguments` is the address of the arguments `AFTER`.
     (
         bounds,
         parameters,
-        offsets,
-        sizes,
-        layer_of_block,
+        ranges,
         rows,
         sums,
         columns,
         checks,
     ) = _after_at(arguments)
     size = rows.shape[1]
-    for block in range(bounds[part], bounds[part + 1]):
-        layer = layer_of_block[block]
-        start = block * BLOCK
-        index_in_tensor = start - offsets[layer]
-        n = smaller(BLOCK, sizes[layer] - index_in_tensor)
-        address = parameters[layer] + 4 * index_in_tensor
+    for i in range(bounds[part], bounds[part + 1]):
+        layer, index = ranges[i, LAYER], ranges[i, INDEX]
+        start, n = ranges[i, START], ranges[i, LENGTH]
+        address = parameters[ranges[i, TENSOR]] + 4 * index
         parameter, anchor = floats_at(address, n), part_of(rows, 2 * size + start, n)
         displacement = part_of(rows, size + start, n)
         if sums.shape[1] == 0:
@@ -381,7 +379,7 @@ def measure_after(part: int, arguments: int) -> None:
         u_u, u_a = update_products(parameter, anchor, displacement)
         sums[part, layer, columns[0]] += u_u
         sums[part, layer, columns[1]] += u_a
-        checks[part, layer] += sum_of_bits(words_at(address, n), index_in_tensor)
+        checks[part, layer] += sum_of_bits(words_at(address, n), index)
 
 
 @compiled(_SUMS, int64, _TABLE, int64, float64[::1])

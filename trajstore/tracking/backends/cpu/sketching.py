@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from trajstore.sketch.fold import SHIFT
 from trajstore.tracking.backends.cpu.block_loops import clear, fold_vector
 from trajstore.tracking.backends.cpu.compiling import compiled, inlined, loop
+from trajstore.tracking.backends.cpu.ranges import LENGTH, PLACE, START
 from trajstore.tracking.backends.cpu.views import address_of, part_of, smaller
 
 Floats = npt.NDArray[np.float32]
@@ -217,18 +218,31 @@ def reverse_bits_in_bytes(builder: Any, word: Any) -> Any:
 _write_signs: Final = intrinsic(_spread_bits)
 
 
-@compiled(_FLOATS, int64, _FLOATS, _FLOATS, _FLOATS)
+@compiled(_FLOATS, int64[:, ::1], int64, _FLOATS, _FLOATS, _FLOATS)
 def fold(
-    vector: Floats, width: int, columns: Floats, row_signs: Floats, out: Floats
+    vector: Floats,  # (size,)
+    ranges: npt.NDArray[np.int64],  # (range, 6): see `ranges`
+    width: int,
+    columns: Floats,
+    row_signs: Floats,
+    out: Floats,  # (bucket,)
 ) -> None:
-    """Add the fold of a vector, (size,), to `out`, (bucket,); see `trajstore.sketch.fold`."""
-    size = len(vector)
-    for row in range(len(row_signs)):
-        start = row * width
-        n = smaller(width, size - start)
-        if n > 0:
-            signs = part_of(columns, SHIFT * row, n)
-            fold_vector(part_of(vector, start, n), signs, row_signs[row], out)
+    """Add the fold of a vector to `out`; see `trajstore.sketch.fold`."""
+    for i in range(len(ranges)):
+        start, place = ranges[i, START], ranges[i, PLACE]
+        stop = start + ranges[i, LENGTH]
+        while start < stop:
+            row = place // width
+            column = place - row * width
+            n = smaller(stop - start, width - column)
+            fold_vector(
+                part_of(vector, start, n),
+                part_of(columns, SHIFT * row + column, n),
+                row_signs[row],
+                part_of(out, column, n),
+            )
+            start += n
+            place += n
 
 
 @compiled(uint64, uint64, uint64, _FLOATS)

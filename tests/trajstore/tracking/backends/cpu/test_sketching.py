@@ -14,6 +14,7 @@ from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate
 from trajstore.sketch.signs import Role, random_signs
 from trajstore.tracking.backends.cpu import coding, compiling, sketching
+from trajstore.tracking.backends.cpu.ranges import LENGTH, PLACE, START
 
 _hadamard = compiling.standalone(sketching._hadamard)
 
@@ -165,8 +166,15 @@ def test_fold_and_probe_equal_numpys(
     folded = np.zeros((2, 1, buckets), np.float32)
     out = np.full((1, count), 7, np.float32)
 
+    # Ranges in an order of their own, the first of them longer than a row of the fold.
+    cuts = np.array([0, min(size, 2 * fold.width + 3), size, size])
+    ranges = np.zeros((3, 6), np.int64)
+    ranges[:, START] = ranges[:, PLACE] = cuts[:-1]
+    ranges[:, LENGTH] = np.diff(cuts)
     for part in folded:
-        sketching.fold(vector, fold.width, columns, probes.row_signs, part[0])
+        sketching.fold(
+            vector, ranges[::-1].copy(), fold.width, columns, probes.row_signs, part[0]
+        )
     sketching.probe(folded, fold.width, *second_fold(probes), out)
 
     np.testing.assert_array_equal(folded[0, 0], fold(vector, probes.row_signs))
