@@ -125,6 +125,7 @@ def flip(file: Path) -> None:
     file.write_bytes(bytes(data))
 
 
+@pytest.mark.filterwarnings("ignore:.*the target, 'final', is not finite")
 @pytest.mark.parametrize("damage", [remove, flip])
 @pytest.mark.parametrize("case", DAMAGES.values(), ids=DAMAGES)
 def test_damage_costs_its_steps_only(

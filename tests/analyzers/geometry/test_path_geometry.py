@@ -277,7 +277,6 @@ def test_result_does_not_depend_on_chunks(
         # Parts hold two steps, eight rows of the fold or two blocks; the result has four.
         ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
         ("_engine.energies", "SQUARES", 3 * 256),
-        ("_engine.energies", "INTERVAL_SUMS", 10),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
         ("_engine.tasks", "PART", 2048),
         ("_engine.tasks", "ROW_PART", 2048),
