@@ -190,7 +190,7 @@ def test_commands_of_the_page_on_planning_run(
 
 
 def test_the_page_on_planning_has_all_its_commands():
-    assert len(plan_commands()) == 6
+    assert len(plan_commands()) == 7
 
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]

@@ -159,7 +159,7 @@ def _quantities(
     )
     if run.spec.is_packed and not run.spec.float64:
         # Float32 rounds in the same way in neighbouring steps: weighing estimates does not help.
-        least = rounding(a_sq, a_sq, fit, parts)
+        least = add(rounding(a_sq, a_sq, fit, parts))
         product = product._replace(stderr=np.hypot(product.stderr, np.sqrt(least)))
     to_target = distance(add(a_sq), product, add(v_sq[None]))
     squares = add(tables["grad_sq"])

@@ -261,9 +261,12 @@ TABLE = {
     ),
 }
 
-TESTED_ELSEWHERE = {"adjacent_convexity", "linear_modes", "log", "range_means"}
-"""Analyses that need other runs: full-batch runs, or runs of deep linear networks. `log` sends
-results of analyses."""
+TESTED_ELSEWHERE = {
+    *("adjacent_convexity", "compare_over_seeds", "linear_modes", "log"),
+    "range_means",
+}
+"""Analyses that need other runs: full-batch runs, runs of deep linear networks, or several seeds.
+`log` sends results of analyses."""
 
 
 def computed(name: str, model: Model) -> Any:

@@ -67,6 +67,7 @@ def test_gradient_that_is_not_finite_spoils_its_step_only(
 
 # NaN is not equal to NaN.
 @pytest.mark.filterwarnings("ignore:The parameters have changed")
+@pytest.mark.filterwarnings(r"ignore:The target x\* .* is not finite")
 @pytest.mark.parametrize("mode", ["sketched", "exact"])
 def test_steps_before_the_parameters_became_nan_can_be_measured(
     tmp_path: Path, mode: str

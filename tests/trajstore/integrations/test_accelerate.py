@@ -129,8 +129,16 @@ def test_an_exception_leaves_a_failed_store(tmp_path: Path):
     net = make_net()
     net, optimizer = accelerator.prepare(net, make_sgd(net))
     recording = record(tmp_path / "run", accelerator, net, optimizer, **SMALL)
-    with pytest.raises(ValueError, match="'loss' must be one"), recording as recorder:
-        recorder.log(loss=torch.ones(2))
+
+    def fail() -> None:
+        with recording as recorder:
+            # A wrong argument of a call of the recorder ends nothing.
+            with pytest.warns(UserWarning, match="'loss' must be one number"):
+                recorder.log(loss=torch.ones(2))
+            raise ValueError("an error of the training")
+
+    with pytest.raises(ValueError, match="of the training"):
+        fail()
     assert open_run(tmp_path / "run").status == "failed"
 
 
