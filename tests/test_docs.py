@@ -68,8 +68,10 @@ def test_snippets_of_the_page_on_comparing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
     pytest.importorskip("torch")
-    for name in ("a.zarr", "b.zarr", "c.zarr"):
-        shutil.copytree(example_run, tmp_path / name)
+    optimizers = [f"{name}{i}" for name in ("adamw", "sgd") for i in range(3)]
+    walks = [f"{name}-walk" for name in optimizers]
+    for name in ("a", "b", "c", *optimizers, *walks):
+        shutil.copytree(example_run, tmp_path / f"{name}.zarr")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/comparing.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -78,6 +80,7 @@ def test_snippets_of_the_page_on_comparing_run(
         exec(compile(block, "docs/comparing.md", "exec"), names)
     plt.close("all")
     assert (names["difference"].gamma_difference == 0).all()
+    assert names["sgd"] == names["adamw"] == [0.0] * 3
     assert names["apart"].sizes == {"point": 6, "other_point": 6}
     assert names["path"].coordinate_stderr.max() > 0
     assert names["run"].status == "complete"

@@ -45,9 +45,10 @@ TITLES = {"rsi": "RSI", "eb": "EB", "lolr": "loLR"}
 """Names of quantities in tables; other names are shown as they are."""
 
 ONE_EPOCH = (
-    "A run with one epoch has no middle half: its numbers are means over all steps, with the end "
-    "of the run. For the middle half of its steps, see traj-analyze geometry, or average "
-    "analyzers.range_means with analyzers.mid_run."
+    "A run with one epoch has no middle half: next to runs with epochs its numbers are unknown, and "
+    "without such runs they are means over all steps, with the end of the run. For the middle "
+    "half of its steps, see traj-analyze geometry, or average analyzers.range_means with "
+    "analyzers.mid_run."
 )
 SEVERAL_SEEDS = (
     "± is the standard error over runs: their spread, or the error of the estimates if that is "
@@ -57,6 +58,12 @@ ONE_SEED = (
     "± is the error of the estimates. It does not say what another seed of the training would "
     "change, which is often far more: record several seeds of each configuration, and give all "
     "of them."
+)
+
+UNLIKE_OPTIMIZERS = (
+    "The runs have different optimizers. Gamma has a null value of its own for each of them: "
+    "compare gamma minus the walk through the same optimizer, with analyzers.excess_gamma. RSI "
+    "and EB depend on the distance to x*, and loLR is about plain gradient steps."
 )
 
 MAX_VALUE = 24
@@ -144,6 +151,8 @@ def compare(
             *_difference_tables(middle, numbers[1:]),
             ONE_SEED,
         ]
+    if len(set(map(_optimizers, runs))) > 1:
+        parts.append(UNLIKE_OPTIMIZERS)
     if any(run.n_epochs < 2 for run in runs):
         parts.append(ONE_EPOCH)
     if all(run.layout == runs[0].layout for run in runs):
@@ -164,6 +173,11 @@ def compare(
         example="compared.gamma_difference.values",
         more=more,
     )
+
+
+def _optimizers(run: "Run") -> tuple[str, ...]:
+    """Return the classes of the optimizers of a run."""
+    return tuple(sorted({group.optimizer for group in run.stored.document.optimizer}))
 
 
 def _run_table(runs: "list[Run]", compared: "xr.Dataset") -> Table:

@@ -9,7 +9,7 @@ import xarray as xr
 from analyzers._engine.arrays.geometry import QUANTITIES
 from analyzers.geometry.time_axis import time_of
 
-AVERAGED: Final = ("gamma",)
+AVERAGED: Final = ("gamma", "excess")
 """Quantities of which the mean over epochs is taken; of others, the median."""
 
 
@@ -22,21 +22,23 @@ def middle_half(n: int) -> slice:
 def mid_run(means: xr.Dataset) -> xr.Dataset:
     r"""Summarise means of epochs by one number for each quantity, from the middle half of the run.
 
-    Gamma is the mean of the epochs' means. RSI, EB, loLR and the distance are medians of the
-    epochs' means: near the end of a schedule they change by orders of magnitude, and a single
+    Gamma, or the excess of gamma, is the mean of the epochs' means. RSI, EB, loLR and the
+    distance are medians of the epochs' means: near the end of a schedule they change by orders of magnitude, and a single
     epoch would dominate their mean.
 
     Parameters
     ----------
     means : xarray.Dataset
-        A result of `epoch_means`, `range_means` or `compare`; may be lazy.
+        A result of `epoch_means` or `range_means`, of the geometry or of the excess, or of
+        `compare`; may be lazy.
 
     Returns
     -------
     xarray.Dataset
         Lazy if `means` is lazy, without the dimension ``epoch`` (or ``step``). ``gamma``,
-        ``rsi``, ``eb``, ``lolr`` and ``distance``, each with its standard error
-        (``_stderr``); float64, units of 1. NaN where no epoch of the middle half is known.
+        ``rsi``, ``eb``, ``lolr`` and ``distance``, or ``excess``, each with its standard error
+        (``_stderr``); float64, units of 1. NaN where no epoch of the middle half is known, and
+        in a comparison for runs without epochs if other runs have epochs.
 
     Notes
     -----
@@ -56,7 +58,7 @@ def mid_run(means: xr.Dataset) -> xr.Dataset:
     """
     used = used_epochs(means)
     variables: dict[str, xr.DataArray] = {}
-    for name in QUANTITIES:
+    for name in ["excess"] if "excess" in means else QUANTITIES:
         kind = "mean" if name in AVERAGED else "median"
         value, stderr = summary(means, name, used)
         old = means[name].attrs
@@ -87,6 +89,10 @@ def used_epochs(means: xr.Dataset) -> xr.DataArray:
         dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[bool],
     )
+    if "run" in means.dims:
+        # A mean over all steps of a run without epochs is no match for the middle of others.
+        n = held.sum(dim)
+        used = used & ((n > 1) | (n.max("run") < 2))
     return used
 
 

@@ -21,12 +21,13 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
 
     Gamma of a walk is the cosine between -u_k and x_k - x*. The steps u_k of the walk have
     the lengths of the run's updates and independent directions, and x* is the end of the
-    walk. If there are many more dimensions than steps, any two steps are nearly orthogonal,
-    and
+    walk. On average any two steps are orthogonal, and
 
     .. math:: \gamma^0_k = \frac{|u_k|}{\sqrt{\sum_{j \ge k} |u_j|^2}},
 
-    which is :math:`1 / \sqrt{T - k}` if all T steps have the same length. It is positive
+    which is :math:`1 / \sqrt{T - k}` if all T steps have the same length. This is the mean over
+    walks, up to terms of order 1/d in d dimensions; a single walk scatters around it by
+    1/sqrt(d). It is positive
     because x*, the end of the walk, depends on the steps; it measures this effect alone.
 
     Parameters

@@ -33,7 +33,10 @@ EXECUTED = {
 }
 """Files that name the pages whose snippets they execute."""
 
-HERE = {"clusters", "deep-linear", "figures", "null-models", "trackers", "zigzag"}
+HERE = {
+    *("clusters", "deep-linear", "figures", "null-models", "resuming", "trackers"),
+    "zigzag",
+}
 """Pages whose snippets are executed by this module."""
 
 
@@ -210,3 +213,18 @@ def test_commands_and_options_of_the_pages_exist(
             if argument.startswith("--") and "tyro" not in argument:
                 option = argument.partition("=")[0]
                 assert re.search(rf"(?<!\S){option}\b", helps[script, command]), line
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_snippet_on_resuming_trains_without_a_recording(
+    exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.chdir(tmp_path)
+    if exists:
+        Path("run.zarr").mkdir()
+    given = {"trajstore": trajstore, "model": model, "optimizer": optimizer}
+    names = run_snippets("resuming", ALL, **given)
+    assert (names["recorder"] is None) == exists

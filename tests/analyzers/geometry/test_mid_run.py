@@ -77,3 +77,24 @@ def test_ranges_of_steps_are_summarised_too():
     found = analyzers.mid_run(ranges)
     assert found.lolr == 1.5
     assert not found.coords
+
+
+def test_the_excess_is_averaged():
+    values = means([9.0, 1.0, 2.0, 4.0])[["gamma", "gamma_stderr"]]
+    excess = values.rename({"gamma": "excess", "gamma_stderr": "excess_stderr"})
+    found = analyzers.mid_run(excess)
+    assert set(found) == {"excess", "excess_stderr"}
+    assert found.excess == 1.5
+    np.testing.assert_allclose(found.excess_stderr, 0.1 / np.sqrt(2))
+
+
+def test_runs_without_epochs_have_no_middle_next_to_others():
+    whole, single = means([1.0, 2.0, 3.0, 4.0]), means([9.0])
+    both = xr.concat([whole, single], "run", join="outer")
+    n_steps = np.where(np.isnan(both.gamma), 0, 10)
+    found = analyzers.mid_run(both.assign(n_steps=(("run", "epoch"), n_steps)))
+    np.testing.assert_equal(found.gamma.values, [2.5, np.nan])
+    alone = xr.concat([single, single], "run").assign(
+        n_steps=(("run", "epoch"), [[10]] * 2)
+    )
+    np.testing.assert_equal(analyzers.mid_run(alone).gamma.values, [9.0, 9.0])

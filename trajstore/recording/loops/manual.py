@@ -51,7 +51,7 @@ def step(
 
     Raises
     ------
-    ValueError, RuntimeError
+    ValueError, TypeError, RuntimeError
         If the gradients or parameters do not match the recorded parameters, or if the block of
         another step has not ended.
 
@@ -160,6 +160,12 @@ def by_layer(gradients: Gradients | None, spec: RunSpec) -> list[Tensor | None] 
             raise ValueError(
                 f"The gradient of {name} has the shape {tuple(gradient.shape)}, expected "
                 f"{tuple(shape)}, the shape of the parameter."
+            )
+    for gradient in listed:
+        if gradient is not None and not isinstance(gradient, Tensor):
+            raise TypeError(
+                "recorder.step() needs gradients that are torch tensors, or None, got "
+                f"{type(gradient).__name__}. Convert an array with torch.from_numpy."
             )
     return listed if any(g is not None for g in listed) else None
 
