@@ -84,6 +84,8 @@ def take_turns(name: str, steps: int, batch_size: int, store: str) -> None:
             turns.end()
 
     train(training, observe)
+    # The parent has read all lines so far.
+    sys.stdin.readline()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(usage.ru_maxrss * BYTES_PER_KIB, flush=True)
 
