@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 import tyro
+from digits_steps import timed_steps
 from rich.console import Console
 from rich.progress import track
 from saving import RESULTS, save_results
@@ -79,21 +80,8 @@ def training(
         model = digits_resnet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     recorder = Recorder(path, model, optimizer, steps_per_epoch=20, **options)
-    images, labels = torch.randn(64, 1, 8, 8), torch.randint(10, (64,))
-    loss_of = nn.CrossEntropyLoss()
-
-    def take(n_steps: int) -> float:
-        # With the writer's thread, which computes the checks of chunks.
-        started = time.process_time()
-        for _ in range(n_steps):
-            optimizer.zero_grad()
-            loss = loss_of(model(images), labels)
-            loss.backward()
-            recorder.log(loss=loss)
-            optimizer.step()
-        recorder.flush()
-        return time.process_time() - started
-
+    # With the writer's thread, which computes the checks of chunks.
+    take = timed_steps(model, recorder, optimizer, time.process_time, flush=True)
     return recorder, take
 
 

@@ -8,46 +8,29 @@ with that of the copy without a tracker, in the same round. Takes about a minute
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import tyro
+from digits_steps import timed_steps
 from rich.console import Console
 from rich.progress import track
 from saving import RESULTS, save_results
-from torch import nn
 
 from train.models.resnet import digits_resnet
 from trajstore import Recorder
 from trajstore.trackers import Reporter
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INTERVALS = (100, 10, 1)
 """Steps from one report to the next, of every tracker."""
 
 PLAIN = "no tracker"
-
-
-def training(
-    model: nn.Module, recorder: Recorder, optimizer: torch.optim.Optimizer
-) -> Callable[[int], float]:
-    """Return a function that takes steps, and returns the seconds of this thread."""
-    images, labels = torch.randn(64, 1, 8, 8), torch.randint(10, (64,))
-    loss_of = nn.CrossEntropyLoss()
-
-    def take(n_steps: int) -> float:
-        started = time.thread_time()
-        for _ in range(n_steps):
-            optimizer.zero_grad()
-            loss = loss_of(model(images), labels)
-            loss.backward()
-            recorder.log(loss=loss)
-            optimizer.step()
-        return time.thread_time() - started
-
-    return take
 
 
 def main(
@@ -82,7 +65,8 @@ def main(
                 flush_rows=20,  # so that every turn contains the work of a flush
                 report_to=[Reporter(to=to, every=every)] if every else (),
             )
-            turns[name] = training(model, stack.enter_context(recorder), optimizer)
+            opened = stack.enter_context(recorder)
+            turns[name] = timed_steps(model, opened, optimizer, time.thread_time)
             turns[name](steps)
             seconds[name] = []
         order = np.random.default_rng(0)

@@ -21,6 +21,15 @@ Array = npt.NDArray[np.float64]
 Intervene = Callable[[int, nn.Module, Optimizer], None]
 
 
+FOUR: dict[str, Any] = {
+    "n_seeds": 4,
+    "widths": (64, 128, 10),
+    "sketch_bits": 2048,
+    "probes": 256,
+}
+"""Options of `train` for four recorders of a network whose gradients are folded."""
+
+
 class Seeded(NamedTuple):
     """Recordings of one training run, and its exact iterates and gradients."""
 

@@ -171,20 +171,14 @@ def test_another_kind_of_null_is_refused(change: str):
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return three trainings with other rates, each under four recorders."""
     torch = pytest.importorskip("torch")
-    from tests.analyzers.geometry.seeded import train
+    from tests.analyzers.geometry.seeded import FOUR, train
 
     folder = tmp_path_factory.mktemp("excess")
-    options: dict[str, Any] = {
-        "n_seeds": 4,
-        "widths": (64, 128, 10),
-        "sketch_bits": 2048,
-        "probes": 256,
-    }
     return [
         train(
             folder / f"{lr}",
             lambda model, lr=lr: torch.optim.AdamW(model.parameters(), lr=lr),  # type: ignore[misc]
-            **options,
+            **FOUR,
         )
         for lr in (0.01, 0.02, 0.005)
     ]

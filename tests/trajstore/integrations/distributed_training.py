@@ -96,15 +96,18 @@ def transformers(path: Path) -> None:
 def accelerate(path: Path) -> None:
     from accelerate import Accelerator
 
+    train_accelerated(path, Accelerator(cpu=True), exact=True)
+
+
+def train_accelerated(path: Path, accelerator: Any, **options: Any) -> None:
     from trajstore.integrations.accelerate import record
 
-    accelerator = Accelerator(cpu=True)
     net = make_net()
     net, optimizer, loader = accelerator.prepare(
         net, make_sgd(net), DataLoader(make_data(), batch_size=1)
     )
-    options: dict[str, Any] = {"steps_per_epoch": len(loader), "exact": True}
     assert len(loader) == N_BATCHES
+    options |= {"steps_per_epoch": len(loader)}
     with record(path, accelerator, net, optimizer, **options) as recorder:
         for _ in range(EPOCHS):
             for batch in loader:
@@ -139,24 +142,8 @@ def fabric(path: Path) -> None:
 def accelerate_fsdp(path: Path) -> None:
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
-    from trajstore.integrations.accelerate import record
-
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
-    net = make_net()
-    net, optimizer, loader = accelerator.prepare(
-        net, make_sgd(net), DataLoader(make_data(), batch_size=1)
-    )
-    options: dict[str, Any] = {"steps_per_epoch": len(loader), **SMALL}
-    with record(path, accelerator, net, optimizer, **options) as recorder:
-        for _ in range(EPOCHS):
-            for batch in loader:
-                loss = loss_of(net, batch)
-                accelerator.backward(loss)
-                recorder.log(loss=loss)
-                optimizer.step()
-                optimizer.zero_grad()
-    accelerator.end_training()
+    train_accelerated(path, Accelerator(cpu=True, fsdp_plugin=plugin), **SMALL)
 
 
 def sharded(net: Any, mesh: Any) -> Any:
