@@ -11,7 +11,9 @@ import xarray as xr
 
 from tests.analyzers.geometry.seeded import Seeded
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from trajstore import Recorder
 
 
 @pytest.fixture
@@ -76,6 +78,23 @@ def test_single_runs_are_not_compared_over_seeds(
     averaged = document["configurations"]["variables"]
     assert averaged["gamma_difference_verdict"]["values"] == ["", "unknown"]
     assert document["groups"] == ["compare", "compare-over-seeds"]
+
+
+def test_unlike_optimizers_are_named(
+    stores: list[Path], traj_analyze: Callable[..., str], tmp_path: Path
+):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "sgd.zarr", model, optimizer, steps_per_epoch=4):
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(3)).square().sum().backward()
+            optimizer.step()
+    note = "The runs have different optimizers."
+    unlike = traj_analyze("compare", stores[0], tmp_path / "sgd.zarr")
+    assert note in " ".join(unlike.split())
+    alike = traj_analyze("compare", stores[0], stores[1])
+    assert note not in " ".join(alike.split())
 
 
 def test_a_single_store_is_refused(stores: list[Path], refused: Callable[..., str]):

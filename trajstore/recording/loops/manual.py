@@ -156,16 +156,17 @@ def by_layer(gradients: Gradients | None, spec: RunSpec) -> list[Tensor | None] 
                 f"{len(listed)}. Give None for a parameter without a gradient."
             )
     for name, gradient, shape in zip(names, listed, spec.shapes, strict=False):
-        if gradient is not None and gradient.shape != shape:
+        if gradient is None:
+            continue
+        if not isinstance(gradient, Tensor):
+            raise TypeError(
+                f"The gradient of {name} is a {type(gradient).__name__}, expected a torch tensor "
+                "or None. Convert an array with torch.from_numpy."
+            )
+        if gradient.shape != shape:
             raise ValueError(
                 f"The gradient of {name} has the shape {tuple(gradient.shape)}, expected "
                 f"{tuple(shape)}, the shape of the parameter."
-            )
-    for gradient in listed:
-        if gradient is not None and not isinstance(gradient, Tensor):
-            raise TypeError(
-                "recorder.step() needs gradients that are torch tensors, or None, got "
-                f"{type(gradient).__name__}. Convert an array with torch.from_numpy."
             )
     return listed if any(g is not None for g in listed) else None
 

@@ -172,12 +172,13 @@ def test_a_gradient_that_is_not_given_is_nan(tmp_path: Path):
     [
         ([torch.ones(3)], r"Expected 4 gradients.* got 1"),
         ({"a": torch.ones(3)}, r"Gradients of \['a'\] were given"),
+        ([np.ones(3)] * 4, r"is a ndarray, expected a torch tensor"),
     ],
 )
 def test_wrong_gradients_are_refused(gradients: Any, error: str, tmp_path: Path):
     with (
         Recorder(tmp_path / "run", net(), None) as recorder,
-        pytest.raises(ValueError, match=error),
+        pytest.raises((TypeError, ValueError), match=error),
         recorder.step(gradients),
     ):
         pass
