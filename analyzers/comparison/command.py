@@ -90,7 +90,8 @@ def compare(
         Paths or URLs of trajectory stores, two or more.
     reference : str, default: "final"
         The target of every run: final, the name of a snapshot, the number of an epoch,
-        step:4500, mean:10:20, or the path or URL of another store, for its final iterate.
+        step:4500, mean:10:20, the path or URL of another store, for its final iterate, or a .npz,
+        .pt or .pth file of tensors by name.
     by : tuple of str, optional
         Names of the settings that make a configuration, such as optimizer.class; other settings
         may differ within it. By default, all settings except seeds.

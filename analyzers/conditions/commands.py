@@ -64,7 +64,8 @@ def alpha_beta(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
-        URL of another store, whose final iterate is the target.
+        URL of another store, whose final iterate is the target; or a .npz, .pt or .pth file
+        of tensors by name.
     reference_loss : float, optional
         Loss at x* of a run whose steps use all data. Default: the losses that traj-train replay
         computed.
@@ -236,7 +237,8 @@ def aiming(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
-        URL of another store, whose final iterate is the target.
+        URL of another store, whose final iterate is the target; or a .npz, .pt or .pth file
+        of tensors by name.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
     full_batch : bool, default: False

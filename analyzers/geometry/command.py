@@ -70,7 +70,8 @@ def geometry(
     reference : str, default: "final"
         The target: final, the name of a snapshot, the number of an epoch, step:4500 for
         the anchor of the window that starts there, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
-        another store, for its final iterate.
+        another store, for its final iterate; or a .npz, .pt or .pth file of tensors by
+        name, such as torch.save(model.state_dict(), path) writes.
     layers : bool, default: False
         Also measure each parameter tensor separately, and print gamma of each, mid-run.
     measurement : str, optional

@@ -112,8 +112,9 @@ def path_geometry(
         The target x*: ``"final"`` for the last iterate, ``"step:4500"`` for the stored anchor
         of the window that starts at that step, another string for the snapshot of that name,
         an int for the stored anchor at the start of that epoch, another
-        run or the path of its store for its last iterate, or a mapping from parameter names to arrays or CPU
-        tensors, in which other keys are ignored.
+        run or the path of its store for its last iterate, or a mapping from parameter names to
+        arrays or CPU tensors, in which other keys are ignored, or the path of a ``.npz``, ``.pt``
+        or ``.pth`` file with such a mapping.
     layers : bool, default: False
         Measure each layer (parameter tensor) separately. All variables then have the
         dimension ``layer``, and g, x and x* consist of the elements of the layer.
