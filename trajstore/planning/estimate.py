@@ -59,6 +59,9 @@ COMPRESSION: Final = {
 }
 """Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); 1 for other arrays."""
 
+WHOLE: Final = ("gradient", "displacement")
+"""Arrays of an exact recording that hold a vector of the parameters in every step."""
+
 VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
 """Bytes of a recorder's vectors for each parameter, by the type of the parameters.
 
@@ -100,8 +103,10 @@ class Plan:
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
         """Size on disk of one step in bytes, by array."""
+        # The gaps between the tensors of an exact recording compress to nothing.
+        filled = self.layout.n_params / self.layout.size
         return {
-            name: _bytes_on_disk(name, array)
+            name: _bytes_on_disk(name, array) * (filled if name in WHOLE else 1.0)
             for name, array in self._step_arrays.items()
         }
 
@@ -279,6 +284,7 @@ def plan_recording(
             "reference_every": reference_every,
             "total_steps": n_steps,
             "exact": exact,
+            "compressed": exact,
             "float64": float64,
             "scaled": not float64,
         }

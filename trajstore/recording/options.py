@@ -122,6 +122,7 @@ class RecorderOptions:
                 "reference_every": self.reference_every,
                 "total_steps": self.total_steps,
                 "exact": self.exact,
+                "compressed": self.exact,
                 "samples": self.samples,
                 "float64": float64,
                 "scaled": is_wide and not float64,

@@ -83,7 +83,7 @@ def test_nothing_in_a_file_is_executed(run: Run, tmp_path: Path, ending: str):
     if ending == "pt":
         pytest.importorskip("torch")
     path = tmp_path / f"evil.{ending}"
-    path.write_bytes(pickle.dumps({"weight": Evil()}))
+    path.write_bytes(pickle.dumps({"weight": Evil()}, protocol=2))
     with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
         find_target(run, path)
 
