@@ -117,7 +117,8 @@ def _before_target(means: xr.Dataset, held: xr.DataArray) -> xr.DataArray:
             xr.DataArray(limit, dims="run") if limit.ndim else float(limit)
         )
     kept = held & before
-    return kept.where(kept.any(time_of(means)), held)
+    found: xr.DataArray = kept.where(kept.any(time_of(means)), held)
+    return found
 
 
 def in_middle_half(held: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

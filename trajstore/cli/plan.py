@@ -18,7 +18,12 @@ from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
-from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
+from trajstore.planning.measured import (
+    DECAYED_END_RATIOS,
+    END_ERROR_RATIOS,
+    MEASURED_RUNS,
+    Optimizer,
+)
 from trajstore.planning.search import best_plan, with_longer_windows
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -324,6 +329,11 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
     facts[ends] = (
         f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
     )
+    if plan.rate != "constant":
+        low, high = DECAYED_END_RATIOS
+        facts["last fifth of run"] = (
+            f"epoch means {low} to {high} times as uncertain, because the rate decays to 0"
+        )
     if not is_best and (longer := with_longer_windows(plan)) is not None:
         facts["smaller store"] = (
             f"anchors take {plan.share_of_anchors:.0%} of this store; with --reference-every "

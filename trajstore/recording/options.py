@@ -158,7 +158,8 @@ class RecorderOptions:
         if given := [name for name, is_given in unsupported.items() if is_given]:
             raise NotImplementedError(
                 "Parameters that are divided among ranks cannot be recorded with "
-                f"{' or '.join(given)}; leave out these options."
+                f"{' or '.join(given)}; leave out these options. A failure of recording then "
+                "raises an error on all ranks, because none can go on alone."
             )
 
 

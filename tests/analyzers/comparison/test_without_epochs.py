@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,18 +23,19 @@ from trajstore import Recorder
 def paths(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
     """Record runs of 100 and 60 steps without epochs, and one with epochs."""
     folder = tmp_path_factory.mktemp("no-epochs")
-    recorded = []
-    for name, n_steps, options in (
+    recorded: list[Path] = []
+    kinds: list[tuple[str, int, dict[str, Any]]] = [
         ("long", 100, {}),
         ("short", 60, {}),
         ("epochs", 100, {"steps_per_epoch": 10}),
-    ):
+    ]
+    for name, n_steps, options in kinds:
         torch.manual_seed(len(recorded))
         inputs = torch.randn(64, 5)
         model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         path = folder / f"{name}.zarr"
-        with Recorder(path, model, optimizer, total_steps=n_steps, **options) as r:  # type: ignore[arg-type]
+        with Recorder(path, model, optimizer, total_steps=n_steps, **options) as r:
             for k in range(n_steps):
                 optimizer.zero_grad()
                 batch = inputs[k % 8 * 8 : k % 8 * 8 + 8]

@@ -1,5 +1,7 @@
 """Test ``analyzers.conditions.plots``: figures show the numbers of the result."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def test_colours_show_most_values_of_a_sign(sign: int):
     values = np.array([[1e-6, 2e-6], [3e-6, 4e-6], [5e-6, 0.4]])
     margins["margin"] = (("alpha", "beta"), sign * values)
     ax = plots.feasible_set(margins, pairs((1.0, 0.5)), boundaries)
-    norm = ax.collections[0].norm
+    norm: Any = ax.collections[0].norm
     assert 3e-6 < sign * (norm.vmax if sign > 0 else norm.vmin) < 0.1
     assert norm.vmin == -norm.vmax
     plt.close("all")
@@ -125,6 +127,7 @@ def test_the_legend_of_mu_covers_no_curve():
         xr.Dataset({"mu": mu}, coordinates, {"gradient": "g"})
     )
     ax.figure.canvas.draw()
-    legend, axes = (x.get_window_extent() for x in (ax.get_legend(), ax))
+    drawn: Any = ax.get_legend()
+    legend, axes = (x.get_window_extent() for x in (drawn, ax))
     assert not legend.overlaps(axes)
     plt.close("all")

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trajstore.reading.test_target import SIZE, WARM, flat, values, write_run
+from tests.trajstore.reading import test_target
+from tests.trajstore.reading.test_target import SIZE, flat, values, write_run
 from trajstore import Run, parameters_at
 from trajstore.reading.results import target_slug
 from trajstore.reading.target import find_target, read_target
+
+WARM: dict[str, Any] = test_target.WARM
 
 
 @pytest.fixture(scope="module")
