@@ -173,17 +173,21 @@ def _pairs(
     if not np.isnan(pairs["largest_alpha"]):
         columns.append("largest alpha at beta = 0")
         names_of.append("largest_alpha")
-        note = (
-            "beta = 0 is feasible, so the smallest pair only repeats --min-gap, whatever the run: "
-            "report the largest alpha at beta = 0."
-        )
+        if float(pairs["best_alpha"]) == pairs.attrs["min_gap"]:
+            note = (
+                "The smallest pair only repeats --min-gap, as it does for every run in which it "
+                "is feasible: report the largest alpha at beta = 0."
+            )
     best = make_table("products", *columns, text=["products"])
     for label, shifted in (
         ("one standard error smaller", stricter),
         ("as estimated", pairs),
         ("one standard error larger", looser),
     ):
-        values = [f"{float(shifted[name]):.4g}" for name in names_of]
+        values = [
+            "none" if np.isnan(shifted[name]) else f"{float(shifted[name]):.4g}"
+            for name in names_of
+        ]
         best.add_row(label, *values)
     return [
         f"Smallest pairs for which the condition holds at all {steps}:",
