@@ -21,6 +21,7 @@ from analyzers._style import (
     new_figure,
     ordered_colors,
 )
+from analyzers.conditions.alpha_beta import largest_alpha
 from analyzers.geometry.time_axis import by_time
 
 EXCLUDED_COLOR: Final = "0.85"
@@ -137,7 +138,7 @@ def feasible_set(
         best = _best(feasible)
         text = r"smallest $\alpha + \beta$"
         ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
-        at_zero = float(feasible.get("largest_alpha", np.nan))
+        at_zero = largest_alpha(feasible)
         if np.isfinite(at_zero):
             text = r"largest $\alpha$ at $\beta = 0$"
             ax.plot(at_zero, 0, "k^", markersize=7, label=text, clip_on=False)
