@@ -12,7 +12,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.labels import describe
-from analyzers.conditions.arrays import NO_STEP, Steps, feasible, smallest_margin
+from analyzers.conditions.arrays import (
+    NO_STEP,
+    Steps,
+    feasible,
+    largest_at_zero,
+    smallest_margin,
+)
 from analyzers.conditions.defaults import MIN_GAP
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
 from trajstore.reading.accepts_path import accepts_path
@@ -300,13 +306,7 @@ def largest_alpha(pairs: xr.Dataset) -> float:
     float
         NaN if beta = 0 is feasible at no alpha, infinite if alpha has no bound there.
     """
-    # Between these corners beta >= 0 is the bound, which belongs to no step.
-    at_zero = np.flatnonzero(pairs["step"].values == NO_STEP)
-    if not len(at_zero):
-        return np.nan
-    right = int(at_zero[0]) + 1
-    alpha = pairs["alpha"].values
-    return float(alpha[right]) if right < len(alpha) else np.inf
+    return largest_at_zero(pairs["alpha"].values, pairs["step"].values)
 
 
 def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:

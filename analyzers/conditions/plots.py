@@ -21,7 +21,7 @@ from analyzers._style import (
     new_figure,
     ordered_colors,
 )
-from analyzers.conditions.alpha_beta import largest_alpha
+from analyzers.conditions.arrays import largest_at_zero
 from analyzers.geometry.time_axis import by_time
 
 EXCLUDED_COLOR: Final = "0.85"
@@ -138,7 +138,7 @@ def feasible_set(
         best = _best(feasible)
         text = r"smallest $\alpha + \beta$"
         ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
-        at_zero = largest_alpha(feasible)
+        at_zero = largest_at_zero(feasible["alpha"].values, feasible["step"].values)
         if np.isfinite(at_zero):
             text = r"largest $\alpha$ at $\beta = 0$"
             ax.plot(at_zero, 0, "k^", markersize=7, label=text, clip_on=False)
