@@ -138,7 +138,8 @@ def feasible_set(
         best = _best(feasible)
         text = r"smallest $\alpha + \beta$"
         ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
-        at_zero = largest_at_zero(feasible["alpha"].values, feasible["step"].values)
+        corners = (feasible.get(name, xr.DataArray([])) for name in ("alpha", "step"))
+        at_zero = largest_at_zero(*(corner.values for corner in corners))
         if np.isfinite(at_zero):
             text = r"largest $\alpha$ at $\beta = 0$"
             ax.plot(at_zero, 0, "k^", markersize=7, label=text, clip_on=False)
