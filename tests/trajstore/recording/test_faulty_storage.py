@@ -147,7 +147,7 @@ def test_an_outage_is_waited_out(
 def test_a_lasting_outage_is_an_error(
     on_error: str, proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lease, "OUTAGE_SECONDS", 0.5)
+    monkeypatch.setenv("TRAJSTORE_OUTAGE_SECONDS", "0.5")
     monkeypatch.setattr(lease, "OPENING_SECONDS", 0.1)
     location, training = f"{bucket}/lasting-{on_error}/run.zarr", Training()
     recorder = record(location, training, on_error=on_error)
