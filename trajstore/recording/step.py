@@ -70,6 +70,7 @@ class StepRecorder:
         """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
         self._pending |= to_scalars({name: value})
+        self._watch.note_logged(name)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
