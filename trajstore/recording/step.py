@@ -71,8 +71,8 @@ class StepRecorder:
     def log(self, name: str, value: object) -> None:
         """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
-        self._pending |= to_scalars({name: value})
         self._watch.note_logged(name)
+        self._pending |= to_scalars({name: value})
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
