@@ -63,6 +63,23 @@ class ErrorRange(NamedTuple):
     high: float
 
 
+class Recorded(NamedTuple):
+    """Root-mean-square errors of gamma in a recorded run, mid-run, and those that plans predict."""
+
+    step: float
+    mean: float | None  # of epoch means; None if the run has too few epochs
+    planned_step: ErrorRange
+    planned_mean: ErrorRange | None
+
+    def scaled(self, planned: ErrorRange, *, mean_of: int) -> ErrorRange:
+        """Scale the errors that are planned for a similar run by those of this run."""
+        measured, predicted = self.step, self.planned_step
+        if mean_of > 1 and self.mean is not None and self.planned_mean is not None:
+            measured, predicted = self.mean, self.planned_mean
+        pairs = zip(planned, predicted, strict=True)
+        return ErrorRange(*sorted(measured * error / own for error, own in pairs))
+
+
 class Growth(NamedTuple):
     """Root-mean-square growth of errors within windows, mid-run."""
 
