@@ -25,7 +25,7 @@ import trajstore
 from trajstore.planning.estimate import plan_recording
 from trajstore.planning.recorded import optimizer_of, recorded_errors
 
-OPTIONS: Mapping[str, Mapping[str, int]] = {
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "default options": {},
     "`sketch_bits=16384`": {"sketch_bits": 1 << 14},
     "`sketch_bits=131072`": {"sketch_bits": 1 << 17},
@@ -38,7 +38,7 @@ OPTIONS: Mapping[str, Mapping[str, int]] = {
 def record(
     training: Training,
     seed: int,
-    options: Mapping[str, Mapping[str, int]],
+    options: Mapping[str, Mapping[str, Any]],
     directory: Path,
 ) -> dict[str, trajstore.Run]:
     """Train once under several recorders, and store the geometry of every run."""

@@ -27,7 +27,7 @@ def record(path: Path, optimizer: str = "SGD", **options: Any) -> Run:
     model = nn.Sequential(nn.Linear(20, 150), nn.Tanh(), nn.Linear(150, 20))
     settings = {"momentum": 0.9} if options.pop("momentum", False) else {}
     steps = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, **settings)
-    lengths = {"steps_per_epoch": EPOCH, "total_steps": STEPS}
+    lengths: dict[str, Any] = {"steps_per_epoch": EPOCH, "total_steps": STEPS}
     with Recorder(path, model, steps, **lengths, **options):
         for _ in range(STEPS):
             steps.zero_grad()
