@@ -17,7 +17,7 @@ from cost_tables import (
     scale_table,
 )
 from installation_tables import installations_table
-from planning_tables import planning_table, plans_table, signs_table
+from planning_tables import like_table, planning_table, plans_table, signs_table
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -390,6 +390,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/planning.md": {
         "planning": planning_table,
         "plans": plans_table,
+        "like": like_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -408,6 +409,7 @@ FILES = {
     "numbers": "accuracy",
     "between_layers": "deep_linear",
     "plans": "calibration",
+    "like": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
