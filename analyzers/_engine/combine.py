@@ -22,7 +22,6 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.arrays.mean_errors import (
     ErrorModel,
     covariance_with_sum,
-    directions_of,
     row_sums,
 )
 from analyzers._engine.arrays.window_sums import (
@@ -254,6 +253,7 @@ def _error_model(
     if common.shape[-1] == measured.displacement_common.shape[-1]:
         common = measured.displacement_common[:n]
     turning = np.sqrt(np.maximum(combined.probe_stderr**2 - common**2, 0))
+    of_layers = common.shape[-1] > 1
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=total if constrained is None else constrained.posterior,
@@ -262,7 +262,7 @@ def _error_model(
         probe_common=np.nan_to_num(common),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
-        probe_directions=directions_of(probed.aside_probes[:n], probed.alone[:n]),
+        probe_correlation=probed.correlation(slice(0, n), of_layers=of_layers),
     )
 
 
