@@ -95,6 +95,26 @@ def calibration_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
+    """Return the table of expected z by term, with one line per training."""
+    titles = {
+        "products": "<g, v'>, steps",
+        "probes": "<x - r, v'>, steps",
+        "start": "the same, start of a window",
+        "end": "the same, end of a window",
+        "gradients": "sum of gradients",
+        "displacements": "sum of displacements",
+    }
+    lines = [
+        f"| training | {' | '.join(titles.values())} |",
+        "|---" * (len(titles) + 1) + "|",
+    ]
+    for name, found in results.items():
+        cells = (f"{found[term]:.2f}" if term in found else "" for term in titles)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def marked(text: str, *, is_inside: bool) -> str:
     """Return the text of a cell, bold where a bar is missed."""
     return text if is_inside else f"**{text}**"

@@ -223,7 +223,19 @@ def _combined(
     variance = row_stderr(posterior)[:n] ** 2
     products = Estimate(add(posterior.value[:n]), np.sqrt(add(variance)))
     summed = constrained.displacement
-    sum_variance, probe_variance = add(summed.stderr**2), probes.stderr**2
+    sum_variance = add(summed.stderr**2)
+    if parts.are_layers:
+        # The sums of a layer tell more than what is usual of layers.
+        has_sums = np.isfinite(sum_variance)
+        probes = Estimate(
+            *(
+                np.where(has_sums, column[:n], guessed)
+                for column, guessed in zip(
+                    measured.displacement_measured, probes, strict=True
+                )
+            )
+        )
+    probe_variance = probes.stderr**2
     total = sum_variance + probe_variance
     share = np.divide(sum_variance, total, out=np.zeros_like(total), where=total > 0)
     share = np.where(np.isinf(sum_variance), 1.0, share)

@@ -44,6 +44,7 @@ class Measured(NamedTuple):
     # The rows of the displacements a = x - r are the steps, and the window's end if known.
     displacement: Estimate  # <a, v'> from the probes, (row, part)
     displacement_common: FloatArray  # error that all rows share, see `LayerProducts`
+    displacement_measured: Estimate  # the same products by probes alone
     displacement_sq: FloatArray  # |a|^2, (row, layer)
     displacement_on_basis: FloatArray  # <a, s>, (row, layer, basis)
     residual_sq: FloatArray  # |v'|^2, (layer,)
@@ -269,9 +270,9 @@ def _with_displacements(
         has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
-    common = np.zeros_like(estimate.value)
+    common, by_probes = np.zeros_like(estimate.value), estimate
     if parts.count > 1:
-        estimate, common = layer_products(
+        estimate, common, by_probes = layer_products(
             whole,
             a_sq=parts.sum(squares, 1),
             a_dot_basis=parts.sum(on_basis, 1),
@@ -288,8 +289,10 @@ def _with_displacements(
         )
     if run.spec.is_packed:
         rounded = rounding(squares, squares, fit, parts)
-        value, stderr = estimate
-        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
+        estimate, by_probes = (
+            Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
+            for value, stderr in (estimate, by_probes)
+        )
         value, stderr = whole.estimate
         both = np.hypot(stderr, np.sqrt(rounded.sum(1)))
         whole = whole._replace(estimate=Estimate(value, both))
@@ -300,6 +303,7 @@ def _with_displacements(
         products=products,
         displacement=estimate,
         displacement_common=common,
+        displacement_measured=by_probes,
         displacement_sq=squares,
         displacement_on_basis=on_basis,
         residual_sq=v_sq,

@@ -78,6 +78,7 @@ class LayerProducts(NamedTuple):
     # The part of the errors that is one random number for all steps; the rest of the errors
     # correlates like the directions of the rest of a. (step, layer)
     common: FloatArray
+    measured: Estimate  # without what is usual of cosines: noisy and unbiased
 
 
 def displacement_product(
@@ -262,13 +263,14 @@ def layer_products(
     if collisions is not None:
         # No prior is needed where every element has a probe of its own.
         trust = np.where(counts == 0, 1.0, trust)
-    value = by_step + trust * (probed - expected)
     if collisions is not None:
         removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
-        value += removed @ v_dot_basis.T
+        by_step = by_step + removed @ v_dot_basis.T
+    value = by_step + trust * (probed - expected)
     common = (1 - trust) * prior.common
     variance = np.square(1 - trust) * prior.turning + trust**2 * noise + common**2
-    return LayerProducts(Estimate(value, np.sqrt(variance)), common)
+    alone = Estimate(by_step + probed - expected, np.sqrt(noise))
+    return LayerProducts(Estimate(value, np.sqrt(variance)), common, alone)
 
 
 class Prior(NamedTuple):

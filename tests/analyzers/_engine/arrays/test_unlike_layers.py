@@ -48,7 +48,9 @@ def by_layer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([x[..., part] @ y[part] for part in LAYERS], -1)
 
 
-def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndarray:
+def estimated(
+    path: Path, rng: np.random.Generator, *, has_sum: bool, is_guessed: bool
+) -> np.ndarray:
     """Return errors over standard errors, by step and layer."""
     signs = rng.choice([-1.0, 1.0], size=(PROBES, path.f.size))
     probes = signs / np.sqrt(PROBES)
@@ -66,7 +68,7 @@ def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndar
         stderr = SUM_STDERR * lengths.sum(0)
         total = Estimate(path.products.sum(0) + stderr * rng.normal(size=10), stderr)
     empty = np.zeros((N_LAYERS, 1))
-    (value, stderr), common = layer_products(
+    (value, stderr), common, measured = layer_products(
         whole,
         a_sq=np.array([by_layer(a, a) for a in path.a]),
         a_dot_basis=np.zeros((STEPS, N_LAYERS, 1)),
@@ -82,6 +84,8 @@ def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndar
     )
     if total is not None:
         value, stderr = meeting(total, value, stderr, common, whole.aside_probes)
+    if not is_guessed:
+        value, stderr = measured
     z: np.ndarray = (value - path.products) / stderr
     return z
 
@@ -107,13 +111,20 @@ def meeting(
     return Estimate(value, stderr)
 
 
-@pytest.mark.parametrize("has_sum", [False, True], ids=["probes", "with their sum"])
-def test_errors_are_honest_in_every_layer(has_sum: bool):
+@pytest.mark.parametrize(
+    ("has_sum", "is_guessed"),
+    [(False, True), (True, True), (False, False)],
+    ids=["probes", "with their sum", "without a guess"],
+)
+def test_errors_are_honest_in_every_layer(*, has_sum: bool, is_guessed: bool):
     z = []
     for seed in range(6):
         rng = np.random.default_rng(seed)
         path = unlike_path(rng)
-        z += [estimated(path, rng, has_sum=has_sum) for _ in range(12)]
+        z += [
+            estimated(path, rng, has_sum=has_sum, is_guessed=is_guessed)
+            for _ in range(12)
+        ]
     scores = np.sqrt(np.mean(np.square(z), axis=(0, 1)))
     # Of the 72 draws of the probes, the directions of a window's steps are two or three.
     assert (scores > 0.75).all()
