@@ -137,3 +137,23 @@ def fewer_bytes_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(
         [*lines, *(f"| {name} | {' | '.join(e)} |" for name, e in forms.items())]
     )
+
+
+def large_workloads_table(results: dict[str, Any]) -> str:
+    """Return the table of one large workload, with its plan."""
+    memory = results["peak GB, recorded"] - results["peak GB, plain"]
+    planned = results["planned memory, GB"], results["planned store, MB"]
+    pair = (results[f"{name}, smallest sum"] for name in ("alpha", "beta"))
+    cells = {
+        "time of a plain step": f"{results['seconds a plain step']:.1f} s",
+        "time of recorded / plain training, median of pairs of steps": (
+            f"{results['recorded over plain']:.3f}"
+        ),
+        "memory of the recording (planned)": f"{memory:.2f} GB ({planned[0]:.2f} GB)",
+        "store (planned)": f"{results['store, MB']:,.0f} MB ({planned[1]:,.0f} MB)",
+        "alpha and beta of the smallest sum": " and ".join(f"{x:.2f}" for x in pair),
+    }
+    shape = f"{results['parameters']:,} parameters, {results['steps']} steps"
+    threads = f"{results['threads']} threads"
+    lines = [f"| {results['workload']}, {shape}, {threads} | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {n} | {value} |" for n, value in cells.items())])
