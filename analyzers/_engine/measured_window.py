@@ -203,7 +203,8 @@ def _anchor_error_sq(run: Run, window: int) -> FloatArray:
     if window == run.n_windows - 1 or row >= run.n_steps:
         # The run ends here, and its last iterate is exact.
         return np.zeros(len(run.layout.sizes))
-    return read_tables(run, slice(row, row + 1))["displacement_sq"][0]
+    squares: FloatArray = read_tables(run, slice(row, row + 1))["displacement_sq"][0]
+    return squares
 
 
 def residual_sq(fit: Fit) -> FloatArray:

@@ -75,7 +75,7 @@ def correlation_of(
     is_known = np.isfinite(lengths) & (lengths > 0)
     some = np.where(is_known[:, None], some, 0)
     some /= np.where(is_known, lengths, 1)[:, None]
-    matrix = some @ some.T
+    matrix: FloatArray = some @ some.T
     if forms is not None:
         groups = Forms(*(np.nan_to_num(values[chosen]) for values in forms))
         matrix = groups.covariance(matrix)
