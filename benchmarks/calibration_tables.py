@@ -47,7 +47,9 @@ def calibration_table(results: dict[str, Any]) -> str:
             return ""
         return marked(f"{highest:.1f}", is_inside=highest < limit)
 
+    latest = max(result.get("estimator", 0) for result in results.values())
     for name, result in results.items():
+        is_older = result.get("estimator", 0) < latest
         parts = result["quantities"].values()
         middle = result["quantities"]["gamma"]["middle"]
         layers = [
@@ -56,7 +58,7 @@ def calibration_table(results: dict[str, Any]) -> str:
             for layer in found.values()
         ]
         cells = [
-            name,
+            f"{name} \\*" if is_older else name,
             f"{result['parameters']:,}",
             f"{result['seeds']}",
             f"{middle['step']['error']:.5f}, {middle['mean']['error']:.5f}",

@@ -226,11 +226,16 @@ def layer_products(
     unit = np.square(norms)
     # The whole cosine is the mean of the layers' cosines, with these weights. Vectors of n
     # elements have cosines of at least 1 / sqrt(n) by chance.
+    of_whole = _ratio(norms, norms.sum(1, keepdims=True))
     told = np.isfinite(probed + expected + noise).all(1) & (whole.aside > 0)
-    weights = _mean(_ratio(norms, norms.sum(1, keepdims=True)), told)
+    weights = _mean(of_whole, told)
     scale = np.square(1 - weights) + np.square(weights).sum() - weights**2
     by_chance = scale / np.maximum(sizes, 1)
     shared = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))[:, None] * unit
+    # The error of the whole is the sum of the errors of all layers, so it is a part of the error of a
+    # layer's own probes: that of a layer with most of the norm is the same error.
+    root = np.sqrt(noise)
+    tied = of_whole * root * np.minimum(root, whole.estimate.stderr[:, None])
     by_step = whole.advance[:, None] * f_dot_v + expected
     if total is not None and np.isfinite(by_step + probed).all():
         correlation = correlation_of(whole.aside_probes)
@@ -243,32 +248,33 @@ def layer_products(
             scale=scale,
             by_chance=by_chance,
         )
-        root = np.sqrt(noise)
         measured = _left(root * correlated(correlation, root), noise, total.stderr**2)
     else:
         variance = cosine_spread(
             _mean(_ratio(np.square(probed - expected), unit), told),
-            by_chance + _mean(_ratio(noise, unit), told),
+            by_chance + _mean(_ratio(noise + shared - 2 * tied, unit), told),
             scale,
             _independent(whole.aside_probes[told]),
         )
         left = (variance * scale + by_chance) * unit
-        prior = Prior(shared + left, np.zeros_like(norms), left, left)
+        prior = Prior(shared + left, np.zeros_like(norms), shared + left, left)
         measured = noise
     # The best weight of the probes makes most of the error that of the prior, whose size is
     # guessed, and differs between layers. Enough weight leaves it a small part of the variance.
-    best = _ratio(prior.left, prior.left + noise)
+    still_tied = tied * _ratio(measured, noise)
+    gain, spread = prior.left - still_tied, prior.left + measured - 2 * still_tied
+    best = np.clip(_ratio(gain, spread), 0, 1)
     odds = np.sqrt(_ratio(prior.guessed, PRIOR_ODDS * measured))
     trust = np.maximum(best, odds / (1 + odds))
     if collisions is not None:
         # No prior is needed where every element has a probe of its own.
         trust = np.where(counts == 0, 1.0, trust)
-    if collisions is not None:
         removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
         by_step = by_step + removed @ v_dot_basis.T
     value = by_step + trust * (probed - expected)
     common = (1 - trust) * prior.common
     variance = np.square(1 - trust) * prior.turning + trust**2 * noise + common**2
+    variance += 2 * trust * (1 - trust) * tied
     alone = Estimate(by_step + probed - expected, np.sqrt(noise))
     return LayerProducts(Estimate(value, np.sqrt(variance)), common, alone)
 

@@ -31,8 +31,9 @@ class Path(NamedTuple):
     products: np.ndarray  # (step, layer)
 
 
-def unlike_path(rng: np.random.Generator) -> Path:
+def unlike_path(rng: np.random.Generator, first: float = 1.0) -> Path:
     """Return a path that leaves its straight line, in some layers more along v than in others."""
+    # Vectors are `first` times as long in the first layer.
     f, v = rng.normal(size=(2, N_LAYERS * SIZE))
     v += 0.3 * f
     time = np.arange(1, STEPS + 1)[:, None] / (STEPS + 1)
@@ -41,6 +42,8 @@ def unlike_path(rng: np.random.Generator) -> Path:
     cosines = np.repeat(COSINES, SIZE)
     aside = own * np.cos(1.5 * time) + turning * np.sin(1.5 * time) + cosines * v
     a = time * f + 1.5 * bulge * aside
+    for vectors in (a, f, v):
+        vectors[..., LAYERS[0]] *= first
     return Path(a, f, v, by_layer(a, v))
 
 
@@ -129,3 +132,15 @@ def test_errors_are_honest_in_every_layer(*, has_sum: bool, is_guessed: bool):
     # Of the 72 draws of the probes, the directions of a window's steps are two or three.
     assert (scores > 0.75).all()
     assert (scores < 1.25).all()
+
+
+def test_errors_of_a_layer_with_most_of_the_norm_are_those_of_the_whole():
+    z = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        path = unlike_path(rng, first=6.0)
+        z += [
+            estimated(path, rng, has_sum=False, is_guessed=True)[:, 0]
+            for _ in range(24)
+        ]
+    assert 0.85 < np.sqrt(np.mean(np.square(z))) < 1.15
