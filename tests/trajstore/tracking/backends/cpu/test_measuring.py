@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from trajstore.tracking.backends.cpu import block_loops, compiling, measuring
 
-measure_update = compiling.standalone(block_loops.measure_update)
+update_products = compiling.standalone(block_loops.update_products)
 sum_of_bits = compiling.standalone(block_loops.sum_of_bits)
 
 
@@ -22,7 +22,7 @@ def test_an_update_near_the_anchor_is_exact():
     anchor = (1 + normal(1024) * 1e-3).astype(np.float32)
     displacement = (normal(1024) * 1e-7).astype(np.float32)
     parameter = np.nextafter(anchor, np.float32(2))
-    square, product = measure_update(parameter, anchor, displacement)
+    square, product = update_products(parameter, anchor, displacement)
     update = parameter.astype(float) - anchor - displacement
     # float32 sums of 1024 numbers.
     np.testing.assert_allclose(square, (update**2).sum(), rtol=1e-6)
