@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
+from analyzers._engine.arrays.epoch_sums import N_AVERAGED
 from analyzers._engine.arrays.geometry import QUANTITIES
 from analyzers._engine.labels import describe
 from analyzers.comparison.run_list import as_runs, run_names
@@ -99,7 +100,8 @@ def compare_geometries(
     size = _range_size(geometries)
     for run, geometry in zip(runs, geometries, strict=True):
         means = epoch_means(_in_ranges(geometry, size))
-        means = means.drop_vars(["n_missing", "n_imprecise"])
+        counts = [f"{name}{N_AVERAGED}" for name in QUANTITIES]
+        means = means.drop_vars(["n_missing", "n_imprecise", *counts])
         # Epochs of damaged chunks are -1.
         known = means.isel(epoch=means["epoch"].values >= 0)
         parts.append(known.assign(_scalar_means(run, size)))
@@ -205,7 +207,9 @@ def mid_run(compared: xr.Dataset) -> xr.Dataset:
     for name in QUANTITIES:
         value, stderr = result[name], result[f"{name}_stderr"]
         # The first run, given again, is known to have the same values.
-        is_same = (compared[f"{name}{DIFFERENCE}_stderr"].fillna(0) == 0).all("epoch")
+        apart = compared[f"{name}{DIFFERENCE}"]
+        is_exact = compared[f"{name}{DIFFERENCE}_stderr"] == 0
+        is_same = (is_exact | apart.isnull()).all("epoch")
         error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
         result[f"{name}{DIFFERENCE}"] = value - value.isel(run=0)
         result[f"{name}{DIFFERENCE}_stderr"] = error.where(~is_same, 0 * error)

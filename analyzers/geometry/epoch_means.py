@@ -12,6 +12,7 @@ from analyzers._engine.arrays.epoch_sums import (
     EXCESS,
     EXCESSES,
     GEOMETRY,
+    N_AVERAGED,
     Averaged,
     Codes,
     by_name,
@@ -52,12 +53,15 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     xarray.Dataset
         Lazy if `geometry` is lazy. The dimension ``epoch`` replaces ``step``. Each quantity
         of `path_geometry`, or the excess,
-        has four variables: its mean, under its own name; the standard error of the mean,
-        ending in ``_stderr``; and the smallest and largest value of a step, ending in
-        ``_min`` and ``_max``. Values of steps are estimates, and their extremes are the
+        has five variables: its mean, under its own name; the standard error of the mean,
+        ending in ``_stderr``, which is NaN if that of a step in the mean is not known; the smallest
+        and largest value of a step, ending in ``_min`` and ``_max``; and the number of steps in the
+        mean, ending in ``_n_steps``. Values of steps are estimates, and their extremes are the
         extremes of their errors, too: ``gamma_max`` of a small layer may exceed 1, which no
-        cosine does. ``n_steps`` is the number of averaged steps, and ``n_missing``
-        is the number of steps that were left out because they are NaN. ``n_imprecise`` is the
+        cosine does. ``n_steps`` is the number of steps whose gamma, or excess, is known, and ``n_missing``
+        is the number of steps whose gamma is NaN. The distance and EB may be known in these steps, such
+        as after a gradient that was not finite or with damaged signs; ``distance_n_steps`` says in how
+        many. ``n_imprecise`` is the
         number of steps that are also left out of gamma, RSI and EB, because the relative
         error of the distance is above 0.3: their errors are not first order. Where the standard
         error of a mean gamma is above 1, as in layers whose gradient is nothing but rounding,
@@ -145,6 +149,9 @@ def _means(
         variables[f"{name}_stderr"] = dims, results[f"{name}_stderr"], stderr_attributes
         for suffix in ("_min", "_max"):
             variables[f"{name}{suffix}"] = dims, results[f"{name}{suffix}"], attributes
+        counts = {"long_name": f"number of steps in the mean of {name}", "units": "1"}
+        n_averaged = results[f"{name}{N_AVERAGED}"].astype(np.int64)
+        variables[f"{name}{N_AVERAGED}"] = dims, n_averaged, counts
     for name, long_name in COUNTS.items():
         attributes = {"long_name": long_name, "units": "1"}
         variables[name] = dims, results[name].astype(np.int64), attributes

@@ -30,19 +30,22 @@ IMPRECISE: Final = "is_imprecise"
 DIVIDED: Final = ("gamma", "rsi", "eb", EXCESS)
 """Quantities that are divided by the distance."""
 
-SUMS: Final = ("n", "sum", "own", "shared", "n_shared", "together")
+N_AVERAGED: Final = "_n_steps"
+"""Suffix of the number of steps in the mean of a quantity."""
+
+SUMS: Final = ("n", "sum", "own", "shared", "together")
 """Sums over the steps of an epoch, for each quantity."""
 
 COUNTS: Final = {
-    "n_steps": "number of averaged steps",
-    "n_missing": "number of steps without a value",
+    "n_steps": "number of steps with a value of gamma",
+    "n_missing": "number of steps without a value of gamma",
     "n_imprecise": "number of steps whose distance or mean gamma is imprecise",
 }
 """Descriptions of the counts of steps in an epoch, by name."""
 
 IMPRECISE_COUNT: Final = list(COUNTS).index("n_imprecise")
 
-MEANS: Final = ("", "_stderr", "_min", "_max")
+MEANS: Final = ("", "_stderr", "_min", "_max", N_AVERAGED)
 """Suffixes of the results for each quantity."""
 
 
@@ -95,9 +98,11 @@ def partial_sums(
         variables = tuple(variable[order] for variable in variables)
     given = dict(zip(averaged.needed, variables, strict=True))
 
-    def sums(values: npt.NDArray[Any]) -> FloatArray:
-        """Return sums over epochs, which leave out NaN."""
-        counted = np.where(np.isnan(values), 0, values)
+    def sums(
+        values: npt.NDArray[Any], where: npt.NDArray[np.bool_] | bool = True
+    ) -> FloatArray:
+        """Return sums over epochs; one value that is not known leaves its sum unknown."""
+        counted = np.where(where, values, 0)
         return np.add.reduceat(counted, starts, axis=0, dtype=np.float64)
 
     if IMPRECISE in given:
@@ -110,11 +115,11 @@ def partial_sums(
         if name in DIVIDED:
             value = np.where(is_imprecise, np.nan, value)
         is_known = ~np.isnan(value)
-        shared = np.where(is_known, given[f"{name}{FROM_DISTANCE}"], np.nan)
-        own = np.maximum(np.where(is_known, stderr, np.nan) ** 2 - shared**2, 0)
-        together = np.where(is_known, given[f"{name}{COVARIANCE}"], np.nan)
-        added += [sums(is_known), sums(value), sums(own), sums(shared)]
-        added += [sums(~np.isnan(shared)), sums(together)]
+        shared = given[f"{name}{FROM_DISTANCE}"]
+        own = np.maximum(stderr**2 - shared**2, 0)
+        together = np.where(np.isnan(stderr), np.nan, given[f"{name}{COVARIANCE}"])
+        added += [sums(is_known), *(sums(v, is_known) for v in (value, own, shared))]
+        added += [sums(together, is_known)]
         lowest.append(np.fmin.reduceat(value, starts, axis=0))
         highest.append(np.fmax.reduceat(value, starts, axis=0))
     is_finite = ~np.isnan(given[averaged.quantities[0]])
@@ -162,10 +167,10 @@ def means(
     n_quantities, n_sums = len(averaged.quantities), averaged.n_sums
     for q in range(n_quantities):
         i = len(SUMS) * q
-        n, total_value, own, shared, n_shared, together = total[i : i + len(SUMS)]
+        n, total_value, own, shared, together = total[i : i + len(SUMS)]
         with np.errstate(invalid="ignore", divide="ignore"):
             squared = np.where(n > 0, n**2, np.nan)
-            apart = own / squared + (shared / n_shared) ** 2
+            apart = own / squared + (shared / n) ** 2
             # Rounding may push the variance of a sum that is known below 0.
             exact = np.maximum(together, 0) / squared
             stderr = np.sqrt(np.where(is_whole, exact, apart))
@@ -177,7 +182,7 @@ def means(
                     is_unknown, counts[0], counts[IMPRECISE_COUNT]
                 )
         lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
-        found += [mean, stderr, lowest, highest]
+        found += [mean, stderr, lowest, highest, n]
     return np.stack([*found, *counts])
 
 

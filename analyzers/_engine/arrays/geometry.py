@@ -87,16 +87,22 @@ def geometry(
     # errors are first order.
     results = {}
     for name, q in found.items():
-        from_distance = q.by_distance * length_error
-        with np.errstate(invalid="ignore"):
-            mixed = 2 * q.by_product * q.by_distance * covariance
-            variance = (q.by_product * error) ** 2 + from_distance**2 + mixed
+        from_distance = scaled(q.by_distance, length_error)
+        mixed = 2 * scaled(q.by_product, scaled(q.by_distance, covariance))
+        variance = scaled(q.by_product, error) ** 2 + from_distance**2 + mixed
         is_known = np.isfinite(q.value)
         results[name] = q.value
         stderr = np.sqrt(np.maximum(variance, 0))
         results[f"{name}_stderr"] = np.where(is_known, stderr, np.nan)
         results[f"{name}{FROM_DISTANCE}"] = np.where(is_known, from_distance, np.nan)
     return results
+
+
+def scaled(derivative: FloatArray, error: FloatArray | float) -> FloatArray:
+    """Multiply errors by derivatives; errors that are not known do not matter where these are 0."""
+    with np.errstate(invalid="ignore"):
+        result: FloatArray = np.where(derivative == 0, 0.0, derivative * error)
+    return result
 
 
 def decayed(

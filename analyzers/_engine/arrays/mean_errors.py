@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.arrays.geometry import scaled
 from analyzers._engine.arrays.probe_errors import Correlation, correlated
 from analyzers._engine.arrays.recurrence import Recurrence, gradient_of, states
 from analyzers._engine.arrays.window_sums import Posterior, times_covariance
@@ -51,7 +52,8 @@ def covariance_with_sum(
         variance: FloatArray = model.product_variance
         if n_results == 1:
             variance = variance.sum(1, keepdims=True)
-        total: FloatArray = by_product**2 * variance[:, None]
+        # Gradients that are not known say nothing against a distance.
+        total: FloatArray = scaled(by_product**2, variance[:, None])
     elif sums is None:
         shape = (*by_product.shape[:2], model.posterior.value.shape[-1])
         vector = np.broadcast_to(by_product, shape)
@@ -60,12 +62,12 @@ def covariance_with_sum(
             total = total.sum(-1, keepdims=True)
     else:
         total = _telescoped(model, by_product, by_displacement, sums.spread)
-    scaled = by_displacement * share * model.probe_stderr[:, None]
-    mixed = correlated(model.probe_correlation, scaled)
+    probed = by_displacement * share * model.probe_stderr[:, None]
+    mixed = correlated(model.probe_correlation, probed)
     # A known sum of the products explains the product of the gains.
     gained = by_displacement * share * model.probe_gain[:, None]
     common = by_displacement * share * model.probe_common[:, None]
-    total = total + scaled * mixed + common * common.sum(0)
+    total = total + probed * mixed + common * common.sum(0)
     result: FloatArray = total - gained * gained.sum(0)
     return result
 

@@ -104,21 +104,24 @@ def _gamma_images(
         values = means_of_groups(gamma, column)
         # Errors of steps of a window depend on each other; covariances with the sum of the
         # errors of the window and epoch add up to the variance of the sum.
-        covariance = np.where(
-            np.isfinite(gamma), geometry["gamma_covariance"].values, np.nan
-        )
-        counts = _counts(gamma, column)
+        is_known, error = np.isfinite(gamma), geometry["gamma_stderr"].values
+        covariance = geometry["gamma_covariance"].values
+        is_unsure = is_known & ~np.isfinite(error + covariance)
+        covariance = np.where(is_known & ~is_unsure, covariance, np.nan)
+        counts = _counts(is_known, column)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = means_of_groups(covariance, column) / counts
             stderr = np.sqrt(np.clip(mean, 0, None))
+            # One value whose error is not known leaves that of the mean unknown.
+            stderr = np.where(_counts(is_unsure, column) > 0, np.nan, stderr)
         title = f"gamma, x* = {printable(label)}"
         images.append(Image("gamma", title, True, values.T, stderr.T))
     return images
 
 
-def _counts(values: Floats, column: npt.NDArray[np.int64]) -> Floats:
+def _counts(known: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> Floats:
     starts = np.flatnonzero(np.diff(column, prepend=-1))
-    counts: Floats = np.add.reduceat(np.isfinite(values), starts, axis=0, dtype=float)
+    counts: Floats = np.add.reduceat(known, starts, axis=0, dtype=float)
     return counts
 
 

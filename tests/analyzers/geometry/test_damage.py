@@ -211,3 +211,47 @@ def test_damage_of_an_exact_recording_costs_its_steps_only(exact: Path, tmp_path
     lost = np.isin(np.arange(60) // ROWS, [2, 4])
     assert np.isnan(result["gamma"].values[lost]).all()
     xr.testing.assert_identical(result.isel(step=~lost), whole.isel(step=~lost))
+
+
+LOST_SIGNS = ("eb", "distance")
+"""Quantities that need no signs."""
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_errors_without_signs_are_those_of_the_distance(
+    sketched: Path, tmp_path: Path, layers: bool
+):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(sketched, path)
+    # Chunks 3 and 4 hold the steps 24 to 39; the third epoch has the steps 24 to 35.
+    for index in (3, 4):
+        remove(path / f"signs/c/{index}/0")
+    whole = computed(sketched, layers=layers)
+    with pytest.warns(UserWarning, match="signs/c/"):
+        result = computed(path, layers=layers)
+    before, after = (
+        analyzers.epoch_means(each).sel(epoch=2) for each in (whole, result)
+    )
+    for name in LOST_SIGNS:
+        assert np.isfinite(result[f"{name}_stderr"]).all()  # 0 at an anchor
+        # Sums of gradients no longer sharpen the distance.
+        ratio = after[f"{name}_stderr"] / before[f"{name}_stderr"]
+        assert ((ratio > 0.5) & (ratio < 100)).all()
+        assert (after[f"{name}_n_steps"] == 12).all()
+        middle = analyzers.mid_run(analyzers.epoch_means(result))
+        assert (middle[f"{name}_stderr"] > 0).all()
+    assert (after["gamma_n_steps"] == 0).all()
+    assert (after["n_missing"] == 12).all()
+    assert np.isnan(after[["gamma", "gamma_stderr"]].to_array()).all()
+
+
+def test_errors_without_probes_are_those_of_the_product(sketched: Path, tmp_path: Path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(sketched, path)
+    remove(path / "displacement_probes/c/1/0")
+    with pytest.warns(UserWarning, match="displacement_probes/c/1/0"):
+        result = computed(path, layers=False)
+    lost = slice(ROWS, 2 * ROWS)
+    assert np.isfinite(result["lolr"][lost]).all()
+    assert (result["lolr_stderr"][lost] > 0).all()
+    assert (analyzers.epoch_means(result)["lolr_stderr"] > 0).all()

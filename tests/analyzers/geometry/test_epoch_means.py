@@ -351,3 +351,33 @@ def test_results_know_the_length_of_their_epochs(example_run: Path):
     one = geometry.sel(epoch=[2])
     alone, means = analyzers.epoch_means(one), analyzers.epoch_means(geometry)
     xr.testing.assert_allclose(alone.compute(), means.sel(epoch=[2]).compute(), rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["stderr", "covariance", "from_distance"])
+@pytest.mark.parametrize("chunks", [None, 2], ids=["eager", "lazy"])
+def test_a_step_without_an_error_leaves_that_of_its_mean_unknown(
+    suffix: str, chunks: int | None
+):
+    geometry = synthetic()
+    geometry["epoch"] = "step", np.array([0, 0, 0, 1, 1, 1, 1, 2])
+    geometry = geometry.assign_coords(step=np.arange(8))
+    if suffix != "from_distance":
+        geometry.attrs["n_steps"] = 8  # whole epochs
+    geometry[f"eb_{suffix}"][4] = np.nan
+    if chunks:
+        geometry = geometry.chunk(step=chunks)
+    means = analyzers.epoch_means(geometry).compute()
+    assert np.isnan(means["eb_stderr"].values).tolist() == [False, True, False]
+    assert np.isfinite(means["eb"]).all()
+    assert means["eb_n_steps"].values.tolist() == [3, 4, 1]
+    assert np.isfinite(means["distance_stderr"]).all()
+    assert np.isnan(analyzers.mid_run(means)["eb_stderr"])
+
+
+def test_every_quantity_counts_its_own_steps():
+    geometry = synthetic()
+    geometry["gamma"][4:6] = np.nan
+    means = analyzers.epoch_means(geometry)
+    assert means["n_missing"].values.tolist() == [0, 2, 0]
+    assert means["gamma_n_steps"].values.tolist() == [3, 2, 1]
+    assert means["distance_n_steps"].values.tolist() == [3, 4, 1]
