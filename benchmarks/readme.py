@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table
+from calibration_tables import calibration_table, expected_errors_table
 from cost_tables import (
     fewer_bytes_table,
     large_workloads_table,
@@ -18,7 +18,7 @@ from cost_tables import (
 )
 from excess_table import excess_table
 from installation_tables import installations_table
-from planning_tables import planning_table, plans_table, signs_table
+from planning_tables import like_table, planning_table, plans_table, signs_table
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -386,11 +386,13 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
+        "expected_errors": expected_errors_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
         "plans": plans_table,
+        "like": like_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -412,6 +414,7 @@ FILES = {
     "numbers": "accuracy",
     "between_layers": "deep_linear",
     "plans": "calibration",
+    "like": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
