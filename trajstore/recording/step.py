@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from trajstore.recording.logged import (
     SampleRow,
     Scalar,
+    counted,
     empty_sample_row,
     logged_indices,
     sample_row,
@@ -71,8 +72,7 @@ class StepRecorder:
     def log(self, name: str, value: object) -> None:
         """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
-        self._watch.note_logged(name)
-        self._pending |= to_scalars({name: value})
+        self._pending |= counted(to_scalars({name: value}), self._watch.n_logged)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
