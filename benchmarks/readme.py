@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table
+from calibration_tables import calibration_table, expected_errors_table
 from cost_tables import (
     fewer_bytes_table,
     large_workloads_table,
@@ -385,6 +385,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
+        "expected_errors": expected_errors_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
