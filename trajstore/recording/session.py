@@ -220,6 +220,7 @@ class Session:
                 self.background,
                 self.spec,
                 self.tracker.allocate,
+                self.tracker.finish,
                 first=step,
                 flush_rows=options.flush_rows,
                 flush_seconds=options.flush_seconds,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -144,14 +144,14 @@ class StepRecorder:
         if gradients is None:
             self._forget_gradient()
         if copies is None:
-            forget_iterate(self._row, self._session.spec)
             tracker.forget_displacement()
+            forget_iterate(self._row, self._session.spec)
 
     def _forget_gradient(self) -> None:
         """Set the gradient of the row that has begun to NaN."""
         assert self._row is not None
-        forget_gradient(self._row, self._session.spec)
         self._session.tracker.forget_previous_gradient()
+        forget_gradient(self._row, self._session.spec)
 
     def take_gradient(self) -> None:
         """Measure the current gradient for the row of the next step."""
@@ -202,11 +202,10 @@ class StepRecorder:
         if self._own.is_open:
             self._measure_own()
         row, entry, step = self._row, self._step_entry, self.position.step
-        self._step_entry = None
         assert row is not None
         assert entry is not None
         self._taken = row, entry
-        self._row, self._gradient_is_taken = None, False
+        self._row, self._step_entry, self._gradient_is_taken = None, None, False
         self._last_names = entry.scalars.keys()
         self.position.step = step + 1
         self._watch.end()
@@ -244,9 +243,9 @@ class StepRecorder:
         assert self._taken is not None
         (row, entry), self._taken = self._taken, None
         session, number = self._session, self.position.step - 1
-        rounding = self._watch.rounding
-        if is_known and rounding.has_norms and rounding.is_needed:
-            rounding.forget(row, entry.anchor_sq)
+        if is_known and self._watch.rounding.is_needed:
+            session.tracker.finish()
+            self._watch.rounding.forget(row, entry.anchor_sq)
         if is_known and session.options.updates:
             self.measurements.measure_update(number, entry, row)
         if session.queue is not None:
@@ -289,6 +288,9 @@ class StepRecorder:
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
         is_known = status == "complete" or self._session.is_alone
+        if not is_known:
+            with suppress(RuntimeError):
+                self._session.tracker.finish(waits=False)
         self.complete(is_known=is_known)
         if is_known and (message := self._watch.rounding.message()) is not None:
             self._watch.warn_once("rounding", message)

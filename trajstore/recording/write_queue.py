@@ -79,6 +79,7 @@ class WriteQueue:
         background: Background,
         spec: RunSpec,
         allocate: Callable[[int], dict[str, Tensor]],
+        finish: Callable[[], None],
         *,
         first: int,
         flush_rows: int,
@@ -88,7 +89,8 @@ class WriteQueue:
         reports: Reports | None = None,
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
-        self._copies, self._reports = copies, reports
+        # `finish` completes rows that were measured; other ranks may have parts of them.
+        self._copies, self._reports, self._finish_rows = copies, reports, finish
         row = allocate(1)
         row_bytes = sum(tensor.nbytes for tensor in row.values())
         if spec.scaled:
@@ -134,11 +136,13 @@ class WriteQueue:
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
         """Append a filled row; `submit_if_due` then makes room for the next row."""
         if self._journal is not None:
+            self._finish_rows()
             self._journal.append(_record(step, entry, row))
         buffer = self._buffer
         free = buffer.rows[len(buffer.entries)]
         if row is not free:
             # A flush has swapped the buffers since the row began.
+            self._finish_rows()
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
@@ -198,6 +202,7 @@ class WriteQueue:
         """Give new rows to the writer thread, and continue with the other buffer."""
         # After an interruption such as Ctrl-C, this method may run again for the same rows and
         # windows; the writer knows which of them it has written.
+        self._finish_rows()
         self._lookout.next_flush = time.monotonic() + self._lookout.flush_seconds
         if self._reports is not None and (message := self._reports.message()):
             warn_user(message)
@@ -246,6 +251,7 @@ class WriteQueue:
         if lookout.is_over or not is_new or not self._background.is_idle:
             return
         windows, measured = self._windows.copy(), self._measurements.copy()
+        self._finish_rows()
 
         def look() -> None:
             time.sleep(HEAD_START)
