@@ -266,6 +266,14 @@ class Session:
         """Whether no other rank takes part in the recording."""
         return self._placement.group is None
 
+    def finishes_rows(self) -> bool:
+        """Complete the last rows if that takes no waiting for other ranks, and return whether."""
+        try:
+            self.tracker.finish(waits=False)
+        except RuntimeError:
+            return False
+        return True
+
     def have_parameters_changed(self) -> bool:
         """Whether parameters have changed since the recording was opened."""
         held = [p for p in self.tracker.parameters if p is not None]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -288,9 +288,9 @@ class StepRecorder:
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
         is_known = status == "complete" or self._session.is_alone
-        if not is_known:
-            with suppress(RuntimeError):
-                self._session.tracker.finish(waits=False)
+        if not (is_known or self._session.finishes_rows()):
+            # Perhaps the other ranks have not taken this step.
+            self._taken = None
         self.complete(is_known=is_known)
         if is_known and (message := self._watch.rounding.message()) is not None:
             self._watch.warn_once("rounding", message)

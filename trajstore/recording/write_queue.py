@@ -36,6 +36,10 @@ HEAD_START: Final = 0.002
 otherwise the training thread could wait 5 ms for the writer thread to release Python's lock."""
 
 
+COPIED_BYTES: Final = 1 << 20
+"""Anchors of up to this size are copied, so that the next window need not wait for the writer."""
+
+
 class NewWindow(NamedTuple):
     """A window on its way to the store."""
 
@@ -44,7 +48,7 @@ class NewWindow(NamedTuple):
     """First step of the window."""
     anchor: CodedAnchor
     keyframe: Tensor | None
-    """The tracker's own anchor, which the writer thread reads later; None if not a keyframe."""
+    """The tracker's own anchor or a copy, to be read by the writer thread; None if not a keyframe."""
     ended: EndedWindow | None = None
     """What is known of the window before this one, which has ended."""
 
@@ -173,11 +177,14 @@ class WriteQueue:
 
     def append_window(self, window: NewWindow) -> None:
         """Append a window, before its first row is appended."""
+        keyframe = window.keyframe
+        if keyframe is not None and keyframe.nbytes <= COPIED_BYTES:
+            window, keyframe = window._replace(keyframe=keyframe.clone()), None
         self._windows.append(window)
         self._codes[window.number] = None
         self._has_large_codes = window.anchor.codes.nbytes >= FLUSH_BYTES
         self._copies.mark()
-        self._keyframe_is_pending = window.keyframe is not None
+        self._keyframe_is_pending = keyframe is not None
         code_bytes = sum(new.anchor.codes.nbytes for new in self._windows)
         if self._journal is not None:
             # The journal must hold only steps whose window is in the store.

@@ -183,7 +183,7 @@ class CPUBackend:
         arguments = self._kernels.before_arguments
         if self._folding.sketch is not None:
             fold = replace(self._folding.sketch.fold, window=window)
-            arguments.set("sketch_columns", fold.column_sequence)
+            arguments.set("sketch_columns", fold.column_sequence.astype(np.int8))
         arguments.set("weights", weights.numpy().copy())
 
     def start_sums(self, row_signs: Tensor | None) -> None:
@@ -217,7 +217,8 @@ class CPUBackend:
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
         try:
-            self.finish()
+            if self._unfinished is not None:
+                self.finish()
             if folding.sketch is not None:
                 signs = folding.step_signs
                 sketching.draw_signs(self._spec.seed, STEP_SIGNS, number, signs)
@@ -251,7 +252,9 @@ class CPUBackend:
                 arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
-            self._displacements += folding.folds[:, 1]
+            # All other buckets are 0.
+            n = folding.filled
+            self._displacements[:, :n] += folding.folds[:, 1, :n]
         probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
 
@@ -270,11 +273,14 @@ class CPUBackend:
         if len(folds) > 1:
             folds[0, -1] = folds[:, -1].sum(0)
             folds[1:, -1] = 0
-        sums = map(torch.from_numpy, (columns, updates, folds[0, -1]))
-        reduction = self._placement.start_reduction(*sums, row["probes"])
+        sums = [*map(torch.from_numpy, (columns, updates, folds[0, -1]))]
+        is_sketched = self._folding.sketch is not None
+        sums += [row["probes"]] if is_sketched else []
+        reduction = self._placement.start_reduction(*sums)
         # Until the first rank has the sums, it does not know these values.
-        forget_gradient(row, self._spec)
-        forget_iterate(row, self._spec)
+        if is_sketched:
+            forget_gradient(row, self._spec)
+            forget_iterate(row, self._spec)
         if last is not None:
             forget_update(last.row, self._spec)
         self._unfinished = _Unfinished(reduction, wide, updates, row, last)
@@ -296,7 +302,7 @@ class CPUBackend:
         arrays = arrays_of(row)
         if wide is not arrays["tables"]:
             arrays["tables"][:] = wide
-        if self._is_first:
+        if self._is_first and self._folding.sketch is not None:
             self._write_sketch(arrays)
 
     def _write_sketch(self, arrays: Arrays) -> None:
@@ -382,7 +388,7 @@ class CPUBackend:
     ) -> None:
         """Rotate and code a fold, float32 (bucket,)."""
         folding, numbers = self._folding, fold.numpy()
-        drawn = rotation_signs.numpy()
+        drawn = rotation_signs.numpy().astype(np.int8)
         sketching.rotate(numbers, folding.filled, drawn, *folding.blocks)
         folding.code(numbers, signs.numpy(), scales.numpy())
 

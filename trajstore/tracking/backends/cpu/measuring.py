@@ -12,13 +12,14 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int64
+from numba import float32, float64, int8, int64
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
 from trajstore.tracking.backends.cpu.arguments import arguments_at
 from trajstore.tracking.backends.cpu.block_loops import (
     LEAST_SQUARE,
+    Signs,
     add_decoded,
     clear,
     fold_both,
@@ -71,6 +72,7 @@ CAREFUL: Final = 1e-20, 1e30
 """Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
 
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
+_SIGNS: Final = int8[::1]
 _TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 _RANGES: Final = int64[:, ::1]
@@ -94,10 +96,10 @@ BEFORE: Final = {
     "basis_columns": int64[:, ::1],
     "width": int64,  # length of a row of the fold; 0 if nothing is folded
     "filled": int64,  # number of buckets that may differ from 0
-    "sketch_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the sketch
-    "probe_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the probes
+    "sketch_columns": _SIGNS,  # (sign,): `Fold.column_sequence` of the sketch
+    "probe_columns": _SIGNS,  # (sign,): `Fold.column_sequence` of the probes
     "probe_signs": _FLOATS,  # (row,): row signs of the probes
-    "row_signs": _FLOATS,  # (row,): row signs of the sketch
+    "row_signs": _SIGNS,  # (row,): row signs of the sketch
     "weights": _FLOATS,  # (layer,): weights of the sketch
     # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
     # probes, and of the weighted gradient for the sketch.
@@ -228,10 +230,10 @@ def _fold_block(
     n_elements: int,
     rows: Floats,
     width: int,
-    sketch_columns: Floats,
-    probe_columns: Floats,
+    sketch_columns: Signs,
+    probe_columns: Signs,
     probe_signs: Floats,
-    row_signs: Floats,
+    row_signs: Signs,
     weight: np.float32,
     folds: Floats,
     window_signs: Floats,
@@ -250,7 +252,7 @@ def _fold_block(
         gradient = part_of(rows, start, n)
         signs = part_of(sketch_columns, first, n)
         weighted = part_of(folds, bucket + 2 * buckets, n)
-        fold_vector(gradient, signs, row_signs[row] * weight, weighted)
+        fold_vector(gradient, signs, np.float32(row_signs[row]) * weight, weighted)
         fold_both(
             gradient,
             part_of(rows, size + start, n),
