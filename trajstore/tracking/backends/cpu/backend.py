@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from operator import is_
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +17,7 @@ from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.arguments import Arguments
 from trajstore.tracking.backends.cpu.compiling import ANNOUNCER
-from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
+from trajstore.tracking.backends.cpu.folding import WORD, folding_of, no_folding
 from trajstore.tracking.backends.cpu.kernels import Kernels, kernel_columns, on_threads
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
@@ -180,10 +179,12 @@ class CPUBackend:
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
-        arguments = self._kernels.before_arguments
-        if self._folding.sketch is not None:
-            fold = replace(self._folding.sketch.fold, window=window)
-            arguments.set("sketch_columns", fold.column_sequence.astype(np.int8))
+        arguments, folding = self._kernels.before_arguments, self._folding
+        if folding.sketch is not None:
+            fold, n = folding.sketch.fold, len(folding.probe_columns)
+            signs = np.empty(-(-n // WORD) * WORD, np.int8)
+            sketching.draw_signs(fold.seed, int(fold.column_role), window, signs)
+            arguments.set("sketch_columns", signs[:n])
         arguments.set("weights", weights.numpy().copy())
 
     def start_sums(self, row_signs: Tensor | None) -> None:
