@@ -389,7 +389,8 @@ class StepRecorder:
         session, position = self._session, self.position
         if self._own.is_open:
             self._measure_own()
-        self._end_failed()
+        if self._row is not None:
+            self._end_failed()
         joined = None
         try:
             self._enter_epoch()
@@ -408,8 +409,7 @@ class StepRecorder:
 
     def _end_failed(self) -> None:
         """End a step that raised an error after moving the parameters, without what was logged."""
-        has_begun = self._row is not None and not self._gradient_is_taken
-        if has_begun and self._session.tracker.has_moved():
+        if not self._gradient_is_taken and self._session.tracker.has_moved():
             logged = self._pending, self._samples
             self._pending, self._samples = {}, None
             self._note()

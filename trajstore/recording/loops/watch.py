@@ -135,30 +135,30 @@ class LoopWatch:
         if optimizer is not None:
             self.check_point(optimizer)
         if not is_again:
-            self._check_moves(step)
+            # In a loop that moves parameters after every step, some steps tell.
+            if step < N_FIRST or step % EVERY == 0 or self._is_written:
+                self._moved_before = self._has_moved()
+            if self._is_measured_early:
+                self._check_update(step)
+            self._marks_after = None
         self.follow()
 
-    def _check_moves(self, step: int) -> None:
-        """Note whether parameters were moved since the last step, and tell if a row lacks this."""
-        # In a loop that moves parameters after every step, some steps tell.
-        if step < N_FIRST or step % EVERY == 0 or self._is_written:
-            self._moved_before = self._has_moved()
-        if self._is_measured_early:
-            self._is_measured_early = False
-            is_same = (
-                not self._moved_before
-                if self._is_written
-                else self._tracker.parameters_unchanged_since_step()
+    def _check_update(self, step: int) -> None:
+        """Tell if the update of the last step, measured early, lacks a change of parameters."""
+        self._is_measured_early = False
+        is_same = (
+            not self._moved_before
+            if self._is_written
+            else self._tracker.parameters_unchanged_since_step()
+        )
+        if not is_same:
+            self.warn_once(
+                "early",
+                f"The parameters have changed since step {step - 1} was written, and its "
+                "update lacks this change. Change parameters before flush() and "
+                "state_dict(), and record loops that change them after every step "
+                "without a journal.",
             )
-            if not is_same:
-                self.warn_once(
-                    "early",
-                    f"The parameters have changed since step {step - 1} was written, and its "
-                    "update lacks this change. Change parameters before flush() and "
-                    "state_dict(), and record loops that change them after every step "
-                    "without a journal.",
-                )
-        self._marks_after = None
 
     def follow(self) -> None:
         """Follow the tensors that the optimizers hold now."""

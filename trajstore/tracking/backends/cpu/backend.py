@@ -206,9 +206,12 @@ class CPUBackend:
         arrays = getattr(row, "arrays", None) or arrays_of(row)
         tables = arrays["tables"]
         wide = self._wide(tables)
-        parts = vectors if self._is_whole else self._local.of(vectors)
-        gradients, _gradients = self._addresses.of(parts)
-        parameters, _parameters = self._addresses_of_parameters()
+        if self._is_whole:
+            parameters, _parameters = self._addresses.of_parameters()
+            gradients, _gradients = self._addresses.of(vectors)
+        else:
+            parameters, _parameters = self._addresses_of_parameters()
+            gradients, _gradients = self._addresses.of(self._local.of(vectors))
         if self._is_lent:
             self._is_lent = False
             squares = measuring.held_squares(self._rows[0])
